@@ -1,0 +1,102 @@
+"""Who is averaged with whom: the nearest clients in a gauge-free geometry of their adapters.
+
+The inner product of two clients is that of their weight updates, ``<i, j> = sum over modules s^2 <B_i A_i, B_j A_j>_F``, computed
+from the factors as ``sum((B_i^T B_j) o (A_i A_j^T))`` without forming an update. The K x K Gram matrix's eigenvectors give
+coordinates, normalised to unit length (cosine geometry), which scikit-learn's ball tree (Omohundro 1989) searches.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from sklearn.neighbors import BallTree
+
+from sylva_ray.types import ClientState
+
+
+@dataclass(frozen=True)
+class NeighbourGraph:
+    """``members [K, k] int``: each client's neighbours with itself among them, sorted by client; ``weights [K, k]``, rows sum
+    to 1."""
+
+    members: np.ndarray
+    weights: np.ndarray
+
+    def matrix(self) -> np.ndarray:
+        """The weights as ``[K, K]``."""
+        dense = np.zeros((len(self.members), len(self.members)))
+        np.put_along_axis(dense, self.members, self.weights, axis=1)
+        return dense
+
+
+def product_gram(states: Sequence[ClientState], scaling: float = 1.0) -> np.ndarray:
+    """``[K, K]`` float64 inner products of the clients' weight updates; O(r^2 d) per pair and module."""
+    gram = np.zeros((len(states), len(states)))
+    for name in states[0]:
+        if not name.endswith(".lora_A"):
+            continue
+        a = np.stack([state[name] for state in states]).astype(np.float64)
+        b = np.stack([state[name.replace(".lora_A", ".lora_B")] for state in states]).astype(np.float64)
+        for i in range(len(states)):
+            bb = np.einsum("dr,jds->jrs", b[i], b)
+            aa = np.einsum("rd,jsd->jrs", a[i], a)
+            gram[i] += scaling**2 * (bb * aa).sum((1, 2))
+    return (gram + gram.T) / 2
+
+
+def unit_coordinates(gram: np.ndarray) -> np.ndarray:
+    """``[K, d]`` points of unit length whose inner products are the Gram matrix's cosines (zero vectors stay zero)."""
+    norms = np.sqrt(np.clip(np.diag(gram), 0, None))
+    inverse = np.divide(1.0, norms, out=np.zeros_like(norms), where=norms > 0)
+    values, vectors = np.linalg.eigh(gram * inverse[:, None] * inverse)
+    return vectors * np.sqrt(np.clip(values, 0, None))
+
+
+def neighbour_graph(
+    gram: np.ndarray,
+    num_samples: np.ndarray,
+    k: int | None = None,
+    floor: bool = True,
+    uniform: bool = False,
+) -> NeighbourGraph:
+    """The k nearest of every client (itself included), weighted by ``n_j exp(-d^2 / (2 sigma_i^2))``.
+
+    Args:
+        gram: ``[K, K]`` from `product_gram`.
+        num_samples: training images per client, ``[K]``.
+        k: None for min(K, max(2, ceil(sqrt K))).
+        floor: whether a client's own weight is at least 1/k.
+        uniform: sigma infinite; with ``k = K`` and no floor this is FedAvg.
+
+    sigma_i is the distance to the k-th neighbour (1 where that is 0). Equal distances are resolved by client number.
+    """
+    size = len(gram)
+    k = min(size, k if k is not None else max(2, math.ceil(math.sqrt(size))))
+    points = unit_coordinates(gram)
+    tree = BallTree(points)
+    members, weights = np.zeros((size, k), int), np.zeros((size, k))
+    for i in range(size):
+        radius = tree.query(points[i : i + 1], k=k)[0][0, -1]
+        near = tree.query_radius(points[i : i + 1], r=radius * (1 + 1e-9) + 1e-12)[0]
+        distance = np.linalg.norm(points[near] - points[i], axis=1).round(12)
+        order = np.lexsort((near, distance, near != i))[:k]  # oneself first, then by distance, then by number
+        chosen = np.sort(near[order])
+        d = np.linalg.norm(points[chosen] - points[i], axis=1)
+        sigma = np.inf if uniform else (radius if radius > 1e-9 else 1.0)
+        w = np.asarray(num_samples, np.float64)[chosen] * np.exp(-(d**2) / (2 * sigma**2))
+        w /= w.sum()
+        own = chosen == i
+        if floor and w[own] < 1 / k:
+            w = np.where(own, 1 / k, w * (1 - 1 / k) / max(w[~own].sum(), 1e-300))
+        members[i], weights[i] = chosen, w / w.sum()
+    return NeighbourGraph(members, weights)
+
+
+def global_graph(num_samples: np.ndarray) -> NeighbourGraph:
+    """Everybody with everybody, weighted by images (FedAvg, McMahan et al. 2017)."""
+    n = np.asarray(num_samples, np.float64)
+    size = len(n)
+    return NeighbourGraph(np.tile(np.arange(size), (size, 1)), np.tile(n / n.sum(), (size, 1)))

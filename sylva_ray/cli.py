@@ -1,0 +1,187 @@
+"""The command line. Wrong input: one line that names key, value and what is allowed, exit code 2, nothing written.
+A failure while running: one line and the command that resumes, exit code 1. Ctrl-C leaves a resumable run (130)."""
+
+from __future__ import annotations
+
+import sys
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from sylva_ray import __version__
+from sylva_ray.config import OFFLINE_BACKBONE, BackboneSection, LoraSection, load_config
+from sylva_ray.errors import RunError, UserError
+
+app = typer.Typer(
+    name="sylva-ray",
+    help="Personal adversarial defences for a fleet of edge clients, simulated on Ray.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="dotted keys, e.g. training.rounds=5")]
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="a run folder")]
+
+
+@app.command()
+def run(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="a YAML file, or a run folder with --resume")],
+    overrides: Overrides = None,
+    out: Annotated[Path | None, typer.Option(help="run folder (default: runs/NAME-TIME)")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="go on from the newest checkpoint")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="only the closing table")] = False,
+) -> None:
+    """Run one experiment: both phases, evaluation, report."""
+    from sylva_ray.cluster.run import run_prepared
+    from sylva_ray.display import RunDisplay, closing_lines, closing_table
+    from sylva_ray.experiment import prepare
+    from sylva_ray.tracking.mlflow_tracker import tracking_uri
+
+    if config.is_dir():
+        config, out = config / "config.yaml", out or config
+    experiment = load_config(config, overrides or [])
+    if resume and out is None:
+        raise UserError("--resume", str(config), "needs --out DIR (or the run folder in place of CONFIG)")
+    run_dir = out or Path("runs") / f"{experiment.name}-{datetime.now():%Y%m%d-%H%M%S}"
+    console = Console()
+    prepared = prepare(experiment)
+    with RunDisplay(console, prepared.fleet.num_clients, quiet) as display, _resumable(run_dir):
+        summary = run_prepared(prepared, run_dir, resume, display.on_event)
+    console.print(closing_table(summary))
+    uri = tracking_uri(experiment.tracking, run_dir) if experiment.tracking.enabled else None
+    for line in closing_lines(summary, run_dir, uri):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+@app.command()
+def report(run_dir: RunFolder) -> None:
+    """Write report.html again from the run folder's files."""
+    from sylva_ray.experiment import load_run
+    from sylva_ray.tracking.report.build import write_report
+
+    load_run(run_dir)
+    typer.echo(write_report(run_dir))
+
+
+@app.command()
+def track(run_dir: RunFolder) -> None:
+    """Send to MLflow what it has missed of a run."""
+    from sylva_ray.experiment import load_run
+    from sylva_ray.tracking.mlflow_tracker import send_run
+
+    config, _ = load_run(run_dir)
+    problems = send_run(run_dir, config)
+    if problems:
+        raise RunError("; ".join(problems))
+    typer.echo(f"MLflow has all of {run_dir}")
+
+
+@app.command()
+def export(
+    run_dir: RunFolder,
+    to: Annotated[Path, typer.Option(help="where the adapters go: TO/client_000, ...")],
+    client: Annotated[str, typer.Option(help="a client's number, or all")] = "all",
+    merged: Annotated[bool, typer.Option("--merged", help="also the whole model with the adapter merged in")] = False,
+) -> None:
+    """Write clients as PEFT adapters (load them with PeftModel.from_pretrained on the timm model)."""
+    from sylva_ray.experiment import export_clients, load_run
+
+    config, states = load_run(run_dir)
+    if client != "all" and not (client.isdigit() and int(client) < len(states)):
+        raise UserError("--client", client, f"must be all or 0 to {len(states) - 1}")
+    clients = range(len(states)) if client == "all" else [int(client)]
+    for folder in export_clients(config, states, clients, to, merged):
+        typer.echo(folder)
+
+
+@app.command()
+def pretrain(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG")],
+    overrides: Overrides = None,
+    out: Annotated[Path, typer.Option(help="folder of checkpoints, log and result")] = Path("runs/pretrain"),
+    resume: Annotated[bool, typer.Option("--resume", help="go on from the newest checkpoint")] = False,
+) -> None:
+    """Train a backbone where none can be downloaded."""
+    from sylva_ray.models.pretrain import load_pretrain_config
+    from sylva_ray.models.pretrain import pretrain as train_backbone
+
+    def show(event: dict[str, Any]) -> None:
+        typer.echo("  ".join(f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in event.items()))
+
+    typer.echo(train_backbone(load_pretrain_config(config, overrides or []), out, resume, show))
+
+
+@app.command(name="bytes")
+def bytes_(
+    backbone: Annotated[str, typer.Option(help="any timm vision transformer")] = OFFLINE_BACKBONE,
+    rank: Annotated[list[int] | None, typer.Option(help="LoRA rank; may be given again")] = None,
+    target_module: Annotated[list[str] | None, typer.Option(help="adapted layers; may be given again")] = None,
+    num_classes: Annotated[int, typer.Option(min=2)] = 10,
+) -> None:
+    """Upload bytes per client and round: by arithmetic, by payload, and the ratio to the full model."""
+    from sylva_ray.config import build
+    from sylva_ray.evaluation.communication import upload_table
+
+    lora = LoraSection(**({"target_modules": tuple(target_module)} if target_module else {}))
+    ranks = rank or [4, 8, 16, 32]
+    for value in ranks:
+        build(LoraSection, {"rank": value}, "lora")
+    table = Table(title=f"{backbone}, {num_classes} classes, {', '.join(lora.target_modules)}: upload per client and round, fp32")
+    for column in ("method", "rank", "bytes (arithmetic)", "bytes (payload)", "full model / this"):
+        table.add_column(column, justify="left" if column == "method" else "right")
+    for row in upload_table(BackboneSection(name=backbone), lora, ranks, num_classes):
+        table.add_row(row.method, str(row.rank or ""), f"{row.arithmetic:,}", f"{row.payload:,}", f"{row.ratio:.1f}x")
+    Console().print(table)
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    typer.echo(__version__)
+
+
+class _resumable:
+    """Turns a failure of a run that has begun into one line with the command that resumes it."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self.run_dir = run_dir
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        begun = (self.run_dir / "config.yaml").exists()
+        if begun and isinstance(error, RunError | KeyboardInterrupt | OSError):
+            what = "interrupted" if isinstance(error, KeyboardInterrupt) else str(error)
+            hint = f"{what}. Resume with: sylva-ray run {self.run_dir} --resume"
+            raise (KeyboardInterrupt if isinstance(error, KeyboardInterrupt) else RunError)(hint) from error
+
+
+def main() -> None:
+    """Entry point: maps errors to one line on stderr and an exit code."""
+    try:
+        sys.exit(app(standalone_mode=False) or 0)
+    except (UserError, RunError) as error:
+        _fail(str(error), error.exit_code)
+    except KeyboardInterrupt as error:
+        _fail(str(error) or "interrupted", 130)
+    except OSError as error:
+        _fail(f"{error.filename or 'file system'}: {error.strerror or error}", 1)
+    except Exception as error:  # typer's usage errors, which carry their own exit code
+        if hasattr(error, "format_message"):
+            _fail(error.format_message(), 2)
+        raise
+
+
+def _fail(message: str, code: int) -> None:
+    print(f"sylva-ray: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

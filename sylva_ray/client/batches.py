@@ -1,0 +1,79 @@
+"""Mini-batches of a cohort: every client at its own pace, with its own random stream.
+
+A client's stream (order, augmentation, attack noise) is drawn from its own generator, so it is the same whoever shares the
+cohort. Images stay uint8 until the step that uses them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+
+from sylva_ray.algorithms.base import Batch
+from sylva_ray.types import ClientData, Split
+
+CROP_PADDING = 4
+"""Pixels of reflected border for random crops (the usual CIFAR augmentation)."""
+
+
+def pixels(images: np.ndarray, dtype: torch.dtype, device: torch.device | str) -> torch.Tensor:
+    """``[n, 3, H, W] uint8`` -> the same in [0, 1]."""
+    return torch.tensor(images, device=device).to(dtype) / 255
+
+
+def cohort_batches(
+    data: Sequence[ClientData],
+    streams: Sequence[torch.Generator],
+    batch_size: int,
+    augment: str,
+    dtype: torch.dtype,
+    device: torch.device | str,
+) -> Iterator[Batch]:
+    """One epoch. Ends when the client with the most images has seen all of its own; the others pause before."""
+    orders = [torch.randperm(len(d.train), generator=g).numpy() for d, g in zip(data, streams, strict=True)]
+    num_steps = max(-(-len(order) // batch_size) for order in orders)
+    for step in range(num_steps):
+        chosen = [order[step * batch_size : (step + 1) * batch_size] for order in orders]
+        counts = [len(rows) for rows in chosen]
+        images, labels, noise = [], [], []
+        for client, rows in enumerate(chosen):
+            if len(rows):
+                own = data[client].train.images[rows]
+                images.append(augmented(own, augment, streams[client]))
+                labels.append(data[client].train.labels[rows])
+                noise.append(torch.rand(own.shape, generator=streams[client]) * 2 - 1)
+        yield Batch(
+            x=pixels(np.concatenate(images), dtype, device),
+            y=torch.from_numpy(np.concatenate(labels)).to(device),
+            owner=torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts)),
+            noise=torch.cat(noise).to(device, dtype),
+            active=torch.tensor([count > 0 for count in counts], device=device),
+        )
+
+
+def augmented(images: np.ndarray, kind: str, stream: torch.Generator) -> np.ndarray:
+    """Random horizontal flips and reflect-padded crops of ``[n, 3, H, W] uint8``, drawn from ``stream``."""
+    n, _, height, width = images.shape
+    if "flip" in kind:
+        flipped = (torch.rand(n, generator=stream) < 0.5).numpy()
+        images = np.where(flipped[:, None, None, None], images[..., ::-1], images)
+    if "crop" in kind:
+        p = CROP_PADDING
+        padded = np.pad(images, ((0, 0), (0, 0), (p, p), (p, p)), mode="reflect")
+        top, left = torch.randint(0, 2 * p + 1, (2, n), generator=stream).numpy()
+        rows = top[:, None] + np.arange(height)
+        columns = left[:, None] + np.arange(width)
+        images = padded[np.arange(n)[:, None, None], :, rows[:, :, None], columns[:, None, :]].transpose(0, 3, 1, 2)
+    return images
+
+
+def flat_split(
+    splits: Sequence[Split], dtype: torch.dtype, device: torch.device | str
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Some clients' splits as one flat batch: ``x [N, 3, H, W]``, ``y [N]``, sorted ``owner [N]``."""
+    counts = torch.tensor([len(split) for split in splits])
+    x = pixels(np.concatenate([split.images for split in splits]), dtype, device)
+    y = torch.from_numpy(np.concatenate([split.labels for split in splits])).to(device)
+    return x, y, torch.repeat_interleave(torch.arange(len(splits)), counts)

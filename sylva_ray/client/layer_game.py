@@ -1,0 +1,200 @@
+"""The client's part in phase 2: coalition values, the guard's paired outcomes, benign refinement of selected layers.
+
+The client only measures and trains; which coalitions, which layers and which epoch to keep is decided by the coordinator
+(`sylva_ray.coordinator.layer_game`), which sees these few numbers and never an image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from sylva_ray.algorithms.base import Cohort, Phase2Parameters
+from sylva_ray.attacks.losses import cross_entropy
+from sylva_ray.attacks.pgd import attack_predictions, pgd
+from sylva_ray.client.batches import flat_split
+from sylva_ray.client.local_training import benign_step, run_epochs
+from sylva_ray.config import ExperimentConfig, default_step_size
+from sylva_ray.game.value import CoalitionWalk, mix
+from sylva_ray.models.cohort import select_clients
+from sylva_ray.models.lora import LoraStack
+from sylva_ray.seeding import generator
+from sylva_ray.types import AttackSpec, ClientData, GuardOutcome, ParameterStack, Split
+
+
+class Phase2Client:
+    """Phase 2 for one cohort whose robust states are ``robust`` (theta^r)."""
+
+    def __init__(
+        self,
+        cohort: Cohort,
+        phase2: Phase2Parameters,
+        config: ExperimentConfig,
+        robust: ParameterStack,
+        clients: Sequence[int],
+        data: Sequence[ClientData],
+        round: int,
+    ) -> None:
+        assert isinstance(cohort.model, LoraStack), "phase 2 plays with adapters"
+        self.model, self.clock = cohort.model, cohort.clock
+        self.phase2, self.config = phase2, config
+        self.robust, self.clients, self.data, self.round = robust, clients, data, round
+        epsilon, steps = config.attack.epsilon, phase2.attack_steps
+        self.attack = AttackSpec("pgd", epsilon, steps, default_step_size(epsilon, steps))
+
+    # -- the game ------------------------------------------------------------------------------------------------------
+
+    def benign_end_point(self) -> ParameterStack:
+        """theta^b: all layers fine-tuned from theta^r on benign data."""
+        params = {name: value.clone() for name, value in self.robust.items()}
+        step = benign_step(self.model, list(params))
+        run_epochs(
+            params,
+            step,
+            self.data,
+            self._streams("theta_b"),
+            self.config,
+            self.phase2.benign_lr,
+            self.phase2.benign_epochs,
+        )
+        return params
+
+    def coalition_values(self, benign: ParameterStack, coalitions: np.ndarray) -> tuple[np.ndarray, list[int]]:
+        """Mean true-class probability per client and coalition on the selection split, ``[C, m, 2]``: benign, robust.
+
+        The robust one takes, per image, the worse of two fixed adversarial images: made against theta^r and against
+        theta^b. Fixed images flatter mixtures, hence the guard's fresh attacks afterwards. Also returns the number of block
+        evaluations per client and input set."""
+        splits = [_head_of(d.selection, self.phase2.max_images) for d in self.data]
+        first = self.robust[next(iter(self.robust))]
+        x, y, owner = flat_split(splits, first.dtype, first.device)
+        with self.clock("attack"):
+            against = [self._adversarial(theta, x, y, owner, splits) for theta in (self.robust, benign)]
+        values, blocks = [], []
+        with self.clock("game"):
+            for client in range(len(self.clients)):
+                own = (owner == client).to(x.device)
+                pair = {n: torch.stack([self.robust[n][client], benign[n][client]]) for n in self.robust}
+                walks = [
+                    CoalitionWalk(self.model, pair, coalitions, images[own], y[own], self.phase2.max_stack)
+                    for images in (x, *against)
+                ]
+                clean, on_robust, on_benign = (walk.run() for walk in walks)
+                values.append(np.stack([clean.mean(1), np.minimum(on_robust, on_benign).mean(1)], axis=-1))
+                blocks.append(walks[0].block_evaluations)
+        return np.stack(values), blocks
+
+    def _adversarial(
+        self, params: ParameterStack, x: torch.Tensor, y: torch.Tensor, owner: torch.Tensor, splits: Sequence[Split]
+    ) -> torch.Tensor:
+        noise = self._noise("game", splits, x)
+        return pgd(lambda u: cross_entropy(self.model.forward(params, u, owner), y), x, self.attack, noise)
+
+    # -- the guard -----------------------------------------------------------------------------------------------------
+
+    def guard_candidates(self, benign: ParameterStack, candidates: np.ndarray) -> list[GuardOutcome]:
+        """``candidates [C, m, n]`` under attacks made freshly for each; row 0 must be the empty selection (theta^r)."""
+        num_clients, num_candidates, _ = candidates.shape
+        assert not candidates[:, 0].any(), "the guard compares with theta^r"
+        reference = self._guard_outcomes(self.robust, range(num_clients))
+        outcomes = [reference]
+        for row in range(1, num_candidates):
+            fresh = [c for c in range(num_clients) if (candidates[c, row] != candidates[c, row - 1]).any()]
+            latest = list(outcomes[-1])
+            if fresh:
+                mixed = mix(self.robust, benign, candidates[:, row], self.model.players)
+                for client, outcome in zip(fresh, self._guard_outcomes(mixed, fresh), strict=True):
+                    latest[client] = outcome
+            outcomes.append(latest)
+        return _paired(outcomes)
+
+    def _guard_outcomes(self, params: ParameterStack, clients: Sequence[int]) -> list[np.ndarray]:
+        """Per client ``[2, n] bool``: right on the benign image; right under the attack."""
+        clients = list(clients)
+        splits = [self.data[c].guard for c in clients]
+        chosen = select_clients(params, clients)
+        first = chosen[next(iter(chosen))]
+        x, y, owner = flat_split(splits, first.dtype, first.device)
+        with self.clock("attack"):
+            noise = self._noise("guard", splits, x, [self.clients[c] for c in clients])
+            with torch.no_grad():
+                benign = self.model.forward(chosen, x, owner).argmax(1) == y
+            robust = attack_predictions(self.model, chosen, x, y, owner, self.attack, [noise]) == y
+        both = torch.stack([benign, robust]).cpu().numpy()
+        return np.split(both, np.cumsum([len(s) for s in splits])[:-1], axis=1)
+
+    # -- refinement ----------------------------------------------------------------------------------------------------
+
+    def refine(self, selected: np.ndarray) -> tuple[list[ParameterStack], list[GuardOutcome]]:
+        """Benign epochs from theta^r on the players in ``selected [C, n]`` alone; everything else stays bit-identical.
+
+        Returns:
+            the stack after every epoch, and every client's guard outcomes for theta^r and then for each epoch.
+        """
+        params = {name: value.clone() for name, value in self.robust.items()}
+        device = next(iter(params.values())).device
+        masks = {
+            name: torch.from_numpy(selected[:, player]).to(device)
+            for player, names in enumerate(self.model.players.values())
+            for name in names
+        }
+        movable = [name for name, rows in masks.items() if bool(rows.any())]
+        everyone = range(len(self.clients))
+        outcomes = [self._guard_outcomes(self.robust, everyone)]
+        states: list[ParameterStack] = []
+
+        def after_epoch(epoch: int) -> None:
+            del epoch
+            states.append({name: value.clone() for name, value in params.items()})
+            outcomes.append(self._guard_outcomes(params, everyone))
+
+        run_epochs(
+            params,
+            benign_step(self.model, movable),
+            self.data,
+            self._streams("refine"),
+            self.config,
+            self.phase2.refine_lr,
+            self.phase2.refine_epochs,
+            masks,
+            after_epoch,
+        )
+        return states, _paired(outcomes)
+
+    # -- random draws --------------------------------------------------------------------------------------------------
+
+    def _streams(self, purpose: str) -> list[torch.Generator]:
+        return [generator(self.config.seed, purpose, client, self.round) for client in self.clients]
+
+    def _noise(
+        self, purpose: str, splits: Sequence[Split], like: torch.Tensor, clients: Sequence[int] | None = None
+    ) -> torch.Tensor:
+        draws = [
+            torch.rand(
+                split.images.shape, generator=generator(self.config.seed, f"{purpose}/noise", client, self.round)
+            )
+            for client, split in zip(self.clients if clients is None else clients, splits, strict=True)
+        ]
+        return (torch.cat(draws) * 2 - 1).to(like.device, like.dtype)
+
+
+def _head_of(split: Split, limit: int) -> Split:
+    return Split(split.images[:limit], split.labels[:limit])
+
+
+def _paired(outcomes: Sequence[Sequence[np.ndarray]]) -> list[GuardOutcome]:
+    """``outcomes[m][c] [2, n] bool`` (benign, robust), m = 0 being theta^r -> one `GuardOutcome` per client."""
+    paired = []
+    for own in zip(*outcomes, strict=True):
+        reference = own[0]
+        paired.append(
+            GuardOutcome(
+                lost=np.array([int((reference[1] & ~o[1]).sum()) for o in own]),
+                gained=np.array([int((~reference[1] & o[1]).sum()) for o in own]),
+                benign_gain=np.array([float(o[0].mean() - reference[0].mean()) for o in own]),
+                num_samples=reference.shape[1],
+            )
+        )
+    return paired

@@ -1,0 +1,276 @@
+"""Data sets by name: scikit-learn's digits (embedded), torchvision's, image folders, and Hugging Face image parquet.
+
+Everything becomes two `Split`s of uint8 pixels at one square size; normalisation and resizing to the model belong to the model.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from PIL import Image, UnidentifiedImageError
+
+from sylva_ray.config import DatasetSection
+from sylva_ray.errors import UserError
+from sylva_ray.seeding import numpy_generator
+from sylva_ray.types import Split
+
+TORCHVISION = ("cifar10", "cifar100", "stl10", "gtsrb")
+TEST_SHARE = 0.2
+"""Of data sets that come without a test half."""
+IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".ppm"}
+
+Decode = Callable[[int], Image.Image]
+"""Row number -> image; decoding is left until the rows are chosen."""
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """``images [n, 3, S, S] uint8`` in both splits, labels in 0..num_classes-1."""
+
+    name: str
+    train: Split
+    test: Split
+    class_names: tuple[str, ...]
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes, seen or not."""
+        return len(self.class_names)
+
+    @property
+    def image_size(self) -> int:
+        """Side in pixels."""
+        return int(self.train.images.shape[-1])
+
+
+@dataclass(frozen=True)
+class _Source:
+    """A half of a data set whose images are not decoded yet."""
+
+    labels: np.ndarray
+    decode: Decode
+
+
+def load_dataset(section: DatasetSection, image_size: int, seed: int) -> Dataset:
+    """Load and, where asked for, subset.
+
+    Args:
+        section: ``name`` and where to look.
+        image_size: side to resize to where the images are not all of one square size.
+        seed: of the subset of ``max_train`` / ``max_test`` images.
+
+    Raises:
+        UserError: unknown name, nothing there, files that cannot be read.
+    """
+    kind, _, path = section.name.partition(":")
+    if kind == "digits":
+        train, test, names = _digits()
+    elif kind in TORCHVISION:
+        train, test, names = _torchvision(kind, section)
+    elif kind == "imagefolder":
+        train, test, names = _imagefolder(_existing(section.name, path))
+    elif kind == "parquet":
+        train, test, names = _parquet(_existing(section.name, path))
+    else:
+        known = ", ".join(("digits", *TORCHVISION, "imagefolder:PATH", "parquet:PATH"))
+        raise UserError("dataset.name", section.name, f"unknown data set; known are {known}")
+    splits = []
+    for purpose, source, limit in (("train", train, section.max_train), ("test", test, section.max_test)):
+        rows = _subset(source.labels, limit, seed, purpose)
+        try:
+            images = [source.decode(int(row)) for row in rows]
+        except (UnidentifiedImageError, OSError, ValueError, TypeError) as error:
+            raise UserError("dataset.name", section.name, f"has an image that cannot be read ({error})") from None
+        splits.append((images, source.labels[rows]))
+    sizes = {image.size for images, _ in splits for image in images}
+    keep = len(sizes) == 1 and all(width == height for width, height in sizes) and kind not in ("imagefolder", "stl10", "gtsrb")
+    halves = [Split(_pixels(images, None if keep else image_size), labels) for images, labels in splits]
+    return Dataset(section.name, halves[0], halves[1], names)
+
+
+# -- sources -----------------------------------------------------------------------------------------------------------
+
+
+def _digits() -> tuple[_Source, _Source, tuple[str, ...]]:
+    """scikit-learn's 1,797 digits, 8 x 8 in 0..16, enlarged to 32 x 32; split globally first, stratified."""
+    from sklearn.datasets import load_digits
+
+    raw = load_digits()
+    images = [
+        Image.fromarray((image * 255 / 16).round().astype(np.uint8)).resize((32, 32), Image.Resampling.BILINEAR)
+        for image in raw.images
+    ]
+    labels = raw.target.astype(np.int64)
+    train, test = _own_split(labels)
+    names = tuple(str(name) for name in raw.target_names)
+    return _Source(labels[train], lambda r: images[train[r]]), _Source(labels[test], lambda r: images[test[r]]), names
+
+
+def _torchvision(name: str, section: DatasetSection) -> tuple[_Source, _Source, tuple[str, ...]]:
+    from torchvision import datasets as tv
+
+    root = Path(section.root).expanduser()
+    makers: dict[str, Callable[[bool, bool], Any]] = {
+        "cifar10": lambda train, fetch: tv.CIFAR10(root, train=train, download=fetch),
+        "cifar100": lambda train, fetch: tv.CIFAR100(root, train=train, download=fetch),
+        "stl10": lambda train, fetch: tv.STL10(root, split="train" if train else "test", download=fetch),
+        "gtsrb": lambda train, fetch: tv.GTSRB(root, split="train" if train else "test", download=fetch),
+    }
+
+    def half(train: bool) -> Any:
+        try:
+            return makers[name](train, False)
+        except RuntimeError:  # not there yet
+            try:
+                return makers[name](train, True)
+            except Exception as error:
+                fix = f"is not in {root} and could not be downloaded ({type(error).__name__}); put it there, or use parquet:PATH"
+                raise UserError("dataset.name", name, fix) from None
+
+    halves = half(True), half(False)
+    labels = [np.asarray(_torchvision_labels(h), np.int64) for h in halves]
+    names = tuple(getattr(halves[0], "classes", None) or map(str, range(int(labels[0].max()) + 1)))
+    train, test = (_Source(y, lambda row, h=h: h[row][0]) for y, h in zip(labels, halves, strict=True))
+    return train, test, names
+
+
+def _torchvision_labels(half: Any) -> Any:
+    for attribute in ("targets", "labels"):
+        if hasattr(half, attribute):
+            return getattr(half, attribute)
+    return [label for _, label in half._samples]
+
+
+def _imagefolder(root: Path) -> tuple[_Source, _Source, tuple[str, ...]]:
+    """PATH/train and PATH/test (or val, valid) with a folder per class; or class folders alone, which we split."""
+    key = f"imagefolder:{root}"
+    train_root = root / "train"
+    test_root = next((root / name for name in ("test", "val", "valid") if (root / name).is_dir()), None)
+    top = train_root if train_root.is_dir() else root
+    names = tuple(sorted(folder.name for folder in top.iterdir() if folder.is_dir()))
+    files, labels = _listing(top, names)
+    if not files:
+        raise UserError("dataset.name", key, "has no images; expected PATH/[train/]CLASS/*.png or .jpg")
+    if train_root.is_dir():
+        if test_root is None:
+            raise UserError("dataset.name", key, "has train/ but neither test/ nor val/")
+        test_files, test_labels = _listing(test_root, names)
+        return _Source(labels, lambda r: _open(files[r])), _Source(test_labels, lambda r: _open(test_files[r])), names
+    train, test = _own_split(labels)
+    return (
+        _Source(labels[train], lambda r: _open(files[train[r]])),
+        _Source(labels[test], lambda r: _open(files[test[r]])),
+        names,
+    )
+
+
+def _listing(root: Path, names: Sequence[str]) -> tuple[list[Path], np.ndarray]:
+    files = [
+        (path, label)
+        for label, name in enumerate(names)
+        for path in sorted((root / name).glob("**/*"))
+        if path.suffix.lower() in IMAGE_SUFFIXES
+    ]
+    return [path for path, _ in files], np.array([label for _, label in files], np.int64)
+
+
+def _open(path: Path) -> Image.Image:
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except (UnidentifiedImageError, OSError) as error:
+        raise UserError("dataset.name", str(path), f"is no readable image ({error})") from None
+
+
+def _parquet(root: Path) -> tuple[_Source, _Source, tuple[str, ...]]:
+    """The Hugging Face image schema: a struct column with ``bytes``, and an integer column that is a ClassLabel."""
+    key = f"parquet:{root}"
+    train, names = _parquet_half(root, ("train",), key)
+    test, _ = _parquet_half(root, ("test", "valid", "validation"), key)
+    highest = int(max(train.labels.max(initial=0), test.labels.max(initial=0)))
+    return train, test, names or tuple(map(str, range(highest + 1)))
+
+
+def _parquet_half(root: Path, prefixes: Sequence[str], key: str) -> tuple[_Source, tuple[str, ...]]:
+    files = next((found for p in prefixes if (found := sorted(root.glob(f"{p}-*.parquet")))), None)
+    if files is None:
+        raise UserError("dataset.name", key, f"has no {' or '.join(f'{p}-*.parquet' for p in prefixes)}")
+    try:
+        table = pa.concat_tables([pq.read_table(file) for file in files])
+    except (pa.ArrowException, OSError) as error:
+        raise UserError("dataset.name", key, f"is not readable parquet ({str(error).splitlines()[0]})") from None
+    image = next((f.name for f in table.schema if pa.types.is_struct(f.type) and f.type.get_field_index("bytes") >= 0), None)
+    features = _huggingface_features(table.schema)
+    integers = [f.name for f in table.schema if pa.types.is_integer(f.type)]
+    label = next((name for name in integers if "names" in features.get(name, {})), integers[0] if integers else None)
+    if image is None or label is None:
+        fix = f"needs an image struct column with `bytes` and an integer label column; found {', '.join(table.column_names)}"
+        raise UserError("dataset.name", key, fix)
+    pixels = pc.struct_field(table[image], "bytes")
+    labels = table[label].to_numpy().astype(np.int64)
+    names = tuple(features.get(label, {}).get("names", ()))
+    return _Source(labels, lambda row: Image.open(io.BytesIO(pixels[row].as_py())).convert("RGB")), names
+
+
+def _huggingface_features(schema: pa.Schema) -> dict[str, Any]:
+    try:
+        return dict(json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"])
+    except (KeyError, ValueError):
+        return {}
+
+
+# -- what they share -----------------------------------------------------------------------------------------------------
+
+
+def _existing(name: str, path: str) -> Path:
+    root = Path(path).expanduser()
+    if not path or not root.is_dir():
+        raise UserError("dataset.name", name, "no such folder")
+    return root
+
+
+def _own_split(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A stratified split of a data set that has no test half: sorted row numbers of train and of test.
+
+    The halves stay the same whatever the experiment's seed, as they do in data sets that come with both."""
+    rng = numpy_generator(0, "test half")
+    test = [rows[: round(TEST_SHARE * len(rows))] for rows in _rows_by_class(labels, rng)]
+    chosen = np.sort(np.concatenate(test))
+    return np.setdiff1d(np.arange(len(labels)), chosen), chosen
+
+
+def _subset(labels: np.ndarray, limit: int | None, seed: int, purpose: str) -> np.ndarray:
+    """All rows, or a seeded, class-balanced choice of ``limit`` of them."""
+    if limit is None or limit >= len(labels):
+        return np.arange(len(labels))
+    shuffled = _rows_by_class(labels, numpy_generator(seed, f"subset/{purpose}"))
+    turns = [(turn, c, row) for c, rows in enumerate(shuffled) for turn, row in enumerate(rows[:limit])]
+    return np.sort([row for _, _, row in sorted(turns)[:limit]])
+
+
+def _rows_by_class(labels: np.ndarray, rng: np.random.Generator) -> list[np.ndarray]:
+    return [rng.permutation(np.flatnonzero(labels == c)) for c in np.unique(labels)]
+
+
+def _pixels(images: Sequence[Image.Image], size: int | None) -> np.ndarray:
+    """``[n, 3, S, S] uint8``; ``size`` None keeps them as they are, else shorter side to ``size`` and centre crop."""
+    return np.stack([np.asarray(_square(image, size).convert("RGB")).transpose(2, 0, 1) for image in images])
+
+
+def _square(image: Image.Image, size: int | None) -> Image.Image:
+    if size is None or image.size == (size, size):
+        return image
+    scale = size / min(image.size)
+    width, height = (max(size, round(side * scale)) for side in image.size)
+    resized = image.resize((width, height), Image.Resampling.BILINEAR)
+    left, top = (width - size) // 2, (height - size) // 2
+    return resized.crop((left, top, left + size, top + size))

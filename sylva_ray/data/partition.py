@@ -1,0 +1,113 @@
+"""Dealing images to clients: IID, label skew (Dirichlet, pathological), quantity skew.
+
+Every kind covers every image exactly once, keeps a guaranteed minimum, and ends: at most `MAX_DRAWS` draws, after which
+images move from the largest clients until each has its minimum.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from sylva_ray.config import PartitionSection
+from sylva_ray.errors import UserError
+from sylva_ray.seeding import numpy_generator
+
+MAX_DRAWS = 20
+
+
+def partition_labels(labels: np.ndarray, section: PartitionSection, seed: int) -> list[np.ndarray]:
+    """Sorted, disjoint index arrays, one per client, that together cover ``labels [n]``.
+
+    Raises:
+        UserError: more clients than the images can serve; more classes per client than there are.
+    """
+    n, clients, minimum = len(labels), section.num_clients, section.min_samples
+    if clients * minimum > n:
+        fix = f"{n} training images cannot give each client {minimum} (partition.min_samples); at most {n // minimum} clients"
+        raise UserError("partition.num_clients", clients, fix)
+    num_classes = len(np.unique(labels))
+    if section.kind == "pathological" and section.classes_per_client > num_classes:
+        raise UserError("partition.classes_per_client", section.classes_per_client, f"there are {num_classes} classes")
+    rng = numpy_generator(seed, "partition")
+    for _ in range(MAX_DRAWS):
+        owner = _DRAWS[section.kind](labels, section, rng)
+        if np.bincount(owner, minlength=clients).min() >= minimum:
+            break
+    owner = _with_minimum(owner, clients, minimum)
+    return [np.flatnonzero(owner == client) for client in range(clients)]
+
+
+def _iid(labels: np.ndarray, section: PartitionSection, rng: np.random.Generator) -> np.ndarray:
+    """Equal sizes, images at random."""
+    return rng.permutation(len(labels)) % section.num_clients
+
+
+def _dirichlet(labels: np.ndarray, section: PartitionSection, rng: np.random.Generator) -> np.ndarray:
+    """Per class, shares ~ Dir(alpha) (Hsu et al. 2019); a client that already holds n / K images gets no more (CalFAT)."""
+    clients = section.num_clients
+    owner = np.empty(len(labels), int)
+    held = np.zeros(clients, int)
+    for label in np.unique(labels):
+        indices = rng.permutation(np.flatnonzero(labels == label))
+        shares = rng.dirichlet(np.full(clients, section.alpha)) * (held < len(labels) / clients)
+        total = shares.sum()
+        shares = shares / total if total > 0 else (held == held.min()) / (held == held.min()).sum()
+        counts = largest_remainder(shares, len(indices))
+        owner[indices] = np.repeat(np.arange(clients), counts)
+        held += counts
+    return owner
+
+
+def _pathological(labels: np.ndarray, section: PartitionSection, rng: np.random.Generator) -> np.ndarray:
+    """``classes_per_client`` classes each (McMahan et al. 2017), classes used as evenly as possible.
+
+    With fewer slots than classes, the classes left over go to clients in turn: every image has an owner."""
+    clients, per_client = section.num_clients, section.classes_per_client
+    classes = np.unique(labels)
+    holders: dict[int, list[int]] = {int(c): [] for c in classes}
+    for client in rng.permutation(clients).tolist():
+        tie = rng.permutation(len(classes))
+        order = sorted(range(len(classes)), key=lambda c: (len(holders[int(classes[c])]), tie[c]))
+        for c in order[:per_client]:
+            holders[int(classes[c])].append(client)
+    for turn, unheld in enumerate(c for c, own in holders.items() if not own):
+        holders[unheld].append(turn % clients)
+    owner = np.empty(len(labels), int)
+    for label, own in holders.items():
+        indices = rng.permutation(np.flatnonzero(labels == label))
+        owner[indices] = np.array(own)[np.arange(len(indices)) % len(own)]
+    return owner
+
+
+def _quantity(labels: np.ndarray, section: PartitionSection, rng: np.random.Generator) -> np.ndarray:
+    """Sizes ~ Dir(alpha), labels as they come (Li et al. 2022)."""
+    counts = largest_remainder(rng.dirichlet(np.full(section.num_clients, section.alpha)), len(labels))
+    return rng.permutation(np.repeat(np.arange(section.num_clients), counts))
+
+
+_DRAWS = {"iid": _iid, "dirichlet": _dirichlet, "pathological": _pathological, "quantity": _quantity}
+
+
+def _with_minimum(owner: np.ndarray, clients: int, minimum: int) -> np.ndarray:
+    """Move images, one by one, from whoever has most to whoever is short (both: lowest number first on ties)."""
+    owner = owner.copy()
+    counts = np.bincount(owner, minlength=clients)
+    while counts.min() < minimum:
+        giver, taker = int(counts.argmax()), int(counts.argmin())
+        owner[np.flatnonzero(owner == giver)[-1]] = taker
+        counts[giver] -= 1
+        counts[taker] += 1
+    return owner
+
+
+def largest_remainder(shares: np.ndarray, total: int) -> np.ndarray:
+    """Whole numbers in the proportions of ``shares`` (summing to 1) that sum to ``total`` exactly (Hamilton's method).
+
+    >>> largest_remainder(np.array([0.5, 0.3, 0.2]), 4).tolist()
+    [2, 1, 1]
+    """
+    exact = shares * total
+    counts = np.floor(exact + 1e-9).astype(int)
+    by_remainder = np.argsort(counts - exact, kind="stable")
+    counts[by_remainder[: total - counts.sum()]] += 1
+    return counts

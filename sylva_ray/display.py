@@ -1,0 +1,157 @@
+"""What the terminal shows: a live line while a run goes on, plain lines where there is no terminal, the closing table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+STAGE_NAMES = {
+    "warmup": "warm-up",
+    "phase1": "phase 1: adversarial",
+    "personalise": "phase 1: local epoch",
+    "layer_game": "phase 2: layer game",
+    "phase2": "phase 2: refinement",
+}
+
+
+class RunDisplay:
+    """Shows a run's events (see `sylva_ray.coordinator.rounds.Rounds`); use as a context manager."""
+
+    def __init__(self, console: Console, num_clients: int, quiet: bool) -> None:
+        self.console, self.num_clients, self.quiet = console, num_clients, quiet
+        self._live = console.is_terminal and not quiet
+        self._progress = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[detail]}"),
+            TimeElapsedColumn(),
+            TextColumn("eta"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not self._live,
+        )
+        self._bar = self._progress.add_task("starting", total=None, detail="")
+        self._clients_done = 0
+        self._numbers = ""
+
+    def __enter__(self) -> RunDisplay:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._progress.stop()
+
+    def on_event(self, event: Mapping[str, Any]) -> None:
+        """One event of the run."""
+        match event["event"]:
+            case "step":
+                self._clients_done = 0
+                name = f"{STAGE_NAMES[event['stage']]}"
+                self._progress.update(self._bar, total=event["steps"], completed=event["step"], description=name)
+                self._detail()
+            case "task":
+                self._clients_done += len(event["clients"])
+                self._detail(f"{event['stage']}: {self._clients_done} clients")
+            case "record":
+                record = event["record"]
+                self._numbers = _numbers(record)
+                self._clients_done = 0
+                self._progress.advance(self._bar)
+                self._detail()
+                if not self._live and not self.quiet:
+                    wall = record["seconds"]["wall"]
+                    self._say(f"step {record['step']:>3}  {STAGE_NAMES[record['stage']]:<22} {self._numbers}  {wall:.1f} s")
+            case "missing":
+                who = ", ".join(map(str, event["clients"]))
+                self._say(f"round {event['round']}: clients {who} missed the deadline")
+            case "worker_lost":
+                self._say(f"a worker died during {event['where']}; its clients run again elsewhere")
+            case "finishing":
+                self._detail("writing the report")
+
+    def _detail(self, text: str = "") -> None:
+        self._progress.update(self._bar, detail=" ".join(part for part in (text, self._numbers) if part))
+
+    def _say(self, line: str) -> None:
+        self.console.print(line, highlight=False, soft_wrap=True)
+
+
+def _numbers(record: Mapping[str, Any]) -> str:
+    parts = []
+    losses = record["metrics"].get("loss", {}).values()
+    if losses:
+        parts.append(f"loss {sum(losses) / len(losses):.3f}")
+    if record["evaluation"]:
+        for condition, metrics in record["evaluation"].items():
+            values = metrics["accuracy"]
+            parts.append(f"{condition} {sum(values) / len(values):.1%}")
+    return "  ".join(parts)
+
+
+def closing_table(summary: Mapping[str, Any]) -> Table:
+    """Per client: training images, benign and robust accuracy before, after phase 1 and after phase 2."""
+    attack = next(iter(summary["final"]["robust_accuracy"]), None)
+    has_phase2 = summary["layer_game"] is not None
+    stages = [("before", summary["initial"]), ("phase 1", summary["phase1"])]
+    stages += [("phase 2", summary["final"])] if has_phase2 else []
+    table = Table(title=f"{summary['algorithm']} on {summary['dataset']}: accuracy per client, % (robust: {attack})")
+    table.add_column("client", justify="right")
+    table.add_column("images", justify="right")
+    table.add_column("majority", justify="right")
+    for name, _ in stages:
+        table.add_column(f"benign\n{name}", justify="right")
+    for name, _ in stages:
+        table.add_column(f"robust\n{name}", justify="right")
+    if has_phase2:
+        table.add_column("refined layers")
+
+    def row(pick: Any) -> list[str]:
+        benign = [f"{100 * pick(stage['benign_accuracy']):.1f}" for _, stage in stages]
+        robust = [f"{100 * pick(stage['robust_accuracy'][attack]):.1f}" if attack else "" for _, stage in stages]
+        return [*benign, *robust]
+
+    for client in summary["clients"]:
+        i = client["client"]
+        mark = " collapsed" if client["collapsed"] else ""
+        cells = [f"{i}{mark}", str(client["train"]), f"{100 * client['majority_share']:.1f}"]
+        cells += row(lambda spread, i=i: spread["per_client"][i])
+        table.add_row(*cells, *([_refined(summary["layer_game"], i)] if has_phase2 else []))
+    table.add_section()
+    for name, key in (("mean", "mean"), ("worst decile", "worst_decile")):
+        majority = f"{100 * summary['majority'][key]:.1f}"
+        table.add_row(name, "", majority, *row(lambda spread, key=key: spread[key]), *([""] if has_phase2 else []))
+    return table
+
+
+def _refined(game: Mapping[str, Any], client: int) -> str:
+    chosen = [p.removeprefix("blocks.") for p, on in zip(game["players"], game["selected"][client], strict=True) if on]
+    if not chosen:
+        return "none"
+    if not game["refined_epochs"][client]:
+        return f"{' '.join(chosen)} (no epoch passed)"
+    return " ".join(chosen)
+
+
+def closing_lines(summary: Mapping[str, Any], run_dir: Path, tracking_uri: str | None) -> list[str]:
+    """Bytes, seconds, warnings, and where things are."""
+    communication, seconds = summary["communication"], summary["seconds"]
+    ratio = communication["full_model_ratio"]
+    upload = f"{communication['upload_bytes_per_client_round'] / 1e3:,.0f} kB per client and round"
+    lines = [
+        f"upload   {upload}" + (f", {ratio:.0f}x less than the full model" if ratio else " (nothing is shared)"),
+        f"seconds  {seconds['total']:.0f} in all",
+    ]
+    lines += [f"check    {check['name']} {'pass' if check['passed'] else 'FAIL'}: {check['meaning']}" for check in summary["checks"]]
+    checked = {f"check {check['name']}" for check in summary["checks"]}
+    lines += [f"warning  {text}" for text in summary["warnings"] if not any(text.startswith(name) for name in checked)]
+    lines += [f"report   {run_dir / 'report.html'}", f"run      {run_dir}"]
+    if tracking_uri is not None:
+        lines.append(f"mlflow   mlflow ui --backend-store-uri {tracking_uri}")
+    return lines

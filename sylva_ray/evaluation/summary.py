@@ -1,0 +1,150 @@
+"""``summary.json``: what a run found, in one page of numbers (schema in docs/summary.md)."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from typing import Any
+
+from sylva_ray import __version__
+from sylva_ray.attacks.checks import UNBOUNDED, CheckResult, collapse, is_collapsed, unbounded_attack
+from sylva_ray.config import ExperimentConfig
+from sylva_ray.data.fleet import FleetData
+from sylva_ray.evaluation.metrics import spread
+
+STAGES = ("total", "setup", "train", "attack", "game", "evaluate", "aggregate", "idle")
+
+
+def summarise(
+    config: ExperimentConfig,
+    fleet: FleetData,
+    records: Sequence[Mapping[str, Any]],
+    game: Mapping[str, Any] | None,
+    full_model_bytes: int,
+    upload_bytes_per_client: int,
+    num_actors: int,
+    setup_seconds: float,
+) -> dict[str, Any]:
+    """Everything that ``summary.json`` holds but the tracker's warnings.
+
+    Args:
+        records: all of the run, the last one with a full evaluation.
+        full_model_bytes: the model in fp32, what full-model training would upload per client and round.
+        upload_bytes_per_client: declared upload of one client in one round of phase 1.
+    """
+    majority = [fleet.client(c).majority_share for c in range(fleet.num_clients)]
+    final = records[-1]["evaluation"]
+    main = config.evaluation.specs[0].label if config.evaluation.attacks else "benign"
+    collapsed = [
+        is_collapsed(robust, share, bool(one_class))
+        for robust, share, one_class in zip(
+            final[main]["accuracy"], majority, final["benign"]["one_class"], strict=True
+        )
+    ]
+    checks = _checks(final, collapsed, fleet.num_classes) if config.evaluation.checks else []
+    return {
+        "name": config.name,
+        "algorithm": config.algorithm.name,
+        "dataset": config.dataset.name,
+        "backbone": config.backbone.name,
+        "num_clients": fleet.num_clients,
+        "num_classes": fleet.num_classes,
+        "seed": config.seed,
+        "rounds": config.training.rounds,
+        "class_names": list(fleet.dataset.class_names),
+        "label_matrix": fleet.label_matrix().tolist(),
+        "clients": [_client(fleet, c, majority[c], collapsed[c]) for c in range(fleet.num_clients)],
+        "initial": _accuracies(records[0]["evaluation"]),
+        "phase1": _accuracies(_end_of_phase1(records)),
+        "final": _accuracies(final),
+        "majority": spread(majority),
+        "communication": _communication(config, records, full_model_bytes, upload_bytes_per_client),
+        "layer_game": dict(game) if game is not None else None,
+        "seconds": _seconds(records, num_actors, setup_seconds),
+        "peak_memory_bytes_per_actor": max(record["peak_memory_bytes"] for record in records),
+        "checks": [vars(check) for check in checks],
+        "warnings": _warnings(records, checks),
+        "threat_model": _threat_model(config),
+        "versions": {"sylva_ray": __version__} | {name: version(name) for name in ("torch", "timm", "ray", "peft", "mlflow")},
+        "hardware": {
+            "machine": platform.machine(),
+            "cpus": os.cpu_count(),
+            "actors": num_actors,
+            "threads_per_actor": config.cluster.threads_per_actor,
+            "device": config.training.device,
+        },
+    }
+
+
+def _client(fleet: FleetData, client: int, majority_share: float, collapsed: bool) -> dict[str, Any]:
+    data = fleet.clients[client]
+    sizes = {name: len(getattr(data, name)) for name in ("train", "selection", "guard", "test")}
+    return {"client": client, **sizes, "majority_share": majority_share, "collapsed": collapsed}
+
+
+def _accuracies(evaluation: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    if evaluation is None:
+        return None
+    attacks = [condition for condition in evaluation if condition not in ("benign", UNBOUNDED.label)]
+    return {
+        "benign_accuracy": spread(evaluation["benign"]["accuracy"]),
+        "benign_balanced_accuracy": spread(evaluation["benign"]["balanced_accuracy"]),
+        "robust_accuracy": {name: spread(evaluation[name]["accuracy"]) for name in attacks},
+        "robust_balanced_accuracy": {name: spread(evaluation[name]["balanced_accuracy"]) for name in attacks},
+    }
+
+
+def _end_of_phase1(records: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
+    phase1 = [r for r in records if r["stage"] in ("phase1", "personalise") and r["evaluation"] is not None]
+    return phase1[-1]["evaluation"] if phase1 else None
+
+
+def _communication(
+    config: ExperimentConfig, records: Sequence[Mapping[str, Any]], full_model: int, upload: int
+) -> dict[str, Any]:
+    return {
+        "upload_bytes_per_client_round": upload,
+        "download_bytes_per_client_round": upload,
+        "total_bytes": sum(record["upload_bytes"] + record["download_bytes"] for record in records),
+        "full_model_bytes": full_model,
+        "full_model_ratio": full_model / upload if upload else None,
+        "rounds": config.training.rounds,
+    }
+
+
+def _seconds(records: Sequence[Mapping[str, Any]], num_actors: int, setup: float) -> dict[str, float]:
+    """``total`` is wall time; the stages are summed over workers; ``idle`` is what the workers waited."""
+    wall = sum(record["seconds"]["wall"] for record in records)
+    stages = {s: sum(r["seconds"].get(s, 0.0) for r in records) for s in ("train", "attack", "game", "evaluate", "aggregate")}
+    busy = sum(stages.values()) - stages["aggregate"]
+    return {"total": setup + wall, "setup": setup, **stages, "idle": max(0.0, wall * num_actors - busy)}
+
+
+def _checks(final: Mapping[str, Any], collapsed: list[bool], num_classes: int) -> list[CheckResult]:
+    unbounded = spread(final[UNBOUNDED.label]["accuracy"])["mean"]
+    return [unbounded_attack(unbounded, num_classes), collapse(collapsed)]
+
+
+def _warnings(records: Sequence[Mapping[str, Any]], checks: Sequence[CheckResult]) -> list[str]:
+    warnings = [f"check {check.name} FAILED: {check.meaning}" for check in checks if not check.passed]
+    for record in records:
+        if record["missing"]:
+            who = ", ".join(map(str, record["missing"]))
+            warnings.append(f"round {record['round']}: clients {who} missed the deadline and kept their state")
+        if record.get("dropped"):
+            who = ", ".join(map(str, record["dropped"]))
+            warnings.append(f"round {record['round']}: the uploads of clients {who} were not finite and were left out")
+    return warnings
+
+
+def _threat_model(config: ExperimentConfig) -> dict[str, str]:
+    attacks = ", ".join(spec.label for spec in config.evaluation.specs)
+    return {
+        "norm": "L-infinity, in [0, 1] pixel space at the data set's native size",
+        "training": f"PGD-{config.attack.steps} at epsilon {config.attack.epsilon * 255:.4g}/255",
+        "evaluation": f"{attacks}; white box, on every client's own test images; every iterate counts, the clean one too",
+        "knowledge": "the attacker knows the deployed personal weights; nothing is randomised at inference",
+        "precision": "float32 at evaluation",
+    }

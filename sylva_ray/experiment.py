@@ -1,0 +1,222 @@
+"""One experiment, wired: config to data, backbone and algorithm; rounds to records, summary, report and adapters.
+
+`prepare` validates everything and writes nothing. `run_experiment` is idempotent: called again on the same run folder it
+goes on from the newest checkpoint, whoever died in between.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from sylva_ray.algorithms.base import Algorithm
+from sylva_ray.algorithms.registry import create_algorithm
+from sylva_ray.client.worker import build_model
+from sylva_ray.config import ExperimentConfig, build, read_yaml
+from sylva_ray.coordinator.checkpoint import CheckpointFolder
+from sylva_ray.coordinator.cohorts import resolve_cohort_size
+from sylva_ray.coordinator.pool import ClientPool
+from sylva_ray.coordinator.rounds import Record, Rounds
+from sylva_ray.data.datasets import load_dataset
+from sylva_ray.data.fleet import FleetData, build_fleet
+from sylva_ray.errors import RunError, UserError
+from sylva_ray.evaluation.summary import summarise
+from sylva_ray.models.backbone import backbone_arrays, create_backbone
+from sylva_ray.models.cohort import full_model_bytes
+from sylva_ray.models.lora import LoraStack
+from sylva_ray.models.peft_format import save_adapter
+from sylva_ray.seeding import generator
+from sylva_ray.tracking.jsonl import rewrite_records
+from sylva_ray.tracking.mlflow_tracker import RunFollower
+from sylva_ray.tracking.report.build import write_report
+from sylva_ray.types import ClientState
+
+CONFIG, RECORDS, SUMMARY = "config.yaml", "rounds.jsonl", "summary.json"
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A validated experiment, ready to be sent to a cluster. ``config`` has no ``auto`` left but ``cluster.num_actors``.
+
+    ``backbone`` is the timm model's state_dict as numpy arrays."""
+
+    config: ExperimentConfig
+    fleet: FleetData
+    backbone: dict[str, np.ndarray]
+    setup_seconds: float
+
+
+def prepare(config: ExperimentConfig) -> Prepared:
+    """Load data and backbone, deal the images, try everything that could be wrong. Nothing is written.
+
+    Raises:
+        UserError: anything about the config that cannot run: one line with key, value and what to do.
+    """
+    started = time.perf_counter()
+    config = _resolve(config)
+    algorithm = create_algorithm(config.algorithm)
+    image_size = create_backbone(config.backbone, num_classes=2).image_size
+    fleet = build_fleet(load_dataset(config.dataset, image_size, config.seed), config.partition, config.seed)
+    arrays = backbone_arrays(create_backbone(config.backbone, fleet.num_classes))
+    model = build_model(config, fleet.num_classes, arrays)
+    if algorithm.parameters.phase2.enabled and not isinstance(model, LoraStack):
+        raise UserError("algorithm.phase2.enabled", True, "the layer game plays with adapters; set algorithm.model=lora")
+    resolved = config.model_copy(
+        update={"algorithm": config.algorithm.model_copy(update=algorithm.parameters.model_dump(mode="json"))}
+    )
+    return Prepared(resolved, fleet, arrays, time.perf_counter() - started)
+
+
+def claim_run_folder(run_dir: Path, config: ExperimentConfig, resume: bool) -> None:
+    """Make the run folder ours: write ``config.yaml``, or check that the one there describes the same experiment.
+
+    Only ``cluster`` (but its threads) and ``tracking`` may differ on resume: they do not change the result.
+
+    Raises:
+        UserError: the folder holds a run and ``resume`` is false, or another config, or cannot be written.
+    """
+    path = run_dir / CONFIG
+    if path.exists():
+        present = build(ExperimentConfig, read_yaml(path))
+        if not resume:
+            raise UserError("--out", str(run_dir), "already holds a run; add --resume to continue it, or choose another")
+        difference = _difference(present, config)
+        if difference:
+            raise UserError("--out", str(run_dir), f"holds a run with another config ({difference})")
+    elif run_dir.exists() and any(run_dir.iterdir()):
+        raise UserError("--out", str(run_dir), "is not empty and holds no run; choose another folder")
+    elif resume:
+        raise UserError("--resume", str(run_dir), "holds no run to resume")
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        path.write_text(config.to_yaml())
+    except OSError as error:
+        raise UserError("--out", str(run_dir), f"cannot be written ({error.strerror})") from None
+
+
+def run_experiment(
+    prepared: Prepared, run_dir: Path, pool: ClientPool, on_event: Callable[[dict[str, Any]], None]
+) -> dict[str, Any]:
+    """Run (or go on with) the experiment and return its summary, which is also written.
+
+    Raises:
+        RunError: a failure while running; the run folder can be resumed.
+    """
+    config, fleet = prepared.config, prepared.fleet
+    algorithm = create_algorithm(config.algorithm)
+    model = build_model(config, fleet.num_classes, prepared.backbone)
+    algorithm.head_names = model.head_names
+    initial = model.initial_state(generator(config.seed, "initial state"))
+    follower = RunFollower(run_dir, config) if config.tracking.enabled else None
+
+    def on_record(records: list[Record]) -> None:
+        rewrite_records(run_dir / RECORDS, records)
+        if follower is not None:
+            follower.notify()
+
+    rounds = Rounds(
+        config,
+        algorithm,
+        fleet,
+        initial,
+        model.players if isinstance(model, LoraStack) else {},
+        pool,
+        run_dir,
+        on_record,
+        on_event,
+    )
+    status = "FAILED"
+    try:
+        rounds.run()
+        on_event({"event": "finishing"})
+        if isinstance(model, LoraStack):
+            export_adapters(rounds.states, run_dir / "adapters", config, model.head_names)
+        summary = summarise(
+            config,
+            fleet,
+            rounds.records,
+            rounds.game,
+            full_model_bytes(create_backbone(config.backbone, fleet.num_classes, prepared.backbone)),
+            upload_bytes(algorithm, initial),
+            pool.num_actors,
+            prepared.setup_seconds,
+        )
+        write_summary(run_dir, summary)
+        write_report(run_dir)
+        status = "FINISHED"
+    except OSError as error:
+        raise RunError(f"{error.strerror or error} while writing to {run_dir}: make room, then resume") from error
+    finally:
+        warnings = follower.close(status, config.tracking.flush_timeout_s) if follower is not None else []
+    if warnings:
+        summary["warnings"] += warnings
+        write_summary(run_dir, summary)
+        write_report(run_dir)
+    return summary
+
+
+def upload_bytes(algorithm: Algorithm, state: ClientState) -> int:
+    """Declared bytes that one client uploads per round of phase 1."""
+    return sum(value.nbytes for name, value in state.items() if algorithm.uploads(name))
+
+
+def export_adapters(
+    states: list[dict[str, np.ndarray]], folder: Path, config: ExperimentConfig, head_names: tuple[str, ...]
+) -> None:
+    """One PEFT adapter per client: ``folder/client_000/``."""
+    shutil.rmtree(folder, ignore_errors=True)
+    for client, state in enumerate(states):
+        save_adapter(state, folder / f"client_{client:03d}", config.backbone, config.lora, head_names)
+
+
+def write_summary(run_dir: Path, summary: dict[str, Any]) -> None:
+    """Atomically, so that a reader never sees half of it."""
+    draft = run_dir / f".{SUMMARY}"
+    draft.write_text(json.dumps(summary, indent=1) + "\n")
+    draft.replace(run_dir / SUMMARY)
+
+
+def load_run(run_dir: Path) -> tuple[ExperimentConfig, list[dict[str, np.ndarray]]]:
+    """Config and newest client states of a run folder.
+
+    Raises:
+        UserError: no such run, or nothing in it yet.
+    """
+    if not (run_dir / CONFIG).exists():
+        raise UserError("RUN", str(run_dir), f"is no run folder (no {CONFIG} in it)")
+    config = build(ExperimentConfig, read_yaml(run_dir / CONFIG))
+    checkpoint = CheckpointFolder(run_dir / "checkpoint").latest()
+    if checkpoint is None:
+        raise UserError("RUN", str(run_dir), "has no checkpoint yet")
+    return config, checkpoint.states
+
+
+def _resolve(config: ExperimentConfig) -> ExperimentConfig:
+    """Every ``auto`` that the result depends on becomes a value."""
+    device = config.training.device
+    if device == "auto":
+        device = "cuda" if config.cluster.gpus_per_actor > 0 or config.cluster.pool == "in_process" else "cpu"
+        device = device if torch.cuda.is_available() else "cpu"
+    elif device == "cuda" and not torch.cuda.is_available() and config.cluster.address is None:
+        raise UserError("training.device", "cuda", "there is no GPU here; use cpu or auto")
+    training = config.training.model_copy(update={"device": device, "cohort_size": resolve_cohort_size(config)})
+    return config.model_copy(update={"training": training})
+
+
+def _difference(present: ExperimentConfig, wanted: ExperimentConfig) -> str:
+    """The first key that changes the result and differs, or ''."""
+    a, b = present.flat(), wanted.flat()
+    free = tuple(key for key in a | b if key.startswith(("cluster.", "tracking.")) and key != "cluster.threads_per_actor")
+    for key in sorted((a | b).keys() - set(free)):
+        if a.get(key) != b.get(key):
+            return f"{key}: {a.get(key)} there, {b.get(key)} now"
+    return ""
+

@@ -1,0 +1,152 @@
+"""timm models as frozen backbones that take pixels in [0, 1].
+
+Resizing and normalisation live inside the model, so every attack and every epsilon in this project is in the pixel space
+of the data set. Parameter names are timm's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import timm
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, resolve_model_data_config
+from timm.layers import resample_abs_pos_embed
+from torch import nn
+
+from sylva_ray.config import OFFLINE_BACKBONE, BackboneSection
+from sylva_ray.errors import UserError
+
+OFFLINE_ARCHITECTURE: dict[str, Any] = {
+    "model_name": "vit_tiny_patch16_224",
+    "img_size": 32,
+    "patch_size": 8,
+    "depth": 6,
+    "embed_dim": 192,
+    "num_heads": 3,
+    "pretrained_cfg_overlay": {"input_size": (3, 32, 32), "mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD},
+}
+OFFLINE_CHECKPOINT = Path(str(files("sylva_ray") / "assets" / f"{OFFLINE_BACKBONE}.safetensors"))
+
+
+class Backbone(nn.Module):
+    """A timm classifier behind resizing and normalisation: ``x [N, 3, H, W] in [0, 1] -> logits [N, num_classes]``.
+
+    Bilinear resizing is a convex combination of pixels, so an epsilon at the data's native size is at most epsilon at the
+    model's size.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        data = resolve_model_data_config(model)
+        self.image_size = int(data["input_size"][-1])
+        self.register_buffer("mean", torch.tensor(data["mean"]).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(data["std"]).view(1, 3, 1, 1), persistent=False)
+
+    def preprocess(self, x: torch.Tensor) -> torch.Tensor:
+        """``[N, 3, H, W] in [0, 1]`` at any size -> normalised, at the model's size."""
+        if x.shape[-1] != self.image_size or x.shape[-2] != self.image_size:
+            x = nn.functional.interpolate(x, size=(self.image_size, self.image_size), mode="bilinear")
+        return (x - self.mean) / self.std
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.model(self.preprocess(x))
+
+    @property
+    def head_name(self) -> str:
+        """Name of the final linear layer, e.g. ``head``; empty where there is none."""
+        classifier = self.model.get_classifier()
+        return next((name for name, module in self.model.named_modules() if module is classifier), "")
+
+
+def create_backbone(
+    section: BackboneSection, num_classes: int, weights: Mapping[str, np.ndarray] | None = None
+) -> Backbone:
+    """Build the backbone in eval mode with a fresh head of ``num_classes`` outputs.
+
+    Args:
+        section: which model; where its weights come from.
+        num_classes: outputs of the new head. The head of a checkpoint is dropped unless it has as many.
+        weights: a state_dict as numpy arrays (what `backbone_arrays` returned): nothing is read from disk or hub.
+
+    Raises:
+        UserError: unknown model, missing or corrupt checkpoint, weights that do not fit, no network for the hub, a model
+            whose classifier is not one linear layer.
+    """
+    model = _architecture(section, num_classes, pretrained=section.pretrained and weights is None)
+    if not isinstance(model.get_classifier(), nn.Linear):
+        raise UserError("backbone.name", section.name, "needs a single linear classifier; this model has none")
+    backbone = Backbone(model)
+    if weights is not None:
+        model.load_state_dict({name: torch.from_numpy(np.array(value)) for name, value in weights.items()})
+    elif section.checkpoint is not None:
+        _load_checkpoint(backbone, Path(section.checkpoint).expanduser(), "backbone.checkpoint")
+    elif section.name == OFFLINE_BACKBONE:
+        _load_checkpoint(backbone, OFFLINE_CHECKPOINT, "backbone.name")
+    return backbone.eval()
+
+
+def backbone_arrays(backbone: Backbone) -> dict[str, np.ndarray]:
+    """The timm model's state_dict as numpy arrays: what travels to workers, once."""
+    return {name: value.detach().cpu().numpy() for name, value in backbone.model.state_dict().items()}
+
+
+def _architecture(section: BackboneSection, num_classes: int, pretrained: bool) -> nn.Module:
+    if section.name == OFFLINE_BACKBONE:
+        if section.pretrained:
+            raise UserError("backbone.pretrained", True, f"{OFFLINE_BACKBONE} ships with this package: leave it false")
+        arguments = dict(OFFLINE_ARCHITECTURE)
+    elif timm.is_model(section.name.split(".")[0]):
+        arguments = {"model_name": section.name}
+    else:
+        near = timm.list_models(f"*{section.name[:8]}*")[:3]
+        hint = f"did you mean {' or '.join(near)}? " if near else ""
+        raise UserError("backbone.name", section.name, f"is no timm model; {hint}`timm.list_models()` lists them")
+    if section.image_size is not None:
+        arguments["img_size"] = section.image_size
+        arguments["pretrained_cfg_overlay"] = arguments.get("pretrained_cfg_overlay", {}) | {
+            "input_size": (3, section.image_size, section.image_size)
+        }
+    try:
+        return timm.create_model(**arguments, num_classes=num_classes, pretrained=pretrained)
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        if pretrained:
+            fix = f"the weights could not be fetched from the hub ({reason}); set backbone.checkpoint to a local file"
+            raise UserError("backbone.pretrained", True, fix) from error
+        raise UserError("backbone.image_size", section.image_size, f"{section.name} refuses it ({reason})") from error
+
+
+def _load_checkpoint(backbone: Backbone, path: Path, key: str) -> None:
+    try:
+        state = load_file(path)
+    except FileNotFoundError:
+        raise UserError(key, str(path), "no such file; `sylva-ray pretrain` makes one") from None
+    except (SafetensorError, OSError, ValueError) as error:
+        raise UserError(key, str(path), f"is not a readable safetensors file ({error})") from None
+    own = backbone.model.state_dict()
+    head = backbone.head_name
+    for name in (f"{head}.weight", f"{head}.bias"):
+        if name in state and name in own and state[name].shape != own[name].shape:
+            del state[name]
+        state.setdefault(name, own[name])
+    if "pos_embed" in own and state["pos_embed"].shape != own["pos_embed"].shape:  # another image size
+        model = backbone.model
+        state["pos_embed"] = resample_abs_pos_embed(
+            state["pos_embed"].float(),
+            new_size=list(model.patch_embed.grid_size),  # type: ignore[union-attr, arg-type]
+            num_prefix_tokens=int(model.num_prefix_tokens),  # type: ignore[arg-type]
+        )
+    wrong = [name for name in own if name not in state or state[name].shape != own[name].shape]
+    foreign = [name for name in state if name not in own]
+    if wrong or foreign:
+        detail = f"{len(wrong)} tensors missing or of another shape" if wrong else f"{len(foreign)} unknown tensors"
+        raise UserError(key, str(path), f"does not fit this model: {detail}, first {(wrong or foreign)[0]!r}")
+    backbone.model.load_state_dict({name: value.float() for name, value in state.items()})

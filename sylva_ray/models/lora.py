@@ -1,0 +1,235 @@
+"""The stack of adapters: C clients' LoRA adapters and heads behind one frozen backbone, in one batched forward.
+
+LoRA (Hu et al. 2022): ``W x + (alpha / r) B A x`` with ``A [r, d_in]``, ``B [d_out, r]``. The frozen product ``W x`` is one
+matrix product over the flat batch of everybody's images; only the low-rank product is a batched matrix product over C
+(the idea of Punica, Chen et al. 2024). Each client's logits and gradients are those of its own PEFT model.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import nn
+
+from sylva_ray.config import LoraSection
+from sylva_ray.errors import UserError
+from sylva_ray.models.backbone import Backbone
+from sylva_ray.models.cohort import initial_head, num_clients
+from sylva_ray.types import ParameterStack
+
+HEAD_PLAYER = "head"
+
+
+@dataclass(frozen=True)
+class OwnerLayout:
+    """How a flat batch sorted by owner becomes ``[C, rows, d]``: a view when everyone owns equally many images, else padded
+    with zeros up to the largest owner. ``slots [N]`` is each image's place in the padded batch."""
+
+    num_clients: int
+    widest: int
+    slots: torch.Tensor | None
+
+    @staticmethod
+    def of(owner: torch.Tensor, num_clients: int, device: torch.device) -> OwnerLayout:
+        """From a sorted CPU owner vector."""
+        counts = torch.bincount(owner, minlength=num_clients)
+        widest = int(counts.max())
+        if int(counts.min()) == widest:
+            return OwnerLayout(num_clients, widest, None)
+        first = torch.cumsum(counts, 0) - counts
+        slots = owner * widest + torch.arange(len(owner)) - first[owner]
+        return OwnerLayout(num_clients, widest, slots.to(device))
+
+    def spread(self, x_Nd: torch.Tensor) -> torch.Tensor:
+        """``[N, ..., d]`` -> ``[C, rows, d]``."""
+        if self.slots is not None:
+            padded = x_Nd.new_zeros((self.num_clients * self.widest, *x_Nd.shape[1:]))
+            x_Nd = padded.index_copy(0, self.slots, x_Nd)
+        return x_Nd.reshape(self.num_clients, -1, x_Nd.shape[-1])
+
+    def gather(self, x_Crd: torch.Tensor, inner: tuple[int, ...]) -> torch.Tensor:
+        """``[C, rows, d]`` -> ``[N, *inner, d]``, the padding dropped."""
+        flat = x_Crd.reshape(self.num_clients * self.widest, *inner, x_Crd.shape[-1])
+        return flat if self.slots is None else flat.index_select(0, self.slots)
+
+
+class Stacked:
+    """What the stacked layers read during one forward: the parameters, and who owns which rows."""
+
+    def __init__(self) -> None:
+        self.params: ParameterStack = {}
+        self.layout: OwnerLayout | None = None
+        self.num_images = 0
+
+
+class StackedLora(nn.Module):
+    """A frozen linear layer plus C low-rank updates."""
+
+    def __init__(self, base: nn.Linear, name: str, scaling: float, stacked: Stacked) -> None:
+        super().__init__()
+        self.base = base
+        self.name, self.scaling = name, scaling
+        self.stacked = stacked
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        layout = self.stacked.layout
+        assert layout is not None, "a stacked layer was called outside LoraStack"
+        a_Crd, b_Cdr = self.stacked.params[f"{self.name}.lora_A"], self.stacked.params[f"{self.name}.lora_B"]
+        # Windowed attention folds windows into the batch; an image's rows stay together, so they unfold.
+        rows = x.reshape(self.stacked.num_images, -1, x.shape[-1])
+        low_rank = layout.spread(rows) @ a_Crd.transpose(1, 2)
+        update = layout.gather(low_rank @ b_Cdr.transpose(1, 2) * self.scaling, (rows.shape[1],))
+        return self.base(x) + update.reshape(*x.shape[:-1], update.shape[-1])
+
+
+class StackedHead(nn.Module):
+    """C linear classifiers."""
+
+    def __init__(self, name: str, stacked: Stacked) -> None:
+        super().__init__()
+        self.name, self.stacked = name, stacked
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        layout = self.stacked.layout
+        assert layout is not None, "a stacked layer was called outside LoraStack"
+        weight, bias = self.stacked.params[f"{self.name}.weight"], self.stacked.params[f"{self.name}.bias"]
+        return layout.gather(layout.spread(x) @ weight.transpose(1, 2) + bias[:, None], ())
+
+
+class LoraStack:
+    """`sylva_ray.models.cohort.CohortModel` for LoRA on a frozen backbone (which it takes over: its layers are replaced).
+
+    Raises:
+        UserError: ``lora.target_modules`` matches nothing or something that is not a linear layer of a block; the rank
+            exceeds a layer's smaller side.
+    """
+
+    def __init__(self, backbone: Backbone, lora: LoraSection, precision: torch.dtype = torch.float32) -> None:
+        self.backbone = backbone.requires_grad_(False).eval()
+        self.precision = precision
+        self._stacked = Stacked()
+        self._shapes: dict[str, tuple[int, ...]] = {}
+        model = backbone.model
+        for name, layer in target_layers(backbone, lora).items():
+            model.set_submodule(name, StackedLora(layer, name, lora.alpha / lora.rank, self._stacked))
+            self._shapes[f"{name}.lora_A"] = (lora.rank, layer.in_features)
+            self._shapes[f"{name}.lora_B"] = (layer.out_features, lora.rank)
+        head = backbone.head_name
+        self.head_names = (f"{head}.weight", f"{head}.bias")
+        classifier = model.get_submodule(head)
+        assert isinstance(classifier, nn.Linear)
+        self._shapes[self.head_names[0]] = (classifier.out_features, classifier.in_features)
+        self._shapes[self.head_names[1]] = (classifier.out_features,)
+        model.set_submodule(head, StackedHead(head, self._stacked))
+
+    # -- states ------------------------------------------------------------------------------------------------------
+
+    def initial_state(self, rng: torch.Generator) -> dict[str, np.ndarray]:
+        """A ~ Kaiming-uniform(a = sqrt 5), that is U(-1/sqrt d_in, 1/sqrt d_in), and B = 0, as PEFT does; a small head."""
+        state = {}
+        for name, shape in self._shapes.items():
+            if name.endswith("lora_A"):
+                state[name] = ((torch.rand(shape, generator=rng) * 2 - 1) / shape[1] ** 0.5).numpy()
+            elif name.endswith("lora_B"):
+                state[name] = np.zeros(shape, np.float32)
+        return state | initial_head(self._shapes[self.head_names[0]], self.head_names, rng)
+
+    def trainable(self, name: str) -> bool:
+        """Adapters and heads all are."""
+        return name in self._shapes
+
+    @property
+    def players(self) -> dict[str, tuple[str, ...]]:
+        """The layer game's players: ``{block name: its parameter names}`` in forward order, the head last.
+
+        A block is what timm calls one (``blocks.3``, ``layers.1.blocks.0``); an adapted layer outside any is its own player.
+        """
+        groups: dict[str, list[str]] = {}
+        for name in self._shapes:
+            if name not in self.head_names:
+                module = name.rsplit(".", 1)[0]
+                block = re.match(r"(?:.*\.)?blocks\.\d+", module)
+                groups.setdefault(block.group() if block else module, []).append(name)
+        return {player: tuple(names) for player, names in groups.items()} | {HEAD_PLAYER: self.head_names}
+
+    # -- forward -----------------------------------------------------------------------------------------------------
+
+    def forward(self, params: ParameterStack, x: torch.Tensor, owner: torch.Tensor) -> torch.Tensor:
+        """See `CohortModel`."""
+        with self.computing(params, owner, x.device):
+            return _metric_precision(self.backbone(x))
+
+    def computing(self, params: ParameterStack, owner: torch.Tensor, device: torch.device) -> torch.autocast:
+        """Point the stacked layers at ``params`` and ``owner``; the context sets the forward's precision."""
+        self._stacked.params = params
+        self._stacked.layout = OwnerLayout.of(owner, num_clients(params), device)
+        self._stacked.num_images = len(owner)
+        return torch.autocast(device.type, dtype=self.precision, enabled=self.precision != torch.float32)
+
+    # -- the forward in pieces, for the layer game ---------------------------------------------------------------------
+
+    @property
+    def num_blocks(self) -> int | None:
+        """Transformer blocks that can be run one by one, or None where the architecture is not a plain chain of them."""
+        model = self.backbone.model
+        blocks = [player for player in self.players if player != HEAD_PLAYER]
+        is_chain = isinstance(model, VisionTransformer) and blocks == [f"blocks.{i}" for i in range(len(model.blocks))]
+        return len(blocks) if is_chain else None
+
+    def embed(self, x: torch.Tensor) -> torch.Tensor:
+        """Pixels -> tokens before the first block (`VisionTransformer.forward_features`)."""
+        model = self.backbone.model
+        assert isinstance(model, VisionTransformer)
+        return model.norm_pre(model.patch_drop(model._pos_embed(model.patch_embed(self.backbone.preprocess(x)))))
+
+    def run_block(self, index: int, params: ParameterStack, tokens: torch.Tensor, owner: torch.Tensor) -> torch.Tensor:
+        """One block over ``tokens [N, T, d]``."""
+        with self.computing(params, owner, tokens.device):
+            return self.backbone.model.blocks[index](tokens)  # type: ignore[index, operator]
+
+    def classify(self, params: ParameterStack, tokens: torch.Tensor, owner: torch.Tensor) -> torch.Tensor:
+        """Tokens after the last block -> logits."""
+        model = self.backbone.model
+        assert isinstance(model, VisionTransformer)
+        with self.computing(params, owner, tokens.device):
+            return _metric_precision(model.forward_head(model.norm(tokens)))
+
+
+def target_layers(backbone: Backbone, lora: LoraSection) -> dict[str, nn.Linear]:
+    """The layers that ``lora.target_modules`` names, by PEFT's rule: equal to a name or ending in ``.name``."""
+    modules = dict(backbone.model.named_modules())
+    found: dict[str, nn.Linear] = {}
+    for target in lora.target_modules:
+        matches = [name for name in modules if name == target or name.endswith(f".{target}")]
+        if not matches:
+            linear = sorted({_tail(name) for name, m in modules.items() if isinstance(m, nn.Linear) and "." in name})
+            raise UserError("lora.target_modules", target, f"matches no layer; this model has {', '.join(linear)}")
+        for name in matches:
+            layer = modules[name]
+            if not isinstance(layer, nn.Linear) or name == backbone.head_name:
+                near = sorted(
+                    {_tail(n) for n in matches if isinstance(modules[n], nn.Linear) and n != backbone.head_name}
+                )
+                fix = f"also matches {name}" if near else f"matches {name}"
+                advice = f"; write {', '.join(near)}" if near else ""
+                raise UserError("lora.target_modules", target, f"{fix}, which is no linear layer of a block{advice}")
+            smaller = min(layer.in_features, layer.out_features)
+            if lora.rank > smaller:
+                raise UserError(
+                    "lora.rank", lora.rank, f"{name} is {layer.in_features} to {layer.out_features}: at most {smaller}"
+                )
+            found[name] = layer
+    return {name: found[name] for name in modules if name in found}  # forward order
+
+
+def _tail(name: str) -> str:
+    return ".".join(name.split(".")[-2:])
+
+
+def _metric_precision(logits: torch.Tensor) -> torch.Tensor:
+    """Losses and metrics want at least float32 (float64 stays, for the exactness tests)."""
+    return logits if logits.dtype == torch.float64 else logits.float()

@@ -1,0 +1,70 @@
+"""PEFT adapters, in and out: the interchange and reference format. The only file that imports peft (2 s, 70 MB)."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import load_file, save_file
+
+from sylva_ray.config import BackboneSection, LoraSection
+from sylva_ray.errors import UserError
+from sylva_ray.types import ClientState
+
+PREFIX = "base_model.model."
+WEIGHTS = "adapter_model.safetensors"
+CONFIG = "adapter_config.json"
+
+
+def save_adapter(
+    state: ClientState, folder: Path, backbone: BackboneSection, lora: LoraSection, head_names: tuple[str, ...]
+) -> Path:
+    """Write one client as a PEFT adapter that ``PeftModel.from_pretrained(timm_model, folder)`` loads.
+
+    The head travels in the same file (``modules_to_save``). Equal states write equal bytes: no time, no path.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(
+        {_peft_name(name): np.ascontiguousarray(value) for name, value in sorted(state.items())}, folder / WEIGHTS
+    )
+    head = head_names[0].rsplit(".", 1)[0]
+    modules = sorted({name.rsplit(".", 1)[0] for name in state if name not in head_names})
+    config = {
+        "peft_type": "LORA",
+        "task_type": None,
+        "base_model_name_or_path": backbone.name,
+        "r": lora.rank,
+        "lora_alpha": lora.alpha,
+        "lora_dropout": 0.0,
+        "target_modules": modules,  # full names: PEFT's suffix rule then matches exactly these
+        "modules_to_save": [head],
+        "bias": "none",
+        "inference_mode": True,
+    }
+    (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    return folder
+
+
+def load_adapter(folder: Path) -> dict[str, np.ndarray]:
+    """Read an adapter that `save_adapter` or PEFT wrote, with our names.
+
+    Raises:
+        UserError: not an adapter folder, or a corrupt file.
+    """
+    try:
+        raw = load_file(folder / WEIGHTS)
+    except Exception as error:
+        raise UserError("adapter", str(folder), f"no readable {WEIGHTS} there ({error})") from None
+    return {_own_name(name): np.asarray(value, np.float32) for name, value in raw.items()}
+
+
+def _peft_name(name: str) -> str:
+    return f"{PREFIX}{name}.weight" if name.endswith(("lora_A", "lora_B")) else f"{PREFIX}{name}"
+
+
+def _own_name(name: str) -> str:
+    name = name.removeprefix(PREFIX).replace(".modules_to_save.default", "").replace(".modules_to_save", "")
+    for factor in ("lora_A", "lora_B"):
+        name = name.replace(f".{factor}.default.weight", f".{factor}").replace(f".{factor}.weight", f".{factor}")
+    return name
