@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from sylva_ray.config import DatasetSection
 from sylva_ray.errors import UserError
@@ -72,9 +72,9 @@ def load_dataset(section: DatasetSection, image_size: int, seed: int) -> Dataset
         UserError: unknown name, nothing there, files that cannot be read.
     """
     kind, _, path = section.name.partition(":")
-    if kind == "digits":
+    if section.name == "digits":
         train, test, names = _digits()
-    elif kind in TORCHVISION:
+    elif section.name in TORCHVISION:
         train, test, names = _torchvision(kind, section)
     elif kind == "imagefolder":
         train, test, names = _imagefolder(_existing(section.name, path))
@@ -83,16 +83,18 @@ def load_dataset(section: DatasetSection, image_size: int, seed: int) -> Dataset
     else:
         known = ", ".join(("digits", *TORCHVISION, "imagefolder:PATH", "parquet:PATH"))
         raise UserError("dataset.name", section.name, f"unknown data set; known are {known}")
+    if len(names) < 2:
+        raise UserError("dataset.name", section.name, f"has {len(names)} class; a classifier needs at least 2")
+    may_keep = kind not in ("imagefolder", "stl10", "gtsrb")
     splits = []
     for purpose, source, limit in (("train", train, section.max_train), ("test", test, section.max_test)):
+        _check_labels(source.labels, len(names), section.name, purpose)
         rows = _subset(source.labels, limit, seed, purpose)
-        try:
-            images = [source.decode(int(row)) for row in rows]
-        except (UnidentifiedImageError, OSError, ValueError, TypeError) as error:
-            raise UserError("dataset.name", section.name, f"has an image that cannot be read ({error})") from None
+        # Photographs are brought to size one by one: all of them at full size would not fit into memory.
+        images = [_square(_decoded(source, row, section.name), None if may_keep else image_size) for row in rows]
         splits.append((images, source.labels[rows]))
     sizes = {image.size for images, _ in splits for image in images}
-    keep = len(sizes) == 1 and all(width == height for width, height in sizes) and kind not in ("imagefolder", "stl10", "gtsrb")
+    keep = len(sizes) == 1 and all(width == height for width, height in sizes)
     halves = [Split(_pixels(images, None if keep else image_size), labels) for images, labels in splits]
     return Dataset(section.name, halves[0], halves[1], names)
 
@@ -129,7 +131,7 @@ def _torchvision(name: str, section: DatasetSection) -> tuple[_Source, _Source, 
     def half(train: bool) -> Any:
         try:
             return makers[name](train, False)
-        except RuntimeError:  # not there yet
+        except (RuntimeError, OSError):  # not there yet, or only in part
             try:
                 return makers[name](train, True)
             except Exception as error:
@@ -137,17 +139,16 @@ def _torchvision(name: str, section: DatasetSection) -> tuple[_Source, _Source, 
                 raise UserError("dataset.name", name, fix) from None
 
     halves = half(True), half(False)
-    labels = [np.asarray(_torchvision_labels(h), np.int64) for h in halves]
-    names = tuple(getattr(halves[0], "classes", None) or map(str, range(int(labels[0].max()) + 1)))
-    train, test = (_Source(y, lambda row, h=h: h[row][0]) for y, h in zip(labels, halves, strict=True))
+    train, test = map(_torchvision_source, halves)
+    names = tuple(getattr(halves[0], "classes", None) or map(str, range(int(train.labels.max()) + 1)))
     return train, test, names
 
 
-def _torchvision_labels(half: Any) -> Any:
-    for attribute in ("targets", "labels"):
-        if hasattr(half, attribute):
-            return getattr(half, attribute)
-    return [label for _, label in half._samples]
+def _torchvision_source(half: Any) -> _Source:
+    labels = next((getattr(half, name) for name in ("targets", "labels") if hasattr(half, name)), None)
+    if labels is None:  # GTSRB keeps its labels with the file names only
+        labels = [label for _, label in half._samples]
+    return _Source(np.asarray(labels, np.int64), lambda row: half[row][0])
 
 
 def _imagefolder(root: Path) -> tuple[_Source, _Source, tuple[str, ...]]:
@@ -156,13 +157,15 @@ def _imagefolder(root: Path) -> tuple[_Source, _Source, tuple[str, ...]]:
     train_root = root / "train"
     test_root = next((root / name for name in ("test", "val", "valid") if (root / name).is_dir()), None)
     top = train_root if train_root.is_dir() else root
-    names = tuple(sorted(folder.name for folder in top.iterdir() if folder.is_dir()))
+    names = _class_folders(top)
     files, labels = _listing(top, names)
     if not files:
         raise UserError("dataset.name", key, "has no images; expected PATH/[train/]CLASS/*.png or .jpg")
     if train_root.is_dir():
         if test_root is None:
             raise UserError("dataset.name", key, "has train/ but neither test/ nor val/")
+        if untrained := sorted(set(_class_folders(test_root)) - set(names)):
+            raise UserError("dataset.name", key, f"has class {untrained[0]!r} in {test_root.name}/ but not in train/")
         test_files, test_labels = _listing(test_root, names)
         return _Source(labels, lambda r: _open(files[r])), _Source(test_labels, lambda r: _open(test_files[r])), names
     train, test = _own_split(labels)
@@ -171,6 +174,10 @@ def _imagefolder(root: Path) -> tuple[_Source, _Source, tuple[str, ...]]:
         _Source(labels[test], lambda r: _open(files[test[r]])),
         names,
     )
+
+
+def _class_folders(root: Path) -> tuple[str, ...]:
+    return tuple(sorted(entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith(".")))
 
 
 def _listing(root: Path, names: Sequence[str]) -> tuple[list[Path], np.ndarray]:
@@ -187,7 +194,7 @@ def _open(path: Path) -> Image.Image:
     try:
         with Image.open(path) as image:
             return image.convert("RGB")
-    except (UnidentifiedImageError, OSError) as error:
+    except Exception as error:  # decoders of damaged files fail in every way there is
         raise UserError("dataset.name", str(path), f"is no readable image ({error})") from None
 
 
@@ -195,7 +202,9 @@ def _parquet(root: Path) -> tuple[_Source, _Source, tuple[str, ...]]:
     """The Hugging Face image schema: a struct column with ``bytes``, and an integer column that is a ClassLabel."""
     key = f"parquet:{root}"
     train, names = _parquet_half(root, ("train",), key)
-    test, _ = _parquet_half(root, ("test", "valid", "validation"), key)
+    test, test_names = _parquet_half(root, ("test", "valid", "validation"), key)
+    if names != test_names:
+        raise UserError("dataset.name", key, "names other classes in its training files than in its test files")
     highest = int(max(train.labels.max(initial=0), test.labels.max(initial=0)))
     return train, test, names or tuple(map(str, range(highest + 1)))
 
@@ -208,7 +217,9 @@ def _parquet_half(root: Path, prefixes: Sequence[str], key: str) -> tuple[_Sourc
         table = pa.concat_tables([pq.read_table(file) for file in files])
     except (pa.ArrowException, OSError) as error:
         raise UserError("dataset.name", key, f"is not readable parquet ({str(error).splitlines()[0]})") from None
-    image = next((f.name for f in table.schema if pa.types.is_struct(f.type) and f.type.get_field_index("bytes") >= 0), None)
+    image = next(
+        (f.name for f in table.schema if pa.types.is_struct(f.type) and f.type.get_field_index("bytes") >= 0), None
+    )
     features = _huggingface_features(table.schema)
     integers = [f.name for f in table.schema if pa.types.is_integer(f.type)]
     label = next((name for name in integers if "names" in features.get(name, {})), integers[0] if integers else None)
@@ -216,7 +227,7 @@ def _parquet_half(root: Path, prefixes: Sequence[str], key: str) -> tuple[_Sourc
         fix = f"needs an image struct column with `bytes` and an integer label column; found {', '.join(table.column_names)}"
         raise UserError("dataset.name", key, fix)
     pixels = pc.struct_field(table[image], "bytes")
-    labels = table[label].to_numpy().astype(np.int64)
+    labels = pc.fill_null(table[label], -1).to_numpy().astype(np.int64)
     names = tuple(features.get(label, {}).get("names", ()))
     return _Source(labels, lambda row: Image.open(io.BytesIO(pixels[row].as_py())).convert("RGB")), names
 
@@ -229,6 +240,23 @@ def _huggingface_features(schema: pa.Schema) -> dict[str, Any]:
 
 
 # -- what they share -----------------------------------------------------------------------------------------------------
+
+
+def _check_labels(labels: np.ndarray, num_classes: int, name: str, purpose: str) -> None:
+    if not len(labels):
+        raise UserError("dataset.name", name, f"has no {purpose} images")
+    if labels.min() < 0 or labels.max() >= num_classes:
+        fix = f"has {purpose} labels that are empty or outside 0..{num_classes - 1}"
+        raise UserError("dataset.name", name, fix)
+
+
+def _decoded(source: _Source, row: int, name: str) -> Image.Image:
+    try:
+        return source.decode(int(row))
+    except UserError:  # names the file already
+        raise
+    except Exception as error:  # decoders of damaged files fail in every way there is
+        raise UserError("dataset.name", name, f"row {row} is no readable image ({error})") from None
 
 
 def _existing(name: str, path: str) -> Path:

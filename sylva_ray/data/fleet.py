@@ -14,6 +14,7 @@ import numpy as np
 from sylva_ray.config import PartitionSection
 from sylva_ray.data.datasets import Dataset
 from sylva_ray.data.partition import largest_remainder, partition_labels
+from sylva_ray.errors import UserError
 from sylva_ray.seeding import numpy_generator
 from sylva_ray.types import ClientData, Split
 
@@ -49,7 +50,12 @@ class FleetData:
         """One client's slices (copies)."""
         own = self.clients[client]
         train, test = self.dataset.train, self.dataset.test
-        return ClientData(*(_take(train, rows) for rows in (own.train, own.selection, own.guard)), _take(test, own.test))
+        return ClientData(
+            train=_take(train, own.train),
+            selection=_take(train, own.selection),
+            guard=_take(train, own.guard),
+            test=_take(test, own.test),
+        )
 
     def label_matrix(self) -> np.ndarray:
         """Training images per client and class, ``[K, num_classes] int64``."""
@@ -65,19 +71,23 @@ def build_fleet(dataset: Dataset, section: PartitionSection, seed: int) -> Fleet
     """Deal ``dataset`` to ``section.num_clients`` clients and split each one's share.
 
     Raises:
-        UserError: see `sylva_ray.data.partition.partition_labels`.
+        UserError: see `sylva_ray.data.partition.partition_labels`; or a client's classes have no test image.
     """
     clients = []
     for client, indices in enumerate(partition_labels(dataset.train.labels, section, seed)):
         rng = numpy_generator(seed, "splits", client)
         labels = dataset.train.labels[indices]
-        num_valid = max(2, round(section.valid_fraction * len(indices)))
+        num_valid = min(max(2, round(section.valid_fraction * len(indices))), len(indices) - 1)
         valid = stratified_choice(labels, num_valid, rng)
         selection = valid[stratified_choice(labels[valid], num_valid // 2, rng)]
         guard = np.setdiff1d(valid, selection)
         train = np.setdiff1d(np.arange(len(indices)), valid)
         proportions = np.bincount(labels, minlength=dataset.num_classes) / len(labels)
         test = draw_with_proportions(dataset.test.labels, proportions, section.test_samples, rng)
+        if not len(test):
+            wanted = ", ".join(dataset.class_names[c] for c in np.flatnonzero(proportions))
+            fix = f"has no test image of client {client}'s classes ({wanted}); raise dataset.max_test or add some"
+            raise UserError("dataset.name", dataset.name, fix)
         clients.append(ClientIndices(indices[train], indices[selection], indices[guard], test))
     return FleetData(dataset, tuple(clients))
 

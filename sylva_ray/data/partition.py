@@ -13,6 +13,8 @@ from sylva_ray.errors import UserError
 from sylva_ray.seeding import numpy_generator
 
 MAX_DRAWS = 20
+MAX_ALPHA = 1e6
+"""Larger concentrations give the same shares to a thousandth, and infinity has no sampler."""
 
 
 def partition_labels(labels: np.ndarray, section: PartitionSection, seed: int) -> list[np.ndarray]:
@@ -33,7 +35,9 @@ def partition_labels(labels: np.ndarray, section: PartitionSection, seed: int) -
         owner = _DRAWS[section.kind](labels, section, rng)
         if np.bincount(owner, minlength=clients).min() >= minimum:
             break
-    owner = _with_minimum(owner, clients, minimum)
+    # Under quantity skew labels stay iid: there any image is as good as another.
+    kinds = np.zeros_like(labels) if section.kind == "quantity" else labels
+    owner = _with_minimum(owner, kinds, clients, minimum, rng.permutation(n))
     return [np.flatnonzero(owner == client) for client in range(clients)]
 
 
@@ -43,18 +47,20 @@ def _iid(labels: np.ndarray, section: PartitionSection, rng: np.random.Generator
 
 
 def _dirichlet(labels: np.ndarray, section: PartitionSection, rng: np.random.Generator) -> np.ndarray:
-    """Per class, shares ~ Dir(alpha) (Hsu et al. 2019); a client that already holds n / K images gets no more (CalFAT)."""
+    """Per class, shares ~ Dir(alpha) (Hsu et al. 2019); a client that already holds n / K images gets no more (CalFAT).
+
+    CalFAT zeroes the shares of full clients and renormalises. Drawing for the open ones alone has the same distribution (a
+    Dirichlet is neutral) and cannot end in 0 / 0 at a small alpha."""
     clients = section.num_clients
     owner = np.empty(len(labels), int)
     held = np.zeros(clients, int)
     for label in np.unique(labels):
         indices = rng.permutation(np.flatnonzero(labels == label))
-        shares = rng.dirichlet(np.full(clients, section.alpha)) * (held < len(labels) / clients)
-        total = shares.sum()
-        shares = shares / total if total > 0 else (held == held.min()) / (held == held.min()).sum()
+        below_share = np.flatnonzero(held < len(labels) / clients)
+        shares = rng.dirichlet(np.full(len(below_share), min(section.alpha, MAX_ALPHA)))
         counts = largest_remainder(shares, len(indices))
-        owner[indices] = np.repeat(np.arange(clients), counts)
-        held += counts
+        owner[indices] = np.repeat(below_share, counts)
+        held[below_share] += counts
     return owner
 
 
@@ -81,22 +87,33 @@ def _pathological(labels: np.ndarray, section: PartitionSection, rng: np.random.
 
 def _quantity(labels: np.ndarray, section: PartitionSection, rng: np.random.Generator) -> np.ndarray:
     """Sizes ~ Dir(alpha), labels as they come (Li et al. 2022)."""
-    counts = largest_remainder(rng.dirichlet(np.full(section.num_clients, section.alpha)), len(labels))
+    shares = rng.dirichlet(np.full(section.num_clients, min(section.alpha, MAX_ALPHA)))
+    counts = largest_remainder(shares, len(labels))
     return rng.permutation(np.repeat(np.arange(section.num_clients), counts))
 
 
 _DRAWS = {"iid": _iid, "dirichlet": _dirichlet, "pathological": _pathological, "quantity": _quantity}
 
 
-def _with_minimum(owner: np.ndarray, clients: int, minimum: int) -> np.ndarray:
-    """Move images, one by one, from whoever has most to whoever is short (both: lowest number first on ties)."""
+def _with_minimum(owner: np.ndarray, kinds: np.ndarray, clients: int, minimum: int, order: np.ndarray) -> np.ndarray:
+    """Move images, one by one, from whoever has most to whoever is short (both: lowest number first on ties).
+
+    To keep the skew, a taker gets classes (``kinds [n]``) that it already holds as long as somebody can spare one, and one
+    that holds nothing starts with the giver's most frequent class. Which images go is said by ``order``, a permutation: data
+    sets are often sorted by class."""
     owner = owner.copy()
-    counts = np.bincount(owner, minlength=clients)
-    while counts.min() < minimum:
-        giver, taker = int(counts.argmax()), int(counts.argmin())
-        owner[np.flatnonzero(owner == giver)[-1]] = taker
-        counts[giver] -= 1
-        counts[taker] += 1
+    held = np.zeros((clients, int(kinds.max()) + 1), int)
+    np.add.at(held, (owner, kinds), 1)
+    while (sizes := held.sum(axis=1)).min() < minimum:
+        taker, spare = int(sizes.argmin()), np.maximum(sizes - minimum, 0)
+        wanted = (held[taker] > 0) & (held[spare > 0] > 0).any(axis=0)
+        if not wanted.any():
+            wanted[:] = True
+        giver = int((spare * (held[:, wanted] > 0).any(axis=1)).argmax())
+        kind = int((held[giver] * wanted).argmax())
+        owner[order[(owner[order] == giver) & (kinds[order] == kind)][0]] = taker
+        held[giver, kind] -= 1
+        held[taker, kind] += 1
     return owner
 
 

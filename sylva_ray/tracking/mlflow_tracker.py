@@ -1,0 +1,201 @@
+"""MLflow follows a run folder; the run never waits for it. The only file that imports mlflow (2-3 s, in a thread).
+
+::
+
+    run ── rounds.jsonl, summary.json, ... ──► Delivery ──► MlflowStore
+     └──── notify(), close() ──► RunFollower's thread ──┘   (tracking.json: how far we got)
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from sylva_ray import __version__
+from sylva_ray.config import ExperimentConfig, TrackingSection
+from sylva_ray.tracking.credentials import mask_credentials
+from sylva_ray.tracking.delivery import Delivery, DeliveryState
+from sylva_ray.tracking.report.build import read_summary
+
+RUN_TAG = "sylva_ray.run"
+"""Marks the MLflow run of one run folder, so that a run made by a call whose answer got lost is found again."""
+
+METRICS_PER_BATCH, PARAMS_PER_BATCH, PARAM_LENGTH = 1000, 100, 6000
+"""MLflow's own limits."""
+
+ENVIRONMENT = {
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # we try again ourselves
+    "MLFLOW_LOGGING_LEVEL": "ERROR",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+}
+"""Set before mlflow is imported, where the user has not set them."""
+
+
+def tracking_uri(section: TrackingSection, run_dir: Path) -> str:
+    """``tracking.uri``, else ``MLFLOW_TRACKING_URI``, else an sqlite store beside the run folder."""
+    beside = f"sqlite:///{Path(run_dir).absolute().parent / 'mlflow.db'}"
+    return section.uri or os.environ.get("MLFLOW_TRACKING_URI") or beside
+
+
+class RunFollower:
+    """Sends a run folder to MLflow from a daemon thread. No call but `close` waits, and `close` waits only so long."""
+
+    def __init__(self, run_dir: Path, config: ExperimentConfig) -> None:
+        self._store = MlflowStore(Path(run_dir), config)
+        self._delivery = Delivery(Path(run_dir), config, self._store)
+        self._wake = threading.Event()
+        self._status: str | None = None
+        self._thread = threading.Thread(target=self._follow, name="mlflow", daemon=True)
+
+    def notify(self) -> None:
+        """There is a new record (or the file was rewritten)."""
+        if self._thread.ident is None:
+            self._thread.start()
+        self._wake.set()
+
+    def close(self, status: str, timeout_s: float) -> list[str]:
+        """Send the rest, end the MLflow run and return within ``timeout_s``, whatever the server does.
+
+        Args:
+            status: FINISHED, FAILED or KILLED.
+
+        Returns:
+            Warnings that name what was not sent, why, and how to send it; none if all arrived.
+        """
+        self._status = status
+        self.notify()
+        self._thread.join(timeout_s)
+        if self._thread.is_alive():
+            self._delivery.problem = self._delivery.problem or f"no answer within {timeout_s:g} s"
+            self._store.given_up.set()
+        return self._delivery.warnings()
+
+    def _follow(self) -> None:
+        while True:
+            self._wake.wait()
+            self._wake.clear()
+            if self._status is not None:
+                self._delivery.finish(self._status, self._store.given_up)
+                return
+            self._delivery.send_records()
+
+
+def send_run(run_dir: Path, config: ExperimentConfig) -> list[str]:
+    """Send what MLflow lacks of a run folder, now; returns warnings as `RunFollower.close` does.
+
+    A run without a summary was stopped, and is marked so (the run itself will correct that when it goes on).
+    """
+    store = MlflowStore(Path(run_dir), config)
+    delivery = Delivery(Path(run_dir), config, store)
+    delivery.finish("FINISHED" if read_summary(Path(run_dir)) else "KILLED", store.given_up)
+    return delivery.warnings()
+
+
+class MlflowStore:
+    """One MLflow run, through an explicit client (MLflow's global active run stays the user's).
+
+    After ``given_up`` is set, by the thread that no longer wants to wait, every further call raises.
+    """
+
+    def __init__(self, run_dir: Path, config: ExperimentConfig) -> None:
+        self.uri = tracking_uri(config.tracking, run_dir)
+        self.run_name = config.tracking.run_name or run_dir.name
+        self.config = config
+        self.given_up = threading.Event()
+        self._client: Any = None
+        self._run_id = ""
+
+    def open_run(self, state: DeliveryState) -> None:
+        """See `Store`. A new run gets the tags and the resolved config as parameters."""
+        if self._client is not None:
+            return
+        for name, value in ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
+        from mlflow import MlflowClient
+
+        logging.getLogger("alembic").setLevel(logging.WARNING)
+        client = self._call(MlflowClient, tracking_uri=self.uri)
+        experiment_id = self._experiment(client)
+        state.update()  # the key is on disk before the store has a run with it
+        query = f"tags.`{RUN_TAG}` = '{state.key}'"
+        found = self._call(client.search_runs, [experiment_id], query, max_results=1)
+        if found:
+            run = found[0]
+        else:
+            run = self._call(client.create_run, experiment_id, state.started_ms, self._tags(state.key), self.run_name)
+            state.update(records_sent=0)
+        self._run_id = run.info.run_id
+        if run.info.status != "RUNNING":
+            self._call(client.update_run, self._run_id, "RUNNING")
+        if not run.data.params:  # once: they are immutable in MLflow, but `cluster` may change when a run is resumed
+            self._log_params(client)
+        state.update(experiment_id=experiment_id, run_id=self._run_id, finished=False)
+        self._client = client
+
+    def log_metrics(self, values: Mapping[str, float], time_ms: int, step: int) -> None:
+        """See `Store`."""
+        from mlflow.entities import Metric
+
+        metrics = (Metric(name, value, time_ms, step) for name, value in values.items())
+        for batch in _batches(metrics, METRICS_PER_BATCH):
+            self._call(self._client.log_batch, self._run_id, metrics=batch)
+
+    def log_text(self, text: str, name: str) -> None:
+        """See `Store`."""
+        self._call(self._client.log_text, self._run_id, text, name)
+
+    def log_file(self, path: Path) -> None:
+        """See `Store`."""
+        self._call(self._client.log_artifact, self._run_id, str(path))
+
+    def log_folder(self, path: Path, name: str) -> None:
+        """See `Store`."""
+        self._call(self._client.log_artifacts, self._run_id, str(path), name)
+
+    def end_run(self, status: str) -> None:
+        """See `Store`."""
+        self._call(self._client.set_terminated, self._run_id, status)
+
+    def _call(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        if self.given_up.is_set():
+            raise TimeoutError("out of time")
+        return function(*args, **kwargs)
+
+    def _experiment(self, client: Any) -> str:
+        """Id of ``tracking.experiment``, which is made if need be."""
+        name = self.config.tracking.experiment
+        known = self._call(client.get_experiment_by_name, name)
+        if known is None:
+            location = None  # a server knows where; for sqlite MLflow would take the current directory
+            if self.uri.startswith("sqlite:///"):
+                location = (Path(self.uri.removeprefix("sqlite:///")).absolute().parent / "mlartifacts").as_uri()
+            try:
+                return str(self._call(client.create_experiment, name, artifact_location=location))
+            except Exception:
+                known = self._call(client.get_experiment_by_name, name)  # another run may have been faster
+                if known is None:
+                    raise
+        return str(known.experiment_id)
+
+    def _tags(self, key: str) -> dict[str, str]:
+        names = {"algorithm": self.config.algorithm.name, "dataset": self.config.dataset.name}
+        return names | {"sylva_ray_version": __version__, RUN_TAG: key, "mlflow.source.name": "sylva-ray"}
+
+    def _log_params(self, client: Any) -> None:
+        from mlflow.entities import Param
+
+        params = (Param(key, mask_credentials(value)[:PARAM_LENGTH]) for key, value in self.config.flat().items())
+        for batch in _batches(params, PARAMS_PER_BATCH):
+            self._call(client.log_batch, self._run_id, params=batch)
+
+
+def _batches(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    iterator = iter(items)
+    while batch := list(itertools.islice(iterator, size)):
+        yield batch

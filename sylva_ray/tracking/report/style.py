@@ -1,0 +1,98 @@
+"""How figures look, and how they leave: as SVG that follows the reader's light or dark scheme, or as PNG.
+
+Colours are those of the light scheme; `svg` turns each into a CSS variable, so the page decides. Text stays text. The
+series' order keeps neighbours apart under the common colour-vision deficiencies.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from html import escape
+
+import matplotlib
+from matplotlib.figure import Figure
+
+LIGHT = {
+    "ink": "#1c2430",
+    "muted": "#5d6877",
+    "grid": "#dde2e8",
+    "surface": "#fcfcfb",
+    "series-1": "#2a78d6",
+    "series-2": "#eb6834",
+    "series-3": "#1baf7a",
+    "series-4": "#4a3aa7",
+    "series-5": "#e87ba4",
+    "series-6": "#b87700",
+}
+DARK = {
+    "ink": "#e8ebf0",
+    "muted": "#a0a9b6",
+    "grid": "#333a44",
+    "surface": "#171a1f",
+    "series-1": "#4c95ee",
+    "series-2": "#e5713f",
+    "series-3": "#22a878",
+    "series-4": "#9d92f2",
+    "series-5": "#d5628c",
+    "series-6": "#c98d10",
+}
+"""CSS variables of the two schemes."""
+
+_STYLE = {
+    "font.size": 9,
+    "svg.fonttype": "none",
+    "text.parse_math": False,  # class names come from users; "$" is a character
+    "text.color": LIGHT["ink"],
+    "axes.labelcolor": LIGHT["muted"],
+    "axes.edgecolor": LIGHT["grid"],
+    "axes.facecolor": "none",
+    "axes.titlesize": 9.5,
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "grid.color": LIGHT["grid"],
+    "grid.linewidth": 0.7,
+    "xtick.color": LIGHT["grid"],
+    "ytick.color": LIGHT["grid"],
+    "xtick.labelcolor": LIGHT["muted"],
+    "ytick.labelcolor": LIGHT["muted"],
+    "legend.frameon": False,
+    "lines.linewidth": 2,
+}
+_LOCK = threading.RLock()  # matplotlib's settings are global to the process; the tracker draws in a thread
+
+
+@contextmanager
+def style(**extra: object) -> Iterator[None]:
+    """Matplotlib's settings for our figures, for as long as the block lasts."""
+    with _LOCK, warnings.catch_warnings(), matplotlib.rc_context({**_STYLE, **extra}):
+        warnings.filterwarnings("ignore", "Glyph")  # the browser has the font that we lack here
+        yield
+
+
+def svg(figure: Figure, name: str, description: str) -> str:
+    """The figure as an ``<svg>`` element for an HTML page that defines the CSS variables ``--ink``, ``--series-1``, ..."""
+    buffer = io.StringIO()
+    nothing = {"Creator": None, "Date": None, "Format": None, "Type": None}
+    with style(**{"svg.hashsalt": name}):
+        figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
+    text = buffer.getvalue()
+    head, body = text[text.index("<svg") :].split(">", 1)
+    head = re.sub(r'\s(width|height|xmlns|xmlns:xlink|version)="[^"]*"', "", head)
+    for variable, colour in LIGHT.items():
+        body = body.replace(colour, f"var(--{variable})")
+    return f'{head} role="img" aria-label="{escape(description)}">{body.replace("xlink:href", "href")}'
+
+
+def png(figure: Figure) -> bytes:
+    """The figure on the light surface."""
+    buffer = io.BytesIO()
+    with style():
+        figure.savefig(buffer, format="png", dpi=130, facecolor=LIGHT["surface"])
+    return buffer.getvalue()

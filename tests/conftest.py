@@ -1,0 +1,45 @@
+"""Fixtures shared by all tests: small real experiments on the embedded digits, and one thread, so that bits are stable."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
+import pytest
+import torch
+
+from sylva_ray.config import ExperimentConfig, build
+
+TINY = {
+    "name": "tiny",
+    "dataset": {"name": "digits", "max_train": 150, "max_test": 60},
+    "partition": {"num_clients": 3, "alpha": 0.5, "min_samples": 20, "test_samples": 12},
+    "algorithm": {"name": "sylva", "phase2": {"benign_epochs": 1, "refine_epochs": 1, "attack_steps": 2, "max_images": 4}},
+    "lora": {"rank": 2},
+    "attack": {"epsilon": "4/255", "steps": 1},
+    "training": {"rounds": 2, "batch_size": 16, "lr": 0.005},
+    "evaluation": {"attacks": [{"epsilon": "4/255", "steps": 2}]},
+    "cluster": {"pool": "in_process"},
+    "tracking": {"enabled": False},
+}
+"""Three clients, two rounds and both phases in a few seconds."""
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def tiny_config() -> ExperimentConfig:
+    """`TINY`, validated."""
+    return build(ExperimentConfig, TINY)
+
+
+@pytest.fixture(scope="session")
+def tiny(tiny_config: ExperimentConfig):
+    """`TINY`, prepared: data dealt, backbone loaded."""
+    from sylva_ray.experiment import prepare
+
+    return prepare(tiny_config)

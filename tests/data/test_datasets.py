@@ -1,0 +1,306 @@
+"""Every kind of data set becomes uint8 squares with the right labels; every broken one becomes one clear line."""
+
+import io
+import json
+from pathlib import Path
+from urllib.error import URLError
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from sylva_ray.config import DatasetSection
+from sylva_ray.data.datasets import Dataset, load_dataset
+from sylva_ray.errors import UserError
+
+SHARED = Path(__file__).parents[2] / "../shared/data"
+CIFAR10 = SHARED / "cifar10"
+TINY_IMAGENET = SHARED / "tiny-imagenet-32"
+needs_cifar10 = pytest.mark.skipif(not CIFAR10.is_dir(), reason="CIFAR-10 parquet is not beside the checkout")
+needs_tiny = pytest.mark.skipif(not TINY_IMAGENET.is_dir(), reason="Tiny-ImageNet parquet is not beside the checkout")
+
+COLOURS = {"red": (250, 0, 0), "green": (0, 250, 0), "blue": (0, 0, 250)}
+
+
+def load(name: str, image_size: int = 32, seed: int = 0, **section: object) -> Dataset:
+    return load_dataset(DatasetSection(name=name, **section), image_size, seed)
+
+
+def refused(name: str, **section: object) -> str:
+    """The one line that a user sees."""
+    with pytest.raises(UserError, match=r"^dataset\.name = ") as caught:
+        load(name, **section)
+    return str(caught.value)
+
+
+def png(colour: tuple[int, int, int], size: tuple[int, int] = (12, 12)) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", size, colour).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def noise(file_format: str) -> bytes:
+    """An image that does not compress, so that half of the file is about half of the pixels."""
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, file_format)
+    return buffer.getvalue()
+
+
+def truncated() -> list[bytes]:
+    return [data[: len(data) // 2] for data in (noise("PNG"), noise("JPEG"))]
+
+
+def broken_chunk() -> bytes:
+    """A PNG whose first pixel chunk has a wrong name (Pillow raises SyntaxError for some of these)."""
+    return noise("PNG").replace(b"IDAT", b"\x00\xff\x00\x00")
+
+
+def write_folder(root: Path, per_class: int, size: tuple[int, int] = (40, 24)) -> None:
+    for name, colour in COLOURS.items():
+        (root / name).mkdir(parents=True)
+        for j in range(per_class):
+            (root / name / f"{j}.png").write_bytes(png(colour, size))
+
+
+def write_parquet(file: Path, labels: list[int | None], images: list[bytes] | None = None, **names: list[str]) -> None:
+    """Hugging Face's image schema; class names are those of `COLOURS` unless given."""
+    features = {
+        "picture": {"_type": "Image"},
+        "answer": {"_type": "ClassLabel", "names": names.get("names", list(COLOURS))},
+    }
+    images = images or [png(list(COLOURS.values())[label or 0]) for label in labels]
+    cells = pa.array(
+        [{"bytes": b, "path": None} for b in images], pa.struct({"bytes": pa.binary(), "path": pa.string()})
+    )
+    table = pa.table({"serial": pa.array(range(len(labels))), "picture": cells, "answer": pa.array(labels, pa.int64())})
+    pq.write_table(table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})}), file)
+
+
+def assert_well_formed(data: Dataset, size: int) -> None:
+    for split in (data.train, data.test):
+        assert split.images.shape == (len(split), 3, size, size)
+        assert split.images.dtype == np.uint8
+        assert split.labels.dtype == np.int64
+        assert 0 <= split.labels.min() <= split.labels.max() < data.num_classes
+    assert data.image_size == size
+
+
+def test_digits_are_split_four_to_one_by_class_and_use_the_whole_range() -> None:
+    data = load("digits")
+    assert_well_formed(data, 32)
+    assert len(data.train) + len(data.test) == 1797
+    assert data.class_names == tuple("0123456789")
+    train, test = (np.bincount(split.labels) for split in (data.train, data.test))
+    assert np.abs(test - 0.2 * (train + test)).max() <= 1
+    assert data.train.images.min() == 0
+    assert data.train.images.max() == 255
+    assert (data.train.images[:, 0] == data.train.images[:, 2]).all()  # grey
+
+
+def test_digits_split_belongs_to_the_data_and_not_to_the_experiment() -> None:
+    assert np.array_equal(load("digits", seed=0).test.images, load("digits", seed=1).test.images)
+
+
+def test_subset_is_seeded_balanced_and_part_of_the_whole() -> None:
+    first, again, other = (load("digits", seed=seed, max_train=100, max_test=20) for seed in (0, 0, 1))
+    assert np.bincount(first.train.labels).tolist() == [10] * 10
+    assert len(first.test) == 20
+    assert np.array_equal(first.train.images, again.train.images)
+    assert not np.array_equal(first.train.images, other.train.images)
+    whole = {image.tobytes() for image in load("digits").train.images}
+    assert {image.tobytes() for image in first.train.images} <= whole
+    assert len(load("digits", max_train=10**6).train) == len(load("digits").train)
+
+
+@needs_cifar10
+def test_cifar10_parquet_subset_is_balanced_and_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = []
+    original = Image.open
+    monkeypatch.setattr(Image, "open", lambda *a, **k: opened.append(1) or original(*a, **k))
+    data = load(f"parquet:{CIFAR10}", max_train=200, max_test=50)
+    assert_well_formed(data, 32)
+    assert np.bincount(data.train.labels).tolist() == [20] * 10
+    assert np.bincount(data.test.labels).tolist() == [5] * 10
+    assert data.class_names[:3] == ("airplane", "automobile", "bird")
+    assert len(opened) <= 2 * 250  # at most a header and a decode for the chosen rows, never the other 59,750
+
+
+@needs_cifar10
+def test_cifar10_pixels_belong_to_their_labels() -> None:
+    """Independent oracle: the chosen images, found again in the file by their decoded bytes, carry the same label."""
+    data = load(f"parquet:{CIFAR10}", max_train=10, max_test=20)
+    rows = pq.read_table(CIFAR10 / "test-00000-of-00001.parquet").to_pylist()
+    known = {np.asarray(Image.open(io.BytesIO(r["img"]["bytes"]))).tobytes(): r["label"] for r in rows[:10000]}
+    for image, label in zip(data.test.images, data.test.labels, strict=True):
+        assert known[image.transpose(1, 2, 0).tobytes()] == label
+
+
+@needs_tiny
+def test_tiny_imagenet_has_its_two_hundred_names() -> None:
+    data = load(f"parquet:{TINY_IMAGENET}", max_train=200, max_test=200)
+    assert_well_formed(data, 32)
+    assert data.num_classes == 200
+    assert data.class_names[0] == "n01443537"
+    assert np.bincount(data.train.labels).tolist() == [1] * 200
+
+
+@pytest.mark.parametrize("test_name", ["test", "valid", "validation"])
+def test_parquet_keeps_one_native_size_and_joins_shards(tmp_path: Path, test_name: str) -> None:
+    write_parquet(tmp_path / "train-00000-of-00002.parquet", [0, 1, 2])
+    write_parquet(tmp_path / "train-00001-of-00002.parquet", [2, 1])
+    write_parquet(tmp_path / f"{test_name}-00000-of-00001.parquet", [1, 0])
+    data = load(f"parquet:{tmp_path}")
+    assert_well_formed(data, 12)
+    assert data.class_names == tuple(COLOURS)
+    assert data.train.labels.tolist() == [0, 1, 2, 2, 1]
+    assert data.train.images[:, :, 6, 6].argmax(axis=1).tolist() == [0, 1, 2, 2, 1]  # the colour is the class
+
+
+def test_parquet_of_mixed_sizes_is_resized(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "train-0.parquet", [0, 1], [png(COLOURS["red"]), png(COLOURS["green"], (20, 30))])
+    write_parquet(tmp_path / "test-0.parquet", [1])
+    assert_well_formed(load(f"parquet:{tmp_path}", image_size=16), 16)
+
+
+def test_relative_and_home_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_folder(tmp_path / "flags", per_class=5)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    for path in ("flags", "./flags", "~/flags"):
+        assert len(load(f"imagefolder:{path}").train) == 12
+
+
+@pytest.mark.parametrize("test_name", ["test", "val", "valid"])
+def test_imagefolder_with_both_splits_is_cropped_and_resized(tmp_path: Path, test_name: str) -> None:
+    write_folder(tmp_path / "train", per_class=4)
+    write_folder(tmp_path / test_name, per_class=2, size=(16, 60))
+    data = load(f"imagefolder:{tmp_path}", image_size=24)
+    assert_well_formed(data, 24)
+    assert data.class_names == ("blue", "green", "red")
+    assert (len(data.train), len(data.test)) == (12, 6)
+    assert data.test.images[:, :, 12, 12].argmax(axis=1).tolist() == (2 - data.test.labels).tolist()
+
+
+def test_imagefolder_crops_the_centre(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        stripes = np.zeros((10, 30, 3), np.uint8)
+        stripes[:, 10:20] = 200  # only the middle third is bright
+        for j in range(5):
+            Image.fromarray(stripes).save(tmp_path / name / f"{j}.png")
+    assert (load(f"imagefolder:{tmp_path}", image_size=10).train.images == 200).all()
+
+
+def test_imagefolder_of_class_folders_alone_is_split_by_class(tmp_path: Path) -> None:
+    write_folder(tmp_path, per_class=10)
+    (tmp_path / ".cache").mkdir()
+    (tmp_path / "red" / "notes.txt").write_text("not an image")
+    data = load(f"imagefolder:{tmp_path}")
+    assert data.class_names == ("blue", "green", "red")
+    assert np.bincount(data.train.labels).tolist() == [8, 8, 8]
+    assert np.bincount(data.test.labels).tolist() == [2, 2, 2]
+
+
+@pytest.mark.parametrize(
+    "damage", [b"", b"no image at all", *truncated(), broken_chunk()], ids=lambda b: f"{len(b)} bytes"
+)
+def test_a_damaged_image_is_named(tmp_path: Path, damage: bytes) -> None:
+    write_folder(tmp_path / "train", per_class=2)
+    write_folder(tmp_path / "test", per_class=2)
+    (tmp_path / "train" / "green" / "1.png").write_bytes(damage)
+    assert "green/1.png" in refused(f"imagefolder:{tmp_path}")
+
+
+def test_a_test_class_that_is_never_trained_is_refused(tmp_path: Path) -> None:
+    write_folder(tmp_path / "train", per_class=2)
+    write_folder(tmp_path / "test", per_class=2)
+    (tmp_path / "test" / "purple").mkdir()
+    assert "purple" in refused(f"imagefolder:{tmp_path}")
+
+
+def test_folders_that_hold_no_data_set_are_refused(tmp_path: Path) -> None:
+    refused(f"imagefolder:{tmp_path}")
+    refused(f"parquet:{tmp_path}")
+    write_folder(tmp_path / "train", per_class=2)
+    assert "test/" in refused(f"imagefolder:{tmp_path}")
+    (tmp_path / "one" / "only").mkdir(parents=True)
+    (tmp_path / "one" / "only" / "0.png").write_bytes(png(COLOURS["red"]))
+    assert "class" in refused(f"imagefolder:{tmp_path / 'one'}")
+
+
+@pytest.mark.parametrize("name", ["imagefolder:/no/such/place", "parquet:/no/such/place", "imagefolder:", "parquet:"])
+def test_a_missing_path_is_refused(name: str) -> None:
+    refused(name)
+
+
+@pytest.mark.parametrize("name", ["mnist", "", "digits:", "cifar10:here", "Digits"])
+def test_an_unknown_name_lists_the_known_ones(name: str) -> None:
+    line = refused(name)
+    assert "digits" in line
+    assert "parquet:PATH" in line
+
+
+def test_corrupt_and_foreign_parquet_is_refused(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "test-0.parquet", [0, 1])
+    train = tmp_path / "train-0.parquet"
+    train.write_bytes(b"PAR1 this is not parquet PAR1")
+    assert "parquet" in refused(f"parquet:{tmp_path}")
+    write_parquet(train, [0, 1, 2] * 50)
+    train.write_bytes(train.read_bytes()[:-200])
+    assert "parquet" in refused(f"parquet:{tmp_path}")
+    pq.write_table(pa.table({"text": ["a", "b"], "label": ["x", "y"]}), train)
+    assert "image" in refused(f"parquet:{tmp_path}")
+
+
+def test_a_damaged_image_in_parquet_is_located(tmp_path: Path) -> None:
+    write_parquet(
+        tmp_path / "train-0.parquet", [0, 1, 2, 1], [png(COLOURS["red"])] * 2 + [b"junk", png(COLOURS["red"])]
+    )
+    write_parquet(tmp_path / "test-0.parquet", [0, 1])
+    assert "row 2" in refused(f"parquet:{tmp_path}")
+
+
+@pytest.mark.parametrize("labels", [[0, -1, 1], [0, 3, 1], [0, None, 1]])
+def test_labels_without_a_class_are_refused(tmp_path: Path, labels: list[int | None]) -> None:
+    write_parquet(tmp_path / "train-0.parquet", [0, 1, 2])
+    write_parquet(tmp_path / "test-0.parquet", labels, [png(COLOURS["red"])] * 3)
+    assert "label" in refused(f"parquet:{tmp_path}")
+
+
+def test_parquet_halves_that_name_different_classes_are_refused(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "train-0.parquet", [0, 1, 2])
+    write_parquet(tmp_path / "test-0.parquet", [0, 1, 2], names=["blue", "green", "red"])
+    assert "class" in refused(f"parquet:{tmp_path}")
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100", "stl10", "gtsrb"])
+def test_without_a_network_the_line_says_what_to_do(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_network(*_: object, **__: object) -> None:
+        raise URLError("no network")
+
+    monkeypatch.setattr("urllib.request.urlopen", no_network)
+    line = refused(name, root=str(tmp_path))
+    assert str(tmp_path) in line
+    assert "parquet:PATH" in line
+
+
+def test_gtsrb_is_read_from_where_torchvision_keeps_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("urllib.request.urlopen", lambda *_, **__: pytest.fail("must not download what is there"))
+    base = tmp_path / "gtsrb"
+    tests = base / "GTSRB" / "Final_Test" / "Images"
+    tests.mkdir(parents=True)
+    for label in (0, 1):
+        folder = base / "GTSRB" / "Training" / f"{label:05d}"
+        folder.mkdir(parents=True)
+        for j, size in enumerate([(30, 30), (50, 44)]):
+            Image.new("RGB", size, (label * 200, 0, 0)).save(folder / f"{j}.ppm")
+    Image.new("RGB", (35, 33), (200, 0, 0)).save(tests / "00000.ppm")
+    (base / "GT-final_test.csv").write_text("Filename;ClassId\n00000.ppm;1\n")
+    data = load("gtsrb", image_size=32, root=str(tmp_path))
+    assert_well_formed(data, 32)
+    assert data.train.labels.tolist() == [0, 0, 1, 1]
+    assert (data.train.images[:, 0, 0, 0] > 100).tolist() == [False, False, True, True]
+    assert data.test.labels.tolist() == [1]

@@ -1,0 +1,130 @@
+"""A client's four splits: disjoint, stratified, in its own proportions (T0.3)."""
+
+import pickle
+
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from sylva_ray.config import PartitionSection
+from sylva_ray.data.datasets import Dataset
+from sylva_ray.data.fleet import FleetData, build_fleet
+from sylva_ray.errors import UserError
+from sylva_ray.types import Split
+
+
+def split(labels: np.ndarray) -> Split:
+    """Image j is filled with the two bytes of j, so that a slice can be recognised."""
+    index = np.arange(len(labels))
+    images = np.stack([index // 256, index % 256, labels], axis=1).astype(np.uint8)
+    return Split(np.broadcast_to(images[:, :, None, None], (len(labels), 3, 4, 4)).copy(), labels.astype(np.int64))
+
+
+def dataset(train: tuple[int, ...] = (200,) * 10, test: tuple[int, ...] = (100,) * 10) -> Dataset:
+    """``train`` and ``test``: images per class."""
+    halves = (split(np.repeat(np.arange(len(sizes)), sizes)) for sizes in (train, test))
+    return Dataset("toy", *halves, class_names=tuple(f"class {c}" for c in range(len(train))))
+
+
+def shares(labels: np.ndarray, num_classes: int) -> np.ndarray:
+    return np.bincount(labels, minlength=num_classes) / len(labels)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    kind=st.sampled_from(("iid", "dirichlet", "pathological", "quantity")),
+    clients=st.integers(1, 40),
+    minimum=st.integers(5, 20),
+    valid_fraction=st.floats(0.01, 0.99),
+    seed=st.integers(0, 1000),
+)
+@example(kind="iid", clients=40, minimum=5, valid_fraction=0.99, seed=0)
+def test_splits_are_disjoint_cover_the_training_images_and_are_never_empty(
+    kind: str, clients: int, minimum: int, valid_fraction: float, seed: int
+) -> None:
+    section = PartitionSection(
+        kind=kind, num_clients=clients, min_samples=minimum, valid_fraction=valid_fraction, alpha=0.1
+    )
+    fleet = build_fleet(dataset(), section, seed)
+    trained = np.concatenate([np.concatenate([c.train, c.selection, c.guard]) for c in fleet.clients])
+    assert np.array_equal(np.sort(trained), np.arange(2000))  # within and between clients
+    for indices in fleet.clients:
+        assert min(map(len, (indices.train, indices.selection, indices.guard, indices.test))) >= 1
+        assert abs(len(indices.selection) - len(indices.guard)) <= 1
+        assert len(np.unique(indices.test)) == len(indices.test) == min(section.test_samples, 1000)
+
+
+def test_validation_is_the_stated_fraction_and_stratified() -> None:
+    fleet = build_fleet(dataset(), PartitionSection(kind="pathological", num_clients=10, valid_fraction=0.2), 0)
+    for i, indices in enumerate(fleet.clients):
+        held = len(indices.train) + len(indices.selection) + len(indices.guard)
+        assert len(indices.selection) + len(indices.guard) == pytest.approx(0.2 * held, abs=1)
+        client = fleet.client(i)
+        own = shares(client.train.labels, 10)
+        for part in (client.selection, client.guard):
+            assert np.abs(shares(part.labels, 10) - own).max() <= 2 / len(part)
+
+
+def test_test_splits_have_the_clients_class_proportions() -> None:
+    fleet = build_fleet(dataset(), PartitionSection(num_clients=8, alpha=0.3, test_samples=60), 0)
+    for i, indices in enumerate(fleet.clients):
+        mine = np.concatenate([indices.train, indices.selection, indices.guard])
+        wanted = shares(fleet.dataset.train.labels[mine], 10)
+        assert np.abs(np.bincount(fleet.client(i).test.labels, minlength=10) - 60 * wanted).max() < 1
+
+
+def test_a_small_class_gives_what_it_has_and_the_others_fill_up() -> None:
+    # One client, half of class 0 and a quarter of 1 and 2 each; of 40 test images class 0 can give only 4 of its 20.
+    fleet = build_fleet(dataset((40, 20, 20), (4, 50, 50)), PartitionSection(num_clients=1, test_samples=40), 0)
+    assert np.bincount(fleet.client(0).test.labels).tolist() == [4, 18, 18]
+
+
+def test_fewer_test_images_than_wanted_gives_all_of_the_clients_classes_and_no_other() -> None:
+    section = PartitionSection(kind="pathological", num_clients=4, classes_per_client=1, test_samples=99)
+    fleet = build_fleet(dataset((50,) * 4, (7, 8, 9, 10)), section, 0)
+    for i in range(4):
+        client = fleet.client(i)
+        (label,) = np.unique(client.train.labels)
+        assert np.array_equal(client.test.labels, np.full(7 + label, label))
+
+
+def test_a_client_without_any_test_image_is_refused_by_name() -> None:
+    section = PartitionSection(kind="pathological", num_clients=2, classes_per_client=1)
+    with pytest.raises(UserError, match="class 1"):
+        build_fleet(dataset((50, 50), (20, 0)), section, 0)
+
+
+def test_client_slices_are_the_indexed_images() -> None:
+    fleet = build_fleet(dataset(), PartitionSection(), 0)
+    indices, client = fleet.clients[3], fleet.client(3)
+    for part, rows in ((client.train, indices.train), (client.guard, indices.guard), (client.test, indices.test)):
+        assert np.array_equal(part.images[:, 0, 0, 0].astype(int) * 256 + part.images[:, 1, 0, 0], rows)
+        assert np.array_equal(part.images[:, 2, 0, 0], part.labels)
+
+
+def test_label_matrix_counts_training_images() -> None:
+    fleet = build_fleet(dataset(), PartitionSection(num_clients=6), 0)
+    matrix = fleet.label_matrix()
+    assert (fleet.num_clients, fleet.num_classes) == matrix.shape == (6, 10)
+    assert matrix.dtype == np.int64
+    assert all(np.array_equal(matrix[i], fleet.client(i).class_counts(10)) for i in range(6))
+
+
+def test_the_same_seed_gives_the_same_fleet() -> None:
+    first, again, other = (build_fleet(dataset(), PartitionSection(), seed) for seed in (1, 1, 2))
+
+    def everything(fleet: FleetData) -> np.ndarray:
+        return np.concatenate([np.concatenate([c.train, c.selection, c.guard, c.test]) for c in fleet.clients])
+
+    assert np.array_equal(everything(first), everything(again))
+    assert not np.array_equal(everything(first), everything(other))
+
+
+def test_pickling_keeps_the_images_out_of_band() -> None:
+    fleet, buffers = build_fleet(dataset(), PartitionSection(), 0), []
+    head = pickle.dumps(fleet, protocol=5, buffer_callback=buffers.append)
+    assert len(head) < 20_000 < fleet.dataset.train.images.nbytes
+    back = pickle.loads(head, buffers=buffers)
+    assert np.shares_memory(back.dataset.train.images, fleet.dataset.train.images)
+    assert np.array_equal(back.client(0).train.images, fleet.client(0).train.images)

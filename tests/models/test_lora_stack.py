@@ -1,0 +1,221 @@
+"""The stack of adapters is C separate PEFT models, to rounding."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from peft import PeftModel
+
+from sylva_ray.algorithms.base import Cohort
+from sylva_ray.algorithms.registry import create_algorithm
+from sylva_ray.client.batches import cohort_batches
+from sylva_ray.client.local_training import train_cohort
+from sylva_ray.config import AlgorithmSection, BackboneSection, ExperimentConfig, LoraSection, build
+from sylva_ray.errors import UserError
+from sylva_ray.models.backbone import create_backbone
+from sylva_ray.models.cohort import FunctionalStack, repeat_owner, to_arrays, to_parameters
+from sylva_ray.models.lora import LoraStack, target_layers
+from sylva_ray.models.peft_format import load_adapter, save_adapter
+from sylva_ray.seeding import generator
+from sylva_ray.timing import Stopwatch
+from sylva_ray.types import ClientData, Split, TrainTask, stack_states, unstack_states
+
+BACKBONE = BackboneSection()
+LORA = LoraSection(rank=4)
+CLASSES = 10
+
+
+def random_states(stack: LoraStack, count: int, scale: float = 0.05) -> list[dict[str, np.ndarray]]:
+    rng = np.random.default_rng(0)
+    start = stack.initial_state(generator(0, "initial state"))
+    return [
+        {name: (value + scale * rng.normal(size=value.shape)).astype(np.float32) for name, value in start.items()}
+        for _ in range(count)
+    ]
+
+
+def peft_model(state, folder, head_names, dtype, trainable=False) -> tuple[torch.nn.Module, torch.nn.Module]:
+    """An ordinary PEFT model of one client, and the backbone that normalises for it."""
+    save_adapter(state, folder, BACKBONE, LORA, head_names)
+    backbone = create_backbone(BACKBONE, CLASSES).to(dtype)
+    return PeftModel.from_pretrained(backbone.model, str(folder), is_trainable=trainable).to(dtype).eval(), backbone
+
+
+@pytest.mark.parametrize("counts", [[3, 3], [2, 5, 1], [4, 0, 1]], ids=["even", "uneven", "one without images"])
+def test_forward_equals_peft(counts, tmp_path):
+    stack = LoraStack(create_backbone(BACKBONE, CLASSES).double(), LORA)
+    states = random_states(stack, len(counts))
+    x = torch.rand(sum(counts), 3, 32, 32, dtype=torch.float64, generator=generator(0, "x"))
+    owner = repeat_owner(counts)
+    logits = stack.forward(to_parameters(stack_states(states), "cpu", torch.float64), x, owner)
+    for client, state in enumerate(states):
+        model, backbone = peft_model(state, tmp_path / str(client), stack.head_names, torch.float64)
+        expected = model(backbone.preprocess(x[owner == client]))
+        torch.testing.assert_close(logits[owner == client], expected, rtol=0, atol=1e-12)
+
+
+def test_peft_round_trip_is_exact(tmp_path):
+    stack = LoraStack(create_backbone(BACKBONE, CLASSES), LORA)
+    (state,) = random_states(stack, 1)
+    back = load_adapter(save_adapter(state, tmp_path, BACKBONE, LORA, stack.head_names))
+    assert back.keys() == state.keys()
+    assert all(np.array_equal(back[name], state[name]) for name in state)
+
+
+def test_an_adapter_saved_by_peft_is_read(tmp_path):
+    stack = LoraStack(create_backbone(BACKBONE, CLASSES), LORA)
+    (state,) = random_states(stack, 1)
+    model, _ = peft_model(state, tmp_path / "ours", stack.head_names, torch.float32)
+    model.save_pretrained(tmp_path / "theirs")
+    back = load_adapter(tmp_path / "theirs")
+    assert back.keys() == state.keys()
+    assert all(np.array_equal(back[name], state[name]) for name in state)
+
+
+def clients_of_unequal_size(count: int) -> list[ClientData]:
+    rng = np.random.default_rng(1)
+    data = []
+    for client in range(count):
+        n = 10 + 6 * (client % 3)
+        split = Split(rng.integers(0, 256, (n, 3, 32, 32), dtype=np.uint8), rng.integers(0, CLASSES, n))
+        data.append(ClientData(split, split, split, split))
+    return data
+
+
+def train_with_peft(state, folder, head_names, data, stream, config, task, dtype) -> dict[str, np.ndarray]:
+    """The same training written plainly for one client: PEFT, torch's own AdamW and clipping, textbook PGD."""
+    model, backbone = peft_model(state, folder, head_names, dtype, trainable=True)
+    params = [p for name, p in model.named_parameters() if "lora_" in name or "modules_to_save" in name]
+    for p in model.parameters():
+        p.requires_grad_(any(p is q for q in params))
+    optimizer = torch.optim.AdamW(params, lr=task.lr, weight_decay=config.training.weight_decay)
+    spec = config.attack.spec(task.epsilon)
+    loss = torch.nn.CrossEntropyLoss()
+    for _ in range(task.epochs):
+        for batch in cohort_batches([data], [stream], config.training.batch_size, "none", dtype, "cpu"):
+            x_adv = (batch.x + spec.epsilon * batch.noise).clamp(0, 1)
+            for _ in range(spec.steps):
+                x_adv = x_adv.detach().requires_grad_()
+                loss(model(backbone.preprocess(x_adv)), batch.y).backward()
+                x_adv = x_adv.detach() + spec.step_size * x_adv.grad.sign()
+                x_adv = torch.max(torch.min(x_adv, batch.x + spec.epsilon), batch.x - spec.epsilon).clamp(0, 1)
+            optimizer.zero_grad()
+            loss(model(backbone.preprocess(x_adv)), batch.y).backward()
+            torch.nn.utils.clip_grad_norm_(params, config.training.clip_norm)
+            optimizer.step()
+    trained = {name: p for name, p in model.named_parameters() if any(p is q for q in params)}
+    own = {}
+    for name, value in trained.items():
+        short = name.removeprefix("base_model.model.").replace("modules_to_save.default.", "")
+        short = short.replace(".default.weight", "")
+        own[short] = value.detach().numpy()
+    return own
+
+
+@pytest.mark.parametrize("num_clients", [1, 3, 8])
+@pytest.mark.parametrize(
+    ("dtype", "epochs", "lr", "tolerance"),
+    [(torch.float64, 5, 1e-3, 1e-9), (torch.float32, 1, 1e-4, 1e-5)],
+    ids=["float64", "float32"],
+)
+def test_training_equals_separate_peft_models(num_clients, dtype, epochs, lr, tolerance, tmp_path):
+    """Adversarial training with clipping, AdamW and unequal batch counts: 10 to 15 steps in float64, 2 to 3 in float32.
+
+    In float32, sign() and Adam's first steps turn rounding into full steps, so the learning rate there is small."""
+    config = build(
+        ExperimentConfig,
+        {
+            "attack": {"epsilon": "4/255", "steps": 2},
+            "training": {"batch_size": 8, "clip_norm": 0.5, "weight_decay": 0.01},
+            "partition": {"num_clients": num_clients},
+        },
+    )
+    stack = LoraStack(create_backbone(BACKBONE, CLASSES).to(dtype), LORA)
+    states, data = random_states(stack, num_clients), clients_of_unequal_size(num_clients)
+    task = TrainTask(1, tuple(range(num_clients)), stack_states(states), epsilon=4 / 255, lr=lr, epochs=epochs)
+    params = to_parameters(task.states, "cpu", dtype)
+    counts = torch.stack([torch.from_numpy(d.class_counts(CLASSES)) for d in data])
+    cohort = Cohort(stack, counts, {}, Stopwatch())
+    train_cohort(cohort, create_algorithm(AlgorithmSection(name="sylva")), params, data, task, config)
+    for client in range(num_clients):
+        stream = generator(config.seed, "train", client, task.round)
+        expected = train_with_peft(
+            states[client], tmp_path / str(client), stack.head_names, data[client], stream, config, task, dtype
+        )
+        assert expected.keys() == params.keys()
+        for name, value in expected.items():
+            np.testing.assert_allclose(params[name][client].numpy(), value, rtol=0, atol=tolerance, err_msg=name)
+
+
+def test_functional_stack_with_merged_weights_equals_lora_stack():
+    """W + (alpha / r) B A as a full model gives the adapter's logits: the two stacks sit behind one seam."""
+    stack = LoraStack(create_backbone(BACKBONE, CLASSES), LORA)
+    states = random_states(stack, 2)
+    full = FunctionalStack(create_backbone(BACKBONE, CLASSES))
+    merged = []
+    for state in states:
+        weights = full.initial_state(generator(0, "initial state")) | {n: state[n] for n in stack.head_names}
+        for name in state:
+            if name.endswith(".lora_A"):
+                module = name.removesuffix(".lora_A")
+                update = LORA.alpha / LORA.rank * state[f"{module}.lora_B"] @ state[name]
+                weights[f"{module}.weight"] = weights[f"{module}.weight"] + update
+        merged.append(weights)
+    x, owner = torch.rand(5, 3, 32, 32, generator=generator(0, "x")), repeat_owner([3, 2])
+    a = stack.forward(to_parameters(stack_states(states), "cpu", torch.float32), x, owner)
+    b = full.forward(to_parameters(stack_states(merged), "cpu", torch.float32), x, owner)
+    torch.testing.assert_close(a, b, rtol=0, atol=1e-4)
+
+
+def test_first_gradient_reaches_b_and_not_a():
+    """B = 0 at the start: the update is silent, its A has no gradient yet, its B has one."""
+    stack = LoraStack(create_backbone(BACKBONE, CLASSES), LORA)
+    params = to_parameters(stack_states([stack.initial_state(generator(0, "initial state"))]), "cpu", torch.float32)
+    leaves = {name: value.requires_grad_() for name, value in params.items()}
+    stack.forward(leaves, torch.rand(2, 3, 32, 32), repeat_owner([2])).logsumexp(1).sum().backward()
+    assert all(not leaves[n].grad.any() for n in leaves if n.endswith("lora_A"))
+    assert all(leaves[n].grad.any() for n in leaves if n.endswith("lora_B"))
+
+
+def test_states_survive_the_way_through_tensors():
+    stack = LoraStack(create_backbone(BACKBONE, CLASSES), LORA)
+    states = random_states(stack, 3)
+    back = unstack_states(to_arrays(to_parameters(stack_states(states), "cpu", torch.float32)))
+    assert all(np.array_equal(a[name], b[name]) for a, b in zip(states, back, strict=True) for name in a)
+
+
+@pytest.mark.parametrize(
+    ("section", "says"),
+    [
+        ({"target_modules": ["proj"]}, "patch_embed.proj"),
+        ({"target_modules": ["atn.qkv"]}, "matches no layer"),
+        ({"target_modules": ["head"]}, "no linear layer of a block"),
+        ({"rank": 193}, "at most 192"),
+    ],
+)
+def test_wrong_targets_and_ranks_are_named(section, says):
+    with pytest.raises(UserError, match=says):
+        target_layers(create_backbone(BACKBONE, CLASSES), LoraSection(**section))
+
+
+def test_another_image_size_resamples_the_position_embedding():
+    backbone = create_backbone(BackboneSection(image_size=64), CLASSES)
+    assert backbone.image_size == 64
+    assert backbone(torch.rand(2, 3, 32, 32)).shape == (2, CLASSES)
+
+
+def test_any_timm_vision_transformer_can_be_stacked():
+    """Swin folds windows into the batch and has no plain chain of blocks: stacking it must still be exact."""
+    section = BackboneSection(name="swin_tiny_patch4_window7_224", image_size=56)
+    torch.manual_seed(0)
+    backbone = create_backbone(section, CLASSES)
+    stack = LoraStack(backbone, LoraSection(rank=2))
+    states = random_states(stack, 2)
+    params = to_parameters(stack_states(states), "cpu", torch.float32)
+    x = torch.rand(3, 3, 32, 32)
+    with torch.no_grad():
+        together = stack.forward(params, x, repeat_owner([1, 2]))
+        alone = stack.forward({n: v[1:] for n, v in params.items()}, x[1:], repeat_owner([2]))
+    assert stack.num_blocks is None
+    torch.testing.assert_close(together[1:], alone, rtol=0, atol=1e-4)
