@@ -25,7 +25,12 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="dotted keys, e.g. training.rounds=5")]
+MIN_WIDTH = 100
+"""Columns that the closing table needs; a pipe or a log has no width of its own."""
+
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="dotted keys, e.g. training.rounds=5")
+]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="a run folder")]
 
 
@@ -50,6 +55,7 @@ def run(
         raise UserError("--resume", str(config), "needs --out DIR (or the run folder in place of CONFIG)")
     run_dir = out or Path("runs") / f"{experiment.name}-{datetime.now():%Y%m%d-%H%M%S}"
     console = Console()
+    console.width = max(console.width, MIN_WIDTH)
     prepared = prepare(experiment)
     with RunDisplay(console, prepared.fleet.num_clients, quiet) as display, _resumable(run_dir):
         summary = run_prepared(prepared, run_dir, resume, display.on_event)
@@ -112,7 +118,11 @@ def pretrain(
     from sylva_ray.models.pretrain import pretrain as train_backbone
 
     def show(event: dict[str, Any]) -> None:
-        typer.echo("  ".join(f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in event.items()))
+        typer.echo(
+            "  ".join(
+                f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in event.items()
+            )
+        )
 
     typer.echo(train_backbone(load_pretrain_config(config, overrides or []), out, resume, show))
 
@@ -132,7 +142,9 @@ def bytes_(
     ranks = rank or [4, 8, 16, 32]
     for value in ranks:
         build(LoraSection, {"rank": value}, "lora")
-    table = Table(title=f"{backbone}, {num_classes} classes, {', '.join(lora.target_modules)}: upload per client and round, fp32")
+    table = Table(
+        title=f"{backbone}, {num_classes} classes, {', '.join(lora.target_modules)}: upload per client and round, fp32"
+    )
     for column in ("method", "rank", "bytes (arithmetic)", "bytes (payload)", "full model / this"):
         table.add_column(column, justify="left" if column == "method" else "right")
     for row in upload_table(BackboneSection(name=backbone), lora, ranks, num_classes):

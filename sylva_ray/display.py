@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
 STAGE_NAMES = {
@@ -67,12 +75,16 @@ class RunDisplay:
                 self._detail()
                 if not self._live and not self.quiet:
                     wall = record["seconds"]["wall"]
-                    self._say(f"step {record['step']:>3}  {STAGE_NAMES[record['stage']]:<22} {self._numbers}  {wall:.1f} s")
+                    self._say(
+                        f"step {record['step']:>3}  {STAGE_NAMES[record['stage']]:<22} {self._numbers}  {wall:.1f} s"
+                    )
             case "missing":
                 who = ", ".join(map(str, event["clients"]))
                 self._say(f"round {event['round']}: clients {who} missed the deadline")
             case "worker_lost":
                 self._say(f"a worker died during {event['where']}; its clients run again elsewhere")
+            case "coordinator_restarted":
+                self._say("the coordinator died and was restarted; it goes on from the newest checkpoint")
             case "finishing":
                 self._detail("writing the report")
 
@@ -99,34 +111,31 @@ def closing_table(summary: Mapping[str, Any]) -> Table:
     """Per client: training images, benign and robust accuracy before, after phase 1 and after phase 2."""
     attack = next(iter(summary["final"]["robust_accuracy"]), None)
     has_phase2 = summary["layer_game"] is not None
-    stages = [("before", summary["initial"]), ("phase 1", summary["phase1"])]
-    stages += [("phase 2", summary["final"])] if has_phase2 else []
-    table = Table(title=f"{summary['algorithm']} on {summary['dataset']}: accuracy per client, % (robust: {attack})")
-    table.add_column("client", justify="right")
-    table.add_column("images", justify="right")
-    table.add_column("majority", justify="right")
-    for name, _ in stages:
-        table.add_column(f"benign\n{name}", justify="right")
-    for name, _ in stages:
-        table.add_column(f"robust\n{name}", justify="right")
+    stages = [summary["initial"], summary["phase1"], *([summary["final"]] if has_phase2 else [])]
+    way = " > ".join(["before", "phase 1", "phase 2"][: len(stages)])
+    table = Table(title=f"{summary['algorithm']} on {summary['dataset']}: accuracy in %, {way}")
+    for name in ("client", "images", "majority", "benign", f"robust ({attack})"):
+        table.add_column(name, justify="right", no_wrap=True)
     if has_phase2:
-        table.add_column("refined layers")
+        table.add_column("refined")
 
-    def row(pick: Any) -> list[str]:
-        benign = [f"{100 * pick(stage['benign_accuracy']):.1f}" for _, stage in stages]
-        robust = [f"{100 * pick(stage['robust_accuracy'][attack]):.1f}" if attack else "" for _, stage in stages]
-        return [*benign, *robust]
+    def accuracies(pick: Callable[[Mapping[str, Any]], float]) -> list[str]:
+        """``pick`` takes one number out of a spread."""
+        benign = [pick(stage["benign_accuracy"]) for stage in stages]
+        robust = [pick(stage["robust_accuracy"][attack]) for stage in stages] if attack else []
+        return [" > ".join(f"{100 * value:5.1f}" for value in values) for values in (benign, robust)]
 
     for client in summary["clients"]:
         i = client["client"]
         mark = " collapsed" if client["collapsed"] else ""
         cells = [f"{i}{mark}", str(client["train"]), f"{100 * client['majority_share']:.1f}"]
-        cells += row(lambda spread, i=i: spread["per_client"][i])
+        cells += accuracies(lambda spread, i=i: float(spread["per_client"][i]))  # type: ignore[misc]
         table.add_row(*cells, *([_refined(summary["layer_game"], i)] if has_phase2 else []))
     table.add_section()
     for name, key in (("mean", "mean"), ("worst decile", "worst_decile")):
         majority = f"{100 * summary['majority'][key]:.1f}"
-        table.add_row(name, "", majority, *row(lambda spread, key=key: spread[key]), *([""] if has_phase2 else []))
+        row = accuracies(lambda spread, key=key: float(spread[key]))  # type: ignore[misc]
+        table.add_row(name, "", majority, *row, *([""] if has_phase2 else []))
     return table
 
 
@@ -148,7 +157,10 @@ def closing_lines(summary: Mapping[str, Any], run_dir: Path, tracking_uri: str |
         f"upload   {upload}" + (f", {ratio:.0f}x less than the full model" if ratio else " (nothing is shared)"),
         f"seconds  {seconds['total']:.0f} in all",
     ]
-    lines += [f"check    {check['name']} {'pass' if check['passed'] else 'FAIL'}: {check['meaning']}" for check in summary["checks"]]
+    lines += [
+        f"check    {check['name']} {'pass' if check['passed'] else 'FAIL'}: {check['meaning']}"
+        for check in summary["checks"]
+    ]
     checked = {f"check {check['name']}" for check in summary["checks"]}
     lines += [f"warning  {text}" for text in summary["warnings"] if not any(text.startswith(name) for name in checked)]
     lines += [f"report   {run_dir / 'report.html'}", f"run      {run_dir}"]

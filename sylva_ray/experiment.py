@@ -7,9 +7,8 @@ goes on from the newest checkpoint, whoever died in between.
 from __future__ import annotations
 
 import json
-import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,7 +31,7 @@ from sylva_ray.evaluation.summary import summarise
 from sylva_ray.models.backbone import backbone_arrays, create_backbone
 from sylva_ray.models.cohort import full_model_bytes
 from sylva_ray.models.lora import LoraStack
-from sylva_ray.models.peft_format import save_adapter
+from sylva_ray.models.peft_format import save_adapter, save_merged
 from sylva_ray.seeding import generator
 from sylva_ray.tracking.jsonl import rewrite_records
 from sylva_ray.tracking.mlflow_tracker import RunFollower
@@ -68,7 +67,9 @@ def prepare(config: ExperimentConfig) -> Prepared:
     arrays = backbone_arrays(create_backbone(config.backbone, fleet.num_classes))
     model = build_model(config, fleet.num_classes, arrays)
     if algorithm.parameters.phase2.enabled and not isinstance(model, LoraStack):
-        raise UserError("algorithm.phase2.enabled", True, "the layer game plays with adapters; set algorithm.model=lora")
+        raise UserError(
+            "algorithm.phase2.enabled", True, "the layer game plays with adapters; set algorithm.model=lora"
+        )
     resolved = config.model_copy(
         update={"algorithm": config.algorithm.model_copy(update=algorithm.parameters.model_dump(mode="json"))}
     )
@@ -87,7 +88,9 @@ def claim_run_folder(run_dir: Path, config: ExperimentConfig, resume: bool) -> N
     if path.exists():
         present = build(ExperimentConfig, read_yaml(path))
         if not resume:
-            raise UserError("--out", str(run_dir), "already holds a run; add --resume to continue it, or choose another")
+            raise UserError(
+                "--out", str(run_dir), "already holds a run; add --resume to continue it, or choose another"
+            )
         difference = _difference(present, config)
         if difference:
             raise UserError("--out", str(run_dir), f"holds a run with another config ({difference})")
@@ -138,7 +141,7 @@ def run_experiment(
         rounds.run()
         on_event({"event": "finishing"})
         if isinstance(model, LoraStack):
-            export_adapters(rounds.states, run_dir / "adapters", config, model.head_names)
+            export_clients(config, rounds.states, range(fleet.num_clients), run_dir / "adapters")
         summary = summarise(
             config,
             fleet,
@@ -168,13 +171,31 @@ def upload_bytes(algorithm: Algorithm, state: ClientState) -> int:
     return sum(value.nbytes for name, value in state.items() if algorithm.uploads(name))
 
 
-def export_adapters(
-    states: list[dict[str, np.ndarray]], folder: Path, config: ExperimentConfig, head_names: tuple[str, ...]
-) -> None:
-    """One PEFT adapter per client: ``folder/client_000/``."""
-    shutil.rmtree(folder, ignore_errors=True)
-    for client, state in enumerate(states):
-        save_adapter(state, folder / f"client_{client:03d}", config.backbone, config.lora, head_names)
+def export_clients(
+    config: ExperimentConfig,
+    states: Sequence[ClientState],
+    clients: Iterable[int],
+    folder: Path,
+    merged: bool = False,
+) -> list[Path]:
+    """One PEFT adapter per client in ``folder/client_000/``, and with ``merged`` the whole model as ``model.safetensors``.
+
+    Raises:
+        UserError: the run trained full models, which have no adapters.
+    """
+    probe = create_backbone(config.backbone, num_classes=2)
+    head_names = (f"{probe.head_name}.weight", f"{probe.head_name}.bias")
+    backbone = create_backbone(config.backbone, len(states[0][head_names[1]]))
+    if not any(name.endswith(".lora_A") for name in states[0]):
+        raise UserError("algorithm.model", "full", "has no adapters to export")
+    folders = []
+    for client in clients:
+        target = folder / f"client_{client:03d}"
+        save_adapter(states[client], target, config.backbone, config.lora, head_names)
+        if merged:
+            save_merged(states[client], target, backbone_arrays(backbone), config.lora)
+        folders.append(target)
+    return folders
 
 
 def write_summary(run_dir: Path, summary: dict[str, Any]) -> None:
@@ -214,9 +235,10 @@ def _resolve(config: ExperimentConfig) -> ExperimentConfig:
 def _difference(present: ExperimentConfig, wanted: ExperimentConfig) -> str:
     """The first key that changes the result and differs, or ''."""
     a, b = present.flat(), wanted.flat()
-    free = tuple(key for key in a | b if key.startswith(("cluster.", "tracking.")) and key != "cluster.threads_per_actor")
+    free = tuple(
+        key for key in a | b if key.startswith(("cluster.", "tracking.")) and key != "cluster.threads_per_actor"
+    )
     for key in sorted((a | b).keys() - set(free)):
         if a.get(key) != b.get(key):
             return f"{key}: {a.get(key)} there, {b.get(key)} now"
     return ""
-

@@ -24,7 +24,9 @@ RANK_TOLERANCE = 1e-7
 """Singular values below this share of the largest are zero directions (float32 factors carry about this much noise)."""
 
 
-def average(anchor: ClientState, states: Sequence[ClientState], weights: Sequence[float]) -> dict[str, np.ndarray]:
+def average(
+    anchor: ClientState, states: Sequence[ClientState], weights: Sequence[float] | np.ndarray
+) -> dict[str, np.ndarray]:
     """anchor + sum_j w_j (theta_j - anchor) for every name of ``anchor``, in its dtype."""
     return {
         name: (

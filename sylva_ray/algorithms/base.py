@@ -69,7 +69,7 @@ class Phase2Parameters(Section):
     shrink_strength: float = Field(
         64.0, ge=0, description="images at which own and neighbourhood values weigh the same"
     )
-    guard_tolerance: float = Field(0.03, ge=0, le=1, description="robust accuracy that the guard's bound may lose")
+    guard_tolerance: float = Field(0.05, ge=0, le=1, description="robust accuracy that the guard's bound may lose")
     guard_confidence: float = Field(0.9, gt=0.5, lt=1, description="of the one-sided paired bound")
     guard_pool: int = Field(200, ge=1, description="guard images below which neighbours' outcomes are pooled")
 

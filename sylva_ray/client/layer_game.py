@@ -145,8 +145,7 @@ class Phase2Client:
         outcomes = [self._guard_outcomes(self.robust, everyone)]
         states: list[ParameterStack] = []
 
-        def after_epoch(epoch: int) -> None:
-            del epoch
+        def after_epoch() -> None:
             states.append({name: value.clone() for name, value in params.items()})
             outcomes.append(self._guard_outcomes(params, everyone))
 

@@ -28,7 +28,7 @@ def run_epochs(
     lr: float,
     epochs: int,
     masks: Mapping[str, torch.Tensor] | None = None,
-    after_epoch: Callable[[int], None] = lambda epoch: None,
+    after_epoch: Callable[[], None] = lambda: None,
 ) -> torch.Tensor:
     """Train ``params`` in place with a fresh optimiser; returns every client's mean loss over the last epoch, ``[C]``.
 
@@ -37,7 +37,7 @@ def run_epochs(
     first = next(iter(params.values()))
     optimizer = StackedOptimizer(params, config.training, lr)
     losses = torch.zeros(len(first), dtype=torch.float64)
-    for epoch in range(epochs):
+    for _ in range(epochs):
         total, steps = torch.zeros_like(losses), torch.zeros_like(losses)
         for batch in cohort_batches(
             data, streams, config.training.batch_size, config.training.augment, first.dtype, first.device
@@ -51,7 +51,7 @@ def run_epochs(
             total += losses_C.double().cpu()
             steps += batch.active.cpu()
         losses = total / steps.clamp(min=1)
-        after_epoch(epoch)
+        after_epoch()
     return losses
 
 

@@ -84,6 +84,7 @@ class Ledger:
     upload_bytes: int = 0
     download_bytes: int = 0
     peak_memory_bytes: int = 0
+    dropped: list[int] = field(default_factory=list)
 
     def book(self, result: CohortResult) -> None:
         """Add a worker's seconds by stage."""
@@ -157,7 +158,7 @@ class Rounds:
             record["upload_bytes"], record["download_bytes"] = self.ledger.upload_bytes, self.ledger.download_bytes
             wall = time.perf_counter() - started
             record["seconds"] = self.ledger.seconds | {"wall": wall}
-            record["peak_memory_bytes"] = self.ledger.peak_memory_bytes
+            record["peak_memory_bytes"], record["dropped"] = self.ledger.peak_memory_bytes, self.ledger.dropped
             self.records.append(record)
             self.checkpoints.save(step.index, self.states, self.records, self.game)
             self.on_record(self.records)
@@ -218,7 +219,9 @@ class Rounds:
         head_epochs: int = 0,
         deadline: bool = False,
     ) -> tuple[dict[int, TrainOutcome], list[int]]:
-        """Train ``clients`` in cohorts; returns what arrived, and who is missing (only with ``deadline``)."""
+        """Train ``clients`` in cohorts; returns what arrived, and who is missing (only with ``deadline``).
+
+        A client whose training diverged keeps its last state, uploads nothing, and is named in the record."""
         replayed = self._replayed_missing(step) if deadline else None
         tasks = [
             TrainTask(step.round, cohort, self._stack(cohort), epsilon, lr, epochs, head_epochs)
@@ -227,6 +230,8 @@ class Rounds:
         limit = self.config.cluster.round_deadline_s if deadline and replayed is None else None
         outcomes: dict[int, TrainOutcome] = self._run(tasks, limit)
         missing = [client for client in clients if client not in outcomes]
+        self.ledger.dropped = sorted(c for c, outcome in outcomes.items() if not _is_finite(outcome.state))
+        outcomes = {c: outcome for c, outcome in outcomes.items() if c not in self.ledger.dropped}
         if limit is not None:
             self._note_missing(step, missing)
         return outcomes, missing
@@ -329,7 +334,7 @@ class Rounds:
         guard = {client: outcome.guard for client, outcome in refined.items()}
         graph = self._neighbourhood()
         for client in refining:
-            verdict = largest_accepted(client, guard, lambda other, row: other in guard, graph, phase2)
+            verdict = largest_accepted(client, guard, lambda other, _: other in guard, graph, phase2)
             self.game["refined_epochs"][client] = verdict.row
             if verdict.row:
                 self.states[client] = dict(refined[client].states[verdict.row - 1])
@@ -389,3 +394,7 @@ class Rounds:
 
     def _task_done(self, task: CohortTask) -> None:
         self.on_event({"event": "task", "stage": task.stage, "clients": list(task.clients)})
+
+
+def _is_finite(state: ClientState) -> bool:
+    return all(bool(np.isfinite(value).all()) for value in state.values())

@@ -29,14 +29,16 @@ class UploadRow:
     ratio: float
 
 
-def upload_table(backbone: BackboneSection, lora: LoraSection, ranks: Sequence[int], num_classes: int) -> list[UploadRow]:
+def upload_table(
+    backbone: BackboneSection, lora: LoraSection, ranks: Sequence[int], num_classes: int
+) -> list[UploadRow]:
     """Uploads of full-model training, of LoRA (A and B, with and without the head) and of LoRA-FA (B alone).
 
     Raises:
         UserError: unknown backbone, targets that match nothing, a rank that does not fit.
     """
     shapes_only = backbone.model_copy(update={"pretrained": False})
-    rows = []
+    rows: list[UploadRow] = []
     for rank in ranks:
         model = create_backbone(shapes_only, num_classes)
         full = full_model_bytes(model)

@@ -67,7 +67,8 @@ def summarise(
         "checks": [vars(check) for check in checks],
         "warnings": _warnings(records, checks),
         "threat_model": _threat_model(config),
-        "versions": {"sylva_ray": __version__} | {name: version(name) for name in ("torch", "timm", "ray", "peft", "mlflow")},
+        "versions": {"sylva_ray": __version__}
+        | {name: version(name) for name in ("torch", "timm", "ray", "peft", "mlflow")},
         "hardware": {
             "machine": platform.machine(),
             "cpus": os.cpu_count(),
@@ -117,7 +118,9 @@ def _communication(
 def _seconds(records: Sequence[Mapping[str, Any]], num_actors: int, setup: float) -> dict[str, float]:
     """``total`` is wall time; the stages are summed over workers; ``idle`` is what the workers waited."""
     wall = sum(record["seconds"]["wall"] for record in records)
-    stages = {s: sum(r["seconds"].get(s, 0.0) for r in records) for s in ("train", "attack", "game", "evaluate", "aggregate")}
+    stages = {
+        s: sum(r["seconds"].get(s, 0.0) for r in records) for s in ("train", "attack", "game", "evaluate", "aggregate")
+    }
     busy = sum(stages.values()) - stages["aggregate"]
     return {"total": setup + wall, "setup": setup, **stages, "idle": max(0.0, wall * num_actors - busy)}
 
@@ -133,9 +136,11 @@ def _warnings(records: Sequence[Mapping[str, Any]], checks: Sequence[CheckResult
         if record["missing"]:
             who = ", ".join(map(str, record["missing"]))
             warnings.append(f"round {record['round']}: clients {who} missed the deadline and kept their state")
-        if record.get("dropped"):
+        if record["dropped"]:
             who = ", ".join(map(str, record["dropped"]))
-            warnings.append(f"round {record['round']}: the uploads of clients {who} were not finite and were left out")
+            warnings.append(
+                f"round {record['round']}: the training of clients {who} diverged; they kept their last state"
+            )
     return warnings
 
 

@@ -42,6 +42,9 @@ class Backbone(nn.Module):
     model's size.
     """
 
+    mean: torch.Tensor
+    std: torch.Tensor
+
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
@@ -60,9 +63,14 @@ class Backbone(nn.Module):
         return self.model(self.preprocess(x))
 
     @property
+    def classifier(self) -> nn.Module:
+        """The final layer, as timm knows it."""
+        return self.model.get_classifier()  # type: ignore[operator]
+
+    @property
     def head_name(self) -> str:
         """Name of the final linear layer, e.g. ``head``; empty where there is none."""
-        classifier = self.model.get_classifier()
+        classifier = self.classifier
         return next((name for name, module in self.model.named_modules() if module is classifier), "")
 
 
@@ -81,9 +89,9 @@ def create_backbone(
             whose classifier is not one linear layer.
     """
     model = _architecture(section, num_classes, pretrained=section.pretrained and weights is None)
-    if not isinstance(model.get_classifier(), nn.Linear):
-        raise UserError("backbone.name", section.name, "needs a single linear classifier; this model has none")
     backbone = Backbone(model)
+    if not isinstance(backbone.classifier, nn.Linear):
+        raise UserError("backbone.name", section.name, "needs a single linear classifier; this model has none")
     if weights is not None:
         model.load_state_dict({name: torch.from_numpy(np.array(value)) for name, value in weights.items()})
     elif section.checkpoint is not None:

@@ -62,7 +62,7 @@ class FunctionalStack:
         self.backbone = backbone
         self.precision = precision
         head = backbone.head_name
-        self.head_names = (f"{head}.weight", f"{head}.bias")
+        self.head_names: tuple[str, ...] = (f"{head}.weight", f"{head}.bias")
         self._parameters = dict(backbone.model.named_parameters())
         self._template = self._parameters | {
             name: buffer for name, buffer in backbone.model.named_buffers() if buffer.is_floating_point()

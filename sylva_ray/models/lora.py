@@ -119,7 +119,7 @@ class LoraStack:
             self._shapes[f"{name}.lora_A"] = (lora.rank, layer.in_features)
             self._shapes[f"{name}.lora_B"] = (layer.out_features, lora.rank)
         head = backbone.head_name
-        self.head_names = (f"{head}.weight", f"{head}.bias")
+        self.head_names: tuple[str, ...] = (f"{head}.weight", f"{head}.bias")
         classifier = model.get_submodule(head)
         assert isinstance(classifier, nn.Linear)
         self._shapes[self.head_names[0]] = (classifier.out_features, classifier.in_features)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +45,21 @@ def save_adapter(
     }
     (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     return folder
+
+
+def save_merged(state: ClientState, folder: Path, backbone: Mapping[str, np.ndarray], lora: LoraSection) -> Path:
+    """Write the client's whole model as ``model.safetensors``: W + (alpha / r) B A, and its head. Loads into the timm model."""
+    merged = {name: np.array(value) for name, value in backbone.items()}
+    for name, value in state.items():
+        if name.endswith(".lora_A"):
+            module = name.removesuffix(".lora_A")
+            update = lora.alpha / lora.rank * state[f"{module}.lora_B"].astype(np.float64) @ value
+            merged[f"{module}.weight"] = (merged[f"{module}.weight"] + update).astype(np.float32)
+        elif not name.endswith(".lora_B"):
+            merged[name] = value
+    path = folder / "model.safetensors"
+    save_file(dict(sorted(merged.items())), path)
+    return path
 
 
 def load_adapter(folder: Path) -> dict[str, np.ndarray]:

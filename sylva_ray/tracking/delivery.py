@@ -125,12 +125,11 @@ class Delivery:
         again = f"send them with: sylva-ray track {self.run_dir}"
         return [f"MLflow at {mask_credentials(self.store.uri)} did not take {what}: {why}; {again}"]
 
-    def _try(self, send: Callable[[], None]) -> bool:
+    def _try(self, send: Callable[[], object]) -> bool:
         try:
             send()
         except Exception as error:  # whatever a server, a driver or a proxy may throw: the run goes on
-            lines = str(error).strip().splitlines() or [type(error).__name__]
-            self.problem = mask_credentials(lines[0])[:300]
+            self.problem = mask_credentials(_reason(error))
             return False
         self.problem = None
         return True
@@ -153,7 +152,7 @@ class Delivery:
         if summary is not None:
             self.store.log_metrics(summary_metrics(summary), self._time_ms(records), len(records) - 1)
         self.store.end_run(status)
-        self._unsent.remove("the end of the run")
+        self._sent("the end of the run")
         for name in self._artifacts():
             match name:
                 case "figures":
@@ -168,8 +167,11 @@ class Delivery:
                     self.store.log_text(mask_credentials((self.run_dir / name).read_text()), name)
                 case _:
                     self.store.log_file(self.run_dir / name)
-            self._unsent.remove(name)
+            self._sent(name)
         self.state.update(finished=True)
+
+    def _sent(self, name: str) -> None:
+        self._unsent = [other for other in self._unsent if other != name]
 
     def _artifacts(self) -> list[str]:
         """What there is to send, the many adapters last."""
@@ -179,3 +181,12 @@ class Delivery:
     def _time_ms(self, records: Sequence[Mapping[str, Any]]) -> int:
         """Start of the run plus the wall time of ``records``, in Unix milliseconds."""
         return self.state.started_ms + round(1000 * sum(record["seconds"].get("wall", 0.0) for record in records))
+
+
+def _reason(error: BaseException) -> str:
+    """An exception's first line, and that of what caused it in the first place ("connection refused")."""
+    root = error
+    while (cause := root.__cause__ or root.__context__) is not None:
+        root = cause
+    first, last = (" ".join(str(e).split())[:120] or type(e).__name__ for e in (error, root))
+    return first if last in first else f"{first} ... ({last})"

@@ -12,7 +12,7 @@ import itertools
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -133,8 +133,7 @@ class MlflowStore:
         self._run_id = run.info.run_id
         if run.info.status != "RUNNING":
             self._call(client.update_run, self._run_id, "RUNNING")
-        if not run.data.params:  # once: they are immutable in MLflow, but `cluster` may change when a run is resumed
-            self._log_params(client)
+        self._log_params(client, known=run.data.params)
         state.update(experiment_id=experiment_id, run_id=self._run_id, finished=False)
         self._client = client
 
@@ -187,10 +186,12 @@ class MlflowStore:
         names = {"algorithm": self.config.algorithm.name, "dataset": self.config.dataset.name}
         return names | {"sylva_ray_version": __version__, RUN_TAG: key, "mlflow.source.name": "sylva-ray"}
 
-    def _log_params(self, client: Any) -> None:
+    def _log_params(self, client: Any, known: Collection[str]) -> None:
+        """Those not yet known: MLflow never changes a parameter, but `cluster` may be another when a run is resumed."""
         from mlflow.entities import Param
 
-        params = (Param(key, mask_credentials(value)[:PARAM_LENGTH]) for key, value in self.config.flat().items())
+        flat = {key: mask_credentials(value)[:PARAM_LENGTH] for key, value in self.config.flat().items()}
+        params = (Param(key, value) for key, value in flat.items() if key not in known)
         for batch in _batches(params, PARAMS_PER_BATCH):
             self._call(client.log_batch, self._run_id, params=batch)
 

@@ -6,7 +6,6 @@ Nothing here touches pyplot's global state.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,6 +18,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from sylva_ray.tracking.report.style import LIGHT, style
+from sylva_ray.tracking.report.wording import SECONDS, attack_title, bytes_text
 
 WIDTH = 7.4
 """Inches of every figure."""
@@ -45,41 +45,10 @@ def figures(summary: Mapping[str, Any] | None, records: Sequence[Mapping[str, An
         return drawn
 
 
-def attack_title(label: str) -> str:
-    """An attack's label in words.
-
-    >>> attack_title("pgd20-eps8")
-    'PGD-20 at epsilon 8/255'
-    >>> attack_title("pgd50x5-margin-eps4")
-    'PGD-50 (margin loss, 5 restarts) at epsilon 4/255'
-    """
-    match = re.fullmatch(r"([a-z]+)(\d*)(?:x(\d+))?(?:-([a-z]+))?-eps([\d.e+-]+)", label)
-    if match is None:
-        return label
-    name, steps, restarts, loss, epsilon = match.groups()
-    details = [f"{loss} loss"] * bool(loss) + [f"{restarts} restarts"] * bool(restarts)
-    name = f"{name.upper()}-{steps}" if steps else name.upper()
-    name = f"{name} ({', '.join(details)})" if details else name
-    return f"{name} at epsilon {epsilon}/255"
-
-
 def robust_conditions(records: Sequence[Mapping[str, Any]]) -> list[str]:
     """Labels of the evaluation's attacks: those of the first evaluation (the last one adds attacks for the checks)."""
-    first = next((record["evaluation"] for record in records if record["evaluation"]), {})
+    first: Mapping[str, Any] = next((r["evaluation"] for r in records if r["evaluation"]), {})
     return [condition for condition in first if condition != "benign"]
-
-
-def bytes_text(value: float) -> str:
-    """A size in decimal units.
-
-    >>> bytes_text(999), bytes_text(41_234), bytes_text(2.5e9)
-    ('999 B', '41.2 kB', '2.5 GB')
-    """
-    for unit in ("B", "kB", "MB", "GB"):
-        if value < 1000:
-            return f"{value:.3g} {unit}"
-        value /= 1000
-    return f"{value:.3g} TB"
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -136,11 +105,11 @@ def _accuracy(records: Sequence[Mapping[str, Any]], summary: Mapping[str, Any] |
     axes.set(
         ylim=(0, 1),
         xlim=(-0.5, max(r["step"] for r in records) + 0.5),
-        xlabel="round (0: heads only, before any defence)",
+        xlabel="step (0: heads only, before any defence; then one per round)",
     )
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=12))
     _percent_axis(axes)
-    figure.legend(handles=handles, loc="outside upper left", ncols=3, borderpad=0)
+    figure.legend(handles=handles, loc="outside upper left", ncols=3, borderpad=0.3)
     return figure
 
 
@@ -167,14 +136,17 @@ def _clients(summary: Mapping[str, Any]) -> Figure:
         axes.plot(x, last[order], "o", ms=size, color=colour)
         axes.set(title=title, ylim=(-0.03, 1.03), xlim=(-0.6, num_clients - 0.4))
         _percent_axis(axes)
-        _client_axis(axes, num_clients, "clients, the least accurate first" if num_clients > FEW_CLIENTS else "client")
-    style = {"color": LIGHT["muted"], "ls": "", "ms": 6}
+        if num_clients <= FEW_CLIENTS:
+            _client_axis(axes, num_clients)
+        else:
+            axes.set(xticks=[], xlabel=f"{num_clients} clients, the least accurate first")
+    grey: dict[str, Any] = {"color": LIGHT["muted"], "ls": "", "ms": 6}
     handles = [
-        Line2D([], [], marker="o", mfc=LIGHT["surface"], label="before the defence", **style),
-        Line2D([], [], marker="o", label="after it", **style),
-        Line2D([], [], marker="_", mew=1.5, label="always the majority class", **style | {"ms": 10}),
+        Line2D([], [], marker="o", mfc=LIGHT["surface"], label="before the defence", **grey),
+        Line2D([], [], marker="o", label="after it", **grey),
+        Line2D([], [], marker="_", mew=1.5, label="always the majority class", **grey | {"ms": 10}),
     ]
-    figure.legend(handles=handles, loc="outside upper left", ncols=3, borderpad=0)
+    figure.legend(handles=handles, loc="outside upper left", ncols=3, borderpad=0.3)
     return figure
 
 
@@ -194,7 +166,7 @@ def _layers(game: Mapping[str, Any]) -> Figure:
     share.barh(range(num_layers), selected.mean(1), color=LIGHT["muted"], height=0.55)
     share.set(title="selected by", xlim=(0, 1), ylim=(num_layers - 0.5, -0.5), xticks=[0, 0.5, 1], yticks=[])
     share.xaxis.set_major_formatter(PercentFormatter(1))
-    _scale(bar, -top, top, "Shapley value")
+    _scale(bar, -top, top, "Shapley value", clipped=bool(np.abs(values).max() > top))
     return figure
 
 
@@ -215,24 +187,13 @@ def _communication(communication: Mapping[str, Any], records: Sequence[Mapping[s
     return figure
 
 
-STAGES = {
-    "setup": "set-up",
-    "train": "training weights",
-    "attack": "crafting attacks",
-    "game": "layer game",
-    "evaluate": "evaluation",
-    "aggregate": "aggregation",
-    "idle": "workers waiting",
-}
-
-
 def _seconds(seconds: Mapping[str, float]) -> Figure:
     """Where the seconds went, summed over workers."""
-    shown = {name: seconds[stage] for stage, name in STAGES.items() if stage in seconds}
+    shown = {name: seconds[stage] for stage, name in SECONDS.items() if stage in seconds}
     total = sum(shown.values()) or 1.0
     figure = _figure(0.4 + 0.26 * len(shown))
     texts = [f"{value:,.1f} s  ({value / total:.0%})" for value in shown.values()]
-    colours = [LIGHT["muted"] if name == STAGES["idle"] else LIGHT["series-1"] for name in shown]
+    colours = [LIGHT["muted"] if name == SECONDS["idle"] else LIGHT["series-1"] for name in shown]
     _bars(figure.subplots(), list(shown), list(shown.values()), texts, colours)
     return figure
 
@@ -253,25 +214,27 @@ def _heatmap(axes: Axes, values: np.ndarray) -> None:
         spine.set_visible(True)
 
 
-def _scale(axes: Axes, low: float, high: float, label: str) -> None:
-    """The colour bar of `_heatmap`."""
+def _scale(axes: Axes, low: float, high: float, label: str, clipped: bool = False) -> None:
+    """The colour bar of `_heatmap`; ``clipped``: values beyond its ends share the last shade."""
     steps = np.linspace(high, low, 64)[:, None]
     _heatmap(axes, steps / max(abs(low), abs(high), 1e-12))
     ticks = [low, high] if low == 0 else [low, 0, high]
-    positions = [63 * (high - tick) / max(high - low, 1e-12) for tick in ticks]
+    texts = [f"{tick:.2g}" if isinstance(high, float) else f"{tick:,}" for tick in ticks]
+    if clipped:
+        texts[0], texts[-1] = f"≤ {texts[0]}", f"≥ {texts[-1]}"
     axes.set_xticks([])
-    axes.set_yticks(positions, [f"{tick:.2g}" if isinstance(high, float) else f"{tick:,}" for tick in ticks])
+    axes.set_yticks([63 * (high - tick) / max(high - low, 1e-12) for tick in ticks], texts)
     axes.yaxis.tick_right()
     axes.yaxis.set_label_position("right")
     axes.set_ylabel(label)
 
 
-def _client_axis(axes: Axes, num_clients: int, label: str = "client") -> None:
+def _client_axis(axes: Axes, num_clients: int) -> None:
     if num_clients <= FEW_CLIENTS:
         axes.set_xticks(range(num_clients))
     else:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=10))
-    axes.set_xlabel(label)
+    axes.set_xlabel("client")
 
 
 def _percent_axis(axes: Axes) -> None:

@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from html import escape
+from typing import Any
 
 import matplotlib
 from matplotlib.figure import Figure
@@ -69,9 +70,10 @@ _LOCK = threading.RLock()  # matplotlib's settings are global to the process; th
 
 
 @contextmanager
-def style(**extra: object) -> Iterator[None]:
+def style(**extra: Any) -> Iterator[None]:
     """Matplotlib's settings for our figures, for as long as the block lasts."""
-    with _LOCK, warnings.catch_warnings(), matplotlib.rc_context({**_STYLE, **extra}):
+    settings: Any = _STYLE | extra
+    with _LOCK, warnings.catch_warnings(), matplotlib.rc_context(settings):
         warnings.filterwarnings("ignore", "Glyph")  # the browser has the font that we lack here
         yield
 

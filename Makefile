@@ -1,0 +1,44 @@
+# Every target sets up what it needs; `make help` lists them.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-slow check format bench clean
+
+help: ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+setup: $(READY) ## make .venv with everything the project needs
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; set PYTHON=python3.11" >&2; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+demo: $(READY) ## run Sylva, both phases, on the embedded digits (about 2 minutes on 2 cores)
+	$(BIN)/sylva-ray run configs/digits.yaml
+
+test: $(READY) ## run the tests (under 8 minutes on 2 cores)
+	$(BIN)/python -m pytest -q -m 'not slow'
+
+test-slow: $(READY) ## run the tests that kill processes or train for longer
+	$(BIN)/python -m pytest -q -m slow
+
+check: $(READY) ## format, lint and types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: $(READY) ## rewrite the code in the project's format
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(READY) ## measure the cost of a round through Ray against the same steps in a bare loop
+	$(BIN)/python benchmarks/round_overhead.py
+
+clean: ## remove .venv and caches (runs/ stays)
+	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .hypothesis

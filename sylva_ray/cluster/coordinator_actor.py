@@ -1,0 +1,110 @@
+"""The coordinator actor: the numbered loop of `sylva_ray.experiment.run_experiment`, in a process that may die.
+
+    driver ── Prepared (put once) ──► Coordinator ── tasks ──► client actors
+       ◄── events, summary ──────────      └── run folder: a checkpoint after every step
+
+It is unblocked by its pool alone. When its process dies, Ray starts another one and calls `run` again, which goes on from the
+newest checkpoint; the client actors die with it and are made anew. The objects it was given belong to the driver and stay.
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+from threadpoolctl import threadpool_limits
+
+from sylva_ray.cluster.ray_pool import RayPool
+from sylva_ray.config import ExperimentConfig
+from sylva_ray.coordinator.pool import ClientPool
+from sylva_ray.experiment import Prepared, run_experiment
+
+MAX_RESTARTS = 20
+"""Enough for a long run on machines that come and go; a coordinator that dies of its own work must end some time."""
+
+Event = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """What a coordinator is to do.
+
+    Attributes:
+        config: resolved, ``cluster.num_actors`` included.
+        setup_seconds: see `Prepared`.
+        fleet, backbone: references to what the driver has put. Inside a dataclass they stay references.
+        run_dir: absolute.
+        working_dir: the driver's; relative paths in the config start there.
+        environment: the driver's settings for the tracker.
+    """
+
+    config: ExperimentConfig
+    setup_seconds: float
+    fleet: ray.ObjectRef
+    backbone: ray.ObjectRef
+    run_dir: Path
+    working_dir: Path
+    environment: Mapping[str, str]
+
+
+class Coordinator:
+    """Runs one experiment, as a `RemoteCoordinator`.
+
+    Every method may be called again after a restart. It must not touch CUDA: an actor without GPUs of its own sees them all.
+    """
+
+    def __init__(self) -> None:
+        self._life = uuid.uuid4().hex
+        self._events: list[Event] = []
+
+    @ray.method(concurrency_group="work")
+    def run(self, given: Assignment) -> dict[str, Any]:
+        """Run the experiment, or go on with it, and return its summary."""
+        os.chdir(given.working_dir)
+        os.environ.update(given.environment)
+        prepared = Prepared(given.config, ray.get(given.fleet), ray.get(given.backbone), given.setup_seconds)
+        num_actors = given.config.cluster.num_actors
+        assert isinstance(num_actors, int), "num_actors is resolved before the run"
+        pool = RayPool(given.config, given.fleet, given.backbone, num_actors, self._note_lost)
+        try:
+            return conduct(prepared, given.run_dir, pool, self._events.append)
+        finally:
+            pool.close()
+
+    @ray.method(concurrency_group="ctl")
+    def events(self, life: str, since: int) -> tuple[str, list[Event]]:
+        """This process's name, and its events from number ``since`` on; from 0 on if the caller knew another process."""
+        return self._life, self._events[since if life == self._life else 0 :]
+
+    @ray.method(concurrency_group="ctl")
+    def pid(self) -> int:
+        """The process id, also while the experiment runs."""
+        return os.getpid()
+
+    def _note_lost(self, where: str) -> None:
+        self._events.append({"event": "worker_lost", "where": where})
+
+
+_OPTIONS: dict[str, Any] = {
+    "num_cpus": 0,  # it waits for its actors most of the time
+    "max_restarts": MAX_RESTARTS,
+    "max_task_retries": -1,
+    "concurrency_groups": {"work": 1, "ctl": 1},
+}
+RemoteCoordinator: Any = ray.remote(**_OPTIONS)(Coordinator)
+"""`Coordinator` in a process of its own; its name and place are given with ``.options``."""
+
+
+def conduct(prepared: Prepared, run_dir: Path, pool: ClientPool, on_event: Callable[[Event], None]) -> dict[str, Any]:
+    """`run_experiment` with numpy's linear algebra on one thread.
+
+    The last bits of a QR or an SVD depend on the number of threads, which differs between a Ray actor, a plain process and
+    another machine; the matrices are small, so one thread is also the fastest.
+    """
+    with threadpool_limits(limits=1, user_api="blas"):
+        return run_experiment(prepared, run_dir, pool, on_event)

@@ -1,0 +1,235 @@
+"""`ClientPool` on Ray: a queue of tasks, and actors that take the next one when they are free.
+
+    tasks, longest first ──► [queue] ──► free actor ──► result (copied out of the object store)
+                                ▲            │
+                                └── died ◄───┘  a new actor takes its place, the task goes to the front
+
+Per `run` it produces one result per task; it waits for the first actor that answers; it is unblocked by a result, a death, an
+actor that came up, or the deadline. Any actor can run any task and every random draw is named by what it is for, so the
+results depend neither on how many actors there are nor on who died.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.actor import ActorHandle
+from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from sylva_ray.cluster.client_actor import RemoteClientActor
+from sylva_ray.cluster.session import actors_per_gpu
+from sylva_ray.config import ClusterSection, ExperimentConfig
+from sylva_ray.coordinator.pool import OnDone
+from sylva_ray.errors import RunError
+from sylva_ray.types import CohortResult, CohortTask
+
+STARTUP_TIMEOUT_S = 600.0
+"""How long to wait while not a single actor is up: a cloud node needs minutes, an actor's imports ten seconds."""
+
+
+@dataclass
+class _Seat:
+    """One of the pool's places and the actor in it. ``pending`` is what it is busy with: its start, or the task ``job``."""
+
+    actor: ActorHandle
+    pending: ray.ObjectRef | None
+    is_up: bool = False
+    job: int | None = None
+
+
+class _Batch:
+    """Bookkeeping of one `RayPool.run`."""
+
+    def __init__(self, tasks: Sequence[CohortTask], on_done: OnDone | None) -> None:
+        self.tasks, self.on_done = tasks, on_done
+        self.queue = deque(range(len(tasks)))
+        self.results: list[CohortResult | None] = [None] * len(tasks)
+        self.unfinished = len(tasks)
+        self.deaths: Counter[int] = Counter()
+
+    def finish(self, job: int, result: CohortResult) -> None:
+        self.results[job] = result
+        self.unfinished -= 1
+        if self.on_done is not None:
+            self.on_done(self.tasks[job])
+
+
+class RayPool:
+    """Client actors on the Ray cluster that this process is connected to.
+
+    Args:
+        config: resolved.
+        fleet: reference to the `FleetData`, put once for all actors.
+        backbone: reference to the backbone's arrays, likewise.
+        num_actors: how many to keep.
+        on_lost: called with a task's ``where`` when its actor died and it will run again.
+    """
+
+    def __init__(
+        self,
+        config: ExperimentConfig,
+        fleet: ray.ObjectRef,
+        backbone: ray.ObjectRef,
+        num_actors: int,
+        on_lost: Callable[[str], None] | None = None,
+    ) -> None:
+        self.num_actors = num_actors
+        self._section, self._on_lost = config.cluster, on_lost
+        self._arguments = (config, fleet, backbone)
+        self._group = _reserve_gpus(config.cluster, num_actors)
+        self._failed_starts = 0
+        self._seats: list[_Seat | None] = [self._start(index) for index in range(num_actors)]
+
+    def run(
+        self, tasks: Sequence[CohortTask], deadline_s: float | None = None, on_done: OnDone | None = None
+    ) -> list[CohortResult | None]:
+        """See `ClientPool.run`. The deadline's clock starts when an actor is up: a slow start costs no client its round."""
+        batch = _Batch(tasks, on_done)
+        self._seats = [seat or self._start(index) for index, seat in enumerate(self._seats)]
+        deadline = math.inf
+        try:
+            while batch.unfinished:
+                any_up = any(seat.is_up for seat in self._occupied())
+                if deadline_s is not None and deadline == math.inf and any_up:
+                    deadline = time.monotonic() + deadline_s
+                self._hand_out(batch)
+                arrived = self._wait(min(deadline - time.monotonic(), math.inf if any_up else STARTUP_TIMEOUT_S))
+                if arrived is not None:
+                    self._settle(arrived, batch)
+                elif time.monotonic() >= deadline:
+                    self._abandon_running(restart=True)
+                    break
+                else:
+                    raise RunError(_no_actor_came_up(self._section))
+        except BaseException:
+            self._abandon_running(restart=False)
+            raise
+        return batch.results
+
+    def close(self) -> None:
+        """Kill the actors and give the GPUs back."""
+        for index in range(len(self._seats)):
+            self._vacate(index)
+        if self._group is not None:
+            remove_placement_group(self._group)
+            self._group = None
+
+    # -- one turn of the loop ------------------------------------------------------------------------------------------
+
+    def _hand_out(self, batch: _Batch) -> None:
+        """Every free actor gets the next task. The put is here and not earlier, so the store holds only what is running."""
+        for seat in self._occupied():
+            if batch.queue and seat.is_up and seat.pending is None:
+                seat.job = batch.queue.popleft()
+                seat.pending = seat.actor.run.remote(ray.put(batch.tasks[seat.job]))
+
+    def _wait(self, timeout_s: float) -> int | None:
+        """Index of a seat whose pending work has ended, well or not; None after ``timeout_s`` seconds."""
+        pending = {seat.pending: index for index, seat in enumerate(self._seats) if seat and seat.pending is not None}
+        timeout = None if timeout_s == math.inf else max(0.0, timeout_s)
+        ready, _ = ray.wait(list(pending), num_returns=1, timeout=timeout)
+        return pending[ready[0]] if ready else None
+
+    def _settle(self, index: int, batch: _Batch) -> None:
+        """Take what has arrived at a seat: a result, an actor that is up, an exception, or a death."""
+        seat = self._seats[index]
+        assert seat is not None
+        assert seat.pending is not None
+        job, pending = seat.job, seat.pending
+        where = "starting a client actor" if job is None else batch.tasks[job].where
+        try:
+            answer = ray.get(pending)
+        except RayTaskError as error:
+            seat.pending = seat.job = None
+            raise RunError(f"{where}: {type(error.cause).__name__}: {error.cause}") from error
+        except RayError as error:  # the actor, its node or its result is lost
+            self._replace(index, where, batch, error)
+            return
+        seat.pending = seat.job = None
+        if job is None:
+            seat.is_up, self._failed_starts = True, 0
+        else:
+            batch.finish(
+                job, copy.deepcopy(answer)
+            )  # Ray's arrays are read-only and pin the store as long as we keep them
+
+    def _replace(self, index: int, where: str, batch: _Batch, error: RayError) -> None:
+        """A new actor for a seat whose actor was lost; its task, if it had one, goes to the front of the queue."""
+        seat = self._seats[index]
+        assert seat is not None
+        self._vacate(index)
+        reason = str(error).strip().splitlines()[-1]
+        if seat.job is None:
+            self._failed_starts += 1
+            deaths = self._failed_starts
+        else:
+            batch.deaths[seat.job] += 1
+            deaths = batch.deaths[seat.job]
+        is_hopeless = isinstance(error, RayActorError) and error.actor_init_failed
+        if deaths > self._section.max_task_retries or is_hopeless:
+            raise RunError(f"{where}: the client actor was lost {deaths} time(s), the last time: {reason}")
+        if seat.job is not None:
+            batch.queue.appendleft(seat.job)
+            if self._on_lost is not None:
+                self._on_lost(where)
+        self._seats[index] = self._start(index)
+
+    # -- seats ---------------------------------------------------------------------------------------------------------
+
+    def _occupied(self) -> list[_Seat]:
+        return [seat for seat in self._seats if seat is not None]
+
+    def _start(self, index: int) -> _Seat:
+        section = self._section
+        options: dict[str, Any] = {"num_cpus": section.cpus_per_actor, "num_gpus": section.gpus_per_actor}
+        if self._group is not None:
+            bundle = index % self._group.bundle_count
+            options["scheduling_strategy"] = PlacementGroupSchedulingStrategy(self._group, bundle)
+        actor = RemoteClientActor.options(**options).remote(*self._arguments)
+        return _Seat(actor, actor.start.remote())
+
+    def _vacate(self, index: int) -> None:
+        seat = self._seats[index]
+        self._seats[index] = None
+        if seat is not None:
+            ray.kill(seat.actor)
+
+    def _abandon_running(self, restart: bool) -> None:
+        """Kill the actors that are inside a task (a synchronous one cannot be cancelled), and perhaps start others."""
+        for index, seat in enumerate(self._seats):
+            if seat is not None and seat.job is not None:
+                self._vacate(index)
+                self._seats[index] = self._start(index) if restart else None
+
+
+def gpu_bundles(section: ClusterSection, num_actors: int) -> list[dict[str, float]]:
+    """One bundle per GPU (or per group of whole GPUs), each with the CPUs of the actors that share it; none without GPUs.
+
+    Ray packs plain fractional actors onto the first GPU until it is full; in bundles they are dealt evenly.
+    """
+    if section.gpus_per_actor == 0:
+        return []
+    sharing = min(actors_per_gpu(section), num_actors)
+    bundle = {"GPU": max(1.0, section.gpus_per_actor), "CPU": sharing * section.cpus_per_actor}
+    return [dict(bundle) for _ in range(-(-num_actors // sharing))]
+
+
+def _reserve_gpus(section: ClusterSection, num_actors: int) -> PlacementGroup | None:
+    bundles = gpu_bundles(section, num_actors)
+    return placement_group(bundles, strategy="SPREAD") if bundles else None
+
+
+def _no_actor_came_up(section: ClusterSection) -> str:
+    wish = f"{section.cpus_per_actor:g} CPUs and {section.gpus_per_actor:g} GPUs"
+    return (
+        f"no client actor came up within {STARTUP_TIMEOUT_S:g} s: the cluster had no room for {wish} (see `ray status`)"
+    )

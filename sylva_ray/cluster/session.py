@@ -1,0 +1,168 @@
+"""The driver's connection to Ray: start one here, or join a running cluster; and what fits on it.
+
+Every wait has an end of its own: Ray retries an address that does not answer for minutes, and an actor that fits no node
+waits for ever. So the address is probed first, and the resources an actor asks for are compared with the nodes there are.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+
+from sylva_ray.config import ClusterSection
+from sylva_ray.errors import RunError, UserError
+
+NAMESPACE = "sylva_ray"
+ROUNDING = 1e-9
+"""Slack for fractions: 1 CPU holds ten actors of 0.1 each, whatever 1 / 0.1 is in binary."""
+
+Resources = Mapping[str, float]
+"""What one node has, e.g. ``{"CPU": 16, "GPU": 1}``."""
+
+
+@contextmanager
+def ray_session(section: ClusterSection) -> Iterator[None]:
+    """Ray for as long as the block lasts. Only what was started here is stopped; a connection that exists is used.
+
+    Raises:
+        UserError: nothing answers at ``cluster.address``, or no node could ever hold one of the actors asked for.
+    """
+    started = not ray.is_initialized()
+    try:
+        if started:
+            _connect(section)
+        check_resources(section, node_resources())
+        yield
+    finally:
+        if started:
+            ray.shutdown()
+
+
+def _connect(section: ClusterSection) -> None:
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Workers' output would tear the live display apart; their errors come back as exceptions.
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "namespace": NAMESPACE}
+    if section.address is None:
+        try:
+            ray.init(address="local", include_dashboard=False, **quiet)
+        except (RuntimeError, OSError, TimeoutError) as error:
+            raise RunError(f"Ray does not start on this machine: {error}") from error
+        return
+    require_reachable(section.address, section.connect_timeout_s)
+    try:
+        ray.init(address=section.address, **quiet)
+    except Exception as error:  # Ray raises whatever its layers raise: version mismatch, no node here, ...
+        raise _unreachable(section.address, _last_line(str(error))) from error
+
+
+def require_reachable(address: str, timeout_s: float) -> None:
+    """Return when a Ray cluster answers at ``address`` (``host:port`` or ``auto``) within ``timeout_s`` seconds.
+
+    A TCP probe tells a closed port at once; `ray status` in a process of its own tells a port that is not Ray's, which
+    would hold `ray.init` for minutes.
+
+    Raises:
+        UserError: malformed address, or no answer.
+    """
+    if address != "auto":
+        host, colon, port = address.rpartition(":")
+        if "://" in address or not colon or not host or not port.isdigit() or int(port) > 65535:
+            fix = "must be host:port of a Ray head, seen from a machine of that cluster, or auto"
+            raise UserError("cluster.address", address, fix)
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout_s).close()
+        except OSError as error:
+            raise _unreachable(address, error.strerror or str(error)) from None
+    command = [sys.executable, "-m", "ray.scripts.scripts", "status", "--address", address]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=False)
+    except subprocess.TimeoutExpired:
+        raise _unreachable(address, f"no answer within {timeout_s:g} s") from None
+    if answer.returncode != 0:
+        raise _unreachable(address, _last_line(answer.stderr))
+
+
+def _unreachable(address: str, reason: str) -> UserError:
+    fix = f"no Ray cluster answers there ({reason}); start one with `ray start --head`, or leave it out to run Ray here"
+    return UserError("cluster.address", address, fix)
+
+
+def _last_line(text: str) -> str:
+    return (text.strip().splitlines() or ["no reason given"])[-1].strip()
+
+
+def node_resources() -> list[Resources]:
+    """What every live node has in total, busy or not."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def check_resources(section: ClusterSection, nodes: Sequence[Resources]) -> None:
+    """Refuse an actor that fits no node there is now. (Nodes that an autoscaler might add are not counted.)
+
+    Raises:
+        UserError: more GPUs or CPUs per actor than any node has.
+    """
+    gpus, cpus = section.gpus_per_actor, section.cpus_per_actor
+    most_gpus = max((node.get("GPU", 0.0) for node in nodes), default=0.0)
+    most_cpus = max((node.get("CPU", 0.0) for node in nodes), default=0.0)
+    if gpus > 1 and gpus != int(gpus):
+        raise UserError("cluster.gpus_per_actor", gpus, "must be a whole number above 1 (Ray splits one GPU only)")
+    if gpus > 0 and most_gpus == 0:
+        raise UserError("cluster.gpus_per_actor", gpus, "no node of the cluster has a GPU now; use 0 to run on CPUs")
+    if gpus > most_gpus:
+        raise UserError(
+            "cluster.gpus_per_actor", gpus, f"the largest node has {most_gpus:g} GPUs now; use at most that"
+        )
+    if cpus > most_cpus:
+        raise UserError(
+            "cluster.cpus_per_actor", cpus, f"the largest node has {most_cpus:g} CPUs now; use at most that"
+        )
+    if _fit(section, nodes) == 0:
+        fix = f"no node has {cpus:g} CPUs and {gpus:g} GPUs together; ask for less of either"
+        raise UserError("cluster.cpus_per_actor", cpus, fix)
+
+
+def resolve_num_actors(section: ClusterSection, num_cohorts: int, num_clients: int, nodes: Sequence[Resources]) -> int:
+    """How many actors to make; never more than there are cohorts to work on.
+
+    ``auto``: as many as fit. ``per_client``: one for each client (whose cohorts hold one client each). On a cluster that we
+    joined, more than fit now may be asked for: an autoscaler sees them waiting, and those that are up do the work. A Ray
+    that we started here cannot grow.
+
+    Raises:
+        UserError: more actors than this machine can ever hold.
+    """
+    fit = max(1, _fit(section, nodes))
+    if section.num_actors == "auto":
+        return min(num_cohorts, fit)
+    wanted = num_clients if section.num_actors == "per_client" else min(num_cohorts, int(section.num_actors))
+    if section.address is None and wanted > fit:
+        fix = f"{wanted} actors are wanted and {fit} fit on this machine; lower cluster.cpus_per_actor or use auto"
+        raise UserError("cluster.num_actors", section.num_actors, fix)
+    return wanted
+
+
+def actors_per_gpu(section: ClusterSection) -> int:
+    """How many actors share one GPU; 1 where an actor has whole ones."""
+    return max(1, math.floor(1 / section.gpus_per_actor + ROUNDING))
+
+
+def _fit(section: ClusterSection, nodes: Sequence[Resources]) -> int:
+    """Actors that fit on ``nodes`` when nothing else runs there."""
+    total = 0
+    for node in nodes:
+        fit = math.floor(node.get("CPU", 0.0) / section.cpus_per_actor + ROUNDING)
+        if section.gpus_per_actor > 0:
+            shares = math.floor(node.get("GPU", 0.0) / max(1.0, section.gpus_per_actor)) * actors_per_gpu(section)
+            fit = min(fit, shares)
+        total += fit
+    return total

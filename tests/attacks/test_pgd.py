@@ -1,0 +1,151 @@
+"""Attacks against closed forms, and the promises about bounds and gradients that all of them keep."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from sylva_ray.attacks.checks import UNBOUNDED, collapse, is_collapsed, predicts_one_class, unbounded_attack
+from sylva_ray.attacks.losses import (
+    boosted_cross_entropy,
+    cross_entropy,
+    kl_divergence,
+    margin,
+    true_class_probability,
+)
+from sylva_ray.attacks.pgd import attack_predictions, pgd
+from sylva_ray.types import AttackSpec
+
+
+class LinearCohort:
+    """A `CohortModel` of two-class linear models: logits (0, w . x + b), one weight vector per client."""
+
+    head_names = ("w", "b")
+
+    def forward(self, params, x, owner):
+        score = (params["w"][owner] * x.flatten(1)).sum(1) + params["b"][owner]
+        return torch.stack([torch.zeros_like(score), score], dim=1)
+
+
+def batch(n=12, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    x = torch.rand(n, 3, 4, 4, generator=g)
+    params = {"w": torch.randn(2, 48, generator=g), "b": torch.tensor([0.1, -0.2])}
+    owner = torch.tensor([0] * (n // 2) + [1] * (n - n // 2))
+    return params, x, torch.randint(0, 2, (n,), generator=g), owner
+
+
+def closed_form(params, x, y, owner, epsilon):
+    """The worst image of a linear model: every pixel moves epsilon against its true class."""
+    direction = params["w"][owner].sign().view_as(x) * torch.where(y == 1, -1.0, 1.0).view(-1, 1, 1, 1)
+    return (x + epsilon * direction).clamp(0, 1)
+
+
+@pytest.mark.parametrize("loss", [cross_entropy, margin])
+def test_pgd_finds_the_worst_image_of_a_linear_model(loss):
+    params, x, y, owner = batch()
+    model, spec = LinearCohort(), AttackSpec("pgd", 0.1, 20, 0.02)
+    noise = torch.rand(x.shape, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    found = pgd(lambda u: loss(model.forward(params, u, owner), y), x, spec, noise)
+    torch.testing.assert_close(found, closed_form(params, x, y, owner, 0.1), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("spec", [AttackSpec("fgsm", 0.05, 1, 0.05, False), AttackSpec("pgd", 0.05, 10, 0.02)])
+def test_attack_predictions_are_those_of_the_worst_image(spec):
+    params, x, y, owner = batch(60)
+    model = LinearCohort()
+    noise = torch.rand(x.shape) * 2 - 1
+    found = attack_predictions(model, params, x, y, owner, spec, [noise])
+    worst = model.forward(params, closed_form(params, x, y, owner, 0.05), owner).argmax(1)
+    assert torch.equal(found == y, worst == y)
+    assert 0 < (found == y).float().mean() < (model.forward(params, x, owner).argmax(1) == y).float().mean()
+
+
+def test_epsilon_zero_changes_nothing():
+    params, x, y, owner = batch()
+    model, spec = LinearCohort(), AttackSpec("pgd", 0.0, 5, 0.0)
+    assert torch.equal(
+        pgd(lambda u: cross_entropy(model.forward(params, u, owner), y), x, spec, torch.rand(x.shape)), x
+    )
+    clean = model.forward(params, x, owner).argmax(1)
+    assert torch.equal(attack_predictions(model, params, x, y, owner, spec, [torch.rand(x.shape)]), clean)
+
+
+@pytest.mark.parametrize("epsilon", [0.01, 0.3, 1.0])
+def test_iterates_stay_in_the_ball_and_in_the_pixel_range_and_touch_no_weight(epsilon):
+    params, x, y, owner = batch()
+    params = {name: value.requires_grad_() for name, value in params.items()}
+    seen = []
+
+    def objective(u):
+        seen.append(u.detach())
+        return cross_entropy(LinearCohort().forward(params, u, owner), y)
+
+    seen.append(pgd(objective, x, AttackSpec("pgd", epsilon, 7, epsilon / 2), torch.rand(x.shape) * 2 - 1))
+    for u in seen:
+        assert (u - x).abs().max() <= epsilon + 1e-6
+        assert u.min() >= 0
+        assert u.max() <= 1
+    assert all(value.grad is None for value in params.values())
+
+
+def test_more_restarts_never_help_the_defender():
+    params, x, y, owner = batch(80, seed=3)
+    noises = [torch.rand(x.shape) * 2 - 1 for _ in range(4)]
+    right = [
+        (
+            attack_predictions(LinearCohort(), params, x, y, owner, AttackSpec("pgd", 0.03, 1, 0.01, True, r), noises)
+            == y
+        ).sum()
+        for r in (1, 2, 4)
+    ]
+    assert right[0] >= right[1] >= right[2]
+
+
+def test_a_constant_model_yields_no_nan():
+    params, x, y, owner = batch()
+    params = {"w": torch.zeros_like(params["w"]), "b": params["b"]}
+    found = pgd(
+        lambda u: cross_entropy(LinearCohort().forward(params, u, owner), y), x, AttackSpec("pgd", 0.1, 3, 0.1, False)
+    )
+    assert torch.equal(found, x)
+
+
+def test_losses_by_hand():
+    logits = torch.tensor([[2.0, -1.0, 0.0], [-3.0, -2.0, -1.0]])
+    y = torch.tensor([0, 0])
+    assert margin(logits, y).tolist() == [-2.0, 2.0]  # negative logits must not be masked by zero
+    torch.testing.assert_close(true_class_probability(logits, y), logits.softmax(1)[:, 0])
+    torch.testing.assert_close(kl_divergence(logits, logits), torch.zeros(2))
+    other = logits.flip(0)
+    p, q = logits.softmax(1), other.softmax(1)
+    torch.testing.assert_close(kl_divergence(logits, other), (p * (p / q).log()).sum(1))
+    p = logits.softmax(1)
+    expected = -p[:, 0].log() - (1 - p[:, 1:].amax(1)).log()
+    torch.testing.assert_close(boosted_cross_entropy(logits, y), expected, atol=2e-3, rtol=0)
+
+
+def test_s4_passes_a_breakable_model_and_fails_a_constant_one():
+    params, x, y, owner = batch(40)
+    model = LinearCohort()
+    noise = [torch.rand(x.shape) * 2 - 1]
+    broken = (attack_predictions(model, params, x, y, owner, UNBOUNDED, noise) == y).float().mean()
+    assert unbounded_attack(float(broken), 2).passed
+    constant = {"w": torch.zeros_like(params["w"]), "b": torch.ones(2)}
+    ones = torch.ones_like(y)
+    standing = (attack_predictions(model, constant, x, ones, owner, UNBOUNDED, noise) == ones).float().mean()
+    result = unbounded_attack(float(standing), 2)
+    assert not result.passed
+    assert "masked" in result.meaning
+
+
+def test_s14_marks_a_constant_predictor():
+    assert is_collapsed(0.6, majority_share=0.6, one_class=False)
+    assert is_collapsed(0.9, majority_share=0.2, one_class=True)
+    assert not is_collapsed(0.61, majority_share=0.6, one_class=False)
+    assert predicts_one_class(torch.tensor([1, 1]).numpy(), torch.tensor([0, 1]).numpy())
+    assert not predicts_one_class(torch.tensor([1, 1]).numpy(), torch.tensor([1, 1]).numpy())
+    result = collapse([False, True])
+    assert not result.passed
+    assert "1 of 2" in result.meaning
+    assert collapse([False]).passed
