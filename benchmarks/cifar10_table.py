@@ -22,7 +22,12 @@ def run(method: str, out: Path, overrides: list[str]) -> dict[str, Any]:
     """One method's summary, from an earlier run or a new one."""
     folder = out / method
     if not (folder / "summary.json").exists():
-        command = [Path(sys.executable).with_name("sylva-ray"), "run", "configs/cifar10.yaml", f"algorithm.name={method}"]
+        command = [
+            Path(sys.executable).with_name("sylva-ray"),
+            "run",
+            "configs/cifar10.yaml",
+            f"algorithm.name={method}",
+        ]
         resume = ["--resume"] if (folder / "config.yaml").exists() else []
         subprocess.run([*map(str, command), *overrides, "--out", str(folder), *resume], check=True)
     return json.loads((folder / "summary.json").read_text())

@@ -76,13 +76,13 @@ def report(run_dir: RunFolder) -> None:
 
 
 @app.command()
-def track(run_dir: RunFolder) -> None:
-    """Send to MLflow what it has missed of a run."""
+def track(run_dir: RunFolder, overrides: Overrides = None) -> None:
+    """Send to MLflow what it has missed of a run (tracking.uri=... names another server)."""
     from sylva_ray.experiment import load_run
     from sylva_ray.tracking.mlflow_tracker import send_run
 
-    config, _ = load_run(run_dir)
-    problems = send_run(run_dir, config)
+    load_run(run_dir)
+    problems = send_run(run_dir, load_config(run_dir / "config.yaml", overrides or []))
     if problems:
         raise RunError("; ".join(problems))
     typer.echo(f"MLflow has all of {run_dir}")

@@ -15,7 +15,10 @@ TINY = {
     "name": "tiny",
     "dataset": {"name": "digits", "max_train": 150, "max_test": 60},
     "partition": {"num_clients": 3, "alpha": 0.5, "min_samples": 20, "test_samples": 12},
-    "algorithm": {"name": "sylva", "phase2": {"benign_epochs": 1, "refine_epochs": 1, "attack_steps": 2, "max_images": 4}},
+    "algorithm": {
+        "name": "sylva",
+        "phase2": {"benign_epochs": 1, "refine_epochs": 1, "attack_steps": 2, "max_images": 4},
+    },
     "lora": {"rank": 2},
     "attack": {"epsilon": "4/255", "steps": 1},
     "training": {"rounds": 2, "batch_size": 16, "lr": 0.005},

@@ -138,31 +138,38 @@ class Rounds:
             self.states, self.records, self.game = checkpoint.states, checkpoint.records, checkpoint.game
             self.on_record(self.records)
         for step in steps[len(self.records) :]:
-            started = time.perf_counter()
-            self.ledger = Ledger()
             self.on_event({"event": "step", "step": step.index, "steps": len(steps), "stage": step.stage})
-            record = {"step": step.index, "stage": step.stage, "round": step.round, "epsilon": None, "lr": None}
-            record |= {"participants": self.everyone, "missing": [], "metrics": {}}
-            match step.stage:
-                case "warmup":
-                    record |= self._warmup(step)
-                case "phase1":
-                    record |= self._phase1_round(step)
-                case "personalise":
-                    record |= self._personalise(step)
-                case "layer_game":
-                    record |= self._layer_game(step)
-                case "phase2":
-                    record |= self._phase2(step)
-            record["evaluation"] = self._evaluate(step, steps)
-            record["upload_bytes"], record["download_bytes"] = self.ledger.upload_bytes, self.ledger.download_bytes
-            wall = time.perf_counter() - started
-            record["seconds"] = self.ledger.seconds | {"wall": wall}
-            record["peak_memory_bytes"], record["dropped"] = self.ledger.peak_memory_bytes, self.ledger.dropped
-            self.records.append(record)
-            self.checkpoints.save(step.index, self.states, self.records, self.game)
-            self.on_record(self.records)
-            self.on_event({"event": "record", "record": record})
+            self.on_event({"event": "record", "record": self.run_step(step)})
+
+    def run_step(self, step: Step) -> Record:
+        """One step of the plan: new states, a record, a checkpoint."""
+        started = time.perf_counter()
+        self.ledger = Ledger()
+        record = {"step": step.index, "stage": step.stage, "round": step.round, "epsilon": None, "lr": None}
+        record |= {"participants": self.everyone, "missing": [], "metrics": {}}
+        match step.stage:
+            case "warmup":
+                record |= self._warmup(step)
+            case "phase1":
+                record |= self._phase1_round(step)
+            case "personalise":
+                record |= self._personalise(step)
+            case "layer_game":
+                record |= self._layer_game(step)
+            case "phase2":
+                record |= self._phase2(step)
+        record["evaluation"] = self._evaluate(step)
+        record |= {
+            "upload_bytes": self.ledger.upload_bytes,
+            "download_bytes": self.ledger.download_bytes,
+            "seconds": self.ledger.seconds | {"wall": time.perf_counter() - started},
+            "peak_memory_bytes": self.ledger.peak_memory_bytes,
+            "dropped": self.ledger.dropped,
+        }
+        self.records.append(record)
+        self.checkpoints.save(step.index, self.states, self.records, self.game)
+        self.on_record(self.records)
+        return record
 
     # -- phase 1 -------------------------------------------------------------------------------------------------------
 
@@ -348,9 +355,10 @@ class Rounds:
 
     # -- evaluation ----------------------------------------------------------------------------------------------------
 
-    def _evaluate(self, step: Step, steps: Sequence[Step]) -> dict[str, dict[str, list[float]]] | None:
+    def _evaluate(self, step: Step) -> dict[str, dict[str, list[float]]] | None:
         """At the end of the warm-up, of phase 1 and of the run in full; in between every ``evaluation.every`` rounds."""
         section = self.config.evaluation
+        steps = plan(self.config, self.algorithm)
         following = steps[step.index + 1].stage if step.index + 1 < len(steps) else "end"
         is_last = following == "end"
         in_full = is_last or following == "layer_game" or step.stage == "warmup"

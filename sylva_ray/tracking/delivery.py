@@ -103,9 +103,13 @@ class Delivery:
         """Try to bring the store up to the newest record; returns whether it is."""
         return self._try(self._send_records)
 
+    def expect_end(self) -> None:
+        """From now on the end of the run and its artifacts are missing until they are sent."""
+        self._unsent = ["the end of the run", *self._artifacts()]
+
     def finish(self, status: str, given_up: threading.Event) -> bool:
         """Try, up to three times, to send everything and end the run; returns whether all arrived."""
-        self._unsent = ["the end of the run", *self._artifacts()]
+        self.expect_end()
         for attempt in range(TRIES_AT_THE_END):
             if attempt and given_up.wait(PAUSE_S):
                 break

@@ -32,6 +32,7 @@ ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # we try again ourselves
     "MLFLOW_LOGGING_LEVEL": "ERROR",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_DISABLE_TELEMETRY": "true",
 }
 """Set before mlflow is imported, where the user has not set them."""
@@ -68,6 +69,7 @@ class RunFollower:
         Returns:
             Warnings that name what was not sent, why, and how to send it; none if all arrived.
         """
+        self._delivery.expect_end()
         self._status = status
         self.notify()
         self._thread.join(timeout_s)

@@ -62,13 +62,13 @@ def _fleet(summary: Mapping[str, Any]) -> Figure:
     """Label x client matrix: training images per class (rows) and client (columns)."""
     counts = np.asarray(summary["label_matrix"]).T
     num_classes, num_clients = counts.shape
-    figure = _figure(1.1 + (0.24 if num_classes <= 25 else 0.24 * 25 / num_classes) * num_classes)
+    figure = _figure(1.1 + 0.24 * min(num_classes, 18))
     axes, bar = figure.subplots(1, 2, width_ratios=[40, 1])
     _heatmap(axes, counts / max(1, counts.max()))
     if num_clients * num_classes <= 240:
         for (row, column), count in np.ndenumerate(counts):
             axes.text(column, row, str(count), ha="center", va="center", fontsize=7.5)
-    if num_classes <= 25:
+    if num_classes <= 20:
         names = [name if len(name) <= 18 else f"{name[:17]}…" for name in map(str, summary["class_names"])]
         axes.set_yticks(range(num_classes), names)
     axes.set_ylabel("class")
@@ -109,7 +109,8 @@ def _accuracy(records: Sequence[Mapping[str, Any]], summary: Mapping[str, Any] |
     )
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=12))
     _percent_axis(axes)
-    figure.legend(handles=handles, loc="outside upper left", ncols=3, borderpad=0.3)
+    columns = 3 if max(len(handle.get_label()) for handle in handles) <= 30 else 2
+    figure.legend(handles=handles, loc="outside upper left", ncols=columns, borderpad=0.3)
     return figure
 
 

@@ -1,0 +1,206 @@
+"""Whole tiny experiments in this process: learning, bit-exact resume, checkpoints that survive torn writes."""
+
+from __future__ import annotations
+
+import errno
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import save
+
+from sylva_ray.client.worker import CohortWorker
+from sylva_ray.config import ExperimentConfig, build
+from sylva_ray.coordinator import checkpoint as checkpoint_module
+from sylva_ray.coordinator.checkpoint import CheckpointFolder
+from sylva_ray.coordinator.pool import InProcessPool
+from sylva_ray.errors import RunError, UserError
+from sylva_ray.experiment import claim_run_folder, export_clients, load_run, prepare, run_experiment
+from sylva_ray.models.peft_format import load_adapter
+from tests.conftest import TINY
+
+
+def run(prepared, folder: Path) -> dict:
+    folder.mkdir(exist_ok=True)
+    if not (folder / "config.yaml").exists():
+        claim_run_folder(folder, prepared.config, resume=False)
+    pool = InProcessPool(CohortWorker(prepared.config, prepared.fleet, prepared.backbone))
+    return run_experiment(prepared, folder, pool, lambda _: None)
+
+
+def adapters(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted((folder / "adapters").rglob("*.safetensors"))}
+
+
+@pytest.fixture(scope="module")
+def finished(tiny, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("finished")
+    return folder, run(tiny, folder)
+
+
+def test_a_run_leaves_what_it_promises(finished, tiny):
+    folder, summary = finished
+    for name in (
+        "config.yaml",
+        "rounds.jsonl",
+        "summary.json",
+        "report.html",
+        "adapters/client_002/adapter_config.json",
+    ):
+        assert (folder / name).exists(), name
+    assert json.loads((folder / "summary.json").read_text()) == summary
+    records = [json.loads(line) for line in (folder / "rounds.jsonl").read_text().splitlines()]
+    assert [r["stage"] for r in records] == ["warmup", "phase1", "phase1", "personalise", "layer_game", "phase2"]
+    assert records[1]["epsilon"] < records[2]["epsilon"] == tiny.config.attack.epsilon
+    for stage in ("initial", "phase1", "final"):
+        accuracies = summary[stage]
+        assert len(accuracies["benign_accuracy"]["per_client"]) == 3
+        assert accuracies["robust_accuracy"]["pgd2-eps4"]["mean"] <= accuracies["benign_accuracy"]["mean"]
+    game = summary["layer_game"]
+    assert game["exact"]
+    assert game["coalitions_evaluated"] == 3 * 2**7
+    assert np.array(game["shapley"]).shape == (3, 7)
+    assert {check["name"] for check in summary["checks"]} == {"S4", "S14"}
+
+
+def test_declared_bytes_are_the_serialised_ones(finished):
+    folder, summary = finished
+    _, states = load_run(folder)
+    payload = {n: v for n, v in states[0].items() if not n.startswith("head")}
+    adapters_only = sum(v.nbytes for v in payload.values())
+    assert summary["communication"]["upload_bytes_per_client_round"] == adapters_only
+    header = len(save(payload)) - adapters_only
+    assert 0 < header < 100 * len(payload) + 16
+    records = [json.loads(line) for line in (folder / "rounds.jsonl").read_text().splitlines()]
+    assert records[1]["upload_bytes"] == 3 * adapters_only
+    assert records[0]["upload_bytes"] == 0
+
+
+def test_equal_runs_write_equal_bytes(finished, tiny, tmp_path):
+    folder, _ = finished
+    run(tiny, tmp_path / "again")
+    assert adapters(tmp_path / "again") == adapters(folder)
+
+
+@pytest.mark.parametrize("steps", [1, 3, 5])
+def test_resume_equals_uninterrupted(finished, tiny, tmp_path, monkeypatch, steps):
+    """The disk fills up after some steps: one clear error, and the resumed run ends with the same bits."""
+    folder = tmp_path / "interrupted"
+    write, calls = checkpoint_module._write, []
+
+    def full_disk(path: Path, content: bytes) -> None:
+        if path.name == "manifest.json":
+            calls.append(path)
+        if len(calls) > steps:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(path, content)
+
+    monkeypatch.setattr(checkpoint_module, "_write", full_disk)
+    with pytest.raises(RunError, match="No space left"):
+        run(tiny, folder)
+    monkeypatch.setattr(checkpoint_module, "_write", write)
+    run(tiny, folder)
+    assert adapters(folder) == adapters(finished[0])
+    strip = [json.loads(line) for line in (folder / "rounds.jsonl").read_text().splitlines()]
+    whole = [json.loads(line) for line in (finished[0] / "rounds.jsonl").read_text().splitlines()]
+    for a, b in zip(strip, whole, strict=True):
+        for noisy in ("seconds", "peak_memory_bytes"):
+            a.pop(noisy)
+            b.pop(noisy)
+        assert a == b
+
+
+def test_without_learning_rate_nothing_moves(tmp_path):
+    """lr = 0 leaves every client what it was after the warm-up, through training, aggregation and the last epoch."""
+    config = build(
+        ExperimentConfig,
+        TINY
+        | {
+            "training": {"rounds": 2, "batch_size": 16, "lr": 0.0},
+            "algorithm": {"name": "sylva", "head_warmup_epochs": 0, "phase2": {"enabled": False}},
+            "evaluation": {"attacks": [], "checks": False},
+        },
+    )
+    prepared = prepare(config)
+    run(prepared, tmp_path / "still")
+    _, states = load_run(tmp_path / "still")
+    worker = CohortWorker(prepared.config, prepared.fleet, prepared.backbone)
+    from sylva_ray.seeding import generator
+
+    start = worker.model.initial_state(generator(config.seed, "initial state"))
+    assert all(np.array_equal(state[name], start[name]) for state in states for name in start)
+
+
+def test_refinement_touches_the_selected_layers_alone(tiny):
+    from sylva_ray.seeding import generator
+    from sylva_ray.types import RefineTask, stack_states
+
+    worker = CohortWorker(tiny.config, tiny.fleet, tiny.backbone)
+    start = worker.model.initial_state(generator(0, "initial state"))
+    selected = np.zeros((3, 7), bool)
+    selected[0, [1, 6]] = True
+    selected[2, 3] = True
+    result = worker.run(RefineTask(5, (0, 1, 2), stack_states([start] * 3), selected))
+    players = list(worker.model.players.values())
+    for client, outcome in enumerate(result.outcomes):
+        after = outcome.states[-1]
+        for player, names in enumerate(players):
+            moved = any(not np.array_equal(after[name], start[name]) for name in names)
+            assert moved == selected[client, player], (client, player)
+
+
+def test_an_exported_adapter_is_the_clients_state(finished, tmp_path):
+    config, states = load_run(finished[0])
+    (folder,) = export_clients(config, states, [1], tmp_path)
+    back = load_adapter(folder)
+    assert all(np.array_equal(back[name], states[1][name]) for name in states[1])
+
+
+def test_merged_weights_predict_like_the_adapter(finished, tmp_path):
+    import torch
+    from peft import PeftModel
+    from safetensors.torch import load_file
+
+    from sylva_ray.models.backbone import create_backbone
+
+    config, states = load_run(finished[0])
+    (folder,) = export_clients(config, states, [0], tmp_path, merged=True)
+    adapted, merged = create_backbone(config.backbone, 10), create_backbone(config.backbone, 10)
+    merged.model.load_state_dict(load_file(folder / "model.safetensors"))
+    x = torch.rand(4, 3, 32, 32)
+    expected = PeftModel.from_pretrained(adapted.model, str(folder)).eval()(adapted.preprocess(x))
+    torch.testing.assert_close(merged(x), expected, rtol=0, atol=1e-4)
+
+
+# -- checkpoints -------------------------------------------------------------------------------------------------------
+
+
+def saved(folder: Path, steps: int) -> CheckpointFolder:
+    checkpoints = CheckpointFolder(folder)
+    for step in range(steps):
+        checkpoints.save(step, [{"x": np.full(3, step, np.float32)}], [{"step": s} for s in range(step + 1)], None)
+    return checkpoints
+
+
+def test_a_torn_write_leaves_the_previous_round(tmp_path):
+    checkpoints = saved(tmp_path, 3)
+    (tmp_path / "round_0002" / "states.safetensors").write_bytes(b"half")
+    assert checkpoints.latest().step == 1
+    (tmp_path / "round_0001" / "manifest.json").unlink()
+    assert checkpoints.latest().step == 0
+
+
+def test_a_complete_round_is_immutable_and_old_ones_go(tmp_path):
+    checkpoints = saved(tmp_path, 5)
+    assert [p.name for p in sorted(tmp_path.iterdir())] == ["round_0002", "round_0003", "round_0004"]
+    checkpoints.save(4, [{"x": np.zeros(3, np.float32)}], [], None)
+    assert checkpoints.latest().states[0]["x"].tolist() == [4, 4, 4]
+
+
+def test_only_damaged_checkpoints_is_an_error_and_none_is_a_start(tmp_path):
+    assert CheckpointFolder(tmp_path / "none").latest() is None
+    checkpoints = saved(tmp_path, 1)
+    (tmp_path / "round_0000" / "progress.json").write_text("{}")
+    with pytest.raises(UserError, match="damaged"):
+        checkpoints.latest()

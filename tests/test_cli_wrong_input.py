@@ -1,0 +1,153 @@
+"""Wrong input: one line with key, value and what to do, exit code 2, nothing written."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+import yaml
+
+from sylva_ray import cli
+from tests.conftest import TINY
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch, tiny):
+    """An empty working folder with a good config in it, and a few broken things beside it."""
+    (tmp_path / "good.yaml").write_text(yaml.safe_dump(TINY))
+    (tmp_path / "broken.yaml").write_text("training: [1, 2\n")
+    (tmp_path / "list.yaml").write_text("- 1\n")
+    (tmp_path / "corrupt.safetensors").write_bytes(b"not a checkpoint")
+    (tmp_path / "empty_data").mkdir()
+    corrupt = tmp_path / "corrupt_data"
+    corrupt.mkdir()
+    (corrupt / "train-0.parquet").write_bytes(b"PAR1 but not really")
+    (tmp_path / "occupied").mkdir()
+    (tmp_path / "occupied" / "thesis.txt").write_text("precious")
+    other = tmp_path / "other_run"
+    other.mkdir()
+    (other / "config.yaml").write_text(tiny.config.model_copy(update={"seed": 7}).to_yaml())
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def call(capsys, monkeypatch, *arguments: str) -> tuple[int, str]:
+    monkeypatch.setattr(sys, "argv", ["sylva-ray", *arguments])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    return int(stop.value.code or 0), capsys.readouterr().err
+
+
+RUN = ("run", "good.yaml")
+
+CASES = {
+    "no such config": (("run", "nowhere.yaml"), ["nowhere.yaml", "no such file"]),
+    "broken YAML": (("run", "broken.yaml"), ["broken.yaml", "not valid YAML"]),
+    "YAML that is no mapping": (("run", "list.yaml"), ["mapping"]),
+    "override without value": ((*RUN, "training.lr"), ["training.lr", "KEY=VALUE"]),
+    "unknown section": ((*RUN, "trainin.lr=1"), ["trainin", "did you mean 'training'"]),
+    "unknown key": ((*RUN, "training.learning_rate=1"), ["training.learning_rate", "unknown key", "lr"]),
+    "wrong type": ((*RUN, "training.rounds=many"), ["training.rounds", "'many'", "integer"]),
+    "epsilon out of range": ((*RUN, "attack.epsilon=8"), ["attack.epsilon", "8", "less than or equal to 1"]),
+    "epsilon that is no number": ((*RUN, "attack.epsilon=8/0"), ["attack.epsilon", "8/0", "fraction"]),
+    "rank 0": ((*RUN, "lora.rank=0"), ["lora.rank", "greater than or equal to 1"]),
+    "rank above the layer": ((*RUN, "lora.rank=500"), ["lora.rank", "500", "at most 192"]),
+    "target that matches nothing": (
+        (*RUN, "lora.target_modules=[attn.qvk]"),
+        ["attn.qvk", "matches no layer", "attn.qkv"],
+    ),
+    "target that matches the patch embedding": (
+        (*RUN, "lora.target_modules=[proj]"),
+        ["patch_embed.proj", "attn.proj"],
+    ),
+    "more clients than samples": ((*RUN, "partition.num_clients=100"), ["partition.num_clients", "100", "150"]),
+    "more clients a round than clients": ((*RUN, "training.clients_per_round=9"), ["clients_per_round", "9", "3"]),
+    "unknown data set": ((*RUN, "dataset.name=imagnet"), ["dataset.name", "imagnet", "digits"]),
+    "missing data set": ((*RUN, "dataset.name=parquet:nowhere"), ["dataset.name", "nowhere", "no such folder"]),
+    "empty data set": ((*RUN, "dataset.name=parquet:empty_data"), ["dataset.name", "empty_data", "train"]),
+    "corrupt data set": ((*RUN, "dataset.name=parquet:corrupt_data"), ["dataset.name", "corrupt_data", "parquet"]),
+    "empty image folder": ((*RUN, "dataset.name=imagefolder:empty_data"), ["dataset.name", "empty_data"]),
+    "unknown backbone": ((*RUN, "backbone.name=vit_bse"), ["backbone.name", "vit_bse", "timm"]),
+    "missing checkpoint": ((*RUN, "backbone.checkpoint=nowhere.safetensors"), ["backbone.checkpoint", "no such file"]),
+    "corrupt checkpoint": (
+        (*RUN, "backbone.checkpoint=corrupt.safetensors"),
+        ["backbone.checkpoint", "not a readable"],
+    ),
+    "checkpoint of another model": (
+        (
+            *RUN,
+            "backbone.name=vit_tiny_patch16_224",
+            "backbone.checkpoint=" + str(cli.Path(cli.__file__).parent / "assets/vit_micro_patch8_32.safetensors"),
+        ),
+        ["backbone.checkpoint", "does not fit"],
+    ),
+    "unknown method": ((*RUN, "algorithm.name=silva"), ["algorithm.name", "silva", "did you mean 'sylva'"]),
+    "method that cannot be imported": (
+        (*RUN, "algorithm.name=no.such:Thing"),
+        ["algorithm.name", "cannot be imported"],
+    ),
+    "unknown parameter of the method": (
+        (*RUN, "algorithm.adaptrs=global"),
+        ["algorithm.adaptrs", "did you mean 'adapters'"],
+    ),
+    "phase 2 without adapters": ((*RUN, "algorithm.model=full"), ["algorithm.phase2.enabled", "algorithm.model=lora"]),
+    "GPU where there is none": ((*RUN, "training.device=cuda"), ["training.device", "cuda", "no GPU"]),
+    "attack twice": (
+        (*RUN, "evaluation.attacks=[{epsilon: 0.1}, {epsilon: 0.1}]"),
+        ["evaluation.attacks", "twice"],
+    ),
+    "actors per client in cohorts": (
+        (*RUN, "cluster.num_actors=per_client", "training.cohort_size=2"),
+        ["cluster.num_actors", "cohort_size=1"],
+    ),
+    "folder with something else in it": ((*RUN, "--out", "occupied"), ["--out", "occupied", "not empty"]),
+    "folder that holds a run": ((*RUN, "seed=7", "--out", "other_run"), ["--out", "other_run", "--resume"]),
+    "folder that holds another config": (
+        (*RUN, "--out", "other_run", "--resume"),
+        ["other_run", "another config", "seed"],
+    ),
+    "nothing to resume": ((*RUN, "--out", "fresh", "--resume"), ["--resume", "fresh", "no run"]),
+    "resume without folder": ((*RUN, "--resume"), ["--resume", "--out"]),
+    "folder below a file": ((*RUN, "--out", "good.yaml/run"), ["good.yaml/run"]),
+    "report of no run": (("report", "empty_data"), ["empty_data", "no run folder"]),
+    "export of no run": (("export", "nowhere", "--to", "x"), ["nowhere", "no run folder"]),
+    "bytes of an unknown backbone": (("bytes", "--backbone", "vitt"), ["backbone.name", "vitt"]),
+    "bytes at rank 0": (("bytes", "--rank", "0"), ["lora.rank", "greater than or equal to 1"]),
+    "unknown option": ((*RUN, "--outt", "x"), ["--outt"]),
+    "unknown command": (("rnu",), ["rnu"]),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_one_clear_line_and_exit_code_2(case, here, capsys, monkeypatch):
+    arguments, says = CASES[case]
+    before = sorted(here.rglob("*"))
+    code, err = call(capsys, monkeypatch, *arguments)
+    assert code == 2
+    assert len(err.strip().splitlines()) == 1, err
+    for part in says:
+        assert part in err, err
+    assert "Traceback" not in err
+    assert sorted(here.rglob("*")) == before, "something was written"
+
+
+RAY_CASES = {
+    "GPU actors where there is no GPU": (("cluster.gpus_per_actor=0.5",), ["cluster.gpus_per_actor", "0.5"]),
+    "address unreachable": (
+        ("cluster.address=127.0.0.1:9", "cluster.connect_timeout_s=2"),
+        ["cluster.address", "127.0.0.1:9"],
+    ),
+    "more CPUs than there are": (("cluster.cpus_per_actor=4096",), ["cluster.cpus_per_actor", "4096"]),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", RAY_CASES)
+def test_a_cluster_that_cannot_hold_the_run(case, here, capfd, monkeypatch):
+    overrides, says = RAY_CASES[case]
+    before = sorted(here.rglob("*"))
+    code, err = call(capfd, monkeypatch, *RUN, "cluster.pool=ray", *overrides)
+    last = err.strip().splitlines()[-1]
+    assert code == 2, err
+    assert all(part in last for part in says), err
+    assert sorted(here.rglob("*")) == before
