@@ -262,10 +262,15 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> ExperimentCo
     Raises:
         UserError: missing or malformed file, unknown key, wrong type, value out of range; names key, value and fix.
     """
+    return build(ExperimentConfig, read_overridden(path, overrides))
+
+
+def read_overridden(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """A YAML mapping with ``KEY=VALUE`` overrides applied, not yet validated."""
     raw = read_yaml(path)
     for override in overrides:
         _apply_override(raw, override)
-    return build(ExperimentConfig, raw)
+    return raw
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:

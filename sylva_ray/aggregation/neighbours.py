@@ -17,6 +17,10 @@ from sklearn.neighbors import BallTree
 from sylva_ray.types import ClientState
 
 
+TIE = 1e-6
+"""Distances closer than this are equal: a squared distance carries rounding of 1e-16, its root 1e-8."""
+
+
 @dataclass(frozen=True)
 class NeighbourGraph:
     """``members [K, k] int``: each client's neighbours with itself among them, sorted by client; ``weights [K, k]``, rows sum
@@ -80,12 +84,12 @@ def neighbour_graph(
     members, weights = np.zeros((size, k), int), np.zeros((size, k))
     for i in range(size):
         radius = tree.query(points[i : i + 1], k=k)[0][0, -1]
-        near = tree.query_radius(points[i : i + 1], r=radius * (1 + 1e-9) + 1e-12)[0]
-        distance = np.linalg.norm(points[near] - points[i], axis=1).round(12)
+        near = tree.query_radius(points[i : i + 1], r=radius + TIE)[0]
+        distance = (np.linalg.norm(points[near] - points[i], axis=1) / TIE).round()
         order = np.lexsort((near, distance, near != i))[:k]  # oneself first, then by distance, then by number
         chosen = np.sort(near[order])
         d = np.linalg.norm(points[chosen] - points[i], axis=1)
-        sigma = np.inf if uniform else (radius if radius > 1e-9 else 1.0)
+        sigma = np.inf if uniform else (radius if radius > TIE else 1.0)
         w = np.asarray(num_samples, np.float64)[chosen] * np.exp(-(d**2) / (2 * sigma**2))
         w /= w.sum()
         own = chosen == i

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from sylva_ray.client.batches import augmented, cohort_batches
+from sylva_ray.client.batches import cohort_batches
+from sylva_ray.data.augment import augmented
 from sylva_ray.seeding import generator
 from sylva_ray.types import ClientData, Split
 

@@ -1,0 +1,148 @@
+"""Averaging LoRA factors: the bias of the naive rule, exactness and gauge freedom of the product rule."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sylva_ray.aggregation.factors import INITIAL_SCALE, average, drop_bad, merge_factors, merge_products
+
+D_OUT, D_IN = 7, 9
+
+
+def clients(count, rank=2, seed=0):
+    rng = np.random.default_rng(seed)
+    return [
+        {
+            "m.lora_A": rng.normal(size=(rank, D_IN)),
+            "m.lora_B": rng.normal(size=(D_OUT, rank)),
+            "head.bias": rng.normal(size=3),
+        }
+        for _ in range(count)
+    ]
+
+
+def product(state):
+    return state["m.lora_B"] @ state["m.lora_A"]
+
+
+def mean_product(states, weights):
+    return sum(w * product(s) for w, s in zip(weights, states, strict=True))
+
+
+def test_the_naive_bias_is_the_covariance_of_the_factors():
+    states, w = clients(5, rank=3), np.array([0.1, 0.2, 0.3, 0.15, 0.25])
+    mean = merge_factors(states[0], states, w, "naive")
+    covariance = sum(
+        x * (s["m.lora_B"] - mean["m.lora_B"]) @ (s["m.lora_A"] - mean["m.lora_A"])
+        for x, s in zip(w, states, strict=True)
+    )
+    np.testing.assert_allclose(mean_product(states, w) - product(mean), covariance, atol=1e-10)
+    assert np.linalg.norm(covariance) > 0.3 * np.linalg.norm(mean_product(states, w))
+
+
+def test_two_signs_of_one_model_are_that_model():
+    (state,) = clients(1)
+    flipped = state | {"m.lora_A": -state["m.lora_A"], "m.lora_B": -state["m.lora_B"]}
+    half = [0.5, 0.5]
+    np.testing.assert_allclose(product(merge_factors(state, [state, flipped], half, "naive")), 0, atol=1e-12)
+    np.testing.assert_allclose(
+        product(merge_factors(state, [state, flipped], half, "product_svd")), product(state), atol=1e-12
+    )
+
+
+@settings(max_examples=30, deadline=None)
+@given(count=st.integers(2, 4), rank=st.integers(1, 4), seed=st.integers(0, 999))
+def test_product_rule_is_the_best_rank_r(count, rank, seed):
+    states = clients(count, rank, seed)
+    w = np.random.default_rng(seed).dirichlet(np.ones(count))
+    merged = merge_factors(states[0], states, w, "product_svd")
+    target = mean_product(states, w)
+    tail = np.linalg.svd(target, compute_uv=False)[rank:]
+    np.testing.assert_allclose(np.linalg.norm(target - product(merged)), np.linalg.norm(tail), atol=1e-9)
+    np.testing.assert_allclose(merged["head.bias"], sum(x * s["head.bias"] for x, s in zip(w, states, strict=True)))
+
+
+def test_rank_enough_for_all_is_exact():
+    states, w = clients(3, rank=2), np.full(3, 1 / 3)
+    factors = [(s["m.lora_B"], s["m.lora_A"]) for s in states]
+    b, a = merge_products(np.random.default_rng(1).normal(size=(6, D_IN)), factors, w)
+    np.testing.assert_allclose(b @ a, mean_product(states, w), atol=1e-12)
+
+
+def test_gauge_changes_the_naive_mean_and_not_the_product():
+    states, w = clients(3), np.array([0.2, 0.5, 0.3])
+    r = np.array([[2.0, 1.0], [0.5, -1.0]])
+    gauged = [
+        states[0],
+        states[1] | {"m.lora_B": states[1]["m.lora_B"] @ r, "m.lora_A": np.linalg.inv(r) @ states[1]["m.lora_A"]},
+        states[2],
+    ]
+    exact = [product(merge_factors(states[0], s, w, "product_svd")) for s in (states, gauged)]
+    naive = [product(merge_factors(states[0], s, w, "naive")) for s in (states, gauged)]
+    np.testing.assert_allclose(exact[0], exact[1], atol=1e-10)
+    assert np.abs(naive[0] - naive[1]).max() > 0.1
+
+
+def test_rows_of_a_keep_their_initial_scale():
+    states = clients(3)
+    merged = merge_factors(states[0], states, np.full(3, 1 / 3), "product_svd")
+    np.testing.assert_allclose(np.linalg.norm(merged["m.lora_A"], axis=1), 1 / INITIAL_SCALE)
+
+
+@pytest.mark.parametrize("rule", ["naive", "product_svd"])
+def test_identical_clients_are_the_identity_bit_for_bit(rule):
+    state = {name: value.astype(np.float32) for name, value in clients(1)[0].items()}
+    merged = merge_factors(state, [dict(state) for _ in range(5)], np.array([0.1, 0.2, 0.3, 0.25, 0.15]), rule)
+    assert all(np.array_equal(merged[name], state[name]) and merged[name].dtype == np.float32 for name in state)
+
+
+def test_silent_directions_keep_the_old_rows_of_a():
+    """Nothing was learnt (B = 0) or only one direction was: the rest can still learn, because its A is not 0."""
+    states = clients(2)
+    silent = [s | {"m.lora_B": np.zeros((D_OUT, 2))} for s in states]
+    merged = merge_factors(silent[0], silent, [0.5, 0.5], "product_svd")
+    assert np.array_equal(merged["m.lora_A"], silent[0]["m.lora_A"])
+    assert not merged["m.lora_B"].any()
+    one = [
+        s | {"m.lora_B": np.outer(np.arange(D_OUT), [1.0, 0.0]), "m.lora_A": states[0]["m.lora_A"] * k}
+        for k, s in ((1, states[0]), (2, states[1]))
+    ]
+    merged = merge_factors(one[0], one, [0.5, 0.5], "product_svd")
+    np.testing.assert_allclose(product(merged), mean_product(one, [0.5, 0.5]), atol=1e-12)
+    assert np.array_equal(merged["m.lora_A"][1], one[0]["m.lora_A"][1])
+    assert not merged["m.lora_B"][:, 1].any()
+
+
+def test_order_and_repetition_of_clients():
+    states, w = clients(3), np.array([0.2, 0.5, 0.3])
+    forward = merge_factors(states[0], states, w, "product_svd")
+    backward = merge_factors(states[0], states[::-1], w[::-1], "product_svd")
+    np.testing.assert_allclose(product(forward), product(backward), atol=1e-12)
+    twice = merge_factors(states[0], [*states, states[1]], [0.2, 0.3, 0.3, 0.2], "product_svd")
+    np.testing.assert_allclose(product(forward), product(twice), atol=1e-12)
+    again = merge_factors(states[0], states, w, "product_svd")
+    assert all(np.array_equal(forward[n], again[n]) for n in forward)
+
+
+def test_average_by_hand():
+    anchor, other = {"x": np.float32([1, 2])}, {"x": np.float32([3, 6])}
+    merged = average(anchor, [anchor, other], [0.75, 0.25])
+    assert merged["x"].tolist() == [1.5, 3.0]
+    assert merged["x"].dtype == np.float32
+
+
+@pytest.mark.parametrize("weights", [[0.5, 0.6], [np.nan, 1.0]])
+def test_weights_that_are_no_mean_are_our_bug(weights):
+    states = clients(2)
+    with pytest.raises(AssertionError):
+        merge_factors(states[0], states, weights, "product_svd")
+
+
+def test_bad_uploads_are_found():
+    good = clients(4)
+    bad = [good[0], good[1] | {"head.bias": np.array([1, np.nan, 0])}, good[2], good[3] | {"head.bias": np.zeros(4)}]
+    assert drop_bad(bad) == [0, 2]
+    assert drop_bad([]) == []

@@ -1,0 +1,79 @@
+"""The neighbour graph: gauge-free geometry, the ball tree against brute force, weights that sum to one."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from sylva_ray.aggregation.neighbours import global_graph, neighbour_graph, product_gram
+from tests.aggregation.test_factors import clients, product
+
+
+def random_gram(seed, size=20):
+    points = np.random.default_rng(seed).normal(size=(size, 8))
+    return points @ points.T
+
+
+def test_gram_is_that_of_the_dense_updates():
+    states = clients(4, rank=3)
+    dense = np.array([product(s).ravel() for s in states])
+    np.testing.assert_allclose(product_gram(states, scaling=2.0), 4 * dense @ dense.T, rtol=1e-12)
+
+
+@pytest.mark.parametrize("seed", range(50))
+def test_ball_tree_finds_what_brute_force_finds(seed):
+    gram = random_gram(seed)
+    norms = np.sqrt(np.diag(gram))
+    distance = 2 - 2 * gram / norms[:, None] / norms
+    expected = np.sort(np.argsort(distance, axis=1, kind="stable")[:, :5], axis=1)
+    assert np.array_equal(neighbour_graph(gram, np.ones(20), k=5).members, expected)
+
+
+def test_two_clusters_do_not_mix():
+    rng = np.random.default_rng(0)
+    centre = np.repeat(np.eye(2) * 10, 6, axis=0)
+    points = np.hstack([centre, rng.normal(size=(12, 4))])
+    graph = neighbour_graph(points @ points.T, np.ones(12), k=6)
+    assert (graph.members[:6] < 6).all()
+    assert (graph.members[6:] >= 6).all()
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_rows_sum_to_one_and_oneself_weighs_at_least_one_in_k(seed):
+    samples = np.random.default_rng(seed).integers(1, 1000, 20)
+    graph = neighbour_graph(random_gram(seed), samples)
+    assert graph.members.shape == (20, 5)
+    dense = graph.matrix()
+    np.testing.assert_allclose(dense.sum(1), 1)
+    assert (np.diag(dense) >= 1 / 5 - 1e-12).all()
+    assert all(np.array_equal(row, np.sort(row)) and i in row for i, row in enumerate(graph.members))
+
+
+def test_gauge_does_not_move_neighbours():
+    states = clients(8)
+    r = np.array([[3.0, 1.0], [0.2, -0.5]])
+    gauged = [s | {"m.lora_B": s["m.lora_B"] @ r, "m.lora_A": np.linalg.inv(r) @ s["m.lora_A"]} for s in states]
+    a, b = (neighbour_graph(product_gram(s), np.ones(8)) for s in (states, gauged))
+    assert np.array_equal(a.members, b.members)
+    np.testing.assert_allclose(a.weights, b.weights, atol=1e-8)
+
+
+def test_everybody_without_floor_and_width_is_fedavg():
+    samples = np.array([1, 2, 3, 4])
+    graph = neighbour_graph(random_gram(0, 4), samples, k=4, floor=False, uniform=True)
+    np.testing.assert_allclose(graph.matrix(), np.tile(samples / 10, (4, 1)))
+    np.testing.assert_allclose(global_graph(samples).matrix(), graph.matrix())
+
+
+def test_identical_or_silent_clients_yield_no_nan_and_lowest_numbers_first():
+    for gram in (np.zeros((6, 6)), np.ones((6, 6))):
+        graph = neighbour_graph(gram, np.ones(6), k=3)
+        assert np.isfinite(graph.weights).all()
+        assert graph.members[0].tolist() == [0, 1, 2]
+        assert graph.members[5].tolist() == [0, 1, 5]
+
+
+def test_one_client_is_its_own_neighbour():
+    graph = neighbour_graph(np.array([[2.0]]), np.array([7]))
+    assert graph.members.tolist() == [[0]]
+    assert graph.weights.tolist() == [[1.0]]
