@@ -26,7 +26,7 @@ app = typer.Typer(
 )
 
 MIN_WIDTH = 100
-"""Columns that the closing table needs; a pipe or a log has no width of its own."""
+"""Columns that our tables need; a pipe or a log has no width of its own."""
 
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="dotted keys, e.g. training.rounds=5")
@@ -54,8 +54,7 @@ def run(
     if resume and out is None:
         raise UserError("--resume", str(config), "needs --out DIR (or the run folder in place of CONFIG)")
     run_dir = out or Path("runs") / f"{experiment.name}-{datetime.now():%Y%m%d-%H%M%S}"
-    console = Console()
-    console.width = max(console.width, MIN_WIDTH)
+    console = _console()
     prepared = prepare(experiment)
     with RunDisplay(console, prepared.fleet.num_clients, quiet) as display, _resumable(run_dir):
         summary = run_prepared(prepared, run_dir, resume, display.on_event)
@@ -149,13 +148,19 @@ def bytes_(
         table.add_column(column, justify="left" if column == "method" else "right")
     for row in upload_table(BackboneSection(name=backbone), lora, ranks, num_classes):
         table.add_row(row.method, str(row.rank or ""), f"{row.arithmetic:,}", f"{row.payload:,}", f"{row.ratio:.1f}x")
-    Console().print(table)
+    _console().print(table)
 
 
 @app.command()
 def version() -> None:
     """Print the version."""
     typer.echo(__version__)
+
+
+def _console() -> Console:
+    console = Console()
+    console.width = max(console.width, MIN_WIDTH)
+    return console
 
 
 class _resumable:

@@ -31,8 +31,11 @@ ParameterStack: TypeAlias = dict[str, torch.Tensor]
 
 
 def stack_states(states: Sequence[ClientState]) -> dict[str, np.ndarray]:
-    """C states of equal names and shapes -> ``{name: [C, ...]}`` (a copy)."""
-    return {name: np.stack([state[name] for state in states]) for name in states[0]}
+    """C states of equal names and shapes -> ``{name: [C, ...]}`` (a copy), names sorted.
+
+    The order matters to the last bit: norms are summed over names, and a checkpoint forgets the order they had.
+    """
+    return {name: np.stack([state[name] for state in states]) for name in sorted(states[0])}
 
 
 def unstack_states(stack: StateStack) -> list[dict[str, np.ndarray]]:

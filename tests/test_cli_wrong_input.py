@@ -90,7 +90,10 @@ CASES = {
         (*RUN, "algorithm.adaptrs=global"),
         ["algorithm.adaptrs", "did you mean 'adapters'"],
     ),
-    "phase 2 without adapters": ((*RUN, "algorithm.model=full"), ["algorithm.phase2.enabled", "algorithm.model=lora"]),
+    "phase 2 without adapters": (
+        (*RUN, "algorithm.model=full", "algorithm.adapters=global"),
+        ["algorithm.phase2.enabled", "algorithm.model=lora"],
+    ),
     "GPU where there is none": ((*RUN, "training.device=cuda"), ["training.device", "cuda", "no GPU"]),
     "attack twice": (
         (*RUN, "evaluation.attacks=[{epsilon: 0.1}, {epsilon: 0.1}]"),

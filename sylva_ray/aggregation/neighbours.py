@@ -16,7 +16,6 @@ from sklearn.neighbors import BallTree
 
 from sylva_ray.types import ClientState
 
-
 TIE = 1e-6
 """Distances closer than this are equal: a squared distance carries rounding of 1e-16, its root 1e-8."""
 

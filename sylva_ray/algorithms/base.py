@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from sylva_ray.aggregation.factors import drop_bad, merge_factors
 from sylva_ray.aggregation.neighbours import NeighbourGraph, global_graph, neighbour_graph, product_gram
@@ -101,6 +101,12 @@ class Algorithm:
         )
         final_local_epochs: int = Field(1, ge=0, description="on the merged state, at the end: what is deployed")
         phase2: Phase2Parameters = Phase2Parameters(enabled=False)
+
+        @model_validator(mode="after")
+        def _geometry_needs_adapters(self) -> Self:
+            if self.model == "full" and "neighbours" in (self.adapters, self.heads):
+                raise ValueError("neighbours are found by their adapters: with model=full use global or local sharing")
+            return self
 
     name: ClassVar[str] = "algorithm"
 

@@ -22,7 +22,7 @@ from typing import Any
 import ray
 from ray.actor import ActorHandle
 from ray.exceptions import RayActorError, RayError, RayTaskError
-from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from sylva_ray.cluster.client_actor import RemoteClientActor
@@ -85,7 +85,9 @@ class RayPool:
         self.num_actors = num_actors
         self._section, self._on_lost = config.cluster, on_lost
         self._arguments = (config, fleet, backbone)
-        self._group = _reserve_gpus(config.cluster, num_actors)
+        num_gpus = int(ray.cluster_resources().get("GPU", 0.0))
+        # a group each: one that finds no room yet (an autoscaler may bring it) does not hold up the others
+        self._groups = [placement_group([bundle]) for bundle in gpu_bundles(config.cluster, num_actors, num_gpus)]
         self._failed_starts = 0
         self._seats: list[_Seat | None] = [self._start(index) for index in range(num_actors)]
 
@@ -119,9 +121,8 @@ class RayPool:
         """Kill the actors and give the GPUs back."""
         for index in range(len(self._seats)):
             self._vacate(index)
-        if self._group is not None:
-            remove_placement_group(self._group)
-            self._group = None
+        while self._groups:
+            remove_placement_group(self._groups.pop())
 
     # -- one turn of the loop ------------------------------------------------------------------------------------------
 
@@ -191,9 +192,9 @@ class RayPool:
     def _start(self, index: int) -> _Seat:
         section = self._section
         options: dict[str, Any] = {"num_cpus": section.cpus_per_actor, "num_gpus": section.gpus_per_actor}
-        if self._group is not None:
-            bundle = index % self._group.bundle_count
-            options["scheduling_strategy"] = PlacementGroupSchedulingStrategy(self._group, bundle)
+        if self._groups:
+            group = self._groups[index % len(self._groups)]
+            options["scheduling_strategy"] = PlacementGroupSchedulingStrategy(group)
         actor = RemoteClientActor.options(**options).remote(*self._arguments)
         return _Seat(actor, actor.start.remote())
 
@@ -211,21 +212,19 @@ class RayPool:
                 self._seats[index] = self._start(index) if restart else None
 
 
-def gpu_bundles(section: ClusterSection, num_actors: int) -> list[dict[str, float]]:
-    """One bundle per GPU (or per group of whole GPUs), each with the CPUs of the actors that share it; none without GPUs.
+def gpu_bundles(section: ClusterSection, num_actors: int, num_gpus: int) -> list[dict[str, float]]:
+    """What to reserve, one bundle per GPU (or per group of whole GPUs): actor i goes to bundle i modulo their number.
 
-    Ray packs plain fractional actors onto the first GPU until it is full; in bundles they are dealt evenly.
+    Ray packs plain fractional actors onto the first GPU until it is full. Here all GPUs that the cluster has now are used
+    before two actors share one; more than that, where the actors need them, are for an autoscaler to bring.
     """
     if section.gpus_per_actor == 0:
         return []
-    sharing = min(actors_per_gpu(section), num_actors)
-    bundle = {"GPU": max(1.0, section.gpus_per_actor), "CPU": sharing * section.cpus_per_actor}
-    return [dict(bundle) for _ in range(-(-num_actors // sharing))]
-
-
-def _reserve_gpus(section: ClusterSection, num_actors: int) -> PlacementGroup | None:
-    bundles = gpu_bundles(section, num_actors)
-    return placement_group(bundles, strategy="SPREAD") if bundles else None
+    whole = max(1.0, section.gpus_per_actor)
+    needed = -(-num_actors // actors_per_gpu(section))
+    num_bundles = max(needed, min(num_actors, int(num_gpus // whole)))
+    sharing = [len(range(bundle, num_actors, num_bundles)) for bundle in range(num_bundles)]
+    return [{"GPU": whole, "CPU": actors * section.cpus_per_actor} for actors in sharing]
 
 
 def _no_actor_came_up(section: ClusterSection) -> str:

@@ -72,7 +72,7 @@ class CheckpointFolder:
         for folder in folders:
             if _is_complete(folder):
                 progress = json.loads((folder / PROGRESS).read_text())
-                states = unstack_states(load_file(folder / STATES))
+                states = unstack_states(dict(sorted(load_file(folder / STATES).items())))
                 return Checkpoint(progress["step"], states, progress["records"], progress["game"])
         if any((folder / MANIFEST).exists() for folder in folders):
             raise UserError(

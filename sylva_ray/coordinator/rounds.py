@@ -125,7 +125,7 @@ class Rounds:
         self.checkpoints = CheckpointFolder(run_dir / "checkpoint")
         self.everyone = list(range(fleet.num_clients))
         self.sizes = fleet.label_matrix().sum(1).tolist()
-        self.states: list[dict[str, np.ndarray]] = [dict(initial_state) for _ in self.everyone]
+        self.states: list[dict[str, np.ndarray]] = [dict(sorted(initial_state.items())) for _ in self.everyone]
         self.records: list[Record] = []
         self.game: dict[str, Any] | None = None
         self.ledger = Ledger()

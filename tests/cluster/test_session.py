@@ -102,12 +102,21 @@ def test_more_actors_than_this_machine_holds_are_refused(num_actors: int | str) 
         resolve_num_actors(ClusterSection(num_actors=num_actors), num_cohorts=6, num_clients=12, nodes=LAPTOP)
 
 
-def test_gpu_bundles_hold_every_actor_and_no_gpu_is_shared_by_too_many() -> None:
-    """Three actors of half a GPU: two GPUs, each with the CPUs of the two that may share it."""
-    assert gpu_bundles(ClusterSection(gpus_per_actor=0.5, cpus_per_actor=2), 3) == [{"GPU": 1.0, "CPU": 4.0}] * 2
-    assert gpu_bundles(ClusterSection(gpus_per_actor=0.5), 1) == [{"GPU": 1.0, "CPU": 1.0}]
-    assert gpu_bundles(ClusterSection(gpus_per_actor=2), 2) == [{"GPU": 2.0, "CPU": 1.0}] * 2
-    assert gpu_bundles(ClusterSection(), 4) == []
+@pytest.mark.parametrize(
+    ("wish", "num_actors", "num_gpus", "expected"),
+    [
+        ({}, 4, 2, []),
+        ({"gpus_per_actor": 0.5}, 2, 2, [(1, 1), (1, 1)]),  # nobody shares while a GPU is free
+        ({"gpus_per_actor": 0.5, "cpus_per_actor": 2}, 3, 2, [(1, 4), (1, 2)]),  # actors 0 and 2 share the first
+        ({"gpus_per_actor": 0.5}, 1, 8, [(1, 1)]),
+        ({"gpus_per_actor": 0.5}, 5, 1, [(1, 2), (1, 2), (1, 1)]),  # two more GPUs are to come
+        ({"gpus_per_actor": 2}, 2, 5, [(2, 1), (2, 1)]),
+    ],
+)
+def test_gpu_bundles(wish: dict, num_actors: int, num_gpus: int, expected: list[tuple[int, int]]) -> None:
+    """(GPUs, CPUs) to reserve: a GPU is never shared by more actors than it has room for."""
+    bundles = gpu_bundles(ClusterSection(**wish), num_actors, num_gpus)
+    assert [(bundle["GPU"], bundle["CPU"]) for bundle in bundles] == expected
 
 
 @pytest.mark.usefixtures("local_ray")

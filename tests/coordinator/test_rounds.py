@@ -173,6 +173,89 @@ def test_merged_weights_predict_like_the_adapter(finished, tmp_path):
     torch.testing.assert_close(merged(x), expected, rtol=0, atol=1e-4)
 
 
+class LatePool(InProcessPool):
+    """A pool whose first task misses every deadline of one round."""
+
+    def __init__(self, worker: CohortWorker, late_round: int) -> None:
+        super().__init__(worker)
+        self.late_round, self.limits = late_round, []
+
+    def run(self, tasks, deadline_s=None, on_done=None):
+        self.limits.append(deadline_s)
+        results = super().run(tasks, deadline_s, on_done)
+        late = deadline_s is not None and tasks and tasks[0].round == self.late_round
+        return [None, *results[1:]] if late else results
+
+
+def test_who_misses_a_deadline_keeps_its_state_and_a_rerun_replays_it(tmp_path):
+    raw = TINY | {
+        "algorithm": {"name": "sylva", "final_local_epochs": 0, "phase2": {"enabled": False}},
+        "training": TINY["training"] | {"clients_per_round": 2, "cohort_size": 1},
+        "evaluation": {"attacks": [], "checks": False},
+        "cluster": {"pool": "in_process", "round_deadline_s": 5},
+    }
+    prepared = prepare(build(ExperimentConfig, raw))
+
+    def finish(folder: Path, late_round: int) -> tuple[list[dict], LatePool]:
+        folder.mkdir(exist_ok=True)
+        pool = LatePool(CohortWorker(prepared.config, prepared.fleet, prepared.backbone), late_round)
+        run_experiment(prepared, folder, pool, lambda _: None)
+        return [json.loads(line) for line in (folder / "rounds.jsonl").read_text().splitlines()], pool
+
+    records, pool = finish(tmp_path / "a", late_round=1)
+    (missing,) = records[1]["missing"]
+    assert str(missing) not in records[1]["metrics"]["loss"]
+    assert missing in records[2]["participants"], "who was missing comes first in the next round"
+    assert pool.limits == [None, None, 5, 5, None]  # the warm-up and the evaluations have no deadline
+    summary = json.loads((tmp_path / "a" / "summary.json").read_text())
+    assert any(f"clients {missing} missed the deadline" in warning for warning in summary["warnings"])
+    # The same run, cut between the deadline and the checkpoint of round 1: nobody is late now, and the log decides.
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "missing.jsonl").write_text((tmp_path / "a" / "missing.jsonl").read_text().splitlines()[0] + "\n")
+    replayed, _ = finish(tmp_path / "b", late_round=-1)
+    assert replayed[1]["missing"] == [missing]
+    assert adapters(tmp_path / "b") == adapters(tmp_path / "a")
+
+
+def test_a_client_that_diverges_keeps_its_last_state_and_is_named(tmp_path, monkeypatch):
+    raw = TINY | {
+        "algorithm": {"name": "sylva", "final_local_epochs": 0, "phase2": {"enabled": False}},
+        "training": TINY["training"] | {"rounds": 1},
+        "evaluation": {"attacks": [], "checks": False},
+    }
+    prepared = prepare(build(ExperimentConfig, raw))
+    train = CohortWorker._train
+
+    def diverge(self, task, params):
+        outcomes = train(self, task, params)
+        if task.round == 1:
+            where = task.clients.index(1) if 1 in task.clients else None
+            if where is not None:
+                outcomes[where].state["head.bias"][0] = np.nan
+        return outcomes
+
+    monkeypatch.setattr(CohortWorker, "_train", diverge)
+    summary = run(prepared, tmp_path / "run")
+    _, states = load_run(tmp_path / "run")
+    assert all(np.isfinite(value).all() for state in states for value in state.values())
+    assert any("clients 1 diverged" in warning for warning in summary["warnings"])
+
+
+def test_whole_models_train_behind_the_same_seam(tmp_path):
+    raw = TINY | {
+        "algorithm": {"name": "undefended", "model": "full", "heads": "global", "final_local_epochs": 0},
+        "training": TINY["training"] | {"rounds": 1, "lr": 1e-4},
+        "evaluation": {"attacks": [{"epsilon": "4/255", "steps": 1}], "checks": False},
+    }
+    summary = run(prepare(build(ExperimentConfig, raw)), tmp_path / "full")
+    communication = summary["communication"]
+    assert communication["upload_bytes_per_client_round"] == communication["full_model_bytes"]
+    assert communication["full_model_ratio"] == 1
+    assert not (tmp_path / "full" / "adapters").exists()
+    _, states = load_run(tmp_path / "full")
+    assert all(np.array_equal(states[0][name], states[2][name]) for name in states[0]), "one global model"
+
+
 # -- checkpoints -------------------------------------------------------------------------------------------------------
 
 
