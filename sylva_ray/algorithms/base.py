@@ -65,7 +65,7 @@ class Phase2Parameters(Section):
     attack_steps: int = Field(20, ge=1, description="of the PGD behind game values and guard, at the training epsilon")
     max_images: int = Field(128, ge=2, description="of a client's selection split in the game")
     sampled_pairs: int = Field(64, ge=2, description="antithetic permutation pairs beyond 13 players")
-    max_stack: int = Field(4096, ge=1, description="images times coalitions held in one forward (memory)")
+    max_stack: int = Field(2048, ge=1, description="images times coalitions held in one forward (memory)")
     shrink_strength: float = Field(
         64.0, ge=0, description="images at which own and neighbourhood values weigh the same"
     )

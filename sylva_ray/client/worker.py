@@ -47,7 +47,7 @@ from sylva_ray.types import (
     unstack_states,
 )
 
-EVALUATION_ROWS = 512
+EVALUATION_ROWS = 256
 """Images in one forward of an evaluation."""
 
 
