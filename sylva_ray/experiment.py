@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from threadpoolctl import threadpool_limits
 
 from sylva_ray.algorithms.base import Algorithm
 from sylva_ray.algorithms.registry import create_algorithm
@@ -105,10 +106,14 @@ def claim_run_folder(run_dir: Path, config: ExperimentConfig, resume: bool) -> N
         raise UserError("--out", str(run_dir), f"cannot be written ({error.strerror})") from None
 
 
+@threadpool_limits.wrap(limits=1, user_api="blas")
 def run_experiment(
     prepared: Prepared, run_dir: Path, pool: ClientPool, on_event: Callable[[dict[str, Any]], None]
 ) -> dict[str, Any]:
     """Run (or go on with) the experiment and return its summary, which is also written.
+
+    Numpy's linear algebra runs on one thread: the last bits of a QR or an SVD depend on the number of threads, which differs
+    between a Ray actor, a plain process and another machine; the matrices are small, so one thread is also the fastest.
 
     Raises:
         RunError: a failure while running; the run folder can be resumed.

@@ -11,17 +11,15 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import ray
-from threadpoolctl import threadpool_limits
 
 from sylva_ray.cluster.ray_pool import RayPool
 from sylva_ray.config import ExperimentConfig
-from sylva_ray.coordinator.pool import ClientPool
 from sylva_ray.experiment import Prepared, run_experiment
 
 MAX_RESTARTS = 20
@@ -72,7 +70,7 @@ class Coordinator:
         assert isinstance(num_actors, int), "num_actors is resolved before the run"
         pool = RayPool(given.config, given.fleet, given.backbone, num_actors, self._note_lost)
         try:
-            return conduct(prepared, given.run_dir, pool, self._events.append)
+            return run_experiment(prepared, given.run_dir, pool, self._events.append)
         finally:
             pool.close()
 
@@ -98,13 +96,3 @@ _OPTIONS: dict[str, Any] = {
 }
 RemoteCoordinator: Any = ray.remote(**_OPTIONS)(Coordinator)
 """`Coordinator` in a process of its own; its name and place are given with ``.options``."""
-
-
-def conduct(prepared: Prepared, run_dir: Path, pool: ClientPool, on_event: Callable[[Event], None]) -> dict[str, Any]:
-    """`run_experiment` with numpy's linear algebra on one thread.
-
-    The last bits of a QR or an SVD depend on the number of threads, which differs between a Ray actor, a plain process and
-    another machine; the matrices are small, so one thread is also the fastest.
-    """
-    with threadpool_limits(limits=1, user_api="blas"):
-        return run_experiment(prepared, run_dir, pool, on_event)

@@ -20,11 +20,11 @@ from ray.exceptions import ActorAlreadyExistsError, GetTimeoutError, RayError, R
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from sylva_ray.client.worker import CohortWorker
-from sylva_ray.cluster.coordinator_actor import Assignment, Event, RemoteCoordinator, conduct
+from sylva_ray.cluster.coordinator_actor import Assignment, Event, RemoteCoordinator
 from sylva_ray.cluster.session import NAMESPACE, node_resources, ray_session, resolve_num_actors
 from sylva_ray.coordinator.pool import InProcessPool
 from sylva_ray.errors import RunError, UserError
-from sylva_ray.experiment import Prepared, claim_run_folder
+from sylva_ray.experiment import Prepared, claim_run_folder, run_experiment
 
 POLL_S = 0.25
 """How often the driver asks for events."""
@@ -49,7 +49,7 @@ def run_prepared(prepared: Prepared, run_dir: Path, resume: bool, on_event: OnEv
     if config.cluster.pool == "in_process":
         claim_run_folder(run_dir, config, resume)
         worker = CohortWorker(config, prepared.fleet, prepared.backbone)
-        return conduct(prepared, run_dir, InProcessPool(worker), on_event)
+        return run_experiment(prepared, run_dir, InProcessPool(worker), on_event)
     with ray_session(config.cluster):
         prepared = _with_num_actors(prepared)
         claim_run_folder(run_dir, prepared.config, resume)
