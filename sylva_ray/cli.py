@@ -14,7 +14,7 @@ from rich.table import Table
 
 from sylva_ray import __version__
 from sylva_ray.config import OFFLINE_BACKBONE, BackboneSection, LoraSection, load_config
-from sylva_ray.errors import RunError, UserError
+from sylva_ray.errors import Interrupted, RunError, UserError
 
 app = typer.Typer(
     name="sylva-ray",
@@ -176,7 +176,7 @@ class _resumable:
         if begun and isinstance(error, RunError | KeyboardInterrupt | OSError):
             what = "interrupted" if isinstance(error, KeyboardInterrupt) else str(error)
             hint = f"{what}. Resume with: sylva-ray run {self.run_dir} --resume"
-            raise (KeyboardInterrupt if isinstance(error, KeyboardInterrupt) else RunError)(hint) from error
+            raise (Interrupted if isinstance(error, KeyboardInterrupt) else RunError)(hint) from error
 
 
 def main() -> None:
@@ -185,8 +185,6 @@ def main() -> None:
         sys.exit(app(standalone_mode=False) or 0)
     except (UserError, RunError) as error:
         _fail(str(error), error.exit_code)
-    except KeyboardInterrupt as error:
-        _fail(str(error) or "interrupted", 130)
     except OSError as error:
         _fail(f"{error.filename or 'file system'}: {error.strerror or error}", 1)
     except Exception as error:  # typer's usage errors, which carry their own exit code

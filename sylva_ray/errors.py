@@ -27,3 +27,9 @@ class RunError(RuntimeError):
     """A failure while running: what happened, to which client, in which round. Exit code 1, the run can be resumed."""
 
     exit_code = 1
+
+
+class Interrupted(RunError):
+    """Ctrl-C during a run, which can be resumed. Exit code 130, as shells expect of SIGINT."""
+
+    exit_code = 130

@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from sylva_ray import cli
+from sylva_ray.errors import RunError
 from tests.conftest import TINY
 
 
@@ -132,6 +133,29 @@ def test_one_clear_line_and_exit_code_2(case, here, capsys, monkeypatch):
         assert part in err, err
     assert "Traceback" not in err
     assert sorted(here.rglob("*")) == before, "something was written"
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "says"),
+    [
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (RunError("train, round 3, clients 1: boom"), 1, "round 3"),
+        (OSError(28, "No space left on device"), 1, "No space left"),
+    ],
+)
+def test_a_run_that_fails_says_how_to_resume(error, code, says, here, capsys, monkeypatch):
+    def fail(prepared, run_dir, resume, on_event):
+        del resume, on_event
+        run_dir.mkdir()
+        (run_dir / "config.yaml").write_text(prepared.config.to_yaml())
+        raise error
+
+    monkeypatch.setattr("sylva_ray.cluster.run.run_prepared", fail)
+    got, err = call(capsys, monkeypatch, *RUN, "--out", "begun")
+    assert got == code
+    assert says in err
+    assert err.strip().endswith("sylva-ray run begun --resume")
+    assert len(err.strip().splitlines()) == 1
 
 
 RAY_CASES = {

@@ -27,11 +27,12 @@ RANK_TOLERANCE = 1e-7
 def average(
     anchor: ClientState, states: Sequence[ClientState], weights: Sequence[float] | np.ndarray
 ) -> dict[str, np.ndarray]:
-    """anchor + sum_j w_j (theta_j - anchor) for every name of ``anchor``, in its dtype."""
+    """anchor + sum_j w_j (theta_j - anchor) for every name of ``anchor``, in its dtype; the weights sum to 1."""
+    mean_weights = _checked(weights)
     return {
         name: (
             value.astype(np.float64)
-            + sum(w * (state[name].astype(np.float64) - value) for w, state in zip(weights, states, strict=True))
+            + sum(w * (state[name].astype(np.float64) - value) for w, state in zip(mean_weights, states, strict=True))
         ).astype(value.dtype)
         for name, value in anchor.items()
     }
@@ -48,9 +49,7 @@ def merge_factors(
         weights: one per state, summing to 1.
         rule: ``naive`` or ``product_svd``. What is not a LoRA factor is averaged under either.
     """
-    w = np.asarray(weights, np.float64)
-    assert np.isfinite(w).all(), "weights must be finite"
-    assert abs(w.sum() - 1) < 1e-9, "weights must sum to 1"
+    w = _checked(weights)
     if rule == "naive" or all(_same(anchor, state) for state in states):
         return average(anchor, states, w)
     assert rule == "product_svd", f"no such rule: {rule}"
@@ -105,6 +104,13 @@ def drop_bad(states: Sequence[ClientState]) -> list[int]:
         for index, state in enumerate(states)
         if shapes[index] == usual and all(np.isfinite(value).all() for value in state.values())
     ]
+
+
+def _checked(weights: Sequence[float] | np.ndarray) -> np.ndarray:
+    w = np.asarray(weights, np.float64)
+    assert np.isfinite(w).all(), "weights must be finite"
+    assert abs(w.sum() - 1) < 1e-9, "weights must sum to 1"
+    return w
 
 
 def _same(a: ClientState, b: ClientState) -> bool:

@@ -30,11 +30,11 @@ def shrink(phi: np.ndarray, neighbours: np.ndarray, num_samples: np.ndarray, str
 def nested_candidates(phi: np.ndarray) -> np.ndarray:
     """The selections met as lambda falls from infinity to 0, ``[m, n] bool``: the empty one first, each within the next.
 
-    A layer without benign gain never enters. The others enter by gain per robust loss; those that cost nothing come first,
+    A layer without benign gain, or whose values are not finite, never enters. The others enter by gain per robust loss; those that cost nothing come first,
     the largest gain leading. There are at most n + 1 selections, and walking them is free: phi is linear in lambda.
     """
     gain, cost = phi[:, 0], np.maximum(phi[:, 1], 0.0)
-    useful = np.flatnonzero(gain > 0)
+    useful = np.flatnonzero((gain > 0) & np.isfinite(phi).all(1))  # NaN is not "costs nothing"
     price = np.where(cost[useful] > 0, gain[useful] / np.maximum(cost[useful], 1e-300), np.inf)
     order = useful[np.lexsort((useful, -gain[useful], -price))]
     rows = np.zeros((len(order) + 1, len(phi)), bool)
@@ -47,7 +47,11 @@ def paired_upper_bound(lost: int, gained: int, num_images: int, confidence: floa
     """One-sided upper confidence bound of the net loss (lost - gained) / n of paired outcomes.
 
     Agresti and Min (2005): Wald's interval for a difference of paired proportions after adding half an observation to each of
-    the four cells, which keeps its coverage where counts are small or zero. Between -1 and 1; it rises with ``lost``.
+    the four cells. Between -1 and 1; it rises with ``lost``.
+
+    It is approximate, and errs towards optimism where little is gained: a candidate whose true net loss equals the tolerance
+    passes a 90 % bound with probability up to 0.19 instead of 0.10 (tolerance 0.05, 60 images, nothing gained), 0.12 with 200
+    images; with 5 % gained it is 0.11 and 0.10. Exact binomial sums in ``tests/game/test_selection.py``.
     """
     n = num_images + 2.0
     b, c = lost + 0.5, gained + 0.5

@@ -51,7 +51,7 @@ def antithetic_permutations(n: int, num_pairs: int, rng: np.random.Generator) ->
 
 
 def prefix_coalitions(permutations: np.ndarray) -> np.ndarray:
-    """The distinct coalitions that permutation sampling needs, ``[m, n] bool``, the empty one first."""
+    """The distinct coalitions that permutation sampling needs, ``[m, n] bool``, from the empty one (first) to the full one."""
     return np.unique(_prefixes(permutations).reshape(-1, permutations.shape[1]), axis=0)
 
 
@@ -73,6 +73,8 @@ def permutation_shapley(
         coalitions: ``[m, n]`` from `prefix_coalitions`, in any order.
         values: ``[m, ...]``, one row per coalition.
     """
+    assert len(permutations) >= 4, "an interval needs at least two antithetic pairs"
+    values = np.asarray(values, np.float64)
     rows = {coalition.tobytes(): index for index, coalition in enumerate(coalitions)}
     marginals = np.zeros((len(permutations), permutations.shape[1], *values.shape[1:]))
     for index, (order, prefixes) in enumerate(zip(permutations, _prefixes(permutations), strict=True)):
@@ -92,6 +94,7 @@ def _prefixes(permutations: np.ndarray) -> np.ndarray:
 def _mean_marginals(values: np.ndarray, weight_of_size: np.ndarray, sizes: np.ndarray) -> np.ndarray:
     n = len(weight_of_size)
     index = np.arange(len(values))
+    values = np.asarray(values, np.float64)  # differences of unsigned counts would wrap around
     result = np.zeros((n, *values.shape[1:]))
     for player in range(n):
         without = index[(index >> player & 1) == 0]

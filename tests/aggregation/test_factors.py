@@ -92,6 +92,21 @@ def test_rows_of_a_keep_their_initial_scale():
     np.testing.assert_allclose(np.linalg.norm(merged["m.lora_A"], axis=1), 1 / INITIAL_SCALE)
 
 
+def test_the_free_sign_of_the_svd_is_settled(monkeypatch):
+    """The same bits from a LAPACK that returns every singular pair with the other sign."""
+    states, w = clients(3), np.full(3, 1 / 3)
+    ours = merge_factors(states[0], states, w, "product_svd")
+    svd = np.linalg.svd
+
+    def flipped(core):
+        u, s, vt = svd(core)
+        return -u, s, -vt
+
+    monkeypatch.setattr(np.linalg, "svd", flipped)
+    theirs = merge_factors(states[0], states, w, "product_svd")
+    assert all(np.array_equal(ours[name], theirs[name]) for name in ours)
+
+
 @pytest.mark.parametrize("rule", ["naive", "product_svd"])
 def test_identical_clients_are_the_identity_bit_for_bit(rule):
     state = {name: value.astype(np.float32) for name, value in clients(1)[0].items()}
@@ -139,6 +154,8 @@ def test_weights_that_are_no_mean_are_our_bug(weights):
     states = clients(2)
     with pytest.raises(AssertionError):
         merge_factors(states[0], states, weights, "product_svd")
+    with pytest.raises(AssertionError):
+        average(states[0], states, weights)
 
 
 def test_bad_uploads_are_found():
@@ -146,3 +163,5 @@ def test_bad_uploads_are_found():
     bad = [good[0], good[1] | {"head.bias": np.array([1, np.nan, 0])}, good[2], good[3] | {"head.bias": np.zeros(4)}]
     assert drop_bad(bad) == [0, 2]
     assert drop_bad([]) == []
+    nameless = {name: value for name, value in good[1].items() if name != "head.bias"}
+    assert drop_bad([good[0], nameless, good[2]]) == [0, 2]

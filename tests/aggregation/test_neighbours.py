@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from sylva_ray.aggregation.neighbours import global_graph, neighbour_graph, product_gram
 from tests.aggregation.test_factors import clients, product
@@ -47,6 +49,36 @@ def test_rows_sum_to_one_and_oneself_weighs_at_least_one_in_k(seed):
     np.testing.assert_allclose(dense.sum(1), 1)
     assert (np.diag(dense) >= 1 / 5 - 1e-12).all()
     assert all(np.array_equal(row, np.sort(row)) and i in row for i, row in enumerate(graph.members))
+
+
+@pytest.mark.parametrize("apart", [np.pi / 3, np.pi / 5])
+def test_weights_by_hand(apart):
+    """Three clients on a circle: sigma is the chord to the farthest, and lengths do not matter."""
+    angles = np.array([0.0, apart, 2 * apart])
+    points = np.array([[1.0], [2.0], [3.0]]) * np.stack([np.cos(angles), np.sin(angles)], -1)
+    near, far = 2 * np.sin(apart / 2), 2 * np.sin(apart)  # chords of the unit circle
+    expected = np.array([5.0, 7 * np.exp(-(near**2) / (2 * far**2)), 11 * np.exp(-1 / 2)])
+    graph = neighbour_graph(points @ points.T, np.array([5, 7, 11]), k=3, floor=False)
+    np.testing.assert_allclose(graph.weights[0], expected / expected.sum())
+
+
+def test_the_floor_leaves_the_others_their_proportions():
+    samples = np.array([1, 1000, 2000])
+    free, floored = (
+        neighbour_graph(random_gram(1, 3), samples, k=3, floor=floor).weights[0] for floor in (False, True)
+    )
+    assert floored[0] == pytest.approx(1 / 3)
+    assert floored[1] / floored[2] == pytest.approx(free[1] / free[2])
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 10**6), size=st.integers(2, 12))
+def test_renumbering_the_clients_renumbers_the_graph(seed, size):
+    rng = np.random.default_rng(seed)
+    gram, samples, order = random_gram(seed, size), rng.integers(1, 100, size), rng.permutation(size)
+    before = neighbour_graph(gram, samples).matrix()
+    after = neighbour_graph(gram[np.ix_(order, order)], samples[order]).matrix()
+    np.testing.assert_allclose(after, before[np.ix_(order, order)], atol=1e-7)
 
 
 def test_gauge_does_not_move_neighbours():

@@ -83,11 +83,37 @@ def test_axioms(n, seed):
 def test_sampling_is_efficient_too_and_within_hoeffding():
     n, pairs = 6, 200
     values = np.random.default_rng(3).random(2**n)
-    exact, radius = exact_shapley(values), np.sqrt(4 * np.log(2 * n / 0.01) / (2 * 2 * pairs))
+    # the independent draws are the pairs; a marginal lies in [-1, 1]: radius^2 = 2^2 ln(2 n / delta) / (2 pairs)
+    exact, radius = exact_shapley(values), np.sqrt(4 * np.log(2 * n / 0.01) / (2 * pairs))
     for seed in range(20):
         estimate = sampled(values, n, pairs, seed)
         assert estimate.value.sum() == pytest.approx(values[-1] - values[0])
         assert np.abs(estimate.value - exact).max() < radius
+
+
+def test_half_width_by_hand():
+    """Three players who achieve 1 together and nothing apart: of every pair, the first and the last of the order get 1/2.
+
+    The pairs of (0, 1, 2) and (0, 2, 1) give players 1 and 2 the shares (0, 1/2): standard error sqrt(1/8) / sqrt(2) = 1/4.
+    Student's t at 97.5 % with one degree of freedom is tan(0.475 pi)."""
+    permutations = np.array([[0, 1, 2], [2, 1, 0], [0, 2, 1], [1, 2, 0]])
+    coalitions = prefix_coalitions(permutations)
+    estimate = permutation_shapley(permutations, coalitions, coalitions.all(1).astype(float))
+    np.testing.assert_allclose(estimate.value, [1 / 2, 1 / 4, 1 / 4])
+    np.testing.assert_allclose(estimate.half_width, np.tan(0.475 * np.pi) * np.array([0, 1 / 4, 1 / 4]), atol=1e-12)
+    with pytest.raises(AssertionError, match="two antithetic pairs"):
+        permutation_shapley(permutations[:2], coalitions, coalitions.all(1).astype(float))
+
+
+def test_prefixes_are_few_distinct_and_hold_both_ends():
+    rows = prefix_coalitions(antithetic_permutations(6, 5, np.random.default_rng(0)))
+    assert not rows[0].any()
+    assert rows.all(1).any()
+    assert len(rows) == len(np.unique(rows, axis=0)) <= 10 * 5 + 2
+
+
+def test_counts_in_unsigned_bytes_are_numbers_too():
+    np.testing.assert_allclose(exact_shapley(np.array([3, 1, 1, 2], np.uint8)), [-0.5, -0.5])
 
 
 def test_intervals_cover_about_as_often_as_they_say():
