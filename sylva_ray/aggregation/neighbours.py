@@ -38,7 +38,8 @@ class NeighbourGraph:
 def product_gram(states: Sequence[ClientState], scaling: float = 1.0) -> np.ndarray:
     """``[K, K]`` float64 inner products of the clients' weight updates; O(r^2 d) per pair and module.
 
-    A client's pairs are one matrix product with all factors stacked, ten times as fast as pair by pair (1,000 clients)."""
+    The factors of all clients are stacked, so that a client's pairs are two matrix products: at 1,000 clients this decides
+    between seconds and minutes."""
     size = len(states)
     upper = np.zeros((size, size))
     for name in states[0]:

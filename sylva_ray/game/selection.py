@@ -30,8 +30,9 @@ def shrink(phi: np.ndarray, neighbours: np.ndarray, num_samples: np.ndarray, str
 def nested_candidates(phi: np.ndarray) -> np.ndarray:
     """The selections met as lambda falls from infinity to 0, ``[m, n] bool``: the empty one first, each within the next.
 
-    A layer without benign gain, or whose values are not finite, never enters. The others enter by gain per robust loss; those that cost nothing come first,
-    the largest gain leading. There are at most n + 1 selections, and walking them is free: phi is linear in lambda.
+    A layer without benign gain, or with values that are not finite, never enters. The others enter by gain per robust loss;
+    those that cost nothing come first, the largest gain leading. There are at most n + 1 selections, and walking them is
+    free: phi is linear in lambda.
     """
     gain, cost = phi[:, 0], np.maximum(phi[:, 1], 0.0)
     useful = np.flatnonzero((gain > 0) & np.isfinite(phi).all(1))  # NaN is not "costs nothing"
@@ -49,9 +50,9 @@ def paired_upper_bound(lost: int, gained: int, num_images: int, confidence: floa
     Agresti and Min (2005): Wald's interval for a difference of paired proportions after adding half an observation to each of
     the four cells. Between -1 and 1; it rises with ``lost``.
 
-    It is approximate, and errs towards optimism where little is gained: a candidate whose true net loss equals the tolerance
-    passes a 90 % bound with probability up to 0.19 instead of 0.10 (tolerance 0.05, 60 images, nothing gained), 0.12 with 200
-    images; with 5 % gained it is 0.11 and 0.10. Exact binomial sums in ``tests/game/test_selection.py``.
+    It is approximate, and errs towards optimism where little is gained. A candidate whose true net loss equals a tolerance of
+    0.05 should pass a 90 % bound with probability 0.10; where nothing is gained it passes with 0.19 (60 images) or 0.12 (200),
+    where 5 % are gained with 0.11 or 0.10. At a tolerance of 0.1 and 40 images it is 0.22. The tests sum this exactly.
     """
     n = num_images + 2.0
     b, c = lost + 0.5, gained + 0.5

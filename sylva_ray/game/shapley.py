@@ -51,7 +51,7 @@ def antithetic_permutations(n: int, num_pairs: int, rng: np.random.Generator) ->
 
 
 def prefix_coalitions(permutations: np.ndarray) -> np.ndarray:
-    """The distinct coalitions that permutation sampling needs, ``[m, n] bool``, from the empty one (first) to the full one."""
+    """The distinct coalitions that permutation sampling needs, ``[m, n] bool``, the empty one first, the full one last."""
     return np.unique(_prefixes(permutations).reshape(-1, permutations.shape[1]), axis=0)
 
 
