@@ -16,6 +16,7 @@ from sylva_ray.attacks.losses import cross_entropy
 from sylva_ray.attacks.pgd import attack_predictions, pgd
 from sylva_ray.client.batches import flat_split
 from sylva_ray.client.local_training import benign_step, run_epochs
+from sylva_ray.client.optim import per_client
 from sylva_ray.config import ExperimentConfig, default_step_size
 from sylva_ray.game.value import CoalitionWalk, mix
 from sylva_ray.models.cohort import select_clients
@@ -47,7 +48,7 @@ class Phase2Client:
     # -- the game ------------------------------------------------------------------------------------------------------
 
     def benign_end_point(self) -> ParameterStack:
-        """theta^b: all layers fine-tuned from theta^r on benign data."""
+        """theta^b: all layers fine-tuned from theta^r on benign data; theta^r itself for a client that diverges on the way."""
         params = {name: value.clone() for name, value in self.robust.items()}
         step = benign_step(self.model, list(params))
         run_epochs(
@@ -59,7 +60,8 @@ class Phase2Client:
             self.phase2.benign_lr,
             self.phase2.benign_epochs,
         )
-        return params
+        finite_C = torch.stack([value.flatten(1).isfinite().all(1) for value in params.values()]).all(0)
+        return {name: torch.where(per_client(finite_C, v), v, self.robust[name]) for name, v in params.items()}
 
     def coalition_values(self, benign: ParameterStack, coalitions: np.ndarray) -> tuple[np.ndarray, list[int]]:
         """Mean true-class probability per client and coalition on the selection split, ``[C, m, 2]``: benign, robust.

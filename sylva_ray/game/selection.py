@@ -52,7 +52,7 @@ def paired_upper_bound(lost: int, gained: int, num_images: int, confidence: floa
 
     It is approximate, and errs towards optimism where little is gained. A candidate whose true net loss equals a tolerance of
     0.05 should pass a 90 % bound with probability 0.10; where nothing is gained it passes with 0.19 (60 images) or 0.12 (200),
-    where 5 % are gained with 0.11 or 0.10. At a tolerance of 0.1 and 40 images it is 0.22. The tests sum this exactly.
+    where 5 % are gained with 0.11 (both). At a tolerance of 0.1 and 40 images it is 0.22. The tests sum this exactly.
     """
     n = num_images + 2.0
     b, c = lost + 0.5, gained + 0.5

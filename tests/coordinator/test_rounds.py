@@ -241,6 +241,23 @@ def test_a_client_that_diverges_keeps_its_last_state_and_is_named(tmp_path, monk
     assert any("clients 1 diverged" in warning for warning in summary["warnings"])
 
 
+def test_a_benign_end_point_that_diverges_plays_a_game_worth_nothing(tiny):
+    """Its NaN must not reach the neighbours' Shapley values: theta^b falls back to theta^r, and every layer is worth 0."""
+    from sylva_ray.game.shapley import all_coalitions
+    from sylva_ray.seeding import generator
+    from sylva_ray.types import GameTask, stack_states
+
+    worker = CohortWorker(tiny.config, tiny.fleet, tiny.backbone)
+    parameters = worker.algorithm.parameters
+    reckless = parameters.phase2.model_copy(update={"benign_lr": float("inf")})
+    worker.algorithm.parameters = parameters.model_copy(update={"phase2": reckless})
+    start = worker.model.initial_state(generator(0, "initial state"))
+    (outcome,) = worker.run(GameTask(5, (0,), stack_states([start]), all_coalitions(7)[:4])).outcomes
+    assert np.isfinite(outcome.values).all()
+    assert np.ptp(outcome.values, axis=0).max() < 1e-6
+    assert all(np.array_equal(outcome.benign_state[name], start[name]) for name in start)
+
+
 def test_whole_models_train_behind_the_same_seam(tmp_path):
     raw = TINY | {
         "algorithm": {"name": "undefended", "model": "full", "heads": "global", "final_local_epochs": 0},
