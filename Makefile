@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow check format bench clean
+.PHONY: help setup demo test test-slow check format bench ledger ledger-smoke clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -39,6 +39,13 @@ format: $(READY) ## rewrite the code in the project's format
 
 bench: $(READY) ## measure the cost of a round through Ray against the same steps in a bare loop
 	$(BIN)/python benchmarks/round_overhead.py
+
+ledger-smoke: $(READY) ## run every method of the ledger once, tiny (under 10 minutes)
+	$(BIN)/python benchmarks/methods/run.py --scale smoke --out runs/ledger-smoke --results runs/ledger-smoke/results
+
+ledger: $(READY) ## fill benchmarks/methods/results with what is missing (about an hour on 2 cores) and write its table
+	$(BIN)/python benchmarks/methods/run.py
+	$(BIN)/python benchmarks/methods/table.py
 
 clean: ## remove .venv and caches (runs/ stays)
 	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-METHODS = ("undefended", "local_lora", "sylva")
+METHODS = ("undefended", "per_lora", "sylva")
 STATISTICS = ("mean", "worst_decile")
 
 

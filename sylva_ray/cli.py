@@ -10,7 +10,6 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from sylva_ray import __version__
 from sylva_ray.config import OFFLINE_BACKBONE, BackboneSection, LoraSection, load_config
@@ -88,6 +87,38 @@ def track(run_dir: RunFolder, overrides: Overrides = None) -> None:
 
 
 @app.command()
+def compare(
+    sources: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="RUN|FILE.json|EXPERIMENT...", help="run folders, folders of runs, summaries, MLflow experiments"
+        ),
+    ],
+    out: Annotated[list[Path] | None, typer.Option(help="FILE.html, .csv or .md; may be given again")] = None,
+    uri: Annotated[
+        str | None, typer.Option(help="MLflow store (default: MLFLOW_TRACKING_URI, else runs/mlflow.db)")
+    ] = None,
+) -> None:
+    """Runs beside each other: means and spread over seeds, what dominates what, what failed its checks."""
+    from sylva_ray.evaluation import comparison
+    from sylva_ray.evaluation.comparison.files import check_targets, load, write
+
+    check_targets(out or [])
+    summaries, left_out = load(sources, uri)
+    rows = comparison.compare(summaries)
+    console = _console()
+    for table in comparison.terminal_tables(rows, console.width):
+        console.print(table)
+        console.print()
+    for style, lines in comparison.remarks(rows, left_out):
+        for line in lines:
+            console.print(line, style=style, highlight=False, markup=False, soft_wrap=True)
+    for path in out or []:
+        write(rows, path, left_out)
+        typer.echo(path)
+
+
+@app.command()
 def export(
     run_dir: RunFolder,
     to: Annotated[Path, typer.Option(help="where the adapters go: TO/client_000, ...")],
@@ -128,27 +159,33 @@ def pretrain(
 
 @app.command(name="bytes")
 def bytes_(
-    backbone: Annotated[str, typer.Option(help="any timm vision transformer")] = OFFLINE_BACKBONE,
-    rank: Annotated[list[int] | None, typer.Option(help="LoRA rank; may be given again")] = None,
+    backbone: Annotated[str, typer.Option(help="any timm model with a linear classifier")] = OFFLINE_BACKBONE,
+    rank: Annotated[list[int] | None, typer.Option(help="LoRA rank; may be given again (default: 8)")] = None,
     target_module: Annotated[list[str] | None, typer.Option(help="adapted layers; may be given again")] = None,
     num_classes: Annotated[int, typer.Option(min=2)] = 10,
+    method: Annotated[list[str] | None, typer.Option(help="may be given again (default: all)")] = None,
+    num_clients: Annotated[int, typer.Option(min=1, help="whose factors FLoRA and FedEx-LoRA send down")] = 10,
+    csv: Annotated[Path | None, typer.Option(metavar="FILE", help="also write the table here")] = None,
 ) -> None:
-    """Upload bytes per client and round: by arithmetic, by payload, and the ratio to the full model."""
+    """Bytes per client and round of every method: by arithmetic, of the file that travels, against the full model."""
     from sylva_ray.config import build
-    from sylva_ray.evaluation.communication import upload_table
+    from sylva_ray.evaluation.communication import terminal_table, traffic_table, write_csv
 
     lora = LoraSection(**({"target_modules": tuple(target_module)} if target_module else {}))
-    ranks = rank or [4, 8, 16, 32]
+    ranks = rank or [lora.rank]
     for value in ranks:
         build(LoraSection, {"rank": value}, "lora")
-    table = Table(
-        title=f"{backbone}, {num_classes} classes, {', '.join(lora.target_modules)}: upload per client and round, fp32"
-    )
-    for column in ("method", "rank", "bytes (arithmetic)", "bytes (payload)", "full model / this"):
-        table.add_column(column, justify="left" if column == "method" else "right")
-    for row in upload_table(BackboneSection(name=backbone), lora, ranks, num_classes):
-        table.add_row(row.method, str(row.rank or ""), f"{row.arithmetic:,}", f"{row.payload:,}", f"{row.ratio:.1f}x")
-    _console().print(table)
+    if csv is not None and (csv.is_dir() or not csv.parent.is_dir()):
+        raise UserError("--csv", str(csv), "is a folder" if csv.is_dir() else "its folder does not exist")
+    rows = traffic_table(BackboneSection(name=backbone), lora, ranks, num_classes, method, num_clients)
+    title = f"{backbone}, {num_classes} classes, {', '.join(lora.target_modules)}: bytes per client and round"
+    console = _console()
+    if not console.is_terminal:
+        console.width = 112  # room for the methods' names
+    console.print(terminal_table(rows, title))
+    if csv is not None:
+        write_csv(rows, csv)
+        typer.echo(csv)
 
 
 @app.command()

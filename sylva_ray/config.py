@@ -97,19 +97,23 @@ class LoraSection(Section):
 
 
 class AttackSection(Section):
-    """The attack that training defends against: L-infinity PGD in [0, 1] pixel space (Madry et al. 2018)."""
+    """The attack that training defends against: L-infinity PGD in [0, 1] pixel space (Madry et al. 2018).
 
+    ``fgsm_rs`` is fast adversarial training (Wong et al. 2020): one step of 1.25 epsilon from a random start, with a guard that
+    rolls an epoch back after which PGD-5 succeeds all of a sudden (catastrophic overfitting)."""
+
+    name: Literal["pgd", "fgsm_rs"] = "pgd"
     norm: Literal["linf"] = "linf"
     epsilon: PixelUnits = Field(8 / 255, ge=0, le=1)
     steps: int = Field(10, ge=1)
-    step_size: PixelUnits | None = Field(
-        None, gt=0, le=1, description="None: 2.5 epsilon / steps, at least epsilon / 4"
-    )
+    step_size: PixelUnits | None = Field(None, gt=0, le=1, description="None: 2.5 epsilon / steps, at most epsilon")
     random_start: bool = True
 
     def spec(self, epsilon: float | None = None, loss: str = "ce") -> AttackSpec:
         """This attack at ``epsilon`` (default: its own), the step scaled with it."""
         epsilon = self.epsilon if epsilon is None else epsilon
+        if self.name == "fgsm_rs":
+            return AttackSpec("pgd", epsilon, 1, 1.25 * epsilon, random_start=True, loss=loss)
         if self.step_size is not None:
             ratio = epsilon / self.epsilon if self.epsilon else 1.0
             step_size = self.step_size * ratio
@@ -173,10 +177,13 @@ class EvaluationAttack(Section):
 class EvaluationSection(Section):
     """What is measured. The last round of each phase is always evaluated in full."""
 
-    every: int = Field(0, ge=0, description="also evaluate after every this many rounds; 0: only at the phases' ends")
+    every: int = Field(
+        0, ge=0, description="also evaluate the first attack after every this many rounds; 0: only at the phases' ends"
+    )
     attacks: tuple[EvaluationAttack, ...] = (EvaluationAttack(name="pgd", epsilon=8 / 255, steps=20),)
     max_samples: int | None = Field(None, ge=1, description="test images per client in the rounds between")
     checks: bool = Field(True, description="unbounded-attack check S4 and collapse check S14")
+    split: Literal["test", "validation"] = Field("test", description="validation: for choosing hyperparameters")
 
     @model_validator(mode="after")
     def _unique_labels(self) -> EvaluationSection:
@@ -190,6 +197,23 @@ class EvaluationSection(Section):
     def specs(self) -> tuple[AttackSpec, ...]:
         """All attacks in their frozen form."""
         return tuple(attack.spec() for attack in self.attacks)
+
+
+class ByzantineSection(Section):
+    """Clients that do not play by the rules. Who they are is drawn from the seed; accuracies are those of the honest ones."""
+
+    fraction: float = Field(0.0, ge=0, lt=1, description="of the clients, rounded down")
+    attack: Literal["sign_flip", "gaussian", "label_flip", "alie", "ipm", "mimic", "nan"] = "sign_flip"
+    strength: float | None = Field(None, gt=0, description="of sign_flip, alie (z) and ipm; None: the attack's own")
+
+
+class CompressionSection(Section):
+    """What a client's update is turned into before it travels. Any method can use it."""
+
+    kind: Literal["none", "int8", "int4", "topk"] = "none"
+    fraction: float = Field(0.05, gt=0, le=1, description="of the entries that topk keeps")
+    error_feedback: bool = Field(True, description="what an upload lost is added to the next one")
+    download: bool = Field(True, description="the server's answer is compressed too (not with topk)")
 
 
 class ClusterSection(Section):
@@ -235,6 +259,8 @@ class ExperimentConfig(Section):
     attack: AttackSection = AttackSection()
     training: TrainingSection = TrainingSection()
     evaluation: EvaluationSection = EvaluationSection()
+    byzantine: ByzantineSection = ByzantineSection()
+    compression: CompressionSection = CompressionSection()
     cluster: ClusterSection = ClusterSection()
     tracking: TrackingSection = TrackingSection()
 
@@ -316,8 +342,9 @@ def _readable(schema: type[BaseModel], error: ValidationError, prefix: str) -> U
         return UserError(key, value, f"unknown key; {hint}Allowed here: {', '.join(allowed)}")
     message = problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "value_error" and isinstance(value, dict):  # a check across keys names them itself
-        name, _, rest = message.partition(" ")
-        return UserError(name, "see the other key", rest) if "." in name else UserError(key, "...", message)
+        first, _, rest = message.partition(" ")
+        name, _, found = first.partition("=")
+        return UserError(name, found or "see the other key", rest) if "." in name else UserError(key, "...", message)
     description = message[0].lower() + message[1:]
     return UserError(key, value, description.replace("input should be", "must be"))
 

@@ -7,8 +7,9 @@ goes on from the newest checkpoint, whoever died in between.
 from __future__ import annotations
 
 import json
+import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,12 @@ import numpy as np
 import torch
 from threadpoolctl import threadpool_limits
 
+from sylva_ray.aggregation.byzantine import attackers_of
+from sylva_ray.aggregation.compression import create_codec, shapes_of
+from sylva_ray.aggregation.robust import least_clients
 from sylva_ray.algorithms.base import Algorithm
 from sylva_ray.algorithms.registry import create_algorithm
-from sylva_ray.client.worker import build_model
+from sylva_ray.client.worker import COMPANION, build_model, split_weights
 from sylva_ray.config import ExperimentConfig, build, read_yaml
 from sylva_ray.coordinator.checkpoint import CheckpointFolder
 from sylva_ray.coordinator.cohorts import resolve_cohort_size
@@ -28,16 +32,16 @@ from sylva_ray.coordinator.rounds import Record, Rounds
 from sylva_ray.data.datasets import load_dataset
 from sylva_ray.data.fleet import FleetData, build_fleet
 from sylva_ray.errors import RunError, UserError
-from sylva_ray.evaluation.summary import summarise
+from sylva_ray.evaluation.summary import DeclaredTraffic, summarise
 from sylva_ray.models.backbone import backbone_arrays, create_backbone
-from sylva_ray.models.cohort import full_model_bytes
+from sylva_ray.models.cohort import CohortModel, full_model_bytes
 from sylva_ray.models.lora import LoraStack
 from sylva_ray.models.peft_format import save_adapter, save_merged
 from sylva_ray.seeding import generator
 from sylva_ray.tracking.jsonl import rewrite_records
 from sylva_ray.tracking.mlflow_tracker import RunFollower
 from sylva_ray.tracking.report.build import write_report
-from sylva_ray.types import ClientState
+from sylva_ray.types import ClientState, state_bytes
 
 CONFIG, RECORDS, SUMMARY = "config.yaml", "rounds.jsonl", "summary.json"
 
@@ -46,7 +50,7 @@ CONFIG, RECORDS, SUMMARY = "config.yaml", "rounds.jsonl", "summary.json"
 class Prepared:
     """A validated experiment, ready to be sent to a cluster. ``config`` has no ``auto`` left but ``cluster.num_actors``.
 
-    ``backbone`` is the timm model's state_dict as numpy arrays."""
+    ``backbone`` is the timm model's state_dict as numpy arrays, a companion's beside it (`split_weights`)."""
 
     config: ExperimentConfig
     fleet: FleetData
@@ -66,13 +70,20 @@ def prepare(config: ExperimentConfig) -> Prepared:
     image_size = create_backbone(config.backbone, num_classes=2).image_size
     fleet = build_fleet(load_dataset(config.dataset, image_size, config.seed), config.partition, config.seed)
     arrays = backbone_arrays(create_backbone(config.backbone, fleet.num_classes))
+    arrays |= {COMPANION + n: value for n, value in algorithm.companion_weights(fleet.num_classes).items()}
     model = build_model(config, fleet.num_classes, arrays)
-    if algorithm.parameters.phase2.enabled and not isinstance(model, LoraStack):
-        raise UserError(
-            "algorithm.phase2.enabled", True, "the layer game plays with adapters; set algorithm.model=lora"
-        )
+    meet(algorithm, model, config, fleet.num_classes, arrays)
+    check_byzantine(config, algorithm)
+    phase2 = algorithm.parameters.phase2
+    if phase2.enabled and phase2.selection == "shift" and isinstance(model, LoraStack) and model.num_blocks is None:
+        fix = "needs a plain chain of transformer blocks, every one with adapters; use shapley"
+        raise UserError("algorithm.phase2.selection", "shift", fix)
+    parameters = algorithm.parameters
+    if parameters.robust.assumed_fraction is None:
+        robust = parameters.robust.model_copy(update={"assumed_fraction": config.byzantine.fraction})
+        parameters = parameters.model_copy(update={"robust": robust})
     resolved = config.model_copy(
-        update={"algorithm": config.algorithm.model_copy(update=algorithm.parameters.model_dump(mode="json"))}
+        update={"algorithm": config.algorithm.model_copy(update=parameters.model_dump(mode="json"))}
     )
     return Prepared(resolved, fleet, arrays, time.perf_counter() - started)
 
@@ -121,8 +132,7 @@ def run_experiment(
     config, fleet = prepared.config, prepared.fleet
     algorithm = create_algorithm(config.algorithm)
     model = build_model(config, fleet.num_classes, prepared.backbone)
-    algorithm.head_names = model.head_names
-    initial = model.initial_state(generator(config.seed, "initial state"))
+    initial = meet(algorithm, model, config, fleet.num_classes, prepared.backbone)
     follower = RunFollower(run_dir, config) if config.tracking.enabled else None
 
     def on_record(records: list[Record]) -> None:
@@ -152,8 +162,14 @@ def run_experiment(
             fleet,
             rounds.records,
             rounds.game,
-            full_model_bytes(create_backbone(config.backbone, fleet.num_classes, prepared.backbone)),
-            upload_bytes(algorithm, initial),
+            declared_traffic(
+                config,
+                algorithm,
+                initial,
+                full_model_bytes(
+                    create_backbone(config.backbone, fleet.num_classes, split_weights(prepared.backbone)[0])
+                ),
+            ),
             pool.num_actors,
             prepared.setup_seconds,
         )
@@ -171,9 +187,54 @@ def run_experiment(
     return summary
 
 
-def upload_bytes(algorithm: Algorithm, state: ClientState) -> int:
-    """Declared bytes that one client uploads per round of phase 1."""
-    return sum(value.nbytes for name, value in state.items() if algorithm.uploads(name))
+def meet(
+    algorithm: Algorithm,
+    model: CohortModel,
+    config: ExperimentConfig,
+    num_classes: int,
+    weights: Mapping[str, np.ndarray],
+) -> list[dict[str, np.ndarray]]:
+    """Introduce the method to the model (on the CPU); returns what the clients start from.
+
+    Raises:
+        UserError: the method cannot run on this model or with these epochs."""
+    algorithm.attach(model, num_classes, split_weights(weights)[1], torch.device("cpu"))
+    common = model.initial_state(generator(config.seed, "initial state"))
+    trained = [name for name in common if model.trainable(name) and algorithm.trains(name)]
+    algorithm.schedule(config.training.local_epochs, trained)
+    return [algorithm.initial_state(client, common) for client in range(config.partition.num_clients)]
+
+
+def check_byzantine(config: ExperimentConfig, algorithm: Algorithm) -> None:
+    """Whether the method's robust rule bears the configured attackers.
+
+    Raises:
+        UserError: too many of them for the rule, where it merges the fewest clients."""
+    p = algorithm.parameters
+    everyone = config.training.clients_per_round or config.partition.num_clients
+    num_bad = len(attackers_of(config)) if p.robust.rule != "mean" else 0
+    needed, condition = least_clients(p.robust.rule, num_bad)
+    inputs = math.ceil(everyone / p.robust.bucket_size)
+    if inputs < needed:
+        what = f"{inputs} uploads" + (f" in buckets of {p.robust.bucket_size}" if p.robust.bucket_size > 1 else "")
+        fix = f"{p.robust.rule} needs {condition}: {num_bad} attackers among {what} are too many"
+        raise UserError("byzantine.fraction", config.byzantine.fraction, fix)
+
+
+def declared_traffic(
+    config: ExperimentConfig, algorithm: Algorithm, states: Sequence[ClientState], full_model: int
+) -> DeclaredTraffic:
+    """Bytes per client and round of phase 1, from what the method declares; the mean where clients differ."""
+    plain, coded = [], []
+    section = config.compression
+    codec = None if section.kind == "none" else create_codec(section.kind, fraction=section.fraction)
+    for client, state in enumerate(states):
+        packed = algorithm.pack(client, state)
+        plain.append(state_bytes(packed))
+        coded.append(plain[-1] if codec is None or not packed else codec.num_bytes(shapes_of(packed)))
+    upload = round(sum(coded) / len(coded))
+    answers = upload if section.download and section.kind != "topk" else round(sum(plain) / len(plain))
+    return DeclaredTraffic(upload, answers, full_model)
 
 
 def export_clients(

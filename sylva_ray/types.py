@@ -73,6 +73,12 @@ class ClientData:
     guard: Split
     test: Split
 
+    @property
+    def validation(self) -> Split:
+        """``selection`` and ``guard`` together: what hyperparameters may be chosen on."""
+        parts = (self.selection, self.guard)
+        return Split(np.concatenate([p.images for p in parts]), np.concatenate([p.labels for p in parts]))
+
     def class_counts(self, num_classes: int) -> np.ndarray:
         """Training images per class, ``[num_classes] int64``."""
         return np.bincount(self.train.labels, minlength=num_classes)
@@ -154,9 +160,12 @@ class EvaluateTask(CohortTask):
 
 @dataclass(frozen=True)
 class GameTask(CohortTask):
-    """Values of the layer game's coalitions. ``states`` are the robust states (theta^r); ``coalitions [m, n] bool``."""
+    """Values of the layer game's coalitions. ``states`` are the robust states (theta^r); ``coalitions [m, n] bool``.
+
+    ``selection`` is `Phase2Parameters.selection`: ``gates`` and ``shift`` ask for scores of the layers instead of values."""
 
     coalitions: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), bool))
+    selection: str = "shapley"
 
     stage = "layer game"
 
@@ -206,12 +215,14 @@ class EvaluateOutcome:
 class GameOutcome:
     """``values [m, 2]``: mean true-class probability on ``num_samples`` selection images, benign and robust, per coalition.
 
-    ``benign_state`` is theta^b; ``block_evaluations`` counts blocks run per input set (2^(L+1) - 2 when exact)."""
+    ``benign_state`` is theta^b; ``block_evaluations`` counts blocks run per input set (2^(L+1) - 2 when exact); ``scores [n]``
+    are there where the layers are ranked by something else than the game."""
 
     benign_state: ClientState
     values: np.ndarray
     num_samples: int
     block_evaluations: int
+    scores: np.ndarray | None = None
 
 
 @dataclass(frozen=True)

@@ -45,22 +45,28 @@ def merge_factors(
 
     Args:
         anchor: the receiving client's own upload.
-        states: the uploads to merge, in client order; ``X.lora_A [r, d_in]`` and ``X.lora_B [d_out, r]`` come in pairs.
+        states: the uploads to merge, in client order. Where ``X.lora_A [r, d_in]`` and ``X.lora_B [d_out, r]`` come in pairs
+            the rule applies; a factor without its partner (the other one is the same for all, or personal) is averaged.
         weights: one per state, summing to 1.
-        rule: ``naive`` or ``product_svd``. What is not a LoRA factor is averaged under either.
+        rule: ``naive`` or ``product_svd``. What is not a pair of LoRA factors is averaged under either.
     """
     w = _checked(weights)
     if rule == "naive" or all(_same(anchor, state) for state in states):
         return average(anchor, states, w)
     assert rule == "product_svd", f"no such rule: {rule}"
-    plain = {name: value for name, value in anchor.items() if not name.endswith((".lora_A", ".lora_B"))}
-    merged = average(plain, states, w)
-    for name in anchor:
-        if name.endswith(".lora_A"):
-            module = name.removesuffix(".lora_A")
-            factors = [(state[f"{module}.lora_B"], state[name]) for state in states]
-            merged[f"{module}.lora_B"], merged[name] = merge_products(anchor[name], factors, w)
+    modules = paired_modules(anchor)
+    paired = {f"{module}.lora_{factor}" for module in modules for factor in "AB"}
+    merged = average({name: value for name, value in anchor.items() if name not in paired}, states, w)
+    for module in modules:
+        a, b = f"{module}.lora_A", f"{module}.lora_B"
+        merged[b], merged[a] = merge_products(anchor[a], [(state[b], state[a]) for state in states], w)
     return merged
+
+
+def paired_modules(state: ClientState) -> list[str]:
+    """Modules of which ``state`` holds both LoRA factors, in its order."""
+    modules = [name.removesuffix(".lora_A") for name in state if name.endswith(".lora_A")]
+    return [module for module in modules if f"{module}.lora_B" in state]
 
 
 def merge_products(
@@ -93,6 +99,14 @@ def merge_products(
         b[:, j] = INITIAL_SCALE * s[j] * sign * u[:, j]
         a[j] = sign * vt[j] / INITIAL_SCALE
     return b.astype(anchor_a.dtype), a.astype(anchor_a.dtype)
+
+
+def orthonormal_rows(a: np.ndarray) -> np.ndarray:
+    """An ``A [r, d_in]`` whose rows span the same space, orthogonal, of norm 1/sqrt(3): then B alone is isometric to B A.
+
+    ``||(B - B') A||_F = ||B - B'||_F / sqrt(3)``, so averages, distances and medians of B are those of the models."""
+    q, upper = np.linalg.qr(a.astype(np.float64).T)
+    return ((q * np.sign(np.diag(upper))).T / INITIAL_SCALE).astype(a.dtype)
 
 
 def drop_bad(states: Sequence[ClientState]) -> list[int]:

@@ -64,6 +64,11 @@ def unit_coordinates(gram: np.ndarray) -> np.ndarray:
     return vectors * np.sqrt(np.clip(values, 0, None))
 
 
+def neighbourhood_size(num_clients: int, k: int | None = None) -> int:
+    """k, oneself included; None: ceil(sqrt K), but at least 2. Never more than there are clients."""
+    return min(num_clients, k if k is not None else max(2, math.ceil(math.sqrt(num_clients))))
+
+
 def neighbour_graph(
     gram: np.ndarray,
     num_samples: np.ndarray,
@@ -76,14 +81,14 @@ def neighbour_graph(
     Args:
         gram: ``[K, K]`` from `product_gram`.
         num_samples: training images per client, ``[K]``.
-        k: None for min(K, max(2, ceil(sqrt K))).
+        k: see `neighbourhood_size`.
         floor: whether a client's own weight is at least 1/k.
         uniform: sigma infinite; with ``k = K`` and no floor this is FedAvg.
 
     sigma_i is the distance to the k-th neighbour (1 where that is 0). Equal distances are resolved by client number.
     """
     size = len(gram)
-    k = min(size, k if k is not None else max(2, math.ceil(math.sqrt(size))))
+    k = neighbourhood_size(size, k)
     points = unit_coordinates(gram)
     tree = BallTree(points)
     members, weights = np.zeros((size, k), int), np.zeros((size, k))

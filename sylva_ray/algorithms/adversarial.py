@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
+from pydantic import Field
 
-from sylva_ray.algorithms.base import Batch, Cohort
+from sylva_ray.algorithms.base import Algorithm, Batch, Cohort
 from sylva_ray.attacks.losses import boosted_cross_entropy, cross_entropy, kl_divergence, true_class_probability
 from sylva_ray.attacks.pgd import pgd
 from sylva_ray.types import AttackSpec, ParameterStack
 
-AdversarialLoss = Callable[[Cohort, ParameterStack, Batch, AttackSpec, float], torch.Tensor]
-"""``(cohort, params, batch, attack, beta) -> [N]``; ``beta`` weighs the loss's robust term where it has one."""
-
 
 def craft_ce(cohort: Cohort, params: ParameterStack, batch: Batch, attack: AttackSpec) -> torch.Tensor:
     """PGD on the cross-entropy: ``[N, 3, H, W]``."""
-    frozen = _frozen(params)
+    frozen = detached(params)
 
     def objective(x: torch.Tensor) -> torch.Tensor:
         return cross_entropy(cohort.model.forward(frozen, x, batch.owner), batch.y)
@@ -26,46 +26,82 @@ def craft_ce(cohort: Cohort, params: ParameterStack, batch: Batch, attack: Attac
         return pgd(objective, batch.x, attack, batch.noise)
 
 
-def craft_kl(cohort: Cohort, params: ParameterStack, batch: Batch, attack: AttackSpec) -> torch.Tensor:
-    """PGD on the divergence from the clean prediction, which is computed once."""
-    frozen = _frozen(params)
+def craft_kl(
+    cohort: Cohort, params: ParameterStack, batch: Batch, attack: AttackSpec, offset: torch.Tensor | float = 0.0
+) -> torch.Tensor:
+    """PGD on the divergence from the clean prediction, which is computed once; ``offset`` is added to all logits.
+
+    It starts at random whatever ``attack`` says: at the clean image the divergence has no gradient."""
+    attack = replace(attack, random_start=True)
+    frozen = detached(params)
     with cohort.clock("attack"):
         with torch.no_grad():
-            clean = cohort.model.forward(frozen, batch.x, batch.owner)
+            clean = cohort.model.forward(frozen, batch.x, batch.owner) + offset
 
         def objective(x: torch.Tensor) -> torch.Tensor:
-            return kl_divergence(clean, cohort.model.forward(frozen, x, batch.owner))
+            return kl_divergence(clean, cohort.model.forward(frozen, x, batch.owner) + offset)
 
         return pgd(objective, batch.x, attack, batch.noise)
 
 
-def ce_adv(cohort: Cohort, params: ParameterStack, batch: Batch, attack: AttackSpec, beta: float) -> torch.Tensor:
-    """CE(z(x'), y), x' by PGD on the same (Madry et al. 2018). ``beta`` is not used."""
+def ce_adv(
+    cohort: Cohort, params: ParameterStack, batch: Batch, x_adv: torch.Tensor, beta: float = 0.0
+) -> torch.Tensor:
+    """CE(z(x'), y) (Madry et al. 2018). ``beta`` is not used."""
     del beta
-    x_adv = craft_ce(cohort, params, batch, attack)
     return cross_entropy(cohort.model.forward(params, x_adv, batch.owner), batch.y)
 
 
-def trades(cohort: Cohort, params: ParameterStack, batch: Batch, attack: AttackSpec, beta: float) -> torch.Tensor:
+def trades(cohort: Cohort, params: ParameterStack, batch: Batch, x_adv: torch.Tensor, beta: float) -> torch.Tensor:
     """CE(z(x), y) + beta KL(p(x) || p(x')), x' by PGD on the KL (Zhang et al. 2019); beta 6 is the paper's.
 
     The gradient flows through both arguments of the KL, as in the authors' code."""
-    x_adv = craft_kl(cohort, params, batch, attack)
     clean = cohort.model.forward(params, batch.x, batch.owner)
     moved = cohort.model.forward(params, x_adv, batch.owner)
     return cross_entropy(clean, batch.y) + beta * kl_divergence(clean, moved)
 
 
-def mart(cohort: Cohort, params: ParameterStack, batch: Batch, attack: AttackSpec, beta: float) -> torch.Tensor:
+def mart(cohort: Cohort, params: ParameterStack, batch: Batch, x_adv: torch.Tensor, beta: float) -> torch.Tensor:
     """BCE(x', y) + beta KL(p(x) || p(x')) (1 - p_y(x)), x' by PGD on the CE (Wang et al. 2020); beta 5 is the paper's."""
-    x_adv = craft_ce(cohort, params, batch, attack)
     clean = cohort.model.forward(params, batch.x, batch.owner)
     moved = cohort.model.forward(params, x_adv, batch.owner)
     doubt = 1 - true_class_probability(clean, batch.y)
     return boosted_cross_entropy(moved, batch.y) + beta * kl_divergence(clean, moved) * doubt
 
 
-ADVERSARIAL_LOSSES: dict[str, AdversarialLoss] = {"ce_adv": ce_adv, "trades": trades, "mart": mart}
+@dataclass(frozen=True)
+class AdversarialLoss:
+    """How the images are made, and the loss on them: ``(cohort, params, batch, x_adv, beta) -> [N]``."""
+
+    craft: Callable[[Cohort, ParameterStack, Batch, AttackSpec], torch.Tensor]
+    loss: Callable[[Cohort, ParameterStack, Batch, torch.Tensor, float], torch.Tensor]
+
+
+ADVERSARIAL_LOSSES = {
+    "ce_adv": AdversarialLoss(craft_ce, ce_adv),
+    "trades": AdversarialLoss(craft_kl, trades),
+    "mart": AdversarialLoss(craft_ce, mart),
+}
+
+
+class AdversarialTraining(Algorithm):
+    """A method whose clients train on a loss of `ADVERSARIAL_LOSSES`."""
+
+    class Parameters(Algorithm.Parameters):
+        """Which loss, and the weight of its robust term."""
+
+        loss: Literal["ce_adv", "trades", "mart"] = "ce_adv"
+        beta: float = Field(6.0, ge=0, description="weight of the robust term in trades and mart")
+
+    parameters: Parameters
+
+    def craft(self, cohort: Cohort, params: ParameterStack, batch: Batch, attack: AttackSpec) -> torch.Tensor:
+        """The loss's own way."""
+        return ADVERSARIAL_LOSSES[self.parameters.loss].craft(cohort, params, batch, attack)
+
+    def sample_losses(self, cohort: Cohort, params: ParameterStack, batch: Batch, x_adv: torch.Tensor) -> torch.Tensor:
+        """The chosen loss of every image."""
+        return ADVERSARIAL_LOSSES[self.parameters.loss].loss(cohort, params, batch, x_adv, self.parameters.beta)
 
 
 def class_weights(class_counts: torch.Tensor, beta: float) -> torch.Tensor:
@@ -82,6 +118,6 @@ def class_weights(class_counts: torch.Tensor, beta: float) -> torch.Tensor:
     return raw * present.sum(1, keepdim=True) / raw.sum(1, keepdim=True)
 
 
-def _frozen(params: ParameterStack) -> ParameterStack:
-    """The inner loop of an attack needs no weight gradient (`algorithms` crafts with the parameters detached)."""
+def detached(params: ParameterStack) -> ParameterStack:
+    """The inner loop of an attack needs no weight gradient, and a teacher must not receive one."""
     return {name: value.detach() for name, value in params.items()}

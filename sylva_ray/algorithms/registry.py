@@ -4,16 +4,35 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import os
+import sys
 
 from sylva_ray.algorithms.base import Algorithm
-from sylva_ray.algorithms.local_lora import LocalLora
+from sylva_ray.algorithms.calfat import CalFAT
+from sylva_ray.algorithms.dbfat import DBFAT
+from sylva_ray.algorithms.fedavg_at import FedAvgAT, FedAvgATFineTuned, FedItAT, FedMart, FedTrades
+from sylva_ray.algorithms.fedawp import FedAWP
+from sylva_ray.algorithms.fedper_at import FedPerAT, FedRepAT
+from sylva_ray.algorithms.fedprox_at import FedProxAT
+from sylva_ray.algorithms.hetlora import HetLoraAT
+from sylva_ray.algorithms.local import PerAdv, PerLora
+from sylva_ray.algorithms.lorica import Lorica
+from sylva_ray.algorithms.partial_lora import FedSaLoraAT, FfaLoraAT
+from sylva_ray.algorithms.pm_afl import PmAfl
+from sylva_ray.algorithms.sfat import SFAT
 from sylva_ray.algorithms.sylva import Sylva, SylvaPaperLike
 from sylva_ray.algorithms.undefended import Undefended
 from sylva_ray.config import AlgorithmSection, build
 from sylva_ray.errors import UserError
 
 ALGORITHMS: dict[str, type[Algorithm]] = {
-    method.name: method for method in (Sylva, SylvaPaperLike, LocalLora, Undefended)
+    method.name: method
+    for method in (
+        *(Sylva, SylvaPaperLike, Lorica, PmAfl),
+        *(FedAvgAT, FedAvgATFineTuned, FedTrades, FedMart, FedProxAT, FedAWP, FedPerAT, FedRepAT, CalFAT, DBFAT, SFAT),
+        *(FedItAT, FfaLoraAT, FedSaLoraAT, HetLoraAT),
+        *(PerLora, PerAdv, Undefended),
+    )
 }
 
 
@@ -30,6 +49,10 @@ def create_algorithm(section: AlgorithmSection) -> Algorithm:
 def _find(name: str) -> type[Algorithm]:
     if ":" in name:
         module, _, attribute = name.partition(":")
+        if (
+            os.getcwd() not in sys.path
+        ):  # a console script does not look there; last, so that nothing installed is hidden
+            sys.path.append(os.getcwd())
         try:
             method = getattr(importlib.import_module(module), attribute)
         except (ImportError, AttributeError) as error:

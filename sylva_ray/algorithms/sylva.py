@@ -13,33 +13,31 @@ from typing import Literal
 import torch
 from pydantic import Field
 
-from sylva_ray.algorithms.adversarial import ADVERSARIAL_LOSSES, class_weights
-from sylva_ray.algorithms.base import Algorithm, Batch, Cohort, Phase2Parameters
+from sylva_ray.algorithms.adversarial import AdversarialTraining, class_weights
+from sylva_ray.algorithms.base import Batch, Cohort, Phase2Parameters, Sharing
 from sylva_ray.attacks.losses import cross_entropy
-from sylva_ray.types import AttackSpec, ParameterStack
+from sylva_ray.types import ParameterStack
 
 
-class Sylva(Algorithm):
+class Sylva(AdversarialTraining):
     """Class-balanced adversarial training of adapters that are shared among neighbours; heads stay at home."""
 
     name = "sylva"
 
-    class Parameters(Algorithm.Parameters):
-        """``loss`` and its ``beta``; ``benign_weight`` adds that much benign cross-entropy (0: none)."""
+    class Parameters(AdversarialTraining.Parameters):
+        """``benign_weight`` adds that much benign cross-entropy (0: none)."""
 
-        loss: Literal["ce_adv", "trades", "mart"] = "ce_adv"
-        beta: float = Field(6.0, ge=0, description="weight of the robust term in trades and mart")
         benign_weight: float = Field(0.0, ge=0)
         class_balance: float = Field(0.0, ge=0, lt=1, description="effective-number beta; 0: off, 0.999: strong")
-        adapters: Literal["neighbours", "global", "local"] = "neighbours"
+        adapters: Sharing = "neighbours"
         phase2: Phase2Parameters = Phase2Parameters()
 
     parameters: Parameters
 
-    def sample_losses(self, cohort: Cohort, params: ParameterStack, batch: Batch, attack: AttackSpec) -> torch.Tensor:
+    def sample_losses(self, cohort: Cohort, params: ParameterStack, batch: Batch, x_adv: torch.Tensor) -> torch.Tensor:
         """omega_y [loss(x, x') + benign_weight CE(z(x), y)], per image."""
         p = self.parameters
-        losses = ADVERSARIAL_LOSSES[p.loss](cohort, params, batch, attack, p.beta)
+        losses = super().sample_losses(cohort, params, batch, x_adv)
         if p.benign_weight:
             clean = cohort.model.forward(params, batch.x, batch.owner)
             losses = losses + p.benign_weight * cross_entropy(clean, batch.y)
@@ -57,5 +55,5 @@ class SylvaPaperLike(Sylva):
     class Parameters(Sylva.Parameters):
         """Only the aggregation differs."""
 
-        adapters: Literal["neighbours", "global", "local"] = "global"
+        adapters: Sharing = "global"
         factor_rule: Literal["product_svd", "naive"] = "naive"

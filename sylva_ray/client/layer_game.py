@@ -16,13 +16,16 @@ from sylva_ray.attacks.losses import cross_entropy
 from sylva_ray.attacks.pgd import attack_predictions, pgd
 from sylva_ray.client.batches import flat_split
 from sylva_ray.client.local_training import benign_step, run_epochs
-from sylva_ray.client.optim import per_client
 from sylva_ray.config import ExperimentConfig, default_step_size
+from sylva_ray.game.gates import blend, expected_gates, sampled_gates
 from sylva_ray.game.value import CoalitionWalk, mix
-from sylva_ray.models.cohort import select_clients
+from sylva_ray.models.cohort import per_client, select_clients
 from sylva_ray.models.lora import LoraStack
 from sylva_ray.seeding import generator
 from sylva_ray.types import AttackSpec, ClientData, GuardOutcome, ParameterStack, Split
+
+GATE_LR, GATE_PENALTY = 0.05, 1e-3
+"""Of Adam on the gates, and of their sum (our choice)."""
 
 
 class Phase2Client:
@@ -87,6 +90,78 @@ class Phase2Client:
                 values.append(np.stack([clean.mean(1), np.minimum(on_robust, on_benign).mean(1)], axis=-1))
                 blocks.append(walks[0].block_evaluations)
         return np.stack(values), blocks
+
+    # -- the other ways to rank layers -----------------------------------------------------------------------------------
+
+    def layer_scores(self, benign: ParameterStack, selection: str) -> np.ndarray:
+        """``[C, n]``, larger is better: gates learned on the selection split, or how little a layer moves under attack."""
+        splits = [_head_of(d.selection, self.phase2.max_images) for d in self.data]
+        first = self.robust[next(iter(self.robust))]
+        x, y, owner = flat_split(splits, first.dtype, first.device)
+        with self.clock("attack"):
+            against = [self._adversarial(theta, x, y, owner, splits) for theta in (self.robust, benign)]
+        with self.clock("game"):
+            if selection == "gates":
+                return self._gates(benign, x, against, y, owner)
+            return -self._shift(x, against[0], owner)
+
+    def _gates(
+        self,
+        benign: ParameterStack,
+        x: torch.Tensor,
+        against: Sequence[torch.Tensor],
+        y: torch.Tensor,
+        owner: torch.Tensor,
+    ) -> np.ndarray:
+        """Adam on L_benign(alpha) + max(0, L_robust(alpha) - L_robust(0) - tau) + mu |alpha|_1, per client; weights stay.
+
+        The robust loss takes the worse of the fixed images made against theta^r and theta^b, per image."""
+        counts = torch.bincount(owner, minlength=len(self.clients))
+
+        def mean_per_client(values: torch.Tensor) -> torch.Tensor:
+            sums = values.new_zeros(len(counts)).index_add(0, owner.to(values.device), values)
+            return sums / counts.to(values.device)
+
+        def losses(gates: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            mixed = blend(self.robust, benign, gates, self.model.players)
+            clean, *attacked = (cross_entropy(self.model.forward(mixed, u, owner), y) for u in (x, *against))
+            return mean_per_client(clean), mean_per_client(torch.maximum(*attacked))
+
+        shape = (len(self.clients), len(self.model.players))
+        log_alpha = x.new_zeros(shape).requires_grad_()
+        optimizer = torch.optim.Adam([log_alpha], lr=GATE_LR)
+        with torch.no_grad():
+            allowed = losses(x.new_zeros(shape))[1] + self.phase2.guard_tolerance
+        streams = self._streams("gates")
+        for _ in range(self.phase2.gate_steps):
+            draw = torch.stack([torch.rand(shape[1], generator=stream) for stream in streams]).to(x)
+            gates = sampled_gates(log_alpha, draw)
+            benign_loss, robust_loss = losses(gates)
+            total = benign_loss + (robust_loss - allowed).clamp(min=0) + GATE_PENALTY * gates.sum(1)
+            optimizer.zero_grad()
+            (log_alpha.grad,) = torch.autograd.grad(total.sum(), log_alpha)
+            optimizer.step()
+        return expected_gates(log_alpha.detach()).cpu().numpy()
+
+    @torch.no_grad()
+    def _shift(self, x: torch.Tensor, x_adv: torch.Tensor, owner: torch.Tensor) -> np.ndarray:
+        """E ||h_l(x') - h_l(x)|| / E ||h_l(x)|| after every block, and of the logits: ``[C, n]``."""
+        clean, moved = self.model.embed(x), self.model.embed(x_adv)
+        counts = torch.bincount(owner, minlength=len(self.clients)).tolist()
+        shifts = []
+
+        def note(before: torch.Tensor, after: torch.Tensor) -> None:
+            distance, size = (after - before).flatten(1).norm(dim=1), before.flatten(1).norm(dim=1)
+            pairs = zip(distance.split(counts), size.split(counts), strict=True)
+            shifts.append([float(d.mean() / s.mean()) for d, s in pairs])
+
+        assert self.model.num_blocks is not None, "checked before the run"
+        for block in range(self.model.num_blocks):
+            clean = self.model.run_block(block, self.robust, clean, owner)
+            moved = self.model.run_block(block, self.robust, moved, owner)
+            note(clean, moved)
+        note(*(self.model.classify(self.robust, tokens, owner) for tokens in (clean, moved)))
+        return np.array(shifts).T
 
     def _adversarial(
         self, params: ParameterStack, x: torch.Tensor, y: torch.Tensor, owner: torch.Tensor, splits: Sequence[Split]

@@ -9,14 +9,18 @@ import torch
 from sylva_ray.algorithms.base import Algorithm, Batch, Cohort
 from sylva_ray.attacks.losses import cross_entropy
 from sylva_ray.client.batches import cohort_batches
-from sylva_ray.client.optim import StackedOptimizer, clip_per_client, per_client
+from sylva_ray.client.fast_guard import CollapseGuard
+from sylva_ray.client.optim import StackedOptimizer, clip_per_client
 from sylva_ray.config import ExperimentConfig
-from sylva_ray.models.cohort import CohortModel
+from sylva_ray.models.cohort import CohortModel, per_client
 from sylva_ray.seeding import generator
 from sylva_ray.types import AttackSpec, ClientData, ParameterStack, TrainTask
 
-Step = Callable[[ParameterStack, Batch], tuple[dict[str, torch.Tensor], torch.Tensor]]
-"""``(params, batch) -> (gradients {name: [C, ...]}, mean losses [C])``."""
+StepResult = tuple[dict[str, torch.Tensor], torch.Tensor]
+"""``(gradients {name: [C, ...]}, mean losses [C])``."""
+
+Step = Callable[[ParameterStack, Batch], StepResult]
+"""``(params, batch) -> StepResult``."""
 
 
 def run_epochs(
@@ -62,41 +66,77 @@ def train_cohort(
     data: Sequence[ClientData],
     task: TrainTask,
     config: ExperimentConfig,
-) -> torch.Tensor:
+) -> dict[str, torch.Tensor]:
     """One round of local training, in place: first ``head_epochs`` benign epochs of the heads, then the algorithm's own.
 
     Returns:
-        mean loss of the last epoch per client, ``[C]``.
+        ``{metric: [C]}``: the mean ``loss`` of the last epoch; with fast training ``rolled_back``, 1 for a client that
+        collapsed and was taken back to the epoch before.
     """
     streams = [generator(config.seed, "train", client, task.round) for client in task.clients]
-    losses = torch.zeros(len(task.clients), dtype=torch.float64)
+    metrics = {"loss": torch.zeros(len(task.clients), dtype=torch.float64)}
     if task.head_epochs:
-        step = benign_step(cohort.model, cohort.model.head_names)
-        losses = run_epochs(params, step, data, streams, config, task.lr, task.head_epochs)
+        warm_up = _warm_up_step(cohort, algorithm)
+        metrics["loss"] = run_epochs(params, warm_up, data, streams, config, task.lr, task.head_epochs)
     if task.epochs:
         attack: AttackSpec = config.attack.spec(task.epsilon)
-        names = [name for name in params if cohort.model.trainable(name)]
+        names = [name for name in params if cohort.model.trainable(name) and algorithm.trains(name)]
+        guard = _collapse_guard(cohort, params, data, task, config)
         algorithm.client_init(cohort)
-        losses = run_epochs(
-            params,
-            lambda p, batch: algorithm.client_step(cohort, p, batch, attack, names),
-            data,
-            streams,
-            config,
-            task.lr,
-            task.epochs,
-        )
-    return losses
+        for epochs, trained in algorithm.schedule(task.epochs, names):
+
+            def step(p: ParameterStack, batch: Batch, trained: list[str] = trained) -> StepResult:
+                return algorithm.client_step(cohort, p, batch, attack, trained)
+
+            after_epoch = (lambda: None) if guard is None else guard.after_epoch
+            metrics["loss"] = run_epochs(params, step, data, streams, config, task.lr, epochs, after_epoch=after_epoch)
+        if guard is not None:
+            metrics["rolled_back"] = guard.stopped_C.double()
+    return metrics
+
+
+def _warm_up_step(cohort: Cohort, algorithm: Algorithm) -> Step:
+    """The benign warm-up, of the parameters that the algorithm names."""
+    names = algorithm.warm_up_names()
+
+    def step(params: ParameterStack, batch: Batch) -> StepResult:
+        return _gradients(params, names, lambda p: batch.mean_per_client(algorithm.warm_up_losses(cohort, p, batch)))
+
+    return step
 
 
 def benign_step(model: CohortModel, names: Sequence[str]) -> Step:
     """Benign cross-entropy on the parameters in ``names``."""
 
-    def step(params: ParameterStack, batch: Batch) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-        leaves = {name: params[name].detach().requires_grad_() for name in names}
-        logits = model.forward({**params, **leaves}, batch.x, batch.owner)
-        losses_C = batch.mean_per_client(cross_entropy(logits, batch.y))
-        gradients = torch.autograd.grad(losses_C.sum(), list(leaves.values()))
-        return dict(zip(leaves, gradients, strict=True)), losses_C.detach()
+    def step(params: ParameterStack, batch: Batch) -> StepResult:
+        def losses(p: ParameterStack) -> torch.Tensor:
+            return batch.mean_per_client(cross_entropy(model.forward(p, batch.x, batch.owner), batch.y))
+
+        return _gradients(params, names, losses)
 
     return step
+
+
+def _gradients(
+    params: ParameterStack, names: Sequence[str], losses: Callable[[ParameterStack], torch.Tensor]
+) -> StepResult:
+    leaves = {name: params[name].detach().requires_grad_() for name in names}
+    losses_C = losses({**params, **leaves})
+    gradients = torch.autograd.grad(losses_C.sum(), list(leaves.values()))
+    return dict(zip(leaves, gradients, strict=True)), losses_C.detach()
+
+
+def _collapse_guard(
+    cohort: Cohort, params: ParameterStack, data: Sequence[ClientData], task: TrainTask, config: ExperimentConfig
+) -> CollapseGuard | None:
+    """Only fast training needs one."""
+    if config.attack.name != "fgsm_rs" or task.epsilon == 0:
+        return None
+    images = config.training.batch_size
+    draws = [
+        torch.rand(
+            own.train.images[:images].shape, generator=generator(config.seed, "collapse guard", client, task.round)
+        )
+        for own, client in zip(data, task.clients, strict=True)
+    ]
+    return CollapseGuard(cohort.model, params, data, task.epsilon, images, [draw * 2 - 1 for draw in draws])

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 import torch
 
 from sylva_ray.config import TrainingSection
+from sylva_ray.models.cohort import per_client
 from sylva_ray.types import ParameterStack
 
 
@@ -47,28 +48,24 @@ class StackedOptimizer:
 
         ``masks {name: [C] bool}`` further freezes single parameters of single clients, bit for bit."""
         self.steps_C += active_C
-        for name, gradient in gradients.items():
-            parameter, momentum = self.params[name], self.momentum[name]
-            active = per_client(active_C if masks is None else active_C & masks[name], parameter)
-            moved = parameter * (1 - self.lr * self.weight_decay)
+        beta1, beta2 = self.BETAS
+        for name, all_gradients in gradients.items():
+            rows = (active_C if masks is None else active_C & masks[name]).nonzero()[:, 0]
+            if not len(rows):
+                continue
+            parameter, momentum, gradient = self.params[name][rows], self.momentum[name][rows], all_gradients[rows]
+            parameter.mul_(1 - self.lr * self.weight_decay)
             if self.adamw:
-                beta1, beta2 = self.BETAS
-                second = self.second[name]
-                new_momentum = torch.lerp(momentum, gradient, 1 - beta1)
-                new_second = second * beta2 + (1 - beta2) * gradient * gradient
-                correction1 = per_client(1 - beta1**self.steps_C, parameter)
-                correction2 = per_client(1 - beta2**self.steps_C, parameter)
-                denominator = new_second.sqrt() / correction2.sqrt() + self.EPS
-                moved = moved - (self.lr / correction1) * (new_momentum / denominator)
-                second.copy_(torch.where(active, new_second, second))
+                second = self.second[name][rows]
+                momentum.lerp_(gradient, 1 - beta1)
+                second.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
+                correction1 = per_client(1 - beta1 ** self.steps_C[rows], parameter)
+                correction2 = per_client(1 - beta2 ** self.steps_C[rows], parameter)
+                denominator = (second.sqrt() / correction2.sqrt()).add_(self.EPS)
+                parameter.sub_((self.lr / correction1) * (momentum / denominator))
+                self.second[name][rows] = second
             else:
-                new_momentum = self.MOMENTUM * momentum + gradient
-                moved = moved - self.lr * new_momentum
-            momentum.copy_(torch.where(active, new_momentum, momentum))
-            parameter.copy_(torch.where(active, moved, parameter))
-
-
-def per_client(values_C: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """``[C]`` shaped and typed to broadcast against ``[C, ...]``."""
-    value = values_C if values_C.dtype == torch.bool else values_C.to(like.dtype)
-    return value.view(-1, *[1] * (like.ndim - 1))
+                momentum.mul_(self.MOMENTUM).add_(gradient)
+                parameter.sub_(momentum, alpha=self.lr)
+            self.momentum[name][rows] = momentum
+            self.params[name][rows] = parameter

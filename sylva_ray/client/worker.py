@@ -9,11 +9,13 @@ from __future__ import annotations
 import os
 import resource
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 
+from sylva_ray.aggregation.byzantine import attackers_of, flip_labels
 from sylva_ray.algorithms.base import Cohort
 from sylva_ray.algorithms.registry import create_algorithm
 from sylva_ray.attacks.pgd import attack_predictions
@@ -50,13 +52,25 @@ from sylva_ray.types import (
 EVALUATION_ROWS = 256
 """Images in one forward of an evaluation."""
 
+COMPANION = "companion:"
+"""Prefix of a companion's arrays among the weights that travel."""
+
 
 def build_model(config: ExperimentConfig, num_classes: int, weights: Mapping[str, np.ndarray] | None) -> CohortModel:
-    """The cohort model that the algorithm trains: adapters on a frozen backbone, or everything."""
-    backbone = create_backbone(config.backbone, num_classes, weights)
+    """The cohort model that the algorithm trains: adapters on a frozen backbone, or everything.
+
+    ``weights`` may hold a companion's beside the backbone's own (`split_weights`)."""
+    backbone = create_backbone(config.backbone, num_classes, None if weights is None else split_weights(weights)[0])
     if create_algorithm(config.algorithm).parameters.model == "full":
         return FunctionalStack(backbone)
     return LoraStack(backbone, config.lora)
+
+
+def split_weights(weights: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """The backbone's arrays, and the companion's (a teacher's), which travel under `COMPANION`."""
+    own = {name: value for name, value in weights.items() if not name.startswith(COMPANION)}
+    companion = {n.removeprefix(COMPANION): value for n, value in weights.items() if n.startswith(COMPANION)}
+    return own, companion
 
 
 class CohortWorker:
@@ -72,6 +86,7 @@ class CohortWorker:
         torch.set_num_threads(config.cluster.threads_per_actor)
         torch.use_deterministic_algorithms(True)
         self.config, self.fleet = config, fleet
+        self.attackers = attackers_of(config)
         self.device = torch.device(config.training.device)
         if self.device.type == "cuda":
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what deterministic cuBLAS asks for
@@ -81,7 +96,7 @@ class CohortWorker:
         model.backbone.to(self.device)
         self.model = model
         self.algorithm = create_algorithm(config.algorithm)
-        self.algorithm.head_names = model.head_names
+        self.algorithm.attach(model, fleet.num_classes, split_weights(backbone)[1], self.device)
 
     def run(self, task: CohortTask) -> CohortResult:
         """Dispatch by the task's type."""
@@ -108,13 +123,13 @@ class CohortWorker:
     # -- the five kinds of work ----------------------------------------------------------------------------------------
 
     def _train(self, task: TrainTask, params: ParameterStack) -> list[TrainOutcome]:
-        data = self._data(task)
+        data = [self._poisoned(client) for client in task.clients]
         with self.clock("train"):
-            losses = train_cohort(self._cohort(task, params), self.algorithm, params, data, task, self.config)
+            metrics = train_cohort(self._cohort(task, params), self.algorithm, params, data, task, self.config)
         states = unstack_states(to_arrays(params))
         return [
-            TrainOutcome(state, len(own.train), {"loss": float(loss)})
-            for state, own, loss in zip(states, data, losses, strict=True)
+            TrainOutcome(state, len(own.train), {name: float(values[c]) for name, values in metrics.items()})
+            for c, (state, own) in enumerate(zip(states, data, strict=True))
         ]
 
     @torch.no_grad()
@@ -145,13 +160,17 @@ class CohortWorker:
             player = self._phase2(task, params)
             with self.clock("train"):
                 benign = player.benign_end_point()
-            values, blocks = player.coalition_values(benign, task.coalitions)
+            values, blocks = np.zeros((len(task.clients), 0, 2)), [0] * len(task.clients)
+            scores: Sequence[np.ndarray | None] = [None] * len(task.clients)
+            if task.selection == "shapley":
+                values, blocks = player.coalition_values(benign, task.coalitions)
+            elif task.selection in ("gates", "shift"):
+                scores = list(player.layer_scores(benign, task.selection))
         limit = self.algorithm.parameters.phase2.max_images
+        states = unstack_states(to_arrays(benign))
         return [
-            GameOutcome(state, own_values, min(limit, len(own.selection)), own_blocks)
-            for state, own_values, own, own_blocks in zip(
-                unstack_states(to_arrays(benign)), values, player.data, blocks, strict=True
-            )
+            GameOutcome(states[c], values[c], min(limit, len(own.selection)), blocks[c], scores[c])
+            for c, own in enumerate(player.data)
         ]
 
     def _guard(self, task: GuardTask, params: ParameterStack) -> list[GuardOutcome]:
@@ -185,6 +204,13 @@ class CohortWorker:
 
     def _data(self, task: CohortTask) -> list[ClientData]:
         return [self.fleet.client(client) for client in task.clients]
+
+    def _poisoned(self, client: int) -> ClientData:
+        """A client's data; an attacker by label flipping trains on flipped labels."""
+        data = self.fleet.client(client)
+        if self.config.byzantine.attack != "label_flip" or client not in self.attackers:
+            return data
+        return replace(data, train=Split(data.train.images, flip_labels(data.train.labels, self.fleet.num_classes)))
 
     def _split(self, client: int, task: EvaluateTask) -> Split:
         split: Split = getattr(self.fleet.client(client), task.split)

@@ -10,8 +10,8 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,18 +22,21 @@ from sylva_ray.errors import UserError
 from sylva_ray.types import ClientState, stack_states, unstack_states
 
 STATES, PROGRESS, MANIFEST = "states.safetensors", "progress.json", "manifest.json"
+RESIDUALS = "residuals.safetensors"
 KEEP = 3
 """Checkpoints kept: the newest, and two to fall back on."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Everything after ``step``: the K client states, the records so far, and what the layer game decided (or None)."""
+    """Everything after ``step``: the K client states, the records so far, what the layer game decided (or None), and what
+    compression with error feedback still owes, ``{client: state}``."""
 
     step: int
     states: list[dict[str, np.ndarray]]
     records: list[dict[str, Any]]
     game: dict[str, Any] | None
+    residuals: dict[int, dict[str, np.ndarray]] = field(default_factory=dict)
 
 
 class CheckpointFolder:
@@ -43,7 +46,12 @@ class CheckpointFolder:
         self.root = root
 
     def save(
-        self, step: int, states: Sequence[ClientState], records: Sequence[dict[str, Any]], game: dict[str, Any] | None
+        self,
+        step: int,
+        states: Sequence[ClientState],
+        records: Sequence[dict[str, Any]],
+        game: dict[str, Any] | None,
+        residuals: Mapping[int, ClientState] | None = None,
     ) -> None:
         """Write ``round_<step>/`` and drop all but the newest `KEEP`. A step that is complete already is left as it is."""
         folder = self.root / f"round_{step:04d}"
@@ -55,6 +63,9 @@ class CheckpointFolder:
             STATES: save(stack_states(states)),
             PROGRESS: json.dumps({"step": step, "records": list(records), "game": game}, sort_keys=True).encode(),
         }
+        if residuals:
+            owed = {f"{client}:{n}": value for client, state in residuals.items() for n, value in state.items()}
+            files[RESIDUALS] = save(owed)
         for name, content in files.items():
             _write(folder / name, content)
         manifest = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
@@ -73,7 +84,12 @@ class CheckpointFolder:
             if _is_complete(folder):
                 progress = json.loads((folder / PROGRESS).read_text())
                 states = unstack_states(dict(sorted(load_file(folder / STATES).items())))
-                return Checkpoint(progress["step"], states, progress["records"], progress["game"])
+                owed = load_file(folder / RESIDUALS) if (folder / RESIDUALS).exists() else {}
+                residuals: dict[int, dict[str, np.ndarray]] = {}
+                for key, value in sorted(owed.items()):
+                    client, _, name = key.partition(":")
+                    residuals.setdefault(int(client), {})[name] = value
+                return Checkpoint(progress["step"], states, progress["records"], progress["game"], residuals)
         if any((folder / MANIFEST).exists() for folder in folders):
             raise UserError(
                 "checkpoint", str(self.root), "every checkpoint there is damaged; start anew with another --out"

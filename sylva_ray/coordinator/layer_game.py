@@ -13,12 +13,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from sylva_ray.aggregation.neighbours import NeighbourGraph
 from sylva_ray.algorithms.base import Phase2Parameters
-from sylva_ray.game.selection import nested_candidates, paired_upper_bound, shrink
+from sylva_ray.game.selection import nested_by_score, nested_candidates, paired_upper_bound, shrink
 from sylva_ray.game.shapley import (
     EXACT_LIMIT,
     all_coalitions,
@@ -78,9 +79,62 @@ def shapley_of_fleet(
     return phi, np.stack(widths) if widths else None
 
 
-def candidates_of_fleet(phi: np.ndarray) -> np.ndarray:
+@dataclass(frozen=True)
+class Ranking:
+    """How the fleet's layers were ranked: ``candidates [K, m, n]``, and what they were ranked by (None: not by that).
+
+    ``phi [K, n, 2]`` are Shapley values with ``half_width`` if sampled; ``scores [K, n]`` are gates or the like."""
+
+    candidates: np.ndarray
+    phi: np.ndarray | None = None
+    half_width: np.ndarray | None = None
+    scores: np.ndarray | None = None
+
+    def record(self) -> dict[str, Any]:
+        """The JSON form, for the game's record."""
+        phi, width, scores = self.phi, self.half_width, self.scores
+        return {
+            "shapley": None if phi is None else (phi[:, :, 0] - phi[:, :, 1]).tolist(),
+            "shapley_benign": None if phi is None else phi[:, :, 0].tolist(),
+            "shapley_robust": None if phi is None else phi[:, :, 1].tolist(),
+            "half_width": None if width is None else np.linalg.norm(width, axis=-1).tolist(),
+            "scores": None if scores is None else scores.tolist(),
+        }
+
+
+OPEN_GATE = 0.5
+"""A layer whose gate is above this is worth refining."""
+
+
+def rank_layers(
+    plan: GamePlan,
+    outcomes: Sequence[GameOutcome],
+    graph: NeighbourGraph,
+    phase2: Phase2Parameters,
+    rng: np.random.Generator,
+) -> Ranking:
+    """Every client's candidates, by the way that ``phase2.selection`` names; the last player is the head."""
+    size, num_players = len(outcomes), plan.coalitions.shape[1]
+    match phase2.selection:
+        case "shapley":
+            phi, half_width = shapley_of_fleet(plan, outcomes, graph, phase2)
+            return Ranking(padded([nested_candidates(own) for own in phi]), phi, half_width)
+        case "gates" | "shift":
+            scores = np.stack([outcome.scores for outcome in outcomes if outcome.scores is not None])
+            threshold = OPEN_GATE if phase2.selection == "gates" else -np.inf
+            return Ranking(padded([nested_by_score(own, threshold) for own in scores]), scores=scores)
+        case "random":
+            scores = rng.random((size, num_players))
+            return Ranking(padded([nested_by_score(own) for own in scores]), scores=scores)
+        case _:
+            largest = (
+                np.ones(num_players, bool) if phase2.selection == "all" else np.arange(num_players) == num_players - 1
+            )
+            return Ranking(np.tile(np.stack([np.zeros(num_players, bool), largest]), (size, 1, 1)))
+
+
+def padded(nested: Sequence[np.ndarray]) -> np.ndarray:
     """``[K, m, n] bool``: every client's nested candidates, the shorter ones padded by repeating their largest set."""
-    nested = [nested_candidates(own) for own in phi]
     longest = max(len(rows) for rows in nested)
     return np.stack([np.concatenate([rows, np.repeat(rows[-1:], longest - len(rows), 0)]) for rows in nested])
 
@@ -92,14 +146,17 @@ def largest_accepted(
     graph: NeighbourGraph,
     phase2: Phase2Parameters,
 ) -> Verdict:
-    """The last row whose pooled, one-sided paired bound on the robust loss stays within the tolerance; row 0 always does.
+    """How far the rows can be walked while the pooled, one-sided paired bound on the robust loss stays within the tolerance.
 
-    A row is a candidate selection, or an epoch of refinement. Own guard images come first; below ``guard_pool`` of them the
+    A row is a candidate selection, or an epoch of refinement; row 0 costs nothing. The walk ends at the first row that fails,
+    so however many rows there are, the chance of accepting a harmful one stays that of a single test (a fixed sequence,
+    Maurer et al. 1995). Own guard images come first; below ``guard_pool`` of them the
     nearest neighbours' outcomes *at the same row* are added, where ``has_row(neighbour, row)`` says that they have one.
     """
     near = graph.members[client][np.argsort(-graph.weights[client], kind="stable")]
     others = [int(neighbour) for neighbour in near if neighbour != client]
-    for row in range(len(outcomes[client].lost) - 1, 0, -1):
+    accepted = Verdict(0, 0, 0.0)
+    for row in range(1, len(outcomes[client].lost)):
         if not has_row(client, row):
             continue
         pool = [outcomes[client]]
@@ -111,9 +168,10 @@ def largest_accepted(
         images = sum(o.num_samples for o in pool)
         lost, gained = sum(int(o.lost[row]) for o in pool), sum(int(o.gained[row]) for o in pool)
         bound = paired_upper_bound(lost, gained, images, phase2.guard_confidence)
-        if bound <= phase2.guard_tolerance:
-            return Verdict(row, images, bound)
-    return Verdict(0, 0, 0.0)
+        if bound > phase2.guard_tolerance:
+            break
+        accepted = Verdict(row, images, bound)
+    return accepted
 
 
 def select_layers(

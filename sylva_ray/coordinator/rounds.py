@@ -17,21 +17,22 @@ from typing import Any
 import numpy as np
 
 from sylva_ray.aggregation.neighbours import NeighbourGraph
-from sylva_ray.algorithms.base import Algorithm
+from sylva_ray.algorithms.base import Algorithm, Arrived
 from sylva_ray.attacks.checks import S4_IMAGES, UNBOUNDED
 from sylva_ray.config import ExperimentConfig
 from sylva_ray.coordinator.checkpoint import CheckpointFolder
 from sylva_ray.coordinator.cohorts import choose_participants, make_cohorts
 from sylva_ray.coordinator.layer_game import (
     GamePlan,
-    candidates_of_fleet,
     largest_accepted,
+    rank_layers,
     select_layers,
-    shapley_of_fleet,
 )
 from sylva_ray.coordinator.pool import ClientPool
+from sylva_ray.coordinator.wire import Traffic, Wire
 from sylva_ray.data.fleet import FleetData
 from sylva_ray.evaluation.metrics import evaluate_client, fleet_table
+from sylva_ray.evaluation.predictions import write_predictions
 from sylva_ray.seeding import numpy_generator
 from sylva_ray.types import (
     AttackSpec,
@@ -49,7 +50,6 @@ from sylva_ray.types import (
     TrainOutcome,
     TrainTask,
     stack_states,
-    state_bytes,
 )
 
 Record = dict[str, Any]
@@ -83,6 +83,7 @@ class Ledger:
     seconds: dict[str, float] = field(default_factory=dict)
     upload_bytes: int = 0
     download_bytes: int = 0
+    upload_payload_bytes: int = 0
     peak_memory_bytes: int = 0
     dropped: list[int] = field(default_factory=list)
 
@@ -100,7 +101,7 @@ class Rounds:
         config: resolved.
         algorithm: with ``head_names`` set.
         fleet: for sizes and labels (the images are the workers' business).
-        initial_state: what every client starts from.
+        initial_states: what the K clients start from.
         players: the layer game's players, ``{name: parameter names}``; empty for full models.
         pool: where tasks run.
         run_dir: holds ``checkpoint/`` and ``missing.jsonl``.
@@ -113,7 +114,7 @@ class Rounds:
         config: ExperimentConfig,
         algorithm: Algorithm,
         fleet: FleetData,
-        initial_state: ClientState,
+        initial_states: Sequence[ClientState],
         players: dict[str, tuple[str, ...]],
         pool: ClientPool,
         run_dir: Path,
@@ -125,10 +126,11 @@ class Rounds:
         self.checkpoints = CheckpointFolder(run_dir / "checkpoint")
         self.everyone = list(range(fleet.num_clients))
         self.sizes = fleet.label_matrix().sum(1).tolist()
-        self.states: list[dict[str, np.ndarray]] = [dict(sorted(initial_state.items())) for _ in self.everyone]
+        self.states: list[dict[str, np.ndarray]] = [dict(sorted(state.items())) for state in initial_states]
         self.records: list[Record] = []
         self.game: dict[str, Any] | None = None
         self.ledger = Ledger()
+        self.wire = Wire(config, algorithm)
 
     def run(self) -> None:
         """1 resume, 2 then for every step left: do it, evaluate if due, checkpoint, report."""
@@ -136,6 +138,7 @@ class Rounds:
         checkpoint = self.checkpoints.latest()
         if checkpoint is not None:
             self.states, self.records, self.game = checkpoint.states, checkpoint.records, checkpoint.game
+            self.wire.residuals = checkpoint.residuals
             self.on_record(self.records)
         for step in steps[len(self.records) :]:
             self.on_event({"event": "step", "step": step.index, "steps": len(steps), "stage": step.stage})
@@ -162,45 +165,41 @@ class Rounds:
         record |= {
             "upload_bytes": self.ledger.upload_bytes,
             "download_bytes": self.ledger.download_bytes,
+            "upload_payload_bytes": self.ledger.upload_payload_bytes,
             "seconds": self.ledger.seconds | {"wall": time.perf_counter() - started},
             "peak_memory_bytes": self.ledger.peak_memory_bytes,
             "dropped": self.ledger.dropped,
         }
         self.records.append(record)
-        self.checkpoints.save(step.index, self.states, self.records, self.game)
+        self.checkpoints.save(step.index, self.states, self.records, self.game, self.wire.residuals)
         self.on_record(self.records)
         return record
 
     # -- phase 1 -------------------------------------------------------------------------------------------------------
 
     def _warmup(self, step: Step) -> Record:
-        """Round 0: every client fits its head on benign data, so that attacks have something to attack."""
+        """Round 0: every client fits its head on benign data, so that attacks have something to attack.
+
+        Heads that are shared are merged at once: a method with one model for all starts round 1 with one."""
         epochs, lr = self.algorithm.parameters.head_warmup_epochs, self.algorithm.parameters.head_warmup_lr
         if epochs == 0:
             return {}
+        received = self.states.copy()
         results, _ = self._train(step, self.everyone, epsilon=0.0, lr=lr, epochs=0, head_epochs=epochs)
-        return {"epsilon": 0.0, "lr": lr, "metrics": self._take_over(results)}
+        metrics = self._take_over(results)
+        self._exchange(step, results, received, self.algorithm.warm_up_names())
+        return {"epsilon": 0.0, "lr": lr, "metrics": metrics}
 
     def _phase1_round(self, step: Step) -> Record:
-        """1 choose participants, 2 train locally, 3 collect uploads, 4 aggregate."""
+        """1 choose participants, 2 train locally, 3 exchange: upload, aggregate, download."""
         previous_missing = self.records[-1]["missing"] if self.records else []
         participants = choose_participants(self.config, step.round, previous_missing)
         epsilon, lr = self._epsilon(step.round), self._lr(step.round)
         epochs = self.config.training.local_epochs
+        received = self.states.copy()
         results, missing = self._train(step, participants, epsilon, lr, epochs, deadline=True)
         metrics = self._take_over(results)
-        uploads = {
-            client: {name: value for name, value in outcome.state.items() if self.algorithm.uploads(name)}
-            for client, outcome in sorted(results.items())
-        }
-        uploads = {client: upload for client, upload in uploads.items() if upload}
-        if uploads:
-            started = time.perf_counter()
-            self.states = self.algorithm.aggregate(step.round, self.states, uploads, self.sizes)
-            self.ledger.seconds["aggregate"] = time.perf_counter() - started
-            size = sum(state_bytes(upload) for upload in uploads.values())
-            self.ledger.upload_bytes += size
-            self.ledger.download_bytes += size  # everybody who sent gets as much back: the merged state
+        self._exchange(step, results, received)
         return {
             "epsilon": epsilon,
             "lr": lr,
@@ -208,6 +207,35 @@ class Rounds:
             "missing": missing,
             "metrics": metrics,
         }
+
+    def _exchange(
+        self,
+        step: Step,
+        outcomes: Mapping[int, TrainOutcome],
+        received: Sequence[ClientState],
+        names: Sequence[str] | None = None,
+    ) -> None:
+        """1 uploads over the wire, 2 the attackers' lies, 3 aggregation, 4 the answers. ``names`` None: all that travels."""
+        started = time.perf_counter()
+        self.wire.traffic = Traffic()
+        uploads = {
+            client: self.wire.up(client, received[client], outcome.state, names)
+            for client, outcome in sorted(outcomes.items())
+        }
+        uploads = self.wire.forged(step.round, {c: upload for c, upload in uploads.items() if upload}, received)
+        if not uploads:
+            return
+        metrics = {client: outcome.metrics for client, outcome in outcomes.items()}
+        arrived = Arrived(step.round, self.states, received, uploads, self.sizes, metrics, self.config.seed)
+        merged = self.algorithm.aggregate(arrived)
+        self.states = [
+            self.wire.down(client, received[client], merged[client], names, counted=client in uploads)
+            for client in self.everyone
+        ]
+        self.ledger.seconds["aggregate"] = time.perf_counter() - started
+        self.ledger.upload_bytes += self.wire.traffic.upload
+        self.ledger.upload_payload_bytes += self.wire.traffic.upload_payload
+        self.ledger.download_bytes += self.wire.traffic.download
 
     def _personalise(self, step: Step) -> Record:
         """The last local epochs on the merged state: these weights are the deployed ones."""
@@ -283,17 +311,21 @@ class Rounds:
     # -- phase 2 -------------------------------------------------------------------------------------------------------
 
     def _layer_game(self, step: Step) -> Record:
-        """1 values, 2 Shapley values, 3 candidates, 4 guard, 5 selection."""
+        """1 play, 2 rank the layers, 3 candidates, 4 guard, 5 selection."""
         phase2 = self.algorithm.parameters.phase2
-        game_plan = GamePlan.of(len(self.players), phase2, numpy_generator(self.config.seed, "game", round=step.round))
+        rng = numpy_generator(self.config.seed, "game", round=step.round)
+        game_plan = GamePlan.of(len(self.players), phase2, rng)
         cohorts = self._cohorts(self.everyone)
         played: dict[int, GameOutcome] = self._run(
-            [GameTask(step.round, cohort, self._stack(cohort), game_plan.coalitions) for cohort in cohorts]
+            [
+                GameTask(step.round, cohort, self._stack(cohort), game_plan.coalitions, phase2.selection)
+                for cohort in cohorts
+            ]
         )
         values = [played[client] for client in self.everyone]
         graph = self._neighbourhood()
-        phi, half_width = shapley_of_fleet(game_plan, values, graph, phase2)
-        candidates = candidates_of_fleet(phi)
+        ranking = rank_layers(game_plan, values, graph, phase2, rng)
+        candidates = ranking.candidates
         guarded: dict[int, GuardOutcome] = self._run(
             [
                 GuardTask(
@@ -310,20 +342,19 @@ class Rounds:
         selected, verdicts = select_layers(candidates, guard, graph, phase2)
         self.game = {
             "players": list(self.players),
-            "shapley": (phi[:, :, 0] - phi[:, :, 1]).tolist(),
-            "shapley_benign": phi[:, :, 0].tolist(),
-            "shapley_robust": phi[:, :, 1].tolist(),
-            "half_width": None if half_width is None else np.linalg.norm(half_width, axis=-1).tolist(),
+            "selection": phase2.selection,
+            **ranking.record(),
             "selected": selected.tolist(),
             "candidates": [len(np.unique(rows, axis=0)) for rows in candidates],
             "guard_bound": [verdict.bound for verdict in verdicts],
             "guard_images": [verdict.pooled_images for verdict in verdicts],
-            "coalitions_evaluated": len(game_plan.coalitions) * len(self.everyone),
+            "coalitions_evaluated": sum(len(outcome.values) for outcome in values),
             "block_evaluations": sum(outcome.block_evaluations for outcome in values),
             "exact": game_plan.permutations is None,
             "refined_epochs": [0] * len(self.everyone),
         }
-        self.ledger.upload_bytes += sum(o.values.nbytes for o in values) + sum(3 * o.lost.nbytes for o in guard)
+        told = [outcome.values if outcome.scores is None else outcome.scores for outcome in values]
+        self.ledger.upload_bytes += sum(t.nbytes for t in told) + sum(3 * o.lost.nbytes for o in guard)
         self.ledger.download_bytes += candidates.nbytes + selected.nbytes
         return {}
 
@@ -364,22 +395,35 @@ class Rounds:
         in_full = is_last or following == "layer_game" or step.stage == "warmup"
         if step.stage == "layer_game" or not (in_full or (section.every and step.round % section.every == 0)):
             return None
-        attacks = section.specs
+        attacks = section.specs if in_full else section.specs[:1]
         limit = None if in_full else section.max_samples
-        table = self._measure(step, attacks, limit)
-        if is_last and section.checks:
-            table |= {UNBOUNDED.label: self._measure(step, (UNBOUNDED,), S4_IMAGES)[UNBOUNDED.label]}
+        answers = self._answers(step, attacks, limit)
+        table = self._table(answers, limit)
+        if is_last:
+            write_predictions(self.run_dir, answers, [self._labels(client, limit) for client in self.everyone])
+            if section.checks:
+                unbounded = self._answers(step, (UNBOUNDED,), S4_IMAGES)
+                table |= {UNBOUNDED.label: self._table(unbounded, S4_IMAGES)[UNBOUNDED.label]}
         return table
 
-    def _measure(
+    def _answers(
         self, step: Step, attacks: tuple[AttackSpec, ...], limit: int | None
-    ) -> dict[str, dict[str, list[float]]]:
+    ) -> list[Mapping[str, np.ndarray]]:
+        """All clients' predictions, ``{condition: [n]}`` each."""
         tasks = [
-            EvaluateTask(step.round, c, self._stack(c), "test", attacks, limit) for c in self._cohorts(self.everyone)
+            EvaluateTask(step.round, cohort, self._stack(cohort), self.config.evaluation.split, attacks, limit)
+            for cohort in self._cohorts(self.everyone)
         ]
         answers: dict[int, EvaluateOutcome] = self._run(tasks)
-        labels = [self.fleet.dataset.test.labels[indices.test][:limit] for indices in self.fleet.clients]
-        return fleet_table([evaluate_client(answers[client].predictions, labels[client]) for client in self.everyone])
+        return [answers[client].predictions for client in self.everyone]
+
+    def _table(
+        self, answers: Sequence[Mapping[str, np.ndarray]], limit: int | None
+    ) -> dict[str, dict[str, list[float]]]:
+        return fleet_table([evaluate_client(own, self._labels(c, limit)) for c, own in enumerate(answers)])
+
+    def _labels(self, client: int, limit: int | None) -> np.ndarray:
+        return self.fleet.labels(client, self.config.evaluation.split)[:limit]
 
     # -- what they share -----------------------------------------------------------------------------------------------
 

@@ -57,6 +57,13 @@ class FleetData:
             test=_take(test, own.test),
         )
 
+    def labels(self, client: int, split: str) -> np.ndarray:
+        """Labels of one client's ``test`` or ``validation`` split, ``[n] int64``, without its images."""
+        own = self.clients[client]
+        if split == "test":
+            return self.dataset.test.labels[own.test]
+        return self.dataset.train.labels[np.concatenate([own.selection, own.guard])]
+
     def label_matrix(self) -> np.ndarray:
         """Training images per client and class, ``[K, num_classes] int64``."""
         return self._label_matrix

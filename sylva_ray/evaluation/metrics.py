@@ -35,9 +35,11 @@ def fleet_table(clients: Sequence[dict[str, dict[str, float]]]) -> dict[str, dic
     return {c: {m: [client[c][m] for client in clients] for m in clients[0][c]} for c in clients[0]}
 
 
-def spread(values: Sequence[float]) -> dict[str, Any]:
-    """Mean, std, min, 10th percentile, mean of the worst tenth (at least one client), median, max, and all K values."""
-    v = np.sort(np.asarray(values, float))
+def spread(values: Sequence[float], left_out: Sequence[int] = ()) -> dict[str, Any]:
+    """Mean, std, min, 10th percentile, mean of the worst tenth (at least one client), median, max, and all K values.
+
+    Clients in ``left_out`` (attackers) are listed but count in no statistic."""
+    v = np.sort(np.delete(np.asarray(values, float), list(left_out)))
     worst = v[: max(1, len(v) // 10)]
     return {
         "mean": float(v.mean()),

@@ -5,14 +5,27 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
 from sylva_ray import __version__
+from sylva_ray.aggregation.byzantine import attackers_of
 from sylva_ray.attacks.checks import UNBOUNDED, CheckResult, collapse, is_collapsed, unbounded_attack
 from sylva_ray.config import ExperimentConfig
 from sylva_ray.data.fleet import FleetData
 from sylva_ray.evaluation.metrics import spread
+
+
+@dataclass(frozen=True)
+class DeclaredTraffic:
+    """Bytes by declaration: what a client uploads and downloads in a round of phase 1 (the mean over clients), and the whole
+    model in fp32, which full-model training would upload."""
+
+    upload: int
+    download: int
+    full_model: int
+
 
 STAGES = ("total", "setup", "train", "attack", "game", "evaluate", "aggregate", "idle")
 
@@ -22,8 +35,7 @@ def summarise(
     fleet: FleetData,
     records: Sequence[Mapping[str, Any]],
     game: Mapping[str, Any] | None,
-    full_model_bytes: int,
-    upload_bytes_per_client: int,
+    traffic: DeclaredTraffic,
     num_actors: int,
     setup_seconds: float,
 ) -> dict[str, Any]:
@@ -31,9 +43,9 @@ def summarise(
 
     Args:
         records: all of the run, the last one with a full evaluation.
-        full_model_bytes: the model in fp32, what full-model training would upload per client and round.
-        upload_bytes_per_client: declared upload of one client in one round of phase 1.
+        traffic: bytes by declaration.
     """
+    attackers = attackers_of(config)
     majority = [fleet.client(c).majority_share for c in range(fleet.num_clients)]
     final = records[-1]["evaluation"]
     main = config.evaluation.specs[0].label if config.evaluation.attacks else "benign"
@@ -43,7 +55,8 @@ def summarise(
             final[main]["accuracy"], majority, final["benign"]["one_class"], strict=True
         )
     ]
-    checks = _checks(final, collapsed, fleet.num_classes) if config.evaluation.checks else []
+    collapsed = [bad and client not in attackers for client, bad in enumerate(collapsed)]
+    checks = _checks(final, collapsed, fleet.num_classes, attackers) if config.evaluation.checks else []
     return {
         "name": config.name,
         "algorithm": config.algorithm.name,
@@ -55,18 +68,22 @@ def summarise(
         "rounds": config.training.rounds,
         "class_names": list(fleet.dataset.class_names),
         "label_matrix": fleet.label_matrix().tolist(),
-        "clients": [_client(fleet, c, majority[c], collapsed[c]) for c in range(fleet.num_clients)],
-        "initial": _accuracies(records[0]["evaluation"]),
-        "phase1": _accuracies(_end_of_phase1(records)),
-        "final": _accuracies(final),
-        "majority": spread(majority),
-        "communication": _communication(config, records, full_model_bytes, upload_bytes_per_client),
+        "clients": [
+            _client(fleet, c, majority[c], collapsed[c]) | {"byzantine": c in attackers}
+            for c in range(fleet.num_clients)
+        ],
+        "initial": _accuracies(records[0]["evaluation"], attackers),
+        "phase1": _accuracies(_end_of_phase1(records), attackers),
+        "final": _accuracies(final, attackers),
+        "majority": spread(majority, attackers),
+        "communication": _communication(config, records, traffic),
         "layer_game": dict(game) if game is not None else None,
         "seconds": _seconds(records, num_actors, setup_seconds),
         "peak_memory_bytes_per_actor": max(record["peak_memory_bytes"] for record in records),
         "checks": [vars(check) for check in checks],
         "warnings": _warnings(records, checks),
         "threat_model": _threat_model(config),
+        "byzantine": {"attack": config.byzantine.attack, "attackers": attackers} if attackers else None,
         "versions": {"sylva_ray": __version__}
         | {name: version(name) for name in ("torch", "timm", "ray", "peft", "mlflow")},
         "hardware": {
@@ -85,15 +102,19 @@ def _client(fleet: FleetData, client: int, majority_share: float, collapsed: boo
     return {"client": client, **sizes, "majority_share": majority_share, "collapsed": collapsed}
 
 
-def _accuracies(evaluation: Mapping[str, Any] | None) -> dict[str, Any] | None:
+def _accuracies(evaluation: Mapping[str, Any] | None, attackers: Sequence[int]) -> dict[str, Any] | None:
     if evaluation is None:
         return None
     attacks = [condition for condition in evaluation if condition not in ("benign", UNBOUNDED.label)]
+
+    def fleet(condition: str, metric: str) -> dict[str, Any]:
+        return spread(evaluation[condition][metric], attackers)
+
     return {
-        "benign_accuracy": spread(evaluation["benign"]["accuracy"]),
-        "benign_balanced_accuracy": spread(evaluation["benign"]["balanced_accuracy"]),
-        "robust_accuracy": {name: spread(evaluation[name]["accuracy"]) for name in attacks},
-        "robust_balanced_accuracy": {name: spread(evaluation[name]["balanced_accuracy"]) for name in attacks},
+        "benign_accuracy": fleet("benign", "accuracy"),
+        "benign_balanced_accuracy": fleet("benign", "balanced_accuracy"),
+        "robust_accuracy": {name: fleet(name, "accuracy") for name in attacks},
+        "robust_balanced_accuracy": {name: fleet(name, "balanced_accuracy") for name in attacks},
     }
 
 
@@ -103,14 +124,19 @@ def _end_of_phase1(records: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | 
 
 
 def _communication(
-    config: ExperimentConfig, records: Sequence[Mapping[str, Any]], full_model: int, upload: int
+    config: ExperimentConfig, records: Sequence[Mapping[str, Any]], traffic: DeclaredTraffic
 ) -> dict[str, Any]:
+    exchanges = [r for r in records if r["stage"] == "phase1"]
+    senders = sum(len(r["participants"]) - len(r["missing"]) - len(r["dropped"]) for r in exchanges)
+    payload = sum(record["upload_payload_bytes"] for record in exchanges) / senders if senders else 0
     return {
-        "upload_bytes_per_client_round": upload,
-        "download_bytes_per_client_round": upload,
+        "upload_bytes_per_client_round": traffic.upload,
+        "upload_payload_bytes_per_client_round": round(payload),
+        "download_bytes_per_client_round": traffic.download,
         "total_bytes": sum(record["upload_bytes"] + record["download_bytes"] for record in records),
-        "full_model_bytes": full_model,
-        "full_model_ratio": full_model / upload if upload else None,
+        "full_model_bytes": traffic.full_model,
+        "full_model_ratio": traffic.full_model / traffic.upload if traffic.upload else None,
+        "compression": config.compression.kind,
         "rounds": config.training.rounds,
     }
 
@@ -125,8 +151,10 @@ def _seconds(records: Sequence[Mapping[str, Any]], num_actors: int, setup: float
     return {"total": setup + wall, "setup": setup, **stages, "idle": max(0.0, wall * num_actors - busy)}
 
 
-def _checks(final: Mapping[str, Any], collapsed: list[bool], num_classes: int) -> list[CheckResult]:
-    unbounded = spread(final[UNBOUNDED.label]["accuracy"])["mean"]
+def _checks(
+    final: Mapping[str, Any], collapsed: list[bool], num_classes: int, attackers: Sequence[int]
+) -> list[CheckResult]:
+    unbounded = spread(final[UNBOUNDED.label]["accuracy"], attackers)["mean"]
     return [unbounded_attack(unbounded, num_classes), collapse(collapsed)]
 
 
@@ -148,8 +176,13 @@ def _threat_model(config: ExperimentConfig) -> dict[str, str]:
     attacks = ", ".join(spec.label for spec in config.evaluation.specs)
     return {
         "norm": "L-infinity, in [0, 1] pixel space at the data set's native size",
-        "training": f"PGD-{config.attack.steps} at epsilon {config.attack.epsilon * 255:.4g}/255",
-        "evaluation": f"{attacks}; white box, on every client's own test images; every iterate counts, the clean one too",
+        "training": f"{_training_attack(config)} at epsilon {config.attack.epsilon * 255:.4g}/255",
+        "evaluation": f"{attacks}; white box, on every client's own {config.evaluation.split} images; every iterate counts, "
+        "the clean one too",
         "knowledge": "the attacker knows the deployed personal weights; nothing is randomised at inference",
         "precision": "float32 at evaluation",
     }
+
+
+def _training_attack(config: ExperimentConfig) -> str:
+    return "FGSM-RS" if config.attack.name == "fgsm_rs" else f"PGD-{config.attack.steps}"

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import timm
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, resolve_model_data_config
 from timm.layers import resample_abs_pos_embed
@@ -101,6 +101,21 @@ def create_backbone(
     return backbone.eval()
 
 
+def checkpoint_classes(section: BackboneSection) -> int | None:
+    """How many classes the backbone's own weights can tell apart; None where it has no trained head.
+
+    Raises:
+        UserError: the checkpoint cannot be read."""
+    if section.checkpoint is None and section.name != OFFLINE_BACKBONE:
+        known = timm.get_pretrained_cfg_value(section.name, "num_classes") if section.pretrained else None
+        return int(known) if known else None
+    path = Path(section.checkpoint).expanduser() if section.checkpoint is not None else OFFLINE_CHECKPOINT
+    head = create_backbone(section, num_classes=2).head_name
+    with safe_open(path, "pt") as file:
+        name = f"{head}.bias"
+        return int(file.get_slice(name).get_shape()[0]) if name in file.keys() else None  # noqa: SIM118
+
+
 def backbone_arrays(backbone: Backbone) -> dict[str, np.ndarray]:
     """The timm model's state_dict as numpy arrays: what travels to workers, once."""
     return {name: value.detach().cpu().numpy() for name, value in backbone.model.state_dict().items()}
@@ -123,7 +138,11 @@ def _architecture(section: BackboneSection, num_classes: int, pretrained: bool) 
             "input_size": (3, section.image_size, section.image_size)
         }
     try:
-        return timm.create_model(**arguments, num_classes=num_classes, pretrained=pretrained)
+        try:
+            return timm.create_model(**arguments, num_classes=num_classes, pretrained=pretrained)
+        except TypeError:  # a convolutional network has no image size of its own; ours resizes for it
+            arguments.pop("img_size", None)
+            return timm.create_model(**arguments, num_classes=num_classes, pretrained=pretrained)
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
         if pretrained:

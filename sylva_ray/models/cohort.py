@@ -8,7 +8,8 @@ Attacks, losses, clipping, optimiser, layer game and evaluation know only `Cohor
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
 import numpy as np
@@ -38,6 +39,10 @@ class CohortModel(Protocol):
 
     def trainable(self, name: str) -> bool:
         """Whether the optimiser may change this entry (running statistics of a BatchNorm are state, not parameters)."""
+        ...
+
+    def training(self) -> AbstractContextManager[None]:
+        """Inside, forwards are those of a training step (BatchNorm uses and updates batch statistics, in ``params``)."""
         ...
 
 
@@ -79,15 +84,25 @@ class FunctionalStack:
         """Parameters are; buffers are not."""
         return name in self._parameters
 
+    @contextmanager
+    def training(self) -> Iterator[None]:
+        """Attacks, teachers and evaluation stay outside, in evaluation mode."""
+        self.backbone.train()
+        try:
+            yield
+        finally:
+            self.backbone.eval()
+
     def forward(self, params: ParameterStack, x: torch.Tensor, owner: torch.Tensor) -> torch.Tensor:
         """See `CohortModel`."""
         pieces = []
         with torch.autocast(x.device.type, dtype=self.precision, enabled=self.precision != torch.float32):
             inputs = self.backbone.preprocess(x)
             counts = torch.bincount(owner, minlength=len(next(iter(params.values())))).tolist()
+            rows = {name: params[name].unbind() for name in self._template}  # one gradient buffer for all, not one each
             for client, piece in enumerate(torch.split(inputs, counts)):
                 if len(piece):
-                    own = {name: value[client] for name, value in params.items()}
+                    own = {name: row[client] for name, row in rows.items()}
                     pieces.append(functional_call(self.backbone.model, own, (piece,)))
         logits = torch.cat(pieces)
         return logits if logits.dtype == torch.float64 else logits.float()
@@ -99,6 +114,12 @@ def initial_head(
     """A small random head: not zero, so that the first attack and the first adapter gradient are not zero either."""
     weight = torch.randn(shape, generator=rng) * std
     return {names[0]: weight.numpy(), names[1]: np.zeros(shape[0], np.float32)}
+
+
+def per_client(values_C: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """``[C]`` shaped and typed to broadcast against ``[C, ...]``."""
+    value = values_C if values_C.dtype == torch.bool else values_C.to(like.dtype)
+    return value.view(-1, *[1] * (like.ndim - 1))
 
 
 def num_clients(params: Mapping[str, torch.Tensor]) -> int:

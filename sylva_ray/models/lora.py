@@ -8,6 +8,7 @@ matrix product over the flat batch of everybody's images; only the low-rank prod
 from __future__ import annotations
 
 import re
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -141,6 +142,10 @@ class LoraStack:
     def trainable(self, name: str) -> bool:
         """Adapters and heads all are."""
         return name in self._shapes
+
+    def training(self) -> AbstractContextManager[None]:
+        """The frozen backbone stays in evaluation mode always."""
+        return nullcontext()
 
     @property
     def players(self) -> dict[str, tuple[str, ...]]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 import logging
 import os
+import tempfile
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -99,6 +100,36 @@ def send_run(run_dir: Path, config: ExperimentConfig) -> list[str]:
     return delivery.warnings()
 
 
+def experiment_files(experiment: str, uri: str, names: Collection[str]) -> dict[str, tuple[str, dict[str, str]]] | None:
+    """``{run id: (run name, {file name: text})}`` for those of the artifacts ``names`` that each run has, oldest run first;
+    None if there is no such experiment. Raises whatever the store does."""
+    client = _client(uri)
+    known = client.get_experiment_by_name(experiment)
+    if known is None or known.lifecycle_stage != "active":
+        return None
+    found: dict[str, tuple[str, dict[str, str]]] = {}
+    page: Any = None
+    while page is None or page.token:
+        token = page.token if page else None
+        page = client.search_runs([known.experiment_id], order_by=["attributes.start_time ASC"], page_token=token)
+        for run in page:
+            run_id, files = run.info.run_id, {}
+            for path in {file.path for file in client.list_artifacts(run_id)} & set(names):
+                with tempfile.TemporaryDirectory() as folder:
+                    files[path] = Path(client.download_artifacts(run_id, path, folder)).read_text(encoding="utf-8")
+            found[run_id] = run.info.run_name or run_id, files
+    return found
+
+
+def _client(uri: str) -> Any:
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    from mlflow import MlflowClient
+
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    return MlflowClient(tracking_uri=uri)
+
+
 class MlflowStore:
     """One MLflow run, through an explicit client (MLflow's global active run stays the user's).
 
@@ -117,12 +148,7 @@ class MlflowStore:
         """See `Store`. A new run gets the tags and the resolved config as parameters."""
         if self._client is not None:
             return
-        for name, value in ENVIRONMENT.items():
-            os.environ.setdefault(name, value)
-        from mlflow import MlflowClient
-
-        logging.getLogger("alembic").setLevel(logging.WARNING)
-        client = self._call(MlflowClient, tracking_uri=self.uri)
+        client = self._call(_client, self.uri)
         experiment_id = self._experiment(client)
         state.update()  # the key is on disk before the store has a run with it
         query = f"tags.`{RUN_TAG}` = '{state.key}'"

@@ -25,7 +25,7 @@ DESCRIPTIONS = {
     "fleet": "Heatmap of training images per class and client",
     "accuracy": "Lines of benign and robust accuracy over rounds",
     "clients": "Accuracy of every client before and after the defence",
-    "layers": "Heatmap of Shapley values per layer and client",
+    "layers": "Heatmap of what ranked the layers, per layer and client",
     "communication": "Bars of transmitted bytes against full-model training",
     "seconds": "Bars of seconds by stage",
 }
@@ -42,6 +42,13 @@ def write_report(run_dir: Path) -> Path:
     records, summary = read_records(run_dir / "rounds.jsonl"), read_summary(run_dir)
     config = run_dir / "config.yaml"
     view = _view(summary, records, config.read_text() if config.exists() else "", run_dir.name)
+    draft = run_dir / ".report.html"
+    draft.write_text(page_environment().get_template("template.html.jinja").render(view), encoding="utf-8")
+    return draft.replace(run_dir / "report.html")
+
+
+def page_environment() -> Environment:
+    """Where our pages are rendered: everything is escaped, a name that is not defined is an error."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -50,9 +57,7 @@ def write_report(run_dir: Path) -> Path:
         lstrip_blocks=True,
     )
     environment.filters |= {"percent": percent, "bytes": bytes_text, "attack": attack_title}
-    draft = run_dir / ".report.html"
-    draft.write_text(environment.get_template("template.html.jinja").render(view), encoding="utf-8")
-    return draft.replace(run_dir / "report.html")
+    return environment
 
 
 def read_summary(run_dir: Path) -> dict[str, Any] | None:

@@ -26,6 +26,9 @@ WIDTH = 7.4
 FEW_CLIENTS, DOTTED_CLIENTS = 24, 150
 """Up to so many clients get a label of their own; up to so many, a dot per selected layer."""
 
+RANKED_BY = {"shapley": "Shapley value", "gates": "gate", "shift": "minus shift under attack", "random": "random score"}
+"""What ranked the layers, by `algorithm.phase2.selection`."""
+
 
 def figures(summary: Mapping[str, Any] | None, records: Sequence[Mapping[str, Any]]) -> dict[str, Figure]:
     """All figures that the data allow, by name, in the report's order. ``summary`` is None while a run is unfinished."""
@@ -38,8 +41,9 @@ def figures(summary: Mapping[str, Any] | None, records: Sequence[Mapping[str, An
         if summary is not None:
             if summary.get("initial"):
                 drawn["clients"] = _clients(summary)
-            if summary.get("layer_game"):
-                drawn["layers"] = _layers(summary["layer_game"])
+            game = summary.get("layer_game")
+            if game and (game["shapley"] or game["scores"]):
+                drawn["layers"] = _layers(game)
             drawn["communication"] = _communication(summary["communication"], records)
             drawn["seconds"] = _seconds(summary["seconds"])
         return drawn
@@ -152,8 +156,8 @@ def _clients(summary: Mapping[str, Any]) -> Figure:
 
 
 def _layers(game: Mapping[str, Any]) -> Figure:
-    """Shapley value per layer (rows, input first) and client (columns); dots mark selected layers; right: their share."""
-    values, selected = np.array(game["shapley"]).T, np.array(game["selected"], bool).T
+    """What ranked the layers (rows, input first) per client (columns); dots mark selected layers; right: their share."""
+    values, selected = np.array(game["shapley"] or game["scores"]).T, np.array(game["selected"], bool).T
     num_layers, num_clients = values.shape
     top = float(np.percentile(np.abs(values), 98)) or 1.0  # a few outliers would wash out everybody else
     figure = _figure(1.2 + 0.25 * num_layers)
@@ -167,7 +171,7 @@ def _layers(game: Mapping[str, Any]) -> Figure:
     share.barh(range(num_layers), selected.mean(1), color=LIGHT["muted"], height=0.55)
     share.set(title="selected by", xlim=(0, 1), ylim=(num_layers - 0.5, -0.5), xticks=[0, 0.5, 1], yticks=[])
     share.xaxis.set_major_formatter(PercentFormatter(1))
-    _scale(bar, -top, top, "Shapley value", clipped=bool(np.abs(values).max() > top))
+    _scale(bar, -top, top, RANKED_BY[game.get("selection", "shapley")], clipped=bool(np.abs(values).max() > top))
     return figure
 
 

@@ -16,6 +16,10 @@ SECONDS = {
 """Keys of ``summary.seconds`` but the total."""
 
 
+LABEL = re.compile(r"([a-z]+)(\d*)(?:x(\d+))?(?:-([a-z]+))?-eps([\d.e+-]+)")
+"""An attack's label: name, steps, restarts, loss, epsilon in 1/255."""
+
+
 def attack_title(label: str) -> str:
     """An attack's label in words.
 
@@ -24,7 +28,7 @@ def attack_title(label: str) -> str:
     >>> attack_title("pgd50x5-margin-eps4")
     'PGD-50 (margin loss, 5 restarts) at epsilon 4/255'
     """
-    match = re.fullmatch(r"([a-z]+)(\d*)(?:x(\d+))?(?:-([a-z]+))?-eps([\d.e+-]+)", label)
+    match = LABEL.fullmatch(label)
     if match is None:
         return label
     name, steps, restarts, loss, epsilon = match.groups()
@@ -32,6 +36,19 @@ def attack_title(label: str) -> str:
     name = f"{name.upper()}-{steps}" if steps else name.upper()
     name = f"{name} ({', '.join(details)})" if details else name
     return f"{name} at epsilon {epsilon}/255"
+
+
+def attack_strength(label: str) -> tuple[float, int]:
+    """Epsilon (in 1/255), then gradient steps: the order in which attacks get stronger. A label that is none comes first.
+
+    >>> attack_strength("pgd20-eps4") < attack_strength("pgd50x5-margin-eps4") < attack_strength("fgsm-eps8")
+    True
+    """
+    match = LABEL.fullmatch(label)
+    if match is None:
+        return -1.0, 0
+    _, steps, restarts, _, epsilon = match.groups()
+    return float(epsilon), int(steps or 1) * int(restarts or 1)
 
 
 def bytes_text(value: float) -> str:

@@ -1,0 +1,190 @@
+"""The ledger of methods: every one of them on the same clients, with the same number of local epochs and the same search.
+
+    python benchmarks/methods/run.py --search            # learning rates, on validation images  -> search.json
+    python benchmarks/methods/run.py                     # every (method, seed) that is missing  -> results/*.json
+    python benchmarks/methods/run.py --scale smoke --out runs/smoke --results runs/smoke/results
+    python benchmarks/methods/table.py                   # README.md and ledger.png from results/
+
+A method's configuration is shared.yaml, then its own file, then the learning rate that the search chose, then the scale.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+HERE = Path(__file__).parent
+RESULTS, SEARCH = HERE / "results", HERE / "search.json"
+BEYOND = 3
+"""Where the largest candidate is the best one, this multiple of it is tried as well."""
+LEFT_OUT = ("label_matrix", "class_names", "peak_memory_bytes_per_actor", "threat_model")
+"""Keys of summary.json that are the same in every row, or large."""
+
+
+def merged(*parts: dict[str, Any]) -> dict[str, Any]:
+    """Nested mappings, the later ones winning."""
+    result: dict[str, Any] = {}
+    for part in parts:
+        for key, value in part.items():
+            both = isinstance(value, dict) and isinstance(result.get(key), dict)
+            result[key] = merged(result[key], value) if both else value
+    return result
+
+
+def nested(dotted: dict[str, Any]) -> dict[str, Any]:
+    """``{"training.lr": 1}`` -> ``{"training": {"lr": 1}}``."""
+    result: dict[str, Any] = {}
+    for key, value in dotted.items():
+        for part in reversed(key.split(".")):
+            value = {part: value}
+        result = merged(result, value)
+    return result
+
+
+def load(path: Path) -> dict[str, Any]:
+    """A YAML mapping."""
+    return yaml.safe_load(path.read_text()) or {}
+
+
+def methods() -> dict[str, dict[str, Any]]:
+    """``{method: {seeds, search, config}}``."""
+    return {path.stem: load(path) for path in sorted((HERE / "methods").glob("*.yaml"))}
+
+
+def configuration(method: str, chosen: dict[str, Any], scale: str | None, seed: int) -> dict[str, Any]:
+    """The whole experiment of one (method, seed)."""
+    overlay = load(HERE / "scales" / f"{scale}.yaml") if scale else {}
+    base = merged({"name": method, "seed": seed}, load(HERE / "shared.yaml"), methods()[method]["config"])
+    return merged(base, nested(chosen), overlay)
+
+
+def run(config: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """The summary of a run, from an earlier one or a new process; its output goes to ``folder``.log."""
+    if not (folder / "summary.json").exists():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        path, log_path = (folder.parent / f"{folder.name}.{ending}" for ending in ("yaml", "log"))
+        path.write_text(yaml.safe_dump(config, sort_keys=False))
+        resume = ["--resume"] if (folder / "config.yaml").exists() else []
+        with open(log_path, "w") as log:
+            command = [
+                sys.executable,
+                "-m",
+                "sylva_ray.cli",
+                "run",
+                str(path),
+                "--out",
+                str(folder),
+                "--quiet",
+                *resume,
+            ]
+            done = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, check=False)
+        if done.returncode:
+            raise SystemExit(f"{folder.name} failed: {log_path.read_text()[-500:]}")
+    return json.loads((folder / "summary.json").read_text())
+
+
+def trajectory(folder: Path) -> list[dict[str, Any]]:
+    """What bytes-to-target needs of a run's records."""
+    keys = ("round", "stage", "upload_bytes", "download_bytes", "evaluation")
+    lines = (folder / "rounds.jsonl").read_text().splitlines()
+    return [{key: record[key] for key in keys} for record in map(json.loads, lines)]
+
+
+def search(names: Sequence[str], out: Path, pool: ThreadPoolExecutor) -> None:
+    """Every candidate of every method, scored on validation images; the same number of candidates for all."""
+    found: dict[str, Any] = json.loads(SEARCH.read_text()) if SEARCH.exists() else {}
+
+    def candidate(method: str, key: str, value: float) -> dict[str, Any]:
+        config = configuration(method, {key: value}, "search", seed=100)
+        config["training"]["rounds"] = _half(methods()[method]["config"])
+        final = run(config, out / f"search-{method}-{value:g}")["final"]
+        benign = final["benign_balanced_accuracy"]["mean"]
+        robust = next(iter(final["robust_balanced_accuracy"].values()))["mean"]
+        return {key: value, "benign_balanced": benign, "robust_balanced": robust, "score": benign + robust}
+
+    names = [method for method in names if "search" in methods()[method]]
+    jobs = {
+        (method, value): pool.submit(candidate, method, key, value)
+        for method in names
+        for key, values in methods()[method]["search"].items()
+        for value in values
+    }
+    for method in names:
+        ((key, grid),) = methods()[method]["search"].items()
+        rows = [job.result() for (owner, _), job in jobs.items() if owner == method]
+        best = max(rows, key=lambda row: row["score"])
+        if best[key] == max(grid):  # at the edge: one step further, for every method alike
+            rows.append(candidate(method, key, BEYOND * best[key]))
+            best = max(rows, key=lambda row: row["score"])
+        found[method] = {"chosen": {k: best[k] for k in methods()[method]["search"]}, "candidates": rows}
+        SEARCH.write_text(json.dumps(dict(sorted(found.items())), indent=1) + "\n")
+        print(f"{method}: {found[method]['chosen']}", flush=True)
+
+
+def _half(config: dict[str, Any]) -> int:
+    """Rounds of a search run: about four local epochs in all, like every other method's."""
+    training = config.get("training", {})
+    return max(1, training.get("rounds", load(HERE / "shared.yaml")["training"]["rounds"]) // 2)
+
+
+def ledger(
+    jobs: Sequence[tuple[str, int]], scale: str | None, out: Path, results: Path, pool: ThreadPoolExecutor
+) -> None:
+    """Run what has no result yet; one JSON per (method, seed)."""
+    chosen = json.loads(SEARCH.read_text()) if SEARCH.exists() else {}
+    results.mkdir(parents=True, exist_ok=True)
+
+    def one(method: str, seed: int) -> str:
+        path = results / f"{method}-{seed}.json"
+        if not path.exists():
+            source = methods()[method].get("search_as", method)
+            config = configuration(method, chosen.get(source, {}).get("chosen", {}), scale, seed)
+            summary = run(config, out / f"{method}-{seed}")
+            row = {"method": method, "seed": seed, "scale": scale or "cpu", "config": config}
+            row |= {key: value for key, value in summary.items() if key not in LEFT_OUT}
+            row["records"] = trajectory(out / f"{method}-{seed}")
+            path.write_text(json.dumps(row) + "\n")
+        final = json.loads(path.read_text())["final"]
+        robust = next(iter(final["robust_accuracy"].values()))["mean"]
+        return f"{method} {seed}: benign {100 * final['benign_accuracy']['mean']:.1f} robust {100 * robust:.1f}"
+
+    for future in [pool.submit(one, method, seed) for method, seed in jobs]:
+        print(future.result(), flush=True)
+
+
+def main() -> None:
+    """Search, or fill the ledger."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--search", action="store_true", help="choose learning rates")
+    parser.add_argument("--method", action="append", help="only this one (may be given again)")
+    parser.add_argument("--scale", choices=sorted(path.stem for path in (HERE / "scales").glob("*.yaml")))
+    parser.add_argument("--seeds", type=int, help="seeds per method (default: what its file says)")
+    parser.add_argument("--workers", type=int, default=2, help="runs at a time, one thread each")
+    parser.add_argument("--out", type=Path, default=Path("runs/ledger"), help="run folders and logs")
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    arguments = parser.parse_args()
+    unknown = set(arguments.method or ()) - set(methods())
+    if unknown:
+        parser.error(f"no such method: {', '.join(sorted(unknown))}; known: {', '.join(methods())}")
+    names = arguments.method or list(methods())
+    with ThreadPoolExecutor(arguments.workers) as pool:
+        if arguments.search:
+            search(names, arguments.out, pool)
+            return
+        seeds = {
+            name: arguments.seeds or (1 if arguments.scale == "smoke" else methods()[name]["seeds"]) for name in names
+        }
+        by_seed = sorted((seed, name) for name in names for seed in range(seeds[name]))
+        ledger([(name, seed) for seed, name in by_seed], arguments.scale, arguments.out, arguments.results, pool)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,47 @@
+"""CalFAT (Chen et al. 2022, "Calibrated Federated Adversarial Training with Label Skewness"): logits calibrated by class counts.
+
+A class that a client hardly has would be pushed away by its cross-entropy; adding the log of the class counts to the logits
+during training takes that pressure off. Constants and the attack follow the authors' code.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from pydantic import Field
+
+from sylva_ray.algorithms.adversarial import craft_kl
+from sylva_ray.algorithms.base import Batch, Cohort
+from sylva_ray.algorithms.fedavg_at import FedAvgAT
+from sylva_ray.attacks.losses import cross_entropy
+from sylva_ray.types import AttackSpec, ParameterStack
+
+
+class CalFAT(FedAvgAT):
+    """CE(scale (z(x') + prior log n), y); x' maximises the KL of the calibrated predictions, without the scale."""
+
+    name = "calfat"
+
+    class Parameters(FedAvgAT.Parameters):
+        """scale 10 and prior 0.1, so that the loss is CE(10 z + log n); clients count alike."""
+
+        scale: float = Field(10.0, gt=0)
+        prior: float = Field(0.1, ge=0)
+        weighting: Literal["samples", "uniform"] = "uniform"
+
+    parameters: Parameters
+
+    def craft(self, cohort: Cohort, params: ParameterStack, batch: Batch, attack: AttackSpec) -> torch.Tensor:
+        """PGD on KL(softmax(z(x) + offset) || softmax(z(x') + offset))."""
+        return craft_kl(cohort, params, batch, attack, self._offset(cohort, batch))
+
+    def sample_losses(self, cohort: Cohort, params: ParameterStack, batch: Batch, x_adv: torch.Tensor) -> torch.Tensor:
+        """The calibrated cross-entropy."""
+        logits = cohort.model.forward(params, x_adv, batch.owner)
+        return cross_entropy(self.parameters.scale * (logits + self._offset(cohort, batch)), batch.y)
+
+    def _offset(self, cohort: Cohort, batch: Batch) -> torch.Tensor:
+        """``prior log n`` of the image's owner, ``[N, num_classes]``; a class without images counts as 1."""
+        log_counts = torch.log(cohort.class_counts.clamp(min=1).to(batch.x.dtype) + 1e-7)
+        return self.parameters.prior * cohort.of_owner(log_counts, batch)

@@ -1,0 +1,54 @@
+"""Personal heads on a shared, adversarially trained body: FedPer (Arivazhagan et al. 2019), FedRep (Collins et al. 2021)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Self
+
+from pydantic import Field, model_validator
+
+from sylva_ray.algorithms.base import Sharing
+from sylva_ray.algorithms.fedavg_at import FedAvgAT
+from sylva_ray.errors import UserError
+
+
+class FedPerAT(FedAvgAT):
+    """The head never leaves the client; body and head train together."""
+
+    name = "fedper_at"
+
+    class Parameters(FedAvgAT.Parameters):
+        """Only the head is personal; a last local epoch fits it to the merged body."""
+
+        heads: Sharing = "local"
+        final_local_epochs: int = Field(1, ge=0)
+
+
+class FedRepAT(FedPerAT):
+    """The head alone first, then the body alone."""
+
+    name = "fedrep_at"
+
+    class Parameters(FedPerAT.Parameters):
+        """Of ``training.local_epochs`` the last ``body_epochs`` train the body, those before the head."""
+
+        body_epochs: int = Field(1, ge=1)
+        final_local_epochs: int = Field(2, ge=0)
+
+        @model_validator(mode="after")
+        def _final_epochs_have_both(self) -> Self:
+            if 0 < self.final_local_epochs <= self.body_epochs:
+                raise ValueError(f"final_local_epochs must be 0, or more than body_epochs, which is {self.body_epochs}")
+            return self
+
+    parameters: Parameters
+
+    def schedule(self, epochs: int, names: Sequence[str]) -> list[tuple[int, list[str]]]:
+        """E - body_epochs epochs of the head, then body_epochs of the body."""
+        body_epochs = self.parameters.body_epochs
+        if epochs <= body_epochs:
+            fix = f"fedrep_at trains the head before the body: at least {body_epochs + 1} epochs are needed"
+            raise UserError("training.local_epochs", epochs, fix)
+        head = [name for name in names if name in self.head_names]
+        body = [name for name in names if name not in self.head_names]
+        return [(epochs - body_epochs, head), (body_epochs, body)]

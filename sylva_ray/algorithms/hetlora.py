@@ -1,0 +1,121 @@
+"""HETLoRA-AT: clients with LoRA ranks of their own (Cho et al. 2024, "Heterogeneous LoRA for Federated Fine-tuning").
+
+A client of rank r_k holds its factors in the first r_k slots of the common rank; the rest is 0 and stays 0, since with both
+factors 0 no gradient reaches a slot. So the fleet is one stack, and only r_k slots travel. The scaling is alpha / (common
+rank) for everybody. The paper's self-pruning of ranks is not here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, Self
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from sylva_ray.aggregation.factors import paired_modules
+from sylva_ray.aggregation.neighbours import product_gram
+from sylva_ray.algorithms.adversarial import AdversarialTraining
+from sylva_ray.algorithms.base import Arrived
+from sylva_ray.errors import UserError
+from sylva_ray.types import ClientState
+
+
+class HetLoraAT(AdversarialTraining):
+    """Zero-padded factors, averaged with weights ||B_k A_k||_F and cut to every client's rank."""
+
+    name = "hetlora_at"
+
+    class Parameters(AdversarialTraining.Parameters):
+        """Client i has rank ``ranks[i mod len(ranks)]``, at most ``lora.rank``."""
+
+        ranks: tuple[int, ...] = Field((2, 4, 8), min_length=1)
+        slots: Literal["all", "owners"] = Field(
+            "all",
+            description="owners: a slot is divided by the weights of those who have it, so high ranks are not diluted",
+        )
+        factor_rule: Literal["product_svd", "naive"] = "naive"
+
+        @model_validator(mode="after")
+        def _has_slots(self) -> Self:
+            if self.model == "full" or self.factors != "both":
+                raise ValueError("hetlora_at weighs clients by their products B A: keep model=lora and factors=both")
+            if self.slots == "owners" and self.factor_rule != "naive":
+                raise ValueError("slots=owners divides factors slot by slot: set factor_rule=naive")
+            return self
+
+    parameters: Parameters
+
+    def rank(self, client: int) -> int:
+        """r_k."""
+        return self.parameters.ranks[client % len(self.parameters.ranks)]
+
+    def initial_state(self, client: int, state: ClientState) -> dict[str, np.ndarray]:
+        """The common state with the slots beyond r_k set to 0.
+
+        Raises:
+            UserError: a rank below 1 or above the common one."""
+        self.common_rank = next(len(value) for name, value in state.items() if name.endswith(".lora_A"))
+        if not 1 <= self.rank(client) <= self.common_rank:
+            fix = f"must be between 1 and lora.rank, which is {self.common_rank}"
+            raise UserError("algorithm.ranks", self.rank(client), fix)
+        return self._cut(client, super().initial_state(client, state))
+
+    def pack(self, client: int, state: ClientState) -> dict[str, np.ndarray]:
+        """The first r_k slots."""
+        return {name: value[_slots(name, self.rank(client))] for name, value in super().pack(client, state).items()}
+
+    def unpack(self, client: int, upload: ClientState) -> dict[str, np.ndarray]:
+        """Zero-padded to the common rank."""
+        missing = self.common_rank - self.rank(client)
+        padding = {".lora_A": ((0, missing), (0, 0)), ".lora_B": ((0, 0), (0, missing))}
+        return {n: np.pad(value, padding[n[-7:]]) if n[-7:] in padding else value for n, value in upload.items()}
+
+    def client_weights(self, arrived: Arrived, clients: Sequence[int]) -> np.ndarray:
+        """||B_k A_k||_F over all modules (of a factor that is still 0: alike)."""
+        norms = np.sqrt(np.diag(product_gram([arrived.uploads[client] for client in clients])).clip(0))
+        return norms if norms.any() else np.ones(len(clients))
+
+    def merge(
+        self, arrived: Arrived, names: Sequence[str], members: Sequence[int], weights: np.ndarray, receiver: int
+    ) -> dict[str, np.ndarray]:
+        """The padded mean; with ``slots=owners`` every slot over the weight of its owners only."""
+        merged = super().merge(arrived, names, members, weights, receiver)
+        if self.parameters.slots == "owners":
+            slots = np.arange(self.common_rank)
+            owned = sum(w * (slots < self.rank(k)) for k, w in zip(members, weights, strict=True))
+            scale = np.divide(1.0, owned, out=np.zeros(len(owned)), where=owned > 0)
+            for name, value in merged.items():
+                if name.endswith(".lora_A"):
+                    merged[name] = (value * scale[:, None]).astype(value.dtype)
+                elif name.endswith(".lora_B"):
+                    merged[name] = (value * scale).astype(value.dtype)
+        return merged
+
+    def aggregate(self, arrived: Arrived) -> list[dict[str, np.ndarray]]:
+        """Everybody gets the merged factors, cut to its rank.
+
+        A slot that came out 0 in both factors (nobody who has it was there) stays what it was: no gradient could revive it."""
+        merged = [self._cut(client, state) for client, state in enumerate(super().aggregate(arrived))]
+        for own, state in zip(arrived.states, merged, strict=True):
+            for module in paired_modules(state):
+                a, b = f"{module}.lora_A", f"{module}.lora_B"
+                alive = state[a].any(1) | state[b].any(0)
+                state[a] = np.where(alive[:, None], state[a], own[a])
+                state[b] = np.where(alive, state[b], own[b])
+        return merged
+
+    def _cut(self, client: int, state: ClientState) -> dict[str, np.ndarray]:
+        cut = {}
+        for name, value in state.items():
+            keep = np.zeros_like(value)
+            keep[_slots(name, self.rank(client))] = 1
+            cut[name] = value * keep
+        return cut
+
+
+def _slots(name: str, rank: int) -> tuple[slice, ...]:
+    """Where the first ``rank`` slots of a factor lie; all of anything else."""
+    if name.endswith(".lora_A"):
+        return (slice(rank),)
+    return (slice(None), slice(rank)) if name.endswith(".lora_B") else (...,)  # type: ignore[return-value]

@@ -1,0 +1,77 @@
+"""Lorica (arXiv 2506.05402v3), Sylva's successor: LoRA-FA, ball-tree neighbours, an adaptive loss, forward gating,
+Byzantine clients.
+
+From the abstract: only the parameters of LoRA-FA travel, and phase 2 selects layers by forward gating. The form of the loss
+and of the gates is ours (docs/choices.md). A is frozen with orthogonal rows, so that averaging, distances and clipping of B
+are those of the models.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from pydantic import Field
+
+from sylva_ray.algorithms.adversarial import AdversarialTraining, craft_ce
+from sylva_ray.algorithms.base import Batch, Cohort, Phase2Parameters, RobustParameters, Sharing
+from sylva_ray.attacks.losses import cross_entropy, kl_divergence
+from sylva_ray.types import AttackSpec, ParameterStack
+
+MEMORY = 0.9
+"""Of the running mean of every expert's loss."""
+
+
+class Lorica(AdversarialTraining):
+    """Four expert losses, weighted by how little each has fallen since the round began."""
+
+    name = "lorica"
+
+    class Parameters(AdversarialTraining.Parameters):
+        """``temperature`` and ``floor`` of the experts' weights; ``prior`` of the logit-adjusted expert."""
+
+        temperature: float = Field(1.0, gt=0)
+        floor: float = Field(0.05, ge=0, le=0.25, description="least weight of an expert")
+        prior: float = Field(0.1, ge=0, description="times log class counts, in the logit-adjusted expert")
+        factors: Literal["both", "b", "a"] = "b"
+        a_init: Literal["kaiming", "orthonormal"] = "orthonormal"
+        adapters: Sharing = "neighbours"
+        robust: RobustParameters = RobustParameters(rule="self_centred_clipping")
+        phase2: Phase2Parameters = Phase2Parameters(selection="gates")
+
+    parameters: Parameters
+
+    def craft(self, cohort: Cohort, params: ParameterStack, batch: Batch, attack: AttackSpec) -> torch.Tensor:
+        """PGD on the cross-entropy."""
+        return craft_ce(cohort, params, batch, attack)
+
+    def sample_losses(self, cohort: Cohort, params: ParameterStack, batch: Batch, x_adv: torch.Tensor) -> torch.Tensor:
+        """Sum over experts e of g_e l_e: CE(x'), CE(x), KL(p(x) || p(x')), and CE(x') with logits adjusted by class counts.
+
+        The weights g are detached: differentiating through them would let the model choose its easiest loss."""
+        clean = cohort.model.forward(params, batch.x, batch.owner)
+        moved = cohort.model.forward(params, x_adv, batch.owner)
+        log_counts = torch.log(cohort.class_counts.clamp(min=1).to(moved.dtype))
+        adjusted = moved + self.parameters.prior * cohort.of_owner(log_counts, batch)
+        experts = torch.stack(
+            [
+                cross_entropy(moved, batch.y),
+                cross_entropy(clean, batch.y),
+                kl_divergence(clean, moved),
+                cross_entropy(adjusted, batch.y),
+            ],
+            dim=1,
+        )
+        means = torch.stack([batch.mean_per_client(experts[:, e].detach()) for e in range(experts.shape[1])], dim=1)
+        return (cohort.of_owner(self.gates(cohort, means, batch.active), batch) * experts).sum(1)
+
+    def gates(self, cohort: Cohort, means: torch.Tensor, active: torch.Tensor) -> torch.Tensor:
+        """``[C, 4]`` weights that sum to 1, from this step's mean losses ``[C, 4]``.
+
+        g = (1 - 4 floor) softmax(m / temperature) + floor, where m is the running mean of each expert's loss over its first."""
+        first, running = cohort.memory.get("experts", (means.clamp(min=1e-3), means))
+        running = torch.where(active[:, None], MEMORY * running + (1 - MEMORY) * means, running)
+        cohort.memory["experts"] = (first, running)
+        p = self.parameters
+        share = torch.softmax(running / first / p.temperature, dim=1)
+        return (1 - means.shape[1] * p.floor) * share + p.floor

@@ -1,0 +1,165 @@
+"""PM-AFL: a pre-trained teacher guides adversarial federated learning by mixture distillation.
+
+From the abstract: a frozen pre-trained teacher; vanilla mixture distillation on pairs of images and their blends;
+adversarial mixture distillation with attacked images on the student's side only; consistency of the local model under
+attack with the global model's clean prediction; a small global model. The weights and the temperature are ours.
+``backbone`` is the student, the model that travels; the teacher never does.
+
+The teacher knows the data's classes, or (``teacher_probe``) every client fits a head of its own on the frozen teacher in
+the warm-up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+
+from sylva_ray.algorithms.adversarial import detached
+from sylva_ray.algorithms.base import Algorithm, Batch, Cohort, Sharing
+from sylva_ray.attacks.losses import cross_entropy, kl_divergence
+from sylva_ray.attacks.pgd import pgd
+from sylva_ray.config import BackboneSection
+from sylva_ray.errors import UserError
+from sylva_ray.models.backbone import Backbone, backbone_arrays, checkpoint_classes, create_backbone
+from sylva_ray.models.cohort import CohortModel
+from sylva_ray.types import AttackSpec, ClientState, ParameterStack
+
+PROBE = ("teacher_head.weight", "teacher_head.bias")
+"""The client's own head on the teacher: part of its state, never uploaded."""
+
+
+class PmAfl(Algorithm):
+    """L = L_vanilla + adversarial_weight L_adversarial + consistency_weight L_consistency; no label but the teacher's."""
+
+    name = "pm_afl"
+
+    class Parameters(Algorithm.Parameters):
+        """``teacher`` is any backbone section; ``temperature`` softens both sides of the distillation."""
+
+        teacher: BackboneSection = BackboneSection()
+        teacher_probe: bool = Field(
+            True, description="false: the teacher's own head, which must know the data's classes"
+        )
+        temperature: float = Field(2.0, gt=0)
+        adversarial_weight: float = Field(1.0, ge=0)
+        consistency_weight: float = Field(0.5, ge=0)
+        craft_against: Literal["student", "teacher"] = "student"
+        model: Literal["lora", "full"] = "full"
+        heads: Sharing = "global"
+        final_local_epochs: int = Field(0, ge=0)
+
+    parameters: Parameters
+
+    # -- the teacher -----------------------------------------------------------------------------------------------------
+
+    def companion_weights(self, num_classes: int) -> dict[str, np.ndarray]:
+        """The teacher's.
+
+        Raises:
+            UserError: it cannot be built, or it has other classes and no probe is fitted."""
+        p = self.parameters
+        known = checkpoint_classes(p.teacher)
+        if not p.teacher_probe and known != num_classes:
+            fix = f"knows {known or 'no'} classes, the data has {num_classes}; set algorithm.teacher_probe=true"
+            raise UserError("algorithm.teacher", p.teacher.checkpoint or p.teacher.name, fix)
+        return backbone_arrays(create_backbone(p.teacher, num_classes))
+
+    def attach(
+        self, model: CohortModel, num_classes: int, companion: Mapping[str, np.ndarray], device: torch.device
+    ) -> None:
+        """Build the teacher, frozen."""
+        super().attach(model, num_classes, companion, device)
+        self.teacher: Backbone = create_backbone(self.parameters.teacher, num_classes, companion)
+        self.teacher.requires_grad_(False).to(device)
+        self.num_classes = num_classes
+
+    def initial_state(self, client: int, state: ClientState) -> dict[str, np.ndarray]:
+        """With a probe of zeros where one is fitted."""
+        own = super().initial_state(client, state)
+        if self.parameters.teacher_probe:
+            width = self.teacher.classifier.in_features
+            own[PROBE[0]] = np.zeros((self.num_classes, width), np.float32)  # type: ignore[arg-type]
+            own[PROBE[1]] = np.zeros(self.num_classes, np.float32)
+        return own
+
+    def sharing(self, name: str) -> str:
+        """The probe stays at home."""
+        return "local" if name in PROBE else super().sharing(name)
+
+    def warm_up_names(self) -> tuple[str, ...]:
+        """The student's head and the probe."""
+        return self.head_names + (PROBE if self.parameters.teacher_probe else ())
+
+    def warm_up_losses(self, cohort: Cohort, params: ParameterStack, batch: Batch) -> torch.Tensor:
+        """Two cross-entropies that share no parameter."""
+        losses = super().warm_up_losses(cohort, params, batch)
+        if self.parameters.teacher_probe:
+            losses = losses + cross_entropy(self.teach(params, batch.x, batch), batch.y)
+        return losses
+
+    def teach(self, params: ParameterStack, x: torch.Tensor, batch: Batch) -> torch.Tensor:
+        """The teacher's logits for ``x``, ``[N, num_classes]``."""
+        if not self.parameters.teacher_probe:
+            return self.teacher(x).float()
+        model = self.teacher.model
+        features = model.forward_features(self.teacher.preprocess(x))  # type: ignore[operator]
+        features = model.forward_head(features, pre_logits=True)  # type: ignore[operator]
+        weight, bias = (params[name][batch.owner.to(x.device)] for name in PROBE)
+        return torch.einsum("nd,ncd->nc", features, weight) + bias
+
+    # -- the student -----------------------------------------------------------------------------------------------------
+
+    def craft(self, cohort: Cohort, params: ParameterStack, batch: Batch, attack: AttackSpec) -> torch.Tensor:
+        """x' and the attacked blend, both as far as possible from the teacher's clean prediction.
+
+        From a random start whatever ``attack`` says: where the two agree the divergence has no gradient."""
+        attack = replace(attack, random_start=True)
+        frozen = detached(params)
+        blend = blends(batch)
+        with torch.no_grad():  # all that only answers does so here, in evaluation mode
+            targets = [self.teach(frozen, x, batch) for x in (batch.x, blend)]
+            broadcast = cohort.model.forward(cohort.received, batch.x, batch.owner)
+        with cohort.clock("attack"):
+            attacked = []
+            for x, target in zip((batch.x, blend), targets, strict=True):
+
+                def objective(u: torch.Tensor, target: torch.Tensor = target) -> torch.Tensor:
+                    if self.parameters.craft_against == "teacher":
+                        return kl_divergence(target, self.teach(frozen, u, batch))
+                    return kl_divergence(target, cohort.model.forward(frozen, u, batch.owner))
+
+                attacked.append(pgd(objective, x, attack, batch.noise))
+        cohort.memory["blends"], cohort.memory["answers"] = (blend, attacked[1]), (*targets, broadcast)
+        return attacked[0]
+
+    def sample_losses(self, cohort: Cohort, params: ParameterStack, batch: Batch, x_adv: torch.Tensor) -> torch.Tensor:
+        """Per image; the mean over a batch of pairs' halves is the batch mean, so each image is distilled once."""
+        p = self.parameters
+        blend, blend_adv = cohort.memory["blends"]
+        teacher, teacher_blend, broadcast = cohort.memory["answers"]
+        student, student_blend, attacked, attacked_blend = (
+            cohort.model.forward(params, x, batch.owner) for x in (batch.x, blend, x_adv, blend_adv)
+        )
+        vanilla = self.distill(teacher, student) + self.distill(teacher_blend, student_blend)
+        adversarial = self.distill(teacher, attacked) + self.distill(teacher_blend, attacked_blend)
+        consistency = kl_divergence(broadcast, attacked)
+        return vanilla + p.adversarial_weight * adversarial + p.consistency_weight * consistency
+
+    def distill(self, teacher: torch.Tensor, student: torch.Tensor) -> torch.Tensor:
+        """tau^2 KL(p_T || p_S) of the softened predictions (Hinton et al. 2015)."""
+        tau = self.parameters.temperature
+        return tau**2 * kl_divergence(teacher / tau, student / tau)
+
+
+def blends(batch: Batch) -> torch.Tensor:
+    """lambda x_a + (1 - lambda) x_b: every image with a random one of the same client, lambda ~ Beta(1, 1)."""
+    draws = batch.draws.cpu()
+    # Owners are sorted, so nobody leaves its own block.
+    partner = torch.argsort(batch.owner + draws[:, 0].double(), stable=True)
+    share = batch.draws[:, 1].to(batch.x).view(-1, 1, 1, 1)
+    return share * batch.x + (1 - share) * batch.x[partner.to(batch.x.device)]

@@ -1,0 +1,34 @@
+"""Slack federated adversarial training (SFAT, Zhu et al. 2023): the mean leans towards the clients that resist best."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from pydantic import Field
+
+from sylva_ray.algorithms.base import Arrived
+from sylva_ray.algorithms.fedavg_at import FedAvgAT
+
+
+class SFAT(FedAvgAT):
+    """FedAvg-AT whose ``favoured`` clients of smallest adversarial loss weigh (1 + slack) / (1 - slack) times as much."""
+
+    name = "sfat"
+
+    class Parameters(FedAvgAT.Parameters):
+        """slack 1/6: a factor of 1.4, for one client."""
+
+        slack: float = Field(1 / 6, ge=0, lt=1)
+        favoured: int = Field(1, ge=0)
+
+    parameters: Parameters
+
+    def client_weights(self, arrived: Arrived, clients: Sequence[int]) -> np.ndarray:
+        """Plain in round 1, when the losses still say who had the easier images."""
+        weights = super().client_weights(arrived, clients)
+        if arrived.round > 1:
+            losses = [arrived.metrics[client]["loss"] for client in clients]
+            best = np.argsort(losses, kind="stable")[: self.parameters.favoured]
+            weights[best] *= (1 + self.parameters.slack) / (1 - self.parameters.slack)
+        return weights

@@ -1,0 +1,41 @@
+"""Runs beside each other: ``sylva-ray compare``, and the same for scripts that hold summaries.
+
+::
+
+    rows = compare([json.loads(path.read_text()) for path in paths])
+    print(markdown(rows))
+    plot(rows, Path("tradeoff.png"))
+
+    files ──► runs ──► rows ──► verdicts ──► tables ──► files
+    (load)   (checked) (over seeds) (dominance, warnings) (text, page)  (write)
+"""
+
+from sylva_ray.evaluation.comparison.rows import Row, Value, compare
+from sylva_ray.evaluation.comparison.tables import columns, csv_text, markdown, page, plot, remarks, terminal_tables
+from sylva_ray.evaluation.comparison.verdicts import (
+    dominance,
+    footnotes,
+    notes,
+    sentences,
+    strongest_attack,
+    warnings,
+)
+
+__all__ = [
+    "Row",
+    "Value",
+    "columns",
+    "compare",
+    "csv_text",
+    "dominance",
+    "footnotes",
+    "markdown",
+    "notes",
+    "page",
+    "plot",
+    "remarks",
+    "sentences",
+    "strongest_attack",
+    "terminal_tables",
+    "warnings",
+]

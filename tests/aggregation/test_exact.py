@@ -1,0 +1,257 @@
+"""FLoRA and FedEx-LoRA are exact, HETLoRA is what it says, and each rule moves as many numbers as its arrays hold."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sylva_ray.aggregation.exact import (
+    RULES,
+    download_floats,
+    fedex_residual,
+    fedex_residual_factors,
+    flora_stack,
+    hetlora_merge,
+    product_norm,
+    truncate,
+    upload_floats,
+)
+from sylva_ray.aggregation.factors import average, merge_products
+
+D_OUT, D_IN = 7, 9
+
+
+def clients(ranks, seed=0, dtype=np.float64):
+    rng = np.random.default_rng(seed)
+    return [(rng.normal(size=(D_OUT, r)).astype(dtype), rng.normal(size=(r, D_IN)).astype(dtype)) for r in ranks]
+
+
+def shares(count, seed=0):
+    return np.random.default_rng(seed).dirichlet(np.ones(count))
+
+
+def naive(factors, weights):
+    states = [{"b": b, "a": a} for b, a in factors]
+    mean = average(states[0], states, weights)
+    return mean["b"], mean["a"]
+
+
+def product_svd(factors, weights):
+    rank = min(D_OUT, sum(a.shape[0] for _, a in factors))
+    return merge_products(np.ones((rank, D_IN)), factors, weights)
+
+
+def fedex(factors, weights):
+    b, a = naive(factors, weights)
+    return b @ a + fedex_residual(factors, weights)
+
+
+def fedex_low_rank(factors, weights):
+    (b, a), (left, right) = naive(factors, weights), fedex_residual_factors(factors, weights)
+    return b @ a + left @ right
+
+
+EXACT = {
+    "flora": lambda factors, weights: np.matmul(*flora_stack(factors, weights)),
+    "fedex": fedex,
+    "fedex_low_rank": fedex_low_rank,
+    "product_svd": lambda factors, weights: np.matmul(*product_svd(factors, weights)),
+}
+exact = pytest.mark.parametrize("rule", EXACT.values(), ids=EXACT)
+
+
+def mean_product(factors, weights):
+    return sum(w * b @ a for w, (b, a) in zip(weights, factors, strict=True))
+
+
+@exact
+@settings(max_examples=25, deadline=None)
+@given(count=st.integers(1, 5), rank=st.integers(1, 4), seed=st.integers(0, 999))
+def test_exact_rules_give_the_mean_product(rule, count, rank, seed):
+    factors, w = clients([rank] * count, seed), shares(count, seed)
+    np.testing.assert_allclose(rule(factors, w), mean_product(factors, w), atol=1e-10)
+
+
+def test_the_fedex_residual_is_the_bias_of_the_naive_rule():
+    factors, w = clients([3] * 5), np.array([0.1, 0.2, 0.3, 0.15, 0.25])
+    bias = mean_product(factors, w) - np.matmul(*naive(factors, w))
+    np.testing.assert_allclose(fedex_residual(factors, w), bias, atol=1e-10)
+    assert np.linalg.norm(bias) > 0.3 * np.linalg.norm(mean_product(factors, w))
+
+
+@exact
+def test_two_signs_of_one_model_are_that_model(rule):
+    ((b, a),) = clients([2])
+    factors, half = [(b, a), (-b, -a)], [0.5, 0.5]
+    np.testing.assert_allclose(np.matmul(*naive(factors, half)), 0, atol=1e-12)
+    np.testing.assert_allclose(rule(factors, half), b @ a, atol=1e-12)
+
+
+@exact
+def test_another_basis_of_one_client_changes_no_product(rule):
+    factors, w = clients([3] * 4), shares(4)
+    basis = np.random.default_rng(1).normal(size=(3, 3)) + 3 * np.eye(3)
+    turned = [(factors[0][0] @ basis, np.linalg.solve(basis, factors[0][1])), *factors[1:]]
+    np.testing.assert_allclose(rule(turned, w), rule(factors, w), atol=1e-10)
+    assert np.abs(np.matmul(*naive(turned, w)) - np.matmul(*naive(factors, w))).max() > 0.01
+
+
+def test_flora_weighs_one_factor_only_and_takes_any_ranks():
+    factors, w = clients([1, 4, 2]), np.array([0.2, 0.5, 0.3])
+    b, a = flora_stack(factors, w)
+    np.testing.assert_allclose(b @ a, mean_product(factors, w), atol=1e-12)
+    both = np.repeat(w, [1, 4, 2]) * b
+    assert np.linalg.norm(both @ a - mean_product(factors, w)) > 0.3 * np.linalg.norm(mean_product(factors, w))
+
+
+@pytest.mark.parametrize("scaling", [1.0, 2.0])
+def test_fedex_repairs_w(scaling):
+    factors, w = clients([3] * 4), np.full(4, 0.25)
+    frozen = np.random.default_rng(2).normal(size=(D_OUT, D_IN))
+    b, a = naive(factors, w)
+    np.testing.assert_allclose(
+        frozen + scaling * b @ a + scaling * fedex_residual(factors, w),
+        frozen + scaling * np.mean([b @ a for b, a in factors], axis=0),
+        atol=1e-12,
+    )
+
+
+def test_equal_clients_leave_no_residual_and_are_themselves():
+    factors = clients([3], dtype=np.float32) * 4
+    w = shares(4)
+    assert not fedex_residual(factors, w).any()
+    assert not np.matmul(*fedex_residual_factors(factors, w)).any()
+    for slots in ("all", "owners"):
+        for merged, own in zip(hetlora_merge(factors, slots), factors[0], strict=True):
+            np.testing.assert_array_equal(merged, own)
+
+
+@settings(max_examples=50, deadline=None)
+@given(rank=st.integers(1, 12), seed=st.integers(0, 999))
+def test_the_norm_of_a_product(rank, seed):
+    ((b, a),) = clients([rank], seed)
+    assert product_norm(b, a) == pytest.approx(np.linalg.norm(b @ a), rel=1e-12)
+
+
+@pytest.mark.parametrize("slots", ["all", "owners"])
+def test_hetlora_of_equal_ranks_and_norms_is_the_naive_rule(slots):
+    factors = [(b / product_norm(b, a), a) for b, a in clients([3] * 4)]
+    for merged, mean in zip(hetlora_merge(factors, slots), naive(factors, np.full(4, 0.25)), strict=True):
+        np.testing.assert_allclose(merged, mean, atol=1e-12)
+
+
+def test_hetlora_weighs_by_norm_and_pads_with_zeros():
+    factors = clients([1, 3, 2])
+    norms = np.array([np.linalg.norm(b @ a) for b, a in factors])
+    w = norms / norms.sum()
+    b, a = hetlora_merge(factors)
+    assert (b.shape, a.shape) == ((D_OUT, 3), (3, D_IN))
+    np.testing.assert_allclose(a[2], w[1] * factors[1][1][2], atol=1e-12)  # two clients of three dilute the last slot
+    np.testing.assert_allclose(a[0], sum(x * f[1][0] for x, f in zip(w, factors, strict=True)), atol=1e-12)
+    np.testing.assert_allclose(b[:, 1], w[1] * factors[1][0][:, 1] + w[2] * factors[2][0][:, 1], atol=1e-12)
+
+
+def test_hetlora_divides_by_the_owners_if_asked():
+    factors = clients([1, 3, 2])
+    (b, a), (all_b, all_a) = hetlora_merge(factors, slots="owners"), hetlora_merge(factors)
+    np.testing.assert_allclose(a[2], factors[1][1][2], atol=1e-12)
+    np.testing.assert_allclose(b[:, 2], factors[1][0][:, 2], atol=1e-12)
+    np.testing.assert_allclose(a[0], all_a[0], atol=1e-12)  # everyone owns the first slot
+    np.testing.assert_allclose(b[:, 0], all_b[:, 0], atol=1e-12)
+
+
+@pytest.mark.parametrize("slots", ["all", "owners"])
+def test_hetlora_without_any_product_keeps_the_first_factors(slots):
+    """B is 0 before the first step: clients weigh the same, also in a slot whose owners' products are all 0."""
+    untrained = [(np.zeros_like(b), a) for b, a in clients([2, 2])]
+    b, a = hetlora_merge(untrained, slots)
+    assert not b.any()
+    np.testing.assert_allclose(a, (untrained[0][1] + untrained[1][1]) / 2, atol=1e-12)
+    mixed = [*clients([1]), (np.zeros((D_OUT, 2)), np.ones((2, D_IN)))]
+    _, a = hetlora_merge(mixed, slots)
+    np.testing.assert_allclose(a[1], 1 if slots == "owners" else 0, atol=1e-12)
+
+
+def test_truncation_keeps_the_first_slots():
+    ((b, a),) = clients([4])
+    short_b, short_a = truncate(b, a, 3)
+    np.testing.assert_allclose(short_b @ short_a, sum(np.outer(b[:, j], a[j]) for j in range(3)), atol=1e-12)
+    assert not np.shares_memory(short_b, b)
+    with pytest.raises(AssertionError):
+        truncate(b, a, 5)
+
+
+def test_results_keep_the_dtype_of_the_factors():
+    factors, w = clients([2, 2, 2], dtype=np.float32), shares(3)
+    results = [
+        *flora_stack(factors, w),
+        fedex_residual(factors, w),
+        *fedex_residual_factors(factors, w),
+        *hetlora_merge(factors),
+    ]
+    assert {value.dtype for value in results} == {np.dtype(np.float32)}
+
+
+def size(*arrays):
+    return sum(array.size for array in arrays)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 8])
+@pytest.mark.parametrize("rank", [1, 4])
+def test_bytes_are_those_of_the_arrays(count, rank):
+    """What a client holds and what the server makes of it, counted."""
+    factors, w, ranks = clients([rank] * count), shares(count), [rank] * count
+    b, a = factors[0]
+    mean_b, mean_a = naive(factors, w)
+    residual = min(size(*fedex_residual_factors(factors, w)), size(fedex_residual(factors, w)))
+    arrays = {
+        "naive": (size(b, a), size(mean_b, mean_a)),
+        "product_svd": (size(b, a), size(*merge_products(a, factors, w))),
+        "ffa": (size(b), size(mean_b)),
+        "fedsa": (size(a), size(mean_a)),
+        "flora": (size(b, a), size(*flora_stack(factors, w))),
+        "fedex": (size(b, a), size(mean_b, mean_a) + residual),
+        "hetlora": (size(b, a), size(*truncate(*hetlora_merge(factors), rank))),
+    }
+    assert tuple(arrays) == RULES
+    for rule, (up, down) in arrays.items():
+        assert upload_floats(rule, D_IN, D_OUT, rank) == up, rule
+        assert download_floats(rule, D_IN, D_OUT, ranks) == down, rule
+
+
+def test_bytes_of_unequal_ranks():
+    ranks = [1, 4, 2]
+    factors = clients(ranks)
+    for receiver, rank in enumerate(ranks):
+        sent = size(*truncate(*hetlora_merge(factors), rank))
+        assert download_floats("hetlora", D_IN, D_OUT, ranks, receiver) == sent == size(*factors[receiver])
+    assert download_floats("flora", D_IN, D_OUT, ranks, 1) == size(*flora_stack(factors, shares(3)))
+
+
+def test_fedex_sends_the_residual_dense_once_that_is_less():
+    d = D_IN + D_OUT
+    assert download_floats("fedex", D_IN, D_OUT, [2] * 2) == 2 * d + 2 * d
+    assert download_floats("fedex", D_IN, D_OUT, [2] * 9) == 2 * d + D_IN * D_OUT
+
+
+@pytest.mark.parametrize(("d_out", "total"), [(3 * 768, 36_864), (768, 18_432)])
+def test_vit_b16_modules(d_out, total):
+    """Of the two target modules, 12 layers, per rank (A and B)."""
+    assert 12 * upload_floats("naive", 768, d_out, 1) == total
+    assert 12 * (upload_floats("ffa", 768, d_out, 1) + upload_floats("fedsa", 768, d_out, 1)) == total
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: flora_stack(clients([1, 1]), [0.5, 0.6]),
+        lambda: fedex_residual(clients([1, 1]), [0.5, np.nan]),
+        lambda: hetlora_merge(clients([1, 1]), slots="some"),
+        lambda: upload_floats("mean", 1, 1, 1),
+    ],
+)
+def test_wrong_calls(call):
+    with pytest.raises(AssertionError):
+        call()
