@@ -18,9 +18,9 @@ import numpy as np
 import torch
 from threadpoolctl import threadpool_limits
 
-from sylva_ray.aggregation.byzantine import attackers_of
 from sylva_ray.aggregation.compression import create_codec, shapes_of
-from sylva_ray.aggregation.robust import least_clients
+from sylva_ray.aggregation.neighbours import neighbourhood_size
+from sylva_ray.aggregation.robust import assumed_bad, least_clients
 from sylva_ray.algorithms.base import Algorithm
 from sylva_ray.algorithms.registry import create_algorithm
 from sylva_ray.client.worker import COMPANION, build_model, split_weights
@@ -206,19 +206,30 @@ def meet(
 
 
 def check_byzantine(config: ExperimentConfig, algorithm: Algorithm) -> None:
-    """Whether the method's robust rule bears the configured attackers.
+    """Whether the method's robust rule bears as many liars as it reckons with, wherever it merges.
 
     Raises:
-        UserError: too many of them for the rule, where it merges the fewest clients."""
+        UserError: too many of them: the rule would refuse every round, and nobody would ever receive anything."""
     p = algorithm.parameters
+    sharing = {p.adapters, p.heads} - {"local"}
+    if p.robust.rule == "mean" or not sharing:
+        return
+    key, fraction = "algorithm.robust.assumed_fraction", p.robust.assumed_fraction
+    if fraction is None:
+        key, fraction = "byzantine.fraction", config.byzantine.fraction
     everyone = config.training.clients_per_round or config.partition.num_clients
-    num_bad = len(attackers_of(config)) if p.robust.rule != "mean" else 0
-    needed, condition = least_clients(p.robust.rule, num_bad)
-    inputs = math.ceil(everyone / p.robust.bucket_size)
-    if inputs < needed:
-        what = f"{inputs} uploads" + (f" in buckets of {p.robust.bucket_size}" if p.robust.bucket_size > 1 else "")
-        fix = f"{p.robust.rule} needs {condition}: {num_bad} attackers among {what} are too many"
-        raise UserError("byzantine.fraction", config.byzantine.fraction, fix)
+    merged = [(everyone, "uploads")]
+    if "neighbours" in sharing:
+        merged.append((neighbourhood_size(everyone, p.num_neighbours), "neighbours (algorithm.num_neighbours)"))
+    for members, who in merged:
+        num_bad = assumed_bad(fraction, members)
+        needed, condition = least_clients(p.robust.rule, num_bad)
+        inputs = math.ceil(members / p.robust.bucket_size)
+        if inputs < needed:
+            what = f"{members} {who}" + (f" in {inputs} buckets" if p.robust.bucket_size > 1 else "")
+            raise UserError(
+                key, fraction, f"{p.robust.rule} needs {condition}; here it merges {what}, {num_bad} of them bad"
+            )
 
 
 def declared_traffic(

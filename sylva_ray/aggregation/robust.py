@@ -12,6 +12,7 @@ and so carry a rounding of 1e-16 times the squared norms of the *two* inputs con
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -60,6 +61,11 @@ def least_clients(rule: str, num_bad: int) -> tuple[int, str]:
         return 2 * num_bad + 1, "n >= 2f + 1"
     assert rule in ("norm_clipping", "centred_clipping", "self_centred_clipping"), f"no such rule: {rule}"
     return max(1, -(-10 * num_bad // 3)), "f <= 0.3 n"
+
+
+def assumed_bad(fraction: float, n: int) -> int:
+    """f, the liars that a rule reckons with among n: rounded up (decimal fractions count as written: 0.2 of 5 is 1)."""
+    return math.ceil(fraction * n - 1e-9)
 
 
 def self_centred(gram: np.ndarray, weights: np.ndarray, own: int) -> np.ndarray:

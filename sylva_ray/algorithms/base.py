@@ -19,7 +19,7 @@ from pydantic import Field, model_validator
 
 from sylva_ray.aggregation.factors import drop_bad, merge_factors, orthonormal_rows
 from sylva_ray.aggregation.neighbours import NeighbourGraph, global_graph, neighbour_graph, product_gram
-from sylva_ray.aggregation.robust import COORDINATE_RULES, least_clients
+from sylva_ray.aggregation.robust import COORDINATE_RULES, assumed_bad, least_clients
 from sylva_ray.aggregation.robust_merge import robust_merge
 from sylva_ray.attacks.losses import cross_entropy
 from sylva_ray.config import Section
@@ -362,7 +362,7 @@ class Algorithm:
 
     def assumed_bad(self, num_members: int) -> int:
         """How many of ``num_members`` uploads a robust rule reckons to be bad."""
-        return math.ceil((self.parameters.robust.assumed_fraction or 0.0) * num_members - 1e-9)
+        return assumed_bad(self.parameters.robust.assumed_fraction or 0.0, num_members)
 
     def graph(self, arrived: Arrived, sharing: str, clients: Sequence[int], weights: np.ndarray) -> NeighbourGraph:
         """Who is averaged with whom. In round 1 the adapters' products are close to zero and distances mean nothing."""

@@ -100,7 +100,7 @@ class HetLoraAT(AdversarialTraining):
         for own, state in zip(arrived.states, merged, strict=True):
             for module in paired_modules(state):
                 a, b = f"{module}.lora_A", f"{module}.lora_B"
-                alive = state[a].any(1) | state[b].any(0)
+                alive = np.logical_or(state[a].any(axis=1), state[b].any(axis=0))
                 state[a] = np.where(alive[:, None], state[a], own[a])
                 state[b] = np.where(alive, state[b], own[b])
         return merged

@@ -13,11 +13,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Literal
+from typing import Literal, Self
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from sylva_ray.algorithms.adversarial import detached
 from sylva_ray.algorithms.base import Algorithm, Batch, Cohort, Sharing
@@ -52,6 +52,12 @@ class PmAfl(Algorithm):
         model: Literal["lora", "full"] = "full"
         heads: Sharing = "global"
         final_local_epochs: int = Field(0, ge=0)
+
+        @model_validator(mode="after")
+        def _probe_is_fitted(self) -> Self:
+            if self.teacher_probe and self.head_warmup_epochs == 0:
+                raise ValueError("teacher_probe is fitted in the warm-up: head_warmup_epochs must be at least 1")
+            return self
 
     parameters: Parameters
 

@@ -103,7 +103,12 @@ class FunctionalStack:
             for client, piece in enumerate(torch.split(inputs, counts)):
                 if len(piece):
                     own = {name: row[client] for name, row in rows.items()}
+                    lone = self.backbone.training and len(piece) == 1  # one image has no batch statistics
+                    if lone:
+                        self.backbone.eval()
                     pieces.append(functional_call(self.backbone.model, own, (piece,)))
+                    if lone:
+                        self.backbone.train()
         logits = torch.cat(pieces)
         return logits if logits.dtype == torch.float64 else logits.float()
 

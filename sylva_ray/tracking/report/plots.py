@@ -42,7 +42,7 @@ def figures(summary: Mapping[str, Any] | None, records: Sequence[Mapping[str, An
             if summary.get("initial"):
                 drawn["clients"] = _clients(summary)
             game = summary.get("layer_game")
-            if game and (game["shapley"] or game["scores"]):
+            if game and (game["shapley"] or game.get("scores")):
                 drawn["layers"] = _layers(game)
             drawn["communication"] = _communication(summary["communication"], records)
             drawn["seconds"] = _seconds(summary["seconds"])
