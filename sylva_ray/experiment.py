@@ -67,13 +67,13 @@ def prepare(config: ExperimentConfig) -> Prepared:
     started = time.perf_counter()
     config = _resolve(config)
     algorithm = create_algorithm(config.algorithm)
+    check_byzantine(config, algorithm)
     image_size = create_backbone(config.backbone, num_classes=2).image_size
     fleet = build_fleet(load_dataset(config.dataset, image_size, config.seed), config.partition, config.seed)
     arrays = backbone_arrays(create_backbone(config.backbone, fleet.num_classes))
     arrays |= {COMPANION + n: value for n, value in algorithm.companion_weights(fleet.num_classes).items()}
     model = build_model(config, fleet.num_classes, arrays)
     meet(algorithm, model, config, fleet.num_classes, arrays)
-    check_byzantine(config, algorithm)
     phase2 = algorithm.parameters.phase2
     if phase2.enabled and phase2.selection == "shift" and isinstance(model, LoraStack) and model.num_blocks is None:
         fix = "needs a plain chain of transformer blocks, every one with adapters; use shapley"

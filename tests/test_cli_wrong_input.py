@@ -96,6 +96,49 @@ CASES = {
         (*RUN, "algorithm.model=full", "algorithm.adapters=global"),
         ["algorithm.phase2.enabled", "algorithm.model=lora"],
     ),
+    "phase 2 of a whole model": (
+        (*RUN, "algorithm={name: fedavg_at, phase2: {enabled: true}}"),
+        ["algorithm.phase2.enabled", "'true'", "algorithm.model=lora"],
+    ),
+    "neighbours without adapters": (
+        (*RUN, "algorithm={name: fedavg_at, heads: neighbours}"),
+        ["algorithm.model", "'full'", "global or local"],
+    ),
+    "more attackers than Krum bears": (
+        (*RUN, "partition.num_clients=5", "byzantine.fraction=0.4", "algorithm={name: fedit_at, robust: {rule: krum}}"),
+        ["byzantine.fraction", "0.4", "n >= 2f + 3", "5 uploads, 2 of them bad"],
+    ),
+    "more liars than a neighbourhood bears": (
+        (*RUN, "partition.num_clients=5", "algorithm.robust={rule: geometric_median, assumed_fraction: 0.4}"),
+        ["algorithm.robust.assumed_fraction", "0.4", "n >= 2f + 1", "3 neighbours", "2 of them bad"],
+    ),
+    "coordinates of LoRA pairs": (
+        (*RUN, "algorithm.robust.rule=coordinate_median"),
+        ["algorithm.robust.rule", "'coordinate_median'", "LoRA pairs", "factors=b"],
+    ),
+    "a client's rank above the common one": (
+        (*RUN, "algorithm={name: hetlora_at, ranks: [1, 4]}"),
+        ["algorithm.ranks", "4", "lora.rank, which is 2"],
+    ),
+    "teacher of other classes": (
+        (*RUN, "algorithm={name: pm_afl, teacher_probe: false}"),
+        ["algorithm.teacher", "knows 200 classes", "has 10", "teacher_probe=true"],
+    ),
+    "head before body in one epoch": (
+        (*RUN, "algorithm={name: fedrep_at}"),
+        ["training.local_epochs", "1", "at least 2 epochs"],
+    ),
+    "unknown compression": ((*RUN, "compression.kind=int2"), ["compression.kind", "int2", "'int4'", "'topk'"]),
+    "unknown way to lie": ((*RUN, "byzantine.attack=lie"), ["byzantine.attack", "lie", "'sign_flip'"]),
+    "shift where blocks are no chain": (
+        (
+            *RUN,
+            "backbone.name=swin_tiny_patch4_window7_224",
+            "backbone.image_size=56",
+            "algorithm.phase2.selection=shift",
+        ),
+        ["algorithm.phase2.selection", "'shift'", "chain of transformer blocks"],
+    ),
     "GPU where there is none": ((*RUN, "training.device=cuda"), ["training.device", "cuda", "no GPU"]),
     "attack twice": (
         (*RUN, "evaluation.attacks=[{epsilon: 0.1}, {epsilon: 0.1}]"),

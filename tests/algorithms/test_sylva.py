@@ -6,26 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from sylva_ray.algorithms.adversarial import class_weights, mart, trades
-from sylva_ray.algorithms.base import Algorithm, Batch, Cohort
+from sylva_ray.algorithms.adversarial import class_weights
+from sylva_ray.algorithms.base import Algorithm
 from sylva_ray.algorithms.registry import ALGORITHMS, create_algorithm
 from sylva_ray.algorithms.sylva import Sylva
-from sylva_ray.attacks.losses import boosted_cross_entropy, cross_entropy
+from sylva_ray.attacks.losses import cross_entropy
 from sylva_ray.config import AlgorithmSection
-from sylva_ray.timing import Stopwatch
-from sylva_ray.types import AttackSpec
-from tests.attacks.test_pgd import LinearCohort, batch
-
-
-def linear_batch():
-    params, x, y, owner = batch(10)
-    noise = torch.rand(x.shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    cohort = Cohort(LinearCohort(), torch.tensor([[3, 2], [0, 5]]), {}, Stopwatch())
-    return cohort, params, Batch(x, y, owner, noise, torch.tensor([True, True]))
-
-
-NOTHING = AttackSpec("pgd", 0.0, 3, 0.0)
-SMALL = AttackSpec("pgd", 0.05, 5, 0.02)
+from tests.algorithms.toys import HEADS, NOTHING, SMALL, alone, arrive, equal, fleet, method, toy
 
 
 def test_class_weights_in_their_limits():
@@ -38,118 +25,82 @@ def test_class_weights_in_their_limits():
     assert class_weights(skewed, 0.999).sum() == pytest.approx(2)
 
 
-def test_trades_without_budget_is_cross_entropy_in_value_and_gradient():
-    cohort, params, b = linear_batch()
-    leaves = {n: v.clone().requires_grad_() for n, v in params.items()}
-    loss = trades(cohort, leaves, b, NOTHING, 6.0)
-    expected = cross_entropy(cohort.model.forward(leaves, b.x, b.owner), b.y)
-    torch.testing.assert_close(loss, expected)
-    for got, want in zip(
-        torch.autograd.grad(loss.sum(), list(leaves.values())),
-        torch.autograd.grad(expected.sum(), list(leaves.values())),
-        strict=True,
-    ):
-        torch.testing.assert_close(got, want)
-
-
-def test_mart_without_budget_has_no_divergence_term():
-    cohort, params, b = linear_batch()
-    expected = boosted_cross_entropy(cohort.model.forward(params, b.x, b.owner), b.y)
-    torch.testing.assert_close(mart(cohort, params, b, NOTHING, 5.0), expected)
-
-
 @pytest.mark.parametrize("loss", ["ce_adv", "trades", "mart"])
 def test_every_loss_exceeds_its_benign_value_and_yields_gradients_per_client(loss):
-    cohort, params, b = linear_batch()
-    method = Sylva(Sylva.Parameters(loss=loss))
-    attacked = method.sample_losses(cohort, params, b, SMALL)
-    quiet = method.sample_losses(cohort, params, b, NOTHING)
+    cohort, params, b = toy()
+    sylva = Sylva(Sylva.Parameters(loss=loss))
+    x_adv = sylva.craft(cohort, params, b, SMALL)
+    assert 0 < (x_adv - b.x).abs().max() <= SMALL.epsilon + 1e-6
+    assert not x_adv.requires_grad
+    attacked = sylva.sample_losses(cohort, params, b, x_adv)
+    quiet = sylva.sample_losses(cohort, params, b, sylva.craft(cohort, params, b, NOTHING))
     assert attacked.mean() > quiet.mean()
-    gradients, losses = method.client_step(cohort, params, b, SMALL, ["w"])
+    gradients, losses_C = sylva.client_step(cohort, params, b, SMALL, ["w"])
     assert set(gradients) == {"w"}
-    torch.testing.assert_close(losses, b.mean_per_client(attacked))
+    torch.testing.assert_close(losses_C, b.mean_per_client(attacked))
 
 
-def test_a_cohorts_gradient_is_each_clients_own():
-    cohort, params, b = linear_batch()
-    together, _ = Sylva(Sylva.Parameters()).client_step(cohort, params, b, SMALL, ["w", "b"])
+@pytest.mark.parametrize("name", sorted(ALGORITHMS.keys() - {"pm_afl"}))
+def test_a_cohorts_gradient_is_each_clients_own(name):
+    """Two steps, so that what a method remembers between them is each client's own, too."""
+    cohort, params, b = toy()
+    together = method(name)
+    for _ in range(2):
+        both, losses_C = together.client_step(cohort, params, b, SMALL, ["w", "b"])
     for client in range(2):
-        own = b.owner == client
-        alone = Batch(b.x[own], b.y[own], torch.zeros(int(own.sum()), dtype=torch.long), b.noise[own], b.active[:1])
-        gradients, _ = Sylva(Sylva.Parameters()).client_step(
-            cohort, {n: v[client : client + 1] for n, v in params.items()}, alone, SMALL, ["w", "b"]
-        )
-        for name, gradient in gradients.items():
-            torch.testing.assert_close(together[name][client], gradient[0], rtol=1e-6, atol=1e-7)
+        apart, made = alone(cohort, params, b, client), method(name)
+        for _ in range(2):
+            own, loss = made.client_step(*apart, SMALL, ["w", "b"])
+        torch.testing.assert_close(losses_C[client], loss[0])
+        for leaf, gradient in own.items():
+            torch.testing.assert_close(both[leaf][client], gradient[0], rtol=1e-4, atol=1e-6)
 
 
 def test_benign_weight_and_class_balance_enter_as_written():
-    cohort, params, b = linear_batch()
-    plain = Sylva(Sylva.Parameters()).sample_losses(cohort, params, b, SMALL)
+    cohort, params, b = toy()
+    x_adv = Sylva(Sylva.Parameters()).craft(cohort, params, b, SMALL)
+    plain = Sylva(Sylva.Parameters()).sample_losses(cohort, params, b, x_adv)
     clean = cross_entropy(cohort.model.forward(params, b.x, b.owner), b.y)
-    mixed = Sylva(Sylva.Parameters(benign_weight=0.5)).sample_losses(cohort, params, b, SMALL)
+    mixed = Sylva(Sylva.Parameters(benign_weight=0.5)).sample_losses(cohort, params, b, x_adv)
     torch.testing.assert_close(mixed, plain + 0.5 * clean)
-    weighted = Sylva(Sylva.Parameters(class_balance=0.9)).sample_losses(cohort, params, b, SMALL)
+    weighted = Sylva(Sylva.Parameters(class_balance=0.9)).sample_losses(cohort, params, b, x_adv)
     weights = class_weights(cohort.class_counts, 0.9)[b.owner, b.y].float()
     torch.testing.assert_close(weighted, plain * weights)
-
-
-def states(count: int, seed: int = 0) -> list[dict[str, np.ndarray]]:
-    rng = np.random.default_rng(seed)
-    shapes = {"m.lora_A": (2, 6), "m.lora_B": (5, 2), "head.weight": (3, 4), "head.bias": (3,)}
-    return [{n: rng.normal(size=s).astype(np.float32) for n, s in shapes.items()} for _ in range(count)]
-
-
-def uploads_of(method: Algorithm, fleet, clients=None):
-    clients = range(len(fleet)) if clients is None else clients
-    return {c: {n: v for n, v in fleet[c].items() if method.uploads(n)} for c in clients}
 
 
 @pytest.mark.parametrize("name", ["sylva", "sylva_paper_like", "undefended"])
 @pytest.mark.parametrize("round", [1, 5])
 def test_heads_stay_at_home_and_identical_clients_stay_what_they_are(name, round):
-    method = create_algorithm(AlgorithmSection(name=name))
-    method.head_names = ("head.weight", "head.bias")
-    fleet = states(4)
-    assert set(uploads_of(method, fleet)[0]) == {"m.lora_A", "m.lora_B"}
-    merged = method.aggregate(round, fleet, uploads_of(method, fleet), [10, 20, 30, 40])
-    for before, after in zip(fleet, merged, strict=True):
+    made, states = method(name), fleet(4)
+    assert set(made.pack(0, states[0])) == {f"{m}.lora_{f}" for m in "mn" for f in "AB"}
+    merged = made.aggregate(arrive(made, states, sizes=[10, 20, 30, 40], round=round))
+    for before, after in zip(states, merged, strict=True):
         assert np.array_equal(before["head.weight"], after["head.weight"])
         assert not np.array_equal(before["m.lora_B"], after["m.lora_B"])
-    twins = [fleet[0] | {"head.bias": other["head.bias"]} for other in fleet]
-    for before, after in zip(
-        twins, method.aggregate(round, twins, uploads_of(method, twins), [1, 2, 3, 4]), strict=True
-    ):
-        assert all(np.array_equal(before[n], after[n]) for n in before)
+    twins = [states[0] | {"head.bias": other["head.bias"]} for other in states]
+    for before, after in zip(twins, made.aggregate(arrive(made, twins, sizes=[1, 2, 3, 4], round=round)), strict=True):
+        assert equal(before, after)
 
 
 def test_global_sharing_gives_everybody_the_same_bits():
-    method = Algorithm(Algorithm.Parameters(adapters="global", heads="global"))
-    method.head_names = ("head.weight", "head.bias")
-    fleet = states(3)
-    merged = method.aggregate(3, fleet, uploads_of(method, fleet, [0, 2]), [1, 1, 2])
-    assert all(np.array_equal(merged[0][n], merged[c][n]) for n in fleet[0] for c in (1, 2))
-    expected = (fleet[0]["head.bias"] + 2 * fleet[2]["head.bias"]) / 3
+    made = Algorithm(Algorithm.Parameters(adapters="global", heads="global"))
+    made.head_names = HEADS
+    states = fleet(3)
+    merged = made.aggregate(arrive(made, states, clients=[0, 2], sizes=[1, 1, 2]))
+    assert equal(merged[0], merged[1])
+    assert equal(merged[0], merged[2])
+    expected = (states[0]["head.bias"] + 2 * states[2]["head.bias"]) / 3
     np.testing.assert_allclose(merged[1]["head.bias"], expected, rtol=1e-6)
 
 
 def test_who_sends_nothing_keeps_its_state_and_a_broken_upload_is_left_out():
-    method = Sylva(Sylva.Parameters())
-    method.head_names = ("head.weight", "head.bias")
-    fleet = states(4)
-    uploads = uploads_of(method, fleet, [0, 1, 3])
-    uploads[3] = uploads[3] | {"m.lora_A": np.full((2, 6), np.nan, np.float32)}
-    merged = method.aggregate(4, fleet, uploads, [1, 1, 1, 1])
-    assert all(np.array_equal(merged[2][n], fleet[2][n]) for n in fleet[2])
-    assert all(np.isfinite(v).all() for state in merged for v in state.values())
-    without = method.aggregate(4, fleet, uploads_of(method, fleet, [0, 1]), [1, 1, 1, 1])
-    assert all(np.array_equal(merged[0][n], without[0][n]) for n in fleet[0])
-
-
-def test_local_methods_upload_nothing():
-    method = create_algorithm(AlgorithmSection(name="local_lora"))
-    method.head_names = ("head.weight", "head.bias")
-    assert uploads_of(method, states(1)) == {0: {}}
+    made, states = method("sylva"), fleet(4)
+    broken = arrive(made, states, clients=[0, 1, 3])
+    broken.uploads[3]["m.lora_A"] = np.full((2, 6), np.nan, np.float32)
+    merged = made.aggregate(broken)
+    assert equal(merged[2], states[2])
+    assert all(np.isfinite(value).all() for state in merged for value in state.values())
+    assert equal(merged[0], made.aggregate(arrive(made, states, clients=[0, 1]))[0])
 
 
 def test_registry_builds_every_method_and_methods_of_others():

@@ -9,8 +9,9 @@ from sylva_ray.aggregation.neighbours import neighbour_graph
 from sylva_ray.algorithms.base import Phase2Parameters
 from sylva_ray.config import ExperimentConfig, build
 from sylva_ray.coordinator.cohorts import choose_participants, make_cohorts, resolve_cohort_size
-from sylva_ray.coordinator.layer_game import GamePlan, candidates_of_fleet, largest_accepted, select_layers
-from sylva_ray.types import GuardOutcome
+from sylva_ray.coordinator.layer_game import GamePlan, largest_accepted, padded, rank_layers, select_layers
+from sylva_ray.game.selection import nested_candidates
+from sylva_ray.types import GameOutcome, GuardOutcome
 
 
 def config(**training) -> ExperimentConfig:
@@ -63,6 +64,16 @@ def test_the_guard_takes_the_largest_row_within_the_tolerance():
     assert largest_accepted(0, outcomes, lambda *_: True, alone(1), PHASE2).row == 0
 
 
+def test_the_walk_up_ends_at_the_first_row_that_fails():
+    """Rows 3 and 4 would pass on their own; looking past row 2 would be another chance to be fooled."""
+    outcomes = {0: guard([0, 0, 40, 0, 0], [0, 0, 0, 0, 0], images=200)}
+    assert largest_accepted(0, outcomes, lambda *_: True, alone(1), PHASE2).row == 1
+    without_row_2 = largest_accepted(0, outcomes, lambda _, row: row != 2, alone(1), PHASE2)
+    assert without_row_2.row == 4, "a row that the client does not have is not a failure"
+    outcomes = {0: guard([0, 40, 0], [0, 0, 0], images=200)}
+    assert largest_accepted(0, outcomes, lambda *_: True, alone(1), PHASE2).row == 0
+
+
 def test_small_clients_borrow_their_neighbours_outcomes():
     """Ten images prove nothing; the neighbours' hundreds do, in either direction."""
     harmless = {0: guard([0, 0], [0, 0], 10), 1: guard([0, 0], [0, 0], 300)}
@@ -75,7 +86,7 @@ def test_small_clients_borrow_their_neighbours_outcomes():
 
 def test_padding_rows_are_never_evidence():
     """A client with a short path repeats its last set; that repetition says nothing about its neighbour's larger one."""
-    candidates = candidates_of_fleet(np.array([[[1.0, 0], [1, 0]], [[1, 0], [-1, 0]]]))
+    candidates = padded([nested_candidates(np.array(phi)) for phi in ([[1.0, 0], [1, 0]], [[1.0, 0], [-1, 0]])])
     assert candidates.shape == (2, 3, 2)
     outcomes = [guard([0, 0, 0], [0, 0, 0], 10), guard([0, 0, 0], [0, 0, 0], 300)]
     selected, verdicts = select_layers(candidates, outcomes, everybody(2), PHASE2)
@@ -96,3 +107,51 @@ def test_the_plan_is_exact_where_it_can_be_and_sampled_beyond():
     phi, width = sampled.shapley(additive.astype(float))
     np.testing.assert_allclose(phi, np.arange(32).reshape(16, 2) * [1, -1])
     np.testing.assert_allclose(width, 0, atol=1e-9)
+
+
+def scored(*scores):
+    return [GameOutcome({}, np.zeros((0, 2)), 4, 0, np.array(own)) for own in scores]
+
+
+def ranked(selection, outcomes, k=None):
+    phase2 = Phase2Parameters(selection=selection)
+    plan = GamePlan.of(3, phase2, np.random.default_rng(0))
+    return rank_layers(plan, outcomes, alone(k or len(outcomes)), phase2, np.random.default_rng(1))
+
+
+def test_gates_rank_the_open_ones_and_shift_ranks_all():
+    outcomes = scored([0.9, 0.2, 0.6], [0.1, 0.0, 0.5])
+    gates = ranked("gates", outcomes)
+    expected = [[[0, 0, 0], [1, 0, 0], [1, 0, 1]], [[0, 0, 0], [0, 0, 0], [0, 0, 0]]]  # 0.5 is not open
+    assert gates.candidates.astype(int).tolist() == expected
+    assert gates.record()["scores"] == [[0.9, 0.2, 0.6], [0.1, 0.0, 0.5]]
+    assert gates.record()["shapley"] is None
+    shift = ranked("shift", outcomes).candidates
+    assert shift.sum(2).tolist() == [[0, 1, 2, 3]] * 2
+    assert shift[1, 1].tolist() == [False, False, True]
+
+
+def test_all_and_head_are_one_candidate_besides_nothing():
+    outcomes = scored([0.0] * 3, [0.0] * 3)
+    assert ranked("all", outcomes).candidates.astype(int).tolist() == [[[0, 0, 0], [1, 1, 1]]] * 2
+    assert ranked("head", outcomes).candidates.astype(int).tolist() == [[[0, 0, 0], [0, 0, 1]]] * 2
+
+
+def test_random_orders_are_drawn_per_client_and_recorded():
+    outcomes = scored(*[[0.0] * 3] * 8)
+    first, again = ranked("random", outcomes), ranked("random", outcomes)
+    np.testing.assert_array_equal(first.candidates, again.candidates)
+    assert first.candidates.sum(2).tolist() == [[0, 1, 2, 3]] * 8
+    assert len(np.unique(first.candidates, axis=0)) > 1
+    assert np.array(first.record()["scores"]).shape == (8, 3)
+
+
+def test_shapley_ranks_by_the_values():
+    """An additive game: layer 0 gains and costs nothing, layer 1 gains 1 per robust loss, layer 2 gains nothing."""
+    plan = GamePlan.of(3, Phase2Parameters(), np.random.default_rng(0))
+    values = plan.coalitions @ np.array([[0.2, 0.0], [0.1, -0.1], [0.0, 0.3]])
+    ranking = ranked("shapley", [GameOutcome({}, values, 10**6, 0)])
+    assert ranking.candidates.astype(int).tolist() == [[[0, 0, 0], [1, 0, 0], [1, 1, 0]]]
+    np.testing.assert_allclose(ranking.record()["shapley_benign"], [[0.2, 0.1, 0.0]], atol=1e-12)
+    np.testing.assert_allclose(ranking.record()["shapley_robust"], [[0.0, 0.1, -0.3]], atol=1e-12)
+    assert ranking.record()["scores"] is None

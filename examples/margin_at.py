@@ -1,0 +1,53 @@
+"""Margin-AT: adversarial training on the margin between the true logit and the best wrong one.
+
+Rare classes get the wider margin, width / n_c^(1/4), as in LDAM (Cao et al. 2019): under label skew a class of few images
+is the first to fall. Clients count by the square root of their images, so that no large one decides for all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+
+from sylva_ray.algorithms.adversarial import detached
+from sylva_ray.algorithms.base import Algorithm, Arrived, Batch, Cohort
+from sylva_ray.attacks.losses import margin
+from sylva_ray.attacks.pgd import pgd
+from sylva_ray.types import AttackSpec, ParameterStack
+
+
+class MarginAT(Algorithm):
+    """softplus(best wrong logit - true logit + width / n_y^(1/4)) at x', which maximises that difference."""
+
+    name = "margin_at"
+
+    class Parameters(Algorithm.Parameters):
+        """Shared adapters and personal heads are what the base method has."""
+
+        width: float = Field(4.0, ge=0, description="logits by which a class of one image must win")
+
+    parameters: Parameters
+
+    def craft(self, cohort: Cohort, params: ParameterStack, batch: Batch, attack: AttackSpec) -> torch.Tensor:
+        """PGD on the margin, without a gradient for the weights."""
+        frozen = detached(params)
+
+        def objective(x: torch.Tensor) -> torch.Tensor:
+            return margin(cohort.model.forward(frozen, x, batch.owner), batch.y)
+
+        with cohort.clock("attack"):
+            return pgd(objective, batch.x, attack, batch.noise)
+
+    def sample_losses(self, cohort: Cohort, params: ParameterStack, batch: Batch, x_adv: torch.Tensor) -> torch.Tensor:
+        """Per image; the counts are those of the client that owns it."""
+        counts = cohort.of_owner(cohort.class_counts, batch).gather(1, batch.y[:, None])[:, 0]
+        wanted = self.parameters.width * counts.clamp(min=1).to(x_adv.dtype) ** -0.25
+        return F.softplus(margin(cohort.model.forward(params, x_adv, batch.owner), batch.y) + wanted)
+
+    def client_weights(self, arrived: Arrived, clients: Sequence[int]) -> np.ndarray:
+        """The square roots of the numbers of images."""
+        return np.sqrt(super().client_weights(arrived, clients))

@@ -1,0 +1,134 @@
+"""Small closed worlds for methods: softmax regressions as a cohort, a fleet of LoRA states, one real round."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+
+from sylva_ray.algorithms.base import Algorithm, Arrived, Batch, Cohort
+from sylva_ray.algorithms.registry import create_algorithm
+from sylva_ray.client.worker import CohortWorker
+from sylva_ray.config import AlgorithmSection, ExperimentConfig, build
+from sylva_ray.experiment import Prepared, prepare
+from sylva_ray.models.cohort import select_clients
+from sylva_ray.seeding import generator
+from sylva_ray.timing import Stopwatch
+from sylva_ray.types import AttackSpec, TrainTask, stack_states
+from tests.conftest import TINY
+
+NOTHING = AttackSpec("pgd", 0.0, 3, 0.0)
+SMALL = AttackSpec("pgd", 0.05, 5, 0.02)
+FEW_IMAGES = {
+    "dataset": {"name": "digits", "max_train": 120, "max_test": 40},
+    "partition": {"num_clients": 3, "alpha": 0.5, "min_samples": 10, "test_samples": 4},
+}
+HEADS = ("head.weight", "head.bias")
+
+
+class SoftmaxModel:
+    """A `CohortModel` of three-class softmax regressions, one per client."""
+
+    head_names = ("w", "b")
+
+    def trainable(self, name):
+        return name in self.head_names
+
+    def training(self):
+        return nullcontext()
+
+    def forward(self, params, x, owner):
+        return torch.einsum("nd,ncd->nc", x.flatten(1), params["w"][owner]) + params["b"][owner]
+
+
+def toy(owned=(5, 7), seed=0, counts=((4, 1, 0), (2, 2, 3))) -> tuple[Cohort, dict[str, torch.Tensor], Batch]:
+    """Clients with ``owned`` images each; what they received is not where they are."""
+    g = torch.Generator().manual_seed(seed)
+    size, clients = sum(owned), len(owned)
+    owner = torch.repeat_interleave(torch.arange(clients), torch.tensor(owned))
+    params = {"w": torch.randn(clients, 3, 48, generator=g), "b": torch.randn(clients, 3, generator=g)}
+    received = {name: value + 0.1 * torch.randn(value.shape, generator=g) for name, value in params.items()}
+    batch = Batch(
+        torch.rand(size, 3, 4, 4, generator=g),
+        torch.randint(0, 3, (size,), generator=g),
+        owner,
+        torch.rand(size, 3, 4, 4, generator=g) * 2 - 1,
+        torch.tensor([n > 0 for n in owned]),
+        torch.rand(size, 2, generator=g),
+    )
+    return Cohort(SoftmaxModel(), torch.tensor(counts), received, Stopwatch()), params, batch
+
+
+def alone(cohort: Cohort, params, batch: Batch, client: int) -> tuple[Cohort, dict[str, torch.Tensor], Batch]:
+    """One client of a cohort as a cohort of its own."""
+    own = batch.owner == client
+    only = Batch(
+        batch.x[own],
+        batch.y[own],
+        torch.zeros(int(own.sum()), dtype=torch.long),
+        batch.noise[own],
+        batch.active[client : client + 1],
+        batch.draws[own],
+    )
+    received = select_clients(cohort.received, [client])
+    apart = Cohort(cohort.model, cohort.class_counts[client : client + 1], received, Stopwatch())
+    return apart, select_clients(params, [client]), only
+
+
+def method(name: str, **parameters) -> Algorithm:
+    """A registered method that knows the fleet's heads."""
+    made = create_algorithm(AlgorithmSection(name=name, **parameters))
+    made.head_names = HEADS
+    return made
+
+
+def fleet(count: int, seed: int = 0, rank: int = 2) -> list[dict[str, np.ndarray]]:
+    """Random client states: two adapted modules and a head."""
+    rng = np.random.default_rng(seed)
+    shapes = {f"{m}.lora_{f}": s for m in "mn" for f, s in (("A", (rank, 6)), ("B", (5, rank)))}
+    shapes |= {"head.weight": (3, 4), "head.bias": (3,)}
+    return [{n: rng.normal(size=s).astype(np.float32) for n, s in shapes.items()} for _ in range(count)]
+
+
+def arrive(made: Algorithm, states, clients=None, sizes=None, round=3, losses=None, received=None) -> Arrived:
+    """The uploads of ``clients`` (None: all), packed and unpacked as on the wire."""
+    chosen = range(len(states)) if clients is None else clients
+    uploads = {c: made.unpack(c, made.pack(c, states[c])) for c in chosen}
+    sizes = sizes or [10] * len(states)
+    metrics = {c: {"loss": loss} for c, loss in enumerate(losses or [1.0] * len(states))}
+    return Arrived(round, states, received or states, uploads, sizes, metrics)
+
+
+def equal(a, b) -> bool:
+    """Same names, same bits."""
+    return a.keys() == b.keys() and all(np.array_equal(a[name], b[name]) for name in a)
+
+
+def tiny_experiment(name: str, algorithm: dict[str, Any] | None = None, **sections) -> Prepared:
+    """`TINY` with another method; what is not asked for stays small."""
+    raw = TINY | {"algorithm": {"name": name} | (algorithm or {}), "lora": {"rank": 4}} | FEW_IMAGES | sections
+    return prepare(build(ExperimentConfig, raw))
+
+
+def tiny_worker(prepared: Prepared) -> CohortWorker:
+    return CohortWorker(prepared.config, prepared.fleet, prepared.backbone)
+
+
+def starting_states(worker: CohortWorker) -> list[dict[str, np.ndarray]]:
+    common = worker.model.initial_state(generator(worker.config.seed, "initial state"))
+    return [worker.algorithm.initial_state(c, common) for c in range(worker.config.partition.num_clients)]
+
+
+def trained(worker: CohortWorker, states, epochs=1, head_epochs=0, lr=0.01, epsilon=4 / 255, clients=None, round=1):
+    """The states of ``clients`` (None: all) after a round of real local training."""
+    clients = tuple(range(len(states))) if clients is None else clients
+    stack = stack_states([states[c] for c in clients])
+    result = worker.run(TrainTask(round, clients, stack, epsilon, lr, epochs, head_epochs))
+    return [dict(outcome.state) for outcome in result.outcomes]
+
+
+def moved(before, after) -> set[str]:
+    """Names whose value changed."""
+    return {name for name in before if not np.array_equal(before[name], after[name])}

@@ -1,0 +1,108 @@
+"""What a checkpoint knows, convolutional networks at any size, and whole models behind the cohort's seam."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from sylva_ray.config import BackboneSection
+from sylva_ray.errors import UserError
+from sylva_ray.models.backbone import OFFLINE_CHECKPOINT, checkpoint_classes, create_backbone
+from sylva_ray.models.cohort import FunctionalStack, repeat_owner, to_parameters
+from sylva_ray.seeding import generator
+from sylva_ray.types import stack_states
+
+
+def test_a_checkpoint_says_how_many_classes_it_knows(tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    assert checkpoint_classes(BackboneSection()) == 200
+    assert checkpoint_classes(BackboneSection(checkpoint=str(OFFLINE_CHECKPOINT))) == 200
+    headless = {name: value for name, value in load_file(OFFLINE_CHECKPOINT).items() if not name.startswith("head")}
+    save_file(headless, tmp_path / "headless.safetensors")
+    assert checkpoint_classes(BackboneSection(checkpoint=str(tmp_path / "headless.safetensors"))) is None
+
+
+def test_untrained_weights_know_no_class_and_the_hubs_are_named_by_timm():
+    assert checkpoint_classes(BackboneSection(name="resnet18")) is None
+    assert checkpoint_classes(BackboneSection(name="resnet18.a1_in1k", pretrained=True)) == 1000
+
+
+@pytest.mark.parametrize("content", [None, b"not a checkpoint"], ids=["missing", "corrupt"])
+def test_a_checkpoint_that_cannot_be_read_is_the_users_error(content, tmp_path):
+    path = tmp_path / "x.safetensors"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UserError, match=r"x\.safetensors"):
+        checkpoint_classes(BackboneSection(checkpoint=str(path)))
+
+
+def test_a_convolutional_network_sees_the_size_it_is_told():
+    backbone = create_backbone(BackboneSection(name="resnet18", image_size=64), 10)
+    assert backbone.image_size == 64
+    assert backbone.preprocess(torch.rand(2, 3, 32, 32)).shape == (2, 3, 64, 64)
+    assert backbone(torch.rand(2, 3, 32, 32)).shape == (2, 10)
+
+
+@pytest.fixture(scope="module")
+def convolutional():
+    """Two clients' whole ResNets, which begin alike."""
+    torch.manual_seed(0)
+    stack = FunctionalStack(create_backbone(BackboneSection(name="resnet18", image_size=32), 10))
+    states = [stack.initial_state(generator(0, "initial state")) for _ in range(2)]
+    return stack, to_parameters(stack_states(states), "cpu", torch.float32)
+
+
+def test_batch_statistics_are_each_clients_own_and_move_in_training_alone(convolutional):
+    stack, start = convolutional
+    params = {name: value.clone() for name, value in start.items()}
+    statistics = [name for name in params if "running" in name]
+    assert statistics
+    assert not any(stack.trainable(name) for name in statistics)
+    x = torch.rand(4, 3, 32, 32, generator=generator(0, "x"))
+    with torch.no_grad():
+        stack.forward(params, x, repeat_owner([2, 2]))
+        assert all(torch.equal(params[name], start[name]) for name in params), "attacks and evaluation only read"
+        with stack.training():
+            stack.forward(params, x, repeat_owner([4, 0]))
+    assert not stack.backbone.training
+    for name, value in params.items():
+        assert torch.equal(value[1], start[name][1]), "a client without images"
+        if "running_mean" in name:
+            assert not torch.equal(value[0], start[name][0])
+        elif name not in statistics:
+            assert torch.equal(value[0], start[name][0])
+
+
+def test_the_backbones_own_statistics_stay(convolutional):
+    stack, start = convolutional
+    with stack.training(), torch.no_grad():
+        stack.forward({n: v.clone() for n, v in start.items()}, torch.rand(4, 3, 32, 32), repeat_owner([2, 2]))
+    own = dict(stack.backbone.model.named_buffers())
+    assert all(np.array_equal(own[name].numpy(), start[name][0].numpy()) for name in own if "running" in name)
+
+
+def test_a_last_batch_of_one_image_uses_the_statistics_there_are(convolutional):
+    """One image on maps of one pixel has no batch statistics; its neighbour in the cohort keeps training as ever."""
+    stack, start = convolutional
+    params = {name: value.clone() for name, value in start.items()}
+    x = torch.rand(3, 3, 32, 32, generator=generator(0, "x"))
+    with torch.no_grad():
+        expected = stack.forward(params, x[:1], repeat_owner([1, 0]))
+        with stack.training():
+            logits = stack.forward(params, x, repeat_owner([1, 2]))
+            assert stack.backbone.training
+    torch.testing.assert_close(logits[:1], expected)
+    assert all(torch.equal(params[name][0], start[name][0]) for name in params)
+    assert not torch.equal(params["bn1.running_mean"][1], start["bn1.running_mean"][1])
+
+
+def test_what_is_not_the_models_is_ignored(convolutional):
+    """A method may keep more in a client's state, such as a head on a teacher."""
+    stack, start = convolutional
+    x, owner = torch.rand(2, 3, 32, 32), repeat_owner([1, 1])
+    with torch.no_grad():
+        extra = stack.forward(start | {"teacher_head.bias": torch.zeros(2, 3)}, x, owner)
+        assert torch.equal(extra, stack.forward(start, x, owner))
+    assert not stack.trainable("teacher_head.bias")

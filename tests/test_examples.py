@@ -1,0 +1,83 @@
+"""The reader's own method: the example runs, is as short as promised, and is the one that the documentation shows."""
+
+from __future__ import annotations
+
+import math
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from sylva_ray.algorithms.base import Arrived, Batch, Cohort
+from sylva_ray.algorithms.registry import create_algorithm
+from sylva_ray.cluster.run import run_prepared
+from sylva_ray.config import AlgorithmSection, ExperimentConfig, build
+from sylva_ray.experiment import prepare
+from sylva_ray.timing import Stopwatch
+from sylva_ray.types import AttackSpec
+from tests.conftest import TINY
+
+ROOT = Path(__file__).parents[1]
+EXAMPLE = ROOT / "examples" / "margin_at.py"
+NAME = "examples.margin_at:MarginAT"
+
+
+@pytest.fixture(autouse=True)
+def _at_the_root(monkeypatch):
+    monkeypatch.chdir(ROOT)
+
+
+def test_the_example_is_short_and_quoted_verbatim():
+    source = EXAMPLE.read_text()
+    assert len(source.splitlines()) < 60
+    assert f"```python\n{source}```" in (ROOT / "docs" / "methods.md").read_text()
+
+
+def test_the_example_runs_both_phases_end_to_end(tmp_path):
+    config = build(ExperimentConfig, {**TINY, "algorithm": {**TINY["algorithm"], "name": NAME, "width": 2}})
+    summary = run_prepared(prepare(config), tmp_path / "run", False, [].append)
+    assert summary["algorithm"] == NAME
+    assert all(np.isfinite(summary["final"]["benign_accuracy"]["per_client"]))
+    assert summary["communication"]["upload_bytes_per_client_round"] > 0
+    assert (tmp_path / "run" / "adapters" / "client_002").is_dir()
+
+
+class Linear:
+    """Logits are the first two pixels of the first channel, whatever the parameters."""
+
+    head_names = ()
+
+    def forward(self, params, x, owner):
+        del params, owner
+        return x[:, 0, 0, :2]
+
+
+def test_loss_attack_and_weights_by_hand():
+    method = create_algorithm(AlgorithmSection(name=NAME, width=4))
+    cohort = Cohort(Linear(), torch.tensor([[16, 1], [0, 81]]), {}, Stopwatch())
+    x = torch.full((3, 3, 1, 2), 0.5)
+    x[:, 0, 0] = torch.tensor([0.6, 0.4])
+    y, owner = torch.tensor([0, 1, 1]), torch.tensor([0, 0, 1])
+    batch = Batch(x, y, owner, torch.zeros_like(x), torch.ones(2, dtype=torch.bool), torch.zeros(3, 2))
+    losses = method.sample_losses(cohort, {}, batch, x)
+    margins = [-0.2 + 4 / 2, 0.2 + 4 / 1, 0.2 + 4 / 3]  # of 16, 1 and 81 images of the class
+    assert losses.tolist() == pytest.approx([math.log1p(math.exp(m)) for m in margins])
+    x_adv = method.craft(cohort, {}, batch, AttackSpec("pgd", 0.1, 4, 0.05))
+    moved = (x_adv - x)[:, 0, 0]
+    assert moved.flatten().tolist() == pytest.approx([-0.1, 0.1, 0.1, -0.1, 0.1, -0.1], abs=1e-6)
+    arrived = Arrived(1, [], [], {}, num_samples=[1, 4, 9])
+    assert method.client_weights(arrived, [0, 2]).tolist() == [1, 3]
+
+
+def test_a_method_is_found_in_the_current_directory_but_hides_nothing(monkeypatch, tmp_path):
+    """A console script has its own folder on the path, not the current one."""
+    (tmp_path / "my_own_method.py").write_text(EXAMPLE.read_text())
+    (tmp_path / "timm.py").write_text("raise AssertionError('hidden')")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry not in ("", str(tmp_path))])
+    monkeypatch.delitem(sys.modules, "my_own_method", raising=False)
+    assert create_algorithm(AlgorithmSection(name="my_own_method:MarginAT")).name == "margin_at"
+    assert sys.path[-1] == str(tmp_path)
+    monkeypatch.delitem(sys.modules, "my_own_method")
