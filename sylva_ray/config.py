@@ -63,6 +63,9 @@ class DatasetSection(Section):
     root: str = Field("~/.cache/sylva_ray/datasets", description="where torchvision's data sets are kept")
     max_train: int | None = Field(None, ge=1, description="use a seeded, class-balanced subset of the training images")
     max_test: int | None = Field(None, ge=1, description="the same for the pool that client test sets are drawn from")
+    test_pool: Literal["test", "train"] = Field(
+        "test", description="train: the training images that max_train leaves out, for choosing hyperparameters"
+    )
 
 
 class PartitionSection(Section):
@@ -183,7 +186,6 @@ class EvaluationSection(Section):
     attacks: tuple[EvaluationAttack, ...] = (EvaluationAttack(name="pgd", epsilon=8 / 255, steps=20),)
     max_samples: int | None = Field(None, ge=1, description="test images per client in the rounds between")
     checks: bool = Field(True, description="unbounded-attack check S4 and collapse check S14")
-    split: Literal["test", "validation"] = Field("test", description="validation: for choosing hyperparameters")
 
     @model_validator(mode="after")
     def _unique_labels(self) -> EvaluationSection:

@@ -73,12 +73,6 @@ class ClientData:
     guard: Split
     test: Split
 
-    @property
-    def validation(self) -> Split:
-        """``selection`` and ``guard`` together: what hyperparameters may be chosen on."""
-        parts = (self.selection, self.guard)
-        return Split(np.concatenate([p.images for p in parts]), np.concatenate([p.labels for p in parts]))
-
     def class_counts(self, num_classes: int) -> np.ndarray:
         """Training images per class, ``[num_classes] int64``."""
         return np.bincount(self.train.labels, minlength=num_classes)
@@ -149,9 +143,8 @@ class TrainTask(CohortTask):
 
 @dataclass(frozen=True)
 class EvaluateTask(CohortTask):
-    """Predictions on one split, benign and under each attack. ``max_samples`` per client (None: all)."""
+    """Predictions on the test images, benign and under each attack. ``max_samples`` per client (None: all)."""
 
-    split: str = "test"
     attacks: tuple[AttackSpec, ...] = ()
     max_samples: int | None = None
 

@@ -1,11 +1,11 @@
 """The ledger of methods: every one of them on the same clients, with the same number of local epochs and the same search.
 
-    python benchmarks/methods/run.py --search            # learning rates, on validation images  -> search.json
+    python benchmarks/methods/run.py --search            # hyperparameters, on held-out images  -> search.json
     python benchmarks/methods/run.py                     # every (method, seed) that is missing  -> results/*.json
     python benchmarks/methods/run.py --scale smoke --out runs/smoke --results runs/smoke/results
     python benchmarks/methods/table.py                   # README.md and ledger.png from results/
 
-A method's configuration is shared.yaml, then its own file, then the learning rate that the search chose, then the scale.
+A method's configuration is shared.yaml, then its own file, then what the search chose, then the scale.
 """
 
 from __future__ import annotations
@@ -23,8 +23,7 @@ import yaml
 
 HERE = Path(__file__).parent
 RESULTS, SEARCH = HERE / "results", HERE / "search.json"
-BEYOND = 3
-"""Where the largest candidate is the best one, this multiple of it is tried as well."""
+LR = "training.lr"
 LEFT_OUT = ("label_matrix", "class_names", "peak_memory_bytes_per_actor", "threat_model")
 """Keys of summary.json that are the same in every row, or large."""
 
@@ -99,34 +98,36 @@ def trajectory(folder: Path) -> list[dict[str, Any]]:
 
 
 def search(names: Sequence[str], out: Path, pool: ThreadPoolExecutor) -> None:
-    """Every candidate of every method, scored on validation images; the same number of candidates for all."""
+    """One rule for all: two learning rates, then one variant of the loss at the better of them."""
     found: dict[str, Any] = json.loads(SEARCH.read_text()) if SEARCH.exists() else {}
+    spaces = {method: methods()[method]["search"] for method in names if "search" in methods()[method]}
+    tried: dict[str, list[dict[str, Any]]] = {method: [] for method in spaces}
 
-    def candidate(method: str, key: str, value: float) -> dict[str, Any]:
-        config = configuration(method, {key: value}, "search", seed=100)
-        config["training"]["rounds"] = _half(methods()[method]["config"])
-        final = run(config, out / f"search-{method}-{value:g}")["final"]
-        benign = final["benign_balanced_accuracy"]["mean"]
-        robust = next(iter(final["robust_balanced_accuracy"].values()))["mean"]
-        return {key: value, "benign_balanced": benign, "robust_balanced": robust, "score": benign + robust}
+    def best(method: str) -> dict[str, Any]:
+        return max(tried[method], key=lambda row: row["score"])["changes"]
 
-    names = [method for method in names if "search" in methods()[method]]
-    jobs = {
-        (method, value): pool.submit(candidate, method, key, value)
-        for method in names
-        for key, values in methods()[method]["search"].items()
-        for value in values
-    }
-    for method in names:
-        ((key, grid),) = methods()[method]["search"].items()
-        rows = [job.result() for (owner, _), job in jobs.items() if owner == method]
-        best = max(rows, key=lambda row: row["score"])
-        if best[key] == max(grid):  # at the edge: one step further, for every method alike
-            rows.append(candidate(method, key, BEYOND * best[key]))
-            best = max(rows, key=lambda row: row["score"])
-        found[method] = {"chosen": {k: best[k] for k in methods()[method]["search"]}, "candidates": rows}
-        SEARCH.write_text(json.dumps(dict(sorted(found.items())), indent=1) + "\n")
+    def attempt(candidates: list[tuple[str, dict[str, Any]]]) -> None:
+        jobs = [(method, pool.submit(candidate, method, changes, out)) for method, changes in candidates]
+        for method, job in jobs:
+            tried[method].append(job.result())
+
+    attempt([(method, {LR: lr}) for method, space in spaces.items() for lr in space["lr"]])
+    attempt([(method, best(method) | space["variant"]) for method, space in spaces.items() if "variant" in space])
+    for method in spaces:
+        found[method] = {"chosen": best(method), "candidates": tried[method]}
         print(f"{method}: {found[method]['chosen']}", flush=True)
+    SEARCH.write_text(json.dumps(dict(sorted(found.items())), indent=1) + "\n")
+
+
+def candidate(method: str, changes: dict[str, Any], out: Path) -> dict[str, Any]:
+    """Half the rounds on another seed, scored by the sum of the class-balanced accuracies on images held out of training."""
+    config = configuration(method, changes, "search", seed=100)
+    config["training"]["rounds"] = _half(methods()[method]["config"])
+    label = "-".join(f"{key.rpartition('.')[2]}={value}" for key, value in changes.items())
+    final = run(config, out / f"search-{method}-{label}")["final"]
+    benign = final["benign_balanced_accuracy"]["mean"]
+    robust = next(iter(final["robust_balanced_accuracy"].values()))["mean"]
+    return {"changes": changes, "benign_balanced": benign, "robust_balanced": robust, "score": benign + robust}
 
 
 def _half(config: dict[str, Any]) -> int:
@@ -163,7 +164,7 @@ def ledger(
 def main() -> None:
     """Search, or fill the ledger."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--search", action="store_true", help="choose learning rates")
+    parser.add_argument("--search", action="store_true", help="choose hyperparameters")
     parser.add_argument("--method", action="append", help="only this one (may be given again)")
     parser.add_argument("--scale", choices=sorted(path.stem for path in (HERE / "scales").glob("*.yaml")))
     parser.add_argument("--seeds", type=int, help="seeds per method (default: what its file says)")

@@ -85,13 +85,15 @@ ADVERSARIAL_LOSSES = {
 
 
 class AdversarialTraining(Algorithm):
-    """A method whose clients train on a loss of `ADVERSARIAL_LOSSES`."""
+    """A method whose clients train on a loss of `ADVERSARIAL_LOSSES`, or on one of their own (`robust_losses`)."""
 
     class Parameters(Algorithm.Parameters):
-        """Which loss, and the weight of its robust term."""
+        """Which loss, the weight of its robust term, and two options that any such method may use."""
 
         loss: Literal["ce_adv", "trades", "mart"] = "ce_adv"
         beta: float = Field(6.0, ge=0, description="weight of the robust term in trades and mart")
+        benign_weight: float = Field(0.0, ge=0, description="adds that much benign cross-entropy")
+        class_balance: float = Field(0.0, ge=0, lt=1, description="effective-number beta; 0: off, 0.999: strong")
 
     parameters: Parameters
 
@@ -100,7 +102,19 @@ class AdversarialTraining(Algorithm):
         return ADVERSARIAL_LOSSES[self.parameters.loss].craft(cohort, params, batch, attack)
 
     def sample_losses(self, cohort: Cohort, params: ParameterStack, batch: Batch, x_adv: torch.Tensor) -> torch.Tensor:
-        """The chosen loss of every image."""
+        """omega_y [robust loss + benign_weight CE(z(x), y)], per image."""
+        p = self.parameters
+        losses = self.robust_losses(cohort, params, batch, x_adv)
+        if p.benign_weight:
+            clean = cohort.model.forward(params, batch.x, batch.owner)
+            losses = losses + p.benign_weight * cross_entropy(clean, batch.y)
+        if p.class_balance:
+            weights = class_weights(cohort.class_counts, p.class_balance)
+            losses = losses * weights[batch.owner.to(weights.device), batch.y].to(losses.dtype)
+        return losses
+
+    def robust_losses(self, cohort: Cohort, params: ParameterStack, batch: Batch, x_adv: torch.Tensor) -> torch.Tensor:
+        """The chosen loss of every image, ``[N]``: what a method of its own overrides."""
         return ADVERSARIAL_LOSSES[self.parameters.loss].loss(cohort, params, batch, x_adv, self.parameters.beta)
 
 

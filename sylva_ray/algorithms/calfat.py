@@ -36,7 +36,7 @@ class CalFAT(FedAvgAT):
         """PGD on KL(softmax(z(x) + offset) || softmax(z(x') + offset))."""
         return craft_kl(cohort, params, batch, attack, self._offset(cohort, batch))
 
-    def sample_losses(self, cohort: Cohort, params: ParameterStack, batch: Batch, x_adv: torch.Tensor) -> torch.Tensor:
+    def robust_losses(self, cohort: Cohort, params: ParameterStack, batch: Batch, x_adv: torch.Tensor) -> torch.Tensor:
         """The calibrated cross-entropy."""
         logits = cohort.model.forward(params, x_adv, batch.owner)
         return cross_entropy(self.parameters.scale * (logits + self._offset(cohort, batch)), batch.y)

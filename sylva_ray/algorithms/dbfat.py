@@ -51,7 +51,7 @@ class DBFAT(FedAvgAT):
         cohort.memory["closeness"] = torch.exp(-first_fall.to(batch.x.dtype) / attack.steps)
         return x_adv
 
-    def sample_losses(self, cohort: Cohort, params: ParameterStack, batch: Batch, x_adv: torch.Tensor) -> torch.Tensor:
+    def robust_losses(self, cohort: Cohort, params: ParameterStack, batch: Batch, x_adv: torch.Tensor) -> torch.Tensor:
         """rho_i = exp(-d_i / k), divided by its mean over the client's batch; d_i = k for an image that stands."""
         closeness = cohort.memory["closeness"]
         rho = closeness / cohort.of_owner(batch.mean_per_client(closeness), batch)

@@ -45,7 +45,7 @@ class Lorica(AdversarialTraining):
         """PGD on the cross-entropy."""
         return craft_ce(cohort, params, batch, attack)
 
-    def sample_losses(self, cohort: Cohort, params: ParameterStack, batch: Batch, x_adv: torch.Tensor) -> torch.Tensor:
+    def robust_losses(self, cohort: Cohort, params: ParameterStack, batch: Batch, x_adv: torch.Tensor) -> torch.Tensor:
         """Sum over experts e of g_e l_e: CE(x'), CE(x), KL(p(x) || p(x')), and CE(x') with logits adjusted by class counts.
 
         The weights g are detached: differentiating through them would let the model choose its easiest loss."""

@@ -10,13 +10,8 @@ from __future__ import annotations
 
 from typing import Literal
 
-import torch
-from pydantic import Field
-
-from sylva_ray.algorithms.adversarial import AdversarialTraining, class_weights
-from sylva_ray.algorithms.base import Batch, Cohort, Phase2Parameters, Sharing
-from sylva_ray.attacks.losses import cross_entropy
-from sylva_ray.types import ParameterStack
+from sylva_ray.algorithms.adversarial import AdversarialTraining
+from sylva_ray.algorithms.base import Phase2Parameters, Sharing
 
 
 class Sylva(AdversarialTraining):
@@ -25,26 +20,12 @@ class Sylva(AdversarialTraining):
     name = "sylva"
 
     class Parameters(AdversarialTraining.Parameters):
-        """``benign_weight`` adds that much benign cross-entropy (0: none)."""
+        """Adapters are shared among neighbours, and there is a second phase."""
 
-        benign_weight: float = Field(0.0, ge=0)
-        class_balance: float = Field(0.0, ge=0, lt=1, description="effective-number beta; 0: off, 0.999: strong")
         adapters: Sharing = "neighbours"
         phase2: Phase2Parameters = Phase2Parameters()
 
     parameters: Parameters
-
-    def sample_losses(self, cohort: Cohort, params: ParameterStack, batch: Batch, x_adv: torch.Tensor) -> torch.Tensor:
-        """omega_y [loss(x, x') + benign_weight CE(z(x), y)], per image."""
-        p = self.parameters
-        losses = super().sample_losses(cohort, params, batch, x_adv)
-        if p.benign_weight:
-            clean = cohort.model.forward(params, batch.x, batch.owner)
-            losses = losses + p.benign_weight * cross_entropy(clean, batch.y)
-        if p.class_balance:
-            weights = class_weights(cohort.class_counts, p.class_balance)
-            losses = losses * weights[batch.owner.to(weights.device), batch.y].to(losses.dtype)
-        return losses
 
 
 class SylvaPaperLike(Sylva):

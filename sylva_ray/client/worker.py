@@ -213,8 +213,8 @@ class CohortWorker:
         return replace(data, train=Split(data.train.images, flip_labels(data.train.labels, self.fleet.num_classes)))
 
     def _split(self, client: int, task: EvaluateTask) -> Split:
-        split: Split = getattr(self.fleet.client(client), task.split)
-        return Split(split.images[: task.max_samples], split.labels[: task.max_samples])
+        test = self.fleet.client(client).test
+        return Split(test.images[: task.max_samples], test.labels[: task.max_samples])
 
     def _noises(self, task: EvaluateTask, attack: AttackSpec, splits: list[Split]) -> list[list[torch.Tensor]]:
         """``[restart][client]`` uniform noise in [-1, 1]: a client's own, and the same at every evaluation."""

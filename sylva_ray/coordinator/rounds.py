@@ -411,7 +411,7 @@ class Rounds:
     ) -> list[Mapping[str, np.ndarray]]:
         """All clients' predictions, ``{condition: [n]}`` each."""
         tasks = [
-            EvaluateTask(step.round, cohort, self._stack(cohort), self.config.evaluation.split, attacks, limit)
+            EvaluateTask(step.round, cohort, self._stack(cohort), attacks, limit)
             for cohort in self._cohorts(self.everyone)
         ]
         answers: dict[int, EvaluateOutcome] = self._run(tasks)
@@ -423,7 +423,7 @@ class Rounds:
         return fleet_table([evaluate_client(own, self._labels(c, limit)) for c, own in enumerate(answers)])
 
     def _labels(self, client: int, limit: int | None) -> np.ndarray:
-        return self.fleet.labels(client, self.config.evaluation.split)[:limit]
+        return self.fleet.test_labels(client)[:limit]
 
     # -- what they share -----------------------------------------------------------------------------------------------
 

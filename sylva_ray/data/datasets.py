@@ -87,9 +87,14 @@ def load_dataset(section: DatasetSection, image_size: int, seed: int) -> Dataset
         raise UserError("dataset.name", section.name, f"has {len(names)} class; a classifier needs at least 2")
     may_keep = kind not in ("imagefolder", "stl10", "gtsrb")
     splits = []
-    for purpose, source, limit in (("train", train, section.max_train), ("test", test, section.max_test)):
+    for purpose, source in (("train", train), ("test", test)):
         _check_labels(source.labels, len(names), section.name, purpose)
-        rows = _subset(source.labels, limit, seed, purpose)
+    train_rows = _subset(train.labels, section.max_train, seed, "train")
+    if section.test_pool == "train":
+        test, test_rows = train, _held_out(train.labels, train_rows, section, seed)
+    else:
+        test_rows = _subset(test.labels, section.max_test, seed, "test")
+    for source, rows in ((train, train_rows), (test, test_rows)):
         # Photographs are brought to size one by one: all of them at full size would not fit into memory.
         images = [_square(_decoded(source, row, section.name), None if may_keep else image_size) for row in rows]
         splits.append((images, source.labels[rows]))
@@ -283,6 +288,15 @@ def _subset(labels: np.ndarray, limit: int | None, seed: int, purpose: str) -> n
     shuffled = _rows_by_class(labels, numpy_generator(seed, f"subset/{purpose}"))
     turns = [(turn, c, row) for c, rows in enumerate(shuffled) for turn, row in enumerate(rows[:limit])]
     return np.sort([row for _, _, row in sorted(turns)[:limit]])
+
+
+def _held_out(labels: np.ndarray, taken: np.ndarray, section: DatasetSection, seed: int) -> np.ndarray:
+    """At most ``max_test`` of the training rows that are not ``taken``."""
+    rest = np.setdiff1d(np.arange(len(labels)), taken)
+    if not len(rest):
+        fix = f"must leave training images over for dataset.test_pool=train; there are {len(labels):,}"
+        raise UserError("dataset.max_train", section.max_train, fix)
+    return rest[_subset(labels[rest], section.max_test, seed, "held out")]
 
 
 def _rows_by_class(labels: np.ndarray, rng: np.random.Generator) -> list[np.ndarray]:

@@ -1,7 +1,8 @@
 """The fleet's data: one data set, and which of its images each client holds in which split.
 
 Training, selection and guard images come from the data set's training half and never overlap, within a client or between
-clients. Test images come from its test half with the client's own class proportions; they may be shared between clients.
+clients. Test images come from its test half (or from training images held out of it all, ``dataset.test_pool``) with the
+client's own class proportions; they may be shared between clients.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from sylva_ray.types import ClientData, Split
 
 @dataclass(frozen=True)
 class ClientIndices:
-    """Sorted int64 positions: ``train``, ``selection``, ``guard`` in the training half, ``test`` in the test half."""
+    """Sorted int64 positions: ``train``, ``selection``, ``guard`` in the training half, ``test`` in the test pool."""
 
     train: np.ndarray
     selection: np.ndarray
@@ -57,12 +58,9 @@ class FleetData:
             test=_take(test, own.test),
         )
 
-    def labels(self, client: int, split: str) -> np.ndarray:
-        """Labels of one client's ``test`` or ``validation`` split, ``[n] int64``, without its images."""
-        own = self.clients[client]
-        if split == "test":
-            return self.dataset.test.labels[own.test]
-        return self.dataset.train.labels[np.concatenate([own.selection, own.guard])]
+    def test_labels(self, client: int) -> np.ndarray:
+        """Labels of one client's test images, ``[n] int64``, without the images."""
+        return self.dataset.test.labels[self.clients[client].test]
 
     def label_matrix(self) -> np.ndarray:
         """Training images per client and class, ``[K, num_classes] int64``."""

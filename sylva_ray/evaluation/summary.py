@@ -172,13 +172,17 @@ def _warnings(records: Sequence[Mapping[str, Any]], checks: Sequence[CheckResult
     return warnings
 
 
+_POOLS = {"test": "test", "train": "held-out training"}
+"""``dataset.test_pool`` in words."""
+
+
 def _threat_model(config: ExperimentConfig) -> dict[str, str]:
     attacks = ", ".join(spec.label for spec in config.evaluation.specs)
     return {
         "norm": "L-infinity, in [0, 1] pixel space at the data set's native size",
         "training": f"{_training_attack(config)} at epsilon {config.attack.epsilon * 255:.4g}/255",
-        "evaluation": f"{attacks}; white box, on every client's own {config.evaluation.split} images; every iterate counts, "
-        "the clean one too",
+        "evaluation": f"{attacks}; white box, on every client's own {_POOLS[config.dataset.test_pool]} images; "
+        "every iterate counts, the clean one too",
         "knowledge": "the attacker knows the deployed personal weights; nothing is randomised at inference",
         "precision": "float32 at evaluation",
     }

@@ -62,7 +62,7 @@ def test_evaluation_in_other_processes_gives_the_same_predictions(
     two: RayPool, in_process: InProcessPool, train_task: MakeTask, on_ray: Prepared
 ) -> None:
     start = train_task((0, 2))
-    task = EvaluateTask(1, start.clients, start.states, "test", on_ray.config.evaluation.specs)
+    task = EvaluateTask(1, start.clients, start.states, on_ray.config.evaluation.specs)
     (here,), (there,) = in_process.run([task]), two.run([task])
     assert here is not None
     assert there is not None

@@ -194,33 +194,16 @@ def test_shift_is_the_relative_distance_after_every_block(player):
 # -- what is measured, and when ------------------------------------------------------------------------------------------
 
 
-def test_validation_measures_the_selection_and_guard_images(phase1):
-    made = prepared(evaluation=SHORT["evaluation"] | {"split": "validation"})
-    worker = CohortWorker(made.config, made.fleet, made.backbone)
-    states = stack_states(newest(phase1).states)
-    specs = made.config.evaluation.specs
-    answers = worker.run(EvaluateTask(1, (0, 1, 2), states, "validation", specs)).outcomes
-    for client, answer in enumerate(answers):
-        data = made.fleet.client(client)
-        images = np.concatenate([data.selection.images, data.guard.images])
-        assert np.array_equal(data.validation.images, images)
-        assert np.array_equal(data.validation.labels, made.fleet.labels(client, "validation"))
-        x = torch.from_numpy(images).float() / 255
-        own = to_parameters({n: v[client : client + 1] for n, v in states.items()}, "cpu", torch.float32)
-        expected = worker.model.forward(own, x, repeat_owner([len(x)])).argmax(1)
-        assert np.array_equal(answer.predictions["benign"], expected.numpy())
-        assert len(answer.predictions[specs[0].label]) == len(data.selection) + len(data.guard)
-
-
-def test_a_run_on_validation_says_so_and_reports_its_accuracies(tmp_path):
-    made = prepared(evaluation=SHORT["evaluation"] | {"split": "validation"})
+def test_a_run_on_held_out_images_says_so_and_measures_them(tmp_path):
+    made = prepared(dataset={"name": "digits", "max_train": 200, "test_pool": "train"})
+    assert set(map(bytes, made.fleet.dataset.test.images)).isdisjoint(map(bytes, made.fleet.dataset.train.images))
     summary = run(made, tmp_path / "run")
     pool = CohortWorker(made.config, made.fleet, made.backbone)
-    task = EvaluateTask(1, (0, 1, 2), stack_states(newest(tmp_path / "run").states), "validation")
+    task = EvaluateTask(1, (0, 1, 2), stack_states(newest(tmp_path / "run").states))
     for client, answer in enumerate(pool.run(task).outcomes):
-        right = answer.predictions["benign"] == made.fleet.labels(client, "validation")
+        right = answer.predictions["benign"] == made.fleet.client(client).test.labels
         assert summary["final"]["benign_accuracy"]["per_client"][client] == pytest.approx(right.mean())
-    assert "split: validation" in (made.config.to_yaml())
+    assert "held-out training images" in summary["threat_model"]["evaluation"]
 
 
 def test_rounds_between_measure_the_first_attack_and_shared_heads_start_as_one(tmp_path):

@@ -115,6 +115,22 @@ def test_subset_is_seeded_balanced_and_part_of_the_whole() -> None:
     assert len(load("digits", max_train=10**6).train) == len(load("digits").train)
 
 
+def test_held_out_images_are_training_images_that_training_does_not_see() -> None:
+    every = load("digits")
+    held = load("digits", max_train=300, max_test=100, test_pool="train")
+    assert np.array_equal(held.train.images, load("digits", max_train=300).train.images)
+    rest = set(map(bytes, every.train.images)) - set(map(bytes, held.train.images))
+    assert set(map(bytes, held.test.images)) <= rest
+    assert len(held.test) == 100 and np.bincount(held.test.labels).tolist() == [10] * 10
+    assert len(load("digits", max_train=300, test_pool="train").test) == len(every.train) - 300
+
+
+@pytest.mark.parametrize("max_train", [None, 10**6])
+def test_nothing_left_to_hold_out_is_one_clear_line(max_train: int | None) -> None:
+    with pytest.raises(UserError, match=r"dataset\.max_train.* must leave training images over"):
+        load("digits", max_train=max_train, test_pool="train")
+
+
 @needs_cifar10
 def test_cifar10_parquet_subset_is_balanced_and_named(monkeypatch: pytest.MonkeyPatch) -> None:
     opened = []

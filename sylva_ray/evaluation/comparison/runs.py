@@ -15,7 +15,7 @@ from sylva_ray.errors import UserError
 from sylva_ray.evaluation.metrics import spread
 
 BENIGN = "benign"
-FLEET_KEYS = ("dataset.name", "dataset.max_train", "dataset.max_test", "partition.", "evaluation.split")
+FLEET_KEYS = ("dataset.name", "dataset.max_train", "dataset.max_test", "dataset.test_pool", "partition.")
 """Config keys in which comparable runs agree."""
 
 NO_SETTINGS = (
