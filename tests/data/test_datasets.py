@@ -121,7 +121,8 @@ def test_held_out_images_are_training_images_that_training_does_not_see() -> Non
     assert np.array_equal(held.train.images, load("digits", max_train=300).train.images)
     rest = set(map(bytes, every.train.images)) - set(map(bytes, held.train.images))
     assert set(map(bytes, held.test.images)) <= rest
-    assert len(held.test) == 100 and np.bincount(held.test.labels).tolist() == [10] * 10
+    assert len(held.test) == 100
+    assert np.bincount(held.test.labels).tolist() == [10] * 10
     assert len(load("digits", max_train=300, test_pool="train").test) == len(every.train) - 300
 
 
