@@ -168,8 +168,8 @@ def bytes_(
     csv: Annotated[Path | None, typer.Option(metavar="FILE", help="also write the table here")] = None,
 ) -> None:
     """Bytes per client and round of every method: by arithmetic, of the file that travels, against the full model."""
-    from sylva_ray.config import build
     from sylva_ray.evaluation.communication import terminal_table, traffic_table, write_csv
+    from sylva_ray.schema import build
 
     lora = LoraSection(**({"target_modules": tuple(target_module)} if target_module else {}))
     ranks = rank or [lora.rank]

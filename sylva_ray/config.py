@@ -6,42 +6,20 @@ the ``config.yaml`` in a run folder says exactly what ran. Epsilons are in [0, 1
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Sequence
-from fractions import Fraction
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from sylva_ray.errors import UserError
+from sylva_ray.attack_settings import EvaluationAttack, PgdAttack, default_step_size
+from sylva_ray.schema import PixelUnits, Section, build, flatten, read_overridden
 from sylva_ray.types import AttackSpec
-
-T = TypeVar("T", bound=BaseModel)
 
 OFFLINE_BACKBONE = "vit_micro_patch8_32"
 """The backbone whose checkpoint ships in this package: ViT, 32 px, patch 8, width 192, depth 6."""
-
-
-def _parse_fraction(value: Any) -> Any:
-    """Accept "8/255" wherever a pixel-unit number is expected."""
-    if isinstance(value, str) and "/" in value:
-        try:
-            return float(Fraction(value.replace(" ", "")))
-        except (ValueError, ZeroDivisionError) as error:
-            raise ValueError("expected a number or a fraction such as 8/255") from error
-    return value
-
-
-PixelUnits = Annotated[float, BeforeValidator(_parse_fraction)]
-
-
-class Section(BaseModel):
-    """A frozen part of the configuration that refuses unknown keys."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
 
 class AlgorithmSection(BaseModel):
@@ -125,11 +103,6 @@ class AttackSection(Section):
         return AttackSpec("pgd", epsilon, self.steps, step_size, self.random_start, loss=loss)
 
 
-def default_step_size(epsilon: float, steps: int) -> float:
-    """2.5 epsilon / steps (Madry et al. 2018), never more than epsilon."""
-    return min(epsilon, 2.5 * epsilon / steps)
-
-
 class TrainingSection(Section):
     """Local training and the rhythm of rounds."""
 
@@ -158,32 +131,13 @@ class TrainingSection(Section):
         return self
 
 
-class EvaluationAttack(Section):
-    """One evaluation attack. ``step_size`` None: 2.5 epsilon / steps."""
-
-    name: Literal["fgsm", "pgd"] = "pgd"
-    epsilon: PixelUnits = Field(8 / 255, ge=0, le=1)
-    steps: int = Field(20, ge=1)
-    step_size: PixelUnits | None = Field(None, gt=0, le=1)
-    random_start: bool = True
-    restarts: int = Field(1, ge=1)
-    loss: Literal["ce", "margin"] = "ce"
-
-    def spec(self) -> AttackSpec:
-        """The frozen form that travels to the workers."""
-        if self.name == "fgsm":
-            return AttackSpec("fgsm", self.epsilon, 1, self.epsilon, False, 1, self.loss)
-        step_size = self.step_size if self.step_size is not None else default_step_size(self.epsilon, self.steps)
-        return AttackSpec("pgd", self.epsilon, self.steps, step_size, self.random_start, self.restarts, self.loss)
-
-
 class EvaluationSection(Section):
     """What is measured. The last round of each phase is always evaluated in full."""
 
     every: int = Field(
         0, ge=0, description="also evaluate the first attack after every this many rounds; 0: only at the phases' ends"
     )
-    attacks: tuple[EvaluationAttack, ...] = (EvaluationAttack(name="pgd", epsilon=8 / 255, steps=20),)
+    attacks: tuple[EvaluationAttack, ...] = (PgdAttack(epsilon=8 / 255, steps=20),)
     max_samples: int | None = Field(None, ge=1, description="test images per client in the rounds between")
     checks: bool = Field(True, description="unbounded-attack check S4 and collapse check S14")
 
@@ -281,7 +235,7 @@ class ExperimentConfig(Section):
 
     def flat(self) -> dict[str, str]:
         """``{dotted key: value as text}``: what the tracker logs as parameters."""
-        return _flatten(json.loads(self.model_dump_json()))
+        return flatten(json.loads(self.model_dump_json()))
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> ExperimentConfig:
@@ -291,101 +245,3 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> ExperimentCo
         UserError: missing or malformed file, unknown key, wrong type, value out of range; names key, value and fix.
     """
     return build(ExperimentConfig, read_overridden(path, overrides))
-
-
-def read_overridden(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """A YAML mapping with ``KEY=VALUE`` overrides applied, not yet validated."""
-    raw = read_yaml(path)
-    for override in overrides:
-        _apply_override(raw, override)
-    return raw
-
-
-def read_yaml(path: str | Path) -> dict[str, Any]:
-    """A YAML mapping from a file."""
-    try:
-        raw = yaml.safe_load(Path(path).read_text())
-    except FileNotFoundError:
-        raise UserError("config", str(path), "no such file; the ones that ship are in configs/") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError("config", str(path), f"cannot be read ({error})") from None
-    except yaml.YAMLError as error:
-        raise UserError("config", str(path), f"is not valid YAML ({' '.join(str(error).split())})") from None
-    if raw is None:
-        return {}
-    if not isinstance(raw, dict):
-        raise UserError("config", str(path), "must hold a mapping of sections such as `dataset:` and `training:`")
-    return raw
-
-
-def build(schema: type[T], raw: Any, prefix: str = "") -> T:
-    """Validate ``raw`` against ``schema``; the first problem becomes one readable line.
-
-    Raises:
-        UserError: names the dotted key, the value and what is allowed.
-    """
-    try:
-        return schema.model_validate(raw)
-    except ValidationError as error:
-        raise _readable(schema, error, prefix) from None
-
-
-def _readable(schema: type[BaseModel], error: ValidationError, prefix: str) -> UserError:
-    problem = error.errors()[0]
-    location = [
-        str(part) for part in problem["loc"] if part not in ("int", "float", "str") and "literal" not in str(part)
-    ]
-    key = ".".join([prefix, *location] if prefix else location) or "config"
-    value = problem["input"]
-    if problem["type"] == "extra_forbidden":
-        allowed = _keys_at(schema, location[:-1])
-        near = difflib.get_close_matches(location[-1], allowed, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        return UserError(key, value, f"unknown key; {hint}Allowed here: {', '.join(allowed)}")
-    message = problem["msg"].removeprefix("Value error, ")
-    if problem["type"] == "value_error" and isinstance(value, dict):  # a check across keys names them itself
-        first, _, rest = message.partition(" ")
-        name, _, found = first.partition("=")
-        return UserError(name, found or "see the other key", rest) if "." in name else UserError(key, "...", message)
-    description = message[0].lower() + message[1:]
-    return UserError(key, value, description.replace("input should be", "must be"))
-
-
-def _keys_at(schema: type[BaseModel], location: Sequence[str]) -> list[str]:
-    current: Any = schema
-    for part in location:
-        if part.isdigit():
-            continue
-        annotation = current.model_fields[part].annotation
-        options = [annotation, *getattr(annotation, "__args__", ())]
-        current = next((o for o in options if isinstance(o, type) and issubclass(o, BaseModel)), None)
-        if current is None:
-            return []
-    return list(current.model_fields)
-
-
-def _apply_override(raw: dict[str, Any], override: str) -> None:
-    key, equals, text = override.partition("=")
-    if not equals or not key:
-        raise UserError("override", override, "must be KEY=VALUE with a dotted key, e.g. partition.num_clients=50")
-    try:
-        value = yaml.safe_load(text) if text else ""
-    except yaml.YAMLError:
-        value = text
-    node = raw
-    *parents, leaf = key.split(".")
-    for parent in parents:
-        child = node.setdefault(parent, {})
-        if not isinstance(child, dict):
-            raise UserError(key, text, f"{parent!r} is a value, not a section")
-        node = child
-    node[leaf] = value
-
-
-def _flatten(tree: Any, prefix: str = "") -> dict[str, str]:
-    if isinstance(tree, dict):
-        flat: dict[str, str] = {}
-        for key, value in tree.items():
-            flat |= _flatten(value, f"{prefix}.{key}" if prefix else str(key))
-        return flat
-    return {prefix: json.dumps(tree) if isinstance(tree, list) else str(tree)}

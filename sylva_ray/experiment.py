@@ -24,7 +24,7 @@ from sylva_ray.aggregation.robust import assumed_bad, least_clients
 from sylva_ray.algorithms.base import Algorithm
 from sylva_ray.algorithms.registry import create_algorithm
 from sylva_ray.client.worker import COMPANION, build_model, split_weights
-from sylva_ray.config import ExperimentConfig, build, read_yaml
+from sylva_ray.config import ExperimentConfig
 from sylva_ray.coordinator.checkpoint import CheckpointFolder
 from sylva_ray.coordinator.cohorts import resolve_cohort_size
 from sylva_ray.coordinator.pool import ClientPool
@@ -37,6 +37,7 @@ from sylva_ray.models.backbone import backbone_arrays, create_backbone
 from sylva_ray.models.cohort import CohortModel, full_model_bytes
 from sylva_ray.models.lora import LoraStack
 from sylva_ray.models.peft_format import save_adapter, save_merged
+from sylva_ray.schema import build, read_yaml
 from sylva_ray.seeding import generator
 from sylva_ray.tracking.jsonl import rewrite_records
 from sylva_ray.tracking.mlflow_tracker import RunFollower

@@ -86,10 +86,11 @@ class ClientData:
 
 @dataclass(frozen=True)
 class AttackSpec:
-    """An evasion attack in [0, 1] pixel space; ``epsilon`` and ``step_size`` in pixel units (8/255, not 8).
+    """An evasion attack in [0, 1] pixel space.
 
-    ``name`` is one of ``fgsm``, ``pgd``. ``loss`` is what the attack maximises: ``ce`` (cross-entropy), ``kl`` (divergence
-    from the clean prediction) or ``margin`` (best wrong logit minus true logit).
+    ``name`` is a key of `sylva_ray.attacks.suite.ATTACKS`. ``epsilon`` and ``step_size`` are in pixel units (8/255, not 8) for
+    ``norm`` linf, lengths of the whole image for l2, pixels for l0; infinite where the nearest adversarial image is sought.
+    ``loss`` is what the attack maximises. ``options`` are what only this attack has, as ``((key, number), ...)``.
     """
 
     name: str
@@ -99,13 +100,25 @@ class AttackSpec:
     random_start: bool = True
     restarts: int = 1
     loss: str = "ce"
+    norm: str = "linf"
+    options: tuple[tuple[str, float], ...] = ()
+
+    def option(self, key: str, default: float) -> float:
+        """A value among ``options``."""
+        return dict(self.options).get(key, default)
 
     @property
     def label(self) -> str:
-        """Short, unique name used as a metric key: ``pgd20-eps4`` is 20 steps at epsilon 4/255."""
+        """Short, unique name used as a metric key: ``pgd20-eps4`` is 20 steps at epsilon 4/255, ``pgd50x5-margin-l2-eps0.5``
+        is 50 steps, 5 restarts, the margin as loss, an L2 ball of radius 0.5."""
+        steps = "" if self.name in ("fgsm", "autoattack") else str(self.steps)
         restarts = f"x{self.restarts}" if self.restarts > 1 else ""
         loss = "" if self.loss == "ce" else f"-{self.loss}"
-        return f"{self.name}{self.steps if self.name != 'fgsm' else ''}{restarts}{loss}-eps{self.epsilon * 255:.4g}"
+        norm = "" if self.norm == "linf" else f"-{self.norm}"
+        options = "".join(f"-{key}{value:g}" for key, value in self.options)
+        scale = 255 if self.norm == "linf" else 1
+        budget = "" if self.epsilon == float("inf") else f"-eps{self.epsilon * scale:.4g}"
+        return f"{self.name}{steps}{restarts}{loss}{norm}{options}{budget}"
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -143,10 +156,14 @@ class TrainTask(CohortTask):
 
 @dataclass(frozen=True)
 class EvaluateTask(CohortTask):
-    """Predictions on the test images, benign and under each attack. ``max_samples`` per client (None: all)."""
+    """Answers on the test images, benign and under each attack: per client ``max_samples`` (None: all) from number ``first`` on.
+
+    With ``keep`` the adversarial images come back as well."""
 
     attacks: tuple[AttackSpec, ...] = ()
     max_samples: int | None = None
+    first: int = 0
+    keep: bool = False
 
     stage = "evaluate"
 
@@ -199,9 +216,15 @@ class TrainOutcome:
 
 @dataclass(frozen=True)
 class EvaluateOutcome:
-    """``predictions[condition] [n] int64`` where a condition is ``benign`` or an attack's label."""
+    """``predictions[condition] [n] int64`` where a condition is ``benign`` or an attack's label.
+
+    ``distances[attack] [n]`` of the adversarial images found, in the attack's norm (infinite: none). ``passes[attack]`` is how
+    many images of the whole cohort went forward and backward. ``images[attack] [n, 3, H, W]`` float32 if they were kept."""
 
     predictions: Mapping[str, np.ndarray]
+    distances: Mapping[str, np.ndarray] = field(default_factory=dict)
+    passes: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    images: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

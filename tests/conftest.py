@@ -9,7 +9,8 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 import pytest
 import torch
 
-from sylva_ray.config import ExperimentConfig, build
+from sylva_ray.config import ExperimentConfig
+from sylva_ray.schema import build
 
 TINY = {
     "name": "tiny",

@@ -13,8 +13,9 @@ import torch
 from sylva_ray.algorithms.base import Arrived, Batch, Cohort
 from sylva_ray.algorithms.registry import create_algorithm
 from sylva_ray.cluster.run import run_prepared
-from sylva_ray.config import AlgorithmSection, ExperimentConfig, build
+from sylva_ray.config import AlgorithmSection, ExperimentConfig
 from sylva_ray.experiment import prepare
+from sylva_ray.schema import build
 from sylva_ray.timing import Stopwatch
 from sylva_ray.types import AttackSpec
 from tests.conftest import TINY

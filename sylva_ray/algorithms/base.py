@@ -22,8 +22,8 @@ from sylva_ray.aggregation.neighbours import NeighbourGraph, global_graph, neigh
 from sylva_ray.aggregation.robust import COORDINATE_RULES, assumed_bad, least_clients
 from sylva_ray.aggregation.robust_merge import robust_merge
 from sylva_ray.attacks.losses import cross_entropy
-from sylva_ray.config import Section
 from sylva_ray.models.cohort import CohortModel
+from sylva_ray.schema import Section
 from sylva_ray.timing import Stopwatch
 from sylva_ray.types import AttackSpec, ClientState, ParameterStack
 

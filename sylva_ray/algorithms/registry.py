@@ -22,8 +22,9 @@ from sylva_ray.algorithms.pm_afl import PmAfl
 from sylva_ray.algorithms.sfat import SFAT
 from sylva_ray.algorithms.sylva import Sylva, SylvaPaperLike
 from sylva_ray.algorithms.undefended import Undefended
-from sylva_ray.config import AlgorithmSection, build
+from sylva_ray.config import AlgorithmSection
 from sylva_ray.errors import UserError
+from sylva_ray.schema import build
 
 ALGORITHMS: dict[str, type[Algorithm]] = {
     method.name: method

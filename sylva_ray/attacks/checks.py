@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sylva_ray.config import default_step_size
+from sylva_ray.attack_settings import default_step_size
 from sylva_ray.types import AttackSpec
 
 UNBOUNDED = AttackSpec("pgd", epsilon=1.0, steps=20, step_size=default_step_size(1.0, 20))

@@ -38,3 +38,22 @@ def boosted_cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.T
 def true_class_probability(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """p_y: bounded in [0, 1] and, averaged, linear in the images: what the layer game counts."""
     return F.softmax(logits, 1).gather(1, labels[:, None])[:, 0]
+
+
+def dlr(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Difference of logits ratio (Croce and Hein 2020): unchanged by a shift or a positive scaling of the logits.
+
+    -(z_y - max_{c != y} z_c) / (z_(1) - z_(3)); needs three classes."""
+    top = logits.topk(3, dim=1).values
+    return margin(logits, labels) / (top[:, 0] - top[:, 2] + 1e-12)
+
+
+def targeted_dlr(logits: torch.Tensor, labels: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """-(z_y - z_t) / (z_(1) - (z_(3) + z_(4)) / 2) (Croce and Hein 2020); needs four classes."""
+    top = logits.topk(4, dim=1).values
+    return lead(logits, labels, targets) / (top[:, 0] - (top[:, 2] + top[:, 3]) / 2 + 1e-12)
+
+
+def lead(logits: torch.Tensor, labels: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """z_t - z_y: positive where the target is ahead of the true class."""
+    return (logits.gather(1, targets[:, None]) - logits.gather(1, labels[:, None]))[:, 0]

@@ -13,6 +13,7 @@ import torch
 
 from sylva_ray.algorithms.base import Batch
 from sylva_ray.data.augment import augmented
+from sylva_ray.seeding import ImageDraws, image_keys
 from sylva_ray.types import ClientData, Split
 
 
@@ -61,3 +62,12 @@ def flat_split(
     x = pixels(np.concatenate([split.images for split in splits]), dtype, device)
     y = torch.from_numpy(np.concatenate([split.labels for split in splits])).to(device)
     return x, y, torch.repeat_interleave(torch.arange(len(splits)), counts)
+
+
+def split_draws(seed: int, purpose: str, clients: Sequence[int], splits: Sequence[Split], first: int = 0) -> ImageDraws:
+    """Randomness for the images of `flat_split`; ``first`` is the position of every split's first image in its client's own."""
+    keys = [
+        image_keys(seed, purpose, client, np.arange(first, first + len(split)))
+        for client, split in zip(clients, splits, strict=True)
+    ]
+    return ImageDraws(torch.cat(keys))

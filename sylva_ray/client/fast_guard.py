@@ -9,11 +9,12 @@ from collections.abc import Sequence
 
 import torch
 
-from sylva_ray.attacks.pgd import attack_predictions
+from sylva_ray.attack_settings import default_step_size
+from sylva_ray.attacks.suite import attack_stack
 from sylva_ray.client.batches import flat_split
-from sylva_ray.config import default_step_size
 from sylva_ray.models.cohort import CohortModel, per_client
-from sylva_ray.types import AttackSpec, ClientData, ParameterStack, Split
+from sylva_ray.seeding import ImageDraws
+from sylva_ray.types import AttackSpec, ParameterStack, Split
 
 STEPS = 5
 LARGEST_DROP = 0.2
@@ -25,22 +26,21 @@ class CollapseGuard:
 
     Args:
         params: the stack that trains, in place.
-        images: per client, the first so many training images (a batch) are watched.
+        watched: some training images per client (the first batch).
+        draws: for their random starts, the same at every look.
     """
 
     def __init__(
         self,
         model: CohortModel,
         params: ParameterStack,
-        data: Sequence[ClientData],
+        watched: Sequence[Split],
         epsilon: float,
-        images: int,
-        noises: Sequence[torch.Tensor],
+        draws: ImageDraws,
     ) -> None:
         first = next(iter(params.values()))
-        watched = [Split(own.train.images[:images], own.train.labels[:images]) for own in data]
         self.x, self.y, self.owner = flat_split(watched, first.dtype, first.device)
-        self.noise = torch.cat([noise[:images] for noise in noises]).to(self.x)
+        self.draws = draws.to(self.x.device)
         self.model, self.params = model, params
         self.attack = AttackSpec("pgd", epsilon, STEPS, default_step_size(epsilon, STEPS))
         self.stopped_C = torch.zeros(len(first), dtype=torch.bool, device=first.device)
@@ -59,7 +59,7 @@ class CollapseGuard:
         self.saved = {name: value.clone() for name, value in self.params.items()}
 
     def _accuracy(self) -> torch.Tensor:
-        answers = attack_predictions(self.model, self.params, self.x, self.y, self.owner, self.attack, [self.noise])
-        right = (answers == self.y).double()
+        found = attack_stack(self.model, self.params, self.x, self.y, self.owner, self.attack, self.draws)
+        right = (found.answers == self.y).double()
         counts = torch.bincount(self.owner, minlength=len(next(iter(self.params.values())))).clamp(min=1)
         return right.new_zeros(len(counts)).index_add(0, self.owner.to(right.device), right) / counts.to(right.device)

@@ -12,11 +12,13 @@ import numpy as np
 import torch
 
 from sylva_ray.algorithms.base import Cohort, Phase2Parameters
+from sylva_ray.attack_settings import default_step_size
 from sylva_ray.attacks.losses import cross_entropy
-from sylva_ray.attacks.pgd import attack_predictions, pgd
-from sylva_ray.client.batches import flat_split
+from sylva_ray.attacks.pgd import pgd
+from sylva_ray.attacks.suite import attack_stack
+from sylva_ray.client.batches import flat_split, split_draws
 from sylva_ray.client.local_training import benign_step, run_epochs
-from sylva_ray.config import ExperimentConfig, default_step_size
+from sylva_ray.config import ExperimentConfig
 from sylva_ray.game.gates import blend, expected_gates, sampled_gates
 from sylva_ray.game.value import CoalitionWalk, mix
 from sylva_ray.models.cohort import per_client, select_clients
@@ -195,10 +197,10 @@ class Phase2Client:
         first = chosen[next(iter(chosen))]
         x, y, owner = flat_split(splits, first.dtype, first.device)
         with self.clock("attack"):
-            noise = self._noise("guard", splits, x, [self.clients[c] for c in clients])
+            draws = split_draws(self.config.seed, f"guard/{self.round}", [self.clients[c] for c in clients], splits)
             with torch.no_grad():
                 benign = self.model.forward(chosen, x, owner).argmax(1) == y
-            robust = attack_predictions(self.model, chosen, x, y, owner, self.attack, [noise]) == y
+            robust = attack_stack(self.model, chosen, x, y, owner, self.attack, draws.to(x.device)).answers == y
         both = torch.stack([benign, robust]).cpu().numpy()
         return np.split(both, np.cumsum([len(s) for s in splits])[:-1], axis=1)
 
@@ -244,14 +246,12 @@ class Phase2Client:
     def _streams(self, purpose: str) -> list[torch.Generator]:
         return [generator(self.config.seed, purpose, client, self.round) for client in self.clients]
 
-    def _noise(
-        self, purpose: str, splits: Sequence[Split], like: torch.Tensor, clients: Sequence[int] | None = None
-    ) -> torch.Tensor:
+    def _noise(self, purpose: str, splits: Sequence[Split], like: torch.Tensor) -> torch.Tensor:
         draws = [
             torch.rand(
                 split.images.shape, generator=generator(self.config.seed, f"{purpose}/noise", client, self.round)
             )
-            for client, split in zip(self.clients if clients is None else clients, splits, strict=True)
+            for client, split in zip(self.clients, splits, strict=True)
         ]
         return (torch.cat(draws) * 2 - 1).to(like.device, like.dtype)
 

@@ -8,13 +8,13 @@ import torch
 
 from sylva_ray.algorithms.base import Algorithm, Batch, Cohort
 from sylva_ray.attacks.losses import cross_entropy
-from sylva_ray.client.batches import cohort_batches
+from sylva_ray.client.batches import cohort_batches, split_draws
 from sylva_ray.client.fast_guard import CollapseGuard
 from sylva_ray.client.optim import StackedOptimizer, clip_per_client
 from sylva_ray.config import ExperimentConfig
 from sylva_ray.models.cohort import CohortModel, per_client
 from sylva_ray.seeding import generator
-from sylva_ray.types import AttackSpec, ClientData, ParameterStack, TrainTask
+from sylva_ray.types import AttackSpec, ClientData, ParameterStack, Split, TrainTask
 
 StepResult = tuple[dict[str, torch.Tensor], torch.Tensor]
 """``(gradients {name: [C, ...]}, mean losses [C])``."""
@@ -133,10 +133,6 @@ def _collapse_guard(
     if config.attack.name != "fgsm_rs" or task.epsilon == 0:
         return None
     images = config.training.batch_size
-    draws = [
-        torch.rand(
-            own.train.images[:images].shape, generator=generator(config.seed, "collapse guard", client, task.round)
-        )
-        for own, client in zip(data, task.clients, strict=True)
-    ]
-    return CollapseGuard(cohort.model, params, data, task.epsilon, images, [draw * 2 - 1 for draw in draws])
+    watched = [Split(own.train.images[:images], own.train.labels[:images]) for own in data]
+    draws = split_draws(config.seed, f"collapse guard/{task.round}", task.clients, watched)
+    return CollapseGuard(cohort.model, params, watched, task.epsilon, draws)

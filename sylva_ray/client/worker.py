@@ -18,8 +18,8 @@ import torch
 from sylva_ray.aggregation.byzantine import attackers_of, flip_labels
 from sylva_ray.algorithms.base import Cohort
 from sylva_ray.algorithms.registry import create_algorithm
-from sylva_ray.attacks.pgd import attack_predictions
-from sylva_ray.client.batches import flat_split
+from sylva_ray.attacks.suite import attack_stack
+from sylva_ray.client.batches import flat_split, split_draws
 from sylva_ray.client.layer_game import Phase2Client
 from sylva_ray.client.local_training import train_cohort
 from sylva_ray.config import ExperimentConfig
@@ -27,10 +27,8 @@ from sylva_ray.data.fleet import FleetData
 from sylva_ray.models.backbone import create_backbone
 from sylva_ray.models.cohort import CohortModel, FunctionalStack, to_arrays, to_parameters
 from sylva_ray.models.lora import LoraStack
-from sylva_ray.seeding import generator
 from sylva_ray.timing import Stopwatch
 from sylva_ray.types import (
-    AttackSpec,
     ClientData,
     CohortResult,
     CohortTask,
@@ -132,28 +130,26 @@ class CohortWorker:
             for c, (state, own) in enumerate(zip(states, data, strict=True))
         ]
 
-    @torch.no_grad()
     def _evaluate(self, task: EvaluateTask, params: ParameterStack) -> list[EvaluateOutcome]:
-        splits = [self._split(client, task) for client in task.clients]
-        noises = {attack.label: self._noises(task, attack, splits) for attack in task.attacks}
-        answers: list[dict[str, list[np.ndarray]]] = [{} for _ in splits]
+        splits = [self._test_images(client, task) for client in task.clients]
         rows = max(1, EVALUATION_ROWS // len(splits))
+        found = [_Answers() for _ in splits]
         with self.clock("evaluate"):
             for first in range(0, max(len(split) for split in splits), rows):
                 window = slice(first, first + rows)
                 pieces = [Split(split.images[window], split.labels[window]) for split in splits]
                 x, y, owner = flat_split(pieces, torch.float32, self.device)
-                found = {"benign": self.model.forward(params, x, owner).argmax(1)}
+                with torch.no_grad():
+                    benign = self.model.forward(params, x, owner).argmax(1)
+                _deal(found, "benign", {"predictions": benign}, pieces)
                 for attack in task.attacks:
-                    starts = [torch.cat([own[window] for own in draws]) for draws in noises[attack.label]]
-                    with torch.enable_grad():
-                        found[attack.label] = attack_predictions(
-                            self.model, params, x, y, owner, attack, [s.to(self.device) for s in starts]
-                        )
-                for condition, predictions in found.items():
-                    for client, own in enumerate(np.split(predictions.cpu().numpy(), _borders(pieces))):
-                        answers[client].setdefault(condition, []).append(own)
-        return [EvaluateOutcome({name: np.concatenate(own) for name, own in client.items()}) for client in answers]
+                    draws = split_draws(self.config.seed, attack.label, task.clients, pieces, task.first + first)
+                    hit = attack_stack(self.model, params, x, y, owner, attack, draws.to(self.device))
+                    parts = {"predictions": hit.answers, "distances": hit.distance}
+                    _deal(found, attack.label, parts | ({"images": hit.x_adv} if task.keep else {}), pieces)
+                    for own in found:
+                        own.add_passes(attack.label, hit.forwards, hit.backwards)
+        return [own.outcome() for own in found]
 
     def _game(self, task: GameTask, params: ParameterStack) -> list[GameOutcome]:
         with self.clock("game"):
@@ -212,27 +208,39 @@ class CohortWorker:
             return data
         return replace(data, train=Split(data.train.images, flip_labels(data.train.labels, self.fleet.num_classes)))
 
-    def _split(self, client: int, task: EvaluateTask) -> Split:
+    def _test_images(self, client: int, task: EvaluateTask) -> Split:
         test = self.fleet.client(client).test
-        return Split(test.images[: task.max_samples], test.labels[: task.max_samples])
-
-    def _noises(self, task: EvaluateTask, attack: AttackSpec, splits: list[Split]) -> list[list[torch.Tensor]]:
-        """``[restart][client]`` uniform noise in [-1, 1]: a client's own, and the same at every evaluation."""
-        if not attack.random_start:
-            return []
-        return [
-            [
-                torch.rand(split.images.shape, generator=generator(self.config.seed, f"{attack.label}/{restart}", c))
-                * 2
-                - 1
-                for c, split in zip(task.clients, splits, strict=True)
-            ]
-            for restart in range(attack.restarts)
-        ]
+        window = slice(task.first, None if task.max_samples is None else task.first + task.max_samples)
+        return Split(test.images[window], test.labels[window])
 
 
-def _borders(pieces: list[Split]) -> np.ndarray:
-    return np.cumsum([len(piece) for piece in pieces])[:-1]
+class _Answers:
+    """What one client answered so far, window by window."""
+
+    def __init__(self) -> None:
+        self.parts: dict[str, dict[str, list[np.ndarray]]] = {"predictions": {}, "distances": {}, "images": {}}
+        self.passes: dict[str, tuple[int, int]] = {}
+
+    def add(self, kind: str, condition: str, values: np.ndarray) -> None:
+        self.parts[kind].setdefault(condition, []).append(values)
+
+    def add_passes(self, attack: str, forwards: int, backwards: int) -> None:
+        before = self.passes.get(attack, (0, 0))
+        self.passes[attack] = (before[0] + forwards, before[1] + backwards)
+
+    def outcome(self) -> EvaluateOutcome:
+        joined = {kind: {c: np.concatenate(own) for c, own in parts.items()} for kind, parts in self.parts.items()}
+        return EvaluateOutcome(**joined, passes=self.passes)
+
+
+def _deal(
+    found: Sequence[_Answers], condition: str, parts: Mapping[str, torch.Tensor], pieces: Sequence[Split]
+) -> None:
+    """A flat batch's results, to the clients whose images they are."""
+    borders = np.cumsum([len(piece) for piece in pieces])[:-1]
+    for kind, values in parts.items():
+        for own, share in zip(found, np.split(values.cpu().numpy(), borders), strict=True):
+            own.add(kind, condition, share)
 
 
 def peak_memory_bytes() -> int:

@@ -24,11 +24,12 @@ from pydantic import Field
 from safetensors.torch import load_file, save_file
 
 from sylva_ray.attacks.pgd import pgd
-from sylva_ray.config import AttackSection, BackboneSection, DatasetSection, Section, build, read_overridden
+from sylva_ray.config import AttackSection, BackboneSection, DatasetSection
 from sylva_ray.data.augment import augmented
 from sylva_ray.data.datasets import Dataset, load_dataset
 from sylva_ray.errors import UserError
 from sylva_ray.models.backbone import Backbone, create_backbone
+from sylva_ray.schema import Section, build, read_overridden
 from sylva_ray.seeding import generator
 from sylva_ray.tracking.jsonl import append_record, read_records
 from sylva_ray.types import Split

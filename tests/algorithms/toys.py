@@ -11,9 +11,10 @@ import torch
 from sylva_ray.algorithms.base import Algorithm, Arrived, Batch, Cohort
 from sylva_ray.algorithms.registry import create_algorithm
 from sylva_ray.client.worker import CohortWorker
-from sylva_ray.config import AlgorithmSection, ExperimentConfig, build
+from sylva_ray.config import AlgorithmSection, ExperimentConfig
 from sylva_ray.experiment import Prepared, prepare
 from sylva_ray.models.cohort import select_clients
+from sylva_ray.schema import build
 from sylva_ray.seeding import generator
 from sylva_ray.timing import Stopwatch
 from sylva_ray.types import AttackSpec, TrainTask, stack_states

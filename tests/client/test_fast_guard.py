@@ -11,10 +11,11 @@ import torch
 from sylva_ray.algorithms.adversarial import AdversarialTraining
 from sylva_ray.algorithms.base import Cohort
 from sylva_ray.attacks.pgd import pgd
+from sylva_ray.client.batches import split_draws
 from sylva_ray.client.fast_guard import LARGEST_DROP, CollapseGuard
 from sylva_ray.client.local_training import train_cohort
-from sylva_ray.config import AttackSection, ExperimentConfig, build
-from sylva_ray.seeding import generator
+from sylva_ray.config import AttackSection, ExperimentConfig
+from sylva_ray.schema import build
 from sylva_ray.timing import Stopwatch
 from sylva_ray.types import AttackSpec, ClientData, Split, TrainTask
 
@@ -73,8 +74,12 @@ def good() -> dict[str, torch.Tensor]:
 
 
 def guard_over(params: dict[str, torch.Tensor], watched: int = 12) -> CollapseGuard:
-    noises = [torch.zeros(watched, 3, 2, 2)] * 3
-    return CollapseGuard(LinearStack(), params, DATA, EPSILON, watched, noises)
+    return watching(params, DATA, watched)
+
+
+def watching(params, data, watched=12) -> CollapseGuard:
+    splits = [Split(own.train.images[:watched], own.train.labels[:watched]) for own in data]
+    return CollapseGuard(LinearStack(), params, splits, EPSILON, split_draws(0, "guard", [0, 1, 2], splits))
 
 
 # -- the attack ----------------------------------------------------------------------------------------------------------
@@ -130,7 +135,7 @@ def test_what_counts_is_the_accuracy_under_pgd_not_the_benign_one():
         x[..., 0, 1] = x[..., 0, 0]
     splits = [Split(x, d.train.labels) for x, d in zip(twins, DATA, strict=True)]
     data, params = [ClientData(*[split] * 4) for split in splits], good()
-    guard = CollapseGuard(LinearStack(), params, data, EPSILON, 12, [torch.zeros(12, 3, 2, 2)] * 3)
+    guard = watching(params, data)
     brittle = params["w"][2].view(CLASSES, 3, 4)
     brittle[0, :, 0] += 200
     brittle[0, :, 1] -= 200
@@ -215,4 +220,3 @@ def test_the_guards_noise_is_not_the_trainings(monkeypatch):
     free, metrics = trained(AdversarialTraining(AdversarialTraining.Parameters()), 2)
     assert set(metrics) == {"loss"}
     assert all(torch.equal(guarded[name], free[name]) for name in free)
-    assert generator(0, "collapse guard", 0, 1).initial_seed() != generator(0, "train", 0, 1).initial_seed()

@@ -7,10 +7,11 @@ import pytest
 
 from sylva_ray.aggregation.neighbours import neighbour_graph
 from sylva_ray.algorithms.base import Phase2Parameters
-from sylva_ray.config import ExperimentConfig, build
+from sylva_ray.config import ExperimentConfig
 from sylva_ray.coordinator.cohorts import choose_participants, make_cohorts, resolve_cohort_size
 from sylva_ray.coordinator.layer_game import GamePlan, largest_accepted, padded, rank_layers, select_layers
 from sylva_ray.game.selection import nested_candidates
+from sylva_ray.schema import build
 from sylva_ray.types import GameOutcome, GuardOutcome
 
 

@@ -11,11 +11,12 @@ import pytest
 import torch
 
 from sylva_ray.client.worker import CohortWorker
-from sylva_ray.config import ExperimentConfig, build
+from sylva_ray.config import ExperimentConfig
 from sylva_ray.coordinator.checkpoint import CheckpointFolder
 from sylva_ray.coordinator.pool import InProcessPool
 from sylva_ray.experiment import Prepared, prepare, run_experiment
 from sylva_ray.models.cohort import repeat_owner, to_parameters
+from sylva_ray.schema import build
 from sylva_ray.types import EvaluateTask, GameTask, stack_states
 from tests.conftest import TINY
 

@@ -11,13 +11,14 @@ import pytest
 from safetensors.numpy import save
 
 from sylva_ray.client.worker import CohortWorker
-from sylva_ray.config import ExperimentConfig, build
+from sylva_ray.config import ExperimentConfig
 from sylva_ray.coordinator import checkpoint as checkpoint_module
 from sylva_ray.coordinator.checkpoint import CheckpointFolder
 from sylva_ray.coordinator.pool import InProcessPool
 from sylva_ray.errors import RunError, UserError
 from sylva_ray.experiment import claim_run_folder, export_clients, load_run, prepare, run_experiment
 from sylva_ray.models.peft_format import load_adapter
+from sylva_ray.schema import build
 from tests.conftest import TINY
 
 

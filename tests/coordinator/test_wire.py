@@ -17,7 +17,7 @@ from sylva_ray.algorithms.base import Algorithm
 from sylva_ray.algorithms.hetlora import HetLoraAT
 from sylva_ray.algorithms.registry import create_algorithm
 from sylva_ray.client.worker import CohortWorker, build_model
-from sylva_ray.config import ExperimentConfig, build
+from sylva_ray.config import ExperimentConfig
 from sylva_ray.coordinator import checkpoint as checkpoint_module
 from sylva_ray.coordinator.checkpoint import CheckpointFolder
 from sylva_ray.coordinator.pool import InProcessPool
@@ -25,6 +25,7 @@ from sylva_ray.coordinator.rounds import Rounds, Step
 from sylva_ray.coordinator.wire import Wire
 from sylva_ray.errors import RunError
 from sylva_ray.experiment import Prepared, meet, prepare, run_experiment
+from sylva_ray.schema import build
 from sylva_ray.seeding import generator
 from sylva_ray.types import TrainOutcome, TrainTask, stack_states, state_bytes
 from tests.conftest import TINY

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from sylva_ray.config import ExperimentConfig, build
+from sylva_ray.config import ExperimentConfig
 from sylva_ray.errors import UserError
 from sylva_ray.evaluation.comparison import (
     compare,
@@ -29,6 +29,7 @@ from sylva_ray.evaluation.comparison import (
 )
 from sylva_ray.evaluation.comparison.rows import Row, short_key
 from sylva_ray.evaluation.metrics import spread
+from sylva_ray.schema import build
 
 ATTACKS = ("pgd20-eps4", "pgd20-eps8")
 

@@ -7,12 +7,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from sylva_ray.config import build
 from sylva_ray.data.datasets import load_dataset
 from sylva_ray.errors import UserError
 from sylva_ray.models import pretrain as module
 from sylva_ray.models.backbone import OFFLINE_CHECKPOINT, create_backbone
 from sylva_ray.models.pretrain import PretrainConfig, mixed, pretrain, resized_crops, top1
+from sylva_ray.schema import build
 from sylva_ray.seeding import generator
 
 

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from sylva_ray.attack_settings import EvaluationAttack
 from sylva_ray.config import (
     AlgorithmSection,
-    EvaluationAttack,
     EvaluationSection,
     ExperimentConfig,
     PartitionSection,

@@ -8,13 +8,16 @@ from collections.abc import Iterable, Mapping
 from functools import cached_property
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, model_validator
 
-from sylva_ray.config import EvaluationAttack, ExperimentConfig, build
+from sylva_ray.attack_settings import EvaluationAttack
+from sylva_ray.config import ExperimentConfig
 from sylva_ray.errors import UserError
 from sylva_ray.evaluation.metrics import spread
+from sylva_ray.schema import build
 
 BENIGN = "benign"
+_ATTACK: TypeAdapter[EvaluationAttack] = TypeAdapter(EvaluationAttack)
 FLEET_KEYS = ("dataset.name", "dataset.max_train", "dataset.max_test", "dataset.test_pool", "partition.")
 """Config keys in which comparable runs agree."""
 
@@ -177,7 +180,7 @@ class Run(_Part):
     def attack_details(self) -> dict[str, str]:
         """Label of each attack and all its parameters."""
         try:
-            attacks = [EvaluationAttack.model_validate(a) for a in (self.config or {})["evaluation"]["attacks"]]
+            attacks = [_ATTACK.validate_python(a) for a in (self.config or {})["evaluation"]["attacks"]]
         except (KeyError, TypeError, ValidationError):
             return {}
         return {attack.spec().label: str(attack.spec()) for attack in attacks}
