@@ -169,6 +169,41 @@ class EvaluateTask(CohortTask):
 
 
 @dataclass(frozen=True)
+class TransferTask(CohortTask):
+    """Images made against ``sources`` (a stack like ``states``, client by client) and answered by ``states``."""
+
+    sources: StateStack = field(default_factory=dict)
+    attack: AttackSpec = AttackSpec("pgd", 0.0, 1, 0.0)
+    max_samples: int | None = None
+    first: int = 0
+
+    stage = "transfer"
+
+
+@dataclass(frozen=True)
+class ProbeTask(CohortTask):
+    """What checks S10 and S13 measure, on ``max_samples`` test images per client."""
+
+    attack: AttackSpec = AttackSpec("pgd", 0.0, 1, 0.0)
+    max_samples: int | None = None
+    first: int = 0
+
+    stage = "probe"
+
+
+@dataclass(frozen=True)
+class CertifyTask(CohortTask):
+    """Randomised smoothing of ``max_samples`` test images per client from number ``first`` on."""
+
+    sigma: float = 0.0
+    draws: int = 1000
+    max_samples: int | None = None
+    first: int = 0
+
+    stage = "certify"
+
+
+@dataclass(frozen=True)
 class GameTask(CohortTask):
     """Values of the layer game's coalitions. ``states`` are the robust states (theta^r); ``coalitions [m, n] bool``.
 
@@ -216,15 +251,23 @@ class TrainOutcome:
 
 @dataclass(frozen=True)
 class EvaluateOutcome:
-    """``predictions[condition] [n] int64`` where a condition is ``benign`` or an attack's label.
+    """What was measured on n of a client's images: ``values["KIND/NAME"] [n, ...]``.
 
-    ``distances[attack] [n]`` of the adversarial images found, in the attack's norm (infinite: none). ``passes[attack]`` is how
-    many images of the whole cohort went forward and backward. ``images[attack] [n, 3, H, W]`` float32 if they were kept."""
+    KIND is ``predictions`` (NAME ``benign`` or an attack's label; int64), ``distances`` (of the adversarial images found, in the
+    attack's norm; infinite: none), ``images`` (those images, if kept), ``probe`` (`sylva_ray.attacks.probe`) or ``votes``
+    (`sylva_ray.attacks.smoothing`). ``passes[attack]`` is how many images of the whole cohort went forward and backward."""
 
-    predictions: Mapping[str, np.ndarray]
-    distances: Mapping[str, np.ndarray] = field(default_factory=dict)
+    values: Mapping[str, np.ndarray]
     passes: Mapping[str, tuple[int, int]] = field(default_factory=dict)
-    images: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+    def of(self, kind: str) -> dict[str, np.ndarray]:
+        """``{NAME: values}`` of one kind."""
+        return {name.removeprefix(f"{kind}/"): v for name, v in self.values.items() if name.startswith(f"{kind}/")}
+
+    @property
+    def predictions(self) -> dict[str, np.ndarray]:
+        """``{condition: [n]}``."""
+        return self.of("predictions")
 
 
 @dataclass(frozen=True)

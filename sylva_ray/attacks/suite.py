@@ -72,6 +72,5 @@ def attack_stack(
 ) -> Attacked:
     """Attack a stack of clients at once; see `Search` for the arguments."""
     search = Search(model, params, x, y, owner, spec.epsilon, spec.norm)
-    if spec.epsilon > 0:
-        ATTACKS[spec.name](search, spec, draws)
+    ATTACKS[spec.name](search, spec, draws)
     return Attacked(search.answers, search.distance, search.x_adv, search.forwards, search.backwards)

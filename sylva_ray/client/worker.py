@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import resource
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -18,7 +18,10 @@ import torch
 from sylva_ray.aggregation.byzantine import attackers_of, flip_labels
 from sylva_ray.algorithms.base import Cohort
 from sylva_ray.algorithms.registry import create_algorithm
+from sylva_ray.attacks.probe import gradient_health, planted
+from sylva_ray.attacks.smoothing import votes
 from sylva_ray.attacks.suite import attack_stack
+from sylva_ray.attacks.transfer import transfer
 from sylva_ray.client.batches import flat_split, split_draws
 from sylva_ray.client.layer_game import Phase2Client
 from sylva_ray.client.local_training import train_cohort
@@ -29,6 +32,7 @@ from sylva_ray.models.cohort import CohortModel, FunctionalStack, to_arrays, to_
 from sylva_ray.models.lora import LoraStack
 from sylva_ray.timing import Stopwatch
 from sylva_ray.types import (
+    CertifyTask,
     ClientData,
     CohortResult,
     CohortTask,
@@ -39,16 +43,23 @@ from sylva_ray.types import (
     GuardOutcome,
     GuardTask,
     ParameterStack,
+    ProbeTask,
     RefineOutcome,
     RefineTask,
     Split,
     TrainOutcome,
     TrainTask,
+    TransferTask,
     unstack_states,
 )
 
 EVALUATION_ROWS = 256
 """Images in one forward of an evaluation."""
+
+FlatSplit = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+"""``x [N, 3, H, W]``, ``y [N]``, sorted ``owner [N]``."""
+
+MeasureTask = EvaluateTask | TransferTask | ProbeTask | CertifyTask
 
 COMPANION = "companion:"
 """Prefix of a companion's arrays among the weights that travel."""
@@ -108,6 +119,12 @@ class CohortWorker:
                 outcomes = self._train(task, params)
             case EvaluateTask():
                 outcomes = self._evaluate(task, params)
+            case TransferTask():
+                outcomes = self._transfer(task, params)
+            case ProbeTask():
+                outcomes = self._probe(task, params)
+            case CertifyTask():
+                outcomes = self._certify(task, params)
             case GameTask():
                 outcomes = self._game(task, params)
             case GuardTask():
@@ -118,7 +135,7 @@ class CohortWorker:
                 raise AssertionError(f"no such task: {type(task).__name__}")
         return CohortResult(task.clients, tuple(outcomes), dict(self.clock.seconds), peak_memory_bytes())
 
-    # -- the five kinds of work ----------------------------------------------------------------------------------------
+    # -- the kinds of work ---------------------------------------------------------------------------------------------
 
     def _train(self, task: TrainTask, params: ParameterStack) -> list[TrainOutcome]:
         data = [self._poisoned(client) for client in task.clients]
@@ -131,25 +148,46 @@ class CohortWorker:
         ]
 
     def _evaluate(self, task: EvaluateTask, params: ParameterStack) -> list[EvaluateOutcome]:
-        splits = [self._test_images(client, task) for client in task.clients]
-        rows = max(1, EVALUATION_ROWS // len(splits))
-        found = [_Answers() for _ in splits]
-        with self.clock("evaluate"):
-            for first in range(0, max(len(split) for split in splits), rows):
-                window = slice(first, first + rows)
-                pieces = [Split(split.images[window], split.labels[window]) for split in splits]
-                x, y, owner = flat_split(pieces, torch.float32, self.device)
-                with torch.no_grad():
-                    benign = self.model.forward(params, x, owner).argmax(1)
-                _deal(found, "benign", {"predictions": benign}, pieces)
-                for attack in task.attacks:
-                    draws = split_draws(self.config.seed, attack.label, task.clients, pieces, task.first + first)
-                    hit = attack_stack(self.model, params, x, y, owner, attack, draws.to(self.device))
-                    parts = {"predictions": hit.answers, "distances": hit.distance}
-                    _deal(found, attack.label, parts | ({"images": hit.x_adv} if task.keep else {}), pieces)
-                    for own in found:
-                        own.add_passes(attack.label, hit.forwards, hit.backwards)
-        return [own.outcome() for own in found]
+        found = _Answers(len(task.clients))
+        for first, pieces, (x, y, owner) in self._windows(task):
+            with torch.no_grad():
+                found.deal("predictions/benign", self.model.forward(params, x, owner).argmax(1), pieces)
+            for attack in task.attacks:
+                draws = split_draws(self.config.seed, attack.label, task.clients, pieces, first)
+                hit = attack_stack(self.model, params, x, y, owner, attack, draws.to(self.device))
+                found.deal(f"predictions/{attack.label}", hit.answers, pieces)
+                found.deal(f"distances/{attack.label}", hit.distance, pieces)
+                if task.keep:
+                    found.deal(f"images/{attack.label}", hit.x_adv, pieces)
+                found.count(attack.label, hit.forwards, hit.backwards)
+        return found.outcomes()
+
+    def _transfer(self, task: TransferTask, params: ParameterStack) -> list[EvaluateOutcome]:
+        sources = to_parameters(task.sources, self.device, torch.float32)
+        found = _Answers(len(task.clients))
+        for first, pieces, (x, y, owner) in self._windows(task):
+            draws = split_draws(self.config.seed, "transfer", task.clients, pieces, first).to(self.device)
+            answers = transfer(self.model, sources, params, x, y, owner, task.attack, draws)
+            found.deal("predictions/transfer", answers, pieces)
+        return found.outcomes()
+
+    def _probe(self, task: ProbeTask, params: ParameterStack) -> list[EvaluateOutcome]:
+        found = _Answers(len(task.clients))
+        for first, pieces, (x, y, owner) in self._windows(task):
+            draws = split_draws(self.config.seed, "probe", task.clients, pieces, first).to(self.device)
+            health = gradient_health(self.model, params, x, y, owner, task.attack, draws)
+            for name, values in (health | planted(self.model, params, x, owner, task.attack, draws)).items():
+                found.deal(f"probe/{name}", values, pieces)
+        return found.outcomes()
+
+    def _certify(self, task: CertifyTask, params: ParameterStack) -> list[EvaluateOutcome]:
+        found = _Answers(len(task.clients))
+        for first, pieces, (x, _, owner) in self._windows(task):
+            draws = split_draws(self.config.seed, "smoothing", task.clients, pieces, first).to(self.device)
+            guess, hits = votes(self.model, params, x, owner, task.sigma, task.draws, draws)
+            found.deal("votes/guess", guess, pieces)
+            found.deal("votes/hits", hits, pieces)
+        return found.outcomes()
 
     def _game(self, task: GameTask, params: ParameterStack) -> list[GameOutcome]:
         with self.clock("game"):
@@ -208,39 +246,41 @@ class CohortWorker:
             return data
         return replace(data, train=Split(data.train.images, flip_labels(data.train.labels, self.fleet.num_classes)))
 
-    def _test_images(self, client: int, task: EvaluateTask) -> Split:
-        test = self.fleet.client(client).test
-        window = slice(task.first, None if task.max_samples is None else task.first + task.max_samples)
-        return Split(test.images[window], test.labels[window])
+    def _windows(self, task: MeasureTask) -> Iterator[tuple[int, list[Split], FlatSplit]]:
+        """Flat batches of at most `EVALUATION_ROWS` test images, some of each client's: number of the first, pieces, tensors."""
+        tests = [self.fleet.client(client).test for client in task.clients]
+        rows = max(1, EVALUATION_ROWS // len(tests))
+        longest = max(len(test) for test in tests)
+        end = longest if task.max_samples is None else min(longest, task.first + task.max_samples)
+        with self.clock("evaluate"):
+            for first in range(task.first, end, rows):
+                window = slice(first, min(first + rows, end))
+                pieces = [Split(test.images[window], test.labels[window]) for test in tests]
+                yield first, pieces, flat_split(pieces, torch.float32, self.device)
 
 
 class _Answers:
-    """What one client answered so far, window by window."""
+    """What the clients of a cohort answered so far, window by window."""
 
-    def __init__(self) -> None:
-        self.parts: dict[str, dict[str, list[np.ndarray]]] = {"predictions": {}, "distances": {}, "images": {}}
-        self.passes: dict[str, tuple[int, int]] = {}
+    def __init__(self, num_clients: int) -> None:
+        self._parts: list[dict[str, list[np.ndarray]]] = [{} for _ in range(num_clients)]
+        self._passes: dict[str, tuple[int, int]] = {}
 
-    def add(self, kind: str, condition: str, values: np.ndarray) -> None:
-        self.parts[kind].setdefault(condition, []).append(values)
+    def deal(self, name: str, values: torch.Tensor, pieces: Sequence[Split]) -> None:
+        """A flat batch's values, to the clients whose images they are."""
+        borders = np.cumsum([len(piece) for piece in pieces])[:-1]
+        for own, share in zip(self._parts, np.split(values.cpu().numpy(), borders), strict=True):
+            own.setdefault(name, []).append(share)
 
-    def add_passes(self, attack: str, forwards: int, backwards: int) -> None:
-        before = self.passes.get(attack, (0, 0))
-        self.passes[attack] = (before[0] + forwards, before[1] + backwards)
+    def count(self, attack: str, forwards: int, backwards: int) -> None:
+        """Add to an attack's passes."""
+        before = self._passes.get(attack, (0, 0))
+        self._passes[attack] = (before[0] + forwards, before[1] + backwards)
 
-    def outcome(self) -> EvaluateOutcome:
-        joined = {kind: {c: np.concatenate(own) for c, own in parts.items()} for kind, parts in self.parts.items()}
-        return EvaluateOutcome(**joined, passes=self.passes)
-
-
-def _deal(
-    found: Sequence[_Answers], condition: str, parts: Mapping[str, torch.Tensor], pieces: Sequence[Split]
-) -> None:
-    """A flat batch's results, to the clients whose images they are."""
-    borders = np.cumsum([len(piece) for piece in pieces])[:-1]
-    for kind, values in parts.items():
-        for own, share in zip(found, np.split(values.cpu().numpy(), borders), strict=True):
-            own.add(kind, condition, share)
+    def outcomes(self) -> list[EvaluateOutcome]:
+        """One per client, windows joined."""
+        joined = [{name: np.concatenate(windows) for name, windows in own.items()} for own in self._parts]
+        return [EvaluateOutcome(values, self._passes) for values in joined]
 
 
 def peak_memory_bytes() -> int:

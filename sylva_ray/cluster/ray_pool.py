@@ -60,7 +60,7 @@ class _Batch:
         self.results[job] = result
         self.unfinished -= 1
         if self.on_done is not None:
-            self.on_done(self.tasks[job])
+            self.on_done(self.tasks[job], result)
 
 
 class RayPool:

@@ -9,7 +9,7 @@ from sylva_ray.client.worker import CohortWorker
 from sylva_ray.errors import RunError
 from sylva_ray.types import CohortResult, CohortTask
 
-OnDone = Callable[[CohortTask], None]
+OnDone = Callable[[CohortTask, CohortResult], None]
 
 
 class ClientPool(Protocol):
@@ -24,7 +24,7 @@ class ClientPool(Protocol):
 
         Args:
             deadline_s: wall seconds after which what is not done counts as missing (its result is None).
-            on_done: called after each finished task, for the progress display.
+            on_done: called with each finished task and its result, as they arrive.
 
         Raises:
             RunError: a task failed by its own exception, or its worker died too often; names stage, round and clients.
@@ -52,11 +52,12 @@ class InProcessPool:
         results: list[CohortResult | None] = []
         for task in tasks:
             try:
-                results.append(self.worker.run(task))
+                result = self.worker.run(task)
             except Exception as error:
                 raise RunError(f"{task.where}: {type(error).__name__}: {error}") from error
+            results.append(result)
             if on_done is not None:
-                on_done(task)
+                on_done(task, result)
         return results
 
     def close(self) -> None:

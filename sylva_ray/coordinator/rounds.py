@@ -444,7 +444,8 @@ class Rounds:
                 outcomes |= zip(result.clients, result.outcomes, strict=True)
         return outcomes
 
-    def _task_done(self, task: CohortTask) -> None:
+    def _task_done(self, task: CohortTask, result: CohortResult) -> None:
+        del result
         self.on_event({"event": "task", "stage": task.stage, "clients": list(task.clients)})
 
 

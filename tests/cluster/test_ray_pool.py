@@ -52,7 +52,7 @@ def test_training_in_other_processes_gives_the_same_bits(
 ) -> None:
     tasks = [train_task((0, 1)), train_task((2,)), train_task((1,))]
     finished: list[CohortTask] = []
-    results = two.run(tasks, on_done=finished.append)
+    results = two.run(tasks, on_done=lambda task, _: finished.append(task))
     assert [result.clients for result in results if result] == [(0, 1), (2,), (1,)], "results in the order of the tasks"
     assert sorted(task.clients for task in finished) == [(0, 1), (1,), (2,)]
     assert_same_bits(states(results), states(in_process.run(tasks)))
