@@ -64,6 +64,65 @@ def run(
 
 
 @app.command()
+def evaluate(
+    run_dir: RunFolder,
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="cluster.* and training.device only")
+    ] = None,
+    attack: Annotated[
+        list[str] | None,
+        typer.Option(help="NAME or NAME:key=value,...; may be given again, e.g. pgd:steps=100,restarts=5"),
+    ] = None,
+    suite: Annotated[str | None, typer.Option(help="quick, standard (AutoAttack) or full")] = None,
+    images: Annotated[int | None, typer.Option(min=1, help="test images per client (default: the run's own)")] = None,
+    epsilon: Annotated[
+        str | None, typer.Option(help="of suites, curves and checks (default: the run's first attack's)")
+    ] = None,
+    checks: Annotated[bool, typer.Option("--checks", help="S1 to S14 (docs/checks.md)")] = False,
+    curves: Annotated[bool, typer.Option("--curves", help="accuracy against epsilon and against steps")] = False,
+    transfer: Annotated[
+        bool, typer.Option("--transfer", help="every client's model attacked through the others")
+    ] = False,
+    surrogate: Annotated[
+        list[Path] | None, typer.Option(metavar="RUN", help="attack through this run's models as well")
+    ] = None,
+    certify: Annotated[
+        list[float] | None, typer.Option(metavar="SIGMA", help="randomised smoothing with this noise")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="JSON (default: RUN/evaluation.json)")] = None,
+) -> None:
+    """Attack the trained, personal models of a run again, with anything; what was measured before is not measured twice."""
+    from sylva_ray.assess import assess, prepare_assessment, write_assessment
+    from sylva_ray.cluster.run import pool_for
+    from sylva_ray.display import AssessmentDisplay, assessment_tables
+    from sylva_ray.evaluation.assessment.request import Extras, build_request
+    from sylva_ray.tracking.report.build import write_report
+
+    if out is not None and (out.is_dir() or not out.parent.is_dir()):
+        raise UserError("--out", str(out), "is a folder" if out.is_dir() else "its folder does not exist")
+    assessment = prepare_assessment(run_dir, images, surrogate or [], overrides or [])
+    config, fleet = assessment.prepared.config, assessment.prepared.fleet
+    request = build_request(
+        config,
+        attack or [],
+        suite,
+        epsilon,
+        Extras(checks, curves, transfer or bool(surrogate), tuple(certify or ())),
+        fleet.num_clients,
+        fleet.num_classes,
+    )
+    console = _console()
+    with AssessmentDisplay(console) as display, pool_for(assessment.prepared, display.on_lost) as pool:
+        found = assess(assessment, request, pool, display.on_event)
+    path = write_assessment(run_dir, found, out)
+    for table in assessment_tables(found):
+        console.print(table)
+    typer.echo(path)
+    if out is None:
+        typer.echo(write_report(run_dir))
+
+
+@app.command()
 def report(run_dir: RunFolder) -> None:
     """Write report.html again from the run folder's files."""
     from sylva_ray.experiment import load_run

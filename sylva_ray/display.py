@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
     SpinnerColumn,
+    TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
@@ -167,3 +169,86 @@ def closing_lines(summary: Mapping[str, Any], run_dir: Path, tracking_uri: str |
     if tracking_uri is not None:
         lines.append(f"mlflow   mlflow ui --backend-store-uri {tracking_uri}")
     return lines
+
+
+class AssessmentDisplay:
+    """Shows the measurements of `sylva-ray evaluate`, one bar each; plain lines where there is no terminal."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self._live = console.is_terminal
+        self._progress = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            console=console,
+            disable=not self._live,
+        )
+        self._bars: dict[str, TaskID] = {}
+
+    def __enter__(self) -> AssessmentDisplay:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._progress.stop()
+
+    def on_event(self, event: Mapping[str, Any]) -> None:
+        """``measure``: tasks of a kind begin, some known from before; ``measured``: one of them is done."""
+        name = event["name"]
+        if event["event"] == "measure":
+            if name not in self._bars:
+                self._bars[name] = self._progress.add_task(name, total=0)
+            bar = self._progress.tasks[self._bars[name]]
+            total = (bar.total or 0) + event["tasks"]
+            self._progress.update(self._bars[name], total=total, completed=bar.completed + event["known"])
+            if not self._live:
+                before = f" ({event['known']} from before)" if event["known"] else ""
+                self.console.print(f"{name}: {event['tasks']} tasks{before}", highlight=False)
+        else:
+            self._progress.advance(self._bars[name])
+
+    def on_lost(self, where: str) -> None:
+        """A worker died; its task runs again elsewhere."""
+        self.console.print(f"a worker died during {where}; its task runs again elsewhere", highlight=False)
+
+
+def assessment_tables(found: Mapping[str, Any]) -> list[Table]:
+    """Attacks, and the checks if they ran."""
+    table = Table(title=f"{found['run']}: {found['images']:,} images; accuracy in %")
+    for name in ("attack", "mean", "95 % interval", "worst decile", "balanced", "images/s"):
+        table.add_column(name, justify="left" if name == "attack" else "right", no_wrap=True)
+    rows = {"benign": found["benign"], **found["attacks"]}
+    rows |= {f"worst case, {name}": row for name, row in found["worst_case"].items()}
+    for name, row in rows.items():
+        low, high = row["interval"]
+        speed = row.get("images_per_second")
+        table.add_row(
+            name,
+            f"{100 * row['accuracy']['mean']:.1f}",
+            f"{100 * low:.1f} to {100 * high:.1f}",
+            f"{100 * row['accuracy']['worst_decile']:.1f}",
+            f"{100 * row['balanced_accuracy']['mean']:.1f}",
+            f"{speed:.0f}" if speed else "",
+        )
+    majority = found["majority"]
+    table.add_row(
+        "always the majority class",
+        f"{100 * majority['mean']:.1f}",
+        "",
+        f"{100 * majority['worst_decile']:.1f}",
+        "",
+        "",
+    )
+    tables = [table]
+    if "checks" in found:
+        checks = Table(title="checks (docs/checks.md)")
+        for name in ("check", "", "meaning"):
+            checks.add_column(name)
+        for check in found["checks"]:
+            verdict = "pass" if check["passed"] else "[bold red]FAIL[/]"
+            checks.add_row(check["name"], verdict, escape(check["meaning"]))
+        tables.append(checks)
+    return tables

@@ -204,7 +204,9 @@ def planted_are_found(planted: float, found: float, by_chance: float) -> CheckRe
     """S13: shares of images with a planted adversarial point, whose read-out the attack breaks, and that random corners break."""
     rate = found / planted if planted else 0.0
     corners = f"random corners: {by_chance / planted if planted else 0.0:.1%}"
-    weak = f"the attack finds only {rate:.1%} of adversarial points that are there by construction ({corners}): it is too weak here"
+    weak = (
+        f"the attack finds only {rate:.1%} of adversarial points that are surely there ({corners}): it is too weak here"
+    )
     return _result(
         "S13",
         planted > 0 and rate >= 0.95,

@@ -10,7 +10,8 @@ import dataclasses
 import hashlib
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,9 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from sylva_ray.client.worker import CohortWorker
 from sylva_ray.cluster.coordinator_actor import Assignment, Event, RemoteCoordinator
+from sylva_ray.cluster.ray_pool import RayPool
 from sylva_ray.cluster.session import NAMESPACE, node_resources, ray_session, resolve_num_actors
-from sylva_ray.coordinator.pool import InProcessPool
+from sylva_ray.coordinator.pool import ClientPool, InProcessPool
 from sylva_ray.errors import RunError, UserError
 from sylva_ray.experiment import Prepared, claim_run_folder, run_experiment
 
@@ -78,6 +80,28 @@ def run_on_ray(prepared: Prepared, run_dir: Path, on_event: OnEvent) -> dict[str
         raise RunError(f"the coordinator was lost: {reason}") from error
     finally:
         ray.kill(coordinator)
+
+
+@contextmanager
+def pool_for(prepared: Prepared, on_lost: Callable[[str], None] | None = None) -> Iterator[ClientPool]:
+    """A pool where the config says, for as long as the block lasts; the caller plays the coordinator.
+
+    Raises:
+        UserError: the cluster cannot hold it."""
+    config = prepared.config
+    if config.cluster.pool == "in_process":
+        yield InProcessPool(CohortWorker(config, prepared.fleet, prepared.backbone))
+        return
+    with ray_session(config.cluster):
+        prepared = _with_num_actors(prepared)
+        fleet, backbone = ray.put(prepared.fleet), ray.put(prepared.backbone)
+        num_actors = prepared.config.cluster.num_actors
+        assert isinstance(num_actors, int), "just resolved"
+        pool = RayPool(prepared.config, fleet, backbone, num_actors, on_lost)
+        try:
+            yield pool
+        finally:
+            pool.close()
 
 
 def coordinator_name(run_dir: Path) -> str:

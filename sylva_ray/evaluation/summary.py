@@ -82,7 +82,7 @@ def summarise(
         "peak_memory_bytes_per_actor": max(record["peak_memory_bytes"] for record in records),
         "checks": [vars(check) for check in checks],
         "warnings": _warnings(records, checks),
-        "threat_model": _threat_model(config),
+        "threat_model": threat_model(config, [spec.label for spec in config.evaluation.specs]),
         "byzantine": {"attack": config.byzantine.attack, "attackers": attackers} if attackers else None,
         "versions": {"sylva_ray": __version__}
         | {name: version(name) for name in ("torch", "timm", "ray", "peft", "mlflow")},
@@ -176,8 +176,9 @@ _POOLS = {"test": "test", "train": "held-out training"}
 """``dataset.test_pool`` in words."""
 
 
-def _threat_model(config: ExperimentConfig) -> dict[str, str]:
-    attacks = ", ".join(spec.label for spec in config.evaluation.specs)
+def threat_model(config: ExperimentConfig, labels: Sequence[str]) -> dict[str, str]:
+    """What is attacked, how, and what the attacker knows; ``labels`` are the attacks'."""
+    attacks = ", ".join(labels)
     return {
         "norm": "L-infinity, in [0, 1] pixel space at the data set's native size",
         "training": f"{_training_attack(config)} at epsilon {config.attack.epsilon * 255:.4g}/255",
