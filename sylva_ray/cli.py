@@ -96,6 +96,7 @@ def evaluate(
     from sylva_ray.cluster.run import pool_for
     from sylva_ray.display import AssessmentDisplay, assessment_tables
     from sylva_ray.evaluation.assessment.request import Extras, build_request
+    from sylva_ray.tracking.mlflow_tracker import send_run
     from sylva_ray.tracking.report.build import write_report
 
     if out is not None and (out.is_dir() or not out.parent.is_dir()):
@@ -120,6 +121,9 @@ def evaluate(
     typer.echo(path)
     if out is None:
         typer.echo(write_report(run_dir))
+        if config.tracking.enabled:
+            for problem in send_run(run_dir, config):
+                typer.echo(f"warning: {problem}", err=True)
 
 
 @app.command()

@@ -20,7 +20,8 @@ from typing import Any, Protocol
 from sylva_ray.config import ExperimentConfig
 from sylva_ray.tracking.credentials import mask_credentials
 from sylva_ray.tracking.jsonl import read_records
-from sylva_ray.tracking.metrics import record_metrics, summary_metrics
+from sylva_ray.tracking.metrics import evaluation_metrics, record_metrics, summary_metrics
+from sylva_ray.tracking.report.attacked import read_evaluation
 from sylva_ray.tracking.report.build import read_summary
 from sylva_ray.tracking.report.plots import figures
 from sylva_ray.tracking.report.style import png
@@ -155,6 +156,9 @@ class Delivery:
         summary = read_summary(self.run_dir)
         if summary is not None:
             self.store.log_metrics(summary_metrics(summary), self._time_ms(records), len(records) - 1)
+        found = read_evaluation(self.run_dir)
+        if found is not None:
+            self.store.log_metrics(evaluation_metrics(found), self._time_ms(records), len(records) - 1)
         self.store.end_run(status)
         self._sent("the end of the run")
         for name in self._artifacts():
@@ -179,7 +183,7 @@ class Delivery:
 
     def _artifacts(self) -> list[str]:
         """What there is to send, the many adapters last."""
-        names = ("config.yaml", "rounds.jsonl", "summary.json", "report.html", "figures", "adapters")
+        names = ("config.yaml", "rounds.jsonl", "summary.json", "evaluation.json", "report.html", "figures", "adapters")
         return [name for name in names if name == "figures" or (self.run_dir / name).exists()]
 
     def _time_ms(self, records: Sequence[Mapping[str, Any]]) -> int:

@@ -51,6 +51,24 @@ def summary_metrics(summary: Mapping[str, Any]) -> dict[str, float]:
     return _numbers(values)
 
 
+def evaluation_metrics(found: Mapping[str, Any]) -> dict[str, float]:
+    """What ``evaluation.json`` adds: ``evaluation.benign``, ``.attacks.LABEL``, ``.worst_case.BUDGET``, checks, certificates."""
+    rows = {"benign": found["benign"]}
+    rows |= {f"attacks.{label}": row for label, row in found["attacks"].items()}
+    rows |= {f"worst_case.{name}": row for name, row in found["worst_case"].items()}
+    values: dict[str, Any] = {"evaluation.images": found["images"]}
+    for name, row in rows.items():
+        values |= {f"evaluation.{name}.accuracy.{key}": row["accuracy"][key] for key in ("mean", "worst_decile")}
+        values[f"evaluation.{name}.balanced_accuracy.mean"] = row["balanced_accuracy"]["mean"]
+    for check in found.get("checks", []):
+        values[f"evaluation.check.{check['name']}"] = check["value"]
+        values[f"evaluation.check.{check['name']}.passed"] = check["passed"]
+    for level in found.get("certified", []):
+        for radius, mean in zip(level["radii"], level["mean"], strict=True):
+            values[f"evaluation.certified.sigma{level['sigma']:g}.radius{radius:g}"] = mean
+    return _numbers(values)
+
+
 def _fleet(name: str, per_client: Mapping[int, float]) -> dict[str, float]:
     """A quantity of every client, and how it spreads."""
     if not per_client:

@@ -17,6 +17,15 @@ from markupsafe import Markup
 from sylva_ray.errors import UserError
 from sylva_ray.tracking.credentials import mask_credentials
 from sylva_ray.tracking.jsonl import read_records
+from sylva_ray.tracking.report.attacked import (
+    DESCRIPTIONS as ATTACKED,
+)
+from sylva_ray.tracking.report.attacked import (
+    attack_rows,
+    attacked_figures,
+    gallery,
+    read_evaluation,
+)
 from sylva_ray.tracking.report.plots import figures
 from sylva_ray.tracking.report.style import DARK, LIGHT, svg
 from sylva_ray.tracking.report.wording import attack_title, bytes_text, percent
@@ -42,6 +51,8 @@ def write_report(run_dir: Path) -> Path:
     records, summary = read_records(run_dir / "rounds.jsonl"), read_summary(run_dir)
     config = run_dir / "config.yaml"
     view = _view(summary, records, config.read_text() if config.exists() else "", run_dir.name)
+    view |= _attacked(read_evaluation(run_dir), summary)
+    view["figures"] |= view.pop("attacked_figures")
     draft = run_dir / ".report.html"
     draft.write_text(page_environment().get_template("template.html.jinja").render(view), encoding="utf-8")
     return draft.replace(run_dir / "report.html")
@@ -105,6 +116,20 @@ def _view(
             "num_selected": sum(map(sum, (summary["layer_game"] or {"selected": []})["selected"])),
         }
     return view
+
+
+def _attacked(found: Mapping[str, Any] | None, summary: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What `sylva-ray evaluate` adds."""
+    if found is None or summary is None:
+        return {"evaluation": None, "attacked_figures": {}}
+    drawn = attacked_figures(found, summary["class_names"])
+    return {
+        "evaluation": found,
+        "attacked_figures": {name: Markup(svg(f, f"attacked-{name}", ATTACKED[name])) for name, f in drawn.items()},
+        "attack_rows": attack_rows(found),
+        "attacked_failed": [check for check in found.get("checks", []) if not check["passed"]],
+        "gallery": gallery(found),
+    }
 
 
 def _stages(summary: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
