@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# Independent attacks, for tests only; torchattacks pins an old requests that it hardly uses, hence without dependencies.
+ORACLES := torchattacks==3.5.1 pyautoattack==0.2.0
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-slow check format bench ledger ledger-smoke clean
@@ -17,6 +19,7 @@ $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps $(ORACLES)
 	@touch $@
 
 demo: $(READY) ## run Sylva, both phases, on the embedded digits (about 2 minutes on 2 cores)

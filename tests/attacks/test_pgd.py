@@ -13,8 +13,14 @@ from sylva_ray.attacks.losses import (
     margin,
     true_class_probability,
 )
-from sylva_ray.attacks.pgd import attack_predictions, pgd
+from sylva_ray.attacks.pgd import pgd
+from sylva_ray.attacks.suite import attack_stack
+from sylva_ray.seeding import ImageDraws
 from sylva_ray.types import AttackSpec
+
+
+def answers_under(model, params, x, y, owner, spec, seed=0):
+    return attack_stack(model, params, x, y, owner, spec, ImageDraws(torch.arange(len(x)) + 1000 * seed)).answers
 
 
 class LinearCohort:
@@ -54,8 +60,7 @@ def test_pgd_finds_the_worst_image_of_a_linear_model(loss):
 def test_attack_predictions_are_those_of_the_worst_image(spec):
     params, x, y, owner = batch(60)
     model = LinearCohort()
-    noise = torch.rand(x.shape) * 2 - 1
-    found = attack_predictions(model, params, x, y, owner, spec, [noise])
+    found = answers_under(model, params, x, y, owner, spec)
     worst = model.forward(params, closed_form(params, x, y, owner, 0.05), owner).argmax(1)
     assert torch.equal(found == y, worst == y)
     assert 0 < (found == y).float().mean() < (model.forward(params, x, owner).argmax(1) == y).float().mean()
@@ -68,7 +73,7 @@ def test_epsilon_zero_changes_nothing():
         pgd(lambda u: cross_entropy(model.forward(params, u, owner), y), x, spec, torch.rand(x.shape)), x
     )
     clean = model.forward(params, x, owner).argmax(1)
-    assert torch.equal(attack_predictions(model, params, x, y, owner, spec, [torch.rand(x.shape)]), clean)
+    assert torch.equal(answers_under(model, params, x, y, owner, spec), clean)
 
 
 @pytest.mark.parametrize("epsilon", [0.01, 0.3, 1.0])
@@ -91,12 +96,8 @@ def test_iterates_stay_in_the_ball_and_in_the_pixel_range_and_touch_no_weight(ep
 
 def test_more_restarts_never_help_the_defender():
     params, x, y, owner = batch(80, seed=3)
-    noises = [torch.rand(x.shape) * 2 - 1 for _ in range(4)]
     right = [
-        (
-            attack_predictions(LinearCohort(), params, x, y, owner, AttackSpec("pgd", 0.03, 1, 0.01, True, r), noises)
-            == y
-        ).sum()
+        (answers_under(LinearCohort(), params, x, y, owner, AttackSpec("pgd", 0.03, 1, 0.01, True, r)) == y).sum()
         for r in (1, 2, 4)
     ]
     assert right[0] >= right[1] >= right[2]
@@ -128,12 +129,11 @@ def test_losses_by_hand():
 def test_s4_passes_a_breakable_model_and_fails_a_constant_one():
     params, x, y, owner = batch(40)
     model = LinearCohort()
-    noise = [torch.rand(x.shape) * 2 - 1]
-    broken = (attack_predictions(model, params, x, y, owner, UNBOUNDED, noise) == y).float().mean()
+    broken = (answers_under(model, params, x, y, owner, UNBOUNDED) == y).float().mean()
     assert unbounded_attack(float(broken), 2).passed
     constant = {"w": torch.zeros_like(params["w"]), "b": torch.ones(2)}
     ones = torch.ones_like(y)
-    standing = (attack_predictions(model, constant, x, ones, owner, UNBOUNDED, noise) == ones).float().mean()
+    standing = (answers_under(model, constant, x, ones, owner, UNBOUNDED) == ones).float().mean()
     result = unbounded_attack(float(standing), 2)
     assert not result.passed
     assert "masked" in result.meaning

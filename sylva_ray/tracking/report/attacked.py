@@ -23,7 +23,7 @@ WIDTH = 7.4
 SHOWN_SIDE = 96
 """Pixels of a gallery image's side."""
 
-DESCRIPTIONS = {
+ATTACKED = {
     "epsilon": "Accuracy against the attack's budget",
     "steps": "Accuracy against the attack's steps",
     "classes": "Accuracy of every class, benign and attacked",

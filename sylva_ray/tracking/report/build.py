@@ -17,15 +17,7 @@ from markupsafe import Markup
 from sylva_ray.errors import UserError
 from sylva_ray.tracking.credentials import mask_credentials
 from sylva_ray.tracking.jsonl import read_records
-from sylva_ray.tracking.report.attacked import (
-    DESCRIPTIONS as ATTACKED,
-)
-from sylva_ray.tracking.report.attacked import (
-    attack_rows,
-    attacked_figures,
-    gallery,
-    read_evaluation,
-)
+from sylva_ray.tracking.report.attacked import ATTACKED, attack_rows, attacked_figures, gallery, read_evaluation
 from sylva_ray.tracking.report.plots import figures
 from sylva_ray.tracking.report.style import DARK, LIGHT, svg
 from sylva_ray.tracking.report.wording import attack_title, bytes_text, percent

@@ -1,0 +1,45 @@
+"""Small models behind the cohort seam, for attacks: linear ones with closed forms, and a smooth non-linear one."""
+
+from __future__ import annotations
+
+import torch
+
+SIDE = 4
+PIXELS = 3 * SIDE * SIDE
+
+
+class LinearCohort:
+    """Logits W (x - 1/2) + b, a matrix per client."""
+
+    head_names = ("w", "b")
+
+    def forward(self, params, x, owner):
+        return torch.einsum("nd,ncd->nc", x.flatten(1) - 0.5, params["w"][owner]) + params["b"][owner]
+
+
+class WavyCohort(LinearCohort):
+    """Linear logits with waves on them: gradients turn, and one step is not enough."""
+
+    def forward(self, params, x, owner):
+        z = super().forward(params, x, owner)
+        return z + 0.4 * torch.sin(3 * z)
+
+
+def linear_batch(num_classes=2, n=40, clients=2, seed=0, spread=0.2):
+    """Parameters, images well inside [0, 1], labels that the model gives, owners: no attack of small epsilon is clipped."""
+    g = torch.Generator().manual_seed(seed)
+    params = {
+        "w": torch.randn(clients, num_classes, PIXELS, generator=g),
+        "b": 0.1 * torch.randn(clients, num_classes, generator=g),
+    }
+    x = 0.5 + spread * (torch.rand(n, 3, SIDE, SIDE, generator=g) * 2 - 1)
+    owner = torch.arange(n) * clients // n
+    return params, x, LinearCohort().forward(params, x, owner).argmax(1), owner
+
+
+def gap(params, x, y, owner):
+    """Two classes: how far the true logit leads ``[N]``, and the difference of the weights ``[N, PIXELS]``."""
+    logits = LinearCohort().forward(params, x, owner)
+    rows = torch.arange(len(x))
+    weights = params["w"][owner]
+    return logits[rows, y] - logits[rows, 1 - y], weights[rows, y] - weights[rows, 1 - y]

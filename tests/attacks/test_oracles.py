@@ -1,0 +1,90 @@
+"""Our attacks against independent implementations, on one model: torchattacks and pyautoattack."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from sylva_ray.attack_settings import parse_attack
+from sylva_ray.attacks.suite import attack_stack
+from sylva_ray.seeding import ImageDraws, image_keys
+from tests.attacks.models import WavyCohort, linear_batch
+
+torchattacks = pytest.importorskip("torchattacks", reason="torchattacks is not installed (make test installs it)")
+
+EPSILON, IMAGES, CLASSES = 0.03, 200, 6
+
+
+class Alone(torch.nn.Module):
+    """One client of the cohort as an ordinary module."""
+
+    def __init__(self, params):
+        super().__init__()
+        self.params = params
+
+    def forward(self, x):
+        return WavyCohort().forward(self.params, x, torch.zeros(len(x), dtype=torch.long))
+
+
+@pytest.fixture(scope="module")
+def case():
+    params, x, _, owner = linear_batch(num_classes=CLASSES, n=IMAGES, clients=1)
+    params["w"] *= 0.5
+    return params, x, WavyCohort().forward(params, x, owner).argmax(1), owner
+
+
+def ours(case, text):
+    params, x, y, owner = case
+    draws = ImageDraws(image_keys(0, text, 0, np.arange(IMAGES)))
+    found = attack_stack(WavyCohort(), params, x, y, owner, parse_attack(text), draws)
+    return float((found.answers == y).float().mean())
+
+
+def theirs(case, attack):
+    params, x, y, _ = case
+    model = Alone(params).eval()
+    return float((model(attack(model)(x, y)).argmax(1) == y).float().mean())
+
+
+@pytest.mark.parametrize(
+    ("text", "attack"),
+    [
+        ("pgd:steps=20,step_size=0.005", lambda m: torchattacks.PGD(m, eps=EPSILON, alpha=0.005, steps=20)),
+        ("fgsm", lambda m: torchattacks.FGSM(m, eps=EPSILON)),
+        ("mim:steps=10", lambda m: torchattacks.MIFGSM(m, eps=EPSILON, alpha=EPSILON / 10, steps=10)),
+    ],
+)
+def test_as_strong_as_torchattacks(case, text, attack):
+    """Ours may be a little stronger (every iterate counts); it must not be weaker by more than 1 point."""
+    own = ours(case, f"{text}{',' if ':' in text else ':'}epsilon={EPSILON}")
+    other = theirs(case, attack)
+    assert other - 0.05 <= own <= other + 0.01
+    assert 0.02 < own < 0.98
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("apgd:steps=30", ["apgd-ce"]),
+        ("apgd:steps=30,loss=dlr", ["apgd-dlr"]),
+        ("apgd:steps=30,loss=targeted,targets=5", ["apgd-t"]),
+        ("fab:steps=30,targets=5", ["fab-t"]),
+        ("square:queries=1500", ["square"]),
+        ("autoattack:steps=30", ["apgd-ce", "apgd-t", "fab-t", "square"]),
+    ],
+)
+def test_as_strong_as_pyautoattack(case, text, names):
+    """Within 1 point either way, each part alone and the cascade."""
+    pyautoattack = pytest.importorskip("pyautoattack", reason="pyautoattack is not installed (make test installs it)")
+    params, x, y, _ = case
+    model = Alone(params).eval()
+    with torch.random.fork_rng():
+        adversary = pyautoattack.AutoAttack(model, norm="Linf", eps=EPSILON, version="custom", attacks=names, seed=1)
+        for part in (adversary.apgd, adversary.apgd_targeted, adversary.fab):
+            part.n_iter, part.n_restarts = 30, 1
+        adversary.apgd_targeted.n_target_classes = adversary.fab.n_target_classes = CLASSES - 1
+        adversary.square.n_queries = 1500
+        x_adv, _ = adversary.run_standard_evaluation(x, y, batch_size=IMAGES)
+    other = float((model(x_adv).argmax(1) == y).float().mean())
+    assert ours(case, f"{text},epsilon={EPSILON}") == pytest.approx(other, abs=0.01)

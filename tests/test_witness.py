@@ -1,0 +1,102 @@
+"""The number that we report, found again by a process that imports nothing of ours: plain PEFT + timm, torchattacks, pyautoattack."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sylva_ray.assess import assess, prepare_assessment
+from sylva_ray.attack_settings import parse_attack
+from sylva_ray.cluster.run import pool_for, run_prepared
+from sylva_ray.config import ExperimentConfig
+from sylva_ray.evaluation.assessment.plan import Request
+from sylva_ray.experiment import export_clients, load_run, prepare
+from sylva_ray.models.backbone import OFFLINE_ARCHITECTURE, OFFLINE_CHECKPOINT
+from sylva_ray.schema import build
+from tests.conftest import TINY
+
+WITNESS = Path(__file__).with_name("witness_attack.py")
+EPSILON, STEP = "8/255", "1/255"
+missing = [name for name in ("torchattacks", "pyautoattack") if importlib.util.find_spec(name) is None]
+needs_oracles = pytest.mark.skipif(
+    bool(missing), reason=f"{', '.join(missing)} not installed (make test installs them)"
+)
+
+
+def trained(folder: Path) -> Path:
+    """Four clients, two adversarial rounds: half robust, so that every attack has something to find."""
+    sections = {
+        "dataset": {"name": "digits"},
+        "partition": {"num_clients": 4, "alpha": 1.0, "test_samples": 130},
+        "attack": {"epsilon": EPSILON, "steps": 2},
+        "training": {"rounds": 2, "batch_size": 32, "lr": 0.01},
+        "algorithm": {"name": "sylva", "phase2": {"enabled": False}},
+        "evaluation": {"attacks": [{"epsilon": EPSILON, "steps": 2}], "checks": False},
+    }
+    run_prepared(prepare(build(ExperimentConfig, TINY | sections)), folder, False, lambda _: None)
+    return folder
+
+
+def hand_over(run_dir: Path, folder: Path, **settings) -> None:
+    """Everything that the witness gets: adapters, images, timm's own description of the backbone."""
+    config, states = load_run(run_dir)
+    export_clients(config, states, range(len(states)), folder)
+    fleet = prepare(config).fleet
+    arrays = {}
+    for client in range(fleet.num_clients):
+        test = fleet.client(client).test
+        arrays |= {f"x_{client}": test.images, f"y_{client}": test.labels}
+    np.savez(folder / "images.npz", **arrays)
+    (folder / "backbone.safetensors").write_bytes(OFFLINE_CHECKPOINT.read_bytes())
+    architecture = dict(OFFLINE_ARCHITECTURE)
+    cfg = architecture.pop("pretrained_cfg_overlay")
+    name = architecture.pop("model_name")
+    told = {"num_clients": fleet.num_clients, "timm_name": name, "timm_arguments": architecture}
+    told |= {"mean": cfg["mean"], "std": cfg["std"], "threads": 1}
+    (folder / "witness.json").write_text(json.dumps(told | settings))
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory) -> Path:
+    return trained(tmp_path_factory.mktemp("witness") / "run")
+
+
+def both(run_dir: Path, folder: Path, attacks: list[str], autoattack_steps: int) -> tuple[dict, dict]:
+    """What we report, and what the witness found."""
+    folder.mkdir()
+    numbers = {"epsilon": 8 / 255, "step_size": 1 / 255, "steps": 20, "autoattack_steps": autoattack_steps}
+    hand_over(run_dir, folder, **numbers)
+    given = prepare_assessment(run_dir, None, [], [])
+    with pool_for(given.prepared) as pool:
+        found = assess(given, Request(tuple(map(parse_attack, attacks)), 8 / 255), pool, lambda _: None)
+    told = subprocess.run([sys.executable, str(WITNESS), str(folder)], capture_output=True, text=True, check=False)
+    assert told.returncode == 0, told.stderr[-2000:]
+    return found, json.loads(told.stdout.splitlines()[-1])
+
+
+def test_the_witness_imports_nothing_of_ours():
+    assert "sylva_ray" not in WITNESS.read_text().split('"""', 2)[2]
+
+
+@needs_oracles
+def test_plain_peft_and_torchattacks_find_the_accuracy_that_we_report(run_dir, tmp_path):
+    found, witness = both(run_dir, tmp_path / "w", [f"pgd:epsilon={EPSILON},steps=20,step_size={STEP}"], 0)
+    assert witness["images"] == found["images"] >= 500
+    ours = {"benign": found["benign"], "pgd": found["attacks"]["pgd20-eps8"]}
+    assert ours["benign"]["accuracy"]["mean"] == pytest.approx(witness["benign"], abs=1e-9)
+    assert 0.05 < witness["pgd"] < 0.95
+    assert ours["pgd"]["accuracy"]["mean"] == pytest.approx(witness["pgd"], abs=0.01)
+
+
+@pytest.mark.slow
+@needs_oracles
+def test_pyautoattack_finds_the_accuracy_that_we_report(run_dir, tmp_path):
+    found, witness = both(run_dir, tmp_path / "w", [f"autoattack:epsilon={EPSILON},steps=20"], 20)
+    ours = found["attacks"]["autoattack-steps20-eps8"]["accuracy"]["mean"]
+    assert ours == pytest.approx(witness["autoattack"], abs=0.01)
