@@ -169,8 +169,8 @@ def test_suites_grow_and_know_the_number_of_classes():
 
 
 def test_requests_from_the_command_line(tiny_config):
-    def request(attacks=(), suite_name=None, epsilon=None, extras=Extras(), classes=10):
-        return build_request(tiny_config, attacks, suite_name, epsilon, extras, 3, classes)
+    def request(attacks=(), suite_name=None, epsilon=None, extras=None, classes=10):
+        return build_request(tiny_config, attacks, suite_name, epsilon, extras or Extras(), 3, classes)
 
     assert request().epsilon == pytest.approx(4 / 255)
     assert [spec.name for spec in request().attacks] == ["noise", "fgsm", "pgd", "cw"]
@@ -182,11 +182,11 @@ def test_requests_from_the_command_line(tiny_config):
     assert full.transfer
     assert full.sigmas == (0.12,)
     wrong = [
-        (dict(suite_name="standrad"), "did you mean standard"),
-        (dict(epsilon="8"), r"\[0, 1\] pixel units"),
-        (dict(attacks=["apgd:loss=dlr"], classes=2), "needs 3 classes"),
-        (dict(attacks=["apgd:loss=targeted"], classes=3), "needs 4 classes"),
-        (dict(extras=Extras(sigmas=(0.0,))), "must be above 0"),
+        ({"suite_name": "standrad"}, "did you mean standard"),
+        ({"epsilon": "8"}, r"\[0, 1\] pixel units"),
+        ({"attacks": ["apgd:loss=dlr"], "classes": 2}, "needs 3 classes"),
+        ({"attacks": ["apgd:loss=targeted"], "classes": 3}, "needs 4 classes"),
+        ({"extras": Extras(sigmas=(0.0,))}, "must be above 0"),
     ]
     for arguments, message in wrong:
         with pytest.raises(UserError, match=message):

@@ -2,8 +2,9 @@
 
     python witness_attack.py FOLDER
 
-FOLDER holds ``client_000/`` ... (PEFT adapters), ``images.npz`` (``x_0 [n, 3, H, W] uint8``, ``y_0 [n]``, ...), ``backbone.safetensors`` (a timm
-state_dict) and ``witness.json`` (timm name and arguments, mean, std, epsilon, steps). Prints one JSON line of accuracies.
+FOLDER holds ``client_000/`` and so on (PEFT adapters), ``images.npz`` (``x_0 [n, 3, H, W] uint8``, ``y_0 [n]``, ...),
+``backbone.safetensors`` (a timm state_dict) and ``witness.json`` (timm name and arguments, mean, std, epsilon, steps).
+Prints one JSON line of accuracies.
 """
 
 import json
