@@ -183,8 +183,8 @@ def main() -> None:
         seeds = {
             name: arguments.seeds or (1 if arguments.scale == "smoke" else methods()[name]["seeds"]) for name in names
         }
-        by_seed = sorted((seed, name) for name in names for seed in range(seeds[name]))
-        ledger([(name, seed) for seed, name in by_seed], arguments.scale, arguments.out, arguments.results, pool)
+        order = sorted((-seeds[name], seed, name) for name in names for seed in range(seeds[name]))
+        ledger([(name, seed) for _, seed, name in order], arguments.scale, arguments.out, arguments.results, pool)
 
 
 if __name__ == "__main__":

@@ -74,14 +74,14 @@ def to_target(results: Sequence[dict[str, Any]]) -> str:
 
 
 def search_table(found: dict[str, Any]) -> str:
-    """Score of every candidate; the chosen one in bold."""
-    lines = ["| method | learning rate: benign + robust (class-balanced, validation, %) |", "|---|---|"]
+    """Every candidate with its two accuracies; the chosen one in bold."""
+    lines = ["| method | candidates: class-balanced benign + PGD-10 accuracy on held-out images, % |", "|---|---|"]
     for method, entry in found.items():
         cells = []
         for row in entry["candidates"]:
-            lr = row["training.lr"]
-            text = f"{lr:g}: {100 * row['benign_balanced']:.1f} + {100 * row['robust_balanced']:.1f}"
-            cells.append(f"**{text}**" if lr == entry["chosen"]["training.lr"] else text)
+            changes = ", ".join(f"{key.rpartition('.')[2]} {value:g}" for key, value in row["changes"].items())
+            text = f"{changes}: {100 * row['benign_balanced']:.1f} + {100 * row['robust_balanced']:.1f}"
+            cells.append(f"**{text}**" if row["changes"] == entry["chosen"] else text)
         lines.append(f"| {method} | {'; '.join(cells)} |")
     return "\n".join(lines)
 
