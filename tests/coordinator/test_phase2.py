@@ -237,3 +237,35 @@ def test_fast_training_runs_with_its_guard(tmp_path):
     assert set(warmup["metrics"]) == {"loss"}
     assert set(training["metrics"]) == {"loss", "rolled_back"}
     assert set(training["metrics"]["rolled_back"]) == {"0", "1", "2"}
+
+
+class CountingPool(InProcessPool):
+    """Notes every evaluation that it runs."""
+
+    def __init__(self, worker):
+        super().__init__(worker)
+        self.evaluated = []
+
+    def run(self, tasks, deadline_s=None, on_done=None):
+        self.evaluated += [task for task in tasks if isinstance(task, EvaluateTask)]
+        return super().run(tasks, deadline_s, on_done)
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_who_did_not_change_is_not_attacked_again(tmp_path, strict):
+    """A guard that refuses everything leaves phase 1's end, whose numbers then stand; otherwise all are attacked again."""
+    phase2 = {
+        "guard_tolerance": 0.0 if strict else 1.0,
+        "guard_confidence": 0.999 if strict else 0.51,
+        "selection": "head",
+    }
+    made = prepared(phase2)
+    pool = CountingPool(CohortWorker(made.config, made.fleet, made.backbone))
+    (tmp_path / "run").mkdir()
+    summary = run_experiment(made, tmp_path / "run", pool, lambda _: None)
+    ends = [record for record in records_of(tmp_path / "run") if record["evaluation"]]
+    changed = [epochs > 0 for epochs in summary["layer_game"]["refined_epochs"]]
+    assert any(changed) != strict
+    assert len(pool.evaluated) == len(ends) - strict, "one cohort of three clients"
+    if strict:
+        assert ends[-1]["evaluation"] == ends[-2]["evaluation"]
