@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from sylva_ray.evaluation.communication import bytes_to_target, targets_from
-from sylva_ray.evaluation.comparison import compare, footnotes, markdown, notes, plot, sentences, warnings
+from sylva_ray.evaluation.comparison import compare, footnotes, markdown_table, notes, plot, sentences, warnings
 from sylva_ray.evaluation.predictions import paired_difference, read_correct
 
 HERE = Path(__file__).parent
@@ -35,7 +35,7 @@ def main() -> None:
     plot(rows, HERE / "ledger.png")
     plot(rows, HERE / "bytes.png", kind="bytes")
     parts = {
-        "TABLE": markdown(rows),
+        "TABLE": markdown_table(rows),
         "VERDICTS": bullets([*sentences(rows), *warnings(rows)]),
         "FOOTNOTES": bullets([*footnotes(rows), *notes(rows)]),
         "TARGET": to_target(results),
