@@ -160,7 +160,15 @@ class ByzantineSection(Section):
 
     fraction: float = Field(0.0, ge=0, lt=1, description="of the clients, rounded down")
     attack: Literal["sign_flip", "gaussian", "label_flip", "alie", "ipm", "mimic", "nan"] = "sign_flip"
-    strength: float | None = Field(None, gt=0, description="of sign_flip, alie (z) and ipm; None: the attack's own")
+    strength: float | None = Field(
+        None, gt=0, description="of sign_flip, gaussian, alie (z) and ipm; None: the attack's own"
+    )
+
+    @model_validator(mode="after")
+    def _strength_has_an_effect(self) -> ByzantineSection:
+        if self.strength is not None and self.attack in ("label_flip", "mimic", "nan"):
+            raise ValueError(f"byzantine.strength={self.strength:g} has no effect on {self.attack}: leave it out")
+        return self
 
 
 class CompressionSection(Section):

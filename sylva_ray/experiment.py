@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from threadpoolctl import threadpool_limits
 
+from sylva_ray.aggregation.byzantine import attackers_of
 from sylva_ray.aggregation.compression import create_codec, shapes_of
 from sylva_ray.aggregation.neighbours import neighbourhood_size
 from sylva_ray.aggregation.robust import assumed_bad, least_clients
@@ -211,6 +212,10 @@ def check_byzantine(config: ExperimentConfig, algorithm: Algorithm) -> None:
 
     Raises:
         UserError: too many of them: the rule would refuse every round, and nobody would ever receive anything."""
+    num_clients = config.partition.num_clients
+    if config.byzantine.fraction > 0 and not attackers_of(config):
+        fix = f"is none of {num_clients} clients; {math.ceil(1000 / num_clients) / 1000:g} is one"
+        raise UserError("byzantine.fraction", config.byzantine.fraction, fix)
     p = algorithm.parameters
     sharing = {p.adapters, p.heads} - {"local"}
     if p.robust.rule == "mean" or not sharing:

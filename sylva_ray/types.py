@@ -13,6 +13,7 @@ has the same names with a leading axis C.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeAlias, TypeVar
@@ -42,6 +43,16 @@ def unstack_states(stack: StateStack) -> list[dict[str, np.ndarray]]:
     """``{name: [C, ...]}`` -> C states (copies, so that one client's state does not keep the others' memory)."""
     size = len(next(iter(stack.values())))
     return [{name: np.array(value[c]) for name, value in stack.items()} for c in range(size)]
+
+
+def stack_digest(stack: StateStack) -> bytes:
+    """The same for the same names and bits."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name in sorted(stack):
+        value = np.ascontiguousarray(stack[name])
+        digest.update(f"{name}{value.dtype}{value.shape}".encode())
+        digest.update(value.tobytes())
+    return digest.digest()
 
 
 def state_bytes(state: ClientState) -> int:

@@ -108,6 +108,30 @@ CASES = {
         (*RUN, "partition.num_clients=5", "byzantine.fraction=0.4", "algorithm={name: fedit_at, robust: {rule: krum}}"),
         ["byzantine.fraction", "0.4", "n >= 2f + 3", "5 uploads, 2 of them bad"],
     ),
+    "a centre of one's own for all": (
+        (*RUN, "algorithm={name: fedavg_at, robust: {rule: self_centred_clipping}}"),
+        ["algorithm.robust.rule", "'self_centred_clipping'", "centred_clipping"],
+    ),
+    "neighbours by adapters that stay at home": (
+        (*RUN, "algorithm={name: per_lora, heads: neighbours}"),
+        ["algorithm.heads", "'neighbours'", "adapters=local"],
+    ),
+    "a robust rule over padded ranks": (
+        (*RUN, "algorithm={name: hetlora_at, ranks: [1, 2], robust: {rule: krum}}"),
+        ["algorithm.robust.rule", "'krum'", "only mean"],
+    ),
+    "a fraction that is nobody": (
+        (*RUN, "byzantine.fraction=0.2"),
+        ["byzantine.fraction", "0.2", "none of 3 clients", "0.334 is one"],
+    ),
+    "a strength without effect": (
+        (*RUN, "byzantine={fraction: 0.4, attack: mimic, strength: 2}"),
+        ["byzantine.strength", "'2'", "no effect on mimic"],
+    ),
+    "a loss without effect": (
+        (*RUN, "algorithm={name: calfat, loss: trades}"),
+        ["algorithm.loss", "'trades'", "a loss of its own"],
+    ),
     "more liars than a neighbourhood bears": (
         (*RUN, "partition.num_clients=5", "algorithm.robust={rule: geometric_median, assumed_fraction: 0.4}"),
         ["algorithm.robust.assumed_fraction", "0.4", "n >= 2f + 1", "3 neighbours", "2 of them bad"],

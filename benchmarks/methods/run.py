@@ -21,6 +21,9 @@ from typing import Any
 
 import yaml
 
+from sylva_ray.algorithms.registry import create_algorithm
+from sylva_ray.config import AlgorithmSection
+
 HERE = Path(__file__).parent
 RESULTS, SEARCH = HERE / "results", HERE / "search.json"
 LR = "training.lr"
@@ -59,17 +62,23 @@ def methods() -> dict[str, dict[str, Any]]:
 
 
 def configuration(method: str, chosen: dict[str, Any], scale: str | None, seed: int) -> dict[str, Any]:
-    """The whole experiment of one (method, seed)."""
+    """The whole experiment of one (method, seed): as many rounds as make ``epochs`` local epochs, the last ones included."""
     overlay = load(HERE / "scales" / f"{scale}.yaml") if scale else {}
     base = merged({"name": method, "seed": seed}, load(HERE / "shared.yaml"), methods()[method]["config"])
-    return merged(base, nested(chosen), overlay)
+    config = merged(base, nested(chosen), overlay)
+    parameters = create_algorithm(AlgorithmSection(**config["algorithm"])).parameters
+    epochs, local_epochs = config.pop("epochs"), config["training"].get("local_epochs", 1)
+    config["training"]["rounds"] = max(1, (epochs - parameters.final_local_epochs) // local_epochs)
+    return config
 
 
 def run(config: dict[str, Any], folder: Path) -> dict[str, Any]:
     """The summary of a run, from an earlier one or a new process; its output goes to ``folder``.log."""
+    path, log_path = (folder.parent / f"{folder.name}.{ending}" for ending in ("yaml", "log"))
+    if path.exists() and load(path) != config:
+        raise SystemExit(f"{path} holds another configuration; remove {folder} and it, or choose another --out")
     if not (folder / "summary.json").exists():
         folder.parent.mkdir(parents=True, exist_ok=True)
-        path, log_path = (folder.parent / f"{folder.name}.{ending}" for ending in ("yaml", "log"))
         path.write_text(yaml.safe_dump(config, sort_keys=False))
         resume = ["--resume"] if (folder / "config.yaml").exists() else []
         with open(log_path, "w") as log:
@@ -122,7 +131,6 @@ def search(names: Sequence[str], out: Path, pool: ThreadPoolExecutor) -> None:
 def candidate(method: str, changes: dict[str, Any], out: Path) -> dict[str, Any]:
     """Half the rounds on another seed, scored by the sum of the class-balanced accuracies on images held out of training."""
     config = configuration(method, changes, "search", seed=100)
-    config["training"]["rounds"] = _half(methods()[method]["config"])
     label = "-".join(f"{key.rpartition('.')[2]}={value}" for key, value in changes.items())
     final = run(config, out / f"search-{method}-{label}")["final"]
     benign = final["benign_balanced_accuracy"]["mean"]
@@ -130,16 +138,12 @@ def candidate(method: str, changes: dict[str, Any], out: Path) -> dict[str, Any]
     return {"changes": changes, "benign_balanced": benign, "robust_balanced": robust, "score": benign + robust}
 
 
-def _half(config: dict[str, Any]) -> int:
-    """Rounds of a search run: about four local epochs in all, like every other method's."""
-    training = config.get("training", {})
-    return max(1, training.get("rounds", load(HERE / "shared.yaml")["training"]["rounds"]) // 2)
-
-
 def ledger(
     jobs: Sequence[tuple[str, int]], scale: str | None, out: Path, results: Path, pool: ThreadPoolExecutor
 ) -> None:
     """Run what has no result yet; one JSON per (method, seed)."""
+    if scale != "smoke" and not SEARCH.exists():
+        raise SystemExit(f"no {SEARCH.name} yet; first: {sys.executable} {Path(__file__).name} --search")
     chosen = json.loads(SEARCH.read_text()) if SEARCH.exists() else {}
     results.mkdir(parents=True, exist_ok=True)
 
@@ -183,8 +187,8 @@ def main() -> None:
         seeds = {
             name: arguments.seeds or (1 if arguments.scale == "smoke" else methods()[name]["seeds"]) for name in names
         }
-        by_seed = sorted((seed, name) for name in names for seed in range(seeds[name]))
-        ledger([(name, seed) for seed, name in by_seed], arguments.scale, arguments.out, arguments.results, pool)
+        order = sorted((-seeds[name], seed, name) for name in names for seed in range(seeds[name]))
+        ledger([(name, seed) for _, seed, name in order], arguments.scale, arguments.out, arguments.results, pool)
 
 
 if __name__ == "__main__":

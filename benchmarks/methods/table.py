@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from sylva_ray.evaluation.communication import bytes_to_target, targets_from
-from sylva_ray.evaluation.comparison import compare, footnotes, markdown, notes, plot, sentences, warnings
+from sylva_ray.evaluation.comparison import compare, footnotes, markdown_table, notes, plot, sentences, warnings
 from sylva_ray.evaluation.predictions import paired_difference, read_correct
 
 HERE = Path(__file__).parent
@@ -35,7 +35,7 @@ def main() -> None:
     plot(rows, HERE / "ledger.png")
     plot(rows, HERE / "bytes.png", kind="bytes")
     parts = {
-        "TABLE": markdown(rows),
+        "TABLE": markdown_table(rows),
         "VERDICTS": bullets([*sentences(rows), *warnings(rows)]),
         "FOOTNOTES": bullets([*footnotes(rows), *notes(rows)]),
         "TARGET": to_target(results),
@@ -74,14 +74,14 @@ def to_target(results: Sequence[dict[str, Any]]) -> str:
 
 
 def search_table(found: dict[str, Any]) -> str:
-    """Score of every candidate; the chosen one in bold."""
-    lines = ["| method | learning rate: benign + robust (class-balanced, validation, %) |", "|---|---|"]
+    """Every candidate with its two accuracies; the chosen one in bold."""
+    lines = ["| method | candidates: class-balanced benign + PGD-10 accuracy on held-out images, % |", "|---|---|"]
     for method, entry in found.items():
         cells = []
         for row in entry["candidates"]:
-            lr = row["training.lr"]
-            text = f"{lr:g}: {100 * row['benign_balanced']:.1f} + {100 * row['robust_balanced']:.1f}"
-            cells.append(f"**{text}**" if lr == entry["chosen"]["training.lr"] else text)
+            changes = ", ".join(f"{key.rpartition('.')[2]} {value:g}" for key, value in row["changes"].items())
+            text = f"{changes}: {100 * row['benign_balanced']:.1f} + {100 * row['robust_balanced']:.1f}"
+            cells.append(f"**{text}**" if row["changes"] == entry["chosen"] else text)
         lines.append(f"| {method} | {'; '.join(cells)} |")
     return "\n".join(lines)
 

@@ -8,7 +8,8 @@
 
 All three are deterministic and forget a part of the update; *error feedback* (Seide et al. 2014; Karimireddy et al. 2019) adds
 the forgotten part to the next update. All three contract, ``|C(x) - x|^2 <= (1 - delta) |x|^2`` with ``delta > 0``, so the
-residual stays bounded and what arrives over the rounds differs from what was meant by one residual only.
+residual stays bounded and, while the coordinates stay the same, what arrives over the rounds differs from what was meant by one
+residual only. (Product-SVD merging rewrites LoRA pairs in other coordinates every round: nothing is owed of those.)
 
 A wire is ``{name: array}``; the receiver knows the shapes, so the two lossy codecs put all arrays, in the order of their names,
 into one, and a file of 48 LoRA factors pays for one header. An update that is not finite stays so, for the receiver to drop.

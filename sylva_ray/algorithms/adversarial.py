@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from sylva_ray.algorithms.base import Algorithm, Batch, Cohort
 from sylva_ray.attacks.losses import boosted_cross_entropy, cross_entropy, kl_divergence, true_class_probability
 from sylva_ray.attacks.pgd import pgd
+from sylva_ray.schema import Section
 from sylva_ray.types import AttackSpec, ParameterStack
 
 
@@ -116,6 +117,17 @@ class AdversarialTraining(Algorithm):
     def robust_losses(self, cohort: Cohort, params: ParameterStack, batch: Batch, x_adv: torch.Tensor) -> torch.Tensor:
         """The chosen loss of every image, ``[N]``: what a method of its own overrides."""
         return ADVERSARIAL_LOSSES[self.parameters.loss].loss(cohort, params, batch, x_adv, self.parameters.beta)
+
+
+class OwnLoss(Section):
+    """Mixin for the parameters of a method with a loss of its own."""
+
+    @model_validator(mode="after")
+    def _loss_would_have_no_effect(self) -> Self:
+        loss = getattr(self, "loss", "ce_adv")
+        if loss != "ce_adv":
+            raise ValueError(f"algorithm.loss={loss} has no effect here: this method has a loss of its own")
+        return self
 
 
 def class_weights(class_counts: torch.Tensor, beta: float) -> torch.Tensor:

@@ -179,6 +179,15 @@ class Algorithm:
             if self.model == "full" and self.phase2.enabled:
                 fix = "use algorithm.model=lora, or algorithm.phase2.enabled=false"
                 raise ValueError(f"algorithm.phase2.enabled=true plays with adapters: {fix}")
+            if self.adapters == "local" and self.heads == "neighbours":
+                raise ValueError(
+                    "algorithm.heads=neighbours finds neighbours by adapters, which adapters=local keeps at home: use global"
+                )
+            if self.robust.rule == "self_centred_clipping" and "global" in (self.adapters, self.heads):
+                raise ValueError(
+                    "algorithm.robust.rule=self_centred_clipping gives every client a centre of its own, so nothing can be "
+                    "shared globally: use neighbours or local sharing, or centred_clipping"
+                )
             if self.factors == "a" and by_neighbours:
                 raise ValueError(
                     "algorithm.factors=a keeps B at home, and neighbours are found by B A: use global sharing"
@@ -286,6 +295,12 @@ class Algorithm:
         """What ``client`` uploads of its ``state``."""
         del client
         return {name: value for name, value in state.items() if self.uploads(name)}
+
+    def is_refactored(self, name: str) -> bool:
+        """Whether merging rewrites this factor in other coordinates, so that what an earlier upload lost means nothing now."""
+        p = self.parameters
+        is_factor = name.endswith((".lora_A", ".lora_B"))
+        return is_factor and p.model == "lora" and p.factors == "both" and p.factor_rule == "product_svd"
 
     def unpack(self, client: int, upload: ClientState) -> dict[str, np.ndarray]:
         """The upload in the shapes of a state (the inverse of `pack`, where that changes shapes)."""

@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from pydantic import Field
 
-from sylva_ray.algorithms.adversarial import craft_kl
+from sylva_ray.algorithms.adversarial import OwnLoss, craft_kl
 from sylva_ray.algorithms.base import Batch, Cohort
 from sylva_ray.algorithms.fedavg_at import FedAvgAT
 from sylva_ray.attacks.losses import cross_entropy
@@ -23,7 +23,7 @@ class CalFAT(FedAvgAT):
 
     name = "calfat"
 
-    class Parameters(FedAvgAT.Parameters):
+    class Parameters(OwnLoss, FedAvgAT.Parameters):
         """scale 10 and prior 0.1, so that the loss is CE(10 z + log n); clients count alike."""
 
         scale: float = Field(10.0, gt=0)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from pydantic import Field
 
-from sylva_ray.algorithms.adversarial import detached
+from sylva_ray.algorithms.adversarial import OwnLoss, detached
 from sylva_ray.algorithms.base import Batch, Cohort
 from sylva_ray.algorithms.fedavg_at import FedAvgAT
 from sylva_ray.attacks.losses import cross_entropy, kl_divergence
@@ -21,7 +21,7 @@ class DBFAT(FedAvgAT):
 
     name = "dbfat"
 
-    class Parameters(FedAvgAT.Parameters):
+    class Parameters(OwnLoss, FedAvgAT.Parameters):
         """beta 1.5."""
 
         beta: float = Field(1.5, ge=0)

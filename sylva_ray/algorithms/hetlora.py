@@ -40,6 +40,10 @@ class HetLoraAT(AdversarialTraining):
         def _has_slots(self) -> Self:
             if self.model == "full" or self.factors != "both":
                 raise ValueError("hetlora_at weighs clients by their products B A: keep model=lora and factors=both")
+            if self.robust.rule != "mean":
+                raise ValueError(
+                    f"algorithm.robust.rule={self.robust.rule} takes a padded low rank for an outlier: hetlora_at has only mean"
+                )
             if self.slots == "owners" and self.factor_rule != "naive":
                 raise ValueError("slots=owners divides factors slot by slot: set factor_rule=naive")
             return self

@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from pydantic import Field
 
-from sylva_ray.algorithms.adversarial import AdversarialTraining, craft_ce
+from sylva_ray.algorithms.adversarial import AdversarialTraining, OwnLoss, craft_ce
 from sylva_ray.algorithms.base import Batch, Cohort, Phase2Parameters, RobustParameters, Sharing
 from sylva_ray.attacks.losses import cross_entropy, kl_divergence
 from sylva_ray.types import AttackSpec, ParameterStack
@@ -27,7 +27,7 @@ class Lorica(AdversarialTraining):
 
     name = "lorica"
 
-    class Parameters(AdversarialTraining.Parameters):
+    class Parameters(OwnLoss, AdversarialTraining.Parameters):
         """``temperature`` and ``floor`` of the experts' weights; ``prior`` of the logit-adjusted expert."""
 
         temperature: float = Field(1.0, gt=0)

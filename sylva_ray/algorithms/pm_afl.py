@@ -52,6 +52,9 @@ class PmAfl(Algorithm):
         model: Literal["lora", "full"] = "full"
         heads: Sharing = "global"
         final_local_epochs: int = Field(0, ge=0)
+        head_warmup_epochs: int = Field(
+            10, ge=0, description="of the student's head and the probe, which must be fitted"
+        )
 
         @model_validator(mode="after")
         def _probe_is_fitted(self) -> Self:

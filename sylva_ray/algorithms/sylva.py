@@ -15,7 +15,7 @@ from sylva_ray.algorithms.base import Phase2Parameters, Sharing
 
 
 class Sylva(AdversarialTraining):
-    """Class-balanced adversarial training of adapters that are shared among neighbours; heads stay at home."""
+    """Adversarial training of adapters that are shared among neighbours; heads stay at home."""
 
     name = "sylva"
 

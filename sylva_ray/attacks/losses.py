@@ -29,10 +29,8 @@ def kl_divergence(reference_logits: torch.Tensor, logits: torch.Tensor) -> torch
 
 def boosted_cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """-log p_y - log(1 - max_{c != y} p_c) (MART, Wang et al. 2020, with its guards against log 0)."""
-    p = F.softmax(logits, 1)
-    runner_up = p.scatter(1, labels[:, None], 0.0).amax(1)
-    true = p.gather(1, labels[:, None])[:, 0]
-    return -torch.log(1.0001 * true + 1e-12) - torch.log(1.0001 - runner_up + 1e-12)
+    runner_up = F.softmax(logits, 1).scatter(1, labels[:, None], 0.0).amax(1)
+    return cross_entropy(logits, labels) - torch.log(1.0001 - runner_up + 1e-12)
 
 
 def true_class_probability(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

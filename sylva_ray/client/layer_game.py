@@ -6,7 +6,7 @@ The client only measures and trains; which coalitions, which layers and which ep
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -31,7 +31,7 @@ GATE_LR, GATE_PENALTY = 0.05, 1e-3
 
 
 class Phase2Client:
-    """Phase 2 for one cohort whose robust states are ``robust`` (theta^r)."""
+    """Phase 2 for one cohort whose robust states are ``robust`` (theta^r); what the method never ``trains`` stays as it is."""
 
     def __init__(
         self,
@@ -42,11 +42,13 @@ class Phase2Client:
         clients: Sequence[int],
         data: Sequence[ClientData],
         round: int,
+        trains: Callable[[str], bool],
     ) -> None:
         assert isinstance(cohort.model, LoraStack), "phase 2 plays with adapters"
         self.model, self.clock = cohort.model, cohort.clock
         self.phase2, self.config = phase2, config
         self.robust, self.clients, self.data, self.round = robust, clients, data, round
+        self.players = {player: [n for n in names if trains(n)] for player, names in self.model.players.items()}
         epsilon, steps = config.attack.epsilon, phase2.attack_steps
         self.attack = AttackSpec("pgd", epsilon, steps, default_step_size(epsilon, steps))
 
@@ -55,7 +57,7 @@ class Phase2Client:
     def benign_end_point(self) -> ParameterStack:
         """theta^b: all layers fine-tuned from theta^r on benign data; theta^r itself for a client that diverges on the way."""
         params = {name: value.clone() for name, value in self.robust.items()}
-        step = benign_step(self.model, list(params))
+        step = benign_step(self.model, [name for names in self.players.values() for name in names])
         run_epochs(
             params,
             step,
@@ -216,7 +218,7 @@ class Phase2Client:
         device = next(iter(params.values())).device
         masks = {
             name: torch.from_numpy(selected[:, player]).to(device)
-            for player, names in enumerate(self.model.players.values())
+            for player, names in enumerate(self.players.values())
             for name in names
         }
         movable = [name for name, rows in masks.items() if bool(rows.any())]

@@ -81,7 +81,7 @@ def train_cohort(
     if task.epochs:
         attack: AttackSpec = config.attack.spec(task.epsilon)
         names = [name for name in params if cohort.model.trainable(name) and algorithm.trains(name)]
-        guard = _collapse_guard(cohort, params, data, task, config)
+        guard = _collapse_guard(algorithm, cohort, params, data, task, config)
         algorithm.client_init(cohort)
         for epochs, trained in algorithm.schedule(task.epochs, names):
 
@@ -127,10 +127,16 @@ def _gradients(
 
 
 def _collapse_guard(
-    cohort: Cohort, params: ParameterStack, data: Sequence[ClientData], task: TrainTask, config: ExperimentConfig
+    algorithm: Algorithm,
+    cohort: Cohort,
+    params: ParameterStack,
+    data: Sequence[ClientData],
+    task: TrainTask,
+    config: ExperimentConfig,
 ) -> CollapseGuard | None:
-    """Only fast training needs one."""
-    if config.attack.name != "fgsm_rs" or task.epsilon == 0:
+    """Only fast adversarial training needs one; a method that crafts nothing is not trained so."""
+    crafts = type(algorithm).craft is not Algorithm.craft
+    if config.attack.name != "fgsm_rs" or task.epsilon == 0 or not crafts:
         return None
     images = config.training.batch_size
     watched = [Split(own.train.images[:images], own.train.labels[:images]) for own in data]

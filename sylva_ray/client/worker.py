@@ -234,6 +234,7 @@ class CohortWorker:
             task.clients,
             self._data(task),
             task.round,
+            self.algorithm.trains,
         )
 
     def _data(self, task: CohortTask) -> list[ClientData]:

@@ -49,6 +49,7 @@ from sylva_ray.types import (
     RefineTask,
     TrainOutcome,
     TrainTask,
+    stack_digest,
     stack_states,
 )
 
@@ -84,6 +85,7 @@ class Ledger:
     upload_bytes: int = 0
     download_bytes: int = 0
     upload_payload_bytes: int = 0
+    download_payload_bytes: int = 0
     peak_memory_bytes: int = 0
     dropped: list[int] = field(default_factory=list)
 
@@ -131,6 +133,7 @@ class Rounds:
         self.game: dict[str, Any] | None = None
         self.ledger = Ledger()
         self.wire = Wire(config, algorithm)
+        self._measured: dict[tuple[int, ...], tuple[tuple[Any, ...], dict[int, Mapping[str, np.ndarray]]]] = {}
 
     def run(self) -> None:
         """1 resume, 2 then for every step left: do it, evaluate if due, checkpoint, report."""
@@ -166,6 +169,7 @@ class Rounds:
             "upload_bytes": self.ledger.upload_bytes,
             "download_bytes": self.ledger.download_bytes,
             "upload_payload_bytes": self.ledger.upload_payload_bytes,
+            "download_payload_bytes": self.ledger.download_payload_bytes,
             "seconds": self.ledger.seconds | {"wall": time.perf_counter() - started},
             "peak_memory_bytes": self.ledger.peak_memory_bytes,
             "dropped": self.ledger.dropped,
@@ -199,14 +203,12 @@ class Rounds:
         received = self.states.copy()
         results, missing = self._train(step, participants, epsilon, lr, epochs, deadline=True)
         metrics = self._take_over(results)
-        self._exchange(step, results, received)
-        return {
-            "epsilon": epsilon,
-            "lr": lr,
-            "participants": participants,
-            "missing": missing,
-            "metrics": metrics,
-        }
+        uploads = self._exchange(step, results, received)
+        record: Record = {"epsilon": epsilon, "lr": lr, "participants": participants, "missing": missing}
+        if step.round == self.config.training.rounds and self.players:
+            graph = self._neighbourhood(received, uploads)
+            record["neighbours"] = {"members": graph.members.tolist(), "weights": graph.weights.tolist()}
+        return record | {"metrics": metrics}
 
     def _exchange(
         self,
@@ -214,8 +216,10 @@ class Rounds:
         outcomes: Mapping[int, TrainOutcome],
         received: Sequence[ClientState],
         names: Sequence[str] | None = None,
-    ) -> None:
-        """1 uploads over the wire, 2 the attackers' lies, 3 aggregation, 4 the answers. ``names`` None: all that travels."""
+    ) -> Mapping[int, ClientState]:
+        """1 uploads over the wire, 2 the attackers' lies, 3 aggregation, 4 the answers. ``names`` None: all that travels.
+
+        Returns what the coordinator holds of the uploads."""
         started = time.perf_counter()
         self.wire.traffic = Traffic()
         uploads = {
@@ -224,7 +228,7 @@ class Rounds:
         }
         uploads = self.wire.forged(step.round, {c: upload for c, upload in uploads.items() if upload}, received)
         if not uploads:
-            return
+            return uploads
         metrics = {client: outcome.metrics for client, outcome in outcomes.items()}
         arrived = Arrived(step.round, self.states, received, uploads, self.sizes, metrics, self.config.seed)
         merged = self.algorithm.aggregate(arrived)
@@ -236,6 +240,8 @@ class Rounds:
         self.ledger.upload_bytes += self.wire.traffic.upload
         self.ledger.upload_payload_bytes += self.wire.traffic.upload_payload
         self.ledger.download_bytes += self.wire.traffic.download
+        self.ledger.download_payload_bytes += self.wire.traffic.download_payload
+        return uploads
 
     def _personalise(self, step: Step) -> Record:
         """The last local epochs on the merged state: these weights are the deployed ones."""
@@ -323,7 +329,7 @@ class Rounds:
             ]
         )
         values = [played[client] for client in self.everyone]
-        graph = self._neighbourhood()
+        graph = self._known_neighbourhood()
         ranking = rank_layers(game_plan, values, graph, phase2, rng)
         candidates = ranking.candidates
         guarded: dict[int, GuardOutcome] = self._run(
@@ -370,7 +376,7 @@ class Rounds:
             [RefineTask(step.round, c, self._stack(c), selected[list(c)]) for c in self._cohorts(refining)]
         )
         guard = {client: outcome.guard for client, outcome in refined.items()}
-        graph = self._neighbourhood()
+        graph = self._known_neighbourhood()
         for client in refining:
             verdict = largest_accepted(client, guard, lambda other, _: other in guard, graph, phase2)
             self.game["refined_epochs"][client] = verdict.row
@@ -379,10 +385,16 @@ class Rounds:
         self.ledger.upload_bytes += sum(3 * outcome.lost.nbytes for outcome in guard.values())
         return {"participants": refining}
 
-    def _neighbourhood(self) -> NeighbourGraph:
-        """Whose values and guard outcomes speak for whom: the graph of the adapters' aggregation."""
-        adapters = [{n: v for n, v in s.items() if n not in self.algorithm.head_names} for s in self.states]
+    def _neighbourhood(self, received: Sequence[ClientState], uploads: Mapping[int, ClientState]) -> NeighbourGraph:
+        """Whose values and guard outcomes speak for whom: by the last uploads, the newest that the coordinator knows."""
+        known = [{**received[client], **uploads.get(client, {})} for client in self.everyone]
+        adapters = [{n: v for n, v in state.items() if n not in self.algorithm.head_names} for state in known]
         return self.algorithm.phase2_graph(adapters, self.sizes)
+
+    def _known_neighbourhood(self) -> NeighbourGraph:
+        """The one noted at the end of phase 1: nothing but game values and outcomes travels in phase 2."""
+        noted = next(record["neighbours"] for record in reversed(self.records) if "neighbours" in record)
+        return NeighbourGraph(np.array(noted["members"]), np.array(noted["weights"]))
 
     # -- evaluation ----------------------------------------------------------------------------------------------------
 
@@ -409,13 +421,21 @@ class Rounds:
     def _answers(
         self, step: Step, attacks: tuple[AttackSpec, ...], limit: int | None
     ) -> list[Mapping[str, np.ndarray]]:
-        """All clients' predictions, ``{condition: [n]}`` each."""
+        """All clients' predictions, ``{condition: [n]}`` each.
+
+        A cohort of which nobody has changed since it was last measured so is not attacked again: where phase 2 refined
+        nothing, its end is phase 1's. Whole cohorts only, so that the bits are those of a resumed run."""
         tasks = [
             EvaluateTask(step.round, cohort, self._stack(cohort), attacks, limit)
             for cohort in self._cohorts(self.everyone)
         ]
-        answers: dict[int, EvaluateOutcome] = self._run(tasks)
-        return [answers[client].predictions for client in self.everyone]
+        keys = {task.clients: (attacks, limit, stack_digest(task.states)) for task in tasks}
+        known = {cohort for cohort, key in keys.items() if self._measured.get(cohort, ((), {}))[0] == key}
+        found: dict[int, EvaluateOutcome] = self._run([task for task in tasks if task.clients not in known])
+        for cohort in keys.keys() - known:
+            self._measured[cohort] = keys[cohort], {client: found[client].predictions for client in cohort}
+        answers = {client: own for cohort in keys for client, own in self._measured[cohort][1].items()}
+        return [answers[client] for client in self.everyone]
 
     def _table(
         self, answers: Sequence[Mapping[str, np.ndarray]], limit: int | None

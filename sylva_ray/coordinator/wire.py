@@ -29,7 +29,10 @@ class Traffic:
 
 
 class Wire:
-    """The link of every client. ``residuals {client: state}`` is what compression still owes; checkpoints keep it."""
+    """The link of every client. ``residuals {client: state}`` is what compression still owes; checkpoints keep it.
+
+    Nothing is owed of factors that merging rewrites in other coordinates (``factor_rule=product_svd``): added there, what was
+    lost here would be noise."""
 
     def __init__(self, config: ExperimentConfig, algorithm: Algorithm) -> None:
         self.config, self.algorithm = config, algorithm
@@ -51,7 +54,8 @@ class Wire:
         residual = self.residuals.get(client, {}) if self.config.compression.error_feedback else None
         sent = transmit(self.codec, _difference(packed, before), residual)
         if sent.residual is not None:
-            self.residuals[client] = self.residuals.get(client, {}) | sent.residual
+            owed = {name: value for name, value in sent.residual.items() if not self.algorithm.is_refactored(name)}
+            self.residuals[client] = self.residuals.get(client, {}) | owed
         self.traffic.upload += sent.num_bytes
         self.traffic.upload_payload += sent.payload_bytes
         return self.algorithm.unpack(client, _sum(before, sent.decoded))

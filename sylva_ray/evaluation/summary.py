@@ -128,10 +128,14 @@ def _communication(
 ) -> dict[str, Any]:
     exchanges = [r for r in records if r["stage"] == "phase1"]
     senders = sum(len(r["participants"]) - len(r["missing"]) - len(r["dropped"]) for r in exchanges)
-    payload = sum(record["upload_payload_bytes"] for record in exchanges) / senders if senders else 0
+    payload, answers = (
+        sum(record[f"{way}_payload_bytes"] for record in exchanges) / senders if senders else 0
+        for way in ("upload", "download")
+    )
     return {
         "upload_bytes_per_client_round": traffic.upload,
         "upload_payload_bytes_per_client_round": round(payload),
+        "download_payload_bytes_per_client_round": round(answers),
         "download_bytes_per_client_round": traffic.download,
         "total_bytes": sum(record["upload_bytes"] + record["download_bytes"] for record in records),
         "full_model_bytes": traffic.full_model,

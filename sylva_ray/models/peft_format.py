@@ -26,6 +26,9 @@ def save_adapter(
     The head travels in the same file (``modules_to_save``). Equal states write equal bytes: no time, no path.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    state = {
+        n: v for n, v in state.items() if n.endswith((".lora_A", ".lora_B")) or n in head_names
+    }  # no teacher's probe
     save_file(
         {_peft_name(name): np.ascontiguousarray(value) for name, value in sorted(state.items())}, folder / WEIGHTS
     )
@@ -55,7 +58,7 @@ def save_merged(state: ClientState, folder: Path, backbone: Mapping[str, np.ndar
             module = name.removesuffix(".lora_A")
             update = lora.alpha / lora.rank * state[f"{module}.lora_B"].astype(np.float64) @ value
             merged[f"{module}.weight"] = (merged[f"{module}.weight"] + update).astype(np.float32)
-        elif not name.endswith(".lora_B"):
+        elif name in merged:
             merged[name] = value
     path = folder / "model.safetensors"
     save_file(dict(sorted(merged.items())), path)

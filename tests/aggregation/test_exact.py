@@ -1,4 +1,4 @@
-"""FLoRA and FedEx-LoRA are exact, HETLoRA is what it says, and each rule moves as many numbers as its arrays hold."""
+"""FLoRA and FedEx-LoRA are exact, and each rule moves as many numbers as its arrays hold."""
 
 from __future__ import annotations
 
@@ -13,9 +13,6 @@ from sylva_ray.aggregation.exact import (
     fedex_residual,
     fedex_residual_factors,
     flora_stack,
-    hetlora_merge,
-    product_norm,
-    truncate,
     upload_floats,
 )
 from sylva_ray.aggregation.factors import average, merge_products
@@ -123,64 +120,6 @@ def test_equal_clients_leave_no_residual_and_are_themselves():
     w = shares(4)
     assert not fedex_residual(factors, w).any()
     assert not np.matmul(*fedex_residual_factors(factors, w)).any()
-    for slots in ("all", "owners"):
-        for merged, own in zip(hetlora_merge(factors, slots), factors[0], strict=True):
-            np.testing.assert_array_equal(merged, own)
-
-
-@settings(max_examples=50, deadline=None)
-@given(rank=st.integers(1, 12), seed=st.integers(0, 999))
-def test_the_norm_of_a_product(rank, seed):
-    ((b, a),) = clients([rank], seed)
-    assert product_norm(b, a) == pytest.approx(np.linalg.norm(b @ a), rel=1e-12)
-
-
-@pytest.mark.parametrize("slots", ["all", "owners"])
-def test_hetlora_of_equal_ranks_and_norms_is_the_naive_rule(slots):
-    factors = [(b / product_norm(b, a), a) for b, a in clients([3] * 4)]
-    for merged, mean in zip(hetlora_merge(factors, slots), naive(factors, np.full(4, 0.25)), strict=True):
-        np.testing.assert_allclose(merged, mean, atol=1e-12)
-
-
-def test_hetlora_weighs_by_norm_and_pads_with_zeros():
-    factors = clients([1, 3, 2])
-    norms = np.array([np.linalg.norm(b @ a) for b, a in factors])
-    w = norms / norms.sum()
-    b, a = hetlora_merge(factors)
-    assert (b.shape, a.shape) == ((D_OUT, 3), (3, D_IN))
-    np.testing.assert_allclose(a[2], w[1] * factors[1][1][2], atol=1e-12)  # two clients of three dilute the last slot
-    np.testing.assert_allclose(a[0], sum(x * f[1][0] for x, f in zip(w, factors, strict=True)), atol=1e-12)
-    np.testing.assert_allclose(b[:, 1], w[1] * factors[1][0][:, 1] + w[2] * factors[2][0][:, 1], atol=1e-12)
-
-
-def test_hetlora_divides_by_the_owners_if_asked():
-    factors = clients([1, 3, 2])
-    (b, a), (all_b, all_a) = hetlora_merge(factors, slots="owners"), hetlora_merge(factors)
-    np.testing.assert_allclose(a[2], factors[1][1][2], atol=1e-12)
-    np.testing.assert_allclose(b[:, 2], factors[1][0][:, 2], atol=1e-12)
-    np.testing.assert_allclose(a[0], all_a[0], atol=1e-12)  # everyone owns the first slot
-    np.testing.assert_allclose(b[:, 0], all_b[:, 0], atol=1e-12)
-
-
-@pytest.mark.parametrize("slots", ["all", "owners"])
-def test_hetlora_without_any_product_keeps_the_first_factors(slots):
-    """B is 0 before the first step: clients weigh the same, also in a slot whose owners' products are all 0."""
-    untrained = [(np.zeros_like(b), a) for b, a in clients([2, 2])]
-    b, a = hetlora_merge(untrained, slots)
-    assert not b.any()
-    np.testing.assert_allclose(a, (untrained[0][1] + untrained[1][1]) / 2, atol=1e-12)
-    mixed = [*clients([1]), (np.zeros((D_OUT, 2)), np.ones((2, D_IN)))]
-    _, a = hetlora_merge(mixed, slots)
-    np.testing.assert_allclose(a[1], 1 if slots == "owners" else 0, atol=1e-12)
-
-
-def test_truncation_keeps_the_first_slots():
-    ((b, a),) = clients([4])
-    short_b, short_a = truncate(b, a, 3)
-    np.testing.assert_allclose(short_b @ short_a, sum(np.outer(b[:, j], a[j]) for j in range(3)), atol=1e-12)
-    assert not np.shares_memory(short_b, b)
-    with pytest.raises(AssertionError):
-        truncate(b, a, 5)
 
 
 def test_results_keep_the_dtype_of_the_factors():
@@ -189,7 +128,6 @@ def test_results_keep_the_dtype_of_the_factors():
         *flora_stack(factors, w),
         fedex_residual(factors, w),
         *fedex_residual_factors(factors, w),
-        *hetlora_merge(factors),
     ]
     assert {value.dtype for value in results} == {np.dtype(np.float32)}
 
@@ -213,7 +151,6 @@ def test_bytes_are_those_of_the_arrays(count, rank):
         "fedsa": (size(a), size(mean_a)),
         "flora": (size(b, a), size(*flora_stack(factors, w))),
         "fedex": (size(b, a), size(mean_b, mean_a) + residual),
-        "hetlora": (size(b, a), size(*truncate(*hetlora_merge(factors), rank))),
     }
     assert tuple(arrays) == RULES
     for rule, (up, down) in arrays.items():
@@ -224,9 +161,8 @@ def test_bytes_are_those_of_the_arrays(count, rank):
 def test_bytes_of_unequal_ranks():
     ranks = [1, 4, 2]
     factors = clients(ranks)
-    for receiver, rank in enumerate(ranks):
-        sent = size(*truncate(*hetlora_merge(factors), rank))
-        assert download_floats("hetlora", D_IN, D_OUT, ranks, receiver) == sent == size(*factors[receiver])
+    for receiver in range(3):
+        assert download_floats("naive", D_IN, D_OUT, ranks, receiver) == size(*factors[receiver])
     assert download_floats("flora", D_IN, D_OUT, ranks, 1) == size(*flora_stack(factors, shares(3)))
 
 
@@ -248,7 +184,6 @@ def test_vit_b16_modules(d_out, total):
     [
         lambda: flora_stack(clients([1, 1]), [0.5, 0.6]),
         lambda: fedex_residual(clients([1, 1]), [0.5, np.nan]),
-        lambda: hetlora_merge(clients([1, 1]), slots="some"),
         lambda: upload_floats("mean", 1, 1, 1),
     ],
 )

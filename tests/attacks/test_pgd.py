@@ -149,3 +149,10 @@ def test_s14_marks_a_constant_predictor():
     assert not result.passed
     assert "1 of 2" in result.meaning
     assert collapse([False]).passed
+
+
+def test_boosted_cross_entropy_pulls_on_what_is_confidently_wrong():
+    """Taken from the probability, its logarithm's guard would swallow the gradient here."""
+    logits = torch.tensor([[-60.0, 60.0, 0.0]], requires_grad=True)
+    boosted_cross_entropy(logits, torch.tensor([0])).sum().backward()
+    assert float(logits.grad[0, 0]) == pytest.approx(-1, abs=1e-3)

@@ -10,6 +10,7 @@ import torch
 
 from sylva_ray.algorithms.adversarial import AdversarialTraining
 from sylva_ray.algorithms.base import Cohort
+from sylva_ray.algorithms.undefended import Undefended
 from sylva_ray.attacks.pgd import pgd
 from sylva_ray.client.batches import split_draws
 from sylva_ray.client.fast_guard import LARGEST_DROP, CollapseGuard
@@ -206,6 +207,7 @@ def test_only_fast_training_with_an_epsilon_is_guarded():
     assert set(trained(plain, 1)[1]) == {"loss", "rolled_back"}
     assert set(trained(plain, 1, name="pgd")[1]) == {"loss"}
     assert set(trained(plain, 1, epsilon=0.0)[1]) == {"loss"}
+    assert set(trained(Undefended(Undefended.Parameters()), 1)[1]) == {"loss"}, "benign training cannot overfit to FGSM"
     unguarded, metrics = trained(Saboteur(), 3, name="pgd")
     assert set(metrics) == {"loss"}
     x = torch.from_numpy(DATA[1].train.images).float() / 255

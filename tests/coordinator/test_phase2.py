@@ -16,6 +16,7 @@ from sylva_ray.coordinator.checkpoint import CheckpointFolder
 from sylva_ray.coordinator.pool import InProcessPool
 from sylva_ray.experiment import Prepared, prepare, run_experiment
 from sylva_ray.models.cohort import repeat_owner, to_parameters
+from sylva_ray.models.peft_format import load_adapter
 from sylva_ray.schema import build
 from sylva_ray.types import EvaluateTask, GameTask, stack_states
 from tests.conftest import TINY
@@ -238,3 +239,74 @@ def test_fast_training_runs_with_its_guard(tmp_path):
     assert set(warmup["metrics"]) == {"loss"}
     assert set(training["metrics"]) == {"loss", "rolled_back"}
     assert set(training["metrics"]["rolled_back"]) == {"0", "1", "2"}
+
+
+class CountingPool(InProcessPool):
+    """Notes every evaluation that it runs."""
+
+    def __init__(self, worker):
+        super().__init__(worker)
+        self.evaluated = []
+
+    def run(self, tasks, deadline_s=None, on_done=None):
+        self.evaluated += [task for task in tasks if isinstance(task, EvaluateTask)]
+        return super().run(tasks, deadline_s, on_done)
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_who_did_not_change_is_not_attacked_again(tmp_path, strict):
+    """A guard that refuses everything leaves phase 1's end, whose numbers then stand; otherwise all are attacked again."""
+    phase2 = {
+        "guard_tolerance": 0.0 if strict else 1.0,
+        "guard_confidence": 0.999 if strict else 0.51,
+        "selection": "head",
+    }
+    made = prepared(phase2)
+    pool = CountingPool(CohortWorker(made.config, made.fleet, made.backbone))
+    (tmp_path / "run").mkdir()
+    summary = run_experiment(made, tmp_path / "run", pool, lambda _: None)
+    ends = [record for record in records_of(tmp_path / "run") if record["evaluation"]]
+    changed = [epochs > 0 for epochs in summary["layer_game"]["refined_epochs"]]
+    assert any(changed) != strict
+    assert len(pool.evaluated) == 2 * (len(ends) - strict), "three clients in two cohorts"
+    if strict:
+        assert ends[-1]["evaluation"] == ends[-2]["evaluation"]
+
+
+@pytest.mark.parametrize("method", [{"name": "lorica"}, {"name": "ffa_lora_at"}])
+def test_phase_2_leaves_alone_what_the_method_never_trains(tmp_path, method):
+    """A that is frozen in phase 1 stays the same for all clients, in the benign end point and in what is refined."""
+    phase2 = {"selection": "all", "guard_tolerance": 1.0, "refine_lr": 0.01, "benign_lr": 0.01}
+    summary = run(prepared(phase2, method), tmp_path / "run")
+    assert all(summary["layer_game"]["refined_epochs"])
+    states = newest(tmp_path / "run").states
+    frozen = [name for name in states[0] if name.endswith(".lora_A")]
+    for name in frozen:
+        assert all(np.array_equal(state[name], states[0][name]) for state in states), name
+    moved = [name for name in states[0] if name.endswith(".lora_B")]
+    assert any(not np.array_equal(states[1][name], states[0][name]) for name in moved)
+
+
+def test_pm_afl_of_adapters_has_a_phase_2_and_exports_no_probe(tmp_path):
+    phase2 = {"enabled": True, "selection": "all", "guard_tolerance": 1.0}
+    method = {"name": "pm_afl", "model": "lora", "head_warmup_epochs": 1}
+    summary = run(prepared(phase2, method), tmp_path / "run")
+    assert all(summary["layer_game"]["refined_epochs"])
+    states = newest(tmp_path / "run").states
+    exported = load_adapter(tmp_path / "run" / "adapters" / "client_000")
+    assert set(states[0]) - set(exported) == {"teacher_head.weight", "teacher_head.bias"}
+    assert all(np.array_equal(exported[name], states[0][name]) for name in exported)
+    config = json.loads((tmp_path / "run" / "adapters" / "client_000" / "adapter_config.json").read_text())
+    assert not any("teacher" in name for name in config["target_modules"])
+
+
+def test_the_neighbourhood_of_phase_2_is_that_of_the_last_uploads(tmp_path):
+    """Nothing that stays at home decides it: not the last local epoch, not the heads."""
+    made = prepared({"selection": "head"}, {"final_local_epochs": 1})
+    run(made, tmp_path / "run")
+    (noted,) = [record["neighbours"] for record in records_of(tmp_path / "run") if "neighbours" in record]
+    without = prepared({"selection": "head"}, {"final_local_epochs": 0})
+    run(without, tmp_path / "other")
+    (same,) = [record["neighbours"] for record in records_of(tmp_path / "other") if "neighbours" in record]
+    assert noted == same
+    np.testing.assert_allclose(np.sum(noted["weights"], axis=1), 1)

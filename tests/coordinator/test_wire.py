@@ -40,10 +40,10 @@ def state(seed: int, scale: float = 1.0) -> dict[str, np.ndarray]:
     return {name: (scale * rng.normal(size=shape)).astype(np.float32) for name, shape in shapes.items()}
 
 
-def wire(clients: int = 5, heads: str = "local", byzantine=None, **compression) -> Wire:
+def wire(clients: int = 5, heads: str = "local", byzantine=None, factor_rule="naive", **compression) -> Wire:
     """The link of a method that shares adapters with all, and heads as told."""
     raw = {"partition": {"num_clients": clients}, "compression": compression, "byzantine": byzantine or {}}
-    algorithm = Algorithm(Algorithm.Parameters(adapters="global", heads=heads))
+    algorithm = Algorithm(Algorithm.Parameters(adapters="global", heads=heads, factor_rule=factor_rule))
     algorithm.head_names = HEADS
     return Wire(build(ExperimentConfig, raw), algorithm)
 
@@ -94,6 +94,20 @@ def test_a_method_that_shares_nothing_sends_nothing():
 
 
 # -- compression ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", CODECS)
+def test_nothing_is_owed_of_pairs_that_merging_writes_in_other_coordinates(kind):
+    link, received = wire(heads="global", factor_rule="product_svd", kind=kind), state(0)
+    link.up(0, received, trained(received, 1), None)
+    assert set(link.residuals[0]) == set(HEADS)
+    codec, again = create_codec(kind, fraction=0.05), trained(received, 2)
+    update = {name: again[name] - received[name] for name in received}
+    target = {name: value + link.residuals[0].get(name, 0) for name, value in update.items()}
+    arrived = link.up(0, received, again, None)
+    decoded = codec.decode(codec.encode(target), shapes_of(target))
+    for name, value in decoded.items():
+        np.testing.assert_allclose(arrived[name], received[name] + value, atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", CODECS)
@@ -308,7 +322,7 @@ def rounds_of(made: Prepared, folder: Path) -> Rounds:
 
 @pytest.fixture(scope="module")
 def quantised() -> Prepared:
-    return prepared(compression={"kind": "int4"})
+    return prepared(compression={"kind": "int4"}, algorithm=BRIEF["algorithm"] | {"factor_rule": "naive"})
 
 
 def test_a_run_with_residuals_resumes_with_the_same_bits(quantised, tmp_path, monkeypatch):

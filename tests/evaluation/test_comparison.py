@@ -420,11 +420,11 @@ def test_markdown_holds_the_compact_numbers() -> None:
     runs = [summary(seed=0, benign=(0.5, 0.7)), summary(seed=1, benign=(0.6, 0.8)), summary(seed=2, benign=(0.4, 1.2))]
     lines = markdown(compare(runs)).splitlines()
     cells = [cell.strip() for cell in lines[3].strip("|").split("|")]
-    assert cells[:5] == ["sylva", "3", "both", "80.0±10.0/60.0", "70.0±10.0/50.0"]
+    assert cells[:5] == ["sylva", "3", "both", "80.0±10.0/60.0±10.0", "70.0±10.0/50.0±10.0"]
     assert cells[-5:] == ["0/2", "1 kB", "50x", "60 kB", "12"]
     assert len({line.count("|") for line in lines[:4]}) == 1
     majority = [cell.strip() for cell in lines[2].strip("|").split("|")]
-    assert majority[3:6] == ["40.0±0.0/30.0", "–", "40.0±0.0/30.0"]
+    assert majority[3:6] == ["40.0±0.0/30.0±0.0", "–", "40.0±0.0/30.0±0.0"]
 
 
 def test_failed_checks_stand_beside_the_number_and_below_the_table() -> None:
@@ -483,10 +483,10 @@ def test_the_terminal_tables_fit_and_cut_nothing(width: int) -> None:
     assert "sylva [red]x[/red]" in text
     for name in ("method_7 ", "sylva [red]"):
         assert sum(name in line for line in lines) == len(terminal_tables(rows, width))
-    assert text.count("60.0±0.0/50.0") == 25  # benign balanced, of no other column
+    assert text.count("60.0±0.0/50.0±0.0") == 25  # benign balanced, of no other column
     for heading in ("seeds", "front", *attacks, "collapsed", "upload", "ratio", "total", "seconds"):
         assert heading in text
-    tables = {100: 3, 160: 2, 250: 1}[width]
+    tables = {100: 4, 160: 2, 250: 1}[width]
     assert len(terminal_tables(rows, width)) == tables
 
 

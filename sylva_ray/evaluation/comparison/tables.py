@@ -33,7 +33,7 @@ from sylva_ray.tracking.report.wording import attack_title, bytes_text
 if TYPE_CHECKING:
     from sylva_ray.tracking.report.compare import Page, Panel
 
-CELL = "an accuracy is mean / worst decile of the clients, in %"
+CELL = "an accuracy is mean / worst decile of the clients, in %, each ± its standard deviation over the seeds"
 
 
 @dataclass(frozen=True)
@@ -72,18 +72,22 @@ COSTS: Mapping[str, Callable[[Row], str]] = {
     "upload": lambda row: bytes_text(row.upload_bytes.mean) if row.upload_bytes else "–",
     "ratio": lambda row: f"{row.full_model_ratio.mean:,.0f}x" if row.full_model_ratio else "–",
     "total": lambda row: bytes_text(row.total_bytes.mean) if row.total_bytes else "–",
-    "seconds": lambda row: f"{row.seconds.mean:,.0f}" if row.seconds else "–",
+    "seconds": lambda row: _number_cell(row.seconds) if row.seconds else "–",
 }
 """Collapsed clients, upload per client and round, full model / upload, all bytes of the run, wall seconds."""
 
 
 def _accuracy_cell(row: Row, condition: str, kind: str) -> str:
-    """``62.8±1.2/47.0``, with the marks of failed checks on robust accuracies."""
+    """``62.8±1.2/47.0±2.5``, with the marks of failed checks on robust accuracies."""
     mean, worst = (row.value(condition, kind, statistic) for statistic in STATISTICS)
     if mean is None or worst is None:
         return "–"
     marks = "" if condition == BENIGN else marks_of(row)
-    return f"{percent_cell(mean)}/{100 * worst.mean:.1f}{marks}"
+    return f"{percent_cell(mean)}/{percent_cell(worst)}{marks}"
+
+
+def _number_cell(value: Value) -> str:
+    return f"{value.mean:,.0f}" + (f"±{value.std:,.0f}" if value.std else "")
 
 
 def percent_cell(value: Value) -> str:
@@ -97,13 +101,18 @@ def percent_cell(value: Value) -> str:
 
 def markdown(rows: Sequence[Row]) -> str:
     """The table, the sentences and the notes."""
+    said = [*(f"**{text}**" for text in warnings(rows)), *sentences(rows), *footnotes(rows), CELL, *notes(rows)]
+    return "\n".join([markdown_table(rows), "", *(f"* {text}" for text in said)]) + "\n"
+
+
+def markdown_table(rows: Sequence[Row]) -> str:
+    """The table alone."""
     shown = columns(rows)
     header = ["method", *(_heading(column) for column in shown)]
     rule = ["---", *("---" if column.kind == "text" else "---:" for column in shown)]
     body = [[name, *(column.cells[i] for column in shown)] for i, name in enumerate(names(rows))]
     table = ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in (header, rule, *body)]
-    said = [*(f"**{text}**" for text in warnings(rows)), *sentences(rows), *footnotes(rows), CELL, *notes(rows)]
-    return "\n".join([*table, "", *(f"* {text}" for text in said)]) + "\n"
+    return "\n".join(table)
 
 
 def _heading(column: Column) -> str:
