@@ -90,7 +90,8 @@ def traffic_table(
         stack = LoraStack(copy.deepcopy(model), lora.model_copy(update={"rank": rank}))
         offered = _Offered.by(stack, num_classes, rank)
         traffic = [_Traffic.of(name, offered) for name in names if not trains_all[name]]
-        traffic += [_Traffic.of(own.method, offered, heads="global") for own in traffic if own.keeps_head]
+        shared = {"heads": "global", "robust": {"rule": "mean"}}  # the rule sends nothing
+        traffic += [_Traffic.of(own.method, offered, **shared) for own in traffic if own.keeps_head]
         rows += _rows(traffic, sizes)
         if methods is None:
             rows += [_rule_row(rule, offered, rank, num_clients, sizes["none"]) for rule in RULES]
