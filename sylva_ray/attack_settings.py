@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from sylva_ray.errors import UserError
 from sylva_ray.schema import PixelUnits, Section, build
@@ -212,6 +212,13 @@ ATTACK_SECTIONS = (
     DeepFoolAttack,
     SparseFoolAttack,
 )
+
+
+def _named(value: Any) -> Any:
+    """Without a name it is PGD."""
+    return {"name": "pgd", **value} if isinstance(value, dict) else value
+
+
 EvaluationAttack = Annotated[
     NoiseAttack
     | FgsmAttack
@@ -225,6 +232,7 @@ EvaluationAttack = Annotated[
     | DeepFoolAttack
     | SparseFoolAttack,
     Field(discriminator="name"),
+    BeforeValidator(_named),
 ]
 
 

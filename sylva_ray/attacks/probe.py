@@ -42,7 +42,7 @@ def gradient_health(
     logits = model.forward(params, x, owner)
     first, gradient = loss_gradient(model, params, x, y, owner)
     noise = LINF.inside(x, draws, 0)
-    moved = pgd(lambda u: _loss(model, params, u, y, owner), x, spec, noise)
+    moved = pgd(lambda u: _with_path(_loss(model, params, u, y, owner), u), x, spec, noise)
     with torch.no_grad():
         last = cross_entropy(model.forward(params, moved, owner), y)
         again = [model.forward(params, x, owner) for _ in range(PASSES)]
@@ -115,7 +115,7 @@ def planted(
         nonlocal found
         score = (model.forward(params, u, owner) * direction).sum(1) - threshold
         found = found | (score.detach() > 0)
-        return score if score.requires_grad else score + 0 * u.flatten(1).sum(1)
+        return _with_path(score, u)
 
     moved = pgd(above, x, spec, LINF.inside(x, draws, 3 * PLANTED + spec.steps))
     with torch.no_grad():
@@ -125,6 +125,11 @@ def planted(
         "found": (found & is_planted).float(),
         "by_chance": (lucky & is_planted).float(),
     }
+
+
+def _with_path(values: torch.Tensor, u: torch.Tensor) -> torch.Tensor:
+    """The same values; where the model has cut the gradient off, one of zeros, so that an attack can run and fail."""
+    return values if values.requires_grad else values + 0 * u.flatten(1).sum(1)
 
 
 def _loss(

@@ -53,7 +53,7 @@ class Search:
         self.x, self.y = x, y
         self.epsilon, self.norm = epsilon, LENGTHS[norm]
         self.answers, self.x_adv = y.clone(), x.clone()
-        self.distance = torch.full((len(x),), float("inf"), device=x.device)
+        self.distance = torch.full((len(x),), float("inf"), device=x.device, dtype=x.dtype)
         self.stands = torch.ones(len(x), dtype=torch.bool, device=x.device)
         self.forwards = self.backwards = 0
         self.clean = self.logits(x, torch.arange(len(x), device=x.device))
@@ -101,6 +101,6 @@ class Search:
         wins = (answers != self.y[rows]) & in_range & near
         if wins.any():
             fallen = rows[wins]
-            self.answers[fallen], self.distance[fallen] = answers[wins], length[wins]
+            self.answers[fallen], self.distance[fallen] = answers[wins], length[wins].to(self.distance.dtype)
             self.x_adv[fallen] = x_adv[wins]
             self.stands[fallen] = False

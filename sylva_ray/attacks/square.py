@@ -44,7 +44,7 @@ def square(search: Search, spec: AttackSpec, draws: ImageDraws) -> None:
 
 
 def share_of_pixels(query: int, queries: int, initial: float) -> float:
-    """The schedule of the paper, stretched to the number of queries."""
+    """The schedule of the paper, stretched to the number of queries as in its code (AutoAttack's does not stretch it)."""
     scaled = int(query / queries * 10_000)
     return initial / 2 ** sum(scaled > at for at in HALVED_AT)
 

@@ -13,7 +13,7 @@ from tests.attacks.models import WavyCohort, linear_batch
 
 torchattacks = pytest.importorskip("torchattacks", reason="torchattacks is not installed (make test installs it)")
 
-EPSILON, IMAGES, CLASSES = 0.03, 200, 6
+EPSILON, IMAGES, CLASSES = 0.03, 400, 6
 
 
 class Alone(torch.nn.Module):
@@ -75,7 +75,7 @@ def test_as_strong_as_torchattacks(case, text, attack):
     ],
 )
 def test_as_strong_as_pyautoattack(case, text, names):
-    """Within 1 point either way, each part alone and the cascade."""
+    """Not weaker by more than 1 point, and not much stronger (random starts differ), each part alone and the cascade."""
     pyautoattack = pytest.importorskip("pyautoattack", reason="pyautoattack is not installed (make test installs it)")
     params, x, y, _ = case
     model = Alone(params).eval()
@@ -84,7 +84,12 @@ def test_as_strong_as_pyautoattack(case, text, names):
         for part in (adversary.apgd, adversary.apgd_targeted, adversary.fab):
             part.n_iter, part.n_restarts = 30, 1
         adversary.apgd_targeted.n_target_classes = adversary.fab.n_target_classes = CLASSES - 1
-        adversary.square.n_queries = 1500
+        adversary.square.n_queries, adversary.square.rescale_schedule = 1500, True
         x_adv, _ = adversary.run_standard_evaluation(x, y, batch_size=IMAGES)
     other = float((model(x_adv).argmax(1) == y).float().mean())
-    assert ours(case, f"{text},epsilon={EPSILON}") == pytest.approx(other, abs=0.01)
+    own = ours(case, f"{text},epsilon={EPSILON}")
+    assert own <= other + 0.01
+    if names != [
+        "square"
+    ]:  # theirs never puts a small square into the last row or column, of which 4 x 4 pixels have many
+        assert own >= other - 0.03
