@@ -57,6 +57,7 @@ def hand_over(run_dir: Path, folder: Path, **settings) -> None:
     architecture = dict(OFFLINE_ARCHITECTURE)
     cfg = architecture.pop("pretrained_cfg_overlay")
     name = architecture.pop("model_name")
+    architecture["num_classes"] = fleet.num_classes
     told = {"num_clients": fleet.num_clients, "timm_name": name, "timm_arguments": architecture}
     told |= {"mean": cfg["mean"], "std": cfg["std"], "threads": 1}
     (folder / "witness.json").write_text(json.dumps(told | settings))

@@ -42,7 +42,8 @@ def main() -> None:
     right = {"benign": [], "pgd": [], "autoattack": []}
     for client in range(settings["num_clients"]):
         base = timm.create_model(settings["timm_name"], **settings["timm_arguments"])
-        base.load_state_dict(load_file(folder / "backbone.safetensors"))
+        body = {n: v for n, v in load_file(folder / "backbone.safetensors").items() if not n.startswith("head.")}
+        assert not base.load_state_dict(body, strict=False).unexpected_keys
         peft = PeftModel.from_pretrained(base, str(folder / f"client_{client:03d}"))
         model = Normalised(peft, settings["mean"], settings["std"]).eval()
         x = torch.tensor(images[f"x_{client}"]).float() / 255
