@@ -11,7 +11,16 @@
 """
 
 from sylva_ray.evaluation.comparison.rows import Row, Value, compare
-from sylva_ray.evaluation.comparison.tables import columns, csv_text, markdown, markdown_table, page, plot, remarks, terminal_tables
+from sylva_ray.evaluation.comparison.tables import (
+    columns,
+    csv_text,
+    markdown,
+    markdown_table,
+    page,
+    plot,
+    remarks,
+    terminal_tables,
+)
 from sylva_ray.evaluation.comparison.verdicts import (
     dominance,
     footnotes,
