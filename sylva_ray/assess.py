@@ -206,10 +206,10 @@ class _Work:
     def attacks(self, specs: Sequence[AttackSpec], limit: int | None = None) -> Measured:
         """Every attack on every client's test images (the first ``limit``)."""
         length = self.longest if limit is None else min(limit, self.longest)
-        specs = list({spec.label: spec for spec in specs}.values())
+        asked: list[AttackSpec | None] = list({spec.label: spec for spec in specs}.values()) or [None]
         labels = [self.fleet.test_labels(client)[:length] for client in self.everyone]
         measured = Measured(labels)
-        for spec in specs or [None]:
+        for spec in asked:
             answers: list[list[np.ndarray]] = [[] for _ in self.everyone]
             benign: list[list[np.ndarray]] = [[] for _ in self.everyone]
             distances: list[list[np.ndarray]] = [[] for _ in self.everyone]

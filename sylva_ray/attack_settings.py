@@ -23,13 +23,21 @@ def default_step_size(epsilon: float, steps: int) -> float:
     return min(epsilon, 2.5 * epsilon / steps)
 
 
-class _Linf(Section):
+class _Attack(Section):
+    """What every attack's section can do."""
+
+    def spec(self) -> AttackSpec:
+        """What the attack's code reads."""
+        raise NotImplementedError
+
+
+class _Linf(_Attack):
     """An attack inside a ball of pixel units."""
 
     epsilon: PixelUnits = Field(8 / 255, ge=0, le=1)
 
 
-class _LinfOrL2(Section):
+class _LinfOrL2(_Attack):
     """``epsilon`` in pixel units for linf ("8/255"), the length of the whole image's perturbation for l2 (0.5)."""
 
     norm: Literal["linf", "l2"] = "linf"
@@ -164,7 +172,7 @@ class AutoAttack(_Linf):
         return AttackSpec("autoattack", self.epsilon, self.steps, 0.0, options=options)
 
 
-class DeepFoolAttack(Section):
+class DeepFoolAttack(_Attack):
     """The nearest adversarial image in L2; with ``epsilon``, also what stands within it."""
 
     name: Literal["deepfool"] = "deepfool"
@@ -177,7 +185,7 @@ class DeepFoolAttack(Section):
         return _nearest("deepfool", self.epsilon, self.steps, "l2", (("overshoot", self.overshoot, 0.02),))
 
 
-class SparseFoolAttack(Section):
+class SparseFoolAttack(_Attack):
     """Few pixels; ``reach`` times DeepFool's step to the boundary; with ``epsilon``, what stands within so many pixels."""
 
     name: Literal["sparsefool"] = "sparsefool"
@@ -199,7 +207,7 @@ def _nearest(
     return AttackSpec(name, INFINITE if epsilon is None else epsilon, steps, 0.0, False, norm=norm, options=changed)
 
 
-ATTACK_SECTIONS = (
+ATTACK_SECTIONS: tuple[type[_Attack], ...] = (
     NoiseAttack,
     FgsmAttack,
     PgdAttack,

@@ -45,8 +45,8 @@ def build_request(
     if epsilon is not None:
         budget = build(PgdAttack, {"epsilon": epsilon}, "--epsilon").epsilon
     else:
-        specs = [spec for spec in config.evaluation.specs if spec.norm == "linf"]
-        budget = specs[0].epsilon if specs else config.attack.epsilon
+        trained = [spec for spec in config.evaluation.specs if spec.norm == "linf"]
+        budget = trained[0].epsilon if trained else config.attack.epsilon
     if suite_name is None and not attacks:
         suite_name = "quick"
     chosen = [*(suite(suite_name, budget, num_classes) if suite_name else ()), *map(parse_attack, attacks)]
