@@ -107,7 +107,7 @@ def trajectory(folder: Path) -> list[dict[str, Any]]:
 
 
 def search(names: Sequence[str], out: Path, pool: ThreadPoolExecutor) -> None:
-    """One rule for all: two learning rates, then one variant of the loss at the better of them."""
+    """One rule for all: two learning rates, then one variant of the loss at the better of them; then a method's other designs."""
     found: dict[str, Any] = json.loads(SEARCH.read_text()) if SEARCH.exists() else {}
     spaces = {method: methods()[method]["search"] for method in names if "search" in methods()[method]}
     tried: dict[str, list[dict[str, Any]]] = {method: [] for method in spaces}
@@ -122,6 +122,7 @@ def search(names: Sequence[str], out: Path, pool: ThreadPoolExecutor) -> None:
 
     attempt([(method, {LR: lr}) for method, space in spaces.items() for lr in space["lr"]])
     attempt([(method, best(method) | space["variant"]) for method, space in spaces.items() if "variant" in space])
+    attempt([(method, design) for method, space in spaces.items() for design in space.get("designs", ())])
     for method in spaces:
         found[method] = {"chosen": best(method), "candidates": tried[method]}
         print(f"{method}: {found[method]['chosen']}", flush=True)

@@ -79,7 +79,7 @@ def search_table(found: dict[str, Any]) -> str:
     for method, entry in found.items():
         cells = []
         for row in entry["candidates"]:
-            changes = ", ".join(f"{key.rpartition('.')[2]} {value:g}" for key, value in row["changes"].items())
+            changes = ", ".join(f"{key.rpartition('.')[2]} {value}" for key, value in row["changes"].items())
             text = f"{changes}: {100 * row['benign_balanced']:.1f} + {100 * row['robust_balanced']:.1f}"
             cells.append(f"**{text}**" if row["changes"] == entry["chosen"] else text)
         lines.append(f"| {method} | {'; '.join(cells)} |")

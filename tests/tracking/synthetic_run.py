@@ -171,6 +171,7 @@ def make_summary(
             "total_bytes": sum(record["upload_bytes"] + record["download_bytes"] for record in records),
             "full_model_bytes": 10_721_320,
             "full_model_ratio": 10_721_320 / 196_648,
+            "compression": "none",
         },
         "layer_game": game,
         "seconds": {

@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 from synthetic_run import make_config, make_run
 
+from sylva_ray.cluster.run import run_prepared
+from sylva_ray.experiment import prepare
 from sylva_ray.tracking.jsonl import read_records, rewrite_records
 from sylva_ray.tracking.metrics import record_metrics
 from sylva_ray.tracking.mlflow_tracker import RunFollower, send_run, tracking_uri
@@ -112,6 +114,19 @@ def test_everything_arrives_in_the_default_store(folder: Path, monkeypatch: pyte
     assert artifacts(folder, run.info.run_id, "adapters/client_005") == {"adapters/client_005/adapter_config.json"}
     assert (folder / "mlartifacts").is_dir()
     assert not any(elsewhere.iterdir())
+
+
+def test_a_real_run_arrives_whole(folder: Path, tiny_config) -> None:
+    tracking = tiny_config.tracking.model_copy(update={"enabled": True})
+    prepared = prepare(tiny_config.model_copy(update={"tracking": tracking}))
+    summary = run_prepared(prepared, folder / "run", False, [].append)
+    assert not [warning for warning in summary["warnings"] if warning.startswith("MLflow")]
+    run = only_run(folder)
+    assert run.info.status == "FINISHED"
+    final = summary["final"]["benign_accuracy"]["mean"]
+    assert run.data.metrics["final.benign_accuracy.mean"] == pytest.approx(final)
+    expected = {"config.yaml", "rounds.jsonl", "summary.json", "report.html", "figures", "adapters"}
+    assert artifacts(folder, run.info.run_id) == expected
 
 
 def test_a_resumed_run_goes_on_in_the_same_mlflow_run_without_duplicates(folder: Path) -> None:
