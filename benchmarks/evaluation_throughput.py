@@ -1,0 +1,149 @@
+"""What the standard suite costs on a trained fleet: images per second, and the share that the bare passes take.
+
+    python benchmarks/evaluation_throughput.py RUN [--images N] [--rounds R] [--clients C]
+
+Every attack runs three ways: on the whole stack of clients at once, on one client after the other, and (counted, not run) as
+if no image ever left it. The bare cost is that of the images that really went forward and backward, in full batches, with
+nothing between the passes. The ways alternate, so that a busy machine disturbs them alike, and medians are compared.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from sylva_ray.attacks.losses import cross_entropy
+from sylva_ray.attacks.suite import attack_stack
+from sylva_ray.client.batches import flat_split, split_draws
+from sylva_ray.client.worker import EVALUATION_ROWS, CohortWorker
+from sylva_ray.config import load_config
+from sylva_ray.evaluation.assessment.plan import suite
+from sylva_ray.experiment import CONFIG, load_run, prepare
+from sylva_ray.models.cohort import to_parameters
+from sylva_ray.types import AttackSpec, ParameterStack, Split, stack_states
+
+Passes = tuple[int, int]
+"""Images that went forward, and backward."""
+
+
+class Bench:
+    """The clients' models and some of their test images."""
+
+    def __init__(self, run_dir: Path, clients: int, images: int) -> None:
+        config, states = load_run(run_dir)
+        prepared = prepare(load_config(run_dir / CONFIG, ["cluster.pool=in_process", "cluster.threads_per_actor=1"]))
+        self.worker = CohortWorker(prepared.config, prepared.fleet, prepared.backbone)
+        self.clients = list(range(min(clients, len(states))))
+        tests = [prepared.fleet.client(client).test for client in self.clients]
+        self.pieces = [Split(test.images[:images], test.labels[:images]) for test in tests]
+        self.states, self.seed, self.num_classes = states, config.seed, prepared.fleet.num_classes
+        self.epsilon = config.attack.epsilon
+        self.total = sum(map(len, self.pieces))
+
+    def attack(self, spec: AttackSpec, members: Sequence[int]) -> Passes:
+        """One attack on a stack of some of the clients, in the batches that `sylva-ray evaluate` makes."""
+        pieces = [self.pieces[m] for m in members]
+        params = self.params(members)
+        rows = max(1, EVALUATION_ROWS // len(members))
+        forwards = backwards = 0
+        for first in range(0, max(map(len, pieces)), rows):
+            window = [Split(p.images[first : first + rows], p.labels[first : first + rows]) for p in pieces]
+            x, y, owner = flat_split(window, torch.float32, self.worker.device)
+            draws = split_draws(self.seed, spec.label, [self.clients[m] for m in members], window, first)
+            hit = attack_stack(self.worker.model, params, x, y, owner, spec, draws.to(self.worker.device))
+            forwards, backwards = forwards + hit.forwards, backwards + hit.backwards
+        return forwards, backwards
+
+    def one_by_one(self, spec: AttackSpec) -> Passes:
+        """The same, client after client."""
+        parts = [self.attack(spec, [m]) for m in range(len(self.pieces))]
+        return sum(part[0] for part in parts), sum(part[1] for part in parts)
+
+    def bare(self, repeats: int) -> tuple[float, float]:
+        """Seconds per image of a forward pass, and of a forward and backward pass to the image, in full batches."""
+        rows = max(1, EVALUATION_ROWS // len(self.pieces))
+        window = [Split(p.images[:rows], p.labels[:rows]) for p in self.pieces]
+        x, y, owner = flat_split(window, torch.float32, self.worker.device)
+        params = self.params(range(len(self.pieces)))
+        model = self.worker.model
+
+        @torch.no_grad()
+        def forward() -> None:
+            model.forward(params, x, owner)
+
+        def both() -> None:
+            leaf = x.detach().requires_grad_()
+            torch.autograd.grad(cross_entropy(model.forward(params, leaf, owner), y).sum(), leaf)
+
+        ways: tuple[Callable[[], None], ...] = (forward, both)
+        first, second = (statistics.median(seconds_of(way) for _ in range(repeats)) / len(x) for way in ways)
+        return first, second
+
+    def params(self, members: Sequence[int]) -> ParameterStack:
+        """The stacked states of some clients."""
+        stack = stack_states([self.states[self.clients[m]] for m in members])
+        return to_parameters(stack, self.worker.device, torch.float32)
+
+
+def seconds_of(work: Callable[..., object], *given: object) -> float:
+    """Wall time, the device's queue included."""
+    started = time.perf_counter()
+    work(*given)
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
+
+
+def passes_if_none_fell(bench: Bench, spec: AttackSpec) -> Passes:
+    """An attack's passes on images that cannot fall: the budget is zero and the labels are the model's own answers."""
+    params = bench.params(range(len(bench.pieces)))
+    few = [Split(piece.images[:1], piece.labels[:1]) for piece in bench.pieces]
+    x, _, owner = flat_split(few, torch.float32, bench.worker.device)
+    y = bench.worker.model.forward(params, x, owner).argmax(1)
+    draws = split_draws(bench.seed, spec.label, bench.clients, few, 0).to(bench.worker.device)
+    hit = attack_stack(bench.worker.model, params, x, y, owner, replace(spec, epsilon=0.0, step_size=0.0), draws)
+    return hit.forwards * bench.total // len(x), hit.backwards * bench.total // len(x)
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, help="folder of a finished run")
+    parser.add_argument("--images", type=int, default=24, help="test images per client")
+    parser.add_argument("--clients", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=3, help="repetitions; medians are printed")
+    arguments = parser.parse_args()
+    bench = Bench(arguments.run, arguments.clients, arguments.images)
+    everyone = list(range(len(bench.pieces)))
+    bench.attack(suite("quick", bench.epsilon, bench.num_classes)[0], everyone)  # warm up
+    print(f"{len(everyone)} clients, {bench.total} images, epsilon {bench.epsilon * 255:g}/255\n")
+    print("| attack | images/s | bare share | one client at a time / stack | passes / without early stop |")
+    print("|---|---|---|---|---|")
+    sums = {"stack": 0.0, "single": 0.0, "bare": 0.0, "passes": 0.0, "whole": 0.0}
+    for spec in suite("standard", bench.epsilon, bench.num_classes):
+        times = []
+        forwards, backwards = bench.one_by_one(spec)
+        for _ in range(arguments.rounds):
+            stack = seconds_of(bench.attack, spec, everyone)
+            single = seconds_of(bench.one_by_one, spec)
+            forward, both = bench.bare(3)
+            times.append((stack, single, (forwards - backwards) * forward + backwards * both))
+        stack, single, bare = (statistics.median(column) for column in zip(*times, strict=True))
+        passes, whole = forwards + backwards, sum(passes_if_none_fell(bench, spec))
+        print(
+            f"| `{spec.label}` | {bench.total / stack:.1f} | {bare / stack:.2f} | {single / stack:.2f} | {passes / whole:.2f} |"
+        )
+        for name, value in zip(sums, (stack, single, bare, passes, whole), strict=True):
+            sums[name] += value
+    rest = f"{sums['bare'] / sums['stack']:.2f} | {sums['single'] / sums['stack']:.2f} | {sums['passes'] / sums['whole']:.2f}"
+    print(f"| all | {bench.total / sums['stack']:.1f} | {rest} |")
+
+
+if __name__ == "__main__":
+    main()
