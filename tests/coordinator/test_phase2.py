@@ -20,6 +20,7 @@ from sylva_ray.models.peft_format import load_adapter
 from sylva_ray.schema import build
 from sylva_ray.types import EvaluateTask, GameTask, stack_states
 from tests.conftest import TINY
+from tests.coordinator.runs import newest, records_of, run
 
 PLAYERS = 7
 SHORT = TINY | {
@@ -33,20 +34,6 @@ def prepared(phase2: dict | None = None, method: dict | None = None, **sections)
     second = {"enabled": False} if phase2 is None else TINY["algorithm"]["phase2"] | phase2
     algorithm = {"name": "sylva", "final_local_epochs": 0, "phase2": second} | (method or {})
     return prepare(build(ExperimentConfig, SHORT | {"algorithm": algorithm} | sections))
-
-
-def run(made: Prepared, folder: Path) -> dict:
-    folder.mkdir(exist_ok=True)
-    pool = InProcessPool(CohortWorker(made.config, made.fleet, made.backbone))
-    return run_experiment(made, folder, pool, lambda _: None)
-
-
-def records_of(folder: Path) -> list[dict]:
-    return [json.loads(line) for line in (folder / "rounds.jsonl").read_text().splitlines()]
-
-
-def newest(folder: Path):
-    return CheckpointFolder(folder / "checkpoint").latest()
 
 
 @pytest.fixture(scope="module")

@@ -16,18 +16,11 @@ from sylva_ray.coordinator import checkpoint as checkpoint_module
 from sylva_ray.coordinator.checkpoint import CheckpointFolder
 from sylva_ray.coordinator.pool import InProcessPool
 from sylva_ray.errors import RunError, UserError
-from sylva_ray.experiment import claim_run_folder, export_clients, load_run, prepare, run_experiment
+from sylva_ray.experiment import export_clients, load_run, prepare, run_experiment
 from sylva_ray.models.peft_format import load_adapter
 from sylva_ray.schema import build
 from tests.conftest import TINY
-
-
-def run(prepared, folder: Path) -> dict:
-    folder.mkdir(exist_ok=True)
-    if not (folder / "config.yaml").exists():
-        claim_run_folder(folder, prepared.config, resume=False)
-    pool = InProcessPool(CohortWorker(prepared.config, prepared.fleet, prepared.backbone))
-    return run_experiment(prepared, folder, pool, lambda _: None)
+from tests.coordinator.runs import run
 
 
 def adapters(folder: Path) -> dict[str, bytes]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import errno
-import json
 from pathlib import Path
 
 import numpy as np
@@ -20,15 +19,15 @@ from sylva_ray.client.worker import CohortWorker, build_model
 from sylva_ray.config import ExperimentConfig
 from sylva_ray.coordinator import checkpoint as checkpoint_module
 from sylva_ray.coordinator.checkpoint import CheckpointFolder
-from sylva_ray.coordinator.pool import InProcessPool
 from sylva_ray.coordinator.rounds import Rounds, Step
 from sylva_ray.coordinator.wire import Wire
 from sylva_ray.errors import RunError
-from sylva_ray.experiment import Prepared, meet, prepare, run_experiment
+from sylva_ray.experiment import Prepared, meet, prepare
 from sylva_ray.schema import build
 from sylva_ray.seeding import generator
 from sylva_ray.types import TrainOutcome, TrainTask, stack_states, state_bytes
 from tests.conftest import TINY
+from tests.coordinator.runs import newest, records_of, run
 
 HEADS = ("head.weight", "head.bias")
 CODECS = ["int8", "int4", "topk"]
@@ -296,20 +295,6 @@ BRIEF = TINY | {
 
 def prepared(**sections) -> Prepared:
     return prepare(build(ExperimentConfig, BRIEF | sections))
-
-
-def run(made: Prepared, folder: Path) -> dict:
-    folder.mkdir(exist_ok=True)
-    pool = InProcessPool(CohortWorker(made.config, made.fleet, made.backbone))
-    return run_experiment(made, folder, pool, lambda _: None)
-
-
-def records_of(folder: Path) -> list[dict]:
-    return [json.loads(line) for line in (folder / "rounds.jsonl").read_text().splitlines()]
-
-
-def newest(folder: Path):
-    return CheckpointFolder(folder / "checkpoint").latest()
 
 
 def rounds_of(made: Prepared, folder: Path) -> Rounds:
