@@ -2,8 +2,8 @@
 
     python benchmarks/methods/table.py [--runs runs/ledger]
 
-Everything comes from results/*.json and search.json; the non-inferiority of 4-bit updates needs the run folders, which hold
-every prediction, and is kept in noninferiority.json so that the table can be written without them.
+Everything comes from results/*.json and search.json; paired differences need the run folders, which hold every prediction,
+and are kept in paired.json so that the page can be written without them.
 """
 
 from __future__ import annotations
@@ -24,6 +24,12 @@ HERE = Path(__file__).parent
 MARGIN = 0.02
 """What quantised adapters may lose and still count as not inferior."""
 
+PAIRS = (
+    ("sylva_int4", "sylva"),
+    *(("sylva", other) for other in ("per_lora", "fedavg_at_ft", "sylva_paper_like", "lorica", "undefended")),
+)
+"""Methods of three seeds that are compared image by image."""
+
 
 def main() -> None:
     """Write README.md, ledger.png and bytes.png."""
@@ -32,6 +38,7 @@ def main() -> None:
     arguments = parser.parse_args()
     results = [json.loads(path.read_text()) for path in sorted((HERE / "results").glob("*.json"))]
     rows = compare(results)
+    differences = paired(arguments.runs)
     plot(rows, HERE / "ledger.png")
     plot(rows, HERE / "bytes.png", kind="bytes")
     parts = {
@@ -40,7 +47,8 @@ def main() -> None:
         "FOOTNOTES": bullets([*footnotes(rows), *notes(rows)]),
         "TARGET": to_target(results),
         "SEARCH": search_table(json.loads((HERE / "search.json").read_text())),
-        "QUANTISED": noninferiority(arguments.runs),
+        "QUANTISED": noninferiority(differences["sylva_int4 - sylva"]),
+        "PAIRED": against(differences),
     }
     text = (HERE / "README.template.md").read_text()
     for name, part in parts.items():
@@ -86,24 +94,47 @@ def search_table(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def noninferiority(runs: Path) -> str:
-    """Sylva with 4-bit updates against Sylva: paired bootstrap over images and seeds."""
-    kept = HERE / "noninferiority.json"
-    seeds = range(3)
-    folders = {name: [runs / f"{name}-{seed}" for seed in seeds] for name in ("sylva", "sylva_int4")}
-    if all((folder / "predictions.safetensors").exists() for own in folders.values() for folder in own):
-        labels = json.loads((folders["sylva"][0] / "summary.json").read_text())["final"]["robust_accuracy"]
+def paired(runs: Path) -> dict[str, dict[str, list[float]]]:
+    """``{"A - B": {condition: [difference, low, high]}}`` of `PAIRS`; from paired.json where the run folders are not at hand."""
+    kept = HERE / "paired.json"
+    found: dict[str, dict[str, list[float]]] = json.loads(kept.read_text()) if kept.exists() else {}
+    for first, second in PAIRS:
+        folders = [[runs / f"{name}-{seed}" for seed in range(3)] for name in (first, second)]
+        if not all((folder / "predictions.safetensors").exists() for own in folders for folder in own):
+            continue
+        attacks = json.loads((folders[0][0] / "summary.json").read_text())["final"]["robust_accuracy"]
         rng = np.random.default_rng(0)
-        found = {}
-        for condition in ("benign", *labels):
-            first, second = ([read_correct(f, condition) for f in folders[n]] for n in ("sylva_int4", "sylva"))
-            found[condition] = paired_difference(first, second, rng, confidence=0.9)
-        kept.write_text(json.dumps(found, indent=1) + "\n")
-    found = json.loads(kept.read_text())
+        found[f"{first} - {second}"] = {
+            condition: list(paired_difference(*right_of(folders, condition), rng, confidence=0.9))
+            for condition in ("benign", *attacks)
+        }
+    kept.write_text(json.dumps(found, indent=1) + "\n")
+    return found
+
+
+def right_of(folders: list[list[Path]], condition: str) -> tuple[Any, Any]:
+    """Which images each of the two methods got right, seed by seed."""
+    first, second = ([read_correct(folder, condition) for folder in own] for own in folders)
+    return first, second
+
+
+def noninferiority(found: dict[str, list[float]]) -> str:
+    """Sylva with 4-bit updates against Sylva."""
     lines = ["| condition | 4-bit minus 32-bit, points | 95 % lower bound | within 2 points |", "|---|---|---|---|"]
     for condition, (difference, low, _) in found.items():
         verdict = "yes" if low > -MARGIN else "not shown"
         lines.append(f"| {condition} | {100 * difference:+.1f} | {100 * low:+.1f} | {verdict} |")
+    return "\n".join(lines)
+
+
+def against(found: dict[str, dict[str, list[float]]]) -> str:
+    """Sylva minus each of the others of three seeds, with its 90 % interval."""
+    rows = {name.removeprefix("sylva - "): own for name, own in found.items() if name.startswith("sylva - ")}
+    conditions = list(next(iter(rows.values())))
+    lines = [f"| sylva minus | {' | '.join(conditions)} |", f"|---|{'---|' * len(conditions)}"]
+    for name, own in rows.items():
+        cells = [f"{100 * d:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})" for d, low, high in own.values()]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

@@ -132,7 +132,11 @@ class Phase2Parameters(Section):
     )
     guard_tolerance: float = Field(0.05, ge=0, le=1, description="robust accuracy that the guard's bound may lose")
     guard_confidence: float = Field(0.9, gt=0.5, lt=1, description="of the one-sided paired bound")
-    guard_pool: int = Field(200, ge=1, description="guard images below which neighbours' outcomes are pooled")
+    guard_pool: int | None = Field(
+        None,
+        ge=1,
+        description="guard images below which neighbours' outcomes are pooled; None: as few as the bound needs",
+    )
 
 
 class Algorithm:

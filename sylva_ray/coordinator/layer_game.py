@@ -19,7 +19,7 @@ import numpy as np
 
 from sylva_ray.aggregation.neighbours import NeighbourGraph
 from sylva_ray.algorithms.base import Phase2Parameters
-from sylva_ray.game.selection import nested_by_score, nested_candidates, paired_upper_bound, shrink
+from sylva_ray.game.selection import images_needed, nested_by_score, nested_candidates, paired_upper_bound, shrink
 from sylva_ray.game.shapley import (
     EXACT_LIMIT,
     all_coalitions,
@@ -150,9 +150,11 @@ def largest_accepted(
 
     A row is a candidate selection, or an epoch of refinement; row 0 costs nothing. The walk ends at the first row that fails,
     so however many rows there are, the chance of accepting a harmful one stays that of a single test (a fixed sequence,
-    Maurer et al. 1995). Own guard images come first; below ``guard_pool`` of them the
-    nearest neighbours' outcomes *at the same row* are added, where ``has_row(neighbour, row)`` says that they have one.
+    Maurer et al. 1995). The client's own guard images decide where there are ``guard_pool`` of them (`images_needed`, if None);
+    else the nearest neighbours' outcomes *at the same row* are added, where ``has_row(neighbour, row)`` says that they have one.
+    Neighbours differ, so a pool larger than needed would refuse to one client what harms another.
     """
+    wanted = phase2.guard_pool or images_needed(phase2.guard_tolerance, phase2.guard_confidence)
     near = graph.members[client][np.argsort(-graph.weights[client], kind="stable")]
     others = [int(neighbour) for neighbour in near if neighbour != client]
     accepted = Verdict(0, 0, 0.0)
@@ -161,7 +163,7 @@ def largest_accepted(
             continue
         pool = [outcomes[client]]
         for neighbour in others:
-            if sum(o.num_samples for o in pool) >= phase2.guard_pool:
+            if sum(o.num_samples for o in pool) >= wanted:
                 break
             if has_row(neighbour, row):
                 pool.append(outcomes[neighbour])

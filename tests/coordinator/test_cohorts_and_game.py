@@ -85,6 +85,16 @@ def test_small_clients_borrow_their_neighbours_outcomes():
     assert largest_accepted(0, harmful, lambda *_: True, everybody(2), PHASE2).row == 0
 
 
+def test_who_has_enough_guard_images_decides_alone():
+    """What harms the neighbour is not refused to a client of whose own images it breaks none."""
+    outcomes = {0: guard([0, 1], [0, 1], 48), 1: guard([0, 30], [0, 0], 48)}
+    alone_enough = PHASE2.model_copy(update={"guard_pool": None})
+    verdict = largest_accepted(0, outcomes, lambda *_: True, everybody(2), alone_enough)
+    assert (verdict.row, verdict.pooled_images) == (1, 48)
+    assert largest_accepted(1, outcomes, lambda *_: True, everybody(2), alone_enough).row == 0
+    assert largest_accepted(0, outcomes, lambda *_: True, everybody(2), PHASE2).row == 0
+
+
 def test_padding_rows_are_never_evidence():
     """A client with a short path repeats its last set; that repetition says nothing about its neighbour's larger one."""
     candidates = padded([nested_candidates(np.array(phi)) for phi in ([[1.0, 0], [1, 0]], [[1.0, 0], [-1, 0]])])

@@ -11,7 +11,14 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy import optimize, stats
 
-from sylva_ray.game.selection import nested_by_score, nested_candidates, paired_upper_bound, shrink
+from sylva_ray.game.selection import (
+    MOST_IMAGES,
+    images_needed,
+    nested_by_score,
+    nested_candidates,
+    paired_upper_bound,
+    shrink,
+)
 
 
 def test_shrinking_by_hand():
@@ -192,3 +199,15 @@ def test_the_bound_covers_the_true_loss(p_lost, p_gained, n):
     share, lost, gained = likely_outcomes(n, p_lost, p_gained)
     bounds = np.array([paired_upper_bound(b, c, n, 0.9) for b, c in zip(lost, gained, strict=True)])
     assert share[bounds >= p_lost - p_gained].sum() > 0.86
+
+
+@pytest.mark.parametrize(("tolerance", "confidence", "fewest"), [(0.05, 0.9, 48), (0.1, 0.9, 23), (0.05, 0.95, None)])
+def test_the_images_needed_are_the_fewest_that_bear_one_flip_each_way(tolerance, confidence, fewest):
+    n = images_needed(tolerance, confidence)
+    assert fewest is None or n == fewest
+    assert paired_upper_bound(1, 1, n, confidence) <= tolerance < paired_upper_bound(1, 1, n - 1, confidence)
+
+
+def test_images_needed_are_bounded():
+    assert images_needed(0.0, 0.9) == MOST_IMAGES
+    assert images_needed(1.0, 0.9) == 2
