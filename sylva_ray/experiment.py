@@ -323,5 +323,5 @@ def _difference(present: ExperimentConfig, wanted: ExperimentConfig) -> str:
     )
     for key in sorted((a | b).keys() - set(free)):
         if a.get(key) != b.get(key):
-            return f"{key}: {a.get(key)} there, {b.get(key)} now"
+            return f"{key}: {a.get(key, 'not set')} there, {b.get(key, 'not set')} now"
     return ""

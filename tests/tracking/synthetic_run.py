@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from sylva_ray.attack_settings import EvaluationAttack
+from sylva_ray.attack_settings import PgdAttack
 from sylva_ray.config import (
     AlgorithmSection,
     EvaluationSection,
@@ -29,8 +29,8 @@ UNBOUNDED = "pgd20-eps255"
 def make_config(num_clients: int = 6, rounds: int = 8, **tracking: Any) -> ExperimentConfig:
     """A small experiment with two evaluation attacks."""
     attacks = (
-        EvaluationAttack(epsilon=8 / 255),
-        EvaluationAttack(epsilon=4 / 255, steps=50, loss="margin", restarts=2),
+        PgdAttack(epsilon=8 / 255),
+        PgdAttack(epsilon=4 / 255, steps=50, loss="margin", restarts=2),
     )
     return ExperimentConfig(
         name="synthetic",
