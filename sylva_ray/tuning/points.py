@@ -132,7 +132,7 @@ def check_space(space: Space) -> None:
         UserError: the first that cannot run; says which values.
     """
     seed = space.seeds[0]
-    for values in _corners(space):
+    for values in corners(space):
         with _naming(values):
             space.config(values, seed)
     if space.search.kind == "random":
@@ -144,7 +144,8 @@ def check_space(space: Space) -> None:
             prepare(space.config(values, seed))
 
 
-def _corners(space: Space) -> Iterable[dict[str, Any]]:
+def corners(space: Space) -> Iterable[dict[str, Any]]:
+    """All points of a grid; else all combinations of listed values and ends of ranges, if they are not too many."""
     if space.search.kind != "grid" and math.prod(len(p.values) for p in space.parameters.values()) > MAX_CORNERS:
         return _one_at_a_time(space)
     return _grid(space)

@@ -135,7 +135,7 @@ class Space(Section):
 
     name: str = Field("sweep", pattern=r"^[A-Za-z0-9._-]+$")
     base: str | None = None
-    experiment: dict[str, Any] = {}
+    experiment: dict[str, Any] = Field({})
     parameters: dict[str, Parameter] = Field(min_length=1)
     seeds: tuple[int, ...] = Field((0,), min_length=1)
     objectives: tuple[Objective, ...] = Field((Objective(),), min_length=1)
@@ -159,7 +159,9 @@ class Space(Section):
                 raise ValueError(f"parameters.{key} cannot be swept: {fix}")
             if is_grid != (parameter.kind == "grid"):
                 wanted = "lists under `grid`" if is_grid else "`choice` or a range"
-                raise ValueError(f"parameters.{key}={parameter.kind} does not go with {search.kind} search: use {wanted}")
+                raise ValueError(
+                    f"parameters.{key}={parameter.kind} does not go with {search.kind} search: use {wanted}"
+                )
         if not is_grid and search.num_points is None:
             raise ValueError(f"search.num_points=None must be given for {search.kind} search")
         if is_grid and search.num_points is not None:
