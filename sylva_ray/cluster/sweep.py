@@ -12,7 +12,7 @@ import logging
 import os
 import shutil
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -145,7 +145,10 @@ def _fit(space: Space, folder: SweepFolder, home: str, slots: int, tracking: dic
 
 
 def _new_tuner(space: Space, folder: SweepFolder, trainable: Any, slots: int) -> tune.Tuner:
-    config: dict[str, Any] = {"reuse_actors": True}  # a process's imports take longer than a small trial
+    config: dict[str, Any] = {
+        "reuse_actors": True,  # a process's imports take longer than a small trial
+        "trial_dirname_creator": _trial_key,
+    }
     param_space: dict[str, Any] = {}
     if space.search.kind == "optuna":
         from sylva_ray.cluster.point_search import PointSearch
@@ -172,6 +175,10 @@ def _new_tuner(space: Space, folder: SweepFolder, trainable: Any, slots: int) ->
             verbose=0,
         ),
     )
+
+
+def _trial_key(trial: Any) -> str:
+    return Trial(**trial.config["trial"]).key
 
 
 def asha(space: Space) -> ASHAScheduler:

@@ -3,8 +3,9 @@
     Tune ── values, seed ──► trial = coordinator (bundle 0) ── tasks ──► client actors (bundles 1, 2, ...)
       ◄── metrics per step ───       └── SWEEP/trials/POINT-sSEED: an ordinary run folder
 
-The run folder is the checkpoint. A trial that is tried again, or restored with the sweep, reports what the folder knows and goes
-on from its last step; one that has finished only reports. With ``cluster.pool=in_process`` the process does the clients' work too.
+The run folder is the checkpoint. A trial that is tried again, or restored with the sweep, reports what the folder knows and
+goes on from its last step; one that has finished only reports. With ``cluster.pool=in_process`` the process does the clients'
+work as well.
 """
 
 from __future__ import annotations

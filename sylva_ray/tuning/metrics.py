@@ -1,4 +1,4 @@
-"""What a trial reports after every step, under names that are the same for all trials of a sweep, whatever they are attacked with."""
+"""What a trial reports after every step, under names that all trials of a sweep share, whatever they are attacked with."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ ACCURACIES = ("benign_accuracy", "robust_accuracy", "benign_balanced_accuracy", 
 WORST = "worst_decile"
 COSTS = ("total_bytes", "seconds")
 METRICS = (*ACCURACIES, *(f"{name}.{WORST}" for name in ACCURACIES), *COSTS)
-"""Accuracies: the mean over the clients, or the mean of the worst tenth of them. Costs so far: bytes up and down, wall seconds."""
+"""Accuracies: the mean of the clients, or of the worst tenth of them. Costs so far: bytes up and down, wall seconds."""
 
 BUSY = ("train", "attack", "game", "evaluate")
 """Stages that a worker spends computing; see ``seconds`` in docs/summary.md."""
