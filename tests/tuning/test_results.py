@@ -19,7 +19,13 @@ from tests.conftest import TINY
 def make_space(*metrics: str, seeds: tuple[int, ...] = (0, 1), **keys: Any) -> Space:
     ranks = build(Parameter, {"grid": [2, 4, 8]})
     objectives = [{"metric": metric, "mode": "min" if metric == "total_bytes" else "max"} for metric in metrics]
-    raw = {"name": "toy", "experiment": TINY, "parameters": {"lora.rank": ranks}, "seeds": seeds, "objectives": objectives}
+    raw = {
+        "name": "toy",
+        "experiment": TINY,
+        "parameters": {"lora.rank": ranks},
+        "seeds": seeds,
+        "objectives": objectives,
+    }
     return build(Space, raw | keys)
 
 
@@ -50,7 +56,11 @@ def test_a_point_is_the_mean_of_its_seeds_and_the_best_mean_is_chosen() -> None:
 
 def test_a_point_that_lacks_a_seed_is_not_chosen_and_comes_last() -> None:
     trials = [result(2, 0, 0.9, 0.2), result(2, 1, 0.9, 0.2)]
-    trials += [result(4, 0, 0.9, 0.9), result(4, 1, 0.9, 0.9, state="pruned"), result(8, 0, 0, 0, state="failed", error="boom")]
+    trials += [
+        result(4, 0, 0.9, 0.9),
+        result(4, 1, 0.9, 0.9, state="pruned"),
+        result(8, 0, 0, 0, state="failed", error="boom"),
+    ]
     sweep = sweep_of(make_space("robust_accuracy"), trials)
     assert chosen(sweep) == [2]
     assert [point.complete for point in sweep.points] == [True, False, False]
@@ -63,9 +73,7 @@ def test_the_front_is_what_brute_force_says() -> None:
     space = make_space("benign_accuracy", "robust_accuracy", seeds=(0,))
     trials = [result(rank, 0, *map(float, pair)) for rank, pair in enumerate(values, 1)]
     points = _points(space, trials)
-    dominated = {
-        i + 1 for i, a in enumerate(values) if any((b >= a).all() and (b > a).any() for b in values)
-    }
+    dominated = {i + 1 for i, a in enumerate(values) if any((b >= a).all() and (b > a).any() for b in values)}
     assert chosen(sweep_of(space, trials)) == sorted(set(range(1, 31)) - dominated)
     lower_is_better = front_of(points, (Objective(metric="total_bytes", mode="min"),))
     assert [point.values["lora.rank"] for point in lower_is_better] == [1]
@@ -101,7 +109,9 @@ def test_metrics_keep_the_newest_values_and_leave_attackers_out() -> None:
     from sylva_ray.aggregation.byzantine import attackers_of
 
     honest = [c for c in range(3) if c not in attackers_of(liars)]
-    assert step_metrics(records, liars)["benign_accuracy"] == pytest.approx(np.mean([(0.2, 0.4, 0.6)[c] for c in honest]))
+    assert step_metrics(records, liars)["benign_accuracy"] == pytest.approx(
+        np.mean([(0.2, 0.4, 0.6)[c] for c in honest])
+    )
 
 
 @pytest.mark.parametrize("metrics", [("robust_accuracy",), ("benign_accuracy", "robust_accuracy")])

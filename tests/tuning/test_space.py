@@ -67,7 +67,10 @@ def test_random_points_stay_inside_and_more_of_them_keep_the_first(tmp_path: Pat
         "lora.rank": {"choice": [2, 4]},
     }
     few, many = (
-        [t.values for t in planned_trials(space_of(tmp_path, parameters=ranges, search={"kind": "random", "num_points": n}))]
+        [
+            t.values
+            for t in planned_trials(space_of(tmp_path, parameters=ranges, search={"kind": "random", "num_points": n}))
+        ]
         for n in (10, 40)
     )
     assert many[:10] == few
@@ -120,7 +123,11 @@ CASES: dict[str, tuple[dict[str, Any], tuple[str, ...], list[str]]] = {
     "two kinds": (lr(uniform=[0.1, 0.2], choice=[1]), (), ["parameters.training.lr", "exactly one"]),
     "unknown kind": (lr(normal=[0, 1]), (), ["parameters.training.lr.normal", "unknown key", "loguniform"]),
     "value listed twice": ({"parameters": {"lora.rank": {"grid": [2, 2]}}}, (), ["lora.rank.grid", "twice"]),
-    "value out of range": ({"parameters": {"attack.epsilon": {"grid": [8]}}}, (), ["attack.epsilon", "8", "at most|less"]),
+    "value out of range": (
+        {"parameters": {"attack.epsilon": {"grid": [8]}}},
+        (),
+        ["attack.epsilon", "8", "at most|less"],
+    ),
     "end of a range": (
         {"parameters": {"attack.epsilon": {"uniform": [0.1, 2]}}, "search": {"kind": "random", "num_points": 1}},
         (),
@@ -131,7 +138,11 @@ CASES: dict[str, tuple[dict[str, Any], tuple[str, ...], list[str]]] = {
         (),
         ["training.clients_per_round", "is 3, but partition.num_clients is 2"],
     ),
-    "rank above the layer": ({"parameters": {"lora.rank": {"grid": [2, 500]}}}, (), ["lora.rank", "500", "at most 192"]),
+    "rank above the layer": (
+        {"parameters": {"lora.rank": {"grid": [2, 500]}}},
+        (),
+        ["lora.rank", "500", "at most 192"],
+    ),
     "more clients than samples": (
         {"parameters": {"partition.num_clients": {"grid": [3, 100]}}},
         (),
@@ -145,7 +156,11 @@ CASES: dict[str, tuple[dict[str, Any], tuple[str, ...], list[str]]] = {
     ),
     "range in a grid": ({"parameters": {"lora.rank": {"randint": [1, 8]}}}, (), ["parameters.lora.rank", "grid"]),
     "grid in Optuna": ({"search": {"kind": "optuna", "num_points": 3}}, (), ["parameters.lora.rank", "choice"]),
-    "how many points": ({"parameters": {"lora.rank": {"choice": [2]}}, "search": {"kind": "random"}}, (), ["num_points"]),
+    "how many points": (
+        {"parameters": {"lora.rank": {"choice": [2]}}, "search": {"kind": "random"}},
+        (),
+        ["num_points"],
+    ),
     "unknown metric": ({"objectives": [{"metric": "robust"}]}, (), ["objectives.0.metric", "robust_accuracy"]),
     "robust without an attack": ({}, ("evaluation.attacks=[]",), ["objectives.metric", "evaluation.attacks"]),
     "pruning by two metrics": (
