@@ -87,7 +87,8 @@ class RayPool:
         self._arguments = (config, fleet, backbone)
         num_gpus = int(ray.cluster_resources().get("GPU", 0.0))
         # inside a trial of a sweep: its own group, where a bundle for every actor follows the coordinator's
-        self._trial = ray.util.get_current_placement_group()
+        group = ray.util.get_current_placement_group()
+        self._trial = group if group is not None and group.bundle_count > num_actors else None
         wanted = [] if self._trial else gpu_bundles(config.cluster, num_actors, num_gpus)
         # a group each: one that finds no room yet (an autoscaler may bring it) does not hold up the others
         self._groups = [placement_group([bundle]) for bundle in wanted]

@@ -39,7 +39,8 @@ def summary_metrics(summary: Mapping[str, Any]) -> dict[str, float]:
     values: dict[str, Any] = {}
     for stage in ("initial", "phase1", "final", "majority"):
         values |= {f"{stage}.{name}": value for name, value in _spreads(summary.get(stage))}
-    values |= {f"communication.{name}": value for name, value in summary["communication"].items()}
+    bytes_and_rounds = {name: value for name, value in summary["communication"].items() if name != "compression"}
+    values |= {f"communication.{name}": value for name, value in bytes_and_rounds.items()}
     values |= {f"total_seconds.{stage}": value for stage, value in summary["seconds"].items()}
     for check in summary["checks"]:
         values |= {f"check.{check['name']}": check["value"], f"check.{check['name']}.passed": check["passed"]}
