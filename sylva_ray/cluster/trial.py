@@ -118,7 +118,10 @@ def trial_config(space: Space, trial: Trial, tracking: Mapping[str, Any]) -> Exp
         "run_name": f"{point_label(trial.values)}, seed {trial.seed}",
         "tags": config.tracking.tags | tags,
     }
-    return config.model_copy(update={"tracking": config.tracking.model_copy(update=changes)})
+    training = config.training
+    if training.device == "auto":  # whoever asks for GPUs has them here, or where the actors are
+        training = training.model_copy(update={"device": "cuda"})
+    return config.model_copy(update={"training": training, "tracking": config.tracking.model_copy(update=changes)})
 
 
 def _run(config: ExperimentConfig, run_dir: Path, note: Callable[[int], None]) -> None:

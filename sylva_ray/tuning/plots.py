@@ -66,7 +66,7 @@ def _pareto(points: Sequence[Point]) -> Figure | None:
         face = LIGHT["series-1"] if point in front else LIGHT["surface"]
         axes.plot(x.mean, y.mean, "o", ms=6, mfc=face, mec=LIGHT["series-1"], mew=1.3, zorder=3)
     places = [(point.metrics[BENIGN].mean, point.metrics[ROBUST].mean) for point in front]
-    axes.step(*zip(*places, strict=True), where="post", color=LIGHT["series-1"], lw=1, alpha=0.6, zorder=2)
+    axes.step(*zip(*places, strict=True), where="pre", color=LIGHT["series-1"], lw=1, alpha=0.6, zorder=2)
     for number, place in enumerate(places[:12]):
         axes.annotate(
             front[number].label,

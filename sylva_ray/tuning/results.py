@@ -17,6 +17,7 @@ from sylva_ray.evaluation.comparison.rows import Value
 from sylva_ray.experiment import CONFIG, RECORDS
 from sylva_ray.tracking.jsonl import read_records
 from sylva_ray.tracking.report.build import read_summary
+from sylva_ray.tracking.report.wording import bytes_text
 from sylva_ray.tuning.folder import SweepFolder
 from sylva_ray.tuning.metrics import ACCURACIES, COSTS, busy_seconds, step_metrics
 from sylva_ray.tuning.points import Trial, point_label
@@ -236,16 +237,20 @@ def runnable(folder: SweepFolder, sweep: Sweep, point: Point) -> str:
 
 
 def value_cell(metric: str, value: Value | None) -> str:
-    """``62.8 ± 1.2`` in per cent for accuracies, plain numbers for costs; an en dash for nothing.
+    """``62.8 ± 1.2`` in per cent for accuracies, sizes and seconds for costs; an en dash for nothing.
 
-    >>> value_cell("robust_accuracy", Value(0.628, 0.012, 3)), value_cell("seconds", Value(61.4, None, 1))
-    ('62.8 ± 1.2', '61')
+    >>> value_cell("robust_accuracy", Value(0.628, 0.012, 3)), value_cell("total_bytes", Value(893_948, None, 1))
+    ('62.8 ± 1.2', '894 kB')
     """
     if value is None:
         return "–"
-    scale, digits = (1, 0) if metric in COSTS else (100, 1)
-    mean = f"{scale * value.mean:,.{digits}f}"
-    return mean if value.std is None else f"{mean} ± {scale * value.std:,.{digits}f}"
+
+    def text(number: float) -> str:
+        if metric == "total_bytes":
+            return bytes_text(number)
+        return f"{number:,.0f}" if metric in COSTS else f"{100 * number:.1f}"
+
+    return text(value.mean) if value.std is None else f"{text(value.mean)} ± {text(value.std)}"
 
 
 def shown_metrics(space: Space) -> list[str]:

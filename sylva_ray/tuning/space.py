@@ -186,8 +186,8 @@ class Space(Section):
         config = build(ExperimentConfig, raw | {"name": self.name, "seed": seed})
         create_algorithm(config.algorithm)
         device = config.training.device
-        if device == "auto":  # a process sees every GPU of its node, also those that are not its own
-            device = "cuda" if config.cluster.gpus_per_actor > 0 else "cpu"
+        if device == "auto" and config.cluster.gpus_per_actor == 0:
+            device = "cpu"  # a process sees every GPU of its node, also those that are not its own
         cluster = config.cluster.model_copy(update={"num_actors": num_actors(config)})
         training = config.training.model_copy(update={"device": device, "cohort_size": resolve_cohort_size(config)})
         return config.model_copy(update={"training": training, "cluster": cluster})
