@@ -29,8 +29,9 @@ from sylva_ray.tracking.jsonl import read_records
 from sylva_ray.tracking.report.build import read_summary
 from sylva_ray.tuning.folder import SweepFolder
 from sylva_ray.tuning.metrics import step_metrics
-from sylva_ray.tuning.points import Trial, point_label
+from sylva_ray.tuning.points import Trial
 from sylva_ray.tuning.space import Space
+from sylva_ray.tuning.tracking import trial_config
 
 GOODBYE_S = 60
 """How long a process that is to be used again waits for a pruned trial to put its things away."""
@@ -108,20 +109,6 @@ def run_trial(
         raise
     finally:
         folder.note(trial.key, began=began, ended=time.time(), outcome=outcome, error=error)
-
-
-def trial_config(space: Space, trial: Trial, tracking: Mapping[str, Any]) -> ExperimentConfig:
-    """A trial's experiment, tracked as a child of the sweep's run."""
-    config = space.config(trial.values, trial.seed)
-    tags = {"sylva.sweep": space.name, "sylva.point": trial.point, "sylva.seed": str(trial.seed)}
-    changes = dict(tracking) | {
-        "run_name": f"{point_label(trial.values)}, seed {trial.seed}",
-        "tags": config.tracking.tags | tags,
-    }
-    training = config.training
-    if training.device == "auto":  # whoever asks for GPUs has them here, or where the actors are
-        training = training.model_copy(update={"device": "cuda"})
-    return config.model_copy(update={"training": training, "tracking": config.tracking.model_copy(update=changes)})
 
 
 def _run(config: ExperimentConfig, run_dir: Path, note: Callable[[int], None]) -> None:

@@ -7,7 +7,7 @@ pruned or killed, is sent at the end. A store that is down costs the sweep a war
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from sylva_ray.tracking.credentials import mask_credentials
 from sylva_ray.tracking.delivery import STATE
 from sylva_ray.tracking.mlflow_tracker import open_sweep, send_run, tracking_uri, update_sweep
 from sylva_ray.tuning.folder import SweepFolder
+from sylva_ray.tuning.points import Trial, point_label
 from sylva_ray.tuning.results import Sweep, markdown
 from sylva_ray.tuning.space import Space
 
@@ -94,6 +95,20 @@ class SweepTracking:
         except Exception as error:  # whatever a server, a driver or a proxy may throw: the sweep goes on
             reason = mask_credentials(" ".join(str(error).split())[:160])
             self.problems.append(f"MLflow at {mask_credentials(self.uri)} did not take the sweep's own run: {reason}")
+
+
+def trial_config(space: Space, trial: Trial, tracking: Mapping[str, Any]) -> ExperimentConfig:
+    """A trial's experiment, tracked as a child of the sweep's run."""
+    config = space.config(trial.values, trial.seed)
+    tags = {"sylva.sweep": space.name, "sylva.point": trial.point, "sylva.seed": str(trial.seed)}
+    changes = dict(tracking) | {
+        "run_name": f"{point_label(trial.values)}, seed {trial.seed}",
+        "tags": config.tracking.tags | tags,
+    }
+    training = config.training
+    if training.device == "auto":  # whoever asks for GPUs has them here, or where the actors are
+        training = training.model_copy(update={"device": "cuda"})
+    return config.model_copy(update={"training": training, "tracking": config.tracking.model_copy(update=changes)})
 
 
 def _numbers(sweep: Sweep) -> dict[str, float]:
