@@ -206,7 +206,10 @@ class SweepDisplay:
         """One event of the sweep."""
         match event["event"]:
             case "sweep":
-                self._progress.update(self._bar, total=event["trials"])
+                self._over = set(event["finished"])
+                self._progress.update(self._bar, total=event["trials"], completed=len(self._over))
+                if self._over and not self._live and not self.quiet:
+                    self.console.print(f"{len(self._over)} of {event['trials']} trials have finished before")
             case "warning":
                 self.console.print(f"warning: {event['text']}", highlight=False, markup=False, soft_wrap=True)
             case "trial":

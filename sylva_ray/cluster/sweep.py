@@ -63,11 +63,7 @@ def run_sweep(space: Space, sweep_dir: Path, resume: bool, on_event: OnEvent) ->
         for problem in tracking.problems:
             on_event({"event": "warning", "text": problem})
         with _watching(folder, space, on_event):
-            results = _fit(space, folder, home, slots, tracking.changes)
-    trials = [Trial(**result.config["trial"]) for result in results]
-    failed = {
-        trial.key: str(r.error).strip().splitlines()[-1] for trial, r in zip(trials, results, strict=True) if r.error
-    }
+            trials, failed = _fit(space, folder, home, slots, tracking.changes)
     sweep = collect(folder, space, trials, failed, slots)
     write_results(folder, sweep)
     tracking.close(sweep)
@@ -111,11 +107,15 @@ def _home() -> str:
     return next(name for name in resources if name.startswith("node:") and "__" not in name)
 
 
-def _fit(space: Space, folder: SweepFolder, home: str, slots: int, tracking: dict[str, Any]) -> Any:
-    """Tune's part, from the beginning or from where its state on disk says that it was."""
+def _fit(
+    space: Space, folder: SweepFolder, home: str, slots: int, tracking: dict[str, Any]
+) -> tuple[list[Trial], dict[str, str]]:
+    """Tune's part; returns all trials, and what it says of those that died too often.
+
+    A search that learns and a scheduler that prunes go on from Tune's state on disk. A plain list of trials needs none: those
+    without a result are what is left."""
     os.environ.update(SETTINGS)
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
-    environment = {name: value for name, value in os.environ.items() if name.startswith("MLFLOW_")}
 
     def bundles(given: dict[str, Any]) -> tune.PlacementGroupFactory:
         config = space.config(given["trial"]["values"], given["trial"]["seed"])
@@ -127,23 +127,31 @@ def _fit(space: Space, folder: SweepFolder, home: str, slots: int, tracking: dic
         space=space,
         tracking=tracking,
         working_dir=os.getcwd(),
-        environment=environment,
+        environment={name: value for name, value in os.environ.items() if name.startswith("MLFLOW_")},
     )
     trainable = tune.with_resources(trainable, bundles)
-    if any(folder.tune.glob("experiment_state-*")):
-        tuner = tune.Tuner.restore(str(folder.tune), trainable, restart_errored=True)
+    remembers = space.search.kind == "optuna" or space.scheduler.kind == "asha"
+    if remembers and any(folder.tune.glob("experiment_state-*")):
+        results = _run(tune.Tuner.restore(str(folder.tune), trainable, restart_errored=True))
     else:
-        shutil.rmtree(
-            folder.tune, ignore_errors=True
-        )  # killed before Tune had noted anything: the run folders know all
-        tuner = _new_tuner(space, folder, trainable, slots)
+        shutil.rmtree(folder.tune, ignore_errors=True)
+        planned = [] if space.search.kind == "optuna" else planned_trials(space)
+        left = planned if remembers else [trial for trial in planned if not folder.finished(trial.key)]
+        is_over = bool(planned) and not left
+        results = [] if is_over else _run(_new_tuner(space, folder, trainable, slots, left))
+    ran = [(Trial(**result.config["trial"]), result.error) for result in results]
+    failed = {trial.key: str(error).strip().splitlines()[-1] for trial, error in ran if error}
+    return ([trial for trial, _ in ran] if remembers else planned_trials(space)), failed
+
+
+def _run(tuner: tune.Tuner) -> Any:
     try:
         return tuner.fit()
     except tune.TuneError as error:
         raise RunError(f"Ray Tune: {str(error).strip().splitlines()[-1]}") from error
 
 
-def _new_tuner(space: Space, folder: SweepFolder, trainable: Any, slots: int) -> tune.Tuner:
+def _new_tuner(space: Space, folder: SweepFolder, trainable: Any, slots: int, planned: list[Trial]) -> tune.Tuner:
     config: dict[str, Any] = {
         "reuse_actors": True,  # a process's imports take longer than a small trial
         "trial_dirname_creator": _trial_key,
@@ -157,7 +165,7 @@ def _new_tuner(space: Space, folder: SweepFolder, trainable: Any, slots: int) ->
         config["num_samples"] = space.search.num_points * len(space.seeds)
         config["max_concurrent_trials"] = slots  # to suggest more than can run would be to guess more than needed
     else:
-        trials = [{"values": dict(trial.values), "seed": trial.seed} for trial in planned_trials(space)]
+        trials = [{"values": dict(trial.values), "seed": trial.seed} for trial in planned]
         param_space["trial"] = tune.grid_search(trials)
         if space.trials.at_once != "auto":
             config["max_concurrent_trials"] = space.trials.at_once
@@ -200,19 +208,21 @@ def _watching(folder: SweepFolder, space: Space, on_event: OnEvent) -> Iterator[
     """Pass on what the trials' histories say, from a thread, for as long as the block lasts."""
     total = (space.search.num_points or 0) * len(space.seeds) or len(planned_trials(space))
     done, seen = threading.Event(), dict[str, int]()
-    on_event({"event": "sweep", "trials": total})
 
-    def look() -> None:
+    def look(tell: OnEvent = on_event) -> None:
         for path in sorted((folder.root / "attempts").glob("*.jsonl")):
             history = folder.attempts(path.stem)
             for entry in history[seen.get(path.stem, 0) :]:
-                on_event({"event": "trial", "key": path.stem, **entry})
+                tell({"event": "trial", "key": path.stem, **entry})
             seen[path.stem] = len(history)
 
     def watch() -> None:
         while not done.wait(WATCH_S):
             look()
 
+    look(tell=lambda _: None)  # what was before a --resume
+    known = sorted(key for key in seen if folder.finished(key))
+    on_event({"event": "sweep", "trials": total, "finished": known})
     thread = threading.Thread(target=watch, name="watch", daemon=True)
     thread.start()
     try:

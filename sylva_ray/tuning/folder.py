@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from sylva_ray.errors import UserError
+from sylva_ray.experiment import SUMMARY
 from sylva_ray.schema import build, read_yaml
 from sylva_ray.tracking.jsonl import append_record, read_records
 from sylva_ray.tuning.space import Parameter, Space
@@ -73,6 +74,10 @@ class SweepFolder:
     def trial(self, key: str) -> Path:
         """The run folder of a trial."""
         return self.trials / key
+
+    def finished(self, key: str) -> bool:
+        """Whether a trial has its result."""
+        return (self.trial(key) / SUMMARY).exists()
 
     def note(self, key: str, **event: Any) -> None:
         """Add to a trial's history: ``began`` (which names the attempt), then ``alive`` per ``step``, at last ``ended`` with
