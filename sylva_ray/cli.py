@@ -64,6 +64,43 @@ def run(
 
 
 @app.command()
+def tune(
+    space: Annotated[Path, typer.Argument(metavar="SPACE", help="a YAML file, or a sweep's folder with --resume")],
+    overrides: Overrides = None,
+    out: Annotated[Path | None, typer.Option(help="sweep folder (default: runs/NAME-TIME)")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="go on with the trials that have not finished")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="only the closing table")] = False,
+) -> None:
+    """Run a sweep of experiments on Ray Tune (docs/sweeps.md)."""
+    from sylva_ray.cluster.sweep import run_sweep
+    from sylva_ray.display import SweepDisplay, sweep_lines, sweep_table
+    from sylva_ray.tuning.folder import SweepFolder
+    from sylva_ray.tuning.space import load_space
+
+    if space.is_dir():
+        if overrides or not resume:
+            raise UserError(
+                "SPACE", str(space), "is a folder: add --resume, without overrides, to go on with its sweep"
+            )
+        loaded, out = SweepFolder(space).load(), out or space
+    else:
+        loaded = load_space(space, overrides or [])
+    if resume and out is None:
+        raise UserError("--resume", str(space), "needs --out DIR (or the sweep's folder in place of SPACE)")
+    sweep_dir = out or Path("runs") / f"{loaded.name}-{datetime.now():%Y%m%d-%H%M%S}"
+    console = _console()
+    with SweepDisplay(console, quiet) as display, _resumable(sweep_dir, "tune", "space.yaml"):
+        sweep = run_sweep(loaded, sweep_dir, resume, display.on_event)
+    console.print(sweep_table(sweep))
+    for line in sweep_lines(sweep, sweep_dir):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    if sweep.failed:
+        first = sweep.failed[0]
+        what = f"{len(sweep.failed)} of {len(sweep.trials)} trials failed, the first ({first.key}): {first.error}"
+        raise RunError(f"{what}. Try them again with: sylva-ray tune {sweep_dir} --resume")
+
+
+@app.command()
 def evaluate(
     run_dir: RunFolder,
     overrides: Annotated[
@@ -266,16 +303,16 @@ def _console() -> Console:
 class _resumable:
     """Turns a failure of a run that has begun into one line with the command that resumes it."""
 
-    def __init__(self, run_dir: Path) -> None:
-        self.run_dir = run_dir
+    def __init__(self, run_dir: Path, command: str = "run", sign: str = "config.yaml") -> None:
+        self.run_dir, self.command, self.sign = run_dir, command, sign
 
     def __enter__(self) -> None: ...
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        begun = (self.run_dir / "config.yaml").exists()
+        begun = (self.run_dir / self.sign).exists()
         if begun and isinstance(error, RunError | KeyboardInterrupt | OSError):
             what = "interrupted" if isinstance(error, KeyboardInterrupt) else str(error)
-            hint = f"{what}. Resume with: sylva-ray run {self.run_dir} --resume"
+            hint = f"{what}. Resume with: sylva-ray {self.command} {self.run_dir} --resume"
             raise (Interrupted if isinstance(error, KeyboardInterrupt) else RunError)(hint) from error
 
 

@@ -207,6 +207,11 @@ class TrackingSection(Section):
     uri: str | None = None
     experiment: str = "sylva_ray"
     run_name: str | None = None
+    detail: Literal["clients", "fleet"] = Field(
+        "clients", description="fleet: no metrics of single clients, no figures and no adapters; what sweeps use"
+    )
+    parent_run_id: str | None = Field(None, description="the MLflow run that this one is shown under")
+    tags: dict[str, str] = Field({}, description="more tags for the MLflow run")
     flush_timeout_s: float = Field(30.0, gt=0, description="how long the end of a run waits for a slow server")
 
 

@@ -20,6 +20,10 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from sylva_ray.evaluation.comparison.rows import short_key
+from sylva_ray.tuning.points import value_text
+from sylva_ray.tuning.results import Sweep, shown_metrics, value_cell
+
 STAGE_NAMES = {
     "warmup": "warm-up",
     "phase1": "phase 1: adversarial",
@@ -169,6 +173,100 @@ def closing_lines(summary: Mapping[str, Any], run_dir: Path, tracking_uri: str |
     if tracking_uri is not None:
         lines.append(f"mlflow   mlflow ui --backend-store-uri {tracking_uri}")
     return lines
+
+
+class SweepDisplay:
+    """Shows a sweep's events (see `sylva_ray.cluster.sweep`); use as a context manager."""
+
+    def __init__(self, console: Console, quiet: bool) -> None:
+        self.console, self.quiet = console, quiet
+        self._live = console.is_terminal and not quiet
+        self._progress = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[detail]}"),
+            TimeElapsedColumn(),
+            console=console,
+            disable=not self._live,
+        )
+        self._bar = self._progress.add_task("trials", total=None, detail="")
+        self._running: dict[str, int] = {}
+        self._over: set[str] = set()
+
+    def __enter__(self) -> SweepDisplay:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._progress.stop()
+
+    def on_event(self, event: Mapping[str, Any]) -> None:
+        """One event of the sweep."""
+        match event["event"]:
+            case "sweep":
+                self._over = set(event["finished"])
+                self._progress.update(self._bar, total=event["trials"], completed=len(self._over))
+                if self._over and not self._live and not self.quiet:
+                    self.console.print(f"{len(self._over)} of {event['trials']} trials have finished before")
+            case "warning":
+                self.console.print(f"warning: {event['text']}", highlight=False, markup=False, soft_wrap=True)
+            case "trial":
+                self._trial(event)
+
+    def _trial(self, event: Mapping[str, Any]) -> None:
+        key = event["key"]
+        if "ended" not in event:
+            self._running[key] = event.get("step", 0)
+        else:
+            self._running.pop(key, None)
+            if event["outcome"] != "died":
+                self._over.add(key)
+            if not self._live and not self.quiet:
+                said = f": {event['error']}" if event["error"] else ""
+                seconds = event["ended"] - event["began"]
+                line = f"trial {key}  {event['outcome']:<9} {seconds:6.1f} s  ({len(self._over)} over){said}"
+                self.console.print(line, highlight=False, markup=False, soft_wrap=True)
+        running = "  ".join(f"{name} step {step}" for name, step in self._running.items())
+        self._progress.update(self._bar, completed=len(self._over), detail=running)
+
+
+def sweep_table(sweep: Sweep, most: int = 30) -> Table:
+    """The points, best first: the swept values, the objectives, accuracies and costs."""
+    space = sweep.space
+    goals = ", ".join(f"{objective.mode} {objective.metric}" for objective in space.objectives)
+    table = Table(title=f"{space.name}: {goals}; accuracies in %", caption=_left_out(len(sweep.points) - most))
+    keys, metrics = list(space.parameters), shown_metrics(space)
+    for name in ("", *(short_key(key) for key in keys), *metrics, "seeds"):
+        table.add_column(name.replace("_", " "), justify="right")
+    for point in sweep.points[:most]:
+        mark = "*" if point.chosen else "" if point.complete else "/".join(sorted(set(point.states)))
+        mark += " !" if point.checks else ""
+        values = [value_text(point.values[key]) for key in keys]
+        cells = [value_cell(name, point.metrics.get(name)) for name in metrics]
+        table.add_row(escape(mark), *map(escape, values), *cells, str(len(point.seeds)))
+    return table
+
+
+def _left_out(more: int) -> str | None:
+    return f"and {more} more in sweep.json" if more > 0 else None
+
+
+def sweep_lines(sweep: Sweep, sweep_dir: Path) -> list[str]:
+    """Marks, what the workers did, and where things are."""
+    states = [trial.state for trial in sweep.trials]
+    counts = ", ".join(f"{states.count(s)} {s}" for s in ("finished", "pruned", "failed") if s in states)
+    several = len(sweep.space.objectives) > 1
+    lines = ["*        " + ("not dominated by another point" if several else "the best point")]
+    if any(point.checks for point in sweep.points):
+        names = ", ".join(sorted({check for point in sweep.points for check in point.checks}))
+        lines.append(f"!        a check failed ({names}): do not trust the robust accuracy (docs/checks.md)")
+    busy = f"{100 * sweep.busy_share:.0f} % of {sweep.workers} workers' time"
+    lines.append(f"trials   {counts}, in {sweep.seconds:.0f} s; computing took {busy}")
+    if sweep.chosen:
+        lines.append(f"configs  {sweep_dir / ('pareto' if several else 'best.yaml')}")
+    return [*lines, f"report   {sweep_dir / 'report.html'}", f"sweep    {sweep_dir}"]
 
 
 class AssessmentDisplay:

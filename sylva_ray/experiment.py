@@ -178,6 +178,9 @@ def run_experiment(
         write_summary(run_dir, summary)
         write_report(run_dir)
         status = "FINISHED"
+    except (SystemExit, KeyboardInterrupt):
+        status = "KILLED"  # a sweep prunes its trials so
+        raise
     except OSError as error:
         raise RunError(f"{error.strerror or error} while writing to {run_dir}: make room, then resume") from error
     finally:

@@ -21,7 +21,7 @@ from sylva_ray.errors import UserError
 T = TypeVar("T", bound=BaseModel)
 
 
-def _parse_fraction(value: Any) -> Any:
+def parse_fraction(value: Any) -> Any:
     """Accept "8/255" wherever a pixel-unit number is expected."""
     if isinstance(value, str) and "/" in value:
         try:
@@ -31,7 +31,7 @@ def _parse_fraction(value: Any) -> Any:
     return value
 
 
-PixelUnits = Annotated[float, BeforeValidator(_parse_fraction)]
+PixelUnits = Annotated[float, BeforeValidator(parse_fraction)]
 
 
 class Section(BaseModel):
@@ -135,12 +135,21 @@ def _apply_override(raw: dict[str, Any], override: str) -> None:
         value = yaml.safe_load(text) if text else ""
     except yaml.YAMLError:
         value = text
+    set_dotted(raw, key, value)
+
+
+def set_dotted(raw: dict[str, Any], key: str, value: Any) -> None:
+    """Put ``value`` under a dotted key, making the sections on the way.
+
+    Raises:
+        UserError: the way leads through a value.
+    """
     node = raw
     *parents, leaf = key.split(".")
     for parent in parents:
         child = node.setdefault(parent, {})
         if not isinstance(child, dict):
-            raise UserError(key, text, f"{parent!r} is a value, not a section")
+            raise UserError(key, value, f"{parent!r} is a value, not a section")
         node = child
     node[leaf] = value
 

@@ -22,7 +22,7 @@ LAYERS = [
     {"client"},
     {"coordinator"},
     {"experiment"},
-    {"assess"},
+    {"assess", "tuning"},
     {"cluster", "display"},
     {"cli"},
 ]
@@ -56,7 +56,12 @@ def test_lower_layers_never_import_upper_ones(path):
 
 @pytest.mark.parametrize(
     ("library", "home"),
-    [("ray", "sylva_ray/cluster/"), ("mlflow", "sylva_ray/tracking/"), ("peft", "sylva_ray/models/peft_format.py")],
+    [
+        ("ray", "sylva_ray/cluster/"),
+        ("mlflow", "sylva_ray/tracking/"),
+        ("peft", "sylva_ray/models/peft_format.py"),
+        ("optuna", "sylva_ray/cluster/"),
+    ],
 )
 def test_heavy_libraries_have_one_home(library, home):
     users = [str(p.relative_to(ROOT)) for p in SOURCES if any(m.split(".")[0] == library for m in imports(p))]

@@ -86,8 +86,12 @@ class RayPool:
         self._section, self._on_lost = config.cluster, on_lost
         self._arguments = (config, fleet, backbone)
         num_gpus = int(ray.cluster_resources().get("GPU", 0.0))
+        # inside a trial of a sweep: its own group, where a bundle for every actor follows the coordinator's
+        group = ray.util.get_current_placement_group()
+        self._trial = group if group is not None and group.bundle_count > num_actors else None
+        wanted = [] if self._trial else gpu_bundles(config.cluster, num_actors, num_gpus)
         # a group each: one that finds no room yet (an autoscaler may bring it) does not hold up the others
-        self._groups = [placement_group([bundle]) for bundle in gpu_bundles(config.cluster, num_actors, num_gpus)]
+        self._groups = [placement_group([bundle]) for bundle in wanted]
         self._failed_starts = 0
         self._seats: list[_Seat | None] = [self._start(index) for index in range(num_actors)]
 
@@ -192,7 +196,9 @@ class RayPool:
     def _start(self, index: int) -> _Seat:
         section = self._section
         options: dict[str, Any] = {"num_cpus": section.cpus_per_actor, "num_gpus": section.gpus_per_actor}
-        if self._groups:
+        if self._trial:
+            options["scheduling_strategy"] = PlacementGroupSchedulingStrategy(self._trial, 1 + index)
+        elif self._groups:
             group = self._groups[index % len(self._groups)]
             options["scheduling_strategy"] = PlacementGroupSchedulingStrategy(group)
         actor = RemoteClientActor.options(**options).remote(*self._arguments)

@@ -20,7 +20,7 @@ from typing import Any, Protocol
 from sylva_ray.config import ExperimentConfig
 from sylva_ray.tracking.credentials import mask_credentials
 from sylva_ray.tracking.jsonl import read_records
-from sylva_ray.tracking.metrics import evaluation_metrics, record_metrics, summary_metrics
+from sylva_ray.tracking.metrics import evaluation_metrics, record_metrics, summary_metrics, without_clients
 from sylva_ray.tracking.report.attacked import read_evaluation
 from sylva_ray.tracking.report.build import read_summary
 from sylva_ray.tracking.report.plots import figures
@@ -146,7 +146,7 @@ class Delivery:
         records = read_records(self.run_dir / "rounds.jsonl")
         for index in range(self.state.records_sent, len(records)):
             time_ms = self._time_ms(records[: index + 1])
-            self.store.log_metrics(record_metrics(records[index], attacks), time_ms, records[index]["step"])
+            self._log(record_metrics(records[index], attacks), time_ms, records[index]["step"])
             self.state.update(records_sent=index + 1)
         return records
 
@@ -155,10 +155,10 @@ class Delivery:
         records = self._send_records()
         summary = read_summary(self.run_dir)
         if summary is not None:
-            self.store.log_metrics(summary_metrics(summary), self._time_ms(records), len(records) - 1)
+            self._log(summary_metrics(summary), self._time_ms(records), len(records) - 1)
         found = read_evaluation(self.run_dir)
         if found is not None:
-            self.store.log_metrics(evaluation_metrics(found), self._time_ms(records), len(records) - 1)
+            self._log(evaluation_metrics(found), self._time_ms(records), len(records) - 1)
         self.store.end_run(status)
         self._sent("the end of the run")
         for name in self._artifacts():
@@ -178,12 +178,18 @@ class Delivery:
             self._sent(name)
         self.state.update(finished=True)
 
+    def _log(self, values: Mapping[str, float], time_ms: int, step: int) -> None:
+        fleet_only = self.config.tracking.detail == "fleet"
+        self.store.log_metrics(without_clients(values) if fleet_only else values, time_ms, step)
+
     def _sent(self, name: str) -> None:
         self._unsent = [other for other in self._unsent if other != name]
 
     def _artifacts(self) -> list[str]:
         """What there is to send, the many adapters last."""
-        names = ("config.yaml", "rounds.jsonl", "summary.json", "evaluation.json", "report.html", "figures", "adapters")
+        names = ["config.yaml", "rounds.jsonl", "summary.json", "evaluation.json", "report.html"]
+        if self.config.tracking.detail == "clients":
+            names += ["figures", "adapters"]
         return [name for name in names if name == "figures" or (self.run_dir / name).exists()]
 
     def _time_ms(self, records: Sequence[Mapping[str, Any]]) -> int:

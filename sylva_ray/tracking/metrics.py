@@ -52,6 +52,11 @@ def summary_metrics(summary: Mapping[str, Any]) -> dict[str, float]:
     return _numbers(values)
 
 
+def without_clients(values: Mapping[str, float]) -> dict[str, float]:
+    """The fleet's numbers alone: of a sweep's hundreds of trials nobody reads those of single clients."""
+    return {name: value for name, value in values.items() if not name.startswith("client_")}
+
+
 def evaluation_metrics(found: Mapping[str, Any]) -> dict[str, float]:
     """What ``evaluation.json`` adds: ``evaluation.benign``, ``.attacks.LABEL``, ``.worst_case.BUDGET``, checks, certificates."""
     rows = {"benign": found["benign"]}

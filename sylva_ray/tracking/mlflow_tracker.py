@@ -26,6 +26,10 @@ from sylva_ray.tracking.report.build import read_summary
 RUN_TAG = "sylva_ray.run"
 """Marks the MLflow run of one run folder, so that a run made by a call whose answer got lost is found again."""
 
+PARENT_TAG = "mlflow.parentRunId"
+SWEEP_TAG = "sylva.kind"
+"""Marks the run of a whole sweep, which has trials under it and no result of its own."""
+
 METRICS_PER_BATCH, PARAMS_PER_BATCH, PARAM_LENGTH = 1000, 100, 6000
 """MLflow's own limits."""
 
@@ -101,8 +105,8 @@ def send_run(run_dir: Path, config: ExperimentConfig) -> list[str]:
 
 
 def experiment_files(experiment: str, uri: str, names: Collection[str]) -> dict[str, tuple[str, dict[str, str]]] | None:
-    """``{run id: (run name, {file name: text})}`` for those of the artifacts ``names`` that each run has, oldest run first;
-    None if there is no such experiment. Raises whatever the store does."""
+    """``{run id: (run name, {file name: text})}`` for those of the artifacts ``names`` that each run has, oldest run first,
+    without the parent runs of sweeps; None if there is no such experiment. Raises whatever the store does."""
     client = _client(uri)
     known = client.get_experiment_by_name(experiment)
     if known is None or known.lifecycle_stage != "active":
@@ -113,6 +117,8 @@ def experiment_files(experiment: str, uri: str, names: Collection[str]) -> dict[
         token = page.token if page else None
         page = client.search_runs([known.experiment_id], order_by=["attributes.start_time ASC"], page_token=token)
         for run in page:
+            if SWEEP_TAG in run.data.tags:
+                continue
             run_id, files = run.info.run_id, {}
             for path in {file.path for file in client.list_artifacts(run_id)} & set(names):
                 with tempfile.TemporaryDirectory() as folder:
@@ -128,6 +134,50 @@ def _client(uri: str) -> Any:
 
     logging.getLogger("alembic").setLevel(logging.WARNING)
     return MlflowClient(tracking_uri=uri)
+
+
+def _experiment_id(client: Any, name: str, uri: str) -> str:
+    """Of the experiment, which is made if need be."""
+    known = client.get_experiment_by_name(name)
+    if known is None:
+        location = None  # a server knows where; for sqlite MLflow would take the current directory
+        if uri.startswith("sqlite:///"):
+            location = (Path(uri.removeprefix("sqlite:///")).absolute().parent / "mlartifacts").as_uri()
+        try:
+            return str(client.create_experiment(name, artifact_location=location))
+        except Exception:
+            known = client.get_experiment_by_name(name)  # another run may have been faster
+            if known is None:
+                raise
+    return str(known.experiment_id)
+
+
+def open_sweep(uri: str, experiment: str, name: str, params: Mapping[str, str], tags: Mapping[str, str]) -> str:
+    """Make the run of a sweep, under which its trials are shown; returns its id. Raises whatever the store does."""
+    client = _client(uri)
+    all_tags = {SWEEP_TAG: "sweep", "sylva_ray_version": __version__, "mlflow.source.name": "sylva-ray", **tags}
+    run = client.create_run(_experiment_id(client, experiment, uri), tags=all_tags, run_name=name)
+    for key, value in params.items():
+        client.log_param(run.info.run_id, key, mask_credentials(value)[:PARAM_LENGTH])
+    return str(run.info.run_id)
+
+
+def update_sweep(
+    uri: str, run_id: str, status: str, metrics: Mapping[str, float], note: str, files: Iterable[Path]
+) -> None:
+    """Status (RUNNING again when it is resumed), numbers, the Markdown that MLflow shows above the run, and files.
+    Raises whatever the store does."""
+    client = _client(uri)
+    for key, value in metrics.items():
+        client.log_metric(run_id, key, value)
+    if note:
+        client.set_tag(run_id, "mlflow.note.content", note)
+    for path in files:
+        client.log_artifact(run_id, str(path))
+    if status == "RUNNING":
+        client.update_run(run_id, status)
+    else:
+        client.set_terminated(run_id, status)
 
 
 class MlflowStore:
@@ -149,7 +199,7 @@ class MlflowStore:
         if self._client is not None:
             return
         client = self._call(_client, self.uri)
-        experiment_id = self._experiment(client)
+        experiment_id = self._call(_experiment_id, client, self.config.tracking.experiment, self.uri)
         state.update()  # the key is on disk before the store has a run with it
         query = f"tags.`{RUN_TAG}` = '{state.key}'"
         found = self._call(client.search_runs, [experiment_id], query, max_results=1)
@@ -194,24 +244,11 @@ class MlflowStore:
             raise TimeoutError("out of time")
         return function(*args, **kwargs)
 
-    def _experiment(self, client: Any) -> str:
-        """Id of ``tracking.experiment``, which is made if need be."""
-        name = self.config.tracking.experiment
-        known = self._call(client.get_experiment_by_name, name)
-        if known is None:
-            location = None  # a server knows where; for sqlite MLflow would take the current directory
-            if self.uri.startswith("sqlite:///"):
-                location = (Path(self.uri.removeprefix("sqlite:///")).absolute().parent / "mlartifacts").as_uri()
-            try:
-                return str(self._call(client.create_experiment, name, artifact_location=location))
-            except Exception:
-                known = self._call(client.get_experiment_by_name, name)  # another run may have been faster
-                if known is None:
-                    raise
-        return str(known.experiment_id)
-
     def _tags(self, key: str) -> dict[str, str]:
         names = {"algorithm": self.config.algorithm.name, "dataset": self.config.dataset.name}
+        names |= self.config.tracking.tags
+        if self.config.tracking.parent_run_id is not None:
+            names[PARENT_TAG] = self.config.tracking.parent_run_id
         return names | {"sylva_ray_version": __version__, RUN_TAG: key, "mlflow.source.name": "sylva-ray"}
 
     def _log_params(self, client: Any, known: Collection[str]) -> None:

@@ -122,7 +122,9 @@ def _loaded(text: str, config: str | None, source: str) -> dict[str, Any]:
 
 
 def _from_folder(folder: Path) -> tuple[list[dict[str, Any]], list[Path]]:
-    """Summaries of the run folders in ``folder`` and, beside them, runs that have not finished."""
+    """Summaries of the run folders in ``folder`` (a sweep keeps its own in ``trials``) and, beside them, runs that have not
+    finished."""
+    folder = folder / "trials" if (folder / "space.yaml").is_file() else folder
     if (folder / CONFIG).is_file():
         raise UserError("RUN", str(folder), f"has not finished; resume it with: sylva-ray run {folder} --resume")
     runs = sorted(path for path in folder.iterdir() if (path / CONFIG).is_file() or (path / SUMMARY).is_file())

@@ -1,0 +1,233 @@
+"""What the driver of a sweep does: check, connect, hand the trials to Ray Tune, wait, collect.
+
+    space ── points ──► Tune ──► trials, as many at once as fit ──► run folders ──► sweep.json, report.html, best.yaml
+                          └─ its own state every two seconds ──► SWEEP/tune (for --resume)
+
+Nothing is written before every point has turned out to be an experiment and the cluster to hold one trial.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import tune
+from ray.tune.schedulers import ASHAScheduler
+
+from sylva_ray.cluster.session import node_resources, ray_session
+from sylva_ray.cluster.trial import run_trial, trial_bundles, trials_that_fit
+from sylva_ray.config import ExperimentConfig
+from sylva_ray.errors import RunError, UserError
+from sylva_ray.tuning.folder import SweepFolder
+from sylva_ray.tuning.points import Trial, check_space, corners, planned_trials
+from sylva_ray.tuning.results import Sweep, collect, write_results
+from sylva_ray.tuning.space import Space
+from sylva_ray.tuning.tracking import SweepTracking
+
+WATCH_S = 1.0
+"""How often the driver looks for news of the trials."""
+
+SETTINGS = {
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the run folders say more
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C ends us at once; --resume goes on
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
+    "TUNE_GLOBAL_CHECKPOINT_S": "2",
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+}
+
+OnEvent = Callable[[dict[str, Any]], None]
+
+
+def run_sweep(space: Space, sweep_dir: Path, resume: bool, on_event: OnEvent) -> Sweep:
+    """Run a sweep, or go on with it, and return what it found, which is also written.
+
+    Raises:
+        UserError: a point is no experiment, a trial fits nowhere, the folder is not free; nothing was written.
+    """
+    check_space(space)
+    folder = SweepFolder(Path(sweep_dir).resolve())
+    with ray_session(space.cluster):
+        home = _home()
+        slots = check_trials_fit(space, home)
+        folder.claim(space, resume)
+        tracking = SweepTracking(folder, space)
+        tracking.open()
+        for problem in tracking.problems:
+            on_event({"event": "warning", "text": problem})
+        with _watching(folder, space, on_event):
+            trials, failed = _fit(space, folder, home, slots, tracking.changes)
+    sweep = collect(folder, space, trials, failed, slots)
+    write_results(folder, sweep)
+    tracking.close(sweep)
+    for problem in tracking.problems:
+        on_event({"event": "warning", "text": problem})
+    return sweep
+
+
+def check_trials_fit(space: Space, home: str) -> int:
+    """How many of the largest trials run at once on the empty cluster (and by ``trials.at_once``).
+
+    Raises:
+        UserError: not even one. Nodes that an autoscaler might add are not counted.
+    """
+    nodes = node_resources()
+    slots = 10_000
+    for config in _largest(space):
+        bundles = trial_bundles(config, home)
+        fit = trials_that_fit(bundles, nodes)
+        if fit == 0:
+            section = config.cluster
+            needs = f"{section.num_actors} x ({section.cpus_per_actor:g} CPUs, {section.gpus_per_actor:g} GPUs)"
+            has = [f"{sum(node.get(name, 0.0) for node in nodes):g} {name}s" for name in ("CPU", "GPU")]
+            fix = f"one trial needs {needs}, and the whole cluster, as connected, has {' and '.join(has)}"
+            raise UserError("cluster.num_actors", section.num_actors, fix)
+        slots = min(slots, fit)
+    at_once = space.trials.at_once
+    return slots if at_once == "auto" else min(slots, at_once)
+
+
+def _largest(space: Space) -> list[ExperimentConfig]:
+    """One experiment for every number of actors that a trial may have."""
+    configs = (space.config(values, space.seeds[0]) for values in corners(space))
+    return list({config.cluster.num_actors: config for config in configs}.values())
+
+
+def _home() -> str:
+    """The resource that only this node has."""
+    here = ray.get_runtime_context().get_node_id()
+    resources = next(node["Resources"] for node in ray.nodes() if node["NodeID"] == here)
+    return next(name for name in resources if name.startswith("node:") and "__" not in name)
+
+
+def _fit(
+    space: Space, folder: SweepFolder, home: str, slots: int, tracking: dict[str, Any]
+) -> tuple[list[Trial], dict[str, str]]:
+    """Tune's part; returns all trials, and what it says of those that died too often.
+
+    A search that learns and a scheduler that prunes go on from Tune's state on disk. A plain list of trials needs none: those
+    without a result are what is left."""
+    os.environ.update(SETTINGS)
+    logging.getLogger("ray.tune").setLevel(logging.ERROR)
+
+    def bundles(given: dict[str, Any]) -> tune.PlacementGroupFactory:
+        config = space.config(given["trial"]["values"], given["trial"]["seed"])
+        return tune.PlacementGroupFactory(trial_bundles(config, home))
+
+    trainable = tune.with_parameters(
+        run_trial,
+        sweep=str(folder.root),
+        space=space,
+        tracking=tracking,
+        working_dir=os.getcwd(),
+        environment={name: value for name, value in os.environ.items() if name.startswith("MLFLOW_")},
+    )
+    trainable = tune.with_resources(trainable, bundles)
+    remembers = space.search.kind == "optuna" or space.scheduler.kind == "asha"
+    if remembers and any(folder.tune.glob("experiment_state-*")):
+        results = _run(tune.Tuner.restore(str(folder.tune), trainable, restart_errored=True))
+    else:
+        shutil.rmtree(folder.tune, ignore_errors=True)
+        planned = [] if space.search.kind == "optuna" else planned_trials(space)
+        left = planned if remembers else [trial for trial in planned if not folder.finished(trial.key)]
+        is_over = bool(planned) and not left
+        results = [] if is_over else _run(_new_tuner(space, folder, trainable, slots, left))
+    ran = [(Trial(**result.config["trial"]), result.error) for result in results]
+    failed = {trial.key: str(error).strip().splitlines()[-1] for trial, error in ran if error}
+    return ([trial for trial, _ in ran] if remembers else planned_trials(space)), failed
+
+
+def _run(tuner: tune.Tuner) -> Any:
+    try:
+        return tuner.fit()
+    except tune.TuneError as error:
+        raise RunError(f"Ray Tune: {str(error).strip().splitlines()[-1]}") from error
+
+
+def _new_tuner(space: Space, folder: SweepFolder, trainable: Any, slots: int, planned: list[Trial]) -> tune.Tuner:
+    config: dict[str, Any] = {
+        "reuse_actors": True,  # a process's imports take longer than a small trial
+        "trial_dirname_creator": _trial_key,
+    }
+    param_space: dict[str, Any] = {}
+    if space.search.kind == "optuna":
+        from sylva_ray.cluster.point_search import PointSearch
+
+        assert space.search.num_points is not None
+        config["search_alg"] = PointSearch(space)
+        config["num_samples"] = space.search.num_points * len(space.seeds)
+        config["max_concurrent_trials"] = slots  # to suggest more than can run would be to guess more than needed
+    else:
+        trials = [{"values": dict(trial.values), "seed": trial.seed} for trial in planned]
+        param_space["trial"] = tune.grid_search(trials)
+        if space.trials.at_once != "auto":
+            config["max_concurrent_trials"] = space.trials.at_once
+    if space.scheduler.kind == "asha":
+        config["scheduler"] = asha(space)
+    return tune.Tuner(
+        trainable,
+        param_space=param_space,
+        tune_config=tune.TuneConfig(**config),
+        run_config=tune.RunConfig(
+            name=folder.tune.name,
+            storage_path=str(folder.root),
+            failure_config=tune.FailureConfig(max_failures=space.trials.retries),
+            verbose=0,
+        ),
+    )
+
+
+def _trial_key(trial: Any) -> str:
+    return Trial(**trial.config["trial"]).key
+
+
+def asha(space: Space) -> ASHAScheduler:
+    """Successive halving on rounds of phase 1; who survives them all runs to the end, phase 2 included."""
+    objective, section = space.objectives[0], space.scheduler
+    rounds = max(config.training.rounds for config in _largest(space))
+    return ASHAScheduler(
+        time_attr="step",
+        metric=objective.metric,
+        mode=objective.mode,
+        max_t=rounds,
+        grace_period=section.grace_rounds,
+        reduction_factor=section.reduction_factor,
+        stop_last_trials=False,
+    )
+
+
+@contextmanager
+def _watching(folder: SweepFolder, space: Space, on_event: OnEvent) -> Iterator[None]:
+    """Pass on what the trials' histories say, from a thread, for as long as the block lasts."""
+    total = (space.search.num_points or 0) * len(space.seeds) or len(planned_trials(space))
+    done, seen = threading.Event(), dict[str, int]()
+
+    def look(tell: OnEvent = on_event) -> None:
+        for path in sorted((folder.root / "attempts").glob("*.jsonl")):
+            history = folder.attempts(path.stem)
+            for entry in history[seen.get(path.stem, 0) :]:
+                tell({"event": "trial", "key": path.stem, **entry})
+            seen[path.stem] = len(history)
+
+    def watch() -> None:
+        while not done.wait(WATCH_S):
+            look()
+
+    look(tell=lambda _: None)  # what was before a --resume
+    known = sorted(key for key in seen if folder.finished(key))
+    on_event({"event": "sweep", "trials": total, "finished": known})
+    thread = threading.Thread(target=watch, name="watch", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+        look()

@@ -1,0 +1,272 @@
+"""What a sweep found, from its trials' run folders: one row per point, over its seeds; the best, or the Pareto front.
+
+Only a point of which all seeds finished can be chosen. Fewer rounds than the others had are no result.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from sylva_ray.config import TrackingSection, load_config
+from sylva_ray.evaluation.comparison.rows import Value
+from sylva_ray.experiment import CONFIG, RECORDS
+from sylva_ray.tracking.jsonl import read_records
+from sylva_ray.tracking.report.build import read_summary
+from sylva_ray.tracking.report.wording import bytes_text
+from sylva_ray.tuning.folder import SweepFolder
+from sylva_ray.tuning.metrics import ACCURACIES, COSTS, busy_seconds, step_metrics
+from sylva_ray.tuning.points import Trial, point_label
+from sylva_ray.tuning.space import Objective, Space
+
+
+@dataclass(frozen=True)
+class TrialResult:
+    """One experiment. ``state``: finished, pruned (by the scheduler) or failed (``error`` says why).
+
+    ``metrics`` after the last of ``rounds`` rounds that it did; ``history [(step, metrics)]``; ``spans [(began, ended)]`` in Unix
+    seconds, one per attempt; ``busy`` seconds of its workers; ``checks`` that failed."""
+
+    key: str
+    point: str
+    values: Mapping[str, Any]
+    seed: int
+    state: str
+    metrics: Mapping[str, float]
+    history: Sequence[tuple[int, Mapping[str, float]]]
+    rounds: int
+    spans: Sequence[tuple[float, float]]
+    busy: float
+    checks: Sequence[str] = ()
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class Point:
+    """One choice of the parameters. ``metrics`` are over the seeds that finished; ``complete``: all of them did."""
+
+    name: str
+    label: str
+    values: Mapping[str, Any]
+    seeds: Sequence[int]
+    states: Sequence[str]
+    metrics: Mapping[str, Value]
+    complete: bool
+    chosen: bool
+    checks: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """All of it. ``points``: best first by the first objective, the incomplete ones last. ``workers`` could compute at once."""
+
+    space: Space
+    trials: Sequence[TrialResult]
+    points: Sequence[Point]
+    workers: int
+
+    @property
+    def chosen(self) -> list[Point]:
+        """The best point, or with several objectives those that no other one dominates."""
+        return [point for point in self.points if point.chosen]
+
+    @property
+    def failed(self) -> list[TrialResult]:
+        """Trials that gave no result though they were tried again."""
+        return [trial for trial in self.trials if trial.state == "failed"]
+
+    @property
+    def seconds(self) -> float:
+        """Wall seconds in which at least one trial ran."""
+        return covered([span for trial in self.trials for span in trial.spans])
+
+    @property
+    def busy_share(self) -> float:
+        """Computing seconds of the workers, of those that they could have computed in, in [0, 1]."""
+        return sum(trial.busy for trial in self.trials) / max(1e-9, self.workers * self.seconds)
+
+
+def covered(spans: Sequence[tuple[float, float]]) -> float:
+    """Length of the union of intervals.
+
+    >>> covered([(0, 2), (1, 3), (5, 6)])
+    4
+    """
+    total, end = 0.0, -np.inf
+    for start, stop in sorted(spans):
+        total += max(0.0, stop - max(start, end))
+        end = max(end, stop)
+    return total if total % 1 else int(total)
+
+
+def collect(folder: SweepFolder, space: Space, trials: Sequence[Trial], failed: Mapping[str, str], slots: int) -> Sweep:
+    """Read the run folders.
+
+    Args:
+        failed: what Tune says of trials that died too often, by key.
+        slots: how many trials ran at once.
+    """
+    found = [_trial(folder, space, trial, failed.get(trial.key)) for trial in trials]
+    actors = max(int(space.config(trial.values, trial.seed).cluster.num_actors) for trial in trials)
+    return Sweep(space, found, _points(space, found), slots * actors)
+
+
+def _trial(folder: SweepFolder, space: Space, trial: Trial, failure: str | None) -> TrialResult:
+    run_dir, history = folder.trial(trial.key), folder.attempts(trial.key)
+    records, summary = read_records(run_dir / RECORDS), read_summary(run_dir)
+    refused = next((entry["error"] for entry in reversed(history) if entry.get("outcome") == "refused"), None)
+    error = next((text for text in (refused, failure) if text is not None), None)
+    state = "finished" if summary is not None else "pruned" if error is None else "failed"
+    config = space.config(trial.values, trial.seed)
+    steps = [(records[n - 1]["step"], step_metrics(records[:n], config)) for n in range(1, len(records) + 1)]
+    spans: dict[float, float] = {}
+    for entry in history:  # who was killed could not say when: then, the last time it was heard of
+        spans[entry["began"]] = entry.get("ended", entry.get("alive", entry["began"]))
+    return TrialResult(
+        trial.key,
+        trial.point,
+        trial.values,
+        trial.seed,
+        state,
+        steps[-1][1] if steps else {},
+        steps,
+        sum(record["stage"] == "phase1" for record in records),
+        list(spans.items()),
+        busy_seconds(records),
+        [check["name"] for check in (summary or {"checks": []})["checks"] if not check["passed"]],
+        "" if state == "finished" else error or "",
+    )
+
+
+def _points(space: Space, trials: Sequence[TrialResult]) -> list[Point]:
+    groups: dict[str, list[TrialResult]] = {}
+    for trial in trials:
+        groups.setdefault(trial.point, []).append(trial)
+    points = [_point(space, group) for group in groups.values()]
+    complete = [point for point in points if point.complete]
+    front = {point.name for point in front_of(complete, space.objectives)}
+    if len(space.objectives) == 1 and front:
+        front = {max(complete, key=lambda point: _score(point, space.objectives[0])).name}
+    marked = [Point(**{**vars(point), "chosen": point.name in front}) for point in points]
+    return sorted(marked, key=lambda point: (not point.complete, -_score(point, space.objectives[0])))
+
+
+def _point(space: Space, group: Sequence[TrialResult]) -> Point:
+    first = group[0]
+    finished = [trial for trial in group if trial.state == "finished"]
+    metrics = {}
+    for name in finished[0].metrics if finished else ():
+        values = [trial.metrics[name] for trial in finished]
+        std = float(np.std(values, ddof=1)) if len(values) > 1 else None
+        metrics[name] = Value(float(np.mean(values)), std, len(values))
+    return Point(
+        first.point,
+        point_label(first.values),
+        first.values,
+        [trial.seed for trial in group],
+        [trial.state for trial in group],
+        metrics,
+        len(finished) == len(space.seeds),
+        False,
+        sorted({check for trial in group for check in trial.checks}),
+    )
+
+
+def _score(point: Point, objective: Objective) -> float:
+    """More is better; an incomplete point without the metric is the worst."""
+    value = point.metrics.get(objective.metric)
+    return -np.inf if value is None else objective.sign() * value.mean
+
+
+def front_of(points: Sequence[Point], objectives: Sequence[Objective]) -> list[Point]:
+    """Points that no other is at least as good as in all objectives and better in one."""
+    scores = {point.name: [_score(point, objective) for objective in objectives] for point in points}
+
+    def dominated(own: Sequence[float]) -> bool:
+        return any(all(a >= b for a, b in zip(other, own)) and list(other) != list(own) for other in scores.values())
+
+    return [point for point in points if not dominated(scores[point.name])]
+
+
+# -- files --------------------------------------------------------------------------------------------------------------
+
+
+def write_results(folder: SweepFolder, sweep: Sweep) -> None:
+    """``sweep.json``, the chosen configs as YAML that `sylva-ray run` takes, and ``report.html``."""
+    from sylva_ray.tuning.report import render
+
+    content = {
+        "name": sweep.space.name,
+        "objectives": [objective.model_dump() for objective in sweep.space.objectives],
+        "workers": sweep.workers,
+        "seconds": sweep.seconds,
+        "busy_share": sweep.busy_share,
+        "points": [asdict(point) for point in sweep.points],
+        "trials": [asdict(trial) for trial in sweep.trials],
+    }
+    folder.write(folder.results, json.dumps(content, indent=1) + "\n")
+    several = len(sweep.space.objectives) > 1
+    for old in [folder.best, *folder.pareto.glob("*.yaml")]:
+        old.unlink(missing_ok=True)
+    for point in sweep.chosen:
+        path = folder.pareto / f"{point.name}.yaml" if several else folder.best
+        folder.write(path, runnable(folder, sweep, point))
+    folder.write(folder.report, render(sweep))
+
+
+def runnable(folder: SweepFolder, sweep: Sweep, point: Point) -> str:
+    """The resolved config of a point's first seed, without what ties it to the sweep, under a comment on what it earned."""
+    config = load_config(folder.trial(f"{point.name}-s{point.seeds[0]}") / CONFIG)
+    given = sweep.space.experiment.get("tracking") or {}
+    config = config.model_copy(update={"tracking": TrackingSection(**given), "cluster": sweep.space.cluster})
+    earned = ", ".join(f"{o.metric} {value_cell(o.metric, point.metrics[o.metric])}" for o in sweep.space.objectives)
+    lines = [
+        f"# {point.label}: {earned}; mean of seeds {', '.join(map(str, point.seeds))} in sweep {sweep.space.name}."
+    ]
+    if config.dataset.test_pool == "train":
+        lines.append("# Chosen on images held out of training; for the number to report: dataset.test_pool=test")
+    else:
+        lines.append(
+            "# Chosen on the test images: its accuracy is the best of many and flatters it. Confirm with other seeds."
+        )
+    return "\n".join([*lines, config.to_yaml()])
+
+
+def value_cell(metric: str, value: Value | None) -> str:
+    """``62.8 ± 1.2`` in per cent for accuracies, sizes and seconds for costs; an en dash for nothing.
+
+    >>> value_cell("robust_accuracy", Value(0.628, 0.012, 3)), value_cell("total_bytes", Value(893_948, None, 1))
+    ('62.8 ± 1.2', '894 kB')
+    """
+    if value is None:
+        return "–"
+
+    def text(number: float) -> str:
+        if metric == "total_bytes":
+            return bytes_text(number)
+        return f"{number:,.0f}" if metric in COSTS else f"{100 * number:.1f}"
+
+    return text(value.mean) if value.std is None else f"{text(value.mean)} ± {text(value.std)}"
+
+
+def shown_metrics(space: Space) -> list[str]:
+    """The objectives, then the accuracies and costs that are in every table."""
+    wanted = [objective.metric for objective in space.objectives] + [ACCURACIES[0], ACCURACIES[1], *COSTS]
+    return list(dict.fromkeys(wanted))
+
+
+def markdown(sweep: Sweep) -> str:
+    """The table of points, for MLflow's page of the parent run."""
+    metrics = shown_metrics(sweep.space)
+    lines = ["| | point | " + " | ".join(metrics) + " |", "|---|---|" + "---:|" * len(metrics)]
+    for point in sweep.points:
+        cells = [value_cell(name, point.metrics.get(name)) for name in metrics]
+        state = "**best**" if point.chosen and len(sweep.space.objectives) == 1 else "**front**" if point.chosen else ""
+        state = state or ("" if point.complete else ", ".join(sorted(set(point.states))))
+        lines.append(f"| {state} | {point.label} (`{point.name}`) | " + " | ".join(cells) + " |")
+    busy = f"{100 * sweep.busy_share:.0f} % of {sweep.workers} workers' time"
+    return "\n".join([*lines, "", f"Accuracies in %. {len(sweep.trials)} trials; computing took {busy}."])
