@@ -113,7 +113,10 @@ def evaluate(
         fleet.num_classes,
     )
     console = _console()
-    with AssessmentDisplay(console) as display, pool_for(assessment.prepared, display.on_lost) as pool:
+    with (
+        AssessmentDisplay(console) as display,
+        pool_for(assessment.prepared, display.on_lost, display.on_waiting) as pool,
+    ):
         found = assess(assessment, request, pool, display.on_event)
     path = write_assessment(run_dir, found, out)
     for table in assessment_tables(found):
@@ -249,6 +252,35 @@ def bytes_(
     if csv is not None:
         write_csv(rows, csv)
         typer.echo(csv)
+
+
+cluster_app = typer.Typer(help="Machines: see docs/clusters.md.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(cluster_app, name="cluster")
+
+
+@cluster_app.callback()
+def cluster() -> None:
+    """Machines: see docs/clusters.md."""
+
+
+@cluster_app.command()
+def check(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="a cluster.yaml for `ray up`")],
+    overrides: Overrides = None,
+    config: Annotated[Path | None, typer.Option(metavar="CONFIG", help="also tell what one run of it asks for")] = None,
+) -> None:
+    """Validate a cluster.yaml offline, and tell what a run would ask of the cluster. Starts nothing."""
+    from sylva_ray.cluster.demand import demand_lines, demand_of, launcher_lines
+    from sylva_ray.cluster.launcher_file import load_launcher_file
+
+    if overrides and config is None:
+        raise UserError("override", overrides[0], "changes a run's config, and there is none: add --config CONFIG")
+    launcher = load_launcher_file(file)
+    lines = launcher_lines(launcher)
+    if config is not None:
+        lines += demand_lines(demand_of(load_config(config, overrides or []), launcher), launcher)
+    for line in lines:
+        typer.echo(line)
 
 
 @app.command()

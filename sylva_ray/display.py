@@ -85,6 +85,8 @@ class RunDisplay:
                 self._say(f"round {event['round']}: clients {who} missed the deadline")
             case "worker_lost":
                 self._say(f"a worker died during {event['where']}; its clients run again elsewhere")
+            case "waiting":
+                self._say(event["what"])
             case "coordinator_restarted":
                 self._say("the coordinator died and was restarted; it goes on from the newest checkpoint")
             case "finishing":
@@ -213,6 +215,10 @@ class AssessmentDisplay:
     def on_lost(self, where: str) -> None:
         """A worker died; its task runs again elsewhere."""
         self.console.print(f"a worker died during {where}; its task runs again elsewhere", highlight=False)
+
+    def on_waiting(self, what: str) -> None:
+        """No worker is there yet."""
+        self.console.print(what, highlight=False)
 
 
 def assessment_tables(found: Mapping[str, Any]) -> list[Table]:

@@ -30,7 +30,7 @@ from sylva_ray.coordinator.checkpoint import CheckpointFolder
 from sylva_ray.coordinator.cohorts import resolve_cohort_size
 from sylva_ray.coordinator.pool import ClientPool
 from sylva_ray.coordinator.rounds import Record, Rounds
-from sylva_ray.data.datasets import load_dataset
+from sylva_ray.data.datasets import load_dataset, measure_dataset
 from sylva_ray.data.fleet import FleetData, build_fleet
 from sylva_ray.errors import RunError, UserError
 from sylva_ray.evaluation.summary import DeclaredTraffic, summarise
@@ -88,6 +88,54 @@ def prepare(config: ExperimentConfig) -> Prepared:
         update={"algorithm": config.algorithm.model_copy(update=parameters.model_dump(mode="json"))}
     )
     return Prepared(resolved, fleet, arrays, time.perf_counter() - started)
+
+
+@dataclass(frozen=True)
+class Weight:
+    """What a run moves, in bytes, from its config alone; ``config`` is resolved.
+
+    ``data_bytes`` (pixels, labels, and who holds which) and ``backbone_bytes`` go to every node once, ``state_bytes`` is one
+    client's, ``upload_bytes`` and ``download_bytes`` are per client and round of phase 1."""
+
+    config: ExperimentConfig
+    data_bytes: int
+    backbone_bytes: int
+    state_bytes: int
+    upload_bytes: int
+    download_bytes: int
+
+    @property
+    def broadcast_bytes(self) -> int:
+        """Sent to every node that has an actor."""
+        return self.data_bytes + self.backbone_bytes
+
+
+def weigh(config: ExperimentConfig) -> Weight:
+    """Reckon before anything is loaded: no weights from the hub, no data set that torchvision would download.
+
+    Raises:
+        UserError: the config cannot run.
+    """
+    config = _resolve(config)
+    algorithm = create_algorithm(config.algorithm)
+    check_byzantine(config, algorithm)
+    section = config.backbone.model_copy(update={"pretrained": False})
+    size = measure_dataset(config.dataset, create_backbone(section, num_classes=2).image_size)
+    backbone = create_backbone(section, size.num_classes)
+    arrays = backbone_arrays(backbone)
+    arrays |= {COMPANION + n: value for n, value in algorithm.companion_weights(size.num_classes).items()}
+    untrained = config.model_copy(update={"backbone": section})
+    states = meet(algorithm, build_model(untrained, size.num_classes, arrays), config, size.num_classes, arrays)
+    traffic = declared_traffic(config, algorithm, states, full_model_bytes(backbone))
+    indices = 8 * (size.num_train + config.partition.num_clients * config.partition.test_samples)
+    return Weight(
+        config,
+        data_bytes=size.num_bytes + indices,
+        backbone_bytes=sum(array.nbytes for array in arrays.values()),
+        state_bytes=max(map(state_bytes, states)),
+        upload_bytes=traffic.upload,
+        download_bytes=traffic.download,
+    )
 
 
 def claim_run_folder(run_dir: Path, config: ExperimentConfig, resume: bool) -> None:
@@ -307,8 +355,10 @@ def _resolve(config: ExperimentConfig) -> ExperimentConfig:
     """Every ``auto`` that the result depends on becomes a value."""
     device = config.training.device
     if device == "auto":
-        device = "cuda" if config.cluster.gpus_per_actor > 0 or config.cluster.pool == "in_process" else "cpu"
-        device = device if torch.cuda.is_available() else "cpu"
+        cluster = config.cluster
+        elsewhere = cluster.pool == "ray" and cluster.address is not None  # a cluster's head need not have a GPU itself
+        wanted = cluster.gpus_per_actor > 0 or cluster.pool == "in_process"
+        device = "cuda" if wanted and (elsewhere or torch.cuda.is_available()) else "cpu"
     elif device == "cuda" and not torch.cuda.is_available() and config.cluster.address is None:
         raise UserError("training.device", "cuda", "there is no GPU here; use cpu or auto")
     training = config.training.model_copy(update={"device": device, "cohort_size": resolve_cohort_size(config)})

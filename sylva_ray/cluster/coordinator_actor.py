@@ -68,7 +68,7 @@ class Coordinator:
         prepared = Prepared(given.config, ray.get(given.fleet), ray.get(given.backbone), given.setup_seconds)
         num_actors = given.config.cluster.num_actors
         assert isinstance(num_actors, int), "num_actors is resolved before the run"
-        pool = RayPool(given.config, given.fleet, given.backbone, num_actors, self._note_lost)
+        pool = RayPool(given.config, given.fleet, given.backbone, num_actors, self._note_lost, self._note_waiting)
         try:
             return run_experiment(prepared, given.run_dir, pool, self._events.append)
         finally:
@@ -86,6 +86,9 @@ class Coordinator:
 
     def _note_lost(self, where: str) -> None:
         self._events.append({"event": "worker_lost", "where": where})
+
+    def _note_waiting(self, what: str) -> None:
+        self._events.append({"event": "waiting", "what": what})
 
 
 _OPTIONS: dict[str, Any] = {

@@ -23,7 +23,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from sylva_ray.client.worker import CohortWorker
 from sylva_ray.cluster.coordinator_actor import Assignment, Event, RemoteCoordinator
 from sylva_ray.cluster.ray_pool import RayPool
-from sylva_ray.cluster.session import NAMESPACE, node_resources, ray_session, resolve_num_actors
+from sylva_ray.cluster.session import NAMESPACE, possible_nodes, ray_session, resolve_num_actors
 from sylva_ray.coordinator.pool import ClientPool, InProcessPool
 from sylva_ray.errors import RunError, UserError
 from sylva_ray.experiment import Prepared, claim_run_folder, run_experiment
@@ -83,7 +83,11 @@ def run_on_ray(prepared: Prepared, run_dir: Path, on_event: OnEvent) -> dict[str
 
 
 @contextmanager
-def pool_for(prepared: Prepared, on_lost: Callable[[str], None] | None = None) -> Iterator[ClientPool]:
+def pool_for(
+    prepared: Prepared,
+    on_lost: Callable[[str], None] | None = None,
+    on_waiting: Callable[[str], None] | None = None,
+) -> Iterator[ClientPool]:
     """A pool where the config says, for as long as the block lasts; the caller plays the coordinator.
 
     Raises:
@@ -97,7 +101,7 @@ def pool_for(prepared: Prepared, on_lost: Callable[[str], None] | None = None) -
         fleet, backbone = ray.put(prepared.fleet), ray.put(prepared.backbone)
         num_actors = prepared.config.cluster.num_actors
         assert isinstance(num_actors, int), "just resolved"
-        pool = RayPool(prepared.config, fleet, backbone, num_actors, on_lost)
+        pool = RayPool(prepared.config, fleet, backbone, num_actors, on_lost, on_waiting)
         try:
             yield pool
         finally:
@@ -110,11 +114,11 @@ def coordinator_name(run_dir: Path) -> str:
 
 
 def _with_num_actors(prepared: Prepared) -> Prepared:
-    """``cluster.num_actors`` as a number, by what the cluster has."""
+    """``cluster.num_actors`` as a number, by what the cluster has or may grow to."""
     config, section = prepared.config, prepared.config.cluster
     size, num_clients = config.training.cohort_size, prepared.fleet.num_clients
     assert isinstance(size, int), "cohort_size is resolved before the run"
-    num_actors = resolve_num_actors(section, -(-num_clients // size), num_clients, node_resources())
+    num_actors = resolve_num_actors(section, -(-num_clients // size), num_clients, possible_nodes(section))
     cluster = section.model_copy(update={"num_actors": num_actors})
     return dataclasses.replace(prepared, config=config.model_copy(update={"cluster": cluster}))
 
