@@ -28,6 +28,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 from sandbox import RAY, ROOT, enter, say, temporary_home, wait_until
 
 ADDRESS = "127.0.0.1:6379"
+HEAD = "ray.head.default"
+"""What the provider of fake nodes calls the head, whatever the file says."""
+
 CONFIG = [
     *("dataset.max_train=150", "dataset.max_test=60", "partition.num_clients=3", "partition.min_samples=20"),
     *(
@@ -44,8 +47,9 @@ CONFIG = [
 def fake_cluster() -> dict[str, Any]:
     """cluster.yaml's node types and limits for Ray's provider of fake nodes."""
     ours = yaml.safe_load((ROOT / "cluster.yaml").read_text())
+    head = ours["head_node_type"]
     types = {
-        name: {
+        HEAD if name == head else name: {
             "node_config": {},
             "min_workers": kind.get("min_workers", 0),
             "max_workers": kind.get("max_workers", 0),
@@ -66,7 +70,7 @@ def fake_cluster() -> dict[str, Any]:
             "disable_launch_config_check": True,
             "gcs_address": ADDRESS,
         },
-        "head_node_type": ours["head_node_type"],
+        "head_node_type": HEAD,
         "available_node_types": types,
         "auth": {},
         "docker": {},

@@ -29,6 +29,7 @@ from sylva_ray.config import ExperimentConfig
 from sylva_ray.coordinator.checkpoint import CheckpointFolder
 from sylva_ray.coordinator.cohorts import resolve_cohort_size
 from sylva_ray.coordinator.pool import ClientPool
+from sylva_ray.coordinator.remote_folder import RemoteFolder
 from sylva_ray.coordinator.rounds import Record, Rounds
 from sylva_ray.data.datasets import load_dataset, measure_dataset
 from sylva_ray.data.fleet import FleetData, build_fleet
@@ -169,9 +170,13 @@ def claim_run_folder(run_dir: Path, config: ExperimentConfig, resume: bool) -> N
 
 @threadpool_limits.wrap(limits=1, user_api="blas")
 def run_experiment(
-    prepared: Prepared, run_dir: Path, pool: ClientPool, on_event: Callable[[dict[str, Any]], None]
+    prepared: Prepared,
+    run_dir: Path,
+    pool: ClientPool,
+    on_event: Callable[[dict[str, Any]], None],
+    remote: RemoteFolder | None = None,
 ) -> dict[str, Any]:
-    """Run (or go on with) the experiment and return its summary, which is also written.
+    """Run (or go on with) the experiment and return its summary, which is also written. ``remote`` gets a copy after every step.
 
     Numpy's linear algebra runs on one thread: the last bits of a QR or an SVD depend on the number of threads, which differs
     between a Ray actor, a plain process and another machine; the matrices are small, so one thread is also the fastest.
@@ -189,6 +194,11 @@ def run_experiment(
         rewrite_records(run_dir / RECORDS, records)
         if follower is not None:
             follower.notify()
+        if remote is not None:
+            try:
+                remote.push()
+            except RunError as error:  # the next step brings it along; the end insists
+                on_event({"event": "unsaved", "reason": str(error)})
 
     rounds = Rounds(
         config,
@@ -234,6 +244,8 @@ def run_experiment(
         summary["warnings"] += warnings
         write_summary(run_dir, summary)
         write_report(run_dir)
+    if remote is not None:
+        remote.push()
     return summary
 
 
