@@ -83,14 +83,15 @@ def fake_cluster() -> dict[str, Any]:
     }
 
 
-def raylets() -> dict[int, str]:
-    """``{process id: node type}`` of the workers."""
-    found = {}
-    for process in psutil.process_iter():
+def raylets() -> dict[str, tuple[str, int]]:
+    """``{node id: (node type, process id)}`` of the workers."""
+    found: dict[str, tuple[str, int]] = {}
+    for process in sorted(psutil.process_iter(), key=lambda process: process.pid):
         try:
-            name = process.environ().get("RAY_NODE_TYPE_NAME")
-            if process.name() == "raylet" and name:
-                found[process.pid] = name
+            own = process.environ()
+            if process.name() == "raylet" and "RAY_NODE_TYPE_NAME" in own:  # a fork of it has a higher process id
+                node = own["RAY_OVERRIDE_NODE_ID_FOR_TESTING"]
+                found.setdefault(node, (own["RAY_NODE_TYPE_NAME"], process.pid))
         except psutil.Error:
             continue
     return found
@@ -100,18 +101,18 @@ class Watch:
     """Says which workers come and go, and remembers it."""
 
     def __init__(self) -> None:
-        self.seen: dict[int, str] = {}
+        self.seen: dict[str, tuple[str, int]] = {}
         self.came: Counter[str] = Counter()
         self.most = 0
 
-    def look(self) -> dict[int, str]:
+    def look(self) -> dict[str, tuple[str, int]]:
         """What there is now."""
         now = raylets()
-        for pid in now.keys() - self.seen.keys():
-            self.came[now[pid]] += 1
-            say(f"a worker came:   {now[pid]}")
-        for pid in self.seen.keys() - now.keys():
-            say(f"a worker is gone: {self.seen[pid]}")
+        for node in now.keys() - self.seen.keys():
+            self.came[now[node][0]] += 1
+            say(f"a worker came:    {now[node][0]}")
+        for node in self.seen.keys() - now.keys():
+            say(f"a worker is gone: {self.seen[node][0]}")
         self.seen, self.most = now, max(self.most, len(now))
         return now
 
@@ -170,8 +171,8 @@ def main() -> None:
             say(f"| {line.rstrip()}")
         workers = watch.look()
         if lost is None and (together / "checkpoint/round_0001/manifest.json").exists():
-            lost, kind = next(iter(workers.items()))
-            os.kill(lost, signal.SIGKILL)
+            lost, (kind, process) = next(iter(workers.items()))
+            os.kill(process, signal.SIGKILL)
             say(f"killed, in mid-round: a worker of type {kind}")
     said += [line.rstrip() for line in driver.stdout]
     for line in said[-3:]:

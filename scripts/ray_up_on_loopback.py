@@ -70,7 +70,6 @@ def loopback_cluster(work: Path, key: Path) -> dict[str, Any]:
         .replace("s3://FILL_IN", f"file://{work}/bucket")
         .replace("/home/ubuntu", f"{work}/head")
     )
-    python = Path(sys.executable).parent
     return {
         "cluster_name": "loopback",
         "provider": {"type": "local", "head_ip": "127.0.0.1", "worker_ips": []},
@@ -78,8 +77,7 @@ def loopback_cluster(work: Path, key: Path) -> dict[str, Any]:
         "file_mounts": ours["file_mounts"],
         "setup_commands": [
             settings,
-            f"mkdir -p ~/sylva && ln -sfn {python} ~/sylva/bin",  # in place of the two lines with uv
-            f"touch ~/.bashrc && sed -i '1i export PYTHONPATH={ROOT}' ~/.bashrc || echo 'export PYTHONPATH={ROOT}' > ~/.bashrc",
+            f"ln -sfn {Path(sys.executable).parents[1]} ~/sylva",  # in place of the two lines with uv
             ours["setup_commands"][-1],
         ],
         "head_setup_commands": ["mkdir -p ~/data ~/mlflow"],
@@ -132,9 +130,7 @@ def main() -> None:
     head, shared = work / "head", work / "shared" / "run"
     for folder in (head, shared.parent, work / "bucket", work / "elsewhere", laptop / "dist"):
         folder.mkdir(parents=True)
-    os.environ["RAY_UP_enable_autoscaler_v2"] = (
-        "0"  # Ray's newer autoscaler does not know the provider for local machines
-    )
+    os.environ.update(RAY_UP_enable_autoscaler_v2="0")  # Ray's newer autoscaler does not know this provider
     result: dict[str, Any] = {}
     reference = [*SYLVA, "run", "configs/digits.yaml", *CONFIG, "cluster.pool=in_process", "--quiet"]
     call([*reference, "--out", str(work / "reference")])
@@ -144,6 +140,9 @@ def main() -> None:
     cluster = loopback_cluster(work, key)
     cluster["file_mounts"]["~/dist"] = str(laptop / "dist")
     (laptop / "dist" / "constraints.txt").write_text((ROOT / "constraints.txt").read_text())
+    (head / ".bashrc").write_text(
+        f"case $- in *i*) ;; *) return ;; esac\nexport PYTHONPATH={ROOT}\n"
+    )  # as Debian's begins
     file = work / "loopback.yaml"
     file.write_text(yaml.safe_dump(cluster, sort_keys=False))
     say(last_line(call([*SYLVA, "cluster", "check", str(file)]).stdout.splitlines()[0].replace(str(work), "...")))
