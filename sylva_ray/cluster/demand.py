@@ -80,7 +80,10 @@ def demand_of(config: ExperimentConfig, launcher: LauncherFile) -> Demand:
 
 def launcher_lines(launcher: LauncherFile) -> list[str]:
     """What the file promises, what to fill in, and what to change."""
-    lines = [f"{launcher.path}: valid for Ray's cluster launcher, provider {launcher.provider}"]
+    verdict = f"valid for Ray's cluster launcher, provider {launcher.provider}"
+    if launcher.provider == "kuberay":
+        verdict = "a RayCluster for Kubernetes, whose own server validates it; read were its node types"
+    lines = [f"{launcher.path}: {verdict}"]
     for kind in launcher.node_types:
         what = ", ".join(f"{value:g} {name}" for name, value in kind.resources.items()) or "resources found at start"
         count = "the head" if kind is launcher.head else f"0 to {min(kind.max_workers, launcher.max_workers)}"

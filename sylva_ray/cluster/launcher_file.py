@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from sylva_ray.errors import RunError, UserError
 from sylva_ray.schema import read_yaml
 
@@ -110,33 +112,90 @@ class LauncherFile:
 
 
 def load_launcher_file(path: Path) -> LauncherFile:
-    """Read and validate ``path`` as `ray up` would, offline.
+    """Read and validate ``path`` as `ray up` would, offline. Of a RayCluster for Kubernetes only the node types are read.
 
     Raises:
         UserError: no such file, no YAML, or what Ray or its provider would refuse; names the dotted key.
     """
+    manifest = _manifest(path)
+    if manifest is not None:
+        return _of_manifest(path, manifest)
     raw = read_yaml(path)
-    if raw.get("kind") == "RayCluster":
-        fix = "is a manifest for Kubernetes, whose own server validates it (docs/kubernetes.md); this checks files for `ray up`"
-        raise UserError("cluster file", str(path), fix)
     config = _as_ray_reads_it(path, raw)
     provider = str(config["provider"]["type"])
     _check_keys("provider", config["provider"], PROVIDER_KEYS.get(provider))
-    types = config.get("available_node_types", {})
-    if not types:
-        raise UserError("available_node_types", str(path), "is missing; every node type and its resources belong there")
-    for name, node_type in types.items():
+    for name, node_type in config["available_node_types"].items():
         own = f"available_node_types.{name}"
         _check_keys(f"{own}.node_config", node_type["node_config"], NODE_CONFIG_KEYS.get(provider))
         if not {"CPU", "GPU"} & node_type["resources"].keys() and provider != "local":
             fix = "must say CPU (and GPU): the instance type's, which nobody can look up offline"
             raise UserError(f"{own}.resources", node_type["resources"], fix)
+    return _of_config(path, config, tuple(_findings(config, provider)), _blanks(raw))
+
+
+def load_promised(path: Path) -> LauncherFile | None:
+    """The node types of a cluster that is running, hence is not judged; None where the file does not say what nodes hold.
+
+    Raises:
+        UserError: no such file, or no YAML.
+    """
+    manifest = _manifest(path)
+    if manifest is not None:
+        return _of_manifest(path, manifest)
+    config = read_yaml(path)
+    types = config.get("available_node_types") or {}
+    if config.get("head_node_type") not in types or not all(kind.get("resources") for kind in types.values()):
+        return None
+    return _of_config(path, config)
+
+
+def _of_config(
+    path: Path, config: Mapping[str, Any], findings: tuple[str, ...] = (), blanks: tuple[str, ...] = ()
+) -> LauncherFile:
+    most = int(config.get("max_workers", 0))
     kinds = {
-        name: NodeType(name, node_type["resources"], int(node_type["max_workers"])) for name, node_type in types.items()
+        name: NodeType(name, kind["resources"], int(kind.get("max_workers", most)))
+        for name, kind in config["available_node_types"].items()
     }
     head = kinds.pop(config["head_node_type"])
-    workers, findings = tuple(kinds.values()), tuple(_findings(config, provider))
-    return LauncherFile(path, provider, head, workers, int(config["max_workers"]), findings, _blanks(raw))
+    provider = str(config.get("provider", {}).get("type"))
+    return LauncherFile(path, provider, head, tuple(kinds.values()), most, findings, blanks)
+
+
+def _manifest(path: Path) -> dict[str, Any] | None:
+    """The RayCluster among a file's documents, if it is one for Kubernetes."""
+    try:
+        documents = list(yaml.safe_load_all(path.read_text()))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):  # `read_yaml` says what is wrong with it
+        return None
+    return next((d for d in documents if isinstance(d, dict) and d.get("kind") == "RayCluster"), None)
+
+
+def _of_manifest(path: Path, manifest: Mapping[str, Any]) -> LauncherFile:
+    try:
+        spec = manifest["spec"]
+        head = NodeType("head", _pod_resources(spec["headGroupSpec"]), 0)
+        workers = tuple(
+            NodeType(group["groupName"], _pod_resources(group), int(group["maxReplicas"]))
+            for group in spec.get("workerGroupSpecs", [])
+        )
+    except (KeyError, TypeError, IndexError, ValueError) as error:
+        raise UserError("cluster file", str(path), f"its RayCluster lacks or garbles {error}") from None
+    auth = spec.get("authOptions", {}).get("mode")
+    findings = () if auth == "token" else ("spec.authOptions.mode is not token: whoever reaches the port may run code",)
+    most = sum(kind.max_workers for kind in workers)
+    return LauncherFile(path, "kuberay", head, workers, most, findings, _blanks(manifest))
+
+
+def _pod_resources(group: Mapping[str, Any]) -> Resources:
+    """What Ray will see in a pod: its start parameters, else the first container's limits."""
+    container = group["template"]["spec"]["containers"][0]
+    limits, start = container.get("resources", {}).get("limits", {}), group.get("rayStartParams", {})
+    found = {
+        "CPU": start.get("num-cpus", limits.get("cpu", 0)),
+        "GPU": start.get("num-gpus", limits.get("nvidia.com/gpu", 0)),
+    }
+    return {name: float(value) for name, value in found.items() if float(value)}
 
 
 def bootstrap_file() -> Path | None:
@@ -172,6 +231,8 @@ def _as_ray_reads_it(path: Path, raw: Mapping[str, Any]) -> dict[str, Any]:
         raise _readable(error) from None
     except Exception as error:  # Ray raises whatever its layers raise
         raise UserError("cluster file", str(path), f"Ray refuses it ({' '.join(str(error).split())})") from None
+    if not config.get("available_node_types"):
+        raise UserError("available_node_types", str(path), "is missing; every node type and its resources belong there")
     return config
 
 

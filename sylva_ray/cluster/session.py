@@ -20,7 +20,7 @@ from typing import Any
 
 import ray
 
-from sylva_ray.cluster.launcher_file import LauncherFile, Resources, bootstrap_file, load_launcher_file
+from sylva_ray.cluster.launcher_file import LauncherFile, Resources, bootstrap_file, load_promised
 from sylva_ray.config import ClusterSection
 from sylva_ray.errors import RunError, UserError
 
@@ -120,9 +120,8 @@ def possible_nodes(section: ClusterSection) -> list[Resources]:
         UserError: ``cluster.launcher`` is no such file.
     """
     path = Path(section.launcher).expanduser() if section.launcher else bootstrap_file()
-    if section.address is None or path is None:
-        return node_resources()
-    return fullest_cluster(section, load_launcher_file(path))
+    promised = load_promised(path) if section.address is not None and path is not None else None
+    return node_resources() if promised is None else fullest_cluster(section, promised)
 
 
 def fullest_cluster(section: ClusterSection, launcher: LauncherFile) -> list[Resources]:

@@ -16,7 +16,7 @@ from sylva_ray.errors import UserError
 pytest.importorskip("ray")
 
 from sylva_ray.cluster.demand import demand_lines, demand_of, launcher_lines
-from sylva_ray.cluster.launcher_file import LauncherFile, NodeType, load_launcher_file
+from sylva_ray.cluster.launcher_file import LauncherFile, NodeType, load_launcher_file, load_promised
 from sylva_ray.cluster.session import (
     check_resources,
     fullest_cluster,
@@ -180,6 +180,24 @@ def test_more_gpus_than_any_node_type_has_are_refused() -> None:
 def test_a_launcher_file_counts_only_on_a_cluster(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such file"):
         possible_nodes(ClusterSection(address="auto", launcher=str(tmp_path / "none.yaml")))
+
+
+def test_what_a_running_cluster_was_made_from_is_not_judged(changed: Callable[[Change], Path]) -> None:
+    """Ray adds keys of its own on the way to the head; where nodes are found out at their start, the file does not count."""
+    path = changed(lambda c: (c.update(head_node={}), c["provider"].update(_config_cache_path="x")))
+    promised = load_promised(path)
+    assert promised is not None
+    assert {*map(str, promised.workers)} == {*map(str, load_launcher_file(SHIPPED).workers)}
+    section = ClusterSection(address="auto", launcher=str(path), gpus_per_actor=1)
+    assert sum(node.get("GPU", 0) for node in possible_nodes(section)) == 8
+    assert load_promised(changed(lambda c: c["available_node_types"]["head"].update(resources={}))) is None
+
+
+def test_the_manifest_for_kubernetes_says_the_same_of_its_nodes() -> None:
+    launcher = load_launcher_file(ROOT / "docs/raycluster.yaml")
+    assert launcher.head.resources == {"CPU": 8}
+    assert launcher.workers == (NodeType("small", {"CPU": 4, "GPU": 1}, 4),)
+    assert launcher.findings == ()
 
 
 @pytest.mark.parametrize(
