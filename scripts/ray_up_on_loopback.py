@@ -111,9 +111,10 @@ def refused(*overrides: str, **environment: str) -> dict[str, Any]:
     """What `sylva-ray run` says of a cluster that it cannot use."""
     began = time.monotonic()
     done = call([*SYLVA, "run", "configs/digits.yaml", *CONFIG, *overrides, "--out", "never"], False, **environment)
+    ours = [line for line in done.stderr.strip().splitlines() if "network_util.cc" not in line]  # Ray misses a network
     return {
         "exit": done.returncode,
-        "lines": len(done.stderr.strip().splitlines()),
+        "lines": len(ours),
         "says": last_line(done.stderr),
         "seconds": round(time.monotonic() - began),
     }
@@ -174,7 +175,7 @@ def main() -> None:
     job = ["--address", DASHBOARD, "--working-dir", ".", "--submission-id", "fleet", "--no-wait", "--", *entry]
     call([*RAY, "job", "submit", *job])
     say("`ray job submit --working-dir . -- sylva-ray run ... --out URL`")
-    wait_until((shared / "checkpoint/round_0002/manifest.json").exists, "a checkpoint at the URL", 300)
+    wait_until((shared / "checkpoint/round_0002/manifest.json").exists, "a checkpoint at the URL", 600)
     call([*RAY, "job", "stop", "--address", DASHBOARD, "fleet"])
     log = call([*RAY, "job", "logs", "--address", DASHBOARD, "fleet"]).stdout
     result["log_steps"] = sum(line.lstrip().startswith("step ") for line in log.splitlines())

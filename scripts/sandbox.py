@@ -45,6 +45,10 @@ def enter() -> None:
         command = [*_unshare(), sys.executable, *sys.argv]
         os.execvpe(command[0], command, environment)
     _raise_loopback()
+    Path("/tmp/ray").mkdir(exist_ok=True)
+    subprocess.run(
+        ["mount", "-t", "tmpfs", "tmpfs", "/tmp/ray"], check=True
+    )  # where Ray notes which cluster is the current one
     socket.sethostname("localhost")  # where there is no network, Ray takes a machine's address from its name
 
 

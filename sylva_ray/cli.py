@@ -350,12 +350,14 @@ class _resumable:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         signal.signal(signal.SIGTERM, self._before)
         begun = (self.run_dir / "config.yaml").exists()
-        kinds: dict[type[BaseException], tuple[type[RunError], str]] = {
-            KeyboardInterrupt: (Interrupted, "interrupted"),
-            SystemExit: (Stopped, "stopped"),
-        }
-        if begun and isinstance(error, RunError | KeyboardInterrupt | SystemExit | OSError):
-            failure, what = kinds.get(type(error), (RunError, str(error)))
+        failure, what = RunError, str(error)
+        if isinstance(error, KeyboardInterrupt):
+            failure, what = Interrupted, "interrupted"
+        elif isinstance(error, SystemExit) and error.code == signal.SIGTERM:
+            failure, what = Stopped, "stopped"
+        elif not isinstance(error, RunError | OSError):
+            return
+        if begun:
             raise failure(f"{what}. Resume with: sylva-ray run {self.where} --resume") from error
 
 

@@ -16,12 +16,12 @@ ROOT = Path(__file__).parents[1]
 SOURCES = sorted((ROOT / "sylva_ray").rglob("*.py"))
 
 LAYERS = [
-    {"errors", "types", "config", "seeding", "timing"},
+    {"errors", "types", "schema", "attack_settings", "config", "seeding", "timing"},
     {"data", "models", "attacks", "game", "aggregation", "tracking"},
     {"algorithms", "evaluation"},
     {"client"},
     {"coordinator"},
-    {"experiment"},
+    {"experiment", "assess"},
     {"cluster", "display"},
     {"cli"},
 ]

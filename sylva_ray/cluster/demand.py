@@ -114,7 +114,7 @@ def demand_lines(demand: Demand, launcher: LauncherFile) -> list[str]:
         f"  download      {_per_round(weight.download_bytes, demand.participants)}",
     ]
     most = actors_that_fit(section, fullest_cluster(section, launcher))
-    if section.num_actors == "auto" and demand.num_actors < most:
+    if section.num_actors == "auto" and demand.num_actors < most and demand.cohort_size > 1:
         lines.append(f"  {most} such actors would fit; smaller cohorts (training.cohort_size) would use more of them")
     return lines
 

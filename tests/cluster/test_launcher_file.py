@@ -204,8 +204,8 @@ def test_the_manifest_for_kubernetes_says_the_same_of_its_nodes() -> None:
     ("bundles", "expected"),
     [
         ([{"GPU": 1, "CPU": 2}] * 2, ({"small": 2}, 0)),
-        ([{"GPU": 1, "CPU": 2}] * 4, ({"large": 1}, 0)),  # four whole GPUs: no rest on the large one
-        ([{"GPU": 1, "CPU": 2}] * 7, ({"large": 1, "small": 2}, 1)),  # max_workers: 3
+        ([{"GPU": 1, "CPU": 2}] * 4, ({"small": 3}, 1)),  # it takes the type that is filled best, up to max_workers: 3
+        ([{"GPU": 2, "CPU": 2}], ({"large": 1}, 0)),
         ([{"CPU": 1}] * 8, ({}, 0)),  # on the head
     ],
 )
@@ -224,3 +224,11 @@ def test_demand_of_a_run(launcher: LauncherFile) -> None:
     text = "\n".join(demand_lines(demand, launcher))
     for part in ("2 with 1 CPUs, 0.25 GPUs each", "1 x {GPU: 1, CPU: 2}", "1 small", "221,184 B per client"):
         assert part in text
+
+
+def test_a_run_that_fits_no_node_type_is_refused_by_the_check(launcher: LauncherFile) -> None:
+    config = load_config(ROOT / "configs/digits.yaml", ["cluster.gpus_per_actor=8"])
+    with pytest.raises(
+        UserError, match=r"cluster\.gpus_per_actor = 8\.0: the largest node has 4 GPUs; use at most that"
+    ):
+        demand_of(config, launcher)
