@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -30,6 +31,9 @@ from sandbox import RAY, ROOT, enter, say, temporary_home, wait_until
 ADDRESS = "127.0.0.1:6379"
 HEAD = "ray.head.default"
 """What the provider of fake nodes calls the head, whatever the file says."""
+
+TOLD = ("step", "waiting", "a worker", "sylva-ray")
+"""What the log here repeats of what `sylva-ray run` says; Ray adds a dump of the node that was killed."""
 
 CONFIG = [
     *("dataset.max_train=150", "dataset.max_test=60", "partition.num_clients=3", "partition.min_samples=20"),
@@ -168,15 +172,14 @@ def main() -> None:
     while driver.poll() is None:
         for line in driver.stdout:
             said.append(line.rstrip())
-            say(f"| {line.rstrip()}")
+            if line.startswith(TOLD):
+                say(f"| {line.rstrip()}")
         workers = watch.look()
         if lost is None and (together / "checkpoint/round_0001/manifest.json").exists():
             lost, (kind, process) = next(iter(workers.items()))
             os.kill(process, signal.SIGKILL)
             say(f"killed, in mid-round: a worker of type {kind}")
     said += [line.rstrip() for line in driver.stdout]
-    for line in said[-3:]:
-        say(f"| {line}")
     if driver.returncode:
         sys.exit("\n".join(said))
     same = adapters(alone) == adapters(together)
@@ -194,6 +197,8 @@ def main() -> None:
     if out is not None:
         out.write_text(json.dumps(result, indent=1) + "\n")
     head.terminate()
+    head.wait()
+    shutil.rmtree(work, ignore_errors=True)
 
 
 if __name__ == "__main__":

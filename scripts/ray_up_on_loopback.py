@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -199,6 +200,7 @@ def main() -> None:
     say(f"`ray down`: {result['ray_down_seconds']} s; nothing answers any more")
     server.terminate()
     server.wait()
+    shutil.rmtree(laptop, ignore_errors=True)
     print(json.dumps(result, indent=1).replace(str(work), "..."))
     if out is not None:
         out.write_text(json.dumps(result, indent=1) + "\n")

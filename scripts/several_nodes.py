@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import sys
 from collections import Counter
 from pathlib import Path
@@ -89,6 +90,7 @@ def main() -> None:
     pool.close()
     ray.shutdown()
     cluster.shutdown()
+    shutil.rmtree(work, ignore_errors=True)
 
 
 if __name__ == "__main__":
