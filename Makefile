@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 ORACLES := torchattacks==3.5.1 pyautoattack==0.2.0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow check format bench ledger ledger-smoke clean
+.PHONY: help setup demo test test-slow check format bench ledger ledger-smoke dist clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -49,6 +49,11 @@ ledger-smoke: $(READY) ## run every method of the ledger once, tiny (under 10 mi
 ledger: $(READY) ## fill benchmarks/methods/results with what is missing (about an hour on 2 cores) and write its table
 	$(BIN)/python benchmarks/methods/run.py
 	$(BIN)/python benchmarks/methods/table.py
+
+dist: $(READY) ## the wheel and its constraints in dist/, which cluster.yaml carries to its nodes
+	rm -rf dist
+	$(BIN)/uv build --quiet --wheel --out-dir dist
+	cp constraints.txt dist/
 
 clean: ## remove .venv and caches (runs/ stays)
 	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .hypothesis

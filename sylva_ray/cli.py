@@ -3,17 +3,23 @@ A failure while running: one line and the command that resumes, exit code 1. Ctr
 
 from __future__ import annotations
 
+import signal
 import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
 
 from sylva_ray import __version__
 from sylva_ray.config import OFFLINE_BACKBONE, BackboneSection, LoraSection, load_config
-from sylva_ray.errors import Interrupted, RunError, UserError
+from sylva_ray.errors import Interrupted, RunError, Stopped, UserError
+
+if TYPE_CHECKING:
+    from sylva_ray.coordinator.remote_folder import RemoteFolder
 
 app = typer.Typer(
     name="sylva-ray",
@@ -30,36 +36,47 @@ MIN_WIDTH = 100
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="dotted keys, e.g. training.rounds=5")
 ]
-RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="a run folder")]
+RunFolder = Annotated[str, typer.Argument(metavar="RUN", help="a run folder, or its URL")]
 
 
 @app.command()
 def run(
-    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="a YAML file, or a run folder with --resume")],
+    config: Annotated[
+        str, typer.Argument(metavar="CONFIG", help="a YAML file, or a run folder (or URL) with --resume")
+    ],
     overrides: Overrides = None,
-    out: Annotated[Path | None, typer.Option(help="run folder (default: runs/NAME-TIME)")] = None,
+    out: Annotated[
+        str | None, typer.Option(help="run folder, or a URL such as s3://... (default: runs/NAME-TIME)")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on from the newest checkpoint")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="only the closing table")] = False,
 ) -> None:
     """Run one experiment: both phases, evaluation, report."""
     from sylva_ray.cluster.run import run_prepared
+    from sylva_ray.coordinator.remote_folder import is_url
     from sylva_ray.display import RunDisplay, closing_lines, closing_table
     from sylva_ray.experiment import prepare
     from sylva_ray.tracking.mlflow_tracker import tracking_uri
 
-    if config.is_dir():
-        config, out = config / "config.yaml", out or config
-    experiment = load_config(config, overrides or [])
-    if resume and out is None:
-        raise UserError("--resume", str(config), "needs --out DIR (or the run folder in place of CONFIG)")
-    run_dir = out or Path("runs") / f"{experiment.name}-{datetime.now():%Y%m%d-%H%M%S}"
+    its_own = is_url(config) or Path(config).is_dir()  # the config that lies in the run folder
+    if its_own:
+        out = out or config
+    elif resume and out is None:
+        raise UserError("--resume", config, "needs --out DIR (or the run folder in place of CONFIG)")
+    experiment = None if its_own else load_config(config, overrides or [])
+    where = out or f"runs/{experiment.name if experiment else ''}-{datetime.now():%Y%m%d-%H%M%S}"
     console = _console()
-    prepared = prepare(experiment)
-    with RunDisplay(console, prepared.fleet.num_clients, quiet) as display, _resumable(run_dir):
-        summary = run_prepared(prepared, run_dir, resume, display.on_event)
+    with _run_folder(where, "resume" if resume else "start") as (run_dir, remote):
+        experiment = experiment or load_config(run_dir / "config.yaml", overrides or [])
+        prepared = prepare(experiment)
+        with (
+            RunDisplay(console, prepared.fleet.num_clients, quiet) as display,
+            _resumable(run_dir / "config.yaml", f"run {where}"),
+        ):
+            summary = run_prepared(prepared, run_dir, resume, display.on_event, remote)
     console.print(closing_table(summary))
     uri = tracking_uri(experiment.tracking, run_dir) if experiment.tracking.enabled else None
-    for line in closing_lines(summary, run_dir, uri):
+    for line in closing_lines(summary, where, uri):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
@@ -89,7 +106,7 @@ def tune(
         raise UserError("--resume", str(space), "needs --out DIR (or the sweep's folder in place of SPACE)")
     sweep_dir = out or Path("runs") / f"{loaded.name}-{datetime.now():%Y%m%d-%H%M%S}"
     console = _console()
-    with SweepDisplay(console, quiet) as display, _resumable(sweep_dir, "tune", "space.yaml"):
+    with SweepDisplay(console, quiet) as display, _resumable(sweep_dir / "space.yaml", f"tune {sweep_dir}"):
         sweep = run_sweep(loaded, sweep_dir, resume, display.on_event)
     console.print(sweep_table(sweep))
     for line in sweep_lines(sweep, sweep_dir):
@@ -102,7 +119,7 @@ def tune(
 
 @app.command()
 def evaluate(
-    run_dir: RunFolder,
+    run: RunFolder,
     overrides: Annotated[
         list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="cluster.* and training.device only")
     ] = None,
@@ -121,7 +138,7 @@ def evaluate(
         bool, typer.Option("--transfer", help="every client's model attacked through the others")
     ] = False,
     surrogate: Annotated[
-        list[Path] | None, typer.Option(metavar="RUN", help="attack through this run's models as well")
+        list[str] | None, typer.Option(metavar="RUN", help="attack through this run's models as well")
     ] = None,
     certify: Annotated[
         list[float] | None, typer.Option(metavar="SIGMA", help="randomised smoothing with this noise")
@@ -138,52 +155,60 @@ def evaluate(
 
     if out is not None and (out.is_dir() or not out.parent.is_dir()):
         raise UserError("--out", str(out), "is a folder" if out.is_dir() else "its folder does not exist")
-    assessment = prepare_assessment(run_dir, images, surrogate or [], overrides or [])
-    config, fleet = assessment.prepared.config, assessment.prepared.fleet
-    request = build_request(
-        config,
-        attack or [],
-        suite,
-        epsilon,
-        Extras(checks, curves, transfer or bool(surrogate), tuple(certify or ())),
-        fleet.num_clients,
-        fleet.num_classes,
-    )
-    console = _console()
-    with AssessmentDisplay(console) as display, pool_for(assessment.prepared, display.on_lost) as pool:
-        found = assess(assessment, request, pool, display.on_event)
-    path = write_assessment(run_dir, found, out)
-    for table in assessment_tables(found):
-        console.print(table)
-    typer.echo(path)
-    if out is None:
-        typer.echo(write_report(run_dir))
-        if config.tracking.enabled:
-            for problem in send_run(run_dir, config):
-                typer.echo(f"warning: {problem}", err=True)
+    with ExitStack() as stack:
+        run_dir, _ = stack.enter_context(_run_folder(run, "change"))
+        others = [stack.enter_context(_run_folder(other, "read"))[0] for other in surrogate or []]
+        assessment = prepare_assessment(run_dir, images, others, overrides or [])
+        config, fleet = assessment.prepared.config, assessment.prepared.fleet
+        request = build_request(
+            config,
+            attack or [],
+            suite,
+            epsilon,
+            Extras(checks, curves, transfer or bool(surrogate), tuple(certify or ())),
+            fleet.num_clients,
+            fleet.num_classes,
+        )
+        console = _console()
+        with (
+            AssessmentDisplay(console) as display,
+            pool_for(assessment.prepared, display.on_lost, display.on_waiting) as pool,
+        ):
+            found = assess(assessment, request, pool, display.on_event)
+        path = write_assessment(run_dir, found, out)
+        for table in assessment_tables(found):
+            console.print(table)
+        typer.echo(path)
+        if out is None:
+            typer.echo(write_report(run_dir))
+            if config.tracking.enabled:
+                for problem in send_run(run_dir, config):
+                    typer.echo(f"warning: {problem}", err=True)
 
 
 @app.command()
-def report(run_dir: RunFolder) -> None:
+def report(run: RunFolder) -> None:
     """Write report.html again from the run folder's files."""
     from sylva_ray.experiment import load_run
     from sylva_ray.tracking.report.build import write_report
 
-    load_run(run_dir)
-    typer.echo(write_report(run_dir))
+    with _run_folder(run, "change") as (run_dir, _):
+        load_run(run_dir)
+        typer.echo(write_report(run_dir))
 
 
 @app.command()
-def track(run_dir: RunFolder, overrides: Overrides = None) -> None:
+def track(run: RunFolder, overrides: Overrides = None) -> None:
     """Send to MLflow what it has missed of a run (tracking.uri=... names another server)."""
     from sylva_ray.experiment import load_run
     from sylva_ray.tracking.mlflow_tracker import send_run
 
-    load_run(run_dir)
-    problems = send_run(run_dir, load_config(run_dir / "config.yaml", overrides or []))
+    with _run_folder(run, "change") as (run_dir, _):
+        load_run(run_dir)
+        problems = send_run(run_dir, load_config(run_dir / "config.yaml", overrides or []))
     if problems:
         raise RunError("; ".join(problems))
-    typer.echo(f"MLflow has all of {run_dir}")
+    typer.echo(f"MLflow has all of {run}")
 
 
 @app.command()
@@ -204,7 +229,9 @@ def compare(
     from sylva_ray.evaluation.comparison.files import check_targets, load, write
 
     check_targets(out or [])
-    summaries, left_out = load(sources, uri)
+    with ExitStack() as stack:
+        here = [str(stack.enter_context(_run_folder(source, "read"))[0]) for source in sources]
+        summaries, left_out = load(here, uri)
     rows = comparison.compare(summaries)
     console = _console()
     for table in comparison.terminal_tables(rows, console.width):
@@ -220,7 +247,7 @@ def compare(
 
 @app.command()
 def export(
-    run_dir: RunFolder,
+    run: RunFolder,
     to: Annotated[Path, typer.Option(help="where the adapters go: TO/client_000, ...")],
     client: Annotated[str, typer.Option(help="a client's number, or all")] = "all",
     merged: Annotated[bool, typer.Option("--merged", help="also the whole model with the adapter merged in")] = False,
@@ -228,7 +255,8 @@ def export(
     """Write clients as PEFT adapters (load them with PeftModel.from_pretrained on the timm model)."""
     from sylva_ray.experiment import export_clients, load_run
 
-    config, states = load_run(run_dir)
+    with _run_folder(run, "read") as (run_dir, _):
+        config, states = load_run(run_dir)
     if client != "all" and not (client.isdigit() and int(client) < len(states)):
         raise UserError("--client", client, f"must be all or 0 to {len(states) - 1}")
     clients = range(len(states)) if client == "all" else [int(client)]
@@ -288,6 +316,35 @@ def bytes_(
         typer.echo(csv)
 
 
+cluster_app = typer.Typer(help="Machines: see docs/clusters.md.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(cluster_app, name="cluster")
+
+
+@cluster_app.callback()
+def cluster() -> None:
+    """Machines: see docs/clusters.md."""
+
+
+@cluster_app.command()
+def check(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="a cluster.yaml for `ray up`")],
+    overrides: Overrides = None,
+    config: Annotated[Path | None, typer.Option(metavar="CONFIG", help="also tell what one run of it asks for")] = None,
+) -> None:
+    """Validate a cluster.yaml offline, and tell what a run would ask of the cluster. Starts nothing."""
+    from sylva_ray.cluster.demand import demand_lines, demand_of, launcher_lines
+    from sylva_ray.cluster.launcher_file import load_launcher_file
+
+    if overrides and config is None:
+        raise UserError("override", overrides[0], "changes a run's config, and there is none: add --config CONFIG")
+    launcher = load_launcher_file(file)
+    lines = launcher_lines(launcher)
+    if config is not None:
+        lines += demand_lines(demand_of(load_config(config, overrides or []), launcher), launcher)
+    for line in lines:
+        typer.echo(line)
+
+
 @app.command()
 def version() -> None:
     """Print the version."""
@@ -300,20 +357,53 @@ def _console() -> Console:
     return console
 
 
+@contextmanager
+def _run_folder(
+    where: str, purpose: Literal["start", "resume", "read", "change"]
+) -> Iterator[tuple[Path, RemoteFolder | None]]:
+    """A run folder as a local path; where it is a URL, a copy of what is there, and sent back if it was to be changed."""
+    from sylva_ray.coordinator.remote_folder import RemoteFolder, is_url
+
+    if not is_url(where):
+        yield Path(where), None
+        return
+    remote = RemoteFolder(where)
+    with remote.held():
+        if purpose == "start":
+            remote.start()
+        else:
+            remote.pull()
+        yield remote.local, remote
+        if purpose == "change":
+            remote.push()
+
+
 class _resumable:
-    """Turns a failure of a run that has begun into one line with the command that resumes it."""
+    """Turns a failure of a run that has begun into one line with the command that resumes it. SIGTERM is one, too."""
 
-    def __init__(self, run_dir: Path, command: str = "run", sign: str = "config.yaml") -> None:
-        self.run_dir, self.command, self.sign = run_dir, command, sign
+    def __init__(self, sign: Path, command: str) -> None:
+        self.sign, self.command = sign, command  # the file whose presence says that it has begun
 
-    def __enter__(self) -> None: ...
+    def __enter__(self) -> None:
+        self._before = signal.signal(signal.SIGTERM, _leave)  # Ray sets one like it, but later, and not in every pool
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        begun = (self.run_dir / self.sign).exists()
-        if begun and isinstance(error, RunError | KeyboardInterrupt | OSError):
-            what = "interrupted" if isinstance(error, KeyboardInterrupt) else str(error)
-            hint = f"{what}. Resume with: sylva-ray {self.command} {self.run_dir} --resume"
-            raise (Interrupted if isinstance(error, KeyboardInterrupt) else RunError)(hint) from error
+        signal.signal(signal.SIGTERM, self._before)
+        failure, what = RunError, str(error)
+        if isinstance(error, KeyboardInterrupt):
+            failure, what = Interrupted, "interrupted"
+        elif isinstance(error, SystemExit) and error.code == signal.SIGTERM:
+            failure, what = Stopped, "stopped"
+        elif not isinstance(error, RunError | OSError):
+            return
+        if self.sign.exists():
+            raise failure(f"{what}. Resume with: sylva-ray {self.command} --resume") from error
+
+
+def _leave(signum: int, frame: object) -> None:
+    """As an exception, so that whatever is open is closed."""
+    del frame
+    sys.exit(signum)
 
 
 def main() -> None:

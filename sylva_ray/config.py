@@ -185,6 +185,10 @@ class ClusterSection(Section):
 
     pool: Literal["ray", "in_process"] = "ray"
     address: str | None = Field(None, description="None: start Ray here; else host:port, or `auto`")
+    launcher: str | None = Field(
+        None,
+        description="the cluster.yaml whose workers an autoscaler may add; None: the one that made this head, if any",
+    )
     num_actors: int | Literal["auto", "per_client"] = "auto"
     cpus_per_actor: float = Field(1.0, gt=0)
     gpus_per_actor: float = Field(0.0, ge=0)
@@ -192,6 +196,9 @@ class ClusterSection(Section):
     round_deadline_s: float | None = Field(None, gt=0)
     max_task_retries: int = Field(3, ge=0, description="how often one cohort is re-run after its actor died")
     connect_timeout_s: float = Field(20.0, gt=0)
+    startup_timeout_s: float = Field(
+        900.0, gt=0, description="how long to wait while no actor is up: a cloud needs minutes for a node"
+    )
 
     @model_validator(mode="after")
     def _check_actors(self) -> ClusterSection:

@@ -89,6 +89,10 @@ class RunDisplay:
                 self._say(f"round {event['round']}: clients {who} missed the deadline")
             case "worker_lost":
                 self._say(f"a worker died during {event['where']}; its clients run again elsewhere")
+            case "unsaved":
+                self._say(f"{event['reason']}; the run goes on and tries again after the next step")
+            case "waiting":
+                self._say(event["what"])
             case "coordinator_restarted":
                 self._say("the coordinator died and was restarted; it goes on from the newest checkpoint")
             case "finishing":
@@ -154,8 +158,8 @@ def _refined(game: Mapping[str, Any], client: int) -> str:
     return " ".join(chosen)
 
 
-def closing_lines(summary: Mapping[str, Any], run_dir: Path, tracking_uri: str | None) -> list[str]:
-    """Bytes, seconds, warnings, and where things are."""
+def closing_lines(summary: Mapping[str, Any], run_dir: Path | str, tracking_uri: str | None) -> list[str]:
+    """Bytes, seconds, warnings, and where things are (``run_dir``: a path, or the URL of a run folder elsewhere)."""
     communication, seconds = summary["communication"], summary["seconds"]
     ratio = communication["full_model_ratio"]
     upload = f"{communication['upload_bytes_per_client_round'] / 1e3:,.0f} kB per client and round"
@@ -169,7 +173,7 @@ def closing_lines(summary: Mapping[str, Any], run_dir: Path, tracking_uri: str |
     ]
     checked = {f"check {check['name']}" for check in summary["checks"]}
     lines += [f"warning  {text}" for text in summary["warnings"] if not any(text.startswith(name) for name in checked)]
-    lines += [f"report   {run_dir / 'report.html'}", f"run      {run_dir}"]
+    lines += [f"report   {run_dir}/report.html", f"run      {run_dir}"]
     if tracking_uri is not None:
         lines.append(f"mlflow   mlflow ui --backend-store-uri {tracking_uri}")
     return lines
@@ -311,6 +315,10 @@ class AssessmentDisplay:
     def on_lost(self, where: str) -> None:
         """A worker died; its task runs again elsewhere."""
         self.console.print(f"a worker died during {where}; its task runs again elsewhere", highlight=False)
+
+    def on_waiting(self, what: str) -> None:
+        """No worker is there yet."""
+        self.console.print(what, highlight=False)
 
 
 def assessment_tables(found: Mapping[str, Any]) -> list[Table]:

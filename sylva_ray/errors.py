@@ -33,3 +33,9 @@ class Interrupted(RunError):
     """Ctrl-C during a run, which can be resumed. Exit code 130, as shells expect of SIGINT."""
 
     exit_code = 130
+
+
+class Stopped(Interrupted):
+    """SIGTERM during a run (`ray job stop`, a scheduler's time limit), which can be resumed. Exit code 143."""
+
+    exit_code = 143

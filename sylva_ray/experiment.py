@@ -29,8 +29,9 @@ from sylva_ray.config import ExperimentConfig
 from sylva_ray.coordinator.checkpoint import CheckpointFolder
 from sylva_ray.coordinator.cohorts import resolve_cohort_size
 from sylva_ray.coordinator.pool import ClientPool
+from sylva_ray.coordinator.remote_folder import RemoteFolder
 from sylva_ray.coordinator.rounds import Record, Rounds
-from sylva_ray.data.datasets import load_dataset
+from sylva_ray.data.datasets import load_dataset, measure_dataset
 from sylva_ray.data.fleet import FleetData, build_fleet
 from sylva_ray.errors import RunError, UserError
 from sylva_ray.evaluation.summary import DeclaredTraffic, summarise
@@ -90,6 +91,54 @@ def prepare(config: ExperimentConfig) -> Prepared:
     return Prepared(resolved, fleet, arrays, time.perf_counter() - started)
 
 
+@dataclass(frozen=True)
+class Weight:
+    """What a run moves, in bytes, from its config alone; ``config`` is resolved.
+
+    ``data_bytes`` (pixels, labels, and who holds which) and ``backbone_bytes`` go to every node once, ``state_bytes`` is one
+    client's, ``upload_bytes`` and ``download_bytes`` are per client and round of phase 1."""
+
+    config: ExperimentConfig
+    data_bytes: int
+    backbone_bytes: int
+    state_bytes: int
+    upload_bytes: int
+    download_bytes: int
+
+    @property
+    def broadcast_bytes(self) -> int:
+        """Sent to every node that has an actor."""
+        return self.data_bytes + self.backbone_bytes
+
+
+def weigh(config: ExperimentConfig) -> Weight:
+    """Reckon before anything is loaded: no weights from the hub, no data set that torchvision would download.
+
+    Raises:
+        UserError: the config cannot run.
+    """
+    config = _resolve(config)
+    algorithm = create_algorithm(config.algorithm)
+    check_byzantine(config, algorithm)
+    section = config.backbone.model_copy(update={"pretrained": False})
+    size = measure_dataset(config.dataset, create_backbone(section, num_classes=2).image_size)
+    backbone = create_backbone(section, size.num_classes)
+    arrays = backbone_arrays(backbone)
+    arrays |= {COMPANION + n: value for n, value in algorithm.companion_weights(size.num_classes).items()}
+    untrained = config.model_copy(update={"backbone": section})
+    states = meet(algorithm, build_model(untrained, size.num_classes, arrays), config, size.num_classes, arrays)
+    traffic = declared_traffic(config, algorithm, states, full_model_bytes(backbone))
+    indices = 8 * (size.num_train + config.partition.num_clients * config.partition.test_samples)
+    return Weight(
+        config,
+        data_bytes=size.num_bytes + indices,
+        backbone_bytes=sum(array.nbytes for array in arrays.values()),
+        state_bytes=max(map(state_bytes, states)),
+        upload_bytes=traffic.upload,
+        download_bytes=traffic.download,
+    )
+
+
 def claim_run_folder(run_dir: Path, config: ExperimentConfig, resume: bool) -> None:
     """Make the run folder ours: write ``config.yaml``, or check that the one there describes the same experiment.
 
@@ -121,9 +170,13 @@ def claim_run_folder(run_dir: Path, config: ExperimentConfig, resume: bool) -> N
 
 @threadpool_limits.wrap(limits=1, user_api="blas")
 def run_experiment(
-    prepared: Prepared, run_dir: Path, pool: ClientPool, on_event: Callable[[dict[str, Any]], None]
+    prepared: Prepared,
+    run_dir: Path,
+    pool: ClientPool,
+    on_event: Callable[[dict[str, Any]], None],
+    remote: RemoteFolder | None = None,
 ) -> dict[str, Any]:
-    """Run (or go on with) the experiment and return its summary, which is also written.
+    """Run (or go on with) the experiment and return its summary, which is also written. ``remote`` gets a copy after every step.
 
     Numpy's linear algebra runs on one thread: the last bits of a QR or an SVD depend on the number of threads, which differs
     between a Ray actor, a plain process and another machine; the matrices are small, so one thread is also the fastest.
@@ -141,6 +194,11 @@ def run_experiment(
         rewrite_records(run_dir / RECORDS, records)
         if follower is not None:
             follower.notify()
+        if remote is not None:
+            try:
+                remote.push()
+            except RunError as error:  # the next step brings it along; the end insists
+                on_event({"event": "unsaved", "reason": str(error)})
 
     rounds = Rounds(
         config,
@@ -189,6 +247,8 @@ def run_experiment(
         summary["warnings"] += warnings
         write_summary(run_dir, summary)
         write_report(run_dir)
+    if remote is not None:
+        remote.push()
     return summary
 
 
@@ -310,8 +370,10 @@ def _resolve(config: ExperimentConfig) -> ExperimentConfig:
     """Every ``auto`` that the result depends on becomes a value."""
     device = config.training.device
     if device == "auto":
-        device = "cuda" if config.cluster.gpus_per_actor > 0 or config.cluster.pool == "in_process" else "cpu"
-        device = device if torch.cuda.is_available() else "cpu"
+        cluster = config.cluster
+        elsewhere = cluster.pool == "ray" and cluster.address is not None  # a cluster's head need not have a GPU itself
+        wanted = cluster.gpus_per_actor > 0 or cluster.pool == "in_process"
+        device = "cuda" if wanted and (elsewhere or torch.cuda.is_available()) else "cpu"
     elif device == "cuda" and not torch.cuda.is_available() and config.cluster.address is None:
         raise UserError("training.device", "cuda", "there is no GPU here; use cpu or auto")
     training = config.training.model_copy(update={"device": device, "cohort_size": resolve_cohort_size(config)})

@@ -64,6 +64,10 @@ CASES = {
     ),
     "more clients than samples": ((*RUN, "partition.num_clients=100"), ["partition.num_clients", "100", "150"]),
     "more clients a round than clients": ((*RUN, "training.clients_per_round=9"), ["clients_per_round", "9", "3"]),
+    "no such protocol": ((*RUN, "--out", "s4://bucket/run"), ["run folder", "s4://bucket/run", "no URL"]),
+    "no such cluster file": (("cluster", "check", "nowhere.yaml"), ["nowhere.yaml", "no such file"]),
+    "no cluster file": (("cluster", "check", "good.yaml"), ["cluster_name", "good.yaml", "missing"]),
+    "an override of nothing": (("cluster", "check", "good.yaml", "seed=1"), ["override", "seed=1", "--config"]),
     "unknown data set": ((*RUN, "dataset.name=imagnet"), ["dataset.name", "imagnet", "digits"]),
     "missing data set": ((*RUN, "dataset.name=parquet:nowhere"), ["dataset.name", "nowhere", "no such folder"]),
     "empty data set": ((*RUN, "dataset.name=parquet:empty_data"), ["dataset.name", "empty_data", "train"]),
@@ -208,13 +212,14 @@ def test_one_clear_line_and_exit_code_2(case, here, capsys, monkeypatch):
     ("error", "code", "says"),
     [
         (KeyboardInterrupt(), 130, "interrupted"),
+        (SystemExit(15), 143, "stopped"),
         (RunError("train, round 3, clients 1: boom"), 1, "round 3"),
         (OSError(28, "No space left on device"), 1, "No space left"),
     ],
 )
 def test_a_run_that_fails_says_how_to_resume(error, code, says, capsys, monkeypatch):
-    def fail(prepared, run_dir, resume, on_event):
-        del resume, on_event
+    def fail(prepared, run_dir, resume, on_event, remote):
+        del resume, on_event, remote
         run_dir.mkdir()
         (run_dir / "config.yaml").write_text(prepared.config.to_yaml())
         raise error

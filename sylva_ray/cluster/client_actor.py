@@ -32,10 +32,10 @@ class ClientActor:
         self._inputs = config, fleet, backbone
 
     @ray.method(concurrency_group="work")
-    def start(self) -> int:
-        """Build the worker; returns the process id. Not in the constructor, whose errors Ray reports as a death."""
+    def start(self) -> str:
+        """Build the worker; returns the node's id. Not in the constructor, whose errors Ray reports as a death."""
         self._worker = CohortWorker(*self._inputs)
-        return os.getpid()
+        return str(ray.get_runtime_context().get_node_id())
 
     @ray.method(concurrency_group="work")
     def run(self, task: CohortTask) -> CohortResult:

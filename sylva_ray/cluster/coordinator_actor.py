@@ -20,6 +20,7 @@ import ray
 
 from sylva_ray.cluster.ray_pool import RayPool
 from sylva_ray.config import ExperimentConfig
+from sylva_ray.coordinator.remote_folder import RemoteFolder
 from sylva_ray.experiment import Prepared, run_experiment
 
 MAX_RESTARTS = 20
@@ -37,8 +38,9 @@ class Assignment:
         setup_seconds: see `Prepared`.
         fleet, backbone: references to what the driver has put. Inside a dataclass they stay references.
         run_dir: absolute.
+        remote_url: where a copy of it goes after every step; None: nowhere.
         working_dir: the driver's; relative paths in the config start there.
-        environment: the driver's settings for the tracker.
+        environment: the driver's settings for the tracker and the storage.
     """
 
     config: ExperimentConfig
@@ -46,6 +48,7 @@ class Assignment:
     fleet: ray.ObjectRef
     backbone: ray.ObjectRef
     run_dir: Path
+    remote_url: str | None
     working_dir: Path
     environment: Mapping[str, str]
 
@@ -68,9 +71,10 @@ class Coordinator:
         prepared = Prepared(given.config, ray.get(given.fleet), ray.get(given.backbone), given.setup_seconds)
         num_actors = given.config.cluster.num_actors
         assert isinstance(num_actors, int), "num_actors is resolved before the run"
-        pool = RayPool(given.config, given.fleet, given.backbone, num_actors, self._note_lost)
+        pool = RayPool(given.config, given.fleet, given.backbone, num_actors, self._note_lost, self._note_waiting)
+        remote = RemoteFolder(given.remote_url, given.run_dir) if given.remote_url else None
         try:
-            return run_experiment(prepared, given.run_dir, pool, self._events.append)
+            return run_experiment(prepared, given.run_dir, pool, self._events.append, remote)
         finally:
             pool.close()
 
@@ -86,6 +90,9 @@ class Coordinator:
 
     def _note_lost(self, where: str) -> None:
         self._events.append({"event": "worker_lost", "where": where})
+
+    def _note_waiting(self, what: str) -> None:
+        self._events.append({"event": "waiting", "what": what})
 
 
 _OPTIONS: dict[str, Any] = {

@@ -21,7 +21,7 @@ from typing import Any
 
 import ray
 from ray.actor import ActorHandle
-from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.exceptions import ActorUnavailableError, NodeDiedError, RayActorError, RayError, RayTaskError
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
@@ -32,18 +32,28 @@ from sylva_ray.coordinator.pool import OnDone
 from sylva_ray.errors import RunError
 from sylva_ray.types import CohortResult, CohortTask
 
-STARTUP_TIMEOUT_S = 600.0
-"""How long to wait while not a single actor is up: a cloud node needs minutes, an actor's imports ten seconds."""
+NEWS_S = 15.0
+"""While not a single actor is up, how often to say so: a cloud node needs minutes, an actor's imports ten seconds."""
+
+MOST_NODE_LOSSES = 20
+"""How often one cohort, or the start of one actor, may lose its node (a spot machine is nobody's fault) before the run ends."""
 
 
 @dataclass
 class _Seat:
-    """One of the pool's places and the actor in it. ``pending`` is what it is busy with: its start, or the task ``job``."""
+    """One of the pool's places and the actor in it. ``pending`` is what it is busy with: its start, or the task ``job``.
+
+    ``node`` is the id of the node where it came up; None: it did not yet."""
 
     actor: ActorHandle
     pending: ray.ObjectRef | None
-    is_up: bool = False
+    node: str | None = None
     job: int | None = None
+
+    @property
+    def is_up(self) -> bool:
+        """Whether it takes tasks."""
+        return self.node is not None
 
 
 class _Batch:
@@ -55,6 +65,7 @@ class _Batch:
         self.results: list[CohortResult | None] = [None] * len(tasks)
         self.unfinished = len(tasks)
         self.deaths: Counter[int] = Counter()
+        self.node_losses: Counter[int] = Counter()
 
     def finish(self, job: int, result: CohortResult) -> None:
         self.results[job] = result
@@ -72,6 +83,7 @@ class RayPool:
         backbone: reference to the backbone's arrays, likewise.
         num_actors: how many to keep.
         on_lost: called with a task's ``where`` when its actor died and it will run again.
+        on_waiting: called every `NEWS_S` seconds while no actor is up, with one line that says what is waited for.
     """
 
     def __init__(
@@ -81,9 +93,10 @@ class RayPool:
         backbone: ray.ObjectRef,
         num_actors: int,
         on_lost: Callable[[str], None] | None = None,
+        on_waiting: Callable[[str], None] | None = None,
     ) -> None:
         self.num_actors = num_actors
-        self._section, self._on_lost = config.cluster, on_lost
+        self._section, self._on_lost, self._on_waiting = config.cluster, on_lost, on_waiting
         self._arguments = (config, fleet, backbone)
         num_gpus = int(ray.cluster_resources().get("GPU", 0.0))
         # inside a trial of a sweep: its own group, where a bundle for every actor follows the coordinator's
@@ -92,7 +105,7 @@ class RayPool:
         wanted = [] if self._trial else gpu_bundles(config.cluster, num_actors, num_gpus)
         # a group each: one that finds no room yet (an autoscaler may bring it) does not hold up the others
         self._groups = [placement_group([bundle]) for bundle in wanted]
-        self._failed_starts = 0
+        self._failed_starts: Counter[tuple[int, bool]] = Counter()  # by seat, and whether its node went with it
         self._seats: list[_Seat | None] = [self._start(index) for index in range(num_actors)]
 
     def run(
@@ -101,21 +114,23 @@ class RayPool:
         """See `ClientPool.run`. The deadline's clock starts when an actor is up: a slow start costs no client its round."""
         batch = _Batch(tasks, on_done)
         self._seats = [seat or self._start(index) for index, seat in enumerate(self._seats)]
-        deadline = math.inf
+        deadline, last_up = math.inf, time.monotonic()
         try:
             while batch.unfinished:
                 any_up = any(seat.is_up for seat in self._occupied())
+                if any_up:
+                    last_up = time.monotonic()
                 if deadline_s is not None and deadline == math.inf and any_up:
                     deadline = time.monotonic() + deadline_s
                 self._hand_out(batch)
-                arrived = self._wait(min(deadline - time.monotonic(), math.inf if any_up else STARTUP_TIMEOUT_S))
+                arrived = self._wait(min(deadline - time.monotonic(), math.inf if any_up else NEWS_S))
                 if arrived is not None:
                     self._settle(arrived, batch)
                 elif time.monotonic() >= deadline:
                     self._abandon_running(restart=True)
                     break
                 else:
-                    raise RunError(_no_actor_came_up(self._section))
+                    self._say_what_is_missing(time.monotonic() - last_up)
         except BaseException:
             self._abandon_running(restart=False)
             raise
@@ -161,7 +176,9 @@ class RayPool:
             return
         seat.pending = seat.job = None
         if job is None:
-            seat.is_up, self._failed_starts = True, 0
+            seat.node = answer
+            self._failed_starts.pop((index, False), None)
+            self._failed_starts.pop((index, True), None)
         else:
             batch.finish(
                 job, copy.deepcopy(answer)
@@ -173,20 +190,37 @@ class RayPool:
         assert seat is not None
         self._vacate(index)
         reason = str(error).strip().splitlines()[-1]
+        with_node = _lost_with_its_node(seat, error)
+        most = MOST_NODE_LOSSES if with_node else self._section.max_task_retries
         if seat.job is None:
-            self._failed_starts += 1
-            deaths = self._failed_starts
+            self._failed_starts[index, with_node] += 1
+            deaths = self._failed_starts[index, with_node]
         else:
-            batch.deaths[seat.job] += 1
-            deaths = batch.deaths[seat.job]
+            counter = batch.node_losses if with_node else batch.deaths
+            counter[seat.job] += 1
+            deaths = counter[seat.job]
         is_hopeless = isinstance(error, RayActorError) and error.actor_init_failed
-        if deaths > self._section.max_task_retries or is_hopeless:
+        if deaths > most or is_hopeless:
             raise RunError(f"{where}: the client actor was lost {deaths} time(s), the last time: {reason}")
         if seat.job is not None:
             batch.queue.appendleft(seat.job)
             if self._on_lost is not None:
                 self._on_lost(where)
         self._seats[index] = self._start(index)
+
+    def _say_what_is_missing(self, waited_s: float) -> None:
+        """No actor is up: a line for the display, or the end."""
+        section, gpus = self._section, ray.cluster_resources().get("GPU", 0.0)
+        wish = f"{section.cpus_per_actor:g} CPUs and {section.gpus_per_actor:g} GPUs"
+        if waited_s >= section.startup_timeout_s:
+            reason = f"the cluster had no room for {wish} (see `ray status`)"
+            raise RunError(f"no client actor came up within {section.startup_timeout_s:g} s: {reason}")
+        if self._on_waiting is not None:
+            nodes = sum(node["Alive"] for node in ray.nodes())
+            there = f"the cluster has {nodes} node{'s' * (nodes != 1)} and {gpus:g} GPUs"
+            self._on_waiting(
+                f"waiting for the first of {self.num_actors} actors ({wish} each) for {waited_s:.0f} s; {there}"
+            )
 
     # -- seats ---------------------------------------------------------------------------------------------------------
 
@@ -233,8 +267,11 @@ def gpu_bundles(section: ClusterSection, num_actors: int, num_gpus: int) -> list
     return [{"GPU": whole, "CPU": actors * section.cpus_per_actor} for actors in sharing]
 
 
-def _no_actor_came_up(section: ClusterSection) -> str:
-    wish = f"{section.cpus_per_actor:g} CPUs and {section.gpus_per_actor:g} GPUs"
-    return (
-        f"no client actor came up within {STARTUP_TIMEOUT_S:g} s: the cluster had no room for {wish} (see `ray status`)"
-    )
+def _lost_with_its_node(seat: _Seat, error: RayError) -> bool:
+    """Whether a machine went, and not a process on it. Ray notices the connection first, and the death seconds later."""
+    if isinstance(error, ActorUnavailableError | NodeDiedError):
+        return True
+    if isinstance(error, RayActorError) and error.preempted:
+        return True
+    alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+    return seat.node is not None and seat.node not in alive

@@ -23,8 +23,10 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from sylva_ray.client.worker import CohortWorker
 from sylva_ray.cluster.coordinator_actor import Assignment, Event, RemoteCoordinator
 from sylva_ray.cluster.ray_pool import RayPool
-from sylva_ray.cluster.session import NAMESPACE, node_resources, ray_session, resolve_num_actors
+from sylva_ray.cluster.session import NAMESPACE, possible_nodes, ray_session, resolve_num_actors
+from sylva_ray.config import ExperimentConfig
 from sylva_ray.coordinator.pool import ClientPool, InProcessPool
+from sylva_ray.coordinator.remote_folder import RemoteFolder
 from sylva_ray.errors import RunError, UserError
 from sylva_ray.experiment import Prepared, claim_run_folder, run_experiment
 
@@ -37,11 +39,16 @@ STARTUP_TIMEOUT_S = 120.0
 LAST_WORDS_S = 5.0
 """How long the end of a run waits for the last events."""
 
+HANDED_ON = ("MLFLOW_", "AWS_", "FSSPEC_", "GOOGLE_", "AZURE_")
+"""Prefixes of the driver's environment that the coordinator needs: the tracker's and the storage's."""
+
 OnEvent = Callable[[Event], None]
 
 
-def run_prepared(prepared: Prepared, run_dir: Path, resume: bool, on_event: OnEvent) -> dict[str, Any]:
-    """Run an experiment where its config says, and return the summary.
+def run_prepared(
+    prepared: Prepared, run_dir: Path, resume: bool, on_event: OnEvent, remote: RemoteFolder | None = None
+) -> dict[str, Any]:
+    """Run an experiment where its config says, and return the summary. ``remote``, whose local folder is ``run_dir``, follows.
 
     Raises:
         UserError: the cluster cannot hold it, or the run folder is not free; nothing was written.
@@ -49,21 +56,40 @@ def run_prepared(prepared: Prepared, run_dir: Path, resume: bool, on_event: OnEv
     """
     config = prepared.config
     if config.cluster.pool == "in_process":
-        claim_run_folder(run_dir, config, resume)
+        _claim(run_dir, config, resume, remote)
         worker = CohortWorker(config, prepared.fleet, prepared.backbone)
-        return run_experiment(prepared, run_dir, InProcessPool(worker), on_event)
+        return run_experiment(prepared, run_dir, InProcessPool(worker), on_event, remote)
     with ray_session(config.cluster):
         prepared = _with_num_actors(prepared)
-        claim_run_folder(run_dir, prepared.config, resume)
-        return run_on_ray(prepared, run_dir, on_event)
+        _claim(run_dir, prepared.config, resume, remote)
+        return run_on_ray(prepared, run_dir, on_event, remote)
 
 
-def run_on_ray(prepared: Prepared, run_dir: Path, on_event: OnEvent) -> dict[str, Any]:
+def _claim(run_dir: Path, config: ExperimentConfig, resume: bool, remote: RemoteFolder | None) -> None:
+    """The folder here and the one elsewhere, so that a storage which takes nothing is found out before the first round."""
+    claim_run_folder(run_dir, config, resume)
+    if remote is not None:
+        try:
+            remote.push()
+        except RunError as error:
+            raise UserError("--out", str(remote), str(error)) from None
+
+
+def run_on_ray(
+    prepared: Prepared, run_dir: Path, on_event: OnEvent, remote: RemoteFolder | None = None
+) -> dict[str, Any]:
     """Run an experiment through a `Coordinator` on the connected cluster. An interrupt kills it; the run can be resumed."""
     fleet, backbone = ray.put(prepared.fleet), ray.put(prepared.backbone)  # kept alive by these names
-    environment = {name: value for name, value in os.environ.items() if name.startswith("MLFLOW_")}
+    environment = {name: value for name, value in os.environ.items() if name.startswith(HANDED_ON)}
     assignment = Assignment(
-        prepared.config, prepared.setup_seconds, fleet, backbone, run_dir.resolve(), Path.cwd(), environment
+        prepared.config,
+        prepared.setup_seconds,
+        fleet,
+        backbone,
+        run_dir.resolve(),
+        remote.url if remote else None,
+        Path.cwd(),
+        environment,
     )
     coordinator = _make_coordinator(assignment.run_dir, prepared.config.cluster.connect_timeout_s)
     try:
@@ -83,7 +109,11 @@ def run_on_ray(prepared: Prepared, run_dir: Path, on_event: OnEvent) -> dict[str
 
 
 @contextmanager
-def pool_for(prepared: Prepared, on_lost: Callable[[str], None] | None = None) -> Iterator[ClientPool]:
+def pool_for(
+    prepared: Prepared,
+    on_lost: Callable[[str], None] | None = None,
+    on_waiting: Callable[[str], None] | None = None,
+) -> Iterator[ClientPool]:
     """A pool where the config says, for as long as the block lasts; the caller plays the coordinator.
 
     Raises:
@@ -97,7 +127,7 @@ def pool_for(prepared: Prepared, on_lost: Callable[[str], None] | None = None) -
         fleet, backbone = ray.put(prepared.fleet), ray.put(prepared.backbone)
         num_actors = prepared.config.cluster.num_actors
         assert isinstance(num_actors, int), "just resolved"
-        pool = RayPool(prepared.config, fleet, backbone, num_actors, on_lost)
+        pool = RayPool(prepared.config, fleet, backbone, num_actors, on_lost, on_waiting)
         try:
             yield pool
         finally:
@@ -110,11 +140,11 @@ def coordinator_name(run_dir: Path) -> str:
 
 
 def _with_num_actors(prepared: Prepared) -> Prepared:
-    """``cluster.num_actors`` as a number, by what the cluster has."""
+    """``cluster.num_actors`` as a number, by what the cluster has or may grow to."""
     config, section = prepared.config, prepared.config.cluster
     size, num_clients = config.training.cohort_size, prepared.fleet.num_clients
     assert isinstance(size, int), "cohort_size is resolved before the run"
-    num_actors = resolve_num_actors(section, -(-num_clients // size), num_clients, node_resources())
+    num_actors = resolve_num_actors(section, -(-num_clients // size), num_clients, possible_nodes(section))
     cluster = section.model_copy(update={"num_actors": num_actors})
     return dataclasses.replace(prepared, config=config.model_copy(update={"cluster": cluster}))
 

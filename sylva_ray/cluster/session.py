@@ -1,7 +1,8 @@
 """The driver's connection to Ray: start one here, or join a running cluster; and what fits on it.
 
 Every wait has an end of its own: Ray retries an address that does not answer for minutes, and an actor that fits no node
-waits for ever. So the address is probed first, and the resources an actor asks for are compared with the nodes there are.
+waits for ever. So the address is probed first, and the resources an actor asks for are compared with the nodes there are, or
+with those that an autoscaler may bring.
 """
 
 from __future__ import annotations
@@ -12,12 +13,14 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import ray
 
+from sylva_ray.cluster.launcher_file import LauncherFile, Resources, bootstrap_file, load_promised
 from sylva_ray.config import ClusterSection
 from sylva_ray.errors import RunError, UserError
 
@@ -25,22 +28,19 @@ NAMESPACE = "sylva_ray"
 ROUNDING = 1e-9
 """Slack for fractions: 1 CPU holds ten actors of 0.1 each, whatever 1 / 0.1 is in binary."""
 
-Resources = Mapping[str, float]
-"""What one node has, e.g. ``{"CPU": 16, "GPU": 1}``."""
-
 
 @contextmanager
 def ray_session(section: ClusterSection) -> Iterator[None]:
     """Ray for as long as the block lasts. Only what was started here is stopped; a connection that exists is used.
 
     Raises:
-        UserError: nothing answers at ``cluster.address``, or no node could ever hold one of the actors asked for.
+        UserError: nothing answers at ``cluster.address`` or it refuses our token, or no node could ever hold one of the actors.
     """
     started = not ray.is_initialized()
     try:
         if started:
             _connect(section)
-        check_resources(section, node_resources())
+        check_resources(section, possible_nodes(section))
         yield
     finally:
         if started:
@@ -71,7 +71,7 @@ def require_reachable(address: str, timeout_s: float) -> None:
     would hold `ray.init` for minutes.
 
     Raises:
-        UserError: malformed address, or no answer.
+        UserError: malformed address, no answer, or a token that is not the cluster's.
     """
     if address != "auto":
         host, colon, port = address.rpartition(":")
@@ -87,8 +87,16 @@ def require_reachable(address: str, timeout_s: float) -> None:
         answer = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=False)
     except subprocess.TimeoutExpired:
         raise _unreachable(address, f"no answer within {timeout_s:g} s") from None
+    if "auth token" in answer.stderr.lower() or "authentication token" in answer.stderr.lower():
+        raise UserError("cluster.address", address, _TOKEN)
     if answer.returncode != 0:
         raise _unreachable(address, _last_line(answer.stderr))
+
+
+_TOKEN = (
+    "the cluster refuses our token; export RAY_AUTH_MODE=token, and have the cluster's token in ~/.ray/auth_token "
+    "(or name it in RAY_AUTH_TOKEN_PATH)"
+)
 
 
 def _unreachable(address: str, reason: str) -> UserError:
@@ -105,8 +113,24 @@ def node_resources() -> list[Resources]:
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
+def possible_nodes(section: ClusterSection) -> list[Resources]:
+    """The nodes that there are; on a cluster with an autoscaler those that there may be.
+
+    Raises:
+        UserError: ``cluster.launcher`` is no such file.
+    """
+    path = Path(section.launcher).expanduser() if section.launcher else bootstrap_file()
+    promised = load_promised(path) if section.address is not None and path is not None else None
+    return node_resources() if promised is None else fullest_cluster(section, promised)
+
+
+def fullest_cluster(section: ClusterSection, launcher: LauncherFile) -> list[Resources]:
+    """The cluster grown as large as the file allows, by the nodes that hold the most of our actors."""
+    return launcher.fullest({kind.name: actors_that_fit(section, [kind.resources]) for kind in launcher.workers})
+
+
 def check_resources(section: ClusterSection, nodes: Sequence[Resources]) -> None:
-    """Refuse an actor that fits no node there is now. (Nodes that an autoscaler might add are not counted.)
+    """Refuse an actor that fits none of ``nodes``.
 
     Raises:
         UserError: more GPUs or CPUs per actor than any node has.
@@ -117,16 +141,13 @@ def check_resources(section: ClusterSection, nodes: Sequence[Resources]) -> None
     if gpus > 1 and gpus != int(gpus):
         raise UserError("cluster.gpus_per_actor", gpus, "must be a whole number above 1 (Ray splits one GPU only)")
     if gpus > 0 and most_gpus == 0:
-        raise UserError("cluster.gpus_per_actor", gpus, "no node of the cluster has a GPU now; use 0 to run on CPUs")
+        fix = "no node of the cluster has a GPU; use 0 to run on CPUs, or name in cluster.launcher what an autoscaler brings"
+        raise UserError("cluster.gpus_per_actor", gpus, fix)
     if gpus > most_gpus:
-        raise UserError(
-            "cluster.gpus_per_actor", gpus, f"the largest node has {most_gpus:g} GPUs now; use at most that"
-        )
+        raise UserError("cluster.gpus_per_actor", gpus, f"the largest node has {most_gpus:g} GPUs; use at most that")
     if cpus > most_cpus:
-        raise UserError(
-            "cluster.cpus_per_actor", cpus, f"the largest node has {most_cpus:g} CPUs now; use at most that"
-        )
-    if _fit(section, nodes) == 0:
+        raise UserError("cluster.cpus_per_actor", cpus, f"the largest node has {most_cpus:g} CPUs; use at most that")
+    if actors_that_fit(section, nodes) == 0:
         fix = f"no node has {cpus:g} CPUs and {gpus:g} GPUs together; ask for less of either"
         raise UserError("cluster.cpus_per_actor", cpus, fix)
 
@@ -134,14 +155,14 @@ def check_resources(section: ClusterSection, nodes: Sequence[Resources]) -> None
 def resolve_num_actors(section: ClusterSection, num_cohorts: int, num_clients: int, nodes: Sequence[Resources]) -> int:
     """How many actors to make; never more than there are cohorts to work on.
 
-    ``auto``: as many as fit. ``per_client``: one for each client (whose cohorts hold one client each). On a cluster that we
-    joined, more than fit now may be asked for: an autoscaler sees them waiting, and those that are up do the work. A Ray
+    ``auto``: as many as fit on ``nodes``. ``per_client``: one for each client (whose cohorts hold one client each). On a cluster
+    that we joined, more than fit may be asked for: an autoscaler sees them waiting, and those that are up do the work. A Ray
     that we started here cannot grow.
 
     Raises:
         UserError: more actors than this machine can ever hold.
     """
-    fit = max(1, _fit(section, nodes))
+    fit = max(1, actors_that_fit(section, nodes))
     if section.num_actors == "auto":
         return min(num_cohorts, fit)
     wanted = num_clients if section.num_actors == "per_client" else min(num_cohorts, int(section.num_actors))
@@ -156,8 +177,8 @@ def actors_per_gpu(section: ClusterSection) -> int:
     return max(1, math.floor(1 / section.gpus_per_actor + ROUNDING))
 
 
-def _fit(section: ClusterSection, nodes: Sequence[Resources]) -> int:
-    """Actors that fit on ``nodes`` when nothing else runs there."""
+def actors_that_fit(section: ClusterSection, nodes: Sequence[Resources]) -> int:
+    """How many, when nothing else runs on ``nodes``."""
     total = 0
     for node in nodes:
         fit = math.floor(node.get("CPU", 0.0) / section.cpus_per_actor + ROUNDING)

@@ -28,6 +28,10 @@ TEST_SHARE = 0.2
 """Of data sets that come without a test half."""
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".ppm"}
 
+PUBLISHED = {"cifar10": (50_000, 10_000, 10), "cifar100": (50_000, 10_000, 100), "stl10": (5_000, 8_000, 10)}
+PUBLISHED["gtsrb"] = (26_640, 12_630, 43)
+"""Training images, test images and classes of what torchvision downloads, to reckon with before it has."""
+
 Decode = Callable[[int], Image.Image]
 """Row number -> image; decoding is left until the rows are chosen."""
 
@@ -71,21 +75,8 @@ def load_dataset(section: DatasetSection, image_size: int, seed: int) -> Dataset
     Raises:
         UserError: unknown name, nothing there, files that cannot be read.
     """
-    kind, _, path = section.name.partition(":")
-    if section.name == "digits":
-        train, test, names = _digits()
-    elif section.name in TORCHVISION:
-        train, test, names = _torchvision(kind, section)
-    elif kind == "imagefolder":
-        train, test, names = _imagefolder(_existing(section.name, path))
-    elif kind == "parquet":
-        train, test, names = _parquet(_existing(section.name, path))
-    else:
-        known = ", ".join(("digits", *TORCHVISION, "imagefolder:PATH", "parquet:PATH"))
-        raise UserError("dataset.name", section.name, f"unknown data set; known are {known}")
-    if len(names) < 2:
-        raise UserError("dataset.name", section.name, f"has {len(names)} class; a classifier needs at least 2")
-    may_keep = kind not in ("imagefolder", "stl10", "gtsrb")
+    train, test, names = _sources(section)
+    may_keep = _may_keep(section)
     splits = []
     for purpose, source in (("train", train), ("test", test)):
         _check_labels(source.labels, len(names), section.name, purpose)
@@ -104,7 +95,66 @@ def load_dataset(section: DatasetSection, image_size: int, seed: int) -> Dataset
     return Dataset(section.name, halves[0], halves[1], names)
 
 
+@dataclass(frozen=True)
+class DatasetSize:
+    """What a data set will be in memory: ``num_train`` and ``num_test`` images ``[3, image_size, image_size] uint8``."""
+
+    num_train: int
+    num_test: int
+    num_classes: int
+    image_size: int
+
+    @property
+    def num_bytes(self) -> int:
+        """Pixels and labels of both splits."""
+        return (self.num_train + self.num_test) * (3 * self.image_size**2 + 8)
+
+
+def measure_dataset(section: DatasetSection, image_size: int) -> DatasetSize:
+    """The size of what `load_dataset` would return. Nothing is downloaded and one image is decoded.
+
+    Raises:
+        UserError: as `load_dataset` does, where the images are to be found here.
+    """
+    if section.name in PUBLISHED:
+        in_train, in_test, num_classes = PUBLISHED[section.name]
+        side = 32 if _may_keep(section) else image_size
+    else:
+        train, test, names = _sources(section)
+        in_train, in_test, num_classes = len(train.labels), len(test.labels), len(names)
+        first = _square(_decoded(train, 0, section.name), None if _may_keep(section) else image_size)
+        side = first.width if first.width == first.height else image_size
+    num_train = min(section.max_train or in_train, in_train)
+    if section.test_pool == "train":
+        in_test = in_train - num_train
+    return DatasetSize(num_train, min(section.max_test or in_test, in_test), num_classes, side)
+
+
+def _may_keep(section: DatasetSection) -> bool:
+    """Whether the images are perhaps of one square size already."""
+    return section.name.partition(":")[0] not in ("imagefolder", "stl10", "gtsrb")
+
+
 # -- sources -----------------------------------------------------------------------------------------------------------
+
+
+def _sources(section: DatasetSection) -> tuple[_Source, _Source, tuple[str, ...]]:
+    """Training half, test half, names of the classes."""
+    kind, _, path = section.name.partition(":")
+    if section.name == "digits":
+        train, test, names = _digits()
+    elif section.name in TORCHVISION:
+        train, test, names = _torchvision(kind, section)
+    elif kind == "imagefolder":
+        train, test, names = _imagefolder(_existing(section.name, path))
+    elif kind == "parquet":
+        train, test, names = _parquet(_existing(section.name, path))
+    else:
+        known = ", ".join(("digits", *TORCHVISION, "imagefolder:PATH", "parquet:PATH"))
+        raise UserError("dataset.name", section.name, f"unknown data set; known are {known}")
+    if len(names) < 2:
+        raise UserError("dataset.name", section.name, f"has {len(names)} class; a classifier needs at least 2")
+    return train, test, names
 
 
 def _digits() -> tuple[_Source, _Source, tuple[str, ...]]:

@@ -1,0 +1,210 @@
+"""The real `ray up`, `ray submit`, `ray job submit`, `ray job stop` and `ray down` over SSH, on this machine alone.
+
+    laptop (a home) ── ssh, rsync, 127.0.0.1:22 ──► head (another home) ◄── other machine (a third home): --resume
+                                                      └── run folder at a URL that all of them see
+
+    python scripts/ray_up_on_loopback.py [--out result.json]
+
+cluster.yaml's own commands run, but for the installation of Python packages; Ray's provider for machines that one already has
+takes AWS's place. Needs root, Debian's openssh-server and rsync, and `unshare`: sshd, Ray and everything else live and end in a
+namespace of their own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+sys.path.insert(0, str(Path(__file__).parent))
+from sandbox import RAY, ROOT, enter, say, temporary_home, wait_until
+
+CONFIG = [
+    *("dataset.max_train=150", "dataset.max_test=60", "partition.num_clients=3", "partition.min_samples=20"),
+    *("partition.test_samples=10", "training.rounds=6", "attack.steps=2", "tracking.enabled=false"),
+]
+NEEDS = ("sshd", "ssh", "rsync", "ssh-keygen", "curl")
+SYLVA = [sys.executable, "-m", "sylva_ray.cli"]
+DASHBOARD = "http://127.0.0.1:8265"
+
+
+def start_sshd(work: Path, home: Path) -> tuple[subprocess.Popen[bytes], Path]:
+    """An sshd of our own that lets in one key, to the home of the head; returns it and the key."""
+    for name in ("host", "key"):
+        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(work / name)], check=True)
+    lines = Path("/etc/passwd").read_text().splitlines()
+    fields = next(line.split(":") for line in lines if line.startswith("root:"))
+    fields[5] = str(home)
+    (work / "passwd").write_text(
+        "\n".join([":".join(fields), *(ln for ln in lines if not ln.startswith("root:"))]) + "\n"
+    )
+    subprocess.run(["mount", "--bind", str(work / "passwd"), "/etc/passwd"], check=True)  # in our mount namespace alone
+    Path("/run/sshd").mkdir(exist_ok=True)
+    settings = {
+        "ListenAddress": "127.0.0.1:22",
+        "HostKey": work / "host",
+        "AuthorizedKeysFile": work / "key.pub",
+        "PidFile": "none",
+        "PermitRootLogin": "prohibit-password",
+        "PasswordAuthentication": "no",
+        "StrictModes": "no",
+        "UsePAM": "no",
+    }
+    (work / "sshd_config").write_text("".join(f"{name} {value}\n" for name, value in settings.items()))
+    server = subprocess.Popen(["/usr/sbin/sshd", "-D", "-f", str(work / "sshd_config")], stderr=subprocess.DEVNULL)
+    return server, work / "key"
+
+
+def loopback_cluster(work: Path, key: Path) -> dict[str, Any]:
+    """cluster.yaml with this machine as its head; what needs the internet is left out."""
+    ours = yaml.safe_load((ROOT / "cluster.yaml").read_text())
+    settings = (
+        ours["setup_commands"][0]
+        .replace("s3://FILL_IN", f"file://{work}/bucket")
+        .replace("/home/ubuntu", f"{work}/head")
+    )
+    return {
+        "cluster_name": "loopback",
+        "provider": {"type": "local", "head_ip": "127.0.0.1", "worker_ips": []},
+        "auth": {"ssh_user": "root", "ssh_private_key": str(key)},
+        "file_mounts": ours["file_mounts"],
+        "setup_commands": [
+            settings,
+            f"ln -sfn {Path(sys.executable).parents[1]} ~/sylva",  # in place of the two lines with uv
+            ours["setup_commands"][-1],
+        ],
+        "head_setup_commands": ["mkdir -p ~/data ~/mlflow"],
+        "head_start_ray_commands": ours["head_start_ray_commands"],
+    }
+
+
+def call(command: list[str], fine: bool = True, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run it from the repository, and end with its output if it was to be fine and is not."""
+    done = subprocess.run(
+        command, cwd=ROOT, env=os.environ | environment, capture_output=True, text=True, timeout=400, check=False
+    )
+    if fine and done.returncode:
+        sys.exit(f"{' '.join(command)}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}")
+    return done
+
+
+def last_line(text: str) -> str:
+    """What the user sees."""
+    return (text.strip().splitlines() or [""])[-1]
+
+
+def adapters(run_dir: Path) -> dict[str, bytes]:
+    """Everything that a run exported."""
+    return {
+        str(p.relative_to(run_dir)): p.read_bytes() for p in sorted((run_dir / "adapters").rglob("*")) if p.is_file()
+    }
+
+
+def refused(*overrides: str, **environment: str) -> dict[str, Any]:
+    """What `sylva-ray run` says of a cluster that it cannot use."""
+    began = time.monotonic()
+    done = call([*SYLVA, "run", "configs/digits.yaml", *CONFIG, *overrides, "--out", "never"], False, **environment)
+    ours = [line for line in done.stderr.strip().splitlines() if "network_util.cc" not in line]  # Ray misses a network
+    return {
+        "exit": done.returncode,
+        "lines": len(ours),
+        "says": last_line(done.stderr),
+        "seconds": round(time.monotonic() - began),
+    }
+
+
+def main() -> None:
+    """The scenario, in the order of its log."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, help="write what happened here, as JSON")
+    out = parser.parse_args().out
+    enter()
+    laptop = temporary_home()
+    work = laptop / "w"
+    head, shared = work / "head", work / "shared" / "run"
+    for folder in (head, shared.parent, work / "bucket", work / "elsewhere", laptop / "dist"):
+        folder.mkdir(parents=True)
+    os.environ.update(RAY_UP_enable_autoscaler_v2="0")  # Ray's newer autoscaler does not know this provider
+    result: dict[str, Any] = {}
+    reference = [*SYLVA, "run", "configs/digits.yaml", *CONFIG, "cluster.pool=in_process", "--quiet"]
+    call([*reference, "--out", str(work / "reference")])
+    say("the reference: one process, nobody stopped")
+
+    server, key = start_sshd(work, head)
+    cluster = loopback_cluster(work, key)
+    cluster["file_mounts"]["~/dist"] = str(laptop / "dist")
+    (laptop / "dist" / "constraints.txt").write_text((ROOT / "constraints.txt").read_text())
+    (head / ".bashrc").write_text(
+        f"case $- in *i*) ;; *) return ;; esac\nexport PYTHONPATH={ROOT}\n"
+    )  # as Debian's begins
+    file = work / "loopback.yaml"
+    file.write_text(yaml.safe_dump(cluster, sort_keys=False))
+    say(last_line(call([*SYLVA, "cluster", "check", str(file)]).stdout.splitlines()[0].replace(str(work), "...")))
+    began = time.monotonic()
+    call([*RAY, "up", "-y", "--no-config-cache", str(file)])
+    result["ray_up_seconds"] = round(time.monotonic() - began)
+    say(f"`ray up` over SSH: {result['ray_up_seconds']} s; token, dist/ and settings are on the head")
+    result["mounted"] = sorted(
+        name for name in (".ray/auth_token", "dist/constraints.txt", "sylva_ray.env") if (head / name).is_file()
+    )
+    (work / "hello.py").write_text(
+        "import ray\nray.init(address='auto')\nprint('CPUs:', ray.cluster_resources()['CPU'])\n"
+    )
+    said = call([*RAY, "submit", str(file), str(work / "hello.py")]).stdout
+    result["ray_submit"] = next((line for line in said.splitlines() if "CPUs:" in line), "")
+    say(f"`ray submit`: {result['ray_submit']}")
+
+    result["wrong_token"] = refused("cluster.address=127.0.0.1:6379", RAY_AUTH_TOKEN="0" * 64)
+    result["no_token"] = refused("cluster.address=127.0.0.1:6379", RAY_AUTH_MODE="disabled")
+    result["unreachable"] = refused("cluster.address=127.0.0.1:6380")
+    result["too_many_gpus"] = refused(
+        "cluster.address=127.0.0.1:6379", "cluster.gpus_per_actor=8", "training.device=cpu"
+    )
+    for name in ("wrong_token", "no_token", "unreachable", "too_many_gpus"):
+        say(f"{name}: exit {result[name]['exit']}: {result[name]['says']}")
+
+    url = shared.as_uri()
+    entry = ["sylva-ray", "run", "configs/digits.yaml", *CONFIG, "cluster.address=auto", "--out", url]
+    job = ["--address", DASHBOARD, "--working-dir", ".", "--submission-id", "fleet", "--no-wait", "--", *entry]
+    call([*RAY, "job", "submit", *job])
+    say("`ray job submit --working-dir . -- sylva-ray run ... --out URL`")
+    wait_until((shared / "checkpoint/round_0002/manifest.json").exists, "a checkpoint at the URL", 600)
+    call([*RAY, "job", "stop", "--address", DASHBOARD, "fleet"])
+    log = call([*RAY, "job", "logs", "--address", DASHBOARD, "fleet"]).stdout
+    result["log_steps"] = sum(line.lstrip().startswith("step ") for line in log.splitlines())
+    result["log_resume"] = next((line for line in log.splitlines() if "Resume with" in line), "")
+    result["job"] = last_line(call([*RAY, "job", "status", "--address", DASHBOARD, "fleet"], False).stdout)
+    result["finished_too_early"] = (shared / "summary.json").exists()
+    say(
+        f"`ray job stop`: {result['log_steps']} steps in the log, and: {result['log_resume'].replace(str(work), '...')}"
+    )
+
+    again = [*SYLVA, "run", url, "cluster.pool=in_process", "cluster.address=null", "--resume", "--quiet"]
+    call(again, HOME=str(work / "elsewhere"))
+    result["same_adapters"] = adapters(shared) == adapters(work / "reference") != {}
+    say(
+        f"resumed elsewhere: {'the same bits' if result['same_adapters'] else 'OTHER BITS'} as if nobody had stopped it"
+    )
+    began = time.monotonic()
+    call([*RAY, "down", "-y", str(file)])
+    result["ray_down_seconds"] = round(time.monotonic() - began)
+    result["refused_after_down"] = refused("cluster.address=127.0.0.1:6379")["exit"]
+    say(f"`ray down`: {result['ray_down_seconds']} s; nothing answers any more")
+    server.terminate()
+    server.wait()
+    shutil.rmtree(laptop, ignore_errors=True)
+    print(json.dumps(result, indent=1).replace(str(work), "..."))
+    if out is not None:
+        out.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

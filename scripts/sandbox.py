@@ -1,0 +1,86 @@
+"""A namespace of our own: its processes, ports and mounts are not the machine's, and all of them end with us.
+
+`ray up`, `ray down` and `ray stop` end every Ray process that they can see, and Ray's ports are fixed numbers. So a script that
+tries them out starts itself again inside a namespace where it is process 1, sees nobody else, and has a loopback of its own.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import socket
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+STARTED = time.monotonic()
+RAY = [sys.executable, "-m", "ray.scripts.scripts"]
+"""The command `ray` of this environment."""
+
+MARK = "SYLVA_RAY_SANDBOX"
+
+
+def missing(programs: Sequence[str] = ()) -> str:
+    """Why `enter` cannot work here, or ''."""
+    lacking = [
+        name for name in ("unshare", *programs) if shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin") is None
+    ]
+    if lacking:
+        return f"{', '.join(lacking)} is not installed"
+    tried = subprocess.run([*_unshare(), "true"], capture_output=True, text=True, check=False)
+    return "" if tried.returncode == 0 else f"namespaces are not allowed here ({tried.stderr.strip()})"
+
+
+def enter() -> None:
+    """Come back inside the namespace, as its process 1; does nothing if we are there already."""
+    if os.environ.get(MARK) != "1":
+        environment = os.environ | {MARK: "1", "RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": str(ROOT)}
+        environment = {name: value for name, value in environment.items() if name not in ("RAY_ADDRESS", "RAY_TMPDIR")}
+        command = [*_unshare(), sys.executable, *sys.argv]
+        os.execvpe(command[0], command, environment)
+    _raise_loopback()
+    Path("/tmp/ray").mkdir(exist_ok=True)
+    subprocess.run(
+        ["mount", "-t", "tmpfs", "tmpfs", "/tmp/ray"], check=True
+    )  # where Ray notes which cluster is the current one
+    socket.sethostname("localhost")  # where there is no network, Ray takes a machine's address from its name
+
+
+def temporary_home() -> Path:
+    """An empty home with a token of its own in it: the cluster asks for one, as ours does, and the user's stays out of it."""
+    home = Path(tempfile.mkdtemp(prefix="sr", dir="/tmp"))  # Ray's sockets want a short path
+    os.environ |= {"HOME": str(home), "RAY_AUTH_MODE": "token"}
+    subprocess.run([*RAY, "get-auth-token", "--generate"], check=True, stdout=subprocess.DEVNULL)
+    return home
+
+
+def say(text: str) -> None:
+    """A line with the seconds since the start."""
+    print(f"{time.monotonic() - STARTED:6.1f} s  {text}", flush=True)
+
+
+def wait_until(condition: Callable[[], object], what: str, timeout_s: float) -> None:
+    """Poll; the script ends with ``what`` if it does not come."""
+    end = time.monotonic() + timeout_s
+    while not condition():
+        if time.monotonic() > end:
+            sys.exit(f"within {timeout_s:g} s: not {what}")
+        time.sleep(0.2)
+
+
+def _unshare() -> list[str]:
+    user = [] if os.geteuid() == 0 else ["--user", "--map-root-user"]
+    return ["unshare", *user, "--pid", "--net", "--uts", "--fork", "--mount-proc", "--kill-child", "--"]
+
+
+def _raise_loopback() -> None:
+    """``ip link set lo up`` without iproute2 (SIOCGIFFLAGS, SIOCSIFFLAGS, IFF_UP)."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        (flags,) = struct.unpack_from("16xh", fcntl.ioctl(probe, 0x8913, struct.pack("16sh14x", b"lo", 0)))
+        fcntl.ioctl(probe, 0x8914, struct.pack("16sh14x", b"lo", flags | 1))

@@ -1,0 +1,97 @@
+"""Several raylets as several nodes: actors spread by GPU fraction, data and backbone sent to every node once.
+
+    head (no GPU) ──► put once ──► node 1: one GPU, two actors of half a GPU, one copy in shared memory
+                             └───► node 2: likewise
+
+    python scripts/several_nodes.py [--out result.json]
+
+The GPUs exist in name only; placement and shared memory are real. Needs `unshare`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent))
+from sandbox import ROOT, enter, say, temporary_home, wait_until
+
+OVERRIDES = [
+    *("dataset.max_train=150", "dataset.max_test=60", "partition.num_clients=4", "partition.min_samples=20"),
+    *("partition.test_samples=10", "training.device=cpu", "cluster.gpus_per_actor=0.5", "cluster.cpus_per_actor=0.5"),
+]
+NODES, ACTORS_PER_GPU = 2, 2
+
+
+def shared_memory(node: dict[str, Any]) -> int:
+    """Bytes in a node's object store. Ray has no public function that tells them by node."""
+    from ray._private.internal_api import node_stats
+
+    stats = node_stats(node["NodeManagerAddress"], node["NodeManagerPort"], include_memory_info=False)
+    return int(stats.store_stats.object_store_bytes_used)
+
+
+def main() -> None:
+    """The scenario."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, help="write what happened here, as JSON")
+    out = parser.parse_args().out
+    enter()
+    work = temporary_home()
+    os.environ["RAY_TMPDIR"] = str(work)
+    import ray
+    from ray.cluster_utils import Cluster
+
+    from sylva_ray.cluster.ray_pool import RayPool
+    from sylva_ray.config import load_config
+    from sylva_ray.experiment import prepare, weigh
+
+    config = load_config(ROOT / "configs/digits.yaml", OVERRIDES)
+    weight, prepared = weigh(config), prepare(config)
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "num_gpus": 0, "include_dashboard": False})
+    for _ in range(NODES):
+        cluster.add_node(num_cpus=2, num_gpus=1, object_store_memory=200_000_000)
+    ray.init(address=cluster.address, log_to_driver=False)
+    say(f"{NODES} nodes of one GPU, and a head without one")
+
+    fleet, backbone = ray.put(prepared.fleet), ray.put(prepared.backbone)
+    pool = RayPool(prepared.config, fleet, backbone, num_actors=NODES * ACTORS_PER_GPU)
+    seats = [seat for seat in pool._seats if seat is not None]
+    nodes = ray.get([seat.pending for seat in seats])
+    where = ray.get(
+        [s.actor.__ray_call__.remote(lambda _: ray.get_runtime_context().get_accelerator_ids()) for s in seats]
+    )
+    places = Counter((node, *ids["GPU"]) for node, ids in zip(nodes, where, strict=True))
+    say(f"{len(seats)} actors of half a GPU on {len(places)} GPUs, {sorted(places.values())} on each")
+
+    workers = {node["NodeID"]: node for node in ray.nodes() if node["Resources"].get("GPU")}
+    wait_until(
+        lambda: all(shared_memory(node) >= weight.broadcast_bytes for node in workers.values()), "a copy each", 30
+    )
+    copies = {node_id: shared_memory(node) for node_id, node in workers.items()}
+    say(f"shared memory: {list(copies.values())} bytes per node; reckoned: {weight.broadcast_bytes} for one copy")
+    result = {
+        "actors": len(seats),
+        "gpus": len(places),
+        "nodes": len({node for node, _ in places}),
+        "actors_per_gpu": sorted(places.values()),
+        "reckoned_bytes": weight.broadcast_bytes,
+        "bytes_per_node": sorted(copies.values()),
+    }
+    print(json.dumps(result, indent=1))
+    if out is not None:
+        out.write_text(json.dumps(result, indent=1) + "\n")
+    pool.close()
+    ray.shutdown()
+    cluster.shutdown()
+    shutil.rmtree(work, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,135 @@
+"""What one run asks of a cluster, by arithmetic: actors, GPUs, nodes, shared memory, bytes on the wire. Nothing is started.
+
+config ──► cohorts ──► actors ──► bundles ──► nodes (Ray's own autoscaler says which)
+   └─────► model ────► bytes of data, backbone and states
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from sylva_ray.cluster.launcher_file import LauncherFile, Resources
+from sylva_ray.cluster.ray_pool import gpu_bundles
+from sylva_ray.cluster.session import actors_that_fit, check_resources, fullest_cluster, resolve_num_actors
+from sylva_ray.config import ExperimentConfig
+from sylva_ray.experiment import Weight, weigh
+
+
+@dataclass(frozen=True)
+class Demand:
+    """Of one run on one cluster.
+
+    Attributes:
+        weight: bytes of what is sent, see `sylva_ray.experiment.Weight`.
+        num_cohorts: tasks of a round that can run side by side.
+        num_actors: client processes.
+        bundles: what is reserved: one per GPU (or group of whole GPUs), on CPUs one per actor.
+        nodes: workers that the autoscaler adds, ``{node type: count}``.
+        waiting: bundles that find no room even then; the actors that are up do their work.
+    """
+
+    config: ExperimentConfig
+    weight: Weight
+    num_cohorts: int
+    num_actors: int
+    bundles: tuple[Resources, ...]
+    nodes: Mapping[str, int]
+    waiting: int
+
+    @property
+    def store_bytes_per_node(self) -> int:
+        """Shared memory on a node that has actors: the one copy of data and backbone, and the tasks that are under way.
+
+        A task holds its clients' states on the way out, and twice on the way back where Ray still has it."""
+        return self.weight.broadcast_bytes + 3 * self.num_actors * self.cohort_size * self.weight.state_bytes
+
+    @property
+    def cohort_size(self) -> int:
+        """Clients in one stacked forward."""
+        size = self.config.training.cohort_size
+        assert isinstance(size, int), "resolved by `weigh`"
+        return size
+
+    @property
+    def participants(self) -> int:
+        """Clients of a round."""
+        return self.config.training.clients_per_round or self.config.partition.num_clients
+
+
+def demand_of(config: ExperimentConfig, launcher: LauncherFile) -> Demand:
+    """What a run of ``config`` would ask of the cluster that ``launcher`` describes.
+
+    Raises:
+        UserError: the config cannot run, its data set cannot be sized here, or an actor fits no node type.
+    """
+    section = config.cluster.model_copy(update={"address": config.cluster.address or "auto"})
+    nodes = fullest_cluster(section, launcher)
+    check_resources(section, nodes)
+    weight = weigh(config)
+    config = weight.config
+    size, num_clients = config.training.cohort_size, config.partition.num_clients
+    assert isinstance(size, int), "resolved by `weigh`"
+    num_cohorts = -(-(config.training.clients_per_round or num_clients) // size)
+    num_actors = resolve_num_actors(section, -(-num_clients // size), num_clients, nodes)
+    bundles: Sequence[Resources] = gpu_bundles(section, num_actors, num_gpus=0)
+    bundles = bundles or [{"CPU": section.cpus_per_actor}] * num_actors
+    added, waiting = launcher.nodes_for(bundles)
+    return Demand(config, weight, num_cohorts, num_actors, tuple(bundles), added, waiting)
+
+
+def launcher_lines(launcher: LauncherFile) -> list[str]:
+    """What the file promises, what to fill in, and what to change."""
+    verdict = f"valid for Ray's cluster launcher, provider {launcher.provider}"
+    if launcher.provider == "kuberay":
+        verdict = "a RayCluster for Kubernetes, whose own server validates it; read were its node types"
+    lines = [f"{launcher.path}: {verdict}"]
+    for kind in launcher.node_types:
+        what = ", ".join(f"{value:g} {name}" for name, value in kind.resources.items()) or "resources found at start"
+        count = "the head" if kind is launcher.head else f"0 to {min(kind.max_workers, launcher.max_workers)}"
+        lines.append(f"  {kind.name:<10} {count:<10} {what}")
+    lines += [f"fill in: {place}" for place in launcher.blanks]
+    lines += [f"warning: {finding}" for finding in launcher.findings]
+    return lines
+
+
+def demand_lines(demand: Demand, launcher: LauncherFile) -> list[str]:
+    """The same for people."""
+    section, weight = demand.config.cluster, demand.weight
+    share = f"{section.cpus_per_actor:g} CPUs, {section.gpus_per_actor:g} GPUs each"
+    cohorts = f"{demand.participants} clients a round in {demand.num_cohorts} cohorts of {demand.cohort_size}"
+    head = f"the head ({launcher.head.name})"
+    workers = ", ".join(f"{count} {name}" for name, count in demand.nodes.items())
+    nodes = f"{head} and {workers}" if workers else f"{head} alone"
+    if demand.waiting:
+        nodes += f"; {demand.waiting} of {len(demand.bundles)} bundles find no room, those that do share the work"
+    per_node = f"{_mb(weight.data_bytes)} data + {_mb(weight.backbone_bytes)} backbone, once per node"
+    lines = [
+        f"a run of {demand.config.name} ({demand.config.algorithm.name}) asks for",
+        f"  actors        {demand.num_actors} with {share}; {cohorts}",
+        f"  bundles       {_bundles(demand.bundles)}",
+        f"  nodes         {nodes}",
+        f"  object store  {_mb(demand.store_bytes_per_node)} per node: {per_node}, and the tasks under way",
+        f"  upload        {_per_round(weight.upload_bytes, demand.participants)}",
+        f"  download      {_per_round(weight.download_bytes, demand.participants)}",
+    ]
+    most = actors_that_fit(section, fullest_cluster(section, launcher))
+    if section.num_actors == "auto" and demand.num_actors < most and demand.cohort_size > 1:
+        lines.append(f"  {most} such actors would fit; smaller cohorts (training.cohort_size) would use more of them")
+    return lines
+
+
+def _bundles(bundles: Sequence[Resources]) -> str:
+    counts: dict[str, int] = {}
+    for bundle in bundles:
+        text = "{" + ", ".join(f"{name}: {value:g}" for name, value in bundle.items()) + "}"
+        counts[text] = counts.get(text, 0) + 1
+    return ", ".join(f"{count} x {text}" for text, count in counts.items())
+
+
+def _per_round(count: int, participants: int) -> str:
+    return f"{count:,} B per client and round, {_mb(participants * count)} a round"
+
+
+def _mb(count: int) -> str:
+    return f"{count / 1e6:,.1f} MB"

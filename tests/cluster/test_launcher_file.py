@@ -1,0 +1,234 @@
+"""cluster.yaml: the shipped one is valid and closed to the world, typos are found without a cloud, demand is Ray's own."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from sylva_ray.config import ClusterSection, load_config
+from sylva_ray.errors import UserError
+
+pytest.importorskip("ray")
+
+from sylva_ray.cluster.demand import demand_lines, demand_of, launcher_lines
+from sylva_ray.cluster.launcher_file import LauncherFile, NodeType, load_launcher_file, load_promised
+from sylva_ray.cluster.session import (
+    check_resources,
+    fullest_cluster,
+    possible_nodes,
+    resolve_num_actors,
+)
+
+ROOT = Path(__file__).parents[2]
+SHIPPED = ROOT / "cluster.yaml"
+
+Change = Callable[[dict[str, Any]], None]
+
+
+@pytest.fixture(scope="module")
+def launcher() -> LauncherFile:
+    return load_launcher_file(SHIPPED)
+
+
+@pytest.fixture
+def changed(tmp_path: Path) -> Callable[[Change], Path]:
+    """The shipped file with one change."""
+
+    def write(change: Change) -> Path:
+        raw = copy.deepcopy(yaml.safe_load(SHIPPED.read_text()))
+        change(raw)
+        path = tmp_path / "cluster.yaml"
+        path.write_text(yaml.safe_dump(raw))
+        return path
+
+    return write
+
+
+def test_the_shipped_file_is_valid_and_scales_from_nothing(launcher: LauncherFile) -> None:
+    assert launcher.provider == "aws"
+    assert "GPU" not in launcher.head.resources
+    assert all(kind.resources["GPU"] >= 1 for kind in launcher.workers)
+    raw = yaml.safe_load(SHIPPED.read_text())
+    for kind in launcher.workers:
+        assert raw["available_node_types"][kind.name]["min_workers"] == 0
+        assert raw["available_node_types"][kind.name]["node_config"]["InstanceMarketOptions"] == {"MarketType": "spot"}
+
+
+def test_the_shipped_file_is_closed_to_the_world_and_asks_for_what_only_the_reader_knows(
+    launcher: LauncherFile,
+) -> None:
+    assert launcher.findings == ()
+    assert launcher.blanks == ("metadata.image", "metadata.security_groups", "metadata.settings")
+    assert "fill in: metadata.image" in launcher_lines(launcher)
+
+
+def test_the_shipped_file_installs_this_version() -> None:
+    from sylva_ray import __version__
+
+    assert f"SYLVA_RAY_VERSION={__version__}" in SHIPPED.read_text()
+
+
+@pytest.mark.parametrize(
+    ("change", "key", "says"),
+    [
+        (lambda c: c.update(max_wrokers=3), "max_wrokers", "did you mean 'max_workers'"),
+        (
+            lambda c: c["provider"].update(cache_stoped_nodes=True),
+            "provider.cache_stoped_nodes",
+            "'cache_stopped_nodes'",
+        ),
+        (
+            lambda c: c["available_node_types"]["small"]["node_config"].update(InstanceTyp="g6.xlarge"),
+            "available_node_types.small.node_config.InstanceTyp",
+            "'InstanceType'",
+        ),
+        (
+            lambda c: c["available_node_types"]["small"].update(min_worker=1),
+            "available_node_types.small.min_worker",
+            "'min_workers'",
+        ),
+        (
+            lambda c: c["available_node_types"]["small"]["resources"].update(GPU="one"),
+            "available_node_types.small.resources.GPU",
+            "not of type 'integer'",
+        ),
+        (lambda c: c.update(head_node_type="haed"), "cluster file", "head_node_type"),
+        (lambda c: c["available_node_types"]["large"].pop("resources"), "available_node_types.large", "resources"),
+        (
+            lambda c: c["available_node_types"]["large"].update(resources={}),
+            "available_node_types.large.resources",
+            "GPU",
+        ),
+        (lambda c: c.pop("provider"), "provider", "missing"),
+    ],
+)
+def test_a_typo_is_one_line_that_names_the_key(
+    changed: Callable[[Change], Path], change: Change, key: str, says: str
+) -> None:
+    with pytest.raises(UserError) as caught:
+        load_launcher_file(changed(change))
+    assert caught.value.key == key
+    assert says in caught.value.fix
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (
+            lambda c: c.update(worker_start_ray_commands=["ray start --address=$RAY_HEAD_IP:6379"]),
+            "RAY_AUTH_MODE=token",
+        ),
+        (
+            lambda c: c.update(
+                head_start_ray_commands=["RAY_AUTH_MODE=token ray start --head --dashboard-host=0.0.0.0"]
+            ),
+            "dashboard",
+        ),
+        (lambda c: c["available_node_types"]["head"]["node_config"].pop("SecurityGroupIds"), "port 22 to the world"),
+        (
+            lambda c: c["provider"].update(
+                security_group={"IpPermissions": [{"IpRanges": [{"CidrIp": "0.0.0.0/0"}], "FromPort": 22}]}
+            ),
+            "to the world",
+        ),
+    ],
+)
+def test_what_ray_accepts_and_nobody_should_do_is_said(
+    changed: Callable[[Change], Path], change: Change, says: str
+) -> None:
+    findings = load_launcher_file(changed(change)).findings
+    assert len(findings) == 1
+    assert says in findings[0]
+
+
+SMALL = NodeType("small", {"CPU": 4, "GPU": 1}, 4)
+LARGE = NodeType("large", {"CPU": 48, "GPU": 4}, 1)
+CLUSTER = LauncherFile(Path("cluster.yaml"), "aws", NodeType("head", {"CPU": 8}, 0), (SMALL, LARGE), max_workers=3)
+
+
+def test_the_fullest_cluster_keeps_both_limits() -> None:
+    """Three machines beside the head, at most one large; the large one holds the most of half-GPU actors."""
+    nodes = fullest_cluster(ClusterSection(gpus_per_actor=0.5), CLUSTER)
+    assert nodes == [{"CPU": 8}, {"CPU": 48, "GPU": 4}, {"CPU": 4, "GPU": 1}, {"CPU": 4, "GPU": 1}]
+
+
+@pytest.mark.parametrize(
+    ("wish", "expected"),
+    [
+        ({"gpus_per_actor": 0.5}, 12),  # six GPUs, though not one is there before the first actor asks
+        ({"gpus_per_actor": 2}, 2),  # on the large one alone
+        ({}, 64),  # 8 + 48 + 2 * 4 CPUs
+    ],
+)
+def test_auto_counts_what_an_autoscaler_may_bring(wish: dict[str, Any], expected: int) -> None:
+    section = ClusterSection(address="auto", **wish)
+    nodes = fullest_cluster(section, CLUSTER)
+    assert resolve_num_actors(section, num_cohorts=100, num_clients=100, nodes=nodes) == expected
+
+
+def test_more_gpus_than_any_node_type_has_are_refused() -> None:
+    section = ClusterSection(address="auto", gpus_per_actor=8)
+    with pytest.raises(UserError, match=r"cluster\.gpus_per_actor = 8\.0: the largest node has 4 GPUs"):
+        check_resources(section, fullest_cluster(section, CLUSTER))
+
+
+def test_a_launcher_file_counts_only_on_a_cluster(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such file"):
+        possible_nodes(ClusterSection(address="auto", launcher=str(tmp_path / "none.yaml")))
+
+
+def test_what_a_running_cluster_was_made_from_is_not_judged(changed: Callable[[Change], Path]) -> None:
+    """Ray adds keys of its own on the way to the head; where nodes are found out at their start, the file does not count."""
+    path = changed(lambda c: (c.update(head_node={}), c["provider"].update(_config_cache_path="x")))
+    promised = load_promised(path)
+    assert promised is not None
+    assert {*map(str, promised.workers)} == {*map(str, load_launcher_file(SHIPPED).workers)}
+    section = ClusterSection(address="auto", launcher=str(path), gpus_per_actor=1)
+    assert sum(node.get("GPU", 0) for node in possible_nodes(section)) == 8
+    assert load_promised(changed(lambda c: c["available_node_types"]["head"].update(resources={}))) is None
+
+
+def test_the_manifest_for_kubernetes_says_the_same_of_its_nodes() -> None:
+    launcher = load_launcher_file(ROOT / "docs/raycluster.yaml")
+    assert launcher.head.resources == {"CPU": 8}
+    assert launcher.workers == (NodeType("small", {"CPU": 4, "GPU": 1}, 4),)
+    assert launcher.findings == ()
+
+
+@pytest.mark.parametrize(
+    ("bundles", "expected"),
+    [
+        ([{"GPU": 1, "CPU": 2}] * 2, ({"small": 2}, 0)),
+        ([{"GPU": 1, "CPU": 2}] * 4, ({"small": 3}, 1)),  # it takes the type that is filled best, up to max_workers: 3
+        ([{"GPU": 2, "CPU": 2}], ({"large": 1}, 0)),
+        ([{"CPU": 1}] * 8, ({}, 0)),  # on the head
+    ],
+)
+def test_nodes_are_those_that_rays_autoscaler_adds(bundles: list[dict[str, int]], expected: tuple[Any, int]) -> None:
+    assert CLUSTER.nodes_for(bundles) == expected
+
+
+def test_demand_of_a_run(launcher: LauncherFile) -> None:
+    """Six clients, two cohorts of three: two quarter-GPU actors share one GPU. Bytes are those that the run will count."""
+    overrides = ["cluster.gpus_per_actor=0.25", "training.device=cpu"]
+    demand = demand_of(load_config(ROOT / "configs/digits.yaml", overrides), launcher)
+    assert (demand.num_cohorts, demand.cohort_size, demand.num_actors) == (2, 3, 2)
+    assert demand.bundles == ({"GPU": 1.0, "CPU": 2.0},)
+    assert (demand.nodes, demand.waiting) == ({"small": 1}, 0)
+    assert demand.weight.upload_bytes == 221_184  # what `sylva-ray bytes` says of rank 8
+    text = "\n".join(demand_lines(demand, launcher))
+    for part in ("2 with 1 CPUs, 0.25 GPUs each", "1 x {GPU: 1, CPU: 2}", "1 small", "221,184 B per client"):
+        assert part in text
+
+
+def test_a_run_that_fits_no_node_type_is_refused_by_the_check(launcher: LauncherFile) -> None:
+    config = load_config(ROOT / "configs/digits.yaml", ["cluster.gpus_per_actor=8"])
+    with pytest.raises(
+        UserError, match=r"cluster\.gpus_per_actor = 8\.0: the largest node has 4 GPUs; use at most that"
+    ):
+        demand_of(config, launcher)
