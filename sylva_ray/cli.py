@@ -343,9 +343,10 @@ class _resumable:
 
     def __init__(self, run_dir: Path, where: str) -> None:
         self.run_dir, self.where = run_dir, where
+        self._stopped = False
 
     def __enter__(self) -> None:
-        self._before = signal.signal(signal.SIGTERM, _leave)  # Ray sets one like it, but later, and not in every pool
+        self._before = signal.signal(signal.SIGTERM, self._stop)  # Ray's own is put aside by `ray_session`
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         signal.signal(signal.SIGTERM, self._before)
@@ -353,18 +354,18 @@ class _resumable:
         failure, what = RunError, str(error)
         if isinstance(error, KeyboardInterrupt):
             failure, what = Interrupted, "interrupted"
-        elif isinstance(error, SystemExit) and error.code == signal.SIGTERM:
+        elif isinstance(error, SystemExit) and self._stopped:
             failure, what = Stopped, "stopped"
         elif not isinstance(error, RunError | OSError):
             return
         if begun:
             raise failure(f"{what}. Resume with: sylva-ray run {self.where} --resume") from error
 
-
-def _leave(signum: int, frame: object) -> None:
-    """As an exception, so that whatever is open is closed."""
-    del frame
-    sys.exit(signum)
+    def _stop(self, signum: int, frame: object) -> None:
+        """As an exception, so that whatever is open is closed. Ray makes a SystemExit of its own of it, with another code."""
+        del frame
+        self._stopped = True
+        sys.exit(signum)
 
 
 def main() -> None:
