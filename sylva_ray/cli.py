@@ -383,27 +383,28 @@ class _resumable:
 
     def __init__(self, sign: Path, command: str) -> None:
         self.sign, self.command = sign, command  # the file whose presence says that it has begun
+        self._stopped = False
 
     def __enter__(self) -> None:
-        self._before = signal.signal(signal.SIGTERM, _leave)  # Ray sets one like it, but later, and not in every pool
+        self._before = signal.signal(signal.SIGTERM, self._stop)  # Ray's own is put aside by `ray_session`
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         signal.signal(signal.SIGTERM, self._before)
         failure, what = RunError, str(error)
         if isinstance(error, KeyboardInterrupt):
             failure, what = Interrupted, "interrupted"
-        elif isinstance(error, SystemExit) and error.code == signal.SIGTERM:
+        elif isinstance(error, SystemExit) and self._stopped:
             failure, what = Stopped, "stopped"
         elif not isinstance(error, RunError | OSError):
             return
         if self.sign.exists():
             raise failure(f"{what}. Resume with: sylva-ray {self.command} --resume") from error
 
-
-def _leave(signum: int, frame: object) -> None:
-    """As an exception, so that whatever is open is closed."""
-    del frame
-    sys.exit(signum)
+    def _stop(self, signum: int, frame: object) -> None:
+        """As an exception, so that whatever is open is closed. Ray makes a SystemExit of its own of it, with another code."""
+        del frame
+        self._stopped = True
+        sys.exit(signum)
 
 
 def main() -> None:

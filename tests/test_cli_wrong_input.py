@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 
@@ -212,7 +214,7 @@ def test_one_clear_line_and_exit_code_2(case, here, capsys, monkeypatch):
     ("error", "code", "says"),
     [
         (KeyboardInterrupt(), 130, "interrupted"),
-        (SystemExit(15), 143, "stopped"),
+        (signal.SIGTERM, 143, "stopped"),
         (RunError("train, round 3, clients 1: boom"), 1, "round 3"),
         (OSError(28, "No space left on device"), 1, "No space left"),
     ],
@@ -222,6 +224,8 @@ def test_a_run_that_fails_says_how_to_resume(error, code, says, capsys, monkeypa
         del resume, on_event, remote
         run_dir.mkdir()
         (run_dir / "config.yaml").write_text(prepared.config.to_yaml())
+        if error is signal.SIGTERM:
+            os.kill(os.getpid(), error)
         raise error
 
     monkeypatch.setattr("sylva_ray.cluster.run.run_prepared", fail)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -37,9 +38,12 @@ def ray_session(section: ClusterSection) -> Iterator[None]:
         UserError: nothing answers at ``cluster.address`` or it refuses our token, or no node could ever hold one of the actors.
     """
     started = not ray.is_initialized()
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
         if started:
             _connect(section)
+            if callable(on_sigterm):  # Ray puts one in its place that aborts the process on the way out
+                signal.signal(signal.SIGTERM, on_sigterm)
         check_resources(section, possible_nodes(section))
         yield
     finally:

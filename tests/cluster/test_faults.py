@@ -154,6 +154,19 @@ def test_a_killed_driver_leaves_no_process_and_a_run_that_resumes(
     assert adapter_files(run_dir) == undisturbed
 
 
+def test_a_stopped_driver_ends_in_order_and_says_how_to_resume(on_ray: Prepared, tmp_path: Path) -> None:
+    """SIGTERM is what `ray job stop` and schedulers send; Ray's own handler would abort the process."""
+    config, run_dir = tmp_path / "config.yaml", tmp_path / "run"
+    config.write_text(on_ray.config.to_yaml())
+    command = [sys.executable, "-m", "sylva_ray.cli", "run", str(config), "--out", str(run_dir)]
+    driver = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    _wait_until((run_dir / "checkpoint" / "round_0000" / "manifest.json").exists, driver)
+    driver.terminate()
+    _, errors = driver.communicate(timeout=60)
+    assert driver.returncode == 143
+    assert errors.strip().splitlines()[-1] == f"sylva-ray: stopped. Resume with: sylva-ray run {run_dir} --resume"
+
+
 def _wait_until(condition: Callable[[], bool], driver: subprocess.Popen[str], timeout_s: float = 240) -> None:
     end = time.monotonic() + timeout_s
     while not condition():
