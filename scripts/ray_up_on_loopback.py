@@ -176,7 +176,11 @@ def main() -> None:
     job = ["--address", DASHBOARD, "--working-dir", ".", "--submission-id", "fleet", "--no-wait", "--", *entry]
     call([*RAY, "job", "submit", *job])
     say("`ray job submit --working-dir . -- sylva-ray run ... --out URL`")
-    wait_until((shared / "checkpoint/round_0002/manifest.json").exists, "a checkpoint at the URL", 600)
+    try:
+        wait_until((shared / "checkpoint/round_0002/manifest.json").exists, "a checkpoint at the URL", 600)
+    except SystemExit:
+        print(call([*RAY, "job", "logs", "--address", DASHBOARD, "fleet"], False).stdout[-3000:])
+        raise
     call([*RAY, "job", "stop", "--address", DASHBOARD, "fleet"])
     log = call([*RAY, "job", "logs", "--address", DASHBOARD, "fleet"]).stdout
     result["log_steps"] = sum(line.lstrip().startswith("step ") for line in log.splitlines())
