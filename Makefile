@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 ORACLES := torchattacks==3.5.1 pyautoattack==0.2.0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow check format bench ledger ledger-smoke dist clean
+.PHONY: help setup demo test test-slow witness check format bench ledger ledger-smoke dist clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -30,6 +30,9 @@ test: $(READY) ## run the tests (under 8 minutes on 2 cores)
 
 test-slow: $(READY) ## run the tests that kill processes or train for longer
 	$(BIN)/python -m pytest -q -m slow
+
+witness: $(READY) ## somebody else's attack on exported adapters, in a process that imports nothing of ours
+	$(BIN)/python -m pytest -q tests/test_witness.py -k 'not pyautoattack'
 
 check: $(READY) ## format, lint and types
 	$(BIN)/ruff format --check .

@@ -111,6 +111,7 @@ def test_more_images_are_more_of_the_same_classes(run_dir):
     assert found["attacks"]["fgsm-eps4"]["interval"][0] > 0 or found["attacks"]["fgsm-eps4"]["accuracy"]["mean"] == 0
 
 
+@pytest.mark.slow
 def test_everything_at_once_fills_the_report_and_mlflows_metrics(run_dir):
     request = Request(
         QUICK.attacks, EPSILON, checks=True, curves=True, transfer=True, sigmas=(0.1,), certify_draws=20, few=3

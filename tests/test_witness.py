@@ -86,6 +86,7 @@ def test_the_witness_imports_nothing_of_ours():
 
 
 @needs_oracles
+@pytest.mark.slow
 def test_plain_peft_and_torchattacks_find_the_accuracy_that_we_report(run_dir, tmp_path):
     found, witness = both(run_dir, tmp_path / "w", [f"pgd:epsilon={EPSILON},steps=20,step_size={STEP}"], 0)
     assert witness["images"] == found["images"] >= 500

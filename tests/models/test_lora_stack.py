@@ -114,7 +114,7 @@ def train_with_peft(state, folder, head_names, data, stream, config, task, dtype
     return own
 
 
-@pytest.mark.parametrize("num_clients", [1, 3, 8])
+@pytest.mark.parametrize("num_clients", [1, 3, pytest.param(8, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     ("dtype", "epochs", "lr", "tolerance"),
     [(torch.float64, 5, 1e-3, 1e-9), (torch.float32, 1, 1e-4, 1e-5)],

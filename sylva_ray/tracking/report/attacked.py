@@ -127,7 +127,7 @@ def _curve(curve: Mapping[str, Any], x: Sequence[float], label: str, ticks: Sequ
     axes.set_xscale("symlog", linthresh=1)
     axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     axes.minorticks_off()
-    axes.set(ylim=(0, 1), xlabel=label)
+    axes.set(xlim=(min(x) - 0.1, 1.1 * max(x)), ylim=(0, 1), xlabel=label)
     _percent(axes)
     figure.legend(loc="outside upper left", ncols=2, borderpad=0.3)
     return figure
