@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from sylva_ray.aggregation.byzantine import attackers_of
+from sylva_ray.algorithms.registry import create_algorithm
 from sylva_ray.attacks.checks import is_collapsed, predicts_one_class
 from sylva_ray.config import ExperimentConfig
 from sylva_ray.coordinator.cohorts import make_cohorts
@@ -109,7 +111,17 @@ def prepare_assessment(
         dataset = config.dataset.model_copy(update={"max_test": config.dataset.max_test if keep else None})
         config = config.model_copy(update={"partition": partition, "dataset": dataset})
     prepared = prepare(config)
+    missing = [client for client in range(len(states)) if not adapter_folder(run_dir, client).exists()]
+    if missing and create_algorithm(config.algorithm).parameters.model == "lora":
+        raise UserError(
+            "RUN", str(run_dir), f"has no adapters of client {missing[0]} (adapters/ is part of a finished run)"
+        )
     return Assessment(run_dir, prepared, states, {str(path): _surrogate(path, states) for path in surrogates})
+
+
+def adapter_folder(run_dir: Path, client: int) -> Path:
+    """Where a run exports a client's adapter."""
+    return run_dir / "adapters" / f"client_{client:03d}"
 
 
 def _surrogate(path: Path, states: Sequence[State]) -> list[State]:
@@ -130,19 +142,20 @@ def assess(
     config, fleet = assessment.prepared.config, assessment.prepared.fleet
     headline = work.attacks(request.attacks)
     left_out = attackers_of(config)
-    model = threat_model(config, [spec.label for spec in request.attacks])
+    model = threat_model(config, request.attacks)
     found: dict[str, Any] = {
         "run": config.name,
         "algorithm": config.algorithm.name,
-        "images": int(sum(map(len, headline.labels))),
+        "images": int(sum(map(len, headline.without(left_out).labels))),
         "threat_model": model,
         "benign": findings.condition_row(headline.answers["benign"], headline.labels, left_out),
         "attacks": {spec.label: findings.attack_row(spec, headline, left_out) for spec in request.attacks},
         "worst_case": findings.worst_cases(request.attacks, headline, left_out),
         "majority": spread(work.majority, left_out),
     }
-    main = [s.label for s in request.attacks if s.norm == "linf" and s.epsilon == request.epsilon]
-    worst = findings.worst_answers(headline, main) if main else headline.answers["benign"]
+    bounded = [spec for spec in request.attacks if math.isfinite(spec.epsilon)]
+    main = [spec for spec in bounded if spec.norm == "linf" and spec.epsilon == request.epsilon] or bounded
+    worst = findings.worst_answers(headline, [spec.label for spec in main])
     found["per_class"] = findings.per_class(headline, worst, fleet.num_classes)
     collapsed = work.collapsed(worst, left_out)
     found["collapsed"] = [client for client, bad in enumerate(collapsed) if bad]
@@ -154,7 +167,7 @@ def assess(
         specs = {**dict(zip(EPSILONS, epsilon_curve(), strict=True))}
         steps = dict(zip(map(float, STEPS), steps_curve(request.epsilon), strict=True))
         extra = check_attacks(request.epsilon, fleet.num_classes) if request.checks else {}
-        few = work.attacks([*specs.values(), *steps.values(), *extra.values()], request.few)
+        few = work.attacks([*specs.values(), *steps.values(), *extra.values()], request.few).without(left_out)
         found["curves"] = {"epsilon": findings.curve(specs, few), "steps": findings.curve(steps, few)}
         if request.checks:
             results = run_checks(
@@ -361,7 +374,7 @@ class _Work:
     def deployed(self) -> bool:
         """Whether the states attacked are, bit for bit, the exported adapters (there are none of full models)."""
         for client, state in enumerate(self.given.states):
-            folder = self.given.run_dir / "adapters" / f"client_{client:03d}"
+            folder = adapter_folder(self.given.run_dir, client)
             if not folder.exists():
                 continue
             exported = load_adapter(folder)

@@ -84,8 +84,16 @@ class PgdAttack(_LinfOrL2):
 
     def spec(self) -> AttackSpec:
         """The frozen form."""
-        step = self.step_size if self.step_size is not None else default_step_size(self.epsilon, self.steps)
-        return AttackSpec("pgd", self.epsilon, self.steps, step, self.random_start, self.restarts, self.loss, self.norm)
+        options: tuple[tuple[str, float], ...] = ()  # only what is not the default, for the label
+        step = default_step_size(self.epsilon, self.steps)
+        if self.step_size is not None and self.step_size != step:
+            step = self.step_size
+            options = (("step", step * 255 if self.norm == "linf" else step),)
+        if not self.random_start:
+            options += (("fixed", 1.0),)
+        return AttackSpec(
+            "pgd", self.epsilon, self.steps, step, self.random_start, self.restarts, self.loss, self.norm, options
+        )
 
 
 class MimAttack(_LinfOrL2):
@@ -94,13 +102,12 @@ class MimAttack(_LinfOrL2):
     name: Literal["mim"] = "mim"
     steps: int = Field(10, ge=1)
     decay: float = Field(1.0, ge=0)
-    restarts: int = Field(1, ge=1)
 
     def spec(self) -> AttackSpec:
         """The frozen form; steps of epsilon / steps without a random start, as in the paper."""
         step = self.epsilon / self.steps
         options = (("decay", self.decay),)
-        return AttackSpec("mim", self.epsilon, self.steps, step, False, self.restarts, norm=self.norm, options=options)
+        return AttackSpec("mim", self.epsilon, self.steps, step, False, norm=self.norm, options=options)
 
 
 class CwAttack(_Linf):

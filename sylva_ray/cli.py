@@ -94,6 +94,9 @@ def tune(
     from sylva_ray.tuning.folder import SweepFolder
     from sylva_ray.tuning.space import load_space
 
+    for name, path in (("SPACE", space), ("--out", out)):
+        if path is not None and ":/" in str(path):
+            raise UserError(name, str(path), "is a URL: a sweep's folder is a local or mounted one")
     if space.is_dir():
         if overrides or not resume:
             raise UserError(

@@ -20,6 +20,7 @@ from sylva_ray.evaluation.assessment.findings import Measured, interval, worst_a
 from sylva_ray.evaluation.assessment.plan import Request, suite
 from sylva_ray.evaluation.assessment.request import Extras, build_request
 from sylva_ray.evaluation.predictions import read_correct
+from sylva_ray.evaluation.summary import threat_model
 from sylva_ray.experiment import prepare
 from sylva_ray.schema import build
 from sylva_ray.tracking.metrics import evaluation_metrics
@@ -170,8 +171,8 @@ def test_suites_grow_and_know_the_number_of_classes():
 
 
 def test_requests_from_the_command_line(tiny_config):
-    def request(attacks=(), suite_name=None, epsilon=None, extras=None, classes=10):
-        return build_request(tiny_config, attacks, suite_name, epsilon, extras or Extras(), 3, classes)
+    def request(attacks=(), suite_name=None, epsilon=None, extras=None, classes=10, clients=3):
+        return build_request(tiny_config, attacks, suite_name, epsilon, extras or Extras(), clients, classes)
 
     assert request().epsilon == pytest.approx(4 / 255)
     assert [spec.name for spec in request().attacks] == ["noise", "fgsm", "pgd", "cw"]
@@ -187,11 +188,65 @@ def test_requests_from_the_command_line(tiny_config):
         ({"epsilon": "8"}, r"\[0, 1\] pixel units"),
         ({"attacks": ["apgd:loss=dlr"], "classes": 2}, "needs 3 classes"),
         ({"attacks": ["apgd:loss=targeted"], "classes": 3}, "needs 4 classes"),
-        ({"extras": Extras(sigmas=(0.0,))}, "must be above 0"),
+        ({"extras": Extras(sigmas=(0.0,))}, "above 0"),
+        ({"extras": Extras(sigmas=(float("nan"),))}, "above 0"),
+        ({"extras": Extras(sigmas=(float("inf"),))}, "above 0"),
+        ({"extras": Extras(transfer=True), "clients": 1}, "at least two clients"),
+        ({"attacks": ["pgd:norm=l2,epsilon=inf"]}, "epsilon"),
+        ({"attacks": ["deepfool:overshoot=nan"]}, "overshoot"),
+        ({"attacks": ["mim:restarts=3"]}, "unknown key"),
     ]
     for arguments, message in wrong:
         with pytest.raises(UserError, match=message):
             request(**arguments)
+
+
+def test_the_budget_of_the_checks_is_that_of_the_attacks_asked_for(tiny_config):
+    """Otherwise S14 would speak of images that nobody attacked."""
+
+    def request(*attacks):
+        return build_request(tiny_config, attacks, None, None, Extras(checks=True), 3, 10)
+
+    assert request("pgd:epsilon=2/255").epsilon == pytest.approx(2 / 255)
+    nearest = request("deepfool")
+    assert [spec.label for spec in nearest.attacks] == ["deepfool50-l2", "pgd20-eps4"]
+
+
+def test_other_settings_are_other_attacks():
+    labels = [
+        parse_attack(f"pgd:epsilon=8/255{more}").label for more in ("", ",step_size=2/255", ",random_start=false")
+    ]
+    assert labels == ["pgd20-eps8", "pgd20-step2-eps8", "pgd20-fixed1-eps8"]
+
+
+def test_the_threat_model_names_what_was_measured(tiny_config):
+    def stated(*attacks):
+        return threat_model(tiny_config, [parse_attack(text) for text in attacks])
+
+    assert stated("pgd:norm=l2,epsilon=0.5")["norm"].startswith("L2, in")
+    assert stated("pgd", "sparsefool")["norm"].startswith("L-infinity, L0 (pixels), in")
+    assert "white box (square: answers only)" in stated("square")["evaluation"]
+
+
+def test_attackers_of_the_aggregation_are_nobodys_headline():
+    measured = Measured([np.zeros(4, int), np.zeros(2, int)], {"benign": [np.zeros(4, int), np.ones(2, int)]})
+    assert measured.mean("benign") == 0.5
+    assert measured.without([1]).mean("benign") == 1
+
+
+def test_an_l2_attack_alone_is_the_worst_case(run_dir):
+    attack = parse_attack("pgd:norm=l2,epsilon=30,steps=3")
+    found, _ = assessed(run_dir, Request((attack,), EPSILON))
+    assert sum(
+        r * n for r, n in zip(found["per_class"]["worst_case"], found["per_class"]["images"], strict=True) if n
+    ) < (sum(r * n for r, n in zip(found["per_class"]["benign"], found["per_class"]["images"], strict=True) if n))
+    assert found["collapsed"]
+
+
+def test_a_run_without_adapters_is_refused(run_dir):
+    shutil.rmtree(run_dir / "adapters" / "client_002")
+    with pytest.raises(UserError, match="has no adapters of client 2"):
+        prepare_assessment(run_dir, None, [], [])
 
 
 def test_wrong_runs_are_one_clear_line(run_dir, tmp_path):

@@ -21,8 +21,9 @@ IMPROVED = 0.75
 def apgd(search: Search, spec: AttackSpec, draws: ImageDraws) -> None:
     """``spec.loss`` is ``ce`` or ``dlr``, or ``targeted``: the DLR towards each of the ``targets`` most likely wrong classes."""
     if spec.loss == "targeted":
-        for turn, targets in enumerate(ranked_targets(search.clean, search.y, int(spec.option("targets", 9)))):
-            _run(search, spec, draws, turn, _towards(search, targets))
+        ranked = ranked_targets(search.clean, search.y, int(spec.option("targets", 9)))
+        for turn in range(spec.restarts * len(ranked)):
+            _run(search, spec, draws, turn, _towards(search, ranked[turn % len(ranked)]))
         return
     loss = {"ce": cross_entropy, "dlr": dlr}[spec.loss]
     for restart in range(spec.restarts):

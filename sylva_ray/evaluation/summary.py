@@ -15,6 +15,7 @@ from sylva_ray.attacks.checks import UNBOUNDED, CheckResult, collapse, is_collap
 from sylva_ray.config import ExperimentConfig
 from sylva_ray.data.fleet import FleetData
 from sylva_ray.evaluation.metrics import spread
+from sylva_ray.types import AttackSpec
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ def summarise(
         "peak_memory_bytes_per_actor": max(record["peak_memory_bytes"] for record in records),
         "checks": [vars(check) for check in checks],
         "warnings": _warnings(records, checks),
-        "threat_model": threat_model(config, [spec.label for spec in config.evaluation.specs]),
+        "threat_model": threat_model(config, config.evaluation.specs),
         "byzantine": {"attack": config.byzantine.attack, "attackers": attackers} if attackers else None,
         "versions": {"sylva_ray": __version__}
         | {name: version(name) for name in ("torch", "timm", "ray", "peft", "mlflow")},
@@ -179,14 +180,22 @@ def _warnings(records: Sequence[Mapping[str, Any]], checks: Sequence[CheckResult
 _POOLS = {"test": "test", "train": "held-out training"}
 """``dataset.test_pool`` in words."""
 
+NORMS = {"linf": "L-infinity", "l2": "L2", "l0": "L0 (pixels)"}
+BLACK_BOX = ("noise", "square")
+"""Attacks that see answers only."""
 
-def threat_model(config: ExperimentConfig, labels: Sequence[str]) -> dict[str, str]:
-    """What is attacked, how, and what the attacker knows; ``labels`` are the attacks'."""
-    attacks = ", ".join(labels)
+
+def threat_model(config: ExperimentConfig, attacks: Sequence[AttackSpec]) -> dict[str, str]:
+    """What is attacked, how, and what the attacker knows."""
+    used = {spec.norm for spec in attacks} or {"linf"}
+    norms = ", ".join(words for norm, words in NORMS.items() if norm in used)
+    labels = ", ".join(spec.label for spec in attacks)
+    blind = sorted({spec.name for spec in attacks} & set(BLACK_BOX))
+    box = f"white box ({' and '.join(blind)}: answers only)" if blind else "white box"
     return {
-        "norm": "L-infinity, in [0, 1] pixel space at the data set's native size",
+        "norm": f"{norms}, in [0, 1] pixel space at the data set's native size",
         "training": f"{_training_attack(config)} at epsilon {config.attack.epsilon * 255:.4g}/255",
-        "evaluation": f"{attacks}; white box, on every client's own {_POOLS[config.dataset.test_pool]} images; "
+        "evaluation": f"{labels}; {box}, on every client's own {_POOLS[config.dataset.test_pool]} images; "
         "every iterate counts, the clean one too",
         "knowledge": "the attacker knows the deployed personal weights; nothing is randomised at inference",
         "precision": "float32 at evaluation",

@@ -39,6 +39,15 @@ class Measured:
         """``[client] [n] bool``."""
         return [a == y for a, y in zip(self.answers[condition], self.labels, strict=True)]
 
+    def without(self, clients: Sequence[int]) -> Measured:
+        """The same of all other clients: attackers of the aggregation are nobody's headline."""
+
+        def others(values: dict[str, list[np.ndarray]]) -> dict[str, list[np.ndarray]]:
+            return {name: [v for c, v in enumerate(own) if c not in clients] for name, own in values.items()}
+
+        labels = [own for client, own in enumerate(self.labels) if client not in clients]
+        return Measured(labels, others(self.answers), others(self.distances), self.costs)
+
     def mean(self, condition: str) -> float:
         """Mean accuracy over clients."""
         return float(np.mean([own.mean() for own in self.right(condition)]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -40,16 +41,24 @@ def build_request(
         near = difflib.get_close_matches(suite_name, SUITES, n=1)
         hint = f"did you mean {near[0]}? " if near else ""
         raise UserError("--suite", suite_name, f"unknown suite; {hint}Known are {', '.join(SUITES)}")
-    if any(sigma <= 0 for sigma in extras.sigmas):
-        raise UserError("--certify", min(extras.sigmas), "must be above 0 (pixel units, e.g. 0.1)")
+    for sigma in extras.sigmas:
+        if not 0 < sigma < math.inf:
+            raise UserError("--certify", sigma, "must be a number above 0 (pixel units, e.g. 0.1)")
+    if extras.transfer and num_clients < 2:
+        raise UserError("--transfer", num_clients, "needs at least two clients")
+    own = [parse_attack(text) for text in attacks]
     if epsilon is not None:
         budget = build(PgdAttack, {"epsilon": epsilon}, "--epsilon").epsilon
     else:
         trained = [spec for spec in config.evaluation.specs if spec.norm == "linf"]
-        budget = trained[0].epsilon if trained else config.attack.epsilon
+        asked = [spec for spec in own if spec.norm == "linf"] if suite_name is None else []
+        known = [*asked, *trained]
+        budget = known[0].epsilon if known else config.attack.epsilon
     if suite_name is None and not attacks:
         suite_name = "quick"
-    chosen = [*(suite(suite_name, budget, num_classes) if suite_name else ()), *map(parse_attack, attacks)]
+    chosen = [*(suite(suite_name, budget, num_classes) if suite_name else ()), *own]
+    if all(math.isinf(spec.epsilon) for spec in chosen):  # the nearest images alone: a worst case needs a budget
+        chosen.append(PgdAttack(epsilon=budget).spec())
     everything = suite_name == "full"
     specs = tuple({spec.label: spec for spec in chosen}.values())
     check_classes(specs, num_classes)
@@ -58,7 +67,7 @@ def build_request(
         epsilon=budget,
         checks=extras.checks or everything,
         curves=extras.curves or everything,
-        transfer=num_clients > 1 and (extras.transfer or everything),
+        transfer=extras.transfer or (everything and num_clients > 1),
         sigmas=extras.sigmas or ((0.12,) if everything else ()),
         few=few_images(num_clients),
     )
