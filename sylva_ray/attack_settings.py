@@ -9,7 +9,7 @@ import difflib
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
 from sylva_ray.errors import UserError
 from sylva_ray.schema import PixelUnits, Section, build
@@ -25,6 +25,8 @@ def default_step_size(epsilon: float, steps: int) -> float:
 
 class _Attack(Section):
     """What every attack's section can do."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
 
     def spec(self) -> AttackSpec:
         """What the attack's code reads."""

@@ -37,7 +37,7 @@ PixelUnits = Annotated[float, BeforeValidator(parse_fraction)]
 class Section(BaseModel):
     """A frozen part of the configuration that refuses unknown keys."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
 
 def read_overridden(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:

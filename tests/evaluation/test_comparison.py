@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from sylva_ray.attack_settings import parse_attack
 from sylva_ray.config import ExperimentConfig
 from sylva_ray.errors import UserError
 from sylva_ray.evaluation.comparison import (
@@ -323,10 +324,9 @@ def test_what_else_should_agree_is_said(changes: dict[str, Any], says: str) -> N
     assert says in " ".join(warnings(compare([summary("a"), summary("b", **changes)])))
 
 
-def test_one_label_for_two_attacks_is_noticed() -> None:
-    attacks = [{"epsilon": "8/255", "steps": 20, "step_size": step} for step in ("1/255", "2/255")]
-    runs = [summary(name, config=config(evaluation={"attacks": [a]})) for name, a in zip("ab", attacks, strict=True)]
-    assert any("pgd20-eps8 has not the same parameters" in text for text in warnings(compare(runs)))
+def test_attacks_of_other_step_sizes_have_other_labels() -> None:
+    labels = {parse_attack(f"pgd:step_size={step}/255").label for step in (3, 2)}
+    assert labels == {"pgd20-step2-eps8", "pgd20-step3-eps8"}
 
 
 # -- dominance ----------------------------------------------------------------------------------------------------------
