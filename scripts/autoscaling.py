@@ -1,17 +1,16 @@
 """Ray's autoscaler on the node types of our cluster.yaml, without a cloud: workers come, one is lost in mid-round, all leave.
 
-    sylva-ray run ──► demand ──► autoscaler (real) ──► fake nodes (real raylets on this machine, GPUs in name only)
-                                                             └─ one is killed, as a spot machine would be
+    sylva-ray run, then tune ──► demand ──► autoscaler (real) ──► fake nodes (real raylets on this machine, GPUs in name only)
+                                                                        └─ one is killed, as a spot machine would be
 
     python scripts/autoscaling.py [--out result.json]
 
 Ray's own provider for such tests starts the nodes; everything else, the autoscaler included, is what runs on AWS. The adapters
-must be those of the same experiment in one process, bit for bit. Needs `unshare`; takes some minutes on two cores.
+must be those of the same experiments in one process, bit for bit. Needs `unshare`; takes some minutes on two cores.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import shutil
@@ -26,26 +25,37 @@ import psutil
 import yaml
 
 sys.path.insert(0, str(Path(__file__).parent))
-from sandbox import RAY, ROOT, enter, say, temporary_home, wait_until
+from sandbox import (
+    RAY,
+    ROOT,
+    SMALL,
+    SYLVA,
+    adapters,
+    enter,
+    finish,
+    result_file,
+    say,
+    temporary_home,
+    wait_until,
+)
+
+from sylva_ray.tuning.points import point_id
 
 ADDRESS = "127.0.0.1:6379"
+DIGITS = ROOT / "configs/digits.yaml"
 HEAD = "ray.head.default"
 """What the provider of fake nodes calls the head, whatever the file says."""
 
-TOLD = ("step", "waiting", "a worker", "sylva-ray")
-"""What the log here repeats of what `sylva-ray run` says; Ray adds a dump of the node that was killed."""
+TOLD = ("step", "trial", "waiting", "no trial", "a worker", "trials", "sylva-ray")
+"""What the log here repeats of what `sylva-ray` says; Ray adds a dump of the node that was killed."""
 
-CONFIG = [
-    *("dataset.max_train=150", "dataset.max_test=60", "partition.num_clients=3", "partition.min_samples=20"),
-    *(
-        "partition.test_samples=10",
-        "training.rounds=4",
-        "attack.steps=2",
-        "training.device=cpu",
-        "tracking.enabled=false",
-    ),
+CONFIG = [*SMALL, "training.rounds=4"]
+ON_CLUSTER = [
+    *(f"cluster.address={ADDRESS}", f"cluster.launcher={ROOT / 'cluster.yaml'}"),
+    *("cluster.gpus_per_actor=1", "cluster.connect_timeout_s=90"),
 ]
-"""The digits at smoke scale: three clients, two cohorts, hence two actors."""
+RANKS = (4, 8)
+"""Of the sweep's two trials, which need a GPU, hence a worker, each."""
 
 
 def fake_cluster() -> dict[str, Any]:
@@ -121,84 +131,101 @@ class Watch:
         return now
 
 
-def run(out: Path, *overrides: str) -> list[str]:
-    """The command line of one run."""
-    command = [sys.executable, "-m", "sylva_ray.cli", "run", str(ROOT / "configs/digits.yaml"), "--out", str(out)]
-    return [*command, *CONFIG, *overrides]
+def alone(out: Path, *overrides: str) -> dict[str, bytes]:
+    """The adapters of one run in one process."""
+    in_process = [*CONFIG, "cluster.pool=in_process", *overrides, "--quiet", "--out", str(out)]
+    subprocess.run([*SYLVA, "run", str(DIGITS), *in_process], check=True, stdout=subprocess.DEVNULL)
+    return adapters(out)
 
 
-def adapters(run_dir: Path) -> dict[str, bytes]:
-    """Everything that a run exported."""
-    return {
-        str(p.relative_to(run_dir)): p.read_bytes() for p in sorted((run_dir / "adapters").rglob("*")) if p.is_file()
-    }
-
-
-def main() -> None:
-    """The scenario, in the order of its log."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, help="write what happened here, as JSON")
-    out = parser.parse_args().out
-    enter()
-    work = temporary_home()
-    alone, together = work / "alone", work / "together"
-    subprocess.run(run(alone, "cluster.pool=in_process", "--quiet"), check=True, stdout=subprocess.DEVNULL)
-    say("the reference: one process, nobody lost")
-
+def start_head(work: Path) -> subprocess.Popen[bytes]:
+    """A head without a GPU, whose autoscaler may bring the workers of `fake_cluster`."""
     (work / "fake.yaml").write_text(json.dumps(fake_cluster()))
-    start = f"ray start --head --block --port=6379 --num-cpus=0 --num-gpus=0 --include-dashboard=false --temp-dir={work}/ray"
+    start = "start --head --block --port=6379 --num-cpus=0 --num-gpus=0 --include-dashboard=false"
+    settings = {"RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1", "RAY_enable_autoscaler_v2": "0"}
     head = subprocess.Popen(
-        [*RAY, *start.split()[1:], f"--autoscaling-config={work}/fake.yaml"],
-        env=os.environ
-        | {"RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1", "RAY_enable_autoscaler_v2": "0"},
+        [*RAY, *start.split(), f"--temp-dir={work}/ray", f"--autoscaling-config={work}/fake.yaml"],
+        env=os.environ | settings,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
     probe = [*RAY, "status", "--address", ADDRESS]
     wait_until(lambda: subprocess.run(probe, capture_output=True, check=False).returncode == 0, "a head", 180)
-    say("the head is up, without a GPU, and nothing else is")
+    return head
 
-    watch = Watch()
-    cluster = (f"cluster.address={ADDRESS}", f"cluster.launcher={ROOT / 'cluster.yaml'}", "cluster.gpus_per_actor=1")
+
+def play(command: list[str], out: Path, first_checkpoint: Path, watch: Watch) -> list[str]:
+    """Let `sylva-ray` work to its end, and kill one worker once ``first_checkpoint`` is there; returns what it said."""
     driver = subprocess.Popen(
-        run(together, *cluster, "cluster.connect_timeout_s=90"),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
+        [*SYLVA, *command, "--out", str(out)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
+    assert driver.stdout is not None
     os.set_blocking(driver.stdout.fileno(), False)
     said: list[str] = []
-    lost = None
-    while driver.poll() is None:
+    lost = False
+    while True:
+        over = driver.poll() is not None
         for line in driver.stdout:
             said.append(line.rstrip())
             if line.startswith(TOLD):
-                say(f"| {line.rstrip()}")
+                say(f"| {line.rstrip().replace(str(out), '...')}")
+        if over:
+            break
         workers = watch.look()
-        if lost is None and (together / "checkpoint/round_0001/manifest.json").exists():
-            lost, (kind, process) = next(iter(workers.items()))
+        if not lost and first_checkpoint.exists():
+            lost, (kind, process) = True, next(iter(workers.values()))
             os.kill(process, signal.SIGKILL)
             say(f"killed, in mid-round: a worker of type {kind}")
-    said += [line.rstrip() for line in driver.stdout]
     if driver.returncode:
         sys.exit("\n".join(said))
-    same = adapters(alone) == adapters(together)
-    say(f"{len(adapters(together))} adapter files, {'the same bits' if same else 'OTHER BITS'} as in one process")
+    return said
+
+
+def main() -> None:
+    """The scenario, in the order of its log."""
+    result_at = result_file(__doc__)
+    enter()
+    work = temporary_home()
+    sweep = work / "sweep"
+    run_alone = alone(work / "alone")
+    trials_alone = {rank: alone(work / f"alone{rank}", f"lora.rank={rank}") for rank in RANKS}
+    say("the references: one process, nobody lost")
+    head, watch = start_head(work), Watch()
+    say("the head is up, without a GPU, and nothing else is")
+
+    first = "checkpoint/round_0001/manifest.json"
+    together = work / "together"
+    said = play(["run", str(DIGITS), *CONFIG, *ON_CLUSTER], together, together / first, watch)
+    same = adapters(together) == run_alone != {}
+    say(f"the run's {len(run_alone)} adapter files: {'the same bits' if same else 'OTHER BITS'} as in one process")
     wait_until(lambda: not watch.look(), "without a worker again", 120)
     say("idle workers have left; the head is alone again")
-    result = {
+    result: dict[str, Any] = {
         "workers_that_came": dict(watch.came),
         "most_workers_at_once": watch.most,
         "tasks_run_again": sum("its clients run again elsewhere" in line for line in said),
-        "waiting_lines": sum(line.startswith("waiting for the first") for line in said),
         "same_adapters": same,
     }
-    print(json.dumps(result, indent=1))
-    if out is not None:
-        out.write_text(json.dumps(result, indent=1) + "\n")
+
+    watch = Watch()
+    space = {"name": "ranks", "base": str(DIGITS), "parameters": {"lora.rank": {"grid": list(RANKS)}}}
+    (work / "space.yaml").write_text(yaml.safe_dump(space))
+    trials = {rank: sweep / "trials" / f"{point_id({'lora.rank': rank})}-s0" for rank in RANKS}
+    tuned = ["tune", str(work / "space.yaml"), *CONFIG, *ON_CLUSTER, "cluster.pool=ray"]
+    play(tuned, sweep, trials[RANKS[0]] / first, watch)
+    same = all(adapters(trials[rank]) == trials_alone[rank] != {} for rank in RANKS)
+    say(f"the sweep's {len(RANKS)} trials: {'the same bits' if same else 'OTHER BITS'} as in one process")
+    wait_until(lambda: not watch.look(), "without a worker again", 120)
+    say("idle workers have left; the head is alone again")
+    result["sweep"] = {
+        "workers_that_came": dict(watch.came),
+        "most_workers_at_once": watch.most,
+        "same_adapters": same,
+    }
     head.terminate()
     head.wait()
     shutil.rmtree(work, ignore_errors=True)
+    finish(result, result_at)
 
 
 if __name__ == "__main__":

@@ -12,8 +12,6 @@ namespace of their own.
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import shutil
 import subprocess
@@ -25,14 +23,22 @@ from typing import Any
 import yaml
 
 sys.path.insert(0, str(Path(__file__).parent))
-from sandbox import RAY, ROOT, enter, say, temporary_home, wait_until
+from sandbox import (
+    RAY,
+    ROOT,
+    SMALL,
+    SYLVA,
+    adapters,
+    enter,
+    finish,
+    result_file,
+    say,
+    temporary_home,
+    wait_until,
+)
 
-CONFIG = [
-    *("dataset.max_train=150", "dataset.max_test=60", "partition.num_clients=3", "partition.min_samples=20"),
-    *("partition.test_samples=10", "training.rounds=6", "attack.steps=2", "tracking.enabled=false"),
-]
+CONFIG = [*SMALL, "training.rounds=6"]
 NEEDS = ("sshd", "ssh", "rsync", "ssh-keygen", "curl")
-SYLVA = [sys.executable, "-m", "sylva_ray.cli"]
 DASHBOARD = "http://127.0.0.1:8265"
 
 
@@ -101,13 +107,6 @@ def last_line(text: str) -> str:
     return (text.strip().splitlines() or [""])[-1]
 
 
-def adapters(run_dir: Path) -> dict[str, bytes]:
-    """Everything that a run exported."""
-    return {
-        str(p.relative_to(run_dir)): p.read_bytes() for p in sorted((run_dir / "adapters").rglob("*")) if p.is_file()
-    }
-
-
 def refused(*overrides: str, **environment: str) -> dict[str, Any]:
     """What `sylva-ray run` says of a cluster that it cannot use."""
     began = time.monotonic()
@@ -123,9 +122,7 @@ def refused(*overrides: str, **environment: str) -> dict[str, Any]:
 
 def main() -> None:
     """The scenario, in the order of its log."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, help="write what happened here, as JSON")
-    out = parser.parse_args().out
+    out = result_file(__doc__)
     enter()
     laptop = temporary_home()
     work = laptop / "w"
@@ -165,9 +162,7 @@ def main() -> None:
     result["wrong_token"] = refused("cluster.address=127.0.0.1:6379", RAY_AUTH_TOKEN="0" * 64)
     result["no_token"] = refused("cluster.address=127.0.0.1:6379", RAY_AUTH_MODE="disabled")
     result["unreachable"] = refused("cluster.address=127.0.0.1:6380")
-    result["too_many_gpus"] = refused(
-        "cluster.address=127.0.0.1:6379", "cluster.gpus_per_actor=8", "training.device=cpu"
-    )
+    result["too_many_gpus"] = refused("cluster.address=127.0.0.1:6379", "cluster.gpus_per_actor=8")
     for name in ("wrong_token", "no_token", "unreachable", "too_many_gpus"):
         say(f"{name}: exit {result[name]['exit']}: {result[name]['says']}")
 
@@ -205,9 +200,7 @@ def main() -> None:
     server.terminate()
     server.wait()
     shutil.rmtree(laptop, ignore_errors=True)
-    print(json.dumps(result, indent=1).replace(str(work), "..."))
-    if out is not None:
-        out.write_text(json.dumps(result, indent=1) + "\n")
+    finish(result, out)
 
 
 if __name__ == "__main__":

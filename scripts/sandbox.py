@@ -6,7 +6,9 @@ tries them out starts itself again inside a namespace where it is process 1, see
 
 from __future__ import annotations
 
+import argparse
 import fcntl
+import json
 import os
 import shutil
 import socket
@@ -17,11 +19,21 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 STARTED = time.monotonic()
 RAY = [sys.executable, "-m", "ray.scripts.scripts"]
 """The command `ray` of this environment."""
+
+SYLVA = [sys.executable, "-m", "sylva_ray.cli"]
+"""The command `sylva-ray`."""
+
+SMALL = [
+    *("dataset.max_train=150", "dataset.max_test=60", "partition.num_clients=3", "partition.min_samples=20"),
+    *("partition.test_samples=10", "attack.steps=2", "training.device=cpu", "tracking.enabled=false"),
+]
+"""Changes of configs/digits.yaml that make it a matter of seconds: three clients, two cohorts."""
 
 MARK = "SYLVA_RAY_SANDBOX"
 
@@ -72,6 +84,28 @@ def wait_until(condition: Callable[[], object], what: str, timeout_s: float) -> 
         if time.monotonic() > end:
             sys.exit(f"within {timeout_s:g} s: not {what}")
         time.sleep(0.2)
+
+
+def adapters(run_dir: Path) -> dict[str, bytes]:
+    """Everything that a run exported, by its path."""
+    files = sorted((run_dir / "adapters").rglob("*"))
+    return {str(path.relative_to(run_dir)): path.read_bytes() for path in files if path.is_file()}
+
+
+def result_file(description: str | None) -> Path | None:
+    """The one argument of these scripts, ``--out``."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, help="write what happened here, as JSON")
+    out: Path | None = parser.parse_args().out
+    return out
+
+
+def finish(result: dict[str, Any], out: Path | None) -> None:
+    """Print what happened, and write it to ``out``."""
+    text = json.dumps(result, indent=1) + "\n"
+    print(text, end="")
+    if out is not None:
+        out.write_text(text)
 
 
 def _unshare() -> list[str]:

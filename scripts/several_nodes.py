@@ -10,8 +10,6 @@ The GPUs exist in name only; placement and shared memory are real. Needs `unshar
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import shutil
 import sys
@@ -20,12 +18,9 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
-from sandbox import ROOT, enter, say, temporary_home, wait_until
+from sandbox import ROOT, SMALL, enter, finish, result_file, say, temporary_home, wait_until
 
-OVERRIDES = [
-    *("dataset.max_train=150", "dataset.max_test=60", "partition.num_clients=4", "partition.min_samples=20"),
-    *("partition.test_samples=10", "training.device=cpu", "cluster.gpus_per_actor=0.5", "cluster.cpus_per_actor=0.5"),
-]
+OVERRIDES = [*SMALL, "partition.num_clients=4", "cluster.gpus_per_actor=0.5", "cluster.cpus_per_actor=0.5"]
 NODES, ACTORS_PER_GPU = 2, 2
 
 
@@ -39,9 +34,7 @@ def shared_memory(node: dict[str, Any]) -> int:
 
 def main() -> None:
     """The scenario."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, help="write what happened here, as JSON")
-    out = parser.parse_args().out
+    out = result_file(__doc__)
     enter()
     work = temporary_home()
     os.environ["RAY_TMPDIR"] = str(work)
@@ -84,13 +77,11 @@ def main() -> None:
         "reckoned_bytes": weight.broadcast_bytes,
         "bytes_per_node": sorted(copies.values()),
     }
-    print(json.dumps(result, indent=1))
-    if out is not None:
-        out.write_text(json.dumps(result, indent=1) + "\n")
     pool.close()
     ray.shutdown()
     cluster.shutdown()
     shutil.rmtree(work, ignore_errors=True)
+    finish(result, out)
 
 
 if __name__ == "__main__":

@@ -70,7 +70,7 @@ def run(
         experiment = experiment or load_config(run_dir / "config.yaml", overrides or [])
         prepared = prepare(experiment)
         with (
-            RunDisplay(console, prepared.fleet.num_clients, quiet) as display,
+            RunDisplay(console, quiet) as display,
             _resumable(run_dir / "config.yaml", f"run {where}"),
         ):
             summary = run_prepared(prepared, run_dir, resume, display.on_event, remote)

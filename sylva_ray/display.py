@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from rich.console import Console
 from rich.markup import escape
@@ -12,6 +12,7 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
     SpinnerColumn,
     TaskID,
     TextColumn,
@@ -33,34 +34,41 @@ STAGE_NAMES = {
 }
 
 
-class RunDisplay:
-    """Shows a run's events (see `sylva_ray.coordinator.rounds.Rounds`); use as a context manager."""
+class _Display:
+    """Bars while something goes on, shown on a terminal only; use as a context manager.
 
-    def __init__(self, console: Console, num_clients: int, quiet: bool) -> None:
-        self.console, self.num_clients, self.quiet = console, num_clients, quiet
+    Args:
+        quiet: no bars there either, and no line that only tells of progress.
+        columns: what a bar shows besides its name, its length and the time since it began.
+    """
+
+    def __init__(self, console: Console, quiet: bool, *columns: ProgressColumn) -> None:
+        self.console = console
         self._live = console.is_terminal and not quiet
-        self._progress = Progress(
-            SpinnerColumn(),
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[detail]}"),
-            TimeElapsedColumn(),
-            TextColumn("eta"),
-            TimeRemainingColumn(),
-            console=console,
-            disable=not self._live,
-        )
-        self._bar = self._progress.add_task("starting", total=None, detail="")
-        self._clients_done = 0
-        self._numbers = ""
+        self._plain = not self._live and not quiet
+        usual = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+        self._progress = Progress(*usual, *columns, console=console, disable=not self._live)
 
-    def __enter__(self) -> RunDisplay:
+    def __enter__(self) -> Self:
         self._progress.start()
         return self
 
     def __exit__(self, *exception: object) -> None:
         self._progress.stop()
+
+    def _say(self, line: str) -> None:
+        self.console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+class RunDisplay(_Display):
+    """Shows a run's events (see `sylva_ray.coordinator.rounds.Rounds`)."""
+
+    def __init__(self, console: Console, quiet: bool) -> None:
+        detail, eta = TextColumn("{task.fields[detail]}"), TextColumn("eta")
+        super().__init__(console, quiet, detail, TimeElapsedColumn(), eta, TimeRemainingColumn())
+        self._bar = self._progress.add_task("starting", total=None, detail="")
+        self._clients_done = 0
+        self._numbers = ""
 
     def on_event(self, event: Mapping[str, Any]) -> None:
         """One event of the run."""
@@ -79,7 +87,7 @@ class RunDisplay:
                 self._clients_done = 0
                 self._progress.advance(self._bar)
                 self._detail()
-                if not self._live and not self.quiet:
+                if self._plain:
                     wall = record["seconds"]["wall"]
                     self._say(
                         f"step {record['step']:>3}  {STAGE_NAMES[record['stage']]:<22} {self._numbers}  {wall:.1f} s"
@@ -100,9 +108,6 @@ class RunDisplay:
 
     def _detail(self, text: str = "") -> None:
         self._progress.update(self._bar, detail=" ".join(part for part in (text, self._numbers) if part))
-
-    def _say(self, line: str) -> None:
-        self.console.print(line, highlight=False, soft_wrap=True)
 
 
 def _numbers(record: Mapping[str, Any]) -> str:
@@ -179,32 +184,14 @@ def closing_lines(summary: Mapping[str, Any], run_dir: Path | str, tracking_uri:
     return lines
 
 
-class SweepDisplay:
-    """Shows a sweep's events (see `sylva_ray.cluster.sweep`); use as a context manager."""
+class SweepDisplay(_Display):
+    """Shows a sweep's events (see `sylva_ray.cluster.sweep`)."""
 
     def __init__(self, console: Console, quiet: bool) -> None:
-        self.console, self.quiet = console, quiet
-        self._live = console.is_terminal and not quiet
-        self._progress = Progress(
-            SpinnerColumn(),
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[detail]}"),
-            TimeElapsedColumn(),
-            console=console,
-            disable=not self._live,
-        )
+        super().__init__(console, quiet, TextColumn("{task.fields[detail]}"), TimeElapsedColumn())
         self._bar = self._progress.add_task("trials", total=None, detail="")
         self._running: dict[str, int] = {}
         self._over: set[str] = set()
-
-    def __enter__(self) -> SweepDisplay:
-        self._progress.start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._progress.stop()
 
     def on_event(self, event: Mapping[str, Any]) -> None:
         """One event of the sweep."""
@@ -212,10 +199,12 @@ class SweepDisplay:
             case "sweep":
                 self._over = set(event["finished"])
                 self._progress.update(self._bar, total=event["trials"], completed=len(self._over))
-                if self._over and not self._live and not self.quiet:
-                    self.console.print(f"{len(self._over)} of {event['trials']} trials have finished before")
+                if self._over and self._plain:
+                    self._say(f"{len(self._over)} of {event['trials']} trials have finished before")
             case "warning":
-                self.console.print(f"warning: {event['text']}", highlight=False, markup=False, soft_wrap=True)
+                self._say(f"warning: {event['text']}")
+            case "waiting":
+                self._say(event["what"])
             case "trial":
                 self._trial(event)
 
@@ -227,11 +216,10 @@ class SweepDisplay:
             self._running.pop(key, None)
             if event["outcome"] != "died":
                 self._over.add(key)
-            if not self._live and not self.quiet:
+            if self._plain:
                 said = f": {event['error']}" if event["error"] else ""
                 seconds = event["ended"] - event["began"]
-                line = f"trial {key}  {event['outcome']:<9} {seconds:6.1f} s  ({len(self._over)} over){said}"
-                self.console.print(line, highlight=False, markup=False, soft_wrap=True)
+                self._say(f"trial {key}  {event['outcome']:<9} {seconds:6.1f} s  ({len(self._over)} over){said}")
         running = "  ".join(f"{name} step {step}" for name, step in self._running.items())
         self._progress.update(self._bar, completed=len(self._over), detail=running)
 
@@ -273,29 +261,12 @@ def sweep_lines(sweep: Sweep, sweep_dir: Path) -> list[str]:
     return [*lines, f"report   {sweep_dir / 'report.html'}", f"sweep    {sweep_dir}"]
 
 
-class AssessmentDisplay:
-    """Shows the measurements of `sylva-ray evaluate`, one bar each; plain lines where there is no terminal."""
+class AssessmentDisplay(_Display):
+    """Shows the measurements of `sylva-ray evaluate`, one bar each."""
 
     def __init__(self, console: Console) -> None:
-        self.console = console
-        self._live = console.is_terminal
-        self._progress = Progress(
-            SpinnerColumn(),
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            console=console,
-            disable=not self._live,
-        )
+        super().__init__(console, False, TimeElapsedColumn())
         self._bars: dict[str, TaskID] = {}
-
-    def __enter__(self) -> AssessmentDisplay:
-        self._progress.start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._progress.stop()
 
     def on_event(self, event: Mapping[str, Any]) -> None:
         """``measure``: tasks of a kind begin, some known from before; ``measured``: one of them is done."""
@@ -306,19 +277,19 @@ class AssessmentDisplay:
             bar = self._progress.tasks[self._bars[name]]
             total = (bar.total or 0) + event["tasks"]
             self._progress.update(self._bars[name], total=total, completed=bar.completed + event["known"])
-            if not self._live:
+            if self._plain:
                 before = f" ({event['known']} from before)" if event["known"] else ""
-                self.console.print(f"{name}: {event['tasks']} tasks{before}", highlight=False)
+                self._say(f"{name}: {event['tasks']} tasks{before}")
         else:
             self._progress.advance(self._bars[name])
 
     def on_lost(self, where: str) -> None:
         """A worker died; its task runs again elsewhere."""
-        self.console.print(f"a worker died during {where}; its task runs again elsewhere", highlight=False)
+        self._say(f"a worker died during {where}; its task runs again elsewhere")
 
     def on_waiting(self, what: str) -> None:
         """No worker is there yet."""
-        self.console.print(what, highlight=False)
+        self._say(what)
 
 
 def assessment_tables(found: Mapping[str, Any]) -> list[Table]:

@@ -123,9 +123,18 @@ def possible_nodes(section: ClusterSection) -> list[Resources]:
     Raises:
         UserError: ``cluster.launcher`` is no such file.
     """
-    path = Path(section.launcher).expanduser() if section.launcher else bootstrap_file()
-    promised = load_promised(path) if section.address is not None and path is not None else None
+    promised = promised_cluster(section)
     return node_resources() if promised is None else fullest_cluster(section, promised)
+
+
+def promised_cluster(section: ClusterSection) -> LauncherFile | None:
+    """What an autoscaler may bring to the connected cluster; None where there is none, or its file does not say.
+
+    Raises:
+        UserError: ``cluster.launcher`` is no such file.
+    """
+    path = Path(section.launcher).expanduser() if section.launcher else bootstrap_file()
+    return load_promised(path) if section.address is not None and path is not None else None
 
 
 def fullest_cluster(section: ClusterSection, launcher: LauncherFile) -> list[Resources]:

@@ -12,7 +12,8 @@ import logging
 import os
 import shutil
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,8 @@ import ray
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler
 
-from sylva_ray.cluster.session import node_resources, ray_session
+from sylva_ray.cluster.launcher_file import LauncherFile, Resources
+from sylva_ray.cluster.session import fullest_cluster, node_resources, promised_cluster, ray_session
 from sylva_ray.cluster.trial import run_trial, trial_bundles, trials_that_fit
 from sylva_ray.config import ExperimentConfig
 from sylva_ray.errors import RunError, UserError
@@ -33,6 +35,9 @@ from sylva_ray.tuning.tracking import SweepTracking
 
 WATCH_S = 1.0
 """How often the driver looks for news of the trials."""
+
+WAITING_S = 15.0
+"""While no trial runs, how often to say so: a cloud node needs minutes."""
 
 SETTINGS = {
     "RAY_AIR_NEW_OUTPUT": "0",
@@ -55,16 +60,16 @@ def run_sweep(space: Space, sweep_dir: Path, resume: bool, on_event: OnEvent) ->
     check_space(space)
     folder = SweepFolder(Path(sweep_dir).resolve())
     with ray_session(space.cluster):
-        home = _home()
-        slots = check_trials_fit(space, home)
+        home, promised = _home(), promised_cluster(space.cluster)
+        slots = check_trials_fit(space, home, promised)
         folder.claim(space, resume)
         tracking = SweepTracking(folder, space)
         tracking.open()
         for problem in tracking.problems:
             on_event({"event": "warning", "text": problem})
-        with _watching(folder, space, on_event):
+        with watching(folder, space, on_event):
             trials, failed = _fit(space, folder, home, slots, tracking.changes)
-    sweep = collect(folder, space, trials, failed, slots)
+    sweep = collect(folder, space, trials, failed, slots if promised is None else None)
     write_results(folder, sweep)
     tracking.close(sweep)
     for problem in tracking.problems:
@@ -72,26 +77,40 @@ def run_sweep(space: Space, sweep_dir: Path, resume: bool, on_event: OnEvent) ->
     return sweep
 
 
-def check_trials_fit(space: Space, home: str) -> int:
+def check_trials_fit(space: Space, home: str, promised: LauncherFile | None) -> int:
     """How many of the largest trials run at once on the empty cluster (and by ``trials.at_once``).
 
+    Args:
+        home: the resource that only the node of this process has.
+        promised: what an autoscaler may bring; its largest cluster counts.
+
     Raises:
-        UserError: not even one. Nodes that an autoscaler might add are not counted.
+        UserError: not even one.
     """
-    nodes = node_resources()
+    live = node_resources()
+    here = next(node for node in live if home in node)
+    others = [node for node in live if node is not here]
     slots = 10_000
     for config in _largest(space):
-        bundles = trial_bundles(config, home)
-        fit = trials_that_fit(bundles, nodes)
+        nodes = [here, *(others if promised is None else fullest_cluster(config.cluster, promised)[1:])]
+        fit = trials_that_fit(trial_bundles(config, home), nodes)
         if fit == 0:
-            section = config.cluster
-            needs = f"{section.num_actors} x ({section.cpus_per_actor:g} CPUs, {section.gpus_per_actor:g} GPUs)"
-            has = [f"{sum(node.get(name, 0.0) for node in nodes):g} {name}s" for name in ("CPU", "GPU")]
-            fix = f"one trial needs {needs}, and the whole cluster, as connected, has {' and '.join(has)}"
-            raise UserError("cluster.num_actors", section.num_actors, fix)
+            raise _fits_nowhere(config, here, nodes)
         slots = min(slots, fit)
     at_once = space.trials.at_once
     return slots if at_once == "auto" else min(slots, at_once)
+
+
+def _fits_nowhere(config: ExperimentConfig, here: Resources, nodes: Sequence[Resources]) -> UserError:
+    section = config.cluster
+    worker = f"({section.cpus_per_actor:g} CPUs, {section.gpus_per_actor:g} GPUs)"
+    if section.pool == "in_process":
+        has = f"{here.get('CPU', 0.0):g} CPUs and {here.get('GPU', 0.0):g} GPUs"
+        fix = f"such a trial needs {worker} on this node, which has {has}; cluster.pool=ray uses all nodes"
+        return UserError("cluster.pool", section.pool, fix)
+    has = " and ".join(f"{sum(node.get(name, 0.0) for node in nodes):g} {name}s" for name in ("CPU", "GPU"))
+    fix = f"one trial needs {section.num_actors} x {worker}, and the whole cluster, at its largest, has {has}"
+    return UserError("cluster.num_actors", section.num_actors, fix)
 
 
 def _largest(space: Space) -> list[ExperimentConfig]:
@@ -204,23 +223,37 @@ def asha(space: Space) -> ASHAScheduler:
 
 
 @contextmanager
-def _watching(folder: SweepFolder, space: Space, on_event: OnEvent) -> Iterator[None]:
+def watching(folder: SweepFolder, space: Space, on_event: OnEvent) -> Iterator[None]:
     """Pass on what the trials' histories say, from a thread, for as long as the block lasts."""
     total = (space.search.num_points or 0) * len(space.seeds) or len(planned_trials(space))
-    done, seen = threading.Event(), dict[str, int]()
+    done, seen, running = threading.Event(), dict[str, int](), set[str]()
 
     def look(tell: OnEvent = on_event) -> None:
         for path in sorted((folder.root / "attempts").glob("*.jsonl")):
             history = folder.attempts(path.stem)
             for entry in history[seen.get(path.stem, 0) :]:
                 tell({"event": "trial", "key": path.stem, **entry})
+                (running.discard if "ended" in entry else running.add)(path.stem)
             seen[path.stem] = len(history)
 
     def watch() -> None:
+        idle_since = time.monotonic()
         while not done.wait(WATCH_S):
             look()
+            idle_since = time.monotonic() if running else idle_since
+            if time.monotonic() - idle_since > WAITING_S:
+                idle_since = time.monotonic()
+                nodes = node_resources()
+                has = f"{len(nodes)} nodes and {sum(node.get('GPU', 0.0) for node in nodes):g} GPUs"
+                on_event(
+                    {
+                        "event": "waiting",
+                        "what": f"no trial runs: waiting for room or a process to start; the cluster has {has}",
+                    }
+                )
 
     look(tell=lambda _: None)  # what was before a --resume
+    running.clear()
     known = sorted(key for key in seen if folder.finished(key))
     on_event({"event": "sweep", "trials": total, "finished": known})
     thread = threading.Thread(target=watch, name="watch", daemon=True)

@@ -5,6 +5,7 @@ Only a point of which all seeds finished can be chosen. Fewer rounds than the ot
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -103,16 +104,30 @@ def covered(spans: Sequence[tuple[float, float]]) -> float:
     return total if total % 1 else int(total)
 
 
-def collect(folder: SweepFolder, space: Space, trials: Sequence[Trial], failed: Mapping[str, str], slots: int) -> Sweep:
+def collect(
+    folder: SweepFolder, space: Space, trials: Sequence[Trial], failed: Mapping[str, str], slots: int | None
+) -> Sweep:
     """Read the run folders.
 
     Args:
         failed: what Tune says of trials that died too often, by key.
-        slots: how many trials ran at once.
+        slots: how many trials the cluster held at once; None: it grew and shrank, so as many as were seen at once.
     """
     found = [_trial(folder, space, trial, failed.get(trial.key)) for trial in trials]
     actors = max(int(space.config(trial.values, trial.seed).cluster.num_actors) for trial in trials)
+    if slots is None:
+        slots = most_at_once([span for trial in found for span in trial.spans])
     return Sweep(space, found, _points(space, found), slots * actors)
+
+
+def most_at_once(spans: Sequence[tuple[float, float]]) -> int:
+    """How many intervals have a point in common, at most.
+
+    >>> most_at_once([(0, 2), (1, 3), (2, 4)]), most_at_once([])
+    (2, 0)
+    """
+    changes = sorted([(began, 1) for began, _ in spans] + [(ended, -1) for _, ended in spans])
+    return max(itertools.accumulate((change for _, change in changes), initial=0))
 
 
 def _trial(folder: SweepFolder, space: Space, trial: Trial, failure: str | None) -> TrialResult:

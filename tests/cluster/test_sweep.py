@@ -29,8 +29,9 @@ from tests.conftest import TINY
 ray = pytest.importorskip("ray")
 optuna = pytest.importorskip("optuna")
 
+from sylva_ray.cluster.launcher_file import load_promised  # noqa: E402
 from sylva_ray.cluster.point_search import PointSearch  # noqa: E402
-from sylva_ray.cluster.sweep import asha, run_sweep  # noqa: E402
+from sylva_ray.cluster.sweep import asha, check_trials_fit, run_sweep, watching  # noqa: E402
 from sylva_ray.cluster.trial import trial_bundles, trials_that_fit  # noqa: E402
 
 SMALL: dict[str, Any] = {
@@ -41,6 +42,7 @@ SMALL: dict[str, Any] = {
 """`TINY` without a phase 2, measured after every round."""
 
 HOME = "node:10.0.0.1"
+ROOT = Path(__file__).parents[2]
 
 
 def space_of(folder: Path, experiment: Mapping[str, Any] = SMALL, **keys: Any) -> Space:
@@ -88,6 +90,67 @@ def test_every_client_its_actor_reserves_as_many_as_the_point_has(tmp_path: Path
 )
 def test_how_many_trials_fit(nodes: list[dict[str, float]], fit: int) -> None:
     assert trials_that_fit([{HOME: 0.001}, {"CPU": 1.0}, {"CPU": 1.0}], nodes) == fit
+
+
+HEAD = {"CPU": 8.0, HOME: 1.0}
+
+
+@pytest.mark.parametrize(
+    ("cluster", "at_once", "slots"),
+    [
+        ({"gpus_per_actor": 1}, "auto", 4 * 1 + 1 * 4),  # four small workers of one GPU and a large one of four
+        ({"gpus_per_actor": 0.5, "num_actors": 2}, "auto", 8),
+        ({"gpus_per_actor": 4}, "auto", 1),
+        ({"gpus_per_actor": 1}, 3, 3),
+        ({"cpus_per_actor": 4}, "auto", (8 + 4 * 4 + 48) // 4),
+    ],
+)
+def test_trials_may_ask_for_what_an_autoscaler_brings(
+    cluster: dict[str, Any], at_once: Any, slots: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only the head of our cluster.yaml is up."""
+    monkeypatch.setattr("sylva_ray.cluster.sweep.node_resources", lambda: [HEAD])
+    experiment = {**SMALL, "cluster": {"pool": "ray", **cluster}, "training": {"cohort_size": 1}}
+    space = space_of(tmp_path, experiment, trials={"at_once": at_once})
+    assert check_trials_fit(space, HOME, load_promised(ROOT / "cluster.yaml")) == slots
+
+
+@pytest.mark.parametrize(
+    ("cluster", "says"),
+    [
+        ({"pool": "ray", "gpus_per_actor": 4, "num_actors": 2}, "one trial needs 2 x .1 CPUs, 4 GPUs., .* 8 GPUs"),
+        ({"pool": "in_process", "gpus_per_actor": 1}, "on this node, which has 8 CPUs and 0 GPUs; cluster.pool=ray"),
+    ],
+)
+def test_a_trial_that_no_autoscaler_can_place_is_refused(
+    cluster: dict[str, Any], says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sylva_ray.cluster.sweep.node_resources", lambda: [HEAD])
+    space = space_of(tmp_path, {**SMALL, "cluster": cluster, "training": {"cohort_size": 1}})
+    with pytest.raises(UserError, match=says):
+        check_trials_fit(space, HOME, load_promised(ROOT / "cluster.yaml"))
+
+
+def test_a_sweep_without_a_running_trial_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("node_resources", lambda: [HEAD]), ("WATCH_S", 0.01), ("WAITING_S", 0.05)):
+        monkeypatch.setattr(f"sylva_ray.cluster.sweep.{name}", value)
+    space, folder = space_of(tmp_path / "s"), SweepFolder(tmp_path / "sweep")
+    folder.claim(space, resume=False)
+    heard: list[dict[str, Any]] = []
+    come = threading.Event()
+
+    def listen(event: dict[str, Any]) -> None:
+        heard.append(event)
+        come.set() if event["event"] == "waiting" else None
+
+    with watching(folder, space, listen):
+        assert come.wait(10)
+    assert heard[-1]["what"].endswith("the cluster has 1 nodes and 0 GPUs")
+    with watching(folder, space, listen):
+        folder.note("k-s0", began=1.0)
+        time.sleep(0.3)
+    began = [event["event"] for event in heard].index("trial")
+    assert len(heard) == began + 1, "a trial that runs is no reason to wait"
 
 
 @pytest.mark.parametrize(

@@ -40,6 +40,9 @@ def test_gpu_workers_come_with_the_work_and_leave_and_a_lost_one_costs_nothing_b
     assert seen["most_workers_at_once"] >= 2
     assert seen["tasks_run_again"] >= 1
     assert seen["same_adapters"]
+    assert seen["sweep"]["workers_that_came"]["small"] >= 2
+    assert seen["sweep"]["most_workers_at_once"] == 2
+    assert seen["sweep"]["same_adapters"]
 
 
 def test_actors_spread_by_gpu_fraction_and_a_node_gets_one_copy_of_what_they_share(tmp_path: Path) -> None:
