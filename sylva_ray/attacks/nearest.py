@@ -36,7 +36,8 @@ def deepfool(search: Search, spec: AttackSpec, draws: ImageDraws) -> None:
 
 def sparsefool(search: Search, spec: AttackSpec, draws: ImageDraws) -> None:
     """At most ``spec.steps`` times: DeepFool's boundary point from where we are, ``reach`` times as far, approached along the
-    coordinates that count most (the authors' form: each turn starts where the last one ended)."""
+    coordinates that count most. As with the authors, each turn starts where the last one ended, and what is tried is that
+    point's way from the image, times 1 + ``overshoot``."""
     del draws
     overshoot, reach = spec.option("overshoot", 0.02), spec.option("reach", 3.0)
     rows = search.alive()
@@ -47,8 +48,7 @@ def sparsefool(search: Search, spec: AttackSpec, draws: ImageDraws) -> None:
         far, normal = _boundary(search, at, rows)
         at = sparse_step(at, normal, (normal * (reach * far)).flatten(1).sum(1))
         x = search.x[rows]
-        at = (x + (1 + overshoot) * (at - x)).clamp(0, 1)
-        answers = search.logits(at, rows).argmax(1)
+        answers = search.logits((x + (1 + overshoot) * (at - x)).clamp(0, 1), rows).argmax(1)
         keep = answers == search.y[rows]
         rows, at = rows[keep], at[keep]
 

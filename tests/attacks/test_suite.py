@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -168,6 +169,21 @@ def test_sparsefool_moves_the_pixels_of_the_largest_weights_first():
     assert torch.equal(delta.sign()[moved], -w.sign()[moved])
     pixels = (found.x_adv - x).abs().amax(1).flatten(1) > 0
     torch.testing.assert_close(found.distance, pixels.sum(1).float())
+
+
+def test_sparsefool_overshoots_what_it_tries_and_not_where_it_is():
+    """Half of what is left in every turn: 1.02 (1 - 1/2^k) is above 1 from k = 6 on; 5 would do if the overshoot added up."""
+    params, x, y, owner = linear_batch(n=40, spread=0.05)
+    lead, _ = gap(params, x, y, owner)
+    far = lead > lead.median()  # beyond the least move that the solver makes
+    fallen = {}
+    for turns in (5, 6):
+        spec = replace(spec_of(f"sparsefool:steps={turns}"), options=(("reach", 0.5),))
+        draws = ImageDraws(image_keys(0, "sparse", 0, np.arange(len(x))))
+        found = attack_stack(LinearCohort(), params, x, y, owner, spec, draws)
+        fallen[turns] = (found.answers != y)[far]
+    assert not fallen[5].any()
+    assert fallen[6].all()
 
 
 def test_square_breaks_nothing_that_cannot_be_and_most_of_what_can():
