@@ -1,6 +1,6 @@
 """What the standard suite costs on a trained fleet: images per second, and the share that the bare passes take.
 
-    python benchmarks/evaluation_throughput.py RUN [--images N] [--rounds R] [--clients C]
+    python benchmarks/evaluation_throughput.py RUN [--images N] [--rounds R] [--clients C] [--only LABEL]
 
 Every attack runs three ways: on the whole stack of clients at once, on one client after the other, and (counted, not run) as
 if no image ever left it. The bare cost is that of the images that really went forward and backward, in full batches, with
@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
@@ -27,6 +28,8 @@ from sylva_ray.evaluation.assessment.plan import suite
 from sylva_ray.experiment import CONFIG, load_run, prepare
 from sylva_ray.models.cohort import to_parameters
 from sylva_ray.types import AttackSpec, ParameterStack, Split, stack_states
+
+T = TypeVar("T")
 
 Passes = tuple[int, int]
 """Images that went forward, and backward."""
@@ -82,7 +85,7 @@ class Bench:
             torch.autograd.grad(cross_entropy(model.forward(params, leaf, owner), y).sum(), leaf)
 
         ways: tuple[Callable[[], None], ...] = (forward, both)
-        first, second = (statistics.median(seconds_of(way) for _ in range(repeats)) / len(x) for way in ways)
+        first, second = (statistics.median(timed(way)[0] for _ in range(repeats)) / len(x) for way in ways)
         return first, second
 
     def params(self, members: Sequence[int]) -> ParameterStack:
@@ -91,13 +94,13 @@ class Bench:
         return to_parameters(stack, self.worker.device, torch.float32)
 
 
-def seconds_of(work: Callable[..., object], *given: object) -> float:
-    """Wall time, the device's queue included."""
+def timed(work: Callable[..., T], *given: object) -> tuple[float, T]:
+    """Wall seconds, the device's queue included, and the result."""
     started = time.perf_counter()
-    work(*given)
+    result = work(*given)
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-    return time.perf_counter() - started
+    return time.perf_counter() - started, result
 
 
 def passes_if_none_fell(bench: Bench, spec: AttackSpec) -> Passes:
@@ -116,6 +119,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="folder of a finished run")
     parser.add_argument("--images", type=int, default=24, help="test images per client")
+    parser.add_argument("--only", default="", help="attacks whose label begins like this, e.g. autoattack")
     parser.add_argument("--clients", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=3, help="repetitions; medians are printed")
     arguments = parser.parse_args()
@@ -127,11 +131,12 @@ def main() -> None:
     print("|---|---|---|---|---|")
     sums = {"stack": 0.0, "single": 0.0, "bare": 0.0, "passes": 0.0, "whole": 0.0}
     for spec in suite("standard", bench.epsilon, bench.num_classes):
+        if not spec.label.startswith(arguments.only):
+            continue
         times = []
-        forwards, backwards = bench.one_by_one(spec)
         for _ in range(arguments.rounds):
-            stack = seconds_of(bench.attack, spec, everyone)
-            single = seconds_of(bench.one_by_one, spec)
+            stack, (forwards, backwards) = timed(bench.attack, spec, everyone)
+            single, _ = timed(bench.one_by_one, spec)
             forward, both = bench.bare(3)
             times.append((stack, single, (forwards - backwards) * forward + backwards * both))
         stack, single, bare = (statistics.median(column) for column in zip(*times, strict=True))
