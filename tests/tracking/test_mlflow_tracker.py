@@ -245,6 +245,7 @@ def test_metric_names_and_values_of_a_record() -> None:
         "seconds": {"train": 1.5},
     }
     values = record_metrics(record, ["pgd20-eps8"])
+    assert next(iter(values)) == "robust_accuracy.pgd20-eps8.mean", "what MLflow's comparison page opens with"
     assert "epsilon" not in values
     expected = {
         "lr": 0.1,
