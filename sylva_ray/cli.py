@@ -71,7 +71,7 @@ def run(
         prepared = prepare(experiment)
         with (
             RunDisplay(console, quiet) as display,
-            _resumable(run_dir / "config.yaml", f"run {where}"),
+            _resumable(run_dir / "config.yaml", f"Resume with: sylva-ray run {where} --resume"),
         ):
             summary = run_prepared(prepared, run_dir, resume, display.on_event, remote)
     console.print(closing_table(summary))
@@ -109,7 +109,8 @@ def tune(
         raise UserError("--resume", str(space), "needs --out DIR (or the sweep's folder in place of SPACE)")
     sweep_dir = out or Path("runs") / f"{loaded.name}-{datetime.now():%Y%m%d-%H%M%S}"
     console = _console()
-    with SweepDisplay(console, quiet) as display, _resumable(sweep_dir / "space.yaml", f"tune {sweep_dir}"):
+    how = f"Resume with: sylva-ray tune {sweep_dir} --resume"
+    with SweepDisplay(console, quiet) as display, _resumable(sweep_dir / "space.yaml", how):
         sweep = run_sweep(loaded, sweep_dir, resume, display.on_event)
     console.print(sweep_table(sweep))
     for line in sweep_lines(sweep, sweep_dir):
@@ -149,7 +150,7 @@ def evaluate(
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="JSON (default: RUN/evaluation.json)")] = None,
 ) -> None:
     """Attack the trained, personal models of a run again, with anything; what was measured before is not measured twice."""
-    from sylva_ray.assess import assess, prepare_assessment, write_assessment
+    from sylva_ray.assess import PARTS, assess, prepare_assessment, write_assessment
     from sylva_ray.cluster.run import pool_for
     from sylva_ray.display import AssessmentDisplay, assessment_tables
     from sylva_ray.evaluation.assessment.request import Extras, build_request
@@ -175,6 +176,7 @@ def evaluate(
         console = _console()
         with (
             AssessmentDisplay(console) as display,
+            _resumable(run_dir / PARTS, "What was measured is kept: the same command goes on from there"),
             pool_for(assessment.prepared, display.on_lost, display.on_waiting) as pool,
         ):
             found = assess(assessment, request, pool, display.on_event)
@@ -382,10 +384,11 @@ def _run_folder(
 
 
 class _resumable:
-    """Turns a failure of a run that has begun into one line with the command that resumes it. SIGTERM is one, too."""
+    """Turns a failure of what has begun (``sign``, a file, is there) into one line that says ``how`` to go on. SIGTERM is one,
+    too."""
 
-    def __init__(self, sign: Path, command: str) -> None:
-        self.sign, self.command = sign, command  # the file whose presence says that it has begun
+    def __init__(self, sign: Path, how: str) -> None:
+        self.sign, self.how = sign, how
         self._stopped = False
 
     def __enter__(self) -> None:
@@ -401,13 +404,13 @@ class _resumable:
         elif not isinstance(error, RunError | OSError):
             return
         if self.sign.exists():
-            raise failure(f"{what}. Resume with: sylva-ray {self.command} --resume") from error
+            raise failure(f"{what}. {self.how}") from error
 
     def _stop(self, signum: int, frame: object) -> None:
         """As an exception, so that whatever is open is closed. Ray makes a SystemExit of its own of it, with another code."""
         del frame
         self._stopped = True
-        sys.exit(signum)
+        sys.exit(128 + signum)
 
 
 def main() -> None:

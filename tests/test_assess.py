@@ -85,6 +85,8 @@ def test_the_runs_own_attack_gives_the_runs_own_numbers(run_dir):
     assert worst["accuracy"]["mean"] <= min(row["accuracy"]["mean"] for row in found["attacks"].values())
     low, high = found["benign"]["interval"]
     assert low < found["benign"]["accuracy"]["mean"] < high
+    write_assessment(run_dir, found)
+    assert "Every class" in write_report(run_dir).read_text(), "a report without checks, curves and certificates"
 
 
 def test_what_was_measured_is_not_measured_again_and_a_cut_evaluation_goes_on(run_dir):
