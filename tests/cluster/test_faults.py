@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +19,7 @@ import numpy as np
 import psutil
 import pytest
 
+from sylva_ray.assess import EVALUATION, PARTS
 from sylva_ray.client.worker import CohortWorker
 from sylva_ray.coordinator.pool import InProcessPool
 from sylva_ray.errors import RunError, UserError
@@ -165,6 +168,34 @@ def test_a_stopped_driver_ends_in_order_and_says_how_to_resume(on_ray: Prepared,
     _, errors = driver.communicate(timeout=60)
     assert driver.returncode == 143
     assert errors.strip().splitlines()[-1] == f"sylva-ray: stopped. Resume with: sylva-ray run {run_dir} --resume"
+
+
+def test_a_stopped_evaluation_goes_on_to_what_one_process_finds(tiny: Prepared, tmp_path: Path) -> None:
+    run_dirs = {pool: tmp_path / pool for pool in ("ray", "in_process")}
+    run_prepared(tiny, run_dirs["ray"], resume=False, on_event=ignore)
+    shutil.copytree(run_dirs["ray"], run_dirs["in_process"])
+
+    def evaluate(pool: str) -> subprocess.Popen[str]:
+        options = ["--suite", "quick", "--images", "4", f"cluster.pool={pool}", "cluster.num_actors=1"]
+        command = [sys.executable, "-m", "sylva_ray.cli", "evaluate", str(run_dirs[pool]), *options]
+        return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+    driver = evaluate("ray")
+    _wait_until(lambda: len(list((run_dirs["ray"] / PARTS).glob("*.safetensors"))) >= 2, driver)
+    driver.terminate()
+    _, errors = driver.communicate(timeout=60)
+    assert driver.returncode == 143
+    said = "sylva-ray: stopped. What was measured is kept: the same command goes on from there"
+    assert errors.strip().splitlines()[-1] == said
+    found = {}
+    for pool, run_dir in run_dirs.items():
+        driver = evaluate(pool)
+        _, errors = driver.communicate(timeout=400)
+        assert driver.returncode == 0, errors
+        found[pool] = json.loads((run_dir / EVALUATION).read_text())
+        for row in found[pool]["attacks"].values():
+            del row["seconds"], row["images_per_second"]
+    assert found["ray"] == found["in_process"]
 
 
 def _wait_until(condition: Callable[[], bool], driver: subprocess.Popen[str], timeout_s: float = 240) -> None:
