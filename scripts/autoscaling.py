@@ -5,7 +5,8 @@
 
     python scripts/autoscaling.py [--out result.json]
 
-Ray's own provider for such tests starts the nodes; everything else, the autoscaler included, is what runs on AWS. The adapters
+Ray's own provider for such tests starts the nodes; everything else, the autoscaler (version 2) included, is what `ray up` starts
+on AWS. The adapters
 must be those of the same experiments in one process, bit for bit. Needs `unshare`; takes some minutes on two cores.
 """
 
@@ -23,6 +24,7 @@ from typing import Any
 
 import psutil
 import yaml
+from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID
 
 sys.path.insert(0, str(Path(__file__).parent))
 from sandbox import (
@@ -78,11 +80,14 @@ def fake_cluster() -> dict[str, Any]:
         "idle_timeout_minutes": 0.2,
         "upscaling_speed": ours["upscaling_speed"],
         "provider": {
-            "type": "fake_multinode",
+            "type": "external",  # not "fake_multinode": the newer autoscaler wants a file of defaults that Ray's wheel lacks
+            "module": "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider",
             "use_node_id_as_ip": True,
             "disable_node_updaters": True,
             "disable_launch_config_check": True,
             "gcs_address": ADDRESS,
+            "launch_multiple": True,
+            "head_node_id": FAKE_HEAD_NODE_ID,
         },
         "head_node_type": HEAD,
         "available_node_types": types,
@@ -103,7 +108,9 @@ def raylets() -> dict[str, tuple[str, int]]:
     for process in sorted(psutil.process_iter(), key=lambda process: process.pid):
         try:
             own = process.environ()
-            if process.name() == "raylet" and "RAY_NODE_TYPE_NAME" in own:  # a fork of it has a higher process id
+            if (
+                process.name() == "raylet" and own.get("RAY_NODE_TYPE_NAME", HEAD) != HEAD
+            ):  # a fork has a higher process id
                 node = own["RAY_OVERRIDE_NODE_ID_FOR_TESTING"]
                 found.setdefault(node, (own["RAY_NODE_TYPE_NAME"], process.pid))
         except psutil.Error:
@@ -142,7 +149,8 @@ def start_head(work: Path) -> subprocess.Popen[bytes]:
     """A head without a GPU, whose autoscaler may bring the workers of `fake_cluster`."""
     (work / "fake.yaml").write_text(json.dumps(fake_cluster()))
     start = "start --head --block --port=6379 --num-cpus=0 --num-gpus=0 --include-dashboard=false"
-    settings = {"RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1", "RAY_enable_autoscaler_v2": "0"}
+    settings = {"RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1", "RAY_enable_autoscaler_v2": "1"}
+    settings |= {"RAY_CLOUD_INSTANCE_ID": FAKE_HEAD_NODE_ID, "RAY_NODE_TYPE_NAME": HEAD}  # as `ray up` has it
     head = subprocess.Popen(
         [*RAY, *start.split(), f"--temp-dir={work}/ray", f"--autoscaling-config={work}/fake.yaml"],
         env=os.environ | settings,
@@ -212,7 +220,7 @@ def main() -> None:
     (work / "space.yaml").write_text(yaml.safe_dump(space))
     trials = {rank: sweep / "trials" / f"{point_id({'lora.rank': rank})}-s0" for rank in RANKS}
     tuned = ["tune", str(work / "space.yaml"), *CONFIG, *ON_CLUSTER, "cluster.pool=ray"]
-    play(tuned, sweep, trials[RANKS[0]] / first, watch)
+    said = play(tuned, sweep, trials[RANKS[0]] / first, watch)
     same = all(adapters(trials[rank]) == trials_alone[rank] != {} for rank in RANKS)
     say(f"the sweep's {len(RANKS)} trials: {'the same bits' if same else 'OTHER BITS'} as in one process")
     wait_until(lambda: not watch.look(), "without a worker again", 120)
@@ -220,6 +228,7 @@ def main() -> None:
     result["sweep"] = {
         "workers_that_came": dict(watch.came),
         "most_workers_at_once": watch.most,
+        "tasks_run_again": sum("its clients run again elsewhere" in line for line in said),
         "same_adapters": same,
     }
     head.terminate()

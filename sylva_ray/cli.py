@@ -118,7 +118,8 @@ def tune(
     if sweep.failed:
         first = sweep.failed[0]
         what = f"{len(sweep.failed)} of {len(sweep.trials)} trials failed, the first ({first.key}): {first.error}"
-        raise RunError(f"{what}. Try them again with: sylva-ray tune {sweep_dir} --resume")
+        again = any(trial.state == "failed" for trial in sweep.failed)
+        raise RunError(f"{what}. Try again with: sylva-ray tune {sweep_dir} --resume" if again else what)
 
 
 @app.command()
@@ -221,7 +222,8 @@ def compare(
     sources: Annotated[
         list[str],
         typer.Argument(
-            metavar="RUN|FILE.json|EXPERIMENT...", help="run folders, folders of runs, summaries, MLflow experiments"
+            metavar="RUN|FILE.json|EXPERIMENT[/SWEEP]...",
+            help="run folders, folders of runs, summaries, MLflow experiments",
         ),
     ],
     out: Annotated[list[Path] | None, typer.Option(help="FILE.html, .csv or .md; may be given again")] = None,

@@ -210,7 +210,9 @@ class SweepDisplay(_Display):
 
     def _trial(self, event: Mapping[str, Any]) -> None:
         key = event["key"]
-        if "ended" not in event:
+        if "lost" in event:
+            self._say(f"trial {key}: a worker died during {event['lost']}; its clients run again elsewhere")
+        elif "ended" not in event:
             self._running[key] = event.get("step", 0)
         else:
             self._running.pop(key, None)
@@ -247,8 +249,7 @@ def _left_out(more: int) -> str | None:
 
 def sweep_lines(sweep: Sweep, sweep_dir: Path) -> list[str]:
     """Marks, what the workers did, and where things are."""
-    states = [trial.state for trial in sweep.trials]
-    counts = ", ".join(f"{states.count(s)} {s}" for s in ("finished", "pruned", "failed") if s in states)
+    counts = ", ".join(f"{count} {state}" for state, count in sweep.counts.items())
     several = len(sweep.space.objectives) > 1
     lines = ["*        " + ("not dominated by another point" if several else "the best point")]
     if any(point.checks for point in sweep.points):

@@ -23,12 +23,12 @@ from ray import tune
 from ray.tune.schedulers import ASHAScheduler
 
 from sylva_ray.cluster.launcher_file import LauncherFile, Resources
-from sylva_ray.cluster.session import fullest_cluster, node_resources, promised_cluster, ray_session
-from sylva_ray.cluster.trial import run_trial, trial_bundles, trials_that_fit
+from sylva_ray.cluster.session import fullest_cluster, node_resources, promised_cluster, ray_session, require_reachable
+from sylva_ray.cluster.trial import MOST_TRIALS, run_trial, trial_bundles, trials_that_fit
 from sylva_ray.config import ExperimentConfig
 from sylva_ray.errors import RunError, UserError
 from sylva_ray.tuning.folder import SweepFolder
-from sylva_ray.tuning.points import Trial, check_space, corners, planned_trials
+from sylva_ray.tuning.points import Trial, check_space, corners, planned_trials, prepare_points
 from sylva_ray.tuning.results import Sweep, collect, write_results
 from sylva_ray.tuning.space import Space
 from sylva_ray.tuning.tracking import SweepTracking
@@ -36,8 +36,8 @@ from sylva_ray.tuning.tracking import SweepTracking
 WATCH_S = 1.0
 """How often the driver looks for news of the trials."""
 
-WAITING_S = 15.0
-"""While no trial runs, how often to say so: a cloud node needs minutes."""
+WAITING_S = 30.0
+"""While no trial runs, how often to say so: a process needs ten seconds or twenty, a cloud node minutes."""
 
 SETTINGS = {
     "RAY_AIR_NEW_OUTPUT": "0",
@@ -57,11 +57,15 @@ def run_sweep(space: Space, sweep_dir: Path, resume: bool, on_event: OnEvent) ->
     Raises:
         UserError: a point is no experiment, a trial fits nowhere, the folder is not free; nothing was written.
     """
-    check_space(space)
     folder = SweepFolder(Path(sweep_dir).resolve())
+    folder.check(space, resume)
+    check_space(space)
+    if space.cluster.address is not None:
+        require_reachable(space.cluster.address, space.cluster.connect_timeout_s)
+    prepare_points(space)
     with ray_session(space.cluster):
-        home, promised = _home(), promised_cluster(space.cluster)
-        slots = check_trials_fit(space, home, promised)
+        home = _home()
+        slots = check_trials_fit(space, home, promised_cluster(space.cluster))
         folder.claim(space, resume)
         tracking = SweepTracking(folder, space)
         tracking.open()
@@ -69,7 +73,7 @@ def run_sweep(space: Space, sweep_dir: Path, resume: bool, on_event: OnEvent) ->
             on_event({"event": "warning", "text": problem})
         with watching(folder, space, on_event):
             trials, failed = _fit(space, folder, home, slots, tracking.changes)
-    sweep = collect(folder, space, trials, failed, slots if promised is None else None)
+    sweep = collect(folder, space, trials, failed)
     write_results(folder, sweep)
     tracking.close(sweep)
     for problem in tracking.problems:
@@ -90,7 +94,7 @@ def check_trials_fit(space: Space, home: str, promised: LauncherFile | None) -> 
     live = node_resources()
     here = next(node for node in live if home in node)
     others = [node for node in live if node is not here]
-    slots = 10_000
+    slots = MOST_TRIALS
     for config in _largest(space):
         nodes = [here, *(others if promised is None else fullest_cluster(config.cluster, promised)[1:])]
         fit = trials_that_fit(trial_bundles(config, home), nodes)
@@ -137,7 +141,12 @@ def _fit(
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
 
     def bundles(given: dict[str, Any]) -> tune.PlacementGroupFactory:
-        config = space.config(given["trial"]["values"], given["trial"]["seed"])
+        try:
+            config = space.config(given["trial"]["values"], given["trial"]["seed"])
+        except (
+            UserError
+        ):  # Optuna's, inside a range whose ends are fine: the trial itself says so, and the others go on
+            return tune.PlacementGroupFactory([{home: 0.001}])
         return tune.PlacementGroupFactory(trial_bundles(config, home))
 
     trainable = tune.with_parameters(
@@ -244,12 +253,9 @@ def watching(folder: SweepFolder, space: Space, on_event: OnEvent) -> Iterator[N
             if time.monotonic() - idle_since > WAITING_S:
                 idle_since = time.monotonic()
                 nodes = node_resources()
-                has = f"{len(nodes)} nodes and {sum(node.get('GPU', 0.0) for node in nodes):g} GPUs"
+                has = f"nodes: {len(nodes)}, GPUs: {sum(node.get('GPU', 0.0) for node in nodes):g}"
                 on_event(
-                    {
-                        "event": "waiting",
-                        "what": f"no trial runs: waiting for room or a process to start; the cluster has {has}",
-                    }
+                    {"event": "waiting", "what": f"no trial runs: waiting for room, or for a process to start ({has})"}
                 )
 
     look(tell=lambda _: None)  # what was before a --resume

@@ -10,17 +10,19 @@ work as well.
 
 from __future__ import annotations
 
+import math
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import ray
 from ray import tune
 
+from sylva_ray.cluster.launcher_file import Resources
 from sylva_ray.cluster.run import pool_for
-from sylva_ray.cluster.session import Resources
+from sylva_ray.cluster.session import ROUNDING
 from sylva_ray.config import ExperimentConfig
 from sylva_ray.coordinator.rounds import Record
 from sylva_ray.errors import UserError
@@ -32,6 +34,9 @@ from sylva_ray.tuning.metrics import step_metrics
 from sylva_ray.tuning.points import Trial
 from sylva_ray.tuning.space import Space
 from sylva_ray.tuning.tracking import trial_config
+
+MOST_TRIALS = 10_000
+"""At once; enough for any cluster."""
 
 GOODBYE_S = 60
 """How long a process that is to be used again waits for a pruned trial to put its things away."""
@@ -51,23 +56,35 @@ def trial_bundles(config: ExperimentConfig, home: str) -> list[dict[str, float]]
     return [here, *([worker] * section.num_actors)]
 
 
-def trials_that_fit(bundles: list[dict[str, float]], nodes: list[Resources]) -> int:
+def trials_that_fit(bundles: Sequence[Resources], nodes: Sequence[Resources]) -> int:
     """How many trials the empty nodes hold at once: bundles, the largest first, onto the first node with room."""
-    free = [dict(node) for node in nodes]
+    free = [_Room(node) for node in nodes]
     ordered = sorted(bundles, key=lambda bundle: (-bundle.get("GPU", 0.0), -bundle.get("CPU", 0.0)))
     trials = 0
-    while trials < 10_000 and all(_place(bundle, free) for bundle in ordered):
+    while trials < MOST_TRIALS and all(any(room.take(bundle) for room in free) for bundle in ordered):
         trials += 1
     return trials
 
 
-def _place(bundle: Mapping[str, float], free: list[dict[str, float]]) -> bool:
-    for node in free:
-        if all(node.get(name, 0.0) + 1e-9 >= amount for name, amount in bundle.items()):
-            for name, amount in bundle.items():
-                node[name] = node.get(name, 0.0) - amount
-            return True
-    return False
+class _Room:
+    """What is free on a node. GPUs one by one: Ray puts a share of one on a single GPU, and whole ones on empty GPUs."""
+
+    def __init__(self, node: Resources) -> None:
+        self.gpus = [1.0] * int(node.get("GPU", 0.0))
+        self.rest = {name: amount for name, amount in node.items() if name != "GPU"}
+
+    def take(self, bundle: Resources) -> bool:
+        """Reserve a bundle, if there is room."""
+        wanted = bundle.get("GPU", 0.0)
+        share = min(1.0, wanted)
+        chosen = [i for i, free in enumerate(self.gpus) if free + ROUNDING >= share][: math.ceil(wanted)]
+        rest = {name: amount for name, amount in bundle.items() if name != "GPU"}
+        if len(chosen) < math.ceil(wanted) or any(self.rest.get(n, 0.0) + ROUNDING < a for n, a in rest.items()):
+            return False
+        for i in chosen:
+            self.gpus[i] -= share
+        self.rest |= {name: self.rest.get(name, 0.0) - amount for name, amount in rest.items()}
+        return True
 
 
 def run_trial(
@@ -96,7 +113,7 @@ def run_trial(
         _run(
             config,
             folder.trial(trial.key),
-            lambda step: folder.note(trial.key, began=began, alive=time.time(), step=step),
+            lambda **news: folder.note(trial.key, began=began, alive=time.time(), **news),
         )
         outcome = "finished"
     except SystemExit:  # Tune's way to end a trial from within `report`
@@ -111,8 +128,8 @@ def run_trial(
         folder.note(trial.key, began=began, ended=time.time(), outcome=outcome, error=error)
 
 
-def _run(config: ExperimentConfig, run_dir: Path, note: Callable[[int], None]) -> None:
-    """1 report what is known, 2 go on with the experiment and report every step."""
+def _run(config: ExperimentConfig, run_dir: Path, note: Callable[..., None]) -> None:
+    """1 report what is known, 2 go on with the experiment and report every step; ``note`` takes news for the history."""
     records: list[Record] = read_records(run_dir / RECORDS)
     for known in range(1, len(records) + 1):
         _report(records[:known], config)
@@ -120,13 +137,13 @@ def _run(config: ExperimentConfig, run_dir: Path, note: Callable[[int], None]) -
     def on_event(event: dict[str, Any]) -> None:
         if event["event"] == "record":
             records.append(event["record"])
-            note(event["record"]["step"])
+            note(step=event["record"]["step"])
             _report(records, config)
 
     if read_summary(run_dir) is None:
         prepared = prepare(config)
         claim_run_folder(run_dir, prepared.config, resume=(run_dir / CONFIG).exists())
-        with pool_for(prepared) as pool:
+        with pool_for(prepared, on_lost=lambda where: note(lost=where)) as pool:
             run_experiment(prepared, run_dir, pool, on_event)
     _report(records, config, finished=True)
 

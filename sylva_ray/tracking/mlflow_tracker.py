@@ -28,6 +28,10 @@ RUN_TAG = "sylva_ray.run"
 
 PARENT_TAG = "mlflow.parentRunId"
 SWEEP_TAG = "sylva.kind"
+"""On the parent run of a sweep."""
+
+SWEEP_NAME_TAG = "sylva.sweep"
+"""On a sweep's parent run and its trials: the name of its folder."""
 """Marks the run of a whole sweep, which has trials under it and no result of its own."""
 
 METRICS_PER_BATCH, PARAMS_PER_BATCH, PARAM_LENGTH = 1000, 100, 6000
@@ -39,6 +43,7 @@ ENVIRONMENT = {
     "MLFLOW_LOGGING_LEVEL": "ERROR",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
 }
 """Set before mlflow is imported, where the user has not set them."""
 
@@ -104,9 +109,12 @@ def send_run(run_dir: Path, config: ExperimentConfig) -> list[str]:
     return delivery.warnings()
 
 
-def experiment_files(experiment: str, uri: str, names: Collection[str]) -> dict[str, tuple[str, dict[str, str]]] | None:
+def experiment_files(
+    experiment: str, uri: str, names: Collection[str], sweep: str | None = None
+) -> dict[str, tuple[str, dict[str, str]]] | None:
     """``{run id: (run name, {file name: text})}`` for those of the artifacts ``names`` that each run has, oldest run first,
-    without the parent runs of sweeps; None if there is no such experiment. Raises whatever the store does."""
+    without the parent runs of sweeps, and with ``sweep`` only that one's trials; None if there is no such experiment. Raises
+    whatever the store does."""
     client = _client(uri)
     known = client.get_experiment_by_name(experiment)
     if known is None or known.lifecycle_stage != "active":
@@ -117,7 +125,7 @@ def experiment_files(experiment: str, uri: str, names: Collection[str]) -> dict[
         token = page.token if page else None
         page = client.search_runs([known.experiment_id], order_by=["attributes.start_time ASC"], page_token=token)
         for run in page:
-            if SWEEP_TAG in run.data.tags:
+            if SWEEP_TAG in run.data.tags or (sweep is not None and run.data.tags.get(SWEEP_NAME_TAG) != sweep):
                 continue
             run_id, files = run.info.run_id, {}
             for path in {file.path for file in client.list_artifacts(run_id)} & set(names):

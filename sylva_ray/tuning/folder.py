@@ -17,9 +17,9 @@ from typing import Any
 
 from sylva_ray.errors import UserError
 from sylva_ray.experiment import SUMMARY
-from sylva_ray.schema import build, read_yaml
+from sylva_ray.schema import read_yaml
 from sylva_ray.tracking.jsonl import append_record, read_records
-from sylva_ray.tuning.space import Parameter, Space
+from sylva_ray.tuning.space import Space, resolved_space
 
 
 class SweepFolder:
@@ -36,8 +36,8 @@ class SweepFolder:
         self.pareto = self.root / "pareto"
         self.parent = self.root / "mlflow.json"
 
-    def claim(self, space: Space, resume: bool) -> None:
-        """Make the folder this sweep's, or check that it is already.
+    def check(self, space: Space, resume: bool) -> None:
+        """Whether the folder may become this sweep's, or is already. Writes nothing.
 
         Raises:
             UserError: it holds something else, or another sweep, or ``resume`` does not fit.
@@ -52,12 +52,20 @@ class SweepFolder:
             raise UserError("--out", where, "is not empty and holds no sweep; choose another folder")
         elif resume:
             raise UserError("--resume", where, "holds no sweep to resume")
+
+    def claim(self, space: Space, resume: bool) -> None:
+        """Make the folder this sweep's.
+
+        Raises:
+            UserError: see `check`; or it cannot be written.
+        """
+        self.check(space, resume)
         try:
             self.trials.mkdir(parents=True, exist_ok=True)
             (self.root / "attempts").mkdir(exist_ok=True)
-            self.space.write_text(text)
+            self.write(self.space, space.to_yaml())
         except OSError as error:
-            raise UserError("--out", where, f"cannot be written ({error.strerror})") from None
+            raise UserError("--out", str(self.root), f"cannot be written ({error.strerror})") from None
 
     def load(self) -> Space:
         """The space as it was resolved.
@@ -67,9 +75,7 @@ class SweepFolder:
         """
         if not self.space.exists():
             raise UserError("SWEEP", str(self.root), "is no sweep's folder (no space.yaml in it)")
-        raw = read_yaml(self.space)
-        parameters = {key: build(Parameter, value, f"parameters.{key}") for key, value in raw["parameters"].items()}
-        return build(Space, raw | {"parameters": parameters})
+        return resolved_space(read_yaml(self.space))
 
     def trial(self, key: str) -> Path:
         """The run folder of a trial."""
@@ -80,8 +86,8 @@ class SweepFolder:
         return (self.trial(key) / SUMMARY).exists()
 
     def note(self, key: str, **event: Any) -> None:
-        """Add to a trial's history: ``began`` (which names the attempt), then ``alive`` per ``step``, at last ``ended`` with
-        ``outcome`` and ``error``. Times are Unix seconds."""
+        """Add to a trial's history: ``began`` (which names the attempt), then ``alive`` per ``step`` and where a worker was
+        ``lost``, at last ``ended`` with ``outcome`` and ``error``. Times are Unix seconds."""
         append_record(self.root / "attempts" / f"{key}.jsonl", event)
 
     def attempts(self, key: str) -> list[dict[str, Any]]:

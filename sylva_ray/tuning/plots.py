@@ -213,7 +213,12 @@ def _timeline(sweep: Sweep) -> Figure:
     """One bar per attempt, trials in the order in which they began."""
     trials = sorted((trial for trial in sweep.trials if trial.spans), key=lambda trial: trial.spans[0][0])[:MAX_BARS]
     start = trials[0].spans[0][0]
-    colours = {"finished": LIGHT["series-1"], "pruned": LIGHT["muted"], "failed": LIGHT["series-2"]}
+    colours = {
+        "finished": LIGHT["series-1"],
+        "pruned": LIGHT["muted"],
+        "failed": LIGHT["series-2"],
+        "refused": LIGHT["series-2"],
+    }
     figure = _figure(0.8 + min(4.5, 0.16 * len(trials)))
     axes = figure.subplots()
     for row, trial in enumerate(trials):

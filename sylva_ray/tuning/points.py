@@ -17,10 +17,13 @@ from sylva_ray.evaluation.comparison.rows import short_key
 from sylva_ray.experiment import prepare
 from sylva_ray.schema import parse_fraction
 from sylva_ray.seeding import numpy_generator
-from sylva_ray.tuning.space import Parameter, Space
+from sylva_ray.tuning.space import Parameter, Space, check_measured
 
 MAX_CORNERS = 4096
 """Corners of a space that are all built; of a larger one, each value is tried once."""
+
+GOLDEN = (math.sqrt(5) - 1) / 2
+"""Where in a range the point lies that stands for its inside; no whole number between whole numbers."""
 
 REDRAWS = 100
 """A point that has been drawn before is drawn again, this often."""
@@ -125,23 +128,26 @@ def _draw(parameter: Parameter, rng: np.random.Generator) -> Any:
 
 
 def check_space(space: Space) -> None:
-    """Build the experiment of every point that is known, of every corner of what is not; and prepare (data, backbone,
-    method, without writing anything) one for each value of each parameter.
+    """Build the experiment of every point that is known; of what is not, of every corner and of a point inside each range.
 
     Raises:
         UserError: the first that cannot run; says which values.
     """
-    seed = space.seeds[0]
-    for values in corners(space):
+    drawn = [trial.values for trial in planned_trials(space)] if space.search.kind == "random" else []
+    for values in itertools.chain(corners(space), _inside(space), drawn):
         with _naming(values):
-            space.config(values, seed)
-    if space.search.kind == "random":
-        for trial in planned_trials(space):
-            with _naming(trial.values):
-                space.config(trial.values, seed)
+            check_measured(space, space.config(values, space.seeds[0]))
+
+
+def prepare_points(space: Space) -> None:
+    """Prepare (data, backbone, method, without writing anything) one experiment for each value of each parameter.
+
+    Raises:
+        UserError: the first that cannot run; says which values.
+    """
     for values in _one_at_a_time(space):
         with _naming(values):
-            prepare(space.config(values, seed))
+            prepare(space.config(values, space.seeds[0]))
 
 
 def corners(space: Space) -> Iterable[dict[str, Any]]:
@@ -157,6 +163,15 @@ def _one_at_a_time(space: Space) -> Iterator[dict[str, Any]]:
     for key, parameter in space.parameters.items():
         for value in parameter.values[1:]:
             yield first | {key: value}
+
+
+def _inside(space: Space) -> Iterator[dict[str, Any]]:
+    """A point inside each range of real numbers, whose ends may be whole by chance."""
+    first = {key: parameter.values[0] for key, parameter in space.parameters.items()}
+    for key, parameter in space.parameters.items():
+        if parameter.kind in ("uniform", "loguniform"):
+            low, high = parameter.values
+            yield first | {key: low + (high - low) * GOLDEN}
 
 
 class _naming:

@@ -15,7 +15,7 @@ from sylva_ray.tracking.report.build import page_environment
 from sylva_ray.tracking.report.style import DARK, LIGHT, svg
 from sylva_ray.tracking.report.wording import attack_title
 from sylva_ray.tuning.plots import DESCRIPTIONS, figures
-from sylva_ray.tuning.points import value_text
+from sylva_ray.tuning.points import corners, value_text
 from sylva_ray.tuning.results import Sweep, shown_metrics, value_cell
 
 
@@ -30,8 +30,7 @@ def render(sweep: Sweep) -> str:
 def _view(sweep: Sweep) -> dict[str, Any]:
     space = sweep.space
     metrics = shown_metrics(space)
-    states = [trial.state for trial in sweep.trials]
-    config = space.config(sweep.trials[0].values, sweep.trials[0].seed)
+    config = space.config(next(iter(corners(space))), space.seeds[0])
     attacks = [spec.label for spec in config.evaluation.specs]
     return {
         "light": LIGHT,
@@ -48,8 +47,8 @@ def _view(sweep: Sweep) -> dict[str, Any]:
             {"label": point.label, "cells": [(m, value_cell(m, point.metrics.get(m))) for m in metrics]}
             for point in sweep.chosen
         ],
-        "counts": {state: states.count(state) for state in ("finished", "pruned", "failed") if state in states},
-        "failed": [(trial.key, mask_credentials(trial.error)) for trial in sweep.failed],
+        "counts": sweep.counts,
+        "failed": [(trial.key, trial.state, mask_credentials(trial.error)) for trial in sweep.failed],
         "checks": sorted({check for point in sweep.points for check in point.checks}),
         "busy": sweep.busy_share,
         "workers": sweep.workers,

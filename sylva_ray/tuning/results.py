@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from sylva_ray.config import TrackingSection, load_config
+from sylva_ray.errors import UserError
 from sylva_ray.evaluation.comparison.rows import Value
 from sylva_ray.experiment import CONFIG, RECORDS
 from sylva_ray.tracking.jsonl import read_records
@@ -24,10 +25,14 @@ from sylva_ray.tuning.metrics import ACCURACIES, COSTS, busy_seconds, step_metri
 from sylva_ray.tuning.points import Trial, point_label
 from sylva_ray.tuning.space import Objective, Space
 
+STATES = ("finished", "pruned", "failed", "refused")
+"""Of a trial."""
+
 
 @dataclass(frozen=True)
 class TrialResult:
-    """One experiment. ``state``: finished, pruned (by the scheduler) or failed (``error`` says why).
+    """One experiment. ``state``: finished, pruned (by the scheduler), failed or refused (``error`` says why). ``workers`` is how
+    many computed for it.
 
     ``metrics`` after the last of ``rounds`` rounds that it did; ``history [(step, metrics)]``; ``spans [(began, ended)]`` in Unix
     seconds, one per attempt; ``busy`` seconds of its workers; ``checks`` that failed."""
@@ -41,6 +46,7 @@ class TrialResult:
     history: Sequence[tuple[int, Mapping[str, float]]]
     rounds: int
     spans: Sequence[tuple[float, float]]
+    workers: int
     busy: float
     checks: Sequence[str] = ()
     error: str = ""
@@ -63,12 +69,11 @@ class Point:
 
 @dataclass(frozen=True)
 class Sweep:
-    """All of it. ``points``: best first by the first objective, the incomplete ones last. ``workers`` could compute at once."""
+    """All of it. ``points``: best first by the first objective, the incomplete ones last."""
 
     space: Space
     trials: Sequence[TrialResult]
     points: Sequence[Point]
-    workers: int
 
     @property
     def chosen(self) -> list[Point]:
@@ -77,8 +82,19 @@ class Sweep:
 
     @property
     def failed(self) -> list[TrialResult]:
-        """Trials that gave no result though they were tried again."""
-        return [trial for trial in self.trials if trial.state == "failed"]
+        """Trials that gave no result though they were tried again, or that are no experiment."""
+        return [trial for trial in self.trials if trial.state in ("failed", "refused")]
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Trials in each of the `STATES` that there are."""
+        states = [trial.state for trial in self.trials]
+        return {state: states.count(state) for state in STATES if state in states}
+
+    @property
+    def workers(self) -> int:
+        """How many workers had trials at once, at most."""
+        return most_at_once([(*span, trial.workers) for trial in self.trials for span in trial.spans])
 
     @property
     def seconds(self) -> float:
@@ -104,40 +120,38 @@ def covered(spans: Sequence[tuple[float, float]]) -> float:
     return total if total % 1 else int(total)
 
 
-def collect(
-    folder: SweepFolder, space: Space, trials: Sequence[Trial], failed: Mapping[str, str], slots: int | None
-) -> Sweep:
+def most_at_once(spans: Sequence[tuple[float, float, int]]) -> int:
+    """The largest sum of the weights of ``(began, ended, weight)`` that overlap.
+
+    >>> most_at_once([(0, 2, 1), (1, 3, 5), (2, 4, 1)]), most_at_once([])
+    (6, 0)
+    """
+    changes = sorted([(began, weight) for began, _, weight in spans] + [(ended, -weight) for _, ended, weight in spans])
+    return max(itertools.accumulate((change for _, change in changes), initial=0))
+
+
+def collect(folder: SweepFolder, space: Space, trials: Sequence[Trial], failed: Mapping[str, str]) -> Sweep:
     """Read the run folders.
 
     Args:
         failed: what Tune says of trials that died too often, by key.
-        slots: how many trials the cluster held at once; None: it grew and shrank, so as many as were seen at once.
     """
     found = [_trial(folder, space, trial, failed.get(trial.key)) for trial in trials]
-    actors = max(int(space.config(trial.values, trial.seed).cluster.num_actors) for trial in trials)
-    if slots is None:
-        slots = most_at_once([span for trial in found for span in trial.spans])
-    return Sweep(space, found, _points(space, found), slots * actors)
-
-
-def most_at_once(spans: Sequence[tuple[float, float]]) -> int:
-    """How many intervals have a point in common, at most.
-
-    >>> most_at_once([(0, 2), (1, 3), (2, 4)]), most_at_once([])
-    (2, 0)
-    """
-    changes = sorted([(began, 1) for began, _ in spans] + [(ended, -1) for _, ended in spans])
-    return max(itertools.accumulate((change for _, change in changes), initial=0))
+    return Sweep(space, found, _points(space, found))
 
 
 def _trial(folder: SweepFolder, space: Space, trial: Trial, failure: str | None) -> TrialResult:
     run_dir, history = folder.trial(trial.key), folder.attempts(trial.key)
     records, summary = read_records(run_dir / RECORDS), read_summary(run_dir)
-    refused = next((entry["error"] for entry in reversed(history) if entry.get("outcome") == "refused"), None)
-    error = next((text for text in (refused, failure) if text is not None), None)
-    state = "finished" if summary is not None else "pruned" if error is None else "failed"
-    config = space.config(trial.values, trial.seed)
-    steps = [(records[n - 1]["step"], step_metrics(records[:n], config)) for n in range(1, len(records) + 1)]
+    last: dict[str, Any] = next((entry for entry in reversed(history) if "outcome" in entry), {})
+    is_refused = last.get("outcome") == "refused"
+    state = "finished" if summary else "refused" if is_refused else "failed" if failure is not None else "pruned"
+    try:
+        config = space.config(trial.values, trial.seed)
+        steps = [(records[n - 1]["step"], step_metrics(records[:n], config)) for n in range(1, len(records) + 1)]
+        workers = int(config.cluster.num_actors)
+    except UserError:  # a point of Optuna's that is no experiment
+        steps, workers = [], 0
     spans: dict[float, float] = {}
     for entry in history:  # who was killed could not say when: then, the last time it was heard of
         spans[entry["began"]] = entry.get("ended", entry.get("alive", entry["began"]))
@@ -151,9 +165,10 @@ def _trial(folder: SweepFolder, space: Space, trial: Trial, failure: str | None)
         steps,
         sum(record["stage"] == "phase1" for record in records),
         list(spans.items()),
+        workers,
         busy_seconds(records),
         [check["name"] for check in (summary or {"checks": []})["checks"] if not check["passed"]],
-        "" if state == "finished" else error or "",
+        "" if state == "finished" else last["error"] if is_refused else failure or "",
     )
 
 

@@ -16,23 +16,26 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, StrictInt, field_validator, model_validator
 
 from sylva_ray.algorithms.registry import create_algorithm
 from sylva_ray.config import ClusterSection, ExperimentConfig
 from sylva_ray.coordinator.cohorts import resolve_cohort_size
 from sylva_ray.errors import UserError
-from sylva_ray.schema import PixelUnits, Section, build, read_overridden, read_yaml, set_dotted
+from sylva_ray.schema import PixelUnits, Section, build, parse_fraction, read_overridden, read_yaml, set_dotted
 from sylva_ray.tuning.metrics import METRICS, needs_attack
 
 KINDS = ("grid", "choice", "uniform", "loguniform", "randint")
+MAX_GRID = 10_000
+"""Every point of a grid is built before anything starts."""
+
 NOT_SWEPT = ("name", "seed", "cluster", "tracking")
 """Sections that change no result, and what has a key of its own in a space."""
 
@@ -51,7 +54,7 @@ class Parameter(Section):
     def _check_list(cls, values: tuple[Any, ...] | None) -> tuple[Any, ...] | None:
         if values is not None and not values:
             raise ValueError("the list is empty: give at least one value")
-        if values is not None and len({json.dumps(value) for value in values}) < len(values):
+        if values is not None and len({_canonical(value) for value in values}) < len(values):
             raise ValueError("a value is listed twice")
         return values
 
@@ -60,6 +63,8 @@ class Parameter(Section):
     def _check_range(cls, ends: tuple[float, float] | None) -> tuple[float, float] | None:
         if ends is not None and not ends[0] < ends[1]:
             raise ValueError("the range is empty: give [low, high] with low below high")
+        if ends is not None and not all(map(math.isfinite, ends)):
+            raise ValueError("a range must have two finite ends")
         return ends
 
     @model_validator(mode="after")
@@ -80,6 +85,15 @@ class Parameter(Section):
     def values(self) -> tuple[Any, ...]:
         """The list, or the two ends of the range."""
         return tuple(getattr(self, self.kind))
+
+
+def _canonical(value: Any) -> str:
+    """The same for what is the same value in two spellings: 2 and 2.0, 4/255 and 0.0156..."""
+    value = parse_fraction(value)
+    try:
+        return json.dumps(float(value) if isinstance(value, int) and not isinstance(value, bool) else value)
+    except (TypeError, OverflowError):
+        raise ValueError(f"{value!s} is no number, text, list or mapping") from None
 
 
 class Objective(Section):
@@ -119,7 +133,7 @@ class Scheduler(Section):
 class Trials(Section):
     """How trials share the cluster. What one of them takes is the experiment's own ``cluster`` section."""
 
-    at_once: int | Literal["auto"] = Field("auto", description="auto: as many as fit")
+    at_once: StrictInt | Literal["auto"] = Field("auto", description="auto: as many as fit")
     retries: int = Field(2, ge=0, description="how often a trial that died goes on from its last round")
 
     @field_validator("at_once")
@@ -136,8 +150,8 @@ class Space(Section):
     name: str = Field("sweep", pattern=r"^[A-Za-z0-9._-]+$")
     base: str | None = None
     experiment: dict[str, Any] = Field({})
-    parameters: dict[str, Parameter] = Field(min_length=1)
-    seeds: tuple[int, ...] = Field((0,), min_length=1)
+    parameters: dict[str, Parameter]
+    seeds: tuple[int, ...] = (0,)
     objectives: tuple[Objective, ...] = Field((Objective(),), min_length=1)
     search: Search = Search()
     scheduler: Scheduler = Scheduler()
@@ -146,22 +160,33 @@ class Space(Section):
     @field_validator("seeds")
     @classmethod
     def _check_seeds(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
-        if len(set(seeds)) < len(seeds) or min(seeds) < 0:
-            raise ValueError("must be different numbers from 0 on")
+        if not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0:
+            raise ValueError("must be one or more different numbers from 0 on")
         return seeds
+
+    @field_validator("parameters")
+    @classmethod
+    def _check_parameters(cls, parameters: dict[str, Parameter]) -> dict[str, Parameter]:
+        if not parameters:
+            raise ValueError("must name at least one key of the experiment, e.g. lora.rank: {grid: [2, 8]}")
+        return parameters
 
     @model_validator(mode="after")
     def _check_together(self) -> Space:
         search, is_grid = self.search, self.search.kind == "grid"
         for key, parameter in self.parameters.items():
+            given = f"parameters.{key}={parameter.kind}"
             if key.split(".")[0] in NOT_SWEPT:
                 fix = "seeds are listed under `seeds`" if key == "seed" else "it changes no result"
-                raise ValueError(f"parameters.{key} cannot be swept: {fix}")
+                raise ValueError(f"{given} cannot be swept: {fix}")
+            inner = next((other for other in self.parameters if other.startswith(f"{key}.")), None)
+            if inner is not None:
+                raise ValueError(f"{given} is a section that holds {inner}, which is swept as well: sweep one of them")
             if is_grid != (parameter.kind == "grid"):
                 wanted = "lists under `grid`" if is_grid else "`choice` or a range"
-                raise ValueError(
-                    f"parameters.{key}={parameter.kind} does not go with {search.kind} search: use {wanted}"
-                )
+                raise ValueError(f"{given} does not go with {search.kind} search: use {wanted}")
+        if is_grid and math.prod(len(parameter.values) for parameter in self.parameters.values()) > MAX_GRID:
+            raise ValueError(f"search.kind=grid has more than {MAX_GRID} points: use random or optuna")
         if not is_grid and search.num_points is None:
             raise ValueError(f"search.num_points=None must be given for {search.kind} search")
         if is_grid and search.num_points is not None:
@@ -225,15 +250,53 @@ def load_space(path: Path, overrides: Sequence[str] = ()) -> Space:
     for key, value in (("experiment", experiment), ("parameters", parameters)):
         if not isinstance(value, dict):
             raise UserError(key, value, "must be a mapping")
+    changes = [{key: value} for key, value in of_experiment]
     if raw.get("base") is not None:
-        experiment = _merged(read_yaml(path.parent / str(raw["base"])), experiment)
+        changes.append(experiment)
+        base = path.parent / str(raw["base"])
+        if not base.is_file():
+            raise UserError("base", raw["base"], f"no such file beside {path}")
+        experiment = _merged(read_yaml(base), experiment)
     for key, value in of_experiment:
-        if key in parameters:
-            raise UserError(key, value, f"is swept by this space; change parameters.{key}")
         set_dotted(experiment, key, value)
-    parameters |= of_parameters
+    space = resolved_space(raw | {"experiment": experiment, "parameters": parameters | of_parameters, "base": None})
+    for change in changes:
+        _check_not_swept(space, change)
+    try:
+        config = build(ExperimentConfig, space.experiment)
+    except UserError:
+        return space  # a parameter may mend it; every point is built before anything starts
+    check_measured(space, config)
+    return space
+
+
+def resolved_space(raw: Mapping[str, Any]) -> Space:
+    """A space that needs no other file, from the mapping that `Space.to_yaml` writes.
+
+    Raises:
+        UserError: names key, value and fix.
+    """
+    parameters = raw.get("parameters") or {}
+    if not isinstance(parameters, Mapping):
+        raise UserError("parameters", parameters, "must be a mapping")
     built = {str(key): build(Parameter, value, f"parameters.{key}") for key, value in parameters.items()}
-    return _checked(build(Space, raw | {"experiment": experiment, "parameters": built, "base": None}))
+    return build(Space, dict(raw) | {"parameters": built})
+
+
+def _check_not_swept(space: Space, change: Mapping[str, Any]) -> None:
+    """Refuse a change of the experiment that a parameter would override in every trial."""
+    for swept in space.parameters:
+        for key, value in _leaves(change):
+            if key == swept or key.startswith(f"{swept}."):
+                raise UserError(key, value, f"is swept by this space; change parameters.{swept}")
+
+
+def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def _sorted(overrides: Sequence[str]) -> tuple[list[str], dict[str, Any], list[tuple[str, Any]]]:
@@ -242,7 +305,7 @@ def _sorted(overrides: Sequence[str]) -> tuple[list[str], dict[str, Any], list[t
     for override in overrides:
         key, equals, text = override.partition("=")
         section, _, rest = key.partition(".")
-        if equals and key and not (section in Space.model_fields and section != "parameters"):
+        if equals and key and (rest if section == "parameters" else section not in Space.model_fields):
             try:
                 value = yaml.safe_load(text) if text else ""
             except yaml.YAMLError:
@@ -265,12 +328,12 @@ def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, An
     return merged
 
 
-def _checked(space: Space) -> Space:
-    """What needs the experiment: are the rounds measured that the scheduler and the objectives ask for?"""
-    try:
-        config = build(ExperimentConfig, space.experiment)
-    except UserError:
-        return space  # a parameter may mend it; every point is built before anything starts
+def check_measured(space: Space, config: ExperimentConfig) -> None:
+    """Are the rounds of one experiment measured as the scheduler and the objectives ask?
+
+    Raises:
+        UserError: names key, value and fix.
+    """
     robust = [objective.metric for objective in space.objectives if needs_attack(objective.metric)]
     if robust and not config.evaluation.attacks:
         raise UserError("objectives.metric", robust[0], "needs an attack: evaluation.attacks is empty")
@@ -281,12 +344,3 @@ def _checked(space: Space) -> Space:
         if space.scheduler.grace_rounds > config.training.rounds:
             fix = f"is above training.rounds, which is {config.training.rounds}: nothing would ever be pruned"
             raise UserError("scheduler.grace_rounds", space.scheduler.grace_rounds, fix)
-    if math.prod(len(parameter.values) for parameter in space.parameters.values()) > MAX_GRID and (
-        space.search.kind == "grid"
-    ):
-        raise UserError("parameters", "...", f"the grid has more than {MAX_GRID} points; use random or optuna search")
-    return space
-
-
-MAX_GRID = 10_000
-"""Every point of a grid is built before anything starts."""

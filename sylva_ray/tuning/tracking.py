@@ -16,10 +16,10 @@ from sylva_ray.experiment import CONFIG, RECORDS
 from sylva_ray.schema import build
 from sylva_ray.tracking.credentials import mask_credentials
 from sylva_ray.tracking.delivery import STATE
-from sylva_ray.tracking.mlflow_tracker import open_sweep, send_run, tracking_uri, update_sweep
+from sylva_ray.tracking.mlflow_tracker import SWEEP_NAME_TAG, open_sweep, send_run, tracking_uri, update_sweep
 from sylva_ray.tuning.folder import SweepFolder
 from sylva_ray.tuning.points import Trial, point_label
-from sylva_ray.tuning.results import Sweep, markdown
+from sylva_ray.tuning.results import STATES, Sweep, markdown
 from sylva_ray.tuning.space import Space
 
 
@@ -36,7 +36,9 @@ class SweepTracking:
         self.enabled = section.enabled
         self.experiment = section.experiment if "experiment" in given else space.name
         self.uri = tracking_uri(section, folder.root)
+        self.tags = {SWEEP_NAME_TAG: folder.root.name}
         self.changes: dict[str, Any] = {"experiment": self.experiment, "detail": given.get("detail", "fleet")}
+        self.changes["tags"] = self.tags
         if self.uri.startswith("sqlite:///"):  # beside the sweep, not beside the trials
             self.changes["uri"] = self.uri
         self._run_id: str | None = None
@@ -81,7 +83,7 @@ class SweepTracking:
             "sweep.objectives": ", ".join(f"{o.mode} {o.metric}" for o in space.objectives),
             "sweep.seeds": ", ".join(map(str, space.seeds)),
         }
-        self._run_id = open_sweep(self.uri, self.experiment, f"sweep {space.name}", params, {"sylva.sweep": space.name})
+        self._run_id = open_sweep(self.uri, self.experiment, f"sweep {self.folder.root.name}", params, self.tags)
         self.folder.write(self.folder.parent, json.dumps(where | {"run_id": self._run_id}) + "\n")
 
     def _files(self) -> list[Path]:
@@ -100,7 +102,7 @@ class SweepTracking:
 def trial_config(space: Space, trial: Trial, tracking: Mapping[str, Any]) -> ExperimentConfig:
     """A trial's experiment, tracked as a child of the sweep's run."""
     config = space.config(trial.values, trial.seed)
-    tags = {"sylva.sweep": space.name, "sylva.point": trial.point, "sylva.seed": str(trial.seed)}
+    tags = tracking.get("tags", {}) | {"sylva.point": trial.point, "sylva.seed": str(trial.seed)}
     changes = dict(tracking) | {
         "run_name": f"{point_label(trial.values)}, seed {trial.seed}",
         "tags": config.tracking.tags | tags,
@@ -113,8 +115,7 @@ def trial_config(space: Space, trial: Trial, tracking: Mapping[str, Any]) -> Exp
 
 def _numbers(sweep: Sweep) -> dict[str, float]:
     """What the parent run shows beside its trials."""
-    states = [trial.state for trial in sweep.trials]
-    numbers = {f"trials.{state}": float(states.count(state)) for state in ("finished", "pruned", "failed")}
+    numbers = {f"trials.{state}": float(sweep.counts.get(state, 0)) for state in STATES}
     numbers["busy_share"] = sweep.busy_share
     for point in sweep.chosen[:1]:
         numbers |= {f"best.{name}": value.mean for name, value in point.metrics.items()}

@@ -42,6 +42,7 @@ def test_gpu_workers_come_with_the_work_and_leave_and_a_lost_one_costs_nothing_b
     assert seen["same_adapters"]
     assert seen["sweep"]["workers_that_came"]["small"] >= 2
     assert seen["sweep"]["most_workers_at_once"] == 2
+    assert seen["sweep"]["tasks_run_again"] >= 1
     assert seen["sweep"]["same_adapters"]
 
 

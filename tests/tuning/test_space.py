@@ -11,7 +11,7 @@ import yaml
 
 from sylva_ray import cli
 from sylva_ray.errors import UserError
-from sylva_ray.tuning.points import check_space, planned_trials, point_id
+from sylva_ray.tuning.points import check_space, planned_trials, point_id, prepare_points
 from sylva_ray.tuning.space import Space, load_space
 from tests.conftest import TINY
 
@@ -100,6 +100,7 @@ def test_every_shipped_space_is_made_of_experiments(path: Path) -> None:
     space = load_space(path)
     assert space.name == path.stem
     check_space(space)
+    prepare_points(space)
 
 
 def test_the_smoke_space_has_four_trials_and_the_grid_eighteen() -> None:
@@ -123,6 +124,23 @@ CASES: dict[str, tuple[dict[str, Any], tuple[str, ...], list[str]]] = {
     "two kinds": (lr(uniform=[0.1, 0.2], choice=[1]), (), ["parameters.training.lr", "exactly one"]),
     "unknown kind": (lr(normal=[0, 1]), (), ["parameters.training.lr.normal", "unknown key", "loguniform"]),
     "value listed twice": ({"parameters": {"lora.rank": {"grid": [2, 2]}}}, (), ["lora.rank.grid", "twice"]),
+    "value listed twice in two spellings": (
+        {"parameters": {"attack.epsilon": {"grid": ["4/255", 4 / 255]}}},
+        (),
+        ["attack.epsilon.grid", "twice"],
+    ),
+    "value that YAML reads as a date": ({}, ("parameters.lora.rank={grid: [2024-01-01]}",), ["lora.rank", "no number"]),
+    "range without an end": (lr(uniform=[0.1, float("inf")]), (), ["parameters.training.lr.uniform", "finite"]),
+    "real numbers for a whole one": (
+        {"parameters": {"lora.rank": {"uniform": [1, 8]}}, "search": {"kind": "optuna", "num_points": 3}},
+        (),
+        ["lora.rank", "5.3", "integer"],
+    ),
+    "a section and a key of it": (
+        {"parameters": {"lora.rank": {"grid": [2, 8]}, "lora": {"grid": [{"rank": 3}]}}},
+        (),
+        ["parameters.lora", "holds lora.rank", "sweep one"],
+    ),
     "value out of range": (
         {"parameters": {"attack.epsilon": {"grid": [8]}}},
         (),
@@ -178,9 +196,37 @@ CASES: dict[str, tuple[dict[str, Any], tuple[str, ...], list[str]]] = {
         ["scheduler.grace_rounds", "9", "training.rounds"],
     ),
     "override of a swept key": ({}, ("lora.rank=3",), ["lora.rank", "swept", "parameters.lora.rank"]),
+    "override of a section with a swept key": ({}, ("lora={rank: 3}",), ["lora.rank", "3", "swept"]),
+    "swept key among the changes of a base": (
+        {"base": str(ROOT / "configs/digits.yaml"), "experiment": {"lora": {"rank": 4}}},
+        (),
+        ["lora.rank", "4", "swept"],
+    ),
+    "override inside a swept section": (
+        {"parameters": {"algorithm": {"grid": [{"name": "per_lora"}]}}},
+        ("algorithm.name=fedit_at",),
+        ["algorithm.name", "swept", "parameters.algorithm"],
+    ),
+    "no attack at one of the points": (
+        {"parameters": {"evaluation.attacks": {"grid": [[{"epsilon": "4/255", "steps": 1}], []]}}},
+        (),
+        ["objectives.metric", "evaluation.attacks is empty"],
+    ),
+    "rounds that prune nothing at one of the points": (
+        {
+            "parameters": {"training.rounds": {"grid": [3, 1]}},
+            "scheduler": {"kind": "asha", "grace_rounds": 2},
+        },
+        ("evaluation.every=1", "training.rounds=3"),
+        ["training.rounds"],
+    ),
+    "several at once, but not how many": ({}, ("trials.at_once=true",), ["trials.at_once", "True"]),
+    "no seeds": ({"seeds": []}, (), ["seeds", "one or more"]),
+    "no parameters on the command line": ({}, ("parameters=null",), ["parameters", "at least one key"]),
+    "parameters that are none": ({}, ("parameters=1",), ["parameters = 1", "must be a mapping"]),
     "override without value": ({}, ("training.lr",), ["training.lr", "KEY=VALUE"]),
     "no parameters": ({"parameters": {}}, (), ["parameters"]),
-    "no such base": ({"base": "nowhere.yaml"}, (), ["nowhere.yaml", "no such file"]),
+    "no such base": ({"base": "nowhere.yaml"}, (), ["base", "nowhere.yaml", "no such file"]),
 }
 
 

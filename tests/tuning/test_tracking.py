@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from sylva_ray import cli
+from sylva_ray.errors import UserError
 from sylva_ray.tuning.folder import SweepFolder
 from sylva_ray.tuning.points import Trial, planned_trials
 from sylva_ray.tuning.results import Sweep, collect, write_results
@@ -45,7 +46,7 @@ def played(folder: SweepFolder, space: Space, tracking: SweepTracking, pruned: T
     trials = planned_trials(space)
     for trial in trials:
         make_run(folder.trial(trial.key), trial_config(space, trial, tracking.changes), finished=trial != pruned)
-    sweep = collect(folder, space, trials, {}, slots=2)
+    sweep = collect(folder, space, trials, {})
     write_results(folder, sweep)
     return sweep
 
@@ -89,7 +90,7 @@ def test_trials_stand_under_the_sweep_and_seeds_share_their_point(
     points: dict[str, set[str]] = {}
     for run in children:
         points.setdefault(run.data.tags["sylva.point"], set()).add(run.data.tags["sylva.seed"])
-        assert run.data.tags["sylva.sweep"] == "toy"
+        assert run.data.tags["sylva.sweep"] == "sweep", "the folder's name: two sweeps of a space are two"
         assert not [name for name in run.data.metrics if name.startswith("client_")]
         assert not {f.path for f in client.list_artifacts(run.info.run_id)} & {"adapters", "figures"}
     assert list(points.values()) == [{"0", "1"}] * 4
@@ -110,8 +111,14 @@ def test_trials_stand_under_the_sweep_and_seeds_share_their_point(
     out = capsys.readouterr().out
     assert not stop.value.code
     assert "has no summary.json and is left out" in out, "the pruned trial is named"
-    assert "sweep toy" not in out, "the sweep itself is no row"
+    assert "sweep sweep" not in out, "the sweep itself is no row"
     assert (runs.parent / "toy.csv").read_text().count("final,mean") == 4
+
+    from sylva_ray.evaluation.comparison.files import load
+
+    assert len(load(["toy/sweep"])[0]) == 7
+    with pytest.raises(UserError, match=r"'toy/another': .* has no run with a summary.json"):
+        load(["toy/another"])
 
 
 def test_a_resumed_sweep_goes_on_in_the_same_run(runs: Path) -> None:

@@ -20,7 +20,9 @@ from sylva_ray.tracking.credentials import mask_credentials
 from sylva_ray.tracking.mlflow_tracker import experiment_files, tracking_uri
 
 SUMMARY, CONFIG = "summary.json", "config.yaml"
-ALLOWED = "give a run folder, a folder of run folders, a summary as FILE.json, or the name of an MLflow experiment"
+ALLOWED = (
+    "give a run folder, a folder of run folders, a summary as FILE.json, or an MLflow EXPERIMENT (or EXPERIMENT/SWEEP)"
+)
 
 
 FORMATS = (".html", ".csv", ".md")
@@ -147,6 +149,9 @@ def _from_mlflow(experiment: str, uri: str | None) -> tuple[list[dict[str, Any]]
         raise UserError("RUN", experiment, f"no such file or folder, and {where}; {ALLOWED}")
     try:
         runs = experiment_files(experiment, store, (SUMMARY, CONFIG))
+        if runs is None and "/" in experiment:
+            name, _, sweep = experiment.rpartition("/")
+            runs = experiment_files(name, store, (SUMMARY, CONFIG), sweep)
     except Exception as error:  # whatever a server, a driver or a proxy may throw
         reason = mask_credentials(" ".join(str(error).split())[:200]) or type(error).__name__
         raise UserError("--uri", shown, f"MLflow cannot be asked about experiment {experiment!r} ({reason})") from None
