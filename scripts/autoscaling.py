@@ -6,8 +6,8 @@
     python scripts/autoscaling.py [--out result.json]
 
 Ray's own provider for such tests starts the nodes; everything else, the autoscaler (version 2) included, is what `ray up` starts
-on AWS. The adapters
-must be those of the same experiments in one process, bit for bit. Needs `unshare`; takes some minutes on two cores.
+on AWS. The adapters must be those of the same experiments in one process, bit for bit. Needs `unshare`; takes some minutes on
+two cores.
 """
 
 from __future__ import annotations

@@ -341,9 +341,28 @@ def test_a_trial_that_cannot_run_is_named_and_not_tried_again(tmp_path: Path) ->
         shutil.rmtree(folder / name)
     (folder / "space.yaml").write_text(space.to_yaml())
     sweep = run_sweep(space, folder, resume=True, on_event=ignore)
-    assert [(trial.key, trial.state) for trial in sweep.trials] == [(taken.key, "failed"), (other.key, "finished")]
+    assert [(trial.key, trial.state) for trial in sweep.trials] == [(taken.key, "refused"), (other.key, "finished")]
     assert "is not empty and holds no run" in sweep.failed[0].error
     assert len(sweep.failed[0].spans) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("local_ray")
+def test_a_point_of_optunas_that_is_no_experiment_is_refused_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Corners and one inner point are proved before; here the inner one is not looked at, and no rank that is drawn is whole."""
+    monkeypatch.setattr("sylva_ray.tuning.points._inside", lambda _: iter(()))
+    space = space_of(
+        tmp_path / "s",
+        parameters={"lora.rank": {"uniform": [1, 2]}},
+        search={"kind": "optuna", "num_points": 3},
+    )
+    sweep = run_sweep(space, tmp_path / "sweep", resume=False, on_event=ignore)
+    assert [trial.state for trial in sweep.trials] == ["refused"] * 3
+    assert all("lora.rank" in trial.error and "integer" in trial.error for trial in sweep.failed)
+    assert [len(trial.spans) for trial in sweep.trials] == [1] * 3, "it was tried again"
+    assert "was refused: lora.rank" in (tmp_path / "sweep" / "report.html").read_text()
 
 
 @pytest.mark.slow
@@ -411,10 +430,13 @@ def test_a_killed_driver_is_resumed_to_the_same_results(tmp_path: Path) -> None:
             assert time.monotonic() < end, "the sweep did not get that far"
             time.sleep(0.05)
         family = psutil.Process(driver.pid).children(recursive=True)
+        workers = [
+            process for process in family if process.name().startswith("ray::") and "Agent" not in process.name()
+        ]
     finally:
         driver.kill()
         driver.wait()
-    psutil.wait_procs([p for p in family if "Agent" not in " ".join(p.cmdline() if p.is_running() else [])], timeout=30)
+    psutil.wait_procs(workers, timeout=30)
     assert not (root / "sweep.json").exists()
     summary = (root / "trials" / keys[0] / "summary.json").read_bytes()
     resumed = subprocess.run(
