@@ -18,7 +18,7 @@ from sylva_ray.tracking.report.style import LIGHT, style
 from sylva_ray.tuning.metrics import ACCURACIES, COSTS
 from sylva_ray.tuning.points import number_of, value_text
 from sylva_ray.tuning.results import Point, Sweep, front_of
-from sylva_ray.tuning.space import Objective
+from sylva_ray.tuning.space import Objective, Parameter
 
 DESCRIPTIONS = {
     "parallel": "Parallel coordinates: one line per point through its parameters and accuracies",
@@ -79,7 +79,7 @@ def _pareto(points: Sequence[Point]) -> Figure | None:
     axes.set(xlabel="benign accuracy", ylabel="robust accuracy")
     axes.margins(0.12)
     for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_formatter(PercentFormatter(1, decimals=0))
+        axis.set_major_formatter(PercentFormatter(1))
     axes.grid(True)
     axes.tick_params(length=0)
     dot: dict[str, Any] = {"color": LIGHT["series-1"], "marker": "o", "ls": "", "mew": 1.3}
@@ -99,7 +99,7 @@ def _effects(sweep: Sweep, points: Sequence[Point]) -> Figure:
     figure = _figure(0.5 + 2.5 * rows)
     panels = figure.subplots(rows, columns, squeeze=False, sharey=True).ravel()
     for axes, key in zip(panels, keys, strict=False):
-        _effect(axes, key, points)
+        _effect(axes, key, sweep.space.parameters[key], points)
     for axes in panels[len(keys) :]:
         axes.set_visible(False)
     handles = [
@@ -113,8 +113,8 @@ def _effects(sweep: Sweep, points: Sequence[Point]) -> Figure:
     return figure
 
 
-def _effect(axes: Axes, key: str, points: Sequence[Point]) -> None:
-    places, ticks = _scale([point.values[key] for point in points])
+def _effect(axes: Axes, key: str, parameter: Parameter, points: Sequence[Point]) -> None:
+    places, ticks = _scale(parameter, [point.values[key] for point in points])
     for index, metric in enumerate((BENIGN, ROBUST), 1):
         colour = LIGHT[f"series-{index}"]
         known = [
@@ -139,14 +139,14 @@ def _effect(axes: Axes, key: str, points: Sequence[Point]) -> None:
     axes.tick_params(length=0)
 
 
-def _scale(values: Sequence[Any]) -> tuple[list[float], dict[float, str] | None]:
-    """Places on an axis, and labels of the places: none where numbers are so many that they are a range."""
+def _scale(parameter: Parameter, values: Sequence[Any]) -> tuple[list[float], dict[float, str] | None]:
+    """Places on an axis, and labels of the places: none for a range of real numbers, and where there are too many."""
     numbers = [number_of(value) for value in values]
     if None in numbers:
         texts = list(dict.fromkeys(value_text(value) for value in values))
         return [float(texts.index(value_text(value))) for value in values], {float(i): t for i, t in enumerate(texts)}
     known = [float(number) for number in numbers if number is not None]
-    if len(set(known)) > 8:
+    if parameter.kind in ("uniform", "loguniform") or len(set(known)) > 8:
         return known, None
     return known, dict(sorted((number, value_text(value)) for number, value in zip(known, values, strict=True)))
 
@@ -161,7 +161,7 @@ def _parallel(sweep: Sweep, points: Sequence[Point]) -> Figure:
     columns: list[list[float]] = []
     labels: list[Mapping[float, str]] = []
     for key in sweep.space.parameters:
-        places, ticks = _scale([point.values[key] for point in points])
+        places, ticks = _scale(sweep.space.parameters[key], [point.values[key] for point in points])
         ordered = sorted(set(places))
         if ticks is not None:  # listed values stand at equal distances
             columns.append([ordered.index(place) / max(1, len(ordered) - 1) for place in places])
