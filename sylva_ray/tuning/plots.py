@@ -132,6 +132,8 @@ def _effect(axes: Axes, key: str, parameter: Parameter, points: Sequence[Point])
         axes.set_xticks(
             list(ticks), list(ticks.values()), rotation=25 if crowded else 0, ha="right" if crowded else "center"
         )
+    if parameter.kind == "loguniform":
+        axes.set_xscale("log")
     axes.set(title=key, ylim=(-0.02, 1.02))
     axes.margins(x=0.12)
     axes.yaxis.set_major_formatter(PercentFormatter(1))
