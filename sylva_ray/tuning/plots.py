@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import FormatStrFormatter, LogLocator, MaxNLocator, NullFormatter, PercentFormatter
 
 from sylva_ray.evaluation.comparison.rows import short_key
 from sylva_ray.tracking.report.plots import WIDTH
@@ -134,6 +134,9 @@ def _effect(axes: Axes, key: str, parameter: Parameter, points: Sequence[Point])
         )
     if parameter.kind == "loguniform":
         axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
+        axes.xaxis.set_major_formatter(FormatStrFormatter("%g"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set(title=key, ylim=(-0.02, 1.02))
     axes.margins(x=0.12)
     axes.yaxis.set_major_formatter(PercentFormatter(1))
