@@ -195,7 +195,7 @@ def test_what_a_running_cluster_was_made_from_is_not_judged(changed: Callable[[C
 
 def test_the_manifest_for_kubernetes_says_the_same_of_its_nodes() -> None:
     launcher = load_launcher_file(ROOT / "docs/raycluster.yaml")
-    assert launcher.head.resources == {"CPU": 8}
+    assert launcher.head.resources == {"CPU": 7}  # MLflow beside it, and what Kubernetes keeps: a machine of 8
     assert launcher.workers == (NodeType("small", {"CPU": 4, "GPU": 1}, 4),)
     assert launcher.findings == ()
 
