@@ -282,9 +282,35 @@ def test_demand_of_a_run(launcher: LauncherFile) -> None:
     assert demand.bundles == ({"GPU": 1.0, "CPU": 2.0},)
     assert (demand.nodes, demand.waiting) == ({"small": 1}, 0)
     assert demand.weight.upload_bytes == 221_184  # what `sylva-ray bytes` says of rank 8
+    assert demand.actors_per_node == 2
+    assert demand.worker_store_bytes == demand.head_store_bytes
     text = "\n".join(demand_lines(demand, launcher))
     for part in ("2 with 1 CPUs, 0.25 GPUs each", "1 x {GPU: 1, CPU: 2}", "1 small", "221,184 B per client"):
         assert part in text
+
+
+@pytest.mark.parametrize(
+    ("overrides", "nodes", "per_node"),
+    [
+        (["cluster.gpus_per_actor=0.25"], {"small": 2}, 3),  # six actors in two bundles, though a fourth would fit
+        (["cluster.gpus_per_actor=0.5"], {"small": 3}, 2),
+        (["cluster.gpus_per_actor=2"], {"large": 1}, 2),
+        (["cluster.gpus_per_actor=1", "cluster.cpus_per_actor=4"], {"large": 1, "small": 2}, 4),
+        (["cluster.cpus_per_actor=3"], {"small": 3}, 1),  # two on the head's 8 CPUs
+        ([], {}, 0),  # all on the head
+    ],
+)
+def test_a_worker_stores_what_its_own_actors_have_under_way_and_the_head_stores_all(
+    overrides: list[str], nodes: dict[str, int], per_node: int
+) -> None:
+    """Six clients, one each. Once data and backbone; thrice an actor's states."""
+    config = load_config(ROOT / "configs/digits.yaml", ["training.cohort_size=1", "training.device=cpu", *overrides])
+    demand = demand_of(config, CLUSTER)
+    assert (demand.nodes, demand.actors_per_node) == (nodes, per_node)
+    once, states = demand.weight.broadcast_bytes, demand.weight.state_bytes
+    assert demand.head_store_bytes == once + 3 * demand.num_actors * states
+    assert demand.worker_store_bytes == once + 3 * per_node * states
+    assert any("a worker:" in line for line in demand_lines(demand, CLUSTER)) == bool(nodes)
 
 
 def test_a_run_that_fits_no_node_type_is_refused_by_the_check(launcher: LauncherFile) -> None:
