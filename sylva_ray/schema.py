@@ -56,7 +56,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         raise UserError("config", str(path), "no such file; the ones that ship are in configs/") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError("config", str(path), f"cannot be read ({error})") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: what looks like a date and is none
         raise UserError("config", str(path), f"is not valid YAML ({' '.join(str(error).split())})") from None
     if raw is None:
         return {}

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from sylva_ray.cluster.launcher_file import LauncherFile, Resources
 from sylva_ray.cluster.ray_pool import gpu_bundles
 from sylva_ray.cluster.session import actors_that_fit, check_resources, fullest_cluster, resolve_num_actors
-from sylva_ray.config import ExperimentConfig
+from sylva_ray.config import ClusterSection, ExperimentConfig
 from sylva_ray.experiment import Weight, weigh
 
 
@@ -27,6 +27,7 @@ class Demand:
         bundles: what is reserved: one per GPU (or group of whole GPUs), on CPUs one per actor.
         nodes: workers that the autoscaler adds, ``{node type: count}``.
         waiting: bundles that find no room even then; the actors that are up do their work.
+        actors_per_node: the most that one of those workers can hold; 0 where none is added.
     """
 
     config: ExperimentConfig
@@ -36,13 +37,21 @@ class Demand:
     bundles: tuple[Resources, ...]
     nodes: Mapping[str, int]
     waiting: int
+    actors_per_node: int
 
     @property
-    def store_bytes_per_node(self) -> int:
-        """Shared memory on a node that has actors: the one copy of data and backbone, and the tasks that are under way.
+    def head_store_bytes(self) -> int:
+        """Shared memory on the head, where the driver puts data and backbone, and where every task and result passes."""
+        return self._store_bytes(self.num_actors)
 
-        A task holds its clients' states on the way out, and twice on the way back where Ray still has it."""
-        return self.weight.broadcast_bytes + 3 * self.num_actors * self.cohort_size * self.weight.state_bytes
+    @property
+    def worker_store_bytes(self) -> int:
+        """Shared memory on the fullest worker: its one copy of data and backbone, and what its own actors have under way."""
+        return self._store_bytes(self.actors_per_node)
+
+    def _store_bytes(self, num_actors: int) -> int:
+        """An actor's clients' states lie there as its task, as its result, and as a result before that Ray still has."""
+        return self.weight.broadcast_bytes + 3 * num_actors * self.cohort_size * self.weight.state_bytes
 
     @property
     def cohort_size(self) -> int:
@@ -75,7 +84,17 @@ def demand_of(config: ExperimentConfig, launcher: LauncherFile) -> Demand:
     bundles: Sequence[Resources] = gpu_bundles(section, num_actors, num_gpus=0)
     bundles = bundles or [{"CPU": section.cpus_per_actor}] * num_actors
     added, waiting = launcher.nodes_for(bundles)
-    return Demand(config, weight, num_cohorts, num_actors, tuple(bundles), added, waiting)
+    hosts = [kind.resources for kind in launcher.workers if kind.name in added]
+    fullest = max((_most_actors(section, bundles, node) for node in hosts), default=0)
+    return Demand(config, weight, num_cohorts, num_actors, tuple(bundles), added, waiting, fullest)
+
+
+def _most_actors(section: ClusterSection, bundles: Sequence[Resources], node: Resources) -> int:
+    """How many a node can hold at once: its GPUs bound the bundles, its CPUs the actors in them."""
+    sharing = sorted((round(bundle["CPU"] / section.cpus_per_actor) for bundle in bundles), reverse=True)
+    if section.gpus_per_actor > 0:
+        sharing = sharing[: int(node.get("GPU", 0) // max(1.0, section.gpus_per_actor))]
+    return min(sum(sharing), actors_that_fit(section, [node]))
 
 
 def launcher_lines(launcher: LauncherFile) -> list[str]:
@@ -103,16 +122,19 @@ def demand_lines(demand: Demand, launcher: LauncherFile) -> list[str]:
     nodes = f"{head} and {workers}" if workers else f"{head} alone"
     if demand.waiting:
         nodes += f"; {demand.waiting} of {len(demand.bundles)} bundles find no room, those that do share the work"
-    per_node = f"{_mb(weight.data_bytes)} data + {_mb(weight.backbone_bytes)} backbone, once per node"
+    once = f"{_mb(weight.data_bytes)} data + {_mb(weight.backbone_bytes)} backbone once"
     lines = [
         f"a run of {demand.config.name} ({demand.config.algorithm.name}) asks for",
         f"  actors        {demand.num_actors} with {share}; {cohorts}",
         f"  bundles       {_bundles(demand.bundles)}",
         f"  nodes         {nodes}",
-        f"  object store  {_mb(demand.store_bytes_per_node)} per node: {per_node}, and the tasks under way",
+        f"  object store  head: {_mb(demand.head_store_bytes)} ({once}, and the tasks and results of all actors)",
         f"  upload        {_per_round(weight.upload_bytes, demand.participants)}",
         f"  download      {_per_round(weight.download_bytes, demand.participants)}",
     ]
+    if demand.nodes:
+        own = f"the same, with those of {demand.actors_per_node} actors, the most on one"
+        lines.insert(-2, f"                a worker: {_mb(demand.worker_store_bytes)} ({own})")
     most = actors_that_fit(section, fullest_cluster(section, launcher))
     if section.num_actors == "auto" and demand.num_actors < most and demand.cohort_size > 1:
         lines.append(f"  {most} such actors would fit; smaller cohorts (training.cohort_size) would use more of them")

@@ -9,13 +9,14 @@ from __future__ import annotations
 import difflib
 import functools
 import logging
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from sylva_ray.cluster.aws_keys import NODE_CONFIG, aws_findings, check_aws
+from sylva_ray.cluster.raycluster import manifest_findings, pod_groups, read_manifests
 from sylva_ray.errors import RunError, UserError
 from sylva_ray.schema import read_yaml
 
@@ -38,19 +39,12 @@ PROVIDER_KEYS: dict[str, frozenset[str]] = {
 }
 """What Ray 2.60 reads under ``provider:``; other providers are left to Ray's schema."""
 
-_RUN_INSTANCES = """
-AdditionalInfo BlockDeviceMappings CapacityReservationSpecification ClientToken CpuOptions CreditSpecification
-DisableApiStop DisableApiTermination EbsOptimized EnablePrimaryIpv6 EnclaveOptions HibernationOptions
-IamInstanceProfile ImageId InstanceInitiatedShutdownBehavior InstanceMarketOptions InstanceType Ipv6AddressCount
-Ipv6Addresses KernelId KeyName LaunchTemplate LicenseSpecifications MaintenanceOptions MetadataOptions Monitoring
-NetworkInterfaces NetworkPerformanceOptions Placement PrivateDnsNameOptions PrivateIpAddress RamdiskId
-SecurityGroupIds SecurityGroups SubnetId SubnetIds TagSpecifications UserData
-"""
-NODE_CONFIG_KEYS: dict[str, frozenset[str]] = {
-    "aws": frozenset(_RUN_INSTANCES.split()),
-    "local": frozenset(),
-}
-"""What EC2's RunInstances takes, and ``SubnetIds``, which is Ray's."""
+NODE_CONFIG_KEYS: dict[str, frozenset[str]] = {"aws": frozenset(NODE_CONFIG), "local": frozenset()}
+
+MOST_NODES = 100_000
+"""More than any cluster has; where a file sets no limit, arithmetic stops here."""
+
+_LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 
 
 @dataclass(frozen=True)
@@ -92,8 +86,9 @@ class LauncherFile:
     def fullest(self, worth: Mapping[str, int]) -> list[Resources]:
         """The nodes of the cluster at its largest: the head, and workers, those of most ``worth[name]`` first."""
         nodes: list[Resources] = [self.head.resources]
+        most = min(self.max_workers, MOST_NODES)
         for kind in sorted(self.workers, key=lambda kind: (-worth[kind.name], -kind.resources.get("GPU", 0))):
-            free = self.max_workers - (len(nodes) - 1)
+            free = most - (len(nodes) - 1)
             nodes += [kind.resources] * min(kind.max_workers, free)
         return nodes
 
@@ -117,9 +112,9 @@ def load_launcher_file(path: Path) -> LauncherFile:
     Raises:
         UserError: no such file, no YAML, or what Ray or its provider would refuse; names the dotted key.
     """
-    manifest = _manifest(path)
-    if manifest is not None:
-        return _of_manifest(path, manifest)
+    documents = read_manifests(path)
+    if documents is not None:
+        return _of_manifests(path, documents)
     raw = read_yaml(path)
     config = _as_ray_reads_it(path, raw)
     provider = str(config["provider"]["type"])
@@ -130,6 +125,14 @@ def load_launcher_file(path: Path) -> LauncherFile:
         if not {"CPU", "GPU"} & node_type["resources"].keys() and provider != "local":
             fix = "must say CPU (and GPU): the instance type's, which nobody can look up offline"
             raise UserError(f"{own}.resources", node_type["resources"], fix)
+        for key in ("min_workers", "max_workers"):
+            if node_type.get(key, 0) < 0:
+                raise UserError(f"{own}.{key}", node_type[key], "must be 0 or more")
+    auth = config.get("auth") or {}
+    if provider in PROVIDER_KEYS and not auth.get("ssh_user"):
+        raise UserError("auth.ssh_user", auth.get("ssh_user"), "is missing; on Ubuntu's images it is ubuntu")
+    if provider == "aws":
+        check_aws(config)
     return _of_config(path, config, tuple(_findings(config, provider)), _blanks(raw))
 
 
@@ -139,14 +142,18 @@ def load_promised(path: Path) -> LauncherFile | None:
     Raises:
         UserError: no such file, or no YAML.
     """
-    manifest = _manifest(path)
-    if manifest is not None:
-        return _of_manifest(path, manifest)
+    documents = read_manifests(path)
+    if documents is not None:
+        return _of_manifests(path, documents)
     config = read_yaml(path)
-    types = config.get("available_node_types") or {}
-    if config.get("head_node_type") not in types or not all(kind.get("resources") for kind in types.values()):
-        return None
-    return _of_config(path, config)
+    try:
+        types = config.get("available_node_types") or {}
+        if config.get("head_node_type") not in types or not all(kind.get("resources") for kind in types.values()):
+            return None
+        return _of_config(path, config)
+    except (AttributeError, TypeError, ValueError):
+        fix = "its node types are garbled; `sylva-ray cluster check` tells where"
+        raise UserError("cluster file", str(path), fix) from None
 
 
 def _of_config(
@@ -154,7 +161,7 @@ def _of_config(
 ) -> LauncherFile:
     most = int(config.get("max_workers", 0))
     kinds = {
-        name: NodeType(name, kind["resources"], int(kind.get("max_workers", most)))
+        name: NodeType(name, _numbers(kind["resources"]), int(kind.get("max_workers", most)))
         for name, kind in config["available_node_types"].items()
     }
     head = kinds.pop(config["head_node_type"])
@@ -162,40 +169,19 @@ def _of_config(
     return LauncherFile(path, provider, head, tuple(kinds.values()), most, findings, blanks)
 
 
-def _manifest(path: Path) -> dict[str, Any] | None:
-    """The RayCluster among a file's documents, if it is one for Kubernetes."""
-    try:
-        documents = list(yaml.safe_load_all(path.read_text()))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):  # `read_yaml` says what is wrong with it
-        return None
-    return next((d for d in documents if isinstance(d, dict) and d.get("kind") == "RayCluster"), None)
+def _numbers(resources: Mapping[str, Any]) -> Resources:
+    return {name: float(value) for name, value in resources.items()}
 
 
-def _of_manifest(path: Path, manifest: Mapping[str, Any]) -> LauncherFile:
-    try:
-        spec = manifest["spec"]
-        head = NodeType("head", _pod_resources(spec["headGroupSpec"]), 0)
-        workers = tuple(
-            NodeType(group["groupName"], _pod_resources(group), int(group["maxReplicas"]))
-            for group in spec.get("workerGroupSpecs", [])
-        )
-    except (KeyError, TypeError, IndexError, ValueError) as error:
-        raise UserError("cluster file", str(path), f"its RayCluster lacks or garbles {error}") from None
-    auth = spec.get("authOptions", {}).get("mode")
-    findings = () if auth == "token" else ("spec.authOptions.mode is not token: whoever reaches the port may run code",)
+def _of_manifests(path: Path, documents: Sequence[Mapping[str, Any]]) -> LauncherFile:
+    """``documents``: the RayCluster first."""
+    head, *workers = (NodeType(*group) for group in pod_groups(documents[0]))
+    findings = tuple(manifest_findings(documents[0]))
+    blanks = [*_blanks(documents[0])]
+    for other in documents[1:]:
+        blanks += [f"{other.get('kind')}: {place}" for place in _blanks(other)]
     most = sum(kind.max_workers for kind in workers)
-    return LauncherFile(path, "kuberay", head, workers, most, findings, _blanks(manifest))
-
-
-def _pod_resources(group: Mapping[str, Any]) -> Resources:
-    """What Ray will see in a pod: its start parameters, else the first container's limits."""
-    container = group["template"]["spec"]["containers"][0]
-    limits, start = container.get("resources", {}).get("limits", {}), group.get("rayStartParams", {})
-    found = {
-        "CPU": start.get("num-cpus", limits.get("cpu", 0)),
-        "GPU": start.get("num-gpus", limits.get("nvidia.com/gpu", 0)),
-    }
-    return {name: float(value) for name, value in found.items() if float(value)}
+    return LauncherFile(path, "kuberay", head, tuple(workers), most, findings, tuple(blanks))
 
 
 def bootstrap_file() -> Path | None:
@@ -274,22 +260,34 @@ def _unknown(place: str, value: object, key: str, allowed: Iterable[str]) -> Use
 
 def _findings(config: Mapping[str, Any], provider: str) -> Iterator[str]:
     """What would work, and should not be done."""
-    starts = {key: " ".join(config.get(key) or []) for key in ("head_start_ray_commands", "worker_start_ray_commands")}
+    starts = {key: config.get(key) or [] for key in ("head_start_ray_commands", "worker_start_ray_commands")}
     for key, commands in starts.items():
-        if "ray start" in commands and "RAY_AUTH_MODE=token" not in commands:
+        if "ray start" in " ".join(commands) and "RAY_AUTH_MODE=token" not in " ".join(commands):
             yield f"{key} start Ray without RAY_AUTH_MODE=token: whoever reaches the port may run code"
+    if "RAY_AUTH_MODE=token" in str(starts) and not _brings_token(config):
+        yield "file_mounts bring no ~/.ray/auth_token, without which a node with RAY_AUTH_MODE=token starts no Ray"
     head = starts["head_start_ray_commands"]
-    if "--dashboard-host" in head and "--dashboard-host=127.0.0.1" not in head and "=localhost" not in head:
+    if _hosts(r"--dashboard-host", head) - _LOOPBACK:
         yield "head_start_ray_commands let the dashboard listen beyond the loopback; say --dashboard-host=127.0.0.1"
-    if "mlflow server" in head and "--host 127.0.0.1" not in head:
+    if _hosts(r"mlflow server\b.*?\s(?:--host|-h)", head) - _LOOPBACK:
         yield "head_start_ray_commands let MLflow listen beyond the loopback; say --host 127.0.0.1"
     if provider == "aws":
-        for name, node_type in config["available_node_types"].items():
-            if not {"SecurityGroupIds", "NetworkInterfaces", "LaunchTemplate"} & node_type["node_config"].keys():
-                yield f"{name} names no SecurityGroupIds: Ray then makes a group that opens port 22 to the world"
-        rules = config["provider"].get("security_group", {}).get("IpPermissions", [])
-        if any("0.0.0.0/0" in str(rule) or "::/0" in str(rule) for rule in rules):
-            yield "provider.security_group opens a port to the world"
+        yield from aws_findings(config)
+
+
+def _hosts(option: str, commands: Sequence[str]) -> set[str]:
+    """What ``commands`` give for an option, after a blank or an equals sign."""
+    found = (re.findall(rf"{option}(?:=|\s+)([^\s;&|)]*)", command, re.DOTALL) for command in commands)
+    return {host.strip("'\"") for hosts in found for host in hosts}
+
+
+def _brings_token(config: Mapping[str, Any]) -> bool:
+    """By a mount of the file or its folder, or by any command that names it."""
+    mounts = [str(place).rstrip("/") for place in config.get("file_mounts") or {}]
+    commands = [value for key, value in config.items() if key.endswith("_commands")]
+    return any(place.endswith((".ray/auth_token", "/.ray")) for place in mounts) or any(
+        word in str(commands) for word in (".ray/auth_token", "RAY_AUTH_TOKEN")
+    )
 
 
 def _blanks(raw: Mapping[str, Any]) -> tuple[str, ...]:

@@ -30,6 +30,17 @@ SHIPPED = ROOT / "cluster.yaml"
 Change = Callable[[dict[str, Any]], None]
 
 
+NODE = "available_node_types.small.node_config"
+
+
+def _small(config: dict[str, Any]) -> dict[str, Any]:
+    return config["available_node_types"]["small"]
+
+
+def _node(config: dict[str, Any]) -> dict[str, Any]:
+    return _small(config)["node_config"]
+
+
 @pytest.fixture(scope="module")
 def launcher() -> LauncherFile:
     return load_launcher_file(SHIPPED)
@@ -105,6 +116,23 @@ def test_the_shipped_file_installs_this_version() -> None:
             "GPU",
         ),
         (lambda c: c.pop("provider"), "provider", "missing"),
+        (lambda c: c["provider"].pop("region"), "provider.region", "missing"),
+        (lambda c: c["provider"].update(key_pair="mine"), "provider.key_pair", "must be a mapping"),
+        (lambda c: c["auth"].clear(), "auth.ssh_user", "missing"),
+        (lambda c: _small(c).update(max_workers=-1), "available_node_types.small.max_workers", "0 or more"),
+        (lambda c: _small(c).update(min_workers=-1), "available_node_types.small.min_workers", "0 or more"),
+        (lambda c: _node(c).pop("InstanceType"), f"{NODE}.InstanceType", "missing"),
+        (lambda c: _node(c).update(InstanceType=""), f"{NODE}.InstanceType", "must be a text"),
+        (lambda c: (_node(c).pop("ImageId"), c["provider"].update(region="xx-1")), f"{NODE}.ImageId", "missing"),
+        (lambda c: _node(c).update(SecurityGroupIds=[]), f"{NODE}.SecurityGroupIds", "must be a list of texts"),
+        (lambda c: _node(c).update(SecurityGroupIds=None), f"{NODE}.SecurityGroupIds", "must be a list of texts"),
+        (
+            lambda c: _node(c).update(BlockDeviceMappings="x"),
+            f"{NODE}.BlockDeviceMappings",
+            "must be a list of mappings",
+        ),
+        (lambda c: _node(c).update(InstanceMarketOptions="spot"), f"{NODE}.InstanceMarketOptions", "must be a mapping"),
+        (lambda c: c["auth"].update(ssh_private_key="~/x.pem"), NODE.replace("small", "head") + ".KeyName", "missing"),
     ],
 )
 def test_a_typo_is_one_line_that_names_the_key(
@@ -136,6 +164,11 @@ def test_a_typo_is_one_line_that_names_the_key(
             ),
             "to the world",
         ),
+        (lambda c: _node(c).pop("ImageId"), "small names no ImageId"),
+        (lambda c: c["file_mounts"].pop("~/.ray/auth_token"), "~/.ray/auth_token"),
+        (lambda c: c["head_start_ray_commands"].append("mlflow server --host=0.0.0.0"), "MLflow"),
+        (lambda c: c["head_start_ray_commands"].append("mlflow server --port 5000 -h 0.0.0.0"), "MLflow"),
+        (lambda c: _head_command(c, "--dashboard-host=127.0.0.1", "--dashboard-host 0.0.0.0"), "dashboard"),
     ],
 )
 def test_what_ray_accepts_and_nobody_should_do_is_said(
@@ -144,6 +177,30 @@ def test_what_ray_accepts_and_nobody_should_do_is_said(
     findings = load_launcher_file(changed(change)).findings
     assert len(findings) == 1
     assert says in findings[0]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda c: _head_command(c, "--dashboard-host=127.0.0.1", "--dashboard-host 127.0.0.1"),
+        lambda c: _head_command(c, "--dashboard-host=127.0.0.1", "--dashboard-host='localhost'"),
+        lambda c: _head_command(c, "--dashboard-host=127.0.0.1", ""),  # Ray's own default
+        lambda c: _head_command(c, "--host 127.0.0.1", "--host=127.0.0.1"),
+        lambda c: _head_command(c, "--host 127.0.0.1", ""),  # MLflow's
+        lambda c: c.pop("auth"),  # Ray's: ubuntu
+        lambda c: c.update(file_mounts={"/home/ubuntu/.ray/": "~/.ray"}),
+        lambda c: _node(c).update(InstanceMarketOptions={}),  # on demand
+        lambda c: _small(c).update(node_config={"LaunchTemplate": {"LaunchTemplateName": "mine"}}),
+    ],
+)
+def test_another_way_to_say_it_well_is_no_finding(changed: Callable[[Change], Path], change: Change) -> None:
+    assert load_launcher_file(changed(change)).findings == ()
+
+
+def _head_command(config: dict[str, Any], old: str, new: str) -> None:
+    commands = config["head_start_ray_commands"]
+    assert sum(old in command for command in commands) == 1
+    commands[:] = [command.replace(old, new) for command in commands]
 
 
 SMALL = NodeType("small", {"CPU": 4, "GPU": 1}, 4)
@@ -195,9 +252,13 @@ def test_what_a_running_cluster_was_made_from_is_not_judged(changed: Callable[[C
 
 def test_the_manifest_for_kubernetes_says_the_same_of_its_nodes() -> None:
     launcher = load_launcher_file(ROOT / "docs/raycluster.yaml")
-    assert launcher.head.resources == {"CPU": 8}
+    assert launcher.head.resources == {"CPU": 7}  # MLflow beside it, and what Kubernetes keeps: a machine of 8
     assert launcher.workers == (NodeType("small", {"CPU": 4, "GPU": 1}, 4),)
     assert launcher.findings == ()
+    assert launcher.blanks == (
+        "spec.headGroupSpec.template.spec.containers.image",
+        "PersistentVolumeClaim: spec.storageClassName",
+    )
 
 
 @pytest.mark.parametrize(
@@ -221,9 +282,35 @@ def test_demand_of_a_run(launcher: LauncherFile) -> None:
     assert demand.bundles == ({"GPU": 1.0, "CPU": 2.0},)
     assert (demand.nodes, demand.waiting) == ({"small": 1}, 0)
     assert demand.weight.upload_bytes == 221_184  # what `sylva-ray bytes` says of rank 8
+    assert demand.actors_per_node == 2
+    assert demand.worker_store_bytes == demand.head_store_bytes
     text = "\n".join(demand_lines(demand, launcher))
     for part in ("2 with 1 CPUs, 0.25 GPUs each", "1 x {GPU: 1, CPU: 2}", "1 small", "221,184 B per client"):
         assert part in text
+
+
+@pytest.mark.parametrize(
+    ("overrides", "nodes", "per_node"),
+    [
+        (["cluster.gpus_per_actor=0.25"], {"small": 2}, 3),  # six actors in two bundles, though a fourth would fit
+        (["cluster.gpus_per_actor=0.5"], {"small": 3}, 2),
+        (["cluster.gpus_per_actor=2"], {"large": 1}, 2),
+        (["cluster.gpus_per_actor=1", "cluster.cpus_per_actor=4"], {"large": 1, "small": 2}, 4),
+        (["cluster.cpus_per_actor=3"], {"small": 3}, 1),  # two on the head's 8 CPUs
+        ([], {}, 0),  # all on the head
+    ],
+)
+def test_a_worker_stores_what_its_own_actors_have_under_way_and_the_head_stores_all(
+    overrides: list[str], nodes: dict[str, int], per_node: int
+) -> None:
+    """Six clients, one each. Once data and backbone; thrice an actor's states."""
+    config = load_config(ROOT / "configs/digits.yaml", ["training.cohort_size=1", "training.device=cpu", *overrides])
+    demand = demand_of(config, CLUSTER)
+    assert (demand.nodes, demand.actors_per_node) == (nodes, per_node)
+    once, states = demand.weight.broadcast_bytes, demand.weight.state_bytes
+    assert demand.head_store_bytes == once + 3 * demand.num_actors * states
+    assert demand.worker_store_bytes == once + 3 * per_node * states
+    assert any("a worker:" in line for line in demand_lines(demand, CLUSTER)) == bool(nodes)
 
 
 def test_a_run_that_fits_no_node_type_is_refused_by_the_check(launcher: LauncherFile) -> None:
