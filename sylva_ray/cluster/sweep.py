@@ -39,6 +39,9 @@ WATCH_S = 1.0
 WAITING_S = 30.0
 """While no trial runs, how often to say so: a process needs ten seconds or twenty, a cloud node minutes."""
 
+HEAD = "node:__internal_head__"
+"""A resource that Ray gives to the head alone. (Of nodes on one machine, the address may be the same.)"""
+
 SETTINGS = {
     "RAY_AIR_NEW_OUTPUT": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the run folders say more
@@ -124,10 +127,10 @@ def _largest(space: Space) -> list[ExperimentConfig]:
 
 
 def _home() -> str:
-    """The resource that only this node has."""
+    """The resource that only this node has: the head's, or one that is called by its address."""
     here = ray.get_runtime_context().get_node_id()
     resources = next(node["Resources"] for node in ray.nodes() if node["NodeID"] == here)
-    return next(name for name in resources if name.startswith("node:") and "__" not in name)
+    return max((name for name in resources if name.startswith("node:")), key=lambda name: name == HEAD)
 
 
 def _fit(
