@@ -95,7 +95,7 @@ class Bench:
 
 
 def timed(work: Callable[..., T], *given: object) -> tuple[float, T]:
-    """Seconds and the result: of the process's own time, which other jobs disturb little; on a GPU wall time, its queue included."""
+    """Seconds and the result. The process's own time, which other jobs disturb little; on a GPU wall time, with its queue."""
     if not torch.cuda.is_available():
         started = time.process_time()
         result = work(*given)
