@@ -127,15 +127,16 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="repetitions; medians are printed")
     arguments = parser.parse_args()
     bench = Bench(arguments.run, arguments.clients, arguments.images)
+    specs = [s for s in suite("standard", bench.epsilon, bench.num_classes) if s.label.startswith(arguments.only)]
+    if not specs:
+        parser.error(f"no attack of the standard suite begins like {arguments.only!r}")
     everyone = list(range(len(bench.pieces)))
     bench.attack(suite("quick", bench.epsilon, bench.num_classes)[0], everyone)  # warm up
     print(f"{len(everyone)} clients, {bench.total} images, epsilon {bench.epsilon * 255:g}/255\n")
     print("| attack | images/s | bare share | one client at a time / stack | passes / without early stop |")
     print("|---|---|---|---|---|")
     sums = {"stack": 0.0, "single": 0.0, "bare": 0.0, "passes": 0.0, "whole": 0.0}
-    for spec in suite("standard", bench.epsilon, bench.num_classes):
-        if not spec.label.startswith(arguments.only):
-            continue
+    for spec in specs:
         times = []
         for _ in range(arguments.rounds):
             stack, (forwards, backwards) = timed(bench.attack, spec, everyone)

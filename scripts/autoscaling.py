@@ -48,7 +48,7 @@ DIGITS = ROOT / "configs/digits.yaml"
 HEAD = "ray.head.default"
 """What the provider of fake nodes calls the head, whatever the file says."""
 
-TOLD = ("step", "trial", "waiting", "no trial", "a worker", "trials", "sylva-ray")
+TOLD = ("step", "trial", "waiting", "no trial", "a worker", "sylva-ray")
 """What the log here repeats of what `sylva-ray` says; Ray adds a dump of the node that was killed."""
 
 CONFIG = [*SMALL, "training.rounds=4"]

@@ -200,7 +200,7 @@ def main() -> None:
     server.terminate()
     server.wait()
     shutil.rmtree(laptop, ignore_errors=True)
-    finish(result, out)
+    finish(result, out, work)
 
 
 if __name__ == "__main__":

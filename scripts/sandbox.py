@@ -100,10 +100,10 @@ def result_file(description: str | None) -> Path | None:
     return out
 
 
-def finish(result: dict[str, Any], out: Path | None) -> None:
-    """Print what happened, and write it to ``out``."""
+def finish(result: dict[str, Any], out: Path | None, work: Path | None = None) -> None:
+    """Print what happened (without the name of the temporary folder ``work``), and write it to ``out``."""
     text = json.dumps(result, indent=1) + "\n"
-    print(text, end="")
+    print(text.replace(str(work), "...") if work else text, end="")
     if out is not None:
         out.write_text(text)
 

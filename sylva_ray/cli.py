@@ -6,7 +6,7 @@ from __future__ import annotations
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -118,8 +118,8 @@ def tune(
     if sweep.failed:
         first = sweep.failed[0]
         what = f"{len(sweep.failed)} of {len(sweep.trials)} trials failed, the first ({first.key}): {first.error}"
-        again = any(trial.state == "failed" for trial in sweep.failed)
-        raise RunError(f"{what}. Try again with: sylva-ray tune {sweep_dir} --resume" if again else what)
+        again = not loaded.remembers or any(trial.state == "failed" for trial in sweep.failed)
+        raise RunError(f"{what}. Mend that, then: sylva-ray tune {sweep_dir} --resume" if again else what)
 
 
 @app.command()
@@ -380,14 +380,20 @@ def _run_folder(
             remote.start()
         else:
             remote.pull()
-        yield remote.local, remote
+        try:
+            yield remote.local, remote
+        except (KeyboardInterrupt, SystemExit, RunError):
+            if purpose == "change":  # what was measured until now
+                with suppress(RunError):
+                    remote.push()
+            raise
         if purpose == "change":
             remote.push()
 
 
 class _resumable:
-    """Turns a failure of what has begun (``sign``, a file, is there) into one line that says ``how`` to go on. SIGTERM is one,
-    too."""
+    """Turns a failure of what has begun (``sign``, a file or folder, is there) into one line that says ``how`` to go on.
+    SIGTERM is one, too."""
 
     def __init__(self, sign: Path, how: str) -> None:
         self.sign, self.how = sign, how

@@ -24,7 +24,7 @@ from ray.tune.schedulers import ASHAScheduler
 
 from sylva_ray.cluster.launcher_file import LauncherFile, Resources
 from sylva_ray.cluster.session import fullest_cluster, node_resources, promised_cluster, ray_session, require_reachable
-from sylva_ray.cluster.trial import MOST_TRIALS, run_trial, trial_bundles, trials_that_fit
+from sylva_ray.cluster.trial import HOME_SHARE, MOST_TRIALS, run_trial, trial_bundles, trials_that_fit
 from sylva_ray.config import ExperimentConfig
 from sylva_ray.errors import RunError, UserError
 from sylva_ray.tuning.folder import SweepFolder
@@ -97,15 +97,14 @@ def check_trials_fit(space: Space, home: str, promised: LauncherFile | None) -> 
     live = node_resources()
     here = next(node for node in live if home in node)
     others = [node for node in live if node is not here]
-    slots = MOST_TRIALS
+    slots = MOST_TRIALS if space.trials.at_once == "auto" else min(MOST_TRIALS, space.trials.at_once)
     for config in _largest(space):
         nodes = [here, *(others if promised is None else fullest_cluster(config.cluster, promised)[1:])]
-        fit = trials_that_fit(trial_bundles(config, home), nodes)
+        fit = trials_that_fit(trial_bundles(config, home), nodes, slots)
         if fit == 0:
             raise _fits_nowhere(config, here, nodes)
         slots = min(slots, fit)
-    at_once = space.trials.at_once
-    return slots if at_once == "auto" else min(slots, at_once)
+    return slots
 
 
 def _fits_nowhere(config: ExperimentConfig, here: Resources, nodes: Sequence[Resources]) -> UserError:
@@ -146,10 +145,9 @@ def _fit(
     def bundles(given: dict[str, Any]) -> tune.PlacementGroupFactory:
         try:
             config = space.config(given["trial"]["values"], given["trial"]["seed"])
-        except (
-            UserError
-        ):  # Optuna's, inside a range whose ends are fine: the trial itself says so, and the others go on
-            return tune.PlacementGroupFactory([{home: 0.001}])
+        except UserError:
+            # a point of Optuna's, in a range whose ends are fine: the trial itself says so, and the others go on
+            return tune.PlacementGroupFactory([{home: HOME_SHARE}])
         return tune.PlacementGroupFactory(trial_bundles(config, home))
 
     trainable = tune.with_parameters(
@@ -161,7 +159,7 @@ def _fit(
         environment={name: value for name, value in os.environ.items() if name.startswith("MLFLOW_")},
     )
     trainable = tune.with_resources(trainable, bundles)
-    remembers = space.search.kind == "optuna" or space.scheduler.kind == "asha"
+    remembers = space.remembers
     if remembers and any(folder.tune.glob("experiment_state-*")):
         results = _run(tune.Tuner.restore(str(folder.tune), trainable, restart_errored=True))
     else:
@@ -222,7 +220,7 @@ def _trial_key(trial: Any) -> str:
 def asha(space: Space) -> ASHAScheduler:
     """Successive halving on rounds of phase 1; who survives them all runs to the end, phase 2 included."""
     objective, section = space.objectives[0], space.scheduler
-    rounds = max(config.training.rounds for config in _largest(space))
+    rounds = max(space.config(values, space.seeds[0]).training.rounds for values in corners(space))
     return ASHAScheduler(
         time_attr="step",
         metric=objective.metric,
@@ -238,21 +236,24 @@ def asha(space: Space) -> ASHAScheduler:
 def watching(folder: SweepFolder, space: Space, on_event: OnEvent) -> Iterator[None]:
     """Pass on what the trials' histories say, from a thread, for as long as the block lasts."""
     total = (space.search.num_points or 0) * len(space.seeds) or len(planned_trials(space))
-    done, seen, running = threading.Event(), dict[str, int](), set[str]()
+    done, seen, running = threading.Event(), dict[str, int](), dict[str, int]()
 
     def look(tell: OnEvent = on_event) -> None:
         for path in sorted((folder.root / "attempts").glob("*.jsonl")):
             history = folder.attempts(path.stem)
             for entry in history[seen.get(path.stem, 0) :]:
                 tell({"event": "trial", "key": path.stem, **entry})
-                (running.discard if "ended" in entry else running.add)(path.stem)
+                if "ended" in entry:
+                    running.pop(path.stem, None)
+                elif "process" in entry:
+                    running[path.stem] = entry["process"]
             seen[path.stem] = len(history)
 
     def watch() -> None:
         idle_since = time.monotonic()
         while not done.wait(WATCH_S):
             look()
-            idle_since = time.monotonic() if running else idle_since
+            idle_since = time.monotonic() if any(map(_is_alive, running.values())) else idle_since
             if time.monotonic() - idle_since > WAITING_S:
                 idle_since = time.monotonic()
                 nodes = node_resources()
@@ -273,3 +274,14 @@ def watching(folder: SweepFolder, space: Space, on_event: OnEvent) -> Iterator[N
         done.set()
         thread.join()
         look()
+
+
+def _is_alive(process: int) -> bool:
+    """Whether a coordinator, which is on this node, is there. One that was killed could not say so."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # somebody else's, hence there
+        pass
+    return True

@@ -35,8 +35,11 @@ from sylva_ray.tuning.points import Trial
 from sylva_ray.tuning.space import Space
 from sylva_ray.tuning.tracking import trial_config
 
-MOST_TRIALS = 10_000
-"""At once; enough for any cluster."""
+HOME_SHARE = 0.001
+"""What a coordinator takes of its node's own resource, which is 1."""
+
+MOST_TRIALS = 1000
+"""At once, by that share."""
 
 GOODBYE_S = 60
 """How long a process that is to be used again waits for a pruned trial to put its things away."""
@@ -49,19 +52,19 @@ def trial_bundles(config: ExperimentConfig, home: str) -> list[dict[str, float]]
     coordinator waits most of the time and takes no CPU. In process there is one bundle, which does all the work."""
     section = config.cluster
     worker = {"CPU": section.cpus_per_actor, "GPU": section.gpus_per_actor}
-    here = {home: 0.001}
+    here = {home: HOME_SHARE}
     if section.pool == "in_process":
         return [here | worker]
     assert isinstance(section.num_actors, int), "resolved by the space"
     return [here, *([worker] * section.num_actors)]
 
 
-def trials_that_fit(bundles: Sequence[Resources], nodes: Sequence[Resources]) -> int:
-    """How many trials the empty nodes hold at once: bundles, the largest first, onto the first node with room."""
+def trials_that_fit(bundles: Sequence[Resources], nodes: Sequence[Resources], most: int = MOST_TRIALS) -> int:
+    """How many trials the empty nodes hold at once, up to ``most``: bundles, the largest first, onto the first node with room."""
     free = [_Room(node) for node in nodes]
     ordered = sorted(bundles, key=lambda bundle: (-bundle.get("GPU", 0.0), -bundle.get("CPU", 0.0)))
     trials = 0
-    while trials < MOST_TRIALS and all(any(room.take(bundle) for room in free) for bundle in ordered):
+    while trials < most and all(any(room.take(bundle) for room in free) for bundle in ordered):
         trials += 1
     return trials
 

@@ -28,11 +28,10 @@ RUN_TAG = "sylva_ray.run"
 
 PARENT_TAG = "mlflow.parentRunId"
 SWEEP_TAG = "sylva.kind"
-"""On the parent run of a sweep."""
+"""Marks the run of a whole sweep, which has trials under it and no result of its own."""
 
 SWEEP_NAME_TAG = "sylva.sweep"
 """On a sweep's parent run and its trials: the name of its folder."""
-"""Marks the run of a whole sweep, which has trials under it and no result of its own."""
 
 METRICS_PER_BATCH, PARAMS_PER_BATCH, PARAM_LENGTH = 1000, 100, 6000
 """MLflow's own limits."""

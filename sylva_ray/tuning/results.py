@@ -143,7 +143,7 @@ def collect(folder: SweepFolder, space: Space, trials: Sequence[Trial], failed: 
 def _trial(folder: SweepFolder, space: Space, trial: Trial, failure: str | None) -> TrialResult:
     run_dir, history = folder.trial(trial.key), folder.attempts(trial.key)
     records, summary = read_records(run_dir / RECORDS), read_summary(run_dir)
-    last: dict[str, Any] = next((entry for entry in reversed(history) if "outcome" in entry), {})
+    last = history[-1] if history else {}
     is_refused = last.get("outcome") == "refused"
     state = "finished" if summary else "refused" if is_refused else "failed" if failure is not None else "pruned"
     try:

@@ -220,7 +220,12 @@ class Space(Section):
     @cached_property
     def cluster(self) -> ClusterSection:
         """The part of the experiment that no parameter changes: where it runs."""
-        return build(ExperimentConfig, self.experiment).cluster
+        return build(ClusterSection, self.experiment.get("cluster") or {}, "cluster")
+
+    @property
+    def remembers(self) -> bool:
+        """Whether what is tried, or given up, depends on results."""
+        return self.search.kind == "optuna" or self.scheduler.kind == "asha"
 
     def to_yaml(self) -> str:
         """The space as it runs: it needs no other file."""
@@ -262,11 +267,6 @@ def load_space(path: Path, overrides: Sequence[str] = ()) -> Space:
     space = resolved_space(raw | {"experiment": experiment, "parameters": parameters | of_parameters, "base": None})
     for change in changes:
         _check_not_swept(space, change)
-    try:
-        config = build(ExperimentConfig, space.experiment)
-    except UserError:
-        return space  # a parameter may mend it; every point is built before anything starts
-    check_measured(space, config)
     return space
 
 
@@ -305,13 +305,16 @@ def _sorted(overrides: Sequence[str]) -> tuple[list[str], dict[str, Any], list[t
     for override in overrides:
         key, equals, text = override.partition("=")
         section, _, rest = key.partition(".")
-        if equals and key and (rest if section == "parameters" else section not in Space.model_fields):
+        is_inner = bool(rest) if section in ("parameters", "experiment") else section not in Space.model_fields
+        if equals and key and is_inner:
             try:
                 value = yaml.safe_load(text) if text else ""
             except yaml.YAMLError:
                 value = text
             if section == "parameters":
                 of_parameters[rest] = value
+            elif section == "experiment":
+                of_experiment.append((rest, value))
             else:
                 of_experiment.append((key, value))
         else:

@@ -157,10 +157,16 @@ def test_a_sweep_without_a_running_trial_says_so(tmp_path: Path, monkeypatch: py
         assert come.wait(10)
     assert heard[-1]["what"].endswith("(nodes: 1, GPUs: 0)")
     with watching(folder, space, listen):
-        folder.note("k-s0", began=1.0)
+        folder.note("k-s0", began=1.0, process=os.getpid())
         time.sleep(0.3)
     began = [event["event"] for event in heard].index("trial")
     assert len(heard) == began + 1, "a trial that runs is no reason to wait"
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    come.clear()
+    with watching(folder, space, listen):  # killed: it could not say that it ended
+        folder.note("k-s0", began=2.0, process=gone.pid)
+        assert come.wait(10)
 
 
 @pytest.mark.parametrize(
@@ -253,6 +259,12 @@ def test_optunas_state_survives_the_driver(tmp_path: Path) -> None:
     first.save(str(tmp_path / "state"))
     second.restore(str(tmp_path / "state"))
     assert begun + play(second, outcome) == whole
+
+
+def test_asha_counts_on_the_longest_of_the_trials(tmp_path: Path) -> None:
+    rounds = {"training.rounds": {"grid": [9, 6]}}
+    space = space_of(tmp_path, parameters=rounds, scheduler={"kind": "asha", "reduction_factor": 3})
+    assert asha(space)._max_t == 9
 
 
 def test_asha_keeps_the_best_third_at_every_rung_and_lets_them_finish(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from sylva_ray.client.worker import CohortWorker
 from sylva_ray.coordinator.checkpoint import MANIFEST, CheckpointFolder
 from sylva_ray.coordinator.pool import InProcessPool
 from sylva_ray.coordinator.remote_folder import RemoteFolder
-from sylva_ray.errors import RunError, UserError
+from sylva_ray.errors import Interrupted, RunError, UserError
 from sylva_ray.experiment import Prepared, claim_run_folder, run_experiment
 from tests.conftest import TINY
 
@@ -112,6 +112,20 @@ def test_a_url_that_holds_something_is_refused(url: str, tmp_path: Path) -> None
     here._files.rm_file(f"{here._root}/config.yaml")
     with pytest.raises(UserError, match="is not empty"):
         here.start()
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt(), SystemExit(143), Interrupted("interrupted")])
+def test_what_an_evaluation_had_measured_when_it_was_stopped_is_at_the_url(
+    stop: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    url = (tmp_path / "shared").as_uri()
+    save_steps(RemoteFolder(url), 0)
+    with pytest.raises(type(stop)), cli._run_folder(url, "change") as (run_dir, _):
+        (run_dir / "evaluation").mkdir()
+        (run_dir / "evaluation" / "part").write_text("measured")
+        raise stop
+    assert (tmp_path / "shared" / "evaluation" / "part").read_text() == "measured"
 
 
 def test_one_process_at_a_time(tmp_path: Path) -> None:

@@ -86,6 +86,20 @@ def test_a_small_space_has_no_more_points_than_it_has(tmp_path: Path) -> None:
     assert sorted(t.values["lora.rank"] for t in planned_trials(space)) == [2, 4]
 
 
+def test_what_the_base_lacks_the_parameters_may_give(tmp_path: Path) -> None:
+    """Nobody runs the base: no attack, too few rounds and a rank of 0 in it are nothing wrong."""
+    base = {**TINY, "evaluation": {"attacks": [], "every": 1}, "lora": {"rank": 0}}
+    attack = {"epsilon": "4/255", "steps": 1}
+    parameters = {
+        "evaluation.attacks": {"grid": [[attack], [attack | {"steps": 2}]]},
+        "training.rounds": {"grid": [9, 6]},
+        "lora.rank": {"grid": [2]},
+    }
+    space = space_of(tmp_path, experiment=base, parameters=parameters, scheduler={"kind": "asha", "grace_rounds": 2})
+    check_space(space)
+    assert space.cluster.address is None
+
+
 def test_the_resolved_space_says_the_same(tmp_path: Path) -> None:
     (tmp_path / "base.yaml").write_text(yaml.safe_dump(TINY))
     space = space_of(tmp_path, base="base.yaml", experiment={}, seeds=[1])
@@ -202,6 +216,7 @@ CASES: dict[str, tuple[dict[str, Any], tuple[str, ...], list[str]]] = {
         (),
         ["lora.rank", "4", "swept"],
     ),
+    "override of the experiment's swept key": ({}, ("experiment.lora.rank=3",), ["lora.rank", "3", "swept"]),
     "override inside a swept section": (
         {"parameters": {"algorithm": {"grid": [{"name": "per_lora"}]}}},
         ("algorithm.name=fedit_at",),
@@ -217,8 +232,8 @@ CASES: dict[str, tuple[dict[str, Any], tuple[str, ...], list[str]]] = {
             "parameters": {"training.rounds": {"grid": [3, 1]}},
             "scheduler": {"kind": "asha", "grace_rounds": 2},
         },
-        ("evaluation.every=1", "training.rounds=3"),
-        ["training.rounds"],
+        ("evaluation.every=1",),
+        ["scheduler.grace_rounds = 2", "training.rounds, which is 1", "at rounds=1"],
     ),
     "several at once, but not how many": ({}, ("trials.at_once=true",), ["trials.at_once", "True"]),
     "no seeds": ({"seeds": []}, (), ["seeds", "one or more"]),
