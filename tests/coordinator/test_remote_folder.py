@@ -121,10 +121,15 @@ def test_what_an_evaluation_had_measured_when_it_was_stopped_is_at_the_url(
     monkeypatch.setenv("HOME", str(tmp_path))
     url = (tmp_path / "shared").as_uri()
     save_steps(RemoteFolder(url), 0)
-    with pytest.raises(type(stop)), cli._run_folder(url, "change") as (run_dir, _):
-        (run_dir / "evaluation").mkdir()
-        (run_dir / "evaluation" / "part").write_text("measured")
-        raise stop
+
+    def evaluate() -> None:
+        with cli._run_folder(url, "change") as (run_dir, _):
+            (run_dir / "evaluation").mkdir()
+            (run_dir / "evaluation" / "part").write_text("measured")
+            raise stop
+
+    with pytest.raises(type(stop)):
+        evaluate()
     assert (tmp_path / "shared" / "evaluation" / "part").read_text() == "measured"
 
 
