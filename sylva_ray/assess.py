@@ -21,7 +21,7 @@ import numpy as np
 from sylva_ray.aggregation.byzantine import attackers_of
 from sylva_ray.algorithms.registry import create_algorithm
 from sylva_ray.attacks.checks import is_collapsed, predicts_one_class
-from sylva_ray.config import ExperimentConfig
+from sylva_ray.config import load_run_config
 from sylva_ray.coordinator.cohorts import make_cohorts
 from sylva_ray.coordinator.pool import ClientPool
 from sylva_ray.errors import UserError
@@ -43,9 +43,8 @@ from sylva_ray.evaluation.assessment.plan import (
 from sylva_ray.evaluation.certificates import certificates, certified_accuracy
 from sylva_ray.evaluation.metrics import spread
 from sylva_ray.evaluation.summary import threat_model
-from sylva_ray.experiment import CONFIG, SUMMARY, Prepared, load_run, prepare
+from sylva_ray.experiment import SUMMARY, Prepared, load_run, prepare
 from sylva_ray.models.peft_format import load_adapter
-from sylva_ray.schema import build, read_overridden
 from sylva_ray.types import (
     AttackSpec,
     CertifyTask,
@@ -72,8 +71,8 @@ MOST_SOURCES = 15
 GALLERY_IMAGES, SHOWN = 8, 12
 """Images per client among which the gallery looks, and how many it shows."""
 
-FREE = ("cluster.", "training.device")
-"""Settings that do not change what is measured."""
+FREE = ("cluster.", "training.device", "evaluation.precision")
+"""Settings that an evaluation may change."""
 
 State = dict[str, np.ndarray]
 
@@ -99,12 +98,12 @@ def prepare_assessment(
     for override in overrides:
         if not override.startswith(FREE):
             raise UserError(
-                "override", override, "would change the run; only cluster.* and training.device can be set here"
+                "override", override, "would change the run; only cluster.*, training.device and evaluation.precision can be set here"
             )
     config, states = load_run(run_dir)
     if not (run_dir / SUMMARY).exists():
         raise UserError("RUN", str(run_dir), f"is not finished; first: sylva-ray run {run_dir} --resume")
-    config = build(ExperimentConfig, read_overridden(run_dir / CONFIG, overrides))
+    config = load_run_config(run_dir, overrides)
     if images is not None:
         partition = config.partition.model_copy(update={"test_samples": images})
         keep = config.dataset.test_pool == "train"

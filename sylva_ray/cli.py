@@ -15,7 +15,7 @@ import typer
 from rich.console import Console
 
 from sylva_ray import __version__
-from sylva_ray.config import OFFLINE_BACKBONE, BackboneSection, LoraSection, load_config
+from sylva_ray.config import OFFLINE_BACKBONE, BackboneSection, LoraSection, load_config, load_run_config
 from sylva_ray.errors import Interrupted, RunError, Stopped, UserError
 
 if TYPE_CHECKING:
@@ -67,8 +67,8 @@ def run(
     where = out or f"runs/{experiment.name if experiment else ''}-{datetime.now():%Y%m%d-%H%M%S}"
     console = _console()
     with _run_folder(where, "resume" if resume else "start") as (run_dir, remote):
-        experiment = experiment or load_config(run_dir / "config.yaml", overrides or [])
-        prepared = prepare(experiment)
+        experiment = experiment or load_run_config(run_dir, overrides or [])
+        prepared = prepare(experiment, run_dir)
         with (
             RunDisplay(console, quiet) as display,
             _resumable(run_dir / "config.yaml", f"Resume with: sylva-ray run {where} --resume"),
@@ -126,7 +126,7 @@ def tune(
 def evaluate(
     run: RunFolder,
     overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="cluster.* and training.device only")
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="cluster.*, training.device, evaluation.precision only")
     ] = None,
     attack: Annotated[
         list[str] | None,
@@ -211,7 +211,7 @@ def track(run: RunFolder, overrides: Overrides = None) -> None:
 
     with _run_folder(run, "change") as (run_dir, _):
         load_run(run_dir)
-        problems = send_run(run_dir, load_config(run_dir / "config.yaml", overrides or []))
+        problems = send_run(run_dir, load_run_config(run_dir, overrides or []))
     if problems:
         raise RunError("; ".join(problems))
     typer.echo(f"MLflow has all of {run}")

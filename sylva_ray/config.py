@@ -103,6 +103,13 @@ class AttackSection(Section):
         return AttackSpec("pgd", epsilon, self.steps, step_size, self.random_start, loss=loss)
 
 
+class AttentionKernels(Section):
+    """The attention kernel of each precision: what ``training.attention=auto`` becomes."""
+
+    float32: Literal["fused", "plain"] = "fused"
+    bfloat16: Literal["fused", "plain"] = "fused"
+
+
 class TrainingSection(Section):
     """Local training and the rhythm of rounds."""
 
@@ -119,8 +126,11 @@ class TrainingSection(Section):
     augment: Literal["none", "flip", "crop", "flip_crop"] = Field(
         "none", description="on the device, before the attack"
     )
-    precision: Literal["float32", "bfloat16"] = Field(
-        "float32", description="of forwards in training; metrics are fp32"
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="of forwards in training; auto: bfloat16 where a measurement finds it faster"
+    )
+    attention: Literal["auto", "fused", "plain"] | AttentionKernels = Field(
+        "auto", description="fused: torch's scaled_dot_product_attention; plain: two matrix products; auto: measured"
     )
     device: Literal["cpu", "cuda", "auto"] = "auto"
 
@@ -140,6 +150,10 @@ class EvaluationSection(Section):
     attacks: tuple[EvaluationAttack, ...] = (PgdAttack(epsilon=8 / 255, steps=20),)
     max_samples: int | None = Field(None, ge=1, description="test images per client in the rounds between")
     checks: bool = Field(True, description="unbounded-attack check S4 and collapse check S14")
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto",
+        description="of attacks in evaluation, guard and game; successes and benign answers are always those of float32",
+    )
 
     @model_validator(mode="after")
     def _unique_labels(self) -> EvaluationSection:
@@ -253,6 +267,15 @@ class ExperimentConfig(Section):
         """The configuration as YAML text, keys in the order of the sections above."""
         return yaml.safe_dump(json.loads(self.model_dump_json()), sort_keys=False)
 
+    @property
+    def attention_kernels(self) -> AttentionKernels:
+        """``training.attention`` per precision; ``auto``, where nothing was measured, means the fused kernel."""
+        attention = self.training.attention
+        if isinstance(attention, AttentionKernels):
+            return attention
+        kernel: Literal["fused", "plain"] = "plain" if attention == "plain" else "fused"
+        return AttentionKernels(float32=kernel, bfloat16=kernel)
+
     def flat(self) -> dict[str, str]:
         """``{dotted key: value as text}``: what the tracker logs as parameters."""
         return flatten(json.loads(self.model_dump_json()))
@@ -265,3 +288,22 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> ExperimentCo
         UserError: missing or malformed file, unknown key, wrong type, value out of range; names key, value and fix.
     """
     return build(ExperimentConfig, read_overridden(path, overrides))
+
+
+CONFIG = "config.yaml"
+"""The resolved configuration in a run folder."""
+
+WRITTEN_BEFORE: dict[str, dict[str, str]] = {"training": {"attention": "fused"}, "evaluation": {"precision": "float32"}}
+"""What a run folder of version 0.1 does not say, because there was no choice then."""
+
+
+def load_run_config(run_dir: Path, overrides: Sequence[str] = ()) -> ExperimentConfig:
+    """The configuration of a run folder, of this version or an older one, with ``KEY=VALUE`` overrides.
+
+    Raises:
+        UserError: as `load_config`."""
+    raw = read_overridden(run_dir / CONFIG, overrides)
+    for section, values in WRITTEN_BEFORE.items():
+        if isinstance(raw.get(section), dict):
+            raw[section] = values | raw[section]
+    return build(ExperimentConfig, raw)

@@ -25,7 +25,7 @@ from sylva_ray.aggregation.robust import assumed_bad, least_clients
 from sylva_ray.algorithms.base import Algorithm
 from sylva_ray.algorithms.registry import create_algorithm
 from sylva_ray.client.worker import COMPANION, build_model, split_weights
-from sylva_ray.config import ExperimentConfig
+from sylva_ray.config import CONFIG, ExperimentConfig, load_run_config
 from sylva_ray.coordinator.checkpoint import CheckpointFolder
 from sylva_ray.coordinator.cohorts import resolve_cohort_size
 from sylva_ray.coordinator.pool import ClientPool
@@ -36,17 +36,17 @@ from sylva_ray.data.fleet import FleetData, build_fleet
 from sylva_ray.errors import RunError, UserError
 from sylva_ray.evaluation.summary import DeclaredTraffic, summarise
 from sylva_ray.models.backbone import backbone_arrays, create_backbone
-from sylva_ray.models.cohort import CohortModel, full_model_bytes
+from sylva_ray.models.cohort import CohortModel, FunctionalStack, full_model_bytes, to_parameters
+from sylva_ray.models.compute_choice import ComputeChoice, fastest
 from sylva_ray.models.lora import LoraStack
 from sylva_ray.models.peft_format import save_adapter, save_merged
-from sylva_ray.schema import build, read_yaml
 from sylva_ray.seeding import generator
 from sylva_ray.tracking.jsonl import rewrite_records
 from sylva_ray.tracking.mlflow_tracker import RunFollower
 from sylva_ray.tracking.report.build import write_report
-from sylva_ray.types import ClientState, state_bytes
+from sylva_ray.types import ClientState, stack_states, state_bytes
 
-CONFIG, RECORDS, SUMMARY = "config.yaml", "rounds.jsonl", "summary.json"
+RECORDS, SUMMARY = "rounds.jsonl", "summary.json"
 
 
 @dataclass(frozen=True)
@@ -61,13 +61,19 @@ class Prepared:
     setup_seconds: float
 
 
-def prepare(config: ExperimentConfig) -> Prepared:
+def prepare(config: ExperimentConfig, run_dir: Path | None = None) -> Prepared:
     """Load data and backbone, deal the images, try everything that could be wrong. Nothing is written.
+
+    Args:
+        config: every ``auto`` that the result depends on becomes a value.
+        run_dir: where the run goes. If it holds one already, what that run chose for an ``auto`` is chosen again.
 
     Raises:
         UserError: anything about the config that cannot run: one line with key, value and what to do.
     """
     started = time.perf_counter()
+    if run_dir is not None and (run_dir / CONFIG).exists():
+        config = _with_choices_of(config, load_run_config(run_dir))
     config = _resolve(config)
     algorithm = create_algorithm(config.algorithm)
     check_byzantine(config, algorithm)
@@ -76,7 +82,8 @@ def prepare(config: ExperimentConfig) -> Prepared:
     arrays = backbone_arrays(create_backbone(config.backbone, fleet.num_classes))
     arrays |= {COMPANION + n: value for n, value in algorithm.companion_weights(fleet.num_classes).items()}
     model = build_model(config, fleet.num_classes, arrays)
-    meet(algorithm, model, config, fleet.num_classes, arrays)
+    states = meet(algorithm, model, config, fleet.num_classes, arrays)
+    config = _with_compute_choice(config, model, states, fleet.dataset.train.images.shape[-1])
     phase2 = algorithm.parameters.phase2
     if phase2.enabled and phase2.selection == "shift" and isinstance(model, LoraStack) and model.num_blocks is None:
         fix = "needs a plain chain of transformer blocks, every one with adapters; use shapley"
@@ -149,7 +156,7 @@ def claim_run_folder(run_dir: Path, config: ExperimentConfig, resume: bool) -> N
     """
     path = run_dir / CONFIG
     if path.exists():
-        present = build(ExperimentConfig, read_yaml(path))
+        present = load_run_config(run_dir)
         if not resume:
             raise UserError(
                 "--out", str(run_dir), "already holds a run; add --resume to continue it, or choose another"
@@ -359,7 +366,7 @@ def load_run(run_dir: Path) -> tuple[ExperimentConfig, list[dict[str, np.ndarray
     """
     if not (run_dir / CONFIG).exists():
         raise UserError("RUN", str(run_dir), f"is no run folder (no {CONFIG} in it)")
-    config = build(ExperimentConfig, read_yaml(run_dir / CONFIG))
+    config = load_run_config(run_dir)
     checkpoint = CheckpointFolder(run_dir / "checkpoint").latest()
     if checkpoint is None:
         raise UserError("RUN", str(run_dir), "has no checkpoint yet")
@@ -380,9 +387,67 @@ def _resolve(config: ExperimentConfig) -> ExperimentConfig:
     return config.model_copy(update={"training": training})
 
 
+def _with_compute_choice(
+    config: ExperimentConfig, model: CohortModel, states: Sequence[ClientState], image_size: int
+) -> ExperimentConfig:
+    """Precision and attention kernels as values: what was asked for, else what is fastest here for a cohort of this size.
+
+    Where the run's device is not here (the GPU workers of a cluster whose head has none), nothing can be measured: float32 and
+    fused attention.
+
+    Raises:
+        UserError: bfloat16 was asked for, and the model cannot run in it."""
+    training, evaluation = config.training, config.evaluation
+    is_auto = "auto" in (training.precision, training.attention, evaluation.precision)
+    device = torch.device(training.device)
+    if not is_auto or (device.type == "cuda" and not torch.cuda.is_available()):
+        choice = ComputeChoice("float32", config.attention_kernels, {})
+    else:
+        size = training.cohort_size
+        assert isinstance(size, int), "cohort_size is resolved"
+        assert isinstance(model, LoraStack | FunctionalStack)
+        model.backbone.to(device)
+        params = to_parameters(stack_states(states[:size]), device, torch.float32)
+        choice = fastest(model, params, image_size, device, config.cluster.threads_per_actor)
+    for key, asked in (("training", training.precision), ("evaluation", evaluation.precision)):
+        if asked == "bfloat16" and choice.milliseconds and not choice.runs_in("bfloat16"):
+            raise UserError(
+                f"{key}.precision", "bfloat16", f"{config.backbone.name} cannot run in it; use float32 or auto"
+            )
+    attention = choice.attention if training.attention == "auto" else config.attention_kernels
+    precisions = [
+        choice.precision if asked == "auto" else asked for asked in (training.precision, evaluation.precision)
+    ]
+    return config.model_copy(
+        update={
+            "training": training.model_copy(update={"precision": precisions[0], "attention": attention}),
+            "evaluation": evaluation.model_copy(update={"precision": precisions[1]}),
+        }
+    )
+
+
+CHOICES = (
+    ("training", "device"),
+    ("training", "cohort_size"),
+    ("training", "precision"),
+    ("training", "attention"),
+    ("evaluation", "precision"),
+)
+"""Keys whose ``auto`` is resolved, and which the result depends on."""
+
+
+def _with_choices_of(config: ExperimentConfig, present: ExperimentConfig) -> ExperimentConfig:
+    """``config`` with what the ``present`` run chose in place of ``auto``."""
+    for section, key in CHOICES:
+        if getattr(getattr(config, section), key) == "auto":
+            chosen = getattr(getattr(present, section), key)
+            config = config.model_copy(update={section: getattr(config, section).model_copy(update={key: chosen})})
+    return config
+
+
 def _difference(present: ExperimentConfig, wanted: ExperimentConfig) -> str:
-    """The first key that changes the result and differs, or ''."""
-    a, b = present.flat(), wanted.flat()
+    """The first key that changes the result and differs, or ''. An ``auto`` that was never resolved accepts any choice."""
+    a, b = _with_choices_of(present, wanted).flat(), wanted.flat()
     free = tuple(
         key for key in a | b if key.startswith(("cluster.", "tracking.")) and key != "cluster.threads_per_actor"
     )

@@ -9,7 +9,8 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 import pytest
 import torch
 
-from sylva_ray.config import ExperimentConfig
+from sylva_ray.config import AttentionKernels, ExperimentConfig
+from sylva_ray.models.compute_choice import ComputeChoice
 from sylva_ray.schema import build
 
 TINY = {
@@ -22,8 +23,8 @@ TINY = {
     },
     "lora": {"rank": 2},
     "attack": {"epsilon": "4/255", "steps": 1},
-    "training": {"rounds": 2, "batch_size": 16, "lr": 0.005},
-    "evaluation": {"attacks": [{"epsilon": "4/255", "steps": 2}]},
+    "training": {"rounds": 2, "batch_size": 16, "lr": 0.005, "precision": "float32", "attention": "fused"},
+    "evaluation": {"attacks": [{"epsilon": "4/255", "steps": 2}], "precision": "float32"},
     "cluster": {"pool": "in_process"},
     "tracking": {"enabled": False},
 }
@@ -33,6 +34,12 @@ TINY = {
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _no_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What ``auto`` becomes depends on the machine; here it is float32 and fused attention, but in the tests of the choice."""
+    monkeypatch.setattr("sylva_ray.experiment.fastest", lambda *_: ComputeChoice("float32", AttentionKernels(), {}))
 
 
 @pytest.fixture(scope="session")

@@ -18,11 +18,14 @@ ETA, ALPHA, BETA = 1.05, 0.1, 0.9
 
 
 def fab(search: Search, spec: AttackSpec, draws: ImageDraws) -> None:
-    """``spec.steps`` steps towards each of the ``targets`` likeliest wrong classes; later ``restarts`` start at random."""
+    """``spec.steps`` steps towards each of the ``targets`` likeliest wrong classes; later ``restarts`` start at random.
+
+    It walks along the decision boundary, so it computes in the model's own precision."""
     targets = ranked_targets(search.clean, search.y, int(spec.option("targets", 9)))
-    for restart in range(spec.restarts):
-        for turn, target in enumerate(targets):
-            _run(search, spec, draws, restart * len(targets) + turn, target, restart > 0)
+    with search.exact():
+        for restart in range(spec.restarts):
+            for turn, target in enumerate(targets):
+                _run(search, spec, draws, restart * len(targets) + turn, target, restart > 0)
 
 
 def _run(

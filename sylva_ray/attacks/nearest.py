@@ -1,5 +1,6 @@
 """Attacks that look for the nearest adversarial image: DeepFool (Moosavi-Dezfooli et al. 2016, L2) and SparseFool (Modas et al.
-2019, few pixels). They report a distance; with a budget they also report what stands within it.
+2019, few pixels). They report a distance; with a budget they also report what stands within it. Both compute in the model's own
+precision.
 """
 
 from __future__ import annotations
@@ -22,16 +23,17 @@ def deepfool(search: Search, spec: AttackSpec, draws: ImageDraws) -> None:
     overshoot = spec.option("overshoot", 0.02)
     rows = search.alive()
     total = torch.zeros_like(search.x[rows])
-    for _ in range(spec.steps):
-        if not len(rows):
-            return
-        x_adv = (search.x[rows] + (1 + overshoot) * total).clamp(0, 1)
-        move, _ = _to_boundary(search, x_adv, rows)
-        total = total + move
-        x_adv = (search.x[rows] + (1 + overshoot) * total).clamp(0, 1)
-        answers = search.logits(x_adv, rows).argmax(1)
-        keep = answers == search.y[rows]
-        rows, total = rows[keep], total[keep]
+    with search.exact():
+        for _ in range(spec.steps):
+            if not len(rows):
+                return
+            x_adv = (search.x[rows] + (1 + overshoot) * total).clamp(0, 1)
+            move, _ = _to_boundary(search, x_adv, rows)
+            total = total + move
+            x_adv = (search.x[rows] + (1 + overshoot) * total).clamp(0, 1)
+            answers = search.logits(x_adv, rows).argmax(1)
+            keep = answers == search.y[rows]
+            rows, total = rows[keep], total[keep]
 
 
 def sparsefool(search: Search, spec: AttackSpec, draws: ImageDraws) -> None:
@@ -42,15 +44,16 @@ def sparsefool(search: Search, spec: AttackSpec, draws: ImageDraws) -> None:
     overshoot, reach = spec.option("overshoot", 0.02), spec.option("reach", 3.0)
     rows = search.alive()
     at = search.x[rows]
-    for _ in range(spec.steps):
-        if not len(rows):
-            return
-        far, normal = _boundary(search, at, rows)
-        at = sparse_step(at, normal, (normal * (reach * far)).flatten(1).sum(1))
-        x = search.x[rows]
-        answers = search.logits((x + (1 + overshoot) * (at - x)).clamp(0, 1), rows).argmax(1)
-        keep = answers == search.y[rows]
-        rows, at = rows[keep], at[keep]
+    with search.exact():
+        for _ in range(spec.steps):
+            if not len(rows):
+                return
+            far, normal = _boundary(search, at, rows)
+            at = sparse_step(at, normal, (normal * (reach * far)).flatten(1).sum(1))
+            x = search.x[rows]
+            answers = search.logits((x + (1 + overshoot) * (at - x)).clamp(0, 1), rows).argmax(1)
+            keep = answers == search.y[rows]
+            rows, at = rows[keep], at[keep]
 
 
 def sparse_step(z: torch.Tensor, normal: torch.Tensor, rise: torch.Tensor) -> torch.Tensor:

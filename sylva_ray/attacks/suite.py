@@ -69,8 +69,9 @@ def attack_stack(
     owner: torch.Tensor,
     spec: AttackSpec,
     draws: ImageDraws,
+    precision: torch.dtype | None = None,
 ) -> Attacked:
     """Attack a stack of clients at once; see `Search` for the arguments."""
-    search = Search(model, params, x, y, owner, spec.epsilon, spec.norm)
+    search = Search(model, params, x, y, owner, spec.epsilon, spec.norm, precision)
     ATTACKS[spec.name](search, spec, draws)
     return Attacked(search.answers, search.distance, search.x_adv, search.forwards, search.backwards)

@@ -21,7 +21,8 @@ from sylva_ray.client.local_training import benign_step, run_epochs
 from sylva_ray.config import ExperimentConfig
 from sylva_ray.game.gates import blend, expected_gates, sampled_gates
 from sylva_ray.game.value import CoalitionWalk, mix
-from sylva_ray.models.cohort import per_client, select_clients
+from sylva_ray.models.cohort import at_precision, per_client, select_clients
+from sylva_ray.models.kernels import DTYPES
 from sylva_ray.models.lora import LoraStack
 from sylva_ray.seeding import generator
 from sylva_ray.types import AttackSpec, ClientData, GuardOutcome, ParameterStack, Split
@@ -51,6 +52,8 @@ class Phase2Client:
         self.players = {player: [n for n in names if trains(n)] for player, names in self.model.players.items()}
         epsilon, steps = config.attack.epsilon, phase2.attack_steps
         self.attack = AttackSpec("pgd", epsilon, steps, default_step_size(epsilon, steps))
+        self.training_precision = DTYPES[config.training.precision]
+        self.attack_precision = DTYPES[config.evaluation.precision]
 
     # -- the game ------------------------------------------------------------------------------------------------------
 
@@ -58,15 +61,16 @@ class Phase2Client:
         """theta^b: all layers fine-tuned from theta^r on benign data; theta^r itself for a client that diverges on the way."""
         params = {name: value.clone() for name, value in self.robust.items()}
         step = benign_step(self.model, [name for names in self.players.values() for name in names])
-        run_epochs(
-            params,
-            step,
-            self.data,
-            self._streams("theta_b"),
-            self.config,
-            self.phase2.benign_lr,
-            self.phase2.benign_epochs,
-        )
+        with at_precision(self.model, self.training_precision):
+            run_epochs(
+                params,
+                step,
+                self.data,
+                self._streams("theta_b"),
+                self.config,
+                self.phase2.benign_lr,
+                self.phase2.benign_epochs,
+            )
         finite_C = torch.stack([value.flatten(1).isfinite().all(1) for value in params.values()]).all(0)
         return {name: torch.where(per_client(finite_C, v), v, self.robust[name]) for name, v in params.items()}
 
@@ -171,7 +175,8 @@ class Phase2Client:
         self, params: ParameterStack, x: torch.Tensor, y: torch.Tensor, owner: torch.Tensor, splits: Sequence[Split]
     ) -> torch.Tensor:
         noise = self._noise("game", splits, x)
-        return pgd(lambda u: cross_entropy(self.model.forward(params, u, owner), y), x, self.attack, noise)
+        with at_precision(self.model, self.attack_precision):
+            return pgd(lambda u: cross_entropy(self.model.forward(params, u, owner), y), x, self.attack, noise)
 
     # -- the guard -----------------------------------------------------------------------------------------------------
 
@@ -202,7 +207,10 @@ class Phase2Client:
             draws = split_draws(self.config.seed, f"guard/{self.round}", [self.clients[c] for c in clients], splits)
             with torch.no_grad():
                 benign = self.model.forward(chosen, x, owner).argmax(1) == y
-            robust = attack_stack(self.model, chosen, x, y, owner, self.attack, draws.to(x.device)).answers == y
+            attacked = attack_stack(
+                self.model, chosen, x, y, owner, self.attack, draws.to(x.device), self.attack_precision
+            )
+            robust = attacked.answers == y
         both = torch.stack([benign, robust]).cpu().numpy()
         return np.split(both, np.cumsum([len(s) for s in splits])[:-1], axis=1)
 
@@ -228,19 +236,21 @@ class Phase2Client:
 
         def after_epoch() -> None:
             states.append({name: value.clone() for name, value in params.items()})
-            outcomes.append(self._guard_outcomes(params, everyone))
+            with at_precision(self.model, torch.float32):
+                outcomes.append(self._guard_outcomes(params, everyone))
 
-        run_epochs(
-            params,
-            benign_step(self.model, movable),
-            self.data,
-            self._streams("refine"),
-            self.config,
-            self.phase2.refine_lr,
-            self.phase2.refine_epochs,
-            masks,
-            after_epoch,
-        )
+        with at_precision(self.model, self.training_precision):
+            run_epochs(
+                params,
+                benign_step(self.model, movable),
+                self.data,
+                self._streams("refine"),
+                self.config,
+                self.phase2.refine_lr,
+                self.phase2.refine_epochs,
+                masks,
+                after_epoch,
+            )
         return states, _paired(outcomes)
 
     # -- random draws --------------------------------------------------------------------------------------------------

@@ -29,6 +29,7 @@ from sylva_ray.config import ExperimentConfig
 from sylva_ray.data.fleet import FleetData
 from sylva_ray.models.backbone import create_backbone
 from sylva_ray.models.cohort import CohortModel, FunctionalStack, to_arrays, to_parameters
+from sylva_ray.models.kernels import DTYPES
 from sylva_ray.models.lora import LoraStack
 from sylva_ray.timing import Stopwatch
 from sylva_ray.types import (
@@ -70,9 +71,10 @@ def build_model(config: ExperimentConfig, num_classes: int, weights: Mapping[str
 
     ``weights`` may hold a companion's beside the backbone's own (`split_weights`)."""
     backbone = create_backbone(config.backbone, num_classes, None if weights is None else split_weights(weights)[0])
-    if create_algorithm(config.algorithm).parameters.model == "full":
-        return FunctionalStack(backbone)
-    return LoraStack(backbone, config.lora)
+    is_full = create_algorithm(config.algorithm).parameters.model == "full"
+    model = FunctionalStack(backbone) if is_full else LoraStack(backbone, config.lora)
+    model.kernels = config.attention_kernels
+    return model
 
 
 def split_weights(weights: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
@@ -86,7 +88,7 @@ class CohortWorker:
     """Runs tasks one after the other.
 
     Args:
-        config: resolved (no ``auto`` left in ``training``).
+        config: resolved (no ``auto`` left in ``training`` and ``evaluation``).
         fleet: every client's data; the arrays may be shared, read-only memory.
         backbone: the timm model's state_dict as numpy arrays.
     """
@@ -111,8 +113,7 @@ class CohortWorker:
         """Dispatch by the task's type."""
         self.clock = Stopwatch()
         params = to_parameters(task.states, self.device, torch.float32)
-        bfloat16 = self.config.training.precision == "bfloat16" and isinstance(task, TrainTask)
-        self.model.precision = torch.bfloat16 if bfloat16 else torch.float32
+        self.model.precision = DTYPES[self.config.training.precision] if isinstance(task, TrainTask) else torch.float32
         outcomes: Sequence[Any]
         match task:
             case TrainTask():
@@ -154,7 +155,8 @@ class CohortWorker:
                 found.deal("predictions/benign", self.model.forward(params, x, owner).argmax(1), pieces)
             for attack in task.attacks:
                 draws = split_draws(self.config.seed, attack.label, task.clients, pieces, first)
-                hit = attack_stack(self.model, params, x, y, owner, attack, draws.to(self.device))
+                precision = DTYPES[self.config.evaluation.precision]
+                hit = attack_stack(self.model, params, x, y, owner, attack, draws.to(self.device), precision)
                 found.deal(f"predictions/{attack.label}", hit.answers, pieces)
                 found.deal(f"distances/{attack.label}", hit.distance, pieces)
                 if task.keep:

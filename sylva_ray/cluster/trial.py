@@ -144,7 +144,7 @@ def _run(config: ExperimentConfig, run_dir: Path, note: Callable[..., None]) -> 
             _report(records, config)
 
     if read_summary(run_dir) is None:
-        prepared = prepare(config)
+        prepared = prepare(config, run_dir)
         claim_run_folder(run_dir, prepared.config, resume=(run_dir / CONFIG).exists())
         with pool_for(prepared, on_lost=lambda where: note(lost=where)) as pool:
             run_experiment(prepared, run_dir, pool, on_event)

@@ -33,6 +33,7 @@ from sylva_ray.coordinator.wire import Traffic, Wire
 from sylva_ray.data.fleet import FleetData
 from sylva_ray.evaluation.metrics import evaluate_client, fleet_table
 from sylva_ray.evaluation.predictions import write_predictions
+from sylva_ray.evaluation.summary import compute
 from sylva_ray.seeding import numpy_generator
 from sylva_ray.types import (
     AttackSpec,
@@ -173,6 +174,7 @@ class Rounds:
             "seconds": self.ledger.seconds | {"wall": time.perf_counter() - started},
             "peak_memory_bytes": self.ledger.peak_memory_bytes,
             "dropped": self.ledger.dropped,
+            "compute": compute(self.config),
         }
         self.records.append(record)
         self.checkpoints.save(step.index, self.states, self.records, self.game, self.wire.residuals)

@@ -94,6 +94,18 @@ def summarise(
             "threads_per_actor": config.cluster.threads_per_actor,
             "device": config.training.device,
         },
+        "compute": compute(config),
+    }
+
+
+def compute(config: ExperimentConfig) -> dict[str, str]:
+    """How a run computes, with nothing left to choose: precisions, and the attention kernel of each."""
+    kernels = config.attention_kernels
+    return {
+        "training_precision": config.training.precision,
+        "evaluation_precision": config.evaluation.precision,
+        "attention_float32": kernels.float32,
+        "attention_bfloat16": kernels.bfloat16,
     }
 
 
@@ -185,6 +197,12 @@ BLACK_BOX = ("noise", "square")
 """Attacks that see answers only."""
 
 
+_EVALUATION_PRECISION = {
+    "float32": "float32 at evaluation",
+    "bfloat16": "benign answers in float32; attacks compute in bfloat16, and a success counts where float32 confirms it",
+}
+
+
 def threat_model(config: ExperimentConfig, attacks: Sequence[AttackSpec]) -> dict[str, str]:
     """What is attacked, how, and what the attacker knows."""
     used = {spec.norm for spec in attacks} or {"linf"}
@@ -198,7 +216,7 @@ def threat_model(config: ExperimentConfig, attacks: Sequence[AttackSpec]) -> dic
         "evaluation": f"{labels}; {box}, on every client's own {_POOLS[config.dataset.test_pool]} images; "
         "every iterate counts, the clean one too",
         "knowledge": "the attacker knows the deployed personal weights; nothing is randomised at inference",
-        "precision": "float32 at evaluation",
+        "precision": _EVALUATION_PRECISION[config.evaluation.precision],
     }
 
 

@@ -22,6 +22,7 @@ from torch import nn
 
 from sylva_ray.config import OFFLINE_BACKBONE, BackboneSection
 from sylva_ray.errors import UserError
+from sylva_ray.models.kernels import project_patches
 
 OFFLINE_ARCHITECTURE: dict[str, Any] = {
     "model_name": "vit_tiny_patch16_224",
@@ -47,7 +48,10 @@ class Backbone(nn.Module):
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
+        project_patches(model)
         self.model = model
+        self.input_dtype: torch.dtype | None = None
+        """What the model takes; None: what normalisation gives. Pixels are normalised before they are rounded to it."""
         data = resolve_model_data_config(model)
         self.image_size = int(data["input_size"][-1])
         self.register_buffer("mean", torch.tensor(data["mean"]).view(1, 3, 1, 1), persistent=False)
@@ -57,7 +61,8 @@ class Backbone(nn.Module):
         """``[N, 3, H, W] in [0, 1]`` at any size -> normalised, at the model's size."""
         if x.shape[-1] != self.image_size or x.shape[-2] != self.image_size:
             x = nn.functional.interpolate(x, size=(self.image_size, self.image_size), mode="bilinear")
-        return (x - self.mean) / self.std
+        normalised = (x - self.mean) / self.std
+        return normalised if self.input_dtype is None else normalised.to(self.input_dtype)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.model(self.preprocess(x))

@@ -16,7 +16,9 @@ import numpy as np
 import torch
 from torch.func import functional_call
 
+from sylva_ray.config import AttentionKernels
 from sylva_ray.models.backbone import Backbone
+from sylva_ray.models.kernels import AttentionSwitch
 from sylva_ray.types import ClientState, ParameterStack
 
 
@@ -28,6 +30,15 @@ class CohortModel(Protocol):
     """
 
     head_names: tuple[str, ...]
+    precision: torch.dtype
+    """Of the forwards: float32 (the arrays' own), or bfloat16. Logits and losses are float32 in either."""
+    kernels: AttentionKernels
+    """The attention kernel of each precision."""
+
+    @property
+    def num_attention_layers(self) -> int:
+        """Layers that have a choice of kernel."""
+        ...
 
     def initial_state(self, rng: torch.Generator) -> dict[str, np.ndarray]:
         """The state that every client starts from."""
@@ -44,6 +55,19 @@ class CohortModel(Protocol):
     def training(self) -> AbstractContextManager[None]:
         """Inside, forwards are those of a training step (BatchNorm uses and updates batch statistics, in ``params``)."""
         ...
+
+
+@contextmanager
+def at_precision(model: CohortModel, precision: torch.dtype | None) -> Iterator[None]:
+    """Run the model's forwards in ``precision`` inside the block; None: in the one it has."""
+    if precision is None:
+        yield
+        return
+    before, model.precision = model.precision, precision
+    try:
+        yield
+    finally:
+        model.precision = before
 
 
 def to_parameters(stack: Mapping[str, np.ndarray], device: torch.device | str, dtype: torch.dtype) -> ParameterStack:
@@ -66,12 +90,19 @@ class FunctionalStack:
     def __init__(self, backbone: Backbone, precision: torch.dtype = torch.float32) -> None:
         self.backbone = backbone
         self.precision = precision
+        self.kernels = AttentionKernels()
+        self._attention = AttentionSwitch(backbone.model)
         head = backbone.head_name
         self.head_names: tuple[str, ...] = (f"{head}.weight", f"{head}.bias")
         self._parameters = dict(backbone.model.named_parameters())
         self._template = self._parameters | {
             name: buffer for name, buffer in backbone.model.named_buffers() if buffer.is_floating_point()
         }
+
+    @property
+    def num_attention_layers(self) -> int:
+        """See `CohortModel`."""
+        return len(self._attention)
 
     def initial_state(self, rng: torch.Generator) -> dict[str, np.ndarray]:
         """The backbone's weights with a freshly drawn head."""
@@ -96,6 +127,7 @@ class FunctionalStack:
     def forward(self, params: ParameterStack, x: torch.Tensor, owner: torch.Tensor) -> torch.Tensor:
         """See `CohortModel`."""
         pieces = []
+        self._attention.use(self.kernels, self.precision)
         with torch.autocast(x.device.type, dtype=self.precision, enabled=self.precision != torch.float32):
             inputs = self.backbone.preprocess(x)
             counts = torch.bincount(owner, minlength=len(next(iter(params.values())))).tolist()

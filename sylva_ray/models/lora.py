@@ -7,6 +7,7 @@ matrix product over the flat batch of everybody's images; only the low-rank prod
 
 from __future__ import annotations
 
+import copy
 import re
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -16,10 +17,11 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from sylva_ray.config import LoraSection
+from sylva_ray.config import AttentionKernels, LoraSection
 from sylva_ray.errors import UserError
 from sylva_ray.models.backbone import Backbone
 from sylva_ray.models.cohort import initial_head, num_clients
+from sylva_ray.models.kernels import AttentionSwitch
 from sylva_ray.types import ParameterStack
 
 HEAD_PLAYER = "head"
@@ -82,13 +84,16 @@ class StackedLora(nn.Module):
         a_Crd, b_Cdr = self.stacked.params[f"{self.name}.lora_A"], self.stacked.params[f"{self.name}.lora_B"]
         # Windowed attention folds windows into the batch; an image's rows stay together, so they unfold.
         rows = x.reshape(self.stacked.num_images, -1, x.shape[-1])
-        low_rank = layout.spread(rows) @ a_Crd.transpose(1, 2)
-        update = layout.gather(low_rank @ b_Cdr.transpose(1, 2) * self.scaling, (rows.shape[1],))
-        return self.base(x) + update.reshape(*x.shape[:-1], update.shape[-1])
+        low_rank = layout.spread(rows) @ a_Crd.to(x.dtype).transpose(1, 2) * self.scaling
+        b_Crd = b_Cdr.to(x.dtype).transpose(1, 2)
+        frozen = self.base(x)
+        if layout.slots is None:  # nothing is padded: the product is added to the frozen one in the same kernel
+            return torch.baddbmm(frozen.reshape(*low_rank.shape[:2], -1), low_rank, b_Crd).reshape(frozen.shape)
+        return frozen + layout.gather(low_rank @ b_Crd, (rows.shape[1],)).reshape(frozen.shape)
 
 
 class StackedHead(nn.Module):
-    """C linear classifiers."""
+    """C linear classifiers, in the precision of their own parameters whatever comes in."""
 
     def __init__(self, name: str, stacked: Stacked) -> None:
         super().__init__()
@@ -98,7 +103,7 @@ class StackedHead(nn.Module):
         layout = self.stacked.layout
         assert layout is not None, "a stacked layer was called outside LoraStack"
         weight, bias = self.stacked.params[f"{self.name}.weight"], self.stacked.params[f"{self.name}.bias"]
-        return layout.gather(layout.spread(x) @ weight.transpose(1, 2) + bias[:, None], ())
+        return layout.gather(layout.spread(x.to(weight.dtype)) @ weight.transpose(1, 2) + bias[:, None], ())
 
 
 class LoraStack:
@@ -112,6 +117,7 @@ class LoraStack:
     def __init__(self, backbone: Backbone, lora: LoraSection, precision: torch.dtype = torch.float32) -> None:
         self.backbone = backbone.requires_grad_(False).eval()
         self.precision = precision
+        self.kernels = AttentionKernels()
         self._stacked = Stacked()
         self._shapes: dict[str, tuple[int, ...]] = {}
         model = backbone.model
@@ -126,6 +132,13 @@ class LoraStack:
         self._shapes[self.head_names[0]] = (classifier.out_features, classifier.in_features)
         self._shapes[self.head_names[1]] = (classifier.out_features,)
         model.set_submodule(head, StackedHead(head, self._stacked))
+        self._attention = {torch.float32: AttentionSwitch(model)}
+        self._backbones = {torch.float32: self.backbone}
+
+    @property
+    def num_attention_layers(self) -> int:
+        """See `CohortModel`."""
+        return len(self._attention[torch.float32])
 
     # -- states ------------------------------------------------------------------------------------------------------
 
@@ -165,15 +178,28 @@ class LoraStack:
 
     def forward(self, params: ParameterStack, x: torch.Tensor, owner: torch.Tensor) -> torch.Tensor:
         """See `CohortModel`."""
-        with self.computing(params, owner, x.device):
-            return _metric_precision(self.backbone(x))
+        return _metric_precision(self._ready(params, owner, x.device)(x))
 
-    def computing(self, params: ParameterStack, owner: torch.Tensor, device: torch.device) -> torch.autocast:
-        """Point the stacked layers at ``params`` and ``owner``; the context sets the forward's precision."""
+    def _ready(self, params: ParameterStack, owner: torch.Tensor, device: torch.device) -> Backbone:
+        """The backbone in the present precision, its stacked layers pointed at ``params`` and ``owner``."""
         self._stacked.params = params
         self._stacked.layout = OwnerLayout.of(owner, num_clients(params), device)
         self._stacked.num_images = len(owner)
-        return torch.autocast(device.type, dtype=self.precision, enabled=self.precision != torch.float32)
+        return self._backbone()
+
+    def _backbone(self) -> Backbone:
+        """The backbone in the present precision; a copy in a lower one is made when it is first used, and kept.
+
+        Weights and activations are in that precision. Layer norms and softmax compute in float32 inside their kernels, the
+        head and the logits are float32."""
+        if self.precision not in self._backbones:
+            lower = copy.deepcopy(self.backbone, {id(self._stacked): self._stacked})
+            lower.model.to(self.precision)
+            lower.input_dtype = self.precision
+            self._backbones[self.precision] = lower
+            self._attention[self.precision] = AttentionSwitch(lower.model)
+        self._attention[self.precision].use(self.kernels, self.precision)
+        return self._backbones[self.precision]
 
     # -- the forward in pieces, for the layer game ---------------------------------------------------------------------
 
@@ -187,21 +213,21 @@ class LoraStack:
 
     def embed(self, x: torch.Tensor) -> torch.Tensor:
         """Pixels -> tokens before the first block (`VisionTransformer.forward_features`)."""
-        model = self.backbone.model
+        backbone = self._backbone()
+        model = backbone.model
         assert isinstance(model, VisionTransformer)
-        return model.norm_pre(model.patch_drop(model._pos_embed(model.patch_embed(self.backbone.preprocess(x)))))
+        return model.norm_pre(model.patch_drop(model._pos_embed(model.patch_embed(backbone.preprocess(x)))))
 
     def run_block(self, index: int, params: ParameterStack, tokens: torch.Tensor, owner: torch.Tensor) -> torch.Tensor:
         """One block over ``tokens [N, T, d]``."""
-        with self.computing(params, owner, tokens.device):
-            return self.backbone.model.blocks[index](tokens)  # type: ignore[index, operator]
+        model = self._ready(params, owner, tokens.device).model
+        return model.blocks[index](tokens)  # type: ignore[index, operator]
 
     def classify(self, params: ParameterStack, tokens: torch.Tensor, owner: torch.Tensor) -> torch.Tensor:
         """Tokens after the last block -> logits."""
-        model = self.backbone.model
+        model = self._ready(params, owner, tokens.device).model
         assert isinstance(model, VisionTransformer)
-        with self.computing(params, owner, tokens.device):
-            return _metric_precision(model.forward_head(model.norm(tokens)))
+        return _metric_precision(model.forward_head(model.norm(tokens)))
 
 
 def target_layers(backbone: Backbone, lora: LoraSection) -> dict[str, nn.Linear]:

@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from sylva_ray.config import TrackingSection, load_config
+from sylva_ray.config import TrackingSection, load_run_config
 from sylva_ray.errors import UserError
 from sylva_ray.evaluation.comparison.rows import Value
-from sylva_ray.experiment import CONFIG, RECORDS
+from sylva_ray.experiment import RECORDS
 from sylva_ray.tracking.jsonl import read_records
 from sylva_ray.tracking.report.build import read_summary
 from sylva_ray.tracking.report.wording import bytes_text
@@ -250,7 +250,7 @@ def write_results(folder: SweepFolder, sweep: Sweep) -> None:
 
 def runnable(folder: SweepFolder, sweep: Sweep, point: Point) -> str:
     """The resolved config of a point's first seed, without what ties it to the sweep, under a comment on what it earned."""
-    config = load_config(folder.trial(f"{point.name}-s{point.seeds[0]}") / CONFIG)
+    config = load_run_config(folder.trial(f"{point.name}-s{point.seeds[0]}"))
     given = sweep.space.experiment.get("tracking") or {}
     config = config.model_copy(update={"tracking": TrackingSection(**given), "cluster": sweep.space.cluster})
     earned = ", ".join(f"{o.metric} {value_cell(o.metric, point.metrics[o.metric])}" for o in sweep.space.objectives)

@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from sylva_ray.config import ExperimentConfig, load_config
-from sylva_ray.experiment import CONFIG, RECORDS
+from sylva_ray.config import ExperimentConfig, load_run_config
+from sylva_ray.experiment import RECORDS
 from sylva_ray.schema import build
 from sylva_ray.tracking.credentials import mask_credentials
 from sylva_ray.tracking.delivery import STATE
@@ -65,7 +65,7 @@ class SweepTracking:
             run_dir = self.folder.trial(trial.key)
             state = self.folder.read_json(run_dir / STATE) or {}
             if (run_dir / RECORDS).exists() and not state.get("finished"):
-                self.problems += send_run(run_dir, load_config(run_dir / CONFIG))
+                self.problems += send_run(run_dir, load_run_config(run_dir))
         if self._run_id is not None:
             status = "FAILED" if sweep.failed else "FINISHED"
             self._try(

@@ -29,7 +29,10 @@ class Parts:
     def __init__(self, folder: Path, config: ExperimentConfig) -> None:
         self.folder = folder
         resolved = json.loads(config.model_dump_json())
-        self._settings = json.dumps({key: resolved[key] for key in SETTINGS}, sort_keys=True)
+        settings = {key: resolved[key] for key in SETTINGS}
+        if config.evaluation.precision != "float32":  # parts of version 0.1, which knew no other, are still found
+            settings["precision"] = config.evaluation.precision
+        self._settings = json.dumps(settings, sort_keys=True)
 
     def load(self, task: CohortTask) -> list[EvaluateOutcome] | None:
         """What was measured before, one outcome per client of the task; None if it was not, or cannot be read."""

@@ -30,6 +30,8 @@ NO_SETTINGS = (
     "dataset.root",
     "training.device",
     "training.cohort_size",
+    "training.attention",
+    "evaluation.precision",
     "evaluation.every",
     "evaluation.max_samples",
     "evaluation.checks",
