@@ -65,7 +65,10 @@ def main() -> None:
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         stack.forward(params, x, owner)
     flops = 2 * counter.get_total_flops()  # an input gradient repeats every product once, with the other factor
-    print(f"{given.backbone}, {given.images} images of {size} px, {given.clients} clients, {given.threads} threads, ", end="")
+    print(
+        f"{given.backbone}, {given.images} images of {size} px, {given.clients} clients, {given.threads} threads, ",
+        end="",
+    )
     print(f"{device_name(device)}, torch {torch.__version__}")
     print(f"products of one step: {flops / 1e9:.1f} GFLOP; one large product reaches ", end="")
     print(", ".join(f"{name} {product_rate(dtype, device):.0f} GFLOP/s" for name, dtype in DTYPES.items()))

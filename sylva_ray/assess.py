@@ -98,7 +98,9 @@ def prepare_assessment(
     for override in overrides:
         if not override.startswith(FREE):
             raise UserError(
-                "override", override, "would change the run; only cluster.*, training.device and evaluation.precision can be set here"
+                "override",
+                override,
+                "would change the run; only cluster.*, training.device and evaluation.precision can be set here",
             )
     config, states = load_run(run_dir)
     if not (run_dir / SUMMARY).exists():

@@ -126,7 +126,8 @@ def tune(
 def evaluate(
     run: RunFolder,
     overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="cluster.*, training.device, evaluation.precision only")
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="cluster.*, training.device, evaluation.precision only"),
     ] = None,
     attack: Annotated[
         list[str] | None,

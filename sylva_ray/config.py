@@ -293,7 +293,10 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> ExperimentCo
 CONFIG = "config.yaml"
 """The resolved configuration in a run folder."""
 
-WRITTEN_BEFORE: dict[str, dict[str, str]] = {"training": {"attention": "fused"}, "evaluation": {"precision": "float32"}}
+WRITTEN_BEFORE: dict[str, dict[str, Any]] = {
+    "training": {"attention": {"float32": "fused", "bfloat16": "fused"}},
+    "evaluation": {"precision": "float32"},
+}
 """What a run folder of version 0.1 does not say, because there was no choice then."""
 
 

@@ -37,7 +37,7 @@ from sylva_ray.errors import RunError, UserError
 from sylva_ray.evaluation.summary import DeclaredTraffic, summarise
 from sylva_ray.models.backbone import backbone_arrays, create_backbone
 from sylva_ray.models.cohort import CohortModel, FunctionalStack, full_model_bytes, to_parameters
-from sylva_ray.models.compute_choice import ComputeChoice, fastest
+from sylva_ray.models.compute_choice import ComputeChoice, can_run, fastest
 from sylva_ray.models.lora import LoraStack
 from sylva_ray.models.peft_format import save_adapter, save_merged
 from sylva_ray.seeding import generator
@@ -398,22 +398,19 @@ def _with_compute_choice(
     Raises:
         UserError: bfloat16 was asked for, and the model cannot run in it."""
     training, evaluation = config.training, config.evaluation
-    is_auto = "auto" in (training.precision, training.attention, evaluation.precision)
-    device = torch.device(training.device)
-    if not is_auto or (device.type == "cuda" and not torch.cuda.is_available()):
-        choice = ComputeChoice("float32", config.attention_kernels, {})
-    else:
-        size = training.cohort_size
+    device, size = torch.device(training.device), training.cohort_size
+    choice = ComputeChoice("float32", config.attention_kernels, {})
+    if device.type == "cpu" or torch.cuda.is_available():
         assert isinstance(size, int), "cohort_size is resolved"
         assert isinstance(model, LoraStack | FunctionalStack)
         model.backbone.to(device)
         params = to_parameters(stack_states(states[:size]), device, torch.float32)
-        choice = fastest(model, params, image_size, device, config.cluster.threads_per_actor)
-    for key, asked in (("training", training.precision), ("evaluation", evaluation.precision)):
-        if asked == "bfloat16" and choice.milliseconds and not choice.runs_in("bfloat16"):
-            raise UserError(
-                f"{key}.precision", "bfloat16", f"{config.backbone.name} cannot run in it; use float32 or auto"
-            )
+        if "auto" in (training.precision, training.attention, evaluation.precision):
+            choice = fastest(model, params, image_size, device, config.cluster.threads_per_actor)
+        for key, asked in (("training", training.precision), ("evaluation", evaluation.precision)):
+            if asked == "bfloat16" and not can_run(model, params, image_size, device, asked):
+                fix = f"{config.backbone.name} cannot run in it; use float32 or auto"
+                raise UserError(f"{key}.precision", asked, fix)
     attention = choice.attention if training.attention == "auto" else config.attention_kernels
     precisions = [
         choice.precision if asked == "auto" else asked for asked in (training.precision, evaluation.precision)

@@ -42,10 +42,6 @@ class ComputeChoice:
     attention: AttentionKernels
     milliseconds: Mapping[str, float]
 
-    def runs_in(self, precision: Precision) -> bool:
-        """Whether the model could be timed in ``precision``."""
-        return any(name.startswith(precision) for name in self.milliseconds)
-
 
 def fastest(
     model: CohortModel, params: ParameterStack, image_size: int, device: torch.device, threads: int
@@ -60,10 +56,7 @@ def fastest(
 
     A precision in which the model cannot run (an architecture that creates float32 tensors of its own) is not chosen.
     """
-    images = max(MIN_IMAGES, TIMED_PIXELS // image_size**2)
-    x = torch.linspace(0, 1, images * 3 * image_size**2, device=device).reshape(images, 3, image_size, image_size)
-    clients = num_clients(params)
-    owner = repeat_owner([len(rows) for rows in torch.arange(images).tensor_split(clients)])
+    x, owner = _images(max(MIN_IMAGES, TIMED_PIXELS // image_size**2), image_size, num_clients(params), device)
     milliseconds: dict[str, float] = {}
     kernels: dict[str, Kernel] = {}
     with _cpu_threads(threads):
@@ -80,6 +73,25 @@ def fastest(
     best = {precision: milliseconds.get(f"{precision} {kernel}", math.inf) for precision, kernel in kernels.items()}
     is_faster = best["bfloat16"] < PRECISION_GAIN * best["float32"]
     return ComputeChoice("bfloat16" if is_faster else "float32", AttentionKernels(**kernels), milliseconds)
+
+
+def can_run(
+    model: CohortModel, params: ParameterStack, image_size: int, device: torch.device, precision: Precision
+) -> bool:
+    """Whether the model runs forward and backward in ``precision``; the arguments are those of `fastest`."""
+    x, owner = _images(MIN_IMAGES, image_size, num_clients(params), device)
+    model.precision = DTYPES[precision]
+    try:
+        _step_milliseconds(model, params, x, owner)
+    except RuntimeError:
+        return False
+    return True
+
+
+def _images(count: int, size: int, clients: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """``x [N, 3, size, size]``, and an owner vector that gives every client about as many."""
+    x = torch.linspace(0, 1, count * 3 * size**2, device=device).reshape(count, 3, size, size)
+    return x, repeat_owner([len(rows) for rows in torch.arange(count).tensor_split(clients)])
 
 
 @contextmanager

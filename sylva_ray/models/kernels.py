@@ -39,7 +39,8 @@ class AttentionSwitch:
 class PatchProjection(nn.Module):
     """A convolution whose stride is its kernel, as one matrix product: ``[N, c, H, W]`` -> ``[N, d, H / p, W / q]``.
 
-    It shares the convolution's parameters, under the same names, so state_dicts stay as they are."""
+    It shares the convolution's parameters, under the same names, so state_dicts stay as they are. It computes in their
+    precision, also under autocast: an attack moves a pixel by less than bfloat16 resolves."""
 
     def __init__(self, convolution: nn.Conv2d) -> None:
         super().__init__()
@@ -50,7 +51,9 @@ class PatchProjection(nn.Module):
         rows, columns = height // p, width // q
         patches = x[:, :, : rows * p, : columns * q].reshape(n, channels, rows, p, columns, q)
         patches = patches.permute(0, 2, 4, 1, 3, 5).reshape(n, rows, columns, channels * p * q)
-        return F.linear(patches, self.weight.flatten(1), self.bias).permute(0, 3, 1, 2)
+        with torch.autocast(x.device.type, enabled=False):
+            tokens = F.linear(patches, self.weight.flatten(1), self.bias)
+        return tokens.permute(0, 3, 1, 2)
 
 
 def project_patches(model: nn.Module) -> None:

@@ -7,7 +7,6 @@ matrix product over the flat batch of everybody's images; only the low-rank prod
 
 from __future__ import annotations
 
-import copy
 import re
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -193,9 +192,7 @@ class LoraStack:
         Weights and activations are in that precision. Layer norms and softmax compute in float32 inside their kernels, the
         head and the logits are float32."""
         if self.precision not in self._backbones:
-            lower = copy.deepcopy(self.backbone, {id(self._stacked): self._stacked})
-            lower.model.to(self.precision)
-            lower.input_dtype = self.precision
+            lower = self.backbone.in_precision(self.precision, shared=self._stacked)
             self._backbones[self.precision] = lower
             self._attention[self.precision] = AttentionSwitch(lower.model)
         self._attention[self.precision].use(self.kernels, self.precision)

@@ -20,6 +20,7 @@ from sylva_ray.attacks.square import share_of_pixels
 from sylva_ray.attacks.suite import ATTACKS, attack_stack
 from sylva_ray.errors import UserError
 from sylva_ray.seeding import ImageDraws, image_keys
+from sylva_ray.types import AttackSpec
 from tests.attacks.models import LinearCohort, WavyCohort, gap, linear_batch
 
 LINF = ("fgsm", "pgd", "mim", "cw", "apgd:steps=40", "fab:steps=20", "autoattack:steps=20")
@@ -340,3 +341,58 @@ def test_wrong_attacks_are_one_clear_line(text, message):
 
 def test_a_fraction_is_an_epsilon_on_the_command_line_too():
     assert parse_attack("pgd:epsilon=4/255,steps=7").label == "pgd7-eps4"
+
+
+class TwoPrecisions:
+    """Two-class linear models of the first pixel, right below ``border`` in float32, and below ``coarse`` in bfloat16."""
+
+    head_names = ("w", "b")
+    precision = torch.float32
+
+    def __init__(self, border: float, coarse: float) -> None:
+        self.borders = {torch.float32: border, torch.bfloat16: coarse}
+        self.passes = {torch.float32: 0, torch.bfloat16: 0}
+
+    def forward(self, params, x, owner):
+        del params, owner
+        self.passes[self.precision] += len(x)
+        ahead = 10 * (x[:, 0, 0, 0] - self.borders[self.precision])
+        return torch.stack([torch.zeros_like(ahead), ahead], 1)
+
+
+@pytest.mark.parametrize(
+    ("border", "coarse", "falls"),
+    [(0.55, 0.55, True), (0.59, 0.45, True), (0.65, 0.45, False), (0.65, 0.65, False)],
+    ids=["both see it", "the coarse one sees too much, the exact one later", "only the coarse one sees it", "neither"],
+)
+def test_an_image_falls_where_float32_confirms_it(border, coarse, falls):
+    """The budget is 0.1 around 0.5 in steps of 0.02; what float32 does not confirm is attacked further."""
+    model = TwoPrecisions(border, coarse)
+    x, y, owner = torch.full((3, 3, 2, 2), 0.5), torch.zeros(3, dtype=torch.long), torch.zeros(3, dtype=torch.long)
+    spec = AttackSpec("pgd", 0.1, 10, 0.02, random_start=False)
+    found = attack_stack(model, {}, x, y, owner, spec, ImageDraws(torch.arange(3)), torch.bfloat16)
+    assert (found.answers == int(falls)).all()
+    if falls:
+        assert (found.x_adv[:, 0, 0, 0] > border).all()
+    assert found.forwards == sum(model.passes.values())
+    assert model.passes[torch.bfloat16] > 0
+
+
+def test_benign_answers_are_those_of_float32():
+    model = TwoPrecisions(border=0.4, coarse=0.9)
+    x, y, owner = torch.full((2, 3, 2, 2), 0.5), torch.zeros(2, dtype=torch.long), torch.zeros(2, dtype=torch.long)
+    spec = AttackSpec("pgd", 0.1, 3, 0.02, random_start=False)
+    found = attack_stack(model, {}, x, y, owner, spec, ImageDraws(torch.arange(2)), torch.bfloat16)
+    assert (found.answers == 1).all()
+    assert (found.distance == 0).all()
+    assert model.passes[torch.bfloat16] == 0, "nothing is left to attack"
+
+
+@pytest.mark.parametrize("name", ["fab", "deepfool"])
+def test_attacks_along_the_boundary_compute_exactly(name):
+    model = TwoPrecisions(border=0.55, coarse=0.3)
+    x, y, owner = torch.full((2, 3, 2, 2), 0.5), torch.zeros(2, dtype=torch.long), torch.zeros(2, dtype=torch.long)
+    spec = AttackSpec(name, 0.1, 5, 0.0, random_start=False)
+    found = attack_stack(model, {}, x, y, owner, spec, ImageDraws(torch.arange(2)), torch.bfloat16)
+    assert (found.answers == 1).all()
+    assert model.passes[torch.bfloat16] == 0

@@ -1,0 +1,126 @@
+"""Which precision and kernel a run takes: what is faster by a margin, once, and the same again on resume."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from sylva_ray import experiment
+from sylva_ray.config import AttentionKernels, BackboneSection, ExperimentConfig, LoraSection, load_run_config
+from sylva_ray.errors import UserError
+from sylva_ray.experiment import claim_run_folder, prepare
+from sylva_ray.models import compute_choice
+from sylva_ray.models.backbone import create_backbone
+from sylva_ray.models.compute_choice import ComputeChoice, fastest
+from sylva_ray.models.kernels import DTYPES
+from sylva_ray.models.lora import LoraStack
+from sylva_ray.schema import build
+from sylva_ray.seeding import generator
+from sylva_ray.types import stack_states
+from tests.conftest import TINY
+
+AUTO = TINY | {
+    "training": {"rounds": 1, "batch_size": 16},
+    "evaluation": {"attacks": []},
+    "algorithm": {"name": "sylva", "phase2": {"enabled": False}},
+}
+BF16_PLAIN = ComputeChoice(
+    "bfloat16", AttentionKernels(bfloat16="plain"), {"float32 fused": 2.0, "bfloat16 plain": 1.0}
+)
+
+
+def chosen(monkeypatch, times: dict[str, float]) -> ComputeChoice:
+    """The choice where a step takes ``times``; the model cannot run in what is missing."""
+    model = LoraStack(create_backbone(BackboneSection(), 3), LoraSection(rank=1))
+
+    def step(model, *_):
+        (precision,) = [name for name, dtype in DTYPES.items() if dtype == model.precision]
+        name = f"{precision} {getattr(model.kernels, precision)}"
+        if name not in times:
+            raise RuntimeError("expected m1 and m2 to have the same dtype")
+        return times[name]
+
+    monkeypatch.setattr(compute_choice, "_step_milliseconds", step)
+    params = {n: torch.from_numpy(v) for n, v in stack_states([model.initial_state(generator(0, "s"))]).items()}
+    return fastest(model, params, 32, torch.device("cpu"), 1)
+
+
+@pytest.mark.parametrize(
+    ("times", "precision", "kernels"),
+    [
+        ((250, 255, 250, 100), "bfloat16", ("fused", "plain")),  # a CPU with AMX
+        ((250, 255, 700, 600), "float32", ("fused", "plain")),  # one that emulates bfloat16
+        ((250, 240, 240, 230), "float32", ("fused", "fused")),  # differences that a second measurement may turn round
+        ((100, 60, 90, 40), "bfloat16", ("plain", "plain")),
+        ((10, 12, 4, 5), "bfloat16", ("fused", "fused")),  # a GPU
+    ],
+)
+def test_a_choice_needs_a_margin(monkeypatch, times, precision, kernels):
+    names = ("float32 fused", "float32 plain", "bfloat16 fused", "bfloat16 plain")
+    choice = chosen(monkeypatch, dict(zip(names, times, strict=True)))
+    assert (choice.precision, choice.attention.float32, choice.attention.bfloat16) == (precision, *kernels)
+
+
+def test_a_model_that_cannot_run_in_bfloat16_stays_in_float32(monkeypatch):
+    choice = chosen(monkeypatch, {"float32 fused": 2.0, "float32 plain": 2.0})
+    assert choice.precision == "float32"
+    assert list(choice.milliseconds) == ["float32 fused", "float32 plain"]
+
+
+def test_a_real_measurement_is_complete_and_leaves_the_threads():
+    model = LoraStack(create_backbone(BackboneSection(), 3), LoraSection(rank=1))
+    params = {n: torch.from_numpy(v) for n, v in stack_states([model.initial_state(generator(0, "s"))]).items()}
+    choice = fastest(model, params, 32, torch.device("cpu"), 2)
+    assert torch.get_num_threads() == 1
+    assert len(choice.milliseconds) == 4
+    assert all(0 < ms < math.inf for ms in choice.milliseconds.values())
+
+
+def test_nothing_is_auto_after_prepare_and_a_resume_keeps_it(monkeypatch, tmp_path):
+    monkeypatch.setattr(experiment, "fastest", lambda *_: BF16_PLAIN)
+    config = build(ExperimentConfig, AUTO)
+    first = prepare(config).config
+    assert (first.training.precision, first.evaluation.precision) == ("bfloat16", "bfloat16")
+    assert first.training.attention == AttentionKernels(float32="fused", bfloat16="plain")
+    claim_run_folder(tmp_path, first, resume=False)
+    assert load_run_config(tmp_path) == first
+    monkeypatch.setattr(experiment, "fastest", lambda *_: pytest.fail("measured again"))
+    again = prepare(config, tmp_path).config
+    claim_run_folder(tmp_path, again, resume=True)
+    assert again == first
+
+
+def test_what_is_asked_for_is_not_measured(monkeypatch):
+    monkeypatch.setattr(experiment, "fastest", lambda *_: pytest.fail("measured"))
+    training = AUTO["training"] | {"precision": "float32", "attention": "plain"}
+    raw = AUTO | {"training": training, "evaluation": {"attacks": [], "precision": "float32"}}
+    config = prepare(build(ExperimentConfig, raw)).config
+    assert config.attention_kernels == AttentionKernels(float32="plain", bfloat16="plain")
+
+
+def test_bfloat16_that_cannot_run_is_refused(monkeypatch):
+    def refuse(*_):
+        raise RuntimeError("expected m1 and m2 to have the same dtype")
+
+    monkeypatch.setattr(compute_choice, "_step_milliseconds", refuse)
+    raw = AUTO | {"training": AUTO["training"] | {"precision": "bfloat16"}}
+    with pytest.raises(UserError, match=r"training\.precision.*bfloat16.*float32 or auto"):
+        prepare(build(ExperimentConfig, raw))
+
+
+def test_a_run_folder_of_version_0_1_goes_on_as_it_began(monkeypatch, tmp_path):
+    """It does not say which kernel; there was one."""
+    monkeypatch.setattr(experiment, "fastest", lambda *_: BF16_PLAIN)
+    raw = AUTO | {"training": AUTO["training"] | {"precision": "float32"}}
+    resolved = prepare(build(ExperimentConfig, raw)).config
+    text = resolved.to_yaml().splitlines()
+    start = text.index("  attention:")
+    old = [*text[:start], *text[start + 3 :]]
+    old.remove("  precision: bfloat16")  # the evaluation's
+    (tmp_path / "config.yaml").write_text("\n".join(old) + "\n")
+    config = prepare(load_run_config(tmp_path), tmp_path).config
+    assert config.attention_kernels == AttentionKernels()
+    assert (config.training.precision, config.evaluation.precision) == ("float32", "float32")
+    claim_run_folder(tmp_path, config, resume=True)
