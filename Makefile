@@ -43,7 +43,8 @@ format: $(READY) ## rewrite the code in the project's format
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(READY) ## measure the cost of a round through Ray against the same steps in a bare loop
+bench: $(READY) ## measure a step by precision and kernel, and a round through Ray against a bare loop
+	$(BIN)/python benchmarks/step.py
 	$(BIN)/python benchmarks/round_overhead.py
 
 ledger-smoke: $(READY) ## run every method of the ledger once, tiny (under 10 minutes)

@@ -55,7 +55,8 @@ def main() -> None:
         fleet_ref, backbone_ref = ray.put(fleet), ray.put(prepared.backbone)
         pool = RayPool(config, fleet_ref, backbone_ref, 1)
         algorithm = worker.algorithm
-        loop = Rounds(config, algorithm, fleet, state, {}, pool, Path(folder), lambda _: None, lambda _: None)
+        initial = [state] * fleet.num_clients
+        loop = Rounds(config, algorithm, fleet, initial, {}, pool, Path(folder), lambda _: None, lambda _: None)
 
         def ray_round(number: int) -> float:
             started = time.perf_counter()

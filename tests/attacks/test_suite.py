@@ -388,11 +388,12 @@ def test_benign_answers_are_those_of_float32():
     assert model.passes[torch.bfloat16] == 0, "nothing is left to attack"
 
 
-@pytest.mark.parametrize("name", ["fab", "deepfool"])
-def test_attacks_along_the_boundary_compute_exactly(name):
+@pytest.mark.parametrize("name", ["fab", "deepfool", "sparsefool", "square", "noise"])
+def test_attacks_that_compare_answers_compute_exactly(name):
     model = TwoPrecisions(border=0.55, coarse=0.3)
     x, y, owner = torch.full((2, 3, 2, 2), 0.5), torch.zeros(2, dtype=torch.long), torch.zeros(2, dtype=torch.long)
-    spec = AttackSpec(name, 0.1, 5, 0.0, random_start=False)
+    norm, epsilon = ("l0", 2) if name == "sparsefool" else ("linf", 0.1)
+    spec = AttackSpec(name, epsilon, 20, 0.0, random_start=False, norm=norm)
     found = attack_stack(model, {}, x, y, owner, spec, ImageDraws(torch.arange(2)), torch.bfloat16)
     assert (found.answers == 1).all()
     assert model.passes[torch.bfloat16] == 0
