@@ -43,7 +43,6 @@ from sylva_ray.models.peft_format import save_adapter, save_merged
 from sylva_ray.seeding import generator
 from sylva_ray.tracking.jsonl import rewrite_records
 from sylva_ray.tracking.mlflow_tracker import RunFollower
-from sylva_ray.tracking.report.build import write_report
 from sylva_ray.types import ClientState, stack_states, state_bytes
 
 RECORDS, SUMMARY = "rounds.jsonl", "summary.json"
@@ -222,6 +221,8 @@ def run_experiment(
     try:
         rounds.run()
         on_event({"event": "finishing"})
+        from sylva_ray.tracking.report.build import write_report  # matplotlib: the first step need not wait for it
+
         if isinstance(model, LoraStack):
             export_clients(config, rounds.states, range(fleet.num_clients), run_dir / "adapters")
         summary = summarise(

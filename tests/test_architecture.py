@@ -70,10 +70,35 @@ def test_heavy_libraries_have_one_home(library, home):
         assert len(users) == 1
 
 
-def test_a_worker_does_not_import_what_only_the_edges_need():
-    code = "import sys, sylva_ray.client.worker; print([m for m in ('ray', 'peft', 'mlflow', 'matplotlib') if m in sys.modules])"
+LATE = {
+    "sklearn",
+    "scipy",
+    "pandas",
+    "pyarrow",
+    "mlflow",
+    "matplotlib",
+    "jinja2",
+    "peft",
+    "optuna",
+    "fsspec",
+    "ray.tune",
+}
+"""Heavy libraries that no process needs before it works: each is imported where it is used."""
+
+ROLES = {
+    "sylva_ray.client.worker": LATE | {"ray", "rich", "typer"},
+    "sylva_ray.cluster.client_actor": LATE | {"rich", "typer"},
+    "sylva_ray.cluster.coordinator_actor": LATE | {"rich", "typer"},
+    "sylva_ray.cli, sylva_ray.cluster.run, sylva_ray.display, sylva_ray.experiment": LATE,
+}
+"""What a process imports to start, and what must not come with it. Each imports all that the one before it does."""
+
+
+def test_no_process_imports_a_library_that_it_does_not_need_to_start():
+    code = "import sys\n" + "".join(f"import {modules}\nprint(*sys.modules)\n" for modules in ROLES)
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
-    assert result.stdout.strip() == "[]"
+    for (modules, unwanted), loaded in zip(ROLES.items(), result.stdout.splitlines(), strict=True):
+        assert not unwanted & set(loaded.split()), modules
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda p: p.name)

@@ -11,7 +11,6 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.special import ndtri
 
 from sylva_ray.config import ExperimentConfig
 from sylva_ray.seeding import numpy_generator
@@ -85,6 +84,8 @@ def alie_z(num_clients: int, num_bad: int) -> float:
     than the s most extreme of the n - f honest: ``z = Phi^-1((n - f - s) / (n - f))``. This is 1.43 for 24 of 50 but 0 for 2 of
     10: without the floor a small federation would not be attacked at all.
     """
+    from scipy.special import ndtri  # for this attack alone
+
     honest = num_clients - num_bad
     supporters = max(1, num_clients // 2 + 1 - num_bad)
     return max(1.0, float(ndtri(max(0, honest - supporters) / honest))) if honest else 1.0

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from sklearn.neighbors import BallTree
 
 from sylva_ray.types import ClientState
 
@@ -87,6 +86,8 @@ def neighbour_graph(
 
     sigma_i is the distance to the k-th neighbour (1 where that is 0). Equal distances are resolved by client number.
     """
+    from sklearn.neighbors import BallTree  # seconds of importing, for the coordinator of some methods
+
     size = len(gram)
     k = neighbourhood_size(size, k)
     points = unit_coordinates(gram)

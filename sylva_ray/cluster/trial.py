@@ -28,7 +28,7 @@ from sylva_ray.coordinator.rounds import Record
 from sylva_ray.errors import UserError
 from sylva_ray.experiment import CONFIG, RECORDS, claim_run_folder, prepare, run_experiment
 from sylva_ray.tracking.jsonl import read_records
-from sylva_ray.tracking.report.build import read_summary
+from sylva_ray.tracking.run_files import read_summary
 from sylva_ray.tuning.folder import SweepFolder
 from sylva_ray.tuning.metrics import step_metrics
 from sylva_ray.tuning.points import Trial

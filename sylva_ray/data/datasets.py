@@ -9,13 +9,11 @@ import io
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.metadata import distribution
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from PIL import Image
 
 from sylva_ray.config import DatasetSection
@@ -23,7 +21,12 @@ from sylva_ray.errors import UserError
 from sylva_ray.seeding import numpy_generator
 from sylva_ray.types import Split
 
+if TYPE_CHECKING:
+    import pyarrow as pa
+
 TORCHVISION = ("cifar10", "cifar100", "stl10", "gtsrb")
+DIGITS = "sklearn/datasets/data/digits.csv.gz"
+"""In the installed scikit-learn: a row per image, 64 pixels and the label."""
 TEST_SHARE = 0.2
 """Of data sets that come without a test half."""
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".ppm"}
@@ -158,17 +161,17 @@ def _sources(section: DatasetSection) -> tuple[_Source, _Source, tuple[str, ...]
 
 
 def _digits() -> tuple[_Source, _Source, tuple[str, ...]]:
-    """scikit-learn's 1,797 digits, 8 x 8 in 0..16, enlarged to 32 x 32; split globally first, stratified."""
-    from sklearn.datasets import load_digits
+    """scikit-learn's 1,797 digits, 8 x 8 in 0..16, enlarged to 32 x 32; split globally first, stratified.
 
-    raw = load_digits()
+    Its file is read as it is installed: `sklearn.datasets.load_digits` returns the same after seconds of importing."""
+    table = np.loadtxt(str(distribution("scikit-learn").locate_file(DIGITS)), delimiter=",")
     images = [
         Image.fromarray((image * 255 / 16).round().astype(np.uint8)).resize((32, 32), Image.Resampling.BILINEAR)
-        for image in raw.images
+        for image in table[:, :-1].reshape(-1, 8, 8)
     ]
-    labels = raw.target.astype(np.int64)
+    labels = table[:, -1].astype(np.int64)
     train, test = _own_split(labels)
-    names = tuple(str(name) for name in raw.target_names)
+    names = tuple(map(str, range(10)))
     return _Source(labels[train], lambda r: images[train[r]]), _Source(labels[test], lambda r: images[test[r]]), names
 
 
@@ -265,6 +268,10 @@ def _parquet(root: Path) -> tuple[_Source, _Source, tuple[str, ...]]:
 
 
 def _parquet_half(root: Path, prefixes: Sequence[str], key: str) -> tuple[_Source, tuple[str, ...]]:
+    import pyarrow as pa  # here, because every process that gets the data imports this module
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
     files = next((found for p in prefixes if (found := sorted(root.glob(f"{p}-*.parquet")))), None)
     if files is None:
         raise UserError("dataset.name", key, f"has no {' or '.join(f'{p}-*.parquet' for p in prefixes)}")

@@ -7,8 +7,6 @@ this layer costs robustness. A layer is worth refining at price lambda if ``phi[
 from __future__ import annotations
 
 import numpy as np
-from scipy import stats
-from scipy.optimize import brentq
 
 MOST_IMAGES = 1000
 """Guard images that are always enough to decide by oneself."""
@@ -65,6 +63,9 @@ def paired_upper_bound(lost: int, gained: int, num_images: int, confidence: floa
     approximate, but close for few images and small losses, where Wald's interval is far too hopeful: a candidate whose true
     net loss equals the tolerance passes a 90 % bound with a probability of 0.05 to 0.14 (summed exactly in the tests).
     """
+    from scipy import stats  # of phase 2 alone, and slow to import
+    from scipy.optimize import brentq
+
     z, n = stats.norm.ppf(confidence), num_images
 
     def excess(difference: float) -> float:

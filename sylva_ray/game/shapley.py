@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from math import factorial
 
 import numpy as np
-from scipy import stats
 
 EXACT_LIMIT = 13
 """Players up to which all 2^n coalitions are played (ViT-B's 12 blocks and the head); sampling beyond."""
@@ -73,6 +72,8 @@ def permutation_shapley(
         coalitions: ``[m, n]`` from `prefix_coalitions`, in any order.
         values: ``[m, ...]``, one row per coalition.
     """
+    from scipy import stats  # of phase 2 alone, and slow to import
+
     assert len(permutations) >= 4, "an interval needs at least two antithetic pairs"
     values = np.asarray(values, np.float64)
     rows = {coalition.tobytes(): index for index, coalition in enumerate(coalitions)}

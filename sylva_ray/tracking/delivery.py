@@ -21,10 +21,7 @@ from sylva_ray.config import ExperimentConfig
 from sylva_ray.tracking.credentials import mask_credentials
 from sylva_ray.tracking.jsonl import read_records
 from sylva_ray.tracking.metrics import evaluation_metrics, record_metrics, summary_metrics, without_clients
-from sylva_ray.tracking.report.attacked import read_evaluation
-from sylva_ray.tracking.report.build import read_summary
-from sylva_ray.tracking.report.plots import figures
-from sylva_ray.tracking.report.style import png
+from sylva_ray.tracking.run_files import read_evaluation, read_summary
 
 STATE = "tracking.json"
 TRIES_AT_THE_END, PAUSE_S = 3, 1.0
@@ -165,8 +162,7 @@ class Delivery:
             match name:
                 case "figures":
                     with tempfile.TemporaryDirectory() as folder:
-                        for figure_name, figure in figures(summary, records).items():
-                            (Path(folder) / f"{figure_name}.png").write_bytes(png(figure))
+                        _draw(summary, records, Path(folder))
                         self.store.log_folder(Path(folder), name)
                 case "adapters":
                     for client in sorted((self.run_dir / name).iterdir()):
@@ -195,6 +191,15 @@ class Delivery:
     def _time_ms(self, records: Sequence[Mapping[str, Any]]) -> int:
         """Start of the run plus the wall time of ``records``, in Unix milliseconds."""
         return self.state.started_ms + round(1000 * sum(record["seconds"].get("wall", 0.0) for record in records))
+
+
+def _draw(summary: Mapping[str, Any] | None, records: Sequence[Mapping[str, Any]], folder: Path) -> None:
+    """The report's figures as PNG files."""
+    from sylva_ray.tracking.report.plots import figures  # matplotlib: at the end, or never
+    from sylva_ray.tracking.report.style import png
+
+    for name, figure in figures(summary, records).items():
+        (folder / f"{name}.png").write_bytes(png(figure))
 
 
 def _reason(error: BaseException) -> str:

@@ -21,7 +21,7 @@ from sylva_ray import __version__
 from sylva_ray.config import ExperimentConfig, TrackingSection
 from sylva_ray.tracking.credentials import mask_credentials
 from sylva_ray.tracking.delivery import Delivery, DeliveryState
-from sylva_ray.tracking.report.build import read_summary
+from sylva_ray.tracking.run_files import read_summary
 
 RUN_TAG = "sylva_ray.run"
 """Marks the MLflow run of one run folder, so that a run made by a call whose answer got lost is found again."""

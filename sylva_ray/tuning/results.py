@@ -18,8 +18,8 @@ from sylva_ray.errors import UserError
 from sylva_ray.evaluation.comparison.rows import Value
 from sylva_ray.experiment import RECORDS
 from sylva_ray.tracking.jsonl import read_records
-from sylva_ray.tracking.report.build import read_summary
 from sylva_ray.tracking.report.wording import bytes_text
+from sylva_ray.tracking.run_files import read_summary
 from sylva_ray.tuning.folder import SweepFolder
 from sylva_ray.tuning.metrics import ACCURACIES, COSTS, busy_seconds, step_metrics
 from sylva_ray.tuning.points import Trial, point_label

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from sklearn.datasets import load_digits
 
 from sylva_ray.config import DatasetSection
 from sylva_ray.data.datasets import Dataset, load_dataset
@@ -98,6 +99,18 @@ def test_digits_are_split_four_to_one_by_class_and_use_the_whole_range() -> None
     assert data.train.images.min() == 0
     assert data.train.images.max() == 255
     assert (data.train.images[:, 0] == data.train.images[:, 2]).all()  # grey
+
+
+def test_digits_are_those_that_scikit_learn_loads() -> None:
+    raw, data = load_digits(), load("digits")
+    sizes = np.bincount(data.train.labels) + np.bincount(data.test.labels)
+    assert np.array_equal(sizes, np.bincount(raw.target))
+    assert data.class_names == tuple(map(str, raw.target_names))
+    ours = np.concatenate([data.train.images, data.test.images])[:, 0]
+    enlarged = [Image.fromarray((image * 255 / 16).round().astype(np.uint8)) for image in raw.images]
+    theirs = np.stack([np.asarray(image.resize((32, 32), Image.Resampling.BILINEAR)) for image in enlarged])
+    labels = np.concatenate([data.train.labels, data.test.labels])
+    assert sorted(zip(labels, map(bytes, ours))) == sorted(zip(raw.target, map(bytes, theirs)))
 
 
 def test_digits_split_belongs_to_the_data_and_not_to_the_experiment() -> None:

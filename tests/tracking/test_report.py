@@ -14,9 +14,10 @@ from synthetic_run import make_config, make_run
 
 from sylva_ray.errors import UserError
 from sylva_ray.tracking.jsonl import read_records
-from sylva_ray.tracking.report.build import read_summary, write_report
+from sylva_ray.tracking.report.build import write_report
 from sylva_ray.tracking.report.plots import figures, robust_conditions
 from sylva_ray.tracking.report.style import LIGHT, png, svg
+from sylva_ray.tracking.run_files import read_summary
 
 SECTIONS = ("result", "fleet-accuracy", "threat-model", "fleet", "accuracy", "clients", "layers", "communication")
 SECTIONS += ("seconds", "config")

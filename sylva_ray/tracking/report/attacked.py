@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +13,6 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 from PIL import Image
 
-from sylva_ray.errors import UserError
 from sylva_ray.tracking.report.style import LIGHT, style
 from sylva_ray.tracking.report.wording import attack_title
 
@@ -30,21 +27,6 @@ ATTACKED = {
     "transfer": "Heatmap of accuracy of every client on images made against every other client",
     "certified": "Certified accuracy against radius",
 }
-
-
-def read_evaluation(run_dir: Path) -> dict[str, Any] | None:
-    """``evaluation.json``, None where `sylva-ray evaluate` has not run.
-
-    Raises:
-        UserError: it is not JSON."""
-    path = run_dir / "evaluation.json"
-    try:
-        found: dict[str, Any] = json.loads(path.read_text())
-    except FileNotFoundError:
-        return None
-    except ValueError as error:
-        raise UserError("evaluation", str(path), f"is not JSON ({error}); run sylva-ray evaluate again") from None
-    return found
 
 
 def attack_rows(found: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,13 +13,13 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from sylva_ray.errors import UserError
 from sylva_ray.tracking.credentials import mask_credentials
 from sylva_ray.tracking.jsonl import read_records
-from sylva_ray.tracking.report.attacked import ATTACKED, attack_rows, attacked_figures, gallery, read_evaluation
+from sylva_ray.tracking.report.attacked import ATTACKED, attack_rows, attacked_figures, gallery
 from sylva_ray.tracking.report.plots import figures
 from sylva_ray.tracking.report.style import DARK, LIGHT, svg
 from sylva_ray.tracking.report.wording import attack_title, bytes_text, percent
+from sylva_ray.tracking.run_files import read_evaluation, read_summary
 
 DESCRIPTIONS = {
     "fleet": "Heatmap of training images per class and client",
@@ -61,22 +60,6 @@ def page_environment() -> Environment:
     )
     environment.filters |= {"percent": percent, "bytes": bytes_text, "attack": attack_title}
     return environment
-
-
-def read_summary(run_dir: Path) -> dict[str, Any] | None:
-    """``summary.json`` of a finished run, None of an unfinished one.
-
-    Raises:
-        UserError: it is not JSON.
-    """
-    path = run_dir / "summary.json"
-    try:
-        summary: dict[str, Any] = json.loads(path.read_text())
-    except FileNotFoundError:
-        return None
-    except ValueError as error:
-        raise UserError("summary", str(path), f"is not JSON ({error}); resume the run to write it again") from None
-    return summary
 
 
 def _view(
