@@ -14,12 +14,13 @@ help: ## list the targets
 
 setup: $(READY) ## make .venv with everything the project needs
 
+# Compiled once here: a process that compiles what it imports from source starts three times slower, and a run has several.
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; set PYTHON=python3.11" >&2; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[dev]'
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps $(ORACLES)
+	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --no-deps $(ORACLES)
 	@touch $@
 
 demo: $(READY) ## run Sylva, both phases, on the embedded digits (about 2 minutes on 2 cores)
