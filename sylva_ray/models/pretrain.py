@@ -24,11 +24,14 @@ from pydantic import Field
 from safetensors.torch import load_file, save_file
 
 from sylva_ray.attacks.pgd import pgd
-from sylva_ray.config import AttackSection, BackboneSection, DatasetSection
+from sylva_ray.config import AttackSection, AttentionKernels, BackboneSection, DatasetSection
 from sylva_ray.data.augment import augmented
 from sylva_ray.data.datasets import Dataset, load_dataset
 from sylva_ray.errors import UserError
 from sylva_ray.models.backbone import Backbone, create_backbone
+from sylva_ray.models.cohort import FunctionalStack, as_client, to_parameters
+from sylva_ray.models.compute_choice import fastest
+from sylva_ray.models.kernels import AttentionSwitch
 from sylva_ray.schema import Section, build, read_overridden
 from sylva_ray.seeding import generator
 from sylva_ray.tracking.jsonl import append_record, read_records
@@ -55,7 +58,10 @@ class PretrainTraining(Section):
     )
     crop_scale: float = Field(0.3, gt=0, le=1, description="smallest area of a resized crop")
     clip_norm: float = Field(1.0, gt=0)
-    precision: Literal["float32", "bfloat16"] = "bfloat16"
+    precision: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto: whichever is faster here")
+    attention: Literal["auto", "fused", "plain"] = Field(
+        "auto", description="the kernel; auto: whichever is faster here"
+    )
     threads: int = Field(2, ge=1)
     device: Literal["cpu", "cuda", "auto"] = "auto"
 
@@ -93,6 +99,7 @@ def pretrain(config: PretrainConfig, out: Path, resume: bool, progress: Callable
         UserError: the folder is not free, holds another config, or the data cannot be read.
     """
     dataset = load_dataset(config.dataset, create_backbone(config.backbone, 2).image_size, config.seed)
+    config = _with_compute_choice(config, dataset, out if resume else None)
     _claim(out, config, resume)
     trainer = _Trainer(config, dataset)
     first = trainer.restore(out) if resume else 0
@@ -128,6 +135,9 @@ class _Trainer:
             if config.init == "scratch":
                 architecture.model.init_weights()  # type: ignore[operator]
         self.backbone = architecture.to(self.device).requires_grad_(True)
+        kernel = config.training.attention
+        assert kernel != "auto", "resolved by `pretrain`"
+        AttentionSwitch(self.backbone.model).use(AttentionKernels(float32=kernel, bfloat16=kernel), torch.float32)
         matrices = [p for p in self.backbone.parameters() if p.ndim > 1]
         others = [p for p in self.backbone.parameters() if p.ndim <= 1]
         decay = config.training.weight_decay
@@ -275,12 +285,39 @@ def top1(backbone: Backbone, split: Split, device: torch.device) -> float:
     return right / len(split)
 
 
+def _with_compute_choice(config: PretrainConfig, dataset: Dataset, resumed: Path | None) -> PretrainConfig:
+    """Precision and attention kernel as values: what ``resumed`` was begun with, else what is faster here."""
+    training = config.training
+    if "auto" not in (training.precision, training.attention):
+        return config
+    if resumed is not None and (resumed / "config.json").exists():
+        begun = _begun(resumed)["training"]
+        chosen = {key: begun[key] for key in ("precision", "attention")}
+    else:
+        device = torch.device("cuda" if training.device != "cpu" and torch.cuda.is_available() else "cpu")
+        model = FunctionalStack(create_backbone(config.backbone, dataset.num_classes).to(device))
+        state = model.initial_state(generator(config.seed, "measurement"))
+        params = to_parameters(as_client(state), device, torch.float32)
+        choice = fastest(model, params, dataset.train.images.shape[-1], device, training.threads)
+        precision = choice.precision if training.precision == "auto" else training.precision
+        chosen = {"precision": precision, "attention": getattr(choice.attention, precision)}
+    unset = {key: value for key, value in chosen.items() if getattr(training, key) == "auto"}
+    return config.model_copy(update={"training": training.model_copy(update=unset)})
+
+
+def _begun(out: Path) -> dict[str, Any]:
+    """The config in a folder; before there was a choice, attention was fused."""
+    config: dict[str, Any] = json.loads((out / "config.json").read_text())
+    config["training"] = {"attention": "fused"} | config["training"]
+    return config
+
+
 def _claim(out: Path, config: PretrainConfig, resume: bool) -> None:
     path = out / "config.json"
     if resume:
         if not path.exists():
             raise UserError("--resume", str(out), "holds no pre-training to resume")
-        if json.loads(path.read_text()) != json.loads(config.model_dump_json()):
+        if _begun(out) != json.loads(config.model_dump_json()):
             raise UserError("--out", str(out), "holds a pre-training with another config")
     elif out.exists() and any(out.iterdir()):
         raise UserError("--out", str(out), "is not empty; add --resume to go on, or choose another folder")

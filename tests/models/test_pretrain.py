@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from sylva_ray.config import AttentionKernels
 from sylva_ray.data.datasets import load_dataset
 from sylva_ray.errors import UserError
 from sylva_ray.models import pretrain as module
 from sylva_ray.models.backbone import OFFLINE_CHECKPOINT, create_backbone
+from sylva_ray.models.compute_choice import ComputeChoice
 from sylva_ray.models.pretrain import PretrainConfig, mixed, pretrain, resized_crops, top1
 from sylva_ray.schema import build
 from sylva_ray.seeding import generator
@@ -44,6 +48,16 @@ def test_resumed_equals_uninterrupted_and_loads(tmp_path, monkeypatch):
     card = (tmp_path / "cut" / "model_card.md").read_text()
     assert "Top-1" in card
     assert "digits" in card
+
+
+def test_a_resumed_pretraining_computes_as_it_began(tmp_path, monkeypatch):
+    choice = ComputeChoice("bfloat16", AttentionKernels(bfloat16="plain"), {})
+    monkeypatch.setattr(module, "fastest", lambda *_: choice)
+    pretrain(config(epochs=1), tmp_path / "run", False, lambda _: None)
+    monkeypatch.setattr(module, "fastest", lambda *_: pytest.fail("measured again"))
+    pretrain(config(epochs=1), tmp_path / "run", True, lambda _: None)
+    begun = json.loads((tmp_path / "run" / "config.json").read_text())["training"]
+    assert (begun["precision"], begun["attention"]) == ("bfloat16", "plain")
 
 
 def test_it_learns_something_adversarially_too(tmp_path):
