@@ -21,7 +21,8 @@ from sylva_ray.seeding import generator
 
 
 def config(**training):
-    recipe = {"epochs": 2, "batch_size": 40, "threads": 1, "warmup_epochs": 0.5, **training}
+    recipe = {"epochs": 2, "batch_size": 40, "threads": 1, "warmup_epochs": 0.5}
+    recipe |= {"precision": "float32", "attention": "fused"} | training
     dataset = {"name": "digits", "max_train": 80, "max_test": 40}
     return build(PretrainConfig, {"dataset": dataset, "training": recipe, "seed": 3})
 
@@ -53,9 +54,10 @@ def test_resumed_equals_uninterrupted_and_loads(tmp_path, monkeypatch):
 def test_a_resumed_pretraining_computes_as_it_began(tmp_path, monkeypatch):
     choice = ComputeChoice("bfloat16", AttentionKernels(bfloat16="plain"), {})
     monkeypatch.setattr(module, "fastest", lambda *_: choice)
-    pretrain(config(epochs=1), tmp_path / "run", False, lambda _: None)
+    unset = config(epochs=1, precision="auto", attention="auto")
+    pretrain(unset, tmp_path / "run", False, lambda _: None)
     monkeypatch.setattr(module, "fastest", lambda *_: pytest.fail("measured again"))
-    pretrain(config(epochs=1), tmp_path / "run", True, lambda _: None)
+    pretrain(unset, tmp_path / "run", True, lambda _: None)
     begun = json.loads((tmp_path / "run" / "config.json").read_text())["training"]
     assert (begun["precision"], begun["attention"]) == ("bfloat16", "plain")
 
