@@ -8,7 +8,7 @@ coordinates, normalised to unit length (cosine geometry), which scikit-learn's b
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,6 +33,15 @@ class NeighbourGraph:
         dense = np.zeros((len(self.members), len(self.members)))
         np.put_along_axis(dense, self.members, self.weights, axis=1)
         return dense
+
+    def alike(self, own: Sequence[Hashable]) -> list[list[int]]:
+        """Rows with equal members, equal weights and equal entries of ``own [K]``: one merge serves all of a group.
+
+        Groups come in the order of their first rows; equal means equal bits."""
+        groups: dict[Hashable, list[int]] = {}
+        for row, key in enumerate(own):
+            groups.setdefault((self.members[row].tobytes(), self.weights[row].tobytes(), key), []).append(row)
+        return list(groups.values())
 
 
 def product_gram(states: Sequence[ClientState], scaling: float = 1.0) -> np.ndarray:
