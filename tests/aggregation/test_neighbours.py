@@ -16,8 +16,11 @@ def random_gram(seed, size=20):
     return points @ points.T
 
 
-def test_gram_is_that_of_the_dense_updates():
-    states = clients(4, rank=3)
+@pytest.mark.parametrize("rows", [1, 6, 7, 128])
+def test_gram_is_that_of_the_dense_updates(rows, monkeypatch):
+    """Whoever goes through a matrix product together."""
+    monkeypatch.setattr("sylva_ray.aggregation.neighbours.GRAM_ROWS", rows)
+    states = clients(5, rank=3)
     dense = np.array([product(s).ravel() for s in states])
     np.testing.assert_allclose(product_gram(states, scaling=2.0), 4 * dense @ dense.T, rtol=1e-12)
 
