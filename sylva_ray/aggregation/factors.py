@@ -15,6 +15,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from sylva_ray.aggregation.low_rank import leading_triplets
 from sylva_ray.types import ClientState
 
 INITIAL_SCALE = np.sqrt(3.0)
@@ -22,6 +23,10 @@ INITIAL_SCALE = np.sqrt(3.0)
 
 RANK_TOLERANCE = 1e-7
 """Singular values below this share of the largest are zero directions (float32 factors carry about this much noise)."""
+
+STACK_SIZE = 2**21
+"""Numbers in the factors of all states that are merged at once: small modules together, for speed; large ones one by one, for
+memory."""
 
 
 def average(
@@ -57,9 +62,11 @@ def merge_factors(
     modules = paired_modules(anchor)
     paired = {f"{module}.lora_{factor}" for module in modules for factor in "AB"}
     merged = average({name: value for name, value in anchor.items() if name not in paired}, states, w)
-    for module in modules:
-        a, b = f"{module}.lora_A", f"{module}.lora_B"
-        merged[b], merged[a] = merge_products(anchor[a], [(state[b], state[a]) for state in states], w)
+    for alike in _of_equal_shapes(anchor, modules, len(states)):
+        factors = [(_stack(state, alike, "B"), _stack(state, alike, "A")) for state in states]
+        b, a = merge_products(_stack(anchor, alike, "A"), factors, w)
+        for index, module in enumerate(alike):
+            merged[f"{module}.lora_B"], merged[f"{module}.lora_A"] = b[index], a[index]
     return merged
 
 
@@ -72,32 +79,30 @@ def paired_modules(state: ClientState) -> list[str]:
 def merge_products(
     anchor_a: np.ndarray, factors: Sequence[tuple[np.ndarray, np.ndarray]], weights: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Best rank-r ``B, A`` of ``sum_j w_j B_j A_j`` (Eckart-Young), by QR of the stacked factors and an SVD of the core.
+    """Best rank-r ``B, A`` of ``sum_j w_j B_j A_j`` (Eckart-Young): one product of the stacked factors, truncated.
+
+    ``...`` are leading axes: modules of equal shapes, which cost less together than one by one.
 
     Args:
-        anchor_a: ``[r, d_in]``; its rows stay where the merged product has no direction left (B is 0 there), so that a
+        anchor_a: ``[..., r, d_in]``; its rows stay where the merged product has no direction left (B is 0 there), so that a
             client can still learn: with both factors 0 no gradient would ever reach them.
-        factors: ``(B_j [d_out, r_j], A_j [r_j, d_in])``; ranks may differ.
+        factors: ``(B_j [..., d_out, r_j], A_j [..., r_j, d_in])``; ranks may differ.
         weights: one per factor pair.
 
     Returns:
-        ``B [d_out, r]``, ``A [r, d_in]`` in the anchor's dtype. The approximation error is the tail of the singular values.
+        ``B [..., d_out, r]``, ``A [..., r, d_in]`` in the anchor's dtype. The approximation error is the tail of the singular
+        values.
     """
-    rank = len(anchor_a)
-    left = np.concatenate([w * b.astype(np.float64) for w, (b, _) in zip(weights, factors, strict=True)], axis=1)
-    right = np.concatenate([a.astype(np.float64) for _, a in factors], axis=0)
-    q_left, r_left = np.linalg.qr(left)
-    q_right, r_right = np.linalg.qr(right.T)
-    u, s, vt = np.linalg.svd(r_left @ r_right.T)
-    u, vt = q_left @ u[:, : len(s)], vt[: len(s)] @ q_right.T
-    b = np.zeros((len(left), rank))
-    a = anchor_a.astype(np.float64)
-    for j in range(min(rank, len(s))):
-        if s[j] <= RANK_TOLERANCE * s[0]:
-            break
-        sign = np.sign(u[np.abs(u[:, j]).argmax(), j])  # an SVD is free in sign; ours is not
-        b[:, j] = INITIAL_SCALE * s[j] * sign * u[:, j]
-        a[j] = sign * vt[j] / INITIAL_SCALE
+    heard = [j for j, weight in enumerate(weights) if weight]
+    left = np.concatenate([factors[j][0] for j in heard], axis=-1, dtype=np.float64)
+    right = np.concatenate([weights[j] * factors[j][1].astype(np.float64) for j in heard], axis=-2)
+    u, s, vt = leading_triplets(left, right, anchor_a.shape[-2])
+    largest = np.take_along_axis(u, np.abs(u).argmax(-2, keepdims=True), -2)[..., 0, :]
+    signs, found = np.sign(largest), s.shape[-1]  # an SVD is free in sign; ours is not
+    lives = s > RANK_TOLERANCE * s[..., :1]
+    b, a = np.zeros((*left.shape[:-1], anchor_a.shape[-2])), anchor_a.astype(np.float64)
+    b[..., :found] = u * (INITIAL_SCALE * s * signs * lives)[..., None, :]
+    a[..., :found, :] = np.where(lives[..., None], vt * (signs / INITIAL_SCALE)[..., None], a[..., :found, :])
     return b.astype(anchor_a.dtype), a.astype(anchor_a.dtype)
 
 
@@ -118,6 +123,24 @@ def drop_bad(states: Sequence[ClientState]) -> list[int]:
         for index, state in enumerate(states)
         if shapes[index] == usual and all(np.isfinite(value).all() for value in state.values())
     ]
+
+
+def _of_equal_shapes(anchor: ClientState, modules: Sequence[str], num_states: int) -> list[list[str]]:
+    """``modules``, those together whose factors have the same shapes, as far as `STACK_SIZE` allows."""
+    groups: dict[tuple[int, int, int], list[str]] = {}
+    for module in modules:
+        (rank, d_in), d_out = anchor[f"{module}.lora_A"].shape, len(anchor[f"{module}.lora_B"])
+        groups.setdefault((rank, d_in, d_out), []).append(module)
+    stacks = []
+    for (rank, d_in, d_out), alike in groups.items():
+        step = max(1, STACK_SIZE // (num_states * rank * (d_in + d_out)))
+        stacks += [alike[i : i + step] for i in range(0, len(alike), step)]
+    return stacks
+
+
+def _stack(state: ClientState, modules: Sequence[str], factor: str) -> np.ndarray:
+    """One factor of several modules, ``[m, ...]``."""
+    return np.stack([state[f"{module}.lora_{factor}"] for module in modules])
 
 
 def _checked(weights: Sequence[float] | np.ndarray) -> np.ndarray:

@@ -8,7 +8,7 @@ coordinates, normalised to unit length (cosine geometry), which scikit-learn's b
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +17,9 @@ from sylva_ray.types import ClientState
 
 TIE = 1e-6
 """Distances closer than this are equal: a squared distance carries rounding of 1e-16, its root 1e-8."""
+
+GRAM_ROWS = 128
+"""Rows of factors that `product_gram` multiplies at once: a matrix product of fewer is slower, one of more needs memory."""
 
 
 @dataclass(frozen=True)
@@ -33,26 +36,37 @@ class NeighbourGraph:
         np.put_along_axis(dense, self.members, self.weights, axis=1)
         return dense
 
+    def alike(self, own: Sequence[Hashable]) -> list[list[int]]:
+        """Rows with equal members, equal weights and equal entries of ``own [K]``: one merge serves all of a group.
+
+        Groups come in the order of their first rows; equal means equal bits."""
+        groups: dict[Hashable, list[int]] = {}
+        for row, key in enumerate(own):
+            groups.setdefault((self.members[row].tobytes(), self.weights[row].tobytes(), key), []).append(row)
+        return list(groups.values())
+
 
 def product_gram(states: Sequence[ClientState], scaling: float = 1.0) -> np.ndarray:
     """``[K, K]`` float64 inner products of the clients' weight updates; O(r^2 d) per pair and module.
 
-    The factors of all clients are stacked, so that a client's pairs are two matrix products: at 1,000 clients this decides
-    between seconds and minutes."""
+    The factors of all clients are stacked, so that the pairs of `GRAM_ROWS` / r clients are two matrix products: at 1,000
+    clients this decides between seconds and minutes."""
     size = len(states)
     upper = np.zeros((size, size))
     for name in states[0]:
         if not name.endswith(".lora_A"):
             continue
-        a = np.stack([state[name] for state in states]).astype(np.float64)
-        b_t = np.stack([state[name.removesuffix("A") + "B"].T for state in states]).astype(np.float64)
+        a = np.stack([state[name] for state in states], dtype=np.float64)
+        b_t = np.stack([state[name.removesuffix("A") + "B"].T for state in states], dtype=np.float64)
         rank = a.shape[1]
         a, b_t = a.reshape(size * rank, -1), b_t.reshape(size * rank, -1)
-        for i in range(size):
-            own, onwards = slice(i * rank, (i + 1) * rank), slice(i * rank, None)
-            overlap = (b_t[own] @ b_t[onwards].T) * (a[own] @ a[onwards].T)  # [r, (K - i) r]
-            upper[i, i:] += overlap.reshape(rank, size - i, rank).sum((0, 2))
-    return scaling**2 * (upper + np.triu(upper, 1).T)
+        step = max(1, GRAM_ROWS // rank)
+        for i in range(0, size, step):
+            own, onwards = slice(i * rank, (i + step) * rank), slice(i * rank, None)
+            overlap = (b_t[own] @ b_t[onwards].T) * (a[own] @ a[onwards].T)  # [step r, (K - i) r]
+            summed = overlap.reshape(-1, rank, overlap.shape[1]).sum(1)  # over r first: that is fast
+            upper[i : i + step, i:] += summed.reshape(len(summed), size - i, rank).sum(-1)
+    return scaling**2 * (np.triu(upper) + np.triu(upper, 1).T)
 
 
 def unit_coordinates(gram: np.ndarray) -> np.ndarray:
@@ -92,10 +106,10 @@ def neighbour_graph(
     k = neighbourhood_size(size, k)
     points = unit_coordinates(gram)
     tree = BallTree(points)
+    radii = tree.query(points, k=k)[0][:, -1]
+    within = tree.query_radius(points, r=radii + TIE)
     members, weights = np.zeros((size, k), int), np.zeros((size, k))
-    for i in range(size):
-        radius = tree.query(points[i : i + 1], k=k)[0][0, -1]
-        near = tree.query_radius(points[i : i + 1], r=radius + TIE)[0]
+    for i, (radius, near) in enumerate(zip(radii, within, strict=True)):
         distance = (np.linalg.norm(points[near] - points[i], axis=1) / TIE).round()
         order = np.lexsort((near, distance, near != i))[:k]  # oneself first, then by distance, then by number
         chosen = np.sort(near[order])

@@ -9,7 +9,7 @@ one).
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Self
 
@@ -25,7 +25,7 @@ from sylva_ray.attacks.losses import cross_entropy
 from sylva_ray.models.cohort import CohortModel
 from sylva_ray.schema import Section
 from sylva_ray.timing import Stopwatch
-from sylva_ray.types import AttackSpec, ClientState, ParameterStack
+from sylva_ray.types import AttackSpec, ClientState, ParameterStack, stack_digest
 
 Sharing = Literal["neighbours", "global", "local"]
 
@@ -340,9 +340,11 @@ class Algorithm:
                 common = self.merge(arrived, own, present, graph.weights[0], present[0])
                 result = [state | common for state in result]
                 continue
-            for row, client in enumerate(present):
-                members = [present[j] for j in graph.members[row]]
-                result[client] |= self.merge(arrived, own, members, graph.weights[row], client)
+            for rows in graph.alike([self._own_part(arrived, own, client) for client in present]):
+                members = [present[j] for j in graph.members[rows[0]]]
+                merged = self.merge(arrived, own, members, graph.weights[rows[0]], present[rows[0]])
+                for row in rows:
+                    result[present[row]] |= merged
         return result
 
     def merge(
@@ -372,6 +374,20 @@ class Algorithm:
             frozen=self._frozen(arrived.received[receiver]),
             draw=(arrived.seed, arrived.round),
         )
+
+    def _own_part(self, arrived: Arrived, names: Sequence[str], receiver: int) -> Hashable:
+        """What, beside members and weights, decides a merge: receivers with equal parts share one.
+
+        A mean is the same whoever receives it. A robust rule measures updates from what the receiver had; self-centred
+        clipping starts from the receiver itself. The anchor does not count: it decides roundings, and which rows of A
+        stay where nothing has been learnt (any will do)."""
+        rule = self.parameters.robust.rule
+        if rule == "mean":
+            return None
+        if rule == "self_centred_clipping":
+            return receiver
+        received = arrived.received[receiver]
+        return stack_digest({name: received[name] for name in names} | self._frozen(received))
 
     def _frozen(self, state: ClientState) -> dict[str, np.ndarray]:
         """The factors that are the same for all (a personal B, under ``factors=a``, is not: the coordinator never sees one)."""

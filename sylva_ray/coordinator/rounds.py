@@ -207,7 +207,7 @@ class Rounds:
         metrics = self._take_over(results)
         uploads = self._exchange(step, results, received)
         record: Record = {"epsilon": epsilon, "lr": lr, "participants": participants, "missing": missing}
-        if step.round == self.config.training.rounds and self.players:
+        if step.round == self.config.training.rounds and self.algorithm.parameters.phase2.enabled:
             graph = self._neighbourhood(received, uploads)
             record["neighbours"] = {"members": graph.members.tolist(), "weights": graph.weights.tolist()}
         return record | {"metrics": metrics}

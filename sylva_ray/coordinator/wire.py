@@ -89,6 +89,8 @@ class Wire:
         """The uploads with the attackers' replaced; they know everybody's update (the strongest case)."""
         section = self.config.byzantine
         liars = [client for client in self.attackers if client in uploads]
+        if not liars:
+            return dict(uploads)
         updates = {c: _difference(upload, received[c]) for c, upload in uploads.items()}
         benign = [updates[client] for client in sorted(updates) if client not in self.attackers]
         result = dict(uploads)

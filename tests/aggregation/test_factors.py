@@ -93,16 +93,21 @@ def test_rows_of_a_keep_their_initial_scale():
 
 
 def test_the_free_sign_of_the_svd_is_settled(monkeypatch):
-    """The same bits from a LAPACK that returns every singular pair with the other sign."""
+    """The same bits from a LAPACK that returns every eigenvector and singular pair with the other sign."""
     states, w = clients(3), np.full(3, 1 / 3)
     ours = merge_factors(states[0], states, w, "product_svd")
-    svd = np.linalg.svd
+    svd, eigh = np.linalg.svd, np.linalg.eigh
 
-    def flipped(core):
-        u, s, vt = svd(core)
+    def flipped_svd(matrix, full_matrices):
+        u, s, vt = svd(matrix, full_matrices=full_matrices)
         return -u, s, -vt
 
-    monkeypatch.setattr(np.linalg, "svd", flipped)
+    def flipped_eigh(matrix):
+        values, vectors = eigh(matrix)
+        return values, -vectors
+
+    monkeypatch.setattr(np.linalg, "svd", flipped_svd)
+    monkeypatch.setattr(np.linalg, "eigh", flipped_eigh)
     theirs = merge_factors(states[0], states, w, "product_svd")
     assert all(np.array_equal(ours[name], theirs[name]) for name in ours)
 
@@ -112,6 +117,43 @@ def test_identical_clients_are_the_identity_bit_for_bit(rule):
     state = {name: value.astype(np.float32) for name, value in clients(1)[0].items()}
     merged = merge_factors(state, [dict(state) for _ in range(5)], np.array([0.1, 0.2, 0.3, 0.25, 0.15]), rule)
     assert all(np.array_equal(merged[name], state[name]) and merged[name].dtype == np.float32 for name in state)
+
+
+def test_modules_of_any_shapes_are_merged_each_by_itself():
+    """Modules of equal shapes go through one stack, also where one of them has learnt nothing."""
+    states = clients(3)
+    for index, state in enumerate(states):
+        other = clients(3, seed=7)[index]
+        state["n.lora_A"], state["n.lora_B"] = other["m.lora_A"], other["m.lora_B"]
+        state["silent.lora_A"], state["silent.lora_B"] = other["m.lora_A"], np.zeros((D_OUT, 2))
+        wide = np.random.default_rng(index)
+        state["wide.lora_A"], state["wide.lora_B"] = wide.normal(size=(2, 5)), wide.normal(size=(20, 2))
+    w = np.array([0.2, 0.5, 0.3])
+    together = merge_factors(states[0], states, w, "product_svd")
+    for module in ("m", "n", "silent", "wide"):
+        own = [{name: value for name, value in state.items() if name.startswith(f"{module}.")} for state in states]
+        alone = merge_factors(own[0], own, w, "product_svd")
+        for name, value in alone.items():
+            np.testing.assert_allclose(together[name], value, atol=1e-12)
+    assert np.array_equal(together["silent.lora_A"], states[0]["silent.lora_A"])
+
+
+def test_the_size_of_a_stack_does_not_matter(monkeypatch):
+    states, w = clients(3), np.full(3, 1 / 3)
+    for index, state in enumerate(states):
+        state["n.lora_A"], state["n.lora_B"] = clients(3, seed=7)[index]["m.lora_A"], state["m.lora_B"]
+    together = merge_factors(states[0], states, w, "product_svd")
+    monkeypatch.setattr("sylva_ray.aggregation.factors.STACK_SIZE", 1)
+    apart = merge_factors(states[0], states, w, "product_svd")
+    for name, value in together.items():
+        np.testing.assert_allclose(apart[name], value, atol=1e-12)
+
+
+def test_who_has_no_weight_is_not_heard():
+    states = clients(3)
+    merged = merge_factors(states[0], states, [0.4, 0, 0.6], "product_svd")
+    alone = merge_factors(states[0], states[::2], [0.4, 0.6], "product_svd")
+    assert all(np.array_equal(merged[name], alone[name]) for name in merged)
 
 
 def test_silent_directions_keep_the_old_rows_of_a():

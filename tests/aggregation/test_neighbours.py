@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sylva_ray.aggregation.neighbours import global_graph, neighbour_graph, product_gram
+from sylva_ray.aggregation.neighbours import NeighbourGraph, global_graph, neighbour_graph, product_gram
 from tests.aggregation.test_factors import clients, product
 
 
@@ -16,8 +16,11 @@ def random_gram(seed, size=20):
     return points @ points.T
 
 
-def test_gram_is_that_of_the_dense_updates():
-    states = clients(4, rank=3)
+@pytest.mark.parametrize("rows", [1, 6, 7, 128])
+def test_gram_is_that_of_the_dense_updates(rows, monkeypatch):
+    """Whoever goes through a matrix product together."""
+    monkeypatch.setattr("sylva_ray.aggregation.neighbours.GRAM_ROWS", rows)
+    states = clients(5, rank=3)
     dense = np.array([product(s).ravel() for s in states])
     np.testing.assert_allclose(product_gram(states, scaling=2.0), 4 * dense @ dense.T, rtol=1e-12)
 
@@ -103,6 +106,15 @@ def test_identical_or_silent_clients_yield_no_nan_and_lowest_numbers_first():
         assert np.isfinite(graph.weights).all()
         assert graph.members[0].tolist() == [0, 1, 2]
         assert graph.members[5].tolist() == [0, 1, 5]
+
+
+def test_alike_are_rows_with_the_same_members_weights_and_own_parts():
+    members = np.array([[0, 1], [0, 1], [0, 2], [0, 1], [0, 1]])
+    weights = np.array([[0.5, 0.5], [0.5, 0.5], [0.5, 0.5], [0.4, 0.6], [0.5, 0.5]])
+    graph = NeighbourGraph(members, weights)
+    assert graph.alike([None] * 5) == [[0, 1, 4], [2], [3]]
+    assert graph.alike(["a", "b", "a", "a", "a"]) == [[0, 4], [1], [2], [3]]
+    assert global_graph(np.array([1, 2, 3])).alike([None] * 3) == [[0, 1, 2]]
 
 
 def test_one_client_is_its_own_neighbour():

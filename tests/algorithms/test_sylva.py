@@ -93,6 +93,49 @@ def test_global_sharing_gives_everybody_the_same_bits():
     np.testing.assert_allclose(merged[1]["head.bias"], expected, rtol=1e-6)
 
 
+def count_merges(made, monkeypatch) -> list[int]:
+    """The receivers that `merge` was called for, as it goes."""
+    merge, receivers = made.merge, []
+
+    def counted(arrived, names, members, weights, receiver):
+        receivers.append(receiver)
+        return merge(arrived, names, members, weights, receiver)
+
+    monkeypatch.setattr(made, "merge", counted)
+    return receivers
+
+
+def test_one_merge_serves_all_in_round_1(monkeypatch):
+    """Everybody is averaged with everybody then; later every neighbourhood is merged by itself."""
+    made, states = method("sylva"), fleet(9)
+    receivers = count_merges(made, monkeypatch)
+    first = arrive(made, states, sizes=list(range(10, 100, 10)), round=1)
+    merged = made.aggregate(first)
+    assert receivers == [0]
+    for client, own in enumerate(merged):
+        apart = made.merge(first, list(first.uploads[0]), list(range(9)), np.arange(1, 10) / 45, client)
+        for module in "mn":
+            a, b = f"{module}.lora_A", f"{module}.lora_B"
+            np.testing.assert_allclose(own[b] @ own[a], apart[b] @ apart[a], atol=1e-5)
+    receivers.clear()
+    made.aggregate(arrive(made, states, round=2))
+    assert receivers == list(range(9))
+
+
+@pytest.mark.parametrize(
+    ("rule", "shared"), [("krum", True), ("geometric_median", True), ("self_centred_clipping", False)]
+)
+def test_a_robust_merge_is_shared_by_those_who_received_the_same(rule, shared, monkeypatch):
+    """Updates are measured from what the receiver had; self-centred clipping has every receiver's own upload as its centre."""
+    made, (start, other, *states) = method("sylva", robust={"rule": rule}), fleet(8)
+    receivers = count_merges(made, monkeypatch)
+    made.aggregate(arrive(made, states, received=[start] * 6, round=1))
+    assert receivers == ([0] if shared else list(range(6)))
+    receivers.clear()
+    made.aggregate(arrive(made, states, received=[start] * 5 + [other], round=1))
+    assert receivers == ([0, 5] if shared else list(range(6)))
+
+
 def test_who_sends_nothing_keeps_its_state_and_a_broken_upload_is_left_out():
     made, states = method("sylva"), fleet(4)
     broken = arrive(made, states, clients=[0, 1, 3])

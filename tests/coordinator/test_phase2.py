@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from sylva_ray.algorithms.base import Algorithm
 from sylva_ray.client.worker import CohortWorker
 from sylva_ray.config import ExperimentConfig
 from sylva_ray.coordinator.checkpoint import CheckpointFolder
@@ -38,9 +39,15 @@ def prepared(phase2: dict | None = None, method: dict | None = None, **sections)
 
 @pytest.fixture(scope="module")
 def phase1(tmp_path_factory) -> Path:
-    """A run folder at the end of phase 1."""
-    folder = tmp_path_factory.mktemp("phase1")
-    run(prepared(), folder)
+    """A run folder at the end of phase 1: interrupted when the layer game would begin."""
+    folder, made = tmp_path_factory.mktemp("phase1"), prepared({})
+
+    def interrupt(event: dict) -> None:
+        if event.get("stage") == "layer_game":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_experiment(made, folder, InProcessPool(CohortWorker(made.config, made.fleet, made.backbone)), interrupt)
     return folder
 
 
@@ -297,3 +304,9 @@ def test_the_neighbourhood_of_phase_2_is_that_of_the_last_uploads(tmp_path):
     (same,) = [record["neighbours"] for record in records_of(tmp_path / "other") if "neighbours" in record]
     assert noted == same
     np.testing.assert_allclose(np.sum(noted["weights"], axis=1), 1)
+
+
+def test_without_phase_2_nobody_looks_for_its_neighbourhood(tmp_path, monkeypatch):
+    monkeypatch.setattr(Algorithm, "phase2_graph", None)
+    run(prepared(), tmp_path / "run")
+    assert not any("neighbours" in record for record in records_of(tmp_path / "run"))

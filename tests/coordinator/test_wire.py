@@ -244,6 +244,15 @@ def test_the_attackers_uploads_are_replaced_and_no_others(attack):
             assert same(forged[client], uploads[client])
 
 
+def test_without_attackers_no_update_is_built(monkeypatch):
+    link = wire()
+    received, uploads = uploads_of(link)
+    monkeypatch.setattr("sylva_ray.coordinator.wire._difference", None)
+    forged = link.forged(1, uploads, received)
+    assert forged.keys() == uploads.keys()
+    assert all(forged[client] is upload for client, upload in uploads.items())
+
+
 def test_noise_is_drawn_per_client_and_round():
     link = wire(byzantine={"fraction": 0.4, "attack": "gaussian"})
     a, b = attackers_of(link.config)
