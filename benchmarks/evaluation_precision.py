@@ -17,12 +17,12 @@ from pathlib import Path
 
 import numpy as np
 
-from sylva_ray.attack_settings import parse_attack
-from sylva_ray.client.worker import CohortWorker
-from sylva_ray.cluster.run import run_prepared
-from sylva_ray.config import load_config
-from sylva_ray.experiment import Prepared, load_run, prepare
-from sylva_ray.types import AttackSpec, EvaluateTask, stack_states
+from sylva_ray.config.attacks import parse_attack
+from sylva_ray.config.experiment import load_config
+from sylva_ray.core.types import AttackSpec, EvaluateTask, stack_states
+from sylva_ray.execution.ray.driver import run_prepared
+from sylva_ray.preparation.experiment import Prepared, create_worker, prepare
+from sylva_ray.storage.run_folder import load_run
 
 CONFIG = Path(__file__).parents[1] / "configs" / "cifar10.yaml"
 ATTACKS = (
@@ -67,7 +67,7 @@ def attacked(prepared: Prepared, states: list[dict], spec: AttackSpec, precision
     """Robust accuracy over all clients' test images, and CPU seconds."""
     evaluation = prepared.config.evaluation.model_copy(update={"precision": precision})
     config = prepared.config.model_copy(update={"evaluation": evaluation})
-    worker = CohortWorker(config, prepared.fleet, prepared.backbone)
+    worker = create_worker(config, prepared.fleet, prepared.backbone)
     size, right = config.training.cohort_size, []
     started = time.process_time()
     for first in range(0, len(states), int(size)):

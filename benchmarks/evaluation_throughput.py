@@ -20,14 +20,15 @@ from typing import TypeVar
 import torch
 
 from sylva_ray.attacks.losses import cross_entropy
-from sylva_ray.attacks.suite import attack_stack
-from sylva_ray.client.batches import flat_split, split_draws
-from sylva_ray.client.worker import EVALUATION_ROWS, CohortWorker
-from sylva_ray.config import load_config
-from sylva_ray.evaluation.assessment.plan import suite
-from sylva_ray.experiment import CONFIG, load_run, prepare
+from sylva_ray.attacks.registry import attack_stack
+from sylva_ray.config.experiment import CONFIG, load_config
+from sylva_ray.core.types import AttackSpec, ParameterStack, Split, stack_states
+from sylva_ray.evaluation.plan import suite
+from sylva_ray.federation.client.batches import flat_split, split_draws
+from sylva_ray.federation.client.worker import EVALUATION_ROWS
 from sylva_ray.models.cohort import to_parameters
-from sylva_ray.types import AttackSpec, ParameterStack, Split, stack_states
+from sylva_ray.preparation.experiment import create_worker, prepare
+from sylva_ray.storage.run_folder import load_run
 
 T = TypeVar("T")
 
@@ -41,7 +42,7 @@ class Bench:
     def __init__(self, run_dir: Path, clients: int, images: int) -> None:
         config, states = load_run(run_dir)
         prepared = prepare(load_config(run_dir / CONFIG, ["cluster.pool=in_process", "cluster.threads_per_actor=1"]))
-        self.worker = CohortWorker(prepared.config, prepared.fleet, prepared.backbone)
+        self.worker = create_worker(prepared.config, prepared.fleet, prepared.backbone)
         self.clients = list(range(min(clients, len(states))))
         tests = [prepared.fleet.client(client).test for client in self.clients]
         self.pieces = [Split(test.images[:images], test.labels[:images]) for test in tests]

@@ -21,7 +21,7 @@ from collections.abc import Callable
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from sylva_ray.algorithms.base import Algorithm, Arrived
+from sylva_ray.federation.contract import Algorithm, Arrived
 
 WIDTH, BLOCKS, RANK = 192, 6, 8
 

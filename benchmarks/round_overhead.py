@@ -15,15 +15,14 @@ import tempfile
 import time
 from pathlib import Path
 
-from sylva_ray.client.worker import CohortWorker
-from sylva_ray.cluster.ray_pool import RayPool
-from sylva_ray.cluster.session import ray_session
-from sylva_ray.config import load_config
-from sylva_ray.coordinator.cohorts import make_cohorts
-from sylva_ray.coordinator.rounds import Rounds, Step
-from sylva_ray.experiment import prepare
-from sylva_ray.seeding import generator
-from sylva_ray.types import TrainTask, stack_states
+from sylva_ray.config.experiment import load_config
+from sylva_ray.core.seeding import generator
+from sylva_ray.core.types import TrainTask, stack_states
+from sylva_ray.execution.ray.pool import RayPool
+from sylva_ray.execution.ray.session import ray_session
+from sylva_ray.federation.cohorts import make_cohorts
+from sylva_ray.federation.loop import Rounds, Step
+from sylva_ray.preparation.experiment import create_worker, prepare
 
 CONFIG = Path(__file__).parents[1] / "configs" / "digits.yaml"
 
@@ -38,7 +37,7 @@ def main() -> None:
     overrides = ["cluster.num_actors=1", f"training.rounds={rounds}", "evaluation.attacks=[]", "tracking.enabled=false"]
     prepared = prepare(load_config(CONFIG, overrides))
     config, fleet = prepared.config, prepared.fleet
-    worker = CohortWorker(config, fleet, prepared.backbone)
+    worker = create_worker(config, fleet, prepared.backbone)
     state = worker.model.initial_state(generator(config.seed, "initial state"))
     cohorts = make_cohorts(
         range(fleet.num_clients), fleet.label_matrix().sum(1).tolist(), int(config.training.cohort_size)

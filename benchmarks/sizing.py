@@ -15,7 +15,8 @@ import subprocess
 import sys
 import time
 
-from sylva_ray.config import OFFLINE_BACKBONE, load_config
+from sylva_ray.config.experiment import OFFLINE_BACKBONE, load_config
+from sylva_ray.preparation.experiment import create_worker
 
 BATCH = 32
 
@@ -24,18 +25,18 @@ def one(backbone: str, cohort: int, device: str) -> dict[str, float]:
     """Measure in this process."""
     import torch
 
-    from sylva_ray.client.worker import CohortWorker, build_model
-    from sylva_ray.experiment import prepare
-    from sylva_ray.seeding import generator
-    from sylva_ray.types import TrainTask, stack_states
+    from sylva_ray.core.seeding import generator
+    from sylva_ray.core.types import TrainTask, stack_states
+    from sylva_ray.federation.client.worker import build_model
+    from sylva_ray.preparation.experiment import prepare
 
     overrides = [f"partition.num_clients={cohort}", f"backbone.name={backbone}", f"training.device={device}"]
     overrides += [f"training.batch_size={BATCH}", "training.precision=float32", "attack.steps=3", "partition.kind=iid"]
     overrides += [f"training.cohort_size={cohort}", f"dataset.max_train={80 * cohort}", "cluster.pool=in_process"]
     prepared = prepare(load_config("configs/digits.yaml", overrides))
     config = prepared.config
-    worker = CohortWorker(config, prepared.fleet, prepared.backbone)
-    model = build_model(config, prepared.fleet.num_classes, prepared.backbone)
+    worker = create_worker(config, prepared.fleet, prepared.backbone)
+    model = build_model(worker.algorithm, config, prepared.fleet.num_classes, prepared.backbone)
     state = model.initial_state(generator(0, "initial state"))
     task = TrainTask(1, tuple(range(cohort)), stack_states([state] * cohort), epsilon=8 / 255, lr=0.01, epochs=1)
     images = sum(len(client.train) for client in prepared.fleet.clients)

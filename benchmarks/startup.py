@@ -10,7 +10,7 @@ reported, too: there shows what was only put off.
 Most of a start is importing modules, and most of an import is compiling them where no bytecode lies beside the sources and none
 may be written (``PYTHONDONTWRITEBYTECODE``, a read-only installation). ``--bytecode DIR`` lets Python keep it in DIR and runs the
 command once before it measures: the difference is what compiling costs. Where an import's seconds go is told by
-``python -X importtime -c "import sylva_ray.cluster.client_actor"``.
+``python -X importtime -c "import sylva_ray.execution.ray.client_actor"``.
 
 The numbers depend on the machine and on what else it does: compare checkouts (named by ``PYTHONPATH``) on the same one, in turns.
 """

@@ -19,14 +19,14 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from sylva_ray.attacks.losses import cross_entropy
-from sylva_ray.config import OFFLINE_BACKBONE, AttentionKernels, BackboneSection, LoraSection
+from sylva_ray.config.experiment import OFFLINE_BACKBONE, AttentionKernels, BackboneSection, LoraSection
+from sylva_ray.core.seeding import generator
+from sylva_ray.core.types import stack_states
 from sylva_ray.models.backbone import create_backbone
 from sylva_ray.models.cohort import repeat_owner, to_parameters
 from sylva_ray.models.compute_choice import fastest
 from sylva_ray.models.kernels import DTYPES
 from sylva_ray.models.lora import LoraStack
-from sylva_ray.seeding import generator
-from sylva_ray.types import stack_states
 
 REPEATS = 9
 NUM_CLASSES = 10

@@ -17,12 +17,13 @@ import tempfile
 import time
 from pathlib import Path
 
-from sylva_ray.client.worker import CohortWorker
-from sylva_ray.coordinator.pool import InProcessPool
-from sylva_ray.experiment import claim_run_folder, prepare, run_experiment
-from sylva_ray.tracking.jsonl import read_records
-from sylva_ray.tracking.mlflow_tracker import experiment_files, open_sweep, send_run
-from sylva_ray.tuning.space import load_space
+from sylva_ray.execution.experiment import run_experiment
+from sylva_ray.federation.pool import InProcessPool
+from sylva_ray.observers.mlflow.tracker import experiment_files, open_sweep, send_run
+from sylva_ray.preparation.experiment import create_worker, prepare
+from sylva_ray.storage.jsonl import read_records
+from sylva_ray.storage.run_folder import claim_run_folder
+from sylva_ray.sweeps.space import load_space
 
 SPACE = Path(__file__).parents[1] / "tune_spaces" / "smoke.yaml"
 
@@ -37,7 +38,7 @@ def main() -> None:
     plain = space.config({"lora.rank": 2, "attack.epsilon": "8/255"}, 0)
     plain = plain.model_copy(update={"tracking": plain.tracking.model_copy(update={"enabled": False})})
     prepared = prepare(plain)
-    worker = CohortWorker(prepared.config, prepared.fleet, prepared.backbone)
+    worker = create_worker(prepared.config, prepared.fleet, prepared.backbone)
 
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)

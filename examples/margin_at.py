@@ -14,10 +14,10 @@ import torch.nn.functional as F
 from pydantic import Field
 
 from sylva_ray.algorithms.adversarial import detached
-from sylva_ray.algorithms.base import Algorithm, Arrived, Batch, Cohort
 from sylva_ray.attacks.losses import margin
 from sylva_ray.attacks.pgd import pgd
-from sylva_ray.types import AttackSpec, ParameterStack
+from sylva_ray.core.types import AttackSpec, ParameterStack
+from sylva_ray.federation.contract import Algorithm, Arrived, Batch, Cohort
 
 
 class MarginAT(Algorithm):

@@ -41,7 +41,7 @@ from sandbox import (
     wait_until,
 )
 
-from sylva_ray.tuning.points import point_id
+from sylva_ray.sweeps.points import point_id
 
 ADDRESS = "127.0.0.1:6379"
 DIGITS = ROOT / "configs/digits.yaml"

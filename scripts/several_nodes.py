@@ -41,9 +41,10 @@ def main() -> None:
     import ray
     from ray.cluster_utils import Cluster
 
-    from sylva_ray.cluster.ray_pool import RayPool
-    from sylva_ray.config import load_config
-    from sylva_ray.experiment import prepare, weigh
+    from sylva_ray.config.experiment import load_config
+    from sylva_ray.execution.ray.pool import RayPool
+    from sylva_ray.preparation.experiment import prepare
+    from sylva_ray.preparation.traffic import weigh
 
     config = load_config(ROOT / "configs/digits.yaml", OVERRIDES)
     weight, prepared = weigh(config), prepare(config)

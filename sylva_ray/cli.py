@@ -15,11 +15,11 @@ import typer
 from rich.console import Console
 
 from sylva_ray import __version__
-from sylva_ray.config import OFFLINE_BACKBONE, BackboneSection, LoraSection, load_config, load_run_config
-from sylva_ray.errors import Interrupted, RunError, Stopped, UserError
+from sylva_ray.config.experiment import OFFLINE_BACKBONE, BackboneSection, LoraSection, load_config, load_run_config
+from sylva_ray.core.errors import Interrupted, RunError, Stopped, UserError
 
 if TYPE_CHECKING:
-    from sylva_ray.coordinator.remote_folder import RemoteFolder
+    from sylva_ray.storage.remote_copy import RemoteFolder
 
 app = typer.Typer(
     name="sylva-ray",
@@ -52,11 +52,11 @@ def run(
     quiet: Annotated[bool, typer.Option("--quiet", help="only the closing table")] = False,
 ) -> None:
     """Run one experiment: both phases, evaluation, report."""
-    from sylva_ray.cluster.run import run_prepared
-    from sylva_ray.coordinator.remote_folder import is_url
-    from sylva_ray.display import RunDisplay, closing_lines, closing_table
-    from sylva_ray.experiment import prepare
-    from sylva_ray.tracking.mlflow_tracker import tracking_uri
+    from sylva_ray.execution.ray.driver import run_prepared
+    from sylva_ray.observers.mlflow.tracker import tracking_uri
+    from sylva_ray.preparation.experiment import prepare
+    from sylva_ray.reports.terminal import RunDisplay, closing_lines, closing_table
+    from sylva_ray.storage.remote_copy import is_url
 
     its_own = is_url(config) or Path(config).is_dir()  # the config that lies in the run folder
     if its_own:
@@ -89,10 +89,10 @@ def tune(
     quiet: Annotated[bool, typer.Option("--quiet", help="only the closing table")] = False,
 ) -> None:
     """Run a sweep of experiments on Ray Tune (docs/sweeps.md)."""
-    from sylva_ray.cluster.sweep import run_sweep
-    from sylva_ray.display import SweepDisplay, sweep_lines, sweep_table
-    from sylva_ray.tuning.folder import SweepFolder
-    from sylva_ray.tuning.space import load_space
+    from sylva_ray.sweeps.folder import SweepFolder
+    from sylva_ray.sweeps.ray_tune import run_sweep
+    from sylva_ray.sweeps.space import load_space
+    from sylva_ray.sweeps.terminal import SweepDisplay, sweep_lines, sweep_table
 
     for name, path in (("SPACE", space), ("--out", out)):
         if path is not None and ":/" in str(path):
@@ -152,12 +152,12 @@ def evaluate(
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="JSON (default: RUN/evaluation.json)")] = None,
 ) -> None:
     """Attack the trained, personal models of a run again, with anything; what was measured before is not measured twice."""
-    from sylva_ray.assess import PARTS, assess, prepare_assessment, write_assessment
-    from sylva_ray.cluster.run import pool_for
-    from sylva_ray.display import AssessmentDisplay, assessment_tables
-    from sylva_ray.evaluation.assessment.request import Extras, build_request
-    from sylva_ray.tracking.mlflow_tracker import send_run
-    from sylva_ray.tracking.report.build import write_report
+    from sylva_ray.evaluation.request import Extras, build_request
+    from sylva_ray.evaluation.run import PARTS, assess, prepare_assessment, write_assessment
+    from sylva_ray.execution.ray.driver import pool_for
+    from sylva_ray.observers.mlflow.tracker import send_run
+    from sylva_ray.reports.pages.run import write_report
+    from sylva_ray.reports.terminal import AssessmentDisplay, assessment_tables
 
     if out is not None and (out.is_dir() or not out.parent.is_dir()):
         raise UserError("--out", str(out), "is a folder" if out.is_dir() else "its folder does not exist")
@@ -196,8 +196,8 @@ def evaluate(
 @app.command()
 def report(run: RunFolder) -> None:
     """Write report.html again from the run folder's files."""
-    from sylva_ray.experiment import load_run
-    from sylva_ray.tracking.report.build import write_report
+    from sylva_ray.reports.pages.run import write_report
+    from sylva_ray.storage.run_folder import load_run
 
     with _run_folder(run, "change") as (run_dir, _):
         load_run(run_dir)
@@ -207,8 +207,8 @@ def report(run: RunFolder) -> None:
 @app.command()
 def track(run: RunFolder, overrides: Overrides = None) -> None:
     """Send to MLflow what it has missed of a run (tracking.uri=... names another server)."""
-    from sylva_ray.experiment import load_run
-    from sylva_ray.tracking.mlflow_tracker import send_run
+    from sylva_ray.observers.mlflow.tracker import send_run
+    from sylva_ray.storage.run_folder import load_run
 
     with _run_folder(run, "change") as (run_dir, _):
         load_run(run_dir)
@@ -233,8 +233,9 @@ def compare(
     ] = None,
 ) -> None:
     """Runs beside each other: means and spread over seeds, what dominates what, what failed its checks."""
-    from sylva_ray.evaluation import comparison
-    from sylva_ray.evaluation.comparison.files import check_targets, load, write
+    from sylva_ray.observers.sources import load
+    from sylva_ray.reports import compare as comparison
+    from sylva_ray.reports.compare.files import check_targets, write
 
     check_targets(out or [])
     with ExitStack() as stack:
@@ -261,7 +262,8 @@ def export(
     merged: Annotated[bool, typer.Option("--merged", help="also the whole model with the adapter merged in")] = False,
 ) -> None:
     """Write clients as PEFT adapters (load them with PeftModel.from_pretrained on the timm model)."""
-    from sylva_ray.experiment import export_clients, load_run
+    from sylva_ray.models.export import export_clients
+    from sylva_ray.storage.run_folder import load_run
 
     with _run_folder(run, "read") as (run_dir, _):
         config, states = load_run(run_dir)
@@ -280,8 +282,8 @@ def pretrain(
     resume: Annotated[bool, typer.Option("--resume", help="go on from the newest checkpoint")] = False,
 ) -> None:
     """Train a backbone where none can be downloaded."""
-    from sylva_ray.models.pretrain import load_pretrain_config
-    from sylva_ray.models.pretrain import pretrain as train_backbone
+    from sylva_ray.pretraining.trainer import load_pretrain_config
+    from sylva_ray.pretraining.trainer import pretrain as train_backbone
 
     def show(event: dict[str, Any]) -> None:
         typer.echo(
@@ -304,8 +306,8 @@ def bytes_(
     csv: Annotated[Path | None, typer.Option(metavar="FILE", help="also write the table here")] = None,
 ) -> None:
     """Bytes per client and round of every method: by arithmetic, of the file that travels, against the full model."""
-    from sylva_ray.evaluation.communication import terminal_table, traffic_table, write_csv
-    from sylva_ray.schema import build
+    from sylva_ray.config.schema import build
+    from sylva_ray.reports.traffic import terminal_table, traffic_table, write_csv
 
     lora = LoraSection(**({"target_modules": tuple(target_module)} if target_module else {}))
     ranks = rank or [lora.rank]
@@ -340,8 +342,8 @@ def check(
     config: Annotated[Path | None, typer.Option(metavar="CONFIG", help="also tell what one run of it asks for")] = None,
 ) -> None:
     """Validate a cluster.yaml offline, and tell what a run would ask of the cluster. Starts nothing."""
-    from sylva_ray.cluster.demand import demand_lines, demand_of, launcher_lines
-    from sylva_ray.cluster.launcher_file import load_launcher_file
+    from sylva_ray.provisioning.demand import demand_lines, demand_of, launcher_lines
+    from sylva_ray.provisioning.launcher_file import load_launcher_file
 
     if overrides and config is None:
         raise UserError("override", overrides[0], "changes a run's config, and there is none: add --config CONFIG")
@@ -370,7 +372,7 @@ def _run_folder(
     where: str, purpose: Literal["start", "resume", "read", "change"]
 ) -> Iterator[tuple[Path, RemoteFolder | None]]:
     """A run folder as a local path; where it is a URL, a copy of what is there, and sent back if it was to be changed."""
-    from sylva_ray.coordinator.remote_folder import RemoteFolder, is_url
+    from sylva_ray.storage.remote_copy import RemoteFolder, is_url
 
     if not is_url(where):
         yield Path(where), None

@@ -9,9 +9,9 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 import pytest
 import torch
 
-from sylva_ray.config import AttentionKernels, ExperimentConfig
+from sylva_ray.config.experiment import AttentionKernels, ExperimentConfig
+from sylva_ray.config.schema import build
 from sylva_ray.models.compute_choice import ComputeChoice
-from sylva_ray.schema import build
 
 TINY = {
     "name": "tiny",
@@ -39,7 +39,9 @@ def _one_thread() -> None:
 @pytest.fixture(autouse=True)
 def _no_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
     """What ``auto`` becomes depends on the machine; here it is float32 and fused attention, but in the tests of the choice."""
-    monkeypatch.setattr("sylva_ray.experiment.fastest", lambda *_: ComputeChoice("float32", AttentionKernels(), {}))
+    monkeypatch.setattr(
+        "sylva_ray.preparation.resolve.fastest", lambda *_: ComputeChoice("float32", AttentionKernels(), {})
+    )
 
 
 @pytest.fixture(scope="session")
@@ -51,6 +53,6 @@ def tiny_config() -> ExperimentConfig:
 @pytest.fixture(scope="session")
 def tiny(tiny_config: ExperimentConfig):
     """`TINY`, prepared: data dealt, backbone loaded."""
-    from sylva_ray.experiment import prepare
+    from sylva_ray.preparation.experiment import prepare
 
     return prepare(tiny_config)

@@ -10,23 +10,46 @@ from pathlib import Path
 import pytest
 
 from sylva_ray.algorithms.registry import create_algorithm
-from sylva_ray.config import load_config
+from sylva_ray.config.experiment import load_config
 
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted((ROOT / "sylva_ray").rglob("*.py"))
 
-LAYERS = [
-    {"errors", "types", "schema", "attack_settings", "config", "seeding", "timing"},
-    {"data", "models", "attacks", "game", "aggregation", "tracking"},
-    {"algorithms", "evaluation"},
-    {"client"},
-    {"coordinator"},
-    {"experiment"},
-    {"assess", "tuning"},
-    {"cluster", "display"},
-    {"cli"},
-]
-"""Lowest first. A file may import its own layer and the ones below."""
+LAYERS = (
+    "core",
+    "config",
+    "storage",
+    "data",
+    "models",
+    "attacks",
+    "metrics",
+    "aggregation",
+    "transport",
+    "federation",
+    "algorithms",
+    "preparation",
+    "evaluation",
+    "reports",
+    "observers",
+    "provisioning",
+    "execution",
+    "sweeps",
+    "pretraining",
+    "cli",
+)
+"""One layer per package, the lowest first. A file imports its own package and the ones before it, wherever the import stands."""
+
+RAY = ("sylva_ray/execution/ray/", "sylva_ray/sweeps/", "sylva_ray/provisioning/launcher_file.py")
+HOMES = {
+    "ray": RAY,
+    "optuna": ("sylva_ray/sweeps/optuna_search.py",),
+    "mlflow": ("sylva_ray/observers/mlflow/tracker.py",),
+    "peft": ("sylva_ray/models/peft_format.py",),
+    "timm": ("sylva_ray/models/",),
+    "rich": ("sylva_ray/reports/", "sylva_ray/sweeps/terminal.py", "sylva_ray/cli"),
+    "typer": ("sylva_ray/cli",),
+}
+"""Where a library may be imported."""
 
 
 def imports(path: Path) -> set[str]:
@@ -37,37 +60,47 @@ def imports(path: Path) -> set[str]:
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
             found.add(node.module)
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
     return found
 
 
-def layer(part: str) -> int:
-    return next(level for level, names in enumerate(LAYERS) if part in names)
+def own(path: Path) -> str:
+    """A file's module name."""
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
-def test_lower_layers_never_import_upper_ones(path):
-    own = path.relative_to(ROOT / "sylva_ray").parts[0].removesuffix(".py")
-    if own == "__init__":
-        return
-    for module in imports(path):
-        if module.startswith("sylva_ray."):
-            assert layer(module.split(".")[1]) <= layer(own), f"{path.name} imports {module}"
+def package(module: str) -> str:
+    """``federation`` of ``sylva_ray.federation.loop``."""
+    return module.split(".")[1]
 
 
-@pytest.mark.parametrize(
-    ("library", "home"),
-    [
-        ("ray", "sylva_ray/cluster/"),
-        ("mlflow", "sylva_ray/tracking/"),
-        ("peft", "sylva_ray/models/peft_format.py"),
-        ("optuna", "sylva_ray/cluster/"),
-    ],
-)
-def test_heavy_libraries_have_one_home(library, home):
+MODULES = {own(path): path for path in SOURCES if path.parent != ROOT / "sylva_ray" or path.stem == "cli"}
+
+
+def test_every_package_has_a_layer():
+    assert {package(module) for module in MODULES} == set(LAYERS)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_lower_layers_never_import_upper_ones(module):
+    level = LAYERS.index(package(module))
+    used = {name for name in imports(MODULES[module]) if name in MODULES}
+    assert not {name for name in used if LAYERS.index(package(name)) > level}
+
+
+def test_no_modules_import_each_other_in_a_circle():
+    """Also not through an import inside a function."""
+    left = {module: {name for name in imports(path) if name in MODULES} - {module} for module, path in MODULES.items()}
+    while free := [module for module, used in left.items() if not used & left.keys()]:
+        for module in free:
+            del left[module]
+    assert not left
+
+
+@pytest.mark.parametrize("library", HOMES)
+def test_heavy_libraries_have_one_home(library):
     users = [str(p.relative_to(ROOT)) for p in SOURCES if any(m.split(".")[0] == library for m in imports(p))]
-    assert all(user.startswith(home) for user in users), users
-    if library == "mlflow":
-        assert len(users) == 1
+    assert all(user.startswith(HOMES[library]) for user in users), users
 
 
 LATE = {
@@ -86,10 +119,10 @@ LATE = {
 """Heavy libraries that no process needs before it works: each is imported where it is used."""
 
 ROLES = {
-    "sylva_ray.client.worker": LATE | {"ray", "rich", "typer"},
-    "sylva_ray.cluster.client_actor": LATE | {"rich", "typer"},
-    "sylva_ray.cluster.coordinator_actor": LATE | {"rich", "typer"},
-    "sylva_ray.cli, sylva_ray.cluster.run, sylva_ray.display, sylva_ray.experiment": LATE,
+    "sylva_ray.federation.client.worker": LATE | {"ray", "rich", "typer"},
+    "sylva_ray.execution.ray.client_actor": LATE | {"rich", "typer"},
+    "sylva_ray.execution.ray.coordinator_actor": LATE | {"rich", "typer"},
+    "sylva_ray.cli, sylva_ray.execution.ray.driver, sylva_ray.reports.terminal": LATE,
 }
 """What a process imports to start, and what must not come with it. Each imports all that the one before it does."""
 
@@ -104,7 +137,7 @@ def test_no_process_imports_a_library_that_it_does_not_need_to_start():
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda p: p.name)
 def test_every_shipped_config_is_valid(path):
     if path.name.startswith("pretrain"):
-        from sylva_ray.models.pretrain import load_pretrain_config
+        from sylva_ray.pretraining.trainer import load_pretrain_config
 
         load_pretrain_config(path, [])
     else:

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from sylva_ray import cli
-from sylva_ray.errors import RunError
+from sylva_ray.core.errors import RunError
 from tests.conftest import TINY
 
 
@@ -228,7 +228,7 @@ def test_a_run_that_fails_says_how_to_resume(error, code, says, capsys, monkeypa
             os.kill(os.getpid(), error)
         raise error
 
-    monkeypatch.setattr("sylva_ray.cluster.run.run_prepared", fail)
+    monkeypatch.setattr("sylva_ray.execution.ray.driver.run_prepared", fail)
     got, err = call(capsys, monkeypatch, *RUN, "--out", "begun")
     assert got == code
     assert says in err

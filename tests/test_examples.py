@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 import torch
 
-from sylva_ray.algorithms.base import Arrived, Batch, Cohort
 from sylva_ray.algorithms.registry import create_algorithm
-from sylva_ray.cluster.run import run_prepared
-from sylva_ray.config import AlgorithmSection, ExperimentConfig
-from sylva_ray.experiment import prepare
-from sylva_ray.schema import build
-from sylva_ray.timing import Stopwatch
-from sylva_ray.types import AttackSpec
+from sylva_ray.config.experiment import AlgorithmSection, ExperimentConfig
+from sylva_ray.config.schema import build
+from sylva_ray.core.timing import Stopwatch
+from sylva_ray.core.types import AttackSpec
+from sylva_ray.execution.ray.driver import run_prepared
+from sylva_ray.federation.contract import Arrived, Batch, Cohort
+from sylva_ray.preparation.experiment import prepare
 from tests.conftest import TINY
 
 ROOT = Path(__file__).parents[1]

@@ -11,14 +11,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sylva_ray.assess import assess, prepare_assessment
-from sylva_ray.attack_settings import parse_attack
-from sylva_ray.cluster.run import pool_for, run_prepared
-from sylva_ray.config import ExperimentConfig
-from sylva_ray.evaluation.assessment.plan import Request
-from sylva_ray.experiment import export_clients, load_run, prepare
+from sylva_ray.config.attacks import parse_attack
+from sylva_ray.config.experiment import ExperimentConfig
+from sylva_ray.config.schema import build
+from sylva_ray.evaluation.plan import Request
+from sylva_ray.evaluation.run import assess, prepare_assessment
+from sylva_ray.execution.ray.driver import pool_for, run_prepared
 from sylva_ray.models.backbone import OFFLINE_ARCHITECTURE, OFFLINE_CHECKPOINT
-from sylva_ray.schema import build
+from sylva_ray.models.export import export_clients
+from sylva_ray.preparation.experiment import prepare
+from sylva_ray.storage.run_folder import load_run
 from tests.conftest import TINY
 
 WITNESS = Path(__file__).with_name("witness_attack.py")

@@ -22,7 +22,7 @@ from typing import Any
 import yaml
 
 from sylva_ray.algorithms.registry import create_algorithm
-from sylva_ray.config import AlgorithmSection
+from sylva_ray.config.experiment import AlgorithmSection
 
 HERE = Path(__file__).parent
 RESULTS, SEARCH = HERE / "results", HERE / "search.json"

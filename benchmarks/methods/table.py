@@ -16,9 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from sylva_ray.evaluation.communication import bytes_to_target, targets_from
-from sylva_ray.evaluation.comparison import compare, footnotes, markdown_table, notes, plot, sentences, warnings
-from sylva_ray.evaluation.predictions import paired_difference, read_correct
+from sylva_ray.metrics.predictions import paired_difference, read_correct
+from sylva_ray.reports.compare import compare
+from sylva_ray.reports.compare.tables import markdown_table, plot
+from sylva_ray.reports.compare.verdicts import footnotes, notes, sentences, warnings
+from sylva_ray.reports.traffic import bytes_to_target, targets_from
 
 HERE = Path(__file__).parent
 MARGIN = 0.02

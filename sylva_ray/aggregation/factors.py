@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from sylva_ray.aggregation.low_rank import leading_triplets
-from sylva_ray.types import ClientState
+from sylva_ray.core.types import ClientState
 
 INITIAL_SCALE = np.sqrt(3.0)
 """A's rows start with norm 1/sqrt(3) (Kaiming-uniform, a = sqrt 5); re-factored ones keep that scale."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sylva_ray.types import ClientState
+from sylva_ray.core.types import ClientState
 
 TIE = 1e-6
 """Distances closer than this are equal: a squared distance carries rounding of 1e-16, its root 1e-8."""

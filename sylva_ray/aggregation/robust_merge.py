@@ -20,8 +20,8 @@ from sylva_ray.aggregation.robust import (
     self_centred,
     trimmed_mean,
 )
-from sylva_ray.seeding import numpy_generator
-from sylva_ray.types import ClientState
+from sylva_ray.core.seeding import numpy_generator
+from sylva_ray.core.types import ClientState
 
 
 def robust_merge(

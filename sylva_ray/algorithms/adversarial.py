@@ -9,11 +9,11 @@ from typing import Literal, Self
 import torch
 from pydantic import Field, model_validator
 
-from sylva_ray.algorithms.base import Algorithm, Batch, Cohort
 from sylva_ray.attacks.losses import boosted_cross_entropy, cross_entropy, kl_divergence, true_class_probability
 from sylva_ray.attacks.pgd import pgd
-from sylva_ray.schema import Section
-from sylva_ray.types import AttackSpec, ParameterStack
+from sylva_ray.config.schema import Section
+from sylva_ray.core.types import AttackSpec, ParameterStack
+from sylva_ray.federation.contract import Algorithm, Batch, Cohort
 
 
 def craft_ce(cohort: Cohort, params: ParameterStack, batch: Batch, attack: AttackSpec) -> torch.Tensor:

@@ -12,10 +12,10 @@ import torch
 from pydantic import Field
 
 from sylva_ray.algorithms.adversarial import OwnLoss, craft_kl
-from sylva_ray.algorithms.base import Batch, Cohort
 from sylva_ray.algorithms.fedavg_at import FedAvgAT
 from sylva_ray.attacks.losses import cross_entropy
-from sylva_ray.types import AttackSpec, ParameterStack
+from sylva_ray.core.types import AttackSpec, ParameterStack
+from sylva_ray.federation.contract import Batch, Cohort
 
 
 class CalFAT(FedAvgAT):

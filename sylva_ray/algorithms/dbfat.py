@@ -9,11 +9,11 @@ import torch
 from pydantic import Field
 
 from sylva_ray.algorithms.adversarial import OwnLoss, detached
-from sylva_ray.algorithms.base import Batch, Cohort
 from sylva_ray.algorithms.fedavg_at import FedAvgAT
 from sylva_ray.attacks.losses import cross_entropy, kl_divergence
 from sylva_ray.attacks.pgd import pgd
-from sylva_ray.types import AttackSpec, ParameterStack
+from sylva_ray.core.types import AttackSpec, ParameterStack
+from sylva_ray.federation.contract import Batch, Cohort
 
 
 class DBFAT(FedAvgAT):

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 from pydantic import Field
 
-from sylva_ray.algorithms.base import Batch, Cohort
 from sylva_ray.algorithms.fedavg_at import FedAvgAT
-from sylva_ray.types import ParameterStack
+from sylva_ray.core.types import ParameterStack
+from sylva_ray.federation.contract import Batch, Cohort
 
 
 class FedProxAT(FedAvgAT):

@@ -16,9 +16,9 @@ from pydantic import Field, model_validator
 from sylva_ray.aggregation.factors import paired_modules
 from sylva_ray.aggregation.neighbours import product_gram
 from sylva_ray.algorithms.adversarial import AdversarialTraining
-from sylva_ray.algorithms.base import Arrived
-from sylva_ray.errors import UserError
-from sylva_ray.types import ClientState
+from sylva_ray.core.errors import UserError
+from sylva_ray.core.types import ClientState
+from sylva_ray.federation.contract import Arrived
 
 
 class HetLoraAT(AdversarialTraining):

@@ -20,14 +20,14 @@ import torch
 from pydantic import Field, model_validator
 
 from sylva_ray.algorithms.adversarial import detached
-from sylva_ray.algorithms.base import Algorithm, Batch, Cohort, Sharing
 from sylva_ray.attacks.losses import cross_entropy, kl_divergence
 from sylva_ray.attacks.pgd import pgd
-from sylva_ray.config import BackboneSection
-from sylva_ray.errors import UserError
+from sylva_ray.config.experiment import BackboneSection
+from sylva_ray.core.errors import UserError
+from sylva_ray.core.types import AttackSpec, ClientState, ParameterStack
+from sylva_ray.federation.contract import Algorithm, Batch, Cohort, Sharing
 from sylva_ray.models.backbone import Backbone, backbone_arrays, checkpoint_classes, create_backbone
 from sylva_ray.models.cohort import CohortModel
-from sylva_ray.types import AttackSpec, ClientState, ParameterStack
 
 PROBE = ("teacher_head.weight", "teacher_head.bias")
 """The client's own head on the teacher: part of its state, never uploaded."""

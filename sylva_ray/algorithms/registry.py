@@ -7,7 +7,6 @@ import importlib
 import os
 import sys
 
-from sylva_ray.algorithms.base import Algorithm
 from sylva_ray.algorithms.calfat import CalFAT
 from sylva_ray.algorithms.dbfat import DBFAT
 from sylva_ray.algorithms.fedavg_at import FedAvgAT, FedAvgATFineTuned, FedItAT, FedMart, FedTrades
@@ -22,9 +21,10 @@ from sylva_ray.algorithms.pm_afl import PmAfl
 from sylva_ray.algorithms.sfat import SFAT
 from sylva_ray.algorithms.sylva import Sylva, SylvaPaperLike
 from sylva_ray.algorithms.undefended import Undefended
-from sylva_ray.config import AlgorithmSection
-from sylva_ray.errors import UserError
-from sylva_ray.schema import build
+from sylva_ray.config.experiment import AlgorithmSection
+from sylva_ray.config.schema import build
+from sylva_ray.core.errors import UserError
+from sylva_ray.federation.contract import Algorithm
 
 ALGORITHMS: dict[str, type[Algorithm]] = {
     method.name: method
@@ -59,7 +59,7 @@ def _find(name: str) -> type[Algorithm]:
         except (ImportError, AttributeError) as error:
             raise UserError("algorithm.name", name, f"cannot be imported ({error})") from None
         if not (isinstance(method, type) and issubclass(method, Algorithm)):
-            raise UserError("algorithm.name", name, "must be a subclass of sylva_ray.algorithms.base.Algorithm")
+            raise UserError("algorithm.name", name, "must be a subclass of sylva_ray.federation.contract.Algorithm")
         return method
     if name not in ALGORITHMS:
         near = difflib.get_close_matches(name, ALGORITHMS, n=1)

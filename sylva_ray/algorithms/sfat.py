@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 from pydantic import Field
 
-from sylva_ray.algorithms.base import Arrived
 from sylva_ray.algorithms.fedavg_at import FedAvgAT
+from sylva_ray.federation.contract import Arrived
 
 
 class SFAT(FedAvgAT):

@@ -5,7 +5,7 @@ What a fleet looks like before anybody thinks of attacks: good benign accuracy, 
 
 from __future__ import annotations
 
-from sylva_ray.algorithms.base import Algorithm
+from sylva_ray.federation.contract import Algorithm
 
 
 class Undefended(Algorithm):

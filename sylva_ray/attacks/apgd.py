@@ -8,9 +8,9 @@ import torch
 
 from sylva_ray.attacks.losses import cross_entropy, dlr, targeted_dlr
 from sylva_ray.attacks.norms import L2, NORMS, Linf
-from sylva_ray.attacks.search import Objective, Search
-from sylva_ray.seeding import ImageDraws
-from sylva_ray.types import AttackSpec
+from sylva_ray.attacks.state import Objective, Search
+from sylva_ray.core.seeding import ImageDraws
+from sylva_ray.core.types import AttackSpec
 
 MOMENTUM = 0.75
 """Share of the new step; the rest repeats the last one. (The paper's alpha; its code does the same.)"""

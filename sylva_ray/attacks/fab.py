@@ -9,9 +9,9 @@ import torch
 from sylva_ray.attacks.apgd import ranked_targets
 from sylva_ray.attacks.losses import lead
 from sylva_ray.attacks.norms import LINF
-from sylva_ray.attacks.search import Search
-from sylva_ray.seeding import ImageDraws
-from sylva_ray.types import AttackSpec
+from sylva_ray.attacks.state import Search
+from sylva_ray.core.seeding import ImageDraws
+from sylva_ray.core.types import AttackSpec
 
 ETA, ALPHA, BETA = 1.05, 0.1, 0.9
 """Overshoot, largest pull towards the original, and how much of the way is kept after a success: AutoAttack's constants."""

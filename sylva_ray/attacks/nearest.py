@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import torch
 
-from sylva_ray.attacks.search import Search
-from sylva_ray.seeding import ImageDraws
-from sylva_ray.types import AttackSpec
+from sylva_ray.attacks.state import Search
+from sylva_ray.core.seeding import ImageDraws
+from sylva_ray.core.types import AttackSpec
 
 CANDIDATES = 10
 """Classes whose boundaries are looked at: the likeliest ones."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from sylva_ray.seeding import ImageDraws
+from sylva_ray.core.seeding import ImageDraws
 
 TINY = 1e-12
 """Keeps a division by a vanishing gradient finite: the step is then zero."""

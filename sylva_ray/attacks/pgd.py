@@ -1,7 +1,7 @@
 """The attack that training defends against: projected gradient descent (Madry et al. 2018) in L-infinity, on any objective.
 
 Only the gradient with respect to the input is taken: the inner loop needs no weight gradient, and makes none. Evaluation has
-attacks of its own, in which every iterate counts (`sylva_ray.attacks.suite`).
+attacks of its own, in which every iterate counts (`sylva_ray.attacks.registry`).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 
 from sylva_ray.attacks.norms import LINF
-from sylva_ray.types import AttackSpec
+from sylva_ray.core.types import AttackSpec
 
 Objective = Callable[[torch.Tensor], torch.Tensor]
 """``x [N, 3, H, W] -> [N]``, summed (never averaged: half precision would lose small gradients) before the gradient."""

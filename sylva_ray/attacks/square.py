@@ -7,9 +7,9 @@ from __future__ import annotations
 import torch
 
 from sylva_ray.attacks.losses import margin
-from sylva_ray.attacks.search import Search
-from sylva_ray.seeding import ImageDraws
-from sylva_ray.types import AttackSpec
+from sylva_ray.attacks.state import Search
+from sylva_ray.core.seeding import ImageDraws
+from sylva_ray.core.types import AttackSpec
 
 HALVED_AT = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 """Queries, of 10,000, at which the share of changed pixels is halved."""

@@ -7,9 +7,9 @@ import torch
 from sylva_ray.attacks.losses import cross_entropy
 from sylva_ray.attacks.norms import LINF
 from sylva_ray.attacks.pgd import pgd
+from sylva_ray.core.seeding import ImageDraws
+from sylva_ray.core.types import AttackSpec, ParameterStack
 from sylva_ray.models.cohort import CohortModel
-from sylva_ray.seeding import ImageDraws
-from sylva_ray.types import AttackSpec, ParameterStack
 
 
 def transfer(

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from sylva_ray.config import DatasetSection
-from sylva_ray.errors import UserError
-from sylva_ray.seeding import numpy_generator
-from sylva_ray.types import Split
+from sylva_ray.config.experiment import DatasetSection
+from sylva_ray.core.errors import UserError
+from sylva_ray.core.seeding import numpy_generator
+from sylva_ray.core.types import Split
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -12,12 +12,12 @@ from functools import cached_property
 
 import numpy as np
 
-from sylva_ray.config import PartitionSection
+from sylva_ray.config.experiment import PartitionSection
+from sylva_ray.core.errors import UserError
+from sylva_ray.core.seeding import numpy_generator
+from sylva_ray.core.types import ClientData, Split
 from sylva_ray.data.datasets import Dataset
 from sylva_ray.data.partition import largest_remainder, partition_labels
-from sylva_ray.errors import UserError
-from sylva_ray.seeding import numpy_generator
-from sylva_ray.types import ClientData, Split
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from sylva_ray.config import PartitionSection
-from sylva_ray.errors import UserError
-from sylva_ray.seeding import numpy_generator
+from sylva_ray.config.experiment import PartitionSection
+from sylva_ray.core.errors import UserError
+from sylva_ray.core.seeding import numpy_generator
 
 MAX_DRAWS = 20
 MAX_ALPHA = 1e6

@@ -21,8 +21,8 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, resolve_model
 from timm.layers import resample_abs_pos_embed
 from torch import nn
 
-from sylva_ray.config import OFFLINE_BACKBONE, BackboneSection
-from sylva_ray.errors import UserError
+from sylva_ray.config.experiment import OFFLINE_BACKBONE, BackboneSection
+from sylva_ray.core.errors import UserError
 from sylva_ray.models.kernels import project_patches
 
 OFFLINE_ARCHITECTURE: dict[str, Any] = {

@@ -16,10 +16,10 @@ import numpy as np
 import torch
 from torch.func import functional_call
 
-from sylva_ray.config import AttentionKernels
+from sylva_ray.config.experiment import AttentionKernels
+from sylva_ray.core.types import ClientState, ParameterStack
 from sylva_ray.models.backbone import Backbone
 from sylva_ray.models.kernels import AttentionSwitch
-from sylva_ray.types import ClientState, ParameterStack
 
 
 class CohortModel(Protocol):

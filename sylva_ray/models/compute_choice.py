@@ -1,8 +1,8 @@
 """Which precision and which attention kernel are fastest on this machine, by a short measurement.
 
 Which one wins depends on the processor, the number of tokens and the batch. On CPUs, for example, the backward pass of torch's
-fused attention in bfloat16 takes more than half of a training step with 17 tokens. A run measures once, before it starts
-(`sylva_ray.experiment.prepare`); its config keeps what was chosen, so that every actor and every resume computes alike.
+fused attention in bfloat16 takes more than half of a training step with 17 tokens. A run measures once, before it
+starts (`sylva_ray.preparation.resolve`); its config keeps what was chosen, so that every actor and every resume computes alike.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 
-from sylva_ray.config import AttentionKernels
+from sylva_ray.config.experiment import AttentionKernels
+from sylva_ray.core.types import ParameterStack
 from sylva_ray.models.cohort import CohortModel, num_clients, repeat_owner
 from sylva_ray.models.kernels import DTYPES, Kernel
-from sylva_ray.types import ParameterStack
 
 Precision = Literal["float32", "bfloat16"]
 

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from sylva_ray.config import AttentionKernels
+from sylva_ray.config.experiment import AttentionKernels
 
 Kernel = Literal["fused", "plain"]
 

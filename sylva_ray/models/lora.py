@@ -16,12 +16,12 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from sylva_ray.config import AttentionKernels, LoraSection
-from sylva_ray.errors import UserError
+from sylva_ray.config.experiment import AttentionKernels, LoraSection
+from sylva_ray.core.errors import UserError
+from sylva_ray.core.types import ParameterStack
 from sylva_ray.models.backbone import Backbone
 from sylva_ray.models.cohort import initial_head, num_clients
 from sylva_ray.models.kernels import AttentionSwitch
-from sylva_ray.types import ParameterStack
 
 HEAD_PLAYER = "head"
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-from sylva_ray.config import BackboneSection, LoraSection
-from sylva_ray.errors import UserError
-from sylva_ray.types import ClientState
+from sylva_ray.config.experiment import BackboneSection, LoraSection
+from sylva_ray.core.errors import UserError
+from sylva_ray.core.types import ClientState
 
 PREFIX = "base_model.model."
 WEIGHTS = "adapter_model.safetensors"

@@ -8,9 +8,9 @@ import pytest
 from sylva_ray.aggregation.factors import orthonormal_rows
 from sylva_ray.aggregation.robust import COMBINATION_RULES, COORDINATE_RULES
 from sylva_ray.aggregation.robust_merge import robust_merge, state_gram
-from sylva_ray.algorithms.base import Algorithm, Arrived, RobustParameters
-from sylva_ray.errors import UserError
-from sylva_ray.schema import build
+from sylva_ray.config.schema import build
+from sylva_ray.core.errors import UserError
+from sylva_ray.federation.contract import Algorithm, Arrived, RobustParameters
 
 ROBUST = [*sorted({*COMBINATION_RULES} - {"mean"}), "self_centred_clipping"]
 HEADS = ("head.weight", "head.bias")

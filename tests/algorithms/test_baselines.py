@@ -12,10 +12,10 @@ import torch.nn.functional as F
 
 from sylva_ray.algorithms.adversarial import craft_ce, craft_kl, mart, trades
 from sylva_ray.attacks.losses import boosted_cross_entropy, cross_entropy, kl_divergence
-from sylva_ray.client.optim import StackedOptimizer
-from sylva_ray.config import TrainingSection
-from sylva_ray.errors import UserError
-from sylva_ray.types import AttackSpec
+from sylva_ray.config.experiment import TrainingSection
+from sylva_ray.core.errors import UserError
+from sylva_ray.core.types import AttackSpec
+from sylva_ray.federation.client.optim import StackedOptimizer
 from tests.algorithms.toys import (
     HEADS,
     NOTHING,

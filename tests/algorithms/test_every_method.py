@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 
 from sylva_ray.algorithms.registry import ALGORITHMS, create_algorithm
-from sylva_ray.config import AlgorithmSection
-from sylva_ray.coordinator.pool import InProcessPool
-from sylva_ray.errors import UserError
-from sylva_ray.experiment import load_run, run_experiment
-from sylva_ray.types import state_bytes
+from sylva_ray.config.experiment import AlgorithmSection
+from sylva_ray.core.errors import UserError
+from sylva_ray.core.types import state_bytes
+from sylva_ray.execution.experiment import run_experiment
+from sylva_ray.federation.pool import InProcessPool
+from sylva_ray.storage.run_folder import load_run
 from tests.algorithms.toys import starting_states, tiny_experiment, tiny_worker
 
 SMALL = {

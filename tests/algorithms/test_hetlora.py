@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from sylva_ray.coordinator.wire import Wire
-from sylva_ray.errors import UserError
-from sylva_ray.types import state_bytes
+from sylva_ray.core.errors import UserError
+from sylva_ray.core.types import state_bytes
+from sylva_ray.transport.wire import Wire
 from tests.algorithms.toys import (
     arrive,
     equal,

@@ -10,8 +10,8 @@ import torch
 
 from sylva_ray.algorithms.pm_afl import PROBE, blends
 from sylva_ray.attacks.losses import kl_divergence
-from sylva_ray.config import BackboneSection
-from sylva_ray.errors import UserError
+from sylva_ray.config.experiment import BackboneSection
+from sylva_ray.core.errors import UserError
 from sylva_ray.models.backbone import create_backbone
 from tests.algorithms.toys import (
     NOTHING,

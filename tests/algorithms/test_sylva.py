@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from sylva_ray.algorithms.adversarial import class_weights
-from sylva_ray.algorithms.base import Algorithm
 from sylva_ray.algorithms.registry import ALGORITHMS, create_algorithm
 from sylva_ray.algorithms.sylva import Sylva
 from sylva_ray.attacks.losses import cross_entropy
-from sylva_ray.config import AlgorithmSection
+from sylva_ray.config.experiment import AlgorithmSection
+from sylva_ray.federation.contract import Algorithm
 from tests.algorithms.toys import HEADS, NOTHING, SMALL, alone, arrive, equal, fleet, method, toy
 
 

@@ -8,16 +8,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from sylva_ray.algorithms.base import Algorithm, Arrived, Batch, Cohort
 from sylva_ray.algorithms.registry import create_algorithm
-from sylva_ray.client.worker import CohortWorker
-from sylva_ray.config import AlgorithmSection, ExperimentConfig
-from sylva_ray.experiment import Prepared, prepare
+from sylva_ray.config.experiment import AlgorithmSection, ExperimentConfig
+from sylva_ray.config.schema import build
+from sylva_ray.core.seeding import generator
+from sylva_ray.core.timing import Stopwatch
+from sylva_ray.core.types import AttackSpec, TrainTask, stack_states
+from sylva_ray.federation.client.worker import CohortWorker
+from sylva_ray.federation.contract import Algorithm, Arrived, Batch, Cohort
 from sylva_ray.models.cohort import select_clients
-from sylva_ray.schema import build
-from sylva_ray.seeding import generator
-from sylva_ray.timing import Stopwatch
-from sylva_ray.types import AttackSpec, TrainTask, stack_states
+from sylva_ray.preparation.experiment import Prepared, create_worker, prepare
 from tests.conftest import TINY
 
 NOTHING = AttackSpec("pgd", 0.0, 3, 0.0)
@@ -114,7 +114,7 @@ def tiny_experiment(name: str, algorithm: dict[str, Any] | None = None, **sectio
 
 
 def tiny_worker(prepared: Prepared) -> CohortWorker:
-    return CohortWorker(prepared.config, prepared.fleet, prepared.backbone)
+    return create_worker(prepared.config, prepared.fleet, prepared.backbone)
 
 
 def starting_states(worker: CohortWorker) -> list[dict[str, np.ndarray]]:

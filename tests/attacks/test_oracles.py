@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from sylva_ray.attack_settings import parse_attack
-from sylva_ray.attacks.suite import attack_stack
-from sylva_ray.seeding import ImageDraws, image_keys
+from sylva_ray.attacks.registry import attack_stack
+from sylva_ray.config.attacks import parse_attack
+from sylva_ray.core.seeding import ImageDraws, image_keys
 from tests.attacks.models import WavyCohort, linear_batch
 
 torchattacks = pytest.importorskip("torchattacks", reason="torchattacks is not installed (make test installs it)")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sylva_ray.attacks.checks import UNBOUNDED, collapse, is_collapsed, predicts_one_class, unbounded_attack
 from sylva_ray.attacks.losses import (
     boosted_cross_entropy,
     cross_entropy,
@@ -14,9 +13,10 @@ from sylva_ray.attacks.losses import (
     true_class_probability,
 )
 from sylva_ray.attacks.pgd import pgd
-from sylva_ray.attacks.suite import attack_stack
-from sylva_ray.seeding import ImageDraws
-from sylva_ray.types import AttackSpec
+from sylva_ray.attacks.registry import attack_stack
+from sylva_ray.core.seeding import ImageDraws
+from sylva_ray.core.types import AttackSpec
+from sylva_ray.metrics.checks import UNBOUNDED, collapse, is_collapsed, predicts_one_class, unbounded_attack
 
 
 def answers_under(model, params, x, y, owner, spec, seed=0):

@@ -10,17 +10,17 @@ import pytest
 import torch
 from scipy.optimize import linprog
 
-from sylva_ray.attack_settings import ATTACK_SECTIONS, parse_attack
 from sylva_ray.attacks.apgd import checkpoints
 from sylva_ray.attacks.fab import nearest_on_plane
 from sylva_ray.attacks.losses import dlr, targeted_dlr
 from sylva_ray.attacks.nearest import sparse_step
 from sylva_ray.attacks.norms import LENGTHS, NORMS
+from sylva_ray.attacks.registry import ATTACKS, attack_stack
 from sylva_ray.attacks.square import share_of_pixels
-from sylva_ray.attacks.suite import ATTACKS, attack_stack
-from sylva_ray.errors import UserError
-from sylva_ray.seeding import ImageDraws, image_keys
-from sylva_ray.types import AttackSpec
+from sylva_ray.config.attacks import ATTACK_SECTIONS, parse_attack
+from sylva_ray.core.errors import UserError
+from sylva_ray.core.seeding import ImageDraws, image_keys
+from sylva_ray.core.types import AttackSpec
 from tests.attacks.models import LinearCohort, WavyCohort, gap, linear_batch
 
 LINF = ("fgsm", "pgd", "mim", "cw", "apgd:steps=40", "fab:steps=20", "autoattack:steps=20")

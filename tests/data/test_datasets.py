@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from sylva_ray.config import DatasetSection
+from sylva_ray.config.experiment import DatasetSection
+from sylva_ray.core.errors import UserError
 from sylva_ray.data.datasets import Dataset, load_dataset
-from sylva_ray.errors import UserError
 
 SHARED = Path(__file__).parents[2] / "../shared/data"
 CIFAR10 = SHARED / "cifar10"

@@ -7,11 +7,11 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from sylva_ray.config import PartitionSection
+from sylva_ray.config.experiment import PartitionSection
+from sylva_ray.core.errors import UserError
+from sylva_ray.core.types import Split
 from sylva_ray.data.datasets import Dataset
 from sylva_ray.data.fleet import FleetData, build_fleet
-from sylva_ray.errors import UserError
-from sylva_ray.types import Split
 
 
 def split(labels: np.ndarray) -> Split:

@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sylva_ray.config import PartitionSection
+from sylva_ray.config.experiment import PartitionSection
+from sylva_ray.core.errors import UserError
 from sylva_ray.data.partition import largest_remainder, partition_labels
-from sylva_ray.errors import UserError
 
 KINDS = ("iid", "dirichlet", "pathological", "quantity")
 

@@ -18,10 +18,11 @@ from typing import Any
 
 import torch
 
-from sylva_ray.cluster.run import run_prepared
-from sylva_ray.config import ExperimentConfig
-from sylva_ray.experiment import load_run, prepare
-from sylva_ray.schema import build
+from sylva_ray.config.experiment import ExperimentConfig
+from sylva_ray.config.schema import build
+from sylva_ray.execution.ray.driver import run_prepared
+from sylva_ray.preparation.experiment import prepare
+from sylva_ray.storage.run_folder import load_run
 
 SMALL: dict[str, Any] = {
     "name": "golden",

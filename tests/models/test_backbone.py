@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from sylva_ray.config import BackboneSection
-from sylva_ray.errors import UserError
+from sylva_ray.config.experiment import BackboneSection
+from sylva_ray.core.errors import UserError
+from sylva_ray.core.seeding import generator
+from sylva_ray.core.types import stack_states
 from sylva_ray.models.backbone import OFFLINE_CHECKPOINT, checkpoint_classes, create_backbone
 from sylva_ray.models.cohort import FunctionalStack, repeat_owner, to_parameters
-from sylva_ray.seeding import generator
-from sylva_ray.types import stack_states
 
 
 def test_a_checkpoint_says_how_many_classes_it_knows(tmp_path):

@@ -7,18 +7,25 @@ import math
 import pytest
 import torch
 
-from sylva_ray import experiment
-from sylva_ray.config import AttentionKernels, BackboneSection, ExperimentConfig, LoraSection, load_run_config
-from sylva_ray.errors import UserError
-from sylva_ray.experiment import claim_run_folder, prepare
+from sylva_ray.config.experiment import (
+    AttentionKernels,
+    BackboneSection,
+    ExperimentConfig,
+    LoraSection,
+    load_run_config,
+)
+from sylva_ray.config.schema import build
+from sylva_ray.core.errors import UserError
+from sylva_ray.core.seeding import generator
+from sylva_ray.core.types import stack_states
 from sylva_ray.models import compute_choice
 from sylva_ray.models.backbone import create_backbone
 from sylva_ray.models.compute_choice import ComputeChoice, fastest
 from sylva_ray.models.kernels import DTYPES
 from sylva_ray.models.lora import LoraStack
-from sylva_ray.schema import build
-from sylva_ray.seeding import generator
-from sylva_ray.types import stack_states
+from sylva_ray.preparation import resolve
+from sylva_ray.preparation.experiment import prepare
+from sylva_ray.storage.run_folder import claim_run_folder
 from tests.conftest import TINY
 
 AUTO = TINY | {
@@ -79,21 +86,21 @@ def test_a_real_measurement_is_complete_and_leaves_the_threads():
 
 
 def test_nothing_is_auto_after_prepare_and_a_resume_keeps_it(monkeypatch, tmp_path):
-    monkeypatch.setattr(experiment, "fastest", lambda *_: BF16_PLAIN)
+    monkeypatch.setattr(resolve, "fastest", lambda *_: BF16_PLAIN)
     config = build(ExperimentConfig, AUTO)
     first = prepare(config).config
     assert (first.training.precision, first.evaluation.precision) == ("bfloat16", "bfloat16")
     assert first.training.attention == AttentionKernels(float32="fused", bfloat16="plain")
     claim_run_folder(tmp_path, first, resume=False)
     assert load_run_config(tmp_path) == first
-    monkeypatch.setattr(experiment, "fastest", lambda *_: pytest.fail("measured again"))
+    monkeypatch.setattr(resolve, "fastest", lambda *_: pytest.fail("measured again"))
     again = prepare(config, tmp_path).config
     claim_run_folder(tmp_path, again, resume=True)
     assert again == first
 
 
 def test_what_is_asked_for_is_not_measured(monkeypatch):
-    monkeypatch.setattr(experiment, "fastest", lambda *_: pytest.fail("measured"))
+    monkeypatch.setattr(resolve, "fastest", lambda *_: pytest.fail("measured"))
     training = AUTO["training"] | {"precision": "float32", "attention": "plain"}
     raw = AUTO | {"training": training, "evaluation": {"attacks": [], "precision": "float32"}}
     config = prepare(build(ExperimentConfig, raw)).config
@@ -112,7 +119,7 @@ def test_bfloat16_that_cannot_run_is_refused(monkeypatch):
 
 def test_a_run_folder_of_version_0_1_goes_on_as_it_began(monkeypatch, tmp_path):
     """It does not say which kernel; there was one."""
-    monkeypatch.setattr(experiment, "fastest", lambda *_: BF16_PLAIN)
+    monkeypatch.setattr(resolve, "fastest", lambda *_: BF16_PLAIN)
     raw = AUTO | {"training": AUTO["training"] | {"precision": "float32"}}
     resolved = prepare(build(ExperimentConfig, raw)).config
     text = resolved.to_yaml().splitlines()

@@ -7,20 +7,20 @@ import pytest
 import torch
 from peft import PeftModel
 
-from sylva_ray.algorithms.base import Cohort
 from sylva_ray.algorithms.registry import create_algorithm
-from sylva_ray.client.batches import cohort_batches
-from sylva_ray.client.local_training import train_cohort
-from sylva_ray.config import AlgorithmSection, BackboneSection, ExperimentConfig, LoraSection
-from sylva_ray.errors import UserError
+from sylva_ray.config.experiment import AlgorithmSection, BackboneSection, ExperimentConfig, LoraSection
+from sylva_ray.config.schema import build
+from sylva_ray.core.errors import UserError
+from sylva_ray.core.seeding import generator
+from sylva_ray.core.timing import Stopwatch
+from sylva_ray.core.types import ClientData, Split, TrainTask, stack_states, unstack_states
+from sylva_ray.federation.client.batches import cohort_batches
+from sylva_ray.federation.client.training import train_cohort
+from sylva_ray.federation.contract import Cohort
 from sylva_ray.models.backbone import create_backbone
 from sylva_ray.models.cohort import FunctionalStack, repeat_owner, to_arrays, to_parameters
 from sylva_ray.models.lora import LoraStack, target_layers
 from sylva_ray.models.peft_format import load_adapter, save_adapter
-from sylva_ray.schema import build
-from sylva_ray.seeding import generator
-from sylva_ray.timing import Stopwatch
-from sylva_ray.types import ClientData, Split, TrainTask, stack_states, unstack_states
 
 BACKBONE = BackboneSection()
 LORA = LoraSection(rank=4)

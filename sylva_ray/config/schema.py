@@ -1,0 +1,164 @@
+"""Pages of YAML that become frozen, checked objects; and errors that are one line.
+
+A `Section` refuses keys that it does not have. `build` turns the first problem into a `UserError` that names the dotted key, its
+value and what is allowed, with the nearest key where one was misspelt.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
+
+from sylva_ray.core.errors import UserError
+
+T = TypeVar("T", bound=BaseModel)
+
+
+def parse_fraction(value: Any) -> Any:
+    """Accept "8/255" wherever a pixel-unit number is expected."""
+    if isinstance(value, str) and "/" in value:
+        try:
+            return float(Fraction(value.replace(" ", "")))
+        except (ValueError, ZeroDivisionError) as error:
+            raise ValueError("expected a number or a fraction such as 8/255") from error
+    return value
+
+
+PixelUnits = Annotated[float, BeforeValidator(parse_fraction)]
+
+
+class Section(BaseModel):
+    """A frozen part of the configuration that refuses unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+def read_overridden(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """A YAML mapping with ``KEY=VALUE`` overrides applied, not yet validated."""
+    raw = read_yaml(path)
+    for override in overrides:
+        _apply_override(raw, override)
+    return raw
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """A YAML mapping from a file."""
+    try:
+        raw = yaml.safe_load(Path(path).read_text())
+    except FileNotFoundError:
+        raise UserError("config", str(path), "no such file; the ones that ship are in configs/") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError("config", str(path), f"cannot be read ({error})") from None
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: what looks like a date and is none
+        raise UserError("config", str(path), f"is not valid YAML ({' '.join(str(error).split())})") from None
+    if raw is None:
+        return {}
+    if not isinstance(raw, dict):
+        raise UserError("config", str(path), "must hold a mapping of sections such as `dataset:` and `training:`")
+    return raw
+
+
+def build(schema: type[T], raw: Any, prefix: str = "") -> T:
+    """Validate ``raw`` against ``schema``; the first problem becomes one readable line.
+
+    Raises:
+        UserError: names the dotted key, the value and what is allowed.
+    """
+    try:
+        return schema.model_validate(raw)
+    except ValidationError as error:
+        raise _readable(schema, error, prefix) from None
+
+
+def _readable(schema: type[BaseModel], error: ValidationError, prefix: str) -> UserError:
+    problem = error.errors()[0]
+    kept = [part for part in problem["loc"] if part not in ("int", "float", "str") and "literal" not in str(part)]
+    location = [str(part) for part in kept]
+    named, _ = _follow(schema, location)
+    key = ".".join([prefix, *named] if prefix else named) or "config"
+    value = problem["input"]
+    if problem["type"] == "extra_forbidden":
+        _, section = _follow(schema, location[:-1])
+        allowed = list(section.model_fields) if section else []
+        near = difflib.get_close_matches(location[-1], allowed, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        return UserError(key, value, f"unknown key; {hint}Allowed here: {', '.join(allowed)}")
+    if problem["type"] == "union_tag_invalid":
+        context = problem["ctx"]
+        expected = [name.strip(" '") for name in str(context["expected_tags"]).split(",")]
+        near = difflib.get_close_matches(str(context["tag"]), expected, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        return UserError(f"{key}.name", context["tag"], f"is not known; {hint}Known are {', '.join(expected)}")
+    message = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "value_error" and isinstance(value, dict):  # a check across keys names them itself
+        first, _, rest = message.partition(" ")
+        name, _, found = first.partition("=")
+        return UserError(name, found or "see the other key", rest) if "." in name else UserError(key, "...", message)
+    description = message[0].lower() + message[1:]
+    return UserError(key, value, description.replace("input should be", "must be"))
+
+
+def _follow(schema: type[BaseModel], location: Sequence[str]) -> tuple[list[str], type[BaseModel] | None]:
+    """The parts of a location that stand in the YAML (the tag of a union does not), and the section that it leads to."""
+    sections, named = [schema], []
+    for part in location:
+        if len(sections) > 1 and not part.isdigit():
+            sections = [section for section in sections if section.model_fields["name"].default == part]
+            continue
+        named.append(part)
+        if not part.isdigit():
+            fields = sections[0].model_fields if sections else {}
+            sections = _sections_in(fields[part].annotation) if part in fields else []
+    return named, sections[0] if len(sections) == 1 else None
+
+
+def _sections_in(annotation: Any) -> list[type[BaseModel]]:
+    """The section in ``X``, ``X | None`` or ``tuple[X, ...]``; all of them in ``tuple[A | B, ...]``."""
+    if isinstance(annotation, type) and get_origin(annotation) is None:
+        return [annotation] if issubclass(annotation, BaseModel) else []
+    inner = () if get_origin(annotation) is Literal else get_args(annotation)
+    return [section for part in inner for section in _sections_in(part)]
+
+
+def _apply_override(raw: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise UserError("override", override, "must be KEY=VALUE with a dotted key, e.g. partition.num_clients=50")
+    try:
+        value = yaml.safe_load(text) if text else ""
+    except yaml.YAMLError:
+        value = text
+    set_dotted(raw, key, value)
+
+
+def set_dotted(raw: dict[str, Any], key: str, value: Any) -> None:
+    """Put ``value`` under a dotted key, making the sections on the way.
+
+    Raises:
+        UserError: the way leads through a value.
+    """
+    node = raw
+    *parents, leaf = key.split(".")
+    for parent in parents:
+        child = node.setdefault(parent, {})
+        if not isinstance(child, dict):
+            raise UserError(key, value, f"{parent!r} is a value, not a section")
+        node = child
+    node[leaf] = value
+
+
+def flatten(tree: Any, prefix: str = "") -> dict[str, str]:
+    """``{dotted key: value as text}``."""
+    if isinstance(tree, dict):
+        flat: dict[str, str] = {}
+        for key, value in tree.items():
+            flat |= flatten(value, f"{prefix}.{key}" if prefix else str(key))
+        return flat
+    return {prefix: json.dumps(tree) if isinstance(tree, list) else str(tree)}

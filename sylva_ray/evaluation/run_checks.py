@@ -1,0 +1,68 @@
+"""What the checks S1 to S14 are held against: measurements on a few images of every client."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from sylva_ray.evaluation.plan import EPSILONS, STEPS, check_attacks, epsilon_curve, steps_curve
+from sylva_ray.evaluation.tables import Measured, worst_answers
+from sylva_ray.metrics import checks
+from sylva_ray.metrics.checks import CheckResult
+
+
+def run_checks(
+    measured: Measured,
+    probes: Mapping[str, float],
+    epsilon: float,
+    num_classes: int,
+    threat_model: Mapping[str, str],
+    headline_images: int,
+    deployed: bool,
+    collapsed: Sequence[bool],
+    transfer: float | None = None,
+) -> list[CheckResult]:
+    """All fourteen, in order.
+
+    Args:
+        measured: both curves and `check_attacks` on the same images.
+        probes: means over images of `sylva_ray.metrics.probe`; ``difference`` is the largest.
+        headline_images: on which the reported accuracies were measured.
+        deployed: whether the attacked weights are the exported ones.
+        transfer: accuracy under the strongest transfer attack, if there was one.
+    """
+    by_epsilon = {e: measured.mean(spec.label) for e, spec in zip(EPSILONS, epsilon_curve(), strict=True)}
+    by_steps = {float(k): measured.mean(spec.label) for k, spec in zip(STEPS, steps_curve(epsilon), strict=True)}
+    labels = {name: spec.label for name, spec in check_attacks(epsilon, num_classes).items()}
+    at = {name: measured.mean(label) for name, label in labels.items()}
+    benign = measured.mean("benign")
+    gradient = ["pgd", "restarts", "apgd", "targeted"]
+    white_box = _mean_right(worst_answers(measured, [labels[name] for name in gradient]), measured.labels)
+    members = {labels[name]: at[name] for name in (*gradient, "fgsm", "square", "noise")}
+    worst = _mean_right(worst_answers(measured, list(members)), measured.labels)
+    black_box = {"square": at["square"], "noise": at["noise"]}
+    if transfer is not None:
+        black_box["transfer"] = transfer
+    return [
+        checks.threat_model_stated(threat_model),
+        checks.epsilon_zero(benign, by_epsilon[0.0]),
+        checks.falls_with_epsilon(by_epsilon),
+        checks.unbounded_attack(at["unbounded"], num_classes),
+        checks.falls_with_steps(by_steps),
+        checks.iterative_beats_single(at["pgd"], at["fgsm"]),
+        checks.restarts_add_little(at["pgd"], at["restarts"]),
+        checks.black_box_is_weaker(white_box, black_box),
+        checks.noise_is_harmless(white_box, at["noise"], benign),
+        checks.gradients_are_alive(
+            probes["zero_gradient"], probes["rises"], probes["difference"], probes["probabilities"]
+        ),
+        checks.worst_case_is_least(worst, members),
+        checks.enough_images(headline_images, deployed),
+        checks.planted_are_found(probes["planted"], probes["found"], probes["by_chance"]),
+        checks.collapse(collapsed),
+    ]
+
+
+def _mean_right(answers: Sequence[np.ndarray], labels: Sequence[np.ndarray]) -> float:
+    return float(np.mean([np.mean(a == y) for a, y in zip(answers, labels, strict=True)]))

@@ -1,0 +1,208 @@
+"""What the driver does: connect, share the data, make the coordinator, pass its events on, and wait.
+
+The driver owns the fleet's data and the backbone in the object store, so they outlive a coordinator. Nothing is written to the
+run folder before the cluster has turned out to be usable.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.actor import ActorHandle
+from ray.exceptions import ActorAlreadyExistsError, GetTimeoutError, RayError, RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from sylva_ray.config.experiment import ExperimentConfig
+from sylva_ray.core.errors import RunError, UserError
+from sylva_ray.execution.experiment import run_experiment
+from sylva_ray.execution.ray.coordinator_actor import Assignment, Event, RemoteCoordinator
+from sylva_ray.execution.ray.pool import RayPool
+from sylva_ray.execution.ray.session import NAMESPACE, possible_nodes, ray_session
+from sylva_ray.federation.pool import ClientPool, InProcessPool
+from sylva_ray.preparation.experiment import Prepared, create_worker
+from sylva_ray.provisioning.placement import resolve_num_actors
+from sylva_ray.storage.remote_copy import RemoteFolder
+from sylva_ray.storage.run_folder import claim_run_folder
+
+POLL_S = 0.25
+"""How often the driver asks for events."""
+
+STARTUP_TIMEOUT_S = 120.0
+"""How long the coordinator's process may take to come up; it needs no free CPU."""
+
+LAST_WORDS_S = 5.0
+"""How long the end of a run waits for the last events."""
+
+HANDED_ON = ("MLFLOW_", "AWS_", "FSSPEC_", "GOOGLE_", "AZURE_")
+"""Prefixes of the driver's environment that the coordinator needs: the tracker's and the storage's."""
+
+OnEvent = Callable[[Event], None]
+
+
+def run_prepared(
+    prepared: Prepared, run_dir: Path, resume: bool, on_event: OnEvent, remote: RemoteFolder | None = None
+) -> dict[str, Any]:
+    """Run an experiment where its config says, and return the summary. ``remote``, whose local folder is ``run_dir``, follows.
+
+    Raises:
+        UserError: the cluster cannot hold it, or the run folder is not free; nothing was written.
+        RunError: it failed while running, and can be resumed.
+    """
+    config = prepared.config
+    if config.cluster.pool == "in_process":
+        _claim(run_dir, config, resume, remote)
+        worker = create_worker(config, prepared.fleet, prepared.backbone)
+        return run_experiment(prepared, run_dir, InProcessPool(worker), on_event, remote)
+    with ray_session(config.cluster):
+        prepared = _with_num_actors(prepared)
+        _claim(run_dir, prepared.config, resume, remote)
+        return run_on_ray(prepared, run_dir, on_event, remote)
+
+
+def _claim(run_dir: Path, config: ExperimentConfig, resume: bool, remote: RemoteFolder | None) -> None:
+    """The folder here and the one elsewhere, so that a storage which takes nothing is found out before the first round."""
+    claim_run_folder(run_dir, config, resume)
+    if remote is not None:
+        try:
+            remote.push()
+        except RunError as error:
+            raise UserError("--out", str(remote), str(error)) from None
+
+
+def run_on_ray(
+    prepared: Prepared, run_dir: Path, on_event: OnEvent, remote: RemoteFolder | None = None
+) -> dict[str, Any]:
+    """Run an experiment through a `Coordinator` on the connected cluster. An interrupt kills it; the run can be resumed."""
+    fleet, backbone = ray.put(prepared.fleet), ray.put(prepared.backbone)  # kept alive by these names
+    environment = {name: value for name, value in os.environ.items() if name.startswith(HANDED_ON)}
+    assignment = Assignment(
+        prepared.config,
+        prepared.setup_seconds,
+        fleet,
+        backbone,
+        run_dir.resolve(),
+        remote.url if remote else None,
+        Path.cwd(),
+        environment,
+    )
+    coordinator = _make_coordinator(assignment.run_dir, prepared.config.cluster.connect_timeout_s)
+    try:
+        ray.get(coordinator.pid.remote(), timeout=STARTUP_TIMEOUT_S)
+        return _follow(coordinator, coordinator.run.remote(assignment), on_event)
+    except GetTimeoutError as error:
+        raise RunError(f"the coordinator did not come up within {STARTUP_TIMEOUT_S:g} s") from error
+    except RayTaskError as error:
+        if isinstance(error.cause, RunError | UserError):
+            raise error.cause from None
+        raise  # a bug: its traceback is worth more than one line
+    except RayError as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise RunError(f"the coordinator was lost: {reason}") from error
+    finally:
+        ray.kill(coordinator)
+
+
+@contextmanager
+def pool_for(
+    prepared: Prepared,
+    on_lost: Callable[[str], None] | None = None,
+    on_waiting: Callable[[str], None] | None = None,
+) -> Iterator[ClientPool]:
+    """A pool where the config says, for as long as the block lasts; the caller plays the coordinator.
+
+    Raises:
+        UserError: the cluster cannot hold it."""
+    config = prepared.config
+    if config.cluster.pool == "in_process":
+        yield InProcessPool(create_worker(config, prepared.fleet, prepared.backbone))
+        return
+    with ray_session(config.cluster):
+        prepared = _with_num_actors(prepared)
+        fleet, backbone = ray.put(prepared.fleet), ray.put(prepared.backbone)
+        num_actors = prepared.config.cluster.num_actors
+        assert isinstance(num_actors, int), "just resolved"
+        pool = RayPool(prepared.config, fleet, backbone, num_actors, on_lost, on_waiting)
+        try:
+            yield pool
+        finally:
+            pool.close()
+
+
+def coordinator_name(run_dir: Path) -> str:
+    """Unique on a cluster, and the same whenever this run folder is run: two drivers cannot run it at once."""
+    return f"coordinator-{hashlib.sha256(str(run_dir.resolve()).encode()).hexdigest()[:16]}"
+
+
+def _with_num_actors(prepared: Prepared) -> Prepared:
+    """``cluster.num_actors`` as a number, by what the cluster has or may grow to."""
+    config, section = prepared.config, prepared.config.cluster
+    size, num_clients = config.training.cohort_size, prepared.fleet.num_clients
+    assert isinstance(size, int), "cohort_size is resolved before the run"
+    num_actors = resolve_num_actors(section, -(-num_clients // size), num_clients, possible_nodes(section))
+    cluster = section.model_copy(update={"num_actors": num_actors})
+    return dataclasses.replace(prepared, config=config.model_copy(update={"cluster": cluster}))
+
+
+def _make_coordinator(run_dir: Path, timeout_s: float) -> ActorHandle:
+    """On the driver's own node, where the run folder is. A namesake that is just going away is waited for."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    options = {
+        "name": coordinator_name(run_dir),
+        "namespace": NAMESPACE,
+        "scheduling_strategy": here,
+    }
+    give_up = time.monotonic() + timeout_s
+    while True:
+        try:
+            return RemoteCoordinator.options(**options).remote()
+        except ActorAlreadyExistsError:
+            if time.monotonic() > give_up:
+                fix = "is being run by another driver on this cluster; wait for it, or choose another folder"
+                raise UserError("--out", str(run_dir), fix) from None
+            time.sleep(POLL_S)
+
+
+def _follow(coordinator: ActorHandle, result: ray.ObjectRef, on_event: OnEvent) -> dict[str, Any]:
+    """Wait for the summary and pass the events on."""
+    events = _EventStream(coordinator, on_event)
+    while not ray.wait([result], timeout=POLL_S)[0]:
+        events.poll(timeout_s=0)
+    events.poll(LAST_WORDS_S)  # what was asked before the end,
+    events.poll(LAST_WORDS_S)  # and what happened since
+    summary: dict[str, Any] = ray.get(result)
+    return summary
+
+
+class _EventStream:
+    """A coordinator's events in order, each once per process of it. It never has more than one question open."""
+
+    def __init__(self, coordinator: ActorHandle, on_event: OnEvent) -> None:
+        self._coordinator, self._on_event = coordinator, on_event
+        self._life, self._seen = "", 0
+        self._question: ray.ObjectRef | None = None
+
+    def poll(self, timeout_s: float) -> None:
+        """Pass on what is new, if the answer comes within ``timeout_s`` (while it restarts, none comes)."""
+        self._question = self._question or self._coordinator.events.remote(self._life, self._seen)
+        if not ray.wait([self._question], timeout=timeout_s)[0]:
+            return
+        question, self._question = self._question, None
+        try:
+            life, events = ray.get(question)
+        except RayError:  # the coordinator is gone, and `run` says why
+            return
+        if life != self._life:
+            if self._life:
+                self._on_event({"event": "coordinator_restarted"})
+            self._life, self._seen = life, 0
+        self._seen += len(events)
+        for event in events:
+            self._on_event(event)

@@ -1,0 +1,262 @@
+"""`ClientPool` on Ray: a queue of tasks, and actors that take the next one when they are free.
+
+    tasks, longest first ──► [queue] ──► free actor ──► result (copied out of the object store)
+                                ▲            │
+                                └── died ◄───┘  a new actor takes its place, the task goes to the front
+
+Per `run` it produces one result per task; it waits for the first actor that answers; it is unblocked by a result, a death, an
+actor that came up, or the deadline. Any actor can run any task and every random draw is named by what it is for, so the
+results depend neither on how many actors there are nor on who died.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.actor import ActorHandle
+from ray.exceptions import ActorUnavailableError, NodeDiedError, RayActorError, RayError, RayTaskError
+from ray.util.placement_group import placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from sylva_ray.config.experiment import ExperimentConfig
+from sylva_ray.core.errors import RunError
+from sylva_ray.core.types import CohortResult, CohortTask
+from sylva_ray.execution.ray.client_actor import RemoteClientActor
+from sylva_ray.federation.pool import OnDone
+from sylva_ray.provisioning.placement import gpu_bundles
+
+NEWS_S = 15.0
+"""While not a single actor is up, how often to say so: a cloud node needs minutes, an actor's imports ten seconds."""
+
+MOST_NODE_LOSSES = 20
+"""How often one cohort, or the start of one actor, may lose its node (a spot machine is nobody's fault) before the run ends."""
+
+
+@dataclass
+class _Seat:
+    """One of the pool's places and the actor in it. ``pending`` is what it is busy with: its start, or the task ``job``.
+
+    ``node`` is the id of the node where it came up; None: it did not yet."""
+
+    actor: ActorHandle
+    pending: ray.ObjectRef | None
+    node: str | None = None
+    job: int | None = None
+
+    @property
+    def is_up(self) -> bool:
+        """Whether it takes tasks."""
+        return self.node is not None
+
+
+class _Batch:
+    """Bookkeeping of one `RayPool.run`."""
+
+    def __init__(self, tasks: Sequence[CohortTask], on_done: OnDone | None) -> None:
+        self.tasks, self.on_done = tasks, on_done
+        self.queue = deque(range(len(tasks)))
+        self.results: list[CohortResult | None] = [None] * len(tasks)
+        self.unfinished = len(tasks)
+        self.deaths: Counter[int] = Counter()
+        self.node_losses: Counter[int] = Counter()
+
+    def finish(self, job: int, result: CohortResult) -> None:
+        self.results[job] = result
+        self.unfinished -= 1
+        if self.on_done is not None:
+            self.on_done(self.tasks[job], result)
+
+
+class RayPool:
+    """Client actors on the Ray cluster that this process is connected to.
+
+    Args:
+        config: resolved.
+        fleet: reference to the `FleetData`, put once for all actors.
+        backbone: reference to the backbone's arrays, likewise.
+        num_actors: how many to keep.
+        on_lost: called with a task's ``where`` when its actor died and it will run again.
+        on_waiting: called every `NEWS_S` seconds while no actor is up, with one line that says what is waited for.
+    """
+
+    def __init__(
+        self,
+        config: ExperimentConfig,
+        fleet: ray.ObjectRef,
+        backbone: ray.ObjectRef,
+        num_actors: int,
+        on_lost: Callable[[str], None] | None = None,
+        on_waiting: Callable[[str], None] | None = None,
+    ) -> None:
+        self.num_actors = num_actors
+        self._section, self._on_lost, self._on_waiting = config.cluster, on_lost, on_waiting
+        self._arguments = (config, fleet, backbone)
+        num_gpus = int(ray.cluster_resources().get("GPU", 0.0))
+        # inside a trial of a sweep: its own group, where a bundle for every actor follows the coordinator's
+        group = ray.util.get_current_placement_group()
+        self._trial = group if group is not None and group.bundle_count > num_actors else None
+        wanted = [] if self._trial else gpu_bundles(config.cluster, num_actors, num_gpus)
+        # a group each: one that finds no room yet (an autoscaler may bring it) does not hold up the others
+        self._groups = [placement_group([bundle]) for bundle in wanted]
+        self._failed_starts: Counter[tuple[int, bool]] = Counter()  # by seat, and whether its node went with it
+        self._seats: list[_Seat | None] = [self._start(index) for index in range(num_actors)]
+
+    def run(
+        self, tasks: Sequence[CohortTask], deadline_s: float | None = None, on_done: OnDone | None = None
+    ) -> list[CohortResult | None]:
+        """See `ClientPool.run`. The deadline's clock starts when an actor is up: a slow start costs no client its round."""
+        batch = _Batch(tasks, on_done)
+        self._seats = [seat or self._start(index) for index, seat in enumerate(self._seats)]
+        deadline, last_up = math.inf, time.monotonic()
+        try:
+            while batch.unfinished:
+                any_up = any(seat.is_up for seat in self._occupied())
+                if any_up:
+                    last_up = time.monotonic()
+                if deadline_s is not None and deadline == math.inf and any_up:
+                    deadline = time.monotonic() + deadline_s
+                self._hand_out(batch)
+                arrived = self._wait(min(deadline - time.monotonic(), math.inf if any_up else NEWS_S))
+                if arrived is not None:
+                    self._settle(arrived, batch)
+                elif time.monotonic() >= deadline:
+                    self._abandon_running(restart=True)
+                    break
+                else:
+                    self._say_what_is_missing(time.monotonic() - last_up)
+        except BaseException:
+            self._abandon_running(restart=False)
+            raise
+        return batch.results
+
+    def close(self) -> None:
+        """Kill the actors and give the GPUs back."""
+        for index in range(len(self._seats)):
+            self._vacate(index)
+        while self._groups:
+            remove_placement_group(self._groups.pop())
+
+    # -- one turn of the loop ------------------------------------------------------------------------------------------
+
+    def _hand_out(self, batch: _Batch) -> None:
+        """Every free actor gets the next task. The put is here and not earlier, so the store holds only what is running."""
+        for seat in self._occupied():
+            if batch.queue and seat.is_up and seat.pending is None:
+                seat.job = batch.queue.popleft()
+                seat.pending = seat.actor.run.remote(ray.put(batch.tasks[seat.job]))
+
+    def _wait(self, timeout_s: float) -> int | None:
+        """Index of a seat whose pending work has ended, well or not; None after ``timeout_s`` seconds."""
+        pending = {seat.pending: index for index, seat in enumerate(self._seats) if seat and seat.pending is not None}
+        timeout = None if timeout_s == math.inf else max(0.0, timeout_s)
+        ready, _ = ray.wait(list(pending), num_returns=1, timeout=timeout)
+        return pending[ready[0]] if ready else None
+
+    def _settle(self, index: int, batch: _Batch) -> None:
+        """Take what has arrived at a seat: a result, an actor that is up, an exception, or a death."""
+        seat = self._seats[index]
+        assert seat is not None
+        assert seat.pending is not None
+        job, pending = seat.job, seat.pending
+        where = "starting a client actor" if job is None else batch.tasks[job].where
+        try:
+            answer = ray.get(pending)
+        except RayTaskError as error:
+            seat.pending = seat.job = None
+            raise RunError(f"{where}: {type(error.cause).__name__}: {error.cause}") from error
+        except RayError as error:  # the actor, its node or its result is lost
+            self._replace(index, where, batch, error)
+            return
+        seat.pending = seat.job = None
+        if job is None:
+            seat.node = answer
+            self._failed_starts.pop((index, False), None)
+            self._failed_starts.pop((index, True), None)
+        else:
+            batch.finish(
+                job, copy.deepcopy(answer)
+            )  # Ray's arrays are read-only and pin the store as long as we keep them
+
+    def _replace(self, index: int, where: str, batch: _Batch, error: RayError) -> None:
+        """A new actor for a seat whose actor was lost; its task, if it had one, goes to the front of the queue."""
+        seat = self._seats[index]
+        assert seat is not None
+        self._vacate(index)
+        reason = str(error).strip().splitlines()[-1]
+        with_node = _lost_with_its_node(seat, error)
+        most = MOST_NODE_LOSSES if with_node else self._section.max_task_retries
+        if seat.job is None:
+            self._failed_starts[index, with_node] += 1
+            deaths = self._failed_starts[index, with_node]
+        else:
+            counter = batch.node_losses if with_node else batch.deaths
+            counter[seat.job] += 1
+            deaths = counter[seat.job]
+        is_hopeless = isinstance(error, RayActorError) and error.actor_init_failed
+        if deaths > most or is_hopeless:
+            raise RunError(f"{where}: the client actor was lost {deaths} time(s), the last time: {reason}")
+        if seat.job is not None:
+            batch.queue.appendleft(seat.job)
+            if self._on_lost is not None:
+                self._on_lost(where)
+        self._seats[index] = self._start(index)
+
+    def _say_what_is_missing(self, waited_s: float) -> None:
+        """No actor is up: a line for the display, or the end."""
+        section, gpus = self._section, ray.cluster_resources().get("GPU", 0.0)
+        wish = f"{section.cpus_per_actor:g} CPUs and {section.gpus_per_actor:g} GPUs"
+        if waited_s >= section.startup_timeout_s:
+            reason = f"the cluster had no room for {wish} (see `ray status`)"
+            raise RunError(f"no client actor came up within {section.startup_timeout_s:g} s: {reason}")
+        if self._on_waiting is not None:
+            nodes = sum(node["Alive"] for node in ray.nodes())
+            there = f"the cluster has {nodes} node{'s' * (nodes != 1)} and {gpus:g} GPUs"
+            self._on_waiting(
+                f"waiting for the first of {self.num_actors} actors ({wish} each) for {waited_s:.0f} s; {there}"
+            )
+
+    # -- seats ---------------------------------------------------------------------------------------------------------
+
+    def _occupied(self) -> list[_Seat]:
+        return [seat for seat in self._seats if seat is not None]
+
+    def _start(self, index: int) -> _Seat:
+        section = self._section
+        options: dict[str, Any] = {"num_cpus": section.cpus_per_actor, "num_gpus": section.gpus_per_actor}
+        if self._trial:
+            options["scheduling_strategy"] = PlacementGroupSchedulingStrategy(self._trial, 1 + index)
+        elif self._groups:
+            group = self._groups[index % len(self._groups)]
+            options["scheduling_strategy"] = PlacementGroupSchedulingStrategy(group)
+        actor = RemoteClientActor.options(**options).remote(*self._arguments)
+        return _Seat(actor, actor.start.remote())
+
+    def _vacate(self, index: int) -> None:
+        seat = self._seats[index]
+        self._seats[index] = None
+        if seat is not None:
+            ray.kill(seat.actor)
+
+    def _abandon_running(self, restart: bool) -> None:
+        """Kill the actors that are inside a task (a synchronous one cannot be cancelled), and perhaps start others."""
+        for index, seat in enumerate(self._seats):
+            if seat is not None and seat.job is not None:
+                self._vacate(index)
+                self._seats[index] = self._start(index) if restart else None
+
+
+def _lost_with_its_node(seat: _Seat, error: RayError) -> bool:
+    """Whether a machine went, and not a process on it. Ray notices the connection first, and the death seconds later."""
+    if isinstance(error, ActorUnavailableError | NodeDiedError):
+        return True
+    if isinstance(error, RayActorError) and error.preempted:
+        return True
+    alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+    return seat.node is not None and seat.node not in alive

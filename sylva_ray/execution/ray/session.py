@@ -1,0 +1,135 @@
+"""The driver's connection to Ray: start one here, or join a running cluster; and what fits on it.
+
+Every wait has an end of its own: Ray retries an address that does not answer for minutes, and an actor that fits no node
+waits for ever. So the address is probed first, and the resources an actor asks for are compared with the nodes there are, or
+with those that an autoscaler may bring.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from sylva_ray.config.experiment import ClusterSection
+from sylva_ray.core.errors import RunError, UserError
+from sylva_ray.provisioning.launcher_file import LauncherFile, Resources, bootstrap_file, load_promised
+from sylva_ray.provisioning.placement import check_resources, fullest_cluster
+
+NAMESPACE = "sylva_ray"
+
+
+@contextmanager
+def ray_session(section: ClusterSection) -> Iterator[None]:
+    """Ray for as long as the block lasts. Only what was started here is stopped; a connection that exists is used.
+
+    Raises:
+        UserError: nothing answers at ``cluster.address`` or it refuses our token, or no node could ever hold one of the actors.
+    """
+    started = not ray.is_initialized()
+    on_sigterm = signal.getsignal(signal.SIGTERM)
+    try:
+        if started:
+            _connect(section)
+            if callable(on_sigterm):  # Ray puts one in its place that aborts the process on the way out
+                signal.signal(signal.SIGTERM, on_sigterm)
+        check_resources(section, possible_nodes(section))
+        yield
+    finally:
+        if started:
+            ray.shutdown()
+
+
+def _connect(section: ClusterSection) -> None:
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Workers' output would tear the live display apart; their errors come back as exceptions.
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "namespace": NAMESPACE}
+    if section.address is None:
+        try:
+            ray.init(address="local", include_dashboard=False, **quiet)
+        except (RuntimeError, OSError, TimeoutError) as error:
+            raise RunError(f"Ray does not start on this machine: {error}") from error
+        return
+    require_reachable(section.address, section.connect_timeout_s)
+    try:
+        ray.init(address=section.address, **quiet)
+    except Exception as error:  # Ray raises whatever its layers raise: version mismatch, no node here, ...
+        raise _unreachable(section.address, _last_line(str(error))) from error
+
+
+def require_reachable(address: str, timeout_s: float) -> None:
+    """Return when a Ray cluster answers at ``address`` (``host:port`` or ``auto``) within ``timeout_s`` seconds.
+
+    A TCP probe tells a closed port at once; `ray status` in a process of its own tells a port that is not Ray's, which
+    would hold `ray.init` for minutes.
+
+    Raises:
+        UserError: malformed address, no answer, or a token that is not the cluster's.
+    """
+    if address != "auto":
+        host, colon, port = address.rpartition(":")
+        if "://" in address or not colon or not host or not port.isdigit() or int(port) > 65535:
+            fix = "must be host:port of a Ray head, seen from a machine of that cluster, or auto"
+            raise UserError("cluster.address", address, fix)
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout_s).close()
+        except OSError as error:
+            raise _unreachable(address, error.strerror or str(error)) from None
+    command = [sys.executable, "-m", "ray.scripts.scripts", "status", "--address", address]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=False)
+    except subprocess.TimeoutExpired:
+        raise _unreachable(address, f"no answer within {timeout_s:g} s") from None
+    if "auth token" in answer.stderr.lower() or "authentication token" in answer.stderr.lower():
+        raise UserError("cluster.address", address, _TOKEN)
+    if answer.returncode != 0:
+        raise _unreachable(address, _last_line(answer.stderr))
+
+
+_TOKEN = (
+    "the cluster refuses our token; export RAY_AUTH_MODE=token, and have the cluster's token in ~/.ray/auth_token "
+    "(or name it in RAY_AUTH_TOKEN_PATH)"
+)
+
+
+def _unreachable(address: str, reason: str) -> UserError:
+    fix = f"no Ray cluster answers there ({reason}); start one with `ray start --head`, or leave it out to run Ray here"
+    return UserError("cluster.address", address, fix)
+
+
+def _last_line(text: str) -> str:
+    return (text.strip().splitlines() or ["no reason given"])[-1].strip()
+
+
+def node_resources() -> list[Resources]:
+    """What every live node has in total, busy or not."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def possible_nodes(section: ClusterSection) -> list[Resources]:
+    """The nodes that there are; on a cluster with an autoscaler those that there may be.
+
+    Raises:
+        UserError: ``cluster.launcher`` is no such file.
+    """
+    promised = promised_cluster(section)
+    return node_resources() if promised is None else fullest_cluster(section, promised)
+
+
+def promised_cluster(section: ClusterSection) -> LauncherFile | None:
+    """What an autoscaler may bring to the connected cluster; None where there is none, or its file does not say.
+
+    Raises:
+        UserError: ``cluster.launcher`` is no such file.
+    """
+    path = Path(section.launcher).expanduser() if section.launcher else bootstrap_file()
+    return load_promised(path) if section.address is not None and path is not None else None

@@ -1,0 +1,73 @@
+"""Mini-batches of a cohort: every client at its own pace, with its own random stream.
+
+A client's stream (order, augmentation, attack noise) is drawn from its own generator, so it is the same whoever shares the
+cohort. Images stay uint8 until the step that uses them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+
+from sylva_ray.core.seeding import ImageDraws, image_keys
+from sylva_ray.core.types import ClientData, Split
+from sylva_ray.data.augment import augmented
+from sylva_ray.federation.contract import Batch
+
+
+def pixels(images: np.ndarray, dtype: torch.dtype, device: torch.device | str) -> torch.Tensor:
+    """``[n, 3, H, W] uint8`` -> the same in [0, 1]."""
+    return torch.tensor(images, device=device).to(dtype) / 255
+
+
+def cohort_batches(
+    data: Sequence[ClientData],
+    streams: Sequence[torch.Generator],
+    batch_size: int,
+    augment: str,
+    dtype: torch.dtype,
+    device: torch.device | str,
+) -> Iterator[Batch]:
+    """One epoch. Ends when the client with the most images has seen all of its own; the others pause before."""
+    orders = [torch.randperm(len(d.train), generator=g).numpy() for d, g in zip(data, streams, strict=True)]
+    num_steps = max(-(-len(order) // batch_size) for order in orders)
+    for step in range(num_steps):
+        chosen = [order[step * batch_size : (step + 1) * batch_size] for order in orders]
+        counts = [len(rows) for rows in chosen]
+        images, labels, noise, draws = [], [], [], []
+        for client, rows in enumerate(chosen):
+            if len(rows):
+                own = data[client].train.images[rows]
+                images.append(augmented(own, augment, streams[client]))
+                labels.append(data[client].train.labels[rows])
+                noise.append(torch.rand(own.shape, generator=streams[client]) * 2 - 1)
+                draws.append(torch.rand((len(rows), 2), generator=streams[client]))
+        yield Batch(
+            x=pixels(np.concatenate(images), dtype, device),
+            y=torch.from_numpy(np.concatenate(labels)).to(device),
+            owner=torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts)),
+            noise=torch.cat(noise).to(device, dtype),
+            active=torch.tensor([count > 0 for count in counts], device=device),
+            draws=torch.cat(draws).to(device),
+        )
+
+
+def flat_split(
+    splits: Sequence[Split], dtype: torch.dtype, device: torch.device | str
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Some clients' splits as one flat batch: ``x [N, 3, H, W]``, ``y [N]``, sorted ``owner [N]``."""
+    counts = torch.tensor([len(split) for split in splits])
+    x = pixels(np.concatenate([split.images for split in splits]), dtype, device)
+    y = torch.from_numpy(np.concatenate([split.labels for split in splits])).to(device)
+    return x, y, torch.repeat_interleave(torch.arange(len(splits)), counts)
+
+
+def split_draws(seed: int, purpose: str, clients: Sequence[int], splits: Sequence[Split], first: int = 0) -> ImageDraws:
+    """Randomness for the images of `flat_split`; ``first`` is the position of every split's first image in its client's own."""
+    keys = [
+        image_keys(seed, purpose, client, np.arange(first, first + len(split)))
+        for client, split in zip(clients, splits, strict=True)
+    ]
+    return ImageDraws(torch.cat(keys))

@@ -1,0 +1,65 @@
+"""The guard of fast adversarial training: single-step training can collapse within an epoch (Wong et al. 2020, section 5.3).
+
+The tell-tale is a model that resists the single step it was trained on and nothing else: its accuracy under PGD-5 drops at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from sylva_ray.attacks.registry import attack_stack
+from sylva_ray.config.attacks import default_step_size
+from sylva_ray.core.seeding import ImageDraws
+from sylva_ray.core.types import AttackSpec, ParameterStack, Split
+from sylva_ray.federation.client.batches import flat_split
+from sylva_ray.models.cohort import CohortModel, per_client
+
+STEPS = 5
+LARGEST_DROP = 0.2
+"""Accuracy under PGD-5 that an epoch may lose."""
+
+
+class CollapseGuard:
+    """Watches a cohort: after every epoch the clients that collapsed get the state of the epoch before back, and stop.
+
+    Args:
+        params: the stack that trains, in place.
+        watched: some training images per client (the first batch).
+        draws: for their random starts, the same at every look.
+    """
+
+    def __init__(
+        self,
+        model: CohortModel,
+        params: ParameterStack,
+        watched: Sequence[Split],
+        epsilon: float,
+        draws: ImageDraws,
+    ) -> None:
+        first = next(iter(params.values()))
+        self.x, self.y, self.owner = flat_split(watched, first.dtype, first.device)
+        self.draws = draws.to(self.x.device)
+        self.model, self.params = model, params
+        self.attack = AttackSpec("pgd", epsilon, STEPS, default_step_size(epsilon, STEPS))
+        self.stopped_C = torch.zeros(len(first), dtype=torch.bool, device=first.device)
+        self._keep(self._accuracy())
+
+    def after_epoch(self) -> None:
+        """Roll back and stop who collapsed; remember the others."""
+        accuracy_C = self._accuracy()
+        self.stopped_C |= accuracy_C < self.accuracy_C - LARGEST_DROP
+        for name, value in self.params.items():
+            value.copy_(torch.where(per_client(self.stopped_C, value), self.saved[name], value))
+        self._keep(torch.where(self.stopped_C, self.accuracy_C, accuracy_C))
+
+    def _keep(self, accuracy_C: torch.Tensor) -> None:
+        self.accuracy_C = accuracy_C
+        self.saved = {name: value.clone() for name, value in self.params.items()}
+
+    def _accuracy(self) -> torch.Tensor:
+        found = attack_stack(self.model, self.params, self.x, self.y, self.owner, self.attack, self.draws)
+        right = (found.answers == self.y).double()
+        counts = torch.bincount(self.owner, minlength=len(next(iter(self.params.values())))).clamp(min=1)
+        return right.new_zeros(len(counts)).index_add(0, self.owner.to(right.device), right) / counts.to(right.device)

@@ -1,0 +1,144 @@
+"""Local training of a cohort: iterate, mask, clip, step. What a step *is* belongs to the algorithm."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+
+from sylva_ray.attacks.losses import cross_entropy
+from sylva_ray.config.experiment import ExperimentConfig
+from sylva_ray.core.seeding import generator
+from sylva_ray.core.types import AttackSpec, ClientData, ParameterStack, Split, TrainTask
+from sylva_ray.federation.client.batches import cohort_batches, split_draws
+from sylva_ray.federation.client.collapse_guard import CollapseGuard
+from sylva_ray.federation.client.optim import StackedOptimizer, clip_per_client
+from sylva_ray.federation.contract import Algorithm, Batch, Cohort
+from sylva_ray.models.cohort import CohortModel, per_client
+
+StepResult = tuple[dict[str, torch.Tensor], torch.Tensor]
+"""``(gradients {name: [C, ...]}, mean losses [C])``."""
+
+Step = Callable[[ParameterStack, Batch], StepResult]
+"""``(params, batch) -> StepResult``."""
+
+
+def run_epochs(
+    params: ParameterStack,
+    step: Step,
+    data: Sequence[ClientData],
+    streams: Sequence[torch.Generator],
+    config: ExperimentConfig,
+    lr: float,
+    epochs: int,
+    masks: Mapping[str, torch.Tensor] | None = None,
+    after_epoch: Callable[[], None] = lambda: None,
+) -> torch.Tensor:
+    """Train ``params`` in place with a fresh optimiser; returns every client's mean loss over the last epoch, ``[C]``.
+
+    ``masks {name: [C] bool}`` holds the rows that may move; a frozen row neither moves nor counts in the clipped norm.
+    """
+    first = next(iter(params.values()))
+    optimizer = StackedOptimizer(params, config.training, lr)
+    losses = torch.zeros(len(first), dtype=torch.float64)
+    for _ in range(epochs):
+        total, steps = torch.zeros_like(losses), torch.zeros_like(losses)
+        for batch in cohort_batches(
+            data, streams, config.training.batch_size, config.training.augment, first.dtype, first.device
+        ):
+            gradients, losses_C = step(params, batch)
+            if masks is not None:
+                gradients = {name: g * per_client(masks[name], g) for name, g in gradients.items()}
+            if config.training.clip_norm is not None:
+                gradients = clip_per_client(gradients, config.training.clip_norm)
+            optimizer.step(gradients, batch.active, masks)
+            total += losses_C.double().cpu()
+            steps += batch.active.cpu()
+        losses = total / steps.clamp(min=1)
+        after_epoch()
+    return losses
+
+
+def train_cohort(
+    cohort: Cohort,
+    algorithm: Algorithm,
+    params: ParameterStack,
+    data: Sequence[ClientData],
+    task: TrainTask,
+    config: ExperimentConfig,
+) -> dict[str, torch.Tensor]:
+    """One round of local training, in place: first ``head_epochs`` benign epochs of the heads, then the algorithm's own.
+
+    Returns:
+        ``{metric: [C]}``: the mean ``loss`` of the last epoch; with fast training ``rolled_back``, 1 for a client that
+        collapsed and was taken back to the epoch before.
+    """
+    streams = [generator(config.seed, "train", client, task.round) for client in task.clients]
+    metrics = {"loss": torch.zeros(len(task.clients), dtype=torch.float64)}
+    if task.head_epochs:
+        warm_up = _warm_up_step(cohort, algorithm)
+        metrics["loss"] = run_epochs(params, warm_up, data, streams, config, task.lr, task.head_epochs)
+    if task.epochs:
+        attack: AttackSpec = config.attack.spec(task.epsilon)
+        names = [name for name in params if cohort.model.trainable(name) and algorithm.trains(name)]
+        guard = _collapse_guard(algorithm, cohort, params, data, task, config)
+        algorithm.client_init(cohort)
+        for epochs, trained in algorithm.schedule(task.epochs, names):
+
+            def step(p: ParameterStack, batch: Batch, trained: list[str] = trained) -> StepResult:
+                return algorithm.client_step(cohort, p, batch, attack, trained)
+
+            after_epoch = (lambda: None) if guard is None else guard.after_epoch
+            metrics["loss"] = run_epochs(params, step, data, streams, config, task.lr, epochs, after_epoch=after_epoch)
+        if guard is not None:
+            metrics["rolled_back"] = guard.stopped_C.double()
+    return metrics
+
+
+def _warm_up_step(cohort: Cohort, algorithm: Algorithm) -> Step:
+    """The benign warm-up, of the parameters that the algorithm names."""
+    names = algorithm.warm_up_names()
+
+    def step(params: ParameterStack, batch: Batch) -> StepResult:
+        return _gradients(params, names, lambda p: batch.mean_per_client(algorithm.warm_up_losses(cohort, p, batch)))
+
+    return step
+
+
+def benign_step(model: CohortModel, names: Sequence[str]) -> Step:
+    """Benign cross-entropy on the parameters in ``names``."""
+
+    def step(params: ParameterStack, batch: Batch) -> StepResult:
+        def losses(p: ParameterStack) -> torch.Tensor:
+            return batch.mean_per_client(cross_entropy(model.forward(p, batch.x, batch.owner), batch.y))
+
+        return _gradients(params, names, losses)
+
+    return step
+
+
+def _gradients(
+    params: ParameterStack, names: Sequence[str], losses: Callable[[ParameterStack], torch.Tensor]
+) -> StepResult:
+    leaves = {name: params[name].detach().requires_grad_() for name in names}
+    losses_C = losses({**params, **leaves})
+    gradients = torch.autograd.grad(losses_C.sum(), list(leaves.values()))
+    return dict(zip(leaves, gradients, strict=True)), losses_C.detach()
+
+
+def _collapse_guard(
+    algorithm: Algorithm,
+    cohort: Cohort,
+    params: ParameterStack,
+    data: Sequence[ClientData],
+    task: TrainTask,
+    config: ExperimentConfig,
+) -> CollapseGuard | None:
+    """Only fast adversarial training needs one; a method that crafts nothing is not trained so."""
+    crafts = type(algorithm).craft is not Algorithm.craft
+    if config.attack.name != "fgsm_rs" or task.epsilon == 0 or not crafts:
+        return None
+    images = config.training.batch_size
+    watched = [Split(own.train.images[:images], own.train.labels[:images]) for own in data]
+    draws = split_draws(config.seed, f"collapse guard/{task.round}", task.clients, watched)
+    return CollapseGuard(cohort.model, params, watched, task.epsilon, draws)

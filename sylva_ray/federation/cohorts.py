@@ -1,0 +1,47 @@
+"""Who takes part in a round, and who shares a cohort: functions of the config and the round, never of the cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sylva_ray.config.experiment import ExperimentConfig
+from sylva_ray.core.seeding import numpy_generator
+
+LARGEST_AUTO_COHORT = 8
+
+
+def resolve_cohort_size(config: ExperimentConfig) -> int:
+    """``auto``: an even number of cohorts (two workers stay busy), at most `LARGEST_AUTO_COHORT` clients in each."""
+    if config.cluster.num_actors == "per_client":
+        return 1
+    if isinstance(config.training.cohort_size, int):
+        return config.training.cohort_size
+    participants = config.training.clients_per_round or config.partition.num_clients
+    num_cohorts = 2 * -(-participants // (2 * LARGEST_AUTO_COHORT))
+    return -(-participants // num_cohorts)
+
+
+def choose_participants(config: ExperimentConfig, round: int, missing: Sequence[int]) -> list[int]:
+    """Clients of this round, sorted. Who was missing in the round before comes first; the rest is drawn."""
+    everyone = config.partition.num_clients
+    wanted = config.training.clients_per_round or everyone
+    order = numpy_generator(config.seed, "participants", round=round).permutation(everyone).tolist()
+    queue = [*missing, *(client for client in order if client not in missing)]
+    return sorted(queue[:wanted])
+
+
+def make_cohorts(clients: Sequence[int], sizes: Sequence[int], cohort_size: int) -> list[tuple[int, ...]]:
+    """Deal ``clients`` into cohorts of at most ``cohort_size`` with about equal numbers of images, the largest first.
+
+    Greedy longest-processing-time: the client with the most images goes to the cohort with the fewest so far.
+
+    >>> make_cohorts([0, 1, 2, 3], sizes=[10, 40, 20, 30], cohort_size=2)
+    [(0, 1), (2, 3)]
+    """
+    num_cohorts = -(-len(clients) // cohort_size)
+    cohorts: list[list[int]] = [[] for _ in range(num_cohorts)]
+    for client in sorted(clients, key=lambda c: (-sizes[c], c)):
+        open_cohorts = [cohort for cohort in cohorts if len(cohort) < cohort_size]
+        min(open_cohorts, key=lambda cohort: sum(sizes[c] for c in cohort)).append(client)
+    cohorts.sort(key=lambda cohort: (-sum(sizes[c] for c in cohort), min(cohort)))
+    return [tuple(sorted(cohort)) for cohort in cohorts]

@@ -1,0 +1,288 @@
+"""The client's part in phase 2: coalition values, the guard's paired outcomes, benign refinement of selected layers.
+
+The client only measures and trains; which coalitions, which layers and which epoch to keep is decided by the coordinator
+(`sylva_ray.federation.stages.layer_game.server`), which sees these few numbers and never an image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+
+from sylva_ray.attacks.losses import cross_entropy
+from sylva_ray.attacks.pgd import pgd
+from sylva_ray.attacks.registry import attack_stack
+from sylva_ray.config.attacks import default_step_size
+from sylva_ray.config.experiment import ExperimentConfig
+from sylva_ray.core.seeding import generator
+from sylva_ray.core.types import AttackSpec, ClientData, GuardOutcome, ParameterStack, Split
+from sylva_ray.federation.client.batches import flat_split, split_draws
+from sylva_ray.federation.client.training import benign_step, run_epochs
+from sylva_ray.federation.contract import Cohort, Phase2Parameters
+from sylva_ray.federation.stages.layer_game.coalitions import CoalitionWalk, mix
+from sylva_ray.federation.stages.layer_game.rankings.gates import blend, expected_gates, sampled_gates
+from sylva_ray.models.cohort import at_precision, per_client, select_clients
+from sylva_ray.models.kernels import DTYPES
+from sylva_ray.models.lora import LoraStack
+
+GATE_LR, GATE_PENALTY = 0.05, 1e-3
+"""Of Adam on the gates, and of their sum (our choice)."""
+
+
+class Phase2Client:
+    """Phase 2 for one cohort whose robust states are ``robust`` (theta^r); what the method never ``trains`` stays as it is."""
+
+    def __init__(
+        self,
+        cohort: Cohort,
+        phase2: Phase2Parameters,
+        config: ExperimentConfig,
+        robust: ParameterStack,
+        clients: Sequence[int],
+        data: Sequence[ClientData],
+        round: int,
+        trains: Callable[[str], bool],
+    ) -> None:
+        assert isinstance(cohort.model, LoraStack), "phase 2 plays with adapters"
+        self.model, self.clock = cohort.model, cohort.clock
+        self.phase2, self.config = phase2, config
+        self.robust, self.clients, self.data, self.round = robust, clients, data, round
+        self.players = {player: [n for n in names if trains(n)] for player, names in self.model.players.items()}
+        epsilon, steps = config.attack.epsilon, phase2.attack_steps
+        self.attack = AttackSpec("pgd", epsilon, steps, default_step_size(epsilon, steps))
+        self.training_precision = DTYPES[config.training.precision]
+        self.attack_precision = DTYPES[config.evaluation.precision]
+
+    # -- the game ------------------------------------------------------------------------------------------------------
+
+    def benign_end_point(self) -> ParameterStack:
+        """theta^b: all layers fine-tuned from theta^r on benign data; theta^r itself for a client that diverges on the way."""
+        params = {name: value.clone() for name, value in self.robust.items()}
+        step = benign_step(self.model, [name for names in self.players.values() for name in names])
+        with at_precision(self.model, self.training_precision):
+            run_epochs(
+                params,
+                step,
+                self.data,
+                self._streams("theta_b"),
+                self.config,
+                self.phase2.benign_lr,
+                self.phase2.benign_epochs,
+            )
+        finite_C = torch.stack([value.flatten(1).isfinite().all(1) for value in params.values()]).all(0)
+        return {name: torch.where(per_client(finite_C, v), v, self.robust[name]) for name, v in params.items()}
+
+    def coalition_values(self, benign: ParameterStack, coalitions: np.ndarray) -> tuple[np.ndarray, list[int]]:
+        """Mean true-class probability per client and coalition on the selection split, ``[C, m, 2]``: benign, robust.
+
+        The robust one takes, per image, the worse of two fixed adversarial images: made against theta^r and against
+        theta^b. Fixed images flatter mixtures, hence the guard's fresh attacks afterwards. Also returns the number of block
+        evaluations per client and input set."""
+        splits = [_head_of(d.selection, self.phase2.max_images) for d in self.data]
+        first = self.robust[next(iter(self.robust))]
+        x, y, owner = flat_split(splits, first.dtype, first.device)
+        with self.clock("attack"):
+            against = [self._adversarial(theta, x, y, owner, splits) for theta in (self.robust, benign)]
+        values, blocks = [], []
+        with self.clock("game"):
+            for client in range(len(self.clients)):
+                own = (owner == client).to(x.device)
+                pair = {n: torch.stack([self.robust[n][client], benign[n][client]]) for n in self.robust}
+                walks = [
+                    CoalitionWalk(self.model, pair, coalitions, images[own], y[own], self.phase2.max_stack)
+                    for images in (x, *against)
+                ]
+                clean, on_robust, on_benign = (walk.run() for walk in walks)
+                values.append(np.stack([clean.mean(1), np.minimum(on_robust, on_benign).mean(1)], axis=-1))
+                blocks.append(walks[0].block_evaluations)
+        return np.stack(values), blocks
+
+    # -- the other ways to rank layers -----------------------------------------------------------------------------------
+
+    def layer_scores(self, benign: ParameterStack, selection: str) -> np.ndarray:
+        """``[C, n]``, larger is better: gates learned on the selection split, or how little a layer moves under attack."""
+        splits = [_head_of(d.selection, self.phase2.max_images) for d in self.data]
+        first = self.robust[next(iter(self.robust))]
+        x, y, owner = flat_split(splits, first.dtype, first.device)
+        with self.clock("attack"):
+            against = [self._adversarial(theta, x, y, owner, splits) for theta in (self.robust, benign)]
+        with self.clock("game"):
+            if selection == "gates":
+                return self._gates(benign, x, against, y, owner)
+            return -self._shift(x, against[0], owner)
+
+    def _gates(
+        self,
+        benign: ParameterStack,
+        x: torch.Tensor,
+        against: Sequence[torch.Tensor],
+        y: torch.Tensor,
+        owner: torch.Tensor,
+    ) -> np.ndarray:
+        """Adam on L_benign(alpha) + max(0, L_robust(alpha) - L_robust(0) - tau) + mu |alpha|_1, per client; weights stay.
+
+        The robust loss takes the worse of the fixed images made against theta^r and theta^b, per image."""
+        counts = torch.bincount(owner, minlength=len(self.clients))
+
+        def mean_per_client(values: torch.Tensor) -> torch.Tensor:
+            sums = values.new_zeros(len(counts)).index_add(0, owner.to(values.device), values)
+            return sums / counts.to(values.device)
+
+        def losses(gates: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            mixed = blend(self.robust, benign, gates, self.model.players)
+            clean, *attacked = (cross_entropy(self.model.forward(mixed, u, owner), y) for u in (x, *against))
+            return mean_per_client(clean), mean_per_client(torch.maximum(*attacked))
+
+        shape = (len(self.clients), len(self.model.players))
+        log_alpha = x.new_zeros(shape).requires_grad_()
+        optimizer = torch.optim.Adam([log_alpha], lr=GATE_LR)
+        with torch.no_grad():
+            allowed = losses(x.new_zeros(shape))[1] + self.phase2.guard_tolerance
+        streams = self._streams("gates")
+        for _ in range(self.phase2.gate_steps):
+            draw = torch.stack([torch.rand(shape[1], generator=stream) for stream in streams]).to(x)
+            gates = sampled_gates(log_alpha, draw)
+            benign_loss, robust_loss = losses(gates)
+            total = benign_loss + (robust_loss - allowed).clamp(min=0) + GATE_PENALTY * gates.sum(1)
+            optimizer.zero_grad()
+            (log_alpha.grad,) = torch.autograd.grad(total.sum(), log_alpha)
+            optimizer.step()
+        return expected_gates(log_alpha.detach()).cpu().numpy()
+
+    @torch.no_grad()
+    def _shift(self, x: torch.Tensor, x_adv: torch.Tensor, owner: torch.Tensor) -> np.ndarray:
+        """E ||h_l(x') - h_l(x)|| / E ||h_l(x)|| after every block, and of the logits: ``[C, n]``."""
+        clean, moved = self.model.embed(x), self.model.embed(x_adv)
+        counts = torch.bincount(owner, minlength=len(self.clients)).tolist()
+        shifts = []
+
+        def note(before: torch.Tensor, after: torch.Tensor) -> None:
+            distance, size = (after - before).flatten(1).norm(dim=1), before.flatten(1).norm(dim=1)
+            pairs = zip(distance.split(counts), size.split(counts), strict=True)
+            shifts.append([float(d.mean() / s.mean()) for d, s in pairs])
+
+        assert self.model.num_blocks is not None, "checked before the run"
+        for block in range(self.model.num_blocks):
+            clean = self.model.run_block(block, self.robust, clean, owner)
+            moved = self.model.run_block(block, self.robust, moved, owner)
+            note(clean, moved)
+        note(*(self.model.classify(self.robust, tokens, owner) for tokens in (clean, moved)))
+        return np.array(shifts).T
+
+    def _adversarial(
+        self, params: ParameterStack, x: torch.Tensor, y: torch.Tensor, owner: torch.Tensor, splits: Sequence[Split]
+    ) -> torch.Tensor:
+        noise = self._noise("game", splits, x)
+        with at_precision(self.model, self.attack_precision):
+            return pgd(lambda u: cross_entropy(self.model.forward(params, u, owner), y), x, self.attack, noise)
+
+    # -- the guard -----------------------------------------------------------------------------------------------------
+
+    def guard_candidates(self, benign: ParameterStack, candidates: np.ndarray) -> list[GuardOutcome]:
+        """``candidates [C, m, n]`` under attacks made freshly for each; row 0 must be the empty selection (theta^r)."""
+        num_clients, num_candidates, _ = candidates.shape
+        assert not candidates[:, 0].any(), "the guard compares with theta^r"
+        reference = self._guard_outcomes(self.robust, range(num_clients))
+        outcomes = [reference]
+        for row in range(1, num_candidates):
+            fresh = [c for c in range(num_clients) if (candidates[c, row] != candidates[c, row - 1]).any()]
+            latest = list(outcomes[-1])
+            if fresh:
+                mixed = mix(self.robust, benign, candidates[:, row], self.model.players)
+                for client, outcome in zip(fresh, self._guard_outcomes(mixed, fresh), strict=True):
+                    latest[client] = outcome
+            outcomes.append(latest)
+        return _paired(outcomes)
+
+    def _guard_outcomes(self, params: ParameterStack, clients: Sequence[int]) -> list[np.ndarray]:
+        """Per client ``[2, n] bool``: right on the benign image; right under the attack."""
+        clients = list(clients)
+        splits = [self.data[c].guard for c in clients]
+        chosen = select_clients(params, clients)
+        first = chosen[next(iter(chosen))]
+        x, y, owner = flat_split(splits, first.dtype, first.device)
+        with self.clock("attack"):
+            draws = split_draws(self.config.seed, f"guard/{self.round}", [self.clients[c] for c in clients], splits)
+            with torch.no_grad():
+                benign = self.model.forward(chosen, x, owner).argmax(1) == y
+            attacked = attack_stack(
+                self.model, chosen, x, y, owner, self.attack, draws.to(x.device), self.attack_precision
+            )
+            robust = attacked.answers == y
+        both = torch.stack([benign, robust]).cpu().numpy()
+        return np.split(both, np.cumsum([len(s) for s in splits])[:-1], axis=1)
+
+    # -- refinement ----------------------------------------------------------------------------------------------------
+
+    def refine(self, selected: np.ndarray) -> tuple[list[ParameterStack], list[GuardOutcome]]:
+        """Benign epochs from theta^r on the players in ``selected [C, n]`` alone; everything else stays bit-identical.
+
+        Returns:
+            the stack after every epoch, and every client's guard outcomes for theta^r and then for each epoch.
+        """
+        params = {name: value.clone() for name, value in self.robust.items()}
+        device = next(iter(params.values())).device
+        masks = {
+            name: torch.from_numpy(selected[:, player]).to(device)
+            for player, names in enumerate(self.players.values())
+            for name in names
+        }
+        movable = [name for name, rows in masks.items() if bool(rows.any())]
+        everyone = range(len(self.clients))
+        outcomes = [self._guard_outcomes(self.robust, everyone)]
+        states: list[ParameterStack] = []
+
+        def after_epoch() -> None:
+            states.append({name: value.clone() for name, value in params.items()})
+            with at_precision(self.model, torch.float32):
+                outcomes.append(self._guard_outcomes(params, everyone))
+
+        with at_precision(self.model, self.training_precision):
+            run_epochs(
+                params,
+                benign_step(self.model, movable),
+                self.data,
+                self._streams("refine"),
+                self.config,
+                self.phase2.refine_lr,
+                self.phase2.refine_epochs,
+                masks,
+                after_epoch,
+            )
+        return states, _paired(outcomes)
+
+    # -- random draws --------------------------------------------------------------------------------------------------
+
+    def _streams(self, purpose: str) -> list[torch.Generator]:
+        return [generator(self.config.seed, purpose, client, self.round) for client in self.clients]
+
+    def _noise(self, purpose: str, splits: Sequence[Split], like: torch.Tensor) -> torch.Tensor:
+        draws = [
+            torch.rand(
+                split.images.shape, generator=generator(self.config.seed, f"{purpose}/noise", client, self.round)
+            )
+            for client, split in zip(self.clients, splits, strict=True)
+        ]
+        return (torch.cat(draws) * 2 - 1).to(like.device, like.dtype)
+
+
+def _head_of(split: Split, limit: int) -> Split:
+    return Split(split.images[:limit], split.labels[:limit])
+
+
+def _paired(outcomes: Sequence[Sequence[np.ndarray]]) -> list[GuardOutcome]:
+    """``outcomes[m][c] [2, n] bool`` (benign, robust), m = 0 being theta^r -> one `GuardOutcome` per client."""
+    paired = []
+    for own in zip(*outcomes, strict=True):
+        reference = own[0]
+        paired.append(
+            GuardOutcome(
+                lost=np.array([int((reference[1] & ~o[1]).sum()) for o in own]),
+                gained=np.array([int((~reference[1] & o[1]).sum()) for o in own]),
+                benign_gain=np.array([float(o[0].mean() - reference[0].mean()) for o in own]),
+                num_samples=reference.shape[1],
+            )
+        )
+    return paired

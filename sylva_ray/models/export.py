@@ -1,0 +1,39 @@
+"""Trained clients as files that other programs read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from sylva_ray.config.experiment import ExperimentConfig
+from sylva_ray.core.errors import UserError
+from sylva_ray.core.types import ClientState
+from sylva_ray.models.backbone import backbone_arrays, create_backbone
+from sylva_ray.models.peft_format import save_adapter, save_merged
+
+
+def export_clients(
+    config: ExperimentConfig,
+    states: Sequence[ClientState],
+    clients: Iterable[int],
+    folder: Path,
+    merged: bool = False,
+) -> list[Path]:
+    """One PEFT adapter per client in ``folder/client_000/``, and with ``merged`` the whole model as ``model.safetensors``.
+
+    Raises:
+        UserError: the run trained full models, which have no adapters.
+    """
+    probe = create_backbone(config.backbone, num_classes=2)
+    head_names = (f"{probe.head_name}.weight", f"{probe.head_name}.bias")
+    backbone = create_backbone(config.backbone, len(states[0][head_names[1]]))
+    if not any(name.endswith(".lora_A") for name in states[0]):
+        raise UserError("algorithm.model", "full", "has no adapters to export")
+    folders = []
+    for client in clients:
+        target = folder / f"client_{client:03d}"
+        save_adapter(states[client], target, config.backbone, config.lora, head_names)
+        if merged:
+            save_merged(states[client], target, backbone_arrays(backbone), config.lora)
+        folders.append(target)
+    return folders

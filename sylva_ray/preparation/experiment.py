@@ -1,0 +1,131 @@
+"""An experiment, validated and ready to run: config to data, backbone and algorithm. Nothing is written."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from sylva_ray.aggregation.neighbours import neighbourhood_size
+from sylva_ray.aggregation.robust import assumed_bad, least_clients
+from sylva_ray.algorithms.registry import create_algorithm
+from sylva_ray.config.experiment import CONFIG, ExperimentConfig, load_run_config, with_choices_of
+from sylva_ray.core.errors import UserError
+from sylva_ray.core.seeding import generator
+from sylva_ray.data.datasets import load_dataset
+from sylva_ray.data.fleet import FleetData, build_fleet
+from sylva_ray.federation.client.worker import COMPANION, CohortWorker, build_model, split_weights
+from sylva_ray.federation.contract import Algorithm
+from sylva_ray.models.backbone import backbone_arrays, create_backbone
+from sylva_ray.models.cohort import CohortModel
+from sylva_ray.models.lora import LoraStack
+from sylva_ray.preparation.resolve import resolve_compute, resolve_settings
+from sylva_ray.transport.byzantine import attackers_of
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A validated experiment, ready to be sent to a cluster. ``config`` has no ``auto`` left but ``cluster.num_actors``.
+
+    ``backbone`` is the timm model's state_dict as numpy arrays, a companion's beside it (`split_weights`)."""
+
+    config: ExperimentConfig
+    fleet: FleetData
+    backbone: dict[str, np.ndarray]
+    setup_seconds: float
+
+
+def prepare(config: ExperimentConfig, run_dir: Path | None = None) -> Prepared:
+    """Load data and backbone, deal the images, try everything that could be wrong. Nothing is written.
+
+    Args:
+        config: every ``auto`` that the result depends on becomes a value.
+        run_dir: where the run goes. If it holds one already, what that run chose for an ``auto`` is chosen again.
+
+    Raises:
+        UserError: anything about the config that cannot run: one line with key, value and what to do.
+    """
+    started = time.perf_counter()
+    if run_dir is not None and (run_dir / CONFIG).exists():
+        config = with_choices_of(config, load_run_config(run_dir))
+    config = resolve_settings(config)
+    algorithm = create_algorithm(config.algorithm)
+    check_byzantine(config, algorithm)
+    image_size = create_backbone(config.backbone, num_classes=2).image_size
+    fleet = build_fleet(load_dataset(config.dataset, image_size, config.seed), config.partition, config.seed)
+    arrays = backbone_arrays(create_backbone(config.backbone, fleet.num_classes))
+    arrays |= {COMPANION + n: value for n, value in algorithm.companion_weights(fleet.num_classes).items()}
+    model = build_model(algorithm, config, fleet.num_classes, arrays)
+    states = meet(algorithm, model, config, fleet.num_classes, arrays)
+    config = resolve_compute(config, model, states, fleet.dataset.train.images.shape[-1])
+    phase2 = algorithm.parameters.phase2
+    if phase2.enabled and phase2.selection == "shift" and isinstance(model, LoraStack) and model.num_blocks is None:
+        fix = "needs a plain chain of transformer blocks, every one with adapters; use shapley"
+        raise UserError("algorithm.phase2.selection", "shift", fix)
+    parameters = algorithm.parameters
+    if parameters.robust.assumed_fraction is None:
+        robust = parameters.robust.model_copy(update={"assumed_fraction": config.byzantine.fraction})
+        parameters = parameters.model_copy(update={"robust": robust})
+    resolved = config.model_copy(
+        update={"algorithm": config.algorithm.model_copy(update=parameters.model_dump(mode="json"))}
+    )
+    return Prepared(resolved, fleet, arrays, time.perf_counter() - started)
+
+
+def meet(
+    algorithm: Algorithm,
+    model: CohortModel,
+    config: ExperimentConfig,
+    num_classes: int,
+    weights: Mapping[str, np.ndarray],
+) -> list[dict[str, np.ndarray]]:
+    """Introduce the method to the model (on the CPU); returns what the clients start from.
+
+    Raises:
+        UserError: the method cannot run on this model or with these epochs."""
+    algorithm.attach(model, num_classes, split_weights(weights)[1], torch.device("cpu"))
+    common = model.initial_state(generator(config.seed, "initial state"))
+    trained = [name for name in common if model.trainable(name) and algorithm.trains(name)]
+    algorithm.schedule(config.training.local_epochs, trained)
+    return [algorithm.initial_state(client, common) for client in range(config.partition.num_clients)]
+
+
+def check_byzantine(config: ExperimentConfig, algorithm: Algorithm) -> None:
+    """Whether the method's robust rule bears as many liars as it reckons with, wherever it merges.
+
+    Raises:
+        UserError: too many of them: the rule would refuse every round, and nobody would ever receive anything."""
+    num_clients = config.partition.num_clients
+    if config.byzantine.fraction > 0 and not attackers_of(config):
+        fix = f"is none of {num_clients} clients; {math.ceil(1000 / num_clients) / 1000:g} is one"
+        raise UserError("byzantine.fraction", config.byzantine.fraction, fix)
+    p = algorithm.parameters
+    sharing = {p.adapters, p.heads} - {"local"}
+    if p.robust.rule == "mean" or not sharing:
+        return
+    key, fraction = "algorithm.robust.assumed_fraction", p.robust.assumed_fraction
+    if fraction is None:
+        key, fraction = "byzantine.fraction", config.byzantine.fraction
+    everyone = config.training.clients_per_round or config.partition.num_clients
+    merged = [(everyone, "uploads")]
+    if "neighbours" in sharing:
+        merged.append((neighbourhood_size(everyone, p.num_neighbours), "neighbours (algorithm.num_neighbours)"))
+    for members, who in merged:
+        num_bad = assumed_bad(fraction, members)
+        needed, condition = least_clients(p.robust.rule, num_bad)
+        inputs = math.ceil(members / p.robust.bucket_size)
+        if inputs < needed:
+            what = f"{members} {who}" + (f" in {inputs} buckets" if p.robust.bucket_size > 1 else "")
+            raise UserError(
+                key, fraction, f"{p.robust.rule} needs {condition}; here it merges {what}, {num_bad} of them bad"
+            )
+
+
+def create_worker(config: ExperimentConfig, fleet: FleetData, backbone: Mapping[str, np.ndarray]) -> CohortWorker:
+    """A worker for the method that ``config`` (resolved) names; ``backbone`` as in `Prepared`."""
+    return CohortWorker(create_algorithm(config.algorithm), config, fleet, backbone)

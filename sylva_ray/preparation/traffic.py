@@ -1,0 +1,85 @@
+"""What a run moves, in bytes, before anything is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sylva_ray.algorithms.registry import create_algorithm
+from sylva_ray.config.experiment import ExperimentConfig
+from sylva_ray.core.types import ClientState, state_bytes
+from sylva_ray.data.datasets import measure_dataset
+from sylva_ray.federation.client.worker import COMPANION, build_model
+from sylva_ray.federation.contract import Algorithm
+from sylva_ray.federation.summary import DeclaredTraffic
+from sylva_ray.models.backbone import backbone_arrays, create_backbone
+from sylva_ray.models.cohort import full_model_bytes
+from sylva_ray.preparation.experiment import check_byzantine, meet
+from sylva_ray.preparation.resolve import resolve_settings
+from sylva_ray.transport.codecs import create_codec, shapes_of
+
+
+@dataclass(frozen=True)
+class Weight:
+    """What a run moves, in bytes, from its config alone; ``config`` is resolved.
+
+    ``data_bytes`` (pixels, labels, and who holds which) and ``backbone_bytes`` go to every node once, ``state_bytes`` is one
+    client's, ``upload_bytes`` and ``download_bytes`` are per client and round of phase 1."""
+
+    config: ExperimentConfig
+    data_bytes: int
+    backbone_bytes: int
+    state_bytes: int
+    upload_bytes: int
+    download_bytes: int
+
+    @property
+    def broadcast_bytes(self) -> int:
+        """Sent to every node that has an actor."""
+        return self.data_bytes + self.backbone_bytes
+
+
+def weigh(config: ExperimentConfig) -> Weight:
+    """Reckon before anything is loaded: no weights from the hub, no data set that torchvision would download.
+
+    Raises:
+        UserError: the config cannot run.
+    """
+    config = resolve_settings(config)
+    algorithm = create_algorithm(config.algorithm)
+    check_byzantine(config, algorithm)
+    section = config.backbone.model_copy(update={"pretrained": False})
+    size = measure_dataset(config.dataset, create_backbone(section, num_classes=2).image_size)
+    backbone = create_backbone(section, size.num_classes)
+    arrays = backbone_arrays(backbone)
+    arrays |= {COMPANION + n: value for n, value in algorithm.companion_weights(size.num_classes).items()}
+    untrained = config.model_copy(update={"backbone": section})
+    states = meet(
+        algorithm, build_model(algorithm, untrained, size.num_classes, arrays), config, size.num_classes, arrays
+    )
+    traffic = declared_traffic(config, algorithm, states, full_model_bytes(backbone))
+    indices = 8 * (size.num_train + config.partition.num_clients * config.partition.test_samples)
+    return Weight(
+        config,
+        data_bytes=size.num_bytes + indices,
+        backbone_bytes=sum(array.nbytes for array in arrays.values()),
+        state_bytes=max(map(state_bytes, states)),
+        upload_bytes=traffic.upload,
+        download_bytes=traffic.download,
+    )
+
+
+def declared_traffic(
+    config: ExperimentConfig, algorithm: Algorithm, states: Sequence[ClientState], full_model: int
+) -> DeclaredTraffic:
+    """Bytes per client and round of phase 1, from what the method declares; the mean where clients differ."""
+    plain, coded = [], []
+    section = config.compression
+    codec = None if section.kind == "none" else create_codec(section.kind, fraction=section.fraction)
+    for client, state in enumerate(states):
+        packed = algorithm.pack(client, state)
+        plain.append(state_bytes(packed))
+        coded.append(plain[-1] if codec is None or not packed else codec.num_bytes(shapes_of(packed)))
+    upload = round(sum(coded) / len(coded))
+    answers = upload if section.download and section.kind != "topk" else round(sum(plain) / len(plain))
+    return DeclaredTraffic(upload, answers, full_model)

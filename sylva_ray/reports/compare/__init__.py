@@ -1,0 +1,51 @@
+"""Runs beside each other: ``sylva-ray compare``, and the same for scripts that hold summaries.
+
+::
+
+    rows = compare([json.loads(path.read_text()) for path in paths])
+    print(markdown(rows))
+    plot(rows, Path("tradeoff.png"))
+
+    files ──► runs ──► rows ──► verdicts ──► tables ──► files
+    (load)   (checked) (over seeds) (dominance, warnings) (text, page)  (write)
+"""
+
+from sylva_ray.reports.compare.rows import Row, Value, compare
+from sylva_ray.reports.compare.tables import (
+    columns,
+    csv_text,
+    markdown,
+    markdown_table,
+    page,
+    plot,
+    remarks,
+    terminal_tables,
+)
+from sylva_ray.reports.compare.verdicts import (
+    dominance,
+    footnotes,
+    notes,
+    sentences,
+    strongest_attack,
+    warnings,
+)
+
+__all__ = [
+    "Row",
+    "Value",
+    "columns",
+    "compare",
+    "csv_text",
+    "dominance",
+    "footnotes",
+    "markdown",
+    "markdown_table",
+    "notes",
+    "page",
+    "plot",
+    "remarks",
+    "sentences",
+    "strongest_attack",
+    "terminal_tables",
+    "warnings",
+]

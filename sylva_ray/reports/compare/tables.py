@@ -1,0 +1,312 @@
+"""The same table for terminal, Markdown, CSV, HTML and the plots."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from rich.table import Table
+from rich.text import Text
+
+from sylva_ray.reports.compare.rows import KINDS, STATISTICS, Row, Value, fleets
+from sylva_ray.reports.compare.runs import BENIGN
+from sylva_ray.reports.compare.verdicts import (
+    WARNING_MARK,
+    attacks_of,
+    dominance,
+    footnotes,
+    front_of,
+    marks_of,
+    methods_of,
+    notes,
+    place_of,
+    sentences,
+    strongest_attack,
+    warnings,
+)
+from sylva_ray.reports.pages.wording import attack_title, bytes_text
+
+if TYPE_CHECKING:
+    from sylva_ray.reports.pages.compare import Page, Panel
+
+CELL = "an accuracy is mean / worst decile of the clients, in %, each ± its standard deviation over the seeds"
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of cells, all as text. ``kind`` is "accuracy" if each cell is "mean/worst decile"."""
+
+    group: str
+    heading: str
+    cells: tuple[str, ...]
+    kind: Literal["text", "accuracy", "number"] = "number"
+
+
+def columns(rows: Sequence[Row]) -> list[Column]:
+    """The whole table but the names of the rows, in the order in which it is read."""
+    front = front_of(rows)
+    found = [
+        Column("", "seeds", tuple(str(len(row.seeds)) for row in rows)),
+        Column("", "front", tuple(front.get(row.name, "") for row in rows), "text"),
+    ]
+    for condition in (BENIGN, *attacks_of(rows)):
+        for kind, heading in zip(KINDS, ("plain", "balanced"), strict=True):
+            cells = tuple(_accuracy_cell(row, condition, kind) for row in rows)
+            found.append(Column(condition, heading, cells, "accuracy"))
+    for heading, text in COSTS.items():
+        found.append(Column("cost", heading, tuple(text(row) for row in rows)))
+    return found
+
+
+def names(rows: Sequence[Row]) -> list[str]:
+    """Names with the mark of warnings."""
+    return [f"{row.name} {WARNING_MARK}" if row.warnings else row.name for row in rows]
+
+
+COSTS: Mapping[str, Callable[[Row], str]] = {
+    "collapsed": lambda row: f"{row.collapsed.mean:.3g}/{row.num_honest}" if row.collapsed else "–",
+    "upload": lambda row: bytes_text(row.upload_bytes.mean) if row.upload_bytes else "–",
+    "ratio": lambda row: f"{row.full_model_ratio.mean:,.0f}x" if row.full_model_ratio else "–",
+    "total": lambda row: bytes_text(row.total_bytes.mean) if row.total_bytes else "–",
+    "seconds": lambda row: _number_cell(row.seconds) if row.seconds else "–",
+}
+"""Collapsed clients, upload per client and round, full model / upload, all bytes of the run, wall seconds."""
+
+
+def _accuracy_cell(row: Row, condition: str, kind: str) -> str:
+    """``62.8±1.2/47.0±2.5``, with the marks of failed checks on robust accuracies."""
+    mean, worst = (row.value(condition, kind, statistic) for statistic in STATISTICS)
+    if mean is None or worst is None:
+        return "–"
+    marks = "" if condition == BENIGN else marks_of(row)
+    return f"{percent_cell(mean)}/{percent_cell(worst)}{marks}"
+
+
+def _number_cell(value: Value) -> str:
+    return f"{value.mean:,.0f}" + (f"±{value.std:,.0f}" if value.std else "")
+
+
+def percent_cell(value: Value) -> str:
+    """``62.8±1.2``; no spread for a single seed.
+
+    >>> percent_cell(Value(0.628, 0.012, 3)), percent_cell(Value(0.628, None, 1))
+    ('62.8±1.2', '62.8')
+    """
+    return f"{100 * value.mean:.1f}" + (f"±{100 * value.std:.1f}" if value.std is not None else "")
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """The table, the sentences and the notes."""
+    said = [*(f"**{text}**" for text in warnings(rows)), *sentences(rows), *footnotes(rows), CELL, *notes(rows)]
+    return "\n".join([markdown_table(rows), "", *(f"* {text}" for text in said)]) + "\n"
+
+
+def markdown_table(rows: Sequence[Row]) -> str:
+    """The table alone."""
+    shown = columns(rows)
+    header = ["method", *(_heading(column) for column in shown)]
+    rule = ["---", *("---" if column.kind == "text" else "---:" for column in shown)]
+    body = [[name, *(column.cells[i] for column in shown)] for i, name in enumerate(names(rows))]
+    table = ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in (header, rule, *body)]
+    return "\n".join(table)
+
+
+def _heading(column: Column) -> str:
+    if column.group in ("", "cost"):
+        return column.heading
+    return column.group if column.heading == "plain" else f"{column.group}, {column.heading}"
+
+
+def terminal_tables(rows: Sequence[Row], width: int) -> list[Table]:
+    """As few tables as fit side by side into ``width`` columns each; every one repeats the names of the rows."""
+    labels = names(rows)
+    name_width = min(max(len(label) for label in labels), max(24, width // 4))
+    groups: dict[str, list[Column]] = {}
+    for column in columns(rows):
+        groups.setdefault(column.group, []).append(column)
+    head, rest = groups.pop(""), list(groups.values())
+    parts: list[list[Column]] = [head]
+    for group in rest:
+        if name_width + 4 + sum(map(_width, parts[-1])) + sum(map(_width, group)) > width and parts[-1] is not head:
+            parts.append([])
+        parts[-1] = [*parts[-1], *group]
+    tables = []
+    for part in parts:
+        table = Table(box=None, padding=(0, 1), header_style="bold")
+        table.add_column("method", width=name_width, overflow="fold")
+        for column in part:
+            table.add_column(
+                Text(_two_lines(column)), justify="left" if column.kind == "text" else "right", no_wrap=True
+            )
+        for index, label in enumerate(labels):
+            table.add_row(Text(label), *(Text(column.cells[index]) for column in part))
+        tables.append(table)
+    return tables
+
+
+def remarks(rows: Sequence[Row], left_out: Sequence[str] = ()) -> list[tuple[str, list[str]]]:
+    """What the terminal says below the tables: ``(style, lines)``, the most urgent first."""
+    alarms = [f"{WARNING_MARK} {text}" for text in [*warnings(rows), *left_out]]
+    return [("bold red", alarms), ("", sentences(rows)), ("red", footnotes(rows)), ("dim", [CELL, *notes(rows)])]
+
+
+def _two_lines(column: Column) -> str:
+    return column.heading if column.group in ("", "cost") else f"{column.group}\n{column.heading}"
+
+
+def _width(column: Column) -> int:
+    return 2 + max(len(text) for text in (*_two_lines(column).split("\n"), *column.cells))
+
+
+# -- files --------------------------------------------------------------------------------------------------------------
+
+
+def csv_text(rows: Sequence[Row]) -> str:
+    """Two lines per row, mean and worst decile of its clients: raw fractions, means and sample deviations over seeds."""
+    attacks = attacks_of(rows)
+    above = {statistic: dominance(rows, statistic) for statistic in STATISTICS}
+    lines = [_csv_line(row, statistic, attacks, above[statistic]) for row in rows for statistic in STATISTICS]
+    out = io.StringIO()
+    writer = csv.DictWriter(out, fieldnames=list(lines[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
+    return out.getvalue()
+
+
+def _csv_line(row: Row, statistic: str, attacks: Sequence[str], above: Mapping[str, list[str]]) -> dict[str, Any]:
+    line: dict[str, Any] = {
+        "row": row.name,
+        "method": row.method,
+        "stage": row.stage,
+        "statistic": statistic,
+        "num_seeds": len(row.seeds),
+        "seeds": " ".join(map(str, row.seeds)),
+        "dataset": row.fleet["dataset.name"],
+        "num_clients": row.num_clients,
+    }
+    for condition in (BENIGN, *attacks):
+        for kind in KINDS:
+            name = f"benign_{kind}" if condition == BENIGN else f"robust_{kind}.{condition}"
+            line |= _csv_value(name, row.value(condition, kind, statistic))
+    line |= _csv_value("collapsed_clients", row.collapsed)
+    line |= _csv_value("upload_bytes_per_client_round", row.upload_bytes)
+    line |= _csv_value("full_model_ratio", row.full_model_ratio)
+    line |= _csv_value("total_bytes", row.total_bytes)
+    line |= _csv_value("seconds", row.seconds)
+    line["on_front"] = "" if row.name not in above else int(not above[row.name])
+    line["dominated_by"] = "; ".join(above.get(row.name, []))
+    line["failed_checks"] = "; ".join(f"{check} (seed {' '.join(map(str, s))})" for check, s in row.failed.items())
+    line["num_warnings"] = len(row.warnings)
+    return line
+
+
+def _csv_value(name: str, value: Value | None) -> dict[str, float | str]:
+    if value is None:
+        return {name: "", f"{name}.std": ""}
+    return {name: value.mean, f"{name}.std": "" if value.std is None else value.std}
+
+
+def plot(rows: Sequence[Row], path: Path, kind: Literal["tradeoff", "bytes"] = "tradeoff") -> Path:
+    """A PNG: benign against robust accuracy, or both against the upload.
+
+    Raises:
+        ValueError: no attack is common to all rows.
+    """
+    from sylva_ray.reports.figures.style import png
+    from sylva_ray.reports.pages.compare import draw
+
+    panels = _panels(rows).get(kind)
+    if panels is None:
+        raise ValueError("there is nothing to plot: no attack is common to all rows")
+    path.write_bytes(png(draw(panels)))
+    return path
+
+
+def page(rows: Sequence[Row], left_out: Sequence[str] = ()) -> Page:
+    """All that the HTML page says; `sylva_ray.reports.pages.compare.render` lays it out."""
+    from sylva_ray.reports.pages.compare import Cell, Page, TableColumn
+
+    def cell(row: Row, condition: str, kind: str) -> Cell:
+        mean, worst = (row.value(condition, kind, statistic) for statistic in STATISTICS)
+        if mean is None or worst is None:
+            return Cell("–")
+        return Cell(percent_cell(mean), percent_cell(worst), "" if condition == BENIGN else marks_of(row))
+
+    shown = []
+    for column in columns(rows):
+        if column.kind == "accuracy":
+            kind = KINDS[column.heading == "balanced"]
+            cells = [cell(row, column.group, kind) for row in rows]
+        else:
+            cells = [Cell(text) for text in column.cells]
+        group = attack_title(column.group) if column.kind == "accuracy" and column.group != BENIGN else column.group
+        shown.append(TableColumn(group, column.heading, tuple(cells)))
+    methods = methods_of(rows)
+    attack = strongest_attack(rows)
+    num_runs = sum(len(row.seeds) for row in methods if row.stage == "final")
+    fleet = sorted({f"{row.fleet['dataset.name']}, {row.num_clients} clients" for row in methods})
+    return Page(
+        subtitle=f"{len(methods)} rows from {num_runs} runs on {' / '.join(fleet)}",
+        attack=attack_title(attack) if attack else "",
+        names=tuple(row.name for row in rows),
+        muted=tuple(row.stage == "majority" for row in rows),
+        warned=tuple(bool(row.warnings) for row in rows),
+        columns=tuple(shown),
+        warnings=(*warnings(rows), *left_out),
+        sentences=tuple(sentences(rows)),
+        footnotes=tuple(footnotes(rows)),
+        notes=tuple(notes(rows)),
+        panels=_panels(rows),
+    )
+
+
+def _panels(rows: Sequence[Row]) -> dict[str, list[Panel]]:
+    """The points of the two plots; none without a common attack."""
+    from sylva_ray.reports.pages.compare import Panel, Point
+
+    attack = strongest_attack(rows)
+    if attack is None:
+        return {}
+    tradeoff, costs = [], []
+    under = f"robust: {attack_title(attack)}"
+    joined = len(fleets(methods_of(rows))) == 1
+    placed = [(number, row) for number, row in enumerate(rows, 1) if row.stage != "majority"]
+    for statistic, who in (("mean", "mean client"), ("worst_decile", "worst decile of the clients")):
+        front = {name for name, above in dominance(rows, statistic).items() if not above}
+        points = [
+            Point(number, row.name, *_xy(place[0]), *_xy(place[1]), row.name in front, row.stage == "phase1")
+            for number, row in placed
+            if (place := place_of(row, attack, statistic))
+        ]
+        axes = ("benign accuracy, balanced", "robust accuracy, balanced")
+        tradeoff.append(Panel(f"{who}, {under}", *axes, tuple(points), joined=joined))
+    front = {name for name, above in dominance(rows, "mean").items() if not above}
+    for index, title in enumerate(("benign", under)):
+        points = []
+        for number, row in placed:
+            place = place_of(row, attack, "mean")
+            if place is None or row.upload_bytes is None:
+                continue
+            upload = row.upload_bytes.mean
+            points.append(
+                Point(
+                    number,
+                    row.name,
+                    upload,
+                    0.0,
+                    *_xy(place[index]),
+                    row.name in front,
+                    row.stage == "phase1",
+                )
+            )
+        axes = ("upload per client and round", "accuracy, balanced")
+        costs.append(Panel(f"mean client, {title}", *axes, tuple(points), in_bytes=True))
+    return {"tradeoff": tradeoff, "bytes": costs} if all(panel.points for panel in [*tradeoff, *costs]) else {}
+
+
+def _xy(value: Value) -> tuple[float, float]:
+    return value.mean, value.std or 0.0

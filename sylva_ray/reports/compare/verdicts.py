@@ -1,0 +1,222 @@
+"""What a comparison concludes: who dominates whom, and what must be said beside the numbers.
+
+Row a dominates row b if it is at least as good in class-balanced benign *and* class-balanced robust accuracy under the
+strongest attack, and better in one of them. Plain accuracy would let a constant answer win.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+from sylva_ray.reports.compare.rows import STATISTICS, Row, Value, differing, fleets, same_fleet, short_key
+from sylva_ray.reports.compare.runs import BENIGN
+from sylva_ray.reports.pages.wording import attack_strength
+
+STATISTIC_NAMES = {"mean": "mean", "worst_decile": "worst decile"}
+MARKS = {"S4": "†", "S14": "‡"}
+OTHER_MARK, WARNING_MARK = "§", "!"
+MEANINGS = {
+    "S4": "an attack without bound leaves more than chance standing, so the robust accuracies are too high",
+    "S14": 'the robust accuracy of collapsed clients (counted under "collapsed") shows no defence',
+}
+MAX_NAMES = 3
+"""Dominators that a sentence names, and warnings that a row shows."""
+
+
+# -- dominance ----------------------------------------------------------------------------------------------------------
+
+
+def attacks_of(rows: Sequence[Row]) -> list[str]:
+    """Labels of all attacks, in the order in which they were listed."""
+    return list(dict.fromkeys(attack for row in rows for attack in row.attacks))
+
+
+def strongest_attack(rows: Sequence[Row]) -> str | None:
+    """Of the attacks that every row was measured under: largest epsilon, then most gradient steps, then listed last."""
+    rows = methods_of(rows)
+    shared = [attack for attack in attacks_of(rows) if all(attack in row.attacks for row in rows)]
+    return max(reversed(shared), key=attack_strength, default=None)
+
+
+def dominance(rows: Sequence[Row], statistic: str) -> dict[str, list[str]]:
+    """``{row: rows that dominate it}`` for the ``mean`` or the ``worst_decile`` of the clients; those that nobody dominates
+    (the Pareto front) have an empty list. Rows on other fleets are no rivals."""
+    rows, attack = methods_of(rows), strongest_attack(rows)
+    places = {row.name: point for row in rows if attack and (point := place_of(row, attack, statistic))}
+    by_name = {row.name: row for row in rows}
+    found = {
+        name: [
+            other
+            for other, theirs in places.items()
+            if other != name and same_fleet(by_name[other], by_name[name]) and _dominates(theirs, own)
+        ]
+        for name, own in places.items()
+    }
+    front = {name for name, above in found.items() if not above}
+    return {name: sorted(above, key=lambda other: other not in front) for name, above in found.items()}
+
+
+def methods_of(rows: Sequence[Row]) -> list[Row]:
+    return [row for row in rows if row.stage != "majority"]
+
+
+def place_of(row: Row, attack: str, statistic: str) -> tuple[Value, Value] | None:
+    """Class-balanced benign and robust accuracy."""
+    benign, robust = (row.value(condition, "balanced_accuracy", statistic) for condition in (BENIGN, attack))
+    return (benign, robust) if benign is not None and robust is not None else None
+
+
+def _dominates(a: tuple[Value, Value], b: tuple[Value, Value]) -> bool:
+    leads = [x.mean - y.mean for x, y in zip(a, b, strict=True)]
+    return min(leads) >= 0 and max(leads) > 0
+
+
+def _within_spread(a: tuple[Value, Value], b: tuple[Value, Value]) -> bool:
+    """Whether no lead of ``a`` over ``b`` exceeds the two standard deviations over seeds, combined."""
+    spreads = [(x.std, y.std) for x, y in zip(a, b, strict=True)]
+    return all(
+        s is not None and t is not None and x.mean - y.mean <= math.hypot(s, t)
+        for (s, t), x, y in zip(spreads, a, b, strict=True)
+    )
+
+
+def sentences(rows: Sequence[Row]) -> list[str]:
+    """One for all that nobody dominates, then one per row that is dominated."""
+    attack = strongest_attack(rows)
+    if attack is None:
+        return ["No attack is common to all rows, so none can be said to dominate another."] if methods_of(rows) else []
+    found = {statistic: dominance(rows, statistic) for statistic in STATISTICS}
+    by_name = {row.name: row for row in rows}
+    front: list[str] = []
+    dominated: list[str] = []
+    for row in methods_of(rows):
+        free = [STATISTIC_NAMES[s] for s in STATISTICS if found[s].get(row.name) == []]
+        if len(free) == len(STATISTICS):
+            front.append(row.name)
+        elif free:
+            front.append(f"{row.name} ({free[0]} only)")
+        parts = []
+        for statistic in STATISTICS:
+            above = found[statistic].get(row.name)
+            if above:
+                own = place_of(row, attack, statistic)
+                theirs = [place_of(by_name[name], attack, statistic) for name in above]
+                close = own is not None and all(place is not None and _within_spread(place, own) for place in theirs)
+                hint = ", by no more than the seeds' spread" if close else ""
+                parts.append((f"{_names(above)}{hint}", STATISTIC_NAMES[statistic]))
+        if len(parts) == 2 and parts[0][0] == parts[1][0]:
+            dominated.append(f"{row.name} is dominated by {parts[0][0]} (mean and worst decile).")
+        elif parts:
+            dominated.append(f"{row.name} is dominated by {'; by '.join(f'{who} ({what})' for who, what in parts)}.")
+    return [f"Not dominated: {'; '.join(front)}.", *dominated]
+
+
+def _names(names: Sequence[str]) -> str:
+    if len(names) > MAX_NAMES:
+        return f"{'; '.join(names[:MAX_NAMES])} and {len(names) - MAX_NAMES} more"
+    return " and ".join(["; ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+
+
+def front_of(rows: Sequence[Row]) -> dict[str, str]:
+    """``{row: both, mean or worst}`` for the rows on a Pareto front."""
+    on = {
+        statistic: {name for name, above in dominance(rows, statistic).items() if not above} for statistic in STATISTICS
+    }
+    mean, worst = (on[statistic] for statistic in STATISTICS)
+    return {name: "both" if name in mean & worst else "mean" if name in mean else "worst" for name in mean | worst}
+
+
+# -- what must be said beside the numbers -------------------------------------------------------------------------------
+
+
+def warnings(rows: Sequence[Row]) -> list[str]:
+    """Why numbers of this table may not be comparable."""
+    rows = methods_of(rows)
+    said = []
+    groups = fleets(rows)
+    if len(groups) > 1:
+        keys = differing([row.fleet for row in rows])
+        why = [f"{short_key(key)} is {_values(rows, lambda r, key=key: r.fleet.get(key))}" for key in keys]  # type: ignore[misc]
+        others = ["the same seed dealt other images to the clients"] if not keys else []
+        said.append(
+            f"NOT COMPARABLE: the rows rest on {len(groups)} different fleets of clients: {'; '.join(why or others)}"
+        )
+    for attack in attacks_of(rows):
+        details = {row.attack_details[attack] for row in rows if attack in row.attack_details}
+        if len(details) > 1:
+            said.append(f"NOT COMPARABLE: {attack} has not the same parameters in all rows (see evaluation.attacks)")
+    agreed = {
+        "backbone.name": "backbone",
+        "training.rounds": "number of rounds",
+        "byzantine": "kind of Byzantine clients",
+    }
+    for key, what in agreed.items():
+        if len({row.settings[key] for row in rows if key in row.settings}) > 1:
+            said.append(f"the {what} differs: {_values(rows, lambda r, key=key: r.settings.get(key))}")  # type: ignore[misc]
+    if len({row.seeds for row in rows}) > 1:
+        seeds = _values(rows, lambda row: ", ".join(map(str, row.seeds)))
+        said.append(f"the seeds differ, and with them the images that clients were dealt: {seeds}")
+    for row in rows:
+        if row.rival and row.stage == "final":
+            said.append(
+                f"{row.name}: another row has the same settings and seed but another result; they are not averaged"
+            )
+    return said
+
+
+def _values(rows: Sequence[Row], read: Callable[[Row], str | None]) -> str:
+    """Every value and whose it is."""
+    owners: dict[str, list[str]] = {}
+    for row in rows:
+        value = read(row)
+        if value is not None and row.stage == "final":
+            owners.setdefault(value, []).append(row.name)
+    return "; ".join(f"{value} ({_names(names)})" for value, names in owners.items())
+
+
+def footnotes(rows: Sequence[Row]) -> list[str]:
+    """What the marks beside names and numbers mean: failed checks and the runs' own warnings."""
+    said = []
+    for check in dict.fromkeys(name for row in rows for name in row.failed):
+        bad = [row for row in rows if check in row.failed]
+        meaning = MEANINGS.get(check) or next(row.meanings[check] for row in bad)
+        where = "; ".join(f"{row.name} (seed {', '.join(map(str, row.failed[check]))})" for row in bad)
+        said.append(f"{_mark(check)} check {check} FAILED: {meaning}: {where}")
+    for row in rows:
+        said += [f"{WARNING_MARK} {row.name}, {text}" for text in row.warnings[:MAX_NAMES]]
+        if len(row.warnings) > MAX_NAMES:
+            said.append(
+                f"{WARNING_MARK} {row.name}: {len(row.warnings) - MAX_NAMES} more warnings (see the runs' summaries)"
+            )
+    return said
+
+
+def notes(rows: Sequence[Row]) -> list[str]:
+    """How to read the table."""
+    methods = methods_of(rows)
+    said = ["± is the sample standard deviation over seeds"] if any(len(row.seeds) > 1 for row in methods) else []
+    attack = strongest_attack(rows)
+    if attack is not None:
+        said.append(
+            f"front: not dominated in balanced benign and balanced {attack}, on the mean, the worst decile or both"
+        )
+    if any(len(row.seeds) == 1 for row in methods):
+        said.append("rows of one seed have no spread: small differences may be chance")
+    if any(row.stage == "phase1" for row in methods):
+        said.append("checks, collapsed clients, total bytes and seconds are known of the end of a run, not of phase 1")
+    unchecked = [row.name for row in methods if not row.checked]
+    if unchecked:
+        said.append(f"no check vouches for the robust accuracies of {_names(unchecked)}")
+    copies = [row.name for row in methods if row.repeats and row.stage == "final"]
+    if copies:
+        said.append(f"runs given more than once are counted once: {_names(copies)}")
+    return said
+
+
+def _mark(check: str) -> str:
+    return MARKS.get(check, OTHER_MARK)
+
+
+def marks_of(row: Row) -> str:
+    return "".join(dict.fromkeys(_mark(check) for check in row.failed))

@@ -1,0 +1,260 @@
+"""The figures of a run, for the report (as SVG) and for MLflow (as PNG).
+
+Heatmaps encode magnitude as opacity of one hue (two for signed values), so that zero is the page itself, light or dark.
+Nothing here touches pyplot's global state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+from sylva_ray.reports.figures.style import LIGHT, style
+from sylva_ray.reports.pages.wording import SECONDS, attack_title, bytes_text
+
+WIDTH = 7.4
+"""Inches of every figure."""
+
+FEW_CLIENTS, DOTTED_CLIENTS = 24, 150
+"""Up to so many clients get a label of their own; up to so many, a dot per selected layer."""
+
+RANKED_BY = {"shapley": "Shapley value", "gates": "gate", "shift": "minus shift under attack", "random": "random score"}
+"""What ranked the layers, by `algorithm.phase2.selection`."""
+
+
+def figures(summary: Mapping[str, Any] | None, records: Sequence[Mapping[str, Any]]) -> dict[str, Figure]:
+    """All figures that the data allow, by name, in the report's order. ``summary`` is None while a run is unfinished."""
+    with style():
+        drawn: dict[str, Figure] = {}
+        if summary is not None:
+            drawn["fleet"] = _fleet(summary)
+        if any(record["evaluation"] for record in records):
+            drawn["accuracy"] = _accuracy(records, summary)
+        if summary is not None:
+            if summary.get("initial"):
+                drawn["clients"] = _clients(summary)
+            game = summary.get("layer_game")
+            if game and (game["shapley"] or game.get("scores")):
+                drawn["layers"] = _layers(game)
+            drawn["communication"] = _communication(summary["communication"], records)
+            drawn["seconds"] = _seconds(summary["seconds"])
+        return drawn
+
+
+def robust_conditions(records: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Labels of the evaluation's attacks: those of the first evaluation (the last one adds attacks for the checks)."""
+    first: Mapping[str, Any] = next((r["evaluation"] for r in records if r["evaluation"]), {})
+    return [condition for condition in first if condition != "benign"]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _figure(height: float) -> Figure:
+    return Figure(figsize=(WIDTH, height), layout="constrained")
+
+
+def _fleet(summary: Mapping[str, Any]) -> Figure:
+    """Label x client matrix: training images per class (rows) and client (columns)."""
+    counts = np.asarray(summary["label_matrix"]).T
+    num_classes, num_clients = counts.shape
+    figure = _figure(1.1 + 0.24 * min(num_classes, 18))
+    axes, bar = figure.subplots(1, 2, width_ratios=[40, 1])
+    _heatmap(axes, counts / max(1, counts.max()))
+    if num_clients * num_classes <= 240:
+        for (row, column), count in np.ndenumerate(counts):
+            axes.text(column, row, str(count), ha="center", va="center", fontsize=7.5)
+    if num_classes <= 20:
+        names = [name if len(name) <= 18 else f"{name[:17]}…" for name in map(str, summary["class_names"])]
+        axes.set_yticks(range(num_classes), names)
+    axes.set_ylabel("class")
+    _client_axis(axes, num_clients)
+    _scale(bar, 0, counts.max(), "training images")
+    return figure
+
+
+def _accuracy(records: Sequence[Mapping[str, Any]], summary: Mapping[str, Any] | None) -> Figure:
+    """Mean accuracy over rounds per condition; the band holds the middle 80 % of the clients."""
+    figure = _figure(3.3)
+    axes = figure.subplots()
+    evaluated = [record for record in records if record["evaluation"]]
+    handles: list[Any] = []
+    for index, condition in enumerate(["benign", *robust_conditions(records)]):
+        colour = LIGHT[f"series-{index % 6 + 1}"]
+        points = [
+            (r["step"], r["evaluation"][condition]["accuracy"]) for r in evaluated if condition in r["evaluation"]
+        ]
+        steps = [step for step, _ in points]
+        low, high = np.array([np.percentile(values, [10, 90]) for _, values in points]).T
+        axes.fill_between(steps, low, high, color=colour, alpha=0.16, linewidth=0)
+        label = "benign" if condition == "benign" else attack_title(condition)
+        handles += axes.plot(steps, [np.mean(values) for _, values in points], "o-", color=colour, ms=4, label=label)
+    if summary is not None:
+        majority = summary["majority"]["mean"]
+        handles.append(
+            axes.axhline(majority, color=LIGHT["muted"], lw=1.2, ls=(0, (4, 3)), label="always the majority class")
+        )
+    refinement = [record["step"] for record in records if record["stage"] in ("layer_game", "phase2")]
+    if refinement:
+        axes.axvspan(refinement[0] - 0.5, refinement[-1] + 0.5, color=LIGHT["grid"], alpha=0.55, lw=0, zorder=0)
+        handles.append(Patch(color=LIGHT["grid"], alpha=0.55, lw=0, label="phase 2"))
+    axes.set(
+        ylim=(0, 1),
+        xlim=(-0.5, max(r["step"] for r in records) + 0.5),
+        xlabel="step (0: heads only, before any defence; then one per round)",
+    )
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=12))
+    _percent_axis(axes)
+    columns = 3 if max(len(handle.get_label()) for handle in handles) <= 30 else 2
+    figure.legend(handles=handles, loc="outside upper left", ncols=columns, borderpad=0.3)
+    return figure
+
+
+def _clients(summary: Mapping[str, Any]) -> Figure:
+    """Before and after, one vertical stroke per client."""
+    before, after = summary["initial"], summary.get("final") or summary["phase1"]
+    panels = [("benign", before["benign_accuracy"], after["benign_accuracy"], LIGHT["series-1"])]
+    for label in list(after["robust_accuracy"])[:1]:
+        robust = before["robust_accuracy"][label], after["robust_accuracy"][label]
+        panels.append((attack_title(label), *robust, LIGHT["series-2"]))
+    figure = _figure(0.5 + 2.1 * len(panels))
+    majority = np.array(summary["majority"]["per_client"])
+    num_clients = len(majority)
+    size = 6 if num_clients <= FEW_CLIENTS else max(1.5, 6 - num_clients / 40)
+    for axes, (title, start, end, colour) in zip(
+        figure.subplots(len(panels), 1, squeeze=False)[:, 0], panels, strict=True
+    ):
+        first, last = np.array(start["per_client"]), np.array(end["per_client"])
+        order = np.arange(num_clients) if num_clients <= FEW_CLIENTS else np.argsort(last, kind="stable")
+        x = np.arange(num_clients)
+        axes.vlines(x, first[order], last[order], color=LIGHT["muted"], lw=size / 4, alpha=0.6)
+        axes.plot(x, majority[order], "_", color=LIGHT["muted"], ms=size * 1.8, mew=size / 4)
+        axes.plot(x, first[order], "o", ms=size, mfc=LIGHT["surface"], mec=colour, mew=size / 5)
+        axes.plot(x, last[order], "o", ms=size, color=colour)
+        axes.set(title=title, ylim=(-0.03, 1.03), xlim=(-0.6, num_clients - 0.4))
+        _percent_axis(axes)
+        if num_clients <= FEW_CLIENTS:
+            _client_axis(axes, num_clients)
+        else:
+            axes.set(xticks=[], xlabel=f"{num_clients} clients, the least accurate first")
+    grey: dict[str, Any] = {"color": LIGHT["muted"], "ls": "", "ms": 6}
+    handles = [
+        Line2D([], [], marker="o", mfc=LIGHT["surface"], label="before the defence", **grey),
+        Line2D([], [], marker="o", label="after it", **grey),
+        Line2D([], [], marker="_", mew=1.5, label="always the majority class", **grey | {"ms": 10}),
+    ]
+    figure.legend(handles=handles, loc="outside upper left", ncols=3, borderpad=0.3)
+    return figure
+
+
+def _layers(game: Mapping[str, Any]) -> Figure:
+    """What ranked the layers (rows, input first) per client (columns); dots mark selected layers; right: their share."""
+    values, selected = np.array(game["shapley"] or game["scores"]).T, np.array(game["selected"], bool).T
+    num_layers, num_clients = values.shape
+    top = float(np.percentile(np.abs(values), 98)) or 1.0  # a few outliers would wash out everybody else
+    figure = _figure(1.2 + 0.25 * num_layers)
+    axes, share, bar = figure.subplots(1, 3, width_ratios=[30, 7, 1])
+    _heatmap(axes, np.clip(values / top, -1, 1))
+    if num_clients <= DOTTED_CLIENTS:
+        rows, columns = np.nonzero(selected)
+        axes.plot(columns, rows, "o", ms=5 if num_clients <= 40 else 2, color=LIGHT["ink"])
+    axes.set_yticks(range(num_layers), [name.replace("blocks.", "block ") for name in game["players"]])
+    _client_axis(axes, num_clients)
+    share.barh(range(num_layers), selected.mean(1), color=LIGHT["muted"], height=0.55)
+    share.set(title="selected by", xlim=(0, 1), ylim=(num_layers - 0.5, -0.5), xticks=[0, 0.5, 1], yticks=[])
+    share.xaxis.set_major_formatter(PercentFormatter(1))
+    _scale(bar, -top, top, RANKED_BY[game.get("selection", "shapley")], clipped=bool(np.abs(values).max() > top))
+    return figure
+
+
+def _communication(communication: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> Figure:
+    """Bytes of this run against full-model training in the same rounds."""
+    full = communication["full_model_bytes"]
+    exchanges = sum(len(r["participants"]) - len(r["missing"]) for r in records if r["stage"] == "phase1")
+    panels = [
+        ("one client uploads in one round", communication["upload_bytes_per_client_round"], full),
+        ("the whole run, all clients, up and down", communication["total_bytes"], 2 * full * exchanges),
+    ]
+    figure = _figure(1.35)
+    for axes, (title, ours, theirs) in zip(figure.subplots(1, 2, sharey=True), panels, strict=True):
+        times = f"  ({theirs / ours:,.0f}x)" if ours and theirs else ""
+        texts = [bytes_text(ours), bytes_text(theirs) + times]
+        _bars(axes, ["this run", "full model"], [ours, theirs], texts, [LIGHT["series-1"], LIGHT["muted"]])
+        axes.set_title(title)
+    return figure
+
+
+def _seconds(seconds: Mapping[str, float]) -> Figure:
+    """Where the seconds went, summed over workers."""
+    shown = {name: seconds[stage] for stage, name in SECONDS.items() if stage in seconds}
+    total = sum(shown.values()) or 1.0
+    figure = _figure(0.4 + 0.26 * len(shown))
+    texts = [f"{value:,.1f} s  ({value / total:.0%})" for value in shown.values()]
+    colours = [LIGHT["muted"] if name == SECONDS["idle"] else LIGHT["series-1"] for name in shown]
+    _bars(figure.subplots(), list(shown), list(shown.values()), texts, colours)
+    return figure
+
+
+# -- parts of figures -----------------------------------------------------------------------------------------------------
+
+
+def _heatmap(axes: Axes, values: np.ndarray) -> None:
+    """``values [rows, columns]`` in [-1, 1]: blue above zero, orange below, opacity by magnitude."""
+    image = np.empty((*values.shape, 4))
+    image[..., :3] = np.where(values[..., None] >= 0, to_rgb(LIGHT["series-1"]), to_rgb(LIGHT["series-2"]))
+    image[..., 3] = 0.85 * np.abs(values)
+    axes.imshow(
+        image, aspect="auto", interpolation="none"
+    )  # "none": one pixel per cell in the SVG, scaled by the browser
+    axes.tick_params(length=0)
+    for spine in axes.spines.values():
+        spine.set_visible(True)
+
+
+def _scale(axes: Axes, low: float, high: float, label: str, clipped: bool = False) -> None:
+    """The colour bar of `_heatmap`; ``clipped``: values beyond its ends share the last shade."""
+    steps = np.linspace(high, low, 64)[:, None]
+    _heatmap(axes, steps / max(abs(low), abs(high), 1e-12))
+    ticks = [low, high] if low == 0 else [low, 0, high]
+    texts = [f"{tick:.2g}" if isinstance(high, float) else f"{tick:,}" for tick in ticks]
+    if clipped:
+        texts[0], texts[-1] = f"≤ {texts[0]}", f"≥ {texts[-1]}"
+    axes.set_xticks([])
+    axes.set_yticks([63 * (high - tick) / max(high - low, 1e-12) for tick in ticks], texts)
+    axes.yaxis.tick_right()
+    axes.yaxis.set_label_position("right")
+    axes.set_ylabel(label)
+
+
+def _client_axis(axes: Axes, num_clients: int) -> None:
+    if num_clients <= FEW_CLIENTS:
+        axes.set_xticks(range(num_clients))
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=10))
+    axes.set_xlabel("client")
+
+
+def _percent_axis(axes: Axes) -> None:
+    axes.yaxis.set_major_formatter(PercentFormatter(1))
+    axes.grid(axis="y")
+    axes.tick_params(length=0)
+    axes.set_ylabel("accuracy")
+
+
+def _bars(axes: Axes, names: list[str], values: list[float], texts: list[str], colours: list[str]) -> None:
+    """Horizontal bars from zero, each with its number."""
+    axes.barh(range(len(names)), values, color=colours, height=0.6)
+    for row, (value, text) in enumerate(zip(values, texts, strict=True)):
+        axes.annotate(text, (value, row), (5, 0), textcoords="offset points", va="center")
+    axes.set_yticks(range(len(names)), names)
+    axes.set(ylim=(len(names) - 0.4, -0.6), xlim=(0, 1.45 * max([*values, 1e-12])), xticks=[])
+    axes.tick_params(length=0, labelcolor=LIGHT["ink"])
+    axes.spines[["left", "bottom"]].set_visible(False)

@@ -1,0 +1,183 @@
+"""The report's part about ``evaluation.json``: attacks, checks, curves, classes, transfer, certificates, images."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+from PIL import Image
+
+from sylva_ray.reports.figures.style import LIGHT, style
+from sylva_ray.reports.pages.wording import attack_title
+
+WIDTH = 7.4
+SHOWN_SIDE = 96
+"""Pixels of a gallery image's side."""
+
+ATTACKED = {
+    "epsilon": "Accuracy against the attack's budget",
+    "steps": "Accuracy against the attack's steps",
+    "classes": "Accuracy of every class, benign and attacked",
+    "transfer": "Heatmap of accuracy of every client on images made against every other client",
+    "certified": "Certified accuracy against radius",
+}
+
+
+def attack_rows(found: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """One row per attack and one per worst case, benign first."""
+    named = {"benign": found["benign"]}
+    named |= {attack_title(label): row for label, row in found["attacks"].items()}
+    named |= {f"worst case per image, {_budget(name)}": row for name, row in found["worst_case"].items()}
+    return [
+        {
+            "name": name,
+            "mean": row["accuracy"]["mean"],
+            "low": row["interval"][0],
+            "high": row["interval"][1],
+            "worst": row["accuracy"]["worst_decile"],
+            "balanced": row["balanced_accuracy"]["mean"],
+            "distance": _distance(row),
+        }
+        for name, row in named.items()
+    ]
+
+
+def attacked_figures(found: Mapping[str, Any], class_names: Sequence[str]) -> dict[str, Figure]:
+    """What the measurements allow, by name."""
+    with style():
+        drawn: dict[str, Figure] = {}
+        curves = found.get("curves")
+        if curves:
+            majority = found["majority"]["mean"]
+            in_255 = [255 * x for x in curves["epsilon"]["x"]]
+            drawn["epsilon"] = _curve(curves["epsilon"], in_255, "epsilon (of 255)", [0, 1, 4, 16, 64], majority)
+            drawn["steps"] = _curve(curves["steps"], curves["steps"]["x"], "PGD steps", [1, 5, 20, 50, 200], majority)
+        drawn["classes"] = _classes(found["per_class"], class_names)
+        if "transfer" in found:
+            drawn["transfer"] = _transfer(found["transfer"]["matrix"])
+        if found.get("certified"):
+            drawn["certified"] = _certified(found["certified"])
+        return drawn
+
+
+def gallery(found: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Clean image, perturbation and adversarial image as PNG data, with who answered what."""
+    rows = []
+    for item in found.get("gallery", []):
+        clean = np.array(item["clean"], float).transpose(1, 2, 0)
+        adversarial = np.array(item["adversarial"], float).transpose(1, 2, 0)
+        delta = adversarial - clean
+        largest = max(np.abs(delta).max(), 1e-6)
+        rows.append(
+            {
+                **{key: item[key] for key in ("client", "label", "answer")},
+                "size": f"{255 * item['distance']:.2g}/255",
+                "amplified": f"{127 / largest:.0f}",
+                "clean": _png(clean),
+                "delta": _png(127.5 + 127.5 * delta / largest),
+                "adversarial": _png(adversarial),
+            }
+        )
+    return rows
+
+
+def _budget(name: str) -> str:
+    norm, _, epsilon = name.partition("-eps")
+    return {"linf": f"L-infinity epsilon {epsilon}/255", "l2": f"L2 epsilon {epsilon}", "l0": f"{epsilon} pixels"}[norm]
+
+
+def _distance(row: Mapping[str, Any]) -> str:
+    value, norm = row.get("median_distance"), row.get("settings", {}).get("norm")
+    if value is None or norm is None:
+        return ""
+    return {"linf": f"{255 * value:.2g}/255", "l2": f"{value:.2g}", "l0": f"{value:.0f} pixels"}[norm]
+
+
+def _curve(curve: Mapping[str, Any], x: Sequence[float], label: str, ticks: Sequence[float], majority: float) -> Figure:
+    figure = Figure(figsize=(WIDTH, 2.9), layout="constrained")
+    axes = figure.subplots()
+    for own in curve["per_client"]:
+        axes.plot(x, own, color=LIGHT["series-2"], lw=0.8, alpha=0.35)
+    axes.plot(x, curve["mean"], "o-", color=LIGHT["series-2"], ms=4, label="mean over clients")
+    axes.axhline(majority, color=LIGHT["muted"], lw=1.2, ls=(0, (4, 3)), label="always the majority class")
+    axes.set_xscale("symlog", linthresh=1)
+    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.minorticks_off()
+    axes.set(xlim=(min(x) - 0.1, 1.1 * max(x)), ylim=(0, 1), xlabel=label)
+    _percent(axes)
+    figure.legend(loc="outside upper left", ncols=2, borderpad=0.3)
+    return figure
+
+
+def _classes(per_class: Mapping[str, Any], names: Sequence[str]) -> Figure:
+    seen = [c for c, count in enumerate(per_class["images"]) if count]
+    figure = Figure(figsize=(WIDTH, 1.0 + 0.26 * len(seen)), layout="constrained")
+    axes = figure.subplots()
+    for offset, (key, text, colour) in zip(
+        (-0.18, 0.18),
+        (("benign", "benign", LIGHT["series-1"]), ("worst_case", "worst case over attacks", LIGHT["series-2"])),
+        strict=True,
+    ):
+        axes.barh(
+            np.arange(len(seen)) + offset, [per_class[key][c] for c in seen], height=0.34, color=colour, label=text
+        )
+    axes.set_yticks(range(len(seen)), [f"{names[c]} ({per_class['images'][c]})" for c in seen])
+    axes.set(xlim=(0, 1), ylim=(len(seen) - 0.5, -0.5))
+    axes.xaxis.set_major_formatter(PercentFormatter(1))
+    axes.grid(axis="x")
+    axes.tick_params(length=0)
+    figure.legend(loc="outside upper left", ncols=2, borderpad=0.3)
+    return figure
+
+
+def _transfer(matrix: Sequence[Sequence[float | None]]) -> Figure:
+    values = np.array([[np.nan if v is None else v for v in row] for row in matrix])
+    figure = Figure(figsize=(WIDTH, min(7.0, 1.4 + 0.34 * len(values))), layout="constrained")
+    axes = figure.subplots()
+    image = np.empty((*values.shape, 4))
+    image[..., :3] = [int(LIGHT["series-1"][i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    image[..., 3] = np.nan_to_num(0.85 * values)
+    axes.imshow(image, aspect="auto", interpolation="none")
+    if len(values) <= 20:
+        for (row, column), value in np.ndenumerate(values):
+            if not np.isnan(value):
+                axes.text(column, row, f"{100 * value:.0f}", ha="center", va="center", fontsize=7.5)
+        axes.set_xticks(range(len(values)))
+        axes.set_yticks(range(len(values)))
+    axes.set(xlabel="client attacked", ylabel="client that the images were made against")
+    axes.tick_params(length=0)
+    return figure
+
+
+def _certified(levels: Sequence[Mapping[str, Any]]) -> Figure:
+    figure = Figure(figsize=(WIDTH, 2.7), layout="constrained")
+    axes = figure.subplots()
+    for index, level in enumerate(levels):
+        colour = LIGHT[f"series-{index % 6 + 1}"]
+        axes.step(level["radii"], level["mean"], where="post", color=colour, label=f"sigma {level['sigma']:g}")
+    axes.set(ylim=(0, 1), xlim=(0, None), xlabel="L2 radius (pixel units, whole image)")
+    _percent(axes)
+    figure.legend(loc="outside upper left", ncols=4, borderpad=0.3)
+    return figure
+
+
+def _percent(axes: Axes) -> None:
+    axes.yaxis.set_major_formatter(PercentFormatter(1))
+    axes.grid(axis="y")
+    axes.tick_params(length=0)
+    axes.set_ylabel("accuracy")
+
+
+def _png(pixels: np.ndarray) -> str:
+    """``[H, W, 3]`` in 0..255 as a data URI, enlarged without smoothing."""
+    image = Image.fromarray(np.clip(np.round(pixels), 0, 255).astype(np.uint8))
+    scale = max(1, SHOWN_SIDE // image.width)
+    buffer = io.BytesIO()
+    image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST).save(buffer, "PNG")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -1,0 +1,52 @@
+"""What a trial reports after every step, under names that all trials of a sweep share, whatever they are attacked with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sylva_ray.config.experiment import ExperimentConfig
+from sylva_ray.metrics.accuracy import spread
+from sylva_ray.transport.byzantine import attackers_of
+
+ACCURACIES = ("benign_accuracy", "robust_accuracy", "benign_balanced_accuracy", "robust_balanced_accuracy")
+WORST = "worst_decile"
+COSTS = ("total_bytes", "seconds")
+METRICS = (*ACCURACIES, *(f"{name}.{WORST}" for name in ACCURACIES), *COSTS)
+"""Accuracies: the mean of the clients, or of the worst tenth of them. Costs so far: bytes up and down, wall seconds."""
+
+BUSY = ("train", "attack", "game", "evaluate")
+"""Stages that a worker spends computing; see ``seconds`` in docs/summary.md."""
+
+
+def needs_attack(metric: str) -> bool:
+    """Whether a metric is measured under attack."""
+    return metric.startswith("robust")
+
+
+def step_metrics(records: Sequence[Mapping[str, Any]], config: ExperimentConfig) -> dict[str, float]:
+    """The newest known values after the last of ``records``: an accuracy that was not measured in this step keeps its value.
+
+    Under attack is under the first of ``evaluation.attacks``, the one that is also measured between the phases' ends.
+    Attackers among the clients do not count. Without any evaluation so far, there are only costs."""
+    values = {
+        "total_bytes": float(sum(record["upload_bytes"] + record["download_bytes"] for record in records)),
+        "seconds": float(sum(record["seconds"]["wall"] for record in records)),
+    }
+    measured = next((record["evaluation"] for record in reversed(records) if record["evaluation"]), None)
+    if measured is None:
+        return values
+    conditions = {"benign": "benign"}
+    if config.evaluation.attacks:
+        conditions["robust"] = config.evaluation.specs[0].label
+    attackers = attackers_of(config)
+    for name, condition in conditions.items():
+        for kind in ("accuracy", "balanced_accuracy"):
+            found = spread(measured[condition][kind], attackers)
+            values |= {f"{name}_{kind}": found["mean"], f"{name}_{kind}.{WORST}": found[WORST]}
+    return values
+
+
+def busy_seconds(records: Sequence[Mapping[str, Any]]) -> float:
+    """Seconds that a trial's workers spent computing, summed over the workers."""
+    return float(sum(record["seconds"].get(stage, 0.0) for record in records for stage in BUSY))

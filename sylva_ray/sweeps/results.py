@@ -1,0 +1,259 @@
+"""What a sweep found, from its trials' run folders: one row per point, over its seeds; the best, or the Pareto front.
+
+Only a point of which all seeds finished can be chosen. Fewer rounds than the others had are no result.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from sylva_ray.core.errors import UserError
+from sylva_ray.reports.compare.rows import Value
+from sylva_ray.reports.pages.wording import bytes_text
+from sylva_ray.storage.jsonl import read_records
+from sylva_ray.storage.run_files import read_summary
+from sylva_ray.storage.run_folder import RECORDS
+from sylva_ray.sweeps.folder import SweepFolder
+from sylva_ray.sweeps.metrics import ACCURACIES, COSTS, busy_seconds, step_metrics
+from sylva_ray.sweeps.points import Trial, point_label
+from sylva_ray.sweeps.space import Objective, Space
+
+STATES = ("finished", "pruned", "failed", "refused")
+"""Of a trial."""
+
+
+@dataclass(frozen=True)
+class TrialResult:
+    """One experiment. ``state``: finished, pruned (by the scheduler), failed or refused (``error`` says why). ``workers`` is how
+    many computed for it.
+
+    ``metrics`` after the last of ``rounds`` rounds that it did; ``history [(step, metrics)]``; ``spans [(began, ended)]`` in Unix
+    seconds, one per attempt; ``busy`` seconds of its workers; ``checks`` that failed."""
+
+    key: str
+    point: str
+    values: Mapping[str, Any]
+    seed: int
+    state: str
+    metrics: Mapping[str, float]
+    history: Sequence[tuple[int, Mapping[str, float]]]
+    rounds: int
+    spans: Sequence[tuple[float, float]]
+    workers: int
+    busy: float
+    checks: Sequence[str] = ()
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class Point:
+    """One choice of the parameters. ``metrics`` are over the seeds that finished; ``complete``: all of them did."""
+
+    name: str
+    label: str
+    values: Mapping[str, Any]
+    seeds: Sequence[int]
+    states: Sequence[str]
+    metrics: Mapping[str, Value]
+    complete: bool
+    chosen: bool
+    checks: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """All of it. ``points``: best first by the first objective, the incomplete ones last."""
+
+    space: Space
+    trials: Sequence[TrialResult]
+    points: Sequence[Point]
+
+    @property
+    def chosen(self) -> list[Point]:
+        """The best point, or with several objectives those that no other one dominates."""
+        return [point for point in self.points if point.chosen]
+
+    @property
+    def failed(self) -> list[TrialResult]:
+        """Trials that gave no result though they were tried again, or that are no experiment."""
+        return [trial for trial in self.trials if trial.state in ("failed", "refused")]
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Trials in each of the `STATES` that there are."""
+        states = [trial.state for trial in self.trials]
+        return {state: states.count(state) for state in STATES if state in states}
+
+    @property
+    def workers(self) -> int:
+        """How many workers had trials at once, at most."""
+        return most_at_once([(*span, trial.workers) for trial in self.trials for span in trial.spans])
+
+    @property
+    def seconds(self) -> float:
+        """Wall seconds in which at least one trial ran."""
+        return covered([span for trial in self.trials for span in trial.spans])
+
+    @property
+    def busy_share(self) -> float:
+        """Computing seconds of the workers, of those that they could have computed in, in [0, 1]."""
+        return sum(trial.busy for trial in self.trials) / max(1e-9, self.workers * self.seconds)
+
+
+def covered(spans: Sequence[tuple[float, float]]) -> float:
+    """Length of the union of intervals.
+
+    >>> covered([(0, 2), (1, 3), (5, 6)])
+    4
+    """
+    total, end = 0.0, -np.inf
+    for start, stop in sorted(spans):
+        total += max(0.0, stop - max(start, end))
+        end = max(end, stop)
+    return total if total % 1 else int(total)
+
+
+def most_at_once(spans: Sequence[tuple[float, float, int]]) -> int:
+    """The largest sum of the weights of ``(began, ended, weight)`` that overlap.
+
+    >>> most_at_once([(0, 2, 1), (1, 3, 5), (2, 4, 1)]), most_at_once([])
+    (6, 0)
+    """
+    changes = sorted([(began, weight) for began, _, weight in spans] + [(ended, -weight) for _, ended, weight in spans])
+    return max(itertools.accumulate((change for _, change in changes), initial=0))
+
+
+def collect(folder: SweepFolder, space: Space, trials: Sequence[Trial], failed: Mapping[str, str]) -> Sweep:
+    """Read the run folders.
+
+    Args:
+        failed: what Tune says of trials that died too often, by key.
+    """
+    found = [_trial(folder, space, trial, failed.get(trial.key)) for trial in trials]
+    return Sweep(space, found, _points(space, found))
+
+
+def _trial(folder: SweepFolder, space: Space, trial: Trial, failure: str | None) -> TrialResult:
+    run_dir, history = folder.trial(trial.key), folder.attempts(trial.key)
+    records, summary = read_records(run_dir / RECORDS), read_summary(run_dir)
+    last = history[-1] if history else {}
+    is_refused = last.get("outcome") == "refused"
+    state = "finished" if summary else "refused" if is_refused else "failed" if failure is not None else "pruned"
+    try:
+        config = space.config(trial.values, trial.seed)
+        steps = [(records[n - 1]["step"], step_metrics(records[:n], config)) for n in range(1, len(records) + 1)]
+        workers = int(config.cluster.num_actors)
+    except UserError:  # a point of Optuna's that is no experiment
+        steps, workers = [], 0
+    spans: dict[float, float] = {}
+    for entry in history:  # who was killed could not say when: then, the last time it was heard of
+        spans[entry["began"]] = entry.get("ended", entry.get("alive", entry["began"]))
+    return TrialResult(
+        trial.key,
+        trial.point,
+        trial.values,
+        trial.seed,
+        state,
+        steps[-1][1] if steps else {},
+        steps,
+        sum(record["stage"] == "phase1" for record in records),
+        list(spans.items()),
+        workers,
+        busy_seconds(records),
+        [check["name"] for check in (summary or {"checks": []})["checks"] if not check["passed"]],
+        "" if state == "finished" else last["error"] if is_refused else failure or "",
+    )
+
+
+def _points(space: Space, trials: Sequence[TrialResult]) -> list[Point]:
+    groups: dict[str, list[TrialResult]] = {}
+    for trial in trials:
+        groups.setdefault(trial.point, []).append(trial)
+    points = [_point(space, group) for group in groups.values()]
+    complete = [point for point in points if point.complete]
+    front = {point.name for point in front_of(complete, space.objectives)}
+    if len(space.objectives) == 1 and front:
+        front = {max(complete, key=lambda point: _score(point, space.objectives[0])).name}
+    marked = [Point(**{**vars(point), "chosen": point.name in front}) for point in points]
+    return sorted(marked, key=lambda point: (not point.complete, -_score(point, space.objectives[0])))
+
+
+def _point(space: Space, group: Sequence[TrialResult]) -> Point:
+    first = group[0]
+    finished = [trial for trial in group if trial.state == "finished"]
+    metrics = {}
+    for name in finished[0].metrics if finished else ():
+        values = [trial.metrics[name] for trial in finished]
+        std = float(np.std(values, ddof=1)) if len(values) > 1 else None
+        metrics[name] = Value(float(np.mean(values)), std, len(values))
+    return Point(
+        first.point,
+        point_label(first.values),
+        first.values,
+        [trial.seed for trial in group],
+        [trial.state for trial in group],
+        metrics,
+        len(finished) == len(space.seeds),
+        False,
+        sorted({check for trial in group for check in trial.checks}),
+    )
+
+
+def _score(point: Point, objective: Objective) -> float:
+    """More is better; an incomplete point without the metric is the worst."""
+    value = point.metrics.get(objective.metric)
+    return -np.inf if value is None else objective.sign() * value.mean
+
+
+def front_of(points: Sequence[Point], objectives: Sequence[Objective]) -> list[Point]:
+    """Points that no other is at least as good as in all objectives and better in one."""
+    scores = {point.name: [_score(point, objective) for objective in objectives] for point in points}
+
+    def dominated(own: Sequence[float]) -> bool:
+        return any(all(a >= b for a, b in zip(other, own)) and list(other) != list(own) for other in scores.values())
+
+    return [point for point in points if not dominated(scores[point.name])]
+
+
+# -- files --------------------------------------------------------------------------------------------------------------
+
+
+def value_cell(metric: str, value: Value | None) -> str:
+    """``62.8 ± 1.2`` in per cent for accuracies, sizes and seconds for costs; an en dash for nothing.
+
+    >>> value_cell("robust_accuracy", Value(0.628, 0.012, 3)), value_cell("total_bytes", Value(893_948, None, 1))
+    ('62.8 ± 1.2', '894 kB')
+    """
+    if value is None:
+        return "–"
+
+    def text(number: float) -> str:
+        if metric == "total_bytes":
+            return bytes_text(number)
+        return f"{number:,.0f}" if metric in COSTS else f"{100 * number:.1f}"
+
+    return text(value.mean) if value.std is None else f"{text(value.mean)} ± {text(value.std)}"
+
+
+def shown_metrics(space: Space) -> list[str]:
+    """The objectives, then the accuracies and costs that are in every table."""
+    wanted = [objective.metric for objective in space.objectives] + [ACCURACIES[0], ACCURACIES[1], *COSTS]
+    return list(dict.fromkeys(wanted))
+
+
+def markdown(sweep: Sweep) -> str:
+    """The table of points, for MLflow's page of the parent run."""
+    metrics = shown_metrics(sweep.space)
+    lines = ["| | point | " + " | ".join(metrics) + " |", "|---|---|" + "---:|" * len(metrics)]
+    for point in sweep.points:
+        cells = [value_cell(name, point.metrics.get(name)) for name in metrics]
+        state = "**best**" if point.chosen and len(sweep.space.objectives) == 1 else "**front**" if point.chosen else ""
+        state = state or ("" if point.complete else ", ".join(sorted(set(point.states))))
+        lines.append(f"| {state} | {point.label} (`{point.name}`) | " + " | ".join(cells) + " |")
+    busy = f"{100 * sweep.busy_share:.0f} % of {sweep.workers} workers' time"
+    return "\n".join([*lines, "", f"Accuracies in %. {len(sweep.trials)} trials; computing took {busy}."])

@@ -1,0 +1,349 @@
+"""A space on a page: which experiments a sweep runs, what it is after, and how many at once. Data only; nothing here runs.
+
+::
+
+    base:  ../configs/digits.yaml            an experiment, relative to this file
+    experiment:  {training: {rounds: 2}}     what all trials change of it
+    parameters:                              dotted keys of the experiment
+      lora.rank: {grid: [2, 8]}
+      attack.epsilon: {loguniform: [1/255, 16/255]}
+    objectives: [{metric: robust_accuracy, mode: max}]
+
+A point is one choice of the parameters; a trial is a point with a seed, that is, one experiment.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import Field, StrictInt, field_validator, model_validator
+
+from sylva_ray.algorithms.registry import create_algorithm
+from sylva_ray.config.experiment import ClusterSection, ExperimentConfig
+from sylva_ray.config.schema import PixelUnits, Section, build, parse_fraction, read_overridden, read_yaml, set_dotted
+from sylva_ray.core.errors import UserError
+from sylva_ray.federation.cohorts import resolve_cohort_size
+from sylva_ray.sweeps.metrics import METRICS, needs_attack
+
+KINDS = ("grid", "choice", "uniform", "loguniform", "randint")
+MAX_GRID = 10_000
+"""Every point of a grid is built before anything starts."""
+
+NOT_SWEPT = ("name", "seed", "cluster", "tracking")
+"""Sections that change no result, and what has a key of its own in a space."""
+
+
+class Parameter(Section):
+    """Where the values of one dotted key come from; exactly one of the five."""
+
+    grid: tuple[Any, ...] | None = Field(None, description="every value is tried")
+    choice: tuple[Any, ...] | None = Field(None, description="one of these is drawn")
+    uniform: tuple[PixelUnits, PixelUnits] | None = Field(None, description="[low, high]; fractions such as 8/255 too")
+    loguniform: tuple[PixelUnits, PixelUnits] | None = Field(None, description="the same, uniform in the logarithm")
+    randint: tuple[int, int] | None = Field(None, description="[low, high], both included")
+
+    @field_validator("grid", "choice")
+    @classmethod
+    def _check_list(cls, values: tuple[Any, ...] | None) -> tuple[Any, ...] | None:
+        if values is not None and not values:
+            raise ValueError("the list is empty: give at least one value")
+        if values is not None and len({_canonical(value) for value in values}) < len(values):
+            raise ValueError("a value is listed twice")
+        return values
+
+    @field_validator("uniform", "loguniform", "randint")
+    @classmethod
+    def _check_range(cls, ends: tuple[float, float] | None) -> tuple[float, float] | None:
+        if ends is not None and not ends[0] < ends[1]:
+            raise ValueError("the range is empty: give [low, high] with low below high")
+        if ends is not None and not all(map(math.isfinite, ends)):
+            raise ValueError("a range must have two finite ends")
+        return ends
+
+    @model_validator(mode="after")
+    def _check_kind(self) -> Parameter:
+        given = [kind for kind in KINDS if getattr(self, kind) is not None]
+        if len(given) != 1:
+            raise ValueError(f"must have exactly one of {', '.join(KINDS)}")
+        if self.loguniform and self.loguniform[0] <= 0:
+            raise ValueError("a loguniform range must begin above 0")
+        return self
+
+    @property
+    def kind(self) -> str:
+        """Which of the five."""
+        return next(kind for kind in KINDS if getattr(self, kind) is not None)
+
+    @property
+    def values(self) -> tuple[Any, ...]:
+        """The list, or the two ends of the range."""
+        return tuple(getattr(self, self.kind))
+
+
+def _canonical(value: Any) -> str:
+    """The same for what is the same value in two spellings: 2 and 2.0, 4/255 and 0.0156..."""
+    value = parse_fraction(value)
+    try:
+        return json.dumps(float(value) if isinstance(value, int) and not isinstance(value, bool) else value)
+    except (TypeError, OverflowError):
+        raise ValueError(f"{value!s} is no number, text, list or mapping") from None
+
+
+class Objective(Section):
+    """What a sweep is after. Accuracies of the fleet; under attack: the first one of ``evaluation.attacks``."""
+
+    metric: str = "robust_accuracy"
+    mode: Literal["max", "min"] = "max"
+
+    @field_validator("metric")
+    @classmethod
+    def _check_metric(cls, metric: str) -> str:
+        if metric not in METRICS:
+            raise ValueError(f"must be one of {', '.join(METRICS)}")
+        return metric
+
+    def sign(self) -> int:
+        """1 where more is better, else -1."""
+        return 1 if self.mode == "max" else -1
+
+
+class Search(Section):
+    """Which points are tried: all of the grid, random ones, or those that Optuna's TPE suggests."""
+
+    kind: Literal["grid", "random", "optuna"] = "grid"
+    num_points: int | None = Field(None, ge=1, description="for random and optuna")
+    seed: int = Field(0, ge=0)
+
+
+class Scheduler(Section):
+    """Which trials end early. ``asha`` (Li et al. 2020): of the trials that reach a rung, ``1 / reduction_factor`` go on."""
+
+    kind: Literal["fifo", "asha"] = "fifo"
+    grace_rounds: int = Field(1, ge=1, description="the first rung; the next are this times powers of reduction_factor")
+    reduction_factor: float = Field(3, gt=1)
+
+
+class Trials(Section):
+    """How trials share the cluster. What one of them takes is the experiment's own ``cluster`` section."""
+
+    at_once: StrictInt | Literal["auto"] = Field("auto", description="auto: as many as fit")
+    retries: int = Field(2, ge=0, description="how often a trial that died goes on from its last round")
+
+    @field_validator("at_once")
+    @classmethod
+    def _check_at_once(cls, at_once: int | str) -> int | str:
+        if isinstance(at_once, int) and at_once < 1:
+            raise ValueError("must be at least 1, or auto")
+        return at_once
+
+
+class Space(Section):
+    """A sweep. ``experiment`` is the whole base with the changes merged in, once `load_space` has read it."""
+
+    name: str = Field("sweep", pattern=r"^[A-Za-z0-9._-]+$")
+    base: str | None = None
+    experiment: dict[str, Any] = Field({})
+    parameters: dict[str, Parameter]
+    seeds: tuple[int, ...] = (0,)
+    objectives: tuple[Objective, ...] = Field((Objective(),), min_length=1)
+    search: Search = Search()
+    scheduler: Scheduler = Scheduler()
+    trials: Trials = Trials()
+
+    @field_validator("seeds")
+    @classmethod
+    def _check_seeds(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
+        if not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0:
+            raise ValueError("must be one or more different numbers from 0 on")
+        return seeds
+
+    @field_validator("parameters")
+    @classmethod
+    def _check_parameters(cls, parameters: dict[str, Parameter]) -> dict[str, Parameter]:
+        if not parameters:
+            raise ValueError("must name at least one key of the experiment, e.g. lora.rank: {grid: [2, 8]}")
+        return parameters
+
+    @model_validator(mode="after")
+    def _check_together(self) -> Space:
+        search, is_grid = self.search, self.search.kind == "grid"
+        for key, parameter in self.parameters.items():
+            given = f"parameters.{key}={parameter.kind}"
+            if key.split(".")[0] in NOT_SWEPT:
+                fix = "seeds are listed under `seeds`" if key == "seed" else "it changes no result"
+                raise ValueError(f"{given} cannot be swept: {fix}")
+            inner = next((other for other in self.parameters if other.startswith(f"{key}.")), None)
+            if inner is not None:
+                raise ValueError(f"{given} is a section that holds {inner}, which is swept as well: sweep one of them")
+            if is_grid != (parameter.kind == "grid"):
+                wanted = "lists under `grid`" if is_grid else "`choice` or a range"
+                raise ValueError(f"{given} does not go with {search.kind} search: use {wanted}")
+        if is_grid and math.prod(len(parameter.values) for parameter in self.parameters.values()) > MAX_GRID:
+            raise ValueError(f"search.kind=grid has more than {MAX_GRID} points: use random or optuna")
+        if not is_grid and search.num_points is None:
+            raise ValueError(f"search.num_points=None must be given for {search.kind} search")
+        if is_grid and search.num_points is not None:
+            raise ValueError(f"search.num_points={search.num_points} has no effect on a grid: leave it out")
+        if len({objective.metric for objective in self.objectives}) < len(self.objectives):
+            raise ValueError("objectives.metric is the same twice")
+        if self.scheduler.kind == "asha" and len(self.objectives) > 1:
+            raise ValueError("scheduler.kind=asha prunes by one metric: use fifo with several objectives")
+        return self
+
+    # -- experiments -----------------------------------------------------------------------------------------------------
+
+    def config(self, values: Mapping[str, Any], seed: int) -> ExperimentConfig:
+        """The experiment of one trial.
+
+        Raises:
+            UserError: the schema, or the method, refuses it.
+        """
+        raw = deepcopy(self.experiment)
+        for key, value in values.items():
+            set_dotted(raw, key, deepcopy(value))
+        config = build(ExperimentConfig, raw | {"name": self.name, "seed": seed})
+        create_algorithm(config.algorithm)
+        device = config.training.device
+        if device == "auto" and config.cluster.gpus_per_actor == 0:
+            device = "cpu"  # a process sees every GPU of its node, also those that are not its own
+        cluster = config.cluster.model_copy(update={"num_actors": num_actors(config)})
+        training = config.training.model_copy(update={"device": device, "cohort_size": resolve_cohort_size(config)})
+        return config.model_copy(update={"training": training, "cluster": cluster})
+
+    @cached_property
+    def cluster(self) -> ClusterSection:
+        """The part of the experiment that no parameter changes: where it runs."""
+        return build(ClusterSection, self.experiment.get("cluster") or {}, "cluster")
+
+    @property
+    def remembers(self) -> bool:
+        """Whether what is tried, or given up, depends on results."""
+        return self.search.kind == "optuna" or self.scheduler.kind == "asha"
+
+    def to_yaml(self) -> str:
+        """The space as it runs: it needs no other file."""
+        return yaml.safe_dump(json.loads(self.model_dump_json(exclude_none=True)), sort_keys=False)
+
+
+def num_actors(config: ExperimentConfig) -> int:
+    """Client actors of one trial: ``auto`` is 1 here, because trials share the cluster; never more than it has cohorts."""
+    if config.cluster.pool == "in_process" or config.cluster.num_actors == "auto":
+        return 1
+    clients = config.partition.num_clients
+    if config.cluster.num_actors == "per_client":
+        return clients
+    return min(-(-clients // resolve_cohort_size(config)), config.cluster.num_actors)
+
+
+def load_space(path: Path, overrides: Sequence[str] = ()) -> Space:
+    """Read and check a space. An override of a space's key (``search.num_points=30``) changes the space, any other one
+    (``training.rounds=5``) the experiment of all trials.
+
+    Raises:
+        UserError: names key, value and fix.
+    """
+    of_space, of_parameters, of_experiment = _sorted(overrides)
+    raw = read_overridden(path, of_space)
+    experiment, parameters = raw.get("experiment") or {}, raw.get("parameters") or {}
+    for key, value in (("experiment", experiment), ("parameters", parameters)):
+        if not isinstance(value, dict):
+            raise UserError(key, value, "must be a mapping")
+    changes = [{key: value} for key, value in of_experiment]
+    if raw.get("base") is not None:
+        changes.append(experiment)
+        base = path.parent / str(raw["base"])
+        if not base.is_file():
+            raise UserError("base", raw["base"], f"no such file beside {path}")
+        experiment = _merged(read_yaml(base), experiment)
+    for key, value in of_experiment:
+        set_dotted(experiment, key, value)
+    space = resolved_space(raw | {"experiment": experiment, "parameters": parameters | of_parameters, "base": None})
+    for change in changes:
+        _check_not_swept(space, change)
+    return space
+
+
+def resolved_space(raw: Mapping[str, Any]) -> Space:
+    """A space that needs no other file, from the mapping that `Space.to_yaml` writes.
+
+    Raises:
+        UserError: names key, value and fix.
+    """
+    parameters = raw.get("parameters") or {}
+    if not isinstance(parameters, Mapping):
+        raise UserError("parameters", parameters, "must be a mapping")
+    built = {str(key): build(Parameter, value, f"parameters.{key}") for key, value in parameters.items()}
+    return build(Space, dict(raw) | {"parameters": built})
+
+
+def _check_not_swept(space: Space, change: Mapping[str, Any]) -> None:
+    """Refuse a change of the experiment that a parameter would override in every trial."""
+    for swept in space.parameters:
+        for key, value in _leaves(change):
+            if key == swept or key.startswith(f"{swept}."):
+                raise UserError(key, value, f"is swept by this space; change parameters.{swept}")
+
+
+def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _sorted(overrides: Sequence[str]) -> tuple[list[str], dict[str, Any], list[tuple[str, Any]]]:
+    """Overrides of the space, of whole parameters (``parameters.lora.rank={grid: [2]}``), and of the experiment."""
+    of_space, of_parameters, of_experiment = [], {}, []
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        section, _, rest = key.partition(".")
+        is_inner = bool(rest) if section in ("parameters", "experiment") else section not in Space.model_fields
+        if equals and key and is_inner:
+            try:
+                value = yaml.safe_load(text) if text else ""
+            except yaml.YAMLError:
+                value = text
+            if section == "parameters":
+                of_parameters[rest] = value
+            elif section == "experiment":
+                of_experiment.append((rest, value))
+            else:
+                of_experiment.append((key, value))
+        else:
+            of_space.append(override)
+    return of_space, of_parameters, of_experiment
+
+
+def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Sections are merged key by key; everything else is replaced."""
+    merged = dict(base)
+    for key, value in changes.items():
+        known = merged.get(key)
+        merged[key] = _merged(known, value) if isinstance(known, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def check_measured(space: Space, config: ExperimentConfig) -> None:
+    """Are the rounds of one experiment measured as the scheduler and the objectives ask?
+
+    Raises:
+        UserError: names key, value and fix.
+    """
+    robust = [objective.metric for objective in space.objectives if needs_attack(objective.metric)]
+    if robust and not config.evaluation.attacks:
+        raise UserError("objectives.metric", robust[0], "needs an attack: evaluation.attacks is empty")
+    if space.scheduler.kind == "asha":
+        if config.evaluation.every != 1:
+            fix = "must be 1 with scheduler.kind=asha, which compares trials after every round"
+            raise UserError("evaluation.every", config.evaluation.every, fix)
+        if space.scheduler.grace_rounds > config.training.rounds:
+            fix = f"is above training.rounds, which is {config.training.rounds}: nothing would ever be pruned"
+            raise UserError("scheduler.grace_rounds", space.scheduler.grace_rounds, fix)

@@ -1,0 +1,95 @@
+"""What the terminal shows of a sweep: a bar of trials, the closing table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from sylva_ray.reports.compare.rows import short_key
+from sylva_ray.reports.terminal import Display
+from sylva_ray.sweeps.points import value_text
+from sylva_ray.sweeps.results import Sweep, shown_metrics, value_cell
+
+
+class SweepDisplay(Display):
+    """Shows a sweep's events (see `sylva_ray.sweeps.ray_tune`)."""
+
+    def __init__(self, console: Console, quiet: bool) -> None:
+        super().__init__(console, quiet, TextColumn("{task.fields[detail]}"), TimeElapsedColumn())
+        self._bar = self._progress.add_task("trials", total=None, detail="")
+        self._running: dict[str, int] = {}
+        self._over: set[str] = set()
+
+    def on_event(self, event: Mapping[str, Any]) -> None:
+        """One event of the sweep."""
+        match event["event"]:
+            case "sweep":
+                self._over = set(event["finished"])
+                self._progress.update(self._bar, total=event["trials"], completed=len(self._over))
+                if self._over and self._plain:
+                    self.say(f"{len(self._over)} of {event['trials']} trials have finished before")
+            case "warning":
+                self.say(f"warning: {event['text']}")
+            case "waiting":
+                self.say(event["what"])
+            case "trial":
+                self._trial(event)
+
+    def _trial(self, event: Mapping[str, Any]) -> None:
+        key = event["key"]
+        if "lost" in event:
+            self.say(f"trial {key}: a worker died during {event['lost']}; its clients run again elsewhere")
+        elif "ended" not in event:
+            self._running[key] = event.get("step", 0)
+        else:
+            self._running.pop(key, None)
+            if event["outcome"] != "died":
+                self._over.add(key)
+            if self._plain:
+                said = f": {event['error']}" if event["error"] else ""
+                seconds = event["ended"] - event["began"]
+                self.say(f"trial {key}  {event['outcome']:<9} {seconds:6.1f} s  ({len(self._over)} over){said}")
+        running = "  ".join(f"{name} step {step}" for name, step in self._running.items())
+        self._progress.update(self._bar, completed=len(self._over), detail=running)
+
+
+def sweep_table(sweep: Sweep, most: int = 30) -> Table:
+    """The points, best first: the swept values, the objectives, accuracies and costs."""
+    space = sweep.space
+    goals = ", ".join(f"{objective.mode} {objective.metric}" for objective in space.objectives)
+    table = Table(title=f"{space.name}: {goals}; accuracies in %", caption=_left_out(len(sweep.points) - most))
+    keys, metrics = list(space.parameters), shown_metrics(space)
+    for name in ("", *(short_key(key) for key in keys), *metrics, "seeds"):
+        table.add_column(name.replace("_", " "), justify="right")
+    for point in sweep.points[:most]:
+        mark = "*" if point.chosen else "" if point.complete else "/".join(sorted(set(point.states)))
+        mark += " !" if point.checks else ""
+        values = [value_text(point.values[key]) for key in keys]
+        cells = [value_cell(name, point.metrics.get(name)) for name in metrics]
+        table.add_row(escape(mark), *map(escape, values), *cells, str(len(point.seeds)))
+    return table
+
+
+def _left_out(more: int) -> str | None:
+    return f"and {more} more in sweep.json" if more > 0 else None
+
+
+def sweep_lines(sweep: Sweep, sweep_dir: Path) -> list[str]:
+    """Marks, what the workers did, and where things are."""
+    counts = ", ".join(f"{count} {state}" for state, count in sweep.counts.items())
+    several = len(sweep.space.objectives) > 1
+    lines = ["*        " + ("not dominated by another point" if several else "the best point")]
+    if any(point.checks for point in sweep.points):
+        names = ", ".join(sorted({check for point in sweep.points for check in point.checks}))
+        lines.append(f"!        a check failed ({names}): do not trust the robust accuracy (docs/checks.md)")
+    busy = f"{100 * sweep.busy_share:.0f} % of {sweep.workers} workers' time"
+    lines.append(f"trials   {counts}, in {sweep.seconds:.0f} s; computing took {busy}")
+    if sweep.chosen:
+        lines.append(f"configs  {sweep_dir / ('pareto' if several else 'best.yaml')}")
+    return [*lines, f"report   {sweep_dir / 'report.html'}", f"sweep    {sweep_dir}"]

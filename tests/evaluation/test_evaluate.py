@@ -1,0 +1,271 @@
+"""`sylva-ray evaluate` on a real, tiny run: what it finds, what it keeps, what it refuses."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sylva_ray.config.attacks import parse_attack
+from sylva_ray.config.experiment import ExperimentConfig
+from sylva_ray.config.schema import build
+from sylva_ray.core.errors import UserError
+from sylva_ray.evaluation.plan import Request, suite
+from sylva_ray.evaluation.request import Extras, build_request
+from sylva_ray.evaluation.run import PARTS, assess, prepare_assessment, write_assessment
+from sylva_ray.evaluation.tables import Measured, interval, worst_answers
+from sylva_ray.execution.ray.driver import run_prepared
+from sylva_ray.federation.pool import InProcessPool
+from sylva_ray.federation.summary import threat_model
+from sylva_ray.metrics.predictions import read_correct
+from sylva_ray.observers.mlflow.metrics import evaluation_metrics
+from sylva_ray.preparation.experiment import create_worker, prepare
+from sylva_ray.reports.pages.run import write_report
+from tests.conftest import TINY
+
+EPSILON = 4 / 255
+QUICK = Request((parse_attack("pgd:epsilon=4/255,steps=2"), parse_attack("fgsm:epsilon=4/255")), EPSILON, few=3)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    """A run of three clients, one round, no phase 2."""
+    folder = tmp_path_factory.mktemp("assess") / "run"
+    sections = {
+        "algorithm": {"name": "sylva", "phase2": {"enabled": False}},
+        "training": TINY["training"] | {"rounds": 1},
+    }
+    run_prepared(prepare(build(ExperimentConfig, TINY | sections)), folder, False, lambda _: None)
+    return folder
+
+
+@pytest.fixture
+def run_dir(finished, tmp_path) -> Path:
+    return Path(shutil.copytree(finished, tmp_path / "run"))
+
+
+class Spy(InProcessPool):
+    """Counts tasks, and dies after some."""
+
+    def __init__(self, prepared, lives=10**9):
+        super().__init__(create_worker(prepared.config, prepared.fleet, prepared.backbone))
+        self.done, self.lives = 0, lives
+
+    def run(self, tasks, deadline_s=None, on_done=None):
+        def count(task, result):
+            on_done(task, result)
+            self.done += 1
+            if self.done == self.lives:
+                raise KeyboardInterrupt
+
+        return super().run(tasks, deadline_s, count)
+
+
+def assessed(run_dir, request=QUICK, images=None, lives=10**9, overrides=(), surrogates=()):
+    given = prepare_assessment(run_dir, images, surrogates, overrides)
+    pool = Spy(given.prepared, lives)
+    return assess(given, request, pool, lambda _: None), pool
+
+
+def test_the_runs_own_attack_gives_the_runs_own_numbers(run_dir):
+    found, _ = assessed(run_dir)
+    summary = json.loads((run_dir / "summary.json").read_text())
+    assert found["benign"]["accuracy"] == summary["final"]["benign_accuracy"]
+    assert found["attacks"]["pgd2-eps4"]["accuracy"] == summary["final"]["robust_accuracy"]["pgd2-eps4"]
+    assert found["images"] == 36
+    assert found["attacks"]["pgd2-eps4"]["accuracy"]["per_client"] == [
+        float(own.mean()) for own in read_correct(run_dir, "pgd2-eps4")
+    ]
+    worst = found["worst_case"]["linf-eps4"]
+    assert worst["attacks"] == ["pgd2-eps4", "fgsm-eps4"]
+    assert worst["accuracy"]["mean"] <= min(row["accuracy"]["mean"] for row in found["attacks"].values())
+    low, high = found["benign"]["interval"]
+    assert low < found["benign"]["accuracy"]["mean"] < high
+    write_assessment(run_dir, found)
+    assert "Every class" in write_report(run_dir).read_text(), "a report without checks, curves and certificates"
+
+
+def test_what_was_measured_is_not_measured_again_and_a_cut_evaluation_goes_on(run_dir):
+    more = parse_attack("mim:epsilon=4/255,steps=1"), parse_attack("noise:epsilon=4/255")
+    request = Request((*QUICK.attacks, *more), EPSILON)
+    whole, pool = assessed(run_dir, request)
+    assert pool.done > 4
+    shutil.rmtree(run_dir / PARTS)
+    with pytest.raises(KeyboardInterrupt):
+        assessed(run_dir, request, lives=3)
+    resumed, second = assessed(run_dir, request)
+    assert second.done == pool.done - 3
+    for part in ("benign", "worst_case", "per_class", "gallery"):
+        assert resumed[part] == whole[part], part
+    _, third = assessed(run_dir, request)
+    assert third.done == 0
+    damaged = next((run_dir / PARTS).iterdir())
+    damaged.write_bytes(damaged.read_bytes()[:40])
+    again, fourth = assessed(run_dir, request)
+    assert fourth.done == 1
+    assert again["attacks"].keys() == whole["attacks"].keys()
+    assert again["worst_case"] == whole["worst_case"]
+
+
+def test_more_images_are_more_of_the_same_classes(run_dir):
+    found, _ = assessed(run_dir, images=40)
+    assert found["images"] == 120
+    assert found["attacks"]["fgsm-eps4"]["interval"][0] > 0 or found["attacks"]["fgsm-eps4"]["accuracy"]["mean"] == 0
+
+
+@pytest.mark.slow
+def test_everything_at_once_fills_the_report_and_mlflows_metrics(run_dir):
+    request = Request(
+        QUICK.attacks, EPSILON, checks=True, curves=True, transfer=True, sigmas=(0.1,), certify_draws=20, few=3
+    )
+    found, _ = assessed(run_dir, request, surrogates=[run_dir])
+    assert [check["name"] for check in found["checks"]] == [f"S{number}" for number in range(1, 15)]
+    checks = {check["name"]: check for check in found["checks"]}
+    assert not checks["S12"]["passed"], "36 images are too few"
+    assert "below 1,000" in checks["S12"]["meaning"]
+    curve = found["curves"]["epsilon"]
+    assert curve["x"][0] == 0
+    assert curve["mean"] == sorted(curve["mean"], reverse=True)
+    matrix = np.array(found["transfer"]["matrix"])
+    assert matrix.shape == (3, 3)
+    assert found["transfer"]["own"] == pytest.approx(np.diag(matrix).mean())
+    assert found["transfer"]["surrogates"][str(run_dir)] == pytest.approx(np.diag(matrix).mean()), "its own model"
+    certified = found["certified"][0]
+    assert certified["mean"] == sorted(certified["mean"], reverse=True)
+    assert len(found["gallery"]) <= 12
+    for item in found["gallery"]:
+        assert item["label"] != item["answer"]
+        delta = np.array(item["adversarial"]) - np.array(item["clean"])
+        assert np.abs(delta).max() <= 255 * EPSILON + 0.1
+    write_assessment(run_dir, found)
+    page = write_report(run_dir).read_text()
+    for words in ("Attacked again", "Every class", "Through other clients", "Certified", "S13", "data:image/png"):
+        assert words in page
+    metrics = evaluation_metrics(found)
+    assert metrics["evaluation.benign.accuracy.mean"] == found["benign"]["accuracy"]["mean"]
+    assert metrics["evaluation.check.S12.passed"] == 0
+    assert "evaluation.certified.sigma0.1.radius0.1" in metrics
+
+
+@pytest.mark.slow
+def test_other_weights_than_the_exported_ones_are_noticed(run_dir):
+    adapter = run_dir / "adapters" / "client_001" / "adapter_model.safetensors"
+    shutil.copy(run_dir / "adapters" / "client_000" / "adapter_model.safetensors", adapter)
+    found, _ = assessed(run_dir, Request(QUICK.attacks, EPSILON, checks=True, few=2))
+    check = next(check for check in found["checks"] if check["name"] == "S12")
+    assert "not the ones that were exported" in check["meaning"]
+
+
+def test_the_worst_case_is_per_image():
+    measured = Measured([np.array([0, 1, 2])])
+    measured.answers = {"a": [np.array([0, 5, 2])], "b": [np.array([7, 1, 2])]}
+    assert worst_answers(measured, ["a", "b"])[0].tolist() == [7, 5, 2]
+    assert interval([np.ones(10, bool)])[1] == pytest.approx(1)
+
+
+def test_suites_grow_and_know_the_number_of_classes():
+    quick, standard, full = (
+        [spec.label for spec in suite(name, EPSILON, 10)] for name in ("quick", "standard", "full")
+    )
+    assert set(quick) < set(standard) < set(full)
+    assert "autoattack-eps4" in standard
+    assert not any(spec.loss == "targeted" for spec in suite("full", EPSILON, 3))
+
+
+def test_requests_from_the_command_line(tiny_config):
+    def request(attacks=(), suite_name=None, epsilon=None, extras=None, classes=10, clients=3):
+        return build_request(tiny_config, attacks, suite_name, epsilon, extras or Extras(), clients, classes)
+
+    assert request().epsilon == pytest.approx(4 / 255)
+    assert [spec.name for spec in request().attacks] == ["noise", "fgsm", "pgd", "cw"]
+    assert [spec.label for spec in request(["square:queries=7"]).attacks] == ["square7-eps8"]
+    assert request(epsilon="2/255").attacks[0].epsilon == pytest.approx(2 / 255)
+    full = request(suite_name="full")
+    assert full.checks
+    assert full.curves
+    assert full.transfer
+    assert full.sigmas == (0.12,)
+    wrong = [
+        ({"suite_name": "standrad"}, "did you mean standard"),
+        ({"epsilon": "8"}, r"\[0, 1\] pixel units"),
+        ({"attacks": ["apgd:loss=dlr"], "classes": 2}, "needs 3 classes"),
+        ({"attacks": ["apgd:loss=targeted"], "classes": 3}, "needs 4 classes"),
+        ({"extras": Extras(sigmas=(0.0,))}, "above 0"),
+        ({"extras": Extras(sigmas=(float("nan"),))}, "above 0"),
+        ({"extras": Extras(sigmas=(float("inf"),))}, "above 0"),
+        ({"extras": Extras(transfer=True), "clients": 1}, "at least two clients"),
+        ({"attacks": ["pgd:norm=l2,epsilon=inf"]}, "epsilon"),
+        ({"attacks": ["deepfool:overshoot=nan"]}, "overshoot"),
+        ({"attacks": ["mim:restarts=3"]}, "unknown key"),
+    ]
+    for arguments, message in wrong:
+        with pytest.raises(UserError, match=message):
+            request(**arguments)
+
+
+def test_the_budget_of_the_checks_is_that_of_the_attacks_asked_for(tiny_config):
+    """Otherwise S14 would speak of images that nobody attacked."""
+
+    def request(*attacks):
+        return build_request(tiny_config, attacks, None, None, Extras(checks=True), 3, 10)
+
+    assert request("pgd:epsilon=2/255").epsilon == pytest.approx(2 / 255)
+    nearest = request("deepfool")
+    assert [spec.label for spec in nearest.attacks] == ["deepfool50-l2", "pgd20-eps4"]
+
+
+def test_other_settings_are_other_attacks():
+    labels = [
+        parse_attack(f"pgd:epsilon=8/255{more}").label for more in ("", ",step_size=2/255", ",random_start=false")
+    ]
+    assert labels == ["pgd20-eps8", "pgd20-step2-eps8", "pgd20-fixed1-eps8"]
+
+
+def test_the_threat_model_names_what_was_measured(tiny_config):
+    def stated(*attacks):
+        return threat_model(tiny_config, [parse_attack(text) for text in attacks])
+
+    assert stated("pgd:norm=l2,epsilon=0.5")["norm"].startswith("L2, in")
+    assert stated("pgd", "sparsefool")["norm"].startswith("L-infinity, L0 (pixels), in")
+    assert "white box (square: answers only)" in stated("square")["evaluation"]
+
+
+def test_attackers_of_the_aggregation_are_nobodys_headline():
+    measured = Measured([np.zeros(4, int), np.zeros(2, int)], {"benign": [np.zeros(4, int), np.ones(2, int)]})
+    assert measured.mean("benign") == 0.5
+    assert measured.without([1]).mean("benign") == 1
+
+
+def test_an_l2_attack_alone_is_the_worst_case(run_dir):
+    attack = parse_attack("pgd:norm=l2,epsilon=30,steps=3")
+    found, _ = assessed(run_dir, Request((attack,), EPSILON))
+    assert sum(
+        r * n for r, n in zip(found["per_class"]["worst_case"], found["per_class"]["images"], strict=True) if n
+    ) < (sum(r * n for r, n in zip(found["per_class"]["benign"], found["per_class"]["images"], strict=True) if n))
+    assert found["collapsed"]
+
+
+def test_a_run_without_adapters_is_refused(run_dir):
+    shutil.rmtree(run_dir / "adapters" / "client_002")
+    with pytest.raises(UserError, match="has no adapters of client 2"):
+        prepare_assessment(run_dir, None, [], [])
+
+
+def test_wrong_runs_are_one_clear_line(run_dir, tmp_path):
+    with pytest.raises(UserError, match="is no run folder"):
+        prepare_assessment(tmp_path / "nowhere", None, [], [])
+    with pytest.raises(UserError, match="would change the run"):
+        prepare_assessment(run_dir, None, [], ["lora.rank=4"])
+    (run_dir / "summary.json").unlink()
+    with pytest.raises(UserError, match="is not finished; first: sylva-ray run"):
+        prepare_assessment(run_dir, None, [], [])
+
+
+def test_a_surrogate_of_another_kind_is_refused(run_dir, tmp_path):
+    sections = {"algorithm": {"name": "per_lora"}, "training": TINY["training"] | {"rounds": 1}, "lora": {"rank": 1}}
+    run_prepared(prepare(build(ExperimentConfig, TINY | sections)), tmp_path / "other", False, lambda _: None)
+    with pytest.raises(UserError, match="other clients or another kind of model"):
+        prepare_assessment(run_dir, None, [tmp_path / "other"], [])

@@ -1,0 +1,205 @@
+"""Whoever is killed, the adapters are the same: a client actor, the coordinator, the driver. Real SIGKILLs, by process id."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+
+from sylva_ray.core.errors import RunError, UserError
+from sylva_ray.core.types import CohortTask
+from sylva_ray.evaluation.run import EVALUATION, PARTS
+from sylva_ray.federation.pool import InProcessPool
+from sylva_ray.preparation.experiment import Prepared, create_worker
+from tests.execution.conftest import adapter_files
+from tests.execution.test_ray_pool import assert_same_bits, states
+
+ray = pytest.importorskip("ray")
+
+from sylva_ray.execution.ray.driver import coordinator_name, run_prepared  # noqa: E402
+from sylva_ray.execution.ray.pool import RayPool  # noqa: E402
+from sylva_ray.execution.ray.session import NAMESPACE  # noqa: E402
+
+pytestmark = pytest.mark.slow
+
+MakeTask = Callable[..., CohortTask]
+
+
+def ignore(event: dict[str, Any]) -> None:
+    del event
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tiny: Prepared, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """The adapters of the same experiment in one process, with nobody killed."""
+    run_dir = tmp_path_factory.mktemp("undisturbed") / "run"
+    run_prepared(tiny, run_dir, resume=False, on_event=ignore)
+    return adapter_files(run_dir)
+
+
+def make_pool(prepared: Prepared, lost: list[str]) -> RayPool:
+    fleet, backbone = ray.put(prepared.fleet), ray.put(prepared.backbone)
+    return RayPool(prepared.config, fleet, backbone, num_actors=1, on_lost=lost.append)
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_a_killed_client_actor_is_replaced_and_its_clients_run_again(on_ray: Prepared, train_task: MakeTask) -> None:
+    """One actor, killed inside a task: what the new one makes of it is what nobody's death would have changed."""
+    tasks = [train_task((0, 1), epochs=20), train_task((2,))]
+    lost: list[str] = []
+    pool = make_pool(on_ray, lost)
+
+    def kill_when_busy() -> None:
+        while (seat := pool._seats[0]) is None or seat.job is None:
+            time.sleep(0.01)
+        os.kill(ray.get(seat.actor.pid.remote()), signal.SIGKILL)
+
+    killer = threading.Thread(target=kill_when_busy, daemon=True)
+    killer.start()
+    try:
+        results = pool.run(tasks)
+    finally:
+        pool.close()
+    assert lost == ["train, round 1, clients 0, 1"]
+    worker = create_worker(on_ray.config, on_ray.fleet, on_ray.backbone)
+    assert_same_bits(states(results), states(InProcessPool(worker).run(tasks)))
+
+
+class Poison:
+    """Ends the process that receives it."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os._exit, (1,)
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_a_task_that_always_kills_its_actor_ends_the_run(on_ray: Prepared) -> None:
+    """max_task_retries = 1: a second chance, and then an error that names the clients."""
+    lost: list[str] = []
+    pool = make_pool(on_ray, lost)
+    poisoned = CohortTask(3, (1, 2), {"weight": Poison()})  # type: ignore[dict-item]
+    try:
+        with pytest.raises(RunError, match=r"work, round 3, clients 1, 2: the client actor was lost 2 time"):
+            pool.run([poisoned])
+    finally:
+        pool.close()
+    assert lost == ["work, round 3, clients 1, 2"]
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_a_killed_coordinator_goes_on_to_the_same_adapters(
+    on_ray: Prepared, undisturbed: dict[str, bytes], tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "run"
+    seen: list[str] = []
+
+    def kill_in_the_second_step(event: dict[str, Any]) -> None:
+        seen.append(event["event"])
+        if event["event"] == "record" and "coordinator_restarted" not in seen and seen.count("record") == 1:
+            coordinator = ray.get_actor(coordinator_name(run_dir), NAMESPACE)
+            os.kill(ray.get(coordinator.pid.remote()), signal.SIGKILL)
+
+    summary = run_prepared(on_ray, run_dir, resume=False, on_event=kill_in_the_second_step)
+    assert seen.count("coordinator_restarted") == 1
+    assert adapter_files(run_dir) == undisturbed
+    assert summary["rounds"] == on_ray.config.training.rounds
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_errors_of_the_coordinator_arrive_as_themselves(on_ray: Prepared, tmp_path: Path) -> None:
+    """A run that is not there: one UserError. A failing task inside the coordinator inside Ray: one plain RunError."""
+    with pytest.raises(UserError, match="holds no run"):
+        run_prepared(on_ray, tmp_path / "none", resume=True, on_event=ignore)
+    assert not (tmp_path / "none").exists()
+    first, *others = on_ray.fleet.clients
+    beyond = dataclasses.replace(first, guard=np.array([10**9]))  # only who takes client 0's images will notice
+    broken = dataclasses.replace(on_ray, fleet=dataclasses.replace(on_ray.fleet, clients=(beyond, *others)))
+    with pytest.raises(RunError, match=r"^train, round 0, clients 0, .*: IndexError: ") as caught:
+        run_prepared(broken, tmp_path / "run", resume=False, on_event=ignore)
+    assert type(caught.value) is RunError
+
+
+def test_a_killed_driver_leaves_no_process_and_a_run_that_resumes(
+    on_ray: Prepared, undisturbed: dict[str, bytes], tmp_path: Path
+) -> None:
+    config, run_dir = tmp_path / "config.yaml", tmp_path / "run"
+    config.write_text(on_ray.config.to_yaml())
+    command = [sys.executable, "-m", "sylva_ray.cli", "run", str(config), "--out", str(run_dir)]
+    driver = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    try:
+        _wait_until((run_dir / "checkpoint" / "round_0001" / "manifest.json").exists, driver)
+        # Ray's two agents look after their parent once a minute; everything else is to go at once
+        family = [
+            p for p in psutil.Process(driver.pid).children(recursive=True) if "Agent" not in " ".join(p.cmdline())
+        ]
+    finally:
+        driver.kill()
+        driver.wait()
+    assert not (run_dir / "adapters").exists(), "the driver was to die before the end"
+    _, alive = psutil.wait_procs(family, timeout=30)
+    assert alive == []
+    resumed = subprocess.run([*command, "--resume"], capture_output=True, text=True, timeout=300, check=False)
+    assert resumed.returncode == 0, resumed.stderr
+    assert adapter_files(run_dir) == undisturbed
+
+
+def test_a_stopped_driver_ends_in_order_and_says_how_to_resume(on_ray: Prepared, tmp_path: Path) -> None:
+    """SIGTERM is what `ray job stop` and schedulers send; Ray's own handler would abort the process."""
+    config, run_dir = tmp_path / "config.yaml", tmp_path / "run"
+    config.write_text(on_ray.config.to_yaml())
+    command = [sys.executable, "-m", "sylva_ray.cli", "run", str(config), "--out", str(run_dir)]
+    driver = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    _wait_until((run_dir / "checkpoint" / "round_0000" / "manifest.json").exists, driver)
+    driver.terminate()
+    _, errors = driver.communicate(timeout=60)
+    assert driver.returncode == 143
+    assert errors.strip().splitlines()[-1] == f"sylva-ray: stopped. Resume with: sylva-ray run {run_dir} --resume"
+
+
+def test_a_stopped_evaluation_goes_on_to_what_one_process_finds(tiny: Prepared, tmp_path: Path) -> None:
+    run_dirs = {pool: tmp_path / pool for pool in ("ray", "in_process")}
+    run_prepared(tiny, run_dirs["ray"], resume=False, on_event=ignore)
+    shutil.copytree(run_dirs["ray"], run_dirs["in_process"])
+
+    def evaluate(pool: str) -> subprocess.Popen[str]:
+        options = ["--suite", "quick", "--images", "4", f"cluster.pool={pool}", "cluster.num_actors=1"]
+        command = [sys.executable, "-m", "sylva_ray.cli", "evaluate", str(run_dirs[pool]), *options]
+        return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+    driver = evaluate("ray")
+    _wait_until(lambda: len(list((run_dirs["ray"] / PARTS).glob("*.safetensors"))) >= 2, driver)
+    driver.terminate()
+    _, errors = driver.communicate(timeout=60)
+    assert driver.returncode == 143
+    said = "sylva-ray: stopped. What was measured is kept: the same command goes on from there"
+    assert errors.strip().splitlines()[-1] == said
+    found = {}
+    for pool, run_dir in run_dirs.items():
+        driver = evaluate(pool)
+        _, errors = driver.communicate(timeout=400)
+        assert driver.returncode == 0, errors
+        found[pool] = json.loads((run_dir / EVALUATION).read_text())
+        for row in found[pool]["attacks"].values():
+            del row["seconds"], row["images_per_second"]
+    assert found["ray"] == found["in_process"]
+
+
+def _wait_until(condition: Callable[[], bool], driver: subprocess.Popen[str], timeout_s: float = 240) -> None:
+    end = time.monotonic() + timeout_s
+    while not condition():
+        assert driver.poll() is None, driver.stderr.read() if driver.stderr else ""
+        assert time.monotonic() < end, "the run did not get that far"
+        time.sleep(0.05)

@@ -1,0 +1,111 @@
+"""The Ray pool gives what the in-process pool gives, bit for bit, and says the same when a task fails."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pytest
+
+from sylva_ray.core.errors import RunError
+from sylva_ray.core.types import CohortResult, CohortTask, EvaluateTask, TrainOutcome
+from sylva_ray.federation.pool import InProcessPool
+from sylva_ray.preparation.experiment import Prepared, create_worker
+
+ray = pytest.importorskip("ray")
+
+from sylva_ray.execution.ray.pool import RayPool  # noqa: E402
+
+MakeTask = Callable[..., CohortTask]
+
+
+@pytest.fixture(scope="module")
+def two(local_ray: None, on_ray: Prepared) -> Iterator[RayPool]:  # noqa: ARG001
+    """Two actors that the tests of this file share."""
+    pool = RayPool(on_ray.config, ray.put(on_ray.fleet), ray.put(on_ray.backbone), num_actors=2)
+    yield pool
+    pool.close()
+
+
+@pytest.fixture(scope="module")
+def in_process(tiny: Prepared) -> InProcessPool:
+    return InProcessPool(create_worker(tiny.config, tiny.fleet, tiny.backbone))
+
+
+def states(results: list[CohortResult | None]) -> list[dict[str, np.ndarray]]:
+    """All clients' trained states, in the order of the results."""
+    found: list[TrainOutcome] = [outcome for result in results if result is not None for outcome in result.outcomes]
+    return [dict(outcome.state) for outcome in found]
+
+
+def assert_same_bits(ours: list[dict[str, np.ndarray]], theirs: list[dict[str, np.ndarray]]) -> None:
+    assert len(ours) == len(theirs) > 0
+    for a, b in zip(ours, theirs, strict=True):
+        assert a.keys() == b.keys()
+        assert all(a[name].tobytes() == b[name].tobytes() for name in a)
+
+
+def test_training_in_other_processes_gives_the_same_bits(
+    two: RayPool, in_process: InProcessPool, train_task: MakeTask
+) -> None:
+    tasks = [train_task((0, 1)), train_task((2,)), train_task((1,))]
+    finished: list[CohortTask] = []
+    results = two.run(tasks, on_done=lambda task, _: finished.append(task))
+    assert [result.clients for result in results if result] == [(0, 1), (2,), (1,)], "results in the order of the tasks"
+    assert sorted(task.clients for task in finished) == [(0, 1), (1,), (2,)]
+    assert_same_bits(states(results), states(in_process.run(tasks)))
+
+
+def test_evaluation_in_other_processes_gives_the_same_predictions(
+    two: RayPool, in_process: InProcessPool, train_task: MakeTask, on_ray: Prepared
+) -> None:
+    start = train_task((0, 2))
+    task = EvaluateTask(1, start.clients, start.states, on_ray.config.evaluation.specs)
+    (here,), (there,) = in_process.run([task]), two.run([task])
+    assert here is not None
+    assert there is not None
+    for a, b in zip(here.outcomes, there.outcomes, strict=True):
+        assert a.predictions.keys() == b.predictions.keys()
+        assert all(np.array_equal(a.predictions[name], b.predictions[name]) for name in a.predictions)
+
+
+def test_results_are_our_own_memory(two: RayPool, train_task: MakeTask) -> None:
+    """Ray hands out read-only views that pin its object store; a coordinator keeps states for the whole run."""
+    (state,) = states(two.run([train_task((0,))]))
+    assert all(value.flags.writeable for value in state.values())
+
+
+def test_a_client_process_imports_neither_peft_nor_a_tracker(two: RayPool) -> None:
+    seat = two._seats[0]
+    assert seat is not None
+    # a lambda travels by value; a named function would make the actor import this file, and all that it imports
+    loaded = ray.get(seat.actor.__ray_call__.remote(lambda _: set(sys.modules)))
+    assert "torch" in loaded
+    assert not {"peft", "transformers", "mlflow", "matplotlib"} & loaded
+
+
+def test_a_failing_task_is_reported_like_in_process_and_the_pool_lives_on(
+    two: RayPool, in_process: InProcessPool, train_task: MakeTask
+) -> None:
+    bad = train_task((99,))
+    messages = []
+    for pool in (in_process, two):
+        with pytest.raises(RunError) as caught:
+            pool.run([bad])
+        messages.append(str(caught.value))
+    assert messages[0] == messages[1]
+    assert messages[1].startswith("train, round 1, clients 99: IndexError: ")
+    good = [train_task((2,))]
+    assert_same_bits(states(two.run(good)), states(in_process.run(good)))
+
+
+def test_who_misses_the_deadline_is_none_and_the_pool_lives_on(
+    two: RayPool, in_process: InProcessPool, train_task: MakeTask
+) -> None:
+    quick, endless = train_task((2,)), train_task((0, 1), epochs=1_000_000)
+    late, on_time = two.run([endless, quick], deadline_s=6)
+    assert late is None
+    expected = states(in_process.run([quick]))
+    assert_same_bits(states([on_time]), expected)
+    assert_same_bits(states(two.run([quick, quick])), expected * 2)

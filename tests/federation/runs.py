@@ -1,0 +1,31 @@
+"""Whole experiments in this process, and what they leave in their folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from sylva_ray.execution.experiment import run_experiment
+from sylva_ray.federation.pool import InProcessPool
+from sylva_ray.preparation.experiment import Prepared, create_worker
+from sylva_ray.storage.checkpoint import Checkpoint, CheckpointFolder
+from sylva_ray.storage.run_folder import claim_run_folder
+
+
+def run(made: Prepared, folder: Path) -> dict:
+    """Run it, or go on where the folder (or the checkpoint that was put there) ends."""
+    folder.mkdir(exist_ok=True)
+    if not any(folder.iterdir()):
+        claim_run_folder(folder, made.config, resume=False)
+    pool = InProcessPool(create_worker(made.config, made.fleet, made.backbone))
+    return run_experiment(made, folder, pool, lambda _: None)
+
+
+def records_of(folder: Path) -> list[dict]:
+    """The lines of rounds.jsonl."""
+    return [json.loads(line) for line in (folder / "rounds.jsonl").read_text().splitlines()]
+
+
+def newest(folder: Path) -> Checkpoint | None:
+    """The newest checkpoint."""
+    return CheckpointFolder(folder / "checkpoint").latest()

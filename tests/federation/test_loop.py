@@ -1,0 +1,303 @@
+"""Whole tiny experiments in this process: learning, bit-exact resume, checkpoints that survive torn writes."""
+
+from __future__ import annotations
+
+import errno
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import save
+
+from sylva_ray.config.experiment import ExperimentConfig
+from sylva_ray.config.schema import build
+from sylva_ray.core.errors import RunError, UserError
+from sylva_ray.execution.experiment import run_experiment
+from sylva_ray.federation.client.worker import CohortWorker
+from sylva_ray.federation.pool import InProcessPool
+from sylva_ray.models.export import export_clients
+from sylva_ray.models.peft_format import load_adapter
+from sylva_ray.preparation.experiment import create_worker, prepare
+from sylva_ray.storage import checkpoint as checkpoint_module
+from sylva_ray.storage.checkpoint import CheckpointFolder
+from sylva_ray.storage.run_folder import load_run
+from tests.conftest import TINY
+from tests.federation.runs import run
+
+
+def adapters(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted((folder / "adapters").rglob("*.safetensors"))}
+
+
+@pytest.fixture(scope="module")
+def finished(tiny, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("finished")
+    return folder, run(tiny, folder)
+
+
+def test_a_run_leaves_what_it_promises(finished, tiny):
+    folder, summary = finished
+    for name in (
+        "config.yaml",
+        "rounds.jsonl",
+        "summary.json",
+        "report.html",
+        "adapters/client_002/adapter_config.json",
+    ):
+        assert (folder / name).exists(), name
+    assert json.loads((folder / "summary.json").read_text()) == summary
+    records = [json.loads(line) for line in (folder / "rounds.jsonl").read_text().splitlines()]
+    assert [r["stage"] for r in records] == ["warmup", "phase1", "phase1", "personalise", "layer_game", "phase2"]
+    assert records[1]["epsilon"] < records[2]["epsilon"] == tiny.config.attack.epsilon
+    for stage in ("initial", "phase1", "final"):
+        accuracies = summary[stage]
+        assert len(accuracies["benign_accuracy"]["per_client"]) == 3
+        assert accuracies["robust_accuracy"]["pgd2-eps4"]["mean"] <= accuracies["benign_accuracy"]["mean"]
+    game = summary["layer_game"]
+    assert game["exact"]
+    assert game["coalitions_evaluated"] == 3 * 2**7
+    assert np.array(game["shapley"]).shape == (3, 7)
+    assert {check["name"] for check in summary["checks"]} == {"S4", "S14"}
+
+
+def test_declared_bytes_are_the_serialised_ones(finished):
+    folder, summary = finished
+    _, states = load_run(folder)
+    payload = {n: v for n, v in states[0].items() if not n.startswith("head")}
+    adapters_only = sum(v.nbytes for v in payload.values())
+    assert summary["communication"]["upload_bytes_per_client_round"] == adapters_only
+    header = len(save(payload)) - adapters_only
+    assert 0 < header < 100 * len(payload) + 16
+    records = [json.loads(line) for line in (folder / "rounds.jsonl").read_text().splitlines()]
+    assert records[1]["upload_bytes"] == 3 * adapters_only
+    assert records[0]["upload_bytes"] == 0
+
+
+def test_equal_runs_write_equal_bytes(finished, tiny, tmp_path):
+    folder, _ = finished
+    run(tiny, tmp_path / "again")
+    assert adapters(tmp_path / "again") == adapters(folder)
+
+
+@pytest.mark.parametrize("steps", [1, 3, 5])
+def test_resume_equals_uninterrupted(finished, tiny, tmp_path, monkeypatch, steps):
+    """The disk fills up after some steps: one clear error, and the resumed run ends with the same bits."""
+    folder = tmp_path / "interrupted"
+    write, calls = checkpoint_module._write, []
+
+    def full_disk(path: Path, content: bytes) -> None:
+        if path.name == "manifest.json":
+            calls.append(path)
+        if len(calls) > steps:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(path, content)
+
+    monkeypatch.setattr(checkpoint_module, "_write", full_disk)
+    with pytest.raises(RunError, match="No space left"):
+        run(tiny, folder)
+    monkeypatch.setattr(checkpoint_module, "_write", write)
+    run(tiny, folder)
+    assert adapters(folder) == adapters(finished[0])
+    strip = [json.loads(line) for line in (folder / "rounds.jsonl").read_text().splitlines()]
+    whole = [json.loads(line) for line in (finished[0] / "rounds.jsonl").read_text().splitlines()]
+    for a, b in zip(strip, whole, strict=True):
+        for noisy in ("seconds", "peak_memory_bytes"):
+            a.pop(noisy)
+            b.pop(noisy)
+        assert a == b
+
+
+def test_without_learning_rate_nothing_moves(tmp_path):
+    """lr = 0 leaves every client what it was after the warm-up, through training, aggregation and the last epoch."""
+    config = build(
+        ExperimentConfig,
+        TINY
+        | {
+            "training": {"rounds": 2, "batch_size": 16, "lr": 0.0},
+            "algorithm": {"name": "sylva", "head_warmup_epochs": 0, "phase2": {"enabled": False}},
+            "evaluation": {"attacks": [], "checks": False},
+        },
+    )
+    prepared = prepare(config)
+    run(prepared, tmp_path / "still")
+    _, states = load_run(tmp_path / "still")
+    worker = create_worker(prepared.config, prepared.fleet, prepared.backbone)
+    from sylva_ray.core.seeding import generator
+
+    start = worker.model.initial_state(generator(config.seed, "initial state"))
+    assert all(np.array_equal(state[name], start[name]) for state in states for name in start)
+
+
+def test_refinement_touches_the_selected_layers_alone(tiny):
+    from sylva_ray.core.seeding import generator
+    from sylva_ray.core.types import RefineTask, stack_states
+
+    worker = create_worker(tiny.config, tiny.fleet, tiny.backbone)
+    start = worker.model.initial_state(generator(0, "initial state"))
+    selected = np.zeros((3, 7), bool)
+    selected[0, [1, 6]] = True
+    selected[2, 3] = True
+    result = worker.run(RefineTask(5, (0, 1, 2), stack_states([start] * 3), selected))
+    players = list(worker.model.players.values())
+    for client, outcome in enumerate(result.outcomes):
+        after = outcome.states[-1]
+        for player, names in enumerate(players):
+            moved = any(not np.array_equal(after[name], start[name]) for name in names)
+            assert moved == selected[client, player], (client, player)
+
+
+def test_an_exported_adapter_is_the_clients_state(finished, tmp_path):
+    config, states = load_run(finished[0])
+    (folder,) = export_clients(config, states, [1], tmp_path)
+    back = load_adapter(folder)
+    assert all(np.array_equal(back[name], states[1][name]) for name in states[1])
+
+
+def test_merged_weights_predict_like_the_adapter(finished, tmp_path):
+    import torch
+    from peft import PeftModel
+    from safetensors.torch import load_file
+
+    from sylva_ray.models.backbone import create_backbone
+
+    config, states = load_run(finished[0])
+    (folder,) = export_clients(config, states, [0], tmp_path, merged=True)
+    adapted, merged = create_backbone(config.backbone, 10), create_backbone(config.backbone, 10)
+    merged.model.load_state_dict(load_file(folder / "model.safetensors"))
+    x = torch.rand(4, 3, 32, 32)
+    expected = PeftModel.from_pretrained(adapted.model, str(folder)).eval()(adapted.preprocess(x))
+    torch.testing.assert_close(merged(x), expected, rtol=0, atol=1e-4)
+
+
+class LatePool(InProcessPool):
+    """A pool whose first task misses every deadline of one round."""
+
+    def __init__(self, worker: CohortWorker, late_round: int) -> None:
+        super().__init__(worker)
+        self.late_round, self.limits = late_round, []
+
+    def run(self, tasks, deadline_s=None, on_done=None):
+        self.limits.append(deadline_s)
+        results = super().run(tasks, deadline_s, on_done)
+        late = deadline_s is not None and tasks and tasks[0].round == self.late_round
+        return [None, *results[1:]] if late else results
+
+
+def test_who_misses_a_deadline_keeps_its_state_and_a_rerun_replays_it(tmp_path):
+    raw = TINY | {
+        "algorithm": {"name": "sylva", "final_local_epochs": 0, "phase2": {"enabled": False}},
+        "training": TINY["training"] | {"clients_per_round": 2, "cohort_size": 1},
+        "evaluation": {"attacks": [], "checks": False},
+        "cluster": {"pool": "in_process", "round_deadline_s": 5},
+    }
+    prepared = prepare(build(ExperimentConfig, raw))
+
+    def finish(folder: Path, late_round: int) -> tuple[list[dict], LatePool]:
+        folder.mkdir(exist_ok=True)
+        pool = LatePool(create_worker(prepared.config, prepared.fleet, prepared.backbone), late_round)
+        run_experiment(prepared, folder, pool, lambda _: None)
+        return [json.loads(line) for line in (folder / "rounds.jsonl").read_text().splitlines()], pool
+
+    records, pool = finish(tmp_path / "a", late_round=1)
+    (missing,) = records[1]["missing"]
+    assert str(missing) not in records[1]["metrics"]["loss"]
+    assert missing in records[2]["participants"], "who was missing comes first in the next round"
+    assert pool.limits == [None, None, 5, 5, None]  # the warm-up and the evaluations have no deadline
+    summary = json.loads((tmp_path / "a" / "summary.json").read_text())
+    assert any(f"clients {missing} missed the deadline" in warning for warning in summary["warnings"])
+    # The same run, cut between the deadline and the checkpoint of round 1: nobody is late now, and the log decides.
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "missing.jsonl").write_text((tmp_path / "a" / "missing.jsonl").read_text().splitlines()[0] + "\n")
+    replayed, _ = finish(tmp_path / "b", late_round=-1)
+    assert replayed[1]["missing"] == [missing]
+    assert adapters(tmp_path / "b") == adapters(tmp_path / "a")
+
+
+def test_a_client_that_diverges_keeps_its_last_state_and_is_named(tmp_path, monkeypatch):
+    raw = TINY | {
+        "algorithm": {"name": "sylva", "final_local_epochs": 0, "phase2": {"enabled": False}},
+        "training": TINY["training"] | {"rounds": 1},
+        "evaluation": {"attacks": [], "checks": False},
+    }
+    prepared = prepare(build(ExperimentConfig, raw))
+    train = CohortWorker._train
+
+    def diverge(self, task, params):
+        outcomes = train(self, task, params)
+        if task.round == 1:
+            where = task.clients.index(1) if 1 in task.clients else None
+            if where is not None:
+                outcomes[where].state["head.bias"][0] = np.nan
+        return outcomes
+
+    monkeypatch.setattr(CohortWorker, "_train", diverge)
+    summary = run(prepared, tmp_path / "run")
+    _, states = load_run(tmp_path / "run")
+    assert all(np.isfinite(value).all() for state in states for value in state.values())
+    assert any("clients 1 diverged" in warning for warning in summary["warnings"])
+
+
+def test_a_benign_end_point_that_diverges_plays_a_game_worth_nothing(tiny):
+    """Its NaN must not reach the neighbours' Shapley values: theta^b falls back to theta^r, and every layer is worth 0."""
+    from sylva_ray.core.seeding import generator
+    from sylva_ray.core.types import GameTask, stack_states
+    from sylva_ray.federation.stages.layer_game.shapley import all_coalitions
+
+    worker = create_worker(tiny.config, tiny.fleet, tiny.backbone)
+    parameters = worker.algorithm.parameters
+    reckless = parameters.phase2.model_copy(update={"benign_lr": float("inf")})
+    worker.algorithm.parameters = parameters.model_copy(update={"phase2": reckless})
+    start = worker.model.initial_state(generator(0, "initial state"))
+    (outcome,) = worker.run(GameTask(5, (0,), stack_states([start]), all_coalitions(7)[:4])).outcomes
+    assert np.isfinite(outcome.values).all()
+    assert np.ptp(outcome.values, axis=0).max() < 1e-6
+    assert all(np.array_equal(outcome.benign_state[name], start[name]) for name in start)
+
+
+def test_whole_models_train_behind_the_same_seam(tmp_path):
+    raw = TINY | {
+        "algorithm": {"name": "undefended", "model": "full", "heads": "global", "final_local_epochs": 0},
+        "training": TINY["training"] | {"rounds": 1, "lr": 1e-4},
+        "evaluation": {"attacks": [{"epsilon": "4/255", "steps": 1}], "checks": False},
+    }
+    summary = run(prepare(build(ExperimentConfig, raw)), tmp_path / "full")
+    communication = summary["communication"]
+    assert communication["upload_bytes_per_client_round"] == communication["full_model_bytes"]
+    assert communication["full_model_ratio"] == 1
+    assert not (tmp_path / "full" / "adapters").exists()
+    _, states = load_run(tmp_path / "full")
+    assert all(np.array_equal(states[0][name], states[2][name]) for name in states[0]), "one global model"
+
+
+# -- checkpoints -------------------------------------------------------------------------------------------------------
+
+
+def saved(folder: Path, steps: int) -> CheckpointFolder:
+    checkpoints = CheckpointFolder(folder)
+    for step in range(steps):
+        checkpoints.save(step, [{"x": np.full(3, step, np.float32)}], [{"step": s} for s in range(step + 1)], None)
+    return checkpoints
+
+
+def test_a_torn_write_leaves_the_previous_round(tmp_path):
+    checkpoints = saved(tmp_path, 3)
+    (tmp_path / "round_0002" / "states.safetensors").write_bytes(b"half")
+    assert checkpoints.latest().step == 1
+    (tmp_path / "round_0001" / "manifest.json").unlink()
+    assert checkpoints.latest().step == 0
+
+
+def test_a_complete_round_is_immutable_and_old_ones_go(tmp_path):
+    checkpoints = saved(tmp_path, 5)
+    assert [p.name for p in sorted(tmp_path.iterdir())] == ["round_0002", "round_0003", "round_0004"]
+    checkpoints.save(4, [{"x": np.zeros(3, np.float32)}], [], None)
+    assert checkpoints.latest().states[0]["x"].tolist() == [4, 4, 4]
+
+
+def test_only_damaged_checkpoints_is_an_error_and_none_is_a_start(tmp_path):
+    assert CheckpointFolder(tmp_path / "none").latest() is None
+    checkpoints = saved(tmp_path, 1)
+    (tmp_path / "round_0000" / "progress.json").write_text("{}")
+    with pytest.raises(UserError, match="damaged"):
+        checkpoints.latest()

@@ -1,0 +1,312 @@
+"""Phase 2 from one and the same end of phase 1: every way to select layers runs, and selecting none is legal."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from sylva_ray.config.experiment import ExperimentConfig
+from sylva_ray.config.schema import build
+from sylva_ray.core.types import EvaluateTask, GameTask, stack_states
+from sylva_ray.execution.experiment import run_experiment
+from sylva_ray.federation.contract import Algorithm
+from sylva_ray.federation.pool import InProcessPool
+from sylva_ray.models.cohort import repeat_owner, to_parameters
+from sylva_ray.models.peft_format import load_adapter
+from sylva_ray.preparation.experiment import Prepared, create_worker, prepare
+from sylva_ray.storage.checkpoint import CheckpointFolder
+from tests.conftest import TINY
+from tests.federation.runs import newest, records_of, run
+
+PLAYERS = 7
+SHORT = TINY | {
+    "training": TINY["training"] | {"rounds": 1},
+    "evaluation": {"attacks": [{"epsilon": "4/255", "steps": 1}], "checks": False},
+}
+
+
+def prepared(phase2: dict | None = None, method: dict | None = None, **sections) -> Prepared:
+    """`SHORT` with one round and no last local epoch; ``phase2`` on top of the tiny one, None: no phase 2."""
+    second = {"enabled": False} if phase2 is None else TINY["algorithm"]["phase2"] | phase2
+    algorithm = {"name": "sylva", "final_local_epochs": 0, "phase2": second} | (method or {})
+    return prepare(build(ExperimentConfig, SHORT | {"algorithm": algorithm} | sections))
+
+
+@pytest.fixture(scope="module")
+def phase1(tmp_path_factory) -> Path:
+    """A run folder at the end of phase 1: interrupted when the layer game would begin."""
+    folder, made = tmp_path_factory.mktemp("phase1"), prepared({})
+
+    def interrupt(event: dict) -> None:
+        if event.get("stage") == "layer_game":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_experiment(made, folder, InProcessPool(create_worker(made.config, made.fleet, made.backbone)), interrupt)
+    return folder
+
+
+def go_on(phase1: Path, folder: Path, **phase2) -> dict:
+    folder.mkdir()
+    shutil.copytree(phase1 / "checkpoint", folder / "checkpoint")
+    return run(prepared(phase2), folder)
+
+
+@pytest.mark.parametrize("selection", ["shapley", "gates", "shift", "all", "head", "random"])
+def test_every_selection_runs_to_the_end(selection, phase1, tmp_path):
+    """With a guard that lets everything pass, what is selected is the largest candidate."""
+    summary = go_on(phase1, tmp_path / "run", selection=selection, guard_tolerance=1.0, gate_steps=5)
+    game = summary["layer_game"]
+    assert game["selection"] == selection
+    selected = np.array(game["selected"])
+    assert selected.shape == (3, PLAYERS)
+    assert (game["shapley"] is not None) == (selection == "shapley")
+    assert (game["scores"] is not None) == (selection in ("gates", "shift", "random"))
+    assert game["coalitions_evaluated"] == (3 * 2**PLAYERS if selection == "shapley" else 0)
+    scores = None if game["scores"] is None else np.array(game["scores"])
+    match selection:
+        case "shapley":
+            assert np.array_equal(selected, np.array(game["shapley_benign"]) > 0)
+        case "gates":
+            assert scores.shape == (3, PLAYERS)
+            assert ((scores >= 0) & (scores <= 1)).all()
+            assert np.array_equal(selected, scores > 0.5)
+        case "head":
+            assert selected.astype(int).tolist() == [[0] * (PLAYERS - 1) + [1]] * 3
+        case _:
+            assert selected.all()
+    if selection == "shift":
+        assert (scores < 0).all(), "minus the relative shift"
+    start, end = newest(phase1).states, newest(tmp_path / "run").states
+    refined = [client for client in range(3) if game["refined_epochs"][client]]
+    assert refined == [client for client in range(3) if selected[client].any()]
+    players = create_worker(*_parts(prepared({}))).model.players
+    for client in range(3):
+        for player, names in enumerate(players.values()):
+            moved = any(not np.array_equal(start[client][name], end[client][name]) for name in names)
+            assert moved == selected[client, player], (client, player)
+    assert (tmp_path / "run" / "report.html").exists()
+
+
+def _parts(made: Prepared):
+    return made.config, made.fleet, made.backbone
+
+
+@pytest.mark.parametrize("selection", ["all", "random"])
+def test_an_empty_selection_is_legal_and_leaves_phase_1_as_it_was(selection, phase1, tmp_path):
+    """A guard that tolerates no loss at all accepts nothing, as no number of images proves a loss of 0."""
+    summary = go_on(phase1, tmp_path / "run", selection=selection, guard_tolerance=0.0)
+    game = summary["layer_game"]
+    assert not np.array(game["selected"]).any()
+    assert game["refined_epochs"] == [0, 0, 0]
+    assert game["guard_bound"] == [0, 0, 0]
+    records = records_of(tmp_path / "run")
+    assert [record["stage"] for record in records[-2:]] == ["layer_game", "phase2"]
+    assert records[-1]["participants"] == []
+    assert records[-1]["upload_bytes"] == 0
+    start, end = newest(phase1).states, newest(tmp_path / "run").states
+    assert all(np.array_equal(a[name], b[name]) for a, b in zip(start, end, strict=True) for name in a)
+    assert summary["final"]["benign_accuracy"] == summary["phase1"]["benign_accuracy"]
+    assert (tmp_path / "run" / "report.html").exists()
+
+
+# -- the scores of layers ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def player(phase1):
+    """Two clients of unequal size at the end of phase 1, about to score their layers."""
+    made = prepared({"gate_steps": 40, "max_images": 6})
+    worker = create_worker(made.config, made.fleet, made.backbone)
+    states = stack_states([newest(phase1).states[client] for client in (0, 2)])
+    params = to_parameters(states, "cpu", torch.float32)
+    worker.run(GameTask(3, (0, 2), states, np.zeros((1, PLAYERS), bool)))  # gives the worker its clock
+    return worker._phase2(GameTask(3, (0, 2), states), params)
+
+
+def with_bias(player, bias: torch.Tensor) -> dict[str, torch.Tensor]:
+    """A head that answers by class frequencies alone, whatever the image: attacks cannot change it."""
+    return player.robust | {"head.weight": torch.zeros_like(player.robust["head.weight"]), "head.bias": bias}
+
+
+def test_gates_open_where_it_pays_and_shut_where_nothing_differs(player, monkeypatch):
+    """theta^r's head knows nothing, theta^b's the class frequencies. In the other layers only the price per open gate acts."""
+    labels = [own.selection.labels[:6] for own in player.data]
+    frequencies = torch.stack([torch.bincount(torch.from_numpy(own), minlength=10) / len(own) for own in labels])
+    knowing = with_bias(player, (frequencies + 0.01).log())
+    misled = with_bias(player, -5 * frequencies)
+    monkeypatch.setattr(player, "robust", with_bias(player, torch.zeros(2, 10)))
+    scores = player.layer_scores(knowing, "gates")
+    assert scores.shape == (2, PLAYERS)
+    assert (scores[:, -1] > 0.7).all()
+    assert (scores[:, :-1] < 0.25).all()
+    assert (player.layer_scores(misled, "gates") < 0.25).all(), (
+        "a gate that costs accuracy shuts like one without effect"
+    )
+
+
+def test_gates_and_shifts_are_each_clients_own(player, monkeypatch):
+    """A client's scores do not depend on who shares its cohort."""
+    monkeypatch.setattr(player, "phase2", player.phase2.model_copy(update={"gate_steps": 5}))
+    together = {kind: player.layer_scores(player.benign_end_point(), kind) for kind in ("gates", "shift")}
+    alone = {name: value[1:] for name, value in player.robust.items()}
+    monkeypatch.setattr(player, "robust", alone)
+    monkeypatch.setattr(player, "clients", (2,))
+    monkeypatch.setattr(player, "data", player.data[1:])
+    benign = player.benign_end_point()
+    for kind, scores in together.items():
+        np.testing.assert_allclose(player.layer_scores(benign, kind)[0], scores[1], rtol=0.05, atol=0.02)
+
+
+def test_shift_is_the_relative_distance_after_every_block(player):
+    """Against one plain forward with hooks on the blocks and the head."""
+    x, y = torch.rand(5, 3, 32, 32), repeat_owner([2, 3])
+    moved = (x + 0.05 * torch.randn(x.shape)).clamp(0, 1)
+    seen: dict[str, list[torch.Tensor]] = {}
+    model = player.model.backbone.model
+    hooks = [
+        block.register_forward_hook(lambda _, __, out, key=i: seen.setdefault(key, []).append(out))
+        for i, block in enumerate([*model.blocks, model.head])
+    ]
+    with torch.no_grad():
+        for images in (x, moved):
+            player.model.forward(player.robust, images, y)
+    for hook in hooks:
+        hook.remove()
+    expected = np.zeros((2, PLAYERS))
+    for layer, (clean, after) in seen.items():
+        distance, size = (after - clean).flatten(1).norm(dim=1), clean.flatten(1).norm(dim=1)
+        for client, rows in enumerate((slice(0, 2), slice(2, 5))):
+            expected[client, layer] = distance[rows].mean() / size[rows].mean()
+    np.testing.assert_allclose(player._shift(x, moved, y), expected, rtol=1e-4)
+    assert not player._shift(x, x, y).any()
+
+
+# -- what is measured, and when ------------------------------------------------------------------------------------------
+
+
+def test_a_run_on_held_out_images_says_so_and_measures_them(tmp_path):
+    made = prepared(dataset={"name": "digits", "max_train": 200, "test_pool": "train"})
+    assert set(map(bytes, made.fleet.dataset.test.images)).isdisjoint(map(bytes, made.fleet.dataset.train.images))
+    summary = run(made, tmp_path / "run")
+    pool = create_worker(made.config, made.fleet, made.backbone)
+    task = EvaluateTask(1, (0, 1, 2), stack_states(newest(tmp_path / "run").states))
+    for client, answer in enumerate(pool.run(task).outcomes):
+        right = answer.predictions["benign"] == made.fleet.client(client).test.labels
+        assert summary["final"]["benign_accuracy"]["per_client"][client] == pytest.approx(right.mean())
+    assert "held-out training images" in summary["threat_model"]["evaluation"]
+
+
+def test_rounds_between_measure_the_first_attack_and_shared_heads_start_as_one(tmp_path):
+    attacks = [{"epsilon": "4/255", "steps": 1}, {"epsilon": "2/255", "steps": 1}]
+    made = prepared(
+        method={"name": "fedit_at"},
+        training=TINY["training"] | {"rounds": 2},
+        evaluation={"attacks": attacks, "checks": False, "every": 1, "max_samples": 3},
+    )
+    run(made, tmp_path / "run")
+    records = records_of(tmp_path / "run")
+    first, second = (spec.label for spec in made.config.evaluation.specs)
+    assert [set(record["evaluation"]) for record in records] == [
+        {"benign", first, second},
+        {"benign", first},
+        {"benign", first, second},
+    ]
+    folder = CheckpointFolder(tmp_path / "run" / "checkpoint")
+    shutil.rmtree(folder.root / "round_0002")
+    shutil.rmtree(folder.root / "round_0001")
+    warm = folder.latest()
+    heads = {name: value for name, value in warm.states[0].items() if name.startswith("head")}
+    assert records[0]["upload_bytes"] == 3 * sum(value.nbytes for value in heads.values())
+    assert all(np.array_equal(state[name], heads[name]) for state in warm.states for name in heads)
+
+
+def test_fast_training_runs_with_its_guard(tmp_path):
+    made = prepared(attack={"name": "fgsm_rs", "epsilon": "4/255"}, method={"epsilon_warmup": 0.0})
+    run(made, tmp_path / "run")
+    warmup, training = records_of(tmp_path / "run")
+    assert set(warmup["metrics"]) == {"loss"}
+    assert set(training["metrics"]) == {"loss", "rolled_back"}
+    assert set(training["metrics"]["rolled_back"]) == {"0", "1", "2"}
+
+
+class CountingPool(InProcessPool):
+    """Notes every evaluation that it runs."""
+
+    def __init__(self, worker):
+        super().__init__(worker)
+        self.evaluated = []
+
+    def run(self, tasks, deadline_s=None, on_done=None):
+        self.evaluated += [task for task in tasks if isinstance(task, EvaluateTask)]
+        return super().run(tasks, deadline_s, on_done)
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_who_did_not_change_is_not_attacked_again(tmp_path, strict):
+    """A guard that refuses everything leaves phase 1's end, whose numbers then stand; otherwise all are attacked again."""
+    phase2 = {
+        "guard_tolerance": 0.0 if strict else 1.0,
+        "guard_confidence": 0.999 if strict else 0.51,
+        "selection": "head",
+    }
+    made = prepared(phase2)
+    pool = CountingPool(create_worker(made.config, made.fleet, made.backbone))
+    (tmp_path / "run").mkdir()
+    summary = run_experiment(made, tmp_path / "run", pool, lambda _: None)
+    ends = [record for record in records_of(tmp_path / "run") if record["evaluation"]]
+    changed = [epochs > 0 for epochs in summary["layer_game"]["refined_epochs"]]
+    assert any(changed) != strict
+    assert len(pool.evaluated) == 2 * (len(ends) - strict), "three clients in two cohorts"
+    if strict:
+        assert ends[-1]["evaluation"] == ends[-2]["evaluation"]
+
+
+@pytest.mark.parametrize("method", [{"name": "lorica"}, {"name": "ffa_lora_at"}])
+def test_phase_2_leaves_alone_what_the_method_never_trains(tmp_path, method):
+    """A that is frozen in phase 1 stays the same for all clients, in the benign end point and in what is refined."""
+    phase2 = {"selection": "all", "guard_tolerance": 1.0, "refine_lr": 0.01, "benign_lr": 0.01}
+    summary = run(prepared(phase2, method), tmp_path / "run")
+    assert all(summary["layer_game"]["refined_epochs"])
+    states = newest(tmp_path / "run").states
+    frozen = [name for name in states[0] if name.endswith(".lora_A")]
+    for name in frozen:
+        assert all(np.array_equal(state[name], states[0][name]) for state in states), name
+    moved = [name for name in states[0] if name.endswith(".lora_B")]
+    assert any(not np.array_equal(states[1][name], states[0][name]) for name in moved)
+
+
+def test_pm_afl_of_adapters_has_a_phase_2_and_exports_no_probe(tmp_path):
+    phase2 = {"enabled": True, "selection": "all", "guard_tolerance": 1.0}
+    method = {"name": "pm_afl", "model": "lora", "head_warmup_epochs": 1}
+    summary = run(prepared(phase2, method), tmp_path / "run")
+    assert all(summary["layer_game"]["refined_epochs"])
+    states = newest(tmp_path / "run").states
+    exported = load_adapter(tmp_path / "run" / "adapters" / "client_000")
+    assert set(states[0]) - set(exported) == {"teacher_head.weight", "teacher_head.bias"}
+    assert all(np.array_equal(exported[name], states[0][name]) for name in exported)
+    config = json.loads((tmp_path / "run" / "adapters" / "client_000" / "adapter_config.json").read_text())
+    assert not any("teacher" in name for name in config["target_modules"])
+
+
+def test_the_neighbourhood_of_phase_2_is_that_of_the_last_uploads(tmp_path):
+    """Nothing that stays at home decides it: not the last local epoch, not the heads."""
+    made = prepared({"selection": "head"}, {"final_local_epochs": 1})
+    run(made, tmp_path / "run")
+    (noted,) = [record["neighbours"] for record in records_of(tmp_path / "run") if "neighbours" in record]
+    without = prepared({"selection": "head"}, {"final_local_epochs": 0})
+    run(without, tmp_path / "other")
+    (same,) = [record["neighbours"] for record in records_of(tmp_path / "other") if "neighbours" in record]
+    assert noted == same
+    np.testing.assert_allclose(np.sum(noted["weights"], axis=1), 1)
+
+
+def test_without_phase_2_nobody_looks_for_its_neighbourhood(tmp_path, monkeypatch):
+    monkeypatch.setattr(Algorithm, "phase2_graph", None)
+    run(prepared(), tmp_path / "run")
+    assert not any("neighbours" in record for record in records_of(tmp_path / "run"))

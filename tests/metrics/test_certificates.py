@@ -1,0 +1,55 @@
+"""Randomised smoothing against closed forms."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import beta, norm
+
+from sylva_ray.core.seeding import ImageDraws
+from sylva_ray.metrics.certificates import ABSTAINS, certificates, certified_accuracy, lower_bound
+from sylva_ray.metrics.smoothing import votes
+from tests.attacks.models import LinearCohort, gap, linear_batch
+
+
+def test_the_bound_is_clopper_pearsons():
+    assert lower_bound(990, 1000, 0.001) == pytest.approx(beta.ppf(0.001, 990, 11))
+    assert lower_bound(1000, 1000, 0.001) == pytest.approx(0.001 ** (1 / 1000))
+    assert lower_bound(0, 1000, 0.001) == 0
+
+
+def test_certificates_by_hand():
+    classes, radii = certificates(np.array([3, 1, 2]), np.array([1000, 505, 900]), 1000, 0.25, 0.001)
+    assert classes.tolist() == [3, ABSTAINS, 2]
+    assert radii[0] == pytest.approx(0.25 * norm.ppf(0.001**0.001))
+    assert radii[1] == 0
+    assert certified_accuracy(classes, radii, np.array([3, 1, 0]), [0, 0.1, 9]) == pytest.approx([1 / 3, 1 / 3, 0])
+
+
+def test_a_linear_model_is_certified_almost_to_its_boundary_and_never_beyond():
+    """Smoothing does not change a linear classifier; its exact radius is the distance to the boundary."""
+    params, x, y, owner = linear_batch(n=60)
+    lead, w = gap(params, x, y, owner)
+    exact = (lead / w.norm(dim=1)).numpy()
+    sigma, draws = 0.1, 2000
+    guess, hits = votes(LinearCohort(), params, x, owner, sigma, draws, ImageDraws(torch.arange(60)))
+    classes, radii = certificates(guess.numpy(), hits.numpy(), draws, sigma, 0.001)
+    certain = classes != ABSTAINS
+    assert (classes[certain] == y.numpy()[certain]).all()
+    assert (radii <= exact + 1e-9).all()
+    reachable = np.minimum(exact, sigma * norm.ppf(0.001 ** (1 / draws)))  # more cannot be shown with so many draws
+    assert (radii[certain] >= 0.6 * reachable[certain] - 0.01).all()
+
+
+def test_guess_and_certificate_use_different_draws():
+    turns = []
+
+    class Spy(ImageDraws):
+        def normal(self, turn, shape):
+            turns.append(turn)
+            return super().normal(turn, shape)
+
+    params, x, _, owner = linear_batch(n=4)
+    votes(LinearCohort(), params, x, owner, 0.1, 50, Spy(torch.arange(4)))
+    assert turns == list(range(150))

@@ -1,0 +1,272 @@
+"""MLflow gets everything once; a dead or hanging server costs a run no more than the agreed seconds, and loses nothing."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from synthetic_run import make_config, make_run
+
+from sylva_ray.execution.ray.driver import run_prepared
+from sylva_ray.observers.mlflow.metrics import record_metrics
+from sylva_ray.observers.mlflow.tracker import RunFollower, send_run, tracking_uri
+from sylva_ray.preparation.experiment import prepare
+from sylva_ray.reports.pages.run import write_report
+from sylva_ray.storage.jsonl import read_records, rewrite_records
+
+mlflow = pytest.importorskip("mlflow")
+
+PATIENCE_S = 60.0
+
+
+@pytest.fixture(scope="module")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An sqlite store with its tables made (which takes MLflow seconds), to be copied."""
+    path = tmp_path_factory.mktemp("store") / "mlflow.db"
+    mlflow.MlflowClient(tracking_uri=f"sqlite:///{path}").search_experiments()
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of runs with the default store beside them."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "2")
+    shutil.copy(empty_store, tmp_path / "mlflow.db")
+    return tmp_path
+
+
+@pytest.fixture
+def hanging_server() -> Iterator[str]:
+    """A server whose kernel accepts connections, and which never answers."""
+    with socket.create_server(("127.0.0.1", 0), backlog=16) as server:
+        yield f"http://127.0.0.1:{server.getsockname()[1]}"
+
+
+@pytest.fixture
+def dead_server() -> str:
+    """An address where nobody listens."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return f"http://127.0.0.1:{server.getsockname()[1]}"
+
+
+def client_of(folder: Path) -> mlflow.MlflowClient:
+    return mlflow.MlflowClient(tracking_uri=f"sqlite:///{folder / 'mlflow.db'}")
+
+
+def only_run(folder: Path) -> mlflow.entities.Run:
+    client = client_of(folder)
+    experiment = client.get_experiment_by_name("sylva_ray")
+    (run,) = client.search_runs([experiment.experiment_id])
+    return run
+
+
+def artifacts(folder: Path, run_id: str, path: str = "") -> set[str]:
+    return {file.path for file in client_of(folder).list_artifacts(run_id, path)}
+
+
+def histories(folder: Path, run_id: str, keys: list[str]) -> dict[str, list[int]]:
+    """Steps at which each metric was logged."""
+    client = client_of(folder)
+    return {key: [m.step for m in client.get_metric_history(run_id, key)] for key in keys}
+
+
+def test_everything_arrives_in_the_default_store(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    elsewhere = folder / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)  # MLflow's own default would put artifacts into the current directory
+    run_dir = folder / "my-run"
+    config = make_run(run_dir)
+    write_report(run_dir)
+    records = read_records(run_dir / "rounds.jsonl")
+    follower = RunFollower(run_dir, config)
+    follower.notify()
+    assert follower.close("FINISHED", PATIENCE_S) == []
+
+    run = only_run(folder)
+    assert run.info.status == "FINISHED"
+    assert run.info.run_name == "my-run"
+    assert run.data.params == config.flat()
+    assert {"algorithm": "sylva", "dataset": "digits", "sylva_ray_version": "0.1.0"}.items() <= run.data.tags.items()
+
+    expected = [r["step"] for r in records if r["evaluation"]]
+    keys = ["benign_accuracy.mean", "robust_accuracy.pgd20-eps8.p10", "client_003.benign_accuracy"]
+    assert histories(folder, run.info.run_id, keys) == dict.fromkeys(keys, expected)
+    every_step = [r["step"] for r in records]
+    assert histories(folder, run.info.run_id, ["upload_bytes"]) == {"upload_bytes": every_step}
+    history = client_of(folder).get_metric_history(run.info.run_id, "client_003.loss")
+    assert [m.value for m in history] == [r["metrics"]["loss"]["3"] for r in records if r["metrics"]]
+    summary = json.loads((run_dir / "summary.json").read_text())
+    assert run.data.metrics["final.robust_accuracy.pgd20-eps8.p10"] == pytest.approx(
+        summary["final"]["robust_accuracy"]["pgd20-eps8"]["p10"]
+    )
+    assert run.data.metrics["communication.total_bytes"] == summary["communication"]["total_bytes"]
+    assert run.data.metrics["seconds.train"] == records[-1]["seconds"]["train"]
+
+    files = {"config.yaml", "rounds.jsonl", "summary.json", "report.html", "figures", "adapters"}
+    assert artifacts(folder, run.info.run_id) == files
+    assert len(artifacts(folder, run.info.run_id, "figures")) == 6
+    assert artifacts(folder, run.info.run_id, "adapters/client_005") == {"adapters/client_005/adapter_config.json"}
+    assert (folder / "mlartifacts").is_dir()
+    assert not any(elsewhere.iterdir())
+
+
+def test_a_real_run_arrives_whole(folder: Path, tiny_config) -> None:
+    tracking = tiny_config.tracking.model_copy(update={"enabled": True})
+    prepared = prepare(tiny_config.model_copy(update={"tracking": tracking}))
+    summary = run_prepared(prepared, folder / "run", False, [].append)
+    assert not [warning for warning in summary["warnings"] if warning.startswith("MLflow")]
+    run = only_run(folder)
+    assert run.info.status == "FINISHED"
+    final = summary["final"]["benign_accuracy"]["mean"]
+    assert run.data.metrics["final.benign_accuracy.mean"] == pytest.approx(final)
+    expected = {"config.yaml", "rounds.jsonl", "summary.json", "report.html", "figures", "adapters"}
+    assert artifacts(folder, run.info.run_id) == expected
+
+
+def test_a_resumed_run_goes_on_in_the_same_mlflow_run_without_duplicates(folder: Path) -> None:
+    run_dir = folder / "run"
+    config = make_run(run_dir)
+    records = read_records(run_dir / "rounds.jsonl")
+    (run_dir / "summary.json").rename(folder / "kept")
+    rewrite_records(run_dir / "rounds.jsonl", records[:5])
+    assert RunFollower(run_dir, config).close("FAILED", PATIENCE_S) == []
+    assert only_run(folder).info.status == "FAILED"
+
+    more_actors = config.cluster.model_copy(update={"num_actors": 3})  # may change on resume; MLflow's params may not
+    (folder / "kept").rename(run_dir / "summary.json")
+    rewrite_records(run_dir / "rounds.jsonl", records)
+    resumed = RunFollower(run_dir, config.model_copy(update={"cluster": more_actors}))
+    resumed.notify()
+    assert resumed.close("FINISHED", PATIENCE_S) == []
+    run = only_run(folder)
+    assert run.info.status == "FINISHED"
+    assert histories(folder, run.info.run_id, ["upload_bytes"])["upload_bytes"] == list(range(len(records)))
+
+
+def test_sending_again_after_losing_the_count_duplicates_nothing(folder: Path) -> None:
+    """A crash between a call and the note about it: the same values go out twice."""
+    run_dir = folder / "run"
+    config = make_run(run_dir)
+    assert send_run(run_dir, config) == []
+    before = only_run(folder)
+    state = json.loads((run_dir / "tracking.json").read_text())
+    assert state["finished"]
+    assert state["records_sent"] == len(read_records(run_dir / "rounds.jsonl"))
+    (run_dir / "tracking.json").write_text(json.dumps(state | {"records_sent": 0, "run_id": None}))
+    assert send_run(run_dir, config) == []
+    after = only_run(folder)
+    assert after.info.run_id == before.info.run_id
+    keys = ["upload_bytes", "loss.mean", "final.benign_accuracy.mean"]
+    steps = histories(folder, after.info.run_id, keys)
+    assert all(len(set(values)) == len(values) for values in steps.values())
+
+
+def test_a_dead_server_is_named_and_a_later_store_gets_all(folder: Path, dead_server: str) -> None:
+    run_dir = folder / "run"
+    config = make_run(run_dir, make_config(uri=dead_server.replace("//", "//ada:s3cret@")))
+    follower = RunFollower(run_dir, config)
+    follower.notify()
+    (warning,) = follower.close("FINISHED", PATIENCE_S)
+    total = len(read_records(run_dir / "rounds.jsonl"))
+    assert f"did not take {total} of {total} records" in warning
+    for missing in ("the end of the run", "summary.json", "figures", "adapters", f"sylva-ray track {run_dir}"):
+        assert missing in warning
+    assert "refused" in warning
+    assert "s3cret" not in warning
+
+    good = make_config()  # without a uri: the default store
+    assert send_run(run_dir, good) == []
+    run = only_run(folder)
+    assert run.info.status == "FINISHED"
+    assert histories(folder, run.info.run_id, ["upload_bytes"])["upload_bytes"] == list(range(total))
+
+
+def test_a_hanging_server_blocks_no_longer_than_agreed(folder: Path, hanging_server: str) -> None:
+    run_dir = folder / "run"
+    config = make_run(run_dir, make_config(uri=hanging_server))
+    follower = RunFollower(run_dir, config)
+    started = time.monotonic()
+    follower.notify()
+    assert time.monotonic() - started < 0.5
+    time.sleep(0.2)
+    started = time.monotonic()
+    (warning,) = follower.close("FINISHED", timeout_s=1.0)
+    assert time.monotonic() - started < 1.5
+    assert f"MLflow at {hanging_server} did not take" in warning
+    for missing in ("records", "the end of the run", "summary.json", "adapters"):
+        assert missing in warning
+
+
+def test_an_unfinished_run_is_sent_as_killed(folder: Path) -> None:
+    run_dir = folder / "run"
+    config = make_run(run_dir, finished=False)
+    assert send_run(run_dir, config) == []
+    assert only_run(folder).info.status == "KILLED"
+
+
+def test_nothing_to_say_about_a_run_that_never_began(folder: Path) -> None:
+    run_dir = folder / "run"
+    run_dir.mkdir()
+    assert RunFollower(run_dir, make_config()).close("FAILED", PATIENCE_S) == []
+
+
+def test_the_uri_comes_from_config_then_environment_then_beside_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://environment")
+    assert tracking_uri(make_config(uri="http://config").tracking, tmp_path / "run") == "http://config"
+    assert tracking_uri(make_config().tracking, tmp_path / "run") == "http://environment"
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    monkeypatch.chdir(tmp_path)
+    assert tracking_uri(make_config().tracking, Path("run")) == f"sqlite:///{tmp_path}/mlflow.db"
+
+
+def test_metric_names_and_values_of_a_record() -> None:
+    record = {
+        "step": 4,
+        "epsilon": None,
+        "lr": 0.1,
+        "participants": [0, 2],
+        "missing": [2],
+        "metrics": {"loss": {"0": 1.0, "2": 3.0}},
+        "evaluation": {
+            "benign": {"accuracy": [0.5, 1.0], "balanced_accuracy": [0.25, 0.75], "one_class": [0.0, 0.0]},
+            "pgd20-eps8": {"accuracy": [0.0, 0.5], "balanced_accuracy": [0.0, 0.5]},
+            "pgd20-eps255": {"accuracy": [0.0, 0.0], "balanced_accuracy": [0.0, 0.0]},
+        },
+        "upload_bytes": 10,
+        "download_bytes": 20,
+        "seconds": {"train": 1.5},
+    }
+    values = record_metrics(record, ["pgd20-eps8"])
+    assert next(iter(values)) == "robust_accuracy.pgd20-eps8.mean", "what MLflow's comparison page opens with"
+    assert "epsilon" not in values
+    expected = {
+        "lr": 0.1,
+        "num_participants": 2,
+        "num_missing": 1,
+        "upload_bytes": 10,
+        "download_bytes": 20,
+        "seconds.train": 1.5,
+        "loss.mean": 2.0,
+        "client_000.loss": 1.0,
+        "client_002.loss": 3.0,
+        "benign_accuracy.mean": 0.75,
+        "benign_accuracy.std": 0.25,
+        "benign_accuracy.min": 0.5,
+        "benign_accuracy.p10": 0.55,
+        "benign_accuracy.max": 1.0,
+        "client_001.benign_accuracy": 1.0,
+        "benign_balanced_accuracy.median": 0.5,
+        "robust_accuracy.pgd20-eps8.mean": 0.25,
+        "client_001.robust_accuracy.pgd20-eps8": 0.5,
+        "check_accuracy.pgd20-eps255.max": 0.0,
+    }
+    assert {name: values[name] for name in expected} == pytest.approx(expected)
+    assert not [name for name in values if name.startswith("robust") and "eps255" in name]

@@ -1,0 +1,148 @@
+"""Pre-training: resumed equals uninterrupted, the mixes are what they claim, the result loads as a backbone."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from sylva_ray.config.experiment import AttentionKernels
+from sylva_ray.config.schema import build
+from sylva_ray.core.errors import UserError
+from sylva_ray.core.seeding import generator
+from sylva_ray.data.datasets import load_dataset
+from sylva_ray.models.backbone import OFFLINE_CHECKPOINT, create_backbone
+from sylva_ray.models.compute_choice import ComputeChoice
+from sylva_ray.pretraining import trainer as module
+from sylva_ray.pretraining.trainer import PretrainConfig, mixed, pretrain, resized_crops, top1
+
+
+def config(**training):
+    recipe = {"epochs": 2, "batch_size": 40, "threads": 1, "warmup_epochs": 0.5}
+    recipe |= {"precision": "float32", "attention": "fused"} | training
+    dataset = {"name": "digits", "max_train": 80, "max_test": 40}
+    return build(PretrainConfig, {"dataset": dataset, "training": recipe, "seed": 3})
+
+
+def test_resumed_equals_uninterrupted_and_loads(tmp_path, monkeypatch):
+    whole = pretrain(config(), tmp_path / "whole", False, lambda _: None)
+    epoch = module._Trainer.epoch
+
+    def dies(self, number):
+        if number == 1:
+            raise KeyboardInterrupt
+        return epoch(self, number)
+
+    monkeypatch.setattr(module._Trainer, "epoch", dies)
+    with pytest.raises(KeyboardInterrupt):
+        pretrain(config(), tmp_path / "cut", False, lambda _: None)
+    monkeypatch.setattr(module._Trainer, "epoch", epoch)
+    seen = []
+    resumed = pretrain(config(), tmp_path / "cut", True, seen.append)
+    assert [record["epoch"] for record in seen] == [2]
+    assert whole.read_bytes() == resumed.read_bytes()
+    section = config().backbone.model_copy(update={"checkpoint": str(resumed)})
+    assert create_backbone(section, 10)(torch.rand(2, 3, 32, 32)).shape == (2, 10)
+    card = (tmp_path / "cut" / "model_card.md").read_text()
+    assert "Top-1" in card
+    assert "digits" in card
+
+
+def test_a_resumed_pretraining_computes_as_it_began(tmp_path, monkeypatch):
+    choice = ComputeChoice("bfloat16", AttentionKernels(bfloat16="plain"), {})
+    monkeypatch.setattr(module, "fastest", lambda *_: choice)
+    unset = config(epochs=1, precision="auto", attention="auto")
+    pretrain(unset, tmp_path / "run", False, lambda _: None)
+    monkeypatch.setattr(module, "fastest", lambda *_: pytest.fail("measured again"))
+    pretrain(unset, tmp_path / "run", True, lambda _: None)
+    begun = json.loads((tmp_path / "run" / "config.json").read_text())["training"]
+    assert (begun["precision"], begun["attention"]) == ("bfloat16", "plain")
+
+
+def test_it_learns_something_adversarially_too(tmp_path):
+    records = []
+    settings = build(
+        PretrainConfig,
+        {
+            "dataset": {"name": "digits", "max_train": 200, "max_test": 100},
+            "init": "backbone",
+            "adversarial": True,
+            "attack": {"epsilon": "2/255", "steps": 1},
+            "training": {
+                "epochs": 6,
+                "batch_size": 20,
+                "threads": 1,
+                "augment": "none",
+                "mixup": 0,
+                "cutmix": 0,
+                "warmup_epochs": 0,
+            },
+        },
+    )
+    pretrain(settings, tmp_path / "p", False, records.append)
+    assert records[-1]["loss"] < records[0]["loss"]
+    assert records[-1]["top1"] > 0.25
+
+
+def test_folders_are_not_overwritten(tmp_path):
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x" / "precious").write_text("")
+    with pytest.raises(UserError, match="not empty"):
+        pretrain(config(), tmp_path / "x", False, lambda _: None)
+    with pytest.raises(UserError, match="no pre-training"):
+        pretrain(config(), tmp_path / "none", True, lambda _: None)
+
+
+@pytest.mark.parametrize(("mixup", "cutmix"), [(1.0, 0.0), (0.0, 1.0), (1.0, 1.0)])
+def test_targets_follow_the_share_of_pixels(mixup, cutmix):
+    """Image i is constant i: what its mixture's mean says must be what its target says."""
+    n = 8
+    x = torch.arange(n).view(n, 1, 1, 1).expand(n, 3, 16, 16) / n
+    target = torch.eye(n)
+    for seed in range(20):
+        blended, soft = mixed(x, target, mixup, cutmix, generator(seed, "mix"))
+        torch.testing.assert_close(soft.sum(1), torch.ones(n))
+        torch.testing.assert_close(blended.mean((1, 2, 3)), (soft * torch.arange(n) / n).sum(1), rtol=0, atol=1e-5)
+
+
+def test_resized_crops_of_the_whole_area_change_little_and_stay_in_range():
+    x = torch.rand(16, 3, 32, 32)
+    crops = resized_crops(x, 0.1, generator(0, "crop"))
+    assert crops.shape == x.shape
+    assert crops.min() >= 0
+    assert crops.max() <= 1
+    assert not torch.allclose(crops, x)
+    gradient = torch.linspace(0, 1, 32).expand(1, 3, 32, 32)
+    assert (resized_crops(gradient, 0.2, generator(1, "crop")).diff(dim=-1) >= -1e-6).all()  # crops do not mirror
+
+
+def test_the_shipped_checkpoint_is_small_half_precision_and_knows_its_classes():
+    weights = load_file(OFFLINE_CHECKPOINT)
+    assert OFFLINE_CHECKPOINT.stat().st_size <= 6e6
+    assert all(value.dtype == torch.float16 for value in weights.values())
+    assert weights["head.weight"].shape == (200, 192)
+    assert OFFLINE_CHECKPOINT.with_suffix(".md").exists()
+
+
+def test_the_shipped_checkpoint_has_the_top1_of_its_card(tiny_imagenet):
+    """On 1,000 of the 10,000 validation images, within four standard errors of the 22.8 % on its card."""
+    dataset = load_dataset(tiny_imagenet, 32, 0)
+    section = config().backbone.model_copy(update={"checkpoint": str(OFFLINE_CHECKPOINT)})
+    accuracy = top1(create_backbone(section, 200), dataset.test, torch.device("cpu"))
+    error = np.sqrt(0.228 * 0.772 / len(dataset.test))
+    assert abs(accuracy - 0.228) < 4 * error
+
+
+@pytest.fixture
+def tiny_imagenet():
+    from pathlib import Path
+
+    from sylva_ray.config.experiment import DatasetSection
+
+    folder = Path(__file__).parents[2] / "../shared/data/tiny-imagenet-32"
+    if not folder.is_dir():
+        pytest.skip("the Tiny-ImageNet-32 parquet is not beside the checkout")
+    return DatasetSection(name=f"parquet:{folder}", max_train=200, max_test=1000)

@@ -1,0 +1,173 @@
+"""The report says everything, fetches nothing and escapes what users wrote."""
+
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+from synthetic_run import make_config, make_run
+
+from sylva_ray.core.errors import UserError
+from sylva_ray.reports.figures.plots import figures, robust_conditions
+from sylva_ray.reports.figures.style import LIGHT, png, svg
+from sylva_ray.reports.pages.run import write_report
+from sylva_ray.storage.jsonl import read_records
+from sylva_ray.storage.run_files import read_summary
+
+SECTIONS = ("result", "fleet-accuracy", "threat-model", "fleet", "accuracy", "clients", "layers", "communication")
+SECTIONS += ("seconds", "config")
+FIGURES = ["fleet", "accuracy", "clients", "layers", "communication", "seconds"]
+
+
+class Page(HTMLParser):
+    """Collects what matters of a page: section ids, attributes that could fetch, scripts, the visible text."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.sections: list[str] = []
+        self.references: list[str] = []
+        self.tags: list[str] = []
+        self.words: list[str] = []
+        self.feed(html)
+        self.text = " ".join(" ".join(self.words).replace("\xa0", " ").split())
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        values = dict(attrs)
+        if tag == "section":
+            self.sections.append(str(values["id"]))
+        self.references += [str(value) for name, value in attrs if name in ("src", "href", "xlink:href", "data")]
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+
+
+def report(run_dir: Path, **options: Any) -> Page:
+    make_run(run_dir, **options)
+    return Page(write_report(run_dir).read_text())
+
+
+def test_a_finished_run_shows_every_section_and_figure(tmp_path: Path) -> None:
+    page = report(tmp_path / "run")
+    assert page.sections == list(SECTIONS)
+    assert page.tags.count("svg") == len(FIGURES)
+
+
+def test_the_headline_carries_attack_epsilon_majority_and_failed_checks(tmp_path: Path) -> None:
+    page = report(tmp_path / "run")
+    summary = read_summary(tmp_path / "run")
+    assert summary is not None
+    head = page.text[: page.text.index("The fleet in numbers")]
+    robust = summary["final"]["robust_accuracy"]["pgd20-eps8"]["mean"]
+    for expected in (f"{100 * robust:.1f} %", "PGD-20 at epsilon 8/255", f"{100 * summary['majority']['mean']:.1f} %"):
+        assert expected in head
+    assert "Check S14 FAILED: 1 client shows no defence" in head
+    assert head.count("S14") == 1  # the warning that repeats the check is left out
+    assert "round 3: clients 2 missed the deadline" in head
+
+
+def test_nothing_is_fetched_and_nothing_runs(tmp_path: Path) -> None:
+    html = write_report(make_and_return(tmp_path / "run")).read_text()
+    page = Page(html)
+    assert all(reference.startswith(("#", "data:")) for reference in page.references)
+    assert not {"script", "link", "iframe", "object", "img"} & set(page.tags)
+    assert not re.search(r"url\(\s*['\"]?(?!#)|@import", html)
+
+
+def make_and_return(run_dir: Path) -> Path:
+    make_run(run_dir)
+    return run_dir
+
+
+def test_hostile_names_are_text(tmp_path: Path) -> None:
+    hostile = ["<script>alert(1)</script>-->", "$\\frac{", '"&amp;', *map(str, range(7))]
+    config = make_config(run_name="</pre><script>alert(2)</script>")
+    page = report(tmp_path / "run", config=config, class_names=hostile)
+    assert "script" not in page.tags
+    assert "$\\frac{" in page.text
+    assert '"&amp;' in page.text
+    assert "</pre><script>alert(2)</script>" in page.text
+
+
+def test_a_password_in_the_tracking_uri_is_not_shown(tmp_path: Path) -> None:
+    page = report(tmp_path / "run", config=make_config(uri="https://ada:s3cret@example.org"))
+    assert "s3cret" not in page.text
+    assert "https://***@example.org" in page.text
+
+
+def test_without_a_second_phase_before_and_after_remain(tmp_path: Path) -> None:
+    run_dir = make_and_return(tmp_path / "run")
+    summary = read_summary(run_dir)
+    assert summary is not None
+    summary |= {"final": None, "layer_game": None, "checks": []}
+    summary["communication"] |= {"upload_bytes_per_client_round": 0, "total_bytes": 0, "full_model_ratio": None}
+    (run_dir / "summary.json").write_text(json.dumps(summary))
+    page = Page(write_report(run_dir).read_text())
+    assert page.sections == list(SECTIONS)
+    assert page.tags.count("svg") == len(FIGURES) - 1
+    for expected in ("no second phase", "nothing is shared", "nothing vouches for the robust accuracies"):
+        assert expected in page.text
+
+
+def test_a_run_without_attacks_is_about_benign_accuracy(tmp_path: Path) -> None:
+    config = make_config()
+    config = config.model_copy(update={"evaluation": config.evaluation.model_copy(update={"attacks": ()})})
+    page = report(tmp_path / "run", config=config)
+    assert "attacked (" not in page.text
+    assert "On unchanged images it answers" in page.text
+
+
+def test_an_unfinished_run_says_so(tmp_path: Path) -> None:
+    page = report(tmp_path / "run", finished=False)
+    assert "This run has not finished. 6 steps done, the last one in stage phase1, round 5" in page.text
+    assert page.sections == ["result", "accuracy", "config"]
+    assert page.tags.count("svg") == 1
+
+
+def test_a_run_without_a_single_step_still_has_a_page(tmp_path: Path) -> None:
+    assert "0 steps done" in Page(write_report(tmp_path).read_text()).text
+
+
+def test_a_damaged_summary_is_named(tmp_path: Path) -> None:
+    (tmp_path / "summary.json").write_text('{"name": ')
+    with pytest.raises(UserError, match=r"summary\.json"):
+        write_report(tmp_path)
+
+
+def test_equal_files_give_equal_pages(tmp_path: Path) -> None:
+    run_dir = make_and_return(tmp_path / "run")
+    assert write_report(run_dir).read_bytes() == write_report(run_dir).read_bytes()
+
+
+@pytest.mark.parametrize(("num_clients", "num_classes"), [(1, 2), (100, 10), (300, 200)])
+def test_any_size_draws_with_few_labels(tmp_path: Path, num_clients: int, num_classes: int) -> None:
+    names = [f"class {c}" for c in range(num_classes)]
+    make_run(tmp_path, make_config(num_clients, rounds=3), class_names=names)
+    drawn = figures(read_summary(tmp_path), read_records(tmp_path / "rounds.jsonl"))
+    assert list(drawn) == FIGURES
+    for name, figure in drawn.items():
+        element = ElementTree.fromstring(svg(figure, name, "a figure"))
+        texts = [node for node in element.iter() if node.tag.endswith("text")]
+        assert 0 < len(texts) <= 60
+        assert len(svg(figure, name, "a figure")) < 500_000
+
+
+def test_svg_leaves_every_colour_of_ours_to_the_page_and_png_is_a_png(tmp_path: Path) -> None:
+    make_run(tmp_path)
+    drawn = figures(read_summary(tmp_path), read_records(tmp_path / "rounds.jsonl"))
+    for name, figure in drawn.items():
+        text = svg(figure, name, "a figure")
+        assert not [colour for colour in LIGHT.values() if colour in text]
+        assert "#000000" not in re.sub(r"clip-path[^;]*;", "", text)  # black text would vanish on a dark page
+        assert "<text" in text
+        assert png(figure).startswith(b"\x89PNG")
+
+
+def test_attacks_made_for_checks_are_not_robust_accuracy(tmp_path: Path) -> None:
+    make_run(tmp_path)
+    assert robust_conditions(read_records(tmp_path / "rounds.jsonl")) == ["pgd20-eps8", "pgd50x2-margin-eps4"]

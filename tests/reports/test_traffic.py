@@ -1,0 +1,259 @@
+"""Bytes: the table against arithmetic done by hand and against the wire itself; bytes to target on curves with known answers."""
+
+from __future__ import annotations
+
+import csv
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from sylva_ray.algorithms.registry import ALGORITHMS, create_algorithm
+from sylva_ray.config.experiment import (
+    OFFLINE_BACKBONE,
+    AlgorithmSection,
+    BackboneSection,
+    CompressionSection,
+    ExperimentConfig,
+    LoraSection,
+)
+from sylva_ray.models.backbone import create_backbone
+from sylva_ray.models.cohort import FunctionalStack
+from sylva_ray.models.lora import LoraStack
+from sylva_ray.reports.traffic import (
+    RULES,
+    TrafficRow,
+    bytes_to_target,
+    targets_from,
+    terminal_table,
+    to_target,
+    traffic_table,
+    write_csv,
+)
+from sylva_ray.transport.wire import Wire
+
+SMALL = BackboneSection(name=OFFLINE_BACKBONE)
+FULL, WIDTH, DEPTH = 343_225_384, 768, 12
+"""ViT-B/16 with a 10-class head: 85,798,656 + 7,690 parameters of 4 bytes."""
+HEAD = 4 * 10 * (WIDTH + 1)
+
+
+def of(rows: list[TrafficRow], method: str, compression: str = "none", rank: str | None = None) -> TrafficRow:
+    """The one row of a method."""
+    found = [
+        row
+        for row in rows
+        if method in row.methods and row.compression == compression and (rank is None or row.rank == rank)
+    ]
+    assert len(found) == 1, found
+    return found[0]
+
+
+@pytest.fixture(scope="module")
+def small() -> list[TrafficRow]:
+    return traffic_table(SMALL, LoraSection(), [4, 8], num_classes=10)
+
+
+@pytest.fixture(scope="module")
+def vit_base() -> list[TrafficRow]:
+    """Adapters alone: the full model is built, but only its shapes are used."""
+    adapters = ["sylva", "lorica", "ffa_lora_at", "fedit_at", "fedsa_lora_at", "hetlora_at", "per_lora"]
+    return traffic_table(BackboneSection(name="vit_base_patch16_224"), LoraSection(), [8, 32], 10, adapters)
+
+
+# -- ViT-B/16, by hand ----------------------------------------------------------------------------------------------------
+
+
+def test_vit_base_by_arithmetic(vit_base):
+    both = 4 * 8 * DEPTH * ((WIDTH + 3 * WIDTH) + (WIDTH + WIDTH))  # qkv and proj, r (d_in + d_out) each
+    b_alone = 4 * 8 * DEPTH * (3 * WIDTH + WIDTH)
+    assert of(vit_base, "sylva", rank="8").upload == both == 1_769_472
+    assert of(vit_base, "fedit_at", rank="8").upload == both + HEAD
+    assert of(vit_base, "lorica", rank="8").upload == b_alone == 1_179_648
+    assert of(vit_base, "lorica*", rank="8").upload == b_alone + HEAD
+    assert of(vit_base, "fedsa_lora_at", rank="8").upload == both - b_alone
+    assert of(vit_base, "hetlora_at", rank="2,4,8").upload == round(both * (2 + 4 + 8) / (3 * 8))
+    assert of(vit_base, "lorica", rank="32").upload == 4 * b_alone
+    for row in vit_base:
+        if row.compression == "none" and row.upload:
+            assert row.ratio == pytest.approx(FULL / row.upload)
+
+
+def test_vit_base_reaches_the_ratios_that_we_claim(vit_base):
+    for method in ("sylva", "sylva*"):
+        assert of(vit_base, method, rank="8").ratio >= 190
+    for method in ("lorica", "ffa_lora_at", "lorica*", "ffa_lora_at*"):
+        assert of(vit_base, method, rank="8").ratio >= 280
+        assert of(vit_base, method, "int4", rank="8").ratio >= 1000
+    for method in ("sylva", "sylva*"):
+        assert of(vit_base, method, "int4", rank="8").ratio >= 1000
+
+
+def test_quantised_against_quantised_the_ratio_is_that_of_the_adapters(vit_base):
+    for method in ("sylva", "lorica*"):
+        plain = of(vit_base, method, rank="8").ratio
+        for kind in ("int8", "int4"):
+            assert of(vit_base, method, kind, rank="8").ratio_alike == pytest.approx(plain, rel=1e-3)
+
+
+# -- T11 ------------------------------------------------------------------------------------------------------------------
+
+
+def test_the_payload_is_the_arithmetic_plus_a_header(small):
+    """T11.1: the header names the arrays; a codec's wire has two, whatever the model."""
+    for row in small:
+        header = row.payload - row.upload
+        assert header == 0 if row.travels == "nothing" else 0 < header <= 200 * 80
+        if row.compression != "none":
+            assert header < 200
+    low, high = of(small, "sylva", rank="4"), of(small, "sylva", rank="8")
+    assert high.upload == 2 * low.upload
+    assert abs((high.payload - high.upload) - (low.payload - low.upload)) <= 48 * 4  # only digits of shapes and offsets
+
+
+def test_b_alone_over_both_factors_is_b_over_a_plus_b(small):
+    """T11.2."""
+    shapes = LoraStack(create_backbone(SMALL, 10), LoraSection(rank=8))._shapes
+    size = {f: sum(int(np.prod(s)) for n, s in shapes.items() if n.endswith(f"lora_{f}")) for f in "AB"}
+    b_alone, both = of(small, "lorica", rank="8").upload, of(small, "sylva", rank="8").upload
+    assert b_alone / both == size["B"] / (size["A"] + size["B"])
+
+
+def test_who_trains_alone_sends_nothing(small):
+    """T11.3, once, at no rank."""
+    for method in ("per_lora", "per_adv"):
+        row = of(small, method)
+        assert (row.upload, row.payload, row.download, row.ratio, row.travels) == (0, 0, 0, None, "nothing")
+
+
+def test_a_method_against_itself_is_one(small):
+    """T11.5, and under every compression against itself alike."""
+    assert of(small, "fedavg_at").ratio == 1
+    for kind in ("none", "int8", "int4"):
+        assert of(small, "fedavg_at", kind).ratio_alike == 1
+
+
+# -- the table is true ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["none", "int8", "int4"])
+@pytest.mark.parametrize("method", ALGORITHMS)
+def test_the_table_says_what_the_wire_counts(small, method, kind):
+    algorithm = create_algorithm(AlgorithmSection(name=method))
+    backbone = create_backbone(SMALL, 10)
+    full = algorithm.parameters.model == "full"
+    model: Any = FunctionalStack(backbone) if full else LoraStack(backbone, LoraSection(rank=8))
+    algorithm.attach(model, 10, algorithm.companion_weights(10), torch.device("cpu"))
+    common = model.initial_state(torch.Generator().manual_seed(0))
+    clients = range(3 if method == "hetlora_at" else 1)
+    config = ExperimentConfig(
+        algorithm=AlgorithmSection(name=method), compression=CompressionSection(kind=kind, error_feedback=False)
+    )
+    wire = Wire(config, algorithm)
+    for client in clients:
+        state = algorithm.initial_state(client, common)
+        wire.up(client, state, state, None)
+        wire.down(client, state, state, None)
+    counted = wire.traffic
+    sends = counted.upload > 0
+    row = of(
+        small, method, kind if sends else "none", None if full or not sends else "2,4,8" if len(clients) > 1 else "8"
+    )
+    found = (row.upload, row.payload, row.download)
+    expected = (counted.upload, counted.upload_payload, counted.download)
+    assert found == tuple(round(value / len(clients)) for value in expected)
+
+
+def test_every_method_has_its_rows_and_every_rule_one_for_each_rank(small):
+    for method in ALGORITHMS:
+        assert any(method in row.methods for row in small)
+    for rule in RULES:
+        rows = [row for row in small if row.methods == (f"{rule}/10",)]
+        assert [row.rank for row in rows] == ["4", "8"]
+        assert all(row.upload == of(small, "sylva", rank=row.rank).upload for row in rows)
+        assert all(row.payload == of(small, "sylva", rank=row.rank).payload for row in rows)
+        assert all(row.download == 10 * row.upload for row in rows)  # FedEx-LoRA: mean and 9 residual factors
+
+
+def test_fedex_sends_the_dense_residual_when_that_is_less():
+    rows = traffic_table(SMALL, LoraSection(), [64], 10, None, num_clients=100)
+    upload = of(rows, "sylva", rank="64").upload
+    dense = sum(4 * d_in * d_out for d_in, d_out in 6 * [(192, 576), (192, 192)])
+    assert next(row for row in rows if row.methods == ("FedEx-LoRA/100",)).download == upload + dense
+
+
+def test_a_chosen_method_and_other_targets(tmp_path):
+    rows = traffic_table(SMALL, LoraSection(target_modules=("attn.qkv",)), [2], 100, ["sylva"])
+    assert of(rows, "sylva").upload == 4 * 2 * 6 * (192 + 576)
+    assert of(rows, "sylva*").upload == of(rows, "sylva").upload + 4 * 100 * 193
+    assert {name for row in rows for name in row.methods} == {"sylva", "sylva*"}
+    write_csv(rows, tmp_path / "table.csv")
+    with open(tmp_path / "table.csv", newline="") as file:
+        lines = list(csv.DictReader(file))
+    assert len(lines) == len(rows) == 6
+    assert (lines[0]["methods"], int(lines[0]["upload"])) == ("sylva", rows[0].upload)
+    assert terminal_table(rows, "title").row_count == 2
+
+
+# -- bytes to target ------------------------------------------------------------------------------------------------------
+
+
+def run_of(
+    benign: list[float | None], robust: list[float | None] | None = None, each: int = 10
+) -> list[dict[str, Any]]:
+    """Records with one client pair per evaluation; None: a round that was not evaluated."""
+    records = []
+    for number, value in enumerate(benign):
+        table = None if value is None else {"benign": {"accuracy": [value - 0.05, value + 0.05]}}
+        if table is not None and robust is not None and robust[number] is not None:
+            table["pgd20-eps2.55"] = {"accuracy": [robust[number]] * 2}
+        records.append({"round": number, "upload_bytes": each, "download_bytes": 2 * each, "evaluation": table})
+    return records
+
+
+def test_rounds_to_target_on_a_curve_by_hand():
+    """T11.4: moving means .4, .567, .6 from the third evaluation on."""
+    curve = run_of([0.1, 0.5, 0.6, 0.6, 0.6])
+    assert bytes_to_target(curve, {"benign.accuracy": 0.55}) == 4 * 30
+    assert bytes_to_target(curve, {"benign.accuracy": 0.6}) == 5 * 30
+    assert bytes_to_target(curve, {"benign.accuracy": 0.61}) is None
+    assert bytes_to_target(curve, {"benign.accuracy": 0.55}, window=1) == 3 * 30
+    assert bytes_to_target(run_of([0.9, 0.9]), {"benign.accuracy": 0.5}) is None  # no window of three
+
+
+def test_rounds_without_an_evaluation_cost_but_tell_nothing():
+    curve = run_of([0.6, None, 0.6, None, None, 0.6])
+    assert bytes_to_target(curve, {"benign.accuracy": 0.6}) == 6 * 30
+
+
+def test_all_metrics_must_be_there_at_once():
+    targets = {"benign.accuracy": 0.6, "pgd20-eps2.55.accuracy": 0.3}
+    assert bytes_to_target(run_of([0.7] * 6, [0.0, 0.3, 0.3, 0.3, 0.3, 0.3]), targets) == 4 * 30
+    benign_falls = run_of([0.7, 0.7, 0.7, 0.5, 0.5, 0.5], [0.1, 0.1, 0.1, 0.4, 0.4, 0.4])
+    assert bytes_to_target(benign_falls, targets) is None
+    passed_over = run_of([0.7] * 5, [0.3, None, 0.3, None, 0.3])  # evaluated under another attack in between
+    assert bytes_to_target(passed_over, targets) == 5 * 30
+
+
+def test_the_honest_clients_alone_may_count():
+    curve = run_of([0.5, 0.5, 0.5])
+    assert bytes_to_target(curve, {"benign.accuracy": 0.55}) is None
+    assert bytes_to_target(curve, {"benign.accuracy": 0.55}, clients=[1]) == 90
+
+
+def test_targets_are_nine_tenths_of_the_references_best():
+    runs = {
+        "fedavg_at-0": run_of([0.5] * 4, [0.2, 0.3, 0.3, 0.3], each=1000),
+        "fedavg_at-1": run_of([0.6] * 4, [0.1] * 4, each=1000),
+        "sylva": run_of([0.6] * 4, [0.3] * 4, each=5),
+        "weak": run_of([0.9] * 4, [0.1] * 4),
+    }
+    paths = ["benign.accuracy", "pgd20-eps2.55.accuracy"]
+    reference = ["fedavg_at-0", "fedavg_at-1"]
+    targets = targets_from([runs[name] for name in reference], paths)
+    assert targets == pytest.approx({paths[0]: 0.9 * 0.6, paths[1]: 0.9 * 0.3})
+    found = to_target(runs, reference, paths)
+    assert found == {"fedavg_at-0": None, "fedavg_at-1": None, "sylva": 3 * 15, "weak": None}
+    with pytest.raises(ValueError, match="set evaluation"):
+        targets_from([run_of([0.5, 0.5])], paths)

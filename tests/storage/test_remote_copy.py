@@ -1,0 +1,220 @@
+"""A run folder at a URL: whoever goes on with it, wherever and whenever the last push was cut, gets the same adapters."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pytest
+import yaml
+
+from sylva_ray import cli
+from sylva_ray.core.errors import Interrupted, RunError, UserError
+from sylva_ray.execution.experiment import run_experiment
+from sylva_ray.federation.pool import InProcessPool
+from sylva_ray.preparation.experiment import Prepared, create_worker
+from sylva_ray.storage.checkpoint import MANIFEST, CheckpointFolder
+from sylva_ray.storage.remote_copy import RemoteFolder
+from sylva_ray.storage.run_folder import claim_run_folder
+from tests.conftest import TINY
+
+
+@pytest.fixture(params=["memory", "file", "s3"])
+def url(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A place of each kind: one that forgets, one whose writes are not one step, and S3 as moto plays it on the loopback."""
+    if request.param == "file":
+        yield (tmp_path / "shared" / "run").as_uri()
+    elif request.param == "memory":
+        yield "memory://bucket/run"
+        fsspec.filesystem("memory").store.clear()
+    else:
+        pytest.importorskip("s3fs")
+        moto = pytest.importorskip("moto.server")
+        server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+        server.start()
+        host, port = server.get_host_and_port()
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_DEFAULT_REGION"):
+            monkeypatch.setenv(name, "us-east-1")
+        import s3fs
+
+        s3fs.S3FileSystem.clear_instance_cache()
+        bucket = f"bucket-{len(str(tmp_path))}-{abs(hash(tmp_path))}"  # moto's buckets outlive its servers
+        s3fs.S3FileSystem().mkdir(bucket)
+        yield f"s3://{bucket}/runs/a"
+        server.stop()
+
+
+def save_steps(folder: RemoteFolder, *steps: int) -> None:
+    """Checkpoints of a toy, and the records up to then, each step pushed."""
+    import numpy as np
+
+    folder.local.mkdir(parents=True, exist_ok=True)
+    (folder.local / "config.yaml").write_text("name: toy\n")
+    for step in steps:
+        CheckpointFolder(folder.local / "checkpoint").save(step, [{"a": np.full(4, step, np.float32)}], [], None)
+        (folder.local / "rounds.jsonl").write_text("{}\n" * (step + 1))
+        folder.push()
+
+
+def newest(folder: RemoteFolder) -> int:
+    checkpoint = CheckpointFolder(folder.local / "checkpoint").latest()
+    assert checkpoint is not None
+    return checkpoint.step
+
+
+def test_another_machine_gets_the_newest_checkpoint_and_the_url_keeps_few(url: str, tmp_path: Path) -> None:
+    here, there = RemoteFolder(url, tmp_path / "here"), RemoteFolder(url, tmp_path / "there")
+    here.start()
+    save_steps(here, 0, 1, 2, 3, 4)
+    there.pull()
+    assert newest(there) == 4
+    folders = [sorted(path.name for path in (f.local / "checkpoint").iterdir()) for f in (here, there)]
+    assert folders[0] == folders[1] == ["round_0002", "round_0003", "round_0004"]
+
+
+def test_a_push_that_is_cut_leaves_the_checkpoint_before(url: str, tmp_path: Path) -> None:
+    """The manifest goes last: without it the newest checkpoint does not count, and nothing older has gone yet."""
+    here, there = RemoteFolder(url, tmp_path / "here"), RemoteFolder(url, tmp_path / "there")
+    save_steps(here, 0, 1, 2)
+    send = here._send
+
+    def cut(name: str, path: Path) -> None:
+        if name == f"checkpoint/round_0003/{MANIFEST}":
+            raise OSError("the network is down")
+        send(name, path)
+
+    here._send = cut  # type: ignore[method-assign]
+    with pytest.raises(RunError, match=r"could not be written \(the network is down\)"):
+        save_steps(here, 3)
+    there.pull()
+    assert newest(there) == 2
+
+
+def test_a_folder_that_is_ahead_of_its_url_is_kept(url: str, tmp_path: Path) -> None:
+    here = RemoteFolder(url, tmp_path / "here")
+    save_steps(here, 0)
+    (here.local / "rounds.jsonl").write_text("{}\n" * 3)
+    here.pull()
+    assert (here.local / "rounds.jsonl").read_text().count("\n") == 3
+
+
+def test_a_url_that_holds_something_is_refused(url: str, tmp_path: Path) -> None:
+    here = RemoteFolder(url, tmp_path / "here")
+    with pytest.raises(UserError, match="holds no run"):
+        here.pull()
+    save_steps(here, 0)
+    with pytest.raises(UserError, match="already holds a run"):
+        here.start()
+    here._files.rm_file(f"{here._root}/config.yaml")
+    with pytest.raises(UserError, match="is not empty"):
+        here.start()
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt(), SystemExit(143), Interrupted("interrupted")])
+def test_what_an_evaluation_had_measured_when_it_was_stopped_is_at_the_url(
+    stop: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    url = (tmp_path / "shared").as_uri()
+    save_steps(RemoteFolder(url), 0)
+
+    def evaluate() -> None:
+        with cli._run_folder(url, "change") as (run_dir, _):
+            (run_dir / "evaluation").mkdir()
+            (run_dir / "evaluation" / "part").write_text("measured")
+            raise stop
+
+    with pytest.raises(type(stop)):
+        evaluate()
+    assert (tmp_path / "shared" / "evaluation" / "part").read_text() == "measured"
+
+
+def test_one_process_at_a_time(tmp_path: Path) -> None:
+    folder = RemoteFolder("memory://bucket/other", tmp_path / "here")
+    with folder.held(), pytest.raises(UserError, match="another process"), folder.held():
+        pass
+
+
+@pytest.mark.parametrize("bad", ["gopher://run", "s4://bucket/run"])
+def test_a_protocol_that_nobody_knows_is_refused(bad: str) -> None:
+    with pytest.raises(UserError, match="is no URL that can be used here"):
+        RemoteFolder(bad)
+
+
+class Stop(Exception):
+    """Somebody pulls the plug."""
+
+
+def run_until(prepared: Prepared, remote: RemoteFolder, stop_after: int | None) -> None:
+    """The experiment on this machine, until so many records are there."""
+    claim_run_folder(remote.local, prepared.config, resume=(remote.local / "config.yaml").exists())
+    seen: list[str] = []
+
+    def watch(event: dict[str, Any]) -> None:
+        seen.append(event["event"])
+        if seen.count("record") == stop_after:
+            raise Stop
+
+    pool = InProcessPool(create_worker(prepared.config, prepared.fleet, prepared.backbone))
+    run_experiment(prepared, remote.local, pool, watch, remote)
+
+
+def adapters(run_dir: Path) -> dict[str, bytes]:
+    return {p.name + p.parent.name: p.read_bytes() for p in sorted((run_dir / "adapters").rglob("*")) if p.is_file()}
+
+
+def test_a_run_goes_on_elsewhere_to_the_same_adapters(tiny: Prepared, tmp_path: Path) -> None:
+    """Two machines after one another, each without what the other had on its disk."""
+    url = (tmp_path / "shared").as_uri()
+    alone = RemoteFolder("memory://bucket/alone", tmp_path / "alone")
+    run_until(tiny, alone, None)
+    first = RemoteFolder(url, tmp_path / "first")
+    with pytest.raises(Stop):
+        run_until(tiny, first, 2)
+    shutil.rmtree(first.local)
+    second = RemoteFolder(url, tmp_path / "second")
+    second.pull()
+    run_until(tiny, second, None)
+    third = RemoteFolder(url, tmp_path / "third")
+    third.pull()
+    assert adapters(third.local) == adapters(alone.local)
+    assert (third.local / "summary.json").exists()
+
+
+@pytest.fixture
+def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Any]:
+    """The command line in an empty home: ``call(...) -> (exit code, output, errors)``."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(TINY))
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["sylva-ray", *arguments])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        captured = capsys.readouterr()
+        return int(stop.value.code or 0), captured.out, captured.err
+
+    return run
+
+
+def test_every_command_takes_a_url(tiny: Prepared, tmp_path: Path, call: Callable[..., Any]) -> None:
+    del tiny  # loaded once for all tests, so that this one is quick
+    url = (tmp_path / "shared" / "run").as_uri()
+    code, out, _ = call("run", "tiny.yaml", "--out", url, "--quiet")
+    assert code == 0
+    assert f"run      {url}" in out
+    code, _, err = call("run", "tiny.yaml", "--out", url)
+    assert code == 2
+    assert "already holds a run" in err
+    shutil.rmtree(tmp_path / "home")  # another machine
+    assert call("run", url, "--resume", "--quiet")[0] == 0
+    assert call("report", url)[0] == 0
+    assert call("export", url, "--client", "1", "--to", "adapters")[0] == 0
+    assert (tmp_path / "adapters" / "client_001").is_dir()
+    assert call("compare", url)[0] == 0

@@ -1,0 +1,142 @@
+"""Points from trials: means over seeds, what is chosen, the Pareto front; the report shows it all."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sylva_ray.config.schema import build
+from sylva_ray.sweeps.metrics import busy_seconds, step_metrics
+from sylva_ray.sweeps.points import Trial
+from sylva_ray.sweeps.report import render
+from sylva_ray.sweeps.results import Sweep, TrialResult, _points, covered, front_of, markdown
+from sylva_ray.sweeps.space import Objective, Parameter, Space
+from tests.conftest import TINY
+
+
+def make_space(*metrics: str, seeds: tuple[int, ...] = (0, 1), **keys: Any) -> Space:
+    ranks = build(Parameter, {"grid": [2, 4, 8]})
+    objectives = [{"metric": metric, "mode": "min" if metric == "total_bytes" else "max"} for metric in metrics]
+    raw = {
+        "name": "toy",
+        "experiment": TINY,
+        "parameters": {"lora.rank": ranks},
+        "seeds": seeds,
+        "objectives": objectives,
+    }
+    return build(Space, raw | keys)
+
+
+def result(
+    rank: int, seed: int, benign: float, robust: float, state: str = "finished", workers: int = 1, **more: Any
+) -> TrialResult:
+    trial = Trial({"lora.rank": rank}, seed)
+    metrics = {"benign_accuracy": benign, "robust_accuracy": robust, "total_bytes": 1000.0 * rank, "seconds": 5.0}
+    spans = [(100.0 * seed, 100.0 * seed + 10)]
+    return TrialResult(trial.key, trial.point, trial.values, seed, state, metrics, [], 2, spans, workers, 5.0, **more)
+
+
+def sweep_of(space: Space, trials: list[TrialResult]) -> Sweep:
+    return Sweep(space, trials, _points(space, trials))
+
+
+def chosen(sweep: Sweep) -> list[int]:
+    return sorted(point.values["lora.rank"] for point in sweep.chosen)
+
+
+def test_a_point_is_the_mean_of_its_seeds_and_the_best_mean_is_chosen() -> None:
+    trials = [result(2, 0, 0.9, 0.5), result(2, 1, 0.9, 0.7), result(4, 0, 0.9, 0.9), result(4, 1, 0.9, 0.1)]
+    sweep = sweep_of(make_space("robust_accuracy"), trials)
+    best = sweep.points[0]
+    assert (best.values["lora.rank"], best.chosen) == (2, True)
+    assert best.metrics["robust_accuracy"].mean == pytest.approx(0.6)
+    assert best.metrics["robust_accuracy"].std == pytest.approx(np.std([0.5, 0.7], ddof=1))
+    assert chosen(sweep) == [2]
+
+
+def test_a_point_that_lacks_a_seed_is_not_chosen_and_comes_last() -> None:
+    trials = [result(2, 0, 0.9, 0.2), result(2, 1, 0.9, 0.2)]
+    trials += [
+        result(4, 0, 0.9, 0.9),
+        result(4, 1, 0.9, 0.9, state="pruned"),
+        result(8, 0, 0, 0, state="failed", error="boom"),
+    ]
+    sweep = sweep_of(make_space("robust_accuracy"), trials)
+    assert chosen(sweep) == [2]
+    assert [point.complete for point in sweep.points] == [True, False, False]
+    assert [trial.error for trial in sweep.failed] == ["boom"]
+
+
+def test_the_front_is_what_brute_force_says() -> None:
+    rng = np.random.default_rng(0)
+    values = rng.integers(0, 6, (30, 2)) / 6
+    space = make_space("benign_accuracy", "robust_accuracy", seeds=(0,))
+    trials = [result(rank, 0, *map(float, pair)) for rank, pair in enumerate(values, 1)]
+    points = _points(space, trials)
+    dominated = {i + 1 for i, a in enumerate(values) if any((b >= a).all() and (b > a).any() for b in values)}
+    assert chosen(sweep_of(space, trials)) == sorted(set(range(1, 31)) - dominated)
+    lower_is_better = front_of(points, (Objective(metric="total_bytes", mode="min"),))
+    assert [point.values["lora.rank"] for point in lower_is_better] == [1]
+
+
+def test_utilisation_counts_the_time_in_which_trials_ran() -> None:
+    assert covered([(0, 10), (5, 12), (100, 101)]) == 13
+    trials = [result(2, seed, 0.5, 0.5, workers=2) for seed in (0, 1)]  # 10 s each, 5 of them busy, far apart
+    assert sweep_of(make_space("robust_accuracy"), trials).busy_share == pytest.approx(10 / (2 * 20))
+    beside = [result(2, 0, 0.5, 0.5, workers=2), result(4, 0, 0.5, 0.5, workers=5)]
+    assert sweep_of(make_space("robust_accuracy"), beside).workers == 2 + 5
+
+
+def record(step: int, evaluation: dict[str, Any] | None) -> dict[str, Any]:
+    seconds = {"train": 1.0, "attack": 2.0, "aggregate": 9.0, "wall": 4.0}
+    return {"step": step, "evaluation": evaluation, "upload_bytes": 10, "download_bytes": 5, "seconds": seconds}
+
+
+def test_metrics_keep_the_newest_values_and_leave_attackers_out() -> None:
+    space = make_space("robust_accuracy")
+    config = space.config({"lora.rank": 2}, 0)
+    label = config.evaluation.specs[0].label
+
+    def table(*accuracies: float) -> dict[str, Any]:
+        return {"accuracy": list(accuracies), "balanced_accuracy": list(accuracies)}
+
+    records = [record(0, {"benign": table(0.2, 0.4, 0.6), label: table(0.0, 0.1, 0.2)}), record(1, None)]
+    found = step_metrics(records, config)
+    assert found["benign_accuracy"] == pytest.approx(0.4)
+    assert found["robust_accuracy"] == pytest.approx(0.1)
+    assert found["robust_accuracy.worst_decile"] == 0.0
+    assert (found["total_bytes"], found["seconds"]) == (30, 8)
+    assert busy_seconds(records) == 6
+    liars = config.model_copy(update={"byzantine": config.byzantine.model_copy(update={"fraction": 0.34})})
+    from sylva_ray.transport.byzantine import attackers_of
+
+    honest = [c for c in range(3) if c not in attackers_of(liars)]
+    assert step_metrics(records, liars)["benign_accuracy"] == pytest.approx(
+        np.mean([(0.2, 0.4, 0.6)[c] for c in honest])
+    )
+
+
+@pytest.mark.parametrize("metrics", [("robust_accuracy",), ("benign_accuracy", "robust_accuracy")])
+def test_the_report_is_one_page_with_every_point_and_plot(metrics: tuple[str, ...]) -> None:
+    trials = [result(rank, seed, 0.9 - rank / 40, rank / 10) for rank in (2, 4, 8) for seed in (0, 1)]
+    trials[0] = result(2, 0, 0.9, 0.2, checks=("S14",))
+    trials.append(result(16, 0, 0.1, 0.1, state="failed", error="<b>CUDA</b> out of memory"))
+    sweep = sweep_of(make_space(*metrics), trials)
+    page = render(sweep)
+    assert all(point.name in page for point in sweep.points)
+    assert page.count("<svg") == 4
+    assert "http" not in page.replace("http://www.w3.org", "")
+    assert "&lt;b&gt;CUDA" in page
+    assert "S14" in page
+    assert ("Best:" in page) == (len(metrics) == 1)
+    assert ("are not dominated by another" in page) == (len(metrics) > 1)
+    text = markdown(sweep)
+    assert all(f"`{point.name}`" in text for point in sweep.points)
+
+
+def test_an_unfinished_sweep_has_a_report_too() -> None:
+    trials = [result(2, 0, 0, 0, state="failed", error="boom"), result(4, 0, 0.5, 0.5, state="pruned")]
+    page = render(sweep_of(make_space("robust_accuracy"), trials))
+    assert "nothing to choose from" in page

@@ -1,0 +1,159 @@
+"""A sweep in a real MLflow store, without the training: a parent, its trials under it, and a comparison that reads them."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from sylva_ray import cli
+from sylva_ray.core.errors import UserError
+from sylva_ray.sweeps.folder import SweepFolder
+from sylva_ray.sweeps.output import write_results
+from sylva_ray.sweeps.points import Trial, planned_trials
+from sylva_ray.sweeps.results import Sweep, collect
+from sylva_ray.sweeps.space import Space, load_space
+from sylva_ray.sweeps.tracking import SweepTracking, trial_config
+from tests.conftest import TINY
+from tests.reports.synthetic_run import make_run
+
+mlflow = pytest.importorskip("mlflow")
+
+
+def space_of(folder: Path, ranks: tuple[int, ...] = (2, 4), **tracking: Any) -> Space:
+    evaluation = {**TINY["evaluation"], "every": 2}
+    experiment = {**TINY, "evaluation": evaluation, "tracking": {"flush_timeout_s": 5, **tracking}}
+    raw = {
+        "name": "toy",
+        "experiment": experiment,
+        "parameters": {
+            "lora.rank": {"grid": list(ranks)},
+            "attack.epsilon": {"grid": ["4/255", "8/255"][: len(ranks)]},
+        },
+        "seeds": [0, 1],
+    }
+    folder.mkdir(exist_ok=True)
+    (folder / "space.yaml").write_text(yaml.safe_dump(raw, sort_keys=False))
+    return load_space(folder / "space.yaml")
+
+
+def played(folder: SweepFolder, space: Space, tracking: SweepTracking, pruned: Trial | None = None) -> Sweep:
+    """Synthetic runs in place of trained ones; ``pruned`` ends early."""
+    trials = planned_trials(space)
+    for trial in trials:
+        make_run(folder.trial(trial.key), trial_config(space, trial, tracking.changes), finished=trial != pruned)
+    sweep = collect(folder, space, trials, {})
+    write_results(folder, sweep)
+    return sweep
+
+
+@pytest.fixture(scope="module")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An sqlite store with its tables made (which takes MLflow seconds), to be copied."""
+    path = tmp_path_factory.mktemp("store") / "mlflow.db"
+    mlflow.MlflowClient(tracking_uri=f"sqlite:///{path}").search_experiments()
+    return path
+
+
+@pytest.fixture
+def runs(tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of runs with the default store beside them."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    shutil.copy(empty_store, tmp_path / "runs" / "mlflow.db")
+    return tmp_path / "runs"
+
+
+def test_trials_stand_under_the_sweep_and_seeds_share_their_point(
+    runs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    space, folder = space_of(runs / "s"), SweepFolder(runs / "sweep")
+    folder.claim(space, resume=False)
+    tracking = SweepTracking(folder, space)
+    tracking.open()
+    pruned = planned_trials(space)[-1]
+    sweep = played(folder, space, tracking, pruned)
+    tracking.close(sweep)
+    assert tracking.problems == []
+
+    client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{runs / 'mlflow.db'}")
+    found = client.search_runs([client.get_experiment_by_name("toy").experiment_id])
+    (parent,) = (run for run in found if run.data.tags.get("sylva.kind") == "sweep")
+    children = [run for run in found if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
+    assert len(found) == 1 + len(children) == 9
+    points: dict[str, set[str]] = {}
+    for run in children:
+        points.setdefault(run.data.tags["sylva.point"], set()).add(run.data.tags["sylva.seed"])
+        assert run.data.tags["sylva.sweep"] == "sweep", "the folder's name: two sweeps of a space are two"
+        assert not [name for name in run.data.metrics if name.startswith("client_")]
+        assert not {f.path for f in client.list_artifacts(run.info.run_id)} & {"adapters", "figures"}
+    assert list(points.values()) == [{"0", "1"}] * 4
+    names = {run.info.run_name for run in children}
+    assert "rank=2, epsilon=4/255, seed 0" in names
+    assert len(names) == 8
+    statuses = sorted(run.info.status for run in children)
+    assert statuses == ["FINISHED"] * 7 + ["KILLED"]
+    assert parent.data.metrics["trials.finished"] == 7
+    assert parent.data.metrics["trials.pruned"] == 1
+    assert parent.data.metrics["best.robust_accuracy"] == pytest.approx(sweep.points[0].metrics["robust_accuracy"].mean)
+    assert sweep.points[0].label in parent.data.tags["mlflow.note.content"]
+    assert "sweep.json" in {file.path for file in client.list_artifacts(parent.info.run_id)}
+
+    monkeypatch.setattr(sys, "argv", ["sylva-ray", "compare", "toy", "--out", "toy.html", "--out", "toy.csv"])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    out = capsys.readouterr().out
+    assert not stop.value.code
+    assert "has no summary.json and is left out" in out, "the pruned trial is named"
+    assert "sweep sweep" not in out, "the sweep itself is no row"
+    assert (runs.parent / "toy.csv").read_text().count("final,mean") == 4
+
+    from sylva_ray.observers.sources import load
+
+    assert len(load(["toy/sweep"])[0]) == 7
+    with pytest.raises(UserError, match=r"'toy/another': .* has no run with a summary.json"):
+        load(["toy/another"])
+
+
+def test_a_resumed_sweep_goes_on_in_the_same_run(runs: Path) -> None:
+    space, folder = space_of(runs / "s", ranks=(2,)), SweepFolder(runs / "sweep")
+    folder.claim(space, resume=False)
+    first, again = SweepTracking(folder, space), SweepTracking(folder, space)
+    first.open()
+    again.open()
+    assert first.changes == again.changes
+    again.close(played(folder, space, again))
+    again.open()
+    client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{runs / 'mlflow.db'}")
+    assert client.get_run(again.changes["parent_run_id"]).info.status == "RUNNING"
+
+
+def test_a_dead_server_costs_a_warning(runs: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        dead = f"http://ada:s3cret@127.0.0.1:{server.getsockname()[1]}"
+    space, folder = space_of(runs / "s", uri=dead), SweepFolder(runs / "sweep")
+    folder.claim(space, resume=False)
+    tracking = SweepTracking(folder, space)
+    tracking.open()
+    (problem,) = tracking.problems
+    assert "did not take the sweep's own run" in problem
+    assert "s3cret" not in problem
+    assert tracking.changes["parent_run_id"] is None
+    assert "s3cret" not in str(tracking.changes)
+
+
+def test_without_tracking_nothing_is_asked_of_mlflow(runs: Path) -> None:
+    space, folder = space_of(runs / "s", enabled=False), SweepFolder(runs / "sweep")
+    folder.claim(space, resume=False)
+    tracking = SweepTracking(folder, space)
+    tracking.open()
+    tracking.close(played(folder, space, tracking))
+    client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{runs / 'mlflow.db'}")
+    assert client.get_experiment_by_name("toy") is None

@@ -1,0 +1,226 @@
+"""What attackers send, and which rules bear it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sylva_ray.aggregation.robust import (
+    COMBINATION_RULES,
+    COORDINATE_RULES,
+    combination,
+    coordinate_median,
+    self_centred,
+    trimmed_mean,
+)
+from sylva_ray.transport.byzantine import ATTACKS, alie_z, choose_attackers, flip_labels, forge
+
+N, BAD = 13, 3
+
+
+def honest_updates(seed=0, count=N, spread=0.25):
+    """All in about the same direction: a common update of 1 or -1 in every coordinate, plus ``spread``."""
+    rng = np.random.default_rng(seed)
+    shapes = {"blocks.0.lora_B": (6, 4), "head.bias": (5,)}
+    common = {name: rng.choice([-1.0, 1.0], size=shape) for name, shape in shapes.items()}
+    return [
+        {name: (common[name] + spread * rng.normal(size=shape)).astype(np.float32) for name, shape in shapes.items()}
+        for _ in range(count)
+    ]
+
+
+def lie(attack, seed=0, strength=None, own=None, benign=None, num_clients=N, num_bad=BAD):
+    updates = honest_updates(seed)
+    own, benign = own or updates[-1], updates[:-BAD] if benign is None else benign
+    return forge(attack, own, benign, np.random.default_rng(seed), num_clients, num_bad, strength)
+
+
+def flat(update):
+    return np.concatenate([np.asarray(value, float).ravel() for value in update.values()])
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_a_lie_looks_like_an_update(attack):
+    updates = honest_updates()
+    before = [flat(update) for update in updates]
+    forged = lie(attack, own=updates[-1], benign=updates[:-BAD])
+    assert list(forged) == list(updates[-1])
+    for name, value in forged.items():
+        assert (value.shape, value.dtype) == (updates[-1][name].shape, np.float32)
+        assert not any(np.shares_memory(value, update[name]) for update in updates)
+        assert np.isfinite(value).all() == (attack != "nan")
+    np.testing.assert_array_equal(before, [flat(update) for update in updates])
+    with pytest.raises(AssertionError, match="no such attack"):
+        lie(attack + "s")
+
+
+def test_known_lies():
+    own, benign = {"w": np.array([4.0, -2.0])}, [{"w": np.array([1.0, 2.0])}, {"w": np.array([3.0, 8.0])}]
+
+    def told(attack, strength=None):
+        return lie(attack, own=own, benign=benign, strength=strength)["w"].tolist()
+
+    assert told("sign_flip") == [-4, 2]
+    assert told("sign_flip", 2.5) == [-10, 5]
+    assert told("label_flip") == [4, -2]
+    assert told("alie") == [1, 2]  # mean (2, 5), standard deviations (1, 3), z = 1
+    assert told("alie", 2.0) == [0, -1]
+    assert told("ipm") == [-4, -10]
+    assert told("ipm", 0.1) == pytest.approx([-0.2, -0.5])
+    assert told("mimic") == [1, 2]
+    assert np.isnan(told("nan")).all()
+
+
+@pytest.mark.parametrize(("strength", "factor"), [(None, 10), (2.0, 2)])
+def test_gaussian_noise_is_ten_times_the_honest_spread_of_each_array(strength, factor):
+    rng = np.random.default_rng(2)
+    benign = [{"a": rng.normal(0, 3, (50, 50)), "b": rng.normal(7, 0.1, 2000)} for _ in range(4)]
+    forged = lie("gaussian", own=benign[0], benign=benign, strength=strength)
+    assert forged["a"].std() == pytest.approx(factor * 3, rel=0.1)
+    assert forged["b"].std() == pytest.approx(factor * 0.1, rel=0.1)
+    assert abs(forged["b"].mean()) < 7  # around zero, not around the honest mean
+
+
+def test_only_noise_is_random():
+    updates = honest_updates()
+    for attack in ATTACKS:
+        first, second = (
+            flat(forge(attack, updates[-1], updates[:-1], np.random.default_rng(seed), N, 1)) for seed in (0, 1)
+        )
+        assert np.array_equal(first, second, equal_nan=True) == (attack != "gaussian")
+
+
+def test_who_colludes_sends_the_same():
+    updates = honest_updates()
+    for attack in ("alie", "ipm", "mimic"):
+        first, second = (flat(lie(attack, own=own)) for own in updates[-2:])
+        np.testing.assert_array_equal(first, second)
+    np.testing.assert_array_equal(flat(lie("mimic")), flat(updates[0]))
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_an_attack_without_honest_clients(attack):
+    own = {"w": np.array([4.0, -2.0])}
+    forged = lie(attack, own=own, benign=[], num_clients=2, num_bad=2)["w"]
+    assert np.isfinite(forged).all() == (attack != "nan")
+
+
+def test_alie_z():
+    assert alie_z(50, 24) == pytest.approx(1.426, abs=1e-3)
+    assert alie_z(10, 2) == 1  # the formula says 0
+    assert alie_z(20, 4) == 1  # the formula says 0.157
+    for n in range(1, 12):  # also where attackers are everybody or need nobody
+        assert all(1 <= alie_z(n, bad) < 10 for bad in range(n + 1))
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 999))
+def test_alie_hides_among_the_honest(seed):
+    """At z = 1 a liar is as far from the honest mean as the honest are in the mean square."""
+    x = np.array([flat(update) for update in honest_updates(seed)[:-BAD]])
+    distances = np.linalg.norm(x - x.mean(0), axis=1)
+    liar = np.linalg.norm(flat(lie("alie", seed)) - x.mean(0))
+    assert liar == pytest.approx(np.sqrt((distances**2).mean()), rel=1e-5)
+
+
+@pytest.mark.parametrize("strength", [0.1, 2.0, 3.3, 3.4, 5.0])
+def test_inner_product_manipulation_turns_the_mean_around(strength):
+    """Iff eps f > n - f; here 10/3."""
+    x = np.array([flat(update) for update in honest_updates()[:-BAD]])
+    everything = np.concatenate([x, np.tile(flat(lie("ipm", strength=strength)), (BAD, 1))])
+    assert (everything.mean(0) @ x.mean(0) < 0) == (strength > (N - BAD) / BAD)
+
+
+def test_flipped_labels():
+    np.testing.assert_array_equal(flip_labels(np.array([0, 1, 9, 4]), 10), [9, 8, 0, 5])
+    labels = np.random.default_rng(0).integers(0, 7, 100)
+    np.testing.assert_array_equal(flip_labels(flip_labels(labels, 7), 7), labels)
+    assert flip_labels(labels, 7).dtype == labels.dtype
+
+
+@settings(max_examples=60, deadline=None)
+@given(percent=st.integers(0, 100), hundreds=st.integers(1, 3), seed=st.integers(0, 99))
+def test_attackers_are_distinct_and_as_many_as_said(percent, hundreds, seed):
+    chosen = choose_attackers(percent / 100, 100 * hundreds, np.random.default_rng(seed))
+    assert len(set(chosen)) == len(chosen) == percent * hundreds
+    assert chosen == sorted(chosen)
+    assert set(chosen) <= set(range(100 * hundreds))
+    assert all(type(client) is int for client in chosen)
+
+
+def test_attackers_are_rounded_down_and_drawn():
+    assert len(choose_attackers(0.3, 9, np.random.default_rng(0))) == 2
+    draws = {tuple(choose_attackers(0.3, 20, np.random.default_rng(seed))) for seed in range(5)}
+    assert len(draws) > 1
+    assert choose_attackers(0.3, 20, np.random.default_rng(3)) == choose_attackers(0.3, 20, np.random.default_rng(3))
+
+
+# --- rules against attacks --------------------------------------------------------------------------------------------
+
+
+def everyone_sends(attack, seed, strength=None):
+    """``[N, d]``: honest clients first, then the liars."""
+    updates = honest_updates(seed)
+    rng = np.random.default_rng(seed)
+    lies = [forge(attack, own, updates[:-BAD], rng, N, BAD, strength) for own in updates[-BAD:]]
+    return np.array([flat(update) for update in updates[:-BAD] + lies])
+
+
+def aggregate(rule, x):
+    if rule == "coordinate_median":
+        return coordinate_median(x)
+    if rule == "trimmed_mean":
+        return trimmed_mean(x, BAD)
+    if rule == "self_centred_clipping":
+        return self_centred(x @ x.T, np.full(N, 1 / N), 0) @ x
+    return combination(rule, x @ x.T, BAD) @ x
+
+
+ROBUST = [r for r in (*COMBINATION_RULES, *COORDINATE_RULES) if r not in ("mean", "norm_clipping")]
+
+
+def distance_and_radius(result, x):
+    honest = x[:-BAD]
+    centre = honest.mean(0)
+    return np.linalg.norm(result - centre), np.linalg.norm(honest - centre, axis=1).max()
+
+
+@pytest.mark.parametrize("rule", [*ROBUST, "self_centred_clipping"])
+@pytest.mark.parametrize("attack", [a for a in ATTACKS if a != "nan"])
+@settings(max_examples=10, deadline=None)
+@given(seed=st.integers(0, 999))
+def test_a_robust_result_is_among_the_honest(rule, attack, seed):
+    x = everyone_sends(attack, seed)
+    distance, radius = distance_and_radius(aggregate(rule, x), x)
+    assert distance <= radius * (1 + 1e-9)  # Krum may choose the farthest of the honest
+
+
+@pytest.mark.parametrize("attack", ["sign_flip", "gaussian", "ipm"])
+@settings(max_examples=10, deadline=None)
+@given(seed=st.integers(0, 999))
+def test_the_mean_is_not(attack, seed):
+    x = everyone_sends(attack, seed)
+    distance, radius = distance_and_radius(aggregate("mean", x), x)
+    assert distance > radius
+
+
+@settings(max_examples=10, deadline=None)
+@given(seed=st.integers(0, 999))
+def test_norm_clipping_bounds_lengths_not_directions(seed):
+    """It tames noise, which is long; a flipped update is as long as an honest one and passes unclipped."""
+    noisy, flipped = everyone_sends("gaussian", seed, 30.0), everyone_sends("sign_flip", seed)
+    longest = np.linalg.norm(noisy[:-BAD], axis=1).max()
+    assert np.linalg.norm(aggregate("norm_clipping", noisy)) <= longest
+    assert np.linalg.norm(aggregate("mean", noisy)) > longest
+    distance, radius = distance_and_radius(aggregate("norm_clipping", flipped), flipped)
+    assert distance > radius
+
+
+def test_a_mimic_is_borne_but_heard():
+    """Nothing leaves the honest hull, yet the victim counts four times."""
+    x = everyone_sends("mimic", 0)
+    honest = x[:-BAD]
+    np.testing.assert_allclose(aggregate("mean", x), (honest.sum(0) + BAD * honest[0]) / N)
+    assert combination("krum", x @ x.T, BAD)[[0, -3, -2, -1]].sum() == 1
