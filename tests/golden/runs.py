@@ -51,7 +51,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "pm_afl": {"algorithm": {"name": "pm_afl"}},
     "fedavg_at": {"algorithm": {"name": "fedavg_at"}},
     "byzantine_int4": BYZANTINE,
-    "mixed_ranks": {"algorithm": {"name": "hetlora_at"}},
+    "mixed_ranks": {"algorithm": {"name": "hetlora_at", "ranks": [1, 2, 4]}},
     "sylva_ray": {"algorithm": {"name": "sylva", "phase2": PHASE2}} | RAY,
     "byzantine_int4_ray": BYZANTINE | RAY,
 }
@@ -105,7 +105,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             found[name] = digests(name, Path(folder) / "run")
         print(name, found[name], flush=True)
-    given.out.write_text(json.dumps(found, indent=1) + "\n")
+        given.out.write_text(json.dumps(found, indent=1) + "\n")
 
 
 if __name__ == "__main__":
