@@ -62,9 +62,10 @@ def merge_factors(
     modules = paired_modules(anchor)
     paired = {f"{module}.lora_{factor}" for module in modules for factor in "AB"}
     merged = average({name: value for name, value in anchor.items() if name not in paired}, states, w)
-    for alike in _of_equal_shapes(anchor, modules, len(states)):
-        factors = [(_stack(state, alike, "B"), _stack(state, alike, "A")) for state in states]
-        b, a = merge_products(_stack(anchor, alike, "A"), factors, w)
+    heard = [state for state, weight in zip(states, w, strict=True) if weight]
+    for alike in _of_equal_shapes(anchor, modules, len(heard)):
+        anchor_a = np.stack([anchor[f"{module}.lora_A"] for module in alike])
+        b, a = _refactored(anchor_a, *_side_by_side(heard, w[w != 0], alike))
         for index, module in enumerate(alike):
             merged[f"{module}.lora_B"], merged[f"{module}.lora_A"] = b[index], a[index]
     return merged
@@ -81,29 +82,18 @@ def merge_products(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Best rank-r ``B, A`` of ``sum_j w_j B_j A_j`` (Eckart-Young): one product of the stacked factors, truncated.
 
-    ``...`` are leading axes: modules of equal shapes, which cost less together than one by one.
-
     Args:
-        anchor_a: ``[..., r, d_in]``; its rows stay where the merged product has no direction left (B is 0 there), so that a
+        anchor_a: ``[r, d_in]``; its rows stay where the merged product has no direction left (B is 0 there), so that a
             client can still learn: with both factors 0 no gradient would ever reach them.
-        factors: ``(B_j [..., d_out, r_j], A_j [..., r_j, d_in])``; ranks may differ.
+        factors: ``(B_j [d_out, r_j], A_j [r_j, d_in])``; ranks may differ.
         weights: one per factor pair.
 
     Returns:
-        ``B [..., d_out, r]``, ``A [..., r, d_in]`` in the anchor's dtype. The approximation error is the tail of the singular
-        values.
+        ``B [d_out, r]``, ``A [r, d_in]`` in the anchor's dtype. The approximation error is the tail of the singular values.
     """
-    heard = [j for j, weight in enumerate(weights) if weight]
-    left = np.concatenate([factors[j][0] for j in heard], axis=-1, dtype=np.float64)
-    right = np.concatenate([weights[j] * factors[j][1].astype(np.float64) for j in heard], axis=-2)
-    u, s, vt = leading_triplets(left, right, anchor_a.shape[-2])
-    largest = np.take_along_axis(u, np.abs(u).argmax(-2, keepdims=True), -2)[..., 0, :]
-    signs, found = np.sign(largest), s.shape[-1]  # an SVD is free in sign; ours is not
-    lives = s > RANK_TOLERANCE * s[..., :1]
-    b, a = np.zeros((*left.shape[:-1], anchor_a.shape[-2])), anchor_a.astype(np.float64)
-    b[..., :found] = u * (INITIAL_SCALE * s * signs * lives)[..., None, :]
-    a[..., :found, :] = np.where(lives[..., None], vt * (signs / INITIAL_SCALE)[..., None], a[..., :found, :])
-    return b.astype(anchor_a.dtype), a.astype(anchor_a.dtype)
+    left = np.concatenate([b for b, _ in factors], axis=1, dtype=np.float64)
+    right = np.concatenate([w * a.astype(np.float64) for w, (_, a) in zip(weights, factors, strict=True)])
+    return _refactored(anchor_a, left, right)
 
 
 def orthonormal_rows(a: np.ndarray) -> np.ndarray:
@@ -138,9 +128,27 @@ def _of_equal_shapes(anchor: ClientState, modules: Sequence[str], num_states: in
     return stacks
 
 
-def _stack(state: ClientState, modules: Sequence[str], factor: str) -> np.ndarray:
-    """One factor of several modules, ``[m, ...]``."""
-    return np.stack([state[f"{module}.lora_{factor}"] for module in modules])
+def _side_by_side(
+    states: Sequence[ClientState], weights: np.ndarray, modules: Sequence[str]
+) -> tuple[np.ndarray, np.ndarray]:
+    """``left [m, d_out, n]``, ``right [m, n, d_in]`` whose product is the mean of the states' products; n is K r."""
+    b = np.array([[state[f"{module}.lora_B"] for state in states] for module in modules])  # [m, K, d_out, r]
+    a = np.array([[state[f"{module}.lora_A"] for state in states] for module in modules], np.float64)
+    num_modules, d_out, d_in = len(modules), b.shape[2], a.shape[3]
+    left = b.swapaxes(1, 2).astype(np.float64, order="C").reshape(num_modules, d_out, -1)
+    return left, (weights[:, None, None] * a).reshape(num_modules, -1, d_in)
+
+
+def _refactored(anchor_a: np.ndarray, left: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Factors of ``left [..., d_out, n] @ right [..., n, d_in]`` for `merge_products`, in the shape of ``anchor_a``."""
+    u, s, vt = leading_triplets(left, right, anchor_a.shape[-2])
+    largest = np.take_along_axis(u, np.abs(u).argmax(-2, keepdims=True), -2)[..., 0, :]
+    signs, found = np.sign(largest), s.shape[-1]  # an SVD is free in sign; ours is not
+    lives = s > RANK_TOLERANCE * s[..., :1]
+    b, a = np.zeros((*left.shape[:-1], anchor_a.shape[-2])), anchor_a.astype(np.float64)
+    b[..., :found] = u * (INITIAL_SCALE * s * signs * lives)[..., None, :]
+    a[..., :found, :] = np.where(lives[..., None], vt * (signs / INITIAL_SCALE)[..., None], a[..., :found, :])
+    return b.astype(anchor_a.dtype), a.astype(anchor_a.dtype)
 
 
 def _checked(weights: Sequence[float] | np.ndarray) -> np.ndarray:

@@ -35,8 +35,8 @@ def leading_triplets(left: np.ndarray, right: np.ndarray, rank: int) -> tuple[np
         `PRODUCT_ERROR` of the best one where singular values r and r + 1 differ; where they do not, several products are best.
     """
     basis = _leading_space(left, right, rank)
-    u, s, vt = np.linalg.svd((basis.mT @ left) @ right, full_matrices=False)
-    return basis @ u, s, vt
+    v, s, ut = np.linalg.svd(right.mT @ (left.mT @ basis), full_matrices=False)  # tall is faster than wide
+    return basis @ ut.mT, s, v.mT
 
 
 def _leading_space(left: np.ndarray, right: np.ndarray, rank: int) -> np.ndarray:
