@@ -25,7 +25,7 @@ from sylva_ray.config.experiment import CONFIG, load_config
 from sylva_ray.core.types import AttackSpec, ParameterStack, Split, stack_states
 from sylva_ray.evaluation.plan import suite
 from sylva_ray.federation.client.batches import flat_split, split_draws
-from sylva_ray.federation.client.worker import EVALUATION_ROWS
+from sylva_ray.federation.client.measuring import EVALUATION_ROWS
 from sylva_ray.models.cohort import to_parameters
 from sylva_ray.preparation.experiment import create_worker, prepare
 from sylva_ray.storage.run_folder import load_run

@@ -21,7 +21,8 @@ from collections.abc import Callable
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from sylva_ray.federation.contract import Algorithm, Arrived
+from sylva_ray.federation.context import Arrived
+from sylva_ray.federation.contract import Algorithm
 
 WIDTH, BLOCKS, RANK = 192, 6, 8
 

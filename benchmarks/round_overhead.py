@@ -17,11 +17,12 @@ from pathlib import Path
 
 from sylva_ray.config.experiment import load_config
 from sylva_ray.core.seeding import generator
-from sylva_ray.core.types import TrainTask, stack_states
+from sylva_ray.core.types import stack_states
 from sylva_ray.execution.ray.pool import RayPool
 from sylva_ray.execution.ray.session import ray_session
+from sylva_ray.federation.client.training import TrainTask
 from sylva_ray.federation.cohorts import make_cohorts
-from sylva_ray.federation.loop import Rounds, Step
+from sylva_ray.federation.loop import Rounds
 from sylva_ray.preparation.experiment import create_worker, prepare
 
 CONFIG = Path(__file__).parents[1] / "configs" / "digits.yaml"
@@ -59,7 +60,7 @@ def main() -> None:
 
         def ray_round(number: int) -> float:
             started = time.perf_counter()
-            record = loop.run_step(Step(number, "phase1", number))
+            record = loop.run_stage(number)
             peaks.append(record["peak_memory_bytes"])
             return time.perf_counter() - started
 

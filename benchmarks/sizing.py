@@ -26,7 +26,8 @@ def one(backbone: str, cohort: int, device: str) -> dict[str, float]:
     import torch
 
     from sylva_ray.core.seeding import generator
-    from sylva_ray.core.types import TrainTask, stack_states
+    from sylva_ray.core.types import stack_states
+    from sylva_ray.federation.client.training import TrainTask
     from sylva_ray.federation.client.worker import build_model
     from sylva_ray.preparation.experiment import prepare
 

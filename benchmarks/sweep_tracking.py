@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 
 from sylva_ray.execution.experiment import run_experiment
-from sylva_ray.federation.pool import InProcessPool
+from sylva_ray.execution.in_process import InProcessPool
 from sylva_ray.observers.mlflow.tracker import experiment_files, open_sweep, send_run
 from sylva_ray.preparation.experiment import create_worker, prepare
 from sylva_ray.storage.jsonl import read_records

@@ -17,7 +17,8 @@ from sylva_ray.algorithms.adversarial import detached
 from sylva_ray.attacks.losses import margin
 from sylva_ray.attacks.pgd import pgd
 from sylva_ray.core.types import AttackSpec, ParameterStack
-from sylva_ray.federation.contract import Algorithm, Arrived, Batch, Cohort
+from sylva_ray.federation.context import Arrived, Batch, Cohort
+from sylva_ray.federation.contract import Algorithm
 
 
 class MarginAT(Algorithm):

@@ -16,7 +16,7 @@ from sylva_ray.config.schema import build
 from sylva_ray.core.timing import Stopwatch
 from sylva_ray.core.types import AttackSpec
 from sylva_ray.execution.ray.driver import run_prepared
-from sylva_ray.federation.contract import Arrived, Batch, Cohort
+from sylva_ray.federation.context import Arrived, Batch, Cohort
 from sylva_ray.preparation.experiment import prepare
 from tests.conftest import TINY
 

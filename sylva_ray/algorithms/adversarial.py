@@ -13,7 +13,8 @@ from sylva_ray.attacks.losses import boosted_cross_entropy, cross_entropy, kl_di
 from sylva_ray.attacks.pgd import pgd
 from sylva_ray.config.schema import Section
 from sylva_ray.core.types import AttackSpec, ParameterStack
-from sylva_ray.federation.contract import Algorithm, Batch, Cohort
+from sylva_ray.federation.context import Batch, Cohort
+from sylva_ray.federation.contract import Algorithm
 
 
 def craft_ce(cohort: Cohort, params: ParameterStack, batch: Batch, attack: AttackSpec) -> torch.Tensor:

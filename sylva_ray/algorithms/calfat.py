@@ -15,7 +15,7 @@ from sylva_ray.algorithms.adversarial import OwnLoss, craft_kl
 from sylva_ray.algorithms.fedavg_at import FedAvgAT
 from sylva_ray.attacks.losses import cross_entropy
 from sylva_ray.core.types import AttackSpec, ParameterStack
-from sylva_ray.federation.contract import Batch, Cohort
+from sylva_ray.federation.context import Batch, Cohort
 
 
 class CalFAT(FedAvgAT):

@@ -13,7 +13,7 @@ from sylva_ray.algorithms.fedavg_at import FedAvgAT
 from sylva_ray.attacks.losses import cross_entropy, kl_divergence
 from sylva_ray.attacks.pgd import pgd
 from sylva_ray.core.types import AttackSpec, ParameterStack
-from sylva_ray.federation.contract import Batch, Cohort
+from sylva_ray.federation.context import Batch, Cohort
 
 
 class DBFAT(FedAvgAT):

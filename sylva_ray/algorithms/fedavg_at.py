@@ -13,7 +13,7 @@ from typing import Literal
 from pydantic import Field
 
 from sylva_ray.algorithms.adversarial import AdversarialTraining
-from sylva_ray.federation.contract import Sharing
+from sylva_ray.federation.parameters import Sharing
 
 
 class FedAvgAT(AdversarialTraining):

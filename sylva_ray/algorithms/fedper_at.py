@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from sylva_ray.algorithms.fedavg_at import FedAvgAT
 from sylva_ray.core.errors import UserError
-from sylva_ray.federation.contract import Sharing
+from sylva_ray.federation.parameters import Sharing
 
 
 class FedPerAT(FedAvgAT):

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from sylva_ray.algorithms.fedavg_at import FedAvgAT
 from sylva_ray.core.types import ParameterStack
-from sylva_ray.federation.contract import Batch, Cohort
+from sylva_ray.federation.context import Batch, Cohort
 
 
 class FedProxAT(FedAvgAT):

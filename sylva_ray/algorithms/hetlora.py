@@ -18,7 +18,7 @@ from sylva_ray.aggregation.neighbours import product_gram
 from sylva_ray.algorithms.adversarial import AdversarialTraining
 from sylva_ray.core.errors import UserError
 from sylva_ray.core.types import ClientState
-from sylva_ray.federation.contract import Arrived
+from sylva_ray.federation.context import Arrived
 
 
 class HetLoraAT(AdversarialTraining):

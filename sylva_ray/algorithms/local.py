@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from sylva_ray.algorithms.adversarial import AdversarialTraining
-from sylva_ray.federation.contract import Sharing
+from sylva_ray.federation.parameters import Sharing
 
 
 class PerLora(AdversarialTraining):

@@ -16,7 +16,8 @@ from pydantic import Field
 from sylva_ray.algorithms.adversarial import AdversarialTraining, OwnLoss, craft_ce
 from sylva_ray.attacks.losses import cross_entropy, kl_divergence
 from sylva_ray.core.types import AttackSpec, ParameterStack
-from sylva_ray.federation.contract import Batch, Cohort, Phase2Parameters, RobustParameters, Sharing
+from sylva_ray.federation.context import Batch, Cohort
+from sylva_ray.federation.parameters import Phase2Parameters, RobustParameters, Sharing
 
 MEMORY = 0.9
 """Of the running mean of every expert's loss."""

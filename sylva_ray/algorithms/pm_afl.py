@@ -25,7 +25,9 @@ from sylva_ray.attacks.pgd import pgd
 from sylva_ray.config.experiment import BackboneSection
 from sylva_ray.core.errors import UserError
 from sylva_ray.core.types import AttackSpec, ClientState, ParameterStack
-from sylva_ray.federation.contract import Algorithm, Batch, Cohort, Sharing
+from sylva_ray.federation.context import Batch, Cohort
+from sylva_ray.federation.contract import Algorithm
+from sylva_ray.federation.parameters import Sharing
 from sylva_ray.models.backbone import Backbone, backbone_arrays, checkpoint_classes, create_backbone
 from sylva_ray.models.cohort import CohortModel
 

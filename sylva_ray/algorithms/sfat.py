@@ -8,7 +8,7 @@ import numpy as np
 from pydantic import Field
 
 from sylva_ray.algorithms.fedavg_at import FedAvgAT
-from sylva_ray.federation.contract import Arrived
+from sylva_ray.federation.context import Arrived
 
 
 class SFAT(FedAvgAT):

@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Literal
 
 from sylva_ray.algorithms.adversarial import AdversarialTraining
-from sylva_ray.federation.contract import Phase2Parameters, Sharing
+from sylva_ray.federation.parameters import Phase2Parameters, Sharing
 
 
 class Sylva(AdversarialTraining):

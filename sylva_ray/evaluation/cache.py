@@ -17,7 +17,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from sylva_ray.config.experiment import ExperimentConfig
-from sylva_ray.core.types import CohortTask, EvaluateOutcome
+from sylva_ray.federation.client.measuring import EvaluateOutcome
+from sylva_ray.federation.tasks import CohortTask
 
 SETTINGS = ("dataset", "partition", "backbone", "lora", "seed")
 """Of the config: what images there are, and what model answers."""

@@ -21,17 +21,7 @@ import numpy as np
 from sylva_ray.algorithms.registry import create_algorithm
 from sylva_ray.config.experiment import load_run_config
 from sylva_ray.core.errors import UserError
-from sylva_ray.core.types import (
-    AttackSpec,
-    CertifyTask,
-    CohortResult,
-    CohortTask,
-    EvaluateOutcome,
-    EvaluateTask,
-    ProbeTask,
-    TransferTask,
-    stack_states,
-)
+from sylva_ray.core.types import AttackSpec, stack_states
 from sylva_ray.evaluation import tables
 from sylva_ray.evaluation.cache import Parts
 from sylva_ray.evaluation.plan import (
@@ -47,9 +37,12 @@ from sylva_ray.evaluation.plan import (
 )
 from sylva_ray.evaluation.run_checks import run_checks
 from sylva_ray.evaluation.tables import Cost, Measured
+from sylva_ray.federation.client.measuring import CertifyTask, EvaluateOutcome, EvaluateTask, ProbeTask, TransferTask
+from sylva_ray.federation.client.worker import CohortResult
 from sylva_ray.federation.cohorts import make_cohorts
 from sylva_ray.federation.pool import ClientPool
 from sylva_ray.federation.summary import threat_model
+from sylva_ray.federation.tasks import CohortTask
 from sylva_ray.metrics.accuracy import spread
 from sylva_ray.metrics.certificates import certificates, certified_accuracy
 from sylva_ray.metrics.checks import is_collapsed, predicts_one_class

@@ -76,12 +76,12 @@ def run_experiment(
         from sylva_ray.reports.pages.run import write_report  # matplotlib: the first step need not wait for it
 
         if isinstance(model, LoraStack):
-            export_clients(config, rounds.states, range(fleet.num_clients), run_dir / "adapters")
+            export_clients(config, rounds.server.states, range(fleet.num_clients), run_dir / "adapters")
         summary = summarise(
             config,
             fleet,
-            rounds.records,
-            rounds.game,
+            rounds.server.records,
+            rounds.server.game,
             declared_traffic(
                 config,
                 algorithm,

@@ -13,6 +13,7 @@ from sylva_ray import __version__
 from sylva_ray.config.experiment import ExperimentConfig
 from sylva_ray.core.types import AttackSpec
 from sylva_ray.data.fleet import FleetData
+from sylva_ray.federation.stages.kinds import is_exchange, phase_of
 from sylva_ray.metrics.accuracy import spread
 from sylva_ray.metrics.checks import UNBOUNDED, CheckResult, collapse, is_collapsed, unbounded_attack
 from sylva_ray.transport.byzantine import attackers_of
@@ -132,14 +133,14 @@ def _accuracies(evaluation: Mapping[str, Any] | None, attackers: Sequence[int]) 
 
 
 def _end_of_phase1(records: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
-    phase1 = [r for r in records if r["stage"] in ("phase1", "personalise") and r["evaluation"] is not None]
+    phase1 = [r for r in records if phase_of(r["stage"]) == 1 and r["evaluation"] is not None]
     return phase1[-1]["evaluation"] if phase1 else None
 
 
 def _communication(
     config: ExperimentConfig, records: Sequence[Mapping[str, Any]], traffic: DeclaredTraffic
 ) -> dict[str, Any]:
-    exchanges = [r for r in records if r["stage"] == "phase1"]
+    exchanges = [r for r in records if is_exchange(r["stage"])]
     senders = sum(len(r["participants"]) - len(r["missing"]) - len(r["dropped"]) for r in exchanges)
     payload, answers = (
         sum(record[f"{way}_payload_bytes"] for record in exchanges) / senders if senders else 0

@@ -21,6 +21,7 @@ from sylva_ray.data.datasets import load_dataset
 from sylva_ray.data.fleet import FleetData, build_fleet
 from sylva_ray.federation.client.worker import COMPANION, CohortWorker, build_model, split_weights
 from sylva_ray.federation.contract import Algorithm
+from sylva_ray.federation.stages.layer_game.rankings.registry import create_ranking
 from sylva_ray.models.backbone import backbone_arrays, create_backbone
 from sylva_ray.models.cohort import CohortModel
 from sylva_ray.models.lora import LoraStack
@@ -64,9 +65,10 @@ def prepare(config: ExperimentConfig, run_dir: Path | None = None) -> Prepared:
     states = meet(algorithm, model, config, fleet.num_classes, arrays)
     config = resolve_compute(config, model, states, fleet.dataset.train.images.shape[-1])
     phase2 = algorithm.parameters.phase2
-    if phase2.enabled and phase2.selection == "shift" and isinstance(model, LoraStack) and model.num_blocks is None:
+    needs_chain = phase2.enabled and create_ranking(phase2.selection).needs_chain
+    if needs_chain and isinstance(model, LoraStack) and model.num_blocks is None:
         fix = "needs a plain chain of transformer blocks, every one with adapters; use shapley"
-        raise UserError("algorithm.phase2.selection", "shift", fix)
+        raise UserError("algorithm.phase2.selection", phase2.selection, fix)
     parameters = algorithm.parameters
     if parameters.robust.assumed_fraction is None:
         robust = parameters.robust.model_copy(update={"assumed_fraction": config.byzantine.fraction})

@@ -21,13 +21,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
-STAGE_NAMES = {
-    "warmup": "warm-up",
-    "phase1": "phase 1: adversarial",
-    "personalise": "phase 1: local epoch",
-    "layer_game": "phase 2: layer game",
-    "phase2": "phase 2: refinement",
-}
+from sylva_ray.federation.stages.kinds import title_of
 
 
 class Display:
@@ -71,7 +65,7 @@ class RunDisplay(Display):
         match event["event"]:
             case "step":
                 self._clients_done = 0
-                name = f"{STAGE_NAMES[event['stage']]}"
+                name = title_of(event["stage"])
                 self._progress.update(self._bar, total=event["steps"], completed=event["step"], description=name)
                 self._detail()
             case "task":
@@ -85,9 +79,7 @@ class RunDisplay(Display):
                 self._detail()
                 if self._plain:
                     wall = record["seconds"]["wall"]
-                    self.say(
-                        f"step {record['step']:>3}  {STAGE_NAMES[record['stage']]:<22} {self._numbers}  {wall:.1f} s"
-                    )
+                    self.say(f"step {record['step']:>3}  {title_of(record['stage']):<22} {self._numbers}  {wall:.1f} s")
             case "missing":
                 who = ", ".join(map(str, event["clients"]))
                 self.say(f"round {event['round']}: clients {who} missed the deadline")

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from sylva_ray.core.errors import UserError
+from sylva_ray.federation.stages.kinds import is_exchange
 from sylva_ray.reports.compare.rows import Value
 from sylva_ray.reports.pages.wording import bytes_text
 from sylva_ray.storage.jsonl import read_records
@@ -161,7 +162,7 @@ def _trial(folder: SweepFolder, space: Space, trial: Trial, failure: str | None)
         state,
         steps[-1][1] if steps else {},
         steps,
-        sum(record["stage"] == "phase1" for record in records),
+        sum(is_exchange(record["stage"]) for record in records),
         list(spans.items()),
         workers,
         busy_seconds(records),

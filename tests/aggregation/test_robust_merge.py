@@ -10,7 +10,9 @@ from sylva_ray.aggregation.robust import COMBINATION_RULES, COORDINATE_RULES
 from sylva_ray.aggregation.robust_merge import robust_merge, state_gram
 from sylva_ray.config.schema import build
 from sylva_ray.core.errors import UserError
-from sylva_ray.federation.contract import Algorithm, Arrived, RobustParameters
+from sylva_ray.federation.context import Arrived
+from sylva_ray.federation.contract import Algorithm
+from sylva_ray.federation.parameters import RobustParameters
 
 ROBUST = [*sorted({*COMBINATION_RULES} - {"mean"}), "self_centred_clipping"]
 HEADS = ("head.weight", "head.bias")

@@ -12,7 +12,7 @@ from sylva_ray.config.experiment import AlgorithmSection
 from sylva_ray.core.errors import UserError
 from sylva_ray.core.types import state_bytes
 from sylva_ray.execution.experiment import run_experiment
-from sylva_ray.federation.pool import InProcessPool
+from sylva_ray.execution.in_process import InProcessPool
 from sylva_ray.storage.run_folder import load_run
 from tests.algorithms.toys import starting_states, tiny_experiment, tiny_worker
 

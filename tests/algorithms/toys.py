@@ -13,9 +13,11 @@ from sylva_ray.config.experiment import AlgorithmSection, ExperimentConfig
 from sylva_ray.config.schema import build
 from sylva_ray.core.seeding import generator
 from sylva_ray.core.timing import Stopwatch
-from sylva_ray.core.types import AttackSpec, TrainTask, stack_states
+from sylva_ray.core.types import AttackSpec, stack_states
+from sylva_ray.federation.client.training import TrainTask
 from sylva_ray.federation.client.worker import CohortWorker
-from sylva_ray.federation.contract import Algorithm, Arrived, Batch, Cohort
+from sylva_ray.federation.context import Arrived, Batch, Cohort
+from sylva_ray.federation.contract import Algorithm
 from sylva_ray.models.cohort import select_clients
 from sylva_ray.preparation.experiment import Prepared, create_worker, prepare
 from tests.conftest import TINY

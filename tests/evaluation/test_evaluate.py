@@ -17,8 +17,8 @@ from sylva_ray.evaluation.plan import Request, suite
 from sylva_ray.evaluation.request import Extras, build_request
 from sylva_ray.evaluation.run import PARTS, assess, prepare_assessment, write_assessment
 from sylva_ray.evaluation.tables import Measured, interval, worst_answers
+from sylva_ray.execution.in_process import InProcessPool
 from sylva_ray.execution.ray.driver import run_prepared
-from sylva_ray.federation.pool import InProcessPool
 from sylva_ray.federation.summary import threat_model
 from sylva_ray.metrics.predictions import read_correct
 from sylva_ray.observers.mlflow.metrics import evaluation_metrics

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from sylva_ray.algorithms.registry import create_algorithm
-from sylva_ray.core.types import CohortTask, TrainTask
+from sylva_ray.federation.client.training import TrainTask
+from sylva_ray.federation.tasks import CohortTask
 from sylva_ray.preparation.experiment import Prepared
 
 ray = pytest.importorskip("ray")

@@ -20,9 +20,9 @@ import psutil
 import pytest
 
 from sylva_ray.core.errors import RunError, UserError
-from sylva_ray.core.types import CohortTask
 from sylva_ray.evaluation.run import EVALUATION, PARTS
-from sylva_ray.federation.pool import InProcessPool
+from sylva_ray.execution.in_process import InProcessPool
+from sylva_ray.federation.tasks import CohortTask
 from sylva_ray.preparation.experiment import Prepared, create_worker
 from tests.execution.conftest import adapter_files
 from tests.execution.test_ray_pool import assert_same_bits, states
@@ -85,12 +85,19 @@ class Poison:
         return os._exit, (1,)
 
 
+class LethalTask(CohortTask):
+    """Never gets to execute: its states end the process that unpickles them."""
+
+    def execute(self, worker, params):
+        raise AssertionError(worker, params)
+
+
 @pytest.mark.usefixtures("local_ray")
 def test_a_task_that_always_kills_its_actor_ends_the_run(on_ray: Prepared) -> None:
     """max_task_retries = 1: a second chance, and then an error that names the clients."""
     lost: list[str] = []
     pool = make_pool(on_ray, lost)
-    poisoned = CohortTask(3, (1, 2), {"weight": Poison()})  # type: ignore[dict-item]
+    poisoned = LethalTask(3, (1, 2), {"weight": Poison()})  # type: ignore[dict-item]
     try:
         with pytest.raises(RunError, match=r"work, round 3, clients 1, 2: the client actor was lost 2 time"):
             pool.run([poisoned])

@@ -9,8 +9,11 @@ import numpy as np
 import pytest
 
 from sylva_ray.core.errors import RunError
-from sylva_ray.core.types import CohortResult, CohortTask, EvaluateTask, TrainOutcome
-from sylva_ray.federation.pool import InProcessPool
+from sylva_ray.execution.in_process import InProcessPool
+from sylva_ray.federation.client.measuring import EvaluateTask
+from sylva_ray.federation.client.training import TrainOutcome
+from sylva_ray.federation.client.worker import CohortResult
+from sylva_ray.federation.tasks import CohortTask
 from sylva_ray.preparation.experiment import Prepared, create_worker
 
 ray = pytest.importorskip("ray")

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from sylva_ray.execution.experiment import run_experiment
-from sylva_ray.federation.pool import InProcessPool
+from sylva_ray.execution.in_process import InProcessPool
 from sylva_ray.preparation.experiment import Prepared, create_worker
 from sylva_ray.storage.checkpoint import Checkpoint, CheckpointFolder
 from sylva_ray.storage.run_folder import claim_run_folder

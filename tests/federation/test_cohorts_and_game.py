@@ -8,11 +8,15 @@ import pytest
 from sylva_ray.aggregation.neighbours import neighbour_graph
 from sylva_ray.config.experiment import ExperimentConfig
 from sylva_ray.config.schema import build
-from sylva_ray.core.types import GameOutcome, GuardOutcome
 from sylva_ray.federation.cohorts import choose_participants, make_cohorts, resolve_cohort_size
-from sylva_ray.federation.contract import Phase2Parameters
+from sylva_ray.federation.parameters import Phase2Parameters
+from sylva_ray.federation.stages.layer_game.client import GuardOutcome
+from sylva_ray.federation.stages.layer_game.rankings.ranking import GamePlan, padded
+from sylva_ray.federation.stages.layer_game.rankings.registry import create_ranking
+from sylva_ray.federation.stages.layer_game.rankings.shapley import shapley_values
 from sylva_ray.federation.stages.layer_game.selection import nested_candidates
-from sylva_ray.federation.stages.layer_game.server import GamePlan, largest_accepted, padded, rank_layers, select_layers
+from sylva_ray.federation.stages.layer_game.server import largest_accepted, select_layers
+from sylva_ray.federation.stages.layer_game.tasks import GameOutcome
 
 
 def config(**training) -> ExperimentConfig:
@@ -110,12 +114,12 @@ def test_the_plan_is_exact_where_it_can_be_and_sampled_beyond():
     phase2 = Phase2Parameters(sampled_pairs=3)
     exact = GamePlan.of(4, phase2, np.random.default_rng(0))
     values = np.random.default_rng(1).random((16, 2))
-    phi, width = exact.shapley(values)
+    phi, width = shapley_values(exact, values)
     assert width is None
     np.testing.assert_allclose(phi.sum(0), (values[-1] - values[0]) * [1, -1])
     sampled = GamePlan.of(16, phase2, np.random.default_rng(0))
     additive = sampled.coalitions @ np.arange(32).reshape(16, 2)
-    phi, width = sampled.shapley(additive.astype(float))
+    phi, width = shapley_values(sampled, additive.astype(float))
     np.testing.assert_allclose(phi, np.arange(32).reshape(16, 2) * [1, -1])
     np.testing.assert_allclose(width, 0, atol=1e-9)
 
@@ -127,7 +131,7 @@ def scored(*scores):
 def ranked(selection, outcomes, k=None):
     phase2 = Phase2Parameters(selection=selection)
     plan = GamePlan.of(3, phase2, np.random.default_rng(0))
-    return rank_layers(plan, outcomes, alone(k or len(outcomes)), phase2, np.random.default_rng(1))
+    return create_ranking(selection).rank(plan, outcomes, alone(k or len(outcomes)), phase2, np.random.default_rng(1))
 
 
 def test_gates_rank_the_open_ones_and_shift_ranks_all():

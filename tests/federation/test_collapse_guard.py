@@ -14,11 +14,11 @@ from sylva_ray.attacks.pgd import pgd
 from sylva_ray.config.experiment import AttackSection, ExperimentConfig
 from sylva_ray.config.schema import build
 from sylva_ray.core.timing import Stopwatch
-from sylva_ray.core.types import AttackSpec, ClientData, Split, TrainTask
+from sylva_ray.core.types import AttackSpec, ClientData, Split
 from sylva_ray.federation.client.batches import split_draws
 from sylva_ray.federation.client.collapse_guard import LARGEST_DROP, CollapseGuard
-from sylva_ray.federation.client.training import train_cohort
-from sylva_ray.federation.contract import Cohort
+from sylva_ray.federation.client.training import TrainTask, train_cohort
+from sylva_ray.federation.context import Cohort
 
 CLASSES, PIXELS = 3, 3 * 2 * 2
 

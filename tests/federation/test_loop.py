@@ -14,8 +14,8 @@ from sylva_ray.config.experiment import ExperimentConfig
 from sylva_ray.config.schema import build
 from sylva_ray.core.errors import RunError, UserError
 from sylva_ray.execution.experiment import run_experiment
+from sylva_ray.execution.in_process import InProcessPool
 from sylva_ray.federation.client.worker import CohortWorker
-from sylva_ray.federation.pool import InProcessPool
 from sylva_ray.models.export import export_clients
 from sylva_ray.models.peft_format import load_adapter
 from sylva_ray.preparation.experiment import create_worker, prepare
@@ -131,7 +131,8 @@ def test_without_learning_rate_nothing_moves(tmp_path):
 
 def test_refinement_touches_the_selected_layers_alone(tiny):
     from sylva_ray.core.seeding import generator
-    from sylva_ray.core.types import RefineTask, stack_states
+    from sylva_ray.core.types import stack_states
+    from sylva_ray.federation.stages.layer_game.tasks import RefineTask
 
     worker = create_worker(tiny.config, tiny.fleet, tiny.backbone)
     start = worker.model.initial_state(generator(0, "initial state"))
@@ -241,8 +242,9 @@ def test_a_client_that_diverges_keeps_its_last_state_and_is_named(tmp_path, monk
 def test_a_benign_end_point_that_diverges_plays_a_game_worth_nothing(tiny):
     """Its NaN must not reach the neighbours' Shapley values: theta^b falls back to theta^r, and every layer is worth 0."""
     from sylva_ray.core.seeding import generator
-    from sylva_ray.core.types import GameTask, stack_states
+    from sylva_ray.core.types import stack_states
     from sylva_ray.federation.stages.layer_game.shapley import all_coalitions
+    from sylva_ray.federation.stages.layer_game.tasks import GameTask
 
     worker = create_worker(tiny.config, tiny.fleet, tiny.backbone)
     parameters = worker.algorithm.parameters

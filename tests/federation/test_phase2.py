@@ -12,10 +12,15 @@ import torch
 
 from sylva_ray.config.experiment import ExperimentConfig
 from sylva_ray.config.schema import build
-from sylva_ray.core.types import EvaluateTask, GameTask, stack_states
+from sylva_ray.core.types import stack_states
 from sylva_ray.execution.experiment import run_experiment
+from sylva_ray.execution.in_process import InProcessPool
+from sylva_ray.federation.client.measuring import EvaluateTask
 from sylva_ray.federation.contract import Algorithm
-from sylva_ray.federation.pool import InProcessPool
+from sylva_ray.federation.stages.layer_game.client import Phase2Client, SelectionImages
+from sylva_ray.federation.stages.layer_game.rankings.registry import create_ranking
+from sylva_ray.federation.stages.layer_game.rankings.shift import relative_shift
+from sylva_ray.federation.stages.layer_game.tasks import GameTask
 from sylva_ray.models.cohort import repeat_owner, to_parameters
 from sylva_ray.models.peft_format import load_adapter
 from sylva_ray.preparation.experiment import Prepared, create_worker, prepare
@@ -125,8 +130,16 @@ def player(phase1):
     worker = create_worker(made.config, made.fleet, made.backbone)
     states = stack_states([newest(phase1).states[client] for client in (0, 2)])
     params = to_parameters(states, "cpu", torch.float32)
-    worker.run(GameTask(3, (0, 2), states, np.zeros((1, PLAYERS), bool)))  # gives the worker its clock
-    return worker._phase2(GameTask(3, (0, 2), states), params)
+    task = GameTask(3, (0, 2), states, np.zeros((1, PLAYERS), bool))
+    worker.run(task)  # gives the worker its clock
+    return Phase2Client.of_task(worker, task, params)
+
+
+def layer_scores(player, benign, kind: str) -> np.ndarray:
+    """``[C, n]``, as the ranking of that name measures them."""
+    return np.stack(
+        [found.scores for found in create_ranking(kind).measure(player, benign, np.zeros((0, PLAYERS), bool))]
+    )
 
 
 def with_bias(player, bias: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -141,11 +154,11 @@ def test_gates_open_where_it_pays_and_shut_where_nothing_differs(player, monkeyp
     knowing = with_bias(player, (frequencies + 0.01).log())
     misled = with_bias(player, -5 * frequencies)
     monkeypatch.setattr(player, "robust", with_bias(player, torch.zeros(2, 10)))
-    scores = player.layer_scores(knowing, "gates")
+    scores = layer_scores(player, knowing, "gates")
     assert scores.shape == (2, PLAYERS)
     assert (scores[:, -1] > 0.7).all()
     assert (scores[:, :-1] < 0.25).all()
-    assert (player.layer_scores(misled, "gates") < 0.25).all(), (
+    assert (layer_scores(player, misled, "gates") < 0.25).all(), (
         "a gate that costs accuracy shuts like one without effect"
     )
 
@@ -153,14 +166,14 @@ def test_gates_open_where_it_pays_and_shut_where_nothing_differs(player, monkeyp
 def test_gates_and_shifts_are_each_clients_own(player, monkeypatch):
     """A client's scores do not depend on who shares its cohort."""
     monkeypatch.setattr(player, "phase2", player.phase2.model_copy(update={"gate_steps": 5}))
-    together = {kind: player.layer_scores(player.benign_end_point(), kind) for kind in ("gates", "shift")}
+    together = {kind: layer_scores(player, player.benign_end_point(), kind) for kind in ("gates", "shift")}
     alone = {name: value[1:] for name, value in player.robust.items()}
     monkeypatch.setattr(player, "robust", alone)
     monkeypatch.setattr(player, "clients", (2,))
     monkeypatch.setattr(player, "data", player.data[1:])
     benign = player.benign_end_point()
     for kind, scores in together.items():
-        np.testing.assert_allclose(player.layer_scores(benign, kind)[0], scores[1], rtol=0.05, atol=0.02)
+        np.testing.assert_allclose(layer_scores(player, benign, kind)[0], scores[1], rtol=0.05, atol=0.02)
 
 
 def test_shift_is_the_relative_distance_after_every_block(player):
@@ -183,8 +196,9 @@ def test_shift_is_the_relative_distance_after_every_block(player):
         distance, size = (after - clean).flatten(1).norm(dim=1), clean.flatten(1).norm(dim=1)
         for client, rows in enumerate((slice(0, 2), slice(2, 5))):
             expected[client, layer] = distance[rows].mean() / size[rows].mean()
-    np.testing.assert_allclose(player._shift(x, moved, y), expected, rtol=1e-4)
-    assert not player._shift(x, x, y).any()
+    against, unmoved = (SelectionImages(x, torch.zeros(5), y, [images, images]) for images in (moved, x))
+    np.testing.assert_allclose(relative_shift(player, against), expected, rtol=1e-4)
+    assert not relative_shift(player, unmoved).any()
 
 
 # -- what is measured, and when ------------------------------------------------------------------------------------------

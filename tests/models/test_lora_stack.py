@@ -13,10 +13,10 @@ from sylva_ray.config.schema import build
 from sylva_ray.core.errors import UserError
 from sylva_ray.core.seeding import generator
 from sylva_ray.core.timing import Stopwatch
-from sylva_ray.core.types import ClientData, Split, TrainTask, stack_states, unstack_states
+from sylva_ray.core.types import ClientData, Split, stack_states, unstack_states
 from sylva_ray.federation.client.batches import cohort_batches
-from sylva_ray.federation.client.training import train_cohort
-from sylva_ray.federation.contract import Cohort
+from sylva_ray.federation.client.training import TrainTask, train_cohort
+from sylva_ray.federation.context import Cohort
 from sylva_ray.models.backbone import create_backbone
 from sylva_ray.models.cohort import FunctionalStack, repeat_owner, to_arrays, to_parameters
 from sylva_ray.models.lora import LoraStack, target_layers

@@ -15,7 +15,7 @@ import yaml
 from sylva_ray import cli
 from sylva_ray.core.errors import Interrupted, RunError, UserError
 from sylva_ray.execution.experiment import run_experiment
-from sylva_ray.federation.pool import InProcessPool
+from sylva_ray.execution.in_process import InProcessPool
 from sylva_ray.preparation.experiment import Prepared, create_worker
 from sylva_ray.storage.checkpoint import MANIFEST, CheckpointFolder
 from sylva_ray.storage.remote_copy import RemoteFolder

@@ -16,10 +16,11 @@ from sylva_ray.config.experiment import ExperimentConfig
 from sylva_ray.config.schema import build
 from sylva_ray.core.errors import RunError
 from sylva_ray.core.seeding import generator
-from sylva_ray.core.types import TrainOutcome, TrainTask, stack_states, state_bytes
+from sylva_ray.core.types import stack_states, state_bytes
+from sylva_ray.federation.client.training import TrainOutcome, TrainTask
 from sylva_ray.federation.client.worker import build_model
 from sylva_ray.federation.contract import Algorithm
-from sylva_ray.federation.loop import Rounds, Step
+from sylva_ray.federation.server import Server
 from sylva_ray.preparation.experiment import Prepared, create_worker, meet, prepare
 from sylva_ray.storage import checkpoint as checkpoint_module
 from sylva_ray.storage.checkpoint import CheckpointFolder
@@ -111,7 +112,7 @@ def test_nothing_is_owed_of_pairs_that_merging_writes_in_other_coordinates(kind)
 
 @pytest.mark.parametrize("kind", CODECS)
 def test_error_feedback_over_rounds_is_the_textbooks(kind):
-    """What arrives is received + C(update + residual); the residual is what C lost; nothing is lost over the rounds."""
+    """What arrives is received + C(update + residual); the residual is what C lost; nothing is lost over the server."""
     link, codec = wire(kind=kind, fraction=0.1), create_codec(kind, fraction=0.1)
     received = {name: value for name, value in state(0).items() if name not in HEADS}
     residual = {name: np.zeros_like(value) for name, value in received.items()}
@@ -306,12 +307,12 @@ def prepared(**sections) -> Prepared:
     return prepare(build(ExperimentConfig, BRIEF | sections))
 
 
-def rounds_of(made: Prepared, folder: Path) -> Rounds:
+def server_of(made: Prepared, folder: Path) -> Server:
     """A coordinator without workers, for one exchange."""
     algorithm = create_algorithm(made.config.algorithm)
     model = build_model(create_algorithm(made.config.algorithm), made.config, made.fleet.num_classes, made.backbone)
     initial = meet(algorithm, model, made.config, made.fleet.num_classes, made.backbone)
-    return Rounds(made.config, algorithm, made.fleet, initial, {}, None, folder, lambda _: None, lambda _: None)
+    return Server(made.config, algorithm, made.fleet, initial, {}, None, folder, lambda _: None)
 
 
 @pytest.fixture(scope="module")
@@ -384,17 +385,17 @@ def test_an_attack_by_nan_is_the_round_without_that_client(sharing, compression,
     (liar,) = attackers_of(lying.config)
     states = []
     for made, sends in ((lying, {0, 1, 2}), (honest, {0, 1, 2} - {liar})):
-        rounds = rounds_of(made, tmp_path)
-        received = rounds.states.copy()
+        server = server_of(made, tmp_path)
+        received = server.states.copy()
         noise = [np.random.default_rng(c) for c in range(3)]
         after = [
             {n: (v + 0.01 * g.normal(size=v.shape)).astype(np.float32) for n, v in s.items()}
             for g, s in zip(noise, received)
         ]
         outcomes = {c: TrainOutcome(after[c], 10, {"loss": 1.0}) for c in range(3)}
-        rounds._take_over(outcomes)
-        rounds._exchange(Step(2, "phase1", 2), {c: o for c, o in outcomes.items() if c in sends}, received)
-        states.append(rounds.states)
+        server.take_over(outcomes)
+        server.exchange(2, {c: o for c, o in outcomes.items() if c in sends}, received)
+        states.append(server.states)
     for with_nan, without in zip(*states, strict=True):
         assert same(with_nan, without)
     assert not same(states[0][0], states[0][1])

@@ -14,8 +14,9 @@ import numpy as np
 import ray
 
 from sylva_ray.config.experiment import ExperimentConfig
-from sylva_ray.core.types import CohortResult, CohortTask
 from sylva_ray.data.fleet import FleetData
+from sylva_ray.federation.client.worker import CohortResult
+from sylva_ray.federation.tasks import CohortTask
 from sylva_ray.preparation.experiment import create_worker
 
 

@@ -23,10 +23,11 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from sylva_ray.config.experiment import ExperimentConfig
 from sylva_ray.core.errors import RunError, UserError
 from sylva_ray.execution.experiment import run_experiment
+from sylva_ray.execution.in_process import InProcessPool
 from sylva_ray.execution.ray.coordinator_actor import Assignment, Event, RemoteCoordinator
 from sylva_ray.execution.ray.pool import RayPool
 from sylva_ray.execution.ray.session import NAMESPACE, possible_nodes, ray_session
-from sylva_ray.federation.pool import ClientPool, InProcessPool
+from sylva_ray.federation.pool import ClientPool
 from sylva_ray.preparation.experiment import Prepared, create_worker
 from sylva_ray.provisioning.placement import resolve_num_actors
 from sylva_ray.storage.remote_copy import RemoteFolder

@@ -27,9 +27,10 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from sylva_ray.config.experiment import ExperimentConfig
 from sylva_ray.core.errors import RunError
-from sylva_ray.core.types import CohortResult, CohortTask
 from sylva_ray.execution.ray.client_actor import RemoteClientActor
+from sylva_ray.federation.client.worker import CohortResult
 from sylva_ray.federation.pool import OnDone
+from sylva_ray.federation.tasks import CohortTask
 from sylva_ray.provisioning.placement import gpu_bundles
 
 NEWS_S = 15.0

@@ -14,7 +14,7 @@ import torch
 from sylva_ray.core.seeding import ImageDraws, image_keys
 from sylva_ray.core.types import ClientData, Split
 from sylva_ray.data.augment import augmented
-from sylva_ray.federation.contract import Batch
+from sylva_ray.federation.context import Batch
 
 
 def pixels(images: np.ndarray, dtype: torch.dtype, device: torch.device | str) -> torch.Tensor:

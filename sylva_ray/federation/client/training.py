@@ -3,24 +3,63 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
 from sylva_ray.attacks.losses import cross_entropy
 from sylva_ray.config.experiment import ExperimentConfig
 from sylva_ray.core.seeding import generator
-from sylva_ray.core.types import AttackSpec, ClientData, ParameterStack, Split, TrainTask
+from sylva_ray.core.types import AttackSpec, ClientData, ClientState, ParameterStack, Split, unstack_states
 from sylva_ray.federation.client.batches import cohort_batches, split_draws
 from sylva_ray.federation.client.collapse_guard import CollapseGuard
 from sylva_ray.federation.client.optim import StackedOptimizer, clip_per_client
-from sylva_ray.federation.contract import Algorithm, Batch, Cohort
-from sylva_ray.models.cohort import CohortModel, per_client
+from sylva_ray.federation.client.worker import CohortWorker
+from sylva_ray.federation.context import Batch, Cohort
+from sylva_ray.federation.method import Method
+from sylva_ray.federation.tasks import CohortTask
+from sylva_ray.models.cohort import CohortModel, per_client, to_arrays
 
 StepResult = tuple[dict[str, torch.Tensor], torch.Tensor]
 """``(gradients {name: [C, ...]}, mean losses [C])``."""
 
 Step = Callable[[ParameterStack, Batch], StepResult]
 """``(params, batch) -> StepResult``."""
+
+
+@dataclass(frozen=True)
+class TrainOutcome:
+    """The ``state`` after training on ``num_samples`` images; ``metrics {name: value}`` (mean loss of the last epoch)."""
+
+    state: ClientState
+    num_samples: int
+    metrics: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class TrainTask(CohortTask):
+    """Local training with the experiment's algorithm. ``epsilon`` in pixel units (ramped during the warm-up);
+    ``head_epochs`` benign epochs of the head alone come first; ``lr`` is this round's learning rate."""
+
+    epsilon: float = 0.0
+    lr: float = 0.0
+    epochs: int = 1
+    head_epochs: int = 0
+
+    stage: ClassVar[str] = "train"
+    trains: ClassVar[bool] = True
+
+    def execute(self, worker: CohortWorker, params: ParameterStack) -> list[TrainOutcome]:
+        """See `CohortTask`."""
+        data = [worker.training_data(client) for client in self.clients]
+        with worker.clock("train"):
+            metrics = train_cohort(worker.context(self, params), worker.algorithm, params, data, self, worker.config)
+        states = unstack_states(to_arrays(params))
+        return [
+            TrainOutcome(state, len(own.train), {name: float(values[c]) for name, values in metrics.items()})
+            for c, (state, own) in enumerate(zip(states, data, strict=True))
+        ]
 
 
 def run_epochs(
@@ -61,7 +100,7 @@ def run_epochs(
 
 def train_cohort(
     cohort: Cohort,
-    algorithm: Algorithm,
+    algorithm: Method,
     params: ParameterStack,
     data: Sequence[ClientData],
     task: TrainTask,
@@ -95,7 +134,7 @@ def train_cohort(
     return metrics
 
 
-def _warm_up_step(cohort: Cohort, algorithm: Algorithm) -> Step:
+def _warm_up_step(cohort: Cohort, algorithm: Method) -> Step:
     """The benign warm-up, of the parameters that the algorithm names."""
     names = algorithm.warm_up_names()
 
@@ -127,7 +166,7 @@ def _gradients(
 
 
 def _collapse_guard(
-    algorithm: Algorithm,
+    algorithm: Method,
     cohort: Cohort,
     params: ParameterStack,
     data: Sequence[ClientData],
@@ -135,7 +174,7 @@ def _collapse_guard(
     config: ExperimentConfig,
 ) -> CollapseGuard | None:
     """Only fast adversarial training needs one; a method that crafts nothing is not trained so."""
-    crafts = type(algorithm).craft is not Algorithm.craft
+    crafts = type(algorithm).craft is not Method.craft
     if config.attack.name != "fgsm_rs" or task.epsilon == 0 or not crafts:
         return None
     images = config.training.batch_size

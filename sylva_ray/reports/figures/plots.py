@@ -17,6 +17,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+from sylva_ray.federation.stages.kinds import is_exchange, phase_of
+from sylva_ray.federation.stages.layer_game.rankings.registry import RANKINGS
 from sylva_ray.reports.figures.style import LIGHT, style
 from sylva_ray.reports.pages.wording import SECONDS, attack_title, bytes_text
 
@@ -25,9 +27,6 @@ WIDTH = 7.4
 
 FEW_CLIENTS, DOTTED_CLIENTS = 24, 150
 """Up to so many clients get a label of their own; up to so many, a dot per selected layer."""
-
-RANKED_BY = {"shapley": "Shapley value", "gates": "gate", "shift": "minus shift under attack", "random": "random score"}
-"""What ranked the layers, by `algorithm.phase2.selection`."""
 
 
 def figures(summary: Mapping[str, Any] | None, records: Sequence[Mapping[str, Any]]) -> dict[str, Figure]:
@@ -102,7 +101,7 @@ def _accuracy(records: Sequence[Mapping[str, Any]], summary: Mapping[str, Any] |
         handles.append(
             axes.axhline(majority, color=LIGHT["muted"], lw=1.2, ls=(0, (4, 3)), label="always the majority class")
         )
-    refinement = [record["step"] for record in records if record["stage"] in ("layer_game", "phase2")]
+    refinement = [record["step"] for record in records if phase_of(record["stage"]) > 1]
     if refinement:
         axes.axvspan(refinement[0] - 0.5, refinement[-1] + 0.5, color=LIGHT["grid"], alpha=0.55, lw=0, zorder=0)
         handles.append(Patch(color=LIGHT["grid"], alpha=0.55, lw=0, label="phase 2"))
@@ -171,14 +170,14 @@ def _layers(game: Mapping[str, Any]) -> Figure:
     share.barh(range(num_layers), selected.mean(1), color=LIGHT["muted"], height=0.55)
     share.set(title="selected by", xlim=(0, 1), ylim=(num_layers - 0.5, -0.5), xticks=[0, 0.5, 1], yticks=[])
     share.xaxis.set_major_formatter(PercentFormatter(1))
-    _scale(bar, -top, top, RANKED_BY[game.get("selection", "shapley")], clipped=bool(np.abs(values).max() > top))
+    _scale(bar, -top, top, RANKINGS[game.get("selection", "shapley")].axis, clipped=bool(np.abs(values).max() > top))
     return figure
 
 
 def _communication(communication: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> Figure:
     """Bytes of this run against full-model training in the same rounds."""
     full = communication["full_model_bytes"]
-    exchanges = sum(len(r["participants"]) - len(r["missing"]) for r in records if r["stage"] == "phase1")
+    exchanges = sum(len(r["participants"]) - len(r["missing"]) for r in records if is_exchange(r["stage"]))
     panels = [
         ("one client uploads in one round", communication["upload_bytes_per_client_round"], full),
         ("the whole run, all clients, up and down", communication["total_bytes"], 2 * full * exchanges),

@@ -14,6 +14,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from sylva_ray.core.credentials import mask_credentials
+from sylva_ray.federation.stages.layer_game.rankings.registry import RANKINGS
 from sylva_ray.reports.figures.plots import figures
 from sylva_ray.reports.figures.style import DARK, LIGHT, svg
 from sylva_ray.reports.pages.attacked import ATTACKED, attack_rows, attacked_figures, gallery
@@ -88,6 +89,7 @@ def _view(
             "client_rows": _client_rows(summary, stages),
             "failed": [check for check in summary["checks"] if not check["passed"]],
             "warnings": _other_warnings(summary),
+            "ranking": RANKINGS[(summary["layer_game"] or {}).get("selection", "shapley")],
             "num_selected": sum(map(sum, (summary["layer_game"] or {"selected": []})["selected"])),
         }
     return view

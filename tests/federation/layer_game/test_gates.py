@@ -9,14 +9,7 @@ import torch
 from sylva_ray.config.experiment import BackboneSection, LoraSection
 from sylva_ray.core.seeding import generator
 from sylva_ray.core.types import stack_states
-from sylva_ray.federation.stages.layer_game.rankings.gates import (
-    HIGH,
-    LOW,
-    TEMPERATURE,
-    blend,
-    expected_gates,
-    sampled_gates,
-)
+from sylva_ray.federation.stages.layer_game.gates import HIGH, LOW, TEMPERATURE, blend, expected_gates, sampled_gates
 from sylva_ray.models.backbone import create_backbone
 from sylva_ray.models.cohort import FunctionalStack, repeat_owner, to_parameters
 from sylva_ray.models.lora import LoraStack

@@ -7,6 +7,7 @@ The client only measures and trains; which coalitions, which layers and which ep
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -17,18 +18,41 @@ from sylva_ray.attacks.registry import attack_stack
 from sylva_ray.config.attacks import default_step_size
 from sylva_ray.config.experiment import ExperimentConfig
 from sylva_ray.core.seeding import generator
-from sylva_ray.core.types import AttackSpec, ClientData, GuardOutcome, ParameterStack, Split
+from sylva_ray.core.types import AttackSpec, ClientData, ParameterStack, Split
 from sylva_ray.federation.client.batches import flat_split, split_draws
 from sylva_ray.federation.client.training import benign_step, run_epochs
-from sylva_ray.federation.contract import Cohort, Phase2Parameters
-from sylva_ray.federation.stages.layer_game.coalitions import CoalitionWalk, mix
-from sylva_ray.federation.stages.layer_game.rankings.gates import blend, expected_gates, sampled_gates
+from sylva_ray.federation.client.worker import CohortWorker
+from sylva_ray.federation.context import Cohort
+from sylva_ray.federation.parameters import Phase2Parameters
+from sylva_ray.federation.stages.layer_game.coalitions import mix
+from sylva_ray.federation.tasks import CohortTask
 from sylva_ray.models.cohort import at_precision, per_client, select_clients
 from sylva_ray.models.kernels import DTYPES
 from sylva_ray.models.lora import LoraStack
 
-GATE_LR, GATE_PENALTY = 0.05, 1e-3
-"""Of Adam on the gates, and of their sum (our choice)."""
+
+@dataclass(frozen=True)
+class GuardOutcome:
+    """Paired outcomes of m candidates against theta^r on ``num_samples`` guard images, under attacks made for each.
+
+    ``lost [m]``: images robust with theta^r but not with the candidate; ``gained [m]``: the reverse;
+    ``benign_gain [m]``: benign accuracy of the candidate minus that of theta^r."""
+
+    lost: np.ndarray
+    gained: np.ndarray
+    benign_gain: np.ndarray
+    num_samples: int
+
+
+@dataclass(frozen=True)
+class SelectionImages:
+    """A cohort's selection split: ``x [N, 3, H, W]``, ``y [N]``, sorted ``owner [N]``; ``against`` theta^r and theta^b: the same
+    images after PGD on either."""
+
+    x: torch.Tensor
+    y: torch.Tensor
+    owner: torch.Tensor
+    against: Sequence[torch.Tensor]
 
 
 class Phase2Client:
@@ -55,6 +79,21 @@ class Phase2Client:
         self.training_precision = DTYPES[config.training.precision]
         self.attack_precision = DTYPES[config.evaluation.precision]
 
+    @classmethod
+    def of_task(cls, worker: CohortWorker, task: CohortTask, params: ParameterStack) -> Phase2Client:
+        """For the clients of a task; ``params`` are its states on the worker's device."""
+        method = worker.algorithm
+        return cls(
+            worker.context(task, params),
+            method.parameters.phase2,
+            worker.config,
+            params,
+            task.clients,
+            worker.data(task),
+            task.round,
+            method.trains,
+        )
+
     # -- the game ------------------------------------------------------------------------------------------------------
 
     def benign_end_point(self) -> ParameterStack:
@@ -66,7 +105,7 @@ class Phase2Client:
                 params,
                 step,
                 self.data,
-                self._streams("theta_b"),
+                self.streams("theta_b"),
                 self.config,
                 self.phase2.benign_lr,
                 self.phase2.benign_epochs,
@@ -74,102 +113,14 @@ class Phase2Client:
         finite_C = torch.stack([value.flatten(1).isfinite().all(1) for value in params.values()]).all(0)
         return {name: torch.where(per_client(finite_C, v), v, self.robust[name]) for name, v in params.items()}
 
-    def coalition_values(self, benign: ParameterStack, coalitions: np.ndarray) -> tuple[np.ndarray, list[int]]:
-        """Mean true-class probability per client and coalition on the selection split, ``[C, m, 2]``: benign, robust.
-
-        The robust one takes, per image, the worse of two fixed adversarial images: made against theta^r and against
-        theta^b. Fixed images flatter mixtures, hence the guard's fresh attacks afterwards. Also returns the number of block
-        evaluations per client and input set."""
+    def selection_images(self, benign: ParameterStack) -> SelectionImages:
+        """The selection split, and what PGD makes of it against theta^r and theta^b (``benign``)."""
         splits = [_head_of(d.selection, self.phase2.max_images) for d in self.data]
         first = self.robust[next(iter(self.robust))]
         x, y, owner = flat_split(splits, first.dtype, first.device)
         with self.clock("attack"):
             against = [self._adversarial(theta, x, y, owner, splits) for theta in (self.robust, benign)]
-        values, blocks = [], []
-        with self.clock("game"):
-            for client in range(len(self.clients)):
-                own = (owner == client).to(x.device)
-                pair = {n: torch.stack([self.robust[n][client], benign[n][client]]) for n in self.robust}
-                walks = [
-                    CoalitionWalk(self.model, pair, coalitions, images[own], y[own], self.phase2.max_stack)
-                    for images in (x, *against)
-                ]
-                clean, on_robust, on_benign = (walk.run() for walk in walks)
-                values.append(np.stack([clean.mean(1), np.minimum(on_robust, on_benign).mean(1)], axis=-1))
-                blocks.append(walks[0].block_evaluations)
-        return np.stack(values), blocks
-
-    # -- the other ways to rank layers -----------------------------------------------------------------------------------
-
-    def layer_scores(self, benign: ParameterStack, selection: str) -> np.ndarray:
-        """``[C, n]``, larger is better: gates learned on the selection split, or how little a layer moves under attack."""
-        splits = [_head_of(d.selection, self.phase2.max_images) for d in self.data]
-        first = self.robust[next(iter(self.robust))]
-        x, y, owner = flat_split(splits, first.dtype, first.device)
-        with self.clock("attack"):
-            against = [self._adversarial(theta, x, y, owner, splits) for theta in (self.robust, benign)]
-        with self.clock("game"):
-            if selection == "gates":
-                return self._gates(benign, x, against, y, owner)
-            return -self._shift(x, against[0], owner)
-
-    def _gates(
-        self,
-        benign: ParameterStack,
-        x: torch.Tensor,
-        against: Sequence[torch.Tensor],
-        y: torch.Tensor,
-        owner: torch.Tensor,
-    ) -> np.ndarray:
-        """Adam on L_benign(alpha) + max(0, L_robust(alpha) - L_robust(0) - tau) + mu |alpha|_1, per client; weights stay.
-
-        The robust loss takes the worse of the fixed images made against theta^r and theta^b, per image."""
-        counts = torch.bincount(owner, minlength=len(self.clients))
-
-        def mean_per_client(values: torch.Tensor) -> torch.Tensor:
-            sums = values.new_zeros(len(counts)).index_add(0, owner.to(values.device), values)
-            return sums / counts.to(values.device)
-
-        def losses(gates: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-            mixed = blend(self.robust, benign, gates, self.model.players)
-            clean, *attacked = (cross_entropy(self.model.forward(mixed, u, owner), y) for u in (x, *against))
-            return mean_per_client(clean), mean_per_client(torch.maximum(*attacked))
-
-        shape = (len(self.clients), len(self.model.players))
-        log_alpha = x.new_zeros(shape).requires_grad_()
-        optimizer = torch.optim.Adam([log_alpha], lr=GATE_LR)
-        with torch.no_grad():
-            allowed = losses(x.new_zeros(shape))[1] + self.phase2.guard_tolerance
-        streams = self._streams("gates")
-        for _ in range(self.phase2.gate_steps):
-            draw = torch.stack([torch.rand(shape[1], generator=stream) for stream in streams]).to(x)
-            gates = sampled_gates(log_alpha, draw)
-            benign_loss, robust_loss = losses(gates)
-            total = benign_loss + (robust_loss - allowed).clamp(min=0) + GATE_PENALTY * gates.sum(1)
-            optimizer.zero_grad()
-            (log_alpha.grad,) = torch.autograd.grad(total.sum(), log_alpha)
-            optimizer.step()
-        return expected_gates(log_alpha.detach()).cpu().numpy()
-
-    @torch.no_grad()
-    def _shift(self, x: torch.Tensor, x_adv: torch.Tensor, owner: torch.Tensor) -> np.ndarray:
-        """E ||h_l(x') - h_l(x)|| / E ||h_l(x)|| after every block, and of the logits: ``[C, n]``."""
-        clean, moved = self.model.embed(x), self.model.embed(x_adv)
-        counts = torch.bincount(owner, minlength=len(self.clients)).tolist()
-        shifts = []
-
-        def note(before: torch.Tensor, after: torch.Tensor) -> None:
-            distance, size = (after - before).flatten(1).norm(dim=1), before.flatten(1).norm(dim=1)
-            pairs = zip(distance.split(counts), size.split(counts), strict=True)
-            shifts.append([float(d.mean() / s.mean()) for d, s in pairs])
-
-        assert self.model.num_blocks is not None, "checked before the run"
-        for block in range(self.model.num_blocks):
-            clean = self.model.run_block(block, self.robust, clean, owner)
-            moved = self.model.run_block(block, self.robust, moved, owner)
-            note(clean, moved)
-        note(*(self.model.classify(self.robust, tokens, owner) for tokens in (clean, moved)))
-        return np.array(shifts).T
+        return SelectionImages(x, y, owner, against)
 
     def _adversarial(
         self, params: ParameterStack, x: torch.Tensor, y: torch.Tensor, owner: torch.Tensor, splits: Sequence[Split]
@@ -244,7 +195,7 @@ class Phase2Client:
                 params,
                 benign_step(self.model, movable),
                 self.data,
-                self._streams("refine"),
+                self.streams("refine"),
                 self.config,
                 self.phase2.refine_lr,
                 self.phase2.refine_epochs,
@@ -255,7 +206,8 @@ class Phase2Client:
 
     # -- random draws --------------------------------------------------------------------------------------------------
 
-    def _streams(self, purpose: str) -> list[torch.Generator]:
+    def streams(self, purpose: str) -> list[torch.Generator]:
+        """One generator per client."""
         return [generator(self.config.seed, purpose, client, self.round) for client in self.clients]
 
     def _noise(self, purpose: str, splits: Sequence[Split], like: torch.Tensor) -> torch.Tensor:

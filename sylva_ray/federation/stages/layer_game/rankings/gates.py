@@ -1,50 +1,98 @@
-"""Forward gating: a gate per player between theta^r (0) and theta^b (1), learned on images while every weight stays as it
-is.
-
-``Delta W(alpha) = s [(1 - alpha) B^r A^r + alpha B^b A^b]`` is exactly the LoRA product of the rank-2r pair ``[(1 - alpha)
-B^r, alpha B^b]``, ``[A^r; A^b]``; blending A and B apart would be another model. Gates are hard-concrete variables (Louizos
-et al. 2018), which reach 0 and 1.
-"""
+"""Gates between theta^r and theta^b, learned on the selection split (Lorica's forward gating, in our form)."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
 
+import numpy as np
 import torch
 
+from sylva_ray.aggregation.neighbours import NeighbourGraph
+from sylva_ray.attacks.losses import cross_entropy
 from sylva_ray.core.types import ParameterStack
-from sylva_ray.models.cohort import per_client
+from sylva_ray.federation.parameters import Phase2Parameters
+from sylva_ray.federation.stages.layer_game.client import Phase2Client, SelectionImages
+from sylva_ray.federation.stages.layer_game.gates import blend, expected_gates, sampled_gates
+from sylva_ray.federation.stages.layer_game.rankings.ranking import (
+    Answer,
+    GamePlan,
+    LayerMeasurement,
+    RankedLayers,
+    Ranking,
+    padded,
+)
+from sylva_ray.federation.stages.layer_game.selection import nested_by_score
 
-LOW, HIGH, TEMPERATURE = -0.1, 1.1, 2 / 3
-"""The stretch and the temperature of Louizos et al. 2018."""
-
-
-def blend(
-    robust: ParameterStack, benign: ParameterStack, gates: torch.Tensor, players: Mapping[str, tuple[str, ...]]
-) -> ParameterStack:
-    """C clients' mixtures, differentiable in ``gates [C, n]``: adapters of twice the rank, heads interpolated."""
-    mixed: ParameterStack = {}
-    for player, names in enumerate(players.values()):
-        gate = gates[:, player]
-        for name in names:
-            own, other = robust[name], benign[name]
-            alpha = per_client(gate, own)
-            if name.endswith(".lora_A"):
-                mixed[name] = torch.cat([own, other], dim=1)
-            elif name.endswith(".lora_B"):
-                mixed[name] = torch.cat([(1 - alpha) * own, alpha * other], dim=2)
-            else:
-                mixed[name] = (1 - alpha) * own + alpha * other
-    return mixed
+OPEN_GATE = 0.5
+"""A layer whose gate is above this is worth refining."""
 
 
-def expected_gates(log_alpha: torch.Tensor) -> torch.Tensor:
-    """The gate without noise, in [0, 1]."""
-    return (torch.sigmoid(log_alpha) * (HIGH - LOW) + LOW).clamp(0, 1)
+GATE_LR, GATE_PENALTY = 0.05, 1e-3
+"""Of Adam on the gates, and of their sum (our choice)."""
 
 
-def sampled_gates(log_alpha: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
-    """A draw from the hard-concrete distribution; ``uniform`` in (0, 1), like ``log_alpha``."""
-    u = uniform.clamp(1e-6, 1 - 1e-6)
-    noisy = (torch.log(u) - torch.log1p(-u) + log_alpha) / TEMPERATURE
-    return (torch.sigmoid(noisy) * (HIGH - LOW) + LOW).clamp(0, 1)
+@dataclass(frozen=True)
+class GatesRanking(Ranking):
+    """Layers whose gate opens, the widest first."""
+
+    name: ClassVar[str] = "gates"
+    axis: ClassVar[str] = "gate"
+    caption: ClassVar[str] = (
+        "What ranked a layer (row) for a client (column), its gate: 1 would take the benign end point, 0 "
+        "keeps the robust one; only gates above 0.5 are candidates."
+    )
+
+    def measure(self, player: Phase2Client, benign: ParameterStack, coalitions: np.ndarray) -> list[LayerMeasurement]:
+        """See `Ranking.measure`."""
+        del coalitions
+        images = player.selection_images(benign)
+        with player.clock("game"):
+            return [LayerMeasurement(scores=own) for own in learned_gates(player, benign, images)]
+
+    def rank(
+        self,
+        plan: GamePlan,
+        answers: Sequence[Answer],
+        graph: NeighbourGraph,
+        phase2: Phase2Parameters,
+        rng: np.random.Generator,
+    ) -> RankedLayers:
+        """See `Ranking.rank`."""
+        del plan, graph, phase2, rng
+        scores = np.stack([answer.scores for answer in answers if answer.scores is not None])
+        return RankedLayers(padded([nested_by_score(own, OPEN_GATE) for own in scores]), scores=scores)
+
+
+def learned_gates(player: Phase2Client, benign: ParameterStack, images: SelectionImages) -> np.ndarray:
+    """Adam on L_benign(alpha) + max(0, L_robust(alpha) - L_robust(0) - tau) + mu |alpha|_1, per client; weights stay.
+
+    The robust loss takes the worse of the fixed images made against theta^r and theta^b, per image."""
+    x, against, y, owner = images.x, images.against, images.y, images.owner
+    counts = torch.bincount(owner, minlength=len(player.clients))
+
+    def mean_per_client(values: torch.Tensor) -> torch.Tensor:
+        sums = values.new_zeros(len(counts)).index_add(0, owner.to(values.device), values)
+        return sums / counts.to(values.device)
+
+    def losses(gates: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        mixed = blend(player.robust, benign, gates, player.model.players)
+        clean, *attacked = (cross_entropy(player.model.forward(mixed, u, owner), y) for u in (x, *against))
+        return mean_per_client(clean), mean_per_client(torch.maximum(*attacked))
+
+    shape = (len(player.clients), len(player.model.players))
+    log_alpha = x.new_zeros(shape).requires_grad_()
+    optimizer = torch.optim.Adam([log_alpha], lr=GATE_LR)
+    with torch.no_grad():
+        allowed = losses(x.new_zeros(shape))[1] + player.phase2.guard_tolerance
+    streams = player.streams("gates")
+    for _ in range(player.phase2.gate_steps):
+        draw = torch.stack([torch.rand(shape[1], generator=stream) for stream in streams]).to(x)
+        gates = sampled_gates(log_alpha, draw)
+        benign_loss, robust_loss = losses(gates)
+        total = benign_loss + (robust_loss - allowed).clamp(min=0) + GATE_PENALTY * gates.sum(1)
+        optimizer.zero_grad()
+        (log_alpha.grad,) = torch.autograd.grad(total.sum(), log_alpha)
+        optimizer.step()
+    return expected_gates(log_alpha.detach()).cpu().numpy()

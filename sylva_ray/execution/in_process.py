@@ -1,0 +1,38 @@
+"""One worker in this process: for debugging, tests, exact comparison, and runs without a cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sylva_ray.core.errors import RunError
+from sylva_ray.federation.client.worker import CohortResult, CohortWorker
+from sylva_ray.federation.pool import OnDone
+from sylva_ray.federation.tasks import CohortTask
+
+
+class InProcessPool:
+    """One worker, in this process: for debugging, tests and exact comparison. It has no deadline to miss."""
+
+    num_actors = 1
+
+    def __init__(self, worker: CohortWorker) -> None:
+        self.worker = worker
+
+    def run(
+        self, tasks: Sequence[CohortTask], deadline_s: float | None = None, on_done: OnDone | None = None
+    ) -> list[CohortResult | None]:
+        """See `ClientPool.run`; ``deadline_s`` is not used."""
+        del deadline_s
+        results: list[CohortResult | None] = []
+        for task in tasks:
+            try:
+                result = self.worker.run(task)
+            except Exception as error:
+                raise RunError(f"{task.where}: {type(error).__name__}: {error}") from error
+            results.append(result)
+            if on_done is not None:
+                on_done(task, result)
+        return results
+
+    def close(self) -> None:
+        """Nothing to give back."""

@@ -1,0 +1,76 @@
+"""The fleet's accuracies between stages: when they are measured, and on whom nothing has changed since."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from sylva_ray.core.types import AttackSpec, stack_digest
+from sylva_ray.federation.client.measuring import EvaluateOutcome, EvaluateTask
+from sylva_ray.federation.server import Server
+from sylva_ray.federation.stages.stage import Stage
+from sylva_ray.metrics.accuracy import evaluate_client, fleet_table
+from sylva_ray.metrics.checks import S4_IMAGES, UNBOUNDED
+from sylva_ray.metrics.predictions import write_predictions
+
+
+class Evaluator:
+    """Evaluates a `Server`'s fleet after a stage."""
+
+    def __init__(self, server: Server, stages: Sequence[Stage]) -> None:
+        self.server, self.stages = server, stages
+        self._measured: dict[tuple[int, ...], tuple[tuple[Any, ...], dict[int, Mapping[str, np.ndarray]]]] = {}
+
+    def evaluate(self, index: int) -> dict[str, dict[str, list[float]]] | None:
+        """The accuracies after stage ``index``, or None if they are not due.
+
+        In full at the end of every phase and of the run, and where a stage asks for it; between them every
+        ``evaluation.every`` stages with the first attack."""
+        section, stage = self.server.config.evaluation, self.stages[index]
+        following = self.stages[index + 1] if index + 1 < len(self.stages) else None
+        is_last = following is None
+        ends_phase = following is None or following.phase > max(stage.phase, 1)
+        in_full = ends_phase or stage.evaluated == "in full"
+        if stage.evaluated == "never" or not (in_full or (section.every and index % section.every == 0)):
+            return None
+        server = self.server
+        attacks = section.specs if in_full else section.specs[:1]
+        limit = None if in_full else section.max_samples
+        answers = self._answers(index, attacks, limit)
+        table = self._table(answers, limit)
+        if is_last:
+            write_predictions(server.run_dir, answers, [self._labels(client, limit) for client in server.everyone])
+            if section.checks:
+                unbounded = self._answers(index, (UNBOUNDED,), S4_IMAGES)
+                table |= {UNBOUNDED.label: self._table(unbounded, S4_IMAGES)[UNBOUNDED.label]}
+        return table
+
+    def _answers(
+        self, round: int, attacks: tuple[AttackSpec, ...], limit: int | None
+    ) -> list[Mapping[str, np.ndarray]]:
+        """All clients' predictions, ``{condition: [n]}`` each.
+
+        A cohort of which nobody has changed since it was last measured so is not attacked again: where phase 2 refined
+        nothing, its end is phase 1's. Whole cohorts only, so that the bits are those of a resumed run."""
+        server = self.server
+        tasks = [
+            EvaluateTask(round, cohort, server.stack(cohort), attacks, limit)
+            for cohort in server.cohorts(server.everyone)
+        ]
+        keys = {task.clients: (attacks, limit, stack_digest(task.states)) for task in tasks}
+        known = {cohort for cohort, key in keys.items() if self._measured.get(cohort, ((), {}))[0] == key}
+        found: dict[int, EvaluateOutcome] = server.run([task for task in tasks if task.clients not in known])
+        for cohort in keys.keys() - known:
+            self._measured[cohort] = keys[cohort], {client: found[client].predictions for client in cohort}
+        answers = {client: own for cohort in keys for client, own in self._measured[cohort][1].items()}
+        return [answers[client] for client in server.everyone]
+
+    def _table(
+        self, answers: Sequence[Mapping[str, np.ndarray]], limit: int | None
+    ) -> dict[str, dict[str, list[float]]]:
+        return fleet_table([evaluate_client(own, self._labels(c, limit)) for c, own in enumerate(answers)])
+
+    def _labels(self, client: int, limit: int | None) -> np.ndarray:
+        return self.server.fleet.test_labels(client)[:limit]

@@ -1,0 +1,237 @@
+"""What a stage works with: the clients' states, and what the coordinator does with them on every stage's behalf.
+
+It knows no tracker and no Ray: tasks go to a `ClientPool`, progress to a callback.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sylva_ray.aggregation.neighbours import NeighbourGraph
+from sylva_ray.config.experiment import ExperimentConfig
+from sylva_ray.core.types import ClientState, stack_states
+from sylva_ray.data.fleet import FleetData
+from sylva_ray.federation.client.training import TrainOutcome, TrainTask
+from sylva_ray.federation.client.worker import CohortResult
+from sylva_ray.federation.cohorts import make_cohorts
+from sylva_ray.federation.context import Arrived
+from sylva_ray.federation.method import Method
+from sylva_ray.federation.pool import ClientPool
+from sylva_ray.federation.tasks import CohortTask
+from sylva_ray.transport.wire import Traffic, Wire
+
+
+@dataclass
+class Ledger:
+    """What one step costs: filled while it runs, written into its record."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+    upload_bytes: int = 0
+    download_bytes: int = 0
+    upload_payload_bytes: int = 0
+    download_payload_bytes: int = 0
+    peak_memory_bytes: int = 0
+    dropped: list[int] = field(default_factory=list)
+
+    def record(self) -> dict[str, Any]:
+        """Its part of a stage's record."""
+        return {
+            "upload_bytes": self.upload_bytes,
+            "download_bytes": self.download_bytes,
+            "upload_payload_bytes": self.upload_payload_bytes,
+            "download_payload_bytes": self.download_payload_bytes,
+            "seconds": dict(self.seconds),
+            "peak_memory_bytes": self.peak_memory_bytes,
+            "dropped": self.dropped,
+        }
+
+    def book(self, result: CohortResult) -> None:
+        """Add a worker's seconds by stage."""
+        for stage, seconds in result.seconds.items():
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
+        self.peak_memory_bytes = max(self.peak_memory_bytes, result.peak_memory_bytes)
+
+
+OnEvent = Callable[[dict[str, Any]], None]
+
+
+class Server:
+    """The coordinator's half of a run.
+
+    Args:
+        config: resolved.
+        algorithm: with ``head_names`` set.
+        fleet: for sizes and labels (the images are the workers' business).
+        initial_states: what the K clients start from.
+        players: the layer game's players, ``{name: parameter names}``; empty for full models.
+        pool: where tasks run.
+        run_dir: holds ``missing.jsonl``.
+        on_event: progress for the display.
+
+    Attributes:
+        states: the K clients' states; a stage changes them.
+        game: what the layer game decided, or None.
+        records: of the stages before this one.
+        ledger: what the present stage costs.
+    """
+
+    def __init__(
+        self,
+        config: ExperimentConfig,
+        algorithm: Method,
+        fleet: FleetData,
+        initial_states: Sequence[ClientState],
+        players: dict[str, tuple[str, ...]],
+        pool: ClientPool,
+        run_dir: Path,
+        on_event: OnEvent,
+    ) -> None:
+        self.config, self.algorithm, self.fleet, self.players = config, algorithm, fleet, players
+        self.parameters = algorithm.parameters
+        self.pool, self.run_dir, self.on_event = pool, run_dir, on_event
+        self.everyone = list(range(fleet.num_clients))
+        self.sizes: list[int] = fleet.label_matrix().sum(1).tolist()
+        self.states: list[dict[str, np.ndarray]] = [dict(sorted(state.items())) for state in initial_states]
+        self.records: list[dict[str, Any]] = []
+        self.game: dict[str, Any] | None = None
+        self.ledger = Ledger()
+        self.wire = Wire(config, algorithm)
+
+    @property
+    def previous_missing(self) -> list[int]:
+        """Participants of the stage before that missed its deadline."""
+        return self.records[-1]["missing"] if self.records else []
+
+    # -- training and exchange -------------------------------------------------------------------------------------------
+
+    def train(
+        self,
+        round: int,
+        clients: Sequence[int],
+        epsilon: float,
+        lr: float,
+        epochs: int,
+        head_epochs: int = 0,
+        deadline_s: float | None = None,
+    ) -> tuple[dict[int, TrainOutcome], list[int]]:
+        """Train ``clients`` in cohorts; returns what arrived, and who is missing (only with a deadline).
+
+        A client whose training diverged keeps its last state, uploads nothing, and is named in the record. A deadline depends
+        on the wall clock, so who was missing is logged, and a re-run of the round replays the log."""
+        replayed = None if deadline_s is None else self._replayed_missing(round)
+        tasks = [
+            TrainTask(round, cohort, self.stack(cohort), epsilon, lr, epochs, head_epochs)
+            for cohort in self.cohorts([client for client in clients if client not in (replayed or [])])
+        ]
+        limit = deadline_s if replayed is None else None
+        outcomes: dict[int, TrainOutcome] = self.run(tasks, limit)
+        missing = [client for client in clients if client not in outcomes]
+        self.ledger.dropped = sorted(c for c, outcome in outcomes.items() if not _is_finite(outcome.state))
+        outcomes = {c: outcome for c, outcome in outcomes.items() if c not in self.ledger.dropped}
+        if limit is not None:
+            self._note_missing(round, missing)
+        return outcomes, missing
+
+    def take_over(self, outcomes: Mapping[int, TrainOutcome]) -> dict[str, dict[str, float]]:
+        """New states from the outcomes; returns ``{metric: {client: value}}``."""
+        metrics: dict[str, dict[str, float]] = {}
+        for client, outcome in sorted(outcomes.items()):
+            self.states[client] = dict(outcome.state)
+            for name, value in outcome.metrics.items():
+                metrics.setdefault(name, {})[str(client)] = value
+        return metrics
+
+    def exchange(
+        self,
+        round: int,
+        outcomes: Mapping[int, TrainOutcome],
+        received: Sequence[ClientState],
+        names: Sequence[str] | None = None,
+    ) -> Mapping[int, ClientState]:
+        """1 uploads over the wire, 2 the attackers' lies, 3 aggregation, 4 the answers. ``names`` None: all that travels.
+
+        Returns what the coordinator holds of the uploads."""
+        started = time.perf_counter()
+        self.wire.traffic = Traffic()
+        uploads = {
+            client: self.wire.up(client, received[client], outcome.state, names)
+            for client, outcome in sorted(outcomes.items())
+        }
+        uploads = self.wire.forged(round, {c: upload for c, upload in uploads.items() if upload}, received)
+        if not uploads:
+            return uploads
+        metrics = {client: outcome.metrics for client, outcome in outcomes.items()}
+        arrived = Arrived(round, self.states, received, uploads, self.sizes, metrics, self.config.seed)
+        merged = self.algorithm.aggregate(arrived)
+        self.states = [
+            self.wire.down(client, received[client], merged[client], names, counted=client in uploads)
+            for client in self.everyone
+        ]
+        self.ledger.seconds["aggregate"] = time.perf_counter() - started
+        self.ledger.upload_bytes += self.wire.traffic.upload
+        self.ledger.upload_payload_bytes += self.wire.traffic.upload_payload
+        self.ledger.download_bytes += self.wire.traffic.download
+        self.ledger.download_payload_bytes += self.wire.traffic.download_payload
+        return uploads
+
+    def _replayed_missing(self, round: int) -> list[int] | None:
+        path = self.run_dir / "missing.jsonl"
+        if not path.exists():
+            return None
+        logged = [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
+        return next((entry["missing"] for entry in logged if entry["round"] == round), None)
+
+    def _note_missing(self, round: int, missing: list[int]) -> None:
+        with open(self.run_dir / "missing.jsonl", "a") as file:
+            file.write(json.dumps({"round": round, "missing": missing}) + "\n")
+        if missing:
+            self.on_event({"event": "missing", "round": round, "clients": missing})
+
+    # -- who speaks for whom after phase 1 -------------------------------------------------------------------------------
+
+    def neighbourhood(self, received: Sequence[ClientState], uploads: Mapping[int, ClientState]) -> NeighbourGraph:
+        """Whose values and guard outcomes speak for whom: by the last uploads, the newest that the coordinator knows."""
+        known = [{**received[client], **uploads.get(client, {})} for client in self.everyone]
+        adapters = [{n: v for n, v in state.items() if n not in self.algorithm.head_names} for state in known]
+        return self.algorithm.phase2_graph(adapters, self.sizes)
+
+    def known_neighbourhood(self) -> NeighbourGraph:
+        """The one noted at the end of phase 1: nothing but game values and outcomes travels in phase 2."""
+        noted = next(record["neighbours"] for record in reversed(self.records) if "neighbours" in record)
+        return NeighbourGraph(np.array(noted["members"]), np.array(noted["weights"]))
+
+    # -- cohorts and tasks -----------------------------------------------------------------------------------------------
+
+    def cohorts(self, clients: Sequence[int]) -> list[tuple[int, ...]]:
+        """``clients`` in cohorts of about equal work."""
+        size = self.config.training.cohort_size
+        assert isinstance(size, int), "cohort_size is resolved before the run"
+        return make_cohorts(clients, self.sizes, size) if clients else []
+
+    def stack(self, cohort: Sequence[int]) -> dict[str, np.ndarray]:
+        """Some clients' states, ``{name: [C, ...]}``."""
+        return stack_states([self.states[client] for client in cohort])
+
+    def run(self, tasks: Sequence[CohortTask], deadline_s: float | None = None) -> dict[int, Any]:
+        """Run tasks on the pool, book what they cost; returns ``{client: outcome}`` of those that arrived."""
+        outcomes: dict[int, Any] = {}
+        for result in self.pool.run(tasks, deadline_s, self._task_done):
+            if result is not None:
+                self.ledger.book(result)
+                outcomes |= zip(result.clients, result.outcomes, strict=True)
+        return outcomes
+
+    def _task_done(self, task: CohortTask, result: CohortResult) -> None:
+        del result
+        self.on_event({"event": "task", "stage": task.stage, "clients": list(task.clients)})
+
+
+def _is_finite(state: ClientState) -> bool:
+    return all(bool(np.isfinite(value).all()) for value in state.values())

@@ -1,0 +1,131 @@
+"""What ranks a fleet's layers for benign refinement: the interface of a ranking, and the candidates it yields."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+
+from sylva_ray.aggregation.neighbours import NeighbourGraph
+from sylva_ray.core.types import ParameterStack
+from sylva_ray.federation.parameters import Phase2Parameters
+from sylva_ray.federation.stages.layer_game.client import Phase2Client
+from sylva_ray.federation.stages.layer_game.shapley import (
+    EXACT_LIMIT,
+    all_coalitions,
+    antithetic_permutations,
+    prefix_coalitions,
+)
+
+
+@dataclass(frozen=True)
+class LayerMeasurement:
+    """What a client measured on its selection split: ``values [m, 2]`` of coalitions (benign, robust), or ``scores [n]`` of the
+    layers, or neither. ``block_evaluations`` counts blocks run per input set."""
+
+    values: np.ndarray = field(default_factory=lambda: np.zeros((0, 2)))
+    scores: np.ndarray | None = None
+    block_evaluations: int = 0
+
+
+class Answer(Protocol):
+    """What the coordinator knows of a client: see `sylva_ray.federation.stages.layer_game.tasks.GameOutcome`."""
+
+    @property
+    def values(self) -> np.ndarray:
+        """``[m, 2]``."""
+        ...
+
+    @property
+    def scores(self) -> np.ndarray | None:
+        """``[n]``."""
+        ...
+
+    @property
+    def num_samples(self) -> int:
+        """Selection images behind them."""
+        ...
+
+
+@dataclass(frozen=True)
+class GamePlan:
+    """Which coalitions every client evaluates; the same for all, so that they can share a stack.
+
+    ``permutations`` is None when all 2^n coalitions are played and the Shapley values are exact."""
+
+    coalitions: np.ndarray
+    permutations: np.ndarray | None
+
+    @property
+    def num_players(self) -> int:
+        """n: layers, and the head."""
+        return self.coalitions.shape[1]
+
+    @staticmethod
+    def of(num_players: int, phase2: Phase2Parameters, rng: np.random.Generator) -> GamePlan:
+        """Exact up to `EXACT_LIMIT` players, antithetic permutation sampling beyond."""
+        if num_players <= EXACT_LIMIT:
+            return GamePlan(all_coalitions(num_players), None)
+        permutations = antithetic_permutations(num_players, phase2.sampled_pairs, rng)
+        return GamePlan(prefix_coalitions(permutations), permutations)
+
+
+@dataclass(frozen=True)
+class RankedLayers:
+    """How the fleet's layers were ranked: ``candidates [K, m, n]``, and what they were ranked by (None: not by that).
+
+    ``phi [K, n, 2]`` are Shapley values with ``half_width`` if sampled; ``scores [K, n]`` are gates or the like."""
+
+    candidates: np.ndarray
+    phi: np.ndarray | None = None
+    half_width: np.ndarray | None = None
+    scores: np.ndarray | None = None
+
+    def record(self) -> dict[str, Any]:
+        """The JSON form, for the game's record."""
+        phi, width, scores = self.phi, self.half_width, self.scores
+        return {
+            "shapley": None if phi is None else (phi[:, :, 0] - phi[:, :, 1]).tolist(),
+            "shapley_benign": None if phi is None else phi[:, :, 0].tolist(),
+            "shapley_robust": None if phi is None else phi[:, :, 1].tolist(),
+            "half_width": None if width is None else np.linalg.norm(width, axis=-1).tolist(),
+            "scores": None if scores is None else scores.tolist(),
+        }
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """One way to rank layers: a client half and a server half. Frozen plain data, since it travels with the task."""
+
+    name: ClassVar[str] = "none"
+    """Value of ``algorithm.phase2.selection``."""
+    axis: ClassVar[str] = ""
+    """What the numbers are, for a figure's colour bar; empty: there are none."""
+    caption: ClassVar[str] = ""
+    """A figure's caption, or, where there are no numbers, what was offered to the clients."""
+    needs_chain: ClassVar[bool] = False
+    """Whether the model must be a plain chain of blocks that can be run one by one."""
+
+    def measure(self, player: Phase2Client, benign: ParameterStack, coalitions: np.ndarray) -> list[LayerMeasurement]:
+        """What every client of the cohort measures; ``benign`` is theta^b, ``coalitions [m, n] bool``. Here nothing."""
+        del benign, coalitions
+        return [LayerMeasurement() for _ in player.clients]
+
+    def rank(
+        self,
+        plan: GamePlan,
+        answers: Sequence[Answer],
+        graph: NeighbourGraph,
+        phase2: Phase2Parameters,
+        rng: np.random.Generator,
+    ) -> RankedLayers:
+        """Every client's candidate selections from all ``answers``; the last player is the head."""
+        raise NotImplementedError
+
+
+def padded(nested: Sequence[np.ndarray]) -> np.ndarray:
+    """``[K, m, n] bool``: every client's nested candidates, the shorter ones padded by repeating their largest set."""
+    longest = max(len(rows) for rows in nested)
+    return np.stack([np.concatenate([rows, np.repeat(rows[-1:], longest - len(rows), 0)]) for rows in nested])

@@ -1,0 +1,98 @@
+"""Shapley values of the layer game: what a layer adds to benign accuracy, and what it costs in robustness."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import torch
+
+from sylva_ray.aggregation.neighbours import NeighbourGraph
+from sylva_ray.core.types import ParameterStack
+from sylva_ray.federation.parameters import Phase2Parameters
+from sylva_ray.federation.stages.layer_game.client import Phase2Client, SelectionImages
+from sylva_ray.federation.stages.layer_game.coalitions import CoalitionWalk
+from sylva_ray.federation.stages.layer_game.rankings.ranking import (
+    Answer,
+    GamePlan,
+    LayerMeasurement,
+    RankedLayers,
+    Ranking,
+    padded,
+)
+from sylva_ray.federation.stages.layer_game.selection import nested_candidates, shrink
+from sylva_ray.federation.stages.layer_game.shapley import exact_shapley, permutation_shapley
+
+
+@dataclass(frozen=True)
+class ShapleyRanking(Ranking):
+    """Candidates along the price of robustness: phi_benign - lambda phi_robust, lambda from infinity to 0."""
+
+    name: ClassVar[str] = "shapley"
+    axis: ClassVar[str] = "Shapley value"
+    caption: ClassVar[str] = (
+        "The Shapley value of a layer (row) for a client (column) is what refining it on benign data adds to "
+        "the probability of the right answer on unchanged images, minus what it takes away on attacked ones: "
+        "blue gains, orange costs."
+    )
+
+    def measure(self, player: Phase2Client, benign: ParameterStack, coalitions: np.ndarray) -> list[LayerMeasurement]:
+        """Mean true-class probability of every coalition on the selection split, benign and robust.
+
+        The robust one takes, per image, the worse of two fixed adversarial images: made against theta^r and against
+        theta^b. Fixed images flatter mixtures, hence the guard's fresh attacks afterwards."""
+        images = player.selection_images(benign)
+        with player.clock("game"):
+            return [_values_of(player, benign, coalitions, images, client) for client in range(len(player.clients))]
+
+    def rank(
+        self,
+        plan: GamePlan,
+        answers: Sequence[Answer],
+        graph: NeighbourGraph,
+        phase2: Phase2Parameters,
+        rng: np.random.Generator,
+    ) -> RankedLayers:
+        """See `Ranking.rank`."""
+        del rng
+        phi, half_width = shapley_of_fleet(plan, answers, graph, phase2)
+        return RankedLayers(padded([nested_candidates(own) for own in phi]), phi, half_width)
+
+
+def shapley_of_fleet(
+    plan: GamePlan, outcomes: Sequence[Answer], graph: NeighbourGraph, phase2: Phase2Parameters
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """``phi [K, n, 2]`` of all clients, shrunk towards their neighbourhood's mean; half widths ``[K, n, 2]`` if sampled."""
+    own = [shapley_values(plan, outcome.values) for outcome in outcomes]
+    samples = np.array([outcome.num_samples for outcome in outcomes])
+    phi = shrink(np.stack([value for value, _ in own]), graph.matrix(), samples, phase2.shrink_strength)
+    widths = [width for _, width in own if width is not None]
+    return phi, np.stack(widths) if widths else None
+
+
+def shapley_values(plan: GamePlan, values: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+    """``values [m, 2]`` (mean true-class probability, benign and robust) -> ``phi [n, 2]`` and its half width or None.
+
+    phi[:, 0] is the player's share of the benign gain, phi[:, 1] its share of the robust *loss* (hence the sign)."""
+    payoff = values * np.array([1.0, -1.0])
+    if plan.permutations is None:
+        return exact_shapley(payoff), None
+    estimate = permutation_shapley(plan.permutations, plan.coalitions, payoff)
+    return estimate.value, estimate.half_width
+
+
+def _values_of(
+    player: Phase2Client, benign: ParameterStack, coalitions: np.ndarray, images: SelectionImages, client: int
+) -> LayerMeasurement:
+    """One client's coalition values."""
+    own = (images.owner == client).to(images.x.device)
+    pair = {name: torch.stack([value[client], benign[name][client]]) for name, value in player.robust.items()}
+    walks = [
+        CoalitionWalk(player.model, pair, coalitions, pixels[own], images.y[own], player.phase2.max_stack)
+        for pixels in (images.x, *images.against)
+    ]
+    clean, on_robust, on_benign = (walk.run() for walk in walks)
+    values = np.stack([clean.mean(1), np.minimum(on_robust, on_benign).mean(1)], axis=-1)
+    return LayerMeasurement(values, block_evaluations=walks[0].block_evaluations)

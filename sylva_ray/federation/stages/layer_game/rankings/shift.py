@@ -1,0 +1,78 @@
+"""How little a layer's output moves under attack: a cheap ranking, without a game."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import torch
+
+from sylva_ray.aggregation.neighbours import NeighbourGraph
+from sylva_ray.core.types import ParameterStack
+from sylva_ray.federation.parameters import Phase2Parameters
+from sylva_ray.federation.stages.layer_game.client import Phase2Client, SelectionImages
+from sylva_ray.federation.stages.layer_game.rankings.ranking import (
+    Answer,
+    GamePlan,
+    LayerMeasurement,
+    RankedLayers,
+    Ranking,
+    padded,
+)
+from sylva_ray.federation.stages.layer_game.selection import nested_by_score
+
+
+@dataclass(frozen=True)
+class ShiftRanking(Ranking):
+    """Layers in the order of their relative shift under attack, the smallest first."""
+
+    name: ClassVar[str] = "shift"
+    axis: ClassVar[str] = "minus shift under attack"
+    caption: ClassVar[str] = (
+        "What ranked a layer (row) for a client (column), how little its output moves under attack."
+    )
+    needs_chain: ClassVar[bool] = True
+
+    def measure(self, player: Phase2Client, benign: ParameterStack, coalitions: np.ndarray) -> list[LayerMeasurement]:
+        """See `Ranking.measure`."""
+        del coalitions
+        images = player.selection_images(benign)
+        with player.clock("game"):
+            return [LayerMeasurement(scores=own) for own in -relative_shift(player, images)]
+
+    def rank(
+        self,
+        plan: GamePlan,
+        answers: Sequence[Answer],
+        graph: NeighbourGraph,
+        phase2: Phase2Parameters,
+        rng: np.random.Generator,
+    ) -> RankedLayers:
+        """See `Ranking.rank`."""
+        del plan, graph, phase2, rng
+        scores = np.stack([answer.scores for answer in answers if answer.scores is not None])
+        return RankedLayers(padded([nested_by_score(own) for own in scores]), scores=scores)
+
+
+@torch.no_grad()
+def relative_shift(player: Phase2Client, images: SelectionImages) -> np.ndarray:
+    """E ||h_l(x') - h_l(x)|| / E ||h_l(x)|| after every block, and of the logits: ``[C, n]``."""
+    x, x_adv, owner = images.x, images.against[0], images.owner
+    clean, moved = player.model.embed(x), player.model.embed(x_adv)
+    counts = torch.bincount(owner, minlength=len(player.clients)).tolist()
+    shifts = []
+
+    def note(before: torch.Tensor, after: torch.Tensor) -> None:
+        distance, size = (after - before).flatten(1).norm(dim=1), before.flatten(1).norm(dim=1)
+        pairs = zip(distance.split(counts), size.split(counts), strict=True)
+        shifts.append([float(d.mean() / s.mean()) for d, s in pairs])
+
+    assert player.model.num_blocks is not None, "checked before the run"
+    for block in range(player.model.num_blocks):
+        clean = player.model.run_block(block, player.robust, clean, owner)
+        moved = player.model.run_block(block, player.robust, moved, owner)
+        note(clean, moved)
+    note(*(player.model.classify(player.robust, tokens, owner) for tokens in (clean, moved)))
+    return np.array(shifts).T

@@ -1,0 +1,39 @@
+"""Benign refinement of the selected layers; every client keeps its last epoch that passes the guard."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from sylva_ray.federation.server import Server
+from sylva_ray.federation.stages.layer_game.server import largest_accepted
+from sylva_ray.federation.stages.layer_game.tasks import RefineOutcome, RefineTask
+from sylva_ray.federation.stages.stage import Stage, StageResult
+
+
+class Refine(Stage):
+    """Follows a `LayerGame`."""
+
+    name = "phase2"
+    title = "phase 2: refinement"
+    phase = 2
+
+    def run(self, server: Server, round: int) -> StageResult:
+        """See `Stage.run`."""
+        assert server.game is not None, "the layer game comes before the refinement"
+        phase2 = server.parameters.phase2
+        selected = np.array(server.game["selected"], bool)
+        refining = [client for client in server.everyone if selected[client].any()]
+        if not refining:
+            return StageResult(participants=[])
+        refined: dict[int, RefineOutcome] = server.run(
+            [RefineTask(round, c, server.stack(c), selected[list(c)]) for c in server.cohorts(refining)]
+        )
+        guard = {client: outcome.guard for client, outcome in refined.items()}
+        graph = server.known_neighbourhood()
+        for client in refining:
+            verdict = largest_accepted(client, guard, lambda other, _: other in guard, graph, phase2)
+            server.game["refined_epochs"][client] = verdict.row
+            if verdict.row:
+                server.states[client] = dict(refined[client].states[verdict.row - 1])
+        server.ledger.upload_bytes += sum(3 * outcome.lost.nbytes for outcome in guard.values())
+        return StageResult(participants=refining)

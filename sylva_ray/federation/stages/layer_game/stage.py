@@ -1,0 +1,71 @@
+"""The layer game: which layers may be refined on benign data without giving the defence away."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from sylva_ray.core.seeding import numpy_generator
+from sylva_ray.core.types import stack_states
+from sylva_ray.federation.server import Server
+from sylva_ray.federation.stages.layer_game.client import GuardOutcome
+from sylva_ray.federation.stages.layer_game.rankings.ranking import GamePlan, Ranking
+from sylva_ray.federation.stages.layer_game.server import select_layers
+from sylva_ray.federation.stages.layer_game.tasks import GameOutcome, GameTask, GuardTask
+from sylva_ray.federation.stages.stage import Stage, StageResult
+
+
+class LayerGame(Stage):
+    """1 play, 2 rank the layers, 3 candidates, 4 guard, 5 selection. The models stay as they are."""
+
+    name = "layer_game"
+    title = "phase 2: layer game"
+    phase = 2
+    evaluated = "never"
+
+    def __init__(self, ranking: Ranking) -> None:
+        self.ranking = ranking
+
+    def run(self, server: Server, round: int) -> StageResult:
+        """See `Stage.run`."""
+        phase2, everyone = server.parameters.phase2, server.everyone
+        rng = numpy_generator(server.config.seed, "game", round=round)
+        plan = GamePlan.of(len(server.players), phase2, rng)
+        cohorts = server.cohorts(everyone)
+        played: dict[int, GameOutcome] = server.run(
+            [GameTask(round, cohort, server.stack(cohort), plan.coalitions, self.ranking) for cohort in cohorts]
+        )
+        answers = [played[client] for client in everyone]
+        graph = server.known_neighbourhood()
+        ranked = self.ranking.rank(plan, answers, graph, phase2, rng)
+        candidates = ranked.candidates
+        guarded: dict[int, GuardOutcome] = server.run(
+            [
+                GuardTask(
+                    round,
+                    cohort,
+                    server.stack(cohort),
+                    stack_states([played[client].benign_state for client in cohort]),
+                    candidates[list(cohort)],
+                )
+                for cohort in cohorts
+            ]
+        )
+        guard = [guarded[client] for client in everyone]
+        selected, verdicts = select_layers(candidates, guard, graph, phase2)
+        server.game = {
+            "players": list(server.players),
+            "selection": self.ranking.name,
+            **ranked.record(),
+            "selected": selected.tolist(),
+            "candidates": [len(np.unique(rows, axis=0)) for rows in candidates],
+            "guard_bound": [verdict.bound for verdict in verdicts],
+            "guard_images": [verdict.pooled_images for verdict in verdicts],
+            "coalitions_evaluated": sum(len(answer.values) for answer in answers),
+            "block_evaluations": sum(answer.block_evaluations for answer in answers),
+            "exact": plan.permutations is None,
+            "refined_epochs": [0] * len(everyone),
+        }
+        told = [answer.values if answer.scores is None else answer.scores for answer in answers]
+        server.ledger.upload_bytes += sum(t.nbytes for t in told) + sum(3 * outcome.lost.nbytes for outcome in guard)
+        server.ledger.download_bytes += candidates.nbytes + selected.nbytes
+        return StageResult()

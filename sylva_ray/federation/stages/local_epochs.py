@@ -1,0 +1,21 @@
+"""The last local epochs, on the merged state: these weights are the deployed ones."""
+
+from __future__ import annotations
+
+from sylva_ray.federation.server import Server
+from sylva_ray.federation.stages.federated_round import lr_of
+from sylva_ray.federation.stages.stage import Stage, StageResult
+
+
+class LocalEpochs(Stage):
+    """Local training at the full epsilon and the last learning rate; nothing travels."""
+
+    name = "personalise"
+    title = "phase 1: local epoch"
+
+    def run(self, server: Server, round: int) -> StageResult:
+        """See `Stage.run`."""
+        epsilon, lr = server.config.attack.epsilon, lr_of(server.config, server.config.training.rounds)
+        epochs = server.parameters.final_local_epochs
+        outcomes, _ = server.train(round, server.everyone, epsilon, lr, epochs)
+        return StageResult(epsilon, lr, metrics=server.take_over(outcomes))
