@@ -11,7 +11,15 @@ from __future__ import annotations
 from typing import Literal
 
 from sylva_ray.algorithms.adversarial import AdversarialTraining
+from sylva_ray.config.experiment import ExperimentConfig
 from sylva_ray.federation.parameters import Phase2Parameters, Sharing
+from sylva_ray.federation.stages.federated_round import federated_rounds
+from sylva_ray.federation.stages.layer_game.rankings.registry import create_ranking
+from sylva_ray.federation.stages.layer_game.refine import Refine
+from sylva_ray.federation.stages.layer_game.stage import LayerGame
+from sylva_ray.federation.stages.local_epochs import local_epochs
+from sylva_ray.federation.stages.stage import Stage
+from sylva_ray.federation.stages.warm_up import WarmUp
 
 
 class Sylva(AdversarialTraining):
@@ -26,6 +34,16 @@ class Sylva(AdversarialTraining):
         phase2: Phase2Parameters = Phase2Parameters()
 
     parameters: Parameters
+
+    def stages(self, config: ExperimentConfig) -> list[Stage]:
+        """Adversarial rounds of adapters, a last local epoch; then a game over the layers and benign refinement of the chosen."""
+        phase2 = self.parameters.phase2
+        return [
+            WarmUp(),
+            *federated_rounds(config),
+            *local_epochs(self.parameters.final_local_epochs),
+            *([LayerGame(create_ranking(phase2.selection)), Refine()] if phase2.enabled else []),
+        ]
 
 
 class SylvaPaperLike(Sylva):

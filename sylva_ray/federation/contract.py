@@ -8,7 +8,7 @@ from sylva_ray.federation.stages.federated_round import federated_rounds
 from sylva_ray.federation.stages.layer_game.rankings.registry import create_ranking
 from sylva_ray.federation.stages.layer_game.refine import Refine
 from sylva_ray.federation.stages.layer_game.stage import LayerGame
-from sylva_ray.federation.stages.local_epochs import LocalEpochs
+from sylva_ray.federation.stages.local_epochs import local_epochs
 from sylva_ray.federation.stages.stage import Stage
 from sylva_ray.federation.stages.warm_up import WarmUp
 
@@ -26,6 +26,6 @@ class Algorithm(Method):
         return [
             WarmUp(),
             *federated_rounds(config),
-            *([LocalEpochs()] if self.parameters.final_local_epochs else []),
+            *local_epochs(self.parameters.final_local_epochs),
             *([LayerGame(create_ranking(phase2.selection)), Refine()] if phase2.enabled else []),
         ]

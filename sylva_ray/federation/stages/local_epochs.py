@@ -19,3 +19,8 @@ class LocalEpochs(Stage):
         epochs = server.parameters.final_local_epochs
         outcomes, _ = server.train(round, server.everyone, epsilon, lr, epochs)
         return StageResult(epsilon, lr, metrics=server.take_over(outcomes))
+
+
+def local_epochs(epochs: int) -> list[Stage]:
+    """The stage, or none where there are no epochs."""
+    return [LocalEpochs()] if epochs else []

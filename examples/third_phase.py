@@ -1,0 +1,52 @@
+"""A method with a third phase: after Sylva's refinement, every client hardens its model for one more adversarial epoch.
+
+    sylva-ray run configs/digits.yaml algorithm.name=examples.third_phase:HardenedSylva
+
+A stage is a class with a name for records, a title for people and a phase; what it needs of the fleet and of the workers it
+asks of the `Server`. The loop, checkpoints, records, evaluation at the phase's end, reports and resuming come with it.
+"""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from sylva_ray.algorithms.sylva import Sylva
+from sylva_ray.config.experiment import ExperimentConfig
+from sylva_ray.federation.server import Server
+from sylva_ray.federation.stages.federated_round import lr_of
+from sylva_ray.federation.stages.stage import Stage, StageResult
+
+
+class Harden(Stage):
+    """One local adversarial epoch at ``factor`` times the training epsilon; nothing travels."""
+
+    name = "harden"
+    title = "phase 3: hardening"
+    phase = 3
+
+    def __init__(self, factor: float) -> None:
+        self.factor = factor
+
+    def run(self, server: Server, round: int) -> StageResult:
+        """See `Stage.run`."""
+        epsilon = self.factor * server.config.attack.epsilon
+        lr = lr_of(server.config, server.config.training.rounds)
+        outcomes, _ = server.train(round, server.everyone, epsilon, lr, epochs=1)
+        return StageResult(epsilon, lr, metrics=server.take_over(outcomes))
+
+
+class HardenedSylva(Sylva):
+    """Sylva, and a third phase."""
+
+    name = "hardened_sylva"
+
+    class Parameters(Sylva.Parameters):
+        """``harden_factor`` multiplies the training epsilon in phase 3."""
+
+        harden_factor: float = Field(1.25, gt=0)
+
+    parameters: Parameters
+
+    def stages(self, config: ExperimentConfig) -> list[Stage]:
+        """Sylva's stages, then `Harden`."""
+        return [*super().stages(config), Harden(self.parameters.harden_factor)]
