@@ -19,6 +19,7 @@ from safetensors.numpy import save
 from sylva_ray.config.experiment import ExperimentConfig
 from sylva_ray.federation.client.measuring import EvaluateOutcome
 from sylva_ray.federation.tasks import CohortTask
+from sylva_ray.storage.atomic import write_atomically
 
 SETTINGS = ("dataset", "partition", "backbone", "lora", "seed")
 """Of the config: what images there are, and what model answers."""
@@ -62,10 +63,7 @@ class Parts:
             for client, outcome in zip(task.clients, outcomes, strict=True)
             for name, value in outcome.values.items()
         }
-        path = self._path(task)
-        draft = path.with_suffix(".draft")
-        draft.write_bytes(save(values, {"passes": json.dumps(outcomes[0].passes)}))
-        draft.replace(path)
+        write_atomically(self._path(task), save(values, {"passes": json.dumps(outcomes[0].passes)}))
 
     def _path(self, task: CohortTask) -> Path:
         digest = hashlib.blake2b(digest_size=16)

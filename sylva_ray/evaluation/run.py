@@ -9,7 +9,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -48,6 +47,7 @@ from sylva_ray.metrics.certificates import certificates, certified_accuracy
 from sylva_ray.metrics.checks import is_collapsed, predicts_one_class
 from sylva_ray.models.peft_format import load_adapter
 from sylva_ray.preparation.experiment import Prepared, prepare
+from sylva_ray.storage.atomic import write_json
 from sylva_ray.storage.run_folder import SUMMARY, load_run
 from sylva_ray.transport.byzantine import attackers_of
 
@@ -185,10 +185,7 @@ def assess(
 
 def write_assessment(run_dir: Path, found: Mapping[str, Any], out: Path | None = None) -> Path:
     """``RUN/evaluation.json`` (or ``out``), at once or not at all."""
-    path = out or run_dir / EVALUATION
-    draft = path.with_name(f".{path.name}")
-    draft.write_text(json.dumps(found, indent=1) + "\n")
-    return draft.replace(path)
+    return write_json(out or run_dir / EVALUATION, found)
 
 
 class _Work:

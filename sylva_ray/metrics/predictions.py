@@ -12,6 +12,7 @@ import numpy as np
 from safetensors.numpy import load_file, save
 
 from sylva_ray.core.errors import UserError
+from sylva_ray.storage.atomic import write_atomically
 
 PREDICTIONS = "predictions.safetensors"
 LABELS = "labels"
@@ -22,9 +23,7 @@ def write_predictions(run_dir: Path, answers: Sequence[Mapping[str, np.ndarray]]
     arrays = {f"{LABELS}/{client:04d}": own.astype(np.int16) for client, own in enumerate(labels)}
     for client, conditions in enumerate(answers):
         arrays |= {f"{condition}/{client:04d}": own.astype(np.int16) for condition, own in conditions.items()}
-    draft = run_dir / f".{PREDICTIONS}"
-    draft.write_bytes(save(dict(sorted(arrays.items()))))
-    draft.replace(run_dir / PREDICTIONS)
+    write_atomically(run_dir / PREDICTIONS, save(dict(sorted(arrays.items()))))
 
 
 def read_correct(run_dir: Path, condition: str) -> list[np.ndarray]:

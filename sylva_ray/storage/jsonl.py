@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from sylva_ray.core.errors import UserError
+from sylva_ray.storage.atomic import write_atomically
 
 
 def append_record(path: Path, record: Mapping[str, Any]) -> None:
@@ -40,11 +41,7 @@ def read_records(path: Path) -> list[dict[str, Any]]:
 
 def rewrite_records(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
     """Replace the whole file in one step: a reader sees the old records or the new ones, never a mixture."""
-    draft = path.with_name(f".{path.name}")
-    with open(draft, "wb") as file:
-        file.writelines(_line(record) for record in records)
-        _to_disk(file)
-    draft.replace(path)
+    write_atomically(path, b"".join(map(_line, records)), durable=True)
 
 
 def _line(record: Mapping[str, Any]) -> bytes:

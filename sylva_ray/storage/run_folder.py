@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import numpy as np
 
 from sylva_ray.config.experiment import CONFIG, ExperimentConfig, load_run_config, with_choices_of
 from sylva_ray.core.errors import UserError
+from sylva_ray.storage.atomic import write_json
 from sylva_ray.storage.checkpoint import CheckpointFolder
 
 RECORDS, SUMMARY = "rounds.jsonl", "summary.json"
@@ -58,9 +58,7 @@ def _difference(present: ExperimentConfig, wanted: ExperimentConfig) -> str:
 
 def write_summary(run_dir: Path, summary: dict[str, Any]) -> None:
     """Atomically, so that a reader never sees half of it."""
-    draft = run_dir / f".{SUMMARY}"
-    draft.write_text(json.dumps(summary, indent=1) + "\n")
-    draft.replace(run_dir / SUMMARY)
+    write_json(run_dir / SUMMARY, summary)
 
 
 def load_run(run_dir: Path) -> tuple[ExperimentConfig, list[dict[str, np.ndarray]]]:

@@ -17,6 +17,7 @@ from typing import Any
 
 from sylva_ray.config.schema import read_yaml
 from sylva_ray.core.errors import UserError
+from sylva_ray.storage.atomic import write_atomically
 from sylva_ray.storage.jsonl import append_record, read_records
 from sylva_ray.storage.run_folder import SUMMARY
 from sylva_ray.sweeps.space import Space, resolved_space
@@ -97,9 +98,7 @@ class SweepFolder:
     def write(self, path: Path, text: str) -> Path:
         """In one step for readers."""
         path.parent.mkdir(exist_ok=True)
-        draft = path.with_name(f".{path.name}")
-        draft.write_text(text, encoding="utf-8")
-        return draft.replace(path)
+        return write_atomically(path, text)
 
     def read_json(self, path: Path) -> dict[str, Any] | None:
         """None where there is no such file yet."""

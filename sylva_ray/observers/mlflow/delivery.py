@@ -20,6 +20,7 @@ from typing import Any, Protocol
 from sylva_ray.config.experiment import ExperimentConfig
 from sylva_ray.core.credentials import mask_credentials
 from sylva_ray.observers.mlflow.metrics import evaluation_metrics, record_metrics, summary_metrics, without_clients
+from sylva_ray.storage.atomic import write_json
 from sylva_ray.storage.jsonl import read_records
 from sylva_ray.storage.run_files import read_evaluation, read_summary
 
@@ -58,10 +59,7 @@ class DeliveryState:
         """Change the fields and write the file, in one step for readers."""
         for name, value in changes.items():
             setattr(self, name, value)
-        content = {name: value for name, value in asdict(self).items() if name != "path"}
-        draft = self.path.with_name(f".{STATE}")
-        draft.write_text(json.dumps(content, indent=1) + "\n")
-        draft.replace(self.path)
+        write_json(self.path, {name: value for name, value in asdict(self).items() if name != "path"})
 
 
 class Store(Protocol):

@@ -8,6 +8,7 @@ from pathlib import Path
 from sylva_ray.core.errors import UserError
 from sylva_ray.reports.compare.rows import Row
 from sylva_ray.reports.compare.tables import csv_text, markdown, page
+from sylva_ray.storage.atomic import write_atomically
 
 FORMATS = (".html", ".csv", ".md")
 
@@ -41,9 +42,7 @@ def write(rows: Sequence[Row], path: Path, left_out: Sequence[str] = ()) -> None
             from sylva_ray.reports.pages.compare import render
 
             text = render(page(rows, left_out))
-    draft = path.with_name(f".{path.name}")
     try:
-        draft.write_text(text, encoding="utf-8")
-        draft.replace(path)
+        write_atomically(path, text)
     except OSError as error:
         raise UserError("--out", str(path), f"cannot be written ({error.strerror})") from None

@@ -19,6 +19,7 @@ from sylva_ray.reports.figures.plots import figures
 from sylva_ray.reports.figures.style import DARK, LIGHT, svg
 from sylva_ray.reports.pages.attacked import ATTACKED, attack_rows, attacked_figures, gallery
 from sylva_ray.reports.pages.wording import attack_title, bytes_text, percent
+from sylva_ray.storage.atomic import write_atomically
 from sylva_ray.storage.jsonl import read_records
 from sylva_ray.storage.run_files import read_evaluation, read_summary
 
@@ -45,9 +46,8 @@ def write_report(run_dir: Path) -> Path:
     view = _view(summary, records, config.read_text() if config.exists() else "", run_dir.name)
     view |= _attacked(read_evaluation(run_dir), summary)
     view["figures"] |= view.pop("attacked_figures")
-    draft = run_dir / ".report.html"
-    draft.write_text(page_environment().get_template("run.html.jinja").render(view), encoding="utf-8")
-    return draft.replace(run_dir / "report.html")
+    page = page_environment().get_template("run.html.jinja").render(view)
+    return write_atomically(run_dir / "report.html", page)
 
 
 def page_environment() -> Environment:
