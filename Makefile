@@ -7,12 +7,17 @@ DOCS := .venv-docs
 DOCS_READY := $(DOCS)/.ready
 # Independent attacks, for tests only; torchattacks pins an old requests that it hardly uses, hence without dependencies.
 ORACLES := torchattacks==3.5.1 pyautoattack==0.2.0
+# Closed forms, axioms, codecs and layers: no Ray, no MLflow, no training run.
+FAST := tests/aggregation tests/attacks/test_pgd.py tests/attacks/test_suite.py tests/data/test_partition.py \
+	tests/federation/layer_game tests/federation/test_batches.py tests/federation/test_optim.py \
+	tests/metrics/test_certificates.py tests/metrics/test_predictions.py tests/storage/test_jsonl.py \
+	tests/test_architecture.py tests/test_docs.py tests/transport/test_codecs.py
 define REQUIRE_PYTHON
 @$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; set PYTHON=python3.11" >&2; exit 1; }
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow witness check format docs bench ledger ledger-smoke dist clean
+.PHONY: help setup demo test test-fast test-slow witness check format docs bench ledger ledger-smoke dist clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -33,6 +38,9 @@ demo: $(READY) ## run Sylva, both phases, on the embedded digits (about 2 minute
 
 test: $(READY) ## run the tests (under 8 minutes on 2 cores)
 	$(BIN)/python -m pytest -q -m 'not slow'
+
+test-fast: $(READY) ## run the tests of the inner loop: mathematics and structure, without Ray or training
+	$(BIN)/python -m pytest -q -m 'not slow' $(FAST)
 
 test-slow: $(READY) ## run the tests that kill processes or train for longer
 	$(BIN)/python -m pytest -q -m slow
