@@ -3,11 +3,21 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+DOCS := .venv-docs
+DOCS_READY := $(DOCS)/.ready
 # Independent attacks, for tests only; torchattacks pins an old requests that it hardly uses, hence without dependencies.
 ORACLES := torchattacks==3.5.1 pyautoattack==0.2.0
+# Closed forms, axioms, codecs and layers: no Ray, no MLflow, no training run.
+FAST := tests/aggregation tests/attacks/test_pgd.py tests/attacks/test_suite.py tests/data/test_partition.py \
+	tests/federation/layer_game tests/federation/test_batches.py tests/federation/test_optim.py \
+	tests/metrics/test_certificates.py tests/metrics/test_predictions.py tests/storage/test_jsonl.py \
+	tests/test_architecture.py tests/test_docs.py tests/transport/test_codecs.py
+define REQUIRE_PYTHON
+@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; set PYTHON=python3.11" >&2; exit 1; }
+endef
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow witness check format bench ledger ledger-smoke dist clean
+.PHONY: help setup demo test test-fast test-slow witness check format docs bench ledger ledger-smoke dist clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -16,7 +26,7 @@ setup: $(READY) ## make .venv with everything the project needs
 
 # Compiled once here: a process that compiles what it imports from source starts three times slower, and a run has several.
 $(READY): pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; set PYTHON=python3.11" >&2; exit 1; }
+	$(REQUIRE_PYTHON)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
 	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --constraint constraints.txt --editable '.[dev]'
@@ -28,6 +38,9 @@ demo: $(READY) ## run Sylva, both phases, on the embedded digits (about 2 minute
 
 test: $(READY) ## run the tests (under 8 minutes on 2 cores)
 	$(BIN)/python -m pytest -q -m 'not slow'
+
+test-fast: $(READY) ## run the tests of the inner loop: mathematics and structure, without Ray or training
+	$(BIN)/python -m pytest -q -m 'not slow' $(FAST)
 
 test-slow: $(READY) ## run the tests that kill processes or train for longer
 	$(BIN)/python -m pytest -q -m slow
@@ -43,6 +56,17 @@ check: $(READY) ## format, lint and types
 format: $(READY) ## rewrite the code in the project's format
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+# The site needs neither torch nor this package installed (it reads the sources), so it has a small environment of its own.
+$(DOCS_READY): pyproject.toml constraints.txt
+	$(REQUIRE_PYTHON)
+	test -x $(DOCS)/bin/python || $(PYTHON) -m venv $(DOCS)
+	$(DOCS)/bin/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["docs"], sep="\n")' > $(DOCS)/requirements.txt
+	$(DOCS)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --requirement $(DOCS)/requirements.txt
+	@touch $@
+
+docs: $(DOCS_READY) ## build the documentation in site/, with every link looked up
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --strict
 
 bench: $(READY) ## measure a step by precision and kernel, and a round through Ray against a bare loop
 	$(BIN)/python benchmarks/step.py
@@ -60,5 +84,5 @@ dist: $(READY) ## the wheel and its constraints in dist/, which cluster.yaml car
 	$(BIN)/uv build --quiet --wheel --out-dir dist
 	cp constraints.txt dist/
 
-clean: ## remove .venv and caches (runs/ stays)
-	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .hypothesis
+clean: ## remove both environments, the site and caches (runs/ stays)
+	rm -rf $(VENV) $(DOCS) site .pytest_cache .ruff_cache .mypy_cache .hypothesis

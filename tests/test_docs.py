@@ -1,0 +1,57 @@
+"""The documentation keeps up with the repository: links, paths and the table of packages. `make docs` looks up the rest."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.test_architecture import LAYERS, ROOT
+
+TRACKED = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False).stdout.split()
+PAGES = [name for name in TRACKED if name.endswith(".md") and not name.endswith(".template.md")]
+pytestmark = pytest.mark.skipif(not TRACKED, reason="needs a git checkout, whose list of files it reads")
+
+
+def prose(path: Path) -> str:
+    """A page without its blocks of code."""
+    return re.sub(r"^```.*?^```", "", path.read_text(), flags=re.MULTILINE | re.DOTALL)
+
+
+def anchors(path: Path) -> set[str]:
+    """The anchors of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.+)$", prose(path), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_relative_link_leads_somewhere(page):
+    """On GitHub; the site turns the same links into its own."""
+    path = ROOT / page
+    text = re.sub(r"`[^`\n]+`", "", prose(path))
+    for target, anchor in re.findall(r"\]\((?![a-z]+:)([^)\s#]*)#?([^)\s]*)\)", text):
+        linked = (path.parent / target).resolve() if target else path
+        assert linked.exists(), target
+        assert not anchor or anchor in anchors(linked), f"{target}#{anchor}"
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_source_file_and_name_in_the_text_exists(page):
+    """``federation/loop.py`` may be named from any folder on; ``sylva_ray.federation.contract.Algorithm`` in full."""
+    for span in re.findall(r"`([^`\n]+)`", prose(ROOT / page)):
+        for name in re.findall(r"[\w./-]+\.py\b", span):
+            assert any(f"/{tracked}".endswith(f"/{name}") for tracked in TRACKED), name
+        for name in re.findall(r"\bsylva_ray(?:\.\w+)+", span):
+            module, _, last = name.rpartition(".")
+            source = Path(ROOT, *module.split(".")).with_suffix(".py")
+            assert Path(ROOT, *name.split(".")).with_suffix(".py").exists() or last in source.read_text(), name
+
+
+def test_the_table_of_packages_is_the_order_of_layers():
+    rows = re.findall(r"^\| `(\w+)` \| (.+) \|$", (ROOT / "docs" / "architecture.md").read_text(), re.MULTILINE)
+    assert tuple(name for name, _ in rows) == LAYERS
+    for package, text in rows:
+        for name in re.findall(r"`([\w/]+(?:\.py|/))`", text):
+            assert (ROOT / "sylva_ray" / package / name).exists(), f"{package}: {name}"
