@@ -13,8 +13,9 @@ from contextlib import contextmanager
 import torch
 
 from sylva_ray.attacks.norms import LENGTHS
+from sylva_ray.core.precision import at_precision
 from sylva_ray.core.types import ParameterStack
-from sylva_ray.models.cohort import CohortModel, at_precision
+from sylva_ray.models.cohort import CohortModel
 
 Objective = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """``(logits [n, num_classes], rows [n]) -> [n]``: what an attack maximises."""

@@ -11,8 +11,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
-from sylva_ray.config.schema import PixelUnits, Section, build
+from sylva_ray.config.schema import build
 from sylva_ray.core.errors import UserError
+from sylva_ray.core.sections import PixelUnits, Section
 from sylva_ray.core.types import AttackSpec
 
 INFINITE = float("inf")

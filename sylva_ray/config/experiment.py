@@ -15,7 +15,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from sylva_ray.config.attacks import EvaluationAttack, PgdAttack, default_step_size
-from sylva_ray.config.schema import PixelUnits, Section, build, flatten, read_overridden
+from sylva_ray.config.schema import build, flatten, read_overridden
+from sylva_ray.core.sections import PixelUnits, Section
 from sylva_ray.core.types import AttackSpec
 
 OFFLINE_BACKBONE = "vit_micro_patch8_32"

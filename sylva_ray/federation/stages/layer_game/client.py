@@ -16,6 +16,7 @@ from sylva_ray.attacks.pgd import pgd
 from sylva_ray.attacks.registry import attack_stack
 from sylva_ray.config.attacks import default_step_size
 from sylva_ray.config.experiment import ExperimentConfig
+from sylva_ray.core.precision import at_precision
 from sylva_ray.core.seeding import generator
 from sylva_ray.core.types import AttackSpec, ClientData, GuardOutcome, ParameterStack, Split
 from sylva_ray.federation.client.batches import flat_split, split_draws
@@ -23,7 +24,7 @@ from sylva_ray.federation.client.training import benign_step, run_epochs
 from sylva_ray.federation.contract import Cohort, Phase2Parameters
 from sylva_ray.federation.stages.layer_game.coalitions import CoalitionWalk, mix
 from sylva_ray.federation.stages.layer_game.rankings.gates import blend, expected_gates, sampled_gates
-from sylva_ray.models.cohort import at_precision, per_client, select_clients
+from sylva_ray.models.cohort import per_client, select_clients
 from sylva_ray.models.kernels import DTYPES
 from sylva_ray.models.lora import LoraStack
 
