@@ -12,9 +12,8 @@ import numpy as np
 import torch
 
 from sylva_ray.attacks.losses import cross_entropy
-from sylva_ray.attacks.pgd import pgd
+from sylva_ray.attacks.pgd import default_step_size, pgd
 from sylva_ray.attacks.registry import attack_stack
-from sylva_ray.config.attacks import default_step_size
 from sylva_ray.config.experiment import ExperimentConfig
 from sylva_ray.core.precision import at_precision
 from sylva_ray.core.seeding import generator
