@@ -27,7 +27,7 @@ class AutoAttack(LinfAttack):
     name: Literal["autoattack"] = "autoattack"
     steps: int = Field(100, ge=1)
     shown: ClassVar[str] = "AutoAttack"
-    title_has_steps: ClassVar[bool] = False
+    counts_steps: ClassVar[bool] = False
 
     def spec(self) -> AttackSpec:
         """See `Attack.spec`."""

@@ -39,12 +39,12 @@ class Attack(Section):
 
     Attributes:
         shown: the attack's name in titles.
-        title_has_steps: whether the number of steps follows it (PGD-20, but FGSM).
+        counts_steps: whether the number of steps follows it (PGD-20, but FGSM).
     """
 
     model_config = ConfigDict(allow_inf_nan=False)
     shown: ClassVar[str]
-    title_has_steps: ClassVar[bool] = True
+    counts_steps: ClassVar[bool] = True
 
     @classmethod
     def kinds(cls) -> Sequence[type[Section]]:
@@ -69,7 +69,7 @@ class Attack(Section):
     @classmethod
     def title(cls, spec: AttackSpec) -> str:
         """Say in words what the spec's label says in short."""
-        name = f"{cls.shown}-{spec.steps}" if cls.title_has_steps else cls.shown
+        name = f"{cls.shown}-{spec.steps}" if cls.counts_steps else cls.shown
         norm = spec.norm.upper()
         details = [f"{spec.loss} loss"] if "loss" in cls.model_fields and spec.loss != cls.default("loss") else []
         details += [f"{spec.restarts} restarts"] if spec.restarts > 1 else []

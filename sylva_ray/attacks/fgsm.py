@@ -18,7 +18,7 @@ class FgsmAttack(LinfAttack):
     name: Literal["fgsm"] = "fgsm"
     loss: Literal["ce", "margin"] = "ce"
     shown: ClassVar[str] = "FGSM"
-    title_has_steps: ClassVar[bool] = False
+    counts_steps: ClassVar[bool] = False
 
     def spec(self) -> AttackSpec:
         """See `Attack.spec`."""

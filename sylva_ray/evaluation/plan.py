@@ -40,7 +40,7 @@ class Request:
     curves: bool = False
     transfer: bool = False
     sigmas: tuple[float, ...] = ()
-    certify_draws: int = 1000
+    num_draws: int = 1000
     few: int = FEW_PER_CLIENT
 
 

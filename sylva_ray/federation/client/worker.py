@@ -45,7 +45,7 @@ from sylva_ray.federation.client.batches import flat_split, split_draws
 from sylva_ray.federation.client.training import train_cohort
 from sylva_ray.federation.contract import Algorithm, Cohort
 from sylva_ray.federation.stages.layer_game.client import Phase2Client
-from sylva_ray.metrics.probe import gradient_health, planted
+from sylva_ray.metrics.probe import binarization_test, gradient_health
 from sylva_ray.metrics.smoothing import votes
 from sylva_ray.models.backbone import create_backbone
 from sylva_ray.models.cohort import CohortModel, FunctionalStack, to_arrays, to_parameters
@@ -184,7 +184,8 @@ class CohortWorker:
         for first, pieces, (x, y, owner) in self._windows(task):
             draws = split_draws(self.config.seed, "probe", task.clients, pieces, first).to(self.device)
             health = gradient_health(self.model, params, x, y, owner, task.attack, draws)
-            for name, values in (health | planted(self.model, params, x, owner, task.attack, draws)).items():
+            found_planted = binarization_test(self.model, params, x, owner, task.attack, draws)
+            for name, values in (health | found_planted).items():
                 found.deal(f"probe/{name}", values, pieces)
         return found.outcomes()
 
