@@ -17,11 +17,11 @@ SOURCES = sorted((ROOT / "sylva_ray").rglob("*.py"))
 
 LAYERS = (
     "core",
+    "attacks",
     "config",
     "storage",
     "data",
     "models",
-    "attacks",
     "metrics",
     "aggregation",
     "transport",

@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 
 from sylva_ray.attacks.losses import boosted_cross_entropy, cross_entropy, kl_divergence, true_class_probability
 from sylva_ray.attacks.pgd import pgd
-from sylva_ray.config.schema import Section
+from sylva_ray.core.sections import Section
 from sylva_ray.core.types import AttackSpec, ParameterStack
 from sylva_ray.federation.context import Batch, Cohort
 from sylva_ray.federation.contract import Algorithm

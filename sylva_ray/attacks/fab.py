@@ -4,12 +4,16 @@ L-infinity norm: steps onto the linearised boundary, pulled towards the original
 
 from __future__ import annotations
 
+from typing import ClassVar, Literal
+
 import torch
+from pydantic import Field
 
 from sylva_ray.attacks.apgd import ranked_targets
+from sylva_ray.attacks.base import LinfAttack, register
 from sylva_ray.attacks.losses import lead
 from sylva_ray.attacks.norms import LINF
-from sylva_ray.attacks.state import Search
+from sylva_ray.attacks.state import AttackState
 from sylva_ray.core.seeding import ImageDraws
 from sylva_ray.core.types import AttackSpec
 
@@ -17,33 +21,56 @@ ETA, ALPHA, BETA = 1.05, 0.1, 0.9
 """Overshoot, largest pull towards the original, and how much of the way is kept after a success: AutoAttack's constants."""
 
 
-def fab(search: Search, spec: AttackSpec, draws: ImageDraws) -> None:
-    """``spec.steps`` steps towards each of the ``targets`` likeliest wrong classes; later ``restarts`` start at random.
+@register
+class FabAttack(LinfAttack):
+    """Towards the boundary with each of the ``targets`` likeliest wrong classes."""
 
-    It walks along the decision boundary, so it computes in the model's own precision."""
-    targets = ranked_targets(search.clean, search.y, int(spec.option("targets", 9)))
-    with search.exact():
-        for restart in range(spec.restarts):
-            for turn, target in enumerate(targets):
-                _run(search, spec, draws, restart * len(targets) + turn, target, restart > 0)
+    name: Literal["fab"] = "fab"
+    steps: int = Field(100, ge=1)
+    restarts: int = Field(1, ge=1)
+    targets: int = Field(9, ge=1)
+    shown: ClassVar[str] = "FAB"
+
+    def spec(self) -> AttackSpec:
+        """See `Attack.spec`."""
+        options = (("targets", float(self.targets)),)
+        return AttackSpec("fab", self.epsilon, self.steps, 0.0, False, self.restarts, options=options)
+
+    @classmethod
+    def run(cls, state: AttackState, spec: AttackSpec, draws: ImageDraws) -> None:
+        """Take ``spec.steps`` steps towards each target; all ``restarts`` but the first start at random.
+
+        It walks along the decision boundary, so it computes in the model's own precision.
+        """
+        ranked = ranked_targets(state.clean, state.y, int(cls.option(spec, "targets")))
+        with state.exact():
+            for restart in range(spec.restarts):
+                for number, targets in enumerate(ranked):
+                    stream_index = restart * len(ranked) + number
+                    _run_once(state, spec, draws, stream_index, targets, random_start=restart > 0)
 
 
-def _run(
-    search: Search, spec: AttackSpec, draws: ImageDraws, turn: int, target: torch.Tensor, random_start: bool
+def _run_once(
+    state: AttackState,
+    spec: AttackSpec,
+    draws: ImageDraws,
+    stream_index: int,
+    targets: torch.Tensor,
+    random_start: bool,
 ) -> None:
-    rows = search.alive()
+    rows = state.remaining()
     if not len(rows):
         return
-    x_adv = search.x[rows]
+    x_adv = state.x[rows]
     if random_start:
-        x_adv = (x_adv + spec.epsilon * LINF.inside(x_adv, draws.of(rows), turn)).clamp(0, 1)
+        x_adv = (x_adv + spec.epsilon * LINF.inside(x_adv, draws.of(rows), stream_index)).clamp(0, 1)
     for _ in range(spec.steps):
-        ahead, gradient, _ = search.gradient(x_adv, rows, lambda logits, at: lead(logits, search.y[at], target[at]))
-        keep = search.stands[rows]
+        ahead, gradient, _ = state.gradient(x_adv, rows, lambda logits, at: lead(logits, state.y[at], targets[at]))
+        keep = state.is_robust[rows]
         if not keep.any():
             return
         rows, x_adv, ahead, gradient = rows[keep], x_adv[keep], ahead[keep], gradient[keep]
-        x = search.x[rows]
+        x = state.x[rows]
         rise = -ahead  # what the linearised lead of the target still has to gain
         from_here = nearest_on_plane(x_adv, gradient, rise)
         offset = (gradient * (x - x_adv)).flatten(1).sum(1)
@@ -51,9 +78,9 @@ def _run(
         here, origin = (LINF.length(d).clamp(min=1e-8) for d in (from_here, from_origin))
         pull = (here / (here + origin)).clamp(max=ALPHA).view(-1, 1, 1, 1)
         x_adv = ((x_adv + ETA * from_here) * (1 - pull) + (x + ETA * from_origin) * pull).clamp(0, 1)
-        across = (search.logits(x_adv, rows).argmax(1) != search.y[rows]).view(-1, 1, 1, 1)
+        across = (state.logits(x_adv, rows).argmax(1) != state.y[rows]).view(-1, 1, 1, 1)
         x_adv = torch.where(across, x + BETA * (x_adv - x), x_adv)
-        keep = search.stands[rows]
+        keep = state.is_robust[rows]
         rows, x_adv = rows[keep], x_adv[keep]
         if not len(rows):
             return

@@ -26,13 +26,13 @@ class Linf:
         """The direction of length 1 along which a linear function rises most."""
         return gradient.sign()
 
-    def inside(self, like: torch.Tensor, draws: ImageDraws, turn: int) -> torch.Tensor:
+    def inside(self, like: torch.Tensor, draws: ImageDraws, stream_index: int) -> torch.Tensor:
         """Uniform in the unit ball."""
-        return 2 * draws.uniform(turn, like.shape[1:]) - 1
+        return 2 * draws.uniform(stream_index, like.shape[1:]) - 1
 
-    def surface(self, like: torch.Tensor, draws: ImageDraws, turn: int) -> torch.Tensor:
+    def surface(self, like: torch.Tensor, draws: ImageDraws, stream_index: int) -> torch.Tensor:
         """On the unit sphere: what AutoAttack starts from."""
-        v = self.inside(like, draws, turn)
+        v = self.inside(like, draws, stream_index)
         return v / (v.flatten(1).abs().amax(1).view(-1, 1, 1, 1) + TINY)
 
     def length(self, delta: torch.Tensor) -> torch.Tensor:
@@ -52,14 +52,14 @@ class L2:
         """See `Linf.ascent`."""
         return gradient / (flat_norm(gradient) + TINY)
 
-    def inside(self, like: torch.Tensor, draws: ImageDraws, turn: int) -> torch.Tensor:
+    def inside(self, like: torch.Tensor, draws: ImageDraws, stream_index: int) -> torch.Tensor:
         """See `Linf.inside`: a radius of u^(1/d) makes it uniform in the volume."""
-        radius = draws.uniform(turn + (1 << 20), (1, 1, 1)) ** (1 / like[0].numel())
-        return self.surface(like, draws, turn) * radius
+        radius = draws.uniform(stream_index + (1 << 20), (1, 1, 1)) ** (1 / like[0].numel())
+        return self.surface(like, draws, stream_index) * radius
 
-    def surface(self, like: torch.Tensor, draws: ImageDraws, turn: int) -> torch.Tensor:
+    def surface(self, like: torch.Tensor, draws: ImageDraws, stream_index: int) -> torch.Tensor:
         """See `Linf.surface`."""
-        return self.ascent(draws.normal(turn, like.shape[1:]))
+        return self.ascent(draws.normal(stream_index, like.shape[1:]))
 
     def length(self, delta: torch.Tensor) -> torch.Tensor:
         """``[n]``."""

@@ -1,58 +1,43 @@
-"""All evaluation attacks by name, AutoAttack's cascade, and what `attack_stack` returns of any of them."""
+"""Every evaluation attack by name, what it is called, and `attack_stack`, which runs any of them on a stack of clients."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+import importlib
+import pkgutil
+from dataclasses import dataclass
 
 import torch
 
-from sylva_ray.attacks.apgd import apgd
-from sylva_ray.attacks.fab import fab
-from sylva_ray.attacks.gradient import descend, noise
-from sylva_ray.attacks.nearest import deepfool, sparsefool
-from sylva_ray.attacks.square import square
-from sylva_ray.attacks.state import Search
+import sylva_ray.attacks
+from sylva_ray.attacks.base import ATTACKS
+from sylva_ray.attacks.state import AttackedModel, AttackState
 from sylva_ray.core.seeding import ImageDraws
 from sylva_ray.core.types import AttackSpec, ParameterStack
-from sylva_ray.models.cohort import CohortModel
 
-Attack = Callable[[Search, AttackSpec, ImageDraws], None]
-
-
-def autoattack(search: Search, spec: AttackSpec, draws: ImageDraws) -> None:
-    """The standard ensemble of Croce and Hein (2020) on the survivors of each: APGD-CE, targeted APGD, FAB-T, Square.
-
-    ``spec.steps`` are those of the first three; Square has fifty times as many queries (5,000 for 100). Fewer than four classes
-    have no targeted DLR: the untargeted one takes its place, and with two classes APGD on the margin's cross-entropy alone."""
-    classes = search.clean.shape[1]
-    second = "targeted" if classes >= 4 else "dlr" if classes == 3 else None
-    apgd(search, replace(spec, name="apgd", loss="ce", restarts=1), draws)
-    if second:
-        apgd(search, replace(spec, name="apgd", loss=second, restarts=1), draws)
-    fab(search, replace(spec, name="fab", restarts=1), draws)
-    square(search, replace(spec, name="square", steps=50 * spec.steps), draws)
+for module in pkgutil.iter_modules(sylva_ray.attacks.__path__):  # the files of this package register what they hold
+    importlib.import_module(f"{sylva_ray.attacks.__name__}.{module.name}")
 
 
-ATTACKS: dict[str, Attack] = {
-    "noise": noise,
-    "fgsm": descend,
-    "pgd": descend,
-    "mim": descend,
-    "cw": descend,
-    "apgd": apgd,
-    "fab": fab,
-    "square": square,
-    "autoattack": autoattack,
-    "deepfool": deepfool,
-    "sparsefool": sparsefool,
-}
+def attack_title(spec: AttackSpec) -> str:
+    """Say in words which attack a spec is; the label of one that is not registered.
+
+    >>> attack_title(AttackSpec("pgd", 8 / 255, 20, 2 / 255))
+    'PGD-20 at epsilon 8/255'
+    """
+    attack = ATTACKS.get(spec.name)
+    return attack.title(spec) if attack else spec.label
 
 
 @dataclass(frozen=True)
 class Attacked:
-    """Of one attack on N images: ``answers [N]`` (the label where an image stands), ``distance [N]`` (infinite where it does),
-    ``x_adv [N, 3, H, W]`` (the image itself where it does), and how many images went forward and backward."""
+    """What one attack did to N images.
+
+    Attributes:
+        answers: ``[N]``, the wrong class where it succeeded, else the label.
+        distance: ``[N]`` of the adversarial image in the attack's norm; infinite where there is none.
+        x_adv: ``[N, 3, H, W]``, the adversarial image, else the image itself.
+        forwards, backwards: how many images went through the model.
+    """
 
     answers: torch.Tensor
     distance: torch.Tensor
@@ -62,7 +47,7 @@ class Attacked:
 
 
 def attack_stack(
-    model: CohortModel,
+    model: AttackedModel,
     params: ParameterStack,
     x: torch.Tensor,
     y: torch.Tensor,
@@ -71,7 +56,7 @@ def attack_stack(
     draws: ImageDraws,
     precision: torch.dtype | None = None,
 ) -> Attacked:
-    """Attack a stack of clients at once; see `Search` for the arguments."""
-    search = Search(model, params, x, y, owner, spec.epsilon, spec.norm, precision)
-    ATTACKS[spec.name](search, spec, draws)
-    return Attacked(search.answers, search.distance, search.x_adv, search.forwards, search.backwards)
+    """Attack a stack of clients at once; see `AttackState` for the arguments."""
+    state = AttackState(model, params, x, y, owner, spec.epsilon, spec.norm, precision)
+    ATTACKS[spec.name].run(state, spec, draws)
+    return Attacked(state.answers, state.distance, state.x_adv, state.forwards, state.backwards)

@@ -4,10 +4,14 @@ gradient attacks miss where gradients are masked.
 
 from __future__ import annotations
 
-import torch
+from typing import ClassVar, Literal
 
+import torch
+from pydantic import Field
+
+from sylva_ray.attacks.base import LinfAttack, register
 from sylva_ray.attacks.losses import margin
-from sylva_ray.attacks.state import Search
+from sylva_ray.attacks.state import AttackState
 from sylva_ray.core.seeding import ImageDraws
 from sylva_ray.core.types import AttackSpec
 
@@ -15,37 +19,52 @@ HALVED_AT = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 """Queries, of 10,000, at which the share of changed pixels is halved."""
 
 
-def square(search: Search, spec: AttackSpec, draws: ImageDraws) -> None:
-    """``spec.steps`` queries per image; ``p_init`` is the share of pixels that the first squares cover.
+@register
+class SquareAttack(LinfAttack):
+    """``queries`` of random squares; ``p_init`` is the share of pixels that the first one covers."""
 
-    It keeps what is better by however little, so it computes in the model's own precision: in bfloat16 the robust accuracy of
-    1,000 images came out 1.5 points too high (`benchmarks/evaluation_precision.py`)."""
-    with search.exact():
-        _random_search(search, spec, draws)
+    name: Literal["square"] = "square"
+    queries: int = Field(5000, ge=1)
+    p_init: float = Field(0.8, gt=0, le=1)
+    shown: ClassVar[str] = "Square"
+
+    def spec(self) -> AttackSpec:
+        """See `Attack.spec`."""
+        return AttackSpec("square", self.epsilon, self.queries, 0.0, options=self.changed("p_init"))
+
+    @classmethod
+    def run(cls, state: AttackState, spec: AttackSpec, draws: ImageDraws) -> None:
+        """Ask ``spec.steps`` queries per image.
+
+        It keeps what is better by however little, so it computes in the model's own precision: in bfloat16 the robust accuracy of
+        1,000 images came out 1.5 points too high (`benchmarks/evaluation_precision.py`).
+        """
+        with state.exact():
+            _random_search(state, spec.epsilon, spec.steps, cls.option(spec, "p_init"), draws)
 
 
-def _random_search(search: Search, spec: AttackSpec, draws: ImageDraws) -> None:
-    epsilon, height, width = spec.epsilon, search.x.shape[2], search.x.shape[3]
-    rows = search.alive()
+def _random_search(state: AttackState, epsilon: float, queries: int, p_init: float, draws: ImageDraws) -> None:
+    height, width = state.x.shape[2:]
+    rows = state.remaining()
     if not len(rows):
         return
     stripes = _signs(draws.of(rows).uniform(0, (3, 1, width)))
-    best = (search.x[rows] + epsilon * stripes).clamp(0, 1)
-    best_margin = margin(search.logits(best, rows), search.y[rows])
-    for query in range(1, spec.steps):
-        keep = search.stands[rows]
+    best = (state.x[rows] + epsilon * stripes).clamp(0, 1)
+    best_margin = margin(state.logits(best, rows), state.y[rows])
+    for query in range(1, queries):
+        keep = state.is_robust[rows]
         rows, best, best_margin = rows[keep], best[keep], best_margin[keep]
         if not len(rows):
             return
-        own = draws.of(rows)
-        share = share_of_pixels(query, spec.steps, spec.option("p_init", 0.8))
+        uniforms = draws.of(rows)
+        share = share_of_pixels(query, queries, p_init)
         side = max(round((share * height * width) ** 0.5), 1)
         side = min(side, height - 1, width - 1)
-        window = _windows(own.uniform(2 * query, (2,)), side, height, width)
-        colour = 2 * epsilon * _signs(own.uniform(2 * query + 1, (3, 1, 1)))
-        x = search.x[rows]
+        window = _windows(uniforms.uniform(2 * query, (2,)), side, height, width)
+        colour = 2 * epsilon * _signs(uniforms.uniform(2 * query + 1, (3, 1, 1)))
+        x = state.x[rows]
         tried = torch.minimum(torch.maximum(best + window * colour, x - epsilon), x + epsilon).clamp(0, 1)
-        value = margin(search.logits(tried, rows), search.y[rows])
+        value = margin(state.logits(tried, rows), state.y[rows])
         better = value > best_margin
         best = torch.where(better.view(-1, 1, 1, 1), tried, best)
         best_margin = torch.where(better, value, best_margin)

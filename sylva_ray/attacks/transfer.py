@@ -7,13 +7,13 @@ import torch
 from sylva_ray.attacks.losses import cross_entropy
 from sylva_ray.attacks.norms import LINF
 from sylva_ray.attacks.pgd import pgd
+from sylva_ray.attacks.state import AttackedModel
 from sylva_ray.core.seeding import ImageDraws
 from sylva_ray.core.types import AttackSpec, ParameterStack
-from sylva_ray.models.cohort import CohortModel
 
 
 def transfer(
-    model: CohortModel,
+    model: AttackedModel,
     sources: ParameterStack,
     targets: ParameterStack,
     x: torch.Tensor,

@@ -14,8 +14,10 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from sylva_ray.config.attacks import EvaluationAttack, PgdAttack, default_step_size
-from sylva_ray.config.schema import PixelUnits, Section, build, flatten, read_overridden
+from sylva_ray.attacks.pgd import PgdAttack, default_step_size
+from sylva_ray.config.attacks import EvaluationAttack
+from sylva_ray.config.schema import build, flatten, read_overridden
+from sylva_ray.core.sections import PixelUnits, Section
 from sylva_ray.core.types import AttackSpec
 
 OFFLINE_BACKBONE = "vit_micro_patch8_32"
@@ -147,7 +149,7 @@ class EvaluationSection(Section):
     every: int = Field(
         0, ge=0, description="also evaluate the first attack after every this many rounds; 0: only at the phases' ends"
     )
-    attacks: tuple[EvaluationAttack, ...] = (PgdAttack(epsilon=8 / 255, steps=20),)
+    attacks: tuple[EvaluationAttack, ...] = (PgdAttack(),)
     max_samples: int | None = Field(None, ge=1, description="test images per client in the rounds between")
     checks: bool = Field(True, description="unbounded-attack check S4 and collapse check S14")
     precision: Literal["auto", "float32", "bfloat16"] = Field(

@@ -1,7 +1,7 @@
 """Pages of YAML that become frozen, checked objects; and errors that are one line.
 
-A `Section` refuses keys that it does not have. `build` turns the first problem into a `UserError` that names the dotted key, its
-value and what is allowed, with the nearest key where one was misspelt.
+`build` turns the first problem into a `UserError` that names the dotted key, its value and what is allowed, with the nearest key
+where one was misspelt. The objects are `sylva_ray.core.sections.Section`.
 """
 
 from __future__ import annotations
@@ -9,35 +9,16 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Sequence
-from fractions import Fraction
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
+from pydantic import BaseModel, ValidationError
 
 from sylva_ray.core.errors import UserError
+from sylva_ray.core.sections import Section
 
 T = TypeVar("T", bound=BaseModel)
-
-
-def parse_fraction(value: Any) -> Any:
-    """Accept "8/255" wherever a pixel-unit number is expected."""
-    if isinstance(value, str) and "/" in value:
-        try:
-            return float(Fraction(value.replace(" ", "")))
-        except (ValueError, ZeroDivisionError) as error:
-            raise ValueError("expected a number or a fraction such as 8/255") from error
-    return value
-
-
-PixelUnits = Annotated[float, BeforeValidator(parse_fraction)]
-
-
-class Section(BaseModel):
-    """A frozen part of the configuration that refuses unknown keys."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
 
 def read_overridden(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -122,6 +103,8 @@ def _follow(schema: type[BaseModel], location: Sequence[str]) -> tuple[list[str]
 def _sections_in(annotation: Any) -> list[type[BaseModel]]:
     """The section in ``X``, ``X | None`` or ``tuple[X, ...]``; all of them in ``tuple[A | B, ...]``."""
     if isinstance(annotation, type) and get_origin(annotation) is None:
+        if issubclass(annotation, Section):
+            return list(annotation.kinds())
         return [annotation] if issubclass(annotation, BaseModel) else []
     inner = () if get_origin(annotation) is Literal else get_args(annotation)
     return [section for part in inner for section in _sections_in(part)]

@@ -40,7 +40,7 @@ class ImageDraws:
     """Random numbers that depend on the image and on what they are for, and on nothing else.
 
     An attack drops images as they fall, and a fleet is cut into cohorts and windows in many ways; a stream shared by a batch
-    would give every image other numbers each time. Here number j of an image is a hash of (its key, turn, j): SplitMix64
+    would give every image other numbers each time. Here number j of an image is a hash of (its key, stream index, j): SplitMix64
     (Steele et al. 2014), 24 bits of it as a float in [0, 1).
     """
 
@@ -56,16 +56,16 @@ class ImageDraws:
         """Draw there; the numbers are the same."""
         return ImageDraws(self.keys.to(device))
 
-    def uniform(self, turn: int, shape: Sequence[int]) -> torch.Tensor:
+    def uniform(self, stream_index: int, shape: Sequence[int]) -> torch.Tensor:
         """``[n, *shape]`` float32 in [0, 1)."""
         position = torch.arange(math.prod(shape), device=self.keys.device)
-        start = _mixed(self.keys + _signed(_GOLDEN * (turn + 1)))
+        start = _mixed(self.keys + _signed(_GOLDEN * (stream_index + 1)))
         bits = _mixed(start[:, None] + (position + 1) * _signed(_GOLDEN))
         return (_shifted(bits, 40).float() / (1 << 24)).view(-1, *shape)
 
-    def normal(self, turn: int, shape: Sequence[int]) -> torch.Tensor:
+    def normal(self, stream_index: int, shape: Sequence[int]) -> torch.Tensor:
         """``[n, *shape]`` standard normal, by inversion of uniforms moved off 0."""
-        u = self.uniform(turn, shape).double() + 2.0**-25
+        u = self.uniform(stream_index, shape).double() + 2.0**-25
         return (torch.special.ndtri(u)).float()
 
 

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sylva_ray.config.attacks import (
-    ApgdAttack,
-    AutoAttack,
-    CwAttack,
-    DeepFoolAttack,
-    FabAttack,
-    FgsmAttack,
-    MimAttack,
-    NoiseAttack,
-    PgdAttack,
-    SparseFoolAttack,
-    SquareAttack,
-)
+from sylva_ray.attacks.apgd import ApgdAttack
+from sylva_ray.attacks.autoattack import AutoAttack
+from sylva_ray.attacks.cw import CwAttack
+from sylva_ray.attacks.deepfool import DeepFoolAttack
+from sylva_ray.attacks.fab import FabAttack
+from sylva_ray.attacks.fgsm import FgsmAttack
+from sylva_ray.attacks.mim import MimAttack
+from sylva_ray.attacks.noise import NoiseAttack
+from sylva_ray.attacks.pgd import PgdAttack
+from sylva_ray.attacks.sparsefool import SparseFoolAttack
+from sylva_ray.attacks.square import SquareAttack
 from sylva_ray.core.types import AttackSpec
 from sylva_ray.metrics.checks import UNBOUNDED
 
@@ -42,7 +40,7 @@ class Request:
     curves: bool = False
     transfer: bool = False
     sigmas: tuple[float, ...] = ()
-    certify_draws: int = 1000
+    num_draws: int = 1000
     few: int = FEW_PER_CLIENT
 
 
@@ -59,7 +57,7 @@ def suite(name: str, epsilon: float, num_classes: int) -> tuple[AttackSpec, ...]
     quick = (
         NoiseAttack(epsilon=epsilon).spec(),
         FgsmAttack(epsilon=epsilon).spec(),
-        PgdAttack(epsilon=epsilon, steps=20).spec(),
+        PgdAttack(epsilon=epsilon).spec(),
         CwAttack(epsilon=epsilon).spec(),
     )
     if name == "quick":
@@ -88,7 +86,7 @@ def suite(name: str, epsilon: float, num_classes: int) -> tuple[AttackSpec, ...]
 
 def epsilon_curve() -> tuple[AttackSpec, ...]:
     """PGD-20 at growing epsilon, 0 included."""
-    return tuple(PgdAttack(epsilon=epsilon, steps=20).spec() for epsilon in EPSILONS)
+    return tuple(PgdAttack(epsilon=epsilon).spec() for epsilon in EPSILONS)
 
 
 def steps_curve(epsilon: float) -> tuple[AttackSpec, ...]:
@@ -102,8 +100,8 @@ def check_attacks(epsilon: float, num_classes: int) -> dict[str, AttackSpec]:
     return {
         "unbounded": UNBOUNDED,
         "fgsm": FgsmAttack(epsilon=epsilon).spec(),
-        "pgd": PgdAttack(epsilon=epsilon, steps=20).spec(),
-        "restarts": PgdAttack(epsilon=epsilon, steps=20, restarts=10).spec(),
+        "pgd": PgdAttack(epsilon=epsilon).spec(),
+        "restarts": PgdAttack(epsilon=epsilon, restarts=10).spec(),
         "apgd": ApgdAttack(epsilon=epsilon).spec(),
         "targeted": ApgdAttack(epsilon=epsilon, **second).spec(),  # type: ignore[arg-type]
         "square": SquareAttack(epsilon=epsilon, queries=1000).spec(),

@@ -7,7 +7,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sylva_ray.config.attacks import PgdAttack, check_classes, parse_attack
+from sylva_ray.attacks.pgd import PgdAttack
+from sylva_ray.config.attacks import check_classes, parse_attack
 from sylva_ray.config.experiment import ExperimentConfig
 from sylva_ray.config.schema import build
 from sylva_ray.core.errors import UserError

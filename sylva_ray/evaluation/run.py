@@ -299,21 +299,21 @@ class _Work:
 
     def certified(self, sigma: float, left_out: Sequence[int]) -> dict[str, Any]:
         """Certified accuracy of the smoothed clients at growing L2 radius."""
-        draws = self.request.certify_draws
-        tasks = [CertifyTask(self.round, c, self._stack(c), sigma, draws, self.request.few) for c in self.cohorts]
+        num_draws = self.request.num_draws
+        tasks = [CertifyTask(self.round, c, self._stack(c), sigma, num_draws, self.request.few) for c in self.cohorts]
         rows: dict[int, list[float]] = {}
         abstained, images = 0, 0
         for task, outcomes, _ in self._run(tasks, f"certify {sigma:g}"):
             for client, outcome in zip(task.clients, outcomes, strict=True):
                 votes = outcome.of("votes")
-                classes, radii = certificates(votes["guess"], votes["hits"], draws, sigma, ALPHA)
+                classes, radii = certificates(votes["guess"], votes["hits"], num_draws, sigma, ALPHA)
                 labels = self.fleet.test_labels(client)[: len(classes)]
                 rows[client] = certified_accuracy(classes, radii, labels, RADII)
                 abstained, images = abstained + int(np.sum(classes < 0)), images + len(classes)
         honest = [rows[client] for client in self.everyone if client not in left_out]
         return {
             "sigma": sigma,
-            "draws": draws,
+            "draws": num_draws,
             "alpha": ALPHA,
             "images": images,
             "abstained": abstained / images,
@@ -323,7 +323,7 @@ class _Work:
         }
 
     def gallery(self) -> list[dict[str, Any]]:
-        """The fallen images that had to move least: pixels (``[3, H, W]`` of 0..255, one digit kept), labels, distance."""
+        """The adversarial images that had to move least: pixels (``[3, H, W]`` of 0..255, one digit kept), labels, distance."""
         attack = gallery_attack(self.request.epsilon)
         tasks = [EvaluateTask(self.round, c, self._stack(c), (attack,), GALLERY_IMAGES, 0, True) for c in self.cohorts]
         shown = []

@@ -20,7 +20,7 @@ from sylva_ray.aggregation.neighbours import NeighbourGraph, global_graph, neigh
 from sylva_ray.aggregation.robust import assumed_bad, least_clients
 from sylva_ray.aggregation.robust_merge import robust_merge
 from sylva_ray.attacks.losses import cross_entropy
-from sylva_ray.config.schema import Section
+from sylva_ray.core.sections import Section
 from sylva_ray.core.types import AttackSpec, ClientState, ParameterStack, stack_digest
 from sylva_ray.federation.context import Arrived, Batch, Cohort
 from sylva_ray.federation.parameters import MethodParameters

@@ -7,7 +7,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from sylva_ray.aggregation.robust import COORDINATE_RULES
-from sylva_ray.config.schema import Section
+from sylva_ray.core.sections import Section
 
 Sharing = Literal["neighbours", "global", "local"]
 

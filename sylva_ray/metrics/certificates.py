@@ -11,11 +11,11 @@ ABSTAINS = -1
 
 
 def certificates(
-    guess: np.ndarray, hits: np.ndarray, draws: int, sigma: float, alpha: float
+    guess: np.ndarray, hits: np.ndarray, num_draws: int, sigma: float, alpha: float
 ) -> tuple[np.ndarray, np.ndarray]:
     """``classes [n]`` (`ABSTAINS` where the noise decides) and ``radii [n]`` in L2: sigma Phi^-1(p), p a lower bound of the share
-    of draws that answer the class. Each image's certificate is wrong with probability at most ``alpha``."""
-    bounds = np.array([lower_bound(int(count), draws, alpha) for count in hits])
+    of the ``num_draws`` that answer the class. Each image's certificate is wrong with probability at most ``alpha``."""
+    bounds = np.array([lower_bound(int(count), num_draws, alpha) for count in hits])
     certain = bounds > 0.5
     radii = np.where(certain, sigma * norm.ppf(np.where(certain, bounds, 0.5)), 0.0)
     return np.where(certain, guess, ABSTAINS), radii

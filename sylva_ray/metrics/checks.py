@@ -13,7 +13,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from sylva_ray.config.attacks import default_step_size
+from sylva_ray.attacks.pgd import default_step_size
 from sylva_ray.core.types import AttackSpec
 
 UNBOUNDED = AttackSpec("pgd", epsilon=1.0, steps=20, step_size=default_step_size(1.0, 20))

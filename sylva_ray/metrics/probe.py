@@ -69,7 +69,7 @@ def loss_gradient(
     return loss.detach(), torch.zeros_like(x) if gradient is None else gradient
 
 
-def planted(
+def binarization_test(
     model: CohortModel,
     params: ParameterStack,
     x: torch.Tensor,
@@ -77,8 +77,8 @@ def planted(
     spec: AttackSpec,
     draws: ImageDraws,
 ) -> dict[str, torch.Tensor]:
-    """S13: an image that surely has an adversarial point within epsilon must be broken (Zimmermann et al. 2022, "Increasing
-    Confidence in Adversarial Robustness Evaluations").
+    """Run S13: an attack must find an adversarial point that is known to exist (Zimmermann et al. 2022, "Increasing Confidence in
+    Adversarial Robustness Evaluations").
 
     On top of every image's logits sits a binary read-out d . z, d the direction in which one of `PLANTED` random corners of
     the ball is furthest from the points inside; its threshold lies half way between that corner and the highest of the
@@ -86,15 +86,15 @@ def planted(
 
     Returns:
         ``[N]`` float each: ``planted`` (1 where such a corner exists: the read-out separates it), ``found`` (the attack got above
-        the threshold), ``by_chance`` (as many random corners as the attack has steps would have done).
+        the threshold), ``by_chance`` (random search got above it with as many corners as the attack has steps).
     """
     with torch.no_grad():
         clean = model.forward(params, x, owner)
         inner, corners = [clean], []
-        for turn in range(PLANTED):
-            inside = (x + INSIDE * spec.epsilon * LINF.inside(x, draws, 2 * turn)).clamp(0, 1)
+        for point in range(PLANTED):
+            inside = (x + INSIDE * spec.epsilon * LINF.inside(x, draws, 2 * point)).clamp(0, 1)
             inner.append(model.forward(params, inside, owner))
-            corner = (x + spec.epsilon * LINF.inside(x, draws, 2 * turn + 1).sign()).clamp(0, 1)
+            corner = (x + spec.epsilon * LINF.inside(x, draws, 2 * point + 1).sign()).clamp(0, 1)
             corners.append(model.forward(params, corner, owner))
         inner_z, corner_z = torch.stack(inner, 1), torch.stack(corners, 1)  # [N, m, num_classes]
         centre = inner_z.mean(1)
@@ -105,16 +105,16 @@ def planted(
         top = (chosen * direction).sum(1)
         threshold = (top + highest_inside) / 2
         is_planted = top > highest_inside + 1e-6 * top.abs()
-        found = (clean * direction).sum(1) > threshold
-        lucky = found.clone()
-        for turn in range(spec.steps):
-            tried = (x + spec.epsilon * LINF.inside(x, draws, 2 * PLANTED + turn).sign()).clamp(0, 1)
-            lucky |= (model.forward(params, tried, owner) * direction).sum(1) > threshold
+        by_attack = (clean * direction).sum(1) > threshold
+        by_random_search = by_attack.clone()
+        for trial in range(spec.steps):
+            corner = (x + spec.epsilon * LINF.inside(x, draws, 2 * PLANTED + trial).sign()).clamp(0, 1)
+            by_random_search |= (model.forward(params, corner, owner) * direction).sum(1) > threshold
 
     def above(u: torch.Tensor) -> torch.Tensor:
-        nonlocal found
+        nonlocal by_attack
         score = (model.forward(params, u, owner) * direction).sum(1) - threshold
-        found = found | (score.detach() > 0)
+        by_attack = by_attack | (score.detach() > 0)
         return _with_path(score, u)
 
     moved = pgd(above, x, spec, LINF.inside(x, draws, 3 * PLANTED + spec.steps))
@@ -122,8 +122,8 @@ def planted(
         above(moved)
     return {
         "planted": is_planted.float(),
-        "found": (found & is_planted).float(),
-        "by_chance": (lucky & is_planted).float(),
+        "found": (by_attack & is_planted).float(),
+        "by_chance": (by_random_search & is_planted).float(),
     }
 
 

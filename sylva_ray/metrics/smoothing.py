@@ -30,14 +30,14 @@ def votes(
     The noisy image is not clipped to [0, 1]: the theorem is about Gaussians."""
     rows = torch.arange(len(x), device=x.device)
     counts = torch.zeros(0)
-    for turn in range(SELECTION_DRAWS):
-        logits = _noisy(model, params, x, owner, sigma, draws, turn)
-        counts = torch.zeros_like(logits) if turn == 0 else counts
+    for stream_index in range(SELECTION_DRAWS):
+        logits = _noisy(model, params, x, owner, sigma, draws, stream_index)
+        counts = torch.zeros_like(logits) if stream_index == 0 else counts
         counts[rows, logits.argmax(1)] += 1
     guess = counts.argmax(1)
     hits = torch.zeros_like(guess)
-    for turn in range(SELECTION_DRAWS, SELECTION_DRAWS + num_draws):
-        hits += _noisy(model, params, x, owner, sigma, draws, turn).argmax(1) == guess
+    for stream_index in range(SELECTION_DRAWS, SELECTION_DRAWS + num_draws):
+        hits += _noisy(model, params, x, owner, sigma, draws, stream_index).argmax(1) == guess
     return guess, hits
 
 
@@ -48,6 +48,6 @@ def _noisy(
     owner: torch.Tensor,
     sigma: float,
     draws: ImageDraws,
-    turn: int,
+    stream_index: int,
 ) -> torch.Tensor:
-    return model.forward(params, x + sigma * draws.normal(turn, x.shape[1:]), owner)
+    return model.forward(params, x + sigma * draws.normal(stream_index, x.shape[1:]), owner)

@@ -57,19 +57,6 @@ class CohortModel(Protocol):
         ...
 
 
-@contextmanager
-def at_precision(model: CohortModel, precision: torch.dtype | None) -> Iterator[None]:
-    """Run the model's forwards in ``precision`` inside the block; None: in the one it has."""
-    if precision is None:
-        yield
-        return
-    before, model.precision = model.precision, precision
-    try:
-        yield
-    finally:
-        model.precision = before
-
-
 def to_parameters(stack: Mapping[str, np.ndarray], device: torch.device | str, dtype: torch.dtype) -> ParameterStack:
     """``{name: [C, ...]}`` of numpy arrays (possibly read-only, from an object store) -> tensors of our own."""
     return {name: torch.tensor(value, device=device, dtype=dtype) for name, value in stack.items()}

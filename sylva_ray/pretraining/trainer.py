@@ -25,8 +25,9 @@ from safetensors.torch import load_file, save_file
 
 from sylva_ray.attacks.pgd import pgd
 from sylva_ray.config.experiment import AttackSection, AttentionKernels, BackboneSection, DatasetSection
-from sylva_ray.config.schema import Section, build, read_overridden
+from sylva_ray.config.schema import build, read_overridden
 from sylva_ray.core.errors import UserError
+from sylva_ray.core.sections import Section
 from sylva_ray.core.seeding import generator
 from sylva_ray.core.types import Split
 from sylva_ray.data.augment import augmented

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from sylva_ray.config.schema import parse_fraction
 from sylva_ray.core.errors import UserError
+from sylva_ray.core.sections import parse_fraction
 from sylva_ray.core.seeding import numpy_generator
 from sylva_ray.preparation.experiment import prepare
 from sylva_ray.reports.compare.rows import short_key

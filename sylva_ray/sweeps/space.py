@@ -27,8 +27,9 @@ from pydantic import Field, StrictInt, field_validator, model_validator
 
 from sylva_ray.algorithms.registry import create_algorithm
 from sylva_ray.config.experiment import ClusterSection, ExperimentConfig
-from sylva_ray.config.schema import PixelUnits, Section, build, parse_fraction, read_overridden, read_yaml, set_dotted
+from sylva_ray.config.schema import build, read_overridden, read_yaml, set_dotted
 from sylva_ray.core.errors import UserError
+from sylva_ray.core.sections import PixelUnits, Section, parse_fraction
 from sylva_ray.federation.cohorts import resolve_cohort_size
 from sylva_ray.sweeps.metrics import METRICS, needs_attack
 

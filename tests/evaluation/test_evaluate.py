@@ -119,7 +119,7 @@ def test_more_images_are_more_of_the_same_classes(run_dir):
 @pytest.mark.slow
 def test_everything_at_once_fills_the_report_and_mlflows_metrics(run_dir):
     request = Request(
-        QUICK.attacks, EPSILON, checks=True, curves=True, transfer=True, sigmas=(0.1,), certify_draws=20, few=3
+        QUICK.attacks, EPSILON, checks=True, curves=True, transfer=True, sigmas=(0.1,), num_draws=20, few=3
     )
     found, _ = assessed(run_dir, request, surrogates=[run_dir])
     assert [check["name"] for check in found["checks"]] == [f"S{number}" for number in range(1, 15)]

@@ -12,7 +12,7 @@ from sylva_ray.evaluation.plan import check_attacks, epsilon_curve, steps_curve
 from sylva_ray.evaluation.run_checks import run_checks
 from sylva_ray.evaluation.tables import Measured
 from sylva_ray.metrics.checks import CheckResult
-from sylva_ray.metrics.probe import gradient_health, planted
+from sylva_ray.metrics.probe import binarization_test, gradient_health
 from tests.attacks.models import WavyCohort, linear_batch
 
 EPSILON, CLASSES, IMAGES = 8 / 255, 5, 48
@@ -75,9 +75,8 @@ def checked(model, honest_labels=True) -> dict[str, CheckResult]:
         measured.answers[spec.label] = split(attack_stack(model, params, x, y, owner, spec, draws).answers, owner)
     attack = check_attacks(EPSILON, CLASSES)["pgd"]
     draws = ImageDraws(image_keys(0, "probe", 0, np.arange(IMAGES)))
-    values = gradient_health(model, params, x, y, owner, attack, draws) | planted(
-        model, params, x, owner, attack, draws
-    )
+    values = gradient_health(model, params, x, y, owner, attack, draws)
+    values |= binarization_test(model, params, x, owner, attack, draws)
     probes = {name: float(v.max() if name == "difference" else v.mean()) for name, v in values.items()}
     majority = [np.bincount(own).max() / len(own) for own in measured.labels]
     worst = [own.mean() for own in measured.right(attack.label)]
@@ -125,9 +124,9 @@ def test_planted_points_are_there_and_the_attack_finds_them():
     params, x, _, owner = linear_batch(num_classes=CLASSES, n=IMAGES)
     attack = check_attacks(EPSILON, CLASSES)["pgd"]
     draws = ImageDraws(torch.arange(IMAGES))
-    honest = planted(WavyCohort(), params, x, owner, attack, draws)
+    honest = binarization_test(WavyCohort(), params, x, owner, attack, draws)
     assert honest["planted"].mean() > 0.9
     assert honest["found"].sum() >= 0.95 * honest["planted"].sum()
-    blind = planted(Detached(), params, x, owner, attack, draws)
+    blind = binarization_test(Detached(), params, x, owner, attack, draws)
     assert torch.equal(blind["planted"], honest["planted"])
     assert blind["found"].mean() < 0.5, "what is found without a gradient is luck"

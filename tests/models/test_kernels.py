@@ -10,11 +10,12 @@ from torch import nn
 
 from sylva_ray.attacks.losses import cross_entropy
 from sylva_ray.config.experiment import AttentionKernels, BackboneSection, LoraSection
+from sylva_ray.core.precision import at_precision
 from sylva_ray.core.seeding import generator
 from sylva_ray.core.types import stack_states
 from sylva_ray.data.datasets import load_dataset
 from sylva_ray.models.backbone import create_backbone
-from sylva_ray.models.cohort import FunctionalStack, at_precision, repeat_owner, to_parameters
+from sylva_ray.models.cohort import FunctionalStack, repeat_owner, to_parameters
 from sylva_ray.models.kernels import PatchProjection, project_patches
 from sylva_ray.models.lora import LoraStack
 

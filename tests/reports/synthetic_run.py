@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from sylva_ray.config.attacks import PgdAttack
+from sylva_ray.attacks.pgd import PgdAttack
 from sylva_ray.config.experiment import (
     AlgorithmSection,
     EvaluationSection,

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 
 import torch
 
+from sylva_ray.attacks.pgd import default_step_size
 from sylva_ray.attacks.registry import attack_stack
-from sylva_ray.config.attacks import default_step_size
 from sylva_ray.core.seeding import ImageDraws
 from sylva_ray.core.types import AttackSpec, ParameterStack, Split
 from sylva_ray.federation.client.batches import flat_split

@@ -15,7 +15,7 @@ from sylva_ray.core.types import AttackSpec, ParameterStack, Split, StateStack
 from sylva_ray.federation.client.batches import flat_split, split_draws
 from sylva_ray.federation.client.worker import CohortWorker
 from sylva_ray.federation.tasks import CohortTask
-from sylva_ray.metrics.probe import gradient_health, planted
+from sylva_ray.metrics.probe import binarization_test, gradient_health
 from sylva_ray.metrics.smoothing import votes
 from sylva_ray.models.cohort import to_parameters
 from sylva_ray.models.kernels import DTYPES
@@ -122,7 +122,9 @@ class ProbeTask(CohortTask):
         for first, pieces, (x, y, owner) in windows(worker, self):
             draws = split_draws(worker.config.seed, "probe", self.clients, pieces, first).to(worker.device)
             health = gradient_health(worker.model, params, x, y, owner, self.attack, draws)
-            for name, values in (health | planted(worker.model, params, x, owner, self.attack, draws)).items():
+            for name, values in (
+                health | binarization_test(worker.model, params, x, owner, self.attack, draws)
+            ).items():
                 found.deal(f"probe/{name}", values, pieces)
         return found.outcomes()
 

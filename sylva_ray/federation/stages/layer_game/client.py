@@ -13,10 +13,10 @@ import numpy as np
 import torch
 
 from sylva_ray.attacks.losses import cross_entropy
-from sylva_ray.attacks.pgd import pgd
+from sylva_ray.attacks.pgd import default_step_size, pgd
 from sylva_ray.attacks.registry import attack_stack
-from sylva_ray.config.attacks import default_step_size
 from sylva_ray.config.experiment import ExperimentConfig
+from sylva_ray.core.precision import at_precision
 from sylva_ray.core.seeding import generator
 from sylva_ray.core.types import AttackSpec, ClientData, ParameterStack, Split
 from sylva_ray.federation.client.batches import flat_split, split_draws
@@ -26,7 +26,7 @@ from sylva_ray.federation.context import Cohort
 from sylva_ray.federation.parameters import Phase2Parameters
 from sylva_ray.federation.stages.layer_game.coalitions import mix
 from sylva_ray.federation.tasks import CohortTask
-from sylva_ray.models.cohort import at_precision, per_client, select_clients
+from sylva_ray.models.cohort import per_client, select_clients
 from sylva_ray.models.kernels import DTYPES
 from sylva_ray.models.lora import LoraStack
 

@@ -1,0 +1,34 @@
+"""CW-Linf: PGD on the margin of Carlini and Wagner (2017, "Towards Evaluating the Robustness of Neural Networks", kappa 0)."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from sylva_ray.attacks.base import LinfAttack, register
+from sylva_ray.attacks.gradient import gradient_attack
+from sylva_ray.attacks.pgd import default_step_size
+from sylva_ray.attacks.state import AttackState
+from sylva_ray.core.seeding import ImageDraws
+from sylva_ray.core.types import AttackSpec
+
+
+@register
+class CwAttack(LinfAttack):
+    """PGD on the margin in the L-infinity ball."""
+
+    name: Literal["cw"] = "cw"
+    steps: int = Field(50, ge=1)
+    restarts: int = Field(1, ge=1)
+    shown: ClassVar[str] = "CW"
+
+    def spec(self) -> AttackSpec:
+        """See `Attack.spec`."""
+        step_size = default_step_size(self.epsilon, self.steps)
+        return AttackSpec("cw", self.epsilon, self.steps, step_size, True, self.restarts, "margin")
+
+    @classmethod
+    def run(cls, state: AttackState, spec: AttackSpec, draws: ImageDraws) -> None:
+        """See `gradient_attack`."""
+        gradient_attack(state, spec, draws)

@@ -1,0 +1,33 @@
+"""MIM (Dong et al. 2018, "Boosting Adversarial Attacks with Momentum"): PGD along a running sum of gradients."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from sylva_ray.attacks.base import LinfOrL2Attack, register
+from sylva_ray.attacks.gradient import gradient_attack
+from sylva_ray.attacks.state import AttackState
+from sylva_ray.core.seeding import ImageDraws
+from sylva_ray.core.types import AttackSpec
+
+
+@register
+class MimAttack(LinfOrL2Attack):
+    """PGD along a running sum of gradients; ``decay`` of the sum per step."""
+
+    name: Literal["mim"] = "mim"
+    steps: int = Field(10, ge=1)
+    decay: float = Field(1.0, ge=0)
+    shown: ClassVar[str] = "MIM"
+
+    def spec(self) -> AttackSpec:
+        """See `Attack.spec`; steps of epsilon / steps without a random start, as in the paper."""
+        step_size, decay = self.epsilon / self.steps, ("decay", self.decay)
+        return AttackSpec("mim", self.epsilon, self.steps, step_size, False, norm=self.norm, options=(decay,))
+
+    @classmethod
+    def run(cls, state: AttackState, spec: AttackSpec, draws: ImageDraws) -> None:
+        """See `gradient_attack`."""
+        gradient_attack(state, spec, draws, decay=cls.option(spec, "decay"))
