@@ -72,10 +72,8 @@ def leading_eigenvectors(gram: np.ndarray, count: int) -> np.ndarray:
             x = np.linalg.qr(gram @ (gram @ x))[0]
             image = gram @ x
             values, rotation = np.linalg.eigh(x.mT @ image)
-            values, rotation = (
-                values[..., ::-1],
-                rotation[..., : -count - 1 : -1].copy(),
-            )  # BLAS wants no negative strides
+            # in falling order; copied, since BLAS takes no negative strides
+            values, rotation = values[..., ::-1], rotation[..., : -count - 1 : -1].copy()
             vectors = x @ rotation
             residual = image @ rotation - vectors * values[..., None, :count]
             settled = _is_settled(values, residual)

@@ -40,4 +40,5 @@ def gradient_attack(state: AttackState, spec: AttackSpec, draws: ImageDraws, dec
             if not len(rows):
                 break
         else:
-            state.logits(x_adv, rows)
+            with state.exact():  # the last point of all, as the model's own precision sees it
+                state.logits(x_adv, rows)

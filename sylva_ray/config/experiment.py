@@ -314,19 +314,18 @@ def load_run_config(run_dir: Path, overrides: Sequence[str] = ()) -> ExperimentC
     return build(ExperimentConfig, raw)
 
 
-CHOICES = (
-    ("training", "device"),
-    ("training", "cohort_size"),
-    ("training", "precision"),
-    ("training", "attention"),
-    ("evaluation", "precision"),
-)
+Choices = Sequence[tuple[str, str]]
+
+MEASURED: Choices = (("training", "precision"), ("training", "attention"), ("evaluation", "precision"))
+"""Keys whose ``auto`` is resolved by a measurement."""
+
+CHOICES: Choices = (("training", "device"), ("training", "cohort_size"), *MEASURED)
 """Keys whose ``auto`` is resolved, and which the result depends on."""
 
 
-def with_choices_of(config: ExperimentConfig, present: ExperimentConfig) -> ExperimentConfig:
+def with_choices_of(config: ExperimentConfig, present: ExperimentConfig, keys: Choices = CHOICES) -> ExperimentConfig:
     """``config`` with what the ``present`` run chose in place of ``auto``."""
-    for section, key in CHOICES:
+    for section, key in keys:
         if getattr(getattr(config, section), key) == "auto":
             chosen = getattr(getattr(present, section), key)
             config = config.model_copy(update={section: getattr(config, section).model_copy(update={key: chosen})})

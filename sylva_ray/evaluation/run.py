@@ -65,7 +65,7 @@ MOST_SOURCES = 15
 GALLERY_IMAGES, SHOWN = 8, 12
 """Images per client among which the gallery looks, and how many it shows."""
 
-FREE = ("cluster.", "training.device", "evaluation.precision")
+FREE = ("cluster.", "training.device", "training.attention", "evaluation.precision")
 """Settings that an evaluation may change."""
 
 State = dict[str, np.ndarray]
@@ -94,7 +94,7 @@ def prepare_assessment(
             raise UserError(
                 "override",
                 override,
-                "would change the run; only cluster.*, training.device and evaluation.precision can be set here",
+                "would change the run; only cluster.*, training.device, training.attention, evaluation.precision are free",
             )
     config, states = load_run(run_dir)
     if not (run_dir / SUMMARY).exists():

@@ -81,8 +81,8 @@ class Backbone(nn.Module):
         lower.model.to(precision)
         embedding = getattr(self.model, "patch_embed", None)
         if isinstance(embedding, nn.Module):
-            lower.model.patch_embed = copy.deepcopy(embedding)
-            lower.model.patch_embed.register_forward_hook(lambda _module, _inputs, tokens: tokens.to(precision))
+            lower.model.patch_embed = copy.deepcopy(embedding, {id(shared): shared})
+            lower.model.patch_embed.register_forward_hook(lambda _module, _inputs, tokens: _rounded(tokens, precision))
         else:
             lower.input_dtype = precision
         return lower
@@ -97,6 +97,13 @@ class Backbone(nn.Module):
         """Name of the final linear layer, e.g. ``head``; empty where there is none."""
         classifier = self.classifier
         return next((name for name, module in self.model.named_modules() if module is classifier), "")
+
+
+def _rounded(output: Any, precision: torch.dtype) -> Any:
+    """A patch embedding's tokens in ``precision``; some return them in a tuple, beside their grid."""
+    if isinstance(output, torch.Tensor):
+        return output.to(precision)
+    return tuple(_rounded(part, precision) for part in output) if isinstance(output, tuple) else output
 
 
 def create_backbone(

@@ -40,6 +40,11 @@ class CohortModel(Protocol):
         """Layers that have a choice of kernel."""
         ...
 
+    @property
+    def image_size(self) -> int:
+        """Side in pixels of what the model sees, whatever the images' own."""
+        ...
+
     def initial_state(self, rng: torch.Generator) -> dict[str, np.ndarray]:
         """The state that every client starts from."""
         ...
@@ -90,6 +95,11 @@ class FunctionalStack:
     def num_attention_layers(self) -> int:
         """See `CohortModel`."""
         return len(self._attention)
+
+    @property
+    def image_size(self) -> int:
+        """See `CohortModel`."""
+        return self.backbone.image_size
 
     def initial_state(self, rng: torch.Generator) -> dict[str, np.ndarray]:
         """The backbone's weights with a freshly drawn head."""

@@ -20,78 +20,107 @@ import torch.nn.functional as F
 from sylva_ray.config.experiment import AttentionKernels
 from sylva_ray.core.types import ParameterStack
 from sylva_ray.models.cohort import CohortModel, num_clients, repeat_owner
-from sylva_ray.models.kernels import DTYPES, Kernel
+from sylva_ray.models.kernels import DTYPES, Kernel, deterministic_kernels
 
 Precision = Literal["float32", "bfloat16"]
 
 KERNEL_GAIN, PRECISION_GAIN = 0.9, 0.8
 """The default (fused attention, float32) is left for another choice that takes at most this share of its time."""
 
-TIMED_PIXELS = 2**15
-"""Pixels of the images in one timed step: 32 images of 32 x 32."""
-MIN_IMAGES, REPEATS = 2, 3
+TIMED_PIXELS = {"cpu": 2**15, "cuda": 2**22}
+"""Pixels, at the model's size, of the images in one timed step: 32 images of 32 x 32 on a CPU; a GPU has to be filled."""
+REPEATS, BUDGET_S = 3, 3.0
+"""Steps of every alternative, in turns, after one that warms up; no more once so many seconds have gone."""
 
-KERNELS: tuple[Kernel, Kernel] = ("fused", "plain")
+KERNELS: tuple[Kernel, ...] = ("fused", "plain")
+PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16")
+
+Alternative = tuple[Precision, Kernel]
 
 
 @dataclass(frozen=True)
 class ComputeChoice:
-    """What a measurement chose, and the milliseconds of a step it rests on: ``{"float32 fused": ms, ...}``."""
+    """What a measurement chose, and the milliseconds of a step it rests on: ``{(precision, kernel): ms}``."""
 
     precision: Precision
     attention: AttentionKernels
-    milliseconds: Mapping[str, float]
+    milliseconds: Mapping[Alternative, float]
 
 
 def fastest(
-    model: CohortModel, params: ParameterStack, image_size: int, device: torch.device, threads: int
+    model: CohortModel,
+    params: ParameterStack,
+    image_size: int,
+    device: torch.device,
+    threads: int,
+    pinned: AttentionKernels | None = None,
 ) -> ComputeChoice:
     """Time a forward pass and an input gradient for every precision and attention kernel, and choose.
 
     Args:
         model: on ``device``; its precision and kernels are changed on the way and left undefined.
-        params: ``{name: [C, ...]}``; C clients share the images.
-        image_size: side of the images in pixels.
+        params: ``{name: [C, ...]}``; the C clients own equally many of the images.
+        image_size: side of the data set's images in pixels.
         threads: of the CPU, as many as an actor has.
+        pinned: kernels that were asked for; None: to be chosen as well.
 
     A precision in which the model cannot run (an architecture that creates float32 tensors of its own) is not chosen.
     """
-    x, owner = _images(max(MIN_IMAGES, TIMED_PIXELS // image_size**2), image_size, num_clients(params), device)
-    milliseconds: dict[str, float] = {}
-    kernels: dict[str, Kernel] = {}
+    allowed: dict[Precision, tuple[Kernel, ...]] = {
+        p: KERNELS if pinned is None else (getattr(pinned, p),) for p in PRECISIONS
+    }
+    if not model.num_attention_layers:
+        allowed = {p: kernels[:1] for p, kernels in allowed.items()}
+    x, owner = _images(model, image_size, num_clients(params), device)
+    milliseconds: dict[Alternative, float] = {(p, kernel): math.inf for p in PRECISIONS for kernel in allowed[p]}
     with _cpu_threads(threads):
-        for precision, dtype in DTYPES.items():
-            for kernel in KERNELS[: 2 if model.num_attention_layers else 1]:
-                model.precision, model.kernels = dtype, AttentionKernels(float32=kernel, bfloat16=kernel)
-                try:
-                    milliseconds[f"{precision} {kernel}"] = _step_milliseconds(model, params, x, owner)
-                except RuntimeError:
-                    if precision == "float32":
-                        raise
-            fused, plain = (milliseconds.get(f"{precision} {kernel}", math.inf) for kernel in KERNELS)
-            kernels[precision] = "plain" if plain < KERNEL_GAIN * fused else "fused"
-    best = {precision: milliseconds.get(f"{precision} {kernel}", math.inf) for precision, kernel in kernels.items()}
-    is_faster = best["bfloat16"] < PRECISION_GAIN * best["float32"]
-    return ComputeChoice("bfloat16" if is_faster else "float32", AttentionKernels(**kernels), milliseconds)
+        deterministic_kernels(device)
+        started = time.perf_counter()
+        for turn in range(1 + REPEATS):
+            for alternative, best in list(milliseconds.items()):
+                step = _step_milliseconds(model, params, x, owner, alternative, threads)
+                if step is None:
+                    del milliseconds[alternative]
+                elif turn:  # the first turn warms up
+                    milliseconds[alternative] = min(best, step)
+                elif step > 1000 * BUDGET_S / 4:  # too slow to be repeated, and too slow for warming up to matter
+                    milliseconds[alternative] = step
+            if turn and time.perf_counter() - started > BUDGET_S:
+                break
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    return _choice(milliseconds, pinned)
+
+
+def _choice(milliseconds: Mapping[Alternative, float], pinned: AttentionKernels | None) -> ComputeChoice:
+    """By the margins `KERNEL_GAIN` and `PRECISION_GAIN`; alternatives that are missing could not run."""
+    kernels: dict[str, Kernel] = {}
+    for precision in PRECISIONS:
+        fused, plain = (milliseconds.get((precision, kernel), math.inf) for kernel in KERNELS)
+        kernels[precision] = "plain" if plain < KERNEL_GAIN * fused else "fused"
+    attention = AttentionKernels(**kernels) if pinned is None else pinned
+    low = milliseconds.get(("bfloat16", attention.bfloat16), math.inf)
+    full = milliseconds.get(("float32", attention.float32), math.inf)
+    return ComputeChoice("bfloat16" if low < PRECISION_GAIN * full else "float32", attention, milliseconds)
 
 
 def can_run(
-    model: CohortModel, params: ParameterStack, image_size: int, device: torch.device, precision: Precision
+    model: CohortModel, params: ParameterStack, image_size: int, device: torch.device, alternative: Alternative
 ) -> bool:
-    """Whether the model runs forward and backward in ``precision``; the arguments are those of `fastest`."""
-    x, owner = _images(MIN_IMAGES, image_size, num_clients(params), device)
-    model.precision = DTYPES[precision]
-    try:
-        _step_milliseconds(model, params, x, owner)
-    except RuntimeError:
-        return False
-    return True
+    """Whether the model runs forward and backward so; the arguments are those of `fastest`."""
+    x, owner = _images(model, image_size, num_clients(params), device, pixels=1)
+    return _step_milliseconds(model, params, x, owner, alternative, threads=1) is not None
 
 
-def _images(count: int, size: int, clients: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """``x [N, 3, size, size]``, and an owner vector that gives every client about as many."""
+def _images(
+    model: CohortModel, size: int, clients: int, device: torch.device, pixels: int | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """``x [N, 3, size, size]`` and their owners: equally many each, together about `TIMED_PIXELS` at the model's size."""
+    budget = TIMED_PIXELS[device.type] if pixels is None else pixels
+    each = max(1, budget // (clients * max(size, model.image_size) ** 2))
+    count = each * clients
     x = torch.linspace(0, 1, count * 3 * size**2, device=device).reshape(count, 3, size, size)
-    return x, repeat_owner([len(rows) for rows in torch.arange(count).tensor_split(clients)])
+    return x, repeat_owner([each] * clients)
 
 
 @contextmanager
@@ -104,16 +133,31 @@ def _cpu_threads(threads: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _step_milliseconds(model: CohortModel, params: ParameterStack, x: torch.Tensor, owner: torch.Tensor) -> float:
-    """The best of `REPEATS` steps, after one that warms up; on a CPU in CPU time, which other processes disturb less."""
-    clock = time.perf_counter if x.is_cuda else time.process_time
+def _step_milliseconds(
+    model: CohortModel,
+    params: ParameterStack,
+    x: torch.Tensor,
+    owner: torch.Tensor,
+    alternative: Alternative,
+    threads: int,
+) -> float | None:
+    """One step; None where the model cannot run so, or not within memory.
+
+    On one thread it is CPU time, which other processes disturb less; several threads wait for each other, which counts there."""
+    precision, kernel = alternative
+    model.precision, model.kernels = DTYPES[precision], AttentionKernels(float32=kernel, bfloat16=kernel)
     labels = torch.zeros(len(x), dtype=torch.long, device=x.device)
-    seconds = []
-    for _ in range(1 + REPEATS):
-        started = clock()
+    clock = time.process_time if threads == 1 and not x.is_cuda else time.perf_counter
+    started = clock()
+    try:
         leaf = x.clone().requires_grad_()
         torch.autograd.grad(F.cross_entropy(model.forward(params, leaf, owner), labels, reduction="sum"), leaf)
         if x.is_cuda:
             torch.cuda.synchronize()
-        seconds.append(clock() - started)
-    return 1000 * min(seconds[1:])
+    except torch.OutOfMemoryError:
+        return None
+    except Exception:
+        if precision == "float32":
+            raise
+        return None
+    return 1000 * (clock() - started)

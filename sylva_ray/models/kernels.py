@@ -5,6 +5,7 @@ Neither changes what is computed but for the last bits. `sylva_ray.models.comput
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import Literal
 
@@ -18,6 +19,16 @@ Kernel = Literal["fused", "plain"]
 
 DTYPES: Mapping[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 """Torch's names of the precisions in a config."""
+
+
+def deterministic_kernels(device: torch.device) -> None:
+    """Settings of the process under which the same inputs give the same bits: a worker computes, and is measured, under them."""
+    torch.use_deterministic_algorithms(True)
+    # A guard against reading what nobody wrote, which nothing of ours does; it would cost 199 fills in a training step.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    if device.type == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what deterministic cuBLAS asks for
+        torch.backends.cuda.matmul.allow_tf32 = False
 
 
 class AttentionSwitch:
@@ -52,7 +63,7 @@ class PatchProjection(nn.Module):
         patches = x[:, :, : rows * p, : columns * q].reshape(n, channels, rows, p, columns, q)
         patches = patches.permute(0, 2, 4, 1, 3, 5).reshape(n, rows, columns, channels * p * q)
         with torch.autocast(x.device.type, enabled=False):
-            tokens = F.linear(patches, self.weight.flatten(1), self.bias)
+            tokens = F.linear(patches.to(self.weight.dtype), self.weight.flatten(1), self.bias)
         return tokens.permute(0, 3, 1, 2)
 
 

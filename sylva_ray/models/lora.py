@@ -139,6 +139,11 @@ class LoraStack:
         """See `CohortModel`."""
         return len(self._attention[torch.float32])
 
+    @property
+    def image_size(self) -> int:
+        """See `CohortModel`."""
+        return self.backbone.image_size
+
     # -- states ------------------------------------------------------------------------------------------------------
 
     def initial_state(self, rng: torch.Generator) -> dict[str, np.ndarray]:

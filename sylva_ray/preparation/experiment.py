@@ -41,12 +41,13 @@ class Prepared:
     setup_seconds: float
 
 
-def prepare(config: ExperimentConfig, run_dir: Path | None = None) -> Prepared:
+def prepare(config: ExperimentConfig, run_dir: Path | None = None, measure: bool = True) -> Prepared:
     """Load data and backbone, deal the images, try everything that could be wrong. Nothing is written.
 
     Args:
         config: every ``auto`` that the result depends on becomes a value.
         run_dir: where the run goes. If it holds one already, what that run chose for an ``auto`` is chosen again.
+        measure: whether to measure which precision and attention kernel are fastest; else float32 and the fused one.
 
     Raises:
         UserError: anything about the config that cannot run: one line with key, value and what to do.
@@ -63,7 +64,7 @@ def prepare(config: ExperimentConfig, run_dir: Path | None = None) -> Prepared:
     arrays |= {COMPANION + n: value for n, value in algorithm.companion_weights(fleet.num_classes).items()}
     model = build_model(algorithm, config, fleet.num_classes, arrays)
     states = meet(algorithm, model, config, fleet.num_classes, arrays)
-    config = resolve_compute(config, model, states, fleet.dataset.train.images.shape[-1])
+    config = resolve_compute(config, model, states, fleet.dataset.train.images.shape[-1], measure)
     phase2 = algorithm.parameters.phase2
     needs_chain = phase2.enabled and create_ranking(phase2.selection).needs_chain
     if needs_chain and isinstance(model, LoraStack) and model.num_blocks is None:

@@ -299,7 +299,9 @@ def _with_compute_choice(config: PretrainConfig, dataset: Dataset, resumed: Path
         model = FunctionalStack(create_backbone(config.backbone, dataset.num_classes).to(device))
         state = model.initial_state(generator(config.seed, "measurement"))
         params = to_parameters(as_client(state), device, torch.float32)
-        choice = fastest(model, params, dataset.train.images.shape[-1], device, training.threads)
+        kernel = training.attention
+        pinned = None if kernel == "auto" else AttentionKernels(float32=kernel, bfloat16=kernel)
+        choice = fastest(model, params, dataset.train.images.shape[-1], device, training.threads, pinned)
         precision = choice.precision if training.precision == "auto" else training.precision
         chosen = {"precision": precision, "attention": getattr(choice.attention, precision)}
     unset = {key: value for key, value in chosen.items() if getattr(training, key) == "auto"}

@@ -36,6 +36,7 @@ class SweepFolder:
         self.best = self.root / "best.yaml"
         self.pareto = self.root / "pareto"
         self.parent = self.root / "mlflow.json"
+        self.compute = self.root / "compute.yaml"
 
     def check(self, space: Space, resume: bool) -> None:
         """Whether the folder may become this sweep's, or is already. Writes nothing.

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from sylva_ray.config.experiment import ExperimentConfig
 from sylva_ray.core.errors import UserError
 from sylva_ray.core.sections import parse_fraction
 from sylva_ray.core.seeding import numpy_generator
@@ -147,7 +148,13 @@ def prepare_points(space: Space) -> None:
     """
     for values in _one_at_a_time(space):
         with _naming(values):
-            prepare(space.config(values, space.seeds[0]))
+            prepare(space.config(values, space.seeds[0]), measure=False)
+
+
+def measured_config(space: Space) -> ExperimentConfig:
+    """The first point, with its precision and attention kernels chosen by a measurement: the choice of the whole sweep."""
+    first = {key: parameter.values[0] for key, parameter in space.parameters.items()}
+    return prepare(space.config(first, space.seeds[0])).config
 
 
 def corners(space: Space) -> Iterable[dict[str, Any]]:

@@ -20,8 +20,8 @@ from sylva_ray.core.seeding import generator
 from sylva_ray.core.types import stack_states
 from sylva_ray.models import compute_choice
 from sylva_ray.models.backbone import create_backbone
-from sylva_ray.models.compute_choice import ComputeChoice, fastest
-from sylva_ray.models.kernels import DTYPES
+from sylva_ray.models.cohort import FunctionalStack, to_parameters
+from sylva_ray.models.compute_choice import ComputeChoice, can_run, fastest
 from sylva_ray.models.lora import LoraStack
 from sylva_ray.preparation import resolve
 from sylva_ray.preparation.experiment import prepare
@@ -38,20 +38,15 @@ BF16_PLAIN = ComputeChoice(
 )
 
 
-def chosen(monkeypatch, times: dict[str, float]) -> ComputeChoice:
+def chosen(monkeypatch, times: dict[tuple[str, str], float], pinned: AttentionKernels | None = None) -> ComputeChoice:
     """The choice where a step takes ``times``; the model cannot run in what is missing."""
     model = LoraStack(create_backbone(BackboneSection(), 3), LoraSection(rank=1))
-
-    def step(model, *_):
-        (precision,) = [name for name, dtype in DTYPES.items() if dtype == model.precision]
-        name = f"{precision} {getattr(model.kernels, precision)}"
-        if name not in times:
-            raise RuntimeError("expected m1 and m2 to have the same dtype")
-        return times[name]
-
-    monkeypatch.setattr(compute_choice, "_step_milliseconds", step)
+    monkeypatch.setattr(compute_choice, "_step_milliseconds", lambda *given: times.get(given[4]))
     params = {n: torch.from_numpy(v) for n, v in stack_states([model.initial_state(generator(0, "s"))]).items()}
-    return fastest(model, params, 32, torch.device("cpu"), 1)
+    return fastest(model, params, 32, torch.device("cpu"), 1, pinned)
+
+
+NAMES = (("float32", "fused"), ("float32", "plain"), ("bfloat16", "fused"), ("bfloat16", "plain"))
 
 
 @pytest.mark.parametrize(
@@ -65,15 +60,46 @@ def chosen(monkeypatch, times: dict[str, float]) -> ComputeChoice:
     ],
 )
 def test_a_choice_needs_a_margin(monkeypatch, times, precision, kernels):
-    names = ("float32 fused", "float32 plain", "bfloat16 fused", "bfloat16 plain")
-    choice = chosen(monkeypatch, dict(zip(names, times, strict=True)))
+    choice = chosen(monkeypatch, dict(zip(NAMES, times, strict=True)))
     assert (choice.precision, choice.attention.float32, choice.attention.bfloat16) == (precision, *kernels)
 
 
+def test_precisions_are_compared_at_the_kernels_that_were_asked_for(monkeypatch):
+    """bfloat16 is fast with plain attention only; with fused attention it must not be chosen."""
+    times = dict(zip(NAMES, (250, 255, 300, 100), strict=True))
+    fused = AttentionKernels(float32="fused", bfloat16="fused")
+    choice = chosen(monkeypatch, times, fused)
+    assert (choice.precision, choice.attention) == ("float32", fused)
+    assert ("bfloat16", "plain") not in choice.milliseconds
+    assert chosen(monkeypatch, times, AttentionKernels(bfloat16="plain")).precision == "bfloat16"
+
+
 def test_a_model_that_cannot_run_in_bfloat16_stays_in_float32(monkeypatch):
-    choice = chosen(monkeypatch, {"float32 fused": 2.0, "float32 plain": 2.0})
+    choice = chosen(monkeypatch, {("float32", "fused"): 2.0, ("float32", "plain"): 2.0})
     assert choice.precision == "float32"
-    assert list(choice.milliseconds) == ["float32 fused", "float32 plain"]
+    assert {precision for precision, _ in choice.milliseconds} == {"float32"}
+
+
+@pytest.mark.parametrize(
+    ("name", "full", "size"),
+    [
+        ("xcit_nano_12_p16_224", False, 32),  # its patch embedding returns a tuple
+        ("vit_tiny_r_s16_p8_224", True, 32),  # its projection follows a convolutional stem
+        ("resnet18", True, 32),  # no attention
+        ("swin_tiny_patch4_window7_224", False, 64),
+    ],
+)
+def test_other_architectures_run_in_bfloat16(name, full, size):
+    backbone = create_backbone(BackboneSection(name=name, image_size=None if "xcit" in name else size), 3)
+    model = (
+        FunctionalStack(backbone) if full else LoraStack(backbone, LoraSection(rank=1, target_modules=("attn.proj",)))
+    )
+    before = {key: value.clone() for key, value in backbone.state_dict().items()}
+    params = to_parameters(stack_states([model.initial_state(generator(0, "s"))]), "cpu", torch.float32)
+    for alternative in (("float32", "fused"), ("bfloat16", "fused"), ("bfloat16", "plain")):
+        assert can_run(model, params, size, torch.device("cpu"), alternative)
+    after = backbone.state_dict()
+    assert all(torch.equal(value, after[key]) for key, value in before.items())
 
 
 def test_a_real_measurement_is_complete_and_leaves_the_threads():
@@ -108,10 +134,7 @@ def test_what_is_asked_for_is_not_measured(monkeypatch):
 
 
 def test_bfloat16_that_cannot_run_is_refused(monkeypatch):
-    def refuse(*_):
-        raise RuntimeError("expected m1 and m2 to have the same dtype")
-
-    monkeypatch.setattr(compute_choice, "_step_milliseconds", refuse)
+    monkeypatch.setattr(compute_choice, "_step_milliseconds", lambda *_, **__: None)
     raw = AUTO | {"training": AUTO["training"] | {"precision": "bfloat16"}}
     with pytest.raises(UserError, match=r"training\.precision.*bfloat16.*float32 or auto"):
         prepare(build(ExperimentConfig, raw))

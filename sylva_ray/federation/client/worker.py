@@ -6,7 +6,6 @@ and another one does the same work again, with the same bits.
 
 from __future__ import annotations
 
-import os
 import resource
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -23,7 +22,7 @@ from sylva_ray.federation.context import Cohort
 from sylva_ray.federation.method import Method
 from sylva_ray.models.backbone import create_backbone
 from sylva_ray.models.cohort import CohortModel, FunctionalStack, to_parameters
-from sylva_ray.models.kernels import DTYPES
+from sylva_ray.models.kernels import DTYPES, deterministic_kernels
 from sylva_ray.models.lora import LoraStack
 from sylva_ray.transport.byzantine import attackers_of, flip_labels
 
@@ -98,15 +97,10 @@ class CohortWorker:
         self, algorithm: Method, config: ExperimentConfig, fleet: FleetData, backbone: Mapping[str, np.ndarray]
     ) -> None:
         torch.set_num_threads(config.cluster.threads_per_actor)
-        torch.use_deterministic_algorithms(True)
-        # only a guard against reading what nobody wrote, which nothing of ours does: 199 fills a training step
-        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         self.config, self.fleet = config, fleet
         self.attackers = attackers_of(config)
         self.device = torch.device(config.training.device)
-        if self.device.type == "cuda":
-            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what deterministic cuBLAS asks for
-            torch.backends.cuda.matmul.allow_tf32 = False
+        deterministic_kernels(self.device)
         model = build_model(algorithm, config, fleet.num_classes, backbone)
         assert isinstance(model, LoraStack | FunctionalStack)
         model.backbone.to(self.device)

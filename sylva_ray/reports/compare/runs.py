@@ -31,7 +31,6 @@ NO_SETTINGS = (
     "training.device",
     "training.cohort_size",
     "training.attention",
-    "evaluation.precision",
     "evaluation.every",
     "evaluation.max_samples",
     "evaluation.checks",
