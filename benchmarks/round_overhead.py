@@ -33,8 +33,10 @@ def main() -> None:
     import ray
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=6)
+    parser.add_argument("--rounds", type=int, default=6, help="the first warms up and is not counted")
     rounds = parser.parse_args().rounds
+    if rounds < 2:
+        parser.error(f"--rounds {rounds}: nothing would be counted; use at least 2")
     overrides = ["cluster.num_actors=1", f"training.rounds={rounds}", "evaluation.attacks=[]", "tracking.enabled=false"]
     prepared = prepare(load_config(CONFIG, overrides))
     config, fleet = prepared.config, prepared.fleet

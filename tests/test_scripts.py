@@ -1,0 +1,128 @@
+"""Every script of benchmarks/, examples/ and scripts/ starts, and runs once where that can be made small.
+
+The scripts in scripts/ run in full in `tests/execution/test_without_a_cloud.py`, the example in `tests/test_examples.py`.
+"""
+
+from __future__ import annotations
+
+import os
+import runpy
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+FOLDERS = ("benchmarks", "examples", "scripts")
+SCRIPTS = sorted(str(path.relative_to(ROOT)) for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
+
+SMALL = [
+    *("dataset.name=digits", "dataset.max_train=150", "dataset.max_test=60", "partition.num_clients=3"),
+    *("partition.min_samples=20", "partition.test_samples=10", "training.augment=none", "attack.steps=1"),
+]
+"""Changes of configs/cifar10.yaml that need no download and a few seconds."""
+
+
+def run(script: str | Path, *arguments: object) -> str:
+    """The output of a script that ends well, in a process of its own with one thread."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(ROOT / script), *map(str, arguments)]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    return done.stdout
+
+
+@pytest.fixture
+def run_here(monkeypatch, capsys):
+    """Run a script in this process, as most of a short start is the import of torch; returns its output."""
+
+    def call(script: str, *arguments: object) -> str:
+        path = ROOT / script
+        monkeypatch.setattr(sys, "argv", [str(path), *map(str, arguments)])
+        monkeypatch.syspath_prepend(str(path.parent))
+        runpy.run_path(str(path), run_name="__main__")
+        return capsys.readouterr().out
+
+    return call
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_script_explains_itself(script, run_here, capsys):
+    if "__main__" in (ROOT / script).read_text():
+        with pytest.raises(SystemExit) as end:
+            run_here(script, "--help")
+        assert not end.value.code
+        assert "usage:" in capsys.readouterr().out
+    else:  # imported by others
+        assert runpy.run_path(str(ROOT / script))["__doc__"]
+
+
+def test_step(run_here):
+    lines = run_here("benchmarks/step.py", "--images", 4, "--repeats", 1).splitlines()
+    assert [line.split()[:2] for line in lines[3:7]] == [
+        [precision, attention] for precision in ("float32", "bfloat16") for attention in ("fused", "plain")
+    ]
+
+
+def test_merging(run_here):
+    rows = run_here("benchmarks/merging.py", "--clients", 4, "--repeats", 1).splitlines()[2:]
+    assert [row.split(" | ")[:2] for row in rows] == [["| moved", "4"], ["| unrelated", "4"]]
+
+
+@pytest.mark.slow
+def test_sizing():
+    assert run("benchmarks/sizing.py", "--cohorts", 1).splitlines()[-1].startswith("| 1 | ")
+
+
+@pytest.mark.slow
+def test_cifar10_table_and_the_throughput_of_attacks_on_one_of_its_runs(tmp_path):
+    fast = ["cluster.pool=in_process", "tracking.enabled=false", "training.rounds=1", "algorithm.phase2.enabled=false"]
+    attacks = "evaluation.attacks=[{name: pgd, epsilon: 4/255, steps: 2}]"
+    table = run("benchmarks/cifar10_table.py", *SMALL, *fast, attacks, "--out", tmp_path).splitlines()[-7:]
+    first_cells = [line.split(" | ")[0].removeprefix("| ") for line in table[2:]]
+    assert first_cells == ["majority", "undefended", "per_lora", "sylva, phase 1", "sylva, phase 2"]
+    options = ["--images", 2, "--rounds", 1, "--clients", 2, "--only", "pgd20"]
+    throughput = run("benchmarks/evaluation_throughput.py", tmp_path / "sylva", *options).splitlines()
+    assert throughput[-2].startswith("| `pgd20-eps4` | ")
+
+
+@pytest.mark.slow
+def test_evaluation_precision():
+    rows = run("benchmarks/evaluation_precision.py", *SMALL, "--seeds", 0, "--rounds", 1).splitlines()[1:]
+    assert len(rows) == 5
+    assert all(0 <= float(row.split()[2]) <= 100 for row in rows)
+
+
+@pytest.mark.slow
+def test_sweep_tracking():
+    assert "whole run" in run("benchmarks/sweep_tracking.py", "--trials", 2, "--pairs", 1)
+
+
+@pytest.mark.slow
+def test_round_overhead():
+    assert "ratio" in run("benchmarks/round_overhead.py", "--rounds", 2)
+
+
+@pytest.mark.slow
+def test_startup():
+    assert "whole command" in run("benchmarks/startup.py", "--actors", 1)
+
+
+@pytest.mark.slow
+def test_one_method_of_the_ledger(tmp_path):
+    options = ["--scale", "smoke", "--method", "undefended", "--seeds", 1, "--workers", 1]
+    assert "undefended 0: benign" in run(
+        "benchmarks/methods/run.py", *options, "--out", tmp_path, "--results", tmp_path / "results"
+    )
+    assert (tmp_path / "results" / "undefended-0.json").is_file()
+
+
+@pytest.mark.slow
+def test_the_page_of_the_ledger_is_what_its_results_say(tmp_path):
+    """A copy, since the script writes beside itself."""
+    folder = shutil.copytree(ROOT / "benchmarks" / "methods", tmp_path / "methods")
+    (folder / "README.md").unlink()
+    run(folder / "table.py", "--runs", tmp_path / "no_runs")
+    assert (folder / "README.md").read_text() == (ROOT / "benchmarks" / "methods" / "README.md").read_text()
