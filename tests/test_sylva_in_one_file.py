@@ -1,0 +1,216 @@
+"""The package is equal to `examples/sylva_in_one_file.py`, a loop over ordinary PEFT models, after every stage.
+
+A run computes in float32: the backbone is loaded so, and a worker casts states when it takes them over and gives them
+back. The three functions that do this keep float64 here; all else is the public way: ``prepare``, ``run_prepared``, the
+run folder. States and values then differ by rounding alone (2e-13 was measured), and no decision differs. The values of
+coalitions are in no record, so a worker is asked for them.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+import pytest
+import timm
+import torch
+
+from examples import sylva_in_one_file as plain
+from sylva_ray.config.experiment import ExperimentConfig
+from sylva_ray.config.schema import build
+from sylva_ray.core.types import GameTask, stack_states
+from sylva_ray.execution.ray.driver import run_prepared
+from sylva_ray.federation.stages.layer_game.shapley import all_coalitions
+from sylva_ray.models.backbone import create_backbone
+from sylva_ray.models.cohort import to_arrays, to_parameters
+from sylva_ray.preparation.experiment import create_worker, prepare
+from sylva_ray.storage.run_folder import load_run
+
+SETTINGS = plain.Settings(
+    rank=2,
+    rounds=2,
+    epsilon=4 / 255,
+    steps=2,
+    benign_epochs=2,
+    benign_lr=0.01,
+    refine_lr=0.01,
+    attack_steps=2,
+    max_images=6,
+    dtype=torch.float64,
+)
+BACKBONE = {"name": "test_vit", "image_size": 32}
+"""Six blocks, 64 wide, four patches; its weights are drawn."""
+
+TOLERANCE = 1e-11
+"""Of states and values, absolute; parameters are of order 0.1. In float32 rounding alone would be 1e-8."""
+
+
+def config_of(s: plain.Settings) -> ExperimentConfig:
+    phase2 = {
+        "benign_epochs": s.benign_epochs,
+        "benign_lr": s.benign_lr,
+        "refine_epochs": s.refine_epochs,
+        "refine_lr": s.refine_lr,
+        "attack_steps": s.attack_steps,
+        "max_images": s.max_images,
+        "shrink_strength": s.shrink_strength,
+        "guard_tolerance": s.guard_tolerance,
+        "guard_confidence": s.guard_confidence,
+    }
+    return build(
+        ExperimentConfig,
+        {
+            "seed": s.seed,
+            "algorithm": {
+                "name": "sylva",
+                "head_warmup_lr": s.head_warmup_lr,
+                "epsilon_warmup": s.epsilon_warmup,
+                "phase2": phase2,
+            },
+            "dataset": {"name": "digits", "max_train": 150, "max_test": 60},
+            "partition": {"num_clients": 3, "min_samples": 30, "valid_fraction": 0.4, "test_samples": 12},
+            "backbone": BACKBONE,
+            "lora": {"rank": s.rank, "alpha": s.alpha},
+            "attack": {"epsilon": s.epsilon, "steps": s.steps},
+            "training": {
+                "rounds": s.rounds,
+                "batch_size": s.batch_size,
+                "lr": s.lr,
+                "weight_decay": s.weight_decay,
+                "clip_norm": s.clip_norm,
+                "precision": "float32",
+                "attention": "fused",
+            },
+            "evaluation": {"attacks": [{"epsilon": s.epsilon, "steps": 3}], "checks": False, "precision": "float32"},
+            "cluster": {"pool": "in_process"},
+            "tracking": {"enabled": False},
+        },
+    )
+
+
+def replace_everywhere(monkeypatch, function, replacement) -> None:
+    """Whatever module imported ``function``, under its own name."""
+    for name, module in list(sys.modules.items()):
+        if name.startswith("sylva_ray") and getattr(module, function.__name__, None) is function:
+            monkeypatch.setattr(module, function.__name__, replacement)
+
+
+def own_name(name: str) -> str:
+    """The package's name of a PEFT model's parameter."""
+    name = name.split("base_model.model.")[1].replace(".modules_to_save.default", "")
+    return name.replace(".default.weight", "")
+
+
+def arrays(client: plain.Client) -> dict[str, np.ndarray]:
+    return {own_name(name): value.numpy() for name, value in client.state().items()}
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory):
+    """One run by the package and one by the file: states and records of every stage, and both games."""
+    s = SETTINGS
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    made = prepare(config_of(s))
+    folder = tmp_path_factory.mktemp("package") / "run"
+    package, records = [], []
+
+    def note(event: dict) -> None:
+        if event["event"] == "record":
+            records.append(event["record"])
+            package.append(load_run(folder)[1])
+
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        replace_everywhere(monkeypatch, create_backbone, lambda *a, **k: create_backbone(*a, **k).double())
+        replace_everywhere(
+            monkeypatch, to_parameters, lambda stack, device, _: to_parameters(stack, device, torch.float64)
+        )
+        replace_everywhere(monkeypatch, to_arrays, lambda params: {n: v.numpy().copy() for n, v in params.items()})
+        summary = run_prepared(made, folder, False, note)
+        before_game = package[[record["stage"] for record in records].index("layer_game")]
+        task = GameTask(s.rounds + 2, (0, 1, 2), stack_states(before_game), all_coalitions(7))
+        played = create_worker(made.config, made.fleet, made.backbone).run(task).outcomes
+
+    vit = timm.create_model(BACKBONE["name"], img_size=BACKBONE["image_size"], num_classes=made.fleet.num_classes)
+    vit.load_state_dict({name: torch.from_numpy(value) for name, value in made.backbone.items()})
+    clients = [plain.Client(i, made.fleet.client(i), vit, s) for i in range(3)]
+    file, accuracies = [], []
+
+    def look() -> None:
+        file.append([arrays(client) for client in clients])
+        label = f"pgd3-eps{s.epsilon * 255:.4g}"
+        accuracies.append([[r.mean() for r in plain.answers(c, c.data.test, 3, label)] for c in clients])
+
+    plain.warm_up(clients)
+    look()
+    for round in range(1, s.rounds + 1):
+        near = plain.federated_round(clients, round)
+        look()
+    plain.local_epoch(clients)
+    look()
+    game = plain.layer_game(clients, near)
+    look()
+    kept = plain.refine(clients, game, near)
+    look()
+    return {
+        "package": package,
+        "file": file,
+        "records": records,
+        "accuracies": accuracies,
+        "summary": summary,
+        "played": played,
+        "near": near,
+        "game": game,
+        "kept": kept,
+    }
+
+
+STAGES = ["warmup", "phase1", "phase1", "personalise", "layer_game", "phase2"]
+
+
+def test_the_stages_are_the_same(both):
+    assert [record["stage"] for record in both["records"]] == STAGES
+
+
+@pytest.mark.parametrize("step", range(len(STAGES)), ids=[f"{i} {stage}" for i, stage in enumerate(STAGES)])
+def test_every_clients_state_is_the_same_after_every_stage(both, step):
+    for ours, theirs in zip(both["package"][step], both["file"][step], strict=True):
+        assert ours.keys() == theirs.keys()
+        for name, value in theirs.items():
+            assert ours[name].dtype == np.float64
+            np.testing.assert_allclose(ours[name], value, rtol=0, atol=TOLERANCE, err_msg=name)
+
+
+def test_neighbours_are_the_same(both):
+    (noted,) = [record["neighbours"] for record in both["records"] if "neighbours" in record]
+    dense = np.zeros((3, 3))
+    np.put_along_axis(dense, np.array(noted["members"]), np.array(noted["weights"]), axis=1)
+    np.testing.assert_allclose(both["near"], dense, atol=TOLERANCE)
+
+
+def test_coalition_and_shapley_values_are_the_same(both):
+    game, summary = both["game"], both["summary"]["layer_game"]
+    for values, benign, outcome in zip(game.values, game.benign, both["played"], strict=True):
+        np.testing.assert_allclose(outcome.values, values, rtol=0, atol=TOLERANCE)
+        for name, value in benign.items():
+            np.testing.assert_allclose(outcome.benign_state[own_name(name)], value.numpy(), rtol=0, atol=TOLERANCE)
+    for column, key in enumerate(("shapley_benign", "shapley_robust")):
+        assert np.abs(game.shapley[:, :, column]).max() > 1e-3
+        np.testing.assert_allclose(summary[key], game.shapley[:, :, column], rtol=0, atol=TOLERANCE)
+
+
+def test_every_decision_is_the_same_and_something_is_decided(both):
+    game, summary = both["game"], both["summary"]["layer_game"]
+    assert summary["candidates"] == [len(rows) for rows in game.candidates]
+    assert np.array_equal(summary["selected"], game.selected)
+    assert summary["refined_epochs"] == both["kept"]
+    accepted, proposed = np.sum(game.selected), sum(rows[-1].sum() for rows in game.candidates)
+    assert 0 < accepted < proposed, "the guard refuses something, but not everything"
+    assert 0 < sum(both["kept"]) < 3 * SETTINGS.refine_epochs
+
+
+def test_accuracies_are_the_same(both):
+    for record, accuracies in zip(both["records"], both["accuracies"], strict=True):
+        if record["evaluation"]:
+            benign, attacked = (record["evaluation"][condition]["accuracy"] for condition in record["evaluation"])
+            assert np.array_equal(np.transpose([benign, attacked]), accuracies)
