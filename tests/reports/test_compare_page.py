@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
-from synthetic_run import make_config, make_run
 
 from sylva_ray import cli
 from sylva_ray.config.experiment import ExperimentConfig
@@ -25,6 +24,7 @@ from sylva_ray.reports.compare.tables import page, plot
 from sylva_ray.reports.figures.labels import place_labels, text_extents
 from sylva_ray.reports.figures.style import LIGHT, svg
 from sylva_ray.reports.pages.compare import MAX_NAME, Panel, Point, draw, render
+from tests.reports.synthetic_run import make_config, make_run
 
 
 def experiment(method: str = "sylva", seed: int = 0, **sections: Any) -> ExperimentConfig:
@@ -278,7 +278,12 @@ def summaries(methods: list[str], num_seeds: int = 2) -> list[dict[str, Any]]:
 
 
 def test_the_page_is_self_contained_and_complete() -> None:
-    rows = compare(summaries(["sylva", "local_lora", "undefended"]))
+    described = {
+        "partition": {"num_clients": 10},
+        "evaluation": {"attacks": [{"epsilon": "4/255"}, {"epsilon": "8/255"}]},
+    }
+    runs = [run | {"config": described} for run in summaries(["sylva", "local_lora", "undefended"])]
+    rows = compare(runs)
     html = render(page(rows, ["runs/x has not finished and is left out"]))
     tags = Tags(html)
     assert not {"script", "link", "iframe", "object", "img"} & set(tags.tags)
