@@ -1,4 +1,4 @@
-"""What the attacks of a run are called in reports: files name them by label, and the run's configuration says what each is."""
+"""What attacks are called in reports: files name them by label, and a run's configuration says what each of them is."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def titles_of(specs: Iterable[AttackSpec]) -> dict[str, str]:
 
 
 def specs_of_config(config: Any) -> tuple[AttackSpec, ...]:
-    """Read the evaluation's attacks off a run's configuration; none where it is missing or today's schema refuses it."""
+    """Read the evaluation's attacks off a run's config; none where it is missing or today's schema refuses it."""
     try:
         return tuple(attack.spec() for attack in _ATTACKS.validate_python(config["evaluation"]["attacks"]))
     except (KeyError, TypeError, ValidationError):

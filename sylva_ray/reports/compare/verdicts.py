@@ -41,8 +41,11 @@ def title_of(rows: Sequence[Row], attack: str) -> str:
 
 
 def strongest_attack(rows: Sequence[Row]) -> str | None:
-    """Find, of the attacks that every row was measured under, the one of the largest epsilon, then of most steps, then listed
-    last. An attack that no row's config describes comes before all others."""
+    """Find the strongest of the attacks that every row was measured under; None where there is none.
+
+    It has the largest epsilon, then the most steps, then it is listed last. An attack that no config describes is
+    weaker than all others.
+    """
     rows = methods_of(rows)
     shared = [attack for attack in attacks_of(rows) if all(attack in row.attacks for row in rows)]
     return max(reversed(shared), key=lambda attack: _strength(_spec_of(rows, attack)), default=None)
