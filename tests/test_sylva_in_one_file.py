@@ -18,9 +18,10 @@ import torch
 from examples import sylva_in_one_file as plain
 from sylva_ray.config.experiment import ExperimentConfig
 from sylva_ray.config.schema import build
-from sylva_ray.core.types import GameTask, stack_states
+from sylva_ray.core.types import stack_states
 from sylva_ray.execution.ray.driver import run_prepared
 from sylva_ray.federation.stages.layer_game.shapley import all_coalitions
+from sylva_ray.federation.stages.layer_game.tasks import GameTask
 from sylva_ray.models.backbone import create_backbone
 from sylva_ray.models.cohort import to_arrays, to_parameters
 from sylva_ray.preparation.experiment import create_worker, prepare

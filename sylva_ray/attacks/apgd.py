@@ -1,5 +1,5 @@
-"""Auto-PGD (Croce and Hein 2020, "Reliable Evaluation of Adversarial Robustness with an Ensemble of Diverse Parameter-free
-Attacks"): PGD with momentum, whose step is halved, from the best point so far, whenever progress stalls.
+"""Auto-PGD (Croce and Hein 2020, "Reliable Evaluation of Adversarial Robustness with an Ensemble of Diverse
+Parameter-free Attacks"): PGD with momentum, whose step is halved, from the best point so far, whenever progress stalls.
 """
 
 from __future__ import annotations
@@ -166,7 +166,10 @@ def _look(path: _Path, value: torch.Tensor, gradient: torch.Tensor) -> _Path:
 
 
 def _check(path: _Path, since: int) -> _Path:
-    """Halve the step, and go back to the best point, where too few steps helped or the best has not changed at a kept step."""
+    """Halve the step and go back to the best point where progress stalls.
+
+    It does where too few steps helped, or where the best has not changed since a checkpoint that kept the step.
+    """
     stalled = (path.best_value <= path.value_at_check) & ~path.halved_at_check
     halved = (path.rises <= since * IMPROVED) | stalled
     return replace(

@@ -1,5 +1,5 @@
-"""AutoAttack (Croce and Hein 2020, "Reliable Evaluation of Adversarial Robustness with an Ensemble of Diverse Parameter-free
-Attacks"): the standard ensemble, each part on the survivors of the ones before it.
+"""AutoAttack (Croce and Hein 2020, "Reliable Evaluation of Adversarial Robustness with an Ensemble of Diverse
+Parameter-free Attacks"): the standard ensemble, each part on the survivors of the ones before it.
 """
 
 from __future__ import annotations

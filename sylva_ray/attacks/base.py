@@ -1,4 +1,4 @@
-"""What an evaluation attack is: its settings, how it runs and what it is called. `ATTACKS` is the table of all of them."""
+"""What an evaluation attack is: its settings, how it runs and what it is called; and `ATTACKS`, the table of all."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""CW-Linf: PGD on the margin of Carlini and Wagner (2017, "Towards Evaluating the Robustness of Neural Networks", kappa 0)."""
+"""CW-Linf: PGD on the margin (Carlini and Wagner 2017, "Towards Evaluating the Robustness of Neural Networks")."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sylva_ray.core.types import AttackSpec
 
 @register
 class CwAttack(LinfAttack):
-    """PGD on the margin in the L-infinity ball."""
+    """PGD on the margin (kappa 0) in the L-infinity ball."""
 
     name: Literal["cw"] = "cw"
     steps: int = Field(50, ge=1)

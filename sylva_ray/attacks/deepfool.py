@@ -1,5 +1,5 @@
-"""DeepFool (Moosavi-Dezfooli et al. 2016, "DeepFool: A Simple and Accurate Method to Fool Deep Neural Networks"): the nearest
-adversarial image in L2. With a budget it also reports which images are robust within it.
+"""DeepFool (Moosavi-Dezfooli et al. 2016, "DeepFool: A Simple and Accurate Method to Fool Deep Neural Networks"): the
+nearest adversarial image in L2. With a budget it also reports which images are robust within it.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ class DeepFoolAttack(Attack):
 
     @classmethod
     def run(cls, state: AttackState, spec: AttackSpec, draws: ImageDraws) -> None:
-        """Take at most ``spec.steps`` steps to the nearest linearised boundary; their sum, times 1 + overshoot, is tried.
+        """Take at most ``spec.steps`` steps to the nearest linearised boundary.
 
-        Answers are those of the model's own precision.
+        Their sum, times 1 + overshoot, is tried. Answers are those of the model's own precision.
         """
         del draws
         reach = 1 + cls.option(spec, "overshoot")

@@ -1,5 +1,6 @@
-"""FAB, targeted (Croce and Hein 2020, "Minimally Distorted Adversarial Examples with a Fast Adaptive Boundary Attack"), for the
-L-infinity norm: steps onto the linearised boundary, pulled towards the original image, and back along the line once across.
+"""FAB, targeted (Croce and Hein 2020, "Minimally Distorted Adversarial Examples with a Fast Adaptive Boundary Attack"),
+for the L-infinity norm: steps onto the linearised boundary, pulled towards the original image, and back along the line
+once across.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from sylva_ray.core.seeding import ImageDraws
 from sylva_ray.core.types import AttackSpec
 
 ETA, ALPHA, BETA = 1.05, 0.1, 0.9
-"""Overshoot, largest pull towards the original, and how much of the way is kept after a success: AutoAttack's constants."""
+"""Overshoot, largest pull towards the original, share of the way that is kept after a success: as in AutoAttack."""
 
 
 @register
@@ -87,10 +88,11 @@ def _run_once(
 
 
 def nearest_on_plane(z: torch.Tensor, w: torch.Tensor, rise: torch.Tensor) -> torch.Tensor:
-    """The shortest d in L-infinity with ``w . d = rise`` and ``z + d`` in [0, 1]; all the way to the corner where none is enough.
+    """The shortest d in L-infinity with ``w . d = rise`` and ``z + d`` in [0, 1]; all the way to the corner where none
+    is enough.
 
-    Every coordinate moves by min(t, its room) in the direction that helps, so w . d is piecewise linear in t and its knots are
-    the sorted rooms."""
+    Every coordinate moves by min(t, its room) in the direction that helps, so w . d is piecewise linear in t and its
+    knots are the sorted rooms."""
     n = len(z)
     flat_w, flat_z, need = w.flatten(1), z.flatten(1), rise.abs()
     direction = (flat_w.sign() * rise.sign()[:, None]).to(flat_z.dtype)

@@ -1,7 +1,8 @@
 """Projected gradient descent (Madry et al. 2018, "Towards Deep Learning Models Resistant to Adversarial Attacks").
 
-`pgd` is the attack that training defends against, in L-infinity and on any objective: only the gradient with respect to the input
-is taken, for the inner loop needs no weight gradient. `PgdAttack` is the evaluation attack, in which every iterate counts.
+`pgd` is the attack that training defends against, in L-infinity and on any objective: only the gradient with respect to
+the input is taken, for the inner loop needs no weight gradient. `PgdAttack` is the evaluation attack, in which every
+iterate counts.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Every evaluation attack by name, what it is called, and `attack_stack`, which runs any of them on a stack of clients."""
+"""Every evaluation attack by name and title, and `attack_stack`, which runs any of them on a stack of clients."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""SparseFool (Modas et al. 2019, "SparseFool: A Few Pixels Make a Big Difference"): an adversarial image that differs in few
-pixels. With a budget it also reports which images are robust within it.
+"""SparseFool (Modas et al. 2019, "SparseFool: A Few Pixels Make a Big Difference"): an adversarial image that differs
+in few pixels. With a budget it also reports which images are robust within it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ LEAST_MOVE = 1e-4
 
 @register
 class SparseFoolAttack(Attack):
-    """Few pixels; ``reach`` times DeepFool's step to the boundary; with ``epsilon``, what is robust within so many pixels."""
+    """Few pixels; ``reach`` times DeepFool's step to the boundary; with ``epsilon``, what is robust within as many."""
 
     name: Literal["sparsefool"] = "sparsefool"
     steps: int = Field(20, ge=1)
@@ -38,10 +38,11 @@ class SparseFoolAttack(Attack):
 
     @classmethod
     def run(cls, state: AttackState, spec: AttackSpec, draws: ImageDraws) -> None:
-        """Go, at most ``spec.steps`` times, ``reach`` times as far as DeepFool's boundary, along the coordinates that count most.
+        """Go ``reach`` times as far as DeepFool's boundary, at most ``spec.steps`` times.
 
-        As with the authors, each time starts where the last one ended, and what is tried is that point's way from the image,
-        times 1 + overshoot. Answers are those of the model's own precision.
+        The way leads along the coordinates that count most. As with the authors, each time starts where the last one
+        ended, and what is tried is that point's way from the image, times 1 + overshoot. Answers are those of the
+        model's own precision.
         """
         del draws
         overshoot, reach = cls.option(spec, "overshoot"), cls.option(spec, "reach")
@@ -60,8 +61,8 @@ class SparseFoolAttack(Attack):
 
 
 def sparse_step(z: torch.Tensor, normal: torch.Tensor, rise: torch.Tensor) -> torch.Tensor:
-    """Move as few coordinates as possible so that ``normal . (z' - z) >= rise`` inside [0, 1]: the largest ``|normal|`` first,
-    each to its bound, the last one as far as needed."""
+    """Move as few coordinates as possible so that ``normal . (z' - z) >= rise`` inside [0, 1]: the largest ``|normal|``
+    first, each to its bound, the last one as far as needed."""
     flat, weight = z.flatten(1), normal.flatten(1)
     room = torch.where(weight > 0, 1 - flat, flat) * (weight != 0)
     size, order = weight.abs().sort(dim=1, descending=True)

@@ -1,5 +1,5 @@
-"""Square Attack (Andriushchenko et al. 2020), L-infinity: random search with squares; needs no gradient, so it finds what
-gradient attacks miss where gradients are masked.
+"""Square Attack (Andriushchenko et al. 2020), L-infinity: random search with squares; needs no gradient, so it finds
+what gradient attacks miss where gradients are masked.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ class SquareAttack(LinfAttack):
     def run(cls, state: AttackState, spec: AttackSpec, draws: ImageDraws) -> None:
         """Ask ``spec.steps`` queries per image.
 
-        It keeps what is better by however little, so it computes in the model's own precision: in bfloat16 the robust accuracy of
-        1,000 images came out 1.5 points too high (`benchmarks/evaluation_precision.py`).
+        It keeps what is better by however little, so it computes in the model's own precision: in bfloat16 the robust
+        accuracy of 1,000 images came out 1.5 points too high (`benchmarks/evaluation_precision.py`).
         """
         with state.exact():
             _random_search(state, spec.epsilon, spec.steps, cls.option(spec, "p_init"), draws)
@@ -71,7 +71,7 @@ def _random_search(state: AttackState, epsilon: float, queries: int, p_init: flo
 
 
 def share_of_pixels(query: int, queries: int, initial: float) -> float:
-    """The schedule of the paper, stretched to the number of queries as in its code (AutoAttack's does not stretch it)."""
+    """The schedule of the paper, stretched to the number of queries as in its code (unlike AutoAttack's)."""
     scaled = int(query / queries * 10_000)
     return initial / 2 ** sum(scaled > at for at in HALVED_AT)
 

@@ -1,8 +1,8 @@
 """What every evaluation attack works on: the images of a stack of clients, and which of them are still robust.
 
-An attack asks an `AttackState` for logits and gradients, and every point that it asks about is recorded: where it lies within
-the budget and its owner's model answers wrongly, the attack has succeeded on that image, which leaves it. So success is per
-image, the worst case over attacks is per image, and a cascade is several attacks on one state.
+An attack asks an `AttackState` for logits and gradients, and every point that it asks about is recorded: where it lies
+within the budget and its owner's model answers wrongly, the attack has succeeded on that image, which leaves it. So
+success is per image, the worst case over attacks is per image, and a cascade is several attacks on one state.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ class AttackState:
         model, params, owner: the stack; ``owner [N]`` sorted, on the CPU.
         x, y: ``[N, 3, H, W]`` in [0, 1] and ``[N]``.
         epsilon, norm: the budget; infinite for attacks that look for the nearest adversarial image.
-        precision: in which the attack computes; None: in the model's own. Whatever it is, a success counts only where the
-            model's own precision confirms it, and what is not confirmed is attacked further.
+        precision: in which the attack computes; None: in the model's own. Whatever it is, a success counts only where
+            the model's own precision confirms it, and what is not confirmed is attacked further.
 
     Attributes:
         answers: ``[N]``, the wrong class where the attack succeeded, else the label.
@@ -50,7 +50,7 @@ class AttackState:
         distance: ``[N]``, of that point, in ``norm``; infinite where there is none.
         is_robust: ``[N] bool``, where no attack has succeeded yet.
         forwards, backwards: images that went through the model.
-        clean: ``[N, num_classes]`` logits of the images themselves; one that is misclassified is a success at distance 0.
+        clean: ``[N, num_classes]`` logits of the images themselves; a misclassified one is a success at distance 0.
     """
 
     def __init__(

@@ -1,6 +1,7 @@
 """How a user names an evaluation attack: in a config (``evaluation.attacks``), and as ``--attack NAME:k=v,...``.
 
-Every attack has keys of its own (`sylva_ray.attacks.base.Attack`); a key that it does not have is refused, with the nearest one.
+Every attack has keys of its own (`sylva_ray.attacks.base.Attack`); a key that it does not have is refused, with the
+nearest one.
 """
 
 from __future__ import annotations

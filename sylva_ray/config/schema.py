@@ -1,7 +1,7 @@
 """Pages of YAML that become frozen, checked objects; and errors that are one line.
 
-`build` turns the first problem into a `UserError` that names the dotted key, its value and what is allowed, with the nearest key
-where one was misspelt. The objects are `sylva_ray.core.sections.Section`.
+`build` turns the first problem into a `UserError` that names the dotted key, its value and what is allowed, with the
+nearest key where one was misspelt. The objects are `sylva_ray.core.sections.Section`.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ class Section(BaseModel):
 
     @classmethod
     def kinds(cls) -> Sequence[type[Section]]:
-        """List the sections that may stand where this one is declared: a family overrides it, told apart by ``name``."""
+        """List the sections that may stand where this one is declared: several for a family told apart by ``name``."""
         return [cls]
 
 

@@ -39,9 +39,9 @@ def numpy_generator(seed: int, purpose: str, client: int = -1, round: int = -1) 
 class ImageDraws:
     """Random numbers that depend on the image and on what they are for, and on nothing else.
 
-    An attack drops images as they fall, and a fleet is cut into cohorts and windows in many ways; a stream shared by a batch
-    would give every image other numbers each time. Here number j of an image is a hash of (its key, stream index, j): SplitMix64
-    (Steele et al. 2014), 24 bits of it as a float in [0, 1).
+    An attack drops images as they fall, and a fleet is cut into cohorts and windows in many ways; a stream shared by a
+    batch would give every image other numbers each time. Here number j of an image is a hash of (its key, stream index,
+    j): SplitMix64 (Steele et al. 2014), 24 bits of it as a float in [0, 1).
     """
 
     def __init__(self, keys: torch.Tensor) -> None:

@@ -323,7 +323,7 @@ class _Work:
         }
 
     def gallery(self) -> list[dict[str, Any]]:
-        """The adversarial images that had to move least: pixels (``[3, H, W]`` of 0..255, one digit kept), labels, distance."""
+        """The adversarial images that moved least: pixels (``[3, H, W]`` of 0..255, one decimal), labels, distance."""
         attack = gallery_attack(self.request.epsilon)
         tasks = [EvaluateTask(self.round, c, self._stack(c), (attack,), GALLERY_IMAGES, 0, True) for c in self.cohorts]
         shown = []

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import binomtest
 
+from sylva_ray.attacks.base import INFINITE, epsilon_text
 from sylva_ray.core.types import AttackSpec
 from sylva_ray.metrics.accuracy import accuracy, balanced_accuracy, spread
 
@@ -78,9 +79,8 @@ def attack_row(spec: AttackSpec, measured: Measured, left_out: Sequence[int]) ->
     row = condition_row(measured.answers[label], measured.labels, left_out)
     distances = np.concatenate(measured.distances[label])
     cost = measured.costs[label]
-    settings = {k: v for k, v in asdict(spec).items() if not (isinstance(v, float) and np.isinf(v))}
     row |= {
-        "settings": settings,
+        "settings": settings_of(spec),
         "median_distance": float(np.median(distances)) if np.isfinite(np.median(distances)) else None,
         "forwards": cost.forwards,
         "backwards": cost.backwards,
@@ -88,6 +88,17 @@ def attack_row(spec: AttackSpec, measured: Measured, left_out: Sequence[int]) ->
         "images_per_second": cost.timed_images / cost.seconds if cost.seconds else None,
     }
     return row
+
+
+def settings_of(spec: AttackSpec) -> dict[str, Any]:
+    """Return a spec as ``evaluation.json`` holds it: an infinite budget is left out."""
+    return {key: value for key, value in asdict(spec).items() if not (isinstance(value, float) and np.isinf(value))}
+
+
+def spec_of_settings(settings: Mapping[str, Any]) -> AttackSpec:
+    """Rebuild a spec from `settings_of` it, which may have gone through JSON."""
+    options = tuple((key, value) for key, value in settings.get("options", ()))
+    return AttackSpec(**{"epsilon": INFINITE} | dict(settings) | {"options": options})
 
 
 def worst_cases(specs: Sequence[AttackSpec], measured: Measured, left_out: Sequence[int]) -> dict[str, Any]:
@@ -117,7 +128,7 @@ def worst_answers(measured: Measured, conditions: Sequence[str]) -> list[np.ndar
 
 def budget_name(spec: AttackSpec) -> str:
     """``linf-eps8`` (of 255), ``l2-eps0.5``, ``l0-eps20``."""
-    return f"{spec.norm}-eps{spec.epsilon * (255 if spec.norm == 'linf' else 1):.4g}"
+    return f"{spec.norm}-eps{epsilon_text(spec)}"
 
 
 def per_class(measured: Measured, worst: PerClient, num_classes: int) -> dict[str, list[float | None]]:

@@ -1,6 +1,8 @@
-"""Measurements behind the checks: is the gradient alive, is the answer a function, does the attack find what is surely there.
+"""Measurements behind the checks: is the gradient alive, is the answer a function, does the attack find what is surely
+there.
 
-They see a `CohortModel` and nothing else, so that a model which cheats in any way behind that seam can be held up to them.
+They see a `CohortModel` and nothing else, so that a model which cheats in any way behind that seam can be held up to
+them.
 """
 
 from __future__ import annotations
@@ -35,9 +37,9 @@ def gradient_health(
 ) -> dict[str, torch.Tensor]:
     """Of every image, ``[N]`` float each.
 
-    ``zero_gradient``: 1 where the loss has no gradient at all; ``rises``: 1 where the loss is not smaller after ``spec`` than
-    before it; ``difference``: largest difference between logits of `PASSES` forwards; ``probabilities``: 1 where the "logits"
-    are non-negative and sum to 1.
+    ``zero_gradient``: 1 where the loss has no gradient at all; ``rises``: 1 where the loss is not smaller after
+    ``spec`` than before it; ``difference``: largest difference between logits of `PASSES` forwards; ``probabilities``:
+    1 where the "logits" are non-negative and sum to 1.
     """
     logits = model.forward(params, x, owner)
     first, gradient = loss_gradient(model, params, x, y, owner)
@@ -77,16 +79,17 @@ def binarization_test(
     spec: AttackSpec,
     draws: ImageDraws,
 ) -> dict[str, torch.Tensor]:
-    """Run S13: an attack must find an adversarial point that is known to exist (Zimmermann et al. 2022, "Increasing Confidence in
-    Adversarial Robustness Evaluations").
+    """Run S13: an attack must find an adversarial point that is known to exist.
 
-    On top of every image's logits sits a binary read-out d . z, d the direction in which one of `PLANTED` random corners of
+    The test is that of Zimmermann et al. (2022, "Increasing Confidence in Adversarial Robustness Evaluations"). On top
+    of every image's logits sits a binary read-out d . z, d the direction in which one of `PLANTED` random corners of
     the ball is furthest from the points inside; its threshold lies half way between that corner and the highest of the
     image itself and points within `INSIDE` epsilon. So the corner is adversarial, by construction.
 
     Returns:
-        ``[N]`` float each: ``planted`` (1 where such a corner exists: the read-out separates it), ``found`` (the attack got above
-        the threshold), ``by_chance`` (random search got above it with as many corners as the attack has steps).
+        ``[N]`` float each: ``planted`` (1 where such a corner exists: the read-out separates it), ``found`` (the attack
+        got above the threshold), ``by_chance`` (random search got above it with as many corners as the attack has
+        steps).
     """
     with torch.no_grad():
         clean = model.forward(params, x, owner)

@@ -9,11 +9,11 @@ from typing import Any
 from jinja2 import ChoiceLoader, FileSystemLoader
 from markupsafe import Markup
 
+from sylva_ray.attacks.registry import attack_title
 from sylva_ray.core.credentials import mask_credentials
 from sylva_ray.reports.compare.rows import short_key
 from sylva_ray.reports.figures.style import DARK, LIGHT, svg
 from sylva_ray.reports.pages.run import page_environment
-from sylva_ray.reports.pages.wording import attack_title
 from sylva_ray.sweeps.plots import DESCRIPTIONS, figures
 from sylva_ray.sweeps.points import corners, value_text
 from sylva_ray.sweeps.results import Sweep, shown_metrics, value_cell
@@ -31,7 +31,7 @@ def _view(sweep: Sweep) -> dict[str, Any]:
     space = sweep.space
     metrics = shown_metrics(space)
     config = space.config(next(iter(corners(space))), space.seeds[0])
-    attacks = [spec.label for spec in config.evaluation.specs]
+    attacks = config.evaluation.specs
     return {
         "light": LIGHT,
         "dark": DARK,

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
+import textwrap
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -11,7 +14,7 @@ import torch
 import yaml
 from pydantic import Field
 
-from sylva_ray.attacks.base import LinfAttack, register
+from sylva_ray.attacks.base import Attack, LinfAttack, register
 from sylva_ray.attacks.registry import ATTACKS, attack_stack, attack_title
 from sylva_ray.attacks.state import AttackState
 from sylva_ray.config.attacks import parse_attack
@@ -107,6 +110,33 @@ def test_it_is_unknown_where_it_is_not_registered():
 def test_a_name_is_registered_once(toy):
     with pytest.raises(ValueError, match="two attacks are named 'darker'"):
         register(toy)
+
+
+FILE = """
+from typing import ClassVar, Literal
+from sylva_ray.attacks.base import LinfAttack, register
+from sylva_ray.attacks.state import AttackState
+from sylva_ray.core.seeding import ImageDraws
+from sylva_ray.core.types import AttackSpec
+
+"""
+READER = """
+import sys, sylva_ray.attacks
+sylva_ray.attacks.__path__.append(sys.argv[1])
+from sylva_ray.attacks.registry import attack_title
+from sylva_ray.config.attacks import parse_attack
+spec = parse_attack("one_step_back:epsilon=4/255")
+print(spec.label, attack_title(spec), sep=", ")
+"""
+
+
+def test_a_file_in_the_package_is_all_that_a_new_attack_needs(tmp_path):
+    """The file is the example that the contract's docstring shows."""
+    _, _, example = (Attack.__doc__ or "").partition("::\n")
+    (tmp_path / "one_step_back.py").write_text(FILE + textwrap.dedent(example.partition("    Attributes:")[0]))
+    command = [sys.executable, "-c", READER, str(tmp_path)]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert result.stdout == "one_step_back1-eps4, one step back-1 at epsilon 4/255\n"
 
 
 @pytest.mark.parametrize("name", sorted(ATTACKS))

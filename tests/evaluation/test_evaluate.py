@@ -16,7 +16,7 @@ from sylva_ray.core.errors import UserError
 from sylva_ray.evaluation.plan import Request, suite
 from sylva_ray.evaluation.request import Extras, build_request
 from sylva_ray.evaluation.run import PARTS, assess, prepare_assessment, write_assessment
-from sylva_ray.evaluation.tables import Measured, interval, worst_answers
+from sylva_ray.evaluation.tables import Measured, interval, settings_of, spec_of_settings, worst_answers
 from sylva_ray.execution.in_process import InProcessPool
 from sylva_ray.execution.ray.driver import run_prepared
 from sylva_ray.federation.summary import threat_model
@@ -269,3 +269,10 @@ def test_a_surrogate_of_another_kind_is_refused(run_dir, tmp_path):
     run_prepared(prepare(build(ExperimentConfig, TINY | sections)), tmp_path / "other", False, lambda _: None)
     with pytest.raises(UserError, match="other clients or another kind of model"):
         prepare_assessment(run_dir, None, [tmp_path / "other"], [])
+
+
+@pytest.mark.parametrize("epsilon", [EPSILON, 0.0])
+def test_the_settings_in_the_file_say_which_attack_it_was(epsilon):
+    specs = suite("full", epsilon, 10)
+    assert any(np.isinf(spec.epsilon) for spec in specs)
+    assert [spec_of_settings(json.loads(json.dumps(settings_of(spec)))) for spec in specs] == list(specs)

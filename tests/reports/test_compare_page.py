@@ -278,7 +278,12 @@ def summaries(methods: list[str], num_seeds: int = 2) -> list[dict[str, Any]]:
 
 
 def test_the_page_is_self_contained_and_complete() -> None:
-    rows = compare(summaries(["sylva", "local_lora", "undefended"]))
+    described = {
+        "partition": {"num_clients": 10},
+        "evaluation": {"attacks": [{"epsilon": "4/255"}, {"epsilon": "8/255"}]},
+    }
+    runs = [run | {"config": described} for run in summaries(["sylva", "local_lora", "undefended"])]
+    rows = compare(runs)
     html = render(page(rows, ["runs/x has not finished and is left out"]))
     tags = Tags(html)
     assert not {"script", "link", "iframe", "object", "img"} & set(tags.tags)

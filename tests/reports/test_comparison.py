@@ -22,6 +22,18 @@ from sylva_ray.reports.compare.tables import csv_text, plot, remarks, terminal_t
 from sylva_ray.reports.compare.verdicts import dominance, footnotes, notes, sentences, strongest_attack, warnings
 
 ATTACKS = ("pgd20-eps4", "pgd20-eps8")
+SETTINGS: dict[str, dict[str, Any]] = {
+    "fgsm-eps8": {"name": "fgsm"},
+    "pgd10-eps8": {"steps": 10},
+    "pgd20-eps4": {"epsilon": "4/255"},
+    "pgd20-eps8": {},
+    "pgd20-eps12": {"epsilon": "12/255"},
+    "pgd20-margin-eps8": {"loss": "margin"},
+    "pgd20x5-margin-eps8": {"loss": "margin", "restarts": 5},
+    "pgd50-eps4": {"steps": 50, "epsilon": "4/255"},
+    "deepfool50-l2": {"name": "deepfool"},
+}
+"""What ``evaluation.attacks`` says of each attack here."""
 
 
 def accuracies(benign: list[float], robust: list[float], attacks: tuple[str, ...] = ATTACKS) -> dict[str, Any]:
@@ -386,11 +398,17 @@ def test_a_lead_within_the_spread_over_seeds_is_called_so(lead: float, close: bo
         (("pgd20-eps8", "pgd20x5-margin-eps8"), "pgd20x5-margin-eps8"),
         (("pgd20-eps8", "pgd20-margin-eps8"), "pgd20-margin-eps8"),
         (("pgd20-eps12", "pgd20-eps8"), "pgd20-eps12"),
+        (("deepfool50-l2", "pgd20-eps8"), "pgd20-eps8"),
         ((), None),
     ],
 )
 def test_the_strongest_attack(attacks: tuple[str, ...], strongest: str | None) -> None:
-    assert strongest_attack(compare([summary(attacks=attacks)])) == strongest
+    described = config(evaluation={"attacks": [SETTINGS[label] for label in attacks]})
+    assert strongest_attack(compare([summary(attacks=attacks, config=described)])) == strongest
+
+
+def test_of_attacks_that_no_config_describes_the_last_one_is_taken() -> None:
+    assert strongest_attack(compare([summary(attacks=("pgd20-eps8", "pgd20-eps4"))])) == "pgd20-eps4"
 
 
 def test_the_strongest_attack_is_one_that_all_rows_met() -> None:

@@ -12,6 +12,7 @@ from xml.etree import ElementTree
 import pytest
 
 from sylva_ray.core.errors import UserError
+from sylva_ray.reports.attack_titles import titles_of, titles_of_config
 from sylva_ray.reports.figures.plots import figures, robust_conditions
 from sylva_ray.reports.figures.style import LIGHT, png, svg
 from sylva_ray.reports.pages.run import write_report
@@ -21,6 +22,7 @@ from tests.reports.synthetic_run import make_config, make_run
 
 SECTIONS = ("result", "fleet-accuracy", "threat-model", "fleet", "accuracy", "clients", "layers", "communication")
 SECTIONS += ("seconds", "config")
+TITLES = titles_of(make_config().evaluation.specs)
 FIGURES = ["fleet", "accuracy", "clients", "layers", "communication", "seconds"]
 
 
@@ -148,7 +150,7 @@ def test_equal_files_give_equal_pages(tmp_path: Path) -> None:
 def test_any_size_draws_with_few_labels(tmp_path: Path, num_clients: int, num_classes: int) -> None:
     names = [f"class {c}" for c in range(num_classes)]
     make_run(tmp_path, make_config(num_clients, rounds=3), class_names=names)
-    drawn = figures(read_summary(tmp_path), read_records(tmp_path / "rounds.jsonl"))
+    drawn = figures(read_summary(tmp_path), read_records(tmp_path / "rounds.jsonl"), TITLES)
     assert list(drawn) == FIGURES
     for name, figure in drawn.items():
         element = ElementTree.fromstring(svg(figure, name, "a figure"))
@@ -159,7 +161,7 @@ def test_any_size_draws_with_few_labels(tmp_path: Path, num_clients: int, num_cl
 
 def test_svg_leaves_every_colour_of_ours_to_the_page_and_png_is_a_png(tmp_path: Path) -> None:
     make_run(tmp_path)
-    drawn = figures(read_summary(tmp_path), read_records(tmp_path / "rounds.jsonl"))
+    drawn = figures(read_summary(tmp_path), read_records(tmp_path / "rounds.jsonl"), TITLES)
     for name, figure in drawn.items():
         text = svg(figure, name, "a figure")
         assert not [colour for colour in LIGHT.values() if colour in text]
@@ -171,3 +173,22 @@ def test_svg_leaves_every_colour_of_ours_to_the_page_and_png_is_a_png(tmp_path: 
 def test_attacks_made_for_checks_are_not_robust_accuracy(tmp_path: Path) -> None:
     make_run(tmp_path)
     assert robust_conditions(read_records(tmp_path / "rounds.jsonl")) == ["pgd20-eps8", "pgd50x2-margin-eps4"]
+
+
+def test_attacks_have_titles_from_the_config(tmp_path: Path) -> None:
+    page = report(tmp_path / "run")
+    for title in ("PGD-20 at epsilon 8/255", "PGD-50 (margin loss, 2 restarts) at epsilon 4/255"):
+        assert title in page.text
+
+
+def test_an_attack_that_no_config_describes_is_shown_by_its_label(tmp_path: Path) -> None:
+    run_dir = make_and_return(tmp_path / "run")
+    (run_dir / "config.yaml").write_text("evaluation: {attacks: [{name: unheard_of}]}")
+    text = Page(write_report(run_dir).read_text()).text
+    assert "pgd20-eps8" in text
+    assert "PGD-20" not in text
+
+
+@pytest.mark.parametrize("text", ["", "[", "a: 1", "evaluation: {attacks: 3}", "evaluation: {attacks: [{name: [1]}]}"])
+def test_a_config_that_says_nothing_of_attacks_gives_the_title_of_the_unbounded_one(text: str) -> None:
+    assert titles_of_config(text) == {"pgd20-eps255": "PGD-20 at epsilon 255/255"}

@@ -20,6 +20,7 @@ from typing import Any, Protocol
 from sylva_ray.config.experiment import ExperimentConfig
 from sylva_ray.core.credentials import mask_credentials
 from sylva_ray.observers.mlflow.metrics import evaluation_metrics, record_metrics, summary_metrics, without_clients
+from sylva_ray.reports.attack_titles import titles_of
 from sylva_ray.storage.atomic import write_json
 from sylva_ray.storage.jsonl import read_records
 from sylva_ray.storage.run_files import read_evaluation, read_summary
@@ -160,7 +161,7 @@ class Delivery:
             match name:
                 case "figures":
                     with tempfile.TemporaryDirectory() as folder:
-                        _draw(summary, records, Path(folder))
+                        _draw(summary, records, titles_of(self.config.evaluation.specs), Path(folder))
                         self.store.log_folder(Path(folder), name)
                 case "adapters":
                     for client in sorted((self.run_dir / name).iterdir()):
@@ -191,12 +192,14 @@ class Delivery:
         return self.state.started_ms + round(1000 * sum(record["seconds"].get("wall", 0.0) for record in records))
 
 
-def _draw(summary: Mapping[str, Any] | None, records: Sequence[Mapping[str, Any]], folder: Path) -> None:
+def _draw(
+    summary: Mapping[str, Any] | None, records: Sequence[Mapping[str, Any]], titles: Mapping[str, str], folder: Path
+) -> None:
     """The report's figures as PNG files."""
     from sylva_ray.reports.figures.plots import figures  # matplotlib: at the end, or never
     from sylva_ray.reports.figures.style import png
 
-    for name, figure in figures(summary, records).items():
+    for name, figure in figures(summary, records, titles).items():
         (folder / f"{name}.png").write_bytes(png(figure))
 
 

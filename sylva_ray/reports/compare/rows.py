@@ -20,6 +20,7 @@ import numpy as np
 
 from sylva_ray.config.experiment import ExperimentConfig
 from sylva_ray.core.errors import UserError
+from sylva_ray.core.types import AttackSpec
 from sylva_ray.reports.compare.runs import BENIGN, Accuracies, Run, parse
 
 KINDS = ("accuracy", "balanced_accuracy")
@@ -61,7 +62,7 @@ class Row:
     deals: Mapping[int, str]
     majority: Mapping[int, Mapping[str, float]]
     settings: Mapping[str, str] = field(default_factory=dict)
-    attack_details: Mapping[str, str] = field(default_factory=dict)
+    attack_specs: Mapping[str, AttackSpec] = field(default_factory=dict)
     collapsed: Value | None = None
     upload_bytes: Value | None = None
     full_model_ratio: Value | None = None
@@ -160,7 +161,7 @@ def _rows(group: Sequence[Run], copies: int, rival: bool) -> list[Row]:
         deals=deals,
         majority={run.seed: {s: getattr(run.majority, s) for s in STATISTICS} for run in group},
         settings=first.settings(),
-        attack_details=first.attack_details(),
+        attack_specs=first.attack_specs(),
         upload_bytes=_over_seeds([run.communication.upload_bytes_per_client_round for run in group]),
         full_model_ratio=_over_seeds([run.communication.full_model_ratio for run in group]),
     )

@@ -8,16 +8,16 @@ from collections.abc import Iterable, Mapping
 from functools import cached_property
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
-from sylva_ray.config.attacks import EvaluationAttack
 from sylva_ray.config.experiment import ExperimentConfig
 from sylva_ray.config.schema import build
 from sylva_ray.core.errors import UserError
+from sylva_ray.core.types import AttackSpec
 from sylva_ray.metrics.accuracy import spread
+from sylva_ray.reports.attack_titles import specs_of_config
 
 BENIGN = "benign"
-_ATTACK: TypeAdapter[EvaluationAttack] = TypeAdapter(EvaluationAttack)
 FLEET_KEYS = ("dataset.name", "dataset.max_train", "dataset.max_test", "dataset.test_pool", "partition.")
 """Config keys in which comparable runs agree."""
 
@@ -178,13 +178,9 @@ class Run(_Part):
             return None
         return hashlib.sha256(json.dumps(self.label_matrix).encode()).hexdigest()[:12]
 
-    def attack_details(self) -> dict[str, str]:
-        """Label of each attack and all its parameters."""
-        try:
-            attacks = [_ATTACK.validate_python(a) for a in (self.config or {})["evaluation"]["attacks"]]
-        except (KeyError, TypeError, ValidationError):
-            return {}
-        return {attack.spec().label: str(attack.spec()) for attack in attacks}
+    def attack_specs(self) -> dict[str, AttackSpec]:
+        """Return what each attack is, by label, as far as the config says."""
+        return {spec.label: spec for spec in specs_of_config(self.config)}
 
     def same_result(self, other: Run) -> bool:
         return (self.final, self.phase1) == (other.final, other.phase1)

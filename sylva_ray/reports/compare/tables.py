@@ -26,9 +26,10 @@ from sylva_ray.reports.compare.verdicts import (
     place_of,
     sentences,
     strongest_attack,
+    title_of,
     warnings,
 )
-from sylva_ray.reports.pages.wording import attack_title, bytes_text
+from sylva_ray.reports.pages.wording import bytes_text
 
 if TYPE_CHECKING:
     from sylva_ray.reports.pages.compare import Page, Panel
@@ -243,7 +244,7 @@ def page(rows: Sequence[Row], left_out: Sequence[str] = ()) -> Page:
             cells = [cell(row, column.group, kind) for row in rows]
         else:
             cells = [Cell(text) for text in column.cells]
-        group = attack_title(column.group) if column.kind == "accuracy" and column.group != BENIGN else column.group
+        group = title_of(rows, column.group) if column.kind == "accuracy" else column.group
         shown.append(TableColumn(group, column.heading, tuple(cells)))
     methods = methods_of(rows)
     attack = strongest_attack(rows)
@@ -251,7 +252,7 @@ def page(rows: Sequence[Row], left_out: Sequence[str] = ()) -> Page:
     fleet = sorted({f"{row.fleet['dataset.name']}, {row.num_clients} clients" for row in methods})
     return Page(
         subtitle=f"{len(methods)} rows from {num_runs} runs on {' / '.join(fleet)}",
-        attack=attack_title(attack) if attack else "",
+        attack=title_of(rows, attack) if attack else "",
         names=tuple(row.name for row in rows),
         muted=tuple(row.stage == "majority" for row in rows),
         warned=tuple(bool(row.warnings) for row in rows),
@@ -272,7 +273,7 @@ def _panels(rows: Sequence[Row]) -> dict[str, list[Panel]]:
     if attack is None:
         return {}
     tradeoff, costs = [], []
-    under = f"robust: {attack_title(attack)}"
+    under = f"robust: {title_of(rows, attack)}"
     joined = len(fleets(methods_of(rows))) == 1
     placed = [(number, row) for number, row in enumerate(rows, 1) if row.stage != "majority"]
     for statistic, who in (("mean", "mean client"), ("worst_decile", "worst decile of the clients")):

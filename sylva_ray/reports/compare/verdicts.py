@@ -9,9 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
+from sylva_ray.attacks.base import ATTACKS, epsilon_text
+from sylva_ray.attacks.registry import attack_title
+from sylva_ray.core.types import AttackSpec
 from sylva_ray.reports.compare.rows import STATISTICS, Row, Value, differing, fleets, same_fleet, short_key
 from sylva_ray.reports.compare.runs import BENIGN
-from sylva_ray.reports.pages.wording import attack_strength
 
 STATISTIC_NAMES = {"mean": "mean", "worst_decile": "worst decile"}
 MARKS = {"S4": "†", "S14": "‡"}
@@ -32,11 +34,32 @@ def attacks_of(rows: Sequence[Row]) -> list[str]:
     return list(dict.fromkeys(attack for row in rows for attack in row.attacks))
 
 
+def title_of(rows: Sequence[Row], attack: str) -> str:
+    """Return an attack's title; its label where no row's config says what it is."""
+    spec = _spec_of(rows, attack)
+    return attack_title(spec) if spec else attack
+
+
 def strongest_attack(rows: Sequence[Row]) -> str | None:
-    """Of the attacks that every row was measured under: largest epsilon, then most gradient steps, then listed last."""
+    """Find the strongest of the attacks that every row was measured under; None where there is none.
+
+    It has the largest epsilon, then the most steps, then it is listed last. An attack that no config describes is
+    weaker than all others.
+    """
     rows = methods_of(rows)
     shared = [attack for attack in attacks_of(rows) if all(attack in row.attacks for row in rows)]
-    return max(reversed(shared), key=attack_strength, default=None)
+    return max(reversed(shared), key=lambda attack: _strength(_spec_of(rows, attack)), default=None)
+
+
+def _spec_of(rows: Sequence[Row], attack: str) -> AttackSpec | None:
+    return next((row.attack_specs[attack] for row in rows if attack in row.attack_specs), None)
+
+
+def _strength(spec: AttackSpec | None) -> tuple[float, int]:
+    if spec is None or math.isinf(spec.epsilon):
+        return -1.0, 0
+    steps = spec.steps if ATTACKS[spec.name].counts_steps else 1
+    return float(epsilon_text(spec)), steps * spec.restarts
 
 
 def dominance(rows: Sequence[Row], statistic: str) -> dict[str, list[str]]:
@@ -143,7 +166,7 @@ def warnings(rows: Sequence[Row]) -> list[str]:
             f"NOT COMPARABLE: the rows rest on {len(groups)} different fleets of clients: {'; '.join(why or others)}"
         )
     for attack in attacks_of(rows):
-        details = {row.attack_details[attack] for row in rows if attack in row.attack_details}
+        details = {row.attack_specs[attack] for row in rows if attack in row.attack_specs}
         if len(details) > 1:
             said.append(f"NOT COMPARABLE: {attack} has not the same parameters in all rows (see evaluation.attacks)")
     agreed = {

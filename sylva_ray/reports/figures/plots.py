@@ -20,7 +20,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from sylva_ray.federation.stages.kinds import is_exchange, phase_of
 from sylva_ray.federation.stages.layer_game.rankings.registry import RANKINGS
 from sylva_ray.reports.figures.style import LIGHT, style
-from sylva_ray.reports.pages.wording import SECONDS, attack_title, bytes_text
+from sylva_ray.reports.pages.wording import SECONDS, bytes_text
 
 WIDTH = 7.4
 """Inches of every figure."""
@@ -29,17 +29,25 @@ FEW_CLIENTS, DOTTED_CLIENTS = 24, 150
 """Up to so many clients get a label of their own; up to so many, a dot per selected layer."""
 
 
-def figures(summary: Mapping[str, Any] | None, records: Sequence[Mapping[str, Any]]) -> dict[str, Figure]:
-    """All figures that the data allow, by name, in the report's order. ``summary`` is None while a run is unfinished."""
+def figures(
+    summary: Mapping[str, Any] | None, records: Sequence[Mapping[str, Any]], titles: Mapping[str, str]
+) -> dict[str, Figure]:
+    """Draw all figures that the data allow, by name, in the report's order.
+
+    Args:
+        summary: None while a run is unfinished.
+        records: one per step.
+        titles: of the attacks, by label; an attack without one is shown by its label.
+    """
     with style():
         drawn: dict[str, Figure] = {}
         if summary is not None:
             drawn["fleet"] = _fleet(summary)
         if any(record["evaluation"] for record in records):
-            drawn["accuracy"] = _accuracy(records, summary)
+            drawn["accuracy"] = _accuracy(records, summary, titles)
         if summary is not None:
             if summary.get("initial"):
-                drawn["clients"] = _clients(summary)
+                drawn["clients"] = _clients(summary, titles)
             game = summary.get("layer_game")
             if game and (game["shapley"] or game.get("scores")):
                 drawn["layers"] = _layers(game)
@@ -80,7 +88,9 @@ def _fleet(summary: Mapping[str, Any]) -> Figure:
     return figure
 
 
-def _accuracy(records: Sequence[Mapping[str, Any]], summary: Mapping[str, Any] | None) -> Figure:
+def _accuracy(
+    records: Sequence[Mapping[str, Any]], summary: Mapping[str, Any] | None, titles: Mapping[str, str]
+) -> Figure:
     """Mean accuracy over rounds per condition; the band holds the middle 80 % of the clients."""
     figure = _figure(3.3)
     axes = figure.subplots()
@@ -94,7 +104,7 @@ def _accuracy(records: Sequence[Mapping[str, Any]], summary: Mapping[str, Any] |
         steps = [step for step, _ in points]
         low, high = np.array([np.percentile(values, [10, 90]) for _, values in points]).T
         axes.fill_between(steps, low, high, color=colour, alpha=0.16, linewidth=0)
-        label = "benign" if condition == "benign" else attack_title(condition)
+        label = titles.get(condition, condition)
         handles += axes.plot(steps, [np.mean(values) for _, values in points], "o-", color=colour, ms=4, label=label)
     if summary is not None:
         majority = summary["majority"]["mean"]
@@ -117,13 +127,13 @@ def _accuracy(records: Sequence[Mapping[str, Any]], summary: Mapping[str, Any] |
     return figure
 
 
-def _clients(summary: Mapping[str, Any]) -> Figure:
+def _clients(summary: Mapping[str, Any], titles: Mapping[str, str]) -> Figure:
     """Before and after, one vertical stroke per client."""
     before, after = summary["initial"], summary.get("final") or summary["phase1"]
     panels = [("benign", before["benign_accuracy"], after["benign_accuracy"], LIGHT["series-1"])]
     for label in list(after["robust_accuracy"])[:1]:
         robust = before["robust_accuracy"][label], after["robust_accuracy"][label]
-        panels.append((attack_title(label), *robust, LIGHT["series-2"]))
+        panels.append((titles.get(label, label), *robust, LIGHT["series-2"]))
     figure = _figure(0.5 + 2.1 * len(panels))
     majority = np.array(summary["majority"]["per_client"])
     num_clients = len(majority)

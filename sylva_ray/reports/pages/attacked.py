@@ -13,8 +13,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 from PIL import Image
 
+from sylva_ray.attacks.base import epsilon_text
+from sylva_ray.attacks.registry import attack_title
+from sylva_ray.core.types import AttackSpec
+from sylva_ray.evaluation.tables import spec_of_settings
 from sylva_ray.reports.figures.style import LIGHT, style
-from sylva_ray.reports.pages.wording import attack_title
 
 WIDTH = 7.4
 SHOWN_SIDE = 96
@@ -31,9 +34,10 @@ ATTACKED = {
 
 def attack_rows(found: Mapping[str, Any]) -> list[dict[str, Any]]:
     """One row per attack and one per worst case, benign first."""
+    specs = {label: spec_of_settings(row["settings"]) for label, row in found["attacks"].items()}
     named = {"benign": found["benign"]}
-    named |= {attack_title(label): row for label, row in found["attacks"].items()}
-    named |= {f"worst case per image, {_budget(name)}": row for name, row in found["worst_case"].items()}
+    named |= {attack_title(specs[label]): row for label, row in found["attacks"].items()}
+    named |= {f"worst case per image, {_budget(specs[row['attacks'][0]])}": row for row in found["worst_case"].values()}
     return [
         {
             "name": name,
@@ -87,9 +91,9 @@ def gallery(found: Mapping[str, Any]) -> list[dict[str, Any]]:
     return rows
 
 
-def _budget(name: str) -> str:
-    norm, _, epsilon = name.partition("-eps")
-    return {"linf": f"L-infinity epsilon {epsilon}/255", "l2": f"L2 epsilon {epsilon}", "l0": f"{epsilon} pixels"}[norm]
+def _budget(spec: AttackSpec) -> str:
+    text = epsilon_text(spec)
+    return {"linf": f"L-infinity epsilon {text}/255", "l2": f"L2 epsilon {text}", "l0": f"{text} pixels"}[spec.norm]
 
 
 def _distance(row: Mapping[str, Any]) -> str:

@@ -15,10 +15,11 @@ from markupsafe import Markup
 
 from sylva_ray.core.credentials import mask_credentials
 from sylva_ray.federation.stages.layer_game.rankings.registry import RANKINGS
+from sylva_ray.reports.attack_titles import titles_of_config
 from sylva_ray.reports.figures.plots import figures
 from sylva_ray.reports.figures.style import DARK, LIGHT, svg
 from sylva_ray.reports.pages.attacked import ATTACKED, attack_rows, attacked_figures, gallery
-from sylva_ray.reports.pages.wording import attack_title, bytes_text, percent
+from sylva_ray.reports.pages.wording import bytes_text, percent
 from sylva_ray.storage.atomic import write_atomically
 from sylva_ray.storage.jsonl import read_records
 from sylva_ray.storage.run_files import read_evaluation, read_summary
@@ -59,7 +60,7 @@ def page_environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"percent": percent, "bytes": bytes_text, "attack": attack_title}
+    environment.filters |= {"percent": percent, "bytes": bytes_text}
     return environment
 
 
@@ -67,7 +68,8 @@ def _view(
     summary: Mapping[str, Any] | None, records: Sequence[Mapping[str, Any]], config: str, folder: str
 ) -> dict[str, Any]:
     """Everything that the template shows."""
-    drawn = figures(summary, records)
+    titles = titles_of_config(config)
+    drawn = figures(summary, records, titles)
     view: dict[str, Any] = {
         "title": summary["name"] if summary else folder,
         "summary": summary,
@@ -81,11 +83,13 @@ def _view(
     if summary is not None:
         stages = _stages(summary)
         end = stages[-1][1]
+        main_attack = next(iter(end["robust_accuracy"]), None)
         view |= {
             "stages": stages,
             "end": end,
-            "main_attack": next(iter(end["robust_accuracy"]), None),
-            "fleet_rows": _fleet_rows(summary, stages),
+            "main_attack": main_attack,
+            "main_attack_title": titles.get(main_attack, main_attack) if main_attack else "",
+            "fleet_rows": _fleet_rows(summary, stages, titles),
             "client_rows": _client_rows(summary, stages),
             "failed": [check for check in summary["checks"] if not check["passed"]],
             "warnings": _other_warnings(summary),
@@ -117,7 +121,9 @@ def _stages(summary: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
     return [(heading, stage) for heading, stage in named if stage]
 
 
-def _fleet_rows(summary: Mapping[str, Any], stages: Sequence[tuple[str, Mapping[str, Any]]]) -> list[dict[str, Any]]:
+def _fleet_rows(
+    summary: Mapping[str, Any], stages: Sequence[tuple[str, Mapping[str, Any]]], titles: Mapping[str, str]
+) -> list[dict[str, Any]]:
     """One row per condition and one for the majority answer: mean per stage, then how the last stage spreads."""
     end = stages[-1][1]
     rows = [
@@ -131,7 +137,7 @@ def _fleet_rows(summary: Mapping[str, Any], stages: Sequence[tuple[str, Mapping[
     for label, spread in end["robust_accuracy"].items():
         rows.append(
             {
-                "name": attack_title(label),
+                "name": titles.get(label, label),
                 "means": [stage["robust_accuracy"].get(label, {}).get("mean") for _, stage in stages],
                 "end": spread,
                 "balanced": end["robust_balanced_accuracy"][label]["mean"],
