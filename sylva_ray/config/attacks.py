@@ -5,7 +5,6 @@ Every attack has keys of its own, so that one which it does not have is refused,
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
@@ -13,6 +12,7 @@ from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
 from sylva_ray.config.schema import PixelUnits, Section, build
 from sylva_ray.core.errors import UserError
+from sylva_ray.core.text import did_you_mean, split_assignment
 from sylva_ray.core.types import AttackSpec
 
 INFINITE = float("inf")
@@ -261,15 +261,15 @@ def parse_attack(text: str) -> AttackSpec:
     name, _, rest = text.partition(":")
     known = {section.model_fields["name"].default: section for section in ATTACK_SECTIONS}
     if name not in known:
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f"did you mean {near[0]}? " if near else ""
+        hint = did_you_mean(name, known)
         raise UserError("--attack", text, f"unknown attack; {hint}Known are {', '.join(known)}")
     values: dict[str, str] = {}
     for part in filter(None, rest.split(",")):
-        key, equals, value = part.partition("=")
-        if not equals:
+        assignment = split_assignment(part)
+        if assignment is None:
             raise UserError("--attack", text, f"{part!r} must be KEY=VALUE")
-        values[key.strip()] = value.strip()
+        key, value = assignment
+        values[key] = value
     return build(known[name], values, prefix=f"--attack {name}").spec()
 
 
