@@ -47,7 +47,7 @@ HOMES = {
     "mlflow": ("sylva_ray/observers/mlflow/tracker.py",),
     "peft": ("sylva_ray/models/peft_format.py",),
     "timm": ("sylva_ray/models/",),
-    "rich": ("sylva_ray/reports/", "sylva_ray/sweeps/terminal.py", "sylva_ray/cli"),
+    "rich": ("sylva_ray/reports/", "sylva_ray/sweeps/terminal.py"),
     "typer": ("sylva_ray/cli",),
 }
 """Where a library may be imported."""
@@ -162,6 +162,13 @@ def test_an_answer_that_needs_no_computing_loads_nothing_slow(case):
     *_, exit_code, loaded = result.stdout.splitlines()
     assert int(exit_code) == expected_code, result.stderr
     assert not SLOW & set(loaded.split())
+
+
+def test_the_command_line_calls_the_python_interface_and_nothing_else():
+    allowed = {"sylva_ray", "sylva_ray.__version__", "sylva_ray.api", "sylva_ray.core.errors"}
+    for path in (ROOT / "sylva_ray" / "cli").glob("*.py"):
+        used = {name for name in imports(path) if name.startswith("sylva_ray") and name.split(".")[1:2] != ["cli"]}
+        assert all(name in allowed or name.startswith("sylva_ray.core.errors.") for name in used), path.name
 
 
 def test_importing_the_package_loads_its_interface_when_it_is_used():
