@@ -8,11 +8,11 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import pytest
-from synthetic_run import make_config, make_run
 
 from sylva_ray.observers.mlflow import delivery
 from sylva_ray.observers.mlflow.delivery import Delivery, DeliveryState
 from sylva_ray.storage.jsonl import read_records, rewrite_records
+from tests.reports.synthetic_run import make_config, make_run
 
 
 class FlakyStore:

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from synthetic_run import make_config, make_run
 
 from sylva_ray.execution.ray.driver import run_prepared
 from sylva_ray.observers.mlflow.metrics import record_metrics
@@ -18,6 +17,7 @@ from sylva_ray.observers.mlflow.tracker import RunFollower, send_run, tracking_u
 from sylva_ray.preparation.experiment import prepare
 from sylva_ray.reports.pages.run import write_report
 from sylva_ray.storage.jsonl import read_records, rewrite_records
+from tests.reports.synthetic_run import make_config, make_run
 
 mlflow = pytest.importorskip("mlflow")
 

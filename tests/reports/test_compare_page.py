@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
-from synthetic_run import make_config, make_run
 from typer.testing import CliRunner
 
 from sylva_ray.cli import app
@@ -25,6 +24,7 @@ from sylva_ray.reports.compare.tables import page, plot
 from sylva_ray.reports.figures.labels import place_labels, text_extents
 from sylva_ray.reports.figures.style import LIGHT, svg
 from sylva_ray.reports.pages.compare import MAX_NAME, Panel, Point, draw, render
+from tests.reports.synthetic_run import make_config, make_run
 
 
 def experiment(method: str = "sylva", seed: int = 0, **sections: Any) -> ExperimentConfig:

@@ -10,7 +10,6 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
-from synthetic_run import make_config, make_run
 
 from sylva_ray.core.errors import UserError
 from sylva_ray.reports.figures.plots import figures, robust_conditions
@@ -18,6 +17,7 @@ from sylva_ray.reports.figures.style import LIGHT, png, svg
 from sylva_ray.reports.pages.run import write_report
 from sylva_ray.storage.jsonl import read_records
 from sylva_ray.storage.run_files import read_summary
+from tests.reports.synthetic_run import make_config, make_run
 
 SECTIONS = ("result", "fleet-accuracy", "threat-model", "fleet", "accuracy", "clients", "layers", "communication")
 SECTIONS += ("seconds", "config")
