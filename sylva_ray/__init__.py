@@ -1,3 +1,27 @@
-"""sylva_ray: personal adversarial defences for a fleet of edge clients, simulated on a Ray cluster."""
+"""sylva_ray: personal adversarial defences for a fleet of edge clients, simulated on a Ray cluster.
+
+The functions of `sylva_ray.api` are imported when they are first used, so that importing the package is quick.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sylva_ray.api import LoadedRun, compare, evaluate, export, load_config, load_run, resume, run, sweep
 
 __version__ = "0.1.0"
+
+__all__ = ["LoadedRun", "compare", "evaluate", "export", "load_config", "load_run", "resume", "run", "sweep"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        from sylva_ray import api
+
+        return getattr(api, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

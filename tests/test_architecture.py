@@ -35,6 +35,7 @@ LAYERS = (
     "execution",
     "sweeps",
     "pretraining",
+    "api",
     "cli",
 )
 """One layer per package, the lowest first. A file imports its own package and the ones before it, wherever the import stands."""
@@ -46,7 +47,7 @@ HOMES = {
     "mlflow": ("sylva_ray/observers/mlflow/tracker.py",),
     "peft": ("sylva_ray/models/peft_format.py",),
     "timm": ("sylva_ray/models/",),
-    "rich": ("sylva_ray/reports/", "sylva_ray/sweeps/terminal.py", "sylva_ray/cli"),
+    "rich": ("sylva_ray/reports/", "sylva_ray/sweeps/terminal.py"),
     "typer": ("sylva_ray/cli",),
 }
 """Where a library may be imported."""
@@ -74,7 +75,7 @@ def package(module: str) -> str:
     return module.split(".")[1]
 
 
-MODULES = {own(path): path for path in SOURCES if path.parent != ROOT / "sylva_ray" or path.stem == "cli"}
+MODULES = {own(path): path for path in SOURCES if path.parent != ROOT / "sylva_ray" or path.stem == "api"}
 
 
 def test_every_package_has_a_layer():
@@ -132,6 +133,51 @@ def test_no_process_imports_a_library_that_it_does_not_need_to_start():
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     for (modules, unwanted), loaded in zip(ROLES.items(), result.stdout.splitlines(), strict=True):
         assert not unwanted & set(loaded.split()), modules
+
+
+SLOW = {"torch", "timm", "ray", "mlflow", "scipy", "sklearn", "matplotlib", "pandas", "optuna"}
+"""What no answer may wait for that needs no computing."""
+
+QUICK = {
+    "help": (["--help"], 0),
+    "help of a command": (["evaluate", "--help"], 0),
+    "version": (["--version"], 0),
+    "mistyped key": (["run", "configs/digits.yaml", "atack.epsilon=1"], 2),
+    "mistyped command": (["rnu"], 2),
+}
+
+
+@pytest.mark.parametrize("case", QUICK)
+def test_an_answer_that_needs_no_computing_loads_nothing_slow(case):
+    arguments, expected_code = QUICK[case]
+    code = (
+        "import sys, sylva_ray.cli\n"
+        "try:\n    sylva_ray.cli.app(sys.argv[1:])\n"
+        "except SystemExit as stop:\n    print(stop.code)\n"
+        "print(*sys.modules)\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    *_, exit_code, loaded = result.stdout.splitlines()
+    assert int(exit_code) == expected_code, result.stderr
+    assert not SLOW & set(loaded.split())
+
+
+def test_the_command_line_calls_the_python_interface_and_nothing_else():
+    allowed = {"sylva_ray", "sylva_ray.__version__", "sylva_ray.api", "sylva_ray.core.errors"}
+    for path in (ROOT / "sylva_ray" / "cli").glob("*.py"):
+        used = {name for name in imports(path) if name.startswith("sylva_ray") and name.split(".")[1:2] != ["cli"]}
+        assert all(name in allowed or name.startswith("sylva_ray.core.errors.") for name in used), path.name
+
+
+def test_importing_the_package_loads_its_interface_when_it_is_used():
+    code = "import sys, sylva_ray\nprint('sylva_ray.api' in sys.modules)\nsylva_ray.run\nprint(*sys.modules)"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    before, loaded = result.stdout.splitlines()
+    assert before == "False"
+    assert "sylva_ray.api" in loaded.split()
+    assert not SLOW & set(loaded.split())
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda p: p.name)

@@ -6,11 +6,13 @@ import os
 import signal
 import subprocess
 import sys
+from importlib.resources import files
 
 import pytest
 import yaml
+from typer.testing import CliRunner
 
-from sylva_ray import cli
+from sylva_ray.cli import app
 from sylva_ray.core.errors import RunError
 from tests.conftest import TINY
 
@@ -35,11 +37,9 @@ def here(tmp_path, monkeypatch, tiny):
     return tmp_path
 
 
-def call(capsys, monkeypatch, *arguments: str) -> tuple[int, str]:
-    monkeypatch.setattr(sys, "argv", ["sylva-ray", *arguments])
-    with pytest.raises(SystemExit) as stop:
-        cli.main()
-    return int(stop.value.code or 0), capsys.readouterr().err
+def call(*arguments: str) -> tuple[int, str]:
+    result = CliRunner().invoke(app, arguments)
+    return result.exit_code, result.stderr
 
 
 RUN = ("run", "good.yaml")
@@ -85,7 +85,7 @@ CASES = {
         (
             *RUN,
             "backbone.name=vit_tiny_patch16_224",
-            "backbone.checkpoint=" + str(cli.Path(cli.__file__).parent / "assets/vit_micro_patch8_32.safetensors"),
+            "backbone.checkpoint=" + str(files("sylva_ray") / "assets/vit_micro_patch8_32.safetensors"),
         ),
         ["backbone.checkpoint", "does not fit"],
     ),
@@ -197,10 +197,10 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_one_clear_line_and_exit_code_2(case, here, capsys, monkeypatch):
+def test_one_clear_line_and_exit_code_2(case, here):
     arguments, says = CASES[case]
     before = sorted(here.rglob("*"))
-    code, err = call(capsys, monkeypatch, *arguments)
+    code, err = call(*arguments)
     assert code == 2
     assert len(err.strip().splitlines()) == 1, err
     for part in says:
@@ -219,7 +219,7 @@ def test_one_clear_line_and_exit_code_2(case, here, capsys, monkeypatch):
         (OSError(28, "No space left on device"), 1, "No space left"),
     ],
 )
-def test_a_run_that_fails_says_how_to_resume(error, code, says, capsys, monkeypatch):
+def test_a_run_that_fails_says_how_to_resume(error, code, says, monkeypatch):
     def fail(prepared, run_dir, resume, on_event, remote):
         del resume, on_event, remote
         run_dir.mkdir()
@@ -229,7 +229,7 @@ def test_a_run_that_fails_says_how_to_resume(error, code, says, capsys, monkeypa
         raise error
 
     monkeypatch.setattr("sylva_ray.execution.ray.driver.run_prepared", fail)
-    got, err = call(capsys, monkeypatch, *RUN, "--out", "begun")
+    got, err = call(*RUN, "--out", "begun")
     assert got == code
     assert says in err
     assert err.strip().endswith("sylva-ray run begun --resume")

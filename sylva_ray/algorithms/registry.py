@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import os
 import sys
@@ -24,6 +23,7 @@ from sylva_ray.algorithms.undefended import Undefended
 from sylva_ray.config.experiment import AlgorithmSection
 from sylva_ray.config.schema import build
 from sylva_ray.core.errors import UserError
+from sylva_ray.core.text import did_you_mean
 from sylva_ray.federation.contract import Algorithm
 
 ALGORITHMS: dict[str, type[Algorithm]] = {
@@ -62,8 +62,6 @@ def _find(name: str) -> type[Algorithm]:
             raise UserError("algorithm.name", name, "must be a subclass of sylva_ray.federation.contract.Algorithm")
         return method
     if name not in ALGORITHMS:
-        near = difflib.get_close_matches(name, ALGORITHMS, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        fix = f"{hint}Known methods: {', '.join(ALGORITHMS)}; or package.module:Class"
+        fix = f"{did_you_mean(name, ALGORITHMS)}Known methods: {', '.join(ALGORITHMS)}; or package.module:Class"
         raise UserError("algorithm.name", name, fix)
     return ALGORITHMS[name]

@@ -6,7 +6,6 @@ nearest one.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from functools import cache, reduce
 from operator import or_
@@ -19,6 +18,7 @@ from sylva_ray.attacks.pgd import PgdAttack
 from sylva_ray.attacks.registry import ATTACKS
 from sylva_ray.config.schema import build
 from sylva_ray.core.errors import UserError
+from sylva_ray.core.text import did_you_mean, split_assignment
 from sylva_ray.core.types import AttackSpec
 
 
@@ -47,15 +47,15 @@ def parse_attack(text: str) -> AttackSpec:
     """
     name, _, rest = text.partition(":")
     if name not in ATTACKS:
-        near = difflib.get_close_matches(name, ATTACKS, n=1)
-        hint = f"did you mean {near[0]}? " if near else ""
+        hint = did_you_mean(name, ATTACKS)
         raise UserError("--attack", text, f"unknown attack; {hint}Known are {', '.join(sorted(ATTACKS))}")
     values: dict[str, str] = {}
     for part in filter(None, rest.split(",")):
-        key, equals, value = part.partition("=")
-        if not equals:
+        assignment = split_assignment(part)
+        if assignment is None:
             raise UserError("--attack", text, f"{part!r} must be KEY=VALUE")
-        values[key.strip()] = value.strip()
+        key, value = assignment
+        values[key] = value
     return build(ATTACKS[name], values, prefix=f"--attack {name}").spec()
 
 

@@ -6,7 +6,6 @@ nearest key where one was misspelt. The objects are `sylva_ray.core.sections.Sec
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,15 +16,24 @@ from pydantic import BaseModel, ValidationError
 
 from sylva_ray.core.errors import UserError
 from sylva_ray.core.sections import Section
+from sylva_ray.core.text import did_you_mean, split_assignment
 
 T = TypeVar("T", bound=BaseModel)
 
 
 def read_overridden(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """A YAML mapping with ``KEY=VALUE`` overrides applied, not yet validated."""
-    raw = read_yaml(path)
+    return overridden(read_yaml(path), overrides)
+
+
+def overridden(raw: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """Apply ``KEY=VALUE`` overrides to a mapping, in place, and return it.
+
+    Raises:
+        UserError: an override is not ``KEY=VALUE``, or its key leads through a value.
+    """
     for override in overrides:
-        _apply_override(raw, override)
+        set_dotted(raw, *parse_override(override))
     return raw
 
 
@@ -68,14 +76,12 @@ def _readable(schema: type[BaseModel], error: ValidationError, prefix: str) -> U
     if problem["type"] == "extra_forbidden":
         _, section = _follow(schema, location[:-1])
         allowed = list(section.model_fields) if section else []
-        near = difflib.get_close_matches(location[-1], allowed, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
+        hint = did_you_mean(location[-1], allowed)
         return UserError(key, value, f"unknown key; {hint}Allowed here: {', '.join(allowed)}")
     if problem["type"] == "union_tag_invalid":
         context = problem["ctx"]
         expected = [name.strip(" '") for name in str(context["expected_tags"]).split(",")]
-        near = difflib.get_close_matches(str(context["tag"]), expected, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
+        hint = did_you_mean(str(context["tag"]), expected)
         return UserError(f"{key}.name", context["tag"], f"is not known; {hint}Known are {', '.join(expected)}")
     message = problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "value_error" and isinstance(value, dict):  # a check across keys names them itself
@@ -110,15 +116,20 @@ def _sections_in(annotation: Any) -> list[type[BaseModel]]:
     return [section for part in inner for section in _sections_in(part)]
 
 
-def _apply_override(raw: dict[str, Any], override: str) -> None:
-    key, equals, text = override.partition("=")
-    if not equals or not key:
+def parse_override(override: str) -> tuple[str, Any]:
+    """Parse ``KEY=VALUE``: a dotted key and a value in YAML; what is not YAML is a text.
+
+    Raises:
+        UserError: it is not ``KEY=VALUE``.
+    """
+    parts = split_assignment(override)
+    if parts is None:
         raise UserError("override", override, "must be KEY=VALUE with a dotted key, e.g. partition.num_clients=50")
+    key, text = parts
     try:
-        value = yaml.safe_load(text) if text else ""
+        return key, yaml.safe_load(text) if text else ""
     except yaml.YAMLError:
-        value = text
-    set_dotted(raw, key, value)
+        return key, text
 
 
 def set_dotted(raw: dict[str, Any], key: str, value: Any) -> None:

@@ -16,10 +16,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
-import torch
+
+if TYPE_CHECKING:
+    import torch
 
 ClientState: TypeAlias = Mapping[str, np.ndarray]
 """``{name: [...]}``: everything that makes a client what it is."""
@@ -27,7 +29,7 @@ ClientState: TypeAlias = Mapping[str, np.ndarray]
 StateStack: TypeAlias = Mapping[str, np.ndarray]
 """``{name: [C, ...]}``: C client states, stacked."""
 
-ParameterStack: TypeAlias = dict[str, torch.Tensor]
+ParameterStack: TypeAlias = "dict[str, torch.Tensor]"
 """``{name: [C, ...]}``: the same as tensors on the device."""
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from sylva_ray.config.attacks import check_classes, parse_attack
 from sylva_ray.config.experiment import ExperimentConfig
 from sylva_ray.config.schema import build
 from sylva_ray.core.errors import UserError
+from sylva_ray.core.text import did_you_mean
 from sylva_ray.evaluation.plan import SUITES, Request, few_images, suite
 
 
@@ -39,8 +39,7 @@ def build_request(
     Raises:
         UserError: unknown suite or attack (with the nearest), a budget out of range, too few classes."""
     if suite_name is not None and suite_name not in SUITES:
-        near = difflib.get_close_matches(suite_name, SUITES, n=1)
-        hint = f"did you mean {near[0]}? " if near else ""
+        hint = did_you_mean(suite_name, SUITES)
         raise UserError("--suite", suite_name, f"unknown suite; {hint}Known are {', '.join(SUITES)}")
     for sigma in extras.sigmas:
         if not 0 < sigma < math.inf:

@@ -6,7 +6,6 @@ Ray's own schema knows the top of the file and the node types. What it lets pass
 
 from __future__ import annotations
 
-import difflib
 import functools
 import logging
 import re
@@ -17,6 +16,7 @@ from typing import Any
 
 from sylva_ray.config.schema import read_yaml
 from sylva_ray.core.errors import RunError, UserError
+from sylva_ray.core.text import did_you_mean
 from sylva_ray.provisioning.aws import NODE_CONFIG, aws_findings, check_aws
 from sylva_ray.provisioning.kuberay import manifest_findings, pod_groups, read_manifests
 
@@ -253,8 +253,7 @@ def _check_keys(place: str, section: Mapping[str, Any], allowed: frozenset[str] 
 
 
 def _unknown(place: str, value: object, key: str, allowed: Iterable[str]) -> UserError:
-    near = difflib.get_close_matches(key, list(allowed), n=1)
-    hint = f"did you mean {near[0]!r}? " if near else ""
+    hint = did_you_mean(key, allowed)
     return UserError(place, value, f"unknown key; {hint}Allowed here: {', '.join(sorted(allowed)) or 'nothing'}")
 
 

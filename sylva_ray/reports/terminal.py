@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from rich.console import Console
 from rich.markup import escape
@@ -22,6 +22,25 @@ from rich.progress import (
 from rich.table import Table
 
 from sylva_ray.federation.stages.kinds import title_of
+
+MIN_WIDTH = 100
+"""Columns that our tables need; a pipe or a log has no width of its own."""
+
+Show = Literal["progress", "result", "nothing"]
+"""What is printed on standard output: progress and closing tables, the tables only, or nothing."""
+
+
+def wide_console(show: Show = "progress") -> Console:
+    """A console on standard output (or in a notebook's cell) with room for our tables."""
+    console = Console(quiet=show == "nothing")
+    console.width = max(console.width, MIN_WIDTH)
+    return console
+
+
+def print_lines(console: Console, lines: Iterable[object], style: str = "") -> None:
+    """Print each line as it is: no markup, no highlighting, no line breaks of ours."""
+    for line in lines:
+        console.print(str(line), style=style, highlight=False, markup=False, soft_wrap=True)
 
 
 class Display:
@@ -47,7 +66,7 @@ class Display:
         self._progress.stop()
 
     def say(self, line: str) -> None:
-        self.console.print(line, highlight=False, markup=False, soft_wrap=True)
+        print_lines(self.console, [line])
 
 
 class RunDisplay(Display):
@@ -175,8 +194,8 @@ def closing_lines(summary: Mapping[str, Any], run_dir: Path | str, tracking_uri:
 class AssessmentDisplay(Display):
     """Shows the measurements of `sylva-ray evaluate`, one bar each."""
 
-    def __init__(self, console: Console) -> None:
-        super().__init__(console, False, TimeElapsedColumn())
+    def __init__(self, console: Console, quiet: bool = False) -> None:
+        super().__init__(console, quiet, TimeElapsedColumn())
         self._bars: dict[str, TaskID] = {}
 
     def on_event(self, event: Mapping[str, Any]) -> None:
@@ -240,3 +259,9 @@ def assessment_tables(found: Mapping[str, Any]) -> list[Table]:
             checks.add_row(check["name"], verdict, escape(check["meaning"]))
         tables.append(checks)
     return tables
+
+
+def event_line(event: Mapping[str, Any]) -> str:
+    """Write an event on one line: its keys and values, numbers with four digits."""
+    parts = (f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in event.items())
+    return "  ".join(parts)

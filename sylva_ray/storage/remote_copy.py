@@ -13,9 +13,9 @@ import hashlib
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Literal
 
 from sylva_ray.core.credentials import mask_credentials
 from sylva_ray.core.errors import RunError, UserError
@@ -150,6 +150,43 @@ class RemoteFolder:
             return ask()
         except Exception as error:  # every storage has its own
             raise UserError("run folder", str(self), f"cannot be reached ({_reason(error)})") from None
+
+
+@contextmanager
+def run_folder_at(
+    where: str, purpose: Literal["start", "resume", "read", "change"]
+) -> Iterator[tuple[Path, RemoteFolder | None]]:
+    """Give a run folder as a local path. Of a URL it is a copy, which is sent back if the purpose is to change it.
+
+    Args:
+        where: a path, or a URL.
+        purpose: what is done with the folder. A run (``start``, ``resume``) sends its own steps to the URL.
+
+    Yields:
+        The local folder, and the remote one (None where ``where`` is a path).
+
+    Raises:
+        UserError: the URL cannot be used, holds no run, or is not free.
+        RunError: the changes could not be sent.
+    """
+    if not is_url(where):
+        yield Path(where), None
+        return
+    remote = RemoteFolder(where)
+    with remote.held():
+        if purpose == "start":
+            remote.start()
+        else:
+            remote.pull()
+        try:
+            yield remote.local, remote
+        except (KeyboardInterrupt, SystemExit, RunError):
+            if purpose == "change":  # what was measured until now
+                with suppress(RunError):
+                    remote.push()
+            raise
+        if purpose == "change":
+            remote.push()
 
 
 def _filesystem(url: str) -> tuple[Any, str]:

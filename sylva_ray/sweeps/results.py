@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -68,11 +69,12 @@ class Point:
 
 @dataclass(frozen=True)
 class Sweep:
-    """All of it. ``points``: best first by the first objective, the incomplete ones last."""
+    """All of it. ``points``: best first by the first objective, the incomplete ones last. ``folder``: where it is."""
 
     space: Space
     trials: Sequence[TrialResult]
     points: Sequence[Point]
+    folder: Path
 
     @property
     def chosen(self) -> list[Point]:
@@ -83,6 +85,17 @@ class Sweep:
     def failed(self) -> list[TrialResult]:
         """Trials that gave no result though they were tried again, or that are no experiment."""
         return [trial for trial in self.trials if trial.state in ("failed", "refused")]
+
+    @property
+    def failure_text(self) -> str:
+        """How many trials failed, why the first one did, and how to go on where that can help; '' if none did."""
+        if not self.failed:
+            return ""
+        first = self.failed[0]
+        text = f"{len(self.failed)} of {len(self.trials)} trials failed, the first ({first.key}): {first.error}"
+        if self.space.remembers and all(trial.state == "refused" for trial in self.failed):
+            return text
+        return f"{text}. Mend that, then: sylva-ray tune {self.folder} --resume"
 
     @property
     def counts(self) -> dict[str, int]:
@@ -136,7 +149,7 @@ def collect(folder: SweepFolder, space: Space, trials: Sequence[Trial], failed: 
         failed: what Tune says of trials that died too often, by key.
     """
     found = [_trial(folder, space, trial, failed.get(trial.key)) for trial in trials]
-    return Sweep(space, found, _points(space, found))
+    return Sweep(space, found, _points(space, found), folder.root)
 
 
 def _trial(folder: SweepFolder, space: Space, trial: Trial, failure: str | None) -> TrialResult:

@@ -27,7 +27,7 @@ from pydantic import Field, StrictInt, field_validator, model_validator
 
 from sylva_ray.algorithms.registry import create_algorithm
 from sylva_ray.config.experiment import ClusterSection, ExperimentConfig
-from sylva_ray.config.schema import build, read_overridden, read_yaml, set_dotted
+from sylva_ray.config.schema import build, parse_override, read_overridden, read_yaml, set_dotted
 from sylva_ray.core.errors import UserError
 from sylva_ray.core.sections import PixelUnits, Section, parse_fraction
 from sylva_ray.federation.cohorts import resolve_cohort_size
@@ -304,22 +304,15 @@ def _sorted(overrides: Sequence[str]) -> tuple[list[str], dict[str, Any], list[t
     """Overrides of the space, of whole parameters (``parameters.lora.rank={grid: [2]}``), and of the experiment."""
     of_space, of_parameters, of_experiment = [], {}, []
     for override in overrides:
-        key, equals, text = override.partition("=")
+        key, value = parse_override(override)
         section, _, rest = key.partition(".")
         is_inner = bool(rest) if section in ("parameters", "experiment") else section not in Space.model_fields
-        if equals and key and is_inner:
-            try:
-                value = yaml.safe_load(text) if text else ""
-            except yaml.YAMLError:
-                value = text
-            if section == "parameters":
-                of_parameters[rest] = value
-            elif section == "experiment":
-                of_experiment.append((rest, value))
-            else:
-                of_experiment.append((key, value))
-        else:
+        if not is_inner:
             of_space.append(override)
+        elif section == "parameters":
+            of_parameters[rest] = value
+        else:
+            of_experiment.append((rest if section == "experiment" else key, value))
     return of_space, of_parameters, of_experiment
 
 

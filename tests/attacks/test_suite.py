@@ -323,7 +323,7 @@ def test_image_draws_are_uniform_and_normal():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("pdg", "unknown attack; did you mean pgd?"),
+        ("pdg", "unknown attack; did you mean 'pgd'?"),
         ("pgd:stepz=3", "did you mean 'steps'?"),
         ("pgd:epsilon=8", r"must be in \[0, 1\] pixel units"),
         ("fgsm:epsilon=8", "less than or equal to 1"),

@@ -189,7 +189,7 @@ def test_requests_from_the_command_line(tiny_config):
     assert full.transfer
     assert full.sigmas == (0.12,)
     wrong = [
-        ({"suite_name": "standrad"}, "did you mean standard"),
+        ({"suite_name": "standrad"}, "did you mean 'standard'"),
         ({"epsilon": "8"}, r"\[0, 1\] pixel units"),
         ({"attacks": ["apgd:loss=dlr"], "classes": 2}, "needs 3 classes"),
         ({"attacks": ["apgd:loss=targeted"], "classes": 3}, "needs 4 classes"),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import re
-import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
+from typer.testing import CliRunner
 
-from sylva_ray import cli
+from sylva_ray.cli import app
 from sylva_ray.config.experiment import ExperimentConfig
 from sylva_ray.core.errors import UserError
 from sylva_ray.observers.mlflow.tracker import experiment_files, send_run
@@ -48,12 +48,9 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
-    monkeypatch.setattr(sys, "argv", ["sylva-ray", "compare", *arguments])
-    with pytest.raises(SystemExit) as stop:
-        cli.main()
-    captured = capsys.readouterr()
-    return int(stop.value.code or 0), captured.out, captured.err
+def call(*arguments: str) -> tuple[int, str, str]:
+    result = CliRunner().invoke(app, ["compare", *arguments])
+    return result.exit_code, result.stdout, result.stderr
 
 
 def results(rows: list[Any]) -> set[tuple[str, tuple[int, ...]]]:
@@ -64,11 +61,9 @@ def results(rows: list[Any]) -> set[tuple[str, tuple[int, ...]]]:
 
 
 @pytest.mark.usefixtures("runs")
-def test_a_folder_of_runs_becomes_a_table_and_files(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_folder_of_runs_becomes_a_table_and_files(tmp_path: Path) -> None:
     out = ["--out", "a.html", "--out", "b.csv", "--out", "c.md"]
-    code, text, _ = call(monkeypatch, capsys, "runs", *out)
+    code, text, _ = call("runs", *out)
     assert code == 0
     for part in ("majority", "sylva, phase 1", "local_lora", "‡ check S14 FAILED", "dominated", "the seeds differ"):
         assert part in text
@@ -108,11 +103,9 @@ def test_a_plain_file_may_name_its_method(runs: Path) -> None:
     assert results(compare(load(["result.json"])[0])) == {("Sylva, as published", (7,))}
 
 
-def test_an_unfinished_run_in_a_folder_is_left_out_and_said(
-    runs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_unfinished_run_in_a_folder_is_left_out_and_said(runs: Path) -> None:
     make_run(runs / "stopped", experiment(seed=5), finished=False)
-    code, text, _ = call(monkeypatch, capsys, "runs", "--out", "a.html")
+    code, text, _ = call("runs", "--out", "a.html")
     assert code == 0
     said = f"{Path('runs/stopped')} has not finished and is left out"
     assert f"! {said}" in text
@@ -142,9 +135,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_bad_input_is_one_line_and_writes_nothing(
-    case: str, runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_bad_input_is_one_line_and_writes_nothing(case: str, runs: Path, tmp_path: Path) -> None:
     arguments, says = BAD[case]
     (tmp_path / "empty").mkdir()
     (tmp_path / "folder.csv").mkdir()
@@ -158,7 +149,7 @@ def test_bad_input_is_one_line_and_writes_nothing(
     (tmp_path / "damaged" / "summary.json").write_text((runs / "sylva-0" / "summary.json").read_text())
     (tmp_path / "damaged" / "config.yaml").write_text("training: [1, 2\n")
     before = sorted(tmp_path.rglob("*"))
-    code, out, err = call(monkeypatch, capsys, *arguments)
+    code, out, err = call(*arguments)
     assert code == 2, err
     assert len(err.strip().splitlines()) == 1, err
     assert out == ""
@@ -170,9 +161,7 @@ def test_bad_input_is_one_line_and_writes_nothing(
 # -- MLflow -------------------------------------------------------------------------------------------------------------
 
 
-def test_an_mlflow_experiment_holds_the_same_rows(
-    runs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_mlflow_experiment_holds_the_same_rows(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mlflow = pytest.importorskip("mlflow")
     for name in ("sylva-0", "sylva-1", "local-0"):
         tracking = make_config(experiment="thesis").tracking
@@ -200,7 +189,7 @@ def test_an_mlflow_experiment_holds_the_same_rows(
     assert load(["thesis"], store)[1] == ["run 'stopped' of experiment 'thesis' has no summary.json and is left out"]
     client.create_experiment("barren", artifact_location=(runs / "mlartifacts").as_uri())
     for name, says in (("barren", "has no run with a summary.json"), ("nothing", "no experiment of that name")):
-        code, _, err = call(monkeypatch, capsys, name)
+        code, _, err = call(name)
         assert code == 2
         assert name in err
         assert says in err

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,14 +10,15 @@ from typing import Any
 import fsspec
 import pytest
 import yaml
+from typer.testing import CliRunner
 
-from sylva_ray import cli
+from sylva_ray.cli import app
 from sylva_ray.core.errors import Interrupted, RunError, UserError
 from sylva_ray.execution.experiment import run_experiment
 from sylva_ray.execution.in_process import InProcessPool
 from sylva_ray.preparation.experiment import Prepared, create_worker
 from sylva_ray.storage.checkpoint import MANIFEST, CheckpointFolder
-from sylva_ray.storage.remote_copy import RemoteFolder
+from sylva_ray.storage.remote_copy import RemoteFolder, run_folder_at
 from sylva_ray.storage.run_folder import claim_run_folder
 from tests.conftest import TINY
 
@@ -124,7 +124,7 @@ def test_what_an_evaluation_had_measured_when_it_was_stopped_is_at_the_url(
     save_steps(RemoteFolder(url), 0)
 
     def evaluate() -> None:
-        with cli._run_folder(url, "change") as (run_dir, _):
+        with run_folder_at(url, "change") as (run_dir, _):
             (run_dir / "evaluation").mkdir()
             (run_dir / "evaluation" / "part").write_text("measured")
             raise stop
@@ -187,18 +187,15 @@ def test_a_run_goes_on_elsewhere_to_the_same_adapters(tiny: Prepared, tmp_path: 
 
 
 @pytest.fixture
-def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Any]:
+def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     """The command line in an empty home: ``call(...) -> (exit code, output, errors)``."""
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(TINY))
     monkeypatch.chdir(tmp_path)
 
     def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["sylva-ray", *arguments])
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        captured = capsys.readouterr()
-        return int(stop.value.code or 0), captured.out, captured.err
+        result = CliRunner().invoke(app, arguments)
+        return result.exit_code, result.stdout, result.stderr
 
     return run
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -39,7 +40,7 @@ def result(
 
 
 def sweep_of(space: Space, trials: list[TrialResult]) -> Sweep:
-    return Sweep(space, trials, _points(space, trials))
+    return Sweep(space, trials, _points(space, trials), Path("toy"))
 
 
 def chosen(sweep: Sweep) -> list[int]:

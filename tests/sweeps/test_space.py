@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from typer.testing import CliRunner
 
-from sylva_ray import cli
+from sylva_ray.cli import app
 from sylva_ray.core.errors import UserError
 from sylva_ray.sweeps.points import check_space, planned_trials, point_id, prepare_points
 from sylva_ray.sweeps.space import Space, load_space
@@ -246,16 +246,12 @@ CASES: dict[str, tuple[dict[str, Any], tuple[str, ...], list[str]]] = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_one_clear_line_and_exit_code_2(
-    case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_one_clear_line_and_exit_code_2(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     keys, overrides, says = CASES[case]
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["sylva-ray", "tune", str(write(tmp_path, **keys)), *overrides])
-    with pytest.raises(SystemExit) as stop:
-        cli.main()
-    err = capsys.readouterr().err
-    assert stop.value.code == 2
+    result = CliRunner().invoke(app, ["tune", str(write(tmp_path, **keys)), *overrides])
+    err = result.stderr
+    assert result.exit_code == 2
     assert len(err.strip().splitlines()) == 1, err
     for part in says:
         assert any(option in err for option in part.split("|")), err

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import shutil
 import socket
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from typer.testing import CliRunner
 
-from sylva_ray import cli
+from sylva_ray.cli import app
 from sylva_ray.core.errors import UserError
 from sylva_ray.sweeps.folder import SweepFolder
 from sylva_ray.sweeps.output import write_results
@@ -71,9 +71,7 @@ def runs(tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch) -> 
     return tmp_path / "runs"
 
 
-def test_trials_stand_under_the_sweep_and_seeds_share_their_point(
-    runs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_trials_stand_under_the_sweep_and_seeds_share_their_point(runs: Path) -> None:
     space, folder = space_of(runs / "s"), SweepFolder(runs / "sweep")
     folder.claim(space, resume=False)
     tracking = SweepTracking(folder, space)
@@ -106,11 +104,9 @@ def test_trials_stand_under_the_sweep_and_seeds_share_their_point(
     assert sweep.points[0].label in parent.data.tags["mlflow.note.content"]
     assert "sweep.json" in {file.path for file in client.list_artifacts(parent.info.run_id)}
 
-    monkeypatch.setattr(sys, "argv", ["sylva-ray", "compare", "toy", "--out", "toy.html", "--out", "toy.csv"])
-    with pytest.raises(SystemExit) as stop:
-        cli.main()
-    out = capsys.readouterr().out
-    assert not stop.value.code
+    result = CliRunner().invoke(app, ["compare", "toy", "--out", "toy.html", "--out", "toy.csv"])
+    out = result.stdout
+    assert result.exit_code == 0
     assert "has no summary.json and is left out" in out, "the pruned trial is named"
     assert "sweep sweep" not in out, "the sweep itself is no row"
     assert (runs.parent / "toy.csv").read_text().count("final,mean") == 4

@@ -1,0 +1,82 @@
+"""The table of commands, and what an error becomes."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated, Any, NoReturn
+
+import typer
+from typer.core import TyperGroup
+
+from sylva_ray.cli.bytes import traffic
+from sylva_ray.cli.cluster import cluster
+from sylva_ray.cli.compare import compare
+from sylva_ray.cli.evaluate import evaluate
+from sylva_ray.cli.export import export
+from sylva_ray.cli.pretrain import pretrain
+from sylva_ray.cli.report import report
+from sylva_ray.cli.run import run
+from sylva_ray.cli.track import track
+from sylva_ray.cli.tune import tune
+from sylva_ray.cli.version import version
+from sylva_ray.core.errors import RunError, UserError
+
+
+class Commands(TyperGroup):
+    """A group of commands that turns every error into one line on standard error and an exit code."""
+
+    def main(self, *args: Any, **options: Any) -> NoReturn:
+        """Parse the words, run the command, and exit."""
+        try:
+            code = super().main(*args, **options | {"standalone_mode": False})
+        except (UserError, RunError) as error:
+            _fail(str(error), error.exit_code)
+        except OSError as error:
+            _fail(f"{error.filename or 'file system'}: {error.strerror or error}", 1)
+        except typer.Abort:
+            _fail("interrupted", 130)
+        except Exception as error:  # typer's usage errors, which know their own text
+            if hasattr(error, "format_message"):
+                _fail(error.format_message(), 2)
+            raise
+        sys.exit(code if isinstance(code, int) else 0)
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    print(f"sylva-ray: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(code)
+
+
+app = typer.Typer(
+    name="sylva-ray",
+    cls=Commands,
+    help="Personal adversarial defences for a fleet of edge clients, simulated on Ray.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+@app.callback(invoke_without_command=True)
+def options(
+    context: typer.Context,
+    show_version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
+    """Personal adversarial defences for a fleet of edge clients, simulated on Ray."""
+    if show_version:
+        version()
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+for command in (run, tune, evaluate, report, track, compare, export, pretrain):
+    app.command()(command)
+app.command(name="bytes")(traffic)
+app.command()(version)
+app.add_typer(cluster, name="cluster")
+
+
+def main() -> None:
+    """Entry point of ``sylva-ray``."""
+    app(prog_name="sylva-ray")

@@ -1,0 +1,32 @@
+"""``sylva-ray cluster check``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sylva_ray.cli.arguments import Overrides
+
+cluster = typer.Typer(help="Machines: see docs/clusters.md.", rich_markup_mode=None)
+
+
+@cluster.callback(invoke_without_command=True)
+def commands(context: typer.Context) -> None:
+    """Machines: see docs/clusters.md."""
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+@cluster.command()
+def check(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="a cluster.yaml for `ray up`")],
+    overrides: Overrides = None,
+    config: Annotated[Path | None, typer.Option(metavar="CONFIG", help="also tell what one run of it asks for")] = None,
+) -> None:
+    """Validate a cluster.yaml offline, and tell what a run would ask of the cluster. Starts nothing."""
+    from sylva_ray import api
+
+    for line in api.check_cluster(file, config, overrides or []):
+        typer.echo(line)

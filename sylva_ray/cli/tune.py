@@ -1,0 +1,26 @@
+"""``sylva-ray tune``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sylva_ray.cli.arguments import Overrides, Quiet
+
+
+def tune(
+    space: Annotated[Path, typer.Argument(metavar="SPACE", help="a YAML file, or a sweep's folder with --resume")],
+    overrides: Overrides = None,
+    out: Annotated[Path | None, typer.Option(help="sweep folder (default: runs/NAME-TIME)")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="go on with the trials that have not finished")] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Run a sweep of experiments on Ray Tune (docs/sweeps.md)."""
+    from sylva_ray import api
+    from sylva_ray.core.errors import RunError
+
+    sweep = api.sweep(space, overrides or [], out=out, resume=resume, show="result" if quiet else "progress")
+    if sweep.failed:
+        raise RunError(sweep.failure_text)

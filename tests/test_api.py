@@ -1,0 +1,78 @@
+"""The Python interface: what a notebook calls."""
+
+from __future__ import annotations
+
+import json
+import threading
+
+import pytest
+
+import sylva_ray
+from sylva_ray.core.errors import UserError
+from tests.conftest import TINY
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A finished run and what `sylva_ray.run` returned."""
+    folder = tmp_path_factory.mktemp("api") / "run"
+    return folder, sylva_ray.run(TINY, ["training.rounds=1"], out=folder, show="nothing")
+
+
+def test_every_public_name_exists():
+    assert all(getattr(sylva_ray, name) for name in sylva_ray.__all__)
+    assert set(sylva_ray.__all__) <= set(dir(sylva_ray))
+    with pytest.raises(AttributeError, match="no attribute 'rum'"):
+        sylva_ray.rum  # noqa: B018
+
+
+def test_a_run_returns_its_summary(run):
+    folder, summary = run
+    assert summary == json.loads((folder / "summary.json").read_text())
+    loaded = sylva_ray.load_run(folder)
+    assert loaded.summary == summary
+    assert loaded.config.training.rounds == 1
+    assert len(loaded.states) == 3
+    assert [record["step"] for record in loaded.records] == list(range(len(loaded.records)))
+    assert loaded.evaluation is None
+
+
+def test_a_finished_run_resumes_to_the_same_accuracies(run, capsys):
+    folder, summary = run
+    again = sylva_ray.resume(folder, show="result")
+    assert again["final"] == summary["final"]
+    assert f"run      {folder}" in capsys.readouterr().out
+
+
+def test_evaluation_export_and_comparison(run, tmp_path, capsys):
+    folder, _ = run
+    found = sylva_ray.evaluate(folder, ["fgsm"], images=4, out=tmp_path / "found.json", show="nothing")
+    assert json.loads(json.dumps(found)) == json.loads((tmp_path / "found.json").read_text())
+    assert [path.name for path in sylva_ray.export(folder, tmp_path / "out", [2, 0])] == ["client_002", "client_000"]
+    with pytest.raises(UserError, match="all or 0 to 2"):
+        sylva_ray.export(folder, tmp_path / "out", [3])
+    rows = sylva_ray.compare([folder], out=[tmp_path / "table.md"], show="nothing")
+    assert {row.stage for row in rows} >= {"final"}
+    assert (tmp_path / "table.md").exists()
+    assert capsys.readouterr().out == "", "show='nothing' prints nothing"
+
+
+def test_a_config_is_a_file_a_folder_a_mapping_or_checked_already(run, tiny_config):
+    folder, _ = run
+    assert sylva_ray.load_config(TINY) == tiny_config == sylva_ray.load_config(tiny_config)
+    assert sylva_ray.load_config(tiny_config, ["seed=3"]).seed == 3
+    assert sylva_ray.load_config(folder).training.rounds == 1
+    assert sylva_ray.load_config(TINY, ["lora.rank=3"]).lora.rank == 3
+    assert TINY["lora"] == {"rank": 2}, "the caller's mapping is left as it is"
+    with pytest.raises(UserError, match="did you mean 'attack'"):
+        sylva_ray.load_config(TINY, ["atack.epsilon=0.1"])
+
+
+def test_an_interface_call_works_outside_the_main_thread(run):
+    """Signals cannot be handled there."""
+    folder, summary = run
+    found = []
+    thread = threading.Thread(target=lambda: found.append(sylva_ray.resume(folder, show="nothing")))
+    thread.start()
+    thread.join()
+    assert found[0]["final"] == summary["final"]
