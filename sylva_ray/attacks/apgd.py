@@ -7,13 +7,13 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, replace
 from typing import ClassVar, Literal
 
-import torch
 from pydantic import Field
 
 from sylva_ray.attacks.base import LinfOrL2Attack, register
 from sylva_ray.attacks.losses import cross_entropy, dlr, targeted_dlr
 from sylva_ray.attacks.norms import L2, NORMS, Linf
 from sylva_ray.attacks.state import AttackState, Objective
+from sylva_ray.core.lazy import torch
 from sylva_ray.core.seeding import ImageDraws
 from sylva_ray.core.types import AttackSpec
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-import torch
 from pydantic import Field
 
 from sylva_ray.attacks.apgd import ranked_targets
@@ -15,6 +14,7 @@ from sylva_ray.attacks.base import LinfAttack, register
 from sylva_ray.attacks.losses import lead
 from sylva_ray.attacks.norms import LINF
 from sylva_ray.attacks.state import AttackState
+from sylva_ray.core.lazy import torch
 from sylva_ray.core.seeding import ImageDraws
 from sylva_ray.core.types import AttackSpec
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import torch
-
 from sylva_ray.attacks.losses import cross_entropy, margin
 from sylva_ray.attacks.norms import NORMS
 from sylva_ray.attacks.state import AttackState
+from sylva_ray.core.lazy import torch
 from sylva_ray.core.seeding import ImageDraws
 from sylva_ray.core.types import AttackSpec
 

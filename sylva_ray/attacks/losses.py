@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import torch
-import torch.nn.functional as F
+from sylva_ray.core.lazy import torch
 
 
 def cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """-log p_y."""
-    return F.cross_entropy(logits, labels, reduction="none")
+    return torch.nn.functional.cross_entropy(logits, labels, reduction="none")
 
 
 def margin(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -23,19 +22,19 @@ def margin(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 
 def kl_divergence(reference_logits: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
     """KL(p_reference || p): how far a prediction moved from the reference (TRADES, Zhang et al. 2019)."""
-    reference = F.log_softmax(reference_logits, 1)
-    return (reference.exp() * (reference - F.log_softmax(logits, 1))).sum(1)
+    reference = torch.nn.functional.log_softmax(reference_logits, 1)
+    return (reference.exp() * (reference - torch.nn.functional.log_softmax(logits, 1))).sum(1)
 
 
 def boosted_cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """-log p_y - log(1 - max_{c != y} p_c) (MART, Wang et al. 2020, with its guards against log 0)."""
-    runner_up = F.softmax(logits, 1).scatter(1, labels[:, None], 0.0).amax(1)
+    runner_up = torch.nn.functional.softmax(logits, 1).scatter(1, labels[:, None], 0.0).amax(1)
     return cross_entropy(logits, labels) - torch.log(1.0001 - runner_up + 1e-12)
 
 
 def true_class_probability(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """p_y: bounded in [0, 1] and, averaged, linear in the images: what the layer game counts."""
-    return F.softmax(logits, 1).gather(1, labels[:, None])[:, 0]
+    return torch.nn.functional.softmax(logits, 1).gather(1, labels[:, None])[:, 0]
 
 
 def dlr(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

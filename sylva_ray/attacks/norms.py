@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import torch
-
+from sylva_ray.core.lazy import torch
 from sylva_ray.core.seeding import ImageDraws
 
 TINY = 1e-12

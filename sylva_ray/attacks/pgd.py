@@ -8,20 +8,20 @@ iterate counts.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, TypeAlias
 
-import torch
 from pydantic import Field
 
 from sylva_ray.attacks.base import LinfOrL2Attack, register
 from sylva_ray.attacks.gradient import gradient_attack
 from sylva_ray.attacks.norms import LINF
 from sylva_ray.attacks.state import AttackState
+from sylva_ray.core.lazy import torch
 from sylva_ray.core.sections import PixelUnits
 from sylva_ray.core.seeding import ImageDraws
 from sylva_ray.core.types import AttackSpec
 
-InputObjective = Callable[[torch.Tensor], torch.Tensor]
+InputObjective: TypeAlias = "Callable[[torch.Tensor], torch.Tensor]"
 """``x [N, 3, H, W] -> [N]``, summed (never averaged: half precision would lose small gradients) before the gradient."""
 
 

@@ -6,11 +6,10 @@ import importlib
 import pkgutil
 from dataclasses import dataclass
 
-import torch
-
 import sylva_ray.attacks
 from sylva_ray.attacks.base import ATTACKS
 from sylva_ray.attacks.state import AttackedModel, AttackState
+from sylva_ray.core.lazy import torch
 from sylva_ray.core.seeding import ImageDraws
 from sylva_ray.core.types import AttackSpec, ParameterStack
 

@@ -6,12 +6,12 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-import torch
 from pydantic import Field
 
 from sylva_ray.attacks.base import INFINITE, Attack, register
 from sylva_ray.attacks.deepfool import OVERSHOOT, STEPS, step_to_boundary
 from sylva_ray.attacks.state import AttackState
+from sylva_ray.core.lazy import torch
 from sylva_ray.core.seeding import ImageDraws
 from sylva_ray.core.types import AttackSpec
 

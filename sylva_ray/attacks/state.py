@@ -9,15 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Protocol
-
-import torch
+from typing import Protocol, TypeAlias
 
 from sylva_ray.attacks.norms import LENGTHS
+from sylva_ray.core.lazy import torch
 from sylva_ray.core.precision import at_precision
 from sylva_ray.core.types import ParameterStack
 
-Objective = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+Objective: TypeAlias = "Callable[[torch.Tensor, torch.Tensor], torch.Tensor]"
 """``(logits [n, num_classes], rows [n]) -> [n]``: what an attack maximises."""
 
 SLACK = 1e-6
@@ -88,15 +87,15 @@ class AttackState:
         finally:
             self.precision = precision
 
-    @torch.no_grad()
     def logits(self, x_adv: torch.Tensor, rows: torch.Tensor, record: bool = True) -> torch.Tensor:
         """Return ``[n, num_classes]`` of points for the images in ``rows`` (ascending).
 
         Args:
             record: whether the points count as tried, so that the attack succeeds where they are adversarial.
         """
-        logits = self._forward(x_adv, rows)
-        return self._record_successes(x_adv, rows, logits) if record else logits
+        with torch.no_grad():
+            logits = self._forward(x_adv, rows)
+            return self._record_successes(x_adv, rows, logits) if record else logits
 
     def gradient(
         self, x_adv: torch.Tensor, rows: torch.Tensor, objective: Objective, record: bool = True
@@ -114,7 +113,8 @@ class AttackState:
         self.backwards += len(rows)
         logits = logits.detach()
         if record:
-            logits = self._record_successes(x_adv.detach(), rows, logits)
+            with torch.no_grad():
+                logits = self._record_successes(x_adv.detach(), rows, logits)
         return values.detach(), gradient, logits
 
     def _forward(self, x_adv: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
@@ -122,7 +122,6 @@ class AttackState:
         with at_precision(self.model, self.precision):
             return self.model.forward(self.params, x_adv, self.owner[rows.cpu()])
 
-    @torch.no_grad()
     def _record_successes(self, x_adv: torch.Tensor, rows: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
         """Enter the points that lie within the budget and are answered wrongly.
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
-import torch
+from sylva_ray.core.lazy import torch
 
 
 class HasPrecision(Protocol):

@@ -11,7 +11,8 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-import torch
+
+from sylva_ray.core.lazy import torch
 
 
 def stable_seed(seed: int, purpose: str, client: int = -1, round: int = -1) -> int:
