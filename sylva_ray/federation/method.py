@@ -9,7 +9,9 @@ that states only its difference: usually `craft` and `sample_losses`, sometimes 
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Hashable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import ClassVar
 
 import numpy as np
@@ -25,6 +27,9 @@ from sylva_ray.core.types import AttackSpec, ClientState, ParameterStack, stack_
 from sylva_ray.federation.context import Arrived, Batch, Cohort
 from sylva_ray.federation.parameters import MethodParameters
 from sylva_ray.models.cohort import CohortModel
+
+MERGING_THREADS = min(4, os.cpu_count() or 1)
+"""Receivers merged at once: the workers wait meanwhile."""
 
 
 class Method:
@@ -178,11 +183,18 @@ class Method:
                 common = self.merge(arrived, own, present, graph.weights[0], present[0])
                 result = [state | common for state in result]
                 continue
-            for rows in graph.alike([self._own_part(arrived, own, client) for client in present]):
+            groups = graph.alike([self._own_part(arrived, own, client) for client in present])
+
+            def merged(
+                rows: Sequence[int], own: Sequence[str] = own, graph: NeighbourGraph = graph
+            ) -> dict[str, np.ndarray]:
                 members = [present[j] for j in graph.members[rows[0]]]
-                merged = self.merge(arrived, own, members, graph.weights[rows[0]], present[rows[0]])
-                for row in rows:
-                    result[present[row]] |= merged
+                return self.merge(arrived, own, members, graph.weights[rows[0]], present[rows[0]])
+
+            with ThreadPoolExecutor(MERGING_THREADS) as threads:  # the same bits: a merge is one thread's work
+                for rows, common in zip(groups, threads.map(merged, groups), strict=True):
+                    for row in rows:
+                        result[present[row]] |= common
         return result
 
     def merge(

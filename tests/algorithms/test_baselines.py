@@ -406,7 +406,7 @@ def test_running_statistics_move_once_per_step_for_each_client_and_never_in_craf
     """One step of two clients, against one pass of PyTorch's own module in training mode over the crafted images."""
     worker = tiny_worker(tiny_experiment(name, parameters, backbone=RESNET, training={"batch_size": 1000}))
     states, seen, cohorts = starting_states(worker), [], []
-    craft, cohort_of = worker.algorithm.craft, worker._cohort
+    craft, cohort_of = worker.algorithm.craft, worker.context
 
     def spy(cohort, params, batch, attack):
         before = {n: v.clone() for n, v in params.items()}
@@ -415,7 +415,7 @@ def test_running_statistics_move_once_per_step_for_each_client_and_never_in_craf
         return seen[-1][1]
 
     worker.algorithm.craft = spy
-    worker._cohort = lambda task, params: cohorts.append(cohort_of(task, params)) or cohorts[-1]
+    worker.context = lambda task, params: cohorts.append(cohort_of(task, params)) or cohorts[-1]
     after = trained(worker, states, clients=(1, 2), lr=0.0)
     ((batch, x_adv),) = seen
     module = worker.model.backbone

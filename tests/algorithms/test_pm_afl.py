@@ -230,7 +230,7 @@ def test_a_teacher_of_other_classes_without_a_probe_is_refused_in_one_line(tmp_p
 def test_a_batchnorm_students_statistics_are_its_own_and_move_in_training_alone():
     worker = tiny_worker(tiny_experiment("pm_afl", backbone=RESNET, training={"batch_size": 1000}))
     states, cohorts = starting_states(worker), []
-    craft, cohort_of = worker.algorithm.craft, worker._cohort
+    craft, cohort_of = worker.algorithm.craft, worker.context
 
     def spy(cohort, params, batch, attack):
         before = {name: value.clone() for name, value in params.items()}
@@ -239,7 +239,7 @@ def test_a_batchnorm_students_statistics_are_its_own_and_move_in_training_alone(
         return x_adv
 
     worker.algorithm.craft = spy
-    worker._cohort = lambda task, params: cohorts.append(cohort_of(task, params)) or cohorts[-1]
+    worker.context = lambda task, params: cohorts.append(cohort_of(task, params)) or cohorts[-1]
     together = trained(worker, states, clients=(0, 2), lr=0.0)
     received = {name: value.clone() for name, value in cohorts[0].received.items()}
     assert all(np.array_equal(value[0], states[0][name]) for name, value in received.items()), "the reference moved"
