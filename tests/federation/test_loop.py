@@ -15,6 +15,7 @@ from sylva_ray.config.schema import build
 from sylva_ray.core.errors import RunError, UserError
 from sylva_ray.execution.experiment import run_experiment
 from sylva_ray.execution.in_process import InProcessPool
+from sylva_ray.federation.client.training import TrainTask
 from sylva_ray.federation.client.worker import CohortWorker
 from sylva_ray.models.export import export_clients
 from sylva_ray.models.peft_format import load_adapter
@@ -222,17 +223,17 @@ def test_a_client_that_diverges_keeps_its_last_state_and_is_named(tmp_path, monk
         "evaluation": {"attacks": [], "checks": False},
     }
     prepared = prepare(build(ExperimentConfig, raw))
-    train = CohortWorker._train
+    train = TrainTask.execute
 
-    def diverge(self, task, params):
-        outcomes = train(self, task, params)
+    def diverge(task, worker, params):
+        outcomes = train(task, worker, params)
         if task.round == 1:
             where = task.clients.index(1) if 1 in task.clients else None
             if where is not None:
                 outcomes[where].state["head.bias"][0] = np.nan
         return outcomes
 
-    monkeypatch.setattr(CohortWorker, "_train", diverge)
+    monkeypatch.setattr(TrainTask, "execute", diverge)
     summary = run(prepared, tmp_path / "run")
     _, states = load_run(tmp_path / "run")
     assert all(np.isfinite(value).all() for state in states for value in state.values())
