@@ -11,6 +11,7 @@ batches. Data, pre-trained weights and the guard's confidence bound are the pack
 
 from __future__ import annotations
 
+import argparse
 import copy
 import math
 import re
@@ -380,6 +381,9 @@ def report(stage: str, clients: Sequence[Client], steps: int = 5) -> None:
 
 def main() -> None:
     """Sylva on the embedded digits."""
+    argparse.ArgumentParser(
+        description="Sylva on the embedded digits, in about a minute; it takes no options."
+    ).parse_args()
     torch.set_num_threads(1)  # batches are too small to share
     s = Settings()
     dealing = PartitionSection(alpha=0.3, num_clients=3, valid_fraction=0.4, test_samples=20)

@@ -8,7 +8,9 @@ coordinates, normalised to unit length (cosine geometry), which scikit-learn's b
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Hashable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +19,9 @@ from sylva_ray.core.types import ClientState
 
 TIE = 1e-6
 """Distances closer than this are equal: a squared distance carries rounding of 1e-16, its root 1e-8."""
+
+MERGING_THREADS = min(4, os.cpu_count() or 1)
+"""Of the coordinator, whose workers wait meanwhile. A piece is one thread's work, so bits do not depend on their number."""
 
 GRAM_ROWS = 128
 """Rows of factors that `product_gram` multiplies at once: a matrix product of fewer is slower, one of more needs memory."""
@@ -52,21 +57,28 @@ def product_gram(states: Sequence[ClientState], scaling: float = 1.0) -> np.ndar
     The factors of all clients are stacked, so that the pairs of `GRAM_ROWS` / r clients are two matrix products: at 1,000
     clients this decides between seconds and minutes."""
     size = len(states)
+    modules = [name.removesuffix(".lora_A") for name in states[0] if name.endswith(".lora_A")]
     upper = np.zeros((size, size))
-    for name in states[0]:
-        if not name.endswith(".lora_A"):
-            continue
-        a = np.stack([state[name] for state in states], dtype=np.float64)
-        b_t = np.stack([state[name.removesuffix("A") + "B"].T for state in states], dtype=np.float64)
-        rank = a.shape[1]
-        a, b_t = a.reshape(size * rank, -1), b_t.reshape(size * rank, -1)
-        step = max(1, GRAM_ROWS // rank)
-        for i in range(0, size, step):
-            own, onwards = slice(i * rank, (i + step) * rank), slice(i * rank, None)
-            overlap = (b_t[own] @ b_t[onwards].T) * (a[own] @ a[onwards].T)  # [step r, (K - i) r]
-            summed = overlap.reshape(-1, rank, overlap.shape[1]).sum(1)  # over r first: that is fast
-            upper[i : i + step, i:] += summed.reshape(len(summed), size - i, rank).sum(-1)
+    with ThreadPoolExecutor(MERGING_THREADS) as threads:
+        for part in threads.map(lambda module: _module_gram(states, module), modules):  # summed in the modules' order
+            upper += part
     return scaling**2 * (np.triu(upper) + np.triu(upper, 1).T)
+
+
+def _module_gram(states: Sequence[ClientState], module: str) -> np.ndarray:
+    """One module's part of `product_gram`; only entries on and above the diagonal count."""
+    size = len(states)
+    a = np.stack([state[f"{module}.lora_A"] for state in states], dtype=np.float64)
+    b_t = np.stack([state[f"{module}.lora_B"].T for state in states], dtype=np.float64)
+    rank = a.shape[1]
+    a, b_t = a.reshape(size * rank, -1), b_t.reshape(size * rank, -1)
+    upper, step = np.zeros((size, size)), max(1, GRAM_ROWS // rank)
+    for i in range(0, size, step):
+        own, onwards = slice(i * rank, (i + step) * rank), slice(i * rank, None)
+        overlap = (b_t[own] @ b_t[onwards].T) * (a[own] @ a[onwards].T)  # [step r, (K - i) r]
+        summed = overlap.reshape(-1, rank, overlap.shape[1]).sum(1)  # over r first: that is fast
+        upper[i : i + step, i:] = summed.reshape(len(summed), size - i, rank).sum(-1)
+    return upper
 
 
 def unit_coordinates(gram: np.ndarray) -> np.ndarray:

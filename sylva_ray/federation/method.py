@@ -9,7 +9,6 @@ that states only its difference: usually `craft` and `sample_losses`, sometimes 
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Hashable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import ClassVar
@@ -18,7 +17,13 @@ import numpy as np
 import torch
 
 from sylva_ray.aggregation.factors import drop_bad, merge_factors, orthonormal_rows
-from sylva_ray.aggregation.neighbours import NeighbourGraph, global_graph, neighbour_graph, product_gram
+from sylva_ray.aggregation.neighbours import (
+    MERGING_THREADS,
+    NeighbourGraph,
+    global_graph,
+    neighbour_graph,
+    product_gram,
+)
 from sylva_ray.aggregation.robust import assumed_bad, least_clients
 from sylva_ray.aggregation.robust_merge import robust_merge
 from sylva_ray.attacks.losses import cross_entropy
@@ -27,9 +32,6 @@ from sylva_ray.core.types import AttackSpec, ClientState, ParameterStack, stack_
 from sylva_ray.federation.context import Arrived, Batch, Cohort
 from sylva_ray.federation.parameters import MethodParameters
 from sylva_ray.models.cohort import CohortModel
-
-MERGING_THREADS = min(4, os.cpu_count() or 1)
-"""Receivers merged at once: the workers wait meanwhile."""
 
 
 class Method:

@@ -1,9 +1,9 @@
-"""One small Ray for all cluster tests, and the tiny experiment of `tests.conftest` on it."""
+"""The tiny experiment of `tests.conftest` on the session's Ray."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,18 +13,8 @@ from sylva_ray.federation.client.training import TrainTask
 from sylva_ray.federation.tasks import CohortTask
 from sylva_ray.preparation.experiment import Prepared
 
-ray = pytest.importorskip("ray")
-
 SECTION = {"pool": "ray", "num_actors": 2, "cpus_per_actor": 0.5, "max_task_retries": 1}
 """Half a CPU each, so that a second pool finds room beside the one that the module keeps."""
-
-
-@pytest.fixture(scope="session")
-def local_ray() -> Iterator[None]:
-    """Ray in this session, two CPUs and no GPU."""
-    ray.init(address="local", num_cpus=2, num_gpus=0, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
 
 
 @pytest.fixture(scope="session")
