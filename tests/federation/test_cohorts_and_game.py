@@ -11,7 +11,7 @@ from sylva_ray.config.schema import build
 from sylva_ray.federation.cohorts import choose_participants, make_cohorts, resolve_cohort_size
 from sylva_ray.federation.parameters import Phase2Parameters
 from sylva_ray.federation.stages.layer_game.client import GuardOutcome
-from sylva_ray.federation.stages.layer_game.rankings.ranking import GamePlan, padded
+from sylva_ray.federation.stages.layer_game.rankings.ranking import GamePlan, PlayedGame, padded
 from sylva_ray.federation.stages.layer_game.rankings.registry import create_ranking
 from sylva_ray.federation.stages.layer_game.rankings.shapley import shapley_values
 from sylva_ray.federation.stages.layer_game.selection import nested_candidates
@@ -131,7 +131,8 @@ def scored(*scores):
 def ranked(selection, outcomes, k=None):
     phase2 = Phase2Parameters(selection=selection)
     plan = GamePlan.of(3, phase2, np.random.default_rng(0))
-    return create_ranking(selection).rank(plan, outcomes, alone(k or len(outcomes)), phase2, np.random.default_rng(1))
+    game = PlayedGame(plan, outcomes, alone(k or len(outcomes)), phase2, np.random.default_rng(1))
+    return create_ranking(selection).rank(game)
 
 
 def test_gates_rank_the_open_ones_and_shift_ranks_all():

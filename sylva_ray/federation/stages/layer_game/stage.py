@@ -8,7 +8,7 @@ from sylva_ray.core.seeding import numpy_generator
 from sylva_ray.core.types import stack_states
 from sylva_ray.federation.server import Server
 from sylva_ray.federation.stages.layer_game.client import GuardOutcome
-from sylva_ray.federation.stages.layer_game.rankings.ranking import GamePlan, Ranking
+from sylva_ray.federation.stages.layer_game.rankings.ranking import GamePlan, PlayedGame, Ranking
 from sylva_ray.federation.stages.layer_game.server import select_layers
 from sylva_ray.federation.stages.layer_game.tasks import GameOutcome, GameTask, GuardTask
 from sylva_ray.federation.stages.stage import Stage, StageResult
@@ -36,7 +36,7 @@ class LayerGame(Stage):
         )
         answers = [played[client] for client in everyone]
         graph = server.known_neighbourhood()
-        ranked = self.ranking.rank(plan, answers, graph, phase2, rng)
+        ranked = self.ranking.rank(PlayedGame(plan, answers, graph, phase2, rng))
         candidates = ranked.candidates
         guarded: dict[int, GuardOutcome] = server.run(
             [

@@ -2,28 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 import torch
 
-from sylva_ray.aggregation.neighbours import NeighbourGraph
 from sylva_ray.attacks.losses import cross_entropy
 from sylva_ray.core.types import ParameterStack
-from sylva_ray.federation.parameters import Phase2Parameters
 from sylva_ray.federation.stages.layer_game.client import Phase2Client, SelectionImages
 from sylva_ray.federation.stages.layer_game.gates import blend, expected_gates, sampled_gates
 from sylva_ray.federation.stages.layer_game.rankings.ranking import (
-    Answer,
-    GamePlan,
-    LayerMeasurement,
-    RankedLayers,
-    Ranking,
-    padded,
+    ScoreRanking,
 )
-from sylva_ray.federation.stages.layer_game.selection import nested_by_score
 
 OPEN_GATE = 0.5
 """A layer whose gate is above this is worth refining."""
@@ -34,35 +25,20 @@ GATE_LR, GATE_PENALTY = 0.05, 1e-3
 
 
 @dataclass(frozen=True)
-class GatesRanking(Ranking):
+class GatesRanking(ScoreRanking):
     """Layers whose gate opens, the widest first."""
 
     name: ClassVar[str] = "gates"
     axis: ClassVar[str] = "gate"
+    threshold: ClassVar[float] = OPEN_GATE
     caption: ClassVar[str] = (
         "What ranked a layer (row) for a client (column), its gate: 1 would take the benign end point, 0 "
         "keeps the robust one; only gates above 0.5 are candidates."
     )
 
-    def measure(self, player: Phase2Client, benign: ParameterStack, coalitions: np.ndarray) -> list[LayerMeasurement]:
-        """See `Ranking.measure`."""
-        del coalitions
-        images = player.selection_images(benign)
-        with player.clock("game"):
-            return [LayerMeasurement(scores=own) for own in learned_gates(player, benign, images)]
-
-    def rank(
-        self,
-        plan: GamePlan,
-        answers: Sequence[Answer],
-        graph: NeighbourGraph,
-        phase2: Phase2Parameters,
-        rng: np.random.Generator,
-    ) -> RankedLayers:
-        """See `Ranking.rank`."""
-        del plan, graph, phase2, rng
-        scores = np.stack([answer.scores for answer in answers if answer.scores is not None])
-        return RankedLayers(padded([nested_by_score(own, OPEN_GATE) for own in scores]), scores=scores)
+    def scores(self, player: Phase2Client, benign: ParameterStack, images: SelectionImages) -> np.ndarray:
+        """See `ScoreRanking.scores`."""
+        return learned_gates(player, benign, images)
 
 
 def learned_gates(player: Phase2Client, benign: ParameterStack, images: SelectionImages) -> np.ndarray:

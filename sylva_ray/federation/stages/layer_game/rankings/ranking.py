@@ -11,7 +11,8 @@ import numpy as np
 from sylva_ray.aggregation.neighbours import NeighbourGraph
 from sylva_ray.core.types import ParameterStack
 from sylva_ray.federation.parameters import Phase2Parameters
-from sylva_ray.federation.stages.layer_game.client import Phase2Client
+from sylva_ray.federation.stages.layer_game.client import Phase2Client, SelectionImages
+from sylva_ray.federation.stages.layer_game.selection import nested_by_score
 from sylva_ray.federation.stages.layer_game.shapley import (
     EXACT_LIMIT,
     all_coalitions,
@@ -96,6 +97,17 @@ class RankedLayers:
 
 
 @dataclass(frozen=True)
+class PlayedGame:
+    """What the coordinator ranks by: the plan, all clients' ``answers``, who speaks for whom, the settings, and a generator."""
+
+    plan: GamePlan
+    answers: Sequence[Answer]
+    graph: NeighbourGraph
+    phase2: Phase2Parameters
+    rng: np.random.Generator
+
+
+@dataclass(frozen=True)
 class Ranking:
     """One way to rank layers: a client half and a server half. Frozen plain data, since it travels with the task."""
 
@@ -113,16 +125,38 @@ class Ranking:
         del benign, coalitions
         return [LayerMeasurement() for _ in player.clients]
 
-    def rank(
-        self,
-        plan: GamePlan,
-        answers: Sequence[Answer],
-        graph: NeighbourGraph,
-        phase2: Phase2Parameters,
-        rng: np.random.Generator,
-    ) -> RankedLayers:
-        """Every client's candidate selections from all ``answers``; the last player is the head."""
+    def rank(self, game: PlayedGame) -> RankedLayers:
+        """Every client's candidate selections; the last player is the head."""
         raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class ScoreRanking(Ranking):
+    """Layers in the order of a score that clients measure, the largest first."""
+
+    threshold: ClassVar[float] = -np.inf
+    """A layer whose score is not above this is no candidate."""
+
+    def scores(self, player: Phase2Client, benign: ParameterStack, images: SelectionImages) -> np.ndarray:
+        """``[C, n]``; the arguments are those of `measure`, and the images that it is measured on."""
+        raise NotImplementedError
+
+    def measure(self, player: Phase2Client, benign: ParameterStack, coalitions: np.ndarray) -> list[LayerMeasurement]:
+        """See `Ranking.measure`."""
+        del coalitions
+        images = player.selection_images(benign)
+        with player.clock("game"):
+            return [LayerMeasurement(scores=own) for own in self.scores(player, benign, images)]
+
+    def rank(self, game: PlayedGame) -> RankedLayers:
+        """See `Ranking.rank`."""
+        scores = np.stack([answer.scores for answer in game.answers if answer.scores is not None])
+        return ranked_by(scores, self.threshold)
+
+
+def ranked_by(scores: np.ndarray, threshold: float = -np.inf) -> RankedLayers:
+    """Nested candidates by ``scores [K, n]`` above ``threshold``."""
+    return RankedLayers(padded([nested_by_score(own, threshold) for own in scores]), scores=scores)
 
 
 def padded(nested: Sequence[np.ndarray]) -> np.ndarray:

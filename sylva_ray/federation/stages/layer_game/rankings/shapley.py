@@ -18,6 +18,7 @@ from sylva_ray.federation.stages.layer_game.rankings.ranking import (
     Answer,
     GamePlan,
     LayerMeasurement,
+    PlayedGame,
     RankedLayers,
     Ranking,
     padded,
@@ -47,17 +48,9 @@ class ShapleyRanking(Ranking):
         with player.clock("game"):
             return [_values_of(player, benign, coalitions, images, client) for client in range(len(player.clients))]
 
-    def rank(
-        self,
-        plan: GamePlan,
-        answers: Sequence[Answer],
-        graph: NeighbourGraph,
-        phase2: Phase2Parameters,
-        rng: np.random.Generator,
-    ) -> RankedLayers:
+    def rank(self, game: PlayedGame) -> RankedLayers:
         """See `Ranking.rank`."""
-        del rng
-        phi, half_width = shapley_of_fleet(plan, answers, graph, phase2)
+        phi, half_width = shapley_of_fleet(game.plan, game.answers, game.graph, game.phase2)
         return RankedLayers(padded([nested_candidates(own) for own in phi]), phi, half_width)
 
 

@@ -2,30 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 import torch
 
-from sylva_ray.aggregation.neighbours import NeighbourGraph
 from sylva_ray.core.types import ParameterStack
-from sylva_ray.federation.parameters import Phase2Parameters
 from sylva_ray.federation.stages.layer_game.client import Phase2Client, SelectionImages
 from sylva_ray.federation.stages.layer_game.rankings.ranking import (
-    Answer,
-    GamePlan,
-    LayerMeasurement,
-    RankedLayers,
-    Ranking,
-    padded,
+    ScoreRanking,
 )
-from sylva_ray.federation.stages.layer_game.selection import nested_by_score
 
 
 @dataclass(frozen=True)
-class ShiftRanking(Ranking):
+class ShiftRanking(ScoreRanking):
     """Layers in the order of their relative shift under attack, the smallest first."""
 
     name: ClassVar[str] = "shift"
@@ -35,25 +26,10 @@ class ShiftRanking(Ranking):
     )
     needs_chain: ClassVar[bool] = True
 
-    def measure(self, player: Phase2Client, benign: ParameterStack, coalitions: np.ndarray) -> list[LayerMeasurement]:
-        """See `Ranking.measure`."""
-        del coalitions
-        images = player.selection_images(benign)
-        with player.clock("game"):
-            return [LayerMeasurement(scores=own) for own in -relative_shift(player, images)]
-
-    def rank(
-        self,
-        plan: GamePlan,
-        answers: Sequence[Answer],
-        graph: NeighbourGraph,
-        phase2: Phase2Parameters,
-        rng: np.random.Generator,
-    ) -> RankedLayers:
-        """See `Ranking.rank`."""
-        del plan, graph, phase2, rng
-        scores = np.stack([answer.scores for answer in answers if answer.scores is not None])
-        return RankedLayers(padded([nested_by_score(own) for own in scores]), scores=scores)
+    def scores(self, player: Phase2Client, benign: ParameterStack, images: SelectionImages) -> np.ndarray:
+        """See `ScoreRanking.scores`."""
+        del benign
+        return -relative_shift(player, images)
 
 
 @torch.no_grad()

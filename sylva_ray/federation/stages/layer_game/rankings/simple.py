@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 
-from sylva_ray.aggregation.neighbours import NeighbourGraph
-from sylva_ray.federation.parameters import Phase2Parameters
-from sylva_ray.federation.stages.layer_game.rankings.ranking import Answer, GamePlan, RankedLayers, Ranking, padded
-from sylva_ray.federation.stages.layer_game.selection import nested_by_score
+from sylva_ray.federation.stages.layer_game.rankings.ranking import (
+    PlayedGame,
+    RankedLayers,
+    Ranking,
+    ranked_by,
+)
 
 
 @dataclass(frozen=True)
@@ -22,18 +23,9 @@ class RandomRanking(Ranking):
     axis: ClassVar[str] = "random score"
     caption: ClassVar[str] = "What ranked a layer (row) for a client (column), a random number."
 
-    def rank(
-        self,
-        plan: GamePlan,
-        answers: Sequence[Answer],
-        graph: NeighbourGraph,
-        phase2: Phase2Parameters,
-        rng: np.random.Generator,
-    ) -> RankedLayers:
+    def rank(self, game: PlayedGame) -> RankedLayers:
         """See `Ranking.rank`."""
-        del graph, phase2
-        scores = rng.random((len(answers), plan.num_players))
-        return RankedLayers(padded([nested_by_score(own) for own in scores]), scores=scores)
+        return ranked_by(game.rng.random((len(game.answers), game.plan.num_players)))
 
 
 @dataclass(frozen=True)
@@ -43,17 +35,9 @@ class AllRanking(Ranking):
     name: ClassVar[str] = "all"
     caption: ClassVar[str] = "Every client was offered all layers; the guard decided who may refine."
 
-    def rank(
-        self,
-        plan: GamePlan,
-        answers: Sequence[Answer],
-        graph: NeighbourGraph,
-        phase2: Phase2Parameters,
-        rng: np.random.Generator,
-    ) -> RankedLayers:
+    def rank(self, game: PlayedGame) -> RankedLayers:
         """See `Ranking.rank`."""
-        del graph, phase2, rng
-        return _one_candidate(np.ones(plan.num_players, bool), len(answers))
+        return _one_candidate(game, np.ones(game.plan.num_players, bool))
 
 
 @dataclass(frozen=True)
@@ -63,19 +47,11 @@ class HeadRanking(Ranking):
     name: ClassVar[str] = "head"
     caption: ClassVar[str] = "Every client was offered the head alone; the guard decided who may refine."
 
-    def rank(
-        self,
-        plan: GamePlan,
-        answers: Sequence[Answer],
-        graph: NeighbourGraph,
-        phase2: Phase2Parameters,
-        rng: np.random.Generator,
-    ) -> RankedLayers:
+    def rank(self, game: PlayedGame) -> RankedLayers:
         """See `Ranking.rank`."""
-        del graph, phase2, rng
-        return _one_candidate(np.arange(plan.num_players) == plan.num_players - 1, len(answers))
+        return _one_candidate(game, np.arange(game.plan.num_players) == game.plan.num_players - 1)
 
 
-def _one_candidate(largest: np.ndarray, num_clients: int) -> RankedLayers:
+def _one_candidate(game: PlayedGame, largest: np.ndarray) -> RankedLayers:
     """The empty selection and ``largest [n] bool``, for every client."""
-    return RankedLayers(np.tile(np.stack([np.zeros(len(largest), bool), largest]), (num_clients, 1, 1)))
+    return RankedLayers(np.tile(np.stack([np.zeros(len(largest), bool), largest]), (len(game.answers), 1, 1)))
