@@ -13,6 +13,7 @@ from typing import Any, Literal, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
 from sylva_ray.core.errors import UserError
 from sylva_ray.core.sections import Section
@@ -67,8 +68,8 @@ def build(schema: type[T], raw: Any, prefix: str = "") -> T:
 
 
 def _readable(schema: type[BaseModel], error: ValidationError, prefix: str) -> UserError:
-    problem = error.errors()[0]
-    kept = [part for part in problem["loc"] if part not in ("int", "float", "str") and "literal" not in str(part)]
+    problem = _closest(error)
+    kept = [part for part in problem["loc"] if not _is_alternative(part)]
     location = [str(part) for part in kept]
     named, _ = _follow(schema, location)
     key = ".".join([prefix, *named] if prefix else named) or "config"
@@ -90,6 +91,22 @@ def _readable(schema: type[BaseModel], error: ValidationError, prefix: str) -> U
         return UserError(name, found or "see the other key", rest) if "." in name else UserError(key, "...", message)
     description = message[0].lower() + message[1:]
     return UserError(key, value, description.replace("input should be", "must be"))
+
+
+def _closest(error: ValidationError) -> ErrorDetails:
+    """The first problem; where it is an alternative of a union, the one that got furthest into what was given."""
+    first, *others = error.errors()
+    if not _is_alternative(first["loc"][-1] if first["loc"] else ""):
+        return first
+    field = first["loc"][:-1]
+    return max(
+        [first, *(other for other in others if other["loc"][: len(field)] == field)], key=lambda e: len(e["loc"])
+    )
+
+
+def _is_alternative(part: int | str) -> bool:
+    """Whether a part of a location names an alternative of a union (keys are in lower case, sections' classes are not)."""
+    return part in ("int", "float", "str") or "literal" in str(part) or str(part)[:1].isupper()
 
 
 def _follow(schema: type[BaseModel], location: Sequence[str]) -> tuple[list[str], type[BaseModel] | None]:
