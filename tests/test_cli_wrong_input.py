@@ -171,11 +171,11 @@ CASES = {
     ),
     "no attention kernel": ((*RUN, "training.attention=flash"), ["training.attention", "flash", "'fused' or 'plain'"]),
     "no attention kernel of a precision": (
-        (*RUN, "training.attention.bfloat16=foo"),
+        (*RUN, "training.attention={bfloat16: foo}"),
         ["training.attention.bfloat16 = 'foo'", "'fused' or 'plain'"],
     ),
     "no such precision to choose a kernel for": (
-        (*RUN, "training.attention.bf16=fused"),
+        (*RUN, "training.attention={bf16: fused}"),
         ["training.attention.bf16", "did you mean 'bfloat16'"],
     ),
     "GPU where there is none": ((*RUN, "training.device=cuda"), ["training.device", "cuda", "no GPU"]),
