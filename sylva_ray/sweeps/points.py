@@ -151,10 +151,9 @@ def prepare_points(space: Space) -> None:
             prepare(space.config(values, space.seeds[0]), measure=False)
 
 
-def measured_config(space: Space) -> ExperimentConfig:
-    """The first point, with its precision and attention kernels chosen by a measurement: the choice of the whole sweep."""
-    first = {key: parameter.values[0] for key, parameter in space.parameters.items()}
-    return prepare(space.config(first, space.seeds[0])).config
+def resolved_first(space: Space, measure: bool) -> ExperimentConfig:
+    """The first point, whose precision and attention kernels are those of the whole sweep; ``measure`` as in `prepare`."""
+    return prepare(space.config(next(_one_at_a_time(space)), space.seeds[0]), measure=measure).config
 
 
 def corners(space: Space) -> Iterable[dict[str, Any]]:

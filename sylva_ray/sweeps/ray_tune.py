@@ -29,7 +29,7 @@ from sylva_ray.provisioning.launcher_file import LauncherFile, Resources
 from sylva_ray.provisioning.placement import fullest_cluster
 from sylva_ray.sweeps.folder import SweepFolder
 from sylva_ray.sweeps.output import write_results
-from sylva_ray.sweeps.points import Trial, check_space, corners, measured_config, planned_trials, prepare_points
+from sylva_ray.sweeps.points import Trial, check_space, corners, planned_trials, prepare_points, resolved_first
 from sylva_ray.sweeps.results import Sweep, collect
 from sylva_ray.sweeps.space import Space
 from sylva_ray.sweeps.tracking import SweepTracking
@@ -72,8 +72,10 @@ def run_sweep(space: Space, sweep_dir: Path, resume: bool, on_event: OnEvent) ->
         home = _home()
         slots = check_trials_fit(space, home, promised_cluster(space.cluster))
         folder.claim(space, resume)
-        if not folder.compute.exists():  # measured once: trials that differ in precision could not be compared
-            folder.write(folder.compute, measured_config(space).to_yaml())
+        if not folder.compute.exists():  # once: trials that differ in precision could not be compared
+            began_before_there_was_a_choice = folder.trials.exists()
+            chosen = resolved_first(space, measure=not began_before_there_was_a_choice)
+            folder.write(folder.compute, chosen.to_yaml())
         tracking = SweepTracking(folder, space)
         tracking.open()
         for problem in tracking.problems:
