@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from sylva_ray.config.experiment import ExperimentConfig, load_run_config
+from sylva_ray.config.experiment import MEASURED, ExperimentConfig, load_run_config, with_choices_of
 from sylva_ray.config.schema import build
 from sylva_ray.core.credentials import mask_credentials
 from sylva_ray.observers.mlflow.delivery import STATE
@@ -99,9 +99,13 @@ class SweepTracking:
             self.problems.append(f"MLflow at {mask_credentials(self.uri)} did not take the sweep's own run: {reason}")
 
 
-def trial_config(space: Space, trial: Trial, tracking: Mapping[str, Any]) -> ExperimentConfig:
-    """A trial's experiment, tracked as a child of the sweep's run."""
+def trial_config(
+    space: Space, trial: Trial, tracking: Mapping[str, Any], chosen: ExperimentConfig | None = None
+) -> ExperimentConfig:
+    """A trial's experiment, tracked as a child of the sweep's run; it computes as ``chosen`` where its space says ``auto``."""
     config = space.config(trial.values, trial.seed)
+    if chosen is not None:
+        config = with_choices_of(config, chosen, MEASURED)
     tags = tracking.get("tags", {}) | {"sylva.point": trial.point, "sylva.seed": str(trial.seed)}
     changes = dict(tracking) | {
         "run_name": f"{point_label(trial.values)}, seed {trial.seed}",

@@ -20,7 +20,7 @@ from typing import Any
 import ray
 from ray import tune
 
-from sylva_ray.config.experiment import CONFIG, MEASURED, ExperimentConfig, load_config, with_choices_of
+from sylva_ray.config.experiment import CONFIG, ExperimentConfig, load_config
 from sylva_ray.core.errors import UserError
 from sylva_ray.execution.experiment import run_experiment
 from sylva_ray.execution.ray.driver import pool_for
@@ -114,8 +114,7 @@ def run_trial(
     began, outcome, error = time.time(), "died", ""
     folder.note(trial.key, began=began, process=os.getpid(), node=ray.get_runtime_context().get_node_id())
     try:
-        config = trial_config(space, trial, tracking)
-        config = with_choices_of(config, load_config(folder.compute), MEASURED)
+        config = trial_config(space, trial, tracking, load_config(folder.compute))
         _run(
             config,
             folder.trial(trial.key),

@@ -151,3 +151,14 @@ def test_registry_builds_every_method_and_methods_of_others():
         assert create_algorithm(AlgorithmSection(name=name)).name == name
     theirs = create_algorithm(AlgorithmSection(name="sylva_ray.algorithms.sylva:Sylva", beta=3))
     assert theirs.parameters.beta == 3
+
+
+def test_merging_gives_the_same_bits_on_any_number_of_threads(monkeypatch):
+    states, found = fleet(12), []
+    for threads in (1, 4):
+        for module in ("federation.method", "aggregation.neighbours"):
+            monkeypatch.setattr(f"sylva_ray.{module}.MERGING_THREADS", threads)
+        sylva = method("sylva")
+        found.append(sylva.aggregate(arrive(sylva, states)))
+    assert all(equal(one, other) for one, other in zip(*found, strict=True))
+    assert not all(equal(found[0][0], other) for other in found[0]), "receivers differ"

@@ -88,6 +88,20 @@ def test_the_runs_own_attack_gives_the_runs_own_numbers(run_dir):
     assert "Every class" in write_report(run_dir).read_text(), "a report without checks, curves and certificates"
 
 
+def test_another_precision_is_measured_anew_and_says_so(run_dir):
+    exact, _ = assessed(run_dir)
+    coarse, pool = assessed(run_dir, overrides=["evaluation.precision=bfloat16"])
+    assert pool.done > 0, "float32's measurements do not stand for bfloat16's"
+    assert coarse["benign"] == exact["benign"], "benign answers are float32's"
+    for label, row in exact["attacks"].items():
+        assert coarse["attacks"][label]["accuracy"]["mean"] == pytest.approx(row["accuracy"]["mean"], abs=0.06), label
+    assert exact["threat_model"]["precision"] == "float32 at evaluation"
+    assert "bfloat16" in coarse["threat_model"]["precision"]
+    assert "float32 confirms" in coarse["threat_model"]["precision"]
+    _, again = assessed(run_dir)
+    assert again.done == 0, "and they are still there"
+
+
 def test_what_was_measured_is_not_measured_again_and_a_cut_evaluation_goes_on(run_dir):
     more = parse_attack("mim:epsilon=4/255,steps=1"), parse_attack("noise:epsilon=4/255")
     request = Request((*QUICK.attacks, *more), EPSILON)

@@ -51,6 +51,12 @@ def test_a_run_leaves_what_it_promises(finished, tiny):
     records = [json.loads(line) for line in (folder / "rounds.jsonl").read_text().splitlines()]
     assert [r["stage"] for r in records] == ["warmup", "phase1", "phase1", "personalise", "layer_game", "phase2"]
     assert records[1]["epsilon"] < records[2]["epsilon"] == tiny.config.attack.epsilon
+    computed = {
+        **{f"{kind}_precision": "float32" for kind in ("training", "evaluation")},
+        **{f"attention_{precision}": "fused" for precision in ("float32", "bfloat16")},
+    }
+    assert all(record["compute"] == computed for record in records)
+    assert summary["compute"] == computed
     for stage in ("initial", "phase1", "final"):
         accuracies = summary[stage]
         assert len(accuracies["benign_accuracy"]["per_client"]) == 3

@@ -12,6 +12,7 @@ import yaml
 from typer.testing import CliRunner
 
 from sylva_ray.cli import app
+from sylva_ray.config.experiment import AttentionKernels
 from sylva_ray.core.errors import UserError
 from sylva_ray.sweeps.folder import SweepFolder
 from sylva_ray.sweeps.output import write_results
@@ -153,3 +154,26 @@ def test_without_tracking_nothing_is_asked_of_mlflow(runs: Path) -> None:
     tracking.close(played(folder, space, tracking))
     client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{runs / 'mlflow.db'}")
     assert client.get_experiment_by_name("toy") is None
+
+
+def test_every_trial_computes_as_the_sweep_chose_where_its_space_leaves_it_open(tmp_path):
+    space = space_of(tmp_path / "space")
+    left_open = {"training": {"rounds": 1, "precision": "auto", "attention": "auto"}, "evaluation": {"attacks": []}}
+    space = space.model_copy(update={"experiment": {**space.experiment, **left_open}})
+    kernels = AttentionKernels(float32="fused", bfloat16="plain")
+    chosen = space.config({}, 0)
+    chosen = chosen.model_copy(
+        update={
+            "training": chosen.training.model_copy(
+                update={"precision": "bfloat16", "attention": kernels, "cohort_size": 7}
+            ),
+            "evaluation": chosen.evaluation.model_copy(update={"precision": "bfloat16"}),
+        }
+    )
+    for trial in planned_trials(space):
+        config = trial_config(space, trial, {}, chosen)
+        assert (config.training.precision, config.training.attention) == ("bfloat16", kernels)
+        assert config.evaluation.precision == "bfloat16"
+        assert config.training.cohort_size != 7, "that depends on the trial's own clients"
+    pinned = space.model_copy(update={"experiment": {**space.experiment, "training": {"precision": "float32"}}})
+    assert trial_config(pinned, planned_trials(pinned)[0], {}, chosen).training.precision == "float32"
