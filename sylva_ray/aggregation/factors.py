@@ -65,7 +65,7 @@ def merge_factors(
     heard = [state for state, weight in zip(states, w, strict=True) if weight]
     for alike in _of_equal_shapes(anchor, modules, len(heard)):
         anchor_a = np.stack([anchor[f"{module}.lora_A"] for module in alike])
-        b, a = _refactored(anchor_a, *_side_by_side(heard, w[w != 0], alike))
+        b, a = refactored(anchor_a, *_side_by_side(heard, w[w != 0], alike))
         for index, module in enumerate(alike):
             merged[f"{module}.lora_B"], merged[f"{module}.lora_A"] = b[index], a[index]
     return merged
@@ -75,25 +75,6 @@ def paired_modules(state: ClientState) -> list[str]:
     """Modules of which ``state`` holds both LoRA factors, in its order."""
     modules = [name.removesuffix(".lora_A") for name in state if name.endswith(".lora_A")]
     return [module for module in modules if f"{module}.lora_B" in state]
-
-
-def merge_products(
-    anchor_a: np.ndarray, factors: Sequence[tuple[np.ndarray, np.ndarray]], weights: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Best rank-r ``B, A`` of ``sum_j w_j B_j A_j`` (Eckart-Young): one product of the stacked factors, truncated.
-
-    Args:
-        anchor_a: ``[r, d_in]``; its rows stay where the merged product has no direction left (B is 0 there), so that a
-            client can still learn: with both factors 0 no gradient would ever reach them.
-        factors: ``(B_j [d_out, r_j], A_j [r_j, d_in])``; ranks may differ.
-        weights: one per factor pair.
-
-    Returns:
-        ``B [d_out, r]``, ``A [r, d_in]`` in the anchor's dtype. The approximation error is the tail of the singular values.
-    """
-    left = np.concatenate([b for b, _ in factors], axis=1, dtype=np.float64)
-    right = np.concatenate([w * a.astype(np.float64) for w, (_, a) in zip(weights, factors, strict=True)])
-    return _refactored(anchor_a, left, right)
 
 
 def orthonormal_rows(a: np.ndarray) -> np.ndarray:
@@ -139,8 +120,19 @@ def _side_by_side(
     return left, (weights[:, None, None] * a).reshape(num_modules, -1, d_in)
 
 
-def _refactored(anchor_a: np.ndarray, left: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Factors of ``left [..., d_out, n] @ right [..., n, d_in]`` for `merge_products`, in the shape of ``anchor_a``."""
+def refactored(anchor_a: np.ndarray, left: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Best rank-r ``B, A`` of the product ``left @ right`` (Eckart-Young).
+
+    Args:
+        anchor_a: ``[..., r, d_in]``; its rows stay where the product has no direction left (B is 0 there), so that a client
+            can still learn: with both factors 0 no gradient would ever reach them.
+        left: ``[..., d_out, n]``, the clients' B side by side.
+        right: ``[..., n, d_in]``, their A times their weights.
+
+    Returns:
+        ``B [..., d_out, r]``, ``A [..., r, d_in]`` in the anchor's dtype. The approximation error is the tail of the singular
+        values.
+    """
     u, s, vt = leading_triplets(left, right, anchor_a.shape[-2])
     largest = np.take_along_axis(u, np.abs(u).argmax(-2, keepdims=True), -2)[..., 0, :]
     signs, found = np.sign(largest), s.shape[-1]  # an SVD is free in sign; ours is not

@@ -15,7 +15,8 @@ from sylva_ray.aggregation.exact import (
     flora_stack,
     upload_floats,
 )
-from sylva_ray.aggregation.factors import average, merge_products
+from sylva_ray.aggregation.factors import average
+from tests.aggregation.test_factors import merge_products
 
 D_OUT, D_IN = 7, 9
 

@@ -7,9 +7,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sylva_ray.aggregation.factors import INITIAL_SCALE, average, drop_bad, merge_factors, merge_products
+from sylva_ray.aggregation.factors import INITIAL_SCALE, average, drop_bad, merge_factors, refactored
 
 D_OUT, D_IN = 7, 9
+
+
+def merge_products(anchor_a, factors, weights):
+    """`refactored` for pairs ``(B_j [d_out, r_j], A_j [r_j, d_in])`` whose ranks may differ."""
+    left = np.concatenate([b for b, _ in factors], axis=1).astype(np.float64)
+    right = np.concatenate([w * a.astype(np.float64) for w, (_, a) in zip(weights, factors, strict=True)])
+    return refactored(anchor_a, left, right)
 
 
 def clients(count, rank=2, seed=0):
