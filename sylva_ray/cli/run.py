@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -25,7 +25,7 @@ def run(
     from sylva_ray import api
     from sylva_ray.core.errors import UserError
 
-    show: api.Show = "result" if quiet else "progress"
+    show: Literal["progress", "result"] = "result" if quiet else "progress"
     is_run = "://" in config or Path(config).is_dir()
     if not resume:
         if is_run and out is None:

@@ -7,6 +7,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from sylva_ray.core.errors import UserError
+
 
 def write_atomically(path: Path, content: bytes | str, durable: bool = False) -> Path:
     """Write a draft beside ``path`` and rename it.
@@ -30,3 +32,13 @@ def write_atomically(path: Path, content: bytes | str, durable: bool = False) ->
 def write_json(path: Path, content: Any) -> Path:
     """`write_atomically` for a JSON value, indented by one space."""
     return write_atomically(path, json.dumps(content, indent=1) + "\n")
+
+
+def check_target(key: str, path: Path | None) -> None:
+    """Whether a file can be written there, before the work that it would hold.
+
+    Raises:
+        UserError: it is a folder, or its folder does not exist.
+    """
+    if path is not None and (path.is_dir() or not path.parent.is_dir()):
+        raise UserError(key, str(path), "is a folder" if path.is_dir() else "its folder does not exist")

@@ -8,7 +8,7 @@ from pathlib import Path
 from sylva_ray.core.errors import UserError
 from sylva_ray.reports.compare.rows import Row
 from sylva_ray.reports.compare.tables import csv_text, markdown, page
-from sylva_ray.storage.atomic import write_atomically
+from sylva_ray.storage.atomic import check_target, write_atomically
 
 FORMATS = (".html", ".csv", ".md")
 
@@ -22,8 +22,7 @@ def check_targets(paths: Sequence[Path]) -> None:
     for path in paths:
         if path.suffix.lower() not in FORMATS:
             raise UserError("--out", str(path), f"must end in one of {', '.join(FORMATS)}")
-        if path.is_dir() or not path.parent.is_dir():
-            raise UserError("--out", str(path), "is a folder" if path.is_dir() else "its folder does not exist")
+        check_target("--out", path)
 
 
 def write(rows: Sequence[Row], path: Path, left_out: Sequence[str] = ()) -> None:

@@ -1,0 +1,38 @@
+"""The Python interface: everything that the command line can do, as functions.
+
+::
+
+    import sylva_ray
+
+    summary = sylva_ray.run("configs/digits.yaml", ["training.rounds=5"], out="runs/five")
+    sylva_ray.evaluate("runs/five", attacks=["pgd:steps=100"], checks=True)
+    sylva_ray.export("runs/five", to="adapters")
+
+A run is named by its folder: a path, or a URL such as ``s3://bucket/runs/a``. Wrong input raises `UserError` before anything is
+written; a failure while running raises `RunError` and can be resumed, also after Ctrl-C (`Interrupted`) and SIGTERM (`Stopped`).
+Importing this module is quick: torch, Ray and the rest are imported by the function that needs them.
+"""
+
+from __future__ import annotations
+
+from sylva_ray.api.results import compare, evaluate, report, track
+from sylva_ray.api.runs import Config, LoadedRun, export, load_config, load_run, resume, run, sweep
+from sylva_ray.api.tools import check_cluster, pretrain, traffic
+
+__all__ = [
+    "Config",
+    "LoadedRun",
+    "check_cluster",
+    "compare",
+    "evaluate",
+    "export",
+    "load_config",
+    "load_run",
+    "pretrain",
+    "report",
+    "resume",
+    "run",
+    "sweep",
+    "track",
+    "traffic",
+]

@@ -1,0 +1,192 @@
+"""What finished runs are asked: attack them again, compare, report, track."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sylva_ray.config.experiment import (
+    ExperimentConfig,
+    load_run_config,
+)
+from sylva_ray.core.errors import RunError
+from sylva_ray.core.resumable import resumable
+from sylva_ray.storage.atomic import check_target
+
+if TYPE_CHECKING:
+    from sylva_ray.reports.compare.rows import Row
+    from sylva_ray.reports.terminal import Show
+
+
+def evaluate(
+    run: str | Path,
+    attacks: Sequence[str] = (),
+    *,
+    suite: str | None = None,
+    images: int | None = None,
+    epsilon: str | float | None = None,
+    checks: bool = False,
+    curves: bool = False,
+    transfer: bool = False,
+    surrogates: Sequence[str | Path] = (),
+    certify: Sequence[float] = (),
+    overrides: Sequence[str] = (),
+    out: str | Path | None = None,
+    show: Show = "progress",
+) -> dict[str, Any]:
+    """Attack the trained, personal models of a run. What was measured before is not measured again.
+
+    Args:
+        run: the folder of a finished run, a path or a URL.
+        attacks: each ``NAME`` or ``NAME:key=value,...``, e.g. ``pgd:steps=100,restarts=5``.
+        suite: ``quick``, ``standard`` (AutoAttack) or ``full``; None: ``quick`` if there are no ``attacks``.
+        images: test images per client; None: as many as the run had.
+        epsilon: of suites, curves and checks, in pixel units (``"8/255"``); None: that of the run's first attack.
+        checks: whether to run checks S1 to S14 (docs/checks.md).
+        curves: whether to measure accuracy against epsilon and against steps.
+        transfer: whether to attack every client's model through the others.
+        surrogates: other runs, through whose models to attack as well.
+        certify: noise levels for randomised smoothing.
+        overrides: ``KEY=VALUE`` of ``cluster.*``, ``training.device`` and ``evaluation.precision`` only.
+        out: the JSON file; None: ``evaluation.json`` in the run folder, whose report is written again.
+        show: what is printed.
+
+    Returns:
+        What was found, as in ``evaluation.json``.
+
+    Raises:
+        UserError: no finished run, an unknown attack, a value out of range.
+        RunError: it failed while running; the same call continues it.
+    """
+    from sylva_ray.evaluation.request import Extras, build_request
+    from sylva_ray.evaluation.run import PARTS, assess, prepare_assessment, write_assessment
+    from sylva_ray.execution.ray.driver import pool_for
+    from sylva_ray.reports.terminal import AssessmentDisplay, assessment_tables, print_lines, wide_console
+    from sylva_ray.storage.remote_copy import run_folder_at
+
+    out = None if out is None else Path(out)
+    check_target("--out", out)
+    with ExitStack() as stack:
+        run_dir, _ = stack.enter_context(run_folder_at(str(run), "change"))
+        others = [stack.enter_context(run_folder_at(str(other), "read"))[0] for other in surrogates]
+        assessment = prepare_assessment(run_dir, images, others, overrides)
+        config, fleet = assessment.prepared.config, assessment.prepared.fleet
+        extras = Extras(checks, curves, transfer or bool(surrogates), tuple(certify))
+        budget = None if epsilon is None else str(epsilon)
+        request = build_request(config, attacks, suite, budget, extras, fleet.num_clients, fleet.num_classes)
+        console = wide_console(show)
+        with (
+            AssessmentDisplay(console, show != "progress") as display,
+            resumable(run_dir / PARTS, "What was measured is kept: the same command goes on from there"),
+            pool_for(assessment.prepared, display.on_lost, display.on_waiting) as pool,
+        ):
+            found = assess(assessment, request, pool, display.on_event)
+        path = write_assessment(run_dir, found, out)
+        for table in assessment_tables(found):
+            console.print(table)
+        print_lines(console, [path])
+        if out is None:
+            print_lines(console, [_send_report(run_dir, config)])
+    return found
+
+
+def compare(
+    sources: Sequence[str | Path],
+    *,
+    out: Sequence[str | Path] = (),
+    uri: str | None = None,
+    show: Show = "progress",
+) -> list[Row]:
+    """Put runs beside each other: means and spread over seeds, what dominates what, what failed its checks.
+
+    Args:
+        sources: run folders, folders of runs, summaries (``FILE.json``), MLflow experiments.
+        out: files to write, ``.html``, ``.csv`` or ``.md``.
+        uri: the MLflow store; None: ``MLFLOW_TRACKING_URI``, else ``runs/mlflow.db``.
+        show: what is printed.
+
+    Returns:
+        One row per stage of every experiment, over its seeds.
+
+    Raises:
+        UserError: a source that is not a finished run, a file that cannot be written.
+    """
+    from sylva_ray.observers.sources import load
+    from sylva_ray.reports import compare as comparison
+    from sylva_ray.reports.compare.files import check_targets, write
+    from sylva_ray.reports.terminal import print_lines, wide_console
+    from sylva_ray.storage.remote_copy import run_folder_at
+
+    targets = [Path(target) for target in out]
+    check_targets(targets)
+    with ExitStack() as stack:
+        local = [str(stack.enter_context(run_folder_at(str(source), "read"))[0]) for source in sources]
+        summaries, left_out = load(local, uri)
+    rows = comparison.compare(summaries)
+    console = wide_console(show)
+    for table in comparison.terminal_tables(rows, console.width):
+        console.print(table)
+        console.print()
+    for style, lines in comparison.remarks(rows, left_out):
+        print_lines(console, lines, style)
+    for target in targets:
+        write(rows, target, left_out)
+    print_lines(console, targets)
+    return rows
+
+
+def report(run: str | Path) -> Path:
+    """Write ``report.html`` again from the run folder's files.
+
+    Args:
+        run: the run folder, a path or a URL.
+
+    Returns:
+        The report.
+
+    Raises:
+        UserError: no such run, or nothing in it yet.
+    """
+    from sylva_ray.reports.pages.run import write_report
+    from sylva_ray.storage import run_folder
+    from sylva_ray.storage.remote_copy import run_folder_at
+
+    with run_folder_at(str(run), "change") as (run_dir, _):
+        run_folder.load_run(run_dir)
+        return write_report(run_dir)
+
+
+def track(run: str | Path, overrides: Sequence[str] = ()) -> None:
+    """Send to MLflow what it lacks of a run.
+
+    Args:
+        run: the run folder, a path or a URL.
+        overrides: ``tracking.*`` as ``KEY=VALUE``, e.g. ``tracking.uri=...`` for another server.
+
+    Raises:
+        UserError: no such run, or nothing in it yet.
+        RunError: MLflow could not be given everything.
+    """
+    from sylva_ray.observers.mlflow.tracker import send_run
+    from sylva_ray.storage import run_folder
+    from sylva_ray.storage.remote_copy import run_folder_at
+
+    with run_folder_at(str(run), "change") as (run_dir, _):
+        run_folder.load_run(run_dir)
+        problems = send_run(run_dir, load_run_config(run_dir, overrides))
+    if problems:
+        raise RunError("; ".join(problems))
+
+
+def _send_report(run_dir: Path, config: ExperimentConfig) -> Path:
+    """Write the report again and send it to MLflow; a server that does not answer is a warning."""
+    from sylva_ray.observers.mlflow.tracker import send_run
+    from sylva_ray.reports.pages.run import write_report
+
+    path = write_report(run_dir)
+    for problem in send_run(run_dir, config) if config.tracking.enabled else ():
+        print(f"warning: {problem}", file=sys.stderr)
+    return path

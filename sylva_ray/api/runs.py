@@ -1,0 +1,255 @@
+"""Runs and sweeps: start, resume, load and export them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from sylva_ray.config.experiment import (
+    CONFIG,
+    ExperimentConfig,
+    load_run_config,
+)
+from sylva_ray.config.experiment import load_config as load_config_file
+from sylva_ray.config.schema import build, overridden
+from sylva_ray.core.errors import UserError
+from sylva_ray.core.resumable import resumable
+
+if TYPE_CHECKING:
+    from sylva_ray.core.types import ClientState
+    from sylva_ray.reports.terminal import Show
+    from sylva_ray.sweeps.results import Sweep
+
+
+Config = str | Path | Mapping[str, Any] | ExperimentConfig
+"""An experiment: a YAML file, a run folder (its ``config.yaml``), a mapping of sections, or a checked configuration."""
+
+
+@dataclass(frozen=True)
+class LoadedRun:
+    """What a run folder holds.
+
+    Attributes:
+        config: the configuration, resolved.
+        states: the newest state of every client, ``{parameter name: array}``.
+        records: one record per step, as in ``rounds.jsonl``.
+        summary: ``summary.json``; None while the run has not finished.
+        evaluation: ``evaluation.json``; None where `evaluate` has not run.
+    """
+
+    config: ExperimentConfig
+    states: Sequence[ClientState]
+    records: Sequence[Mapping[str, Any]]
+    summary: Mapping[str, Any] | None
+    evaluation: Mapping[str, Any] | None
+
+
+def load_config(config: Config, overrides: Sequence[str] = ()) -> ExperimentConfig:
+    """Read and check an experiment.
+
+    Args:
+        config: see `Config`.
+        overrides: ``KEY=VALUE`` with dotted keys, e.g. ``training.rounds=5``.
+
+    Returns:
+        The checked configuration.
+
+    Raises:
+        UserError: a missing file, an unknown key, a value out of range.
+    """
+    if isinstance(config, ExperimentConfig):
+        return build(ExperimentConfig, overridden(config.model_dump(mode="json"), overrides)) if overrides else config
+    if isinstance(config, Mapping):
+        return build(ExperimentConfig, overridden(_copied(config), overrides))
+    if Path(config).is_dir():
+        return load_run_config(Path(config), overrides)
+    return load_config_file(config, overrides)
+
+
+def run(
+    config: Config, overrides: Sequence[str] = (), *, out: str | Path | None = None, show: Show = "progress"
+) -> dict[str, Any]:
+    """Run one experiment: both phases, evaluation, report.
+
+    Args:
+        config: see `Config`.
+        overrides: ``KEY=VALUE`` with dotted keys.
+        out: the run folder, a path or a URL; None: ``runs/NAME-TIME``.
+        show: what is printed.
+
+    Returns:
+        The summary, as in ``summary.json``.
+
+    Raises:
+        UserError: the experiment cannot run, or the run folder is not free; nothing was written.
+        RunError: it failed while running; `resume` continues it.
+    """
+    experiment = load_config(config, overrides)
+    return _carry_out(str(out or _new_folder(experiment.name)), experiment, (), "start", show)
+
+
+def resume(
+    run: str | Path, overrides: Sequence[str] = (), *, config: Config | None = None, show: Show = "progress"
+) -> dict[str, Any]:
+    """Continue a run from its newest checkpoint, to the same result as if it had never stopped.
+
+    Args:
+        run: the run folder, a path or a URL.
+        overrides: ``KEY=VALUE`` with dotted keys; only ``cluster`` and ``tracking`` may change.
+        config: the experiment that the folder must hold; None: whatever it holds.
+        show: what is printed.
+
+    Returns:
+        The summary, as in ``summary.json``.
+
+    Raises:
+        UserError: the folder holds no run, or another one.
+        RunError: it failed while running.
+    """
+    experiment = None if config is None else load_config(config, overrides)
+    return _carry_out(str(run), experiment, overrides, "resume", show)
+
+
+def _carry_out(
+    where: str,
+    experiment: ExperimentConfig | None,
+    overrides: Sequence[str],
+    purpose: Literal["start", "resume"],
+    show: Show,
+) -> dict[str, Any]:
+    from sylva_ray.execution.ray import driver
+    from sylva_ray.observers.mlflow.tracker import tracking_uri
+    from sylva_ray.preparation.experiment import prepare
+    from sylva_ray.reports.terminal import RunDisplay, closing_lines, closing_table, print_lines, wide_console
+    from sylva_ray.storage.remote_copy import run_folder_at
+
+    console = wide_console(show)
+    with run_folder_at(where, purpose) as (run_dir, remote):
+        experiment = experiment or load_run_config(run_dir, overrides)
+        prepared = prepare(experiment, run_dir)
+        with (
+            RunDisplay(console, show != "progress") as display,
+            resumable(run_dir / CONFIG, f"Resume with: sylva-ray run {where} --resume"),
+        ):
+            summary = driver.run_prepared(prepared, run_dir, purpose == "resume", display.on_event, remote)
+    console.print(closing_table(summary))
+    uri = tracking_uri(experiment.tracking, run_dir) if experiment.tracking.enabled else None
+    print_lines(console, closing_lines(summary, where, uri))
+    return summary
+
+
+def sweep(
+    space: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    out: str | Path | None = None,
+    resume: bool = False,
+    show: Show = "progress",
+) -> Sweep:
+    """Run a sweep of experiments on Ray Tune (docs/sweeps.md).
+
+    Args:
+        space: a YAML file, or with ``resume`` a sweep's folder.
+        overrides: ``KEY=VALUE`` of the space, or of the experiment of all trials.
+        out: the sweep's folder, a local or mounted one; None: ``runs/NAME-TIME``.
+        resume: whether to go on with the trials that have not finished.
+        show: what is printed.
+
+    Returns:
+        The trials and the points. Look at ``failed``: a trial that failed raises nothing.
+
+    Raises:
+        UserError: a point is no experiment, a trial fits nowhere, the folder is not free; nothing was written.
+        RunError: the sweep failed while running; ``resume=True`` continues it.
+    """
+    from sylva_ray.reports.terminal import print_lines, wide_console
+    from sylva_ray.sweeps.folder import SweepFolder
+    from sylva_ray.sweeps.space import load_space
+
+    for name, place in (("SPACE", space), ("--out", out)):
+        if place is not None and ":/" in str(place):
+            raise UserError(name, str(place), "is a URL: a sweep's folder is a local or mounted one")
+    if Path(space).is_dir():
+        if overrides or not resume:
+            fix = "is a folder: add --resume, without overrides, to go on with its sweep"
+            raise UserError("SPACE", str(space), fix)
+        loaded, out = SweepFolder(Path(space)).load(), out or space
+    else:
+        loaded = load_space(Path(space), overrides)
+    if resume and out is None:
+        raise UserError("--resume", str(space), "needs --out DIR (or the sweep's folder in place of SPACE)")
+
+    from sylva_ray.sweeps.ray_tune import run_sweep
+    from sylva_ray.sweeps.terminal import SweepDisplay, sweep_lines, sweep_table
+
+    sweep_dir = Path(out or _new_folder(loaded.name))
+    console = wide_console(show)
+    how = f"Resume with: sylva-ray tune {sweep_dir} --resume"
+    with SweepDisplay(console, show != "progress") as display, resumable(sweep_dir / "space.yaml", how):
+        done = run_sweep(loaded, sweep_dir, resume, display.on_event)
+    console.print(sweep_table(done))
+    print_lines(console, sweep_lines(done, sweep_dir))
+    return done
+
+
+def load_run(run: str | Path) -> LoadedRun:
+    """Read what a run folder holds; nothing is written and no model is built.
+
+    Args:
+        run: the run folder, a path or a URL.
+
+    Returns:
+        Config, client states, records, summary and evaluation.
+
+    Raises:
+        UserError: no such run, nothing in it yet, or a damaged file.
+    """
+    from sylva_ray.storage import run_folder
+    from sylva_ray.storage.jsonl import read_records
+    from sylva_ray.storage.remote_copy import run_folder_at
+    from sylva_ray.storage.run_files import read_evaluation, read_summary
+
+    with run_folder_at(str(run), "read") as (run_dir, _):
+        config, states = run_folder.load_run(run_dir)
+        records = read_records(run_dir / run_folder.RECORDS)
+        return LoadedRun(config, states, records, read_summary(run_dir), read_evaluation(run_dir))
+
+
+def export(
+    run: str | Path, to: str | Path, clients: Sequence[int] | None = None, *, merged: bool = False
+) -> list[Path]:
+    """Write clients as PEFT adapters; load them with ``PeftModel.from_pretrained`` on the timm model.
+
+    Args:
+        run: the run folder, a path or a URL.
+        to: the folder that gets ``client_000/``, ``client_001/``, ...
+        clients: which clients; None: all.
+        merged: whether to write the whole model with the adapter merged in, too.
+
+    Returns:
+        One folder per client.
+
+    Raises:
+        UserError: no such run or client, or the run trained full models, which have no adapters.
+    """
+    from sylva_ray.models.export import export_clients
+
+    loaded = load_run(run)
+    everyone = range(len(loaded.states))
+    for client in clients or ():
+        if client not in everyone:
+            raise UserError("--client", client, f"must be all or 0 to {len(everyone) - 1}")
+    return export_clients(loaded.config, loaded.states, everyone if clients is None else clients, Path(to), merged)
+
+
+def _new_folder(name: str) -> Path:
+    """A folder in ``runs/`` that is named by the time."""
+    return Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
+
+
+def _copied(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of nested mappings, so that overrides do not change the caller's."""
+    return {key: _copied(value) if isinstance(value, Mapping) else value for key, value in tree.items()}

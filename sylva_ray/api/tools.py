@@ -1,0 +1,135 @@
+"""What stands beside a run: pre-training, bytes per method, cluster files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sylva_ray.config.experiment import (
+    BackboneSection,
+    LoraSection,
+)
+from sylva_ray.config.schema import build
+from sylva_ray.core.errors import UserError
+from sylva_ray.storage.atomic import check_target
+
+if TYPE_CHECKING:
+    from sylva_ray.reports.terminal import Show
+    from sylva_ray.reports.traffic import TrafficRow
+
+from sylva_ray.api.runs import Config, load_config
+
+
+def pretrain(
+    config: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    out: str | Path = "runs/pretrain",
+    resume: bool = False,
+    show: Show = "progress",
+) -> Path:
+    """Train a backbone where none can be downloaded.
+
+    Args:
+        config: a YAML file.
+        overrides: ``KEY=VALUE`` with dotted keys.
+        out: the folder of checkpoints, log and result.
+        resume: whether to go on from the newest checkpoint.
+        show: what is printed.
+
+    Returns:
+        The backbone, a safetensors file.
+
+    Raises:
+        UserError: a mistake in the configuration, or a folder that is not free.
+    """
+    from sylva_ray.pretraining import trainer
+    from sylva_ray.reports.terminal import event_line, print_lines, wide_console
+
+    console = wide_console("progress" if show == "progress" else "nothing")
+    return trainer.pretrain(
+        trainer.load_pretrain_config(config, overrides),
+        Path(out),
+        resume,
+        lambda event: print_lines(console, [event_line(event)]),
+    )
+
+
+def traffic(
+    backbone: str | None = None,
+    *,
+    ranks: Sequence[int] = (),
+    target_modules: Sequence[str] = (),
+    num_classes: int = 10,
+    methods: Sequence[str] = (),
+    num_clients: int = 10,
+    csv: str | Path | None = None,
+    show: Show = "progress",
+) -> list[TrafficRow]:
+    """Compute the bytes per client and round of every method, and compare them to the full model.
+
+    Args:
+        backbone: a timm model with a linear classifier; None: the one that ships with this package.
+        ranks: LoRA ranks; none: the default rank.
+        target_modules: adapted layers; none: the default ones.
+        num_classes: classes of the data set, at least 2.
+        methods: names of methods; none: all.
+        num_clients: how many clients' factors FLoRA and FedEx-LoRA send down.
+        csv: a file that gets the table, too.
+        show: what is printed.
+
+    Returns:
+        One row per method, rank and compression.
+
+    Raises:
+        UserError: an unknown backbone or method, a rank that does not fit, a file that cannot be written.
+    """
+    lora = LoraSection(**({"target_modules": tuple(target_modules)} if target_modules else {}))
+    ranks = ranks or [lora.rank]
+    for rank in ranks:
+        build(LoraSection, {"rank": rank}, "lora")
+    csv = None if csv is None else Path(csv)
+    check_target("--csv", csv)
+
+    from sylva_ray.reports.terminal import print_lines, wide_console
+    from sylva_ray.reports.traffic import terminal_table, traffic_table, write_csv
+
+    section = BackboneSection(name=backbone) if backbone else BackboneSection()
+    rows = traffic_table(section, lora, ranks, num_classes, methods or None, num_clients)
+    title = f"{section.name}, {num_classes} classes, {', '.join(lora.target_modules)}: bytes per client and round"
+    console = wide_console(show)
+    if not console.is_terminal:
+        console.width = 112  # room for the methods' names
+    console.print(terminal_table(rows, title))
+    if csv is not None:
+        write_csv(rows, csv)
+        print_lines(console, [csv])
+    return rows
+
+
+def check_cluster(file: str | Path, config: Config | None = None, overrides: Sequence[str] = ()) -> list[str]:
+    """Check a cluster file offline, and say what a run would ask of the cluster. Nothing is started.
+
+    Args:
+        file: a ``cluster.yaml`` for ``ray up``.
+        config: an experiment; None: the file alone is checked.
+        overrides: ``KEY=VALUE`` of the experiment.
+
+    Returns:
+        Lines of text.
+
+    Raises:
+        UserError: a mistake in one of the files.
+    """
+    if overrides and config is None:
+        raise UserError("override", overrides[0], "changes a run's config, and there is none: add --config CONFIG")
+
+    from sylva_ray.provisioning.demand import demand_lines, demand_of, launcher_lines
+    from sylva_ray.provisioning.launcher_file import load_launcher_file
+
+    launcher = load_launcher_file(Path(file))
+    lines = launcher_lines(launcher)
+    if config is not None:
+        lines += demand_lines(demand_of(load_config(config, overrides), launcher), launcher)
+    return lines
