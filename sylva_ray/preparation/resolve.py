@@ -55,13 +55,12 @@ def resolve_compute(
             if asked == "bfloat16" and not can_run(model, params, image_size, device, low):
                 fix = f"{config.backbone.name} cannot run in it; use float32 or auto"
                 raise UserError(f"{key}.precision", asked, fix)
-    attention = choice.attention if training.attention == "auto" else config.attention_kernels
     precisions = [
         choice.precision if asked == "auto" else asked for asked in (training.precision, evaluation.precision)
     ]
     return config.model_copy(
         update={
-            "training": training.model_copy(update={"precision": precisions[0], "attention": attention}),
+            "training": training.model_copy(update={"precision": precisions[0], "attention": choice.attention}),
             "evaluation": evaluation.model_copy(update={"precision": precisions[1]}),
         }
     )
