@@ -44,10 +44,10 @@ def main() -> None:
     from sylva_ray.config.experiment import load_config
     from sylva_ray.execution.ray.pool import RayPool
     from sylva_ray.preparation.experiment import prepare
-    from sylva_ray.preparation.traffic import weigh
+    from sylva_ray.preparation.traffic import estimate_traffic
 
     config = load_config(ROOT / "configs/digits.yaml", OVERRIDES)
-    weight, prepared = weigh(config), prepare(config)
+    traffic, prepared = estimate_traffic(config), prepare(config)
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "num_gpus": 0, "include_dashboard": False})
     for _ in range(NODES):
         cluster.add_node(num_cpus=2, num_gpus=1, object_store_memory=200_000_000)
@@ -66,16 +66,16 @@ def main() -> None:
 
     workers = {node["NodeID"]: node for node in ray.nodes() if node["Resources"].get("GPU")}
     wait_until(
-        lambda: all(shared_memory(node) >= weight.broadcast_bytes for node in workers.values()), "a copy each", 30
+        lambda: all(shared_memory(node) >= traffic.broadcast_bytes for node in workers.values()), "a copy each", 30
     )
     copies = {node_id: shared_memory(node) for node_id, node in workers.items()}
-    say(f"shared memory: {list(copies.values())} bytes per node; reckoned: {weight.broadcast_bytes} for one copy")
+    say(f"shared memory: {list(copies.values())} bytes per node; reckoned: {traffic.broadcast_bytes} for one copy")
     result = {
         "actors": len(seats),
         "gpus": len(places),
         "nodes": len({node for node, _ in places}),
         "actors_per_gpu": sorted(places.values()),
-        "reckoned_bytes": weight.broadcast_bytes,
+        "reckoned_bytes": traffic.broadcast_bytes,
         "bytes_per_node": sorted(copies.values()),
     }
     pool.close()

@@ -68,7 +68,7 @@ class PmAfl(Algorithm):
 
     # -- the teacher -----------------------------------------------------------------------------------------------------
 
-    def companion_weights(self, num_classes: int) -> dict[str, np.ndarray]:
+    def auxiliary_weights(self, num_classes: int) -> dict[str, np.ndarray]:
         """The teacher's.
 
         Raises:
@@ -80,12 +80,12 @@ class PmAfl(Algorithm):
             raise UserError("algorithm.teacher", p.teacher.checkpoint or p.teacher.name, fix)
         return backbone_arrays(create_backbone(p.teacher, num_classes))
 
-    def attach(
-        self, model: CohortModel, num_classes: int, companion: Mapping[str, np.ndarray], device: torch.device
+    def bind_model(
+        self, model: CohortModel, num_classes: int, auxiliary: Mapping[str, np.ndarray], device: torch.device
     ) -> None:
         """Build the teacher, frozen."""
-        super().attach(model, num_classes, companion, device)
-        self.teacher: Backbone = create_backbone(self.parameters.teacher, num_classes, companion)
+        super().bind_model(model, num_classes, auxiliary, device)
+        self.teacher: Backbone = create_backbone(self.parameters.teacher, num_classes, auxiliary)
         self.teacher.requires_grad_(False).to(device)
         self.num_classes = num_classes
 

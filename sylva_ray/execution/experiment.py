@@ -19,7 +19,7 @@ from sylva_ray.models.cohort import full_model_bytes
 from sylva_ray.models.export import export_clients
 from sylva_ray.models.lora import LoraStack
 from sylva_ray.observers.mlflow.tracker import RunFollower
-from sylva_ray.preparation.experiment import Prepared, meet
+from sylva_ray.preparation.experiment import Prepared, initial_states
 from sylva_ray.preparation.traffic import declared_traffic
 from sylva_ray.storage.jsonl import rewrite_records
 from sylva_ray.storage.remote_copy import RemoteFolder
@@ -45,7 +45,7 @@ def run_experiment(
     config, fleet = prepared.config, prepared.fleet
     algorithm = create_algorithm(config.algorithm)
     model = build_model(algorithm, config, fleet.num_classes, prepared.backbone)
-    initial = meet(algorithm, model, config, fleet.num_classes, prepared.backbone)
+    initial = initial_states(algorithm, model, config, fleet.num_classes, prepared.backbone)
     follower = RunFollower(run_dir, config) if config.tracking.enabled else None
 
     def on_record(records: list[Record]) -> None:

@@ -58,19 +58,20 @@ class Method:
 
     # -- set-up, once per process ----------------------------------------------------------------------------------------
 
-    def companion_weights(self, num_classes: int) -> dict[str, np.ndarray]:
-        """Weights that travel to the workers beside the backbone's (a teacher's). The base method has no companion.
+    def auxiliary_weights(self, num_classes: int) -> dict[str, np.ndarray]:
+        """Return what the workers need beside the backbone's weights, e.g. a teacher's. The base method needs nothing.
 
         Raises:
-            UserError: the companion does not fit the data."""
+            UserError: an auxiliary model does not fit the data.
+        """
         del num_classes
         return {}
 
-    def attach(
-        self, model: CohortModel, num_classes: int, companion: Mapping[str, np.ndarray], device: torch.device
+    def bind_model(
+        self, model: CohortModel, num_classes: int, auxiliary: Mapping[str, np.ndarray], device: torch.device
     ) -> None:
-        """Meet the model that clients train. A subclass with a companion builds it here from ``companion``."""
-        del num_classes, companion, device
+        """Bind the method to the model that clients train. A subclass builds its auxiliary model here, from ``auxiliary``."""
+        del num_classes, auxiliary, device
         self.head_names = model.head_names
 
     def initial_state(self, client: int, state: ClientState) -> dict[str, np.ndarray]:

@@ -36,7 +36,7 @@ class OwnerLayout:
     slots: torch.Tensor | None
 
     @staticmethod
-    def of(owner: torch.Tensor, num_clients: int, device: torch.device) -> OwnerLayout:
+    def from_owner(owner: torch.Tensor, num_clients: int, device: torch.device) -> OwnerLayout:
         """From a sorted CPU owner vector."""
         counts = torch.bincount(owner, minlength=num_clients)
         widest = int(counts.max())
@@ -46,14 +46,14 @@ class OwnerLayout:
         slots = owner * widest + torch.arange(len(owner)) - first[owner]
         return OwnerLayout(num_clients, widest, slots.to(device))
 
-    def spread(self, x_Nd: torch.Tensor) -> torch.Tensor:
+    def pad(self, x_Nd: torch.Tensor) -> torch.Tensor:
         """``[N, ..., d]`` -> ``[C, rows, d]``."""
         if self.slots is not None:
             padded = x_Nd.new_zeros((self.num_clients * self.widest, *x_Nd.shape[1:]))
             x_Nd = padded.index_copy(0, self.slots, x_Nd)
         return x_Nd.reshape(self.num_clients, -1, x_Nd.shape[-1])
 
-    def gather(self, x_Crd: torch.Tensor, inner: tuple[int, ...]) -> torch.Tensor:
+    def unpad(self, x_Crd: torch.Tensor, inner: tuple[int, ...]) -> torch.Tensor:
         """``[C, rows, d]`` -> ``[N, *inner, d]``, the padding dropped."""
         flat = x_Crd.reshape(self.num_clients * self.widest, *inner, x_Crd.shape[-1])
         return flat if self.slots is None else flat.index_select(0, self.slots)
@@ -83,12 +83,12 @@ class StackedLora(nn.Module):
         a_Crd, b_Cdr = self.stacked.params[f"{self.name}.lora_A"], self.stacked.params[f"{self.name}.lora_B"]
         # Windowed attention folds windows into the batch; an image's rows stay together, so they unfold.
         rows = x.reshape(self.stacked.num_images, -1, x.shape[-1])
-        low_rank = layout.spread(rows) @ a_Crd.to(x.dtype).transpose(1, 2) * self.scaling
+        low_rank = layout.pad(rows) @ a_Crd.to(x.dtype).transpose(1, 2) * self.scaling
         b_Crd = b_Cdr.to(x.dtype).transpose(1, 2)
         frozen = self.base(x)
         if layout.slots is None:  # nothing is padded: the product is added to the frozen one in the same kernel
             return torch.baddbmm(frozen.reshape(*low_rank.shape[:2], -1), low_rank, b_Crd).reshape(frozen.shape)
-        return frozen + layout.gather(low_rank @ b_Crd, (rows.shape[1],)).reshape(frozen.shape)
+        return frozen + layout.unpad(low_rank @ b_Crd, (rows.shape[1],)).reshape(frozen.shape)
 
 
 class StackedHead(nn.Module):
@@ -102,7 +102,7 @@ class StackedHead(nn.Module):
         layout = self.stacked.layout
         assert layout is not None, "a stacked layer was called outside LoraStack"
         weight, bias = self.stacked.params[f"{self.name}.weight"], self.stacked.params[f"{self.name}.bias"]
-        return layout.gather(layout.spread(x.to(weight.dtype)) @ weight.transpose(1, 2) + bias[:, None], ())
+        return layout.unpad(layout.pad(x.to(weight.dtype)) @ weight.transpose(1, 2) + bias[:, None], ())
 
 
 class LoraStack:
@@ -187,7 +187,7 @@ class LoraStack:
     def _ready(self, params: ParameterStack, owner: torch.Tensor, device: torch.device) -> Backbone:
         """The backbone in the present precision, its stacked layers pointed at ``params`` and ``owner``."""
         self._stacked.params = params
-        self._stacked.layout = OwnerLayout.of(owner, num_clients(params), device)
+        self._stacked.layout = OwnerLayout.from_owner(owner, num_clients(params), device)
         self._stacked.num_images = len(owner)
         return self._backbone()
 

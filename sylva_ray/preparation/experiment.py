@@ -19,7 +19,7 @@ from sylva_ray.core.errors import UserError
 from sylva_ray.core.seeding import generator
 from sylva_ray.data.datasets import load_dataset
 from sylva_ray.data.fleet import FleetData, build_fleet
-from sylva_ray.federation.client.worker import COMPANION, CohortWorker, build_model, split_weights
+from sylva_ray.federation.client.worker import AUXILIARY, CohortWorker, build_model, split_weights
 from sylva_ray.federation.contract import Algorithm
 from sylva_ray.federation.stages.layer_game.rankings.registry import create_ranking
 from sylva_ray.models.backbone import backbone_arrays, create_backbone
@@ -33,7 +33,7 @@ from sylva_ray.transport.byzantine import attackers_of
 class Prepared:
     """A validated experiment, ready to be sent to a cluster. ``config`` has no ``auto`` left but ``cluster.num_actors``.
 
-    ``backbone`` is the timm model's state_dict as numpy arrays, a companion's beside it (`split_weights`)."""
+    ``backbone`` is the timm model's state_dict as numpy arrays, a method's auxiliary weights beside it (`split_weights`)."""
 
     config: ExperimentConfig
     fleet: FleetData
@@ -61,9 +61,9 @@ def prepare(config: ExperimentConfig, run_dir: Path | None = None, measure: bool
     image_size = create_backbone(config.backbone, num_classes=2).image_size
     fleet = build_fleet(load_dataset(config.dataset, image_size, config.seed), config.partition, config.seed)
     arrays = backbone_arrays(create_backbone(config.backbone, fleet.num_classes))
-    arrays |= {COMPANION + n: value for n, value in algorithm.companion_weights(fleet.num_classes).items()}
+    arrays |= {AUXILIARY + n: value for n, value in algorithm.auxiliary_weights(fleet.num_classes).items()}
     model = build_model(algorithm, config, fleet.num_classes, arrays)
-    states = meet(algorithm, model, config, fleet.num_classes, arrays)
+    states = initial_states(algorithm, model, config, fleet.num_classes, arrays)
     config = resolve_compute(config, model, states, fleet.dataset.train.images.shape[-1], measure)
     phase2 = algorithm.parameters.phase2
     needs_chain = phase2.enabled and create_ranking(phase2.selection).needs_chain
@@ -80,7 +80,7 @@ def prepare(config: ExperimentConfig, run_dir: Path | None = None, measure: bool
     return Prepared(resolved, fleet, arrays, time.perf_counter() - started)
 
 
-def meet(
+def initial_states(
     algorithm: Algorithm,
     model: CohortModel,
     config: ExperimentConfig,
@@ -91,7 +91,7 @@ def meet(
 
     Raises:
         UserError: the method cannot run on this model or with these epochs."""
-    algorithm.attach(model, num_classes, split_weights(weights)[1], torch.device("cpu"))
+    algorithm.bind_model(model, num_classes, split_weights(weights)[1], torch.device("cpu"))
     common = model.initial_state(generator(config.seed, "initial state"))
     trained = [name for name in common if model.trainable(name) and algorithm.trains(name)]
     algorithm.schedule(config.training.local_epochs, trained)

@@ -9,18 +9,18 @@ from sylva_ray.algorithms.registry import create_algorithm
 from sylva_ray.config.experiment import ExperimentConfig
 from sylva_ray.core.types import ClientState, state_bytes
 from sylva_ray.data.datasets import measure_dataset
-from sylva_ray.federation.client.worker import COMPANION, build_model
+from sylva_ray.federation.client.worker import AUXILIARY, build_model
 from sylva_ray.federation.contract import Algorithm
 from sylva_ray.federation.summary import DeclaredTraffic
 from sylva_ray.models.backbone import backbone_arrays, create_backbone
 from sylva_ray.models.cohort import full_model_bytes
-from sylva_ray.preparation.experiment import check_byzantine, meet
+from sylva_ray.preparation.experiment import check_byzantine, initial_states
 from sylva_ray.preparation.resolve import resolve_settings
 from sylva_ray.transport.codecs import create_codec, shapes_of
 
 
 @dataclass(frozen=True)
-class Weight:
+class TrafficEstimate:
     """What a run moves, in bytes, from its config alone; ``config`` is resolved.
 
     ``data_bytes`` (pixels, labels, and who holds which) and ``backbone_bytes`` go to every node once, ``state_bytes`` is one
@@ -39,7 +39,7 @@ class Weight:
         return self.data_bytes + self.backbone_bytes
 
 
-def weigh(config: ExperimentConfig) -> Weight:
+def estimate_traffic(config: ExperimentConfig) -> TrafficEstimate:
     """Reckon before anything is loaded: no weights from the hub, no data set that torchvision would download.
 
     Raises:
@@ -52,14 +52,14 @@ def weigh(config: ExperimentConfig) -> Weight:
     size = measure_dataset(config.dataset, create_backbone(section, num_classes=2).image_size)
     backbone = create_backbone(section, size.num_classes)
     arrays = backbone_arrays(backbone)
-    arrays |= {COMPANION + n: value for n, value in algorithm.companion_weights(size.num_classes).items()}
+    arrays |= {AUXILIARY + n: value for n, value in algorithm.auxiliary_weights(size.num_classes).items()}
     untrained = config.model_copy(update={"backbone": section})
-    states = meet(
+    states = initial_states(
         algorithm, build_model(algorithm, untrained, size.num_classes, arrays), config, size.num_classes, arrays
     )
     traffic = declared_traffic(config, algorithm, states, full_model_bytes(backbone))
     indices = 8 * (size.num_train + config.partition.num_clients * config.partition.test_samples)
-    return Weight(
+    return TrafficEstimate(
         config,
         data_bytes=size.num_bytes + indices,
         backbone_bytes=sum(array.nbytes for array in arrays.values()),

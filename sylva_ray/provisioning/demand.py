@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from sylva_ray.config.experiment import ClusterSection, ExperimentConfig
-from sylva_ray.preparation.traffic import Weight, weigh
+from sylva_ray.preparation.traffic import TrafficEstimate, estimate_traffic
 from sylva_ray.provisioning.launcher_file import LauncherFile, Resources
 from sylva_ray.provisioning.placement import (
     actors_that_fit,
@@ -26,7 +26,7 @@ class Demand:
     """Of one run on one cluster.
 
     Attributes:
-        weight: bytes of what is sent, see `sylva_ray.preparation.experiment.Weight`.
+        traffic: bytes of what is sent, see `sylva_ray.preparation.traffic.TrafficEstimate`.
         num_cohorts: tasks of a round that can run side by side.
         num_actors: client processes.
         bundles: what is reserved: one per GPU (or group of whole GPUs), on CPUs one per actor.
@@ -36,7 +36,7 @@ class Demand:
     """
 
     config: ExperimentConfig
-    weight: Weight
+    traffic: TrafficEstimate
     num_cohorts: int
     num_actors: int
     bundles: tuple[Resources, ...]
@@ -56,13 +56,13 @@ class Demand:
 
     def _store_bytes(self, num_actors: int) -> int:
         """An actor's clients' states lie there as its task, as its result, and as a result before that Ray still has."""
-        return self.weight.broadcast_bytes + 3 * num_actors * self.cohort_size * self.weight.state_bytes
+        return self.traffic.broadcast_bytes + 3 * num_actors * self.cohort_size * self.traffic.state_bytes
 
     @property
     def cohort_size(self) -> int:
         """Clients in one stacked forward."""
         size = self.config.training.cohort_size
-        assert isinstance(size, int), "resolved by `weigh`"
+        assert isinstance(size, int), "resolved by `estimate_traffic`"
         return size
 
     @property
@@ -80,10 +80,10 @@ def demand_of(config: ExperimentConfig, launcher: LauncherFile) -> Demand:
     section = config.cluster.model_copy(update={"address": config.cluster.address or "auto"})
     nodes = fullest_cluster(section, launcher)
     check_resources(section, nodes)
-    weight = weigh(config)
-    config = weight.config
+    traffic = estimate_traffic(config)
+    config = traffic.config
     size, num_clients = config.training.cohort_size, config.partition.num_clients
-    assert isinstance(size, int), "resolved by `weigh`"
+    assert isinstance(size, int), "resolved by `estimate_traffic`"
     num_cohorts = -(-(config.training.clients_per_round or num_clients) // size)
     num_actors = resolve_num_actors(section, -(-num_clients // size), num_clients, nodes)
     bundles: Sequence[Resources] = gpu_bundles(section, num_actors, num_gpus=0)
@@ -91,7 +91,7 @@ def demand_of(config: ExperimentConfig, launcher: LauncherFile) -> Demand:
     added, waiting = launcher.nodes_for(bundles)
     hosts = [kind.resources for kind in launcher.workers if kind.name in added]
     fullest = max((_most_actors(section, bundles, node) for node in hosts), default=0)
-    return Demand(config, weight, num_cohorts, num_actors, tuple(bundles), added, waiting, fullest)
+    return Demand(config, traffic, num_cohorts, num_actors, tuple(bundles), added, waiting, fullest)
 
 
 def _most_actors(section: ClusterSection, bundles: Sequence[Resources], node: Resources) -> int:
@@ -119,7 +119,7 @@ def launcher_lines(launcher: LauncherFile) -> list[str]:
 
 def demand_lines(demand: Demand, launcher: LauncherFile) -> list[str]:
     """The same for people."""
-    section, weight = demand.config.cluster, demand.weight
+    section, traffic = demand.config.cluster, demand.traffic
     share = f"{section.cpus_per_actor:g} CPUs, {section.gpus_per_actor:g} GPUs each"
     cohorts = f"{demand.participants} clients a round in {demand.num_cohorts} cohorts of {demand.cohort_size}"
     head = f"the head ({launcher.head.name})"
@@ -127,15 +127,15 @@ def demand_lines(demand: Demand, launcher: LauncherFile) -> list[str]:
     nodes = f"{head} and {workers}" if workers else f"{head} alone"
     if demand.waiting:
         nodes += f"; {demand.waiting} of {len(demand.bundles)} bundles find no room, those that do share the work"
-    once = f"{_mb(weight.data_bytes)} data + {_mb(weight.backbone_bytes)} backbone once"
+    once = f"{_mb(traffic.data_bytes)} data + {_mb(traffic.backbone_bytes)} backbone once"
     lines = [
         f"a run of {demand.config.name} ({demand.config.algorithm.name}) asks for",
         f"  actors        {demand.num_actors} with {share}; {cohorts}",
         f"  bundles       {_bundles(demand.bundles)}",
         f"  nodes         {nodes}",
         f"  object store  head: {_mb(demand.head_store_bytes)} ({once}, and the tasks and results of all actors)",
-        f"  upload        {_per_round(weight.upload_bytes, demand.participants)}",
-        f"  download      {_per_round(weight.download_bytes, demand.participants)}",
+        f"  upload        {_per_round(traffic.upload_bytes, demand.participants)}",
+        f"  download      {_per_round(traffic.download_bytes, demand.participants)}",
     ]
     if demand.nodes:
         own = f"the same, with those of {demand.actors_per_node} actors, the most on one"

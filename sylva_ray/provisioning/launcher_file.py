@@ -41,7 +41,7 @@ PROVIDER_KEYS: dict[str, frozenset[str]] = {
 
 NODE_CONFIG_KEYS: dict[str, frozenset[str]] = {"aws": frozenset(NODE_CONFIG), "local": frozenset()}
 
-MOST_NODES = 100_000
+MAX_NODES = 100_000
 """More than any cluster has; where a file sets no limit, arithmetic stops here."""
 
 _LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
@@ -86,7 +86,7 @@ class LauncherFile:
     def fullest(self, worth: Mapping[str, int]) -> list[Resources]:
         """The nodes of the cluster at its largest: the head, and workers, those of most ``worth[name]`` first."""
         nodes: list[Resources] = [self.head.resources]
-        most = min(self.max_workers, MOST_NODES)
+        most = min(self.max_workers, MAX_NODES)
         for kind in sorted(self.workers, key=lambda kind: (-worth[kind.name], -kind.resources.get("GPU", 0))):
             free = most - (len(nodes) - 1)
             nodes += [kind.resources] * min(kind.max_workers, free)

@@ -166,8 +166,8 @@ class _Traffic:
         if rank is not None and hasattr(algorithm.parameters, "ranks"):
             ranks = sorted({max(1, rank // 4), max(1, rank // 2), rank})
             algorithm = create_algorithm(AlgorithmSection(name=name, ranks=ranks, **changes))
-        companion = algorithm.companion_weights(offered.num_classes)
-        algorithm.attach(offered.model, offered.num_classes, companion, torch.device("cpu"))
+        auxiliary = algorithm.auxiliary_weights(offered.num_classes)
+        algorithm.bind_model(offered.model, offered.num_classes, auxiliary, torch.device("cpu"))
         packed = tuple(
             algorithm.pack(client, algorithm.initial_state(client, offered.state)) for client in range(len(ranks) or 1)
         )

@@ -277,7 +277,7 @@ def test_demand_of_a_run(launcher: LauncherFile) -> None:
     assert (demand.num_cohorts, demand.cohort_size, demand.num_actors) == (2, 3, 2)
     assert demand.bundles == ({"GPU": 1.0, "CPU": 2.0},)
     assert (demand.nodes, demand.waiting) == ({"small": 1}, 0)
-    assert demand.weight.upload_bytes == 221_184  # what `sylva-ray bytes` says of rank 8
+    assert demand.traffic.upload_bytes == 221_184  # what `sylva-ray bytes` says of rank 8
     assert demand.actors_per_node == 2
     assert demand.worker_store_bytes == demand.head_store_bytes
     text = "\n".join(demand_lines(demand, launcher))
@@ -303,7 +303,7 @@ def test_a_worker_stores_what_its_own_actors_have_under_way_and_the_head_stores_
     config = load_config(ROOT / "configs/digits.yaml", ["training.cohort_size=1", "training.device=cpu", *overrides])
     demand = demand_of(config, CLUSTER)
     assert (demand.nodes, demand.actors_per_node) == (nodes, per_node)
-    once, states = demand.weight.broadcast_bytes, demand.weight.state_bytes
+    once, states = demand.traffic.broadcast_bytes, demand.traffic.state_bytes
     assert demand.head_store_bytes == once + 3 * demand.num_actors * states
     assert demand.worker_store_bytes == once + 3 * per_node * states
     assert any("a worker:" in line for line in demand_lines(demand, CLUSTER)) == bool(nodes)

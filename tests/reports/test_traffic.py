@@ -144,7 +144,7 @@ def test_the_table_says_what_the_wire_counts(small, method, kind):
     backbone = create_backbone(SMALL, 10)
     full = algorithm.parameters.model == "full"
     model: Any = FunctionalStack(backbone) if full else LoraStack(backbone, LoraSection(rank=8))
-    algorithm.attach(model, 10, algorithm.companion_weights(10), torch.device("cpu"))
+    algorithm.bind_model(model, 10, algorithm.auxiliary_weights(10), torch.device("cpu"))
     common = model.initial_state(torch.Generator().manual_seed(0))
     clients = range(3 if method == "hetlora_at" else 1)
     config = ExperimentConfig(

@@ -21,7 +21,7 @@ from sylva_ray.federation.client.training import TrainOutcome, TrainTask
 from sylva_ray.federation.client.worker import build_model
 from sylva_ray.federation.contract import Algorithm
 from sylva_ray.federation.server import Server
-from sylva_ray.preparation.experiment import Prepared, create_worker, meet, prepare
+from sylva_ray.preparation.experiment import Prepared, create_worker, initial_states, prepare
 from sylva_ray.storage import checkpoint as checkpoint_module
 from sylva_ray.storage.checkpoint import CheckpointFolder
 from sylva_ray.transport.byzantine import alie_z, attackers_of, flip_labels
@@ -311,7 +311,7 @@ def server_of(made: Prepared, folder: Path) -> Server:
     """A coordinator without workers, for one exchange."""
     algorithm = create_algorithm(made.config.algorithm)
     model = build_model(create_algorithm(made.config.algorithm), made.config, made.fleet.num_classes, made.backbone)
-    initial = meet(algorithm, model, made.config, made.fleet.num_classes, made.backbone)
+    initial = initial_states(algorithm, model, made.config, made.fleet.num_classes, made.backbone)
     return Server(made.config, algorithm, made.fleet, initial, {}, None, folder, lambda _: None)
 
 

@@ -26,8 +26,8 @@ from sylva_ray.models.kernels import DTYPES, deterministic_kernels
 from sylva_ray.models.lora import LoraStack
 from sylva_ray.transport.byzantine import attackers_of, flip_labels
 
-COMPANION = "companion:"
-"""Prefix of a companion's arrays among the weights that travel."""
+AUXILIARY = "auxiliary:"
+"""Prefix of the auxiliary weights' names among the arrays that are sent to workers."""
 
 
 def build_model(
@@ -35,7 +35,7 @@ def build_model(
 ) -> CohortModel:
     """The cohort model that the algorithm trains: adapters on a frozen backbone, or everything.
 
-    ``weights`` may hold a companion's beside the backbone's own (`split_weights`)."""
+    ``weights`` may hold auxiliary weights beside the backbone's (`split_weights`)."""
     backbone = create_backbone(config.backbone, num_classes, None if weights is None else split_weights(weights)[0])
     is_full = algorithm.parameters.model == "full"
     model = FunctionalStack(backbone) if is_full else LoraStack(backbone, config.lora)
@@ -44,10 +44,10 @@ def build_model(
 
 
 def split_weights(weights: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """The backbone's arrays, and the companion's (a teacher's), which travel under `COMPANION`."""
-    own = {name: value for name, value in weights.items() if not name.startswith(COMPANION)}
-    companion = {n.removeprefix(COMPANION): value for n, value in weights.items() if n.startswith(COMPANION)}
-    return own, companion
+    """Split arrays into the backbone's and the auxiliary ones (a teacher's), whose names begin with `AUXILIARY`."""
+    own = {name: value for name, value in weights.items() if not name.startswith(AUXILIARY)}
+    auxiliary = {n.removeprefix(AUXILIARY): value for n, value in weights.items() if n.startswith(AUXILIARY)}
+    return own, auxiliary
 
 
 OutcomeT = TypeVar("OutcomeT")
@@ -87,7 +87,7 @@ class CohortWorker:
     """Runs tasks one after the other.
 
     Args:
-        algorithm: the method; this worker attaches it to its model.
+        algorithm: the method; this worker binds it to its model.
         config: resolved (no ``auto`` left in ``training`` and ``evaluation``).
         fleet: every client's data; the arrays may be shared, read-only memory.
         backbone: the timm model's state_dict as numpy arrays.
@@ -106,7 +106,7 @@ class CohortWorker:
         model.backbone.to(self.device)
         self.model = model
         self.algorithm = algorithm
-        self.algorithm.attach(model, fleet.num_classes, split_weights(backbone)[1], self.device)
+        self.algorithm.bind_model(model, fleet.num_classes, split_weights(backbone)[1], self.device)
 
     def run(self, task: Task) -> CohortResult:
         """Execute a task."""
