@@ -294,7 +294,7 @@ FLEETS = {
 
 
 @pytest.mark.parametrize("case", FLEETS)
-def test_rows_of_different_fleets_are_warned_of_and_are_no_rivals(case: str) -> None:
+def test_rows_of_different_fleets_are_warned_of_and_are_not_compared(case: str) -> None:
     changes, says = FLEETS[case]
     rows = compare(
         [summary("a", config=config()), summary("b", **{"benign": (0.1, 0.1), "robust": (0.1, 0.1)} | changes)]

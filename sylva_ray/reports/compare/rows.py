@@ -45,9 +45,9 @@ class Row:
     """One line of a comparison. Accuracies are fractions in [0, 1].
 
     ``accuracy[condition, kind, statistic]``: the condition is ``benign`` or an attack's label; see `KINDS`, `STATISTICS`.
-    ``failed[check]``: the seeds whose check failed. ``deals[seed]``: fingerprint of which client got how many images of
-    which class. ``majority[seed][statistic]``: the majority shares. ``repeats`` counts copies of its runs; ``rival``: another
-    row has the same settings and a common seed, but another result. None: not known, or without meaning for this row.
+    ``failed[check]``: the seeds whose check failed. ``fingerprints[seed]``: a hash of which client got how many images of
+    which class. ``majority[seed][statistic]``: the majority shares. ``repeats`` counts copies of its runs; ``conflicts``:
+    another row has the same settings and a common seed, but another result. None: not known, or without meaning for this row.
     """
 
     name: str
@@ -59,7 +59,7 @@ class Row:
     num_clients: int
     num_honest: int
     fleet: Mapping[str, str]
-    deals: Mapping[int, str]
+    fingerprints: Mapping[int, str]
     majority: Mapping[int, Mapping[str, float]]
     settings: Mapping[str, str] = field(default_factory=dict)
     attack_specs: Mapping[str, AttackSpec] = field(default_factory=dict)
@@ -73,7 +73,7 @@ class Row:
     warnings: tuple[str, ...] = ()
     checked: bool = True
     repeats: int = 0
-    rival: bool = False
+    conflicts: bool = False
 
     def value(self, condition: str, kind: str, statistic: str) -> Value | None:
         """An accuracy, or None where it was not measured."""
@@ -101,8 +101,8 @@ def compare(summaries: Sequence[Mapping[str, Any]]) -> list[Row]:
         raise UserError("summaries", [], "at least one is needed")
     groups, repeats = _groups(runs)
     rows: list[Row] = []
-    for group, copies, rival in zip(groups, repeats, _rivals(groups), strict=True):
-        rows += _rows(group, copies, rival)
+    for group, copies, conflicts in zip(groups, repeats, _conflicts(groups), strict=True):
+        rows += _rows(group, copies, conflicts)
     rows = _named(rows, [group[0].source for group in groups for _ in range(_has_phase2(group) + 1)])
     return [*_majority(rows), *rows]
 
@@ -117,11 +117,11 @@ def _groups(runs: Sequence[Run]) -> tuple[list[list[Run]], list[int]]:
     )  # of two copies the one with its config stays
     for position, run in known:
         key = json.dumps([run.label, run.fleet(), run.settings()], sort_keys=True)
-        twin = next((k for k, group in groups.items() if any(_same_run(run, other) for other in group)), None)
-        while twin is None and any(run.seed == other.seed for other in groups.get(key, [])):
+        duplicate = next((k for k, group in groups.items() if any(_same_run(run, other) for other in group)), None)
+        while duplicate is None and any(run.seed == other.seed for other in groups.get(key, [])):
             key += "'"
-        positions.setdefault(twin or key, []).append(position)
-        if twin is None:
+        positions.setdefault(duplicate or key, []).append(position)
+        if duplicate is None:
             groups.setdefault(key, []).append(run)
     keys = sorted(groups, key=lambda key: min(positions[key]))
     copies = [len(positions[key]) - len(groups[key]) for key in keys]
@@ -135,7 +135,7 @@ def _same_run(a: Run, b: Run) -> bool:
     return None in (a.config, b.config) or (a.fleet(), a.settings()) == (b.fleet(), b.settings())
 
 
-def _rivals(groups: Sequence[Sequence[Run]]) -> list[bool]:
+def _conflicts(groups: Sequence[Sequence[Run]]) -> list[bool]:
     """Whether another group has the same settings and one of the seeds, but not its result."""
     keys = [(group[0].label, group[0].fleet(), group[0].settings()) for group in groups]
     return [keys.count(key) > 1 for key in keys]
@@ -145,9 +145,9 @@ def _has_phase2(group: Sequence[Run]) -> bool:
     return all(run.layer_game is not None and run.phase1 is not None for run in group)
 
 
-def _rows(group: Sequence[Run], copies: int, rival: bool) -> list[Row]:
+def _rows(group: Sequence[Run], copies: int, conflicts: bool) -> list[Row]:
     first = group[0]
-    deals = {run.seed: deal for run in group if (deal := run.deal())}
+    fingerprints = {run.seed: fingerprint for run in group if (fingerprint := run.partition_fingerprint())}
     common = Row(
         name=first.label,
         method=first.label,
@@ -158,7 +158,7 @@ def _rows(group: Sequence[Run], copies: int, rival: bool) -> list[Row]:
         num_clients=first.num_clients,
         num_honest=first.num_honest,
         fleet=first.fleet(),
-        deals=deals,
+        fingerprints=fingerprints,
         majority={run.seed: {s: getattr(run.majority, s) for s in STATISTICS} for run in group},
         settings=first.settings(),
         attack_specs=first.attack_specs(),
@@ -180,7 +180,7 @@ def _rows(group: Sequence[Run], copies: int, rival: bool) -> list[Row]:
         warnings=tuple(f"seed {run.seed}: {text}" for run in group for text in _other_warnings(run)),
         checked=all(run.checks for run in group),
         repeats=copies,
-        rival=rival,
+        conflicts=conflicts,
     )
     if not _has_phase2(group):
         return [final]
@@ -243,7 +243,7 @@ def _majority(rows: Sequence[Row]) -> list[Row]:
                 num_clients=first.num_clients,
                 num_honest=first.num_honest,
                 fleet=first.fleet,
-                deals={seed: deal for row in fleet for seed, deal in row.deals.items()},
+                fingerprints={seed: fingerprint for row in fleet for seed, fingerprint in row.fingerprints.items()},
                 majority=by_seed,
                 upload_bytes=Value(0.0, None, 1),
                 total_bytes=Value(0.0, None, 1),
@@ -267,10 +267,10 @@ def fleets(rows: Sequence[Row]) -> list[list[Row]]:
     """Rows whose numbers may stand beside each other, as far as their summaries and configs tell."""
     found: list[list[Row]] = []
     for row in rows:
-        home = next((fleet for fleet in found if all(same_fleet(row, other) for other in fleet)), None)
-        if home is None:
-            found.append(home := [])
-        home.append(row)
+        group = next((fleet for fleet in found if all(same_fleet(row, other) for other in fleet)), None)
+        if group is None:
+            found.append(group := [])
+        group.append(row)
     return found
 
 
@@ -279,7 +279,7 @@ def same_fleet(a: Row, b: Row) -> bool:
     shared = a.fleet.keys() & b.fleet.keys()
     if any(a.fleet[key] != b.fleet[key] for key in shared):
         return False
-    return all(a.deals[seed] == b.deals[seed] for seed in a.deals.keys() & b.deals.keys())
+    return all(a.fingerprints[seed] == b.fingerprints[seed] for seed in a.fingerprints.keys() & b.fingerprints.keys())
 
 
 def differing(maps: Sequence[Mapping[str, str]]) -> list[str]:

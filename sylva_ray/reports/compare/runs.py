@@ -173,7 +173,8 @@ class Run(_Part):
         flat = self.flat_config
         return {key: v for key, v in flat.items() if not key.startswith((*NO_SETTINGS, *FLEET_KEYS))} | known
 
-    def deal(self) -> str | None:
+    def partition_fingerprint(self) -> str | None:
+        """Return a short hash of which client holds how many images of which class; None where that is not known."""
         if self.label_matrix is None:
             return None
         return hashlib.sha256(json.dumps(self.label_matrix).encode()).hexdigest()[:12]

@@ -64,7 +64,7 @@ def _strength(spec: AttackSpec | None) -> tuple[float, int]:
 
 def dominance(rows: Sequence[Row], statistic: str) -> dict[str, list[str]]:
     """``{row: rows that dominate it}`` for the ``mean`` or the ``worst_decile`` of the clients; those that nobody dominates
-    (the Pareto front) have an empty list. Rows on other fleets are no rivals."""
+    (the Pareto front) have an empty list. Rows on other fleets are not compared."""
     rows, attack = methods_of(rows), strongest_attack(rows)
     places = {row.name: point for row in rows if attack and (point := place_of(row, attack, statistic))}
     by_name = {row.name: row for row in rows}
@@ -181,7 +181,7 @@ def warnings(rows: Sequence[Row]) -> list[str]:
         seeds = _values(rows, lambda row: ", ".join(map(str, row.seeds)))
         said.append(f"the seeds differ, and with them the images that clients were dealt: {seeds}")
     for row in rows:
-        if row.rival and row.stage == "final":
+        if row.conflicts and row.stage == "final":
             said.append(
                 f"{row.name}: another row has the same settings and seed but another result; they are not averaged"
             )
