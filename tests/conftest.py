@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from typing import Any
+
+from sylva_ray.preparation.experiment import Prepared
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
@@ -14,7 +17,7 @@ from sylva_ray.config.experiment import AttentionKernels, ExperimentConfig
 from sylva_ray.config.schema import build
 from sylva_ray.models.compute_choice import ComputeChoice
 
-TINY = {
+TINY: dict[str, Any] = {
     "name": "tiny",
     "dataset": {"name": "digits", "max_train": 150, "max_test": 60},
     "partition": {"num_clients": 3, "alpha": 0.5, "min_samples": 20, "test_samples": 12},
@@ -52,7 +55,7 @@ def tiny_config() -> ExperimentConfig:
 
 
 @pytest.fixture(scope="session")
-def tiny(tiny_config: ExperimentConfig):
+def tiny(tiny_config: ExperimentConfig) -> Prepared:
     """`TINY`, prepared: data dealt, backbone loaded."""
     from sylva_ray.preparation.experiment import prepare
 

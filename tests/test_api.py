@@ -4,29 +4,32 @@ from __future__ import annotations
 
 import json
 import threading
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 import sylva_ray
+from sylva_ray.config.experiment import ExperimentConfig
 from sylva_ray.core.errors import UserError
 from tests.conftest import TINY
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
+def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
     """A finished run and what `sylva_ray.run` returned."""
     folder = tmp_path_factory.mktemp("api") / "run"
     return folder, sylva_ray.run(TINY, ["training.rounds=1"], out=folder, show="nothing")
 
 
-def test_every_public_name_exists():
+def test_every_public_name_exists() -> None:
     assert all(getattr(sylva_ray, name) for name in sylva_ray.__all__)
     assert set(sylva_ray.__all__) <= set(dir(sylva_ray))
     with pytest.raises(AttributeError, match="no attribute 'rum'"):
         sylva_ray.rum  # noqa: B018
 
 
-def test_a_run_returns_its_summary(run):
+def test_a_run_returns_its_summary(run: tuple[Path, Any]) -> None:
     folder, summary = run
     assert summary == json.loads((folder / "summary.json").read_text())
     loaded = sylva_ray.load_run(folder)
@@ -37,14 +40,18 @@ def test_a_run_returns_its_summary(run):
     assert loaded.evaluation is None
 
 
-def test_a_finished_run_resumes_to_the_same_accuracies(run, capsys):
+def test_a_finished_run_resumes_to_the_same_accuracies(
+    run: tuple[Path, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
     folder, summary = run
     again = sylva_ray.resume(folder, show="result")
     assert again["final"] == summary["final"]
     assert f"run      {folder}" in capsys.readouterr().out
 
 
-def test_evaluation_export_and_comparison(run, tmp_path, capsys):
+def test_evaluation_export_and_comparison(
+    run: tuple[Path, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder, _ = run
     found = sylva_ray.evaluate(folder, ["fgsm"], images=4, out=tmp_path / "found.json", show="nothing")
     assert json.loads(json.dumps(found)) == json.loads((tmp_path / "found.json").read_text())
@@ -57,7 +64,9 @@ def test_evaluation_export_and_comparison(run, tmp_path, capsys):
     assert capsys.readouterr().out == "", "show='nothing' prints nothing"
 
 
-def test_a_config_is_a_file_a_folder_a_mapping_or_checked_already(run, tiny_config):
+def test_a_config_is_a_file_a_folder_a_mapping_or_checked_already(
+    run: tuple[Path, Any], tiny_config: ExperimentConfig
+) -> None:
     folder, _ = run
     assert sylva_ray.load_config(TINY) == tiny_config == sylva_ray.load_config(tiny_config)
     assert sylva_ray.load_config(tiny_config, ["seed=3"]).seed == 3
@@ -68,7 +77,7 @@ def test_a_config_is_a_file_a_folder_a_mapping_or_checked_already(run, tiny_conf
         sylva_ray.load_config(TINY, ["atack.epsilon=0.1"])
 
 
-def test_an_interface_call_works_outside_the_main_thread(run):
+def test_an_interface_call_works_outside_the_main_thread(run: tuple[Path, Any]) -> None:
     """Signals cannot be handled there."""
     folder, summary = run
     found = []

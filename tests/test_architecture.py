@@ -78,18 +78,18 @@ def package(module: str) -> str:
 MODULES = {own(path): path for path in SOURCES if path.parent != ROOT / "sylva_ray"}
 
 
-def test_every_package_has_a_layer():
+def test_every_package_has_a_layer() -> None:
     assert {package(module) for module in MODULES} == set(LAYERS)
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_lower_layers_never_import_upper_ones(module):
+def test_lower_layers_never_import_upper_ones(module: str) -> None:
     level = LAYERS.index(package(module))
     used = {name for name in imports(MODULES[module]) if name in MODULES}
     assert not {name for name in used if LAYERS.index(package(name)) > level}
 
 
-def test_no_modules_import_each_other_in_a_circle():
+def test_no_modules_import_each_other_in_a_circle() -> None:
     """Also not through an import inside a function."""
     left = {module: {name for name in imports(path) if name in MODULES} - {module} for module, path in MODULES.items()}
     while free := [module for module, used in left.items() if not used & left.keys()]:
@@ -99,7 +99,7 @@ def test_no_modules_import_each_other_in_a_circle():
 
 
 @pytest.mark.parametrize("library", HOMES)
-def test_heavy_libraries_have_one_home(library):
+def test_heavy_libraries_have_one_home(library: str) -> None:
     users = [str(p.relative_to(ROOT)) for p in SOURCES if any(m.split(".")[0] == library for m in imports(p))]
     assert all(user.startswith(HOMES[library]) for user in users), users
 
@@ -128,7 +128,7 @@ ROLES = {
 """What a process imports to start, and what must not come with it. Each imports all that the one before it does."""
 
 
-def test_no_process_imports_a_library_that_it_does_not_need_to_start():
+def test_no_process_imports_a_library_that_it_does_not_need_to_start() -> None:
     code = "import sys\n" + "".join(f"import {modules}\nprint(*sys.modules)\n" for modules in ROLES)
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     for (modules, unwanted), loaded in zip(ROLES.items(), result.stdout.splitlines(), strict=True):
@@ -148,7 +148,7 @@ QUICK = {
 
 
 @pytest.mark.parametrize("case", QUICK)
-def test_an_answer_that_needs_no_computing_loads_nothing_slow(case):
+def test_an_answer_that_needs_no_computing_loads_nothing_slow(case: str) -> None:
     arguments, expected_code = QUICK[case]
     code = (
         "import sys, sylva_ray.cli\n"
@@ -164,14 +164,14 @@ def test_an_answer_that_needs_no_computing_loads_nothing_slow(case):
     assert not SLOW & set(loaded.split())
 
 
-def test_the_command_line_calls_the_python_interface_and_nothing_else():
+def test_the_command_line_calls_the_python_interface_and_nothing_else() -> None:
     allowed = {"sylva_ray", "sylva_ray.__version__", "sylva_ray.api", "sylva_ray.core.errors"}
     for path in (ROOT / "sylva_ray" / "cli").glob("*.py"):
         used = {name for name in imports(path) if name.startswith("sylva_ray") and name.split(".")[1:2] != ["cli"]}
         assert all(name in allowed or name.startswith("sylva_ray.core.errors.") for name in used), path.name
 
 
-def test_importing_the_package_loads_its_interface_when_it_is_used():
+def test_importing_the_package_loads_its_interface_when_it_is_used() -> None:
     code = "import sys, sylva_ray\nprint('sylva_ray.api' in sys.modules)\nsylva_ray.run\nprint(*sys.modules)"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     before, loaded = result.stdout.splitlines()
@@ -181,7 +181,7 @@ def test_importing_the_package_loads_its_interface_when_it_is_used():
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda p: p.name)
-def test_every_shipped_config_is_valid(path):
+def test_every_shipped_config_is_valid(path: Path) -> None:
     if path.name.startswith("pretrain"):
         from sylva_ray.pretraining.trainer import load_pretrain_config
 
@@ -190,7 +190,7 @@ def test_every_shipped_config_is_valid(path):
         create_algorithm(load_config(path).algorithm)
 
 
-def test_the_readme_names_only_commands_that_exist():
+def test_the_readme_names_only_commands_that_exist() -> None:
     text = (ROOT / "README.md").read_text()
     targets = {
         line.split(":")[0]

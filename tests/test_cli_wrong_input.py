@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from importlib.resources import files
+from pathlib import Path
 
 import pytest
 import yaml
@@ -14,11 +15,12 @@ from typer.testing import CliRunner
 
 from sylva_ray.cli import app
 from sylva_ray.core.errors import RunError
+from sylva_ray.preparation.experiment import Prepared
 from tests.conftest import TINY
 
 
 @pytest.fixture
-def here(tmp_path, monkeypatch, tiny):
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny: Prepared) -> Path:
     """An empty working folder with a good config in it, and a few broken things beside it."""
     (tmp_path / "good.yaml").write_text(yaml.safe_dump(TINY))
     (tmp_path / "broken.yaml").write_text("training: [1, 2\n")
@@ -206,7 +208,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_one_clear_line_and_exit_code_2(case, here):
+def test_one_clear_line_and_exit_code_2(case: str, here: Path) -> None:
     arguments, says = CASES[case]
     before = sorted(here.rglob("*"))
     code, err = call(*arguments)
@@ -228,8 +230,10 @@ def test_one_clear_line_and_exit_code_2(case, here):
         (OSError(28, "No space left on device"), 1, "No space left"),
     ],
 )
-def test_a_run_that_fails_says_how_to_resume(error, code, says, monkeypatch):
-    def fail(prepared, run_dir, resume, on_event, remote):
+def test_a_run_that_fails_says_how_to_resume(
+    error: BaseException | signal.Signals, code: int, says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(prepared: Prepared, run_dir: Path, resume: bool, on_event: object, remote: object) -> None:
         del resume, on_event, remote
         run_dir.mkdir()
         (run_dir / "config.yaml").write_text(prepared.config.to_yaml())
@@ -257,7 +261,7 @@ RAY_CASES = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", RAY_CASES)
-def test_a_cluster_that_cannot_hold_the_run(case, here):
+def test_a_cluster_that_cannot_hold_the_run(case: str, here: Path) -> None:
     """In a process of its own: this one may be connected to Ray already."""
     overrides, says = RAY_CASES[case]
     before = sorted(here.rglob("*"))

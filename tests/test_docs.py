@@ -27,7 +27,7 @@ def anchors(path: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_every_relative_link_leads_somewhere(page):
+def test_every_relative_link_leads_somewhere(page: Path) -> None:
     """On GitHub; the site turns the same links into its own."""
     path = ROOT / page
     text = re.sub(r"`[^`\n]+`", "", prose(path))
@@ -38,7 +38,7 @@ def test_every_relative_link_leads_somewhere(page):
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_every_source_file_and_name_in_the_text_exists(page):
+def test_every_source_file_and_name_in_the_text_exists(page: Path) -> None:
     """``federation/loop.py`` may be named from any folder on; ``sylva_ray.federation.contract.Algorithm`` in full."""
     for span in re.findall(r"`([^`\n]+)`", prose(ROOT / page)):
         for name in re.findall(r"[\w./-]+\.py\b", span):
@@ -50,7 +50,7 @@ def test_every_source_file_and_name_in_the_text_exists(page):
             assert place.is_dir() or place.with_suffix(".py").exists() or last in source.read_text(), name
 
 
-def test_the_table_of_packages_is_the_order_of_layers():
+def test_the_table_of_packages_is_the_order_of_layers() -> None:
     rows = re.findall(r"^\| `(\w+)` \| (.+) \|$", (ROOT / "docs" / "architecture.md").read_text(), re.MULTILINE)
     assert tuple(name for name, _ in rows) == LAYERS
     for package, text in rows:

@@ -14,7 +14,7 @@ from sylva_ray.algorithms.registry import create_algorithm
 from sylva_ray.config.experiment import AlgorithmSection, ExperimentConfig
 from sylva_ray.config.schema import build
 from sylva_ray.core.timing import Stopwatch
-from sylva_ray.core.types import AttackSpec
+from sylva_ray.core.types import AttackSpec, ParameterStack
 from sylva_ray.execution.ray.driver import run_prepared
 from sylva_ray.federation.context import Arrived, Batch, Cohort
 from sylva_ray.federation.stages.kinds import title_of
@@ -31,17 +31,17 @@ THIRD = "examples.third_phase:HardenedSylva"
 
 
 @pytest.fixture(autouse=True)
-def _at_the_root(monkeypatch):
+def _at_the_root(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
 
 
-def test_the_example_is_short_and_quoted_verbatim():
+def test_the_example_is_short_and_quoted_verbatim() -> None:
     source = EXAMPLE.read_text()
     assert len(source.splitlines()) < 60
     assert f"```python\n{source}```" in (ROOT / "docs" / "methods.md").read_text()
 
 
-def test_the_example_runs_both_phases_end_to_end(tmp_path):
+def test_the_example_runs_both_phases_end_to_end(tmp_path: Path) -> None:
     config = build(ExperimentConfig, {**TINY, "algorithm": {**TINY["algorithm"], "name": NAME, "width": 2}})
     summary = run_prepared(prepare(config), tmp_path / "run", False, [].append)
     assert summary["algorithm"] == NAME
@@ -50,7 +50,7 @@ def test_the_example_runs_both_phases_end_to_end(tmp_path):
     assert (tmp_path / "run" / "adapters" / "client_002").is_dir()
 
 
-def test_a_third_phase_is_one_new_file(tmp_path):
+def test_a_third_phase_is_one_new_file(tmp_path: Path) -> None:
     """It is recorded, evaluated and resumed like any stage, and phase 1 still ends where phase 2 begins."""
     config = build(ExperimentConfig, {**TINY, "algorithm": {**TINY["algorithm"], "name": THIRD}})
     made = prepare(config)
@@ -80,12 +80,12 @@ class Linear:
 
     head_names = ()
 
-    def forward(self, params, x, owner):
+    def forward(self, params: ParameterStack, x: torch.Tensor, owner: torch.Tensor) -> torch.Tensor:
         del params, owner
         return x[:, 0, 0, :2]
 
 
-def test_loss_attack_and_weights_by_hand():
+def test_loss_attack_and_weights_by_hand() -> None:
     method = create_algorithm(AlgorithmSection(name=NAME, width=4))
     cohort = Cohort(Linear(), torch.tensor([[16, 1], [0, 81]]), {}, Stopwatch())
     x = torch.full((3, 3, 1, 2), 0.5)
@@ -102,7 +102,9 @@ def test_loss_attack_and_weights_by_hand():
     assert method.client_weights(arrived, [0, 2]).tolist() == [1, 3]
 
 
-def test_a_method_is_found_in_the_current_directory_but_hides_nothing(monkeypatch, tmp_path):
+def test_a_method_is_found_in_the_current_directory_but_hides_nothing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """A console script has its own folder on the path, not the current one."""
     (tmp_path / "my_own_method.py").write_text(EXAMPLE.read_text())
     (tmp_path / "timm.py").write_text("raise AssertionError('hidden')")

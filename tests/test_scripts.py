@@ -10,6 +10,7 @@ import runpy
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -35,7 +36,7 @@ def run(script: str | Path, *arguments: object) -> str:
 
 
 @pytest.fixture
-def run_here(monkeypatch, capsys):
+def run_here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
     """Run a script in this process, as most of a short start is the import of torch; returns its output."""
 
     def call(script: str, *arguments: object) -> str:
@@ -49,7 +50,9 @@ def run_here(monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_a_script_explains_itself(script, run_here, capsys):
+def test_a_script_explains_itself(
+    script: str, run_here: Callable[..., str], capsys: pytest.CaptureFixture[str]
+) -> None:
     if "__main__" in (ROOT / script).read_text():
         with pytest.raises(SystemExit) as end:
             run_here(script, "--help")
@@ -59,25 +62,25 @@ def test_a_script_explains_itself(script, run_here, capsys):
         assert runpy.run_path(str(ROOT / script))["__doc__"]
 
 
-def test_step(run_here):
+def test_step(run_here: Callable[..., str]) -> None:
     lines = run_here("benchmarks/step.py", "--images", 4, "--repeats", 1).splitlines()
     assert [line.split()[:2] for line in lines[3:7]] == [
         [precision, attention] for precision in ("float32", "bfloat16") for attention in ("fused", "plain")
     ]
 
 
-def test_merging(run_here):
+def test_merging(run_here: Callable[..., str]) -> None:
     rows = run_here("benchmarks/merging.py", "--clients", 4, "--repeats", 1).splitlines()[2:]
     assert [row.split(" | ")[:2] for row in rows] == [["| moved", "4"], ["| unrelated", "4"]]
 
 
 @pytest.mark.slow
-def test_sizing():
+def test_sizing() -> None:
     assert run("benchmarks/sizing.py", "--cohorts", 1).splitlines()[-1].startswith("| 1 | ")
 
 
 @pytest.mark.slow
-def test_cifar10_table_and_the_throughput_of_attacks_on_one_of_its_runs(tmp_path):
+def test_cifar10_table_and_the_throughput_of_attacks_on_one_of_its_runs(tmp_path: Path) -> None:
     fast = ["cluster.pool=in_process", "tracking.enabled=false", "training.rounds=1", "algorithm.phase2.enabled=false"]
     attacks = "evaluation.attacks=[{name: pgd, epsilon: 4/255, steps: 2}]"
     table = run("benchmarks/cifar10_table.py", *SMALL, *fast, attacks, "--out", tmp_path).splitlines()[-7:]
@@ -89,29 +92,29 @@ def test_cifar10_table_and_the_throughput_of_attacks_on_one_of_its_runs(tmp_path
 
 
 @pytest.mark.slow
-def test_evaluation_precision():
+def test_evaluation_precision() -> None:
     rows = run("benchmarks/evaluation_precision.py", *SMALL, "--seeds", 0, "--rounds", 1).splitlines()[1:]
     assert len(rows) == 5
     assert all(0 <= float(row.split()[2]) <= 100 for row in rows)
 
 
 @pytest.mark.slow
-def test_sweep_tracking():
+def test_sweep_tracking() -> None:
     assert "whole run" in run("benchmarks/sweep_tracking.py", "--trials", 2, "--pairs", 1)
 
 
 @pytest.mark.slow
-def test_round_overhead():
+def test_round_overhead() -> None:
     assert "ratio" in run("benchmarks/round_overhead.py", "--rounds", 2)
 
 
 @pytest.mark.slow
-def test_startup():
+def test_startup() -> None:
     assert "whole command" in run("benchmarks/startup.py", "--actors", 1)
 
 
 @pytest.mark.slow
-def test_one_method_of_the_ledger(tmp_path):
+def test_one_method_of_the_ledger(tmp_path: Path) -> None:
     options = ["--scale", "smoke", "--method", "undefended", "--seeds", 1, "--workers", 1]
     assert "undefended 0: benign" in run(
         "benchmarks/methods/run.py", *options, "--out", tmp_path, "--results", tmp_path / "results"
@@ -120,7 +123,7 @@ def test_one_method_of_the_ledger(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_page_of_the_ledger_is_what_its_results_say(tmp_path):
+def test_the_page_of_the_ledger_is_what_its_results_say(tmp_path: Path) -> None:
     """A copy, since the script writes beside itself."""
     folder = shutil.copytree(ROOT / "benchmarks" / "methods", tmp_path / "methods")
     (folder / "README.md").unlink()

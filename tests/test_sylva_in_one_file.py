@@ -9,6 +9,8 @@ coalitions are in no record, so a worker is asked for them.
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -89,7 +91,9 @@ def config_of(s: plain.Settings) -> ExperimentConfig:
     )
 
 
-def replace_everywhere(monkeypatch, function, replacement) -> None:
+def replace_everywhere(
+    monkeypatch: pytest.MonkeyPatch, function: Callable[..., Any], replacement: Callable[..., Any]
+) -> None:
     """Whatever module imported ``function``, under its own name."""
     for name, module in list(sys.modules.items()):
         if name.startswith("sylva_ray") and getattr(module, function.__name__, None) is function:
@@ -107,7 +111,7 @@ def arrays(client: plain.Client) -> dict[str, np.ndarray]:
 
 
 @pytest.fixture(scope="module")
-def both(tmp_path_factory):
+def both(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """One run by the package and one by the file: states and records of every stage, and both games."""
     s = SETTINGS
     torch.set_num_threads(1)
@@ -169,12 +173,12 @@ def both(tmp_path_factory):
 STAGES = ["warmup", "phase1", "phase1", "personalise", "layer_game", "phase2"]
 
 
-def test_the_stages_are_the_same(both):
+def test_the_stages_are_the_same(both: dict[str, Any]) -> None:
     assert [record["stage"] for record in both["records"]] == STAGES
 
 
 @pytest.mark.parametrize("step", range(len(STAGES)), ids=[f"{i} {stage}" for i, stage in enumerate(STAGES)])
-def test_every_clients_state_is_the_same_after_every_stage(both, step):
+def test_every_clients_state_is_the_same_after_every_stage(both: dict[str, Any], step: int) -> None:
     for ours, theirs in zip(both["package"][step], both["file"][step], strict=True):
         assert ours.keys() == theirs.keys()
         for name, value in theirs.items():
@@ -182,14 +186,14 @@ def test_every_clients_state_is_the_same_after_every_stage(both, step):
             np.testing.assert_allclose(ours[name], value, rtol=0, atol=TOLERANCE, err_msg=name)
 
 
-def test_neighbours_are_the_same(both):
+def test_neighbours_are_the_same(both: dict[str, Any]) -> None:
     (noted,) = [record["neighbours"] for record in both["records"] if "neighbours" in record]
     dense = np.zeros((3, 3))
     np.put_along_axis(dense, np.array(noted["members"]), np.array(noted["weights"]), axis=1)
     np.testing.assert_allclose(both["near"], dense, atol=TOLERANCE)
 
 
-def test_coalition_and_shapley_values_are_the_same(both):
+def test_coalition_and_shapley_values_are_the_same(both: dict[str, Any]) -> None:
     game, summary = both["game"], both["summary"]["layer_game"]
     for values, benign, outcome in zip(game.values, game.benign, both["played"], strict=True):
         np.testing.assert_allclose(outcome.values, values, rtol=0, atol=TOLERANCE)
@@ -200,7 +204,7 @@ def test_coalition_and_shapley_values_are_the_same(both):
         np.testing.assert_allclose(summary[key], game.shapley[:, :, column], rtol=0, atol=TOLERANCE)
 
 
-def test_every_decision_is_the_same_and_something_is_decided(both):
+def test_every_decision_is_the_same_and_something_is_decided(both: dict[str, Any]) -> None:
     game, summary = both["game"], both["summary"]["layer_game"]
     assert summary["candidates"] == [len(rows) for rows in game.candidates]
     assert np.array_equal(summary["selected"], game.selected)
@@ -210,7 +214,7 @@ def test_every_decision_is_the_same_and_something_is_decided(both):
     assert 0 < sum(both["kept"]) < 3 * SETTINGS.refine_epochs
 
 
-def test_accuracies_are_the_same(both):
+def test_accuracies_are_the_same(both: dict[str, Any]) -> None:
     for record, accuracies in zip(both["records"], both["accuracies"], strict=True):
         if record["evaluation"]:
             benign, attacked = (record["evaluation"][condition]["accuracy"] for condition in record["evaluation"])

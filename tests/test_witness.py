@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -45,7 +46,7 @@ def trained(folder: Path) -> Path:
     return folder
 
 
-def hand_over(run_dir: Path, folder: Path, **settings) -> None:
+def hand_over(run_dir: Path, folder: Path, **settings: Any) -> None:
     """Everything that the witness gets: adapters, images, timm's own description of the backbone."""
     config, states = load_run(run_dir)
     export_clients(config, states, range(len(states)), folder)
@@ -66,7 +67,7 @@ def hand_over(run_dir: Path, folder: Path, **settings) -> None:
 
 
 @pytest.fixture(scope="module")
-def run_dir(tmp_path_factory) -> Path:
+def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return trained(tmp_path_factory.mktemp("witness") / "run")
 
 
@@ -83,13 +84,13 @@ def both(run_dir: Path, folder: Path, attacks: list[str], autoattack_steps: int)
     return found, json.loads(told.stdout.splitlines()[-1])
 
 
-def test_the_witness_imports_nothing_of_ours():
+def test_the_witness_imports_nothing_of_ours() -> None:
     assert "sylva_ray" not in WITNESS.read_text().split('"""', 2)[2]
 
 
 @needs_oracles
 @pytest.mark.slow
-def test_plain_peft_and_torchattacks_find_the_accuracy_that_we_report(run_dir, tmp_path):
+def test_plain_peft_and_torchattacks_find_the_accuracy_that_we_report(run_dir: Path, tmp_path: Path) -> None:
     found, witness = both(run_dir, tmp_path / "w", [f"pgd:epsilon={EPSILON},steps=20,step_size={STEP}"], 0)
     assert witness["images"] == found["images"] >= 500
     ours = {"benign": found["benign"], "pgd": found["attacks"]["pgd20-eps8"]}
@@ -100,7 +101,7 @@ def test_plain_peft_and_torchattacks_find_the_accuracy_that_we_report(run_dir, t
 
 @pytest.mark.slow
 @needs_oracles
-def test_pyautoattack_finds_the_accuracy_that_we_report(run_dir, tmp_path):
+def test_pyautoattack_finds_the_accuracy_that_we_report(run_dir: Path, tmp_path: Path) -> None:
     found, witness = both(run_dir, tmp_path / "w", [f"autoattack:epsilon={EPSILON},steps=20"], 20)
     ours = found["attacks"]["autoattack-steps20-eps8"]["accuracy"]["mean"]
     assert ours == pytest.approx(witness["autoattack"], abs=0.01)

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sylva_ray.aggregation.factors import INITIAL_SCALE, average, drop_bad, merge_factors, refactored
+from sylva_ray.core.types import ClientState
 
 D_OUT, D_IN = 7, 9
 
 
-def merge_products(anchor_a, factors, weights):
+def merge_products(
+    anchor_a: np.ndarray, factors: Sequence[tuple[np.ndarray, np.ndarray]], weights: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """`refactored` for pairs ``(B_j [d_out, r_j], A_j [r_j, d_in])`` whose ranks may differ."""
     left = np.concatenate([b for b, _ in factors], axis=1).astype(np.float64)
     right = np.concatenate([w * a.astype(np.float64) for w, (_, a) in zip(weights, factors, strict=True)])
     return refactored(anchor_a, left, right)
 
 
-def clients(count, rank=2, seed=0):
+def clients(count: int, rank: int = 2, seed: int = 0) -> list[dict[str, np.ndarray]]:
     rng = np.random.default_rng(seed)
     return [
         {
@@ -31,15 +36,15 @@ def clients(count, rank=2, seed=0):
     ]
 
 
-def product(state):
+def product(state: ClientState) -> np.ndarray:
     return state["m.lora_B"] @ state["m.lora_A"]
 
 
-def mean_product(states, weights):
+def mean_product(states: Sequence[ClientState], weights: np.ndarray) -> np.ndarray:
     return sum(w * product(s) for w, s in zip(weights, states, strict=True))
 
 
-def test_the_naive_bias_is_the_covariance_of_the_factors():
+def test_the_naive_bias_is_the_covariance_of_the_factors() -> None:
     states, w = clients(5, rank=3), np.array([0.1, 0.2, 0.3, 0.15, 0.25])
     mean = merge_factors(states[0], states, w, "naive")
     covariance = sum(
@@ -50,7 +55,7 @@ def test_the_naive_bias_is_the_covariance_of_the_factors():
     assert np.linalg.norm(covariance) > 0.3 * np.linalg.norm(mean_product(states, w))
 
 
-def test_two_signs_of_one_model_are_that_model():
+def test_two_signs_of_one_model_are_that_model() -> None:
     (state,) = clients(1)
     flipped = state | {"m.lora_A": -state["m.lora_A"], "m.lora_B": -state["m.lora_B"]}
     half = [0.5, 0.5]
@@ -62,7 +67,7 @@ def test_two_signs_of_one_model_are_that_model():
 
 @settings(max_examples=30, deadline=None)
 @given(count=st.integers(2, 4), rank=st.integers(1, 4), seed=st.integers(0, 999))
-def test_product_rule_is_the_best_rank_r(count, rank, seed):
+def test_product_rule_is_the_best_rank_r(count: int, rank: int, seed: int) -> None:
     states = clients(count, rank, seed)
     w = np.random.default_rng(seed).dirichlet(np.ones(count))
     merged = merge_factors(states[0], states, w, "product_svd")
@@ -72,14 +77,14 @@ def test_product_rule_is_the_best_rank_r(count, rank, seed):
     np.testing.assert_allclose(merged["head.bias"], sum(x * s["head.bias"] for x, s in zip(w, states, strict=True)))
 
 
-def test_rank_enough_for_all_is_exact():
+def test_rank_enough_for_all_is_exact() -> None:
     states, w = clients(3, rank=2), np.full(3, 1 / 3)
     factors = [(s["m.lora_B"], s["m.lora_A"]) for s in states]
     b, a = merge_products(np.random.default_rng(1).normal(size=(6, D_IN)), factors, w)
     np.testing.assert_allclose(b @ a, mean_product(states, w), atol=1e-12)
 
 
-def test_gauge_changes_the_naive_mean_and_not_the_product():
+def test_gauge_changes_the_naive_mean_and_not_the_product() -> None:
     states, w = clients(3), np.array([0.2, 0.5, 0.3])
     r = np.array([[2.0, 1.0], [0.5, -1.0]])
     gauged = [
@@ -93,23 +98,23 @@ def test_gauge_changes_the_naive_mean_and_not_the_product():
     assert np.abs(naive[0] - naive[1]).max() > 0.1
 
 
-def test_rows_of_a_keep_their_initial_scale():
+def test_rows_of_a_keep_their_initial_scale() -> None:
     states = clients(3)
     merged = merge_factors(states[0], states, np.full(3, 1 / 3), "product_svd")
     np.testing.assert_allclose(np.linalg.norm(merged["m.lora_A"], axis=1), 1 / INITIAL_SCALE)
 
 
-def test_the_free_sign_of_the_svd_is_settled(monkeypatch):
+def test_the_free_sign_of_the_svd_is_settled(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same bits from a LAPACK that returns every eigenvector and singular pair with the other sign."""
     states, w = clients(3), np.full(3, 1 / 3)
     ours = merge_factors(states[0], states, w, "product_svd")
     svd, eigh = np.linalg.svd, np.linalg.eigh
 
-    def flipped_svd(matrix, full_matrices):
+    def flipped_svd(matrix: np.ndarray, full_matrices: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         u, s, vt = svd(matrix, full_matrices=full_matrices)
         return -u, s, -vt
 
-    def flipped_eigh(matrix):
+    def flipped_eigh(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         values, vectors = eigh(matrix)
         return values, -vectors
 
@@ -120,13 +125,13 @@ def test_the_free_sign_of_the_svd_is_settled(monkeypatch):
 
 
 @pytest.mark.parametrize("rule", ["naive", "product_svd"])
-def test_identical_clients_are_the_identity_bit_for_bit(rule):
+def test_identical_clients_are_the_identity_bit_for_bit(rule: str) -> None:
     state = {name: value.astype(np.float32) for name, value in clients(1)[0].items()}
     merged = merge_factors(state, [dict(state) for _ in range(5)], np.array([0.1, 0.2, 0.3, 0.25, 0.15]), rule)
     assert all(np.array_equal(merged[name], state[name]) and merged[name].dtype == np.float32 for name in state)
 
 
-def test_modules_of_any_shapes_are_merged_each_by_itself():
+def test_modules_of_any_shapes_are_merged_each_by_itself() -> None:
     """Modules of equal shapes go through one stack, also where one of them has learnt nothing."""
     states = clients(3)
     for index, state in enumerate(states):
@@ -145,7 +150,7 @@ def test_modules_of_any_shapes_are_merged_each_by_itself():
     assert np.array_equal(together["silent.lora_A"], states[0]["silent.lora_A"])
 
 
-def test_the_size_of_a_stack_does_not_matter(monkeypatch):
+def test_the_size_of_a_stack_does_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     states, w = clients(3), np.full(3, 1 / 3)
     for index, state in enumerate(states):
         state["n.lora_A"], state["n.lora_B"] = clients(3, seed=7)[index]["m.lora_A"], state["m.lora_B"]
@@ -156,14 +161,14 @@ def test_the_size_of_a_stack_does_not_matter(monkeypatch):
         np.testing.assert_allclose(apart[name], value, atol=1e-12)
 
 
-def test_who_has_no_weight_is_not_heard():
+def test_who_has_no_weight_is_not_heard() -> None:
     states = clients(3)
     merged = merge_factors(states[0], states, [0.4, 0, 0.6], "product_svd")
     alone = merge_factors(states[0], states[::2], [0.4, 0.6], "product_svd")
     assert all(np.array_equal(merged[name], alone[name]) for name in merged)
 
 
-def test_silent_directions_keep_the_old_rows_of_a():
+def test_silent_directions_keep_the_old_rows_of_a() -> None:
     """Nothing was learnt (B = 0) or only one direction was: the rest can still learn, because its A is not 0."""
     states = clients(2)
     silent = [s | {"m.lora_B": np.zeros((D_OUT, 2))} for s in states]
@@ -180,7 +185,7 @@ def test_silent_directions_keep_the_old_rows_of_a():
     assert not merged["m.lora_B"][:, 1].any()
 
 
-def test_order_and_repetition_of_clients():
+def test_order_and_repetition_of_clients() -> None:
     states, w = clients(3), np.array([0.2, 0.5, 0.3])
     forward = merge_factors(states[0], states, w, "product_svd")
     backward = merge_factors(states[0], states[::-1], w[::-1], "product_svd")
@@ -191,7 +196,7 @@ def test_order_and_repetition_of_clients():
     assert all(np.array_equal(forward[n], again[n]) for n in forward)
 
 
-def test_average_by_hand():
+def test_average_by_hand() -> None:
     anchor, other = {"x": np.float32([1, 2])}, {"x": np.float32([3, 6])}
     merged = average(anchor, [anchor, other], [0.75, 0.25])
     assert merged["x"].tolist() == [1.5, 3.0]
@@ -199,7 +204,7 @@ def test_average_by_hand():
 
 
 @pytest.mark.parametrize("weights", [[0.5, 0.6], [np.nan, 1.0]])
-def test_weights_that_are_no_mean_are_our_bug(weights):
+def test_weights_that_are_no_mean_are_our_bug(weights: np.ndarray) -> None:
     states = clients(2)
     with pytest.raises(AssertionError):
         merge_factors(states[0], states, weights, "product_svd")
@@ -207,7 +212,7 @@ def test_weights_that_are_no_mean_are_our_bug(weights):
         average(states[0], states, weights)
 
 
-def test_bad_uploads_are_found():
+def test_bad_uploads_are_found() -> None:
     good = clients(4)
     bad = [good[0], good[1] | {"head.bias": np.array([1, np.nan, 0])}, good[2], good[3] | {"head.bias": np.zeros(4)}]
     assert drop_bad(bad) == [0, 2]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -37,11 +39,13 @@ SPECTRA = {  # of m values
 }
 
 
-def orthonormal(rng, size, count):
+def orthonormal(rng: np.random.Generator, size: int, count: int) -> np.ndarray:
     return np.linalg.qr(rng.normal(size=(size, count)))[0]
 
 
-def factors_of(spectrum, d_out, d_in, inner, seed=0, skewed=False):
+def factors_of(
+    spectrum: Callable[[int], np.ndarray], d_out: int, d_in: int, inner: int, seed: int = 0, skewed: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
     """left, right whose product has these singular values; skewed: neither factor shows them."""
     rng, count = np.random.default_rng(seed), min(d_out, d_in, inner)
     u, v = orthonormal(rng, d_out, count) * spectrum(count), orthonormal(rng, d_in, count)
@@ -49,17 +53,17 @@ def factors_of(spectrum, d_out, d_in, inner, seed=0, skewed=False):
     return u @ mix, np.linalg.pinv(mix) @ v.T
 
 
-def best(product, rank):
+def best(product: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndarray]:
     u, s, vt = np.linalg.svd(product, full_matrices=False)
     return (u[:, :rank] * s[:rank]) @ vt[:rank], s
 
 
-def product_of(triplets):
+def product_of(triplets: tuple[np.ndarray, np.ndarray, np.ndarray]) -> np.ndarray:
     u, s, vt = triplets
     return (u * s[..., None, :]) @ vt
 
 
-def assert_best(left, right, rank):
+def assert_best(left: np.ndarray, right: np.ndarray, rank: int) -> None:
     """No product of this rank is closer, and where only one is best it is that one."""
     u, s, vt = leading_triplets(left, right, rank)
     wanted, values = best(left @ right, rank)
@@ -76,7 +80,7 @@ def assert_best(left, right, rank):
 @pytest.mark.parametrize("skewed", [False, True])
 @pytest.mark.parametrize("spectrum", SPECTRA)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_no_product_of_that_rank_is_closer(shape, spectrum, skewed):
+def test_no_product_of_that_rank_is_closer(shape: str, spectrum: str, skewed: bool) -> None:
     *sizes, rank = SHAPES[shape]
     assert_best(*factors_of(SPECTRA[spectrum], *sizes, skewed=skewed), rank)
 
@@ -89,11 +93,13 @@ def test_no_product_of_that_rank_is_closer(shape, spectrum, skewed):
     seed=st.integers(0, 10**6),
     skewed=st.booleans(),
 )
-def test_random_shapes_and_decays(sizes, rank, decay, seed, skewed):
+def test_random_shapes_and_decays(
+    sizes: tuple[int, int, int], rank: int, decay: float, seed: int, skewed: bool
+) -> None:
     assert_best(*factors_of(lambda m: decay ** np.arange(m), *sizes, seed, skewed), rank)
 
 
-def moved_clients(count, d_out, d_in, rank, seed=0):
+def moved_clients(count: int, d_out: int, d_in: int, rank: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Factors of clients that moved a little away from a common state, side by side."""
     rng = np.random.default_rng(seed)
     b, a = orthonormal(rng, d_out, rank) * np.linspace(1, 0.2, rank), orthonormal(rng, d_in, rank).T
@@ -101,22 +107,22 @@ def moved_clients(count, d_out, d_in, rank, seed=0):
     return left / count, np.concatenate([a + 0.02 * rng.normal(size=a.shape) for _ in range(count)])
 
 
-def unrelated_clients(count, d_out, d_in, rank, seed=0):
+def unrelated_clients(count: int, d_out: int, d_in: int, rank: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(seed)
     return rng.normal(size=(d_out, count * rank)), rng.normal(size=(count * rank, d_in))
 
 
 @pytest.mark.parametrize("count", [10, 40])
 @pytest.mark.parametrize("clients", [moved_clients, unrelated_clients])
-def test_adapters_of_the_offline_backbone(clients, count):
+def test_adapters_of_the_offline_backbone(clients: Callable[..., tuple[np.ndarray, np.ndarray]], count: int) -> None:
     """qkv of width 192, rank 8: ten neighbours, and so many clients that their stack is wider than the product."""
     assert_best(*clients(count, 576, 192, 8), 8)
 
 
-def test_lapack_is_asked_only_where_the_spectrum_falls_slowly(monkeypatch):
+def test_lapack_is_asked_only_where_the_spectrum_falls_slowly(monkeypatch: pytest.MonkeyPatch) -> None:
     orders, eigh = [], np.linalg.eigh
 
-    def noted(matrix):
+    def noted(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         orders.append(matrix.shape[-1])
         return eigh(matrix)
 
@@ -127,7 +133,7 @@ def test_lapack_is_asked_only_where_the_spectrum_falls_slowly(monkeypatch):
     assert max(orders) == 10 * 8
 
 
-def test_eigenvectors_come_in_falling_order():
+def test_eigenvectors_come_in_falling_order() -> None:
     rng = np.random.default_rng(0)
     vectors = orthonormal(rng, 50, 50)
     gram = (vectors * 0.5 ** np.arange(50)) @ vectors.T
@@ -135,7 +141,7 @@ def test_eigenvectors_come_in_falling_order():
     np.testing.assert_allclose(np.abs(found.T @ vectors[:, :3]), np.eye(3), atol=1e-6)
 
 
-def test_a_stack_is_its_modules():
+def test_a_stack_is_its_modules() -> None:
     """Also where one module is settled at once and the other is left to LAPACK."""
     pairs = [moved_clients(10, 120, 100, 8), unrelated_clients(10, 120, 100, 8)]
     left, right = (np.stack(side) for side in zip(*pairs, strict=True))
@@ -147,14 +153,14 @@ def test_a_stack_is_its_modules():
 
 
 @pytest.mark.parametrize("size", [1e-15, 1.0, 1e15])
-def test_the_scale_does_not_matter(size):
+def test_the_scale_does_not_matter(size: float) -> None:
     left, right = moved_clients(10, 120, 100, 8)
     assert_best(size * left, right, 8)
     assert_best(left, size * right, 8)
 
 
 @pytest.mark.parametrize("rest", [1e-3, 1e-6])
-def test_what_remains_when_factors_cancel(rest):
+def test_what_remains_when_factors_cancel(rest: float) -> None:
     """(B, A) and (-B, A) leave nothing of a million times the rest."""
     rng = np.random.default_rng(0)
     b, a = rng.normal(size=(60, 8)), rng.normal(size=(8, 50))
@@ -163,7 +169,7 @@ def test_what_remains_when_factors_cancel(rest):
 
 
 @pytest.mark.parametrize("equal", ["left", "right", "both"])
-def test_clients_with_a_factor_in_common(equal):
+def test_clients_with_a_factor_in_common(equal: str) -> None:
     """Gram matrices are singular then."""
     left, right = moved_clients(10, 120, 100, 8)
     if equal != "right":
@@ -173,6 +179,6 @@ def test_clients_with_a_factor_in_common(equal):
     assert_best(left, right, 8)
 
 
-def test_the_same_bits_again():
+def test_the_same_bits_again() -> None:
     left, right = moved_clients(10, 120, 100, 8)
     assert all(map(np.array_equal, leading_triplets(left, right, 8), leading_triplets(left, right, 8)))

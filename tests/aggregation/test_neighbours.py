@@ -11,13 +11,13 @@ from sylva_ray.aggregation.neighbours import NeighbourGraph, global_graph, neigh
 from tests.aggregation.test_factors import clients, product
 
 
-def random_gram(seed, size=20):
+def random_gram(seed: int, size: int = 20) -> np.ndarray:
     points = np.random.default_rng(seed).normal(size=(size, 8))
     return points @ points.T
 
 
 @pytest.mark.parametrize("rows", [1, 6, 7, 128])
-def test_gram_is_that_of_the_dense_updates(rows, monkeypatch):
+def test_gram_is_that_of_the_dense_updates(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever goes through a matrix product together."""
     monkeypatch.setattr("sylva_ray.aggregation.neighbours.GRAM_ROWS", rows)
     states = clients(5, rank=3)
@@ -26,7 +26,7 @@ def test_gram_is_that_of_the_dense_updates(rows, monkeypatch):
 
 
 @pytest.mark.parametrize("seed", range(50))
-def test_ball_tree_finds_what_brute_force_finds(seed):
+def test_ball_tree_finds_what_brute_force_finds(seed: int) -> None:
     gram = random_gram(seed)
     norms = np.sqrt(np.diag(gram))
     distance = 2 - 2 * gram / norms[:, None] / norms
@@ -34,7 +34,7 @@ def test_ball_tree_finds_what_brute_force_finds(seed):
     assert np.array_equal(neighbour_graph(gram, np.ones(20), k=5).members, expected)
 
 
-def test_two_clusters_do_not_mix():
+def test_two_clusters_do_not_mix() -> None:
     rng = np.random.default_rng(0)
     centre = np.repeat(np.eye(2) * 10, 6, axis=0)
     points = np.hstack([centre, rng.normal(size=(12, 4))])
@@ -44,7 +44,7 @@ def test_two_clusters_do_not_mix():
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_rows_sum_to_one_and_oneself_weighs_at_least_one_in_k(seed):
+def test_rows_sum_to_one_and_oneself_weighs_at_least_one_in_k(seed: int) -> None:
     samples = np.random.default_rng(seed).integers(1, 1000, 20)
     graph = neighbour_graph(random_gram(seed), samples)
     assert graph.members.shape == (20, 5)
@@ -55,7 +55,7 @@ def test_rows_sum_to_one_and_oneself_weighs_at_least_one_in_k(seed):
 
 
 @pytest.mark.parametrize("apart", [np.pi / 3, np.pi / 5])
-def test_weights_by_hand(apart):
+def test_weights_by_hand(apart: float) -> None:
     """Three clients on a circle: sigma is the chord to the farthest, and lengths do not matter."""
     angles = np.array([0.0, apart, 2 * apart])
     points = np.array([[1.0], [2.0], [3.0]]) * np.stack([np.cos(angles), np.sin(angles)], -1)
@@ -65,7 +65,7 @@ def test_weights_by_hand(apart):
     np.testing.assert_allclose(graph.weights[0], expected / expected.sum())
 
 
-def test_the_floor_leaves_the_others_their_proportions():
+def test_the_floor_leaves_the_others_their_proportions() -> None:
     samples = np.array([1, 1000, 2000])
     free, floored = (
         neighbour_graph(random_gram(1, 3), samples, k=3, floor=floor).weights[0] for floor in (False, True)
@@ -76,7 +76,7 @@ def test_the_floor_leaves_the_others_their_proportions():
 
 @settings(max_examples=20, deadline=None)
 @given(seed=st.integers(0, 10**6), size=st.integers(2, 12))
-def test_renumbering_the_clients_renumbers_the_graph(seed, size):
+def test_renumbering_the_clients_renumbers_the_graph(seed: int, size: int) -> None:
     rng = np.random.default_rng(seed)
     gram, samples, order = random_gram(seed, size), rng.integers(1, 100, size), rng.permutation(size)
     before = neighbour_graph(gram, samples).matrix()
@@ -84,7 +84,7 @@ def test_renumbering_the_clients_renumbers_the_graph(seed, size):
     np.testing.assert_allclose(after, before[np.ix_(order, order)], atol=1e-7)
 
 
-def test_gauge_does_not_move_neighbours():
+def test_gauge_does_not_move_neighbours() -> None:
     states = clients(8)
     r = np.array([[3.0, 1.0], [0.2, -0.5]])
     gauged = [s | {"m.lora_B": s["m.lora_B"] @ r, "m.lora_A": np.linalg.inv(r) @ s["m.lora_A"]} for s in states]
@@ -93,14 +93,14 @@ def test_gauge_does_not_move_neighbours():
     np.testing.assert_allclose(a.weights, b.weights, atol=1e-8)
 
 
-def test_everybody_without_floor_and_width_is_fedavg():
+def test_everybody_without_floor_and_width_is_fedavg() -> None:
     samples = np.array([1, 2, 3, 4])
     graph = neighbour_graph(random_gram(0, 4), samples, k=4, floor=False, uniform=True)
     np.testing.assert_allclose(graph.matrix(), np.tile(samples / 10, (4, 1)))
     np.testing.assert_allclose(global_graph(samples).matrix(), graph.matrix())
 
 
-def test_identical_or_silent_clients_yield_no_nan_and_lowest_numbers_first():
+def test_identical_or_silent_clients_yield_no_nan_and_lowest_numbers_first() -> None:
     for gram in (np.zeros((6, 6)), np.ones((6, 6))):
         graph = neighbour_graph(gram, np.ones(6), k=3)
         assert np.isfinite(graph.weights).all()
@@ -108,7 +108,7 @@ def test_identical_or_silent_clients_yield_no_nan_and_lowest_numbers_first():
         assert graph.members[5].tolist() == [0, 1, 5]
 
 
-def test_alike_are_rows_with_the_same_members_weights_and_own_parts():
+def test_alike_are_rows_with_the_same_members_weights_and_own_parts() -> None:
     members = np.array([[0, 1], [0, 1], [0, 2], [0, 1], [0, 1]])
     weights = np.array([[0.5, 0.5], [0.5, 0.5], [0.5, 0.5], [0.4, 0.6], [0.5, 0.5]])
     graph = NeighbourGraph(members, weights)
@@ -117,7 +117,7 @@ def test_alike_are_rows_with_the_same_members_weights_and_own_parts():
     assert global_graph(np.array([1, 2, 3])).alike([None] * 3) == [[0, 1, 2]]
 
 
-def test_one_client_is_its_own_neighbour():
+def test_one_client_is_its_own_neighbour() -> None:
     graph = neighbour_graph(np.array([[2.0]]), np.array([7]))
     assert graph.members.tolist() == [[0]]
     assert graph.weights.tolist() == [[1.0]]

@@ -29,7 +29,7 @@ seeds = st.integers(0, 9999)
 few = settings(max_examples=40, deadline=None)
 
 
-def aggregate(rule, x, num_bad=0):
+def aggregate(rule: str, x: np.ndarray, num_bad: int = 0) -> np.ndarray:
     """Any rule on points ``[n, d]``; self-centred clipping from the first of them."""
     x = np.asarray(x, float)
     if rule == "coordinate_median":
@@ -44,7 +44,7 @@ def aggregate(rule, x, num_bad=0):
 ALL_RULES = (*COMBINATION_RULES, *COORDINATE_RULES, "self_centred_clipping")
 
 
-def points(seed, n, d=4, offset=1.0):
+def points(seed: int, n: int, d: int = 4, offset: float = 1.0) -> np.ndarray:
     rng = np.random.default_rng(seed)
     return rng.normal(size=(n, d)) + offset * rng.normal(size=d)
 
@@ -52,19 +52,19 @@ def points(seed, n, d=4, offset=1.0):
 # --- direct implementations, on coordinates ---------------------------------------------------------------------------
 
 
-def shrink(vector, radius):
+def shrink(vector: np.ndarray, radius: float) -> np.ndarray:
     length = np.linalg.norm(vector)
     return vector if length <= radius else vector * radius / length
 
 
-def naive_krum_scores(x, num_bad):
+def naive_krum_scores(x: np.ndarray, num_bad: int) -> list[float]:
     return [
         sum(sorted(np.linalg.norm(a - b) ** 2 for j, b in enumerate(x) if j != i)[: len(x) - num_bad - 2])
         for i, a in enumerate(x)
     ]
 
 
-def naive(rule, x, num_bad):
+def naive(rule: str, x: np.ndarray, num_bad: int) -> np.ndarray:
     if rule == "mean":
         return x.mean(0)
     if rule == "krum":
@@ -82,21 +82,21 @@ def naive(rule, x, num_bad):
     return v
 
 
-def sum_of_distances(z, x):
+def sum_of_distances(z: np.ndarray, x: np.ndarray) -> float:
     return np.linalg.norm(x - z, axis=1).sum()
 
 
 @pytest.mark.parametrize("rule", [rule for rule in COMBINATION_RULES if rule != "geometric_median"])
 @few
 @given(seed=seeds, num_bad=st.integers(0, 2), extra=st.integers(1, 5), d=st.integers(2, 6))
-def test_the_gram_matrix_suffices(rule, seed, num_bad, extra, d):
+def test_the_gram_matrix_suffices(rule: str, seed: int, num_bad: int, extra: int, d: int) -> None:
     x = points(seed, 2 * num_bad + 3 + extra, d)
     np.testing.assert_allclose(aggregate(rule, x, num_bad), naive(rule, x, num_bad), atol=1e-9)
 
 
 @few
 @given(seed=seeds, n=st.integers(3, 12), d=st.integers(1, 5), heavy=st.integers(0, 3))
-def test_the_geometric_median_minimises_the_sum_of_distances(seed, n, d, heavy):
+def test_the_geometric_median_minimises_the_sum_of_distances(seed: int, n: int, d: int, heavy: int) -> None:
     """Against a general optimiser, which has every input as a further candidate; ``heavy`` repeats one of the inputs."""
     x = points(seed, n, d)
     x = np.concatenate([x, np.repeat(x[:1], heavy, axis=0)])
@@ -108,7 +108,7 @@ def test_the_geometric_median_minimises_the_sum_of_distances(seed, n, d, heavy):
 
 @few
 @given(seed=seeds, n=st.integers(2, 7))
-def test_self_centred_clipping_on_coordinates(seed, n):
+def test_self_centred_clipping_on_coordinates(seed: int, n: int) -> None:
     x, w = points(seed, n), np.random.default_rng(seed).dirichlet(np.ones(n))
     for own in range(n):
         tau = sorted(np.linalg.norm(x[j] - x[own]) for j in range(n) if j != own)[(n - 2) // 2]
@@ -116,7 +116,7 @@ def test_self_centred_clipping_on_coordinates(seed, n):
         np.testing.assert_allclose(self_centred(x @ x.T, w, own) @ x, expected, atol=1e-9)
 
 
-def test_who_has_no_weight_does_not_count():
+def test_who_has_no_weight_does_not_count() -> None:
     x = points(3, 6)
     w = np.array([0.4, 0.3, 0.0, 0.2, 0.0, 0.1])
     kept = w > 0
@@ -126,7 +126,7 @@ def test_who_has_no_weight_does_not_count():
     np.testing.assert_array_equal(self_centred(x @ x.T, np.eye(6)[4], 4), np.eye(6)[4])  # alone
 
 
-def test_two_expressions_of_one_adapter_are_one_input():
+def test_two_expressions_of_one_adapter_are_one_input() -> None:
     """The coefficients from LoRA factors are those of the dense products, in whatever gauge the factors come."""
     rng = np.random.default_rng(5)
     plain, turned, dense = [], [], []
@@ -147,7 +147,7 @@ def test_two_expressions_of_one_adapter_are_one_input():
 
 @pytest.mark.parametrize("rule", ALL_RULES)
 @pytest.mark.parametrize("size", [0.0, 1e-6, 1.0, 1e6])
-def test_identical_inputs_are_the_result(rule, size):
+def test_identical_inputs_are_the_result(rule: str, size: float) -> None:
     x = size * points(1, 1)[0]
     np.testing.assert_allclose(aggregate(rule, np.tile(x, (5, 1))), x, rtol=1e-12)
 
@@ -155,7 +155,7 @@ def test_identical_inputs_are_the_result(rule, size):
 @pytest.mark.parametrize("rule", ALL_RULES)
 @few
 @given(seed=seeds, n=st.integers(7, 11))
-def test_translation(rule, seed, n):
+def test_translation(rule: str, seed: int, n: int) -> None:
     """Updates are relative to the last aggregate; the rules that clip towards it are not free to move it."""
     x, shift = points(seed, n), np.array([3.0, -1.0, 2.0, 5.0])
     moved = aggregate(rule, x + shift, 2) - aggregate(rule, x, 2) - shift
@@ -168,7 +168,7 @@ def test_translation(rule, seed, n):
 @pytest.mark.parametrize("rule", ALL_RULES)
 @few
 @given(seed=seeds, scale=st.sampled_from([1e-6, 0.1, 30.0, 1e6]))
-def test_scale_and_rotation(rule, seed, scale):
+def test_scale_and_rotation(rule: str, seed: int, scale: float) -> None:
     """No absolute length is built in, and those rules that see only inner products do not see a rotation."""
     x = points(seed, 9)
     turn, _ = np.linalg.qr(np.random.default_rng(seed).normal(size=(4, 4)))
@@ -181,19 +181,19 @@ def test_scale_and_rotation(rule, seed, scale):
 @pytest.mark.parametrize("rule", [rule for rule in ALL_RULES if rule != "self_centred_clipping"])
 @few
 @given(seed=seeds, n=st.integers(7, 11))
-def test_the_order_of_the_clients_does_not_matter(rule, seed, n):
+def test_the_order_of_the_clients_does_not_matter(rule: str, seed: int, n: int) -> None:
     x = points(seed, n)
     shuffled = np.random.default_rng(seed).permutation(x)
     np.testing.assert_allclose(aggregate(rule, shuffled, 2), aggregate(rule, x, 2), atol=2e-5)
 
 
-def test_the_order_of_the_clients_does_not_matter_for_tied_medians():
+def test_the_order_of_the_clients_does_not_matter_for_tied_medians() -> None:
     line = np.array([[0.0], [1.0], [10.0], [11.0]])  # every point of [1, 10] is a geometric median
     assert aggregate("geometric_median", line) == pytest.approx(5.5)
     assert aggregate("geometric_median", line[::-1]) == pytest.approx(5.5)
 
 
-def test_only_clipping_leaves_something_with_the_last_aggregate():
+def test_only_clipping_leaves_something_with_the_last_aggregate() -> None:
     x = points(2, 9)
     for rule in COMBINATION_RULES:
         c = combination(rule, x @ x.T, 2)
@@ -204,7 +204,7 @@ def test_only_clipping_leaves_something_with_the_last_aggregate():
 # --- known answers ----------------------------------------------------------------------------------------------------
 
 
-def test_known_geometric_medians():
+def test_known_geometric_medians() -> None:
     np.testing.assert_allclose(aggregate("geometric_median", [[0, 0], [1, 0], [10, 0]]), [1, 0], atol=1e-9)
     triangle = np.array([[0, 0], [1, 0], [0.5, np.sqrt(0.75)]])
     np.testing.assert_allclose(aggregate("geometric_median", triangle), [0.5, 0.288675], atol=1e-6)
@@ -216,7 +216,7 @@ def test_known_geometric_medians():
 
 
 @pytest.mark.parametrize("repeats", [1, 2, 3])
-def test_weiszfeld_from_an_input(repeats):
+def test_weiszfeld_from_an_input(repeats: int) -> None:
     """The medoid is always an input. It must neither divide by zero there nor stay where it should leave."""
     x = np.array([[0.0, 0.0]] * repeats + [[2.0, 1.0], [2.0, -1.0], [3.0, 0.5]])
     with np.errstate(all="raise"):
@@ -227,7 +227,7 @@ def test_weiszfeld_from_an_input(repeats):
         assert np.linalg.norm(((z - x).T / np.linalg.norm(z - x, axis=1)).sum(1)) < 1e-4
 
 
-def test_known_order_statistics():
+def test_known_order_statistics() -> None:
     column = np.array([[1.0], [2.0], [100.0]])
     assert coordinate_median(column) == 2
     assert coordinate_median(np.array([[1], [2], [5], [100]])) == 3.5
@@ -239,13 +239,13 @@ def test_known_order_statistics():
 
 @few
 @given(seed=seeds, n=st.integers(1, 9))
-def test_trimming_runs_from_the_mean_to_the_median(seed, n):
+def test_trimming_runs_from_the_mean_to_the_median(seed: int, n: int) -> None:
     x = points(seed, n).reshape(n, 2, 2)
     np.testing.assert_allclose(trimmed_mean(x, 0), x.mean(0), atol=1e-12)
     np.testing.assert_allclose(trimmed_mean(x, (n - 1) // 2), coordinate_median(x), atol=1e-12)
 
 
-def test_krum_adds_up_squared_distances():
+def test_krum_adds_up_squared_distances() -> None:
     """Plain distances would choose input 4, fourth powers (squaring twice) input 1."""
     x = np.array([[1, 6], [4, 0], [0, 4], [6, 3], [6, 2]], float)
     nearest = np.sort(np.linalg.norm(x[:, None] - x, axis=-1), axis=1)[:, 1:4]
@@ -255,7 +255,7 @@ def test_krum_adds_up_squared_distances():
 
 @few
 @given(seed=seeds, num_bad=st.integers(0, 3))
-def test_krum_returns_an_input_and_multi_krum_a_mean_of_them(seed, num_bad):
+def test_krum_returns_an_input_and_multi_krum_a_mean_of_them(seed: int, num_bad: int) -> None:
     n = 2 * num_bad + 5
     x = points(seed, n)
     krum, multi = (combination(rule, x @ x.T, num_bad) for rule in ("krum", "multi_krum"))
@@ -264,7 +264,7 @@ def test_krum_returns_an_input_and_multi_krum_a_mean_of_them(seed, num_bad):
     assert multi[krum.argmax()] > 0
 
 
-def test_known_clippings():
+def test_known_clippings() -> None:
     x = np.array([[1.0, 0.0], [0.0, 2.0], [-30.0, 0.0]])
     np.testing.assert_allclose(aggregate("norm_clipping", x), [-1 / 3, 2 / 3])
     np.testing.assert_allclose(combination("norm_clipping", x @ x.T, 0), [1 / 3, 1 / 3, 1 / 45])
@@ -275,7 +275,7 @@ def test_known_clippings():
 
 @pytest.mark.parametrize("size", [1e4, 1e9, 1e30])
 @pytest.mark.parametrize("direction", [-1, 1])
-def test_one_gross_outlier_among_five(size, direction):
+def test_one_gross_outlier_among_five(size: float, direction: int) -> None:
     x = points(4, 5, d=6)
     x[2] = direction * size * np.array([1, -1, 1, 1, -1, 1])
     benign = np.delete(x, 2, axis=0)
@@ -294,7 +294,7 @@ def test_one_gross_outlier_among_five(size, direction):
 
 
 @pytest.mark.parametrize("size", [1e4, 1e9, 1e30])
-def test_an_outlier_does_not_blur_the_others(size):
+def test_an_outlier_does_not_blur_the_others(size: float) -> None:
     """How far away a liar is must not matter to the last digits: the results are those of a liar infinitely far away."""
     x = points(8, 5, d=6)
     far = np.array([1, -1, 1, 1, -1, 1.0])
@@ -317,7 +317,7 @@ def test_an_outlier_does_not_blur_the_others(size):
 
 @pytest.mark.parametrize("rule", ALL_RULES)
 @pytest.mark.parametrize("num_bad", [1, 2])
-def test_the_stated_number_of_clients_bears_the_stated_number_of_liars(rule, num_bad):
+def test_the_stated_number_of_clients_bears_the_stated_number_of_liars(rule: str, num_bad: int) -> None:
     """At the smallest n: colluding, ever larger liars do not move the result without bound, unless it is the mean."""
     n, condition = least_clients(rule, num_bad)
     assert condition
@@ -349,7 +349,7 @@ def test_the_stated_number_of_clients_bears_the_stated_number_of_liars(rule, num
         ("self_centred_clipping", 0, 1),
     ],
 )
-def test_least_clients(rule, num_bad, least):
+def test_least_clients(rule: str, num_bad: int, least: int) -> None:
     assert least_clients(rule, num_bad)[0] == least
     if rule in COMBINATION_RULES:
         combination(rule, np.eye(least), num_bad)
@@ -357,7 +357,7 @@ def test_least_clients(rule, num_bad, least):
             combination(rule, np.eye(least - 1), num_bad)
 
 
-def test_wrong_input_is_refused():
+def test_wrong_input_is_refused() -> None:
     with pytest.raises(AssertionError, match="no such rule"):
         combination("kurm", np.eye(5), 1)
     with pytest.raises(AssertionError, match="not a combination"):
@@ -370,7 +370,7 @@ def test_wrong_input_is_refused():
 
 @pytest.mark.parametrize("rule", ALL_RULES)
 @pytest.mark.parametrize("broken", [0, 3, 7])
-def test_a_client_of_nans_is_as_if_it_were_not_there(rule, broken):
+def test_a_client_of_nans_is_as_if_it_were_not_there(rule: str, broken: int) -> None:
     x = points(9, 8).astype(np.float32)
     without = np.delete(x, broken, axis=0)
     x[broken, 1] = np.nan
@@ -385,7 +385,7 @@ def test_a_client_of_nans_is_as_if_it_were_not_there(rule, broken):
 
 @few
 @given(seed=seeds, n=st.integers(1, 12), size=st.integers(1, 4))
-def test_buckets_partition_the_clients(seed, n, size):
+def test_buckets_partition_the_clients(seed: int, n: int, size: int) -> None:
     m = buckets(n, size, np.random.default_rng(seed))
     assert m.shape == (-(-n // size), n)
     np.testing.assert_array_equal((m > 0).sum(0), 1)
@@ -393,7 +393,7 @@ def test_buckets_partition_the_clients(seed, n, size):
     np.testing.assert_allclose(m.sum(1), 1)
 
 
-def test_buckets_are_random_and_map_back():
+def test_buckets_are_random_and_map_back() -> None:
     x, rng = points(7, 10), np.random.default_rng(1)
     m, other = buckets(10, 2, rng), buckets(10, 2, rng)
     assert not np.array_equal((m.T @ m) > 0, (other.T @ other) > 0)

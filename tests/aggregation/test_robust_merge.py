@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -10,6 +13,7 @@ from sylva_ray.aggregation.robust import COMBINATION_RULES, COORDINATE_RULES
 from sylva_ray.aggregation.robust_merge import robust_merge, state_gram
 from sylva_ray.config.schema import build
 from sylva_ray.core.errors import UserError
+from sylva_ray.core.types import ClientState
 from sylva_ray.federation.context import Arrived
 from sylva_ray.federation.contract import Algorithm
 from sylva_ray.federation.parameters import RobustParameters
@@ -44,7 +48,9 @@ def regauged(own: dict[str, np.ndarray], seed: int) -> dict[str, np.ndarray]:
     return changed
 
 
-def merge(rule, origin, states, num_bad=1, own=0, **extra):
+def merge(
+    rule: str, origin: ClientState, states: Sequence[ClientState], num_bad: int = 1, own: int = 0, **extra: Any
+) -> dict[str, np.ndarray]:
     weights = np.full(len(states), 1 / len(states))
     return robust_merge(states[own], origin, states, weights, own, "product_svd", rule, num_bad, **extra)
 
@@ -53,7 +59,7 @@ def merge(rule, origin, states, num_bad=1, own=0, **extra):
 
 
 @pytest.mark.parametrize("rule", ROBUST)
-def test_equal_clients_are_the_identity_bit_for_bit(rule):
+def test_equal_clients_are_the_identity_bit_for_bit(rule: str) -> None:
     """Also where everybody is what he received: no update, no change."""
     same = state(1)
     merged = merge(rule, same, [dict(same) for _ in range(5)])
@@ -62,20 +68,20 @@ def test_equal_clients_are_the_identity_bit_for_bit(rule):
 
 
 @pytest.mark.parametrize("rule", ROBUST)
-def test_clients_that_learnt_the_same_are_followed(rule):
+def test_clients_that_learnt_the_same_are_followed(rule: str) -> None:
     origin, learnt = state(0), state(1)
     merged = merge(rule, origin, [dict(learnt) for _ in range(5)])
     np.testing.assert_allclose(products(merged), products(learnt), atol=1e-5)
 
 
 @pytest.mark.parametrize("rule", COORDINATE_RULES)
-def test_equal_clients_are_the_identity_by_coordinates_too(rule):
+def test_equal_clients_are_the_identity_by_coordinates_too(rule: str) -> None:
     same = {"w": np.arange(6, dtype=np.float32).reshape(2, 3)}
     merged = merge(rule, {"w": np.zeros((2, 3), np.float32)}, [dict(same)] * 5)
     assert np.array_equal(merged["w"], same["w"])
 
 
-def test_krum_chooses_a_model_and_returns_it():
+def test_krum_chooses_a_model_and_returns_it() -> None:
     origin = state(0)
     states = [close(seed, origin) for seed in range(1, 6)] + [close(9, origin, 5.0)]
     merged = products(merge("krum", origin, states))
@@ -89,7 +95,7 @@ def test_krum_chooses_a_model_and_returns_it():
 
 
 @pytest.mark.parametrize("rule", ROBUST)
-def test_no_rule_sees_the_gauge_of_the_factors(rule):
+def test_no_rule_sees_the_gauge_of_the_factors(rule: str) -> None:
     """Every client writes its model with factors of its own; neither the choice nor the merged model changes."""
     origin = state(0)
     states = [close(seed, origin, 0.3) for seed in range(1, 7)]
@@ -101,7 +107,7 @@ def test_no_rule_sees_the_gauge_of_the_factors(rule):
 
 
 @pytest.mark.parametrize("rule", ROBUST)
-def test_a_lie_of_any_size_moves_the_result_by_a_bounded_amount(rule):
+def test_a_lie_of_any_size_moves_the_result_by_a_bounded_amount(rule: str) -> None:
     origin = state(0)
     honest = [close(seed, origin) for seed in range(1, 7)]
     radius = max(np.linalg.norm(products(own) - products(origin)) for own in honest)
@@ -110,7 +116,7 @@ def test_a_lie_of_any_size_moves_the_result_by_a_bounded_amount(rule):
         assert np.linalg.norm(products(merged) - products(origin)) < 3.1 * radius, size
 
 
-def test_the_gram_matrix_is_that_of_the_models():
+def test_the_gram_matrix_is_that_of_the_models() -> None:
     states = [state(seed) for seed in range(3)]
     rows = np.stack([products(own) for own in states])
     np.testing.assert_allclose(state_gram(states, states[0]), rows @ rows.T, rtol=1e-6)
@@ -119,7 +125,7 @@ def test_the_gram_matrix_is_that_of_the_models():
     np.testing.assert_allclose(state_gram([{"head.weight": s["head.weight"]} for s in states], heads), only @ only.T)
 
 
-def test_frozen_factors_count_in_the_distance_and_are_not_merged():
+def test_frozen_factors_count_in_the_distance_and_are_not_merged() -> None:
     """LoRA-FA: B travels, distances are those of B A; with orthogonal rows of A that is B's own geometry."""
     frozen = {name: orthonormal_rows(value) for name, value in state(0).items() if name.endswith("lora_A")}
     senders = [{name: value for name, value in state(seed).items() if name.endswith("lora_B")} for seed in range(5)]
@@ -134,7 +140,7 @@ def test_frozen_factors_count_in_the_distance_and_are_not_merged():
     assert any(not np.allclose(other[name], merged[name], atol=1e-2) for name in merged)
 
 
-def test_buckets_are_drawn_per_round_and_average_before_the_rule():
+def test_buckets_are_drawn_per_round_and_average_before_the_rule() -> None:
     origin = state(0)
     states = [close(seed, origin, 0.5) for seed in range(1, 7)]
     first = merge("krum", origin, states, num_bad=0, bucket_size=2, draw=(3, 1))
@@ -150,19 +156,25 @@ def test_buckets_are_drawn_per_round_and_average_before_the_rule():
 # -- in a method ---------------------------------------------------------------------------------------------------------
 
 
-def method(rule: str, fraction: float = 0.2, **parameters) -> Algorithm:
+def method(rule: str, fraction: float = 0.2, **parameters: Any) -> Algorithm:
     robust = RobustParameters(rule=rule, assumed_fraction=fraction)
     made = Algorithm(Algorithm.Parameters(adapters="global", heads="global", robust=robust, **parameters))
     made.head_names = HEADS
     return made
 
 
-def arrived(made: Algorithm, states, received, round: int = 2, silent=()) -> Arrived:
+def arrived(
+    made: Algorithm,
+    states: Sequence[ClientState],
+    received: Sequence[ClientState],
+    round: int = 2,
+    silent: Sequence[int] = (),
+) -> Arrived:
     uploads = {c: made.pack(c, own) for c, own in enumerate(states) if c not in silent}
     return Arrived(round, states, received, uploads, [10] * len(states), {}, seed=0)
 
 
-def test_the_median_of_b_is_taken_by_coordinates():
+def test_the_median_of_b_is_taken_by_coordinates() -> None:
     """factors=b: A never travels and never moves, so B's coordinates mean the same for all; one liar of five is outvoted."""
     made = method("coordinate_median", factors="b")
     start = state(0)
@@ -178,7 +190,7 @@ def test_the_median_of_b_is_taken_by_coordinates():
 
 @pytest.mark.parametrize("rule", COORDINATE_RULES)
 @pytest.mark.parametrize("extra", [{}, {"adapters": "neighbours"}])
-def test_coordinate_rules_are_refused_for_lora_pairs(rule, extra):
+def test_coordinate_rules_are_refused_for_lora_pairs(rule: str, extra: dict[str, Any]) -> None:
     raw = {"adapters": "global", "robust": {"rule": rule}} | extra
     with pytest.raises(UserError, match="LoRA pairs") as caught:
         build(Algorithm.Parameters, raw, "algorithm")
@@ -189,7 +201,7 @@ def test_coordinate_rules_are_refused_for_lora_pairs(rule, extra):
 
 @pytest.mark.parametrize(("rule", "needs"), [("krum", 5), ("geometric_median", 3), ("centred_clipping", 4)])
 @pytest.mark.parametrize("sharing", ["global", "neighbours"])
-def test_with_too_few_survivors_everybody_keeps_what_he_received(rule, needs, sharing):
+def test_with_too_few_survivors_everybody_keeps_what_he_received(rule: str, needs: int, sharing: str) -> None:
     """One upload in five is reckoned bad. The uploads that count are those that are finite."""
     made = method(rule)
     made.parameters = made.parameters.model_copy(update={"adapters": sharing, "num_neighbours": 9})
@@ -205,7 +217,7 @@ def test_with_too_few_survivors_everybody_keeps_what_he_received(rule, needs, sh
     assert not np.array_equal(enough[0]["head.weight"], start["head.weight"])
 
 
-def test_a_personal_b_does_not_enter_the_distance_of_a():
+def test_a_personal_b_does_not_enter_the_distance_of_a() -> None:
     """factors=a: the coordinator sees no B, not even the first client's; in round 1 every B is 0 and A decides alone."""
     made = method("krum", factors="a")
     start = state(0) | {"m.lora_B": np.zeros((5, 2), np.float32), "n.lora_B": np.zeros((3, 2), np.float32)}
@@ -225,7 +237,7 @@ def test_a_personal_b_does_not_enter_the_distance_of_a():
     assert np.array_equal(other[3]["m.lora_B"], personal[3]["m.lora_B"])
 
 
-def test_a_merge_for_all_gives_all_the_same_bits():
+def test_a_merge_for_all_gives_all_the_same_bits() -> None:
     made = method("geometric_median")
     start, trained = state(0), [state(seed) for seed in range(1, 6)]
     merged = made.aggregate(arrived(made, trained, [start] * 5, silent=(4,)))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,8 +16,10 @@ from sylva_ray.algorithms.adversarial import craft_ce, craft_kl, mart, trades
 from sylva_ray.attacks.losses import boosted_cross_entropy, cross_entropy, kl_divergence
 from sylva_ray.config.experiment import TrainingSection
 from sylva_ray.core.errors import UserError
-from sylva_ray.core.types import AttackSpec
+from sylva_ray.core.types import AttackSpec, ParameterStack
 from sylva_ray.federation.client.optim import StackedOptimizer
+from sylva_ray.federation.context import Batch, Cohort
+from sylva_ray.federation.contract import Algorithm
 from tests.algorithms.toys import (
     HEADS,
     NOTHING,
@@ -38,7 +42,9 @@ BASELINES = [
 ]
 
 
-def with_gradient(loss, cohort, params, *rest):
+def with_gradient(
+    loss: Callable[..., torch.Tensor], cohort: Cohort, params: ParameterStack, *rest: Any
+) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
     leaves = {name: value.clone().requires_grad_() for name, value in params.items()}
     losses = loss(cohort, leaves, *rest)
     return losses.detach(), torch.autograd.grad(losses.sum(), list(leaves.values()))
@@ -47,7 +53,7 @@ def with_gradient(loss, cohort, params, *rest):
 # -- TRADES, MART ------------------------------------------------------------------------------------------------------
 
 
-def test_trades_without_budget_is_cross_entropy_in_value_and_gradient():
+def test_trades_without_budget_is_cross_entropy_in_value_and_gradient() -> None:
     cohort, params, b = toy()
     x_adv = craft_kl(cohort, params, b, NOTHING)
     assert torch.equal(x_adv, b.x)
@@ -56,14 +62,14 @@ def test_trades_without_budget_is_cross_entropy_in_value_and_gradient():
     torch.testing.assert_close(found, wanted)
 
 
-def test_trades_gradient_flows_through_both_arguments():
+def test_trades_gradient_flows_through_both_arguments() -> None:
     cohort, params, b = toy()
     x_adv = craft_kl(cohort, params, b, SMALL)
     p, q = (F.softmax(cohort.model.forward(params, x, b.owner), 1) for x in (b.x, x_adv))
     expected = cross_entropy(cohort.model.forward(params, b.x, b.owner), b.y) + 6 * (p * (p / q).log()).sum(1)
     _, both = with_gradient(trades, cohort, params, b, x_adv, 6.0)
 
-    def one_sided(c, leaves):
+    def one_sided(c: Cohort, leaves: ParameterStack) -> torch.Tensor:
         clean = c.model.forward(leaves, b.x, b.owner)
         return cross_entropy(clean, b.y) + 6 * kl_divergence(clean.detach(), c.model.forward(leaves, x_adv, b.owner))
 
@@ -73,7 +79,7 @@ def test_trades_gradient_flows_through_both_arguments():
     assert (both[0] - one[0]).abs().max() > 1e-3
 
 
-def test_the_divergence_is_attacked_from_a_random_point_always():
+def test_the_divergence_is_attacked_from_a_random_point_always() -> None:
     """At x itself its gradient is 0, so an attack that started there would stay there."""
     cohort, params, b = toy()
     still = replace(SMALL, random_start=False)
@@ -85,7 +91,7 @@ def test_the_divergence_is_attacked_from_a_random_point_always():
     assert (reached > kl_divergence(clean, start)).all()
 
 
-def test_mart_without_budget_has_no_divergence_term_and_its_weight_is_the_doubt():
+def test_mart_without_budget_has_no_divergence_term_and_its_weight_is_the_doubt() -> None:
     cohort, params, b = toy()
     boosted = boosted_cross_entropy(cohort.model.forward(params, b.x, b.owner), b.y)
     torch.testing.assert_close(mart(cohort, params, b, b.x, 5.0), boosted)
@@ -108,7 +114,7 @@ def test_mart_without_budget_has_no_divergence_term_and_its_weight_is_the_doubt(
 
 
 @pytest.mark.parametrize("name", [*BASELINES, "fedit_at", "ffa_lora_at", "fedsa_lora_at", "lorica"])
-def test_identical_clients_stay_what_they_are_and_their_order_is_nothing(name):
+def test_identical_clients_stay_what_they_are_and_their_order_is_nothing(name: str) -> None:
     made = method(name, **({} if name == "lorica" else {"weighting": "samples"}))
     sizes, losses = [10, 20, 30, 40], [0.4, 0.3, 0.2, 0.1]
     twins = fleet(1) * 4
@@ -125,7 +131,7 @@ def test_identical_clients_stay_what_they_are_and_their_order_is_nothing(name):
 
 
 @pytest.mark.parametrize("name", BASELINES)
-def test_every_baseline_builds_full_and_with_adapters(name):
+def test_every_baseline_builds_full_and_with_adapters(name: str) -> None:
     for model in ("full", "lora"):
         made = method(name, model=model)
         states = fleet(3)
@@ -136,14 +142,14 @@ def test_every_baseline_builds_full_and_with_adapters(name):
 
 
 @pytest.mark.parametrize("model", ["full", "lora"])
-def test_a_baseline_trains_everything_or_its_adapters(model):
+def test_a_baseline_trains_everything_or_its_adapters(model: str) -> None:
     worker = tiny_worker(tiny_experiment("fedavg_at", {"model": model}))
     (start, *_), (after,) = (states := starting_states(worker)), trained(worker, states, clients=(0,))
     assert any(n.endswith(".lora_A") for n in start) == (model == "lora")
     assert moved(start, after) == set(start)
 
 
-def test_fedit_averages_factors_apart_and_the_exact_rule_their_products():
+def test_fedit_averages_factors_apart_and_the_exact_rule_their_products() -> None:
     """(B, A) and (-B, -A) are the same model: naive averaging kills it, the exact mean keeps it."""
     (state,) = fleet(1)
     mirrored = {n: -v if ".lora_" in n else v for n, v in state.items()}
@@ -158,7 +164,7 @@ def test_fedit_averages_factors_apart_and_the_exact_rule_their_products():
 
 
 @pytest.mark.parametrize("name", ["per_lora", "per_adv"])
-def test_local_methods_upload_nothing(name):
+def test_local_methods_upload_nothing(name: str) -> None:
     made, states = method(name), fleet(3)
     assert made.pack(0, states[0]) == {}
     nothing = arrive(made, states, clients=[])
@@ -168,7 +174,7 @@ def test_local_methods_upload_nothing(name):
 # -- FedProx -----------------------------------------------------------------------------------------------------------
 
 
-def test_fedprox_gradient_is_that_of_the_penalised_loss():
+def test_fedprox_gradient_is_that_of_the_penalised_loss() -> None:
     cohort, params, b = toy()
     plain, losses = method("fedavg_at").client_step(cohort, params, b, SMALL, ["w", "b"])
     held, same_losses = method("fedprox_at", mu=0.3).client_step(cohort, params, b, SMALL, ["w", "b"])
@@ -180,7 +186,7 @@ def test_fedprox_gradient_is_that_of_the_penalised_loss():
     torch.testing.assert_close(losses, same_losses)
 
 
-def test_fedprox_without_mu_is_fedavg_bit_for_bit_and_with_a_huge_one_stands_still():
+def test_fedprox_without_mu_is_fedavg_bit_for_bit_and_with_a_huge_one_stands_still() -> None:
     cohort, params, b = toy()
     plain, _ = method("fedavg_at").client_step(cohort, params, b, SMALL, ["w"])
     loose, _ = method("fedprox_at", mu=0).client_step(cohort, params, b, SMALL, ["w"])
@@ -195,11 +201,13 @@ def test_fedprox_without_mu_is_fedavg_bit_for_bit_and_with_a_huge_one_stands_sti
 # -- AWP ---------------------------------------------------------------------------------------------------------------
 
 
-def perturbed_weights(made, cohort, params, b, names=("w", "b")):
+def perturbed_weights(
+    made: Algorithm, cohort: Cohort, params: ParameterStack, b: Batch, names: Sequence[str] = ("w", "b")
+) -> tuple[list[ParameterStack], ParameterStack]:
     """Every stack on which the method took a loss, and the gradients that came out."""
     seen, forward = [], cohort.model.forward
 
-    def spy(p, x, owner):
+    def spy(p: ParameterStack, x: torch.Tensor, owner: torch.Tensor) -> torch.Tensor:
         seen.append({name: value.detach().clone() for name, value in p.items()})
         return forward(p, x, owner)
 
@@ -209,7 +217,7 @@ def perturbed_weights(made, cohort, params, b, names=("w", "b")):
     return seen, gradients
 
 
-def test_awp_moves_every_clients_matrix_by_gamma_of_its_norm_up_the_loss():
+def test_awp_moves_every_clients_matrix_by_gamma_of_its_norm_up_the_loss() -> None:
     cohort, params, b = toy()
     before = {name: value.clone() for name, value in params.items()}
     (at_w, shifted), gradients = perturbed_weights(method("fedawp", gamma=0.05), cohort, params, b)
@@ -225,7 +233,7 @@ def test_awp_moves_every_clients_matrix_by_gamma_of_its_norm_up_the_loss():
     torch.testing.assert_close(gradients, there)
 
 
-def test_awp_of_a_factor_that_is_still_zero_borrows_its_partners_norm():
+def test_awp_of_a_factor_that_is_still_zero_borrows_its_partners_norm() -> None:
     cohort, params, b = toy(owned=(4, 4))
     factors = {
         "m.lora_A": torch.randn(2, 2, 48, generator=torch.Generator().manual_seed(1)),
@@ -233,7 +241,7 @@ def test_awp_of_a_factor_that_is_still_zero_borrows_its_partners_norm():
     }
     base = params["w"]
 
-    def forward(p, x, owner):
+    def forward(p: ParameterStack, x: torch.Tensor, owner: torch.Tensor) -> torch.Tensor:
         w = base + p["m.lora_B"] @ p["m.lora_A"]
         return torch.einsum("nd,ncd->nc", x.flatten(1), w[owner])
 
@@ -244,7 +252,7 @@ def test_awp_of_a_factor_that_is_still_zero_borrows_its_partners_norm():
     assert torch.equal(shifted["m.lora_A"], factors["m.lora_A"])  # its gradient is 0 while B is
 
 
-def test_awp_leaves_the_weights_where_they_are_when_the_step_is_nothing():
+def test_awp_leaves_the_weights_where_they_are_when_the_step_is_nothing() -> None:
     worker = tiny_worker(tiny_experiment("fedawp", {"model": "lora"}))
     states = starting_states(worker)
     for before, after in zip(states, trained(worker, states, lr=0.0), strict=True):
@@ -254,7 +262,7 @@ def test_awp_leaves_the_weights_where_they_are_when_the_step_is_nothing():
 # -- FedRep ------------------------------------------------------------------------------------------------------------
 
 
-def test_fedrep_trains_the_head_then_the_body():
+def test_fedrep_trains_the_head_then_the_body() -> None:
     made = method("fedrep_at")
     names = ["m.lora_A", *HEADS]
     assert made.schedule(5, names) == [(4, list(HEADS)), (1, ["m.lora_A"])]
@@ -262,7 +270,14 @@ def test_fedrep_trains_the_head_then_the_body():
     seen, states = [], starting_states(worker)
     step = type(worker.algorithm).client_step
 
-    def spy(self, cohort, params, batch, attack, trained_names):
+    def spy(
+        self: Algorithm,
+        cohort: Cohort,
+        params: ParameterStack,
+        batch: Batch,
+        attack: AttackSpec,
+        trained_names: Sequence[str],
+    ) -> Any:
         seen.append({name: params[name].clone() for name in params})
         return step(self, cohort, params, batch, attack, trained_names)
 
@@ -277,7 +292,7 @@ def test_fedrep_trains_the_head_then_the_body():
     assert all(move and not move & head for move in moves[half:])
 
 
-def test_fedrep_refuses_too_few_epochs_before_anything_runs():
+def test_fedrep_refuses_too_few_epochs_before_anything_runs() -> None:
     with pytest.raises(UserError, match=r"training\.local_epochs = 1: .*at least 2") as refused:
         tiny_experiment("fedrep_at")
     assert "\n" not in str(refused.value)
@@ -291,7 +306,7 @@ def test_fedrep_refuses_too_few_epochs_before_anything_runs():
 # -- CalFAT ------------------------------------------------------------------------------------------------------------
 
 
-def test_calfat_is_the_scaled_cross_entropy_of_calibrated_logits():
+def test_calfat_is_the_scaled_cross_entropy_of_calibrated_logits() -> None:
     cohort, params, b = toy()
     x_adv = method("calfat").craft(cohort, params, b, SMALL)
     logits = cohort.model.forward(params, x_adv, b.owner)
@@ -300,7 +315,7 @@ def test_calfat_is_the_scaled_cross_entropy_of_calibrated_logits():
     torch.testing.assert_close(method("calfat").sample_losses(cohort, params, b, x_adv), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_calfat_of_equal_counts_and_no_scale_is_adversarial_training_with_the_attack_of_trades():
+def test_calfat_of_equal_counts_and_no_scale_is_adversarial_training_with_the_attack_of_trades() -> None:
     cohort, params, b = toy(counts=((5, 5, 5), (7, 7, 7)))
     flat = method("calfat", scale=1)
     x_adv = flat.craft(cohort, params, b, SMALL)
@@ -309,7 +324,7 @@ def test_calfat_of_equal_counts_and_no_scale_is_adversarial_training_with_the_at
     torch.testing.assert_close(found, method("fedavg_at").gradients(cohort, params, b, x_adv, ["w", "b"]))
 
 
-def test_calfat_attacks_the_calibrated_prediction_without_the_scale():
+def test_calfat_attacks_the_calibrated_prediction_without_the_scale() -> None:
     cohort, params, b = toy(counts=((400, 1, 0), (1, 2, 300)))
     made = method("calfat", prior=1.0)
     x_adv = made.craft(cohort, params, b, SMALL)
@@ -319,7 +334,7 @@ def test_calfat_attacks_the_calibrated_prediction_without_the_scale():
     assert not torch.equal(x_adv, craft_kl(cohort, params, b, SMALL))
 
 
-def test_calfat_counts_clients_alike():
+def test_calfat_counts_clients_alike() -> None:
     made, states = method("calfat"), fleet(2)
     merged = made.aggregate(arrive(made, states, sizes=[1, 99]))[0]
     expected = (states[0]["head.bias"] + states[1]["head.bias"]) / 2
@@ -329,7 +344,7 @@ def test_calfat_counts_clients_alike():
 # -- DBFAT -------------------------------------------------------------------------------------------------------------
 
 
-def test_dbfat_weighs_images_by_the_step_at_which_they_fall():
+def test_dbfat_weighs_images_by_the_step_at_which_they_fall() -> None:
     """Planted falls: a two-sided score that an attack of known speed drags over the boundary."""
     cohort, params, b = toy(owned=(4, 2))
     params = {"w": torch.zeros(2, 3, 48), "b": torch.zeros(2, 3)}
@@ -354,7 +369,7 @@ def test_dbfat_weighs_images_by_the_step_at_which_they_fall():
     torch.testing.assert_close(b.mean_per_client(rho), torch.ones(2))
 
 
-def test_dbfat_without_budget_and_reference_is_cross_entropy():
+def test_dbfat_without_budget_and_reference_is_cross_entropy() -> None:
     cohort, params, b = toy()
     made = method("dbfat", beta=0.0)
     x_adv = made.craft(cohort, params, b, NOTHING)
@@ -362,7 +377,7 @@ def test_dbfat_without_budget_and_reference_is_cross_entropy():
     torch.testing.assert_close(made.sample_losses(cohort, params, b, x_adv), expected)
 
 
-def test_dbfat_holds_the_prediction_to_the_received_models_clean_one_which_gets_no_gradient():
+def test_dbfat_holds_the_prediction_to_the_received_models_clean_one_which_gets_no_gradient() -> None:
     cohort, params, b = toy()
     cohort.received["w"].requires_grad_()
     made, free = method("dbfat"), method("dbfat", beta=0.0)
@@ -380,7 +395,7 @@ def test_dbfat_holds_the_prediction_to_the_received_models_clean_one_which_gets_
 # -- SFAT --------------------------------------------------------------------------------------------------------------
 
 
-def test_sfat_leans_towards_the_client_with_the_smallest_loss_from_round_2_on():
+def test_sfat_leans_towards_the_client_with_the_smallest_loss_from_round_2_on() -> None:
     made, states = method("sfat"), fleet(3)
     late = arrive(made, states, sizes=[10, 20, 30], losses=[0.5, 0.1, 0.3], round=2)
     assert made.client_weights(late, [0, 1, 2]) == pytest.approx([10, 28, 30])
@@ -402,13 +417,15 @@ RESNET = {"name": "test_resnet.r160_in1k", "image_size": 32}
 @pytest.mark.parametrize(
     ("name", "parameters"), [("fedavg_at", {}), ("dbfat", {}), ("fedawp", {"gamma": 0}), ("fedprox_at", {})]
 )
-def test_running_statistics_move_once_per_step_for_each_client_and_never_in_crafting_or_in_references(name, parameters):
+def test_running_statistics_move_once_per_step_for_each_client_and_never_in_crafting_or_in_references(
+    name: str, parameters: dict[str, Any]
+) -> None:
     """One step of two clients, against one pass of PyTorch's own module in training mode over the crafted images."""
     worker = tiny_worker(tiny_experiment(name, parameters, backbone=RESNET, training={"batch_size": 1000}))
     states, seen, cohorts = starting_states(worker), [], []
     craft, cohort_of = worker.algorithm.craft, worker.context
 
-    def spy(cohort, params, batch, attack):
+    def spy(cohort: Cohort, params: ParameterStack, batch: Batch, attack: AttackSpec) -> torch.Tensor:
         before = {n: v.clone() for n, v in params.items()}
         seen.append((batch, craft(cohort, params, batch, attack)))
         assert all(torch.equal(before[n], params[n]) for n in params), "crafting changed the model"

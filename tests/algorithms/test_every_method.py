@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from sylva_ray.core.errors import UserError
 from sylva_ray.core.types import state_bytes
 from sylva_ray.execution.experiment import run_experiment
 from sylva_ray.execution.in_process import InProcessPool
+from sylva_ray.preparation.experiment import Prepared
 from sylva_ray.storage.run_folder import load_run
 from tests.algorithms.toys import starting_states, tiny_experiment, tiny_worker
 
@@ -27,7 +29,7 @@ HEADER = 120
 """Bytes that the file may add per array, for its name, shape and place."""
 
 
-def small(name: str):
+def small(name: str) -> Prepared:
     phase2 = create_algorithm(AlgorithmSection(name=name)).parameters.phase2
     extra = {"phase2": PHASE2 | {"selection": phase2.selection}} if phase2.enabled else {}
     extra |= {"ranks": [1, 2, 4]} if name == "hetlora_at" else {}
@@ -35,7 +37,7 @@ def small(name: str):
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)
-def test_one_round_runs_and_sends_what_is_declared(name, tmp_path):
+def test_one_round_runs_and_sends_what_is_declared(name: str, tmp_path: Path) -> None:
     prepared = small(name)
     worker = tiny_worker(prepared)
     start = starting_states(worker)
@@ -69,20 +71,20 @@ def test_one_round_runs_and_sends_what_is_declared(name, tmp_path):
         assert any(not np.array_equal(after[key], value) for key, value in before.items())
 
 
-def _claimed(folder, prepared):
+def _claimed(folder: Path, prepared: Prepared) -> Path:
     (folder / "config.yaml").write_text(prepared.config.to_yaml())
     return folder
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)
-def test_unknown_parameters_are_refused_by_name(name):
+def test_unknown_parameters_are_refused_by_name(name: str) -> None:
     with pytest.raises(UserError, match=r"algorithm\.adaptors = 'global': unknown key; did you mean 'adapters'\?"):
         create_algorithm(AlgorithmSection(name=name, adaptors="global"))
     with pytest.raises(UserError, match=r"algorithm\.phase2\.shapely = 1: unknown key"):
         create_algorithm(AlgorithmSection(name=name, phase2={"shapely": 1}))
 
 
-def test_a_methods_resolved_parameters_build_the_same_method_again():
+def test_a_methods_resolved_parameters_build_the_same_method_again() -> None:
     for name in ALGORITHMS:
         once = create_algorithm(AlgorithmSection(name=name))
         again = create_algorithm(AlgorithmSection(name=name, **once.parameters.model_dump(mode="json")))

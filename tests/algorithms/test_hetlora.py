@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 import pytest
 
 from sylva_ray.core.errors import UserError
-from sylva_ray.core.types import state_bytes
+from sylva_ray.core.types import ClientState, state_bytes
+from sylva_ray.federation.contract import Algorithm
 from sylva_ray.transport.wire import Wire
 from tests.algorithms.toys import (
     arrive,
@@ -20,24 +24,26 @@ from tests.algorithms.toys import (
 )
 
 
-def beyond(state, rank: int) -> list[np.ndarray]:
+def beyond(state: ClientState, rank: int) -> list[np.ndarray]:
     """Everything in the slots that a client of ``rank`` does not have."""
     a = [value[rank:] for name, value in state.items() if name.endswith(".lora_A")]
     return a + [value[:, rank:] for name, value in state.items() if name.endswith(".lora_B")]
 
 
-def slots_of(state, module="m") -> np.ndarray:
+def slots_of(state: ClientState, module: str = "m") -> np.ndarray:
     """``||b_j|| ||a_j||`` of every slot."""
     return np.linalg.norm(state[f"{module}.lora_B"], axis=0) * np.linalg.norm(state[f"{module}.lora_A"], axis=1)
 
 
-def started(ranks, rank=4, count=3, **parameters):
+def started(
+    ranks: Sequence[int], rank: int = 4, count: int = 3, **parameters: Any
+) -> tuple[Algorithm, list[dict[str, np.ndarray]]]:
     """The method, and clients with random factors cut to their ranks."""
     made = method("hetlora_at", ranks=ranks, **parameters)
     return made, [made.initial_state(c, state) for c, state in enumerate(fleet(count, rank=rank))]
 
 
-def test_slots_beyond_the_rank_stay_zero_through_training_and_rounds():
+def test_slots_beyond_the_rank_stay_zero_through_training_and_rounds() -> None:
     worker = tiny_worker(tiny_experiment("hetlora_at", {"ranks": [1, 2, 4]}))
     made, states = worker.algorithm, starting_states(worker)
     for round in (1, 2):
@@ -53,7 +59,7 @@ def test_slots_beyond_the_rank_stay_zero_through_training_and_rounds():
     assert np.array_equal(first[0], first[2]), "the slots that all have are the same for all"
 
 
-def test_only_a_clients_own_slots_travel():
+def test_only_a_clients_own_slots_travel() -> None:
     prepared = tiny_experiment("hetlora_at", {"ranks": [1, 2, 4]})
     worker = tiny_worker(prepared)
     states = starting_states(worker)
@@ -70,7 +76,7 @@ def test_only_a_clients_own_slots_travel():
     assert state_bytes(worker.algorithm.pack(1, states[1])) == 2 * one_slot
 
 
-def test_the_mean_is_weighted_by_the_products_norms_and_dilutes_high_ranks_unless_owners_alone_count():
+def test_the_mean_is_weighted_by_the_products_norms_and_dilutes_high_ranks_unless_owners_alone_count() -> None:
     diluted, states = started((1, 4), count=2)
     owners = method("hetlora_at", ranks=(1, 4), slots="owners")
     owners.initial_state(0, fleet(1, rank=4)[0])
@@ -89,7 +95,7 @@ def test_the_mean_is_weighted_by_the_products_norms_and_dilutes_high_ranks_unles
     assert np.array_equal(own["head.weight"], states[1]["head.weight"])
 
 
-def test_equal_ranks_and_norms_are_naive_averaging():
+def test_equal_ranks_and_norms_are_naive_averaging() -> None:
     made, states = started((3,), rank=3)
     for state in states:
         for module in "mn":
@@ -106,7 +112,7 @@ def test_equal_ranks_and_norms_are_naive_averaging():
 
 
 @pytest.mark.parametrize("slots", ["all", "owners"])
-def test_a_round_without_the_highest_rank_kills_none_of_its_slots(slots):
+def test_a_round_without_the_highest_rank_kills_none_of_its_slots(slots: str) -> None:
     """With both factors 0 no gradient would ever reach a slot again."""
     made, states = started((1, 2, 4), slots=slots)
     merged = made.aggregate(arrive(made, states, clients=[0, 1]))
@@ -118,7 +124,7 @@ def test_a_round_without_the_highest_rank_kills_none_of_its_slots(slots):
         assert np.array_equal(merged[2][name][:2], merged[1][name][:2])
 
 
-def test_ranks_beyond_the_common_one_are_refused():
+def test_ranks_beyond_the_common_one_are_refused() -> None:
     for ranks, wrong in (([2, 9], 9), ([0, 2], 0)):
         with pytest.raises(UserError, match=rf"algorithm\.ranks = {wrong}: .*lora\.rank, which is 4") as refused:
             tiny_experiment("hetlora_at", {"ranks": ranks})
@@ -128,6 +134,6 @@ def test_ranks_beyond_the_common_one_are_refused():
 @pytest.mark.parametrize(
     "wrong", [{"model": "full"}, {"factors": "a"}, {"factors": "b"}, {"slots": "owners", "factor_rule": "product_svd"}]
 )
-def test_what_has_no_slots_is_refused(wrong):
+def test_what_has_no_slots_is_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=r"hetlora_at|slots=owners"):
         method("hetlora_at", **wrong)

@@ -33,7 +33,7 @@ def frozen_a(count: int) -> list[dict[str, np.ndarray]]:
     return [state | {n: v for n, v in made.initial_state(0, states[0]).items() if n.endswith("_A")} for state in states]
 
 
-def test_a_starts_with_orthogonal_rows_of_the_usual_norm_that_span_what_was_drawn():
+def test_a_starts_with_orthogonal_rows_of_the_usual_norm_that_span_what_was_drawn() -> None:
     (drawn,) = fleet(1)
     made = method("lorica").initial_state(0, drawn)
     a = made["m.lora_A"].astype(np.float64)
@@ -48,7 +48,7 @@ def test_a_starts_with_orthogonal_rows_of_the_usual_norm_that_span_what_was_draw
     np.testing.assert_allclose(orthonormal_rows(a), a, atol=1e-7)
 
 
-def test_the_mean_of_products_is_the_product_of_means():
+def test_the_mean_of_products_is_the_product_of_means() -> None:
     states = frozen_a(4)
     made = method("lorica", adapters="global", robust={"rule": "mean"})
     sizes = [10, 20, 30, 40]
@@ -58,7 +58,7 @@ def test_the_mean_of_products_is_the_product_of_means():
     np.testing.assert_allclose(merged["m.lora_B"] @ merged["m.lora_A"], expected, atol=1e-6)
 
 
-def test_a_stays_the_same_for_all_and_only_b_travels_over_rounds_of_real_training():
+def test_a_stays_the_same_for_all_and_only_b_travels_over_rounds_of_real_training() -> None:
     worker = tiny_worker(tiny_experiment("lorica"))
     made, states = worker.algorithm, starting_states(worker)
     start = states
@@ -75,7 +75,7 @@ def test_a_stays_the_same_for_all_and_only_b_travels_over_rounds_of_real_trainin
     assert not np.array_equal(states[0]["blocks.0.attn.qkv.lora_B"], after[0]["blocks.0.attn.qkv.lora_B"])
 
 
-def test_gates_by_hand():
+def test_gates_by_hand() -> None:
     cohort, _, b = toy()
     made = method("lorica", temperature=0.5, floor=0.1)
     alike = torch.full((2, 4), 3.0)
@@ -91,7 +91,7 @@ def test_gates_by_hand():
 
 
 @pytest.mark.parametrize("floor", [0.0, 0.05, 0.25])
-def test_no_gate_falls_below_its_floor(floor):
+def test_no_gate_falls_below_its_floor(floor: float) -> None:
     cohort, _, b = toy()
     made = method("lorica", temperature=0.01, floor=floor)
     made.gates(cohort, torch.ones(2, 4), b.active)
@@ -101,13 +101,13 @@ def test_no_gate_falls_below_its_floor(floor):
     assert gates[0, 0] == gates[0].max()
 
 
-def test_a_first_loss_of_nothing_divides_by_no_zero():
+def test_a_first_loss_of_nothing_divides_by_no_zero() -> None:
     cohort, _, b = toy()
     gates = method("lorica").gates(cohort, torch.zeros(2, 4), b.active)
     torch.testing.assert_close(gates, torch.full((2, 4), 0.25))
 
 
-def test_the_loss_is_the_gated_sum_of_its_experts_and_no_gradient_flows_through_the_gates():
+def test_the_loss_is_the_gated_sum_of_its_experts_and_no_gradient_flows_through_the_gates() -> None:
     cohort, params, b = toy()
     made = method("lorica", prior=0.7)
     first = made.craft(cohort, params, b, SMALL)

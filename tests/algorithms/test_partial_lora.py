@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import TypeAlias
+
 import numpy as np
 
+from sylva_ray.federation.contract import Algorithm
 from tests.algorithms.toys import (
     arrive,
     equal,
@@ -16,12 +20,14 @@ from tests.algorithms.toys import (
     trained,
 )
 
+States: TypeAlias = list[dict[str, np.ndarray]]
 
-def kinds(names) -> set[str]:
+
+def kinds(names: Iterable[str]) -> set[str]:
     return {name.rpartition(".")[2] for name in names}
 
 
-def one_round(name: str):
+def one_round(name: str) -> tuple[Algorithm, States, States, States]:
     worker = tiny_worker(tiny_experiment(name))
     start = starting_states(worker)
     after = trained(worker, start, epochs=2)
@@ -29,7 +35,7 @@ def one_round(name: str):
     return worker.algorithm, start, after, merged
 
 
-def test_ffa_keeps_a_bit_for_bit_and_averages_the_models_exactly():
+def test_ffa_keeps_a_bit_for_bit_and_averages_the_models_exactly() -> None:
     made, start, after, merged = one_round("ffa_lora_at")
     assert kinds(moved(start[0], after[0])) == {"lora_B", "weight", "bias"}
     assert kinds(made.pack(0, after[0])) == {"lora_B"}
@@ -44,14 +50,14 @@ def test_ffa_keeps_a_bit_for_bit_and_averages_the_models_exactly():
         assert np.abs(expected).max() > 1e-4
 
 
-def test_ffa_never_overwrites_a_clients_a():
+def test_ffa_never_overwrites_a_clients_a() -> None:
     made, states = method("ffa_lora_at"), fleet(3)
     merged = made.aggregate(arrive(made, states))
     assert all(np.array_equal(state["m.lora_A"], own["m.lora_A"]) for state, own in zip(merged, states, strict=True))
     assert np.array_equal(merged[0]["m.lora_B"], merged[2]["m.lora_B"])
 
 
-def test_fedsa_trains_both_factors_and_sends_a_alone():
+def test_fedsa_trains_both_factors_and_sends_a_alone() -> None:
     made, start, after, merged = one_round("fedsa_lora_at")
     assert kinds(moved(start[0], after[0])) == {"lora_A", "lora_B", "weight", "bias"}
     assert kinds(made.pack(0, after[0])) == {"lora_A"}
@@ -63,7 +69,7 @@ def test_fedsa_trains_both_factors_and_sends_a_alone():
     assert len({state["blocks.3.attn.qkv.lora_B"].tobytes() for state in merged}) == 3
 
 
-def test_fedsa_clients_that_sent_nothing_receive_a_and_keep_b():
+def test_fedsa_clients_that_sent_nothing_receive_a_and_keep_b() -> None:
     made, states = method("fedsa_lora_at"), fleet(3)
     absent = made.aggregate(arrive(made, states, clients=[0, 2]))[1]
     assert kinds(moved(states[1], absent)) == {"lora_A"}

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from sylva_ray.algorithms.pm_afl import PROBE, blends
+from sylva_ray.algorithms.pm_afl import PROBE, PmAfl, blends
 from sylva_ray.attacks.losses import kl_divergence
 from sylva_ray.config.experiment import BackboneSection
 from sylva_ray.core.errors import UserError
+from sylva_ray.core.types import AttackSpec, ParameterStack
+from sylva_ray.federation.client.worker import CohortWorker
+from sylva_ray.federation.context import Batch, Cohort
 from sylva_ray.models.backbone import create_backbone
 from tests.algorithms.toys import (
     NOTHING,
@@ -34,15 +39,17 @@ RESNET = {"name": "test_resnet.r160_in1k", "image_size": 32}
 class Teacher(torch.nn.Module):
     """The softmax regression of a toy's client."""
 
-    def __init__(self, params, client):
+    def __init__(self, params: ParameterStack, client: int) -> None:
         super().__init__()
         self.w, self.b = (torch.nn.Parameter(params[name][client].clone()) for name in "wb")
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x.flatten(1) @ self.w.T + self.b
 
 
-def taught(same_as_student=False, seed=0, **parameters):
+def taught(
+    same_as_student: bool = False, seed: int = 0, **parameters: Any
+) -> tuple[Cohort, ParameterStack, Batch, PmAfl]:
     """A toy cohort, its batch, and the method with a teacher (a stranger, or what all students are)."""
     cohort, params, b = toy(seed=seed)
     if same_as_student:
@@ -53,11 +60,11 @@ def taught(same_as_student=False, seed=0, **parameters):
     return cohort, params, b, made
 
 
-def loss(cohort, params, b, made, attack=SMALL):
+def loss(cohort: Cohort, params: ParameterStack, b: Batch, made: PmAfl, attack: AttackSpec = SMALL) -> torch.Tensor:
     return made.sample_losses(cohort, params, b, made.craft(cohort, params, b, attack))
 
 
-def test_a_student_that_is_its_teacher_has_nothing_to_learn_without_an_attack():
+def test_a_student_that_is_its_teacher_has_nothing_to_learn_without_an_attack() -> None:
     cohort, params, b, made = taught(same_as_student=True)
     torch.testing.assert_close(loss(cohort, params, b, made, NOTHING), torch.zeros(12), atol=1e-6, rtol=0)
     assert (loss(cohort, params, b, made) > 1e-4).all()
@@ -65,7 +72,7 @@ def test_a_student_that_is_its_teacher_has_nothing_to_learn_without_an_attack():
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0])
-def test_a_blend_of_one_image_is_that_image(share):
+def test_a_blend_of_one_image_is_that_image(share: float) -> None:
     cohort, params, b, made = taught(adversarial_weight=0, consistency_weight=0)
     b = replace(b, draws=torch.stack([b.draws[:, 0], torch.full((12,), share)], 1))
     student = cohort.model.forward(params, b.x, b.owner)
@@ -78,22 +85,22 @@ def test_a_blend_of_one_image_is_that_image(share):
         assert not torch.allclose(found, ends)
 
 
-def test_without_budget_the_adversarial_half_is_the_vanilla_one():
+def test_without_budget_the_adversarial_half_is_the_vanilla_one() -> None:
     vanilla = loss(*taught(adversarial_weight=0, consistency_weight=0), NOTHING)
     both = loss(*taught(adversarial_weight=1, consistency_weight=0), NOTHING)
     torch.testing.assert_close(both, 2 * vanilla)
 
 
-def test_the_loss_is_the_sum_over_pairs_as_written():
+def test_the_loss_is_the_sum_over_pairs_as_written() -> None:
     cohort, params, b, made = taught(temperature=3.0, adversarial_weight=0.7, consistency_weight=0.2)
     x_adv = made.craft(cohort, params, b, SMALL)
     blend, blend_adv = cohort.memory["blends"]
     torch.testing.assert_close(blend, blends(b))
 
-    def student(x):
+    def student(x: torch.Tensor) -> torch.Tensor:
         return cohort.model.forward(params, x, b.owner)
 
-    def kd(clean, seen):
+    def kd(clean: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
         p, q = ((z / 3).softmax(1) for z in (made.teacher(clean), student(seen)))
         return 9 * (p * (p / q).log()).sum(1)
 
@@ -107,13 +114,13 @@ def test_the_loss_is_the_sum_over_pairs_as_written():
 
 
 @pytest.mark.parametrize("against", ["student", "teacher"])
-def test_both_attacks_start_from_their_clean_images_and_lead_away_from_the_teachers_answer(against):
+def test_both_attacks_start_from_their_clean_images_and_lead_away_from_the_teachers_answer(against: str) -> None:
     cohort, params, b, made = taught(craft_against=against)
     x_adv = made.craft(cohort, params, b, replace(SMALL, random_start=False))
     for clean, found in ((b.x, x_adv), cohort.memory["blends"]):
         assert 0.04 < (found - clean).abs().max() <= SMALL.epsilon + 1e-6
 
-        def answer(u):
+        def answer(u: torch.Tensor) -> torch.Tensor:
             return made.teacher(u) if against == "teacher" else cohort.model.forward(params, u, b.owner)
 
         target = made.teacher(clean)
@@ -122,7 +129,7 @@ def test_both_attacks_start_from_their_clean_images_and_lead_away_from_the_teach
         assert not found.requires_grad
 
 
-def test_no_gradient_reaches_the_teacher_or_the_broadcast_model():
+def test_no_gradient_reaches_the_teacher_or_the_broadcast_model() -> None:
     cohort, params, b, made = taught()
     for value in cohort.received.values():
         value.requires_grad_()
@@ -133,7 +140,7 @@ def test_no_gradient_reaches_the_teacher_or_the_broadcast_model():
     assert all(g.abs().max() > 0 for g in torch.autograd.grad(total, list(leaves.values())))
 
 
-def test_blends_stay_inside_a_clients_own_images_and_do_not_depend_on_company():
+def test_blends_stay_inside_a_clients_own_images_and_do_not_depend_on_company() -> None:
     cohort, params, b = toy(owned=(5, 0, 7), counts=((1, 1, 1),) * 3)
     marked = replace(b, x=b.owner.float().view(-1, 1, 1, 1).expand_as(b.x) / 2)
     torch.testing.assert_close(blends(marked), marked.x)  # a stranger's image would shift the level
@@ -146,7 +153,7 @@ def test_blends_stay_inside_a_clients_own_images_and_do_not_depend_on_company():
     assert torch.equal(blends(ties), b.x)
 
 
-def test_a_cohorts_gradient_is_each_clients_own():
+def test_a_cohorts_gradient_is_each_clients_own() -> None:
     cohort, params, b, made = taught()
     both, losses_C = made.client_step(cohort, params, b, SMALL, ["w", "b"])
     for client in range(2):
@@ -160,11 +167,13 @@ def test_a_cohorts_gradient_is_each_clients_own():
 
 
 @pytest.fixture(scope="module", params=["lora", "full"])
-def worker(request):
+def worker(request: pytest.FixtureRequest) -> CohortWorker:
     return tiny_worker(tiny_experiment("pm_afl", {"model": request.param}))
 
 
-def test_the_probe_learns_in_the_warm_up_and_never_again_and_nothing_of_the_teacher_travels(worker):
+def test_the_probe_learns_in_the_warm_up_and_never_again_and_nothing_of_the_teacher_travels(
+    worker: CohortWorker,
+) -> None:
     made, start = worker.algorithm, starting_states(worker)
     frozen = {name: value.clone() for name, value in made.teacher.model.state_dict().items()}
     assert all(not start[0][name].any() for name in PROBE)
@@ -183,7 +192,7 @@ def test_the_probe_learns_in_the_warm_up_and_never_again_and_nothing_of_the_teac
     assert not any(parameter.requires_grad for parameter in made.teacher.parameters())
 
 
-def test_the_probe_is_a_linear_head_on_the_teachers_features(worker):
+def test_the_probe_is_a_linear_head_on_the_teachers_features(worker: CohortWorker) -> None:
     made, states = worker.algorithm, starting_states(worker)
     _, params, b = toy(owned=(3, 0, 2), counts=((1,) * 3,) * 3)
     x = torch.rand(5, 3, 32, 32)
@@ -198,13 +207,13 @@ def test_the_probe_is_a_linear_head_on_the_teachers_features(worker):
             torch.testing.assert_close(found[b.owner == client], model(x[b.owner == client]), rtol=1e-4, atol=1e-4)
 
 
-def test_a_probe_that_nothing_would_fit_is_refused():
+def test_a_probe_that_nothing_would_fit_is_refused() -> None:
     with pytest.raises(UserError, match="head_warmup_epochs must be at least 1"):
         method("pm_afl", head_warmup_epochs=0)
     assert method("pm_afl", head_warmup_epochs=0, teacher_probe=False).parameters.head_warmup_epochs == 0
 
 
-def test_a_teacher_of_other_classes_without_a_probe_is_refused_in_one_line(tmp_path):
+def test_a_teacher_of_other_classes_without_a_probe_is_refused_in_one_line(tmp_path: Path) -> None:
     from safetensors.numpy import save_file
 
     from sylva_ray.models.backbone import backbone_arrays
@@ -227,12 +236,12 @@ def test_a_teacher_of_other_classes_without_a_probe_is_refused_in_one_line(tmp_p
     assert made.warm_up_names() == made.head_names
 
 
-def test_a_batchnorm_students_statistics_are_its_own_and_move_in_training_alone():
+def test_a_batchnorm_students_statistics_are_its_own_and_move_in_training_alone() -> None:
     worker = tiny_worker(tiny_experiment("pm_afl", backbone=RESNET, training={"batch_size": 1000}))
     states, cohorts = starting_states(worker), []
     craft, cohort_of = worker.algorithm.craft, worker.context
 
-    def spy(cohort, params, batch, attack):
+    def spy(cohort: Cohort, params: ParameterStack, batch: Batch, attack: AttackSpec) -> torch.Tensor:
         before = {name: value.clone() for name, value in params.items()}
         x_adv = craft(cohort, params, batch, attack)
         assert all(torch.equal(before[name], params[name]) for name in params), "crafting changed the student"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 import torch
@@ -11,11 +13,12 @@ from sylva_ray.algorithms.registry import ALGORITHMS, create_algorithm
 from sylva_ray.algorithms.sylva import Sylva
 from sylva_ray.attacks.losses import cross_entropy
 from sylva_ray.config.experiment import AlgorithmSection
+from sylva_ray.federation.context import Arrived
 from sylva_ray.federation.contract import Algorithm
 from tests.algorithms.toys import HEADS, NOTHING, SMALL, alone, arrive, equal, fleet, method, toy
 
 
-def test_class_weights_in_their_limits():
+def test_class_weights_in_their_limits() -> None:
     balanced, skewed = torch.tensor([[5, 5, 5]]), torch.tensor([[100, 10, 0]])
     torch.testing.assert_close(class_weights(balanced, 0.999), torch.ones(1, 3, dtype=torch.float64))
     torch.testing.assert_close(class_weights(skewed, 0.0), torch.tensor([[1.0, 1.0, 0.0]], dtype=torch.float64))
@@ -26,7 +29,7 @@ def test_class_weights_in_their_limits():
 
 
 @pytest.mark.parametrize("loss", ["ce_adv", "trades", "mart"])
-def test_every_loss_exceeds_its_benign_value_and_yields_gradients_per_client(loss):
+def test_every_loss_exceeds_its_benign_value_and_yields_gradients_per_client(loss: str) -> None:
     cohort, params, b = toy()
     sylva = Sylva(Sylva.Parameters(loss=loss))
     x_adv = sylva.craft(cohort, params, b, SMALL)
@@ -41,7 +44,7 @@ def test_every_loss_exceeds_its_benign_value_and_yields_gradients_per_client(los
 
 
 @pytest.mark.parametrize("name", sorted(ALGORITHMS.keys() - {"pm_afl"}))
-def test_a_cohorts_gradient_is_each_clients_own(name):
+def test_a_cohorts_gradient_is_each_clients_own(name: str) -> None:
     """Two steps, so that what a method remembers between them is each client's own, too."""
     cohort, params, b = toy()
     together = method(name)
@@ -56,7 +59,7 @@ def test_a_cohorts_gradient_is_each_clients_own(name):
             torch.testing.assert_close(both[leaf][client], gradient[0], rtol=1e-4, atol=1e-6)
 
 
-def test_benign_weight_and_class_balance_enter_as_written():
+def test_benign_weight_and_class_balance_enter_as_written() -> None:
     cohort, params, b = toy()
     x_adv = Sylva(Sylva.Parameters()).craft(cohort, params, b, SMALL)
     plain = Sylva(Sylva.Parameters()).sample_losses(cohort, params, b, x_adv)
@@ -70,7 +73,7 @@ def test_benign_weight_and_class_balance_enter_as_written():
 
 @pytest.mark.parametrize("name", ["sylva", "sylva_paper_like", "undefended"])
 @pytest.mark.parametrize("round", [1, 5])
-def test_heads_stay_at_home_and_identical_clients_stay_what_they_are(name, round):
+def test_heads_stay_at_home_and_identical_clients_stay_what_they_are(name: str, round: int) -> None:
     made, states = method(name), fleet(4)
     assert set(made.pack(0, states[0])) == {f"{m}.lora_{f}" for m in "mn" for f in "AB"}
     merged = made.aggregate(arrive(made, states, sizes=[10, 20, 30, 40], round=round))
@@ -82,7 +85,7 @@ def test_heads_stay_at_home_and_identical_clients_stay_what_they_are(name, round
         assert equal(before, after)
 
 
-def test_global_sharing_gives_everybody_the_same_bits():
+def test_global_sharing_gives_everybody_the_same_bits() -> None:
     made = Algorithm(Algorithm.Parameters(adapters="global", heads="global"))
     made.head_names = HEADS
     states = fleet(3)
@@ -93,11 +96,13 @@ def test_global_sharing_gives_everybody_the_same_bits():
     np.testing.assert_allclose(merged[1]["head.bias"], expected, rtol=1e-6)
 
 
-def count_merges(made, monkeypatch) -> list[int]:
+def count_merges(made: Algorithm, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The receivers that `merge` was called for, as it goes."""
     merge, receivers = made.merge, []
 
-    def counted(arrived, names, members, weights, receiver):
+    def counted(
+        arrived: Arrived, names: Sequence[str], members: Sequence[int], weights: np.ndarray, receiver: int
+    ) -> dict[str, np.ndarray]:
         receivers.append(receiver)
         return merge(arrived, names, members, weights, receiver)
 
@@ -105,7 +110,7 @@ def count_merges(made, monkeypatch) -> list[int]:
     return receivers
 
 
-def test_one_merge_serves_all_in_round_1(monkeypatch):
+def test_one_merge_serves_all_in_round_1(monkeypatch: pytest.MonkeyPatch) -> None:
     """Everybody is averaged with everybody then; later every neighbourhood is merged by itself."""
     made, states = method("sylva"), fleet(9)
     receivers = count_merges(made, monkeypatch)
@@ -125,7 +130,9 @@ def test_one_merge_serves_all_in_round_1(monkeypatch):
 @pytest.mark.parametrize(
     ("rule", "shared"), [("krum", True), ("geometric_median", True), ("self_centred_clipping", False)]
 )
-def test_a_robust_merge_is_shared_by_those_who_received_the_same(rule, shared, monkeypatch):
+def test_a_robust_merge_is_shared_by_those_who_received_the_same(
+    rule: str, shared: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Updates are measured from what the receiver had; self-centred clipping has every receiver's own upload as its centre."""
     made, (start, other, *states) = method("sylva", robust={"rule": rule}), fleet(8)
     receivers = count_merges(made, monkeypatch)
@@ -136,7 +143,7 @@ def test_a_robust_merge_is_shared_by_those_who_received_the_same(rule, shared, m
     assert receivers == ([0, 5] if shared else list(range(6)))
 
 
-def test_who_sends_nothing_keeps_its_state_and_a_broken_upload_is_left_out():
+def test_who_sends_nothing_keeps_its_state_and_a_broken_upload_is_left_out() -> None:
     made, states = method("sylva"), fleet(4)
     broken = arrive(made, states, clients=[0, 1, 3])
     broken.uploads[3]["m.lora_A"] = np.full((2, 6), np.nan, np.float32)
@@ -146,14 +153,14 @@ def test_who_sends_nothing_keeps_its_state_and_a_broken_upload_is_left_out():
     assert equal(merged[0], made.aggregate(arrive(made, states, clients=[0, 1]))[0])
 
 
-def test_registry_builds_every_method_and_methods_of_others():
+def test_registry_builds_every_method_and_methods_of_others() -> None:
     for name in ALGORITHMS:
         assert create_algorithm(AlgorithmSection(name=name)).name == name
     theirs = create_algorithm(AlgorithmSection(name="sylva_ray.algorithms.sylva:Sylva", beta=3))
     assert theirs.parameters.beta == 3
 
 
-def test_merging_gives_the_same_bits_on_any_number_of_threads(monkeypatch):
+def test_merging_gives_the_same_bits_on_any_number_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     states, found = fleet(12), []
     for threads in (1, 4):
         for module in ("federation.method", "aggregation.neighbours"):

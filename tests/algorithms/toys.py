@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from sylva_ray.config.experiment import AlgorithmSection, ExperimentConfig
 from sylva_ray.config.schema import build
 from sylva_ray.core.seeding import generator
 from sylva_ray.core.timing import Stopwatch
-from sylva_ray.core.types import AttackSpec, stack_states
+from sylva_ray.core.types import AttackSpec, ClientState, ParameterStack, stack_states
 from sylva_ray.federation.client.training import TrainTask
 from sylva_ray.federation.client.worker import CohortWorker
 from sylva_ray.federation.context import Arrived, Batch, Cohort
@@ -36,17 +37,19 @@ class SoftmaxModel:
 
     head_names = ("w", "b")
 
-    def trainable(self, name):
+    def trainable(self, name: str) -> bool:
         return name in self.head_names
 
-    def training(self):
+    def training(self) -> AbstractContextManager[None]:
         return nullcontext()
 
-    def forward(self, params, x, owner):
+    def forward(self, params: ParameterStack, x: torch.Tensor, owner: torch.Tensor) -> torch.Tensor:
         return torch.einsum("nd,ncd->nc", x.flatten(1), params["w"][owner]) + params["b"][owner]
 
 
-def toy(owned=(5, 7), seed=0, counts=((4, 1, 0), (2, 2, 3))) -> tuple[Cohort, dict[str, torch.Tensor], Batch]:
+def toy(
+    owned: Sequence[int] = (5, 7), seed: int = 0, counts: Sequence[Sequence[int]] = ((4, 1, 0), (2, 2, 3))
+) -> tuple[Cohort, dict[str, torch.Tensor], Batch]:
     """Clients with ``owned`` images each; what they received is not where they are."""
     g = torch.Generator().manual_seed(seed)
     size, clients = sum(owned), len(owned)
@@ -64,7 +67,9 @@ def toy(owned=(5, 7), seed=0, counts=((4, 1, 0), (2, 2, 3))) -> tuple[Cohort, di
     return Cohort(SoftmaxModel(), torch.tensor(counts), received, Stopwatch()), params, batch
 
 
-def alone(cohort: Cohort, params, batch: Batch, client: int) -> tuple[Cohort, dict[str, torch.Tensor], Batch]:
+def alone(
+    cohort: Cohort, params: ParameterStack, batch: Batch, client: int
+) -> tuple[Cohort, dict[str, torch.Tensor], Batch]:
     """One client of a cohort as a cohort of its own."""
     own = batch.owner == client
     only = Batch(
@@ -80,7 +85,7 @@ def alone(cohort: Cohort, params, batch: Batch, client: int) -> tuple[Cohort, di
     return apart, select_clients(params, [client]), only
 
 
-def method(name: str, **parameters) -> Algorithm:
+def method(name: str, **parameters: Any) -> Algorithm:
     """A registered method that knows the fleet's heads."""
     made = create_algorithm(AlgorithmSection(name=name, **parameters))
     made.head_names = HEADS
@@ -95,7 +100,15 @@ def fleet(count: int, seed: int = 0, rank: int = 2) -> list[dict[str, np.ndarray
     return [{n: rng.normal(size=s).astype(np.float32) for n, s in shapes.items()} for _ in range(count)]
 
 
-def arrive(made: Algorithm, states, clients=None, sizes=None, round=3, losses=None, received=None) -> Arrived:
+def arrive(
+    made: Algorithm,
+    states: Sequence[ClientState],
+    clients: Sequence[int] | None = None,
+    sizes: Sequence[int] | None = None,
+    round: int = 3,
+    losses: Sequence[float] | None = None,
+    received: Sequence[ClientState] | None = None,
+) -> Arrived:
     """The uploads of ``clients`` (None: all), packed and unpacked as on the wire."""
     chosen = range(len(states)) if clients is None else clients
     uploads = {c: made.unpack(c, made.pack(c, states[c])) for c in chosen}
@@ -104,12 +117,12 @@ def arrive(made: Algorithm, states, clients=None, sizes=None, round=3, losses=No
     return Arrived(round, states, received or states, uploads, sizes, metrics)
 
 
-def equal(a, b) -> bool:
+def equal(a: ClientState, b: ClientState) -> bool:
     """Same names, same bits."""
     return a.keys() == b.keys() and all(np.array_equal(a[name], b[name]) for name in a)
 
 
-def tiny_experiment(name: str, algorithm: dict[str, Any] | None = None, **sections) -> Prepared:
+def tiny_experiment(name: str, algorithm: dict[str, Any] | None = None, **sections: Any) -> Prepared:
     """`TINY` with another method; what is not asked for stays small."""
     raw = TINY | {"algorithm": {"name": name} | (algorithm or {}), "lora": {"rank": 4}} | FEW_IMAGES | sections
     return prepare(build(ExperimentConfig, raw))
@@ -124,7 +137,16 @@ def starting_states(worker: CohortWorker) -> list[dict[str, np.ndarray]]:
     return [worker.algorithm.initial_state(c, common) for c in range(worker.config.partition.num_clients)]
 
 
-def trained(worker: CohortWorker, states, epochs=1, head_epochs=0, lr=0.01, epsilon=4 / 255, clients=None, round=1):
+def trained(
+    worker: CohortWorker,
+    states: Sequence[ClientState],
+    epochs: int = 1,
+    head_epochs: int = 0,
+    lr: float = 0.01,
+    epsilon: float = 4 / 255,
+    clients: Sequence[int] | None = None,
+    round: int = 1,
+) -> list[dict[str, np.ndarray]]:
     """The states of ``clients`` (None: all) after a round of real local training."""
     clients = tuple(range(len(states))) if clients is None else clients
     stack = stack_states([states[c] for c in clients])
@@ -132,6 +154,6 @@ def trained(worker: CohortWorker, states, epochs=1, head_epochs=0, lr=0.01, epsi
     return [dict(outcome.state) for outcome in result.outcomes]
 
 
-def moved(before, after) -> set[str]:
+def moved(before: ClientState, after: ClientState) -> set[str]:
     """Names whose value changed."""
     return {name for name in before if not np.array_equal(before[name], after[name])}

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TypeAlias
+
 import torch
+
+from sylva_ray.core.types import ParameterStack
+
+LinearBatch: TypeAlias = tuple[ParameterStack, torch.Tensor, torch.Tensor, torch.Tensor]
+"""Parameters, images, labels and owners."""
 
 SIDE = 4
 PIXELS = 3 * SIDE * SIDE
@@ -13,19 +20,21 @@ class LinearCohort:
 
     head_names = ("w", "b")
 
-    def forward(self, params, x, owner):
+    def forward(self, params: ParameterStack, x: torch.Tensor, owner: torch.Tensor) -> torch.Tensor:
         return torch.einsum("nd,ncd->nc", x.flatten(1) - 0.5, params["w"][owner]) + params["b"][owner]
 
 
 class WavyCohort(LinearCohort):
     """Linear logits with waves on them: gradients turn, and one step is not enough."""
 
-    def forward(self, params, x, owner):
+    def forward(self, params: ParameterStack, x: torch.Tensor, owner: torch.Tensor) -> torch.Tensor:
         z = super().forward(params, x, owner)
         return z + 0.4 * torch.sin(3 * z)
 
 
-def linear_batch(num_classes=2, n=40, clients=2, seed=0, spread=0.2):
+def linear_batch(
+    num_classes: int = 2, n: int = 40, clients: int = 2, seed: int = 0, spread: float = 0.2
+) -> LinearBatch:
     """Parameters, images well inside [0, 1], labels that the model gives, owners: no attack of small epsilon is clipped."""
     g = torch.Generator().manual_seed(seed)
     params = {
@@ -37,7 +46,9 @@ def linear_batch(num_classes=2, n=40, clients=2, seed=0, spread=0.2):
     return params, x, LinearCohort().forward(params, x, owner).argmax(1), owner
 
 
-def gap(params, x, y, owner):
+def gap(
+    params: ParameterStack, x: torch.Tensor, y: torch.Tensor, owner: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Two classes: how far the true logit leads ``[N]``, and the difference of the weights ``[N, PIXELS]``."""
     logits = LinearCohort().forward(params, x, owner)
     rows = torch.arange(len(x))

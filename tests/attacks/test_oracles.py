@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +12,8 @@ import torch
 from sylva_ray.attacks.registry import attack_stack
 from sylva_ray.config.attacks import parse_attack
 from sylva_ray.core.seeding import ImageDraws, image_keys
-from tests.attacks.models import WavyCohort, linear_batch
+from sylva_ray.core.types import ParameterStack
+from tests.attacks.models import LinearBatch, WavyCohort, linear_batch
 
 torchattacks = pytest.importorskip("torchattacks", reason="torchattacks is not installed (make test installs it)")
 
@@ -19,29 +23,29 @@ EPSILON, IMAGES, CLASSES = 0.03, 400, 6
 class Alone(torch.nn.Module):
     """One client of the cohort as an ordinary module."""
 
-    def __init__(self, params):
+    def __init__(self, params: ParameterStack) -> None:
         super().__init__()
         self.params = params
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         return WavyCohort().forward(self.params, x, torch.zeros(len(x), dtype=torch.long))
 
 
 @pytest.fixture(scope="module")
-def case():
+def case() -> LinearBatch:
     params, x, _, owner = linear_batch(num_classes=CLASSES, n=IMAGES, clients=1)
     params["w"] *= 0.5
     return params, x, WavyCohort().forward(params, x, owner).argmax(1), owner
 
 
-def ours(case, text):
+def ours(case: LinearBatch, text: str) -> float:
     params, x, y, owner = case
     draws = ImageDraws(image_keys(0, text, 0, np.arange(IMAGES)))
     found = attack_stack(WavyCohort(), params, x, y, owner, parse_attack(text), draws)
     return float((found.answers == y).float().mean())
 
 
-def theirs(case, attack):
+def theirs(case: LinearBatch, attack: Callable[..., Any]) -> float:
     params, x, y, _ = case
     model = Alone(params).eval()
     return float((model(attack(model)(x, y)).argmax(1) == y).float().mean())
@@ -55,7 +59,7 @@ def theirs(case, attack):
         ("mim:steps=10", lambda m: torchattacks.MIFGSM(m, eps=EPSILON, alpha=EPSILON / 10, steps=10)),
     ],
 )
-def test_as_strong_as_torchattacks(case, text, attack):
+def test_as_strong_as_torchattacks(case: LinearBatch, text: str, attack: Callable[..., Any]) -> None:
     """Ours may be a little stronger (every iterate counts); it must not be weaker by more than 1 point."""
     own = ours(case, f"{text}{',' if ':' in text else ':'}epsilon={EPSILON}")
     other = theirs(case, attack)
@@ -74,7 +78,7 @@ def test_as_strong_as_torchattacks(case, text, attack):
         ("autoattack:steps=30", ["apgd-ce", "apgd-t", "fab-t", "square"]),
     ],
 )
-def test_as_strong_as_pyautoattack(case, text, names):
+def test_as_strong_as_pyautoattack(case: LinearBatch, text: str, names: list[str]) -> None:
     """Not weaker by more than 1 point, and not much stronger (random starts differ), each part alone and the cascade."""
     pyautoattack = pytest.importorskip("pyautoattack", reason="pyautoattack is not installed (make test installs it)")
     params, x, y, _ = case

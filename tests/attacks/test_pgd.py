@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 
@@ -14,12 +16,22 @@ from sylva_ray.attacks.losses import (
 )
 from sylva_ray.attacks.pgd import pgd
 from sylva_ray.attacks.registry import attack_stack
+from sylva_ray.attacks.state import AttackedModel
 from sylva_ray.core.seeding import ImageDraws
-from sylva_ray.core.types import AttackSpec
+from sylva_ray.core.types import AttackSpec, ParameterStack
 from sylva_ray.metrics.checks import UNBOUNDED, collapse, is_collapsed, predicts_one_class, unbounded_attack
+from tests.attacks.models import LinearBatch
 
 
-def answers_under(model, params, x, y, owner, spec, seed=0):
+def answers_under(
+    model: AttackedModel,
+    params: ParameterStack,
+    x: torch.Tensor,
+    y: torch.Tensor,
+    owner: torch.Tensor,
+    spec: AttackSpec,
+    seed: int = 0,
+) -> torch.Tensor:
     return attack_stack(model, params, x, y, owner, spec, ImageDraws(torch.arange(len(x)) + 1000 * seed)).answers
 
 
@@ -28,12 +40,12 @@ class LinearCohort:
 
     head_names = ("w", "b")
 
-    def forward(self, params, x, owner):
+    def forward(self, params: ParameterStack, x: torch.Tensor, owner: torch.Tensor) -> torch.Tensor:
         score = (params["w"][owner] * x.flatten(1)).sum(1) + params["b"][owner]
         return torch.stack([torch.zeros_like(score), score], dim=1)
 
 
-def batch(n=12, seed=0):
+def batch(n: int = 12, seed: int = 0) -> LinearBatch:
     g = torch.Generator().manual_seed(seed)
     x = torch.rand(n, 3, 4, 4, generator=g)
     params = {"w": torch.randn(2, 48, generator=g), "b": torch.tensor([0.1, -0.2])}
@@ -41,14 +53,18 @@ def batch(n=12, seed=0):
     return params, x, torch.randint(0, 2, (n,), generator=g), owner
 
 
-def closed_form(params, x, y, owner, epsilon):
+def closed_form(
+    params: ParameterStack, x: torch.Tensor, y: torch.Tensor, owner: torch.Tensor, epsilon: float
+) -> torch.Tensor:
     """The worst image of a linear model: every pixel moves epsilon against its true class."""
     direction = params["w"][owner].sign().view_as(x) * torch.where(y == 1, -1.0, 1.0).view(-1, 1, 1, 1)
     return (x + epsilon * direction).clamp(0, 1)
 
 
 @pytest.mark.parametrize("loss", [cross_entropy, margin])
-def test_pgd_finds_the_worst_image_of_a_linear_model(loss):
+def test_pgd_finds_the_worst_image_of_a_linear_model(
+    loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+) -> None:
     params, x, y, owner = batch()
     model, spec = LinearCohort(), AttackSpec("pgd", 0.1, 20, 0.02)
     noise = torch.rand(x.shape, generator=torch.Generator().manual_seed(1)) * 2 - 1
@@ -57,7 +73,7 @@ def test_pgd_finds_the_worst_image_of_a_linear_model(loss):
 
 
 @pytest.mark.parametrize("spec", [AttackSpec("fgsm", 0.05, 1, 0.05, False), AttackSpec("pgd", 0.05, 10, 0.02)])
-def test_attack_predictions_are_those_of_the_worst_image(spec):
+def test_attack_predictions_are_those_of_the_worst_image(spec: AttackSpec) -> None:
     params, x, y, owner = batch(60)
     model = LinearCohort()
     found = answers_under(model, params, x, y, owner, spec)
@@ -66,7 +82,7 @@ def test_attack_predictions_are_those_of_the_worst_image(spec):
     assert 0 < (found == y).float().mean() < (model.forward(params, x, owner).argmax(1) == y).float().mean()
 
 
-def test_epsilon_zero_changes_nothing():
+def test_epsilon_zero_changes_nothing() -> None:
     params, x, y, owner = batch()
     model, spec = LinearCohort(), AttackSpec("pgd", 0.0, 5, 0.0)
     assert torch.equal(
@@ -77,12 +93,12 @@ def test_epsilon_zero_changes_nothing():
 
 
 @pytest.mark.parametrize("epsilon", [0.01, 0.3, 1.0])
-def test_iterates_stay_in_the_ball_and_in_the_pixel_range_and_touch_no_weight(epsilon):
+def test_iterates_stay_in_the_ball_and_in_the_pixel_range_and_touch_no_weight(epsilon: float) -> None:
     params, x, y, owner = batch()
     params = {name: value.requires_grad_() for name, value in params.items()}
     seen = []
 
-    def objective(u):
+    def objective(u: torch.Tensor) -> torch.Tensor:
         seen.append(u.detach())
         return cross_entropy(LinearCohort().forward(params, u, owner), y)
 
@@ -94,7 +110,7 @@ def test_iterates_stay_in_the_ball_and_in_the_pixel_range_and_touch_no_weight(ep
     assert all(value.grad is None for value in params.values())
 
 
-def test_more_restarts_never_help_the_defender():
+def test_more_restarts_never_help_the_defender() -> None:
     params, x, y, owner = batch(80, seed=3)
     right = [
         (answers_under(LinearCohort(), params, x, y, owner, AttackSpec("pgd", 0.03, 1, 0.01, True, r)) == y).sum()
@@ -103,7 +119,7 @@ def test_more_restarts_never_help_the_defender():
     assert right[0] >= right[1] >= right[2]
 
 
-def test_a_constant_model_yields_no_nan():
+def test_a_constant_model_yields_no_nan() -> None:
     params, x, y, owner = batch()
     params = {"w": torch.zeros_like(params["w"]), "b": params["b"]}
     found = pgd(
@@ -112,7 +128,7 @@ def test_a_constant_model_yields_no_nan():
     assert torch.equal(found, x)
 
 
-def test_losses_by_hand():
+def test_losses_by_hand() -> None:
     logits = torch.tensor([[2.0, -1.0, 0.0], [-3.0, -2.0, -1.0]])
     y = torch.tensor([0, 0])
     assert margin(logits, y).tolist() == [-2.0, 2.0]  # negative logits must not be masked by zero
@@ -126,7 +142,7 @@ def test_losses_by_hand():
     torch.testing.assert_close(boosted_cross_entropy(logits, y), expected, atol=2e-3, rtol=0)
 
 
-def test_s4_passes_a_breakable_model_and_fails_a_constant_one():
+def test_s4_passes_a_breakable_model_and_fails_a_constant_one() -> None:
     params, x, y, owner = batch(40)
     model = LinearCohort()
     broken = (answers_under(model, params, x, y, owner, UNBOUNDED) == y).float().mean()
@@ -139,7 +155,7 @@ def test_s4_passes_a_breakable_model_and_fails_a_constant_one():
     assert "masked" in result.meaning
 
 
-def test_s14_marks_a_constant_predictor():
+def test_s14_marks_a_constant_predictor() -> None:
     assert is_collapsed(0.6, majority_share=0.6, one_class=False)
     assert is_collapsed(0.9, majority_share=0.2, one_class=True)
     assert not is_collapsed(0.61, majority_share=0.6, one_class=False)
@@ -151,7 +167,7 @@ def test_s14_marks_a_constant_predictor():
     assert collapse([False]).passed
 
 
-def test_boosted_cross_entropy_pulls_on_what_is_confidently_wrong():
+def test_boosted_cross_entropy_pulls_on_what_is_confidently_wrong() -> None:
     """Taken from the probability, its logarithm's guard would swallow the gradient here."""
     logits = torch.tensor([[-60.0, 60.0, 0.0]], requires_grad=True)
     boosted_cross_entropy(logits, torch.tensor([0])).sum().backward()

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import textwrap
+from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -29,7 +30,7 @@ DOCS = Path(__file__).parents[2] / "docs" / "evaluate.md"
 
 
 @pytest.fixture
-def toy():
+def toy() -> Iterator[type[LinfAttack]]:
     """One new attack: every pixel gets darker."""
 
     @register
@@ -59,7 +60,7 @@ def config_with(*attacks: dict) -> ExperimentConfig:
 
 
 @pytest.mark.usefixtures("toy")
-def test_a_registered_attack_can_be_named_in_a_config_and_on_the_command_line():
+def test_a_registered_attack_can_be_named_in_a_config_and_on_the_command_line() -> None:
     config = config_with({"name": "darker", "epsilon": "4/255", "power": 2}, {"name": "darker"}, {"steps": 3})
     assert [spec.label for spec in config.evaluation.specs] == ["darker2-power2-eps4", "darker2-eps8", "pgd3-eps8"]
     assert config.evaluation.specs[0] == parse_attack("darker:epsilon=4/255,power=2")
@@ -67,14 +68,14 @@ def test_a_registered_attack_can_be_named_in_a_config_and_on_the_command_line():
 
 
 @pytest.mark.usefixtures("toy")
-def test_a_config_with_it_is_written_and_read_again():
+def test_a_config_with_it_is_written_and_read_again() -> None:
     config = config_with({"name": "darker", "tries": 5})
     assert build(ExperimentConfig, yaml.safe_load(config.to_yaml())) == config
     section = yaml.safe_load(config.to_yaml())["evaluation"]["attacks"][0]
     assert section == {"epsilon": 8 / 255, "name": "darker", "tries": 5, "power": 1.0}
 
 
-def test_it_attacks(toy):
+def test_it_attacks(toy: type[LinfAttack]) -> None:
     params, x, y, owner = linear_batch()
     found = attack_stack(LinearCohort(), params, x, y, owner, toy(epsilon=0.1).spec(), ImageDraws(torch.arange(len(x))))
     expected = torch.zeros(len(y), dtype=torch.bool)
@@ -96,18 +97,18 @@ def test_it_attacks(toy):
         ({"name": "darker", "power": 0}, "evaluation.attacks.0.power = 0: must be greater than 0"),
     ],
 )
-def test_wrong_settings_of_it_are_one_clear_line(attack, message):
+def test_wrong_settings_of_it_are_one_clear_line(attack: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         config_with(attack)
 
 
-def test_it_is_unknown_where_it_is_not_registered():
+def test_it_is_unknown_where_it_is_not_registered() -> None:
     with pytest.raises(UserError, match=r"is not known; .*Known are apgd, autoattack, cw"):
         config_with({"name": "darker"})
     assert attack_title(AttackSpec("darker", 0.1, 2, 0.0)) == "darker2-eps25.5"
 
 
-def test_a_name_is_registered_once(toy):
+def test_a_name_is_registered_once(toy: type[LinfAttack]) -> None:
     with pytest.raises(ValueError, match="two attacks are named 'darker'"):
         register(toy)
 
@@ -130,7 +131,7 @@ print(spec.label, attack_title(spec), sep=", ")
 """
 
 
-def test_a_file_in_the_package_is_all_that_a_new_attack_needs(tmp_path):
+def test_a_file_in_the_package_is_all_that_a_new_attack_needs(tmp_path: Path) -> None:
     """The file is the example that the contract's docstring shows."""
     _, _, example = (Attack.__doc__ or "").partition("::\n")
     (tmp_path / "one_step_back.py").write_text(FILE + textwrap.dedent(example.partition("    Attributes:")[0]))
@@ -140,7 +141,7 @@ def test_a_file_in_the_package_is_all_that_a_new_attack_needs(tmp_path):
 
 
 @pytest.mark.parametrize("name", sorted(ATTACKS))
-def test_the_docs_state_every_setting_with_its_default(name):
+def test_the_docs_state_every_setting_with_its_default(name: str) -> None:
     row = next(line for line in DOCS.read_text().splitlines() if line.startswith(f"| `{name}` |"))
     stated = dict(re.findall(r"`(\w+)`(?: \(?([\d.]+|none)\)?(?=,|$))?", row.split("|")[2].strip()))
     fields = {key: field.default for key, field in ATTACKS[name].model_fields.items() if key != "name"}
@@ -177,7 +178,7 @@ def test_the_docs_state_every_setting_with_its_default(name):
         ("sparsefool:reach=5,epsilon=3", "sparsefool20-l0-reach5-eps3", "SparseFool-20 (reach 5) at L0 epsilon 3"),
     ],
 )
-def test_label_and_title_are_built_from_one_spec(text, label, title):
+def test_label_and_title_are_built_from_one_spec(text: str, label: str, title: str) -> None:
     spec = parse_attack(text)
     assert spec.label == label
     assert attack_title(spec) == title

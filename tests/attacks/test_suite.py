@@ -14,13 +14,14 @@ from sylva_ray.attacks.apgd import checkpoints
 from sylva_ray.attacks.fab import nearest_on_plane
 from sylva_ray.attacks.losses import dlr, targeted_dlr
 from sylva_ray.attacks.norms import LENGTHS, NORMS
-from sylva_ray.attacks.registry import ATTACKS, attack_stack
+from sylva_ray.attacks.registry import ATTACKS, Attacked, attack_stack
 from sylva_ray.attacks.sparsefool import sparse_step
 from sylva_ray.attacks.square import share_of_pixels
+from sylva_ray.attacks.state import AttackedModel
 from sylva_ray.config.attacks import parse_attack
 from sylva_ray.core.errors import UserError
 from sylva_ray.core.seeding import ImageDraws, image_keys
-from sylva_ray.core.types import AttackSpec
+from sylva_ray.core.types import AttackSpec, ParameterStack
 from tests.attacks.models import LinearCohort, WavyCohort, gap, linear_batch
 
 LINF = ("fgsm", "pgd", "mim", "cw", "apgd:steps=40", "fab:steps=20", "autoattack:steps=20")
@@ -37,17 +38,25 @@ EVERY = (
 )
 
 
-def spec_of(text, epsilon=0.02):
+def spec_of(text: str, epsilon: float = 0.02) -> AttackSpec:
     fixed = "epsilon" in text or "fool" in text
     return parse_attack(text if fixed else f"{text}{',' if ':' in text else ':'}epsilon={epsilon}")
 
 
-def attacked(model, params, x, y, owner, text, epsilon=0.02):
+def attacked(
+    model: AttackedModel,
+    params: ParameterStack,
+    x: torch.Tensor,
+    y: torch.Tensor,
+    owner: torch.Tensor,
+    text: str,
+    epsilon: float = 0.02,
+) -> Attacked:
     draws = ImageDraws(image_keys(0, text, 0, np.arange(len(x))))
     return attack_stack(model, params, x, y, owner, spec_of(text, epsilon), draws)
 
 
-def test_every_attack_is_tested_here():
+def test_every_attack_is_tested_here() -> None:
     assert {spec_of(text).name for text in EVERY} == set(ATTACKS)
 
 
@@ -55,7 +64,7 @@ def test_every_attack_is_tested_here():
 
 
 @pytest.mark.parametrize("text", EVERY)
-def test_what_falls_is_in_the_ball_in_the_pixel_range_and_misclassified(text):
+def test_what_falls_is_in_the_ball_in_the_pixel_range_and_misclassified(text: str) -> None:
     params, x, _, owner = linear_batch(num_classes=5, n=24, spread=0.5)
     model = WavyCohort()
     y = model.forward(params, x, owner).argmax(1)
@@ -78,7 +87,7 @@ def test_what_falls_is_in_the_ball_in_the_pixel_range_and_misclassified(text):
 
 
 @pytest.mark.parametrize("text", EVERY)
-def test_an_image_falls_or_stands_whoever_is_attacked_with_it(text):
+def test_an_image_falls_or_stands_whoever_is_attacked_with_it(text: str) -> None:
     params, x, _, owner = linear_batch(num_classes=5, n=12)
     params, x = {name: value.double() for name, value in params.items()}, x.double()
     model = WavyCohort()
@@ -92,7 +101,7 @@ def test_an_image_falls_or_stands_whoever_is_attacked_with_it(text):
 
 
 @pytest.mark.parametrize("text", [text for text in EVERY if "fool" not in text])
-def test_epsilon_zero_changes_nothing(text):
+def test_epsilon_zero_changes_nothing(text: str) -> None:
     params, x, y, owner = linear_batch(num_classes=5)
     y[::7] = (y[::7] + 1) % 5
     bare = ",".join(part for part in text.split(",") if "epsilon" not in part)
@@ -102,7 +111,7 @@ def test_epsilon_zero_changes_nothing(text):
 
 
 @pytest.mark.parametrize("text", [t for t in EVERY if not t.startswith("noise")])
-def test_a_constant_model_yields_no_nan_and_falls_nowhere(text):
+def test_a_constant_model_yields_no_nan_and_falls_nowhere(text: str) -> None:
     params, x, _, owner = linear_batch(num_classes=5)
     params = {"w": torch.zeros_like(params["w"]), "b": torch.tensor([[0.0, 3, 1, 2, 0]] * 2)}
     y = torch.ones(len(x), dtype=torch.long)
@@ -115,7 +124,7 @@ def test_a_constant_model_yields_no_nan_and_falls_nowhere(text):
 
 
 @pytest.mark.parametrize("text", LINF)
-def test_linf_attacks_break_exactly_what_can_be_broken_of_a_linear_model(text):
+def test_linf_attacks_break_exactly_what_can_be_broken_of_a_linear_model(text: str) -> None:
     """An image of a two-class linear model falls exactly if its lead is less than epsilon times the L1 norm of the weights."""
     params, x, y, owner = linear_batch(n=200)
     lead, w = gap(params, x, y, owner)
@@ -128,7 +137,7 @@ def test_linf_attacks_break_exactly_what_can_be_broken_of_a_linear_model(text):
 
 
 @pytest.mark.parametrize("text", ["pgd:norm=l2", "mim:norm=l2", "apgd:norm=l2,steps=40", "deepfool"])
-def test_l2_attacks_break_exactly_what_can_be_broken_of_a_linear_model(text):
+def test_l2_attacks_break_exactly_what_can_be_broken_of_a_linear_model(text: str) -> None:
     params, x, y, owner = linear_batch(n=200)
     lead, w = gap(params, x, y, owner)
     needed = lead / w.norm(dim=1)
@@ -138,7 +147,7 @@ def test_l2_attacks_break_exactly_what_can_be_broken_of_a_linear_model(text):
     assert torch.equal((found.answers != y)[clear], (needed < epsilon)[clear])
 
 
-def test_deepfool_is_one_step_of_the_exact_length_on_a_linear_model():
+def test_deepfool_is_one_step_of_the_exact_length_on_a_linear_model() -> None:
     params, x, y, owner = linear_batch(n=100)
     lead, w = gap(params, x, y, owner)
     found = attacked(LinearCohort(), params, x, y, owner, "deepfool:steps=1")
@@ -148,7 +157,7 @@ def test_deepfool_is_one_step_of_the_exact_length_on_a_linear_model():
     torch.testing.assert_close(torch.cosine_similarity(delta, -w), torch.ones(100), rtol=0, atol=1e-4)
 
 
-def test_fab_finds_the_nearest_image_of_a_linear_model():
+def test_fab_finds_the_nearest_image_of_a_linear_model() -> None:
     params, x, y, owner = linear_batch(n=60)
     lead, w = gap(params, x, y, owner)
     needed = lead / w.abs().sum(1)
@@ -157,7 +166,7 @@ def test_fab_finds_the_nearest_image_of_a_linear_model():
     assert (found.distance <= 1.1 * needed + 1e-6).all()
 
 
-def test_sparsefool_moves_the_pixels_of_the_largest_weights_first():
+def test_sparsefool_moves_the_pixels_of_the_largest_weights_first() -> None:
     params, x, y, owner = linear_batch(n=40, spread=0.05)
     _, w = gap(params, x, y, owner)
     found = attacked(LinearCohort(), params, x, y, owner, "sparsefool")
@@ -171,7 +180,7 @@ def test_sparsefool_moves_the_pixels_of_the_largest_weights_first():
     torch.testing.assert_close(found.distance, pixels.sum(1).float())
 
 
-def test_sparsefool_overshoots_what_it_tries_and_not_where_it_is():
+def test_sparsefool_overshoots_what_it_tries_and_not_where_it_is() -> None:
     """Half of what is left in every turn: 1.02 (1 - 1/2^k) is above 1 from k = 6 on; 5 would do if the overshoot added up."""
     params, x, y, owner = linear_batch(n=40, spread=0.05)
     lead, _ = gap(params, x, y, owner)
@@ -186,7 +195,7 @@ def test_sparsefool_overshoots_what_it_tries_and_not_where_it_is():
     assert fallen[6].all()
 
 
-def test_square_breaks_nothing_that_cannot_be_and_most_of_what_can():
+def test_square_breaks_nothing_that_cannot_be_and_most_of_what_can() -> None:
     params, x, y, owner = linear_batch(n=100)
     lead, w = gap(params, x, y, owner)
     needed = lead / w.abs().sum(1)
@@ -197,7 +206,7 @@ def test_square_breaks_nothing_that_cannot_be_and_most_of_what_can():
     assert fallen[needed < 0.8 * epsilon].float().mean() > 0.9
 
 
-def test_autoattack_is_at_least_as_strong_as_its_parts_and_costs_nothing_on_the_fallen():
+def test_autoattack_is_at_least_as_strong_as_its_parts_and_costs_nothing_on_the_fallen() -> None:
     params, x, _, owner = linear_batch(num_classes=5, n=60)
     model = WavyCohort()
     y = model.forward(params, x, owner).argmax(1)
@@ -211,7 +220,7 @@ def test_autoattack_is_at_least_as_strong_as_its_parts_and_costs_nothing_on_the_
 # -- parts ---------------------------------------------------------------------------------------------------------------
 
 
-def test_dlr_ignores_scale_and_shift():
+def test_dlr_ignores_scale_and_shift() -> None:
     logits, y = torch.randn(50, 6, dtype=torch.float64), torch.randint(0, 6, (50,))
     torch.testing.assert_close(dlr(logits, y), dlr(7 * logits - 3, y))
     targets = (y + 2) % 6
@@ -221,15 +230,15 @@ def test_dlr_ignores_scale_and_shift():
     assert float(targeted_dlr(by_hand, torch.tensor([0]), torch.tensor([1]))) == pytest.approx(-(4 - 1) / (4 - 0.5))
 
 
-def test_apgd_looks_where_the_authors_look():
+def test_apgd_looks_where_the_authors_look() -> None:
     assert checkpoints(100) == [22, 41, 57, 70, 80, 87, 93, 99]
 
 
-def test_square_schedule_is_the_authors():
+def test_square_schedule_is_the_authors() -> None:
     assert [share_of_pixels(q, 10_000, 0.8) for q in (0, 11, 51, 201, 8001)] == [0.8, 0.4, 0.2, 0.1, 0.8 / 512]
 
 
-def test_the_shortest_way_to_a_plane_inside_the_box_is_the_linear_programs():
+def test_the_shortest_way_to_a_plane_inside_the_box_is_the_linear_programs() -> None:
     rng = np.random.default_rng(0)
     for _ in range(20):
         z, w = rng.random(6), rng.normal(size=6)
@@ -247,13 +256,13 @@ def test_the_shortest_way_to_a_plane_inside_the_box_is_the_linear_programs():
         assert ((z + d >= -1e-9) & (z + d <= 1 + 1e-9)).all()
 
 
-def test_where_the_plane_is_out_of_reach_the_corner_is_taken():
+def test_where_the_plane_is_out_of_reach_the_corner_is_taken() -> None:
     z, w = torch.full((1, 1, 1, 3), 0.5), torch.tensor([1.0, -2.0, 0.0]).view(1, 1, 1, 3)
     d = nearest_on_plane(z, w, torch.tensor([99.0]))
     assert (z + d).flatten().tolist() == [1.0, 0.0, 0.5]
 
 
-def test_the_sparse_step_moves_as_few_coordinates_as_possible():
+def test_the_sparse_step_moves_as_few_coordinates_as_possible() -> None:
     rng = np.random.default_rng(1)
     for _ in range(20):
         z, w = rng.random(5), rng.normal(size=5)
@@ -269,7 +278,7 @@ def test_the_sparse_step_moves_as_few_coordinates_as_possible():
 
 
 @pytest.mark.parametrize("name", ["linf", "l2"])
-def test_norms_project_climb_and_start_in_their_ball(name):
+def test_norms_project_climb_and_start_in_their_ball(name: str) -> None:
     norm, x = NORMS[name], torch.rand(50, 3, 4, 4)
     draws = ImageDraws(torch.arange(50))
     u = norm.project(x + torch.randn_like(x), x, 0.1)
@@ -286,7 +295,7 @@ def test_norms_project_climb_and_start_in_their_ball(name):
 # -- randomness ----------------------------------------------------------------------------------------------------------
 
 
-def test_image_draws_depend_on_the_image_and_the_turn_alone():
+def test_image_draws_depend_on_the_image_and_the_turn_alone() -> None:
     draws = ImageDraws(image_keys(3, "x", 1, np.arange(100)))
     whole = draws.uniform(5, (3, 8, 8))
     rows = torch.tensor([7, 50, 99])
@@ -302,7 +311,7 @@ def test_image_draws_depend_on_the_image_and_the_turn_alone():
         assert abs(float(torch.corrcoef(torch.stack([one.flatten(), other.flatten()]))[0, 1])) < 0.03
 
 
-def test_image_draws_are_uniform_and_normal():
+def test_image_draws_are_uniform_and_normal() -> None:
     draws = ImageDraws(image_keys(0, "stats", 0, np.arange(400)))
     u = draws.uniform(0, (500,))
     assert u.min() >= 0
@@ -333,12 +342,12 @@ def test_image_draws_are_uniform_and_normal():
         ("square:steps=4", "Allowed here: .*queries"),
     ],
 )
-def test_wrong_attacks_are_one_clear_line(text, message):
+def test_wrong_attacks_are_one_clear_line(text: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         parse_attack(text)
 
 
-def test_a_fraction_is_an_epsilon_on_the_command_line_too():
+def test_a_fraction_is_an_epsilon_on_the_command_line_too() -> None:
     assert parse_attack("pgd:epsilon=4/255,steps=7").label == "pgd7-eps4"
 
 
@@ -352,7 +361,7 @@ class TwoPrecisions:
         self.borders = {torch.float32: border, torch.bfloat16: coarse}
         self.passes = {torch.float32: 0, torch.bfloat16: 0}
 
-    def forward(self, params, x, owner):
+    def forward(self, params: ParameterStack, x: torch.Tensor, owner: torch.Tensor) -> torch.Tensor:
         del params, owner
         self.passes[self.precision] += len(x)
         ahead = 10 * (x[:, 0, 0, 0] - self.borders[self.precision])
@@ -364,7 +373,7 @@ class TwoPrecisions:
     [(0.55, 0.55, True), (0.59, 0.45, True), (0.65, 0.45, False), (0.65, 0.65, False)],
     ids=["both see it", "the coarse one sees too much, the exact one later", "only the coarse one sees it", "neither"],
 )
-def test_an_image_falls_where_float32_confirms_it(border, coarse, falls):
+def test_an_image_falls_where_float32_confirms_it(border: float, coarse: float, falls: bool) -> None:
     """The budget is 0.1 around 0.5 in steps of 0.02; what float32 does not confirm is attacked further."""
     model = TwoPrecisions(border, coarse)
     x, y, owner = torch.full((3, 3, 2, 2), 0.5), torch.zeros(3, dtype=torch.long), torch.zeros(3, dtype=torch.long)
@@ -377,7 +386,7 @@ def test_an_image_falls_where_float32_confirms_it(border, coarse, falls):
     assert model.passes[torch.bfloat16] > 0
 
 
-def test_benign_answers_are_those_of_float32():
+def test_benign_answers_are_those_of_float32() -> None:
     model = TwoPrecisions(border=0.4, coarse=0.9)
     x, y, owner = torch.full((2, 3, 2, 2), 0.5), torch.zeros(2, dtype=torch.long), torch.zeros(2, dtype=torch.long)
     spec = AttackSpec("pgd", 0.1, 3, 0.02, random_start=False)
@@ -388,7 +397,7 @@ def test_benign_answers_are_those_of_float32():
 
 
 @pytest.mark.parametrize("name", ["fab", "deepfool", "sparsefool", "square", "noise"])
-def test_attacks_that_compare_answers_compute_exactly(name):
+def test_attacks_that_compare_answers_compute_exactly(name: str) -> None:
     model = TwoPrecisions(border=0.55, coarse=0.3)
     x, y, owner = torch.full((2, 3, 2, 2), 0.5), torch.zeros(2, dtype=torch.long), torch.zeros(2, dtype=torch.long)
     norm, epsilon = ("l0", 2) if name == "sparsefool" else ("linf", 0.1)

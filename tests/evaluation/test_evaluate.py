@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,7 +24,7 @@ from sylva_ray.execution.ray.driver import run_prepared
 from sylva_ray.federation.summary import threat_model
 from sylva_ray.metrics.predictions import read_correct
 from sylva_ray.observers.mlflow.metrics import evaluation_metrics
-from sylva_ray.preparation.experiment import create_worker, prepare
+from sylva_ray.preparation.experiment import Prepared, create_worker, prepare
 from sylva_ray.reports.pages.run import write_report
 from tests.conftest import TINY
 
@@ -31,7 +33,7 @@ QUICK = Request((parse_attack("pgd:epsilon=4/255,steps=2"), parse_attack("fgsm:e
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory) -> Path:
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of three clients, one round, no phase 2."""
     folder = tmp_path_factory.mktemp("assess") / "run"
     sections = {
@@ -43,19 +45,19 @@ def finished(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def run_dir(finished, tmp_path) -> Path:
+def run_dir(finished: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(finished, tmp_path / "run"))
 
 
 class Spy(InProcessPool):
     """Counts tasks, and dies after some."""
 
-    def __init__(self, prepared, lives=10**9):
+    def __init__(self, prepared: Prepared, lives: int = 10**9) -> None:
         super().__init__(create_worker(prepared.config, prepared.fleet, prepared.backbone))
         self.done, self.lives = 0, lives
 
-    def run(self, tasks, deadline_s=None, on_done=None):
-        def count(task, result):
+    def run(self, tasks: Sequence[Any], deadline_s: float | None = None, on_done: Any = None) -> Any:
+        def count(task: Any, result: Any) -> None:
             on_done(task, result)
             self.done += 1
             if self.done == self.lives:
@@ -64,13 +66,20 @@ class Spy(InProcessPool):
         return super().run(tasks, deadline_s, count)
 
 
-def assessed(run_dir, request=QUICK, images=None, lives=10**9, overrides=(), surrogates=()):
+def assessed(
+    run_dir: Path,
+    request: Request = QUICK,
+    images: int | None = None,
+    lives: int = 10**9,
+    overrides: Sequence[str] = (),
+    surrogates: Sequence[Path] = (),
+) -> Any:
     given = prepare_assessment(run_dir, images, surrogates, overrides)
     pool = Spy(given.prepared, lives)
     return assess(given, request, pool, lambda _: None), pool
 
 
-def test_the_runs_own_attack_gives_the_runs_own_numbers(run_dir):
+def test_the_runs_own_attack_gives_the_runs_own_numbers(run_dir: Path) -> None:
     found, _ = assessed(run_dir)
     summary = json.loads((run_dir / "summary.json").read_text())
     assert found["benign"]["accuracy"] == summary["final"]["benign_accuracy"]
@@ -88,7 +97,7 @@ def test_the_runs_own_attack_gives_the_runs_own_numbers(run_dir):
     assert "Every class" in write_report(run_dir).read_text(), "a report without checks, curves and certificates"
 
 
-def test_another_precision_is_measured_anew_and_says_so(run_dir):
+def test_another_precision_is_measured_anew_and_says_so(run_dir: Path) -> None:
     exact, _ = assessed(run_dir)
     coarse, pool = assessed(run_dir, overrides=["evaluation.precision=bfloat16"])
     assert pool.done > 0, "float32's measurements do not stand for bfloat16's"
@@ -102,7 +111,7 @@ def test_another_precision_is_measured_anew_and_says_so(run_dir):
     assert again.done == 0, "and they are still there"
 
 
-def test_what_was_measured_is_not_measured_again_and_a_cut_evaluation_goes_on(run_dir):
+def test_what_was_measured_is_not_measured_again_and_a_cut_evaluation_goes_on(run_dir: Path) -> None:
     more = parse_attack("mim:epsilon=4/255,steps=1"), parse_attack("noise:epsilon=4/255")
     request = Request((*QUICK.attacks, *more), EPSILON)
     whole, pool = assessed(run_dir, request)
@@ -124,14 +133,14 @@ def test_what_was_measured_is_not_measured_again_and_a_cut_evaluation_goes_on(ru
     assert again["worst_case"] == whole["worst_case"]
 
 
-def test_more_images_are_more_of_the_same_classes(run_dir):
+def test_more_images_are_more_of_the_same_classes(run_dir: Path) -> None:
     found, _ = assessed(run_dir, images=40)
     assert found["images"] == 120
     assert found["attacks"]["fgsm-eps4"]["interval"][0] > 0 or found["attacks"]["fgsm-eps4"]["accuracy"]["mean"] == 0
 
 
 @pytest.mark.slow
-def test_everything_at_once_fills_the_report_and_mlflows_metrics(run_dir):
+def test_everything_at_once_fills_the_report_and_mlflows_metrics(run_dir: Path) -> None:
     request = Request(
         QUICK.attacks, EPSILON, checks=True, curves=True, transfer=True, sigmas=(0.1,), num_draws=20, few=3
     )
@@ -165,7 +174,7 @@ def test_everything_at_once_fills_the_report_and_mlflows_metrics(run_dir):
 
 
 @pytest.mark.slow
-def test_other_weights_than_the_exported_ones_are_noticed(run_dir):
+def test_other_weights_than_the_exported_ones_are_noticed(run_dir: Path) -> None:
     adapter = run_dir / "adapters" / "client_001" / "adapter_model.safetensors"
     shutil.copy(run_dir / "adapters" / "client_000" / "adapter_model.safetensors", adapter)
     found, _ = assessed(run_dir, Request(QUICK.attacks, EPSILON, checks=True, few=2))
@@ -173,14 +182,14 @@ def test_other_weights_than_the_exported_ones_are_noticed(run_dir):
     assert "not the ones that were exported" in check["meaning"]
 
 
-def test_the_worst_case_is_per_image():
+def test_the_worst_case_is_per_image() -> None:
     measured = Measured([np.array([0, 1, 2])])
     measured.answers = {"a": [np.array([0, 5, 2])], "b": [np.array([7, 1, 2])]}
     assert worst_answers(measured, ["a", "b"])[0].tolist() == [7, 5, 2]
     assert interval([np.ones(10, bool)])[1] == pytest.approx(1)
 
 
-def test_suites_grow_and_know_the_number_of_classes():
+def test_suites_grow_and_know_the_number_of_classes() -> None:
     quick, standard, full = (
         [spec.label for spec in suite(name, EPSILON, 10)] for name in ("quick", "standard", "full")
     )
@@ -189,8 +198,15 @@ def test_suites_grow_and_know_the_number_of_classes():
     assert not any(spec.loss == "targeted" for spec in suite("full", EPSILON, 3))
 
 
-def test_requests_from_the_command_line(tiny_config):
-    def request(attacks=(), suite_name=None, epsilon=None, extras=None, classes=10, clients=3):
+def test_requests_from_the_command_line(tiny_config: ExperimentConfig) -> None:
+    def request(
+        attacks: Sequence[str] = (),
+        suite_name: str | None = None,
+        epsilon: str | None = None,
+        extras: Extras | None = None,
+        classes: int = 10,
+        clients: int = 3,
+    ) -> Request:
         return build_request(tiny_config, attacks, suite_name, epsilon, extras or Extras(), clients, classes)
 
     assert request().epsilon == pytest.approx(4 / 255)
@@ -220,10 +236,10 @@ def test_requests_from_the_command_line(tiny_config):
             request(**arguments)
 
 
-def test_the_budget_of_the_checks_is_that_of_the_attacks_asked_for(tiny_config):
+def test_the_budget_of_the_checks_is_that_of_the_attacks_asked_for(tiny_config: ExperimentConfig) -> None:
     """Otherwise S14 would speak of images that nobody attacked."""
 
-    def request(*attacks):
+    def request(*attacks: str) -> Request:
         return build_request(tiny_config, attacks, None, None, Extras(checks=True), 3, 10)
 
     assert request("pgd:epsilon=2/255").epsilon == pytest.approx(2 / 255)
@@ -231,15 +247,15 @@ def test_the_budget_of_the_checks_is_that_of_the_attacks_asked_for(tiny_config):
     assert [spec.label for spec in nearest.attacks] == ["deepfool50-l2", "pgd20-eps4"]
 
 
-def test_other_settings_are_other_attacks():
+def test_other_settings_are_other_attacks() -> None:
     labels = [
         parse_attack(f"pgd:epsilon=8/255{more}").label for more in ("", ",step_size=2/255", ",random_start=false")
     ]
     assert labels == ["pgd20-eps8", "pgd20-step2-eps8", "pgd20-fixed1-eps8"]
 
 
-def test_the_threat_model_names_what_was_measured(tiny_config):
-    def stated(*attacks):
+def test_the_threat_model_names_what_was_measured(tiny_config: ExperimentConfig) -> None:
+    def stated(*attacks: str) -> Any:
         return threat_model(tiny_config, [parse_attack(text) for text in attacks])
 
     assert stated("pgd:norm=l2,epsilon=0.5")["norm"].startswith("L2, in")
@@ -247,13 +263,13 @@ def test_the_threat_model_names_what_was_measured(tiny_config):
     assert "white box (square: answers only)" in stated("square")["evaluation"]
 
 
-def test_attackers_of_the_aggregation_are_nobodys_headline():
+def test_attackers_of_the_aggregation_are_nobodys_headline() -> None:
     measured = Measured([np.zeros(4, int), np.zeros(2, int)], {"benign": [np.zeros(4, int), np.ones(2, int)]})
     assert measured.mean("benign") == 0.5
     assert measured.without([1]).mean("benign") == 1
 
 
-def test_an_l2_attack_alone_is_the_worst_case(run_dir):
+def test_an_l2_attack_alone_is_the_worst_case(run_dir: Path) -> None:
     attack = parse_attack("pgd:norm=l2,epsilon=30,steps=3")
     found, _ = assessed(run_dir, Request((attack,), EPSILON))
     assert sum(
@@ -262,13 +278,13 @@ def test_an_l2_attack_alone_is_the_worst_case(run_dir):
     assert found["collapsed"]
 
 
-def test_a_run_without_adapters_is_refused(run_dir):
+def test_a_run_without_adapters_is_refused(run_dir: Path) -> None:
     shutil.rmtree(run_dir / "adapters" / "client_002")
     with pytest.raises(UserError, match="has no adapters of client 2"):
         prepare_assessment(run_dir, None, [], [])
 
 
-def test_wrong_runs_are_one_clear_line(run_dir, tmp_path):
+def test_wrong_runs_are_one_clear_line(run_dir: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is no run folder"):
         prepare_assessment(tmp_path / "nowhere", None, [], [])
     with pytest.raises(UserError, match="would change the run"):
@@ -278,7 +294,7 @@ def test_wrong_runs_are_one_clear_line(run_dir, tmp_path):
         prepare_assessment(run_dir, None, [], [])
 
 
-def test_a_surrogate_of_another_kind_is_refused(run_dir, tmp_path):
+def test_a_surrogate_of_another_kind_is_refused(run_dir: Path, tmp_path: Path) -> None:
     sections = {"algorithm": {"name": "per_lora"}, "training": TINY["training"] | {"rounds": 1}, "lora": {"rank": 1}}
     run_prepared(prepare(build(ExperimentConfig, TINY | sections)), tmp_path / "other", False, lambda _: None)
     with pytest.raises(UserError, match="other clients or another kind of model"):
@@ -286,7 +302,7 @@ def test_a_surrogate_of_another_kind_is_refused(run_dir, tmp_path):
 
 
 @pytest.mark.parametrize("epsilon", [EPSILON, 0.0])
-def test_the_settings_in_the_file_say_which_attack_it_was(epsilon):
+def test_the_settings_in_the_file_say_which_attack_it_was(epsilon: float) -> None:
     specs = suite("full", epsilon, 10)
     assert any(np.isinf(spec.epsilon) for spec in specs)
     assert [spec_of_settings(json.loads(json.dumps(settings_of(spec)))) for spec in specs] == list(specs)

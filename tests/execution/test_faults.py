@@ -20,6 +20,7 @@ import psutil
 import pytest
 
 from sylva_ray.core.errors import RunError, UserError
+from sylva_ray.core.types import ParameterStack
 from sylva_ray.evaluation.run import EVALUATION, PARTS
 from sylva_ray.execution.in_process import InProcessPool
 from sylva_ray.federation.tasks import CohortTask
@@ -88,7 +89,7 @@ class Poison:
 class LethalTask(CohortTask):
     """Never gets to execute: its states end the process that unpickles them."""
 
-    def execute(self, worker, params):
+    def execute(self, worker: Any, params: ParameterStack) -> Any:
         raise AssertionError(worker, params)
 
 

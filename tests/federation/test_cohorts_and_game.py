@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 import pytest
 
-from sylva_ray.aggregation.neighbours import neighbour_graph
+from sylva_ray.aggregation.neighbours import NeighbourGraph, neighbour_graph
 from sylva_ray.config.experiment import ExperimentConfig
 from sylva_ray.config.schema import build
 from sylva_ray.federation.cohorts import choose_participants, make_cohorts, resolve_cohort_size
@@ -19,17 +22,17 @@ from sylva_ray.federation.stages.layer_game.server import largest_accepted, sele
 from sylva_ray.federation.stages.layer_game.tasks import GameOutcome
 
 
-def config(**training) -> ExperimentConfig:
+def config(**training: Any) -> ExperimentConfig:
     return build(ExperimentConfig, {"partition": {"num_clients": 10}, "training": training})
 
 
 @pytest.mark.parametrize(("clients", "size"), [(1, 1), (6, 3), (10, 5), (16, 8), (17, 5), (100, 8)])
-def test_auto_cohorts_come_in_even_numbers_and_are_small(clients, size):
+def test_auto_cohorts_come_in_even_numbers_and_are_small(clients: int, size: int) -> None:
     resolved = resolve_cohort_size(build(ExperimentConfig, {"partition": {"num_clients": clients}}))
     assert resolved == size
 
 
-def test_cohorts_cover_everybody_once_and_are_balanced():
+def test_cohorts_cover_everybody_once_and_are_balanced() -> None:
     sizes = [100, 90, 80, 20, 10, 10, 5, 5]
     cohorts = make_cohorts(range(8), sizes, 4)
     assert sorted(c for cohort in cohorts for c in cohort) == list(range(8))
@@ -39,7 +42,7 @@ def test_cohorts_cover_everybody_once_and_are_balanced():
     assert all(len(cohort) <= 4 for cohort in cohorts)
 
 
-def test_who_was_missing_comes_first():
+def test_who_was_missing_comes_first() -> None:
     drawn = [choose_participants(config(clients_per_round=3), round, []) for round in range(30)]
     assert len({tuple(d) for d in drawn}) > 10
     assert drawn[4] == choose_participants(config(clients_per_round=3), 4, [])
@@ -47,29 +50,29 @@ def test_who_was_missing_comes_first():
     assert choose_participants(config(), 1, []) == list(range(10))
 
 
-def guard(lost, gained, images=100):
+def guard(lost: Sequence[int], gained: Sequence[int], images: int = 100) -> GuardOutcome:
     return GuardOutcome(np.array(lost), np.array(gained), np.zeros(len(lost)), images)
 
 
-def alone(k):
+def alone(k: int) -> NeighbourGraph:
     return neighbour_graph(np.eye(k), np.ones(k), k=1)
 
 
-def everybody(k):
+def everybody(k: int) -> NeighbourGraph:
     return neighbour_graph(np.ones((k, k)), np.ones(k), k=k)
 
 
 PHASE2 = Phase2Parameters(guard_tolerance=0.05, guard_confidence=0.9, guard_pool=200)
 
 
-def test_the_guard_takes_the_largest_row_within_the_tolerance():
+def test_the_guard_takes_the_largest_row_within_the_tolerance() -> None:
     outcomes = {0: guard([0, 0, 1, 40], [0, 0, 0, 0], images=200)}
     assert largest_accepted(0, outcomes, lambda *_: True, alone(1), PHASE2).row == 2
     outcomes = {0: guard([0, 60, 60, 60], [0, 0, 0, 0], images=200)}
     assert largest_accepted(0, outcomes, lambda *_: True, alone(1), PHASE2).row == 0
 
 
-def test_the_walk_up_ends_at_the_first_row_that_fails():
+def test_the_walk_up_ends_at_the_first_row_that_fails() -> None:
     """Rows 3 and 4 would pass on their own; looking past row 2 would be another chance to be fooled."""
     outcomes = {0: guard([0, 0, 40, 0, 0], [0, 0, 0, 0, 0], images=200)}
     assert largest_accepted(0, outcomes, lambda *_: True, alone(1), PHASE2).row == 1
@@ -79,7 +82,7 @@ def test_the_walk_up_ends_at_the_first_row_that_fails():
     assert largest_accepted(0, outcomes, lambda *_: True, alone(1), PHASE2).row == 0
 
 
-def test_small_clients_borrow_their_neighbours_outcomes():
+def test_small_clients_borrow_their_neighbours_outcomes() -> None:
     """Ten images prove nothing; the neighbours' hundreds do, in either direction."""
     harmless = {0: guard([0, 0], [0, 0], 10), 1: guard([0, 0], [0, 0], 300)}
     assert largest_accepted(0, harmless, lambda *_: True, alone(2), PHASE2).row == 0
@@ -89,7 +92,7 @@ def test_small_clients_borrow_their_neighbours_outcomes():
     assert largest_accepted(0, harmful, lambda *_: True, everybody(2), PHASE2).row == 0
 
 
-def test_who_has_enough_guard_images_decides_alone():
+def test_who_has_enough_guard_images_decides_alone() -> None:
     """What harms the neighbour is not refused to a client of whose own images it breaks none."""
     outcomes = {0: guard([0, 1], [0, 1], 48), 1: guard([0, 30], [0, 0], 48)}
     alone_enough = PHASE2.model_copy(update={"guard_pool": None})
@@ -99,7 +102,7 @@ def test_who_has_enough_guard_images_decides_alone():
     assert largest_accepted(0, outcomes, lambda *_: True, everybody(2), PHASE2).row == 0
 
 
-def test_padding_rows_are_never_evidence():
+def test_padding_rows_are_never_evidence() -> None:
     """A client with a short path repeats its last set; that repetition says nothing about its neighbour's larger one."""
     candidates = padded([nested_candidates(np.array(phi)) for phi in ([[1.0, 0], [1, 0]], [[1.0, 0], [-1, 0]])])
     assert candidates.shape == (2, 3, 2)
@@ -110,7 +113,7 @@ def test_padding_rows_are_never_evidence():
     assert selected.tolist() == [[True, False], [True, False]]
 
 
-def test_the_plan_is_exact_where_it_can_be_and_sampled_beyond():
+def test_the_plan_is_exact_where_it_can_be_and_sampled_beyond() -> None:
     phase2 = Phase2Parameters(sampled_pairs=3)
     exact = GamePlan.of(4, phase2, np.random.default_rng(0))
     values = np.random.default_rng(1).random((16, 2))
@@ -124,18 +127,18 @@ def test_the_plan_is_exact_where_it_can_be_and_sampled_beyond():
     np.testing.assert_allclose(width, 0, atol=1e-9)
 
 
-def scored(*scores):
+def scored(*scores: Sequence[float]) -> list[GameOutcome]:
     return [GameOutcome({}, np.zeros((0, 2)), 4, 0, np.array(own)) for own in scores]
 
 
-def ranked(selection, outcomes, k=None):
+def ranked(selection: str, outcomes: Sequence[GameOutcome], k: int | None = None) -> Any:
     phase2 = Phase2Parameters(selection=selection)
     plan = GamePlan.of(3, phase2, np.random.default_rng(0))
     game = PlayedGame(plan, outcomes, alone(k or len(outcomes)), phase2, np.random.default_rng(1))
     return create_ranking(selection).rank(game)
 
 
-def test_gates_rank_the_open_ones_and_shift_ranks_all():
+def test_gates_rank_the_open_ones_and_shift_ranks_all() -> None:
     outcomes = scored([0.9, 0.2, 0.6], [0.1, 0.0, 0.5])
     gates = ranked("gates", outcomes)
     expected = [[[0, 0, 0], [1, 0, 0], [1, 0, 1]], [[0, 0, 0], [0, 0, 0], [0, 0, 0]]]  # 0.5 is not open
@@ -147,13 +150,13 @@ def test_gates_rank_the_open_ones_and_shift_ranks_all():
     assert shift[1, 1].tolist() == [False, False, True]
 
 
-def test_all_and_head_are_one_candidate_besides_nothing():
+def test_all_and_head_are_one_candidate_besides_nothing() -> None:
     outcomes = scored([0.0] * 3, [0.0] * 3)
     assert ranked("all", outcomes).candidates.astype(int).tolist() == [[[0, 0, 0], [1, 1, 1]]] * 2
     assert ranked("head", outcomes).candidates.astype(int).tolist() == [[[0, 0, 0], [0, 0, 1]]] * 2
 
 
-def test_random_orders_are_drawn_per_client_and_recorded():
+def test_random_orders_are_drawn_per_client_and_recorded() -> None:
     outcomes = scored(*[[0.0] * 3] * 8)
     first, again = ranked("random", outcomes), ranked("random", outcomes)
     np.testing.assert_array_equal(first.candidates, again.candidates)
@@ -162,7 +165,7 @@ def test_random_orders_are_drawn_per_client_and_recorded():
     assert np.array(first.record()["scores"]).shape == (8, 3)
 
 
-def test_shapley_ranks_by_the_values():
+def test_shapley_ranks_by_the_values() -> None:
     """An additive game: layer 0 gains and costs nothing, layer 1 gains 1 per robust loss, layer 2 gains nothing."""
     plan = GamePlan.of(3, Phase2Parameters(), np.random.default_rng(0))
     values = plan.coalitions @ np.array([[0.2, 0.0], [0.1, -0.1], [0.0, 0.3]])

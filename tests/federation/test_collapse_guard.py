@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,11 +16,12 @@ from sylva_ray.attacks.pgd import pgd
 from sylva_ray.config.experiment import AttackSection, ExperimentConfig
 from sylva_ray.config.schema import build
 from sylva_ray.core.timing import Stopwatch
-from sylva_ray.core.types import AttackSpec, ClientData, Split
+from sylva_ray.core.types import AttackSpec, ClientData, ParameterStack, Split
 from sylva_ray.federation.client.batches import split_draws
 from sylva_ray.federation.client.collapse_guard import LARGEST_DROP, CollapseGuard
 from sylva_ray.federation.client.training import TrainTask, train_cohort
-from sylva_ray.federation.context import Cohort
+from sylva_ray.federation.context import Batch, Cohort
+from sylva_ray.federation.contract import Algorithm
 
 CLASSES, PIXELS = 3, 3 * 2 * 2
 
@@ -28,17 +31,17 @@ class LinearStack:
 
     head_names = ("w", "b")
 
-    def initial_state(self, rng):
+    def initial_state(self, rng: torch.Generator) -> dict[str, np.ndarray]:
         return {"w": (torch.randn(CLASSES, PIXELS, generator=rng) * 0.01).numpy(), "b": np.zeros(CLASSES, np.float32)}
 
-    def forward(self, params, x, owner):
+    def forward(self, params: ParameterStack, x: torch.Tensor, owner: torch.Tensor) -> torch.Tensor:
         own = owner.to(x.device)
         return torch.einsum("nd,ncd->nc", x.flatten(1) - 0.5, params["w"][own]) + params["b"][own]
 
-    def trainable(self, name):
+    def trainable(self, name: str) -> bool:
         return name in self.head_names
 
-    def training(self):
+    def training(self) -> AbstractContextManager[None]:
         return nullcontext()
 
 
@@ -55,7 +58,7 @@ DATA = [ClientData(*[images(seed)] * 4) for seed in range(3)]
 EPSILON = 8 / 255
 
 
-def config(name: str = "fgsm_rs", **training) -> ExperimentConfig:
+def config(name: str = "fgsm_rs", **training: Any) -> ExperimentConfig:
     return build(
         ExperimentConfig,
         {
@@ -78,7 +81,7 @@ def guard_over(params: dict[str, torch.Tensor], watched: int = 12) -> CollapseGu
     return watching(params, DATA, watched)
 
 
-def watching(params, data, watched=12) -> CollapseGuard:
+def watching(params: ParameterStack, data: Sequence[ClientData], watched: int = 12) -> CollapseGuard:
     splits = [Split(own.train.images[:watched], own.train.labels[:watched]) for own in data]
     return CollapseGuard(LinearStack(), params, splits, EPSILON, split_draws(0, "guard", [0, 1, 2], splits))
 
@@ -86,14 +89,14 @@ def watching(params, data, watched=12) -> CollapseGuard:
 # -- the attack ----------------------------------------------------------------------------------------------------------
 
 
-def test_fgsm_rs_is_one_step_of_five_quarters_epsilon_from_a_random_start():
+def test_fgsm_rs_is_one_step_of_five_quarters_epsilon_from_a_random_start() -> None:
     section = AttackSection(name="fgsm_rs", epsilon=8 / 255, steps=10, step_size=1 / 255)
     assert section.spec() == AttackSpec("pgd", 8 / 255, 1, 10 / 255, random_start=True)
     assert section.spec(2 / 255) == AttackSpec("pgd", 2 / 255, 1, 2.5 / 255, random_start=True)  # while epsilon ramps
     assert section.spec(loss="kl").loss == "kl"
 
 
-def test_fgsm_rs_stays_in_the_ball_and_reaches_its_border():
+def test_fgsm_rs_stays_in_the_ball_and_reaches_its_border() -> None:
     """A start at a quarter of epsilon the wrong way just gets to the border; beyond that the step falls short."""
     spec = AttackSection(name="fgsm_rs", epsilon=0.1).spec()
     x = torch.full((3, 1), 0.5)
@@ -104,7 +107,7 @@ def test_fgsm_rs_stays_in_the_ball_and_reaches_its_border():
 # -- the guard -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_client_that_collapses_gets_its_state_back_bit_for_bit_and_stops():
+def test_a_client_that_collapses_gets_its_state_back_bit_for_bit_and_stops() -> None:
     params = good()
     guard = guard_over(params)
     assert guard.accuracy_C.tolist() == [1, 1, 1]
@@ -129,7 +132,7 @@ def test_a_client_that_collapses_gets_its_state_back_bit_for_bit_and_stops():
     assert guard.stopped_C.tolist() == [False, True, False]
 
 
-def test_what_counts_is_the_accuracy_under_pgd_not_the_benign_one():
+def test_what_counts_is_the_accuracy_under_pgd_not_the_benign_one() -> None:
     """Huge weights on the difference of two pixels that are equal in every clean image: harmless until somebody attacks."""
     twins = [d.train.images.copy() for d in DATA]
     for x in twins:
@@ -148,7 +151,9 @@ def test_what_counts_is_the_accuracy_under_pgd_not_the_benign_one():
 
 
 @pytest.mark.parametrize(("wrong", "stops"), [(2, False), (3, True)])
-def test_a_drop_of_a_fifth_is_the_most_that_is_allowed(wrong, stops, monkeypatch):
+def test_a_drop_of_a_fifth_is_the_most_that_is_allowed(
+    wrong: int, stops: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Of 10 watched images 2 may fall. The comparison is with the epoch before: a slow decline is no collapse."""
     assert LARGEST_DROP == 0.2
     params = good()
@@ -173,7 +178,7 @@ class Saboteur(AdversarialTraining):
         super().__init__(AdversarialTraining.Parameters())
         self.steps = 0
 
-    def sample_losses(self, cohort, params, batch, x_adv):
+    def sample_losses(self, cohort: Cohort, params: ParameterStack, batch: Batch, x_adv: torch.Tensor) -> torch.Tensor:
         losses = super().sample_losses(cohort, params, batch, x_adv)
         self.steps += 1
         if self.steps <= self.steps_per_epoch:
@@ -181,7 +186,9 @@ class Saboteur(AdversarialTraining):
         return torch.where(batch.owner == 1, -50 * losses, losses)
 
 
-def trained(algorithm, epochs, name="fgsm_rs", epsilon=EPSILON):
+def trained(
+    algorithm: Algorithm, epochs: int, name: str = "fgsm_rs", epsilon: float = EPSILON
+) -> tuple[ParameterStack, Any]:
     params = {key: value.clone() for key, value in good().items()}
     stacked = {key: value.numpy() for key, value in params.items()}
     counts = torch.stack([torch.from_numpy(d.class_counts(CLASSES)) for d in DATA])
@@ -190,7 +197,7 @@ def trained(algorithm, epochs, name="fgsm_rs", epsilon=EPSILON):
     return params, train_cohort(cohort, algorithm, params, DATA, task, config(name))
 
 
-def test_training_takes_back_who_collapses_and_trains_the_others_on():
+def test_training_takes_back_who_collapses_and_trains_the_others_on() -> None:
     one, _ = trained(AdversarialTraining(AdversarialTraining.Parameters()), 1)
     three, undisturbed = trained(AdversarialTraining(AdversarialTraining.Parameters()), 3)
     mixed, metrics = trained(Saboteur(), 3)
@@ -202,7 +209,7 @@ def test_training_takes_back_who_collapses_and_trains_the_others_on():
         assert not torch.equal(mixed[name][0], one[name][0])
 
 
-def test_only_fast_training_with_an_epsilon_is_guarded():
+def test_only_fast_training_with_an_epsilon_is_guarded() -> None:
     plain = AdversarialTraining(AdversarialTraining.Parameters())
     assert set(trained(plain, 1)[1]) == {"loss", "rolled_back"}
     assert set(trained(plain, 1, name="pgd")[1]) == {"loss"}
@@ -215,7 +222,7 @@ def test_only_fast_training_with_an_epsilon_is_guarded():
     assert (predictions.numpy() == DATA[1].train.labels).mean() < 0.5, "without the guard client 1 is lost"
 
 
-def test_the_guards_noise_is_not_the_trainings(monkeypatch):
+def test_the_guards_noise_is_not_the_trainings(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its draws come from a stream of their own: with a guard that never fires, the weights are those without one."""
     guarded, _ = trained(AdversarialTraining(AdversarialTraining.Parameters()), 2)
     monkeypatch.setattr("sylva_ray.federation.client.training._collapse_guard", lambda *_: None)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,13 +15,14 @@ from safetensors.numpy import save
 from sylva_ray.config.experiment import ExperimentConfig
 from sylva_ray.config.schema import build
 from sylva_ray.core.errors import RunError, UserError
+from sylva_ray.core.types import ParameterStack
 from sylva_ray.execution.experiment import run_experiment
 from sylva_ray.execution.in_process import InProcessPool
 from sylva_ray.federation.client.training import TrainTask
 from sylva_ray.federation.client.worker import CohortWorker
 from sylva_ray.models.export import export_clients
 from sylva_ray.models.peft_format import load_adapter
-from sylva_ray.preparation.experiment import create_worker, prepare
+from sylva_ray.preparation.experiment import Prepared, create_worker, prepare
 from sylva_ray.storage import checkpoint as checkpoint_module
 from sylva_ray.storage.checkpoint import CheckpointFolder
 from sylva_ray.storage.run_folder import load_run
@@ -32,12 +35,12 @@ def adapters(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.fixture(scope="module")
-def finished(tiny, tmp_path_factory):
+def finished(tiny: Prepared, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
     folder = tmp_path_factory.mktemp("finished")
     return folder, run(tiny, folder)
 
 
-def test_a_run_leaves_what_it_promises(finished, tiny):
+def test_a_run_leaves_what_it_promises(finished: tuple[Path, Any], tiny: Prepared) -> None:
     folder, summary = finished
     for name in (
         "config.yaml",
@@ -68,7 +71,7 @@ def test_a_run_leaves_what_it_promises(finished, tiny):
     assert {check["name"] for check in summary["checks"]} == {"S4", "S14"}
 
 
-def test_declared_bytes_are_the_serialised_ones(finished):
+def test_declared_bytes_are_the_serialised_ones(finished: tuple[Path, Any]) -> None:
     folder, summary = finished
     _, states = load_run(folder)
     payload = {n: v for n, v in states[0].items() if not n.startswith("head")}
@@ -81,14 +84,16 @@ def test_declared_bytes_are_the_serialised_ones(finished):
     assert records[0]["upload_bytes"] == 0
 
 
-def test_equal_runs_write_equal_bytes(finished, tiny, tmp_path):
+def test_equal_runs_write_equal_bytes(finished: tuple[Path, Any], tiny: Prepared, tmp_path: Path) -> None:
     folder, _ = finished
     run(tiny, tmp_path / "again")
     assert adapters(tmp_path / "again") == adapters(folder)
 
 
 @pytest.mark.parametrize("steps", [1, 3, 5])
-def test_resume_equals_uninterrupted(finished, tiny, tmp_path, monkeypatch, steps):
+def test_resume_equals_uninterrupted(
+    finished: tuple[Path, Any], tiny: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: int
+) -> None:
     """The disk fills up after some steps: one clear error, and the resumed run ends with the same bits."""
     folder = tmp_path / "interrupted"
     write, calls = checkpoint_module._write, []
@@ -115,7 +120,7 @@ def test_resume_equals_uninterrupted(finished, tiny, tmp_path, monkeypatch, step
         assert a == b
 
 
-def test_without_learning_rate_nothing_moves(tmp_path):
+def test_without_learning_rate_nothing_moves(tmp_path: Path) -> None:
     """lr = 0 leaves every client what it was after the warm-up, through training, aggregation and the last epoch."""
     config = build(
         ExperimentConfig,
@@ -136,7 +141,7 @@ def test_without_learning_rate_nothing_moves(tmp_path):
     assert all(np.array_equal(state[name], start[name]) for state in states for name in start)
 
 
-def test_refinement_touches_the_selected_layers_alone(tiny):
+def test_refinement_touches_the_selected_layers_alone(tiny: Prepared) -> None:
     from sylva_ray.core.seeding import generator
     from sylva_ray.core.types import stack_states
     from sylva_ray.federation.stages.layer_game.tasks import RefineTask
@@ -155,14 +160,14 @@ def test_refinement_touches_the_selected_layers_alone(tiny):
             assert moved == selected[client, player], (client, player)
 
 
-def test_an_exported_adapter_is_the_clients_state(finished, tmp_path):
+def test_an_exported_adapter_is_the_clients_state(finished: tuple[Path, Any], tmp_path: Path) -> None:
     config, states = load_run(finished[0])
     (folder,) = export_clients(config, states, [1], tmp_path)
     back = load_adapter(folder)
     assert all(np.array_equal(back[name], states[1][name]) for name in states[1])
 
 
-def test_merged_weights_predict_like_the_adapter(finished, tmp_path):
+def test_merged_weights_predict_like_the_adapter(finished: tuple[Path, Any], tmp_path: Path) -> None:
     import torch
     from peft import PeftModel
     from safetensors.torch import load_file
@@ -185,14 +190,14 @@ class LatePool(InProcessPool):
         super().__init__(worker)
         self.late_round, self.limits = late_round, []
 
-    def run(self, tasks, deadline_s=None, on_done=None):
+    def run(self, tasks: Sequence[Any], deadline_s: float | None = None, on_done: Any = None) -> Any:
         self.limits.append(deadline_s)
         results = super().run(tasks, deadline_s, on_done)
         late = deadline_s is not None and tasks and tasks[0].round == self.late_round
         return [None, *results[1:]] if late else results
 
 
-def test_who_misses_a_deadline_keeps_its_state_and_a_rerun_replays_it(tmp_path):
+def test_who_misses_a_deadline_keeps_its_state_and_a_rerun_replays_it(tmp_path: Path) -> None:
     raw = TINY | {
         "algorithm": {"name": "sylva", "final_local_epochs": 0, "phase2": {"enabled": False}},
         "training": TINY["training"] | {"clients_per_round": 2, "cohort_size": 1},
@@ -222,7 +227,9 @@ def test_who_misses_a_deadline_keeps_its_state_and_a_rerun_replays_it(tmp_path):
     assert adapters(tmp_path / "b") == adapters(tmp_path / "a")
 
 
-def test_a_client_that_diverges_keeps_its_last_state_and_is_named(tmp_path, monkeypatch):
+def test_a_client_that_diverges_keeps_its_last_state_and_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     raw = TINY | {
         "algorithm": {"name": "sylva", "final_local_epochs": 0, "phase2": {"enabled": False}},
         "training": TINY["training"] | {"rounds": 1},
@@ -231,7 +238,7 @@ def test_a_client_that_diverges_keeps_its_last_state_and_is_named(tmp_path, monk
     prepared = prepare(build(ExperimentConfig, raw))
     train = TrainTask.execute
 
-    def diverge(task, worker, params):
+    def diverge(task: TrainTask, worker: CohortWorker, params: ParameterStack) -> Any:
         outcomes = train(task, worker, params)
         if task.round == 1:
             where = task.clients.index(1) if 1 in task.clients else None
@@ -246,7 +253,7 @@ def test_a_client_that_diverges_keeps_its_last_state_and_is_named(tmp_path, monk
     assert any("clients 1 diverged" in warning for warning in summary["warnings"])
 
 
-def test_a_benign_end_point_that_diverges_plays_a_game_worth_nothing(tiny):
+def test_a_benign_end_point_that_diverges_plays_a_game_worth_nothing(tiny: Prepared) -> None:
     """Its NaN must not reach the neighbours' Shapley values: theta^b falls back to theta^r, and every layer is worth 0."""
     from sylva_ray.core.seeding import generator
     from sylva_ray.core.types import stack_states
@@ -264,7 +271,7 @@ def test_a_benign_end_point_that_diverges_plays_a_game_worth_nothing(tiny):
     assert all(np.array_equal(outcome.benign_state[name], start[name]) for name in start)
 
 
-def test_whole_models_train_behind_the_same_seam(tmp_path):
+def test_whole_models_train_behind_the_same_seam(tmp_path: Path) -> None:
     raw = TINY | {
         "algorithm": {"name": "undefended", "model": "full", "heads": "global", "final_local_epochs": 0},
         "training": TINY["training"] | {"rounds": 1, "lr": 1e-4},
@@ -289,7 +296,7 @@ def saved(folder: Path, steps: int) -> CheckpointFolder:
     return checkpoints
 
 
-def test_a_torn_write_leaves_the_previous_round(tmp_path):
+def test_a_torn_write_leaves_the_previous_round(tmp_path: Path) -> None:
     checkpoints = saved(tmp_path, 3)
     (tmp_path / "round_0002" / "states.safetensors").write_bytes(b"half")
     assert checkpoints.latest().step == 1
@@ -297,14 +304,14 @@ def test_a_torn_write_leaves_the_previous_round(tmp_path):
     assert checkpoints.latest().step == 0
 
 
-def test_a_complete_round_is_immutable_and_old_ones_go(tmp_path):
+def test_a_complete_round_is_immutable_and_old_ones_go(tmp_path: Path) -> None:
     checkpoints = saved(tmp_path, 5)
     assert [p.name for p in sorted(tmp_path.iterdir())] == ["round_0002", "round_0003", "round_0004"]
     checkpoints.save(4, [{"x": np.zeros(3, np.float32)}], [], None)
     assert checkpoints.latest().states[0]["x"].tolist() == [4, 4, 4]
 
 
-def test_only_damaged_checkpoints_is_an_error_and_none_is_a_start(tmp_path):
+def test_only_damaged_checkpoints_is_an_error_and_none_is_a_start(tmp_path: Path) -> None:
     assert CheckpointFolder(tmp_path / "none").latest() is None
     checkpoints = saved(tmp_path, 1)
     (tmp_path / "round_0000" / "progress.json").write_text("{}")

@@ -6,18 +6,19 @@ import pytest
 import torch
 
 from sylva_ray.config.experiment import TrainingSection
+from sylva_ray.core.types import ParameterStack
 from sylva_ray.federation.client.optim import StackedOptimizer, clip_per_client
 
 SHAPES = {"a": (4, 3), "b": (2,)}
 
 
-def stack_of(count, seed):
+def stack_of(count: int, seed: int) -> ParameterStack:
     g = torch.Generator().manual_seed(seed)
     return {name: torch.randn(count, *shape, generator=g, dtype=torch.float64) for name, shape in SHAPES.items()}
 
 
 @pytest.mark.parametrize("name", ["adamw", "sgd"])
-def test_every_client_moves_as_if_alone(name):
+def test_every_client_moves_as_if_alone(name: str) -> None:
     training = TrainingSection(optimizer=name, weight_decay=0.1)
     params = stack_of(3, 0)
     alone = [[torch.nn.Parameter(v[c].clone()) for v in params.values()] for c in range(3)]
@@ -41,7 +42,7 @@ def test_every_client_moves_as_if_alone(name):
             torch.testing.assert_close(value[c], p.data, rtol=1e-12, atol=1e-12)
 
 
-def test_a_paused_or_masked_row_is_bit_identical():
+def test_a_paused_or_masked_row_is_bit_identical() -> None:
     params = stack_of(2, 0)
     before = {n: v.clone() for n, v in params.items()}
     optimizer = StackedOptimizer(params, TrainingSection(weight_decay=0.1), lr=0.1)
@@ -53,7 +54,7 @@ def test_a_paused_or_masked_row_is_bit_identical():
     assert torch.equal(params["b"][1], before["b"][1])
 
 
-def test_clipping_is_torchs_own_per_client():
+def test_clipping_is_torchs_own_per_client() -> None:
     gradients = stack_of(3, 0)
     clipped = clip_per_client(gradients, 1.5)
     for c in range(3):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,10 +14,12 @@ import torch
 
 from sylva_ray.config.experiment import ExperimentConfig
 from sylva_ray.config.schema import build
-from sylva_ray.core.types import stack_states
+from sylva_ray.core.types import ParameterStack, stack_states
+from sylva_ray.data.fleet import FleetData
 from sylva_ray.execution.experiment import run_experiment
 from sylva_ray.execution.in_process import InProcessPool
 from sylva_ray.federation.client.measuring import EvaluateTask
+from sylva_ray.federation.client.worker import CohortWorker
 from sylva_ray.federation.contract import Algorithm
 from sylva_ray.federation.stages.layer_game.client import Phase2Client, SelectionImages
 from sylva_ray.federation.stages.layer_game.rankings.registry import create_ranking
@@ -35,7 +39,7 @@ SHORT = TINY | {
 }
 
 
-def prepared(phase2: dict | None = None, method: dict | None = None, **sections) -> Prepared:
+def prepared(phase2: dict | None = None, method: dict | None = None, **sections: Any) -> Prepared:
     """`SHORT` with one round and no last local epoch; ``phase2`` on top of the tiny one, None: no phase 2."""
     second = {"enabled": False} if phase2 is None else TINY["algorithm"]["phase2"] | phase2
     algorithm = {"name": "sylva", "final_local_epochs": 0, "phase2": second} | (method or {})
@@ -43,7 +47,7 @@ def prepared(phase2: dict | None = None, method: dict | None = None, **sections)
 
 
 @pytest.fixture(scope="module")
-def phase1(tmp_path_factory) -> Path:
+def phase1(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run folder at the end of phase 1: interrupted when the layer game would begin."""
     folder, made = tmp_path_factory.mktemp("phase1"), prepared({})
 
@@ -56,14 +60,14 @@ def phase1(tmp_path_factory) -> Path:
     return folder
 
 
-def go_on(phase1: Path, folder: Path, **phase2) -> dict:
+def go_on(phase1: Path, folder: Path, **phase2: Any) -> dict:
     folder.mkdir()
     shutil.copytree(phase1 / "checkpoint", folder / "checkpoint")
     return run(prepared(phase2), folder)
 
 
 @pytest.mark.parametrize("selection", ["shapley", "gates", "shift", "all", "head", "random"])
-def test_every_selection_runs_to_the_end(selection, phase1, tmp_path):
+def test_every_selection_runs_to_the_end(selection: str, phase1: Path, tmp_path: Path) -> None:
     """With a guard that lets everything pass, what is selected is the largest candidate."""
     summary = go_on(phase1, tmp_path / "run", selection=selection, guard_tolerance=1.0, gate_steps=5)
     game = summary["layer_game"]
@@ -98,12 +102,12 @@ def test_every_selection_runs_to_the_end(selection, phase1, tmp_path):
     assert (tmp_path / "run" / "report.html").exists()
 
 
-def _parts(made: Prepared):
+def _parts(made: Prepared) -> tuple[ExperimentConfig, FleetData, Any]:
     return made.config, made.fleet, made.backbone
 
 
 @pytest.mark.parametrize("selection", ["all", "random"])
-def test_an_empty_selection_is_legal_and_leaves_phase_1_as_it_was(selection, phase1, tmp_path):
+def test_an_empty_selection_is_legal_and_leaves_phase_1_as_it_was(selection: str, phase1: Path, tmp_path: Path) -> None:
     """A guard that tolerates no loss at all accepts nothing, as no number of images proves a loss of 0."""
     summary = go_on(phase1, tmp_path / "run", selection=selection, guard_tolerance=0.0)
     game = summary["layer_game"]
@@ -124,7 +128,7 @@ def test_an_empty_selection_is_legal_and_leaves_phase_1_as_it_was(selection, pha
 
 
 @pytest.fixture(scope="module")
-def player(phase1):
+def player(phase1: Path) -> Phase2Client:
     """Two clients of unequal size at the end of phase 1, about to score their layers."""
     made = prepared({"gate_steps": 40, "max_images": 6})
     worker = create_worker(made.config, made.fleet, made.backbone)
@@ -135,19 +139,21 @@ def player(phase1):
     return Phase2Client.of_task(worker, task, params)
 
 
-def layer_scores(player, benign, kind: str) -> np.ndarray:
+def layer_scores(player: Phase2Client, benign: ParameterStack, kind: str) -> np.ndarray:
     """``[C, n]``, as the ranking of that name measures them."""
     return np.stack(
         [found.scores for found in create_ranking(kind).measure(player, benign, np.zeros((0, PLAYERS), bool))]
     )
 
 
-def with_bias(player, bias: torch.Tensor) -> dict[str, torch.Tensor]:
+def with_bias(player: Phase2Client, bias: torch.Tensor) -> dict[str, torch.Tensor]:
     """A head that answers by class frequencies alone, whatever the image: attacks cannot change it."""
     return player.robust | {"head.weight": torch.zeros_like(player.robust["head.weight"]), "head.bias": bias}
 
 
-def test_gates_open_where_it_pays_and_shut_where_nothing_differs(player, monkeypatch):
+def test_gates_open_where_it_pays_and_shut_where_nothing_differs(
+    player: Phase2Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """theta^r's head knows nothing, theta^b's the class frequencies. In the other layers only the price per open gate acts."""
     labels = [own.selection.labels[:6] for own in player.data]
     frequencies = torch.stack([torch.bincount(torch.from_numpy(own), minlength=10) / len(own) for own in labels])
@@ -163,7 +169,7 @@ def test_gates_open_where_it_pays_and_shut_where_nothing_differs(player, monkeyp
     )
 
 
-def test_gates_and_shifts_are_each_clients_own(player, monkeypatch):
+def test_gates_and_shifts_are_each_clients_own(player: Phase2Client, monkeypatch: pytest.MonkeyPatch) -> None:
     """A client's scores do not depend on who shares its cohort."""
     monkeypatch.setattr(player, "phase2", player.phase2.model_copy(update={"gate_steps": 5}))
     together = {kind: layer_scores(player, player.benign_end_point(), kind) for kind in ("gates", "shift")}
@@ -176,7 +182,7 @@ def test_gates_and_shifts_are_each_clients_own(player, monkeypatch):
         np.testing.assert_allclose(layer_scores(player, benign, kind)[0], scores[1], rtol=0.05, atol=0.02)
 
 
-def test_shift_is_the_relative_distance_after_every_block(player):
+def test_shift_is_the_relative_distance_after_every_block(player: Phase2Client) -> None:
     """Against one plain forward with hooks on the blocks and the head."""
     x, y = torch.rand(5, 3, 32, 32), repeat_owner([2, 3])
     moved = (x + 0.05 * torch.randn(x.shape)).clamp(0, 1)
@@ -204,7 +210,7 @@ def test_shift_is_the_relative_distance_after_every_block(player):
 # -- what is measured, and when ------------------------------------------------------------------------------------------
 
 
-def test_a_run_on_held_out_images_says_so_and_measures_them(tmp_path):
+def test_a_run_on_held_out_images_says_so_and_measures_them(tmp_path: Path) -> None:
     made = prepared(dataset={"name": "digits", "max_train": 200, "test_pool": "train"})
     assert set(map(bytes, made.fleet.dataset.test.images)).isdisjoint(map(bytes, made.fleet.dataset.train.images))
     summary = run(made, tmp_path / "run")
@@ -216,7 +222,7 @@ def test_a_run_on_held_out_images_says_so_and_measures_them(tmp_path):
     assert "held-out training images" in summary["threat_model"]["evaluation"]
 
 
-def test_rounds_between_measure_the_first_attack_and_shared_heads_start_as_one(tmp_path):
+def test_rounds_between_measure_the_first_attack_and_shared_heads_start_as_one(tmp_path: Path) -> None:
     attacks = [{"epsilon": "4/255", "steps": 1}, {"epsilon": "2/255", "steps": 1}]
     made = prepared(
         method={"name": "fedit_at"},
@@ -240,7 +246,7 @@ def test_rounds_between_measure_the_first_attack_and_shared_heads_start_as_one(t
     assert all(np.array_equal(state[name], heads[name]) for state in warm.states for name in heads)
 
 
-def test_fast_training_runs_with_its_guard(tmp_path):
+def test_fast_training_runs_with_its_guard(tmp_path: Path) -> None:
     made = prepared(attack={"name": "fgsm_rs", "epsilon": "4/255"}, method={"epsilon_warmup": 0.0})
     run(made, tmp_path / "run")
     warmup, training = records_of(tmp_path / "run")
@@ -252,17 +258,17 @@ def test_fast_training_runs_with_its_guard(tmp_path):
 class CountingPool(InProcessPool):
     """Notes every evaluation that it runs."""
 
-    def __init__(self, worker):
+    def __init__(self, worker: CohortWorker) -> None:
         super().__init__(worker)
         self.evaluated = []
 
-    def run(self, tasks, deadline_s=None, on_done=None):
+    def run(self, tasks: Sequence[Any], deadline_s: float | None = None, on_done: Any = None) -> Any:
         self.evaluated += [task for task in tasks if isinstance(task, EvaluateTask)]
         return super().run(tasks, deadline_s, on_done)
 
 
 @pytest.mark.parametrize("strict", [True, False])
-def test_who_did_not_change_is_not_attacked_again(tmp_path, strict):
+def test_who_did_not_change_is_not_attacked_again(tmp_path: Path, strict: bool) -> None:
     """A guard that refuses everything leaves phase 1's end, whose numbers then stand; otherwise all are attacked again."""
     phase2 = {
         "guard_tolerance": 0.0 if strict else 1.0,
@@ -282,7 +288,7 @@ def test_who_did_not_change_is_not_attacked_again(tmp_path, strict):
 
 
 @pytest.mark.parametrize("method", [{"name": "lorica"}, {"name": "ffa_lora_at"}])
-def test_phase_2_leaves_alone_what_the_method_never_trains(tmp_path, method):
+def test_phase_2_leaves_alone_what_the_method_never_trains(tmp_path: Path, method: dict[str, Any]) -> None:
     """A that is frozen in phase 1 stays the same for all clients, in the benign end point and in what is refined."""
     phase2 = {"selection": "all", "guard_tolerance": 1.0, "refine_lr": 0.01, "benign_lr": 0.01}
     summary = run(prepared(phase2, method), tmp_path / "run")
@@ -295,7 +301,7 @@ def test_phase_2_leaves_alone_what_the_method_never_trains(tmp_path, method):
     assert any(not np.array_equal(states[1][name], states[0][name]) for name in moved)
 
 
-def test_pm_afl_of_adapters_has_a_phase_2_and_exports_no_probe(tmp_path):
+def test_pm_afl_of_adapters_has_a_phase_2_and_exports_no_probe(tmp_path: Path) -> None:
     phase2 = {"enabled": True, "selection": "all", "guard_tolerance": 1.0}
     method = {"name": "pm_afl", "model": "lora", "head_warmup_epochs": 1}
     summary = run(prepared(phase2, method), tmp_path / "run")
@@ -308,7 +314,7 @@ def test_pm_afl_of_adapters_has_a_phase_2_and_exports_no_probe(tmp_path):
     assert not any("teacher" in name for name in config["target_modules"])
 
 
-def test_the_neighbourhood_of_phase_2_is_that_of_the_last_uploads(tmp_path):
+def test_the_neighbourhood_of_phase_2_is_that_of_the_last_uploads(tmp_path: Path) -> None:
     """Nothing that stays at home decides it: not the last local epoch, not the heads."""
     made = prepared({"selection": "head"}, {"final_local_epochs": 1})
     run(made, tmp_path / "run")
@@ -320,7 +326,7 @@ def test_the_neighbourhood_of_phase_2_is_that_of_the_last_uploads(tmp_path):
     np.testing.assert_allclose(np.sum(noted["weights"], axis=1), 1)
 
 
-def test_without_phase_2_nobody_looks_for_its_neighbourhood(tmp_path, monkeypatch):
+def test_without_phase_2_nobody_looks_for_its_neighbourhood(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Algorithm, "phase2_graph", None)
     run(prepared(), tmp_path / "run")
     assert not any("neighbours" in record for record in records_of(tmp_path / "run"))

@@ -46,6 +46,6 @@ def _known_machine() -> None:
 
 @pytest.mark.usefixtures("_known_machine")
 @pytest.mark.parametrize("name", ["sylva", *(pytest.param(n, marks=pytest.mark.slow) for n in RUNS if n != "sylva")])
-def test_results_are_those_that_were_recorded(name, tmp_path, monkeypatch):
+def test_results_are_those_that_were_recorded(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(os.environ, "RAY_USAGE_STATS_ENABLED", "0")
     assert digests(name, tmp_path / "run") == GOLDEN["runs"][name]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 import torch
@@ -13,13 +15,13 @@ from sylva_ray.metrics.smoothing import votes
 from tests.attacks.models import LinearCohort, gap, linear_batch
 
 
-def test_the_bound_is_clopper_pearsons():
+def test_the_bound_is_clopper_pearsons() -> None:
     assert lower_bound(990, 1000, 0.001) == pytest.approx(beta.ppf(0.001, 990, 11))
     assert lower_bound(1000, 1000, 0.001) == pytest.approx(0.001 ** (1 / 1000))
     assert lower_bound(0, 1000, 0.001) == 0
 
 
-def test_certificates_by_hand():
+def test_certificates_by_hand() -> None:
     classes, radii = certificates(np.array([3, 1, 2]), np.array([1000, 505, 900]), 1000, 0.25, 0.001)
     assert classes.tolist() == [3, ABSTAINS, 2]
     assert radii[0] == pytest.approx(0.25 * norm.ppf(0.001**0.001))
@@ -27,7 +29,7 @@ def test_certificates_by_hand():
     assert certified_accuracy(classes, radii, np.array([3, 1, 0]), [0, 0.1, 9]) == pytest.approx([1 / 3, 1 / 3, 0])
 
 
-def test_a_linear_model_is_certified_almost_to_its_boundary_and_never_beyond():
+def test_a_linear_model_is_certified_almost_to_its_boundary_and_never_beyond() -> None:
     """Smoothing does not change a linear classifier; its exact radius is the distance to the boundary."""
     params, x, y, owner = linear_batch(n=60)
     lead, w = gap(params, x, y, owner)
@@ -42,11 +44,11 @@ def test_a_linear_model_is_certified_almost_to_its_boundary_and_never_beyond():
     assert (radii[certain] >= 0.6 * reachable[certain] - 0.01).all()
 
 
-def test_guess_and_certificate_use_different_draws():
+def test_guess_and_certificate_use_different_draws() -> None:
     turns = []
 
     class Spy(ImageDraws):
-        def normal(self, turn, shape):
+        def normal(self, turn: int, shape: Sequence[int]) -> torch.Tensor:
             turns.append(turn)
             return super().normal(turn, shape)
 

@@ -8,11 +8,13 @@ import torch
 
 from sylva_ray.attacks.registry import attack_stack
 from sylva_ray.core.seeding import ImageDraws, image_keys
+from sylva_ray.core.types import ParameterStack
 from sylva_ray.evaluation.plan import check_attacks, epsilon_curve, steps_curve
 from sylva_ray.evaluation.run_checks import run_checks
 from sylva_ray.evaluation.tables import Measured
 from sylva_ray.metrics.checks import CheckResult
 from sylva_ray.metrics.probe import binarization_test, gradient_health
+from sylva_ray.models.cohort import CohortModel
 from tests.attacks.models import WavyCohort, linear_batch
 
 EPSILON, CLASSES, IMAGES = 8 / 255, 5, 48
@@ -22,31 +24,31 @@ THREAT = {"norm": "linf", "evaluation": "pgd", "knowledge": "weights", "precisio
 class Quantised(WavyCohort):
     """Rounds its input to 16 levels, through which no gradient passes."""
 
-    def forward(self, params, x, owner):
+    def forward(self, params: ParameterStack, x: torch.Tensor, owner: torch.Tensor) -> torch.Tensor:
         return super().forward(params, torch.round(x * 15) / 15, owner)
 
 
 class Randomised(WavyCohort):
     """Adds noise at inference."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.noise = torch.Generator().manual_seed(0)
 
-    def forward(self, params, x, owner):
+    def forward(self, params: ParameterStack, x: torch.Tensor, owner: torch.Tensor) -> torch.Tensor:
         return super().forward(params, x + 0.15 * torch.randn(x.shape, generator=self.noise), owner)
 
 
 class Detached(WavyCohort):
     """Answers honestly and cuts the gradient off."""
 
-    def forward(self, params, x, owner):
+    def forward(self, params: ParameterStack, x: torch.Tensor, owner: torch.Tensor) -> torch.Tensor:
         return super().forward(params, x.detach(), owner)
 
 
 class Constant(WavyCohort):
     """Always the same answer; a little of the image remains, so that a gradient is there."""
 
-    def forward(self, params, x, owner):
+    def forward(self, params: ParameterStack, x: torch.Tensor, owner: torch.Tensor) -> torch.Tensor:
         bias = torch.zeros(CLASSES)
         bias[0] = 100
         return 1e-3 * super().forward(params, x, owner) + bias
@@ -55,11 +57,11 @@ class Constant(WavyCohort):
 class Probabilities(WavyCohort):
     """Says softmax where logits are due, and is so sure of itself that nothing is left of the gradient."""
 
-    def forward(self, params, x, owner):
+    def forward(self, params: ParameterStack, x: torch.Tensor, owner: torch.Tensor) -> torch.Tensor:
         return torch.softmax(60 * super().forward(params, x, owner), 1)
 
 
-def checked(model, honest_labels=True) -> dict[str, CheckResult]:
+def checked(model: CohortModel, honest_labels: bool = True) -> dict[str, CheckResult]:
     """What `sylva-ray evaluate --checks` would say of a fleet of two such clients."""
     params, x, _, owner = linear_batch(num_classes=CLASSES, n=IMAGES, spread=0.3)
     params["w"] = params["w"] * 0.6
@@ -94,7 +96,7 @@ def failed(results: dict[str, CheckResult]) -> set[str]:
     return {name for name, check in results.items() if not check.passed}
 
 
-def test_an_honest_model_passes_what_is_about_honesty():
+def test_an_honest_model_passes_what_is_about_honesty() -> None:
     results = checked(WavyCohort())
     assert failed(results) <= {"S5", "S7", "S14"}, {n: results[n].meaning for n in failed(results)}
 
@@ -108,19 +110,19 @@ def test_an_honest_model_passes_what_is_about_honesty():
         (Probabilities, {"S10"}),
     ],
 )
-def test_a_cheat_is_caught(model, caught_by):
+def test_a_cheat_is_caught(model: CohortModel, caught_by: set[str]) -> None:
     results = checked(model())
     assert caught_by <= failed(results), {name: (check.value, check.meaning) for name, check in results.items()}
     for name in failed(results):
         assert results[name].meaning
 
 
-def test_a_constant_answer_is_caught():
+def test_a_constant_answer_is_caught() -> None:
     results = checked(Constant(), honest_labels=False)
     assert {"S4", "S14"} <= failed(results)
 
 
-def test_planted_points_are_there_and_the_attack_finds_them():
+def test_planted_points_are_there_and_the_attack_finds_them() -> None:
     params, x, _, owner = linear_batch(num_classes=CLASSES, n=IMAGES)
     attack = check_attacks(EPSILON, CLASSES)["pgd"]
     draws = ImageDraws(torch.arange(IMAGES))

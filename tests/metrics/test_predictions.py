@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -9,7 +11,7 @@ from sylva_ray.core.errors import UserError
 from sylva_ray.metrics.predictions import paired_difference, read_correct, write_predictions
 
 
-def test_what_was_written_comes_back_per_client_and_condition(tmp_path):
+def test_what_was_written_comes_back_per_client_and_condition(tmp_path: Path) -> None:
     labels = [np.array([0, 1, 2]), np.array([1, 1])]
     answers = [{"benign": np.array([0, 1, 1]), "pgd20-eps4": np.array([3, 1, 1])}, {"benign": np.array([1, 0])}]
     answers[1]["pgd20-eps4"] = np.array([0, 0])
@@ -22,18 +24,18 @@ def test_what_was_written_comes_back_per_client_and_condition(tmp_path):
         read_correct(tmp_path / "nothing", "benign")
 
 
-def test_equal_predictions_differ_by_nothing():
+def test_equal_predictions_differ_by_nothing() -> None:
     own = [[np.array([True, False, True])], [np.array([False, False])]]
     assert paired_difference(own, own, np.random.default_rng(0)) == (0.0, 0.0, 0.0)
 
 
-def test_the_difference_is_the_mean_over_clients_not_over_images():
+def test_the_difference_is_the_mean_over_clients_not_over_images() -> None:
     first = [[np.ones(10, bool), np.ones(90, bool)]]
     second = [[np.zeros(10, bool), np.ones(90, bool)]]
     assert paired_difference(first, second, np.random.default_rng(0))[0] == pytest.approx(0.5)
 
 
-def test_one_seeds_bounds_are_those_of_the_normal_approximation():
+def test_one_seeds_bounds_are_those_of_the_normal_approximation() -> None:
     rng = np.random.default_rng(1)
     gap = rng.choice([-1, 0, 1], p=[0.1, 0.7, 0.2], size=2000)
     first, second = [[gap > 0]], [[gap < 0]]
@@ -44,7 +46,7 @@ def test_one_seeds_bounds_are_those_of_the_normal_approximation():
     assert high == pytest.approx(difference + 1.645 * error, abs=0.1 * error)
 
 
-def test_disagreeing_seeds_widen_the_bounds():
+def test_disagreeing_seeds_widen_the_bounds() -> None:
     right, wrong = [np.ones(200, bool)], [np.zeros(200, bool)]
     agreeing = paired_difference([right, right], [right, right], np.random.default_rng(0))
     disagreeing = paired_difference([right, wrong], [wrong, right], np.random.default_rng(0))

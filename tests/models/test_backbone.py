@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -9,12 +11,12 @@ import torch
 from sylva_ray.config.experiment import BackboneSection
 from sylva_ray.core.errors import UserError
 from sylva_ray.core.seeding import generator
-from sylva_ray.core.types import stack_states
+from sylva_ray.core.types import ParameterStack, stack_states
 from sylva_ray.models.backbone import OFFLINE_CHECKPOINT, checkpoint_classes, create_backbone
 from sylva_ray.models.cohort import FunctionalStack, repeat_owner, to_parameters
 
 
-def test_a_checkpoint_says_how_many_classes_it_knows(tmp_path):
+def test_a_checkpoint_says_how_many_classes_it_knows(tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
     assert checkpoint_classes(BackboneSection()) == 200
@@ -24,13 +26,13 @@ def test_a_checkpoint_says_how_many_classes_it_knows(tmp_path):
     assert checkpoint_classes(BackboneSection(checkpoint=str(tmp_path / "headless.safetensors"))) is None
 
 
-def test_untrained_weights_know_no_class_and_the_hubs_are_named_by_timm():
+def test_untrained_weights_know_no_class_and_the_hubs_are_named_by_timm() -> None:
     assert checkpoint_classes(BackboneSection(name="resnet18")) is None
     assert checkpoint_classes(BackboneSection(name="resnet18.a1_in1k", pretrained=True)) == 1000
 
 
 @pytest.mark.parametrize("content", [None, b"not a checkpoint"], ids=["missing", "corrupt"])
-def test_a_checkpoint_that_cannot_be_read_is_the_users_error(content, tmp_path):
+def test_a_checkpoint_that_cannot_be_read_is_the_users_error(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
     if content is not None:
         path.write_bytes(content)
@@ -38,7 +40,7 @@ def test_a_checkpoint_that_cannot_be_read_is_the_users_error(content, tmp_path):
         checkpoint_classes(BackboneSection(checkpoint=str(path)))
 
 
-def test_a_convolutional_network_sees_the_size_it_is_told():
+def test_a_convolutional_network_sees_the_size_it_is_told() -> None:
     backbone = create_backbone(BackboneSection(name="resnet18", image_size=64), 10)
     assert backbone.image_size == 64
     assert backbone.preprocess(torch.rand(2, 3, 32, 32)).shape == (2, 3, 64, 64)
@@ -46,7 +48,7 @@ def test_a_convolutional_network_sees_the_size_it_is_told():
 
 
 @pytest.fixture(scope="module")
-def convolutional():
+def convolutional() -> tuple[FunctionalStack, ParameterStack]:
     """Two clients' whole ResNets, which begin alike."""
     torch.manual_seed(0)
     stack = FunctionalStack(create_backbone(BackboneSection(name="resnet18", image_size=32), 10))
@@ -54,7 +56,9 @@ def convolutional():
     return stack, to_parameters(stack_states(states), "cpu", torch.float32)
 
 
-def test_batch_statistics_are_each_clients_own_and_move_in_training_alone(convolutional):
+def test_batch_statistics_are_each_clients_own_and_move_in_training_alone(
+    convolutional: tuple[FunctionalStack, ParameterStack],
+) -> None:
     stack, start = convolutional
     params = {name: value.clone() for name, value in start.items()}
     statistics = [name for name in params if "running" in name]
@@ -75,7 +79,7 @@ def test_batch_statistics_are_each_clients_own_and_move_in_training_alone(convol
             assert torch.equal(value[0], start[name][0])
 
 
-def test_the_backbones_own_statistics_stay(convolutional):
+def test_the_backbones_own_statistics_stay(convolutional: tuple[FunctionalStack, ParameterStack]) -> None:
     stack, start = convolutional
     with stack.training(), torch.no_grad():
         stack.forward({n: v.clone() for n, v in start.items()}, torch.rand(4, 3, 32, 32), repeat_owner([2, 2]))
@@ -83,7 +87,9 @@ def test_the_backbones_own_statistics_stay(convolutional):
     assert all(np.array_equal(own[name].numpy(), start[name][0].numpy()) for name in own if "running" in name)
 
 
-def test_a_last_batch_of_one_image_uses_the_statistics_there_are(convolutional):
+def test_a_last_batch_of_one_image_uses_the_statistics_there_are(
+    convolutional: tuple[FunctionalStack, ParameterStack],
+) -> None:
     """One image on maps of one pixel has no batch statistics; its neighbour in the cohort keeps training as ever."""
     stack, start = convolutional
     params = {name: value.clone() for name, value in start.items()}
@@ -98,7 +104,7 @@ def test_a_last_batch_of_one_image_uses_the_statistics_there_are(convolutional):
     assert not torch.equal(params["bn1.running_mean"][1], start["bn1.running_mean"][1])
 
 
-def test_what_is_not_the_models_is_ignored(convolutional):
+def test_what_is_not_the_models_is_ignored(convolutional: tuple[FunctionalStack, ParameterStack]) -> None:
     """A method may keep more in a client's state, such as a head on a teacher."""
     stack, start = convolutional
     x, owner = torch.rand(2, 3, 32, 32), repeat_owner([1, 1])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -38,7 +39,9 @@ BF16_PLAIN = ComputeChoice(
 )
 
 
-def chosen(monkeypatch, times: dict[tuple[str, str], float], pinned: AttentionKernels | None = None) -> ComputeChoice:
+def chosen(
+    monkeypatch: pytest.MonkeyPatch, times: dict[tuple[str, str], float], pinned: AttentionKernels | None = None
+) -> ComputeChoice:
     """The choice where a step takes ``times``; the model cannot run in what is missing."""
     model = LoraStack(create_backbone(BackboneSection(), 3), LoraSection(rank=1))
     monkeypatch.setattr(compute_choice, "_step_milliseconds", lambda *given: times.get(given[4]))
@@ -59,12 +62,14 @@ NAMES = (("float32", "fused"), ("float32", "plain"), ("bfloat16", "fused"), ("bf
         ((10, 12, 4, 5), "bfloat16", ("fused", "fused")),  # a GPU
     ],
 )
-def test_a_choice_needs_a_margin(monkeypatch, times, precision, kernels):
+def test_a_choice_needs_a_margin(
+    monkeypatch: pytest.MonkeyPatch, times: dict[tuple[str, str], float], precision: str, kernels: AttentionKernels
+) -> None:
     choice = chosen(monkeypatch, dict(zip(NAMES, times, strict=True)))
     assert (choice.precision, choice.attention.float32, choice.attention.bfloat16) == (precision, *kernels)
 
 
-def test_precisions_are_compared_at_the_kernels_that_were_asked_for(monkeypatch):
+def test_precisions_are_compared_at_the_kernels_that_were_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """bfloat16 is fast with plain attention only; with fused attention it must not be chosen."""
     times = dict(zip(NAMES, (250, 255, 300, 100), strict=True))
     fused = AttentionKernels(float32="fused", bfloat16="fused")
@@ -74,7 +79,7 @@ def test_precisions_are_compared_at_the_kernels_that_were_asked_for(monkeypatch)
     assert chosen(monkeypatch, times, AttentionKernels(bfloat16="plain")).precision == "bfloat16"
 
 
-def test_a_model_that_cannot_run_in_bfloat16_stays_in_float32(monkeypatch):
+def test_a_model_that_cannot_run_in_bfloat16_stays_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
     choice = chosen(monkeypatch, {("float32", "fused"): 2.0, ("float32", "plain"): 2.0})
     assert choice.precision == "float32"
     assert {precision for precision, _ in choice.milliseconds} == {"float32"}
@@ -89,7 +94,7 @@ def test_a_model_that_cannot_run_in_bfloat16_stays_in_float32(monkeypatch):
         ("swin_tiny_patch4_window7_224", False, 64),
     ],
 )
-def test_other_architectures_run_in_bfloat16(name, full, size):
+def test_other_architectures_run_in_bfloat16(name: str, full: bool, size: int) -> None:
     backbone = create_backbone(BackboneSection(name=name, image_size=None if "xcit" in name else size), 3)
     model = (
         FunctionalStack(backbone) if full else LoraStack(backbone, LoraSection(rank=1, target_modules=("attn.proj",)))
@@ -102,7 +107,7 @@ def test_other_architectures_run_in_bfloat16(name, full, size):
     assert all(torch.equal(value, after[key]) for key, value in before.items())
 
 
-def test_a_real_measurement_is_complete_and_leaves_the_threads():
+def test_a_real_measurement_is_complete_and_leaves_the_threads() -> None:
     model = LoraStack(create_backbone(BackboneSection(), 3), LoraSection(rank=1))
     params = {n: torch.from_numpy(v) for n, v in stack_states([model.initial_state(generator(0, "s"))]).items()}
     choice = fastest(model, params, 32, torch.device("cpu"), 2)
@@ -111,7 +116,7 @@ def test_a_real_measurement_is_complete_and_leaves_the_threads():
     assert all(0 < ms < math.inf for ms in choice.milliseconds.values())
 
 
-def test_nothing_is_auto_after_prepare_and_a_resume_keeps_it(monkeypatch, tmp_path):
+def test_nothing_is_auto_after_prepare_and_a_resume_keeps_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(resolve, "fastest", lambda *_: BF16_PLAIN)
     config = build(ExperimentConfig, AUTO)
     first = prepare(config).config
@@ -125,7 +130,7 @@ def test_nothing_is_auto_after_prepare_and_a_resume_keeps_it(monkeypatch, tmp_pa
     assert again == first
 
 
-def test_what_is_asked_for_is_not_measured(monkeypatch):
+def test_what_is_asked_for_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resolve, "fastest", lambda *_: pytest.fail("measured"))
     training = AUTO["training"] | {"precision": "float32", "attention": "plain"}
     raw = AUTO | {"training": training, "evaluation": {"attacks": [], "precision": "float32"}}
@@ -133,14 +138,14 @@ def test_what_is_asked_for_is_not_measured(monkeypatch):
     assert config.attention_kernels == AttentionKernels(float32="plain", bfloat16="plain")
 
 
-def test_bfloat16_that_cannot_run_is_refused(monkeypatch):
+def test_bfloat16_that_cannot_run_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compute_choice, "_step_milliseconds", lambda *_, **__: None)
     raw = AUTO | {"training": AUTO["training"] | {"precision": "bfloat16"}}
     with pytest.raises(UserError, match=r"training\.precision.*bfloat16.*float32 or auto"):
         prepare(build(ExperimentConfig, raw))
 
 
-def test_a_run_folder_of_version_0_1_goes_on_as_it_began(monkeypatch, tmp_path):
+def test_a_run_folder_of_version_0_1_goes_on_as_it_began(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """It does not say which kernel; there was one."""
     monkeypatch.setattr(resolve, "fastest", lambda *_: BF16_PLAIN)
     raw = AUTO | {"training": AUTO["training"] | {"precision": "float32"}}

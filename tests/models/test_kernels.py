@@ -9,13 +9,13 @@ import torch.nn.functional as F
 from torch import nn
 
 from sylva_ray.attacks.losses import cross_entropy
-from sylva_ray.config.experiment import AttentionKernels, BackboneSection, LoraSection
+from sylva_ray.config.experiment import AttentionKernels, BackboneSection, ExperimentConfig, LoraSection
 from sylva_ray.core.precision import at_precision
 from sylva_ray.core.seeding import generator
-from sylva_ray.core.types import stack_states
+from sylva_ray.core.types import ParameterStack, stack_states
 from sylva_ray.data.datasets import load_dataset
 from sylva_ray.models.backbone import create_backbone
-from sylva_ray.models.cohort import FunctionalStack, repeat_owner, to_parameters
+from sylva_ray.models.cohort import CohortModel, FunctionalStack, repeat_owner, to_parameters
 from sylva_ray.models.kernels import PatchProjection, project_patches
 from sylva_ray.models.lora import LoraStack
 
@@ -34,12 +34,14 @@ def lora_stack() -> tuple[LoraStack, dict[str, torch.Tensor]]:
     return stack, to_parameters(stack_states(states), "cpu", torch.float32)
 
 
-def digit_images(config, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+def digit_images(config: ExperimentConfig, count: int) -> tuple[torch.Tensor, torch.Tensor]:
     split = load_dataset(config.dataset, 32, 0).train
     return torch.from_numpy(split.images[:count]).float() / 255, torch.from_numpy(split.labels[:count])
 
 
-def input_gradient(stack, params, x, y, owner) -> tuple[torch.Tensor, torch.Tensor]:
+def input_gradient(
+    stack: CohortModel, params: ParameterStack, x: torch.Tensor, y: torch.Tensor, owner: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
     leaf = x.clone().requires_grad_()
     logits = stack.forward(params, leaf, owner)
     (gradient,) = torch.autograd.grad(cross_entropy(logits, y).sum(), leaf)
@@ -47,7 +49,7 @@ def input_gradient(stack, params, x, y, owner) -> tuple[torch.Tensor, torch.Tens
 
 
 @pytest.mark.parametrize(("side", "patch"), [(32, 8), (30, 8), (32, (4, 8))], ids=["tiled", "cut off", "oblong"])
-def test_a_patch_projection_is_its_convolution(side, patch):
+def test_a_patch_projection_is_its_convolution(side: int, patch: int) -> None:
     convolution = nn.Conv2d(3, 5, patch, stride=patch).double()
     x = torch.rand(2, 3, side, side, dtype=torch.float64, requires_grad=True)
     ours, theirs = PatchProjection(convolution)(x), convolution(x)
@@ -59,7 +61,7 @@ def test_a_patch_projection_is_its_convolution(side, patch):
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
 
 
-def test_only_tiling_patches_are_projected_and_names_stay():
+def test_only_tiling_patches_are_projected_and_names_stay() -> None:
     vit = timm.create_model("vit_tiny_patch16_224", img_size=32, patch_size=8, depth=1)
     before = list(vit.state_dict())
     project_patches(vit)
@@ -76,7 +78,7 @@ def test_only_tiling_patches_are_projected_and_names_stay():
 
 @pytest.mark.parametrize("counts", [[3, 3], [2, 5]], ids=["even", "uneven"])
 @pytest.mark.parametrize("kind", [LoraStack, FunctionalStack])
-def test_plain_attention_is_fused_attention(kind, counts):
+def test_plain_attention_is_fused_attention(kind: str, counts: list[int]) -> None:
     backbone = create_backbone(BackboneSection(), CLASSES).double()
     stack = kind(backbone, LoraSection(rank=4)) if kind is LoraStack else kind(backbone)
     states = [stack.initial_state(generator(0, "state", client)) for client in range(2)]
@@ -92,7 +94,7 @@ def test_plain_attention_is_fused_attention(kind, counts):
         torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
 
 
-def test_bfloat16_agrees_with_float32_on_real_images(tiny_config):
+def test_bfloat16_agrees_with_float32_on_real_images(tiny_config: ExperimentConfig) -> None:
     stack, params = lora_stack()
     x, y = digit_images(tiny_config, 60)
     owner = repeat_owner([25, 35])
@@ -108,7 +110,7 @@ def test_bfloat16_agrees_with_float32_on_real_images(tiny_config):
     torch.testing.assert_close(stack.forward(params, x, owner), exact_logits, rtol=0, atol=0)
 
 
-def test_adapter_gradients_in_bfloat16_point_where_float32_does(tiny_config):
+def test_adapter_gradients_in_bfloat16_point_where_float32_does(tiny_config: ExperimentConfig) -> None:
     stack, params = lora_stack()
     x, y = digit_images(tiny_config, 40)
     owner = repeat_owner([20, 20])
@@ -123,7 +125,7 @@ def test_adapter_gradients_in_bfloat16_point_where_float32_does(tiny_config):
         assert float(F.cosine_similarity(one.flatten(), other.flatten(), dim=0)) > 0.99, name
 
 
-def test_the_game_in_pieces_equals_the_forward_in_bfloat16(tiny_config):
+def test_the_game_in_pieces_equals_the_forward_in_bfloat16(tiny_config: ExperimentConfig) -> None:
     stack, params = lora_stack()
     x, _ = digit_images(tiny_config, 8)
     owner = repeat_owner([4, 4])

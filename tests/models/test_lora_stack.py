@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -13,7 +15,7 @@ from sylva_ray.config.schema import build
 from sylva_ray.core.errors import UserError
 from sylva_ray.core.seeding import generator
 from sylva_ray.core.timing import Stopwatch
-from sylva_ray.core.types import ClientData, Split, stack_states, unstack_states
+from sylva_ray.core.types import ClientData, ClientState, Split, stack_states, unstack_states
 from sylva_ray.federation.client.batches import cohort_batches
 from sylva_ray.federation.client.training import TrainTask, train_cohort
 from sylva_ray.federation.context import Cohort
@@ -36,7 +38,9 @@ def random_states(stack: LoraStack, count: int, scale: float = 0.05) -> list[dic
     ]
 
 
-def peft_model(state, folder, head_names, dtype, trainable=False) -> tuple[torch.nn.Module, torch.nn.Module]:
+def peft_model(
+    state: ClientState, folder: Path, head_names: frozenset[str], dtype: torch.dtype, trainable: bool = False
+) -> tuple[torch.nn.Module, torch.nn.Module]:
     """An ordinary PEFT model of one client, and the backbone that normalises for it."""
     save_adapter(state, folder, BACKBONE, LORA, head_names)
     backbone = create_backbone(BACKBONE, CLASSES).to(dtype)
@@ -44,7 +48,7 @@ def peft_model(state, folder, head_names, dtype, trainable=False) -> tuple[torch
 
 
 @pytest.mark.parametrize("counts", [[3, 3], [2, 5, 1], [4, 0, 1]], ids=["even", "uneven", "one without images"])
-def test_forward_equals_peft(counts, tmp_path):
+def test_forward_equals_peft(counts: list[int], tmp_path: Path) -> None:
     stack = LoraStack(create_backbone(BACKBONE, CLASSES).double(), LORA)
     states = random_states(stack, len(counts))
     x = torch.rand(sum(counts), 3, 32, 32, dtype=torch.float64, generator=generator(0, "x"))
@@ -56,7 +60,7 @@ def test_forward_equals_peft(counts, tmp_path):
         torch.testing.assert_close(logits[owner == client], expected, rtol=0, atol=1e-12)
 
 
-def test_peft_round_trip_is_exact(tmp_path):
+def test_peft_round_trip_is_exact(tmp_path: Path) -> None:
     stack = LoraStack(create_backbone(BACKBONE, CLASSES), LORA)
     (state,) = random_states(stack, 1)
     back = load_adapter(save_adapter(state, tmp_path, BACKBONE, LORA, stack.head_names))
@@ -64,7 +68,7 @@ def test_peft_round_trip_is_exact(tmp_path):
     assert all(np.array_equal(back[name], state[name]) for name in state)
 
 
-def test_an_adapter_saved_by_peft_is_read(tmp_path):
+def test_an_adapter_saved_by_peft_is_read(tmp_path: Path) -> None:
     stack = LoraStack(create_backbone(BACKBONE, CLASSES), LORA)
     (state,) = random_states(stack, 1)
     model, _ = peft_model(state, tmp_path / "ours", stack.head_names, torch.float32)
@@ -84,7 +88,16 @@ def clients_of_unequal_size(count: int) -> list[ClientData]:
     return data
 
 
-def train_with_peft(state, folder, head_names, data, stream, config, task, dtype) -> dict[str, np.ndarray]:
+def train_with_peft(
+    state: ClientState,
+    folder: Path,
+    head_names: frozenset[str],
+    data: ClientData,
+    stream: torch.Generator,
+    config: ExperimentConfig,
+    task: TrainTask,
+    dtype: torch.dtype,
+) -> dict[str, np.ndarray]:
     """The same training written plainly for one client: PEFT, torch's own AdamW and clipping, textbook PGD."""
     model, backbone = peft_model(state, folder, head_names, dtype, trainable=True)
     params = [p for name, p in model.named_parameters() if "lora_" in name or "modules_to_save" in name]
@@ -120,7 +133,9 @@ def train_with_peft(state, folder, head_names, data, stream, config, task, dtype
     [(torch.float64, 5, 1e-3, 1e-9), (torch.float32, 1, 1e-4, 1e-5)],
     ids=["float64", "float32"],
 )
-def test_training_equals_separate_peft_models(num_clients, dtype, epochs, lr, tolerance, tmp_path):
+def test_training_equals_separate_peft_models(
+    num_clients: int, dtype: torch.dtype, epochs: int, lr: float, tolerance: float, tmp_path: Path
+) -> None:
     """Adversarial training with clipping, AdamW and unequal batch counts: 10 to 15 steps in float64, 2 to 3 in float32.
 
     In float32, sign() and Adam's first steps turn rounding into full steps, so the learning rate there is small."""
@@ -149,7 +164,7 @@ def test_training_equals_separate_peft_models(num_clients, dtype, epochs, lr, to
             np.testing.assert_allclose(params[name][client].numpy(), value, rtol=0, atol=tolerance, err_msg=name)
 
 
-def test_functional_stack_with_merged_weights_equals_lora_stack():
+def test_functional_stack_with_merged_weights_equals_lora_stack() -> None:
     """W + (alpha / r) B A as a full model gives the adapter's logits: the two stacks sit behind one seam."""
     stack = LoraStack(create_backbone(BACKBONE, CLASSES), LORA)
     states = random_states(stack, 2)
@@ -169,7 +184,7 @@ def test_functional_stack_with_merged_weights_equals_lora_stack():
     torch.testing.assert_close(a, b, rtol=0, atol=1e-4)
 
 
-def test_first_gradient_reaches_b_and_not_a():
+def test_first_gradient_reaches_b_and_not_a() -> None:
     """B = 0 at the start: the update is silent, its A has no gradient yet, its B has one."""
     stack = LoraStack(create_backbone(BACKBONE, CLASSES), LORA)
     params = to_parameters(stack_states([stack.initial_state(generator(0, "initial state"))]), "cpu", torch.float32)
@@ -179,7 +194,7 @@ def test_first_gradient_reaches_b_and_not_a():
     assert all(leaves[n].grad.any() for n in leaves if n.endswith("lora_B"))
 
 
-def test_states_survive_the_way_through_tensors():
+def test_states_survive_the_way_through_tensors() -> None:
     stack = LoraStack(create_backbone(BACKBONE, CLASSES), LORA)
     states = random_states(stack, 3)
     back = unstack_states(to_arrays(to_parameters(stack_states(states), "cpu", torch.float32)))
@@ -195,18 +210,18 @@ def test_states_survive_the_way_through_tensors():
         ({"rank": 193}, "at most 192"),
     ],
 )
-def test_wrong_targets_and_ranks_are_named(section, says):
+def test_wrong_targets_and_ranks_are_named(section: LoraSection, says: str) -> None:
     with pytest.raises(UserError, match=says):
         target_layers(create_backbone(BACKBONE, CLASSES), LoraSection(**section))
 
 
-def test_another_image_size_resamples_the_position_embedding():
+def test_another_image_size_resamples_the_position_embedding() -> None:
     backbone = create_backbone(BackboneSection(image_size=64), CLASSES)
     assert backbone.image_size == 64
     assert backbone(torch.rand(2, 3, 32, 32)).shape == (2, CLASSES)
 
 
-def test_any_timm_vision_transformer_can_be_stacked():
+def test_any_timm_vision_transformer_can_be_stacked() -> None:
     """Swin folds windows into the batch and has no plain chain of blocks: stacking it must still be exact."""
     section = BackboneSection(name="swin_tiny_patch4_window7_224", image_size=56)
     torch.manual_seed(0)

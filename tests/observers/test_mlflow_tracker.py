@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from sylva_ray.config.experiment import ExperimentConfig
 from sylva_ray.execution.ray.driver import run_prepared
 from sylva_ray.observers.mlflow.metrics import record_metrics
 from sylva_ray.observers.mlflow.tracker import RunFollower, send_run, tracking_uri
@@ -116,7 +117,7 @@ def test_everything_arrives_in_the_default_store(folder: Path, monkeypatch: pyte
     assert not any(elsewhere.iterdir())
 
 
-def test_a_real_run_arrives_whole(folder: Path, tiny_config) -> None:
+def test_a_real_run_arrives_whole(folder: Path, tiny_config: ExperimentConfig) -> None:
     tracking = tiny_config.tracking.model_copy(update={"enabled": True})
     prepared = prepare(tiny_config.model_copy(update={"tracking": tracking}))
     summary = run_prepared(prepared, folder / "run", False, [].append)

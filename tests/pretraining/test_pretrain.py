@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from sylva_ray.config.experiment import AttentionKernels
+from sylva_ray.config.experiment import AttentionKernels, DatasetSection
 from sylva_ray.config.schema import build
 from sylva_ray.core.errors import UserError
 from sylva_ray.core.seeding import generator
@@ -20,18 +22,18 @@ from sylva_ray.pretraining import trainer as module
 from sylva_ray.pretraining.trainer import PretrainConfig, mixed, pretrain, resized_crops, top1
 
 
-def config(**training):
+def config(**training: Any) -> PretrainConfig:
     recipe = {"epochs": 2, "batch_size": 40, "threads": 1, "warmup_epochs": 0.5}
     recipe |= {"precision": "float32", "attention": "fused"} | training
     dataset = {"name": "digits", "max_train": 80, "max_test": 40}
     return build(PretrainConfig, {"dataset": dataset, "training": recipe, "seed": 3})
 
 
-def test_resumed_equals_uninterrupted_and_loads(tmp_path, monkeypatch):
+def test_resumed_equals_uninterrupted_and_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = pretrain(config(), tmp_path / "whole", False, lambda _: None)
     epoch = module._Trainer.epoch
 
-    def dies(self, number):
+    def dies(self, number: int) -> Any:
         if number == 1:
             raise KeyboardInterrupt
         return epoch(self, number)
@@ -51,7 +53,7 @@ def test_resumed_equals_uninterrupted_and_loads(tmp_path, monkeypatch):
     assert "digits" in card
 
 
-def test_a_resumed_pretraining_computes_as_it_began(tmp_path, monkeypatch):
+def test_a_resumed_pretraining_computes_as_it_began(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     choice = ComputeChoice("bfloat16", AttentionKernels(bfloat16="plain"), {})
     monkeypatch.setattr(module, "fastest", lambda *_: choice)
     unset = config(epochs=1, precision="auto", attention="auto")
@@ -62,7 +64,7 @@ def test_a_resumed_pretraining_computes_as_it_began(tmp_path, monkeypatch):
     assert (begun["precision"], begun["attention"]) == ("bfloat16", "plain")
 
 
-def test_it_learns_something_adversarially_too(tmp_path):
+def test_it_learns_something_adversarially_too(tmp_path: Path) -> None:
     records = []
     settings = build(
         PretrainConfig,
@@ -87,7 +89,7 @@ def test_it_learns_something_adversarially_too(tmp_path):
     assert records[-1]["top1"] > 0.25
 
 
-def test_folders_are_not_overwritten(tmp_path):
+def test_folders_are_not_overwritten(tmp_path: Path) -> None:
     (tmp_path / "x").mkdir()
     (tmp_path / "x" / "precious").write_text("")
     with pytest.raises(UserError, match="not empty"):
@@ -97,7 +99,7 @@ def test_folders_are_not_overwritten(tmp_path):
 
 
 @pytest.mark.parametrize(("mixup", "cutmix"), [(1.0, 0.0), (0.0, 1.0), (1.0, 1.0)])
-def test_targets_follow_the_share_of_pixels(mixup, cutmix):
+def test_targets_follow_the_share_of_pixels(mixup: float, cutmix: float) -> None:
     """Image i is constant i: what its mixture's mean says must be what its target says."""
     n = 8
     x = torch.arange(n).view(n, 1, 1, 1).expand(n, 3, 16, 16) / n
@@ -108,7 +110,7 @@ def test_targets_follow_the_share_of_pixels(mixup, cutmix):
         torch.testing.assert_close(blended.mean((1, 2, 3)), (soft * torch.arange(n) / n).sum(1), rtol=0, atol=1e-5)
 
 
-def test_resized_crops_of_the_whole_area_change_little_and_stay_in_range():
+def test_resized_crops_of_the_whole_area_change_little_and_stay_in_range() -> None:
     x = torch.rand(16, 3, 32, 32)
     crops = resized_crops(x, 0.1, generator(0, "crop"))
     assert crops.shape == x.shape
@@ -119,7 +121,7 @@ def test_resized_crops_of_the_whole_area_change_little_and_stay_in_range():
     assert (resized_crops(gradient, 0.2, generator(1, "crop")).diff(dim=-1) >= -1e-6).all()  # crops do not mirror
 
 
-def test_the_shipped_checkpoint_is_small_half_precision_and_knows_its_classes():
+def test_the_shipped_checkpoint_is_small_half_precision_and_knows_its_classes() -> None:
     weights = load_file(OFFLINE_CHECKPOINT)
     assert OFFLINE_CHECKPOINT.stat().st_size <= 6e6
     assert all(value.dtype == torch.float16 for value in weights.values())
@@ -127,7 +129,7 @@ def test_the_shipped_checkpoint_is_small_half_precision_and_knows_its_classes():
     assert OFFLINE_CHECKPOINT.with_suffix(".md").exists()
 
 
-def test_the_shipped_checkpoint_has_the_top1_of_its_card(tiny_imagenet):
+def test_the_shipped_checkpoint_has_the_top1_of_its_card(tiny_imagenet: DatasetSection) -> None:
     """On 1,000 of the 10,000 validation images, within four standard errors of the 22.8 % on its card."""
     dataset = load_dataset(tiny_imagenet, 32, 0)
     section = config().backbone.model_copy(update={"checkpoint": str(OFFLINE_CHECKPOINT)})
@@ -137,7 +139,7 @@ def test_the_shipped_checkpoint_has_the_top1_of_its_card(tiny_imagenet):
 
 
 @pytest.fixture
-def tiny_imagenet():
+def tiny_imagenet() -> DatasetSection:
     from pathlib import Path
 
     from sylva_ray.config.experiment import DatasetSection

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -65,7 +66,7 @@ def vit_base() -> list[TrafficRow]:
 # -- ViT-B/16, by hand ----------------------------------------------------------------------------------------------------
 
 
-def test_vit_base_by_arithmetic(vit_base):
+def test_vit_base_by_arithmetic(vit_base: list[TrafficRow]) -> None:
     both = 4 * 8 * DEPTH * ((WIDTH + 3 * WIDTH) + (WIDTH + WIDTH))  # qkv and proj, r (d_in + d_out) each
     b_alone = 4 * 8 * DEPTH * (3 * WIDTH + WIDTH)
     assert of(vit_base, "sylva", rank="8").upload == both == 1_769_472
@@ -80,7 +81,7 @@ def test_vit_base_by_arithmetic(vit_base):
             assert row.ratio == pytest.approx(FULL / row.upload)
 
 
-def test_vit_base_reaches_the_ratios_that_we_claim(vit_base):
+def test_vit_base_reaches_the_ratios_that_we_claim(vit_base: list[TrafficRow]) -> None:
     for method in ("sylva", "sylva*"):
         assert of(vit_base, method, rank="8").ratio >= 190
     for method in ("lorica", "ffa_lora_at", "lorica*", "ffa_lora_at*"):
@@ -90,7 +91,7 @@ def test_vit_base_reaches_the_ratios_that_we_claim(vit_base):
         assert of(vit_base, method, "int4", rank="8").ratio >= 1000
 
 
-def test_quantised_against_quantised_the_ratio_is_that_of_the_adapters(vit_base):
+def test_quantised_against_quantised_the_ratio_is_that_of_the_adapters(vit_base: list[TrafficRow]) -> None:
     for method in ("sylva", "lorica*"):
         plain = of(vit_base, method, rank="8").ratio
         for kind in ("int8", "int4"):
@@ -100,7 +101,7 @@ def test_quantised_against_quantised_the_ratio_is_that_of_the_adapters(vit_base)
 # -- T11 ------------------------------------------------------------------------------------------------------------------
 
 
-def test_the_payload_is_the_arithmetic_plus_a_header(small):
+def test_the_payload_is_the_arithmetic_plus_a_header(small: list[TrafficRow]) -> None:
     """T11.1: the header names the arrays; a codec's wire has two, whatever the model."""
     for row in small:
         header = row.payload - row.upload
@@ -112,7 +113,7 @@ def test_the_payload_is_the_arithmetic_plus_a_header(small):
     assert abs((high.payload - high.upload) - (low.payload - low.upload)) <= 48 * 4  # only digits of shapes and offsets
 
 
-def test_b_alone_over_both_factors_is_b_over_a_plus_b(small):
+def test_b_alone_over_both_factors_is_b_over_a_plus_b(small: list[TrafficRow]) -> None:
     """T11.2."""
     shapes = LoraStack(create_backbone(SMALL, 10), LoraSection(rank=8))._shapes
     size = {f: sum(int(np.prod(s)) for n, s in shapes.items() if n.endswith(f"lora_{f}")) for f in "AB"}
@@ -120,14 +121,14 @@ def test_b_alone_over_both_factors_is_b_over_a_plus_b(small):
     assert b_alone / both == size["B"] / (size["A"] + size["B"])
 
 
-def test_who_trains_alone_sends_nothing(small):
+def test_who_trains_alone_sends_nothing(small: list[TrafficRow]) -> None:
     """T11.3, once, at no rank."""
     for method in ("per_lora", "per_adv"):
         row = of(small, method)
         assert (row.upload, row.payload, row.download, row.ratio, row.travels) == (0, 0, 0, None, "nothing")
 
 
-def test_a_method_against_itself_is_one(small):
+def test_a_method_against_itself_is_one(small: list[TrafficRow]) -> None:
     """T11.5, and under every compression against itself alike."""
     assert of(small, "fedavg_at").ratio == 1
     for kind in ("none", "int8", "int4"):
@@ -139,7 +140,7 @@ def test_a_method_against_itself_is_one(small):
 
 @pytest.mark.parametrize("kind", ["none", "int8", "int4"])
 @pytest.mark.parametrize("method", ALGORITHMS)
-def test_the_table_says_what_the_wire_counts(small, method, kind):
+def test_the_table_says_what_the_wire_counts(small: list[TrafficRow], method: str, kind: str) -> None:
     algorithm = create_algorithm(AlgorithmSection(name=method))
     backbone = create_backbone(SMALL, 10)
     full = algorithm.parameters.model == "full"
@@ -165,7 +166,7 @@ def test_the_table_says_what_the_wire_counts(small, method, kind):
     assert found == tuple(round(value / len(clients)) for value in expected)
 
 
-def test_every_method_has_its_rows_and_every_rule_one_for_each_rank(small):
+def test_every_method_has_its_rows_and_every_rule_one_for_each_rank(small: list[TrafficRow]) -> None:
     for method in ALGORITHMS:
         assert any(method in row.methods for row in small)
     for rule in RULES:
@@ -176,14 +177,14 @@ def test_every_method_has_its_rows_and_every_rule_one_for_each_rank(small):
         assert all(row.download == 10 * row.upload for row in rows)  # FedEx-LoRA: mean and 9 residual factors
 
 
-def test_fedex_sends_the_dense_residual_when_that_is_less():
+def test_fedex_sends_the_dense_residual_when_that_is_less() -> None:
     rows = traffic_table(SMALL, LoraSection(), [64], 10, None, num_clients=100)
     upload = of(rows, "sylva", rank="64").upload
     dense = sum(4 * d_in * d_out for d_in, d_out in 6 * [(192, 576), (192, 192)])
     assert next(row for row in rows if row.methods == ("FedEx-LoRA/100",)).download == upload + dense
 
 
-def test_a_chosen_method_and_other_targets(tmp_path):
+def test_a_chosen_method_and_other_targets(tmp_path: Path) -> None:
     rows = traffic_table(SMALL, LoraSection(target_modules=("attn.qkv",)), [2], 100, ["sylva"])
     assert of(rows, "sylva").upload == 4 * 2 * 6 * (192 + 576)
     assert of(rows, "sylva*").upload == of(rows, "sylva").upload + 4 * 100 * 193
@@ -212,7 +213,7 @@ def run_of(
     return records
 
 
-def test_rounds_to_target_on_a_curve_by_hand():
+def test_rounds_to_target_on_a_curve_by_hand() -> None:
     """T11.4: moving means .4, .567, .6 from the third evaluation on."""
     curve = run_of([0.1, 0.5, 0.6, 0.6, 0.6])
     assert bytes_to_target(curve, {"benign.accuracy": 0.55}) == 4 * 30
@@ -222,12 +223,12 @@ def test_rounds_to_target_on_a_curve_by_hand():
     assert bytes_to_target(run_of([0.9, 0.9]), {"benign.accuracy": 0.5}) is None  # no window of three
 
 
-def test_rounds_without_an_evaluation_cost_but_tell_nothing():
+def test_rounds_without_an_evaluation_cost_but_tell_nothing() -> None:
     curve = run_of([0.6, None, 0.6, None, None, 0.6])
     assert bytes_to_target(curve, {"benign.accuracy": 0.6}) == 6 * 30
 
 
-def test_all_metrics_must_be_there_at_once():
+def test_all_metrics_must_be_there_at_once() -> None:
     targets = {"benign.accuracy": 0.6, "pgd20-eps2.55.accuracy": 0.3}
     assert bytes_to_target(run_of([0.7] * 6, [0.0, 0.3, 0.3, 0.3, 0.3, 0.3]), targets) == 4 * 30
     benign_falls = run_of([0.7, 0.7, 0.7, 0.5, 0.5, 0.5], [0.1, 0.1, 0.1, 0.4, 0.4, 0.4])
@@ -236,13 +237,13 @@ def test_all_metrics_must_be_there_at_once():
     assert bytes_to_target(passed_over, targets) == 5 * 30
 
 
-def test_the_honest_clients_alone_may_count():
+def test_the_honest_clients_alone_may_count() -> None:
     curve = run_of([0.5, 0.5, 0.5])
     assert bytes_to_target(curve, {"benign.accuracy": 0.55}) is None
     assert bytes_to_target(curve, {"benign.accuracy": 0.55}, clients=[1]) == 90
 
 
-def test_targets_are_nine_tenths_of_the_references_best():
+def test_targets_are_nine_tenths_of_the_references_best() -> None:
     runs = {
         "fedavg_at-0": run_of([0.5] * 4, [0.2, 0.3, 0.3, 0.3], each=1000),
         "fedavg_at-1": run_of([0.6] * 4, [0.1] * 4, each=1000),

@@ -156,7 +156,7 @@ def test_without_tracking_nothing_is_asked_of_mlflow(runs: Path) -> None:
     assert client.get_experiment_by_name("toy") is None
 
 
-def test_every_trial_computes_as_the_sweep_chose_where_its_space_leaves_it_open(tmp_path):
+def test_every_trial_computes_as_the_sweep_chose_where_its_space_leaves_it_open(tmp_path: Path) -> None:
     space = space_of(tmp_path / "space")
     left_open = {"training": {"rounds": 1, "precision": "auto", "attention": "auto"}, "evaluation": {"attacks": []}}
     space = space.model_copy(update={"experiment": {**space.experiment, **left_open}})

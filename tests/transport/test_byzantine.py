@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -15,12 +18,13 @@ from sylva_ray.aggregation.robust import (
     self_centred,
     trimmed_mean,
 )
+from sylva_ray.core.types import ClientState
 from sylva_ray.transport.byzantine import ATTACKS, alie_z, choose_attackers, flip_labels, forge
 
 N, BAD = 13, 3
 
 
-def honest_updates(seed=0, count=N, spread=0.25):
+def honest_updates(seed: int = 0, count: int = N, spread: float = 0.25) -> list[dict[str, np.ndarray]]:
     """All in about the same direction: a common update of 1 or -1 in every coordinate, plus ``spread``."""
     rng = np.random.default_rng(seed)
     shapes = {"blocks.0.lora_B": (6, 4), "head.bias": (5,)}
@@ -31,18 +35,26 @@ def honest_updates(seed=0, count=N, spread=0.25):
     ]
 
 
-def lie(attack, seed=0, strength=None, own=None, benign=None, num_clients=N, num_bad=BAD):
+def lie(
+    attack: str,
+    seed: int = 0,
+    strength: float | None = None,
+    own: ClientState | None = None,
+    benign: Sequence[ClientState] | None = None,
+    num_clients: int = N,
+    num_bad: int = BAD,
+) -> dict[str, np.ndarray]:
     updates = honest_updates(seed)
     own, benign = own or updates[-1], updates[:-BAD] if benign is None else benign
     return forge(attack, own, benign, np.random.default_rng(seed), num_clients, num_bad, strength)
 
 
-def flat(update):
+def flat(update: ClientState) -> np.ndarray:
     return np.concatenate([np.asarray(value, float).ravel() for value in update.values()])
 
 
 @pytest.mark.parametrize("attack", ATTACKS)
-def test_a_lie_looks_like_an_update(attack):
+def test_a_lie_looks_like_an_update(attack: str) -> None:
     updates = honest_updates()
     before = [flat(update) for update in updates]
     forged = lie(attack, own=updates[-1], benign=updates[:-BAD])
@@ -56,10 +68,10 @@ def test_a_lie_looks_like_an_update(attack):
         lie(attack + "s")
 
 
-def test_known_lies():
+def test_known_lies() -> None:
     own, benign = {"w": np.array([4.0, -2.0])}, [{"w": np.array([1.0, 2.0])}, {"w": np.array([3.0, 8.0])}]
 
-    def told(attack, strength=None):
+    def told(attack: str, strength: float | None = None) -> Any:
         return lie(attack, own=own, benign=benign, strength=strength)["w"].tolist()
 
     assert told("sign_flip") == [-4, 2]
@@ -74,7 +86,7 @@ def test_known_lies():
 
 
 @pytest.mark.parametrize(("strength", "factor"), [(None, 10), (2.0, 2)])
-def test_gaussian_noise_is_ten_times_the_honest_spread_of_each_array(strength, factor):
+def test_gaussian_noise_is_ten_times_the_honest_spread_of_each_array(strength: float | None, factor: int) -> None:
     rng = np.random.default_rng(2)
     benign = [{"a": rng.normal(0, 3, (50, 50)), "b": rng.normal(7, 0.1, 2000)} for _ in range(4)]
     forged = lie("gaussian", own=benign[0], benign=benign, strength=strength)
@@ -83,7 +95,7 @@ def test_gaussian_noise_is_ten_times_the_honest_spread_of_each_array(strength, f
     assert abs(forged["b"].mean()) < 7  # around zero, not around the honest mean
 
 
-def test_only_noise_is_random():
+def test_only_noise_is_random() -> None:
     updates = honest_updates()
     for attack in ATTACKS:
         first, second = (
@@ -92,7 +104,7 @@ def test_only_noise_is_random():
         assert np.array_equal(first, second, equal_nan=True) == (attack != "gaussian")
 
 
-def test_who_colludes_sends_the_same():
+def test_who_colludes_sends_the_same() -> None:
     updates = honest_updates()
     for attack in ("alie", "ipm", "mimic"):
         first, second = (flat(lie(attack, own=own)) for own in updates[-2:])
@@ -101,13 +113,13 @@ def test_who_colludes_sends_the_same():
 
 
 @pytest.mark.parametrize("attack", ATTACKS)
-def test_an_attack_without_honest_clients(attack):
+def test_an_attack_without_honest_clients(attack: str) -> None:
     own = {"w": np.array([4.0, -2.0])}
     forged = lie(attack, own=own, benign=[], num_clients=2, num_bad=2)["w"]
     assert np.isfinite(forged).all() == (attack != "nan")
 
 
-def test_alie_z():
+def test_alie_z() -> None:
     assert alie_z(50, 24) == pytest.approx(1.426, abs=1e-3)
     assert alie_z(10, 2) == 1  # the formula says 0
     assert alie_z(20, 4) == 1  # the formula says 0.157
@@ -117,7 +129,7 @@ def test_alie_z():
 
 @settings(max_examples=30, deadline=None)
 @given(seed=st.integers(0, 999))
-def test_alie_hides_among_the_honest(seed):
+def test_alie_hides_among_the_honest(seed: int) -> None:
     """At z = 1 a liar is as far from the honest mean as the honest are in the mean square."""
     x = np.array([flat(update) for update in honest_updates(seed)[:-BAD]])
     distances = np.linalg.norm(x - x.mean(0), axis=1)
@@ -126,14 +138,14 @@ def test_alie_hides_among_the_honest(seed):
 
 
 @pytest.mark.parametrize("strength", [0.1, 2.0, 3.3, 3.4, 5.0])
-def test_inner_product_manipulation_turns_the_mean_around(strength):
+def test_inner_product_manipulation_turns_the_mean_around(strength: float) -> None:
     """Iff eps f > n - f; here 10/3."""
     x = np.array([flat(update) for update in honest_updates()[:-BAD]])
     everything = np.concatenate([x, np.tile(flat(lie("ipm", strength=strength)), (BAD, 1))])
     assert (everything.mean(0) @ x.mean(0) < 0) == (strength > (N - BAD) / BAD)
 
 
-def test_flipped_labels():
+def test_flipped_labels() -> None:
     np.testing.assert_array_equal(flip_labels(np.array([0, 1, 9, 4]), 10), [9, 8, 0, 5])
     labels = np.random.default_rng(0).integers(0, 7, 100)
     np.testing.assert_array_equal(flip_labels(flip_labels(labels, 7), 7), labels)
@@ -142,7 +154,7 @@ def test_flipped_labels():
 
 @settings(max_examples=60, deadline=None)
 @given(percent=st.integers(0, 100), hundreds=st.integers(1, 3), seed=st.integers(0, 99))
-def test_attackers_are_distinct_and_as_many_as_said(percent, hundreds, seed):
+def test_attackers_are_distinct_and_as_many_as_said(percent: int, hundreds: int, seed: int) -> None:
     chosen = choose_attackers(percent / 100, 100 * hundreds, np.random.default_rng(seed))
     assert len(set(chosen)) == len(chosen) == percent * hundreds
     assert chosen == sorted(chosen)
@@ -150,7 +162,7 @@ def test_attackers_are_distinct_and_as_many_as_said(percent, hundreds, seed):
     assert all(type(client) is int for client in chosen)
 
 
-def test_attackers_are_rounded_down_and_drawn():
+def test_attackers_are_rounded_down_and_drawn() -> None:
     assert len(choose_attackers(0.3, 9, np.random.default_rng(0))) == 2
     draws = {tuple(choose_attackers(0.3, 20, np.random.default_rng(seed))) for seed in range(5)}
     assert len(draws) > 1
@@ -160,7 +172,7 @@ def test_attackers_are_rounded_down_and_drawn():
 # --- rules against attacks --------------------------------------------------------------------------------------------
 
 
-def everyone_sends(attack, seed, strength=None):
+def everyone_sends(attack: str, seed: int, strength: float | None = None) -> np.ndarray:
     """``[N, d]``: honest clients first, then the liars."""
     updates = honest_updates(seed)
     rng = np.random.default_rng(seed)
@@ -168,7 +180,7 @@ def everyone_sends(attack, seed, strength=None):
     return np.array([flat(update) for update in updates[:-BAD] + lies])
 
 
-def aggregate(rule, x):
+def aggregate(rule: str, x: np.ndarray) -> np.ndarray:
     if rule == "coordinate_median":
         return coordinate_median(x)
     if rule == "trimmed_mean":
@@ -181,7 +193,7 @@ def aggregate(rule, x):
 ROBUST = [r for r in (*COMBINATION_RULES, *COORDINATE_RULES) if r not in ("mean", "norm_clipping")]
 
 
-def distance_and_radius(result, x):
+def distance_and_radius(result: np.ndarray, x: np.ndarray) -> tuple[float, float]:
     honest = x[:-BAD]
     centre = honest.mean(0)
     return np.linalg.norm(result - centre), np.linalg.norm(honest - centre, axis=1).max()
@@ -191,7 +203,7 @@ def distance_and_radius(result, x):
 @pytest.mark.parametrize("attack", [a for a in ATTACKS if a != "nan"])
 @settings(max_examples=10, deadline=None)
 @given(seed=st.integers(0, 999))
-def test_a_robust_result_is_among_the_honest(rule, attack, seed):
+def test_a_robust_result_is_among_the_honest(rule: str, attack: str, seed: int) -> None:
     x = everyone_sends(attack, seed)
     distance, radius = distance_and_radius(aggregate(rule, x), x)
     assert distance <= radius * (1 + 1e-9)  # Krum may choose the farthest of the honest
@@ -200,7 +212,7 @@ def test_a_robust_result_is_among_the_honest(rule, attack, seed):
 @pytest.mark.parametrize("attack", ["sign_flip", "gaussian", "ipm"])
 @settings(max_examples=10, deadline=None)
 @given(seed=st.integers(0, 999))
-def test_the_mean_is_not(attack, seed):
+def test_the_mean_is_not(attack: str, seed: int) -> None:
     x = everyone_sends(attack, seed)
     distance, radius = distance_and_radius(aggregate("mean", x), x)
     assert distance > radius
@@ -208,7 +220,7 @@ def test_the_mean_is_not(attack, seed):
 
 @settings(max_examples=10, deadline=None)
 @given(seed=st.integers(0, 999))
-def test_norm_clipping_bounds_lengths_not_directions(seed):
+def test_norm_clipping_bounds_lengths_not_directions(seed: int) -> None:
     """It tames noise, which is long; a flipped update is as long as an honest one and passes unclipped."""
     noisy, flipped = everyone_sends("gaussian", seed, 30.0), everyone_sends("sign_flip", seed)
     longest = np.linalg.norm(noisy[:-BAD], axis=1).max()
@@ -218,7 +230,7 @@ def test_norm_clipping_bounds_lengths_not_directions(seed):
     assert distance > radius
 
 
-def test_a_mimic_is_borne_but_heard():
+def test_a_mimic_is_borne_but_heard() -> None:
     """Nothing leaves the honest hull, yet the victim counts four times."""
     x = everyone_sends("mimic", 0)
     honest = x[:-BAD]

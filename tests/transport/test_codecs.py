@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+
 import numpy as np
+import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
+from sylva_ray.core.types import ClientState
 from sylva_ray.transport.codecs import (
     SMALLEST_STEP,
     BlockQuantizer,
+    Codec,
     TopK,
     create_codec,
     payload,
@@ -50,7 +55,9 @@ finite_arrays = npst.arrays(
 )
 
 
-def update(seed=0, scale=1.0, shapes=SHAPES, dtype=np.float32):
+def update(
+    seed: int = 0, scale: float = 1.0, shapes: Mapping[str, tuple[int, ...]] = SHAPES, dtype: npt.DTypeLike = np.float32
+) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(seed)
     return {
         name: np.asarray(scale * rng.normal(size=shape) * 10 ** rng.uniform(-3, 0)).astype(dtype)
@@ -58,19 +65,19 @@ def update(seed=0, scale=1.0, shapes=SHAPES, dtype=np.float32):
     }
 
 
-def roundtrip(codec, state):
+def roundtrip(codec: Codec, state: ClientState) -> dict[str, np.ndarray]:
     return codec.decode(codec.encode(state), shapes_of(state))
 
 
-def flat(state):
+def flat(state: ClientState) -> np.ndarray:
     return np.concatenate([np.ravel(state[name]).astype(np.float64) for name in sorted(state)])
 
 
-def norm(state):
+def norm(state: ClientState) -> float:
     return np.linalg.norm(flat(state))
 
 
-def blocks(values, size):
+def blocks(values: np.ndarray, size: int) -> list[np.ndarray]:
     values = np.ravel(values).astype(np.float64)
     return [values[i : i + size] for i in range(0, len(values), size)]
 
@@ -78,7 +85,9 @@ def blocks(values, size):
 @codecs
 @settings(max_examples=60, deadline=None)
 @given(first=finite_arrays, second=finite_arrays)
-def test_what_arrives_has_the_shapes_and_bytes_that_were_declared(codec, first, second):
+def test_what_arrives_has_the_shapes_and_bytes_that_were_declared(
+    codec: Codec, first: np.ndarray, second: np.ndarray
+) -> None:
     state = {"b": first, "a": second}
     wire, decoded = codec.encode(state), roundtrip(codec, state)
     assert {name: (value.dtype, value.shape) for name, value in decoded.items()} == {
@@ -90,7 +99,7 @@ def test_what_arrives_has_the_shapes_and_bytes_that_were_declared(codec, first, 
 
 @codecs
 @pytest.mark.parametrize("shapes", [{}, {"e": (0,)}, {"s": ()}, {"odd": (63,)}, {"x": (65,), "y": (1, 1)}, SHAPES])
-def test_empty_scalar_and_odd_updates(codec, shapes):
+def test_empty_scalar_and_odd_updates(codec: Codec, shapes: dict[str, tuple[int, ...]]) -> None:
     state = update(shapes=shapes)
     assert shapes_of(roundtrip(codec, state)) == shapes
     assert codec.num_bytes(shapes) == sum(value.nbytes for value in codec.encode(state).values())
@@ -98,7 +107,7 @@ def test_empty_scalar_and_odd_updates(codec, shapes):
 
 
 @pytest.mark.parametrize("residual", [None, {}, {name: np.zeros(shape, np.float32) for name, shape in SHAPES.items()}])
-def test_without_a_codec_the_bits_stay(residual):
+def test_without_a_codec_the_bits_stay(residual: ClientState | None) -> None:
     state = update()
     state["head.bias"] = np.array([-0.0, 1e-45, 3e38], np.float32)
     sent = transmit(CODECS["none"], state, residual)
@@ -111,7 +120,7 @@ def test_without_a_codec_the_bits_stay(residual):
 @quantizers
 @settings(max_examples=100, deadline=None)
 @given(array=finite_arrays)
-def test_an_entry_is_wrong_by_half_a_step_at_most(codec, array):
+def test_an_entry_is_wrong_by_half_a_step_at_most(codec: Codec, array: np.ndarray) -> None:
     decoded = roundtrip(codec, {"x": array})["x"]
     for sent, meant in zip(blocks(decoded, codec.block), blocks(array, codec.block), strict=True):
         step = max(np.abs(meant).max() / codec.levels, SMALLEST_STEP)
@@ -121,20 +130,20 @@ def test_an_entry_is_wrong_by_half_a_step_at_most(codec, array):
 @quantizers
 @settings(max_examples=100, deadline=None)
 @given(array=finite_arrays)
-def test_coding_what_was_decoded_changes_nothing(codec, array):
+def test_coding_what_was_decoded_changes_nothing(codec: Codec, array: np.ndarray) -> None:
     once = roundtrip(codec, {"x": array})
     assert roundtrip(codec, once)["x"].tobytes() == once["x"].tobytes()
 
 
 @lossy
-def test_coding_a_whole_update_twice_changes_nothing(codec):
+def test_coding_a_whole_update_twice_changes_nothing(codec: Codec) -> None:
     once = roundtrip(codec, update())
     np.testing.assert_array_equal(flat(roundtrip(codec, once)), flat(once))
 
 
 @quantizers
 @pytest.mark.parametrize("exponent", [-42, -38, -30, -20, -8, -3, 0, 20, 37])
-def test_steps_neither_vanish_nor_overflow(codec, exponent):
+def test_steps_neither_vanish_nor_overflow(codec: Codec, exponent: int) -> None:
     x = (np.random.default_rng(1).uniform(-1, 1, 200) * 10.0**exponent).astype(np.float32)
     decoded = roundtrip(codec, {"x": x})["x"]
     assert np.isfinite(decoded).all()
@@ -145,7 +154,7 @@ def test_steps_neither_vanish_nor_overflow(codec, exponent):
 
 
 @codecs
-def test_zeros_arrive_as_zeros(codec):
+def test_zeros_arrive_as_zeros(codec: Codec) -> None:
     state = {"x": np.zeros(130, np.float32), "y": np.array([0.0, 1.0, -2.0], np.float32)}
     decoded = roundtrip(codec, state)
     assert not decoded["x"].any()
@@ -154,7 +163,7 @@ def test_zeros_arrive_as_zeros(codec):
 
 
 @pytest.mark.parametrize(("bits", "levels"), [(8, 127), (4, 7)])
-def test_codes_by_hand(bits, levels):
+def test_codes_by_hand(bits: int, levels: int) -> None:
     """A step of 1/4 is a bfloat16, so multiples of it are exact; the blocks of two arrays do not mix."""
     x = np.array([levels, -levels, 1, 0, -3], np.float32) / 4
     state = {"b": x, "a": np.array([1000.0], np.float32)}
@@ -169,7 +178,7 @@ def test_codes_by_hand(bits, levels):
 @codecs
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("name", ["head.bias", "scalar", "blocks.0.qkv.lora_B"])
-def test_a_bad_number_never_becomes_a_good_one(codec, bad, name):
+def test_a_bad_number_never_becomes_a_good_one(codec: Codec, bad: float, name: str) -> None:
     state = update()
     state[name] = np.asarray(state[name]).copy()
     state[name].flat[-1] = bad
@@ -181,7 +190,7 @@ def test_a_bad_number_never_becomes_a_good_one(codec, bad, name):
 
 
 @pytest.mark.parametrize("bits", [8, 4])
-def test_what_float32_cannot_hold_is_bad_too(bits):
+def test_what_float32_cannot_hold_is_bad_too(bits: int) -> None:
     assert np.isnan(roundtrip(BlockQuantizer(bits), {"x": np.array([1.0, 1e300])})["x"]).all()
 
 
@@ -190,7 +199,7 @@ def test_what_float32_cannot_hold_is_bad_too(bits):
     array=npst.arrays(np.float32, st.integers(1, 60), elements=st.integers(-5, 5).map(float)),
     fraction=st.floats(0.01, 1),
 )
-def test_top_k_keeps_exactly_the_largest(array, fraction):
+def test_top_k_keeps_exactly_the_largest(array: np.ndarray, fraction: float) -> None:
     codec = TopK(fraction)
     wire = codec.encode({"x": array})
     kept = set(wire["indices"].tolist())
@@ -201,7 +210,7 @@ def test_top_k_keeps_exactly_the_largest(array, fraction):
     np.testing.assert_array_equal(decoded, [value if i in kept else 0 for i, value in enumerate(array)])
 
 
-def test_top_k_is_over_the_whole_update():
+def test_top_k_is_over_the_whole_update() -> None:
     state = {"b": np.ones(5, np.float32), "a": np.full((5, 1), 0.1, np.float32)}
     decoded = roundtrip(TopK(0.5), state)
     assert decoded["b"].all()
@@ -211,7 +220,7 @@ def test_top_k_is_over_the_whole_update():
 @lossy
 @settings(max_examples=50, deadline=None)
 @given(seed=st.integers(0, 10**6), scale=st.floats(1e-20, 1e20))
-def test_codecs_contract(codec, seed, scale):
+def test_codecs_contract(codec: Codec, seed: int, scale: float) -> None:
     state = update(seed, scale)
     share = (np.linalg.norm(flat(state) - flat(roundtrip(codec, state))) / norm(state)) ** 2
     if isinstance(codec, TopK):
@@ -224,7 +233,7 @@ def test_codecs_contract(codec, seed, scale):
 
 @lossy
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_error_feedback_loses_nothing_in_the_long_run(codec, dtype):
+def test_error_feedback_loses_nothing_in_the_long_run(codec: Codec, dtype: npt.DTypeLike) -> None:
     meant, arrived, residual, largest = np.zeros(len(flat(update()))), 0.0, {}, []
     for t in range(200):
         step = update(seed=t % 7, dtype=dtype)
@@ -238,7 +247,7 @@ def test_error_feedback_loses_nothing_in_the_long_run(codec, dtype):
 
 
 @lossy
-def test_a_residual_is_exact_in_float32(codec):
+def test_a_residual_is_exact_in_float32(codec: Codec) -> None:
     residual = {}
     for t in range(20):
         step = update(seed=t)
@@ -248,7 +257,7 @@ def test_a_residual_is_exact_in_float32(codec):
         np.testing.assert_array_equal(flat(sent.decoded) + flat(residual), flat(target))
 
 
-def test_what_is_too_small_to_send_arrives_in_the_end_only_with_error_feedback():
+def test_what_is_too_small_to_send_arrives_in_the_end_only_with_error_feedback() -> None:
     step = {"x": np.array([1.0, 0.01], np.float32)}  # half a 4-bit step is 1/14
     with_feedback, without, residual = np.zeros(2), np.zeros(2), {}
     for _ in range(100):
@@ -261,7 +270,7 @@ def test_what_is_too_small_to_send_arrives_in_the_end_only_with_error_feedback()
 
 
 @codecs
-def test_a_transmission_counts_its_bytes(codec):
+def test_a_transmission_counts_its_bytes(codec: Codec) -> None:
     state = update()
     sent = transmit(codec, state)
     assert sent.residual is None
@@ -270,20 +279,20 @@ def test_a_transmission_counts_its_bytes(codec):
     assert sent.num_bytes < sent.payload_bytes < sent.num_bytes + 1000
 
 
-def test_the_wire_does_not_depend_on_the_order_of_the_names():
+def test_the_wire_does_not_depend_on_the_order_of_the_names() -> None:
     state = update()
     for codec in CODECS.values():
         assert payload(codec.encode(state)) == payload(codec.encode(dict(reversed(state.items()))))
 
 
 @lossy
-def test_a_wire_of_another_model_is_refused(codec):
+def test_a_wire_of_another_model_is_refused(codec: Codec) -> None:
     with pytest.raises(AssertionError, match="not an update of these shapes"):
         codec.decode(codec.encode(update()), SHAPES | {"more": (100,)})
 
 
 @pytest.mark.parametrize("classes", [0, 10])
-def test_four_bits_send_a_thousandth_of_vit_b16(classes):
+def test_four_bits_send_a_thousandth_of_vit_b16(classes: int) -> None:
     """LoRA r = 8 on qkv and proj of ViT-B/16, against 85,798,656 parameters in float32; scales and file header included."""
     width, rank = 768, 8
     shapes = {}
@@ -314,6 +323,6 @@ def test_four_bits_send_a_thousandth_of_vit_b16(classes):
         lambda: create_codec("topk", fraction=0),
     ],
 )
-def test_no_such_codec(create):
+def test_no_such_codec(create: Callable[[], object]) -> None:
     with pytest.raises(AssertionError):
         create()

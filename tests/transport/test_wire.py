@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import errno
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from sylva_ray.config.experiment import ExperimentConfig
 from sylva_ray.config.schema import build
 from sylva_ray.core.errors import RunError
 from sylva_ray.core.seeding import generator
-from sylva_ray.core.types import stack_states, state_bytes
+from sylva_ray.core.types import ClientState, stack_states, state_bytes
 from sylva_ray.federation.client.training import TrainOutcome, TrainTask
 from sylva_ray.federation.client.worker import build_model
 from sylva_ray.federation.contract import Algorithm
@@ -40,7 +41,13 @@ def state(seed: int, scale: float = 1.0) -> dict[str, np.ndarray]:
     return {name: (scale * rng.normal(size=shape)).astype(np.float32) for name, shape in shapes.items()}
 
 
-def wire(clients: int = 5, heads: str = "local", byzantine=None, factor_rule="naive", **compression) -> Wire:
+def wire(
+    clients: int = 5,
+    heads: str = "local",
+    byzantine: dict[str, Any] | None = None,
+    factor_rule: str = "naive",
+    **compression: Any,
+) -> Wire:
     """The link of a method that shares adapters with all, and heads as told."""
     raw = {"partition": {"num_clients": clients}, "compression": compression, "byzantine": byzantine or {}}
     algorithm = Algorithm(Algorithm.Parameters(adapters="global", heads=heads, factor_rule=factor_rule))
@@ -48,18 +55,18 @@ def wire(clients: int = 5, heads: str = "local", byzantine=None, factor_rule="na
     return Wire(build(ExperimentConfig, raw), algorithm)
 
 
-def trained(received, seed: int, scale: float = 0.01):
+def trained(received: ClientState, seed: int, scale: float = 0.01) -> dict[str, np.ndarray]:
     return {name: value + state(seed, scale)[name] for name, value in received.items()}
 
 
-def same(a, b) -> bool:
+def same(a: ClientState, b: ClientState) -> bool:
     return a.keys() == b.keys() and all(np.array_equal(a[name], b[name], equal_nan=True) for name in a)
 
 
 # -- without compression -------------------------------------------------------------------------------------------------
 
 
-def test_without_compression_the_wire_is_the_identity_and_counts_what_it_carries():
+def test_without_compression_the_wire_is_the_identity_and_counts_what_it_carries() -> None:
     link, received = wire(), state(0)
     own = trained(received, 1)
     arrived = link.up(0, received, own, None)
@@ -77,7 +84,7 @@ def test_without_compression_the_wire_is_the_identity_and_counts_what_it_carries
     assert link.traffic == before, "who did not take part is not answered"
 
 
-def test_only_what_is_named_travels():
+def test_only_what_is_named_travels() -> None:
     link, received = wire(heads="global", kind="int8"), state(0)
     arrived = link.up(0, received, trained(received, 1), HEADS)
     assert set(arrived) == set(HEADS) == set(link.residuals[0])
@@ -85,7 +92,7 @@ def test_only_what_is_named_travels():
     assert set(link.residuals[0]) == set(received)
 
 
-def test_a_method_that_shares_nothing_sends_nothing():
+def test_a_method_that_shares_nothing_sends_nothing() -> None:
     algorithm = Algorithm(Algorithm.Parameters(adapters="local", heads="local"))
     algorithm.head_names = HEADS
     link = Wire(build(ExperimentConfig, {"compression": {"kind": "int8"}}), algorithm)
@@ -97,7 +104,7 @@ def test_a_method_that_shares_nothing_sends_nothing():
 
 
 @pytest.mark.parametrize("kind", CODECS)
-def test_nothing_is_owed_of_pairs_that_merging_writes_in_other_coordinates(kind):
+def test_nothing_is_owed_of_pairs_that_merging_writes_in_other_coordinates(kind: str) -> None:
     link, received = wire(heads="global", factor_rule="product_svd", kind=kind), state(0)
     link.up(0, received, trained(received, 1), None)
     assert set(link.residuals[0]) == set(HEADS)
@@ -111,7 +118,7 @@ def test_nothing_is_owed_of_pairs_that_merging_writes_in_other_coordinates(kind)
 
 
 @pytest.mark.parametrize("kind", CODECS)
-def test_error_feedback_over_rounds_is_the_textbooks(kind):
+def test_error_feedback_over_rounds_is_the_textbooks(kind: str) -> None:
     """What arrives is received + C(update + residual); the residual is what C lost; nothing is lost over the server."""
     link, codec = wire(kind=kind, fraction=0.1), create_codec(kind, fraction=0.1)
     received = {name: value for name, value in state(0).items() if name not in HEADS}
@@ -137,7 +144,7 @@ def test_error_feedback_over_rounds_is_the_textbooks(kind):
 
 
 @pytest.mark.parametrize("kind", CODECS)
-def test_without_error_feedback_nothing_is_owed(kind):
+def test_without_error_feedback_nothing_is_owed(kind: str) -> None:
     link, received = wire(kind=kind, error_feedback=False), state(0)
     first = link.up(0, received, trained(received, 1), None)
     assert link.residuals == {}
@@ -145,7 +152,7 @@ def test_without_error_feedback_nothing_is_owed(kind):
 
 
 @pytest.mark.parametrize("kind", CODECS)
-def test_declared_bytes_are_those_of_the_arrays_and_the_file(kind):
+def test_declared_bytes_are_those_of_the_arrays_and_the_file(kind: str) -> None:
     link, received = wire(kind=kind), state(0)
     own = trained(received, 1)
     link.up(0, received, own, None)
@@ -158,7 +165,7 @@ def test_declared_bytes_are_those_of_the_arrays_and_the_file(kind):
     assert link.traffic.upload == by_hand[kind]
 
 
-def test_clients_of_other_ranks_pay_for_their_own_slots():
+def test_clients_of_other_ranks_pay_for_their_own_slots() -> None:
     algorithm = HetLoraAT(HetLoraAT.Parameters(ranks=(1, 4)))
     algorithm.head_names = HEADS
     link = Wire(build(ExperimentConfig, {"compression": {"kind": "int8"}}), algorithm)
@@ -172,7 +179,7 @@ def test_clients_of_other_ranks_pay_for_their_own_slots():
     assert link.up(1, starts[1], trained(starts[1], 1), None)["m.lora_A"][1:].any()
 
 
-def test_an_update_that_is_not_finite_arrives_as_such_and_leaves_no_trace():
+def test_an_update_that_is_not_finite_arrives_as_such_and_leaves_no_trace() -> None:
     link, received = wire(kind="int8"), state(0)
     link.up(0, received, trained(received, 1), None)
     owed = {name: value.copy() for name, value in link.residuals[0].items()}
@@ -183,7 +190,7 @@ def test_an_update_that_is_not_finite_arrives_as_such_and_leaves_no_trace():
 
 
 @pytest.mark.parametrize("kind", ["int8", "int4"])
-def test_client_and_server_agree_on_a_compressed_answer(kind):
+def test_client_and_server_agree_on_a_compressed_answer(kind: str) -> None:
     """The server knows what a client received and what it sent: it can say to the bit what the client holds."""
     link, received, merged = wire(kind=kind), state(0), trained(state(0), 5, 0.1)
     held = link.down(0, received, merged, None)
@@ -200,7 +207,7 @@ def test_client_and_server_agree_on_a_compressed_answer(kind):
 
 
 @pytest.mark.parametrize("compression", [{"kind": "topk"}, {"kind": "int8", "download": False}])
-def test_answers_that_are_not_compressed_arrive_as_they_are(compression):
+def test_answers_that_are_not_compressed_arrive_as_they_are(compression: dict[str, Any]) -> None:
     link, merged = wire(**compression), trained(state(0), 5)
     assert same(link.down(0, state(0), merged, None), merged)
     assert link.traffic.download == 4 * (200 + 148)
@@ -209,7 +216,7 @@ def test_answers_that_are_not_compressed_arrive_as_they_are(compression):
 # -- attackers -----------------------------------------------------------------------------------------------------------
 
 
-def uploads_of(link: Wire, count: int = 5):
+def uploads_of(link: Wire, count: int = 5) -> tuple[list[ClientState], Any]:
     received = [state(0) for _ in range(count)]
     return received, {c: link.up(c, received[c], trained(received[c], c + 1), None) for c in range(count)}
 
@@ -227,7 +234,7 @@ def lie(attack: str, own: np.ndarray, honest: list[np.ndarray]) -> np.ndarray:
 
 
 @pytest.mark.parametrize("attack", ["sign_flip", "ipm", "mimic", "alie", "nan", "label_flip"])
-def test_the_attackers_uploads_are_replaced_and_no_others(attack):
+def test_the_attackers_uploads_are_replaced_and_no_others(attack: str) -> None:
     link = wire(byzantine={"fraction": 0.4, "attack": attack})
     liars = attackers_of(link.config)
     assert len(liars) == 2
@@ -245,7 +252,7 @@ def test_the_attackers_uploads_are_replaced_and_no_others(attack):
             assert same(forged[client], uploads[client])
 
 
-def test_without_attackers_no_update_is_built(monkeypatch):
+def test_without_attackers_no_update_is_built(monkeypatch: pytest.MonkeyPatch) -> None:
     link = wire()
     received, uploads = uploads_of(link)
     monkeypatch.setattr("sylva_ray.transport.wire._difference", None)
@@ -254,7 +261,7 @@ def test_without_attackers_no_update_is_built(monkeypatch):
     assert all(forged[client] is upload for client, upload in uploads.items())
 
 
-def test_noise_is_drawn_per_client_and_round():
+def test_noise_is_drawn_per_client_and_round() -> None:
     link = wire(byzantine={"fraction": 0.4, "attack": "gaussian"})
     a, b = attackers_of(link.config)
     received, uploads = uploads_of(link)
@@ -264,7 +271,7 @@ def test_noise_is_drawn_per_client_and_round():
     assert not same(first[a], later[a])
 
 
-def test_attackers_count_where_they_take_part():
+def test_attackers_count_where_they_take_part() -> None:
     """One of two attackers is there: ALIE hides among the four that are; alone, an attacker lies all the same."""
     link = wire(byzantine={"fraction": 0.4, "attack": "alie"})
     absent, present = attackers_of(link.config)
@@ -280,7 +287,7 @@ def test_attackers_count_where_they_take_part():
     assert np.isnan(alone[present]["m.lora_A"]).all()
 
 
-def test_a_lie_is_no_larger_than_what_the_attacker_may_send():
+def test_a_lie_is_no_larger_than_what_the_attacker_may_send() -> None:
     """A client of rank 1 that copies one of rank 4 still has one slot."""
     algorithm = HetLoraAT(HetLoraAT.Parameters(ranks=(1, 4)))
     algorithm.head_names = HEADS
@@ -303,7 +310,7 @@ BRIEF = TINY | {
 }
 
 
-def prepared(**sections) -> Prepared:
+def prepared(**sections: Any) -> Prepared:
     return prepare(build(ExperimentConfig, BRIEF | sections))
 
 
@@ -320,7 +327,9 @@ def quantised() -> Prepared:
     return prepared(compression={"kind": "int4"}, algorithm=BRIEF["algorithm"] | {"factor_rule": "naive"})
 
 
-def test_a_run_with_residuals_resumes_with_the_same_bits(quantised, tmp_path, monkeypatch):
+def test_a_run_with_residuals_resumes_with_the_same_bits(
+    quantised: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What compression owes is part of the state: without it the resumed run would be another one."""
     summary = run(quantised, tmp_path / "whole")
     whole = newest(tmp_path / "whole")
@@ -363,7 +372,7 @@ def test_a_run_with_residuals_resumes_with_the_same_bits(quantised, tmp_path, mo
     assert summary["communication"]["upload_bytes_per_client_round"] == codec.num_bytes(shapes_of(sent))
 
 
-def test_checkpoints_keep_residuals_by_client_and_may_have_none(tmp_path):
+def test_checkpoints_keep_residuals_by_client_and_may_have_none(tmp_path: Path) -> None:
     checkpoints = CheckpointFolder(tmp_path)
     owed = {client: {"a.x": np.full((2, 2), client, np.float32), "b": np.ones(1, np.float32)} for client in (2, 10)}
     checkpoints.save(0, [{"x": np.zeros(1, np.float32)}], [], None)
@@ -378,7 +387,7 @@ def test_checkpoints_keep_residuals_by_client_and_may_have_none(tmp_path):
 
 @pytest.mark.parametrize("sharing", ["global", "neighbours"])
 @pytest.mark.parametrize("compression", ["none", "int8"])
-def test_an_attack_by_nan_is_the_round_without_that_client(sharing, compression, tmp_path):
+def test_an_attack_by_nan_is_the_round_without_that_client(sharing: str, compression: str, tmp_path: Path) -> None:
     method = BRIEF["algorithm"] | {"adapters": sharing}
     lying = prepared(algorithm=method, byzantine={"fraction": 0.34, "attack": "nan"}, compression={"kind": compression})
     honest = prepared(algorithm=method, compression={"kind": compression})
@@ -401,7 +410,7 @@ def test_an_attack_by_nan_is_the_round_without_that_client(sharing, compression,
     assert not same(states[0][0], states[0][1])
 
 
-def test_a_label_flipper_trains_on_flipped_labels_and_nobody_else_does():
+def test_a_label_flipper_trains_on_flipped_labels_and_nobody_else_does() -> None:
     flipping = prepared(byzantine={"fraction": 0.34, "attack": "label_flip"})
     plain = prepared()
     (liar,) = attackers_of(flipping.config)

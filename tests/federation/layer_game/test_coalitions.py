@@ -9,7 +9,7 @@ import torch
 from sylva_ray.attacks.losses import true_class_probability
 from sylva_ray.config.experiment import BackboneSection, LoraSection
 from sylva_ray.core.seeding import generator
-from sylva_ray.core.types import stack_states
+from sylva_ray.core.types import ParameterStack, stack_states
 from sylva_ray.federation.stages.layer_game.coalitions import CoalitionWalk, mix
 from sylva_ray.federation.stages.layer_game.shapley import all_coalitions, exact_shapley
 from sylva_ray.models.backbone import create_backbone
@@ -21,21 +21,23 @@ N = 3
 
 
 @pytest.fixture(scope="module")
-def stack():
+def stack() -> LoraStack:
     return LoraStack(create_backbone(BackboneSection(), 10), LoraSection(rank=2))
 
 
 @pytest.fixture(scope="module")
-def pair(stack):
+def pair(stack: LoraStack) -> ParameterStack:
     return to_parameters(stack_states(random_states(stack, 2)), "cpu", torch.float32)
 
 
 @pytest.fixture(scope="module")
-def images():
+def images() -> tuple[torch.Tensor, torch.Tensor]:
     return torch.rand(N, 3, 32, 32, generator=generator(0, "x")), torch.tensor([1, 4, 7])
 
 
-def naive(stack, pair, coalitions, x, y):
+def naive(
+    stack: LoraStack, pair: ParameterStack, coalitions: np.ndarray, x: torch.Tensor, y: torch.Tensor
+) -> np.ndarray:
     robust, benign = ({n: v[i : i + 1] for n, v in pair.items()} for i in (0, 1))
     rows = []
     for coalition in coalitions:
@@ -46,7 +48,9 @@ def naive(stack, pair, coalitions, x, y):
 
 
 @pytest.mark.parametrize("max_stack", [4096, 7, 1], ids=["breadth first", "split", "depth first"])
-def test_prefix_sharing_equals_whole_forwards(stack, pair, images, max_stack):
+def test_prefix_sharing_equals_whole_forwards(
+    stack: LoraStack, pair: ParameterStack, images: tuple[torch.Tensor, torch.Tensor], max_stack: int
+) -> None:
     coalitions = all_coalitions(7)
     walk = CoalitionWalk(stack, pair, coalitions, *images, max_stack=max_stack)
     values = walk.run()
@@ -55,14 +59,18 @@ def test_prefix_sharing_equals_whole_forwards(stack, pair, images, max_stack):
     np.testing.assert_allclose(values[sample], naive(stack, pair, coalitions[sample], *images), atol=1e-5)
 
 
-def test_sampled_coalitions_in_any_order(stack, pair, images):
+def test_sampled_coalitions_in_any_order(
+    stack: LoraStack, pair: ParameterStack, images: tuple[torch.Tensor, torch.Tensor]
+) -> None:
     coalitions = all_coalitions(7)[[127, 0, 3, 90, 64]]
     np.testing.assert_allclose(
         CoalitionWalk(stack, pair, coalitions, *images).run(), naive(stack, pair, coalitions, *images), atol=1e-5
     )
 
 
-def test_a_layer_that_does_not_differ_is_worth_nothing(stack, pair, images):
+def test_a_layer_that_does_not_differ_is_worth_nothing(
+    stack: LoraStack, pair: ParameterStack, images: tuple[torch.Tensor, torch.Tensor]
+) -> None:
     same = dict(pair)
     for name in stack.players["blocks.2"]:
         same[name] = pair[name][:1].repeat(2, *[1] * (pair[name].ndim - 1))
@@ -71,14 +79,14 @@ def test_a_layer_that_does_not_differ_is_worth_nothing(stack, pair, images):
     assert np.abs(np.delete(phi, 2)).max() > 1e-4
 
 
-def test_mixing_is_bitwise_at_both_ends(stack, pair):
+def test_mixing_is_bitwise_at_both_ends(stack: LoraStack, pair: ParameterStack) -> None:
     robust, benign = ({n: v[i : i + 1] for n, v in pair.items()} for i in (0, 1))
     nobody, everybody = (np.full((1, 7), end) for end in (False, True))
     assert all(torch.equal(v, robust[n]) for n, v in mix(robust, benign, nobody, stack.players).items())
     assert all(torch.equal(v, benign[n]) for n, v in mix(robust, benign, everybody, stack.players).items())
 
 
-def test_architectures_without_a_chain_of_blocks_play_too():
+def test_architectures_without_a_chain_of_blocks_play_too() -> None:
     torch.manual_seed(0)
     section = BackboneSection(name="swin_tiny_patch4_window7_224", image_size=56)
     stack = LoraStack(create_backbone(section, 10), LoraSection(rank=2))

@@ -2,57 +2,63 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import TypeAlias
+
 import numpy as np
 import pytest
 import torch
 
 from sylva_ray.config.experiment import BackboneSection, LoraSection
 from sylva_ray.core.seeding import generator
-from sylva_ray.core.types import stack_states
+from sylva_ray.core.types import ClientState, ParameterStack, stack_states
 from sylva_ray.federation.stages.layer_game.gates import HIGH, LOW, TEMPERATURE, blend, expected_gates, sampled_gates
 from sylva_ray.models.backbone import create_backbone
 from sylva_ray.models.cohort import FunctionalStack, repeat_owner, to_parameters
 from sylva_ray.models.lora import LoraStack
 from tests.models.test_lora_stack import random_states
 
+Ends: TypeAlias = tuple[list[dict[str, np.ndarray]], list[dict[str, np.ndarray]]]
+"""The states at either end of the gates, theta^r and theta^b."""
+
 LORA = LoraSection(rank=2)
 COUNTS = [2, 3]
 
 
 @pytest.fixture(scope="module")
-def stack():
+def stack() -> LoraStack:
     return LoraStack(create_backbone(BackboneSection(), 10), LORA)
 
 
 @pytest.fixture(scope="module")
-def exact():
+def exact() -> LoraStack:
     """The same in float64."""
     return LoraStack(create_backbone(BackboneSection(), 10).double(), LORA)
 
 
 @pytest.fixture(scope="module")
-def ends(stack):
+def ends(stack: LoraStack) -> Ends:
     """theta^r and theta^b of two clients."""
     states = random_states(stack, 4)
     return states[:2], states[2:]
 
 
 @pytest.fixture(scope="module")
-def images():
+def images() -> torch.Tensor:
     return torch.rand(sum(COUNTS), 3, 32, 32, generator=generator(0, "x"))
 
 
-def parameters(states, dtype=torch.float32):
+def parameters(states: Sequence[ClientState], dtype: torch.dtype = torch.float32) -> ParameterStack:
     return to_parameters(stack_states(states), "cpu", dtype)
 
 
-def logits(stack, ends, gates, images):
+def logits(stack: LoraStack, ends: Ends, gates: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
     mixed = blend(parameters(ends[0], images.dtype), parameters(ends[1], images.dtype), gates, stack.players)
     with torch.no_grad():
         return stack.forward(mixed, images, repeat_owner(COUNTS))
 
 
-def test_the_ends_of_the_gates_are_the_ends(stack, ends, images):
+def test_the_ends_of_the_gates_are_the_ends(stack: LoraStack, ends: Ends, images: torch.Tensor) -> None:
     """All 0 gives theta^r's logits, all 1 theta^b's; also when one client stands at either end."""
     with torch.no_grad():
         robust, benign = (stack.forward(parameters(end), images, repeat_owner(COUNTS)) for end in ends)
@@ -65,13 +71,13 @@ def test_the_ends_of_the_gates_are_the_ends(stack, ends, images):
 
 
 @pytest.fixture(scope="module")
-def gates(stack):
+def gates(stack: LoraStack) -> torch.Tensor:
     """Different for every client and player."""
     return torch.rand(2, len(stack.players), generator=generator(0, "gates"), dtype=torch.float64)
 
 
 @pytest.fixture(scope="module")
-def dense(stack, ends, gates, images):
+def dense(stack: LoraStack, ends: Ends, gates: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
     """Logits of whole models with W + s [(1 - alpha) B^r A^r + alpha B^b A^b], and heads interpolated."""
     full = FunctionalStack(create_backbone(BackboneSection(), 10).double())
     models = []
@@ -91,11 +97,15 @@ def dense(stack, ends, gates, images):
         return full.forward(parameters(models, torch.float64), images.double(), repeat_owner(COUNTS))
 
 
-def test_a_blend_is_the_blend_of_the_weight_matrices(exact, ends, gates, images, dense):
+def test_a_blend_is_the_blend_of_the_weight_matrices(
+    exact: LoraStack, ends: Ends, gates: torch.Tensor, images: torch.Tensor, dense: torch.Tensor
+) -> None:
     torch.testing.assert_close(logits(exact, ends, gates, images.double()), dense, rtol=0, atol=1e-10)
 
 
-def test_interpolating_the_factors_apart_is_another_model(exact, ends, gates, images, dense):
+def test_interpolating_the_factors_apart_is_another_model(
+    exact: LoraStack, ends: Ends, gates: torch.Tensor, images: torch.Tensor, dense: torch.Tensor
+) -> None:
     mixed = {}
     for player, names in enumerate(exact.players.values()):
         for name in names:
@@ -106,7 +116,7 @@ def test_interpolating_the_factors_apart_is_another_model(exact, ends, gates, im
     assert (apart - dense).abs().max() > 0.05
 
 
-def test_every_gate_has_a_gradient_and_no_weight_has_one(stack, ends, images):
+def test_every_gate_has_a_gradient_and_no_weight_has_one(stack: LoraStack, ends: Ends, images: torch.Tensor) -> None:
     gates = torch.full((2, len(stack.players)), 0.5, requires_grad=True)
     robust, benign = parameters(ends[0]), parameters(ends[1])
     stack.forward(blend(robust, benign, gates, stack.players), images, repeat_owner(COUNTS)).logsumexp(
@@ -116,14 +126,14 @@ def test_every_gate_has_a_gradient_and_no_weight_has_one(stack, ends, images):
     assert all(value.grad is None for value in (*robust.values(), *benign.values()))
 
 
-def test_a_draw_in_the_middle_is_the_stretched_sigmoid():
+def test_a_draw_in_the_middle_is_the_stretched_sigmoid() -> None:
     log_alpha = torch.tensor([-1.0, 0.0, 0.4])
     expected = torch.sigmoid(log_alpha / TEMPERATURE) * (HIGH - LOW) + LOW
     torch.testing.assert_close(sampled_gates(log_alpha, torch.full((3,), 0.5)), expected)
     torch.testing.assert_close(expected_gates(torch.zeros(1)), torch.tensor([0.5]))
 
 
-def test_gates_reach_both_ends_as_often_as_the_distribution_says():
+def test_gates_reach_both_ends_as_often_as_the_distribution_says() -> None:
     """P(gate = 0) = sigmoid(T log(-low / high) - log alpha) (Louizos et al. 2018, eq. 12)."""
     uniform = torch.rand(100_000, generator=generator(0, "uniform"))
     for log_alpha in (-2.0, 0.0, 1.5):
@@ -136,7 +146,7 @@ def test_gates_reach_both_ends_as_often_as_the_distribution_says():
         assert (drawn == 1).float().mean() == pytest.approx(opened, abs=5e-3)
 
 
-def test_the_ends_of_the_uniform_draw_are_no_nan():
+def test_the_ends_of_the_uniform_draw_are_no_nan() -> None:
     drawn = sampled_gates(torch.zeros(2, requires_grad=True), torch.tensor([0.0, 1.0]))
     assert drawn.tolist() == [0, 1]
     assert expected_gates(torch.tensor([-50.0, 50.0])).tolist() == [0, 1]

@@ -21,7 +21,7 @@ from sylva_ray.federation.stages.layer_game.selection import (
 )
 
 
-def test_shrinking_by_hand():
+def test_shrinking_by_hand() -> None:
     phi = np.array([[[1.0, 0.0]], [[3.0, 2.0]]])
     mean = np.full((2, 2), 0.5)
     np.testing.assert_allclose(shrink(phi, mean, np.array([64, 64]))[0], [[1.5, 0.5]])
@@ -30,28 +30,28 @@ def test_shrinking_by_hand():
     np.testing.assert_allclose(shrink(phi, np.eye(2), np.array([1, 1])), phi)
 
 
-def test_shrinking_reads_the_receivers_row():
+def test_shrinking_reads_the_receivers_row() -> None:
     """Client 0 listens to client 1, who listens to nobody."""
     phi = np.array([[[1.0, 0.0]], [[3.0, 2.0]]])
     shrunk = shrink(phi, np.array([[0.0, 1.0], [0.0, 1.0]]), np.array([64, 64]))
     np.testing.assert_allclose(shrunk, [[[2.0, 1.0]], [[3.0, 2.0]]])
 
 
-def test_candidates_by_hand():
+def test_candidates_by_hand() -> None:
     """Layer 1 costs nothing, 0 has gain per loss 4, 3 has 1; 2 has no gain."""
     phi = np.array([[0.4, 0.1], [0.2, -0.3], [-0.1, -0.5], [0.2, 0.2]])
     assert nested_candidates(phi).astype(int).tolist() == [[0, 0, 0, 0], [0, 1, 0, 0], [1, 1, 0, 0], [1, 1, 0, 1]]
     assert nested_candidates(-np.abs(phi)).tolist() == [[False] * 4]
 
 
-def test_the_larger_gain_leads_among_equals():
+def test_the_larger_gain_leads_among_equals() -> None:
     """Layers 0, 1 cost nothing; 2, 3 have gain per loss 2; what equals in gain too comes by number."""
     phi = np.array([[0.1, 0.0], [0.3, -1.0], [0.2, 0.1], [0.4, 0.2], [0.1, -2.0]])
     entered = [int(np.flatnonzero(b & ~a)[0]) for a, b in pairwise(nested_candidates(phi))]
     assert entered == [1, 0, 4, 3, 2]
 
 
-def test_what_is_not_a_number_never_enters():
+def test_what_is_not_a_number_never_enters() -> None:
     phi = np.array([[0.5, np.nan], [np.nan, 0.1], [0.2, 0.1]])
     assert nested_candidates(phi).astype(int).tolist() == [[0, 0, 0], [0, 0, 1]]
 
@@ -60,7 +60,7 @@ finite = st.floats(-1, 1, allow_nan=False)
 
 
 @given(arrays(float, (6, 2), elements=finite), st.floats(0, 50))
-def test_candidates_are_nested_and_hold_every_price(phi, price):
+def test_candidates_are_nested_and_hold_every_price(phi: np.ndarray, price: float) -> None:
     rows = nested_candidates(phi)
     assert not rows[0].any()
     assert all((a <= b).all() and b.sum() == a.sum() + 1 for a, b in pairwise(rows))
@@ -71,7 +71,7 @@ def test_candidates_are_nested_and_hold_every_price(phi, price):
         assert any(np.array_equal(row, worth) for row in rows)
 
 
-def test_by_score_the_best_come_first_and_the_threshold_is_not_enough():
+def test_by_score_the_best_come_first_and_the_threshold_is_not_enough() -> None:
     scores = np.array([0.2, 0.9, 0.5, 0.5, np.nan])
     assert nested_by_score(scores, 0.4).astype(int).tolist() == [
         [0, 0, 0, 0, 0],
@@ -84,7 +84,7 @@ def test_by_score_the_best_come_first_and_the_threshold_is_not_enough():
 
 
 @given(arrays(float, 6, elements=finite), st.floats(-1, 1))
-def test_by_score_is_nested_and_stops_at_the_threshold(scores, threshold):
+def test_by_score_is_nested_and_stops_at_the_threshold(scores: np.ndarray, threshold: float) -> None:
     rows = nested_by_score(scores, threshold)
     assert not rows[0].any()
     assert all((a <= b).all() and b.sum() == a.sum() + 1 for a, b in pairwise(rows))
@@ -96,23 +96,23 @@ Z90 = stats.norm.ppf(0.9)
 
 
 @pytest.mark.parametrize("n", [1, 10, 50, 1000])
-def test_the_bound_of_nothing_seen_is_wilsons(n):
+def test_the_bound_of_nothing_seen_is_wilsons(n: int) -> None:
     """lost = gained = 0: the difference solves n d = z sqrt(n d (1 - d)). Nothing seen is not nothing known."""
     assert paired_upper_bound(0, 0, n, 0.9) == pytest.approx(Z90**2 / (n + Z90**2), abs=1e-6)
 
 
-def test_the_bound_of_losses_alone_is_wilsons():
+def test_the_bound_of_losses_alone_is_wilsons() -> None:
     """gained = 0 leaves a binomial with n trials, of which the score interval is Wilson's."""
     for lost, n in [(1, 40), (7, 60), (30, 200)]:
         centre, radius = lost + Z90**2 / 2, Z90 * np.sqrt(lost * (n - lost) / n + Z90**2 / 4)
         assert paired_upper_bound(lost, 0, n, 0.9) == pytest.approx((centre + radius) / (n + Z90**2), abs=1e-6)
 
 
-def score(difference, lost, gained, n):
+def score(difference: float, lost: int, gained: int, n: int) -> float:
     """Tango's statistic written as the definition: observed minus ``difference`` in standard errors, the nuisance share of
     gained pairs put where the multinomial likelihood is largest (found numerically)."""
 
-    def minus_log_likelihood(share):
+    def minus_log_likelihood(share: float) -> float:
         cells = np.array([share + difference, share, 1 - 2 * share - difference])
         return -np.sum(np.array([lost, gained, n - lost - gained]) * np.log(np.maximum(cells, 1e-300)))
 
@@ -128,13 +128,13 @@ def score(difference, lost, gained, n):
     ("lost", "gained", "n"), [(3, 1, 100), (0, 2, 50), (5, 5, 40), (1, 6, 30), (12, 4, 200), (2, 0, 20)]
 )
 @pytest.mark.parametrize("confidence", [0.9, 0.99])
-def test_the_bound_is_where_the_score_test_starts_to_reject(lost, gained, n, confidence):
+def test_the_bound_is_where_the_score_test_starts_to_reject(lost: int, gained: int, n: int, confidence: float) -> None:
     bound = paired_upper_bound(lost, gained, n, confidence)
     assert (lost - gained) / n < bound < 1
     assert score(bound, lost, gained, n) == pytest.approx(-stats.norm.ppf(confidence), abs=1e-4)
 
 
-def test_the_bound_in_its_limits():
+def test_the_bound_in_its_limits() -> None:
     assert paired_upper_bound(10, 10, 100, 0.9) > paired_upper_bound(0, 0, 100, 0.9)
     assert paired_upper_bound(20, 0, 20, 0.99) == 1.0
     assert -1 < paired_upper_bound(0, 20, 20, 0.9) < 0
@@ -144,13 +144,13 @@ def test_the_bound_in_its_limits():
 
 
 @given(lost=st.integers(0, 30), gained=st.integers(0, 30), more=st.integers(1, 20))
-def test_the_bound_rises_with_what_is_lost(lost, gained, more):
+def test_the_bound_rises_with_what_is_lost(lost: int, gained: int, more: int) -> None:
     n = 100
     assert paired_upper_bound(lost + more, gained, n, 0.9) >= paired_upper_bound(lost, gained, n, 0.9)
     assert paired_upper_bound(lost, gained, n, 0.95) >= paired_upper_bound(lost, gained, n, 0.9)
 
 
-def likely_outcomes(n, p_lost, p_gained):
+def likely_outcomes(n: int, p_lost: float, p_gained: float) -> tuple[np.ndarray, list[int], list[int]]:
     """Probability, lost and gained of all outcomes of n pairs that are not next to impossible."""
     lost, gained = (grid.ravel() for grid in np.mgrid[: n + 1, : n + 1])
     inside = lost + gained <= n
@@ -162,7 +162,7 @@ def likely_outcomes(n, p_lost, p_gained):
     return share[likely], lost[likely].tolist(), gained[likely].tolist()
 
 
-def wrongly_accepted(n, tolerance, p_gained, confidence=0.9):
+def wrongly_accepted(n: int, tolerance: float, p_gained: float, confidence: float = 0.9) -> float:
     """Exact probability that the bound stays within ``tolerance`` although the true net loss is ``tolerance``."""
     share, lost, gained = likely_outcomes(n, tolerance + p_gained, p_gained)
     bounds = np.array([paired_upper_bound(b, c, n, confidence) for b, c in zip(lost, gained, strict=True)])
@@ -182,12 +182,14 @@ def wrongly_accepted(n, tolerance, p_gained, confidence=0.9):
         (200, 0.05, 0.05, 0.098),
     ],
 )
-def test_how_often_the_guard_is_fooled_at_its_tolerance(n, tolerance, p_gained, expected):
+def test_how_often_the_guard_is_fooled_at_its_tolerance(
+    n: int, tolerance: float, p_gained: float, expected: float
+) -> None:
     """What the docstring says, summed over all outcomes: nominally 0.1, between 0.05 and 0.14 as outcomes are counts."""
     assert wrongly_accepted(n, tolerance, p_gained) == pytest.approx(expected, abs=1e-3)
 
 
-def test_a_loss_of_twice_the_tolerance_hardly_ever_passes():
+def test_a_loss_of_twice_the_tolerance_hardly_ever_passes() -> None:
     n, tolerance = 200, 0.05
     passing = [lost for lost in range(n) if paired_upper_bound(lost, 0, n, 0.9) <= tolerance]
     assert stats.binom.cdf(max(passing), n, 2 * tolerance) < 1e-3
@@ -195,19 +197,21 @@ def test_a_loss_of_twice_the_tolerance_hardly_ever_passes():
 
 @pytest.mark.parametrize(("p_lost", "p_gained"), [(0.02, 0.0), (0.1, 0.05), (0.05, 0.05), (0.3, 0.1)])
 @pytest.mark.parametrize("n", [40, 200])
-def test_the_bound_covers_the_true_loss(p_lost, p_gained, n):
+def test_the_bound_covers_the_true_loss(p_lost: float, p_gained: float, n: int) -> None:
     share, lost, gained = likely_outcomes(n, p_lost, p_gained)
     bounds = np.array([paired_upper_bound(b, c, n, 0.9) for b, c in zip(lost, gained, strict=True)])
     assert share[bounds >= p_lost - p_gained].sum() > 0.86
 
 
 @pytest.mark.parametrize(("tolerance", "confidence", "fewest"), [(0.05, 0.9, 48), (0.1, 0.9, 23), (0.05, 0.95, None)])
-def test_the_images_needed_are_the_fewest_that_bear_one_flip_each_way(tolerance, confidence, fewest):
+def test_the_images_needed_are_the_fewest_that_bear_one_flip_each_way(
+    tolerance: float, confidence: float, fewest: int | None
+) -> None:
     n = images_needed(tolerance, confidence)
     assert fewest is None or n == fewest
     assert paired_upper_bound(1, 1, n, confidence) <= tolerance < paired_upper_bound(1, 1, n - 1, confidence)
 
 
-def test_images_needed_are_bounded():
+def test_images_needed_are_bounded() -> None:
     assert images_needed(0.0, 0.9) == MOST_IMAGES
     assert images_needed(1.0, 0.9) == 2
