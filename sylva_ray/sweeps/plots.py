@@ -15,6 +15,7 @@ from matplotlib.ticker import FormatStrFormatter, LogLocator, MaxNLocator, NullF
 from sylva_ray.reports.compare.rows import short_key
 from sylva_ray.reports.figures.plots import WIDTH
 from sylva_ray.reports.figures.style import LIGHT, style
+from sylva_ray.reports.figures.tradeoff import Panel, PlotPoint, draw_tradeoff
 from sylva_ray.sweeps.metrics import ACCURACIES, COSTS
 from sylva_ray.sweeps.points import number_of, value_text
 from sylva_ray.sweeps.results import Point, Sweep, front_of
@@ -29,7 +30,7 @@ DESCRIPTIONS = {
 """What a screen reader says of each figure."""
 
 BENIGN, ROBUST = ACCURACIES[:2]
-MAX_PANELS, MAX_BARS = 6, 400
+MAX_PANELS, MAX_BARS, MAX_LABELS = 6, 400, 12
 
 
 def figures(sweep: Sweep) -> dict[str, Figure]:
@@ -38,7 +39,7 @@ def figures(sweep: Sweep) -> dict[str, Figure]:
     with style():
         drawn = {}
         if len(points) > 1:
-            drawn["pareto"] = _pareto(points)
+            drawn["pareto"] = _tradeoff(points)
             drawn["effects"] = _effects(sweep, points)
             drawn["parallel"] = _parallel(sweep, points)
         if any(trial.spans for trial in sweep.trials):
@@ -50,45 +51,20 @@ def _figure(height: float) -> Figure:
     return Figure(figsize=(WIDTH, height), layout="constrained")
 
 
-def _pareto(points: Sequence[Point]) -> Figure | None:
-    """Every point with its spread over seeds; the line joins those that no other dominates."""
-    points = [point for point in points if {BENIGN, ROBUST} <= point.metrics.keys()]
-    if not points:
+def _tradeoff(points: Sequence[Point]) -> Figure | None:
+    """Draw benign against robust accuracy; the first points on the front, in the order of the table, have a label."""
+    measured = [point for point in points if {BENIGN, ROBUST} <= point.metrics.keys()]
+    if not measured:
         return None
-    figure = _figure(3.6)
-    axes = figure.subplots()
-    front = front_of(points, (Objective(metric=BENIGN), Objective(metric=ROBUST)))
-    front = sorted(front, key=lambda point: point.metrics[BENIGN].mean)
-    for point in points:
+    front = [point.name for point in front_of(measured, (Objective(metric=BENIGN), Objective(metric=ROBUST)))]
+    drawn = []
+    for number, point in enumerate(measured, 1):
         x, y = point.metrics[BENIGN], point.metrics[ROBUST]
-        if x.std or y.std:
-            axes.errorbar(x.mean, y.mean, y.std or 0, x.std or 0, color=LIGHT["series-1"], lw=0.8, alpha=0.5, zorder=1)
-        face = LIGHT["series-1"] if point in front else LIGHT["surface"]
-        axes.plot(x.mean, y.mean, "o", ms=6, mfc=face, mec=LIGHT["series-1"], mew=1.3, zorder=3)
-    places = [(point.metrics[BENIGN].mean, point.metrics[ROBUST].mean) for point in front]
-    axes.step(*zip(*places, strict=True), where="pre", color=LIGHT["series-1"], lw=1, alpha=0.6, zorder=2)
-    for number, place in enumerate(places[:12]):
-        axes.annotate(
-            front[number].label,
-            place,
-            (-4, 5 + 9 * (number % 2)),
-            textcoords="offset points",
-            fontsize=7.5,
-            ha="right" if place[0] > np.mean(axes.get_xlim()) else "left",
+        on_front, is_labelled = point.name in front, point.name in front[:MAX_LABELS]
+        drawn.append(
+            PlotPoint(number, point.label, x.mean, x.std or 0.0, y.mean, y.std or 0.0, on_front, labelled=is_labelled)
         )
-    axes.set(xlabel="benign accuracy", ylabel="robust accuracy")
-    axes.margins(0.12)
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_formatter(PercentFormatter(1))
-    axes.grid(True)
-    axes.tick_params(length=0)
-    dot: dict[str, Any] = {"color": LIGHT["series-1"], "marker": "o", "ls": "", "mew": 1.3}
-    handles = [
-        Line2D([], [], label="not dominated", **dot),
-        Line2D([], [], mfc=LIGHT["surface"], label="dominated", **dot),
-    ]
-    figure.legend(handles=handles, loc="outside upper left", ncols=2, borderpad=0.3)
-    return figure
+    return draw_tradeoff([Panel("", "benign accuracy", "robust accuracy", tuple(drawn), joined=True)])
 
 
 def _effects(sweep: Sweep, points: Sequence[Point]) -> Figure:

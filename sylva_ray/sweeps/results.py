@@ -15,7 +15,8 @@ import numpy as np
 
 from sylva_ray.core.errors import UserError
 from sylva_ray.federation.stages.kinds import is_exchange
-from sylva_ray.reports.compare.rows import Value
+from sylva_ray.metrics.pareto import dominators
+from sylva_ray.metrics.seeds import SeedMean
 from sylva_ray.reports.pages.wording import bytes_text
 from sylva_ray.storage.jsonl import read_records
 from sylva_ray.storage.run_files import read_summary
@@ -61,7 +62,7 @@ class Point:
     values: Mapping[str, Any]
     seeds: Sequence[int]
     states: Sequence[str]
-    metrics: Mapping[str, Value]
+    metrics: Mapping[str, SeedMean]
     complete: bool
     chosen: bool
     checks: Sequence[str]
@@ -202,9 +203,9 @@ def _point(space: Space, group: Sequence[TrialResult]) -> Point:
     finished = [trial for trial in group if trial.state == "finished"]
     metrics = {}
     for name in finished[0].metrics if finished else ():
-        values = [trial.metrics[name] for trial in finished]
-        std = float(np.std(values, ddof=1)) if len(values) > 1 else None
-        metrics[name] = Value(float(np.mean(values)), std, len(values))
+        value = SeedMean.from_values(trial.metrics[name] for trial in finished)
+        assert value is not None
+        metrics[name] = value
     return Point(
         first.point,
         point_label(first.values),
@@ -225,22 +226,19 @@ def _score(point: Point, objective: Objective) -> float:
 
 
 def front_of(points: Sequence[Point], objectives: Sequence[Objective]) -> list[Point]:
-    """Points that no other is at least as good as in all objectives and better in one."""
-    scores = {point.name: [_score(point, objective) for objective in objectives] for point in points}
-
-    def dominated(own: Sequence[float]) -> bool:
-        return any(all(a >= b for a, b in zip(other, own)) and list(other) != list(own) for other in scores.values())
-
-    return [point for point in points if not dominated(scores[point.name])]
+    """Return the points that no other point dominates in the objectives."""
+    values = [[point.metrics[objective.metric].mean for objective in objectives] for point in points]
+    above = dominators(values, maximize=[objective.mode == "max" for objective in objectives])
+    return [point for point, indices in zip(points, above, strict=True) if not indices]
 
 
 # -- files --------------------------------------------------------------------------------------------------------------
 
 
-def value_cell(metric: str, value: Value | None) -> str:
+def value_cell(metric: str, value: SeedMean | None) -> str:
     """``62.8 ± 1.2`` in per cent for accuracies, sizes and seconds for costs; an en dash for nothing.
 
-    >>> value_cell("robust_accuracy", Value(0.628, 0.012, 3)), value_cell("total_bytes", Value(893_948, None, 1))
+    >>> value_cell("robust_accuracy", SeedMean(0.628, 0.012, 3)), value_cell("total_bytes", SeedMean(893_948, None, 1))
     ('62.8 ± 1.2', '894 kB')
     """
     if value is None:

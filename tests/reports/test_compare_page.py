@@ -23,7 +23,8 @@ from sylva_ray.reports.compare import compare
 from sylva_ray.reports.compare.tables import page, plot
 from sylva_ray.reports.figures.labels import place_labels, text_extents
 from sylva_ray.reports.figures.style import LIGHT, svg
-from sylva_ray.reports.pages.compare import MAX_NAME, Panel, Point, draw, render
+from sylva_ray.reports.figures.tradeoff import MAX_NAME, Panel, PlotPoint, draw_tradeoff
+from sylva_ray.reports.pages.compare import render
 from tests.reports.synthetic_run import make_config, make_run
 
 
@@ -290,7 +291,7 @@ def test_the_page_is_self_contained_and_complete() -> None:
 
 
 def test_all_svg_colours_follow_the_scheme() -> None:
-    figure = svg(draw(page(compare(summaries(["a", "b"]))).panels["tradeoff"]), "tradeoff", "x")
+    figure = svg(draw_tradeoff(page(compare(summaries(["a", "b"]))).panels["tradeoff"]), "tradeoff", "x")
     assert not [colour for colour in LIGHT.values() if colour in figure]
     assert "var(--series-1)" in figure
 
@@ -325,7 +326,7 @@ def texts_of(figure: Figure) -> list[str]:
 @pytest.mark.parametrize("kind", ["tradeoff", "bytes"])
 def test_every_point_has_its_name_and_no_two_labels_overlap(num_methods: int, kind: str) -> None:
     methods = [f"method_{number}" for number in range(num_methods)]
-    figure = draw(page(compare(summaries(methods))).panels[kind])
+    figure = draw_tradeoff(page(compare(summaries(methods))).panels[kind])
     assert sorted(texts_of(figure)) == sorted(2 * methods)
     assert no_overlap(figure)
 
@@ -349,8 +350,8 @@ def test_where_names_would_overlap_points_are_numbered_as_in_the_table() -> None
     draw_from = np.random.default_rng(0)
     places = draw_from.uniform(0.5, 0.512, (40, 2))
     names = [f"a long name of a method, number {number}" for number in range(40)]
-    points = [Point(i + 1, names[i], x, 0.0, y, 0.0, False, False) for i, (x, y) in enumerate(places)]
-    figure = draw([Panel("title", "x", "y", tuple(points))])
+    points = [PlotPoint(i + 1, names[i], x, 0.0, y, 0.0, False, False) for i, (x, y) in enumerate(places)]
+    figure = draw_tradeoff([Panel("title", "x", "y", tuple(points))])
     assert sorted(texts_of(figure), key=int) == [str(number) for number in range(1, 41)]
     key = [text.get_text() for text in figure.texts]
     assert len(key) == 40
@@ -369,10 +370,10 @@ def test_labels_that_fit_nowhere_are_refused() -> None:
 
 def test_an_upload_of_nothing_has_a_place_on_the_logarithmic_axis() -> None:
     points = [
-        Point(1, "local", 0.0, 0.0, 0.5, 0.0, True, False),
-        Point(2, "sylva", 221_184.0, 0.0, 0.6, 0.1, True, False),
+        PlotPoint(1, "local", 0.0, 0.0, 0.5, 0.0, True, False),
+        PlotPoint(2, "sylva", 221_184.0, 0.0, 0.6, 0.1, True, False),
     ]
-    (axes,) = draw([Panel("title", "upload", "accuracy", tuple(points), in_bytes=True)]).axes
+    (axes,) = draw_tradeoff([Panel("title", "upload", "accuracy", tuple(points), in_bytes=True)]).axes
     labels = {float(tick): axes.xaxis.get_major_formatter()(tick) for tick in axes.get_xticks()}
     assert labels[221_184 / 4] == "none"
     assert "200 kB" in labels.values()

@@ -10,7 +10,7 @@
     (load)   (checked) (over seeds) (dominance, warnings) (text, page)  (write)
 """
 
-from sylva_ray.reports.compare.rows import Row, Value, compare
+from sylva_ray.reports.compare.rows import Row, compare
 from sylva_ray.reports.compare.tables import (
     columns,
     csv_text,
@@ -32,7 +32,6 @@ from sylva_ray.reports.compare.verdicts import (
 
 __all__ = [
     "Row",
-    "Value",
     "columns",
     "compare",
     "csv_text",

@@ -16,28 +16,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-import numpy as np
-
 from sylva_ray.config.experiment import ExperimentConfig
 from sylva_ray.core.errors import UserError
 from sylva_ray.core.types import AttackSpec
+from sylva_ray.metrics.seeds import SeedMean
 from sylva_ray.reports.compare.runs import BENIGN, Accuracies, Run, parse
 
 KINDS = ("accuracy", "balanced_accuracy")
 STATISTICS = ("mean", "worst_decile")
-"""Over a run's clients. What a row says of the seeds is a `Value`."""
+"""Over a run's clients. What a row says of the seeds is a `SeedMean`."""
 
 MAX_DIFFERENCES, MAX_VALUE_LENGTH = 3, 28
 """What a label holds of the differences."""
-
-
-@dataclass(frozen=True)
-class Value:
-    """A quantity over ``num_seeds`` runs; ``std`` is the sample standard deviation, None for a single run."""
-
-    mean: float
-    std: float | None
-    num_seeds: int
 
 
 @dataclass(frozen=True)
@@ -55,7 +45,7 @@ class Row:
     stage: Literal["final", "phase1", "majority"]
     seeds: tuple[int, ...]
     attacks: tuple[str, ...]
-    accuracy: Mapping[tuple[str, str, str], Value]
+    accuracy: Mapping[tuple[str, str, str], SeedMean]
     num_clients: int
     num_honest: int
     fleet: Mapping[str, str]
@@ -63,11 +53,11 @@ class Row:
     majority: Mapping[int, Mapping[str, float]]
     settings: Mapping[str, str] = field(default_factory=dict)
     attack_specs: Mapping[str, AttackSpec] = field(default_factory=dict)
-    collapsed: Value | None = None
-    upload_bytes: Value | None = None
-    full_model_ratio: Value | None = None
-    total_bytes: Value | None = None
-    seconds: Value | None = None
+    collapsed: SeedMean | None = None
+    upload_bytes: SeedMean | None = None
+    full_model_ratio: SeedMean | None = None
+    total_bytes: SeedMean | None = None
+    seconds: SeedMean | None = None
     failed: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     meanings: Mapping[str, str] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
@@ -75,7 +65,7 @@ class Row:
     repeats: int = 0
     conflicts: bool = False
 
-    def value(self, condition: str, kind: str, statistic: str) -> Value | None:
+    def value(self, condition: str, kind: str, statistic: str) -> SeedMean | None:
         """An accuracy, or None where it was not measured."""
         return self.accuracy.get((condition, kind, statistic))
 
@@ -162,8 +152,8 @@ def _rows(group: Sequence[Run], copies: int, conflicts: bool) -> list[Row]:
         majority={run.seed: {s: getattr(run.majority, s) for s in STATISTICS} for run in group},
         settings=first.settings(),
         attack_specs=first.attack_specs(),
-        upload_bytes=_over_seeds([run.communication.upload_bytes_per_client_round for run in group]),
-        full_model_ratio=_over_seeds([run.communication.full_model_ratio for run in group]),
+        upload_bytes=SeedMean.from_values([run.communication.upload_bytes_per_client_round for run in group]),
+        full_model_ratio=SeedMean.from_values([run.communication.full_model_ratio for run in group]),
     )
     failed: dict[str, list[int]] = {}
     for run in group:
@@ -172,9 +162,9 @@ def _rows(group: Sequence[Run], copies: int, conflicts: bool) -> list[Row]:
                 failed.setdefault(check.name, []).append(run.seed)
     final = replace(
         common,
-        collapsed=_over_seeds([_num_collapsed(run) for run in group]),
-        total_bytes=_over_seeds([run.communication.total_bytes for run in group]),
-        seconds=_over_seeds([run.seconds.total for run in group]),
+        collapsed=SeedMean.from_values([_num_collapsed(run) for run in group]),
+        total_bytes=SeedMean.from_values([run.communication.total_bytes for run in group]),
+        seconds=SeedMean.from_values([run.seconds.total for run in group]),
         failed={name: tuple(seeds) for name, seeds in failed.items()},
         meanings={check.name: check.meaning for run in group for check in run.checks if not check.passed},
         warnings=tuple(f"seed {run.seed}: {text}" for run in group for text in _other_warnings(run)),
@@ -188,21 +178,13 @@ def _rows(group: Sequence[Run], copies: int, conflicts: bool) -> list[Row]:
     return [replace(common, stage="phase1", accuracy=_accuracy(ends, first.attacks)), final]
 
 
-def _over_seeds(values: Sequence[float | None]) -> Value | None:
-    """Mean and sample standard deviation of what is known."""
-    known = np.array([value for value in values if value is not None], float)
-    if not len(known):
-        return None
-    return Value(float(known.mean()), float(known.std(ddof=1)) if len(known) > 1 else None, len(known))
-
-
-def _accuracy(ends: Sequence[Accuracies], attacks: Sequence[str]) -> dict[tuple[str, str, str], Value]:
+def _accuracy(ends: Sequence[Accuracies], attacks: Sequence[str]) -> dict[tuple[str, str, str], SeedMean]:
     table = {}
     for condition in (BENIGN, *attacks):
         for kind in KINDS:
             spreads = [end.get(condition, kind) for end in ends]
             for statistic in STATISTICS:
-                value = _over_seeds([getattr(s, statistic) if s is not None else None for s in spreads])
+                value = SeedMean.from_values([getattr(s, statistic) if s is not None else None for s in spreads])
                 if value is not None:
                     table[condition, kind, statistic] = value
     return table
@@ -226,9 +208,9 @@ def _majority(rows: Sequence[Row]) -> list[Row]:
     for fleet in fleets(rows):
         by_seed = {seed: shares for row in fleet for seed, shares in row.majority.items()}
         attacks = tuple(dict.fromkeys(attack for row in fleet for attack in row.attacks))
-        accuracy: dict[tuple[str, str, str], Value] = {}
+        accuracy: dict[tuple[str, str, str], SeedMean] = {}
         for statistic in STATISTICS:
-            value = _over_seeds([shares[statistic] for shares in by_seed.values()])
+            value = SeedMean.from_values([shares[statistic] for shares in by_seed.values()])
             if value is not None:
                 accuracy |= {(condition, "accuracy", statistic): value for condition in (BENIGN, *attacks)}
         first = fleet[0]
@@ -245,8 +227,8 @@ def _majority(rows: Sequence[Row]) -> list[Row]:
                 fleet=first.fleet,
                 fingerprints={seed: fingerprint for row in fleet for seed, fingerprint in row.fingerprints.items()},
                 majority=by_seed,
-                upload_bytes=Value(0.0, None, 1),
-                total_bytes=Value(0.0, None, 1),
+                upload_bytes=SeedMean(0.0, None, 1),
+                total_bytes=SeedMean(0.0, None, 1),
             )
         )
     taken = Counter(reference.name for reference in references)

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from rich.table import Table
 from rich.text import Text
 
-from sylva_ray.reports.compare.rows import KINDS, STATISTICS, Row, Value, fleets
+from sylva_ray.metrics.seeds import SeedMean
+from sylva_ray.reports.compare.rows import KINDS, STATISTICS, Row, fleets
 from sylva_ray.reports.compare.runs import BENIGN
 from sylva_ray.reports.compare.verdicts import (
     WARNING_MARK,
@@ -32,7 +33,8 @@ from sylva_ray.reports.compare.verdicts import (
 from sylva_ray.reports.pages.wording import bytes_text
 
 if TYPE_CHECKING:
-    from sylva_ray.reports.pages.compare import Page, Panel
+    from sylva_ray.reports.figures.tradeoff import Panel
+    from sylva_ray.reports.pages.compare import Page
 
 CELL = "an accuracy is mean / worst decile of the clients, in %, each ± its standard deviation over the seeds"
 
@@ -87,14 +89,14 @@ def _accuracy_cell(row: Row, condition: str, kind: str) -> str:
     return f"{percent_cell(mean)}/{percent_cell(worst)}{marks}"
 
 
-def _number_cell(value: Value) -> str:
+def _number_cell(value: SeedMean) -> str:
     return f"{value.mean:,.0f}" + (f"±{value.std:,.0f}" if value.std else "")
 
 
-def percent_cell(value: Value) -> str:
+def percent_cell(value: SeedMean) -> str:
     """``62.8±1.2``; no spread for a single seed.
 
-    >>> percent_cell(Value(0.628, 0.012, 3)), percent_cell(Value(0.628, None, 1))
+    >>> percent_cell(SeedMean(0.628, 0.012, 3)), percent_cell(SeedMean(0.628, None, 1))
     ('62.8±1.2', '62.8')
     """
     return f"{100 * value.mean:.1f}" + (f"±{100 * value.std:.1f}" if value.std is not None else "")
@@ -205,7 +207,7 @@ def _csv_line(row: Row, statistic: str, attacks: Sequence[str], above: Mapping[s
     return line
 
 
-def _csv_value(name: str, value: Value | None) -> dict[str, float | str]:
+def _csv_value(name: str, value: SeedMean | None) -> dict[str, float | str]:
     if value is None:
         return {name: "", f"{name}.std": ""}
     return {name: value.mean, f"{name}.std": "" if value.std is None else value.std}
@@ -218,12 +220,12 @@ def plot(rows: Sequence[Row], path: Path, kind: Literal["tradeoff", "bytes"] = "
         ValueError: no attack is common to all rows.
     """
     from sylva_ray.reports.figures.style import png
-    from sylva_ray.reports.pages.compare import draw
+    from sylva_ray.reports.figures.tradeoff import draw_tradeoff
 
     panels = _panels(rows).get(kind)
     if panels is None:
         raise ValueError("there is nothing to plot: no attack is common to all rows")
-    path.write_bytes(png(draw(panels)))
+    path.write_bytes(png(draw_tradeoff(panels)))
     return path
 
 
@@ -267,7 +269,7 @@ def page(rows: Sequence[Row], left_out: Sequence[str] = ()) -> Page:
 
 def _panels(rows: Sequence[Row]) -> dict[str, list[Panel]]:
     """The points of the two plots; none without a common attack."""
-    from sylva_ray.reports.pages.compare import Panel, Point
+    from sylva_ray.reports.figures.tradeoff import Panel, PlotPoint
 
     attack = strongest_attack(rows)
     if attack is None:
@@ -279,7 +281,7 @@ def _panels(rows: Sequence[Row]) -> dict[str, list[Panel]]:
     for statistic, who in (("mean", "mean client"), ("worst_decile", "worst decile of the clients")):
         front = {name for name, above in dominance(rows, statistic).items() if not above}
         points = [
-            Point(number, row.name, *_xy(place[0]), *_xy(place[1]), row.name in front, row.stage == "phase1")
+            PlotPoint(number, row.name, *_xy(place[0]), *_xy(place[1]), row.name in front, row.stage == "phase1")
             for number, row in placed
             if (place := place_of(row, attack, statistic))
         ]
@@ -294,7 +296,7 @@ def _panels(rows: Sequence[Row]) -> dict[str, list[Panel]]:
                 continue
             upload = row.upload_bytes.mean
             points.append(
-                Point(
+                PlotPoint(
                     number,
                     row.name,
                     upload,
@@ -309,5 +311,5 @@ def _panels(rows: Sequence[Row]) -> dict[str, list[Panel]]:
     return {"tradeoff": tradeoff, "bytes": costs} if all(panel.points for panel in [*tradeoff, *costs]) else {}
 
 
-def _xy(value: Value) -> tuple[float, float]:
+def _xy(value: SeedMean) -> tuple[float, float]:
     return value.mean, value.std or 0.0

@@ -12,7 +12,9 @@ from collections.abc import Callable, Sequence
 from sylva_ray.attacks.base import ATTACKS, epsilon_text
 from sylva_ray.attacks.registry import attack_title
 from sylva_ray.core.types import AttackSpec
-from sylva_ray.reports.compare.rows import STATISTICS, Row, Value, differing, fleets, same_fleet, short_key
+from sylva_ray.metrics.pareto import dominators
+from sylva_ray.metrics.seeds import SeedMean
+from sylva_ray.reports.compare.rows import STATISTICS, Row, differing, fleets, same_fleet, short_key
 from sylva_ray.reports.compare.runs import BENIGN
 
 STATISTIC_NAMES = {"mean": "mean", "worst_decile": "worst decile"}
@@ -63,39 +65,40 @@ def _strength(spec: AttackSpec | None) -> tuple[float, int]:
 
 
 def dominance(rows: Sequence[Row], statistic: str) -> dict[str, list[str]]:
-    """``{row: rows that dominate it}`` for the ``mean`` or the ``worst_decile`` of the clients; those that nobody dominates
-    (the Pareto front) have an empty list. Rows on other fleets are not compared."""
-    rows, attack = methods_of(rows), strongest_attack(rows)
-    places = {row.name: point for row in rows if attack and (point := place_of(row, attack, statistic))}
-    by_name = {row.name: row for row in rows}
+    """Find the rows that dominate each row in benign and robust accuracy under the strongest attack.
+
+    Rows on different fleets are not compared.
+
+    Args:
+        rows: All rows of the table.
+        statistic: Of the clients, ``mean`` or ``worst_decile``.
+
+    Returns:
+        Per row that was measured, the names of its dominators, those on the Pareto front first. The rows on the front
+        have none.
+    """
+    attack = strongest_attack(rows)
+    measured = [(row, place) for row in methods_of(rows) if attack and (place := place_of(row, attack, statistic))]
+    above = dominators([(benign.mean, robust.mean) for _, (benign, robust) in measured], maximize=(True, True))
     found = {
-        name: [
-            other
-            for other, theirs in places.items()
-            if other != name and same_fleet(by_name[other], by_name[name]) and _dominates(theirs, own)
-        ]
-        for name, own in places.items()
+        row.name: [measured[index][0].name for index in indices if same_fleet(measured[index][0], row)]
+        for (row, _), indices in zip(measured, above, strict=True)
     }
-    front = {name for name, above in found.items() if not above}
-    return {name: sorted(above, key=lambda other: other not in front) for name, above in found.items()}
+    front = {name for name, names in found.items() if not names}
+    return {name: sorted(names, key=lambda other: other not in front) for name, names in found.items()}
 
 
 def methods_of(rows: Sequence[Row]) -> list[Row]:
     return [row for row in rows if row.stage != "majority"]
 
 
-def place_of(row: Row, attack: str, statistic: str) -> tuple[Value, Value] | None:
+def place_of(row: Row, attack: str, statistic: str) -> tuple[SeedMean, SeedMean] | None:
     """Class-balanced benign and robust accuracy."""
     benign, robust = (row.value(condition, "balanced_accuracy", statistic) for condition in (BENIGN, attack))
     return (benign, robust) if benign is not None and robust is not None else None
 
 
-def _dominates(a: tuple[Value, Value], b: tuple[Value, Value]) -> bool:
-    leads = [x.mean - y.mean for x, y in zip(a, b, strict=True)]
-    return min(leads) >= 0 and max(leads) > 0
-
-
-def _within_spread(a: tuple[Value, Value], b: tuple[Value, Value]) -> bool:
+def _within_spread(a: tuple[SeedMean, SeedMean], b: tuple[SeedMean, SeedMean]) -> bool:
     """Whether no lead of ``a`` over ``b`` exceeds the two standard deviations over seeds, combined."""
     spreads = [(x.std, y.std) for x, y in zip(a, b, strict=True)]
     return all(
