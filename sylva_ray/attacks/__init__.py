@@ -1,0 +1,1 @@
+"""Evaluation attacks, one per file, and the PGD attack of adversarial training."""

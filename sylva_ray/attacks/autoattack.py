@@ -1,5 +1,7 @@
-"""AutoAttack (Croce and Hein 2020, "Reliable Evaluation of Adversarial Robustness with an Ensemble of Diverse
-Parameter-free Attacks"): the standard ensemble, each part on the survivors of the ones before it.
+"""AutoAttack: the standard ensemble of APGD, FAB and Square.
+
+Source: Croce and Hein 2020, "Reliable Evaluation of Adversarial Robustness with an Ensemble of Diverse Parameter-free
+Attacks". Each attack runs only on the images that are still robust after the attacks before it.
 """
 
 from __future__ import annotations
@@ -17,16 +19,20 @@ from sylva_ray.core.seeding import ImageDraws
 from sylva_ray.core.types import AttackSpec
 
 QUERIES_PER_STEP = 50
-"""Square has as many queries for every step of the gradient attacks: 5,000 for 100."""
+"""Queries of Square per step of the gradient attacks: 5,000 for 100 steps."""
 
 
 @register
 class AutoAttack(LinfAttack):
-    """The standard ensemble; ``steps`` of its gradient attacks (Square has fifty times as many queries)."""
+    """Settings of AutoAttack.
+
+    Attributes:
+        steps: of each gradient attack; Square makes `QUERIES_PER_STEP` times as many queries.
+    """
 
     name: Literal["autoattack"] = "autoattack"
     steps: int = Field(100, ge=1)
-    shown: ClassVar[str] = "AutoAttack"
+    display_name: ClassVar[str] = "AutoAttack"
     counts_steps: ClassVar[bool] = False
 
     def spec(self) -> AttackSpec:
@@ -35,16 +41,17 @@ class AutoAttack(LinfAttack):
 
     @classmethod
     def run(cls, state: AttackState, spec: AttackSpec, draws: ImageDraws) -> None:
-        """Run APGD on the cross-entropy, targeted APGD, FAB and Square.
+        """Run APGD on the cross-entropy, APGD on the targeted DLR, FAB and Square.
 
-        Fewer than four classes have no targeted DLR: the untargeted one takes its place, and two classes have neither.
+        The targeted DLR needs four classes. With three classes the untargeted DLR replaces it; with two classes that
+        attack is left out.
         """
-        epsilon, steps, num_classes = spec.epsilon, spec.steps, state.clean.shape[1]
-        parts: list[Attack] = [ApgdAttack(epsilon=epsilon, steps=steps)]
+        epsilon, steps, num_classes = spec.epsilon, spec.steps, state.clean_logits.shape[1]
+        attacks: list[Attack] = [ApgdAttack(epsilon=epsilon, steps=steps)]
         if num_classes >= 3:
             loss: Literal["dlr", "targeted"] = "targeted" if num_classes >= 4 else "dlr"
-            parts.append(ApgdAttack(epsilon=epsilon, steps=steps, loss=loss))
-        parts.append(FabAttack(epsilon=epsilon, steps=steps))
-        parts.append(SquareAttack(epsilon=epsilon, queries=QUERIES_PER_STEP * steps))
-        for part in parts:
-            part.run(state, part.spec(), draws)
+            attacks.append(ApgdAttack(epsilon=epsilon, steps=steps, loss=loss))
+        attacks.append(FabAttack(epsilon=epsilon, steps=steps))
+        attacks.append(SquareAttack(epsilon=epsilon, queries=QUERIES_PER_STEP * steps))
+        for attack in attacks:
+            attack.run(state, attack.spec(), draws)

@@ -1,4 +1,4 @@
-"""What an evaluation attack is: its settings, how it runs and what it is called; and `ATTACKS`, the table of all."""
+"""The base class of evaluation attacks (settings, execution, title) and `ATTACKS`, the registry."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from sylva_ray.core.seeding import ImageDraws
 from sylva_ray.core.types import AttackSpec
 
 EPSILON = 8 / 255
-"""The budget of an attack that states none, in pixel units."""
+"""The default budget, in pixel units."""
 INFINITE = float("inf")
-"""The budget of an attack that looks for the nearest adversarial image."""
+"""The budget of attacks that search for the nearest adversarial image."""
 
 
 class Attack(Section):
-    """One evaluation attack; its fields are what a user can set, and the only place where defaults are written.
+    """An evaluation attack. Its fields are the settings of the user, with their default values.
 
-    A new attack is one file of this package: a subclass with a field ``name``, with `spec` and `run`, under `register`.
-    It can then be named in ``evaluation.attacks`` and behind ``--attack``::
+    A new attack is one file in this package: a subclass with a field ``name`` and the methods `spec` and `run`,
+    decorated with `register`. It is then available in ``evaluation.attacks`` and with ``--attack``::
 
         @register
         class OneStepBack(LinfAttack):
             name: Literal["one_step_back"] = "one_step_back"
-            shown: ClassVar[str] = "one step back"
+            display_name: ClassVar[str] = "one step back"
 
             def spec(self) -> AttackSpec:
                 return AttackSpec("one_step_back", self.epsilon, 1, self.epsilon, random_start=False)
@@ -38,38 +38,38 @@ class Attack(Section):
                 state.logits((state.x[rows] - spec.epsilon).clamp(0, 1), rows)
 
     Attributes:
-        shown: the attack's name in titles.
-        counts_steps: whether the number of steps follows it (PGD-20, but FGSM).
+        display_name: the name of the attack in titles.
+        counts_steps: whether the number of steps follows the name, as in PGD-20.
     """
 
     model_config = ConfigDict(allow_inf_nan=False)
-    shown: ClassVar[str]
+    display_name: ClassVar[str]
     counts_steps: ClassVar[bool] = True
 
     @classmethod
     def kinds(cls) -> Sequence[type[Section]]:
-        """See `Section.kinds`: every registered attack."""
+        """Return all registered attacks for `Attack` itself, see `Section.kinds`."""
         return list(ATTACKS.values()) if cls is Attack else [cls]
 
     def spec(self) -> AttackSpec:
-        """Build the frozen form, which travels to the workers and names the attack (`AttackSpec.label`)."""
+        """Return the attack as an `AttackSpec`, which is sent to the workers and provides the label."""
         raise NotImplementedError
 
     @classmethod
     def run(cls, state: AttackState, spec: AttackSpec, draws: ImageDraws) -> None:
-        """Attack the images of ``state`` that are still robust.
+        """Attack those images of ``state`` that are still robust.
 
         Args:
-            state: answers logits and gradients, and records every success.
-            spec: what `spec` built.
-            draws: every random number, by image and stream index.
+            state: the images and the model; it computes logits and gradients and records every success.
+            spec: the attack, as returned by `spec`.
+            draws: the source of all random numbers.
         """
         raise NotImplementedError
 
     @classmethod
     def title(cls, spec: AttackSpec) -> str:
-        """Say in words what the spec's label says in short."""
-        name = f"{cls.shown}-{spec.steps}" if cls.counts_steps else cls.shown
+        """Return a title for tables and figures, e.g. ``PGD-20 (5 restarts) at epsilon 8/255``."""
+        name = f"{cls.display_name}-{spec.steps}" if cls.counts_steps else cls.display_name
         norm = spec.norm.upper()
         details = [f"{spec.loss} loss"] if "loss" in cls.model_fields and spec.loss != cls.default("loss") else []
         details += [f"{spec.restarts} restarts"] if spec.restarts > 1 else []
@@ -81,31 +81,35 @@ class Attack(Section):
         budget = epsilon_text(spec)
         return f"{name} at epsilon {budget}/255" if spec.norm == "linf" else f"{name} at {norm} epsilon {budget}"
 
-    # -- the options of a spec: settings that only this attack has --------------------------------------------------
+    # -- options of a spec: the settings that are specific to this attack -------------------------------------------
 
     @classmethod
     def default(cls, key: str) -> object:
-        """Return a setting's default."""
+        """Return the default value of a setting."""
         return cls.model_fields[key].default
 
     def changed(self, *keys: str) -> tuple[tuple[str, float], ...]:
-        """List those of the settings that are not at their defaults: only they belong into the label."""
+        """Return those of the settings that differ from their defaults; only these appear in the label."""
         return tuple((key, float(getattr(self, key))) for key in keys if getattr(self, key) != self.default(key))
 
     @classmethod
     def option(cls, spec: AttackSpec, key: str) -> float:
-        """Read a setting off a spec; one that it leaves out has its default."""
+        """Return a setting from the options of a spec, or its default if the spec does not contain it."""
         return spec.option(key, cls.model_fields[key].default)
 
 
 class LinfAttack(Attack):
-    """An attack inside a ball of pixel units."""
+    """An attack within an L-infinity ball; ``epsilon`` is in pixel units."""
 
     epsilon: PixelUnits = Field(EPSILON, ge=0, le=1)
 
 
 class LinfOrL2Attack(Attack):
-    """``epsilon`` in pixel units for linf ("8/255"), the length of the whole image's perturbation for l2 (0.5)."""
+    """An attack within an L-infinity or an L2 ball.
+
+    Attributes:
+        epsilon: in pixel units for ``linf`` (8/255); the Euclidean norm of the perturbation for ``l2`` (0.5).
+    """
 
     norm: Literal["linf", "l2"] = "linf"
     epsilon: PixelUnits = Field(EPSILON, ge=0)
@@ -118,13 +122,13 @@ class LinfOrL2Attack(Attack):
 
 
 ATTACKS: dict[str, type[Attack]] = {}
-"""Every registered attack by name; `sylva_ray.attacks.registry` fills it with those of this package."""
+"""The registered attacks by name; importing `sylva_ray.attacks.registry` registers those of this package."""
 
 AttackT = TypeVar("AttackT", bound=Attack)
 
 
 def register(attack: type[AttackT]) -> type[AttackT]:
-    """Enter an attack into `ATTACKS` under the default of its field ``name``.
+    """Add an attack to `ATTACKS` under the default value of its field ``name``.
 
     Raises:
         ValueError: another attack has that name.
@@ -137,5 +141,5 @@ def register(attack: type[AttackT]) -> type[AttackT]:
 
 
 def epsilon_text(spec: AttackSpec) -> str:
-    """Format the budget as labels do: in 1/255 for linf, as it is for l2 and l0."""
+    """Return the budget as it appears in labels: in units of 1/255 for linf, unchanged for l2 and l0."""
     return f"{spec.epsilon * (255 if spec.norm == 'linf' else 1):.4g}"

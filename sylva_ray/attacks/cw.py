@@ -1,4 +1,7 @@
-"""CW-Linf: PGD on the margin (Carlini and Wagner 2017, "Towards Evaluating the Robustness of Neural Networks")."""
+"""CW-Linf: PGD on the margin loss of Carlini and Wagner.
+
+Source: Carlini and Wagner 2017, "Towards Evaluating the Robustness of Neural Networks".
+"""
 
 from __future__ import annotations
 
@@ -16,12 +19,12 @@ from sylva_ray.core.types import AttackSpec
 
 @register
 class CwAttack(LinfAttack):
-    """PGD on the margin (kappa 0) in the L-infinity ball."""
+    """Settings of PGD on the margin loss (kappa = 0) in the L-infinity ball."""
 
     name: Literal["cw"] = "cw"
     steps: int = Field(50, ge=1)
     restarts: int = Field(1, ge=1)
-    shown: ClassVar[str] = "CW"
+    display_name: ClassVar[str] = "CW"
 
     def spec(self) -> AttackSpec:
         """See `Attack.spec`."""

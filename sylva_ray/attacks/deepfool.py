@@ -1,5 +1,7 @@
-"""DeepFool (Moosavi-Dezfooli et al. 2016, "DeepFool: A Simple and Accurate Method to Fool Deep Neural Networks"): the
-nearest adversarial image in L2. With a budget it also reports which images are robust within it.
+"""DeepFool: an approximation of the nearest adversarial image in L2.
+
+Source: Moosavi-Dezfooli et al. 2016, "DeepFool: A Simple and Accurate Method to Fool Deep Neural Networks". With a
+budget, the result also tells which images are robust within that distance.
 """
 
 from __future__ import annotations
@@ -9,27 +11,33 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from sylva_ray.attacks.base import INFINITE, Attack, register
-from sylva_ray.attacks.losses import lead
+from sylva_ray.attacks.losses import target_margin
 from sylva_ray.attacks.state import AttackState
 from sylva_ray.core.lazy import torch
 from sylva_ray.core.seeding import ImageDraws
 from sylva_ray.core.types import AttackSpec
 
 CANDIDATES = 10
-"""Classes whose boundaries are looked at: the likeliest ones."""
+"""Number of classes whose decision boundaries are considered: those with the largest logits, true class included."""
 STEPS, OVERSHOOT = 50, 0.02
-"""At most so many steps, and how much further than to the boundary is tried: the authors' constants."""
+"""Default number of steps and default overshoot, as in the authors' code."""
 
 
 @register
 class DeepFoolAttack(Attack):
-    """The nearest adversarial image in L2; with ``epsilon``, also what is robust within it."""
+    """Settings of DeepFool.
+
+    Attributes:
+        steps: at most this many steps.
+        overshoot: fraction by which the perturbation exceeds the distance to the boundary.
+        epsilon: None: unlimited.
+    """
 
     name: Literal["deepfool"] = "deepfool"
     steps: int = Field(STEPS, ge=1)
     overshoot: float = Field(OVERSHOOT, ge=0)
-    epsilon: float | None = Field(None, ge=0, description="length of the perturbation")
-    shown: ClassVar[str] = "DeepFool"
+    epsilon: float | None = Field(None, ge=0, description="L2 norm of the perturbation")
+    display_name: ClassVar[str] = "DeepFool"
 
     def spec(self) -> AttackSpec:
         """See `Attack.spec`."""
@@ -41,27 +49,36 @@ class DeepFoolAttack(Attack):
     def run(cls, state: AttackState, spec: AttackSpec, draws: ImageDraws) -> None:
         """Take at most ``spec.steps`` steps to the nearest linearised boundary.
 
-        Their sum, times 1 + overshoot, is tried. Answers are those of the model's own precision.
+        After every step, the sum of the steps times 1 + overshoot is tried. Forwards use the precision of the model.
         """
         del draws
-        reach = 1 + cls.option(spec, "overshoot")
+        scale = 1 + cls.option(spec, "overshoot")
         rows = state.remaining()
         total = torch.zeros_like(state.x[rows])
-        with state.exact():
+        with state.at_model_precision():
             for _ in range(spec.steps):
                 if not len(rows):
                     return
-                x_adv = (state.x[rows] + reach * total).clamp(0, 1)
-                move, _ = step_to_boundary(state, x_adv, rows)
-                total = total + move
-                x_adv = (state.x[rows] + reach * total).clamp(0, 1)
-                answers = state.logits(x_adv, rows).argmax(1)
-                keep = answers == state.y[rows]
+                x_adv = (state.x[rows] + scale * total).clamp(0, 1)
+                step, _ = step_to_boundary(state, x_adv, rows)
+                total = total + step
+                x_adv = (state.x[rows] + scale * total).clamp(0, 1)
+                predictions = state.logits(x_adv, rows).argmax(1)
+                keep = predictions == state.y[rows]
                 rows, total = rows[keep], total[keep]
 
 
 def step_to_boundary(state: AttackState, x_adv: torch.Tensor, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the step to the nearest linearised boundary ``[n, 3, H, W]`` and its normal, towards the wrong side."""
+    """Compute the step from ``x_adv`` to the nearest linearised decision boundary.
+
+    Args:
+        state: the images and the model.
+        x_adv: current points ``[n, 3, H, W]``.
+        rows: which images they belong to, ``[n]``.
+
+    Returns:
+        The step ``[n, 3, H, W]`` and the normal of that boundary ``[n, 3, H, W]``, pointing to the wrong class.
+    """
     logits = state.logits(x_adv, rows, record=False)
     y = state.y[rows]
     wrong = logits.scatter(1, y[:, None], float("-inf")).topk(min(CANDIDATES, logits.shape[1]) - 1, dim=1).indices
@@ -69,10 +86,10 @@ def step_to_boundary(state: AttackState, x_adv: torch.Tensor, rows: torch.Tensor
     step, normal = torch.zeros_like(x_adv), torch.zeros_like(x_adv)
     for k in range(wrong.shape[1]):
 
-        def ahead(z: torch.Tensor, _: torch.Tensor, target: torch.Tensor = wrong[:, k]) -> torch.Tensor:
-            return lead(z, y, target)
+        def margin_to_target(z: torch.Tensor, _: torch.Tensor, target: torch.Tensor = wrong[:, k]) -> torch.Tensor:
+            return target_margin(z, y, target)
 
-        value, gradient, _ = state.gradient(x_adv, rows, ahead, record=False)
+        value, gradient, _ = state.gradient(x_adv, rows, margin_to_target, record=False)
         length = gradient.flatten(1).norm(dim=1).clamp(min=1e-12)
         distance = value.abs() / length
         closer = (distance < nearest).view(-1, 1, 1, 1)

@@ -1,4 +1,7 @@
-"""FGSM (Goodfellow et al. 2015, "Explaining and Harnessing Adversarial Examples"): one full step along the gradient."""
+"""FGSM: one step of size epsilon along the sign of the gradient.
+
+Source: Goodfellow et al. 2015, "Explaining and Harnessing Adversarial Examples".
+"""
 
 from __future__ import annotations
 
@@ -13,11 +16,11 @@ from sylva_ray.core.types import AttackSpec
 
 @register
 class FgsmAttack(LinfAttack):
-    """One full step."""
+    """Settings of FGSM."""
 
     name: Literal["fgsm"] = "fgsm"
     loss: Literal["ce", "margin"] = "ce"
-    shown: ClassVar[str] = "FGSM"
+    display_name: ClassVar[str] = "FGSM"
     counts_steps: ClassVar[bool] = False
 
     def spec(self) -> AttackSpec:

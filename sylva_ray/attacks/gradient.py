@@ -1,4 +1,4 @@
-"""The loop that FGSM, PGD, MIM and the margin attack share: steps of a fixed size along the gradient."""
+"""The loop of FGSM, PGD, MIM and CW: steps of a fixed size along the gradient."""
 
 from __future__ import annotations
 
@@ -10,13 +10,18 @@ from sylva_ray.core.seeding import ImageDraws
 from sylva_ray.core.types import AttackSpec
 
 LOSSES = {"ce": cross_entropy, "margin": margin}
+"""The losses of these attacks by name."""
 
 
 def gradient_attack(state: AttackState, spec: AttackSpec, draws: ImageDraws, decay: float = 0.0) -> None:
-    """Take ``spec.steps`` steps along the steepest direction of the norm, ``spec.restarts`` times.
+    """Take ``spec.steps`` steps in the direction of steepest ascent of the norm, ``spec.restarts`` times.
 
     Args:
-        decay: above 0, the direction is that of a running sum of gradients, which decays by this factor per step.
+        state: the images and the model; records every success.
+        spec: the attack.
+        draws: the source of the random starts.
+        decay: momentum factor. If it is positive, the direction is that of a decaying sum of normalised gradients
+            (equation 6 of Dong et al. 2018); 0: no momentum.
     """
     norm, loss = NORMS[spec.norm], LOSSES[spec.loss]
     for restart in range(spec.restarts):
@@ -25,7 +30,7 @@ def gradient_attack(state: AttackState, spec: AttackSpec, draws: ImageDraws, dec
             return
         x_adv = state.x[rows]
         if spec.random_start:
-            noise = norm.inside(x_adv, draws.of(rows), restart)
+            noise = norm.inside(x_adv, draws.select(rows), restart)
             x_adv = norm.project(x_adv + spec.epsilon * noise, x_adv, spec.epsilon)
         momentum = torch.zeros_like(x_adv)
         for _ in range(spec.steps):
@@ -39,5 +44,5 @@ def gradient_attack(state: AttackState, spec: AttackSpec, draws: ImageDraws, dec
             if not len(rows):
                 break
         else:
-            with state.exact():  # the last point of all, as the model's own precision sees it
+            with state.at_model_precision():  # no gradient is taken at the last point
                 state.logits(x_adv, rows)

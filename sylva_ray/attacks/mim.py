@@ -1,4 +1,7 @@
-"""MIM (Dong et al. 2018, "Boosting Adversarial Attacks with Momentum"): PGD along a running sum of gradients."""
+"""MIM (momentum iterative method): PGD along a decaying sum of gradients.
+
+Source: Dong et al. 2018, "Boosting Adversarial Attacks with Momentum".
+"""
 
 from __future__ import annotations
 
@@ -15,15 +18,19 @@ from sylva_ray.core.types import AttackSpec
 
 @register
 class MimAttack(LinfOrL2Attack):
-    """PGD along a running sum of gradients; ``decay`` of the sum per step."""
+    """Settings of MIM.
+
+    Attributes:
+        decay: factor of the sum of gradients per step (mu in the paper).
+    """
 
     name: Literal["mim"] = "mim"
     steps: int = Field(10, ge=1)
     decay: float = Field(1.0, ge=0)
-    shown: ClassVar[str] = "MIM"
+    display_name: ClassVar[str] = "MIM"
 
     def spec(self) -> AttackSpec:
-        """See `Attack.spec`; steps of epsilon / steps without a random start, as in the paper."""
+        """See `Attack.spec`. As in the paper, the step size is epsilon / steps and there is no random start."""
         step_size, decay = self.epsilon / self.steps, ("decay", self.decay)
         return AttackSpec("mim", self.epsilon, self.steps, step_size, False, norm=self.norm, options=(decay,))
 

@@ -1,4 +1,4 @@
-"""Random noise: what an attack has to be better than."""
+"""Random noise: the baseline that every attack has to exceed."""
 
 from __future__ import annotations
 
@@ -15,11 +15,15 @@ from sylva_ray.core.types import AttackSpec
 
 @register
 class NoiseAttack(LinfOrL2Attack):
-    """``tries`` uniform points of the ball."""
+    """Settings of random noise.
+
+    Attributes:
+        tries: number of points, drawn uniformly from the ball.
+    """
 
     name: Literal["noise"] = "noise"
     tries: int = Field(10, ge=1)
-    shown: ClassVar[str] = "random noise"
+    display_name: ClassVar[str] = "random noise"
 
     def spec(self) -> AttackSpec:
         """See `Attack.spec`."""
@@ -29,14 +33,14 @@ class NoiseAttack(LinfOrL2Attack):
     def run(cls, state: AttackState, spec: AttackSpec, draws: ImageDraws) -> None:
         """Try ``spec.steps`` points.
 
-        No gradient makes up for a success that bfloat16 overlooks, so answers are those of the model's own precision.
+        Forwards use the precision of the model: no later step would find a success that rounding in bfloat16 hides.
         """
         norm = NORMS[spec.norm]
-        with state.exact():
+        with state.at_model_precision():
             for stream_index in range(spec.steps):
                 rows = state.remaining()
                 if not len(rows):
                     return
                 x = state.x[rows]
-                step = spec.epsilon * norm.inside(x, draws.of(rows), stream_index)
+                step = spec.epsilon * norm.inside(x, draws.select(rows), stream_index)
                 state.logits(norm.project(x + step, x, spec.epsilon), rows)

@@ -1,4 +1,7 @@
-"""The two balls that gradient attacks move in, inside the pixel box [0, 1]; and how long a perturbation is in each norm."""
+"""The norms of perturbations: projection onto their balls within [0, 1], directions of ascent, random points, lengths.
+
+Images ``x``, points ``u`` and perturbations ``delta`` are ``[n, 3, H, W]``.
+"""
 
 from __future__ import annotations
 
@@ -6,31 +9,32 @@ from sylva_ray.core.lazy import torch
 from sylva_ray.core.seeding import ImageDraws
 
 TINY = 1e-12
-"""Keeps a division by a vanishing gradient finite: the step is then zero."""
+"""Added to denominators, so that a zero gradient results in a zero step."""
 
 
 def flat_norm(v: torch.Tensor) -> torch.Tensor:
-    """Euclidean norm of every image, ``[n, 1, 1, 1]``."""
-    return v.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+    """Return the Euclidean norm of every image, ``[n, 1, 1, 1]``."""
+    lengths: torch.Tensor = v.flatten(1).norm(dim=1)
+    return lengths.view(-1, 1, 1, 1)
 
 
 class Linf:
-    """``max |delta|``."""
+    """The L-infinity norm, ``max |delta|``."""
 
     def project(self, u: torch.Tensor, x: torch.Tensor, epsilon: float) -> torch.Tensor:
-        """Onto the ball around ``x``, then onto the pixel range."""
+        """Project ``u`` onto the ball of radius ``epsilon`` around ``x``, then onto the pixel range [0, 1]."""
         return torch.minimum(torch.maximum(u, x - epsilon), x + epsilon).clamp(0, 1)
 
     def ascent(self, gradient: torch.Tensor) -> torch.Tensor:
-        """The direction of length 1 along which a linear function rises most."""
+        """Return the direction of steepest ascent, the unit vector with the largest inner product with ``gradient``."""
         return gradient.sign()
 
     def inside(self, like: torch.Tensor, draws: ImageDraws, stream_index: int) -> torch.Tensor:
-        """Uniform in the unit ball."""
+        """Draw a uniform point of the unit ball per image, of the shape of ``like``."""
         return 2 * draws.uniform(stream_index, like.shape[1:]) - 1
 
     def surface(self, like: torch.Tensor, draws: ImageDraws, stream_index: int) -> torch.Tensor:
-        """On the unit sphere: what AutoAttack starts from."""
+        """Draw a point of norm 1 per image: a uniform point of the ball, normalised (as in AutoAttack)."""
         v = self.inside(like, draws, stream_index)
         return v / (v.flatten(1).abs().amax(1).view(-1, 1, 1, 1) + TINY)
 
@@ -40,10 +44,10 @@ class Linf:
 
 
 class L2:
-    """Euclidean. Clipping to the pixel range never lengthens a perturbation, because ``x`` lies in it."""
+    """The Euclidean norm of the whole image."""
 
     def project(self, u: torch.Tensor, x: torch.Tensor, epsilon: float) -> torch.Tensor:
-        """See `Linf.project`."""
+        """See `Linf.project`. Clipping to the pixel range does not increase the norm, because ``x`` is in it."""
         delta = u - x
         return (x + delta * (epsilon / (flat_norm(delta) + TINY)).clamp(max=1)).clamp(0, 1)
 
@@ -52,7 +56,7 @@ class L2:
         return gradient / (flat_norm(gradient) + TINY)
 
     def inside(self, like: torch.Tensor, draws: ImageDraws, stream_index: int) -> torch.Tensor:
-        """See `Linf.inside`: a radius of u^(1/d) makes it uniform in the volume."""
+        """See `Linf.inside`. With the radius u^(1/d), u uniform, the points are uniform in the d-dimensional ball."""
         radius = draws.uniform(stream_index + (1 << 20), (1, 1, 1)) ** (1 / like[0].numel())
         return self.surface(like, draws, stream_index) * radius
 
@@ -66,13 +70,15 @@ class L2:
 
 
 class L0:
-    """How many pixels (not channels) moved."""
+    """The number of changed pixels; a pixel counts once, whichever of its channels change."""
 
     def length(self, delta: torch.Tensor) -> torch.Tensor:
         """``[n]``."""
         return (delta.abs().amax(1) > 0).flatten(1).sum(1).to(delta.dtype)
 
 
-LINF, L2_NORM = Linf(), L2()
-NORMS: dict[str, Linf | L2] = {"linf": LINF, "l2": L2_NORM}
+LINF = Linf()
+NORMS: dict[str, Linf | L2] = {"linf": LINF, "l2": L2()}
+"""Norms in which an attack can move."""
 LENGTHS: dict[str, Linf | L2 | L0] = {**NORMS, "l0": L0()}
+"""Norms in which a perturbation can be measured."""

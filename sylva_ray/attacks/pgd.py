@@ -1,8 +1,8 @@
-"""Projected gradient descent (Madry et al. 2018, "Towards Deep Learning Models Resistant to Adversarial Attacks").
+"""Projected gradient descent, PGD.
 
-`pgd` is the attack that training defends against, in L-infinity and on any objective: only the gradient with respect to
-the input is taken, for the inner loop needs no weight gradient. `PgdAttack` is the evaluation attack, in which every
-iterate counts.
+Source: Madry et al. 2018, "Towards Deep Learning Models Resistant to Adversarial Attacks". `pgd` is the attack of
+adversarial training, in L-infinity, for any loss; it returns the last iterate. `PgdAttack` is the evaluation attack,
+which succeeds if any of its iterates is adversarial.
 """
 
 from __future__ import annotations
@@ -21,38 +21,53 @@ from sylva_ray.core.sections import PixelUnits
 from sylva_ray.core.seeding import ImageDraws
 from sylva_ray.core.types import AttackSpec
 
-InputObjective: TypeAlias = "Callable[[torch.Tensor], torch.Tensor]"
-"""``x [N, 3, H, W] -> [N]``, summed (never averaged: half precision would lose small gradients) before the gradient."""
+ImageLoss: TypeAlias = "Callable[[torch.Tensor], torch.Tensor]"
+"""A per-image loss as a function of the images, ``x [N, 3, H, W] -> [N]``."""
 
 
 def default_step_size(epsilon: float, steps: int) -> float:
-    """Return 2.5 epsilon / steps (Madry et al. 2018), never more than epsilon."""
+    """Return 2.5 epsilon / steps (Madry et al. 2018), at most epsilon."""
     return min(epsilon, 2.5 * epsilon / steps)
 
 
-def start(x: torch.Tensor, spec: AttackSpec, noise: torch.Tensor | None) -> torch.Tensor:
-    """Return the attack's first point; ``noise`` is uniform in [-1, 1] with the shape of ``x``."""
+def initial_point(x: torch.Tensor, spec: AttackSpec, noise: torch.Tensor | None) -> torch.Tensor:
+    """Return the first iterate; ``noise`` is uniform in [-1, 1] and has the shape of ``x``."""
     if not spec.random_start or spec.epsilon == 0:
         return x.detach()
     assert noise is not None, "a random start needs noise drawn by the caller"
     return LINF.project(x + spec.epsilon * noise, x, spec.epsilon).detach()
 
 
-def pgd(
-    objective: InputObjective, x: torch.Tensor, spec: AttackSpec, noise: torch.Tensor | None = None
-) -> torch.Tensor:
-    """Maximise ``objective`` within ``spec.epsilon`` of ``x``; the last iterate is returned, without a graph."""
-    x_adv = start(x, spec, noise)
+def pgd(loss: ImageLoss, x: torch.Tensor, spec: AttackSpec, noise: torch.Tensor | None = None) -> torch.Tensor:
+    """Maximise ``loss`` in the L-infinity ball of radius ``spec.epsilon`` around ``x``.
+
+    Only the gradient with respect to the images is computed, none with respect to weights.
+
+    Args:
+        loss: per-image loss. Its sum is differentiated, not its mean, which would underflow in half precision.
+        x: images ``[N, 3, H, W]`` in [0, 1].
+        spec: epsilon, number of steps, step size and whether the start is random.
+        noise: uniform in [-1, 1] with the shape of ``x``; needed for a random start.
+
+    Returns:
+        The last iterate ``[N, 3, H, W]``, detached.
+    """
+    x_adv = initial_point(x, spec, noise)
     for _ in range(spec.steps if spec.epsilon > 0 else 0):
         x_adv.requires_grad_()
-        (gradient,) = torch.autograd.grad(objective(x_adv).sum(), x_adv)
+        (gradient,) = torch.autograd.grad(loss(x_adv).sum(), x_adv)
         x_adv = LINF.project(x_adv.detach() + spec.step_size * gradient.sign(), x, spec.epsilon)
     return x_adv
 
 
 @register
 class PgdAttack(LinfOrL2Attack):
-    """``step_size`` None: 2.5 epsilon / steps."""
+    """Settings of PGD.
+
+    Attributes:
+        step_size: None: `default_step_size`.
+        restarts: number of runs, each from a new random start.
+    """
 
     name: Literal["pgd"] = "pgd"
     steps: int = Field(20, ge=1)
@@ -60,10 +75,10 @@ class PgdAttack(LinfOrL2Attack):
     random_start: bool = True
     restarts: int = Field(1, ge=1)
     loss: Literal["ce", "margin"] = "ce"
-    shown: ClassVar[str] = "PGD"
+    display_name: ClassVar[str] = "PGD"
 
     def spec(self) -> AttackSpec:
-        """See `Attack.spec`; the options hold a step size and a fixed start that are not the default."""
+        """See `Attack.spec`. A step size or a start that is not the default becomes an option."""
         options: tuple[tuple[str, float], ...] = ()
         step_size = default_step_size(self.epsilon, self.steps)
         if self.step_size is not None and self.step_size != step_size:

@@ -1,4 +1,4 @@
-"""Every evaluation attack by name and title, and `attack_stack`, which runs any of them on a stack of clients."""
+"""Imports all attacks of this package; runs an attack on a stack of clients (`attack_stack`); titles of attacks."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from sylva_ray.core.lazy import torch
 from sylva_ray.core.seeding import ImageDraws
 from sylva_ray.core.types import AttackSpec, ParameterStack
 
-for module in pkgutil.iter_modules(sylva_ray.attacks.__path__):  # the files of this package register what they hold
+for module in pkgutil.iter_modules(sylva_ray.attacks.__path__):  # each module registers its attacks
     importlib.import_module(f"{sylva_ray.attacks.__name__}.{module.name}")
 
 
 def attack_title(spec: AttackSpec) -> str:
-    """Say in words which attack a spec is; the label of one that is not registered.
+    """Return the title of an attack, or its label if the attack is not registered.
 
     >>> attack_title(AttackSpec("pgd", 8 / 255, 20, 2 / 255))
     'PGD-20 at epsilon 8/255'
@@ -58,4 +58,4 @@ def attack_stack(
     """Attack a stack of clients at once; see `AttackState` for the arguments."""
     state = AttackState(model, params, x, y, owner, spec.epsilon, spec.norm, precision)
     ATTACKS[spec.name].run(state, spec, draws)
-    return Attacked(state.answers, state.distance, state.x_adv, state.forwards, state.backwards)
+    return Attacked(state.predictions, state.distance, state.x_adv, state.forwards, state.backwards)

@@ -1,5 +1,7 @@
-"""SparseFool (Modas et al. 2019, "SparseFool: A Few Pixels Make a Big Difference"): an adversarial image that differs
-in few pixels. With a budget it also reports which images are robust within it.
+"""SparseFool: an adversarial image that differs in few pixels.
+
+Source: Modas et al. 2019, "SparseFool: A Few Pixels Make a Big Difference". With a budget, the result also tells which
+images are robust against changes of that many pixels.
 """
 
 from __future__ import annotations
@@ -15,20 +17,27 @@ from sylva_ray.core.lazy import torch
 from sylva_ray.core.seeding import ImageDraws
 from sylva_ray.core.types import AttackSpec
 
-LEAST_MOVE = 1e-4
-"""Of a pixel, so that rounding cannot stop the sparse solver at the plane."""
+MIN_MOVE = 1e-4
+"""Added to every move in pixel units, so that the solver does not stop at the plane because of rounding."""
 
 
 @register
 class SparseFoolAttack(Attack):
-    """Few pixels; ``reach`` times DeepFool's step to the boundary; with ``epsilon``, what is robust within as many."""
+    """Settings of SparseFool.
+
+    Attributes:
+        steps: at most this many calls of the sparse solver.
+        reach: by which factor a step exceeds DeepFool's step to the boundary (lambda in the paper).
+        overshoot: fraction by which the final perturbation is enlarged.
+        epsilon: number of pixels; None: unlimited.
+    """
 
     name: Literal["sparsefool"] = "sparsefool"
     steps: int = Field(20, ge=1)
     reach: float = Field(3.0, ge=1)
     overshoot: float = Field(OVERSHOOT, ge=0)
-    epsilon: float | None = Field(None, ge=0, description="pixels")
-    shown: ClassVar[str] = "SparseFool"
+    epsilon: float | None = Field(None, ge=0, description="number of pixels")
+    display_name: ClassVar[str] = "SparseFool"
 
     def spec(self) -> AttackSpec:
         """See `Attack.spec`."""
@@ -38,55 +47,64 @@ class SparseFoolAttack(Attack):
 
     @classmethod
     def run(cls, state: AttackState, spec: AttackSpec, draws: ImageDraws) -> None:
-        """Go ``reach`` times as far as DeepFool's boundary, at most ``spec.steps`` times.
+        """Take at most ``spec.steps`` sparse steps to DeepFool's linearised boundary.
 
-        The way leads along the coordinates that count most. As with the authors, each time starts where the last one
-        ended, and what is tried is that point's way from the image, times 1 + overshoot. Answers are those of the
-        model's own precision.
+        As in the authors' code, each step starts where the last one ended, and the perturbation times 1 + overshoot is
+        tried after every step. Forwards use the precision of the model.
         """
         del draws
         overshoot, reach = cls.option(spec, "overshoot"), cls.option(spec, "reach")
         rows = state.remaining()
-        at = state.x[rows]
-        with state.exact():
+        point = state.x[rows]
+        with state.at_model_precision():
             for _ in range(spec.steps):
                 if not len(rows):
                     return
-                far, normal = _boundary(state, at, rows)
-                at = sparse_step(at, normal, (normal * (reach * far)).flatten(1).sum(1))
+                displacement, normal = _boundary(state, point, rows)
+                point = sparse_step(point, normal, (normal * (reach * displacement)).flatten(1).sum(1))
                 x = state.x[rows]
-                answers = state.logits((x + (1 + overshoot) * (at - x)).clamp(0, 1), rows).argmax(1)
-                keep = answers == state.y[rows]
-                rows, at = rows[keep], at[keep]
+                predictions = state.logits((x + (1 + overshoot) * (point - x)).clamp(0, 1), rows).argmax(1)
+                keep = predictions == state.y[rows]
+                rows, point = rows[keep], point[keep]
 
 
-def sparse_step(z: torch.Tensor, normal: torch.Tensor, rise: torch.Tensor) -> torch.Tensor:
-    """Move as few coordinates as possible so that ``normal . (z' - z) >= rise`` inside [0, 1]: the largest ``|normal|``
-    first, each to its bound, the last one as far as needed."""
+def sparse_step(z: torch.Tensor, normal: torch.Tensor, required: torch.Tensor) -> torch.Tensor:
+    """Change as few coordinates as possible so that ``normal . (z' - z) >= required`` with z' in [0, 1].
+
+    Coordinates move in the order of decreasing ``|normal|``, each to its bound and the last one as far as needed.
+
+    Args:
+        z: points ``[n, ...]`` in [0, 1].
+        normal: of the shape of ``z``.
+        required: ``[n]``.
+
+    Returns:
+        z', of the shape of ``z``.
+    """
     flat, weight = z.flatten(1), normal.flatten(1)
-    room = torch.where(weight > 0, 1 - flat, flat) * (weight != 0)
-    size, order = weight.abs().sort(dim=1, descending=True)
-    room_sorted = room.gather(1, order)
-    gain = size * room_sorted
-    missing = (rise[:, None] - (gain.cumsum(1) - gain)).clamp(min=0)
-    move = torch.minimum(missing / size.clamp(min=1e-12) + (missing > 0) * LEAST_MOVE, room_sorted)
+    slack = torch.where(weight > 0, 1 - flat, flat) * (weight != 0)
+    magnitude, order = weight.abs().sort(dim=1, descending=True)
+    sorted_slack = slack.gather(1, order)
+    gain = magnitude * sorted_slack
+    missing = (required[:, None] - (gain.cumsum(1) - gain)).clamp(min=0)
+    move = torch.minimum(missing / magnitude.clamp(min=1e-12) + (missing > 0) * MIN_MOVE, sorted_slack)
     delta = torch.zeros_like(flat).scatter(1, order, move) * weight.sign()
     return (flat + delta).view_as(z).clamp(0, 1)
 
 
 def _boundary(state: AttackState, start: torch.Tensor, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Run DeepFool from ``start`` on a path of its own; return how far the boundary is, and its normal there."""
-    at, far, normal = start, torch.zeros_like(start), torch.zeros_like(start)
+    """Run DeepFool from ``start``; return the displacement to the boundary and the normal of the boundary there."""
+    point, displacement, normal = start, torch.zeros_like(start), torch.zeros_like(start)
     is_right = torch.ones(len(rows), dtype=torch.bool, device=start.device)
     for _ in range(STEPS):
-        chosen = is_right.nonzero()[:, 0]
-        if not len(chosen):
+        active = is_right.nonzero()[:, 0]
+        if not len(active):
             break
-        move, towards = step_to_boundary(state, at[chosen], rows[chosen])
-        far, normal, at = far.clone(), normal.clone(), at.clone()
-        far[chosen] += move
-        normal[chosen] = towards
-        at[chosen] = start[chosen] + (1 + OVERSHOOT) * far[chosen]
-        answers = state.logits(at[chosen], rows[chosen], record=False).argmax(1)
-        is_right[chosen] = answers == state.y[rows[chosen]]
-    return far, normal
+        step, step_normal = step_to_boundary(state, point[active], rows[active])
+        displacement, normal, point = displacement.clone(), normal.clone(), point.clone()
+        displacement[active] += step
+        normal[active] = step_normal
+        point[active] = start[active] + (1 + OVERSHOOT) * displacement[active]
+        predictions = state.logits(point[active], rows[active], record=False).argmax(1)
+        is_right[active] = predictions == state.y[rows[active]]
+    return displacement, normal

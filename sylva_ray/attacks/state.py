@@ -1,8 +1,8 @@
-"""What every evaluation attack works on: the images of a stack of clients, and which of them are still robust.
+"""The state of an evaluation attack: the images of a stack of clients, and which of them are still robust.
 
-An attack asks an `AttackState` for logits and gradients, and every point that it asks about is recorded: where it lies
-within the budget and its owner's model answers wrongly, the attack has succeeded on that image, which leaves it. So
-success is per image, the worst case over attacks is per image, and a cascade is several attacks on one state.
+An attack computes logits and gradients through `AttackState`, which checks every point: if it is within the budget and
+misclassified by the model of the client that owns the image, the attack has succeeded on that image, which is then not
+attacked further. Several attacks on one state form a cascade.
 """
 
 from __future__ import annotations
@@ -16,40 +16,45 @@ from sylva_ray.core.lazy import torch
 from sylva_ray.core.precision import at_precision
 from sylva_ray.core.types import ParameterStack
 
-Objective: TypeAlias = "Callable[[torch.Tensor, torch.Tensor], torch.Tensor]"
-"""``(logits [n, num_classes], rows [n]) -> [n]``: what an attack maximises."""
+LogitLoss: TypeAlias = "Callable[[torch.Tensor, torch.Tensor], torch.Tensor]"
+"""``(logits [n, num_classes], rows [n]) -> [n]``: the per-image loss that an attack maximises."""
 
 SLACK = 1e-6
-"""Rounding that a distance may exceed epsilon by."""
+"""How much a distance may exceed epsilon because of rounding."""
 
 
 class AttackedModel(Protocol):
-    """What an attack needs of a stack of models; `sylva_ray.models.cohort.CohortModel` is one."""
+    """The interface of a stack of models that attacks use; see `sylva_ray.models.cohort.CohortModel`."""
 
     precision: torch.dtype
 
     def forward(self, params: ParameterStack, x: torch.Tensor, owner: torch.Tensor) -> torch.Tensor:
-        """Return the logits ``[N, num_classes]`` of every image under its owner's parameters."""
+        """Return the logits ``[N, num_classes]`` of every image, computed with the parameters of its owner."""
         ...
 
 
 class AttackState:
-    """One attack (or cascade) on N images of C clients.
+    """An attack, or a cascade of attacks, on N images of C clients.
 
     Args:
-        model, params, owner: the stack; ``owner [N]`` sorted, on the CPU.
-        x, y: ``[N, 3, H, W]`` in [0, 1] and ``[N]``.
-        epsilon, norm: the budget; infinite for attacks that look for the nearest adversarial image.
-        precision: in which the attack computes; None: in the model's own. Whatever it is, a success counts only where
-            the model's own precision confirms it, and what is not confirmed is attacked further.
+        model: the stack of models.
+        params: the parameters of the C clients.
+        x: images ``[N, 3, H, W]`` in [0, 1].
+        y: labels ``[N]``.
+        owner: which client owns each image, ``[N]``, sorted, on the CPU.
+        epsilon: the budget, in the units of ``norm``; infinite: search for the nearest adversarial image.
+        norm: a key of `LENGTHS`.
+        precision: floating-point format of the forwards; None: the precision of the model. A success in another
+            precision counts only if the precision of the model confirms it.
 
     Attributes:
-        answers: ``[N]``, the wrong class where the attack succeeded, else the label.
+        predictions: ``[N]``, the wrong class where the attack succeeded, else the label.
         x_adv: ``[N, 3, H, W]``, the nearest adversarial image found, else the image.
-        distance: ``[N]``, of that point, in ``norm``; infinite where there is none.
-        is_robust: ``[N] bool``, where no attack has succeeded yet.
-        forwards, backwards: images that went through the model.
-        clean: ``[N, num_classes]`` logits of the images themselves; a misclassified one is a success at distance 0.
+        distance: ``[N]``, distance of ``x_adv`` from the image; infinite where no adversarial image was found.
+        is_robust: ``[N] bool``, True where no attack has succeeded yet.
+        forwards: number of images that were passed forward through the model.
+        backwards: number of images that were passed backward through the model.
+        clean_logits: ``[N, num_classes]`` of the images; a misclassified image is a success at distance 0.
     """
 
     def __init__(
@@ -67,20 +72,20 @@ class AttackState:
         self.x, self.y = x, y
         self.epsilon, self.norm = epsilon, LENGTHS[norm]
         self.precision = precision if precision is not None and precision != model.precision else None
-        self.answers, self.x_adv = y.clone(), x.clone()
+        self.predictions, self.x_adv = y.clone(), x.clone()
         self.distance = torch.full((len(x),), float("inf"), device=x.device, dtype=x.dtype)
         self.is_robust = torch.ones(len(x), dtype=torch.bool, device=x.device)
         self.forwards = self.backwards = 0
-        with self.exact():
-            self.clean = self.logits(x, torch.arange(len(x), device=x.device))
+        with self.at_model_precision():
+            self.clean_logits = self.logits(x, torch.arange(len(x), device=x.device))
 
     def remaining(self) -> torch.Tensor:
-        """Return the rows of the images that are robust so far, ascending."""
+        """Return the rows of the images that are still robust, in ascending order."""
         return self.is_robust.nonzero()[:, 0]
 
     @contextmanager
-    def exact(self) -> Iterator[None]:
-        """Compute in the model's own precision inside the block."""
+    def at_model_precision(self) -> Iterator[None]:
+        """Compute in the precision of the model inside the ``with`` block."""
         precision, self.precision = self.precision, None
         try:
             yield
@@ -88,27 +93,43 @@ class AttackState:
             self.precision = precision
 
     def logits(self, x_adv: torch.Tensor, rows: torch.Tensor, record: bool = True) -> torch.Tensor:
-        """Return ``[n, num_classes]`` of points for the images in ``rows`` (ascending).
+        """Compute the logits at points.
 
         Args:
-            record: whether the points count as tried, so that the attack succeeds where they are adversarial.
+            x_adv: the points ``[n, 3, H, W]``.
+            rows: the rows of their images ``[n]``, ascending.
+            record: whether the attack succeeds where the points are adversarial.
+
+        Returns:
+            ``[n, num_classes]``.
         """
         with torch.no_grad():
             logits = self._forward(x_adv, rows)
             return self._record_successes(x_adv, rows, logits) if record else logits
 
     def gradient(
-        self, x_adv: torch.Tensor, rows: torch.Tensor, objective: Objective, record: bool = True
+        self, x_adv: torch.Tensor, rows: torch.Tensor, loss: LogitLoss, record: bool = True
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return the objective ``[n]`` at the points, its gradient ``[n, 3, H, W]`` there, and the logits."""
+        """Compute a loss and its gradient with respect to the images at points.
+
+        Args:
+            x_adv: the points ``[n, 3, H, W]``.
+            rows: the rows of their images ``[n]``, ascending.
+            loss: per-image loss.
+            record: whether the attack succeeds where the points are adversarial.
+
+        Returns:
+            The loss ``[n]``, its gradient ``[n, 3, H, W]`` and the logits ``[n, num_classes]``. The gradient is zero if
+            the model returns logits that do not depend differentiably on the images, which check S10 reports.
+        """
         with torch.enable_grad():
             leaf = x_adv.detach().requires_grad_()
             logits = self._forward(leaf, rows)
-            values = objective(logits, rows)
+            values = loss(logits, rows)
             gradient = None
             if values.requires_grad:
                 (gradient,) = torch.autograd.grad(values.sum(), leaf, allow_unused=True)
-            if gradient is None:  # a model that hides it; check S10 says so
+            if gradient is None:
                 gradient = torch.zeros_like(leaf)
         self.backwards += len(rows)
         logits = logits.detach()
@@ -123,23 +144,23 @@ class AttackState:
             return self.model.forward(self.params, x_adv, self.owner[rows.cpu()])
 
     def _record_successes(self, x_adv: torch.Tensor, rows: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-        """Enter the points that lie within the budget and are answered wrongly.
+        """Record the points that are in the pixel range, within the budget, and misclassified.
 
         Returns:
-            The logits, in the model's own precision where they were confirmed.
+            The logits; where a success had to be confirmed, those of the precision of the model.
         """
         length = self.norm.length(x_adv - self.x[rows])
         in_range = (x_adv.flatten(1).amin(1) >= 0) & (x_adv.flatten(1).amax(1) <= 1)
-        near = (length <= self.epsilon + SLACK) & (length < self.distance[rows])
-        wins = (logits.argmax(1) != self.y[rows]) & in_range & near
-        if self.precision is not None and wins.any():
-            with self.exact():
-                logits = logits.index_put((wins,), self._forward(x_adv[wins], rows[wins]))
-            wins = wins & (logits.argmax(1) != self.y[rows])
-        if wins.any():
-            won = rows[wins]
-            self.answers[won] = logits[wins].argmax(1)
-            self.distance[won] = length[wins].to(self.distance.dtype)
-            self.x_adv[won] = x_adv[wins]
-            self.is_robust[won] = False
+        is_nearer = (length <= self.epsilon + SLACK) & (length < self.distance[rows])
+        succeeded = (logits.argmax(1) != self.y[rows]) & in_range & is_nearer
+        if self.precision is not None and succeeded.any():
+            with self.at_model_precision():
+                logits = logits.index_put((succeeded,), self._forward(x_adv[succeeded], rows[succeeded]))
+            succeeded = succeeded & (logits.argmax(1) != self.y[rows])
+        if succeeded.any():
+            broken = rows[succeeded]
+            self.predictions[broken] = logits[succeeded].argmax(1)
+            self.distance[broken] = length[succeeded].to(self.distance.dtype)
+            self.x_adv[broken] = x_adv[succeeded]
+            self.is_robust[broken] = False
         return logits

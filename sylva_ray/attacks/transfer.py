@@ -1,4 +1,4 @@
-"""Transfer attacks: images made against one model, answered by another. A fleet's own clients are each other's surrogates."""
+"""Transfer attacks: adversarial images of one model are classified by another model."""
 
 from __future__ import annotations
 
@@ -21,9 +21,23 @@ def transfer(
     spec: AttackSpec,
     draws: ImageDraws,
 ) -> torch.Tensor:
-    """``[N]``: what every owner's target model answers on the last iterate made against its source model.
+    """Attack a source model per client and classify the adversarial images with the target model of that client.
 
-    The last one alone: the attacker cannot ask the target which iterate fools it."""
+    Only the last iterate is classified, because the attacker cannot query the target model.
+
+    Args:
+        model: the stack of models.
+        sources: parameters of the models that are attacked, ``[C, ...]``.
+        targets: parameters of the models that classify, ``[C, ...]``.
+        x: images ``[N, 3, H, W]`` in [0, 1].
+        y: labels ``[N]``.
+        owner: which client owns each image, ``[N]``, sorted, on the CPU.
+        spec: the attack; L-infinity PGD with these settings.
+        draws: the source of the random start.
+
+    Returns:
+        Predictions of the target models ``[N]``.
+    """
     noise = LINF.inside(x, draws, 0)
     sources = {name: value.detach() for name, value in sources.items()}
     x_adv = pgd(lambda u: cross_entropy(model.forward(sources, u, owner), y), x, spec, noise)

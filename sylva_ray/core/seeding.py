@@ -49,7 +49,7 @@ class ImageDraws:
         """``keys [n] int64``: see `image_keys`."""
         self.keys = keys
 
-    def of(self, rows: torch.Tensor) -> ImageDraws:
+    def select(self, rows: torch.Tensor) -> ImageDraws:
         """The same numbers for some of the images only."""
         return ImageDraws(self.keys[rows])
 

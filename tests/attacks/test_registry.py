@@ -38,7 +38,7 @@ def toy() -> Iterator[type[LinfAttack]]:
         name: Literal["darker"] = "darker"
         tries: int = Field(2, ge=1)
         power: float = Field(1.0, gt=0)
-        shown: ClassVar[str] = "darkening"
+        display_name: ClassVar[str] = "darkening"
 
         def spec(self) -> AttackSpec:
             return AttackSpec("darker", self.epsilon, self.tries, 0.0, options=self.changed("power"))

@@ -16,7 +16,7 @@ from sylva_ray.attacks.losses import dlr, targeted_dlr
 from sylva_ray.attacks.norms import LENGTHS, NORMS
 from sylva_ray.attacks.registry import ATTACKS, Attacked, attack_stack
 from sylva_ray.attacks.sparsefool import sparse_step
-from sylva_ray.attacks.square import share_of_pixels
+from sylva_ray.attacks.square import fraction_of_pixels
 from sylva_ray.attacks.state import AttackedModel
 from sylva_ray.config.attacks import parse_attack
 from sylva_ray.core.errors import UserError
@@ -235,7 +235,7 @@ def test_apgd_looks_where_the_authors_look() -> None:
 
 
 def test_square_schedule_is_the_authors() -> None:
-    assert [share_of_pixels(q, 10_000, 0.8) for q in (0, 11, 51, 201, 8001)] == [0.8, 0.4, 0.2, 0.1, 0.8 / 512]
+    assert [fraction_of_pixels(q, 10_000, 0.8) for q in (0, 11, 51, 201, 8001)] == [0.8, 0.4, 0.2, 0.1, 0.8 / 512]
 
 
 def test_the_shortest_way_to_a_plane_inside_the_box_is_the_linear_programs() -> None:
@@ -299,7 +299,7 @@ def test_image_draws_depend_on_the_image_and_the_turn_alone() -> None:
     draws = ImageDraws(image_keys(3, "x", 1, np.arange(100)))
     whole = draws.uniform(5, (3, 8, 8))
     rows = torch.tensor([7, 50, 99])
-    assert torch.equal(draws.of(rows).uniform(5, (3, 8, 8)), whole[rows])
+    assert torch.equal(draws.select(rows).uniform(5, (3, 8, 8)), whole[rows])
     assert torch.equal(ImageDraws(image_keys(3, "x", 1, np.array([50]))).uniform(5, (3, 8, 8))[0], whole[50])
     different = [
         draws.uniform(6, (3, 8, 8)),
