@@ -74,7 +74,8 @@ class L0:
 
     def length(self, delta: torch.Tensor) -> torch.Tensor:
         """``[n]``."""
-        return (delta.abs().amax(1) > 0).flatten(1).sum(1).to(delta.dtype)
+        is_changed: torch.Tensor = delta.abs().amax(1) > 0
+        return is_changed.flatten(1).sum(1).to(delta.dtype)
 
 
 LINF = Linf()

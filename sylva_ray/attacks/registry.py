@@ -13,6 +13,8 @@ from sylva_ray.core.lazy import torch
 from sylva_ray.core.seeding import ImageDraws
 from sylva_ray.core.types import AttackSpec, ParameterStack
 
+__all__ = ["ATTACKS", "Attacked", "attack_stack", "attack_title"]
+
 for module in pkgutil.iter_modules(sylva_ray.attacks.__path__):  # each module registers its attacks
     importlib.import_module(f"{sylva_ray.attacks.__name__}.{module.name}")
 

@@ -1,0 +1,1 @@
+"""Configuration: its sections, reading and validation."""

@@ -1,7 +1,6 @@
-"""How a user names an evaluation attack: in a config (``evaluation.attacks``), and as ``--attack NAME:k=v,...``.
+"""Evaluation attacks in a configuration (``evaluation.attacks``) and on the command line (``--attack NAME:k=v,...``).
 
-Every attack has keys of its own (`sylva_ray.attacks.base.Attack`); a key that it does not have is refused, with the
-nearest one.
+Every attack has its own settings, see `sylva_ray.attacks.base.Attack`.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from sylva_ray.core.types import AttackSpec
 
 
 def _by_name(value: Any) -> Any:
-    """Build the attack that a mapping names among those registered by now; without a name it is PGD."""
+    """Build the registered attack that a mapping names; the default is PGD."""
     if isinstance(value, dict):
         value = {"name": PgdAttack.default("name"), **value}
     return _any_of(tuple(ATTACKS[name] for name in sorted(ATTACKS))).validate_python(value)
@@ -36,37 +35,37 @@ def _any_of(attacks: tuple[type[Attack], ...]) -> TypeAdapter[Attack]:
 
 
 EvaluationAttack = Annotated[SerializeAsAny[Attack], BeforeValidator(_by_name)]
-"""Any registered attack, told apart by ``name``."""
+"""Any registered attack; ``name`` is the discriminator."""
 
 
 def parse_attack(text: str) -> AttackSpec:
-    """Read ``NAME`` or ``NAME:key=value,key=value``, as on the command line.
+    """Parse ``NAME`` or ``NAME:key=value,key=value``, the form of an attack on the command line.
 
     Raises:
-        UserError: unknown attack or key (with the nearest one), a value out of range.
+        UserError: the attack or a key is unknown, or a value is out of range.
     """
     name, _, rest = text.partition(":")
     if name not in ATTACKS:
         hint = did_you_mean(name, ATTACKS)
-        raise UserError("--attack", text, f"unknown attack; {hint}Known are {', '.join(sorted(ATTACKS))}")
+        raise UserError("--attack", text, f"unknown attack; {hint}Available: {', '.join(sorted(ATTACKS))}")
     values: dict[str, str] = {}
     for part in filter(None, rest.split(",")):
         assignment = split_assignment(part)
         if assignment is None:
-            raise UserError("--attack", text, f"{part!r} must be KEY=VALUE")
+            raise UserError("--attack", text, f"{part!r} must be KEY=VALUE, e.g. pgd:steps=100,restarts=5")
         key, value = assignment
         values[key] = value
     return build(ATTACKS[name], values, prefix=f"--attack {name}").spec()
 
 
 def check_classes(specs: Sequence[AttackSpec], num_classes: int) -> None:
-    """Check that the data set has enough classes for every attack's loss.
+    """Check that the data set has enough classes for the loss of every attack.
 
     Raises:
-        UserError: fewer than three for the DLR, four for its targeted form.
+        UserError: the data set has fewer than three classes for the DLR, or fewer than four for the targeted DLR.
     """
     for spec in specs:
-        needed = {"dlr": 3, "targeted": 4}.get(spec.loss, 2)
-        if num_classes < needed:
-            fix = f"the {spec.loss} loss needs {needed} classes and the data set has {num_classes}; use loss=ce"
-            raise UserError("attack", spec.label, fix)
+        min_classes = {"dlr": 3, "targeted": 4}.get(spec.loss, 2)
+        if num_classes < min_classes:
+            needs = f"the {spec.loss} loss needs at least {min_classes} classes"
+            raise UserError("attack", spec.label, f"{needs} and the data set has {num_classes}; use loss=ce")

@@ -1,7 +1,7 @@
-"""Pages of YAML that become frozen, checked objects; and errors that are one line.
+"""Reading of YAML files, ``KEY=VALUE`` overrides, and validation with errors of one line.
 
-`build` turns the first problem into a `UserError` that names the dotted key, its value and what is allowed, with the
-nearest key where one was misspelt. The objects are `sylva_ray.core.sections.Section`.
+`build` converts the first problem to a `UserError` that names the dotted key, its value and what is allowed, and
+suggests the most similar key if a key is misspelt.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args, get_origin
+from typing import Any, Literal, TypeAlias, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -19,58 +19,73 @@ from sylva_ray.core.errors import UserError
 from sylva_ray.core.sections import Section
 from sylva_ray.core.text import did_you_mean, split_assignment
 
+RawConfig: TypeAlias = dict[str, Any]
+"""A mapping as read from YAML, before validation."""
+
 T = TypeVar("T", bound=BaseModel)
 
 
-def read_overridden(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """A YAML mapping with ``KEY=VALUE`` overrides applied, not yet validated."""
+def read_overridden(path: str | Path, overrides: Sequence[str] = ()) -> RawConfig:
+    """Read a YAML mapping and apply ``KEY=VALUE`` overrides.
+
+    Raises:
+        UserError: see `read_yaml` and `overridden`.
+    """
     return overridden(read_yaml(path), overrides)
 
 
-def overridden(raw: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+def overridden(raw: RawConfig, overrides: Sequence[str]) -> RawConfig:
     """Apply ``KEY=VALUE`` overrides to a mapping, in place, and return it.
 
     Raises:
-        UserError: an override is not ``KEY=VALUE``, or its key leads through a value.
+        UserError: an override is not ``KEY=VALUE``, or a section in its key is a value in the mapping.
     """
     for override in overrides:
         set_dotted(raw, *parse_override(override))
     return raw
 
 
-def read_yaml(path: str | Path) -> dict[str, Any]:
-    """A YAML mapping from a file."""
+def read_yaml(path: str | Path) -> RawConfig:
+    """Read a YAML mapping; an empty file is an empty mapping.
+
+    Raises:
+        UserError: the file does not exist, cannot be read, is not valid YAML, or is not a mapping.
+    """
     try:
         raw = yaml.safe_load(Path(path).read_text())
     except FileNotFoundError:
-        raise UserError("config", str(path), "no such file; the ones that ship are in configs/") from None
+        raise UserError("config", str(path), "no such file; example configurations are in configs/") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError("config", str(path), f"cannot be read ({error})") from None
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: what looks like a date and is none
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: looks like a date but is not one
         raise UserError("config", str(path), f"is not valid YAML ({' '.join(str(error).split())})") from None
     if raw is None:
         return {}
     if not isinstance(raw, dict):
-        raise UserError("config", str(path), "must hold a mapping of sections such as `dataset:` and `training:`")
+        raise UserError("config", str(path), "must be a mapping of sections such as dataset: and training:")
     return raw
 
 
 def build(schema: type[T], raw: Any, prefix: str = "") -> T:
-    """Validate ``raw`` against ``schema``; the first problem becomes one readable line.
+    """Validate ``raw`` with ``schema``.
+
+    Args:
+        schema: a pydantic model.
+        raw: the data, usually a `RawConfig`.
+        prefix: where ``raw`` is in the configuration, for error messages.
 
     Raises:
-        UserError: names the dotted key, the value and what is allowed.
+        UserError: the first problem, with the dotted key, its value and what is allowed.
     """
     try:
         return schema.model_validate(raw)
     except ValidationError as error:
-        raise _readable(schema, error, prefix) from None
+        raise _to_user_error(schema, error, prefix) from None
 
 
-def _readable(schema: type[BaseModel], error: ValidationError, prefix: str) -> UserError:
+def _to_user_error(schema: type[BaseModel], error: ValidationError, prefix: str) -> UserError:
     problem = _closest(error)
-    kept = [part for part in problem["loc"] if not _is_alternative(part)]
-    location = [str(part) for part in kept]
+    location = [str(part) for part in problem["loc"] if not _is_alternative(part)]
     named, _ = _follow(schema, location)
     key = ".".join([prefix, *named] if prefix else named) or "config"
     value = problem["input"]
@@ -78,23 +93,23 @@ def _readable(schema: type[BaseModel], error: ValidationError, prefix: str) -> U
         _, section = _follow(schema, location[:-1])
         allowed = list(section.model_fields) if section else []
         hint = did_you_mean(location[-1], allowed)
-        return UserError(key, value, f"unknown key; {hint}Allowed here: {', '.join(allowed)}")
+        return UserError(key, value, f"unknown key; {hint}Available: {', '.join(allowed)}")
     if problem["type"] == "union_tag_invalid":
         context = problem["ctx"]
         expected = [name.strip(" '") for name in str(context["expected_tags"]).split(",")]
         hint = did_you_mean(str(context["tag"]), expected)
-        return UserError(f"{key}.name", context["tag"], f"is not known; {hint}Known are {', '.join(expected)}")
+        return UserError(f"{key}.name", context["tag"], f"is not known; {hint}Available: {', '.join(expected)}")
     message = problem["msg"].removeprefix("Value error, ")
-    if problem["type"] == "value_error" and isinstance(value, dict):  # a check across keys names them itself
-        first, _, rest = message.partition(" ")
-        name, _, found = first.partition("=")
-        return UserError(name, found or "see the other key", rest) if "." in name else UserError(key, "...", message)
+    if problem["type"] == "value_error" and isinstance(value, dict):  # a check of several keys, which names them itself
+        first_word, _, rest = message.partition(" ")
+        name, _, given = first_word.partition("=")
+        return UserError(name, given or "see the other key", rest) if "." in name else UserError(key, "...", message)
     description = message[0].lower() + message[1:]
     return UserError(key, value, description.replace("input should be", "must be"))
 
 
 def _closest(error: ValidationError) -> ErrorDetails:
-    """The first problem; where it is an alternative of a union, the one that got furthest into what was given."""
+    """Return the first problem; of the alternatives of a union, the one with the longest location."""
     first, *others = error.errors()
     if not _is_alternative(first["loc"][-1] if first["loc"] else ""):
         return first
@@ -105,12 +120,12 @@ def _closest(error: ValidationError) -> ErrorDetails:
 
 
 def _is_alternative(part: int | str) -> bool:
-    """Whether a part of a location names an alternative of a union (keys are in lower case, sections' classes are not)."""
+    """Return whether a part of a location is an alternative of a union: a type or a class, not a key."""
     return part in ("int", "float", "str") or "literal" in str(part) or str(part)[:1].isupper()
 
 
 def _follow(schema: type[BaseModel], location: Sequence[str]) -> tuple[list[str], type[BaseModel] | None]:
-    """The parts of a location that stand in the YAML (the tag of a union does not), and the section that it leads to."""
+    """Return the parts of a location that are keys of the YAML file (tags of unions are not), and the section there."""
     sections, named = [schema], []
     for part in location:
         if len(sections) > 1 and not part.isdigit():
@@ -124,7 +139,7 @@ def _follow(schema: type[BaseModel], location: Sequence[str]) -> tuple[list[str]
 
 
 def _sections_in(annotation: Any) -> list[type[BaseModel]]:
-    """The section in ``X``, ``X | None`` or ``tuple[X, ...]``; all of them in ``tuple[A | B, ...]``."""
+    """Return the sections in a type such as ``X``, ``X | None``, ``tuple[X, ...]`` or ``tuple[A | B, ...]``."""
     if isinstance(annotation, type) and get_origin(annotation) is None:
         if issubclass(annotation, Section):
             return list(annotation.kinds())
@@ -134,10 +149,10 @@ def _sections_in(annotation: Any) -> list[type[BaseModel]]:
 
 
 def parse_override(override: str) -> tuple[str, Any]:
-    """Parse ``KEY=VALUE``: a dotted key and a value in YAML; what is not YAML is a text.
+    """Parse ``KEY=VALUE``: a dotted key, and a value in YAML or, if it is not valid YAML, a text.
 
     Raises:
-        UserError: it is not ``KEY=VALUE``.
+        UserError: the text is not ``KEY=VALUE``.
     """
     parts = split_assignment(override)
     if parts is None:
@@ -149,11 +164,11 @@ def parse_override(override: str) -> tuple[str, Any]:
         return key, text
 
 
-def set_dotted(raw: dict[str, Any], key: str, value: Any) -> None:
-    """Put ``value`` under a dotted key, making the sections on the way.
+def set_dotted(raw: RawConfig, key: str, value: Any) -> None:
+    """Set a dotted key to ``value`` and create missing sections.
 
     Raises:
-        UserError: the way leads through a value.
+        UserError: a section in the key is a value in the mapping.
     """
     node = raw
     *parents, leaf = key.split(".")
@@ -166,7 +181,7 @@ def set_dotted(raw: dict[str, Any], key: str, value: Any) -> None:
 
 
 def flatten(tree: Any, prefix: str = "") -> dict[str, str]:
-    """``{dotted key: value as text}``."""
+    """Convert a nested mapping to ``{dotted key: value as text}``."""
     if isinstance(tree, dict):
         flat: dict[str, str] = {}
         for key, value in tree.items():

@@ -1,0 +1,1 @@
+"""Types, seeds, errors and other helpers without dependencies on the rest of the package."""

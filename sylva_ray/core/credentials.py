@@ -1,4 +1,4 @@
-"""Passwords in tracking URIs stay out of whatever is shown or sent: warnings, report, tracked parameters."""
+"""Removal of credentials from tracking URIs before they are shown, logged or sent."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ _USER_INFO = re.compile(r"(?<=://)[^/\s@]*:[^/\s]*@")
 
 
 def mask_credentials(text: str) -> str:
-    """``user:password@`` in any URI becomes ``***@``.
+    """Replace ``user:password@`` in every URI of a text by ``***@``.
 
     >>> mask_credentials("uri: https://ada:s3cret@mlflow.example:5000/x")
     'uri: https://***@mlflow.example:5000/x'

@@ -1,14 +1,14 @@
-"""The two ways a command can end badly, and the exit code each one maps to."""
+"""The errors that end a command, and their exit codes."""
 
 from __future__ import annotations
 
 
 class UserError(ValueError):
-    """Wrong input: one line naming the key, the value and what is allowed. Exit code 2, nothing written.
+    """Wrong input. The message is one line: key, value, and what is allowed. Exit code 2; nothing has been written.
 
     Args:
-        key: what the user would change, e.g. ``attack.epsilon`` or a path.
-        value: what was found there.
+        key: the setting or the option, e.g. ``attack.epsilon`` or ``--out``.
+        value: the value that was given.
         fix: what is allowed, or what to do.
     """
 
@@ -19,23 +19,23 @@ class UserError(ValueError):
         super().__init__(f"{key} = {value!r}: {fix}")
 
     def __reduce__(self) -> tuple[type, tuple[str, object, str]]:
-        """Exceptions cross process borders by pickle, which would otherwise call us with the message alone."""
+        """Return the arguments of the constructor; by default, pickle would pass the message only."""
         return type(self), (self.key, self.value, self.fix)
 
 
 class RunError(RuntimeError):
-    """A failure while running: what happened, to which client, in which round. Exit code 1, the run can be resumed."""
+    """A failure during a run; the message names the round and the clients. Exit code 1; the run can be resumed."""
 
     exit_code = 1
 
 
 class Interrupted(RunError):
-    """Ctrl-C during a run, which can be resumed. Exit code 130, as shells expect of SIGINT."""
+    """A run was interrupted with Ctrl-C and can be resumed. Exit code 130, as is usual for SIGINT."""
 
     exit_code = 130
 
 
 class Stopped(Interrupted):
-    """SIGTERM during a run (`ray job stop`, a scheduler's time limit), which can be resumed. Exit code 143."""
+    """A run was stopped with SIGTERM (`ray job stop`, a time limit) and can be resumed. Exit code 143."""
 
     exit_code = 143

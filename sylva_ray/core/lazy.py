@@ -1,8 +1,9 @@
-"""PyTorch, loaded by its first use: a command that only reads a configuration does not wait for it.
+"""A stand-in for ``torch`` that imports PyTorch when it is first used.
 
     from sylva_ray.core.lazy import torch
 
-The settings of attacks stand beside the code that runs them, so reading a configuration imports that code too.
+The settings of attacks are in the same files as the attacks, so that reading a configuration imports them. With this
+module, commands that compute nothing do not load PyTorch.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""In which floating-point format a model's forwards compute."""
+"""The floating-point format of a model's forward passes."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from sylva_ray.core.lazy import torch
 
 
 class HasPrecision(Protocol):
-    """A model whose forwards compute in ``precision``."""
+    """A model with an attribute ``precision``, the floating-point format of its forward passes."""
 
     precision: torch.dtype
 
 
 @contextmanager
 def at_precision(model: HasPrecision, precision: torch.dtype | None) -> Iterator[None]:
-    """Run the model's forwards in ``precision`` inside the block; None: in the one it has."""
+    """Set the precision of the model inside the ``with`` block; None leaves it unchanged."""
     if precision is None:
         yield
         return

@@ -14,12 +14,12 @@ from sylva_ray.core.errors import Interrupted, RunError, Stopped
 
 
 @contextmanager
-def resumable(sign: Path, how: str) -> Iterator[None]:
-    """Add to a failure how to resume, if anything was begun. SIGTERM ends the block like Ctrl-C.
+def resumable(marker: Path, instruction: str) -> Iterator[None]:
+    """Append to the message of a failure how to resume the run, and turn SIGTERM into an exception.
 
     Args:
-        sign: a file or folder that is there as soon as something can be resumed.
-        how: the sentence that says what to do.
+        marker: a file or folder that exists as soon as there is something to resume.
+        instruction: the sentence to append.
 
     Raises:
         RunError: the block failed.
@@ -29,26 +29,26 @@ def resumable(sign: Path, how: str) -> Iterator[None]:
     received: list[int] = []
 
     def stop(signum: int, frame: FrameType | None) -> None:
-        """Raise, so that whatever is open is closed (Ray turns a SystemExit of its own into another exit code)."""
+        """Raise SystemExit, so that files and actors are closed (the exit code is set by `Stopped`)."""
         del frame
         received.append(signum)
         sys.exit(128 + signum)
 
-    # Python handles signals in the main thread only. Ray's own handler is put aside by `ray_session`.
+    # Python handles signals in the main thread only. `ray_session` replaces the handler that Ray installs.
     in_main_thread = threading.current_thread() is threading.main_thread()
     before = signal.signal(signal.SIGTERM, stop) if in_main_thread else None
     failure: RunError
     try:
         yield
     except (KeyboardInterrupt, SystemExit, RunError, OSError) as error:
-        if not sign.exists() or (isinstance(error, SystemExit) and not received):
+        if not marker.exists() or (isinstance(error, SystemExit) and not received):
             raise
         if isinstance(error, KeyboardInterrupt):
-            failure = Interrupted(f"interrupted. {how}")
+            failure = Interrupted(f"interrupted. {instruction}")
         elif isinstance(error, SystemExit):
-            failure = Stopped(f"stopped. {how}")
+            failure = Stopped(f"stopped. {instruction}")
         else:
-            failure = RunError(f"{error}. {how}")
+            failure = RunError(f"{error}. {instruction}")
         raise failure from error
     finally:
         if in_main_thread:

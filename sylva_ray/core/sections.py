@@ -1,4 +1,4 @@
-"""The base of everything that a user sets: a frozen section of YAML that refuses keys it does not have."""
+"""The base class of configuration sections, and the type of numbers in pixel units."""
 
 from __future__ import annotations
 
@@ -10,18 +10,22 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict
 
 
 class Section(BaseModel):
-    """A frozen part of the configuration that refuses unknown keys."""
+    """A frozen section of the configuration that rejects unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
     @classmethod
     def kinds(cls) -> Sequence[type[Section]]:
-        """List the sections that may stand where this one is declared: several for a family told apart by ``name``."""
+        """Return the valid classes where this one is declared: several for a union discriminated by ``name``."""
         return [cls]
 
 
 def parse_fraction(value: Any) -> Any:
-    """Accept "8/255" wherever a pixel-unit number is expected."""
+    """Convert a fraction such as "8/255" to a float; other values are returned unchanged.
+
+    Raises:
+        ValueError: a text with a slash is not a fraction.
+    """
     if isinstance(value, str) and "/" in value:
         try:
             return float(Fraction(value.replace(" ", "")))
@@ -31,3 +35,4 @@ def parse_fraction(value: Any) -> Any:
 
 
 PixelUnits = Annotated[float, BeforeValidator(parse_fraction)]
+"""A number in units of the pixel range [0, 1], which may be written as a fraction: 8/255."""

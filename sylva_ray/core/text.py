@@ -1,4 +1,4 @@
-"""The two things that every check of typed words does: split ``KEY=VALUE``, and name the nearest word that is known."""
+"""Parsing of ``KEY=VALUE`` and hints about misspelt words."""
 
 from __future__ import annotations
 
@@ -7,13 +7,10 @@ from collections.abc import Iterable
 
 
 def split_assignment(text: str) -> tuple[str, str] | None:
-    """Split ``KEY=VALUE`` at the first equals sign, without the spaces around both.
-
-    Args:
-        text: what was typed.
+    """Split ``KEY=VALUE`` at the first equals sign and strip spaces.
 
     Returns:
-        Key and value; None where there is no equals sign, or nothing before it.
+        Key and value, or None if there is no equals sign or no key.
 
     >>> split_assignment("attack.epsilon=8/255")
     ('attack.epsilon', '8/255')
@@ -28,14 +25,14 @@ def split_assignment(text: str) -> tuple[str, str] | None:
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Name the known word that is nearest to a mistyped one.
+    """Suggest the known word that is most similar to a misspelt one.
 
     Args:
-        word: what was typed.
+        word: the misspelt word.
         known: the words that are allowed.
 
     Returns:
-        A question that ends with a space, to stand before the list of what is allowed; empty where no word is near.
+        A question that ends with a space, or an empty text if no word is similar.
 
     >>> did_you_mean("atack", ["attack", "training"])
     "did you mean 'attack'? "

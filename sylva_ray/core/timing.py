@@ -1,4 +1,4 @@
-"""Where the seconds go."""
+"""Measurement of wall-clock time."""
 
 from __future__ import annotations
 
@@ -9,14 +9,17 @@ from contextlib import contextmanager
 
 
 class Stopwatch:
-    """Wall seconds by stage. Stages may nest: the inner one's time is not counted in the outer one.
+    """Wall-clock seconds by stage. Stages may be nested; the time of the inner stage is not counted in the outer one.
 
-    >>> clock = Stopwatch()
-    >>> with clock("train"):
-    ...     with clock("attack"):
+    >>> stopwatch = Stopwatch()
+    >>> with stopwatch("train"):
+    ...     with stopwatch("attack"):
     ...         pass
-    >>> sorted(clock.seconds)
+    >>> sorted(stopwatch.seconds)
     ['attack', 'train']
+
+    Attributes:
+        seconds: so far, by stage.
     """
 
     def __init__(self) -> None:
@@ -26,15 +29,16 @@ class Stopwatch:
 
     @contextmanager
     def __call__(self, stage: str) -> Iterator[None]:
-        self._book()
+        """Count the time of the ``with`` block for a stage."""
+        self._add_elapsed()
         self._running.append(stage)
         try:
             yield
         finally:
-            self._book()
+            self._add_elapsed()
             self._running.pop()
 
-    def _book(self) -> None:
+    def _add_elapsed(self) -> None:
         now = time.perf_counter()
         if self._running:
             self.seconds[self._running[-1]] += now - self._since

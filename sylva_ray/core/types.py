@@ -1,14 +1,14 @@
-"""The plain data that crosses borders: between files, processes and machines.
+"""Plain data types that are used in the whole package and exchanged between processes.
 
-Shape letters used in the whole project::
+Letters of shapes in the whole package::
 
     K  clients of the fleet          C  clients (or coalitions) in one stack
     N  images in a flat batch        T  tokens of an image
     r  LoRA rank                     n  players of the layer game
 
-A client *is* its state: a flat ``{parameter name: float32 array}`` with names such as ``blocks.0.attn.qkv.lora_A``
-``[r, d_in]``, ``blocks.0.attn.qkv.lora_B`` ``[d_out, r]``, ``head.weight`` ``[num_classes, width]``. A stack of C states
-has the same names with a leading axis C.
+The state of a client is a flat ``{parameter name: float32 array}`` with names such as ``blocks.0.attn.qkv.lora_A``
+``[r, d_in]``, ``blocks.0.attn.qkv.lora_B`` ``[d_out, r]``, ``head.weight`` ``[num_classes, width]``. A stack of C
+states has the same names with a leading axis C.
 """
 
 from __future__ import annotations
@@ -24,31 +24,32 @@ if TYPE_CHECKING:
     import torch
 
 ClientState: TypeAlias = Mapping[str, np.ndarray]
-"""``{name: [...]}``: everything that makes a client what it is."""
+"""The state of a client: ``{parameter name: array}``."""
 
 StateStack: TypeAlias = Mapping[str, np.ndarray]
-"""``{name: [C, ...]}``: C client states, stacked."""
+"""The states of C clients, stacked: ``{parameter name: [C, ...]}``."""
 
 ParameterStack: TypeAlias = "dict[str, torch.Tensor]"
-"""``{name: [C, ...]}``: the same as tensors on the device."""
+"""A stack of states as tensors on the device: ``{parameter name: [C, ...]}``."""
 
 
 def stack_states(states: Sequence[ClientState]) -> dict[str, np.ndarray]:
-    """C states of equal names and shapes -> ``{name: [C, ...]}`` (a copy), names sorted.
+    """Stack C states of equal names and shapes; the arrays are copied.
 
-    The order matters to the last bit: norms are summed over names, and a checkpoint forgets the order they had.
+    The names of the result are sorted, because norms are summed over names and a checkpoint does not keep their order:
+    with another order, rounding would differ.
     """
     return {name: np.stack([state[name] for state in states]) for name in sorted(states[0])}
 
 
 def unstack_states(stack: StateStack) -> list[dict[str, np.ndarray]]:
-    """``{name: [C, ...]}`` -> C states (copies, so that one client's state does not keep the others' memory)."""
+    """Split a stack into C states; the arrays are copied, so that a state does not keep the whole stack in memory."""
     size = len(next(iter(stack.values())))
     return [{name: np.array(value[c]) for name, value in stack.items()} for c in range(size)]
 
 
 def stack_digest(stack: StateStack) -> bytes:
-    """The same for the same names and bits."""
+    """Return a digest of names, types, shapes and bits."""
     digest = hashlib.blake2b(digest_size=16)
     for name in sorted(stack):
         value = np.ascontiguousarray(stack[name])
@@ -58,13 +59,18 @@ def stack_digest(stack: StateStack) -> bytes:
 
 
 def state_bytes(state: ClientState) -> int:
-    """Payload of a state in bytes, by its arrays (the serialised file adds a small constant header)."""
+    """Return the bytes of the arrays of a state; a serialised file adds a small constant header."""
     return sum(value.nbytes for value in state.values())
 
 
 @dataclass(frozen=True)
 class Split:
-    """One split of one client: ``images [n, 3, H, W] uint8``, ``labels [n] int64``."""
+    """One split of one client's data.
+
+    Attributes:
+        images: ``[n, 3, H, W] uint8``.
+        labels: ``[n] int64``.
+    """
 
     images: np.ndarray
     labels: np.ndarray
@@ -75,10 +81,13 @@ class Split:
 
 @dataclass(frozen=True)
 class ClientData:
-    """The slice of the world that one client sees; the four splits never share an image.
+    """The data of one client. The four splits are disjoint.
 
-    ``selection`` and ``guard`` are the two halves of the validation data: the first chooses layers, the second accepts or
-    rejects the choice. Neither trains a weight.
+    Attributes:
+        train: trains the weights.
+        selection: one half of the validation data, with which layers are chosen.
+        guard: the other half of the validation data, with which the choice is accepted or rejected.
+        test: for evaluation.
     """
 
     train: Split
@@ -87,23 +96,31 @@ class ClientData:
     test: Split
 
     def class_counts(self, num_classes: int) -> np.ndarray:
-        """Training images per class, ``[num_classes] int64``."""
+        """Return the number of training images per class, ``[num_classes] int64``."""
         return np.bincount(self.train.labels, minlength=num_classes)
 
     @property
     def majority_share(self) -> float:
-        """Accuracy on the test split of always answering this client's most frequent training class, in [0, 1]."""
+        """Test accuracy, in [0, 1], of always predicting the most frequent class of the training split."""
         majority = int(np.bincount(self.train.labels).argmax())
         return float(np.mean(self.test.labels == majority))
 
 
 @dataclass(frozen=True)
 class AttackSpec:
-    """An evasion attack in [0, 1] pixel space.
+    """An evasion attack in the pixel space [0, 1].
 
-    ``name`` is a key of `sylva_ray.attacks.registry.ATTACKS`. ``epsilon`` and ``step_size`` are in pixel units (8/255, not 8) for
-    ``norm`` linf, lengths of the whole image for l2, pixels for l0; infinite where the nearest adversarial image is sought.
-    ``loss`` is what the attack maximises. ``options`` are what only this attack has, as ``((key, number), ...)``.
+    Attributes:
+        name: a key of `sylva_ray.attacks.base.ATTACKS`.
+        epsilon: the budget: in pixel units (8/255, not 8) for the norm linf, the Euclidean norm of the perturbation for
+            l2, the number of changed pixels for l0; infinite: search for the nearest adversarial image.
+        steps: gradient steps, or queries.
+        step_size: in the units of ``epsilon``.
+        random_start: whether the attack begins at a random point of the ball.
+        restarts: number of runs.
+        loss: the loss that the attack maximises.
+        norm: linf, l2 or l0.
+        options: settings that only this attack has.
     """
 
     name: str
@@ -117,13 +134,16 @@ class AttackSpec:
     options: tuple[tuple[str, float], ...] = ()
 
     def option(self, key: str, default: float) -> float:
-        """A value among ``options``."""
+        """Return an option, or ``default`` if it is not set."""
         return dict(self.options).get(key, default)
 
     @property
     def label(self) -> str:
-        """Short, unique name used as a metric key: ``pgd20-eps4`` is 20 steps at epsilon 4/255, ``pgd50x5-margin-l2-eps0.5``
-        is 50 steps, 5 restarts, the margin as loss, an L2 ball of radius 0.5."""
+        """A short, unique name, used as key of metrics.
+
+        ``pgd20-eps4`` has 20 steps at epsilon 4/255; ``pgd50x5-margin-l2-eps0.5`` has 50 steps, 5 restarts, the margin
+        as loss, and an L2 ball of radius 0.5.
+        """
         steps = "" if self.name in ("fgsm", "autoattack") else str(self.steps)
         restarts = f"x{self.restarts}" if self.restarts > 1 else ""
         loss = "" if self.loss == "ce" else f"-{self.loss}"

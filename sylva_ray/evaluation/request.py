@@ -40,7 +40,7 @@ def build_request(
         UserError: unknown suite or attack (with the nearest), a budget out of range, too few classes."""
     if suite_name is not None and suite_name not in SUITES:
         hint = did_you_mean(suite_name, SUITES)
-        raise UserError("--suite", suite_name, f"unknown suite; {hint}Known are {', '.join(SUITES)}")
+        raise UserError("--suite", suite_name, f"unknown suite; {hint}Available: {', '.join(SUITES)}")
     for sigma in extras.sigmas:
         if not 0 < sigma < math.inf:
             raise UserError("--certify", sigma, "must be a number above 0 (pixel units, e.g. 0.1)")

@@ -254,7 +254,7 @@ def _check_keys(place: str, section: Mapping[str, Any], allowed: frozenset[str] 
 
 def _unknown(place: str, value: object, key: str, allowed: Iterable[str]) -> UserError:
     hint = did_you_mean(key, allowed)
-    return UserError(place, value, f"unknown key; {hint}Allowed here: {', '.join(sorted(allowed)) or 'nothing'}")
+    return UserError(place, value, f"unknown key; {hint}Available: {', '.join(sorted(allowed)) or 'nothing'}")
 
 
 def _findings(config: Mapping[str, Any], provider: str) -> Iterator[str]:

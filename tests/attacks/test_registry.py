@@ -91,7 +91,7 @@ def test_it_attacks(toy: type[LinfAttack]) -> None:
     [
         (
             {"name": "darker", "trys": 3},
-            r"evaluation.attacks.0.trys.*did you mean 'tries'\? Allowed here: epsilon, name, tries",
+            r"evaluation.attacks.0.trys.*did you mean 'tries'\? Available: epsilon, name, tries",
         ),
         ({"name": "darkr"}, r"evaluation.attacks.0.name = 'darkr'.*did you mean 'darker'\?"),
         ({"name": "darker", "power": 0}, "evaluation.attacks.0.power = 0: must be greater than 0"),
@@ -103,7 +103,7 @@ def test_wrong_settings_of_it_are_one_clear_line(attack: str, message: str) -> N
 
 
 def test_it_is_unknown_where_it_is_not_registered() -> None:
-    with pytest.raises(UserError, match=r"is not known; .*Known are apgd, autoattack, cw"):
+    with pytest.raises(UserError, match=r"is not known; .*Available: apgd, autoattack, cw"):
         config_with({"name": "darker"})
     assert attack_title(AttackSpec("darker", 0.1, 2, 0.0)) == "darker2-eps25.5"
 

@@ -339,7 +339,7 @@ def test_image_draws_are_uniform_and_normal() -> None:
         ("pgd:epsilon=-1/255", "greater than or equal to 0"),
         ("pgd:steps", "must be KEY=VALUE"),
         ("apgd:loss=kl", "'ce', 'dlr' or 'targeted'"),
-        ("square:steps=4", "Allowed here: .*queries"),
+        ("square:steps=4", "Available: .*queries"),
     ],
 )
 def test_wrong_attacks_are_one_clear_line(text: str, message: str) -> None:
