@@ -21,7 +21,7 @@ from collections.abc import Callable
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from sylva_ray.federation.context import Arrived
+from sylva_ray.federation.context import RoundUploads
 from sylva_ray.federation.contract import Algorithm
 
 WIDTH, BLOCKS, RANK = 192, 6, 8
@@ -55,7 +55,7 @@ def least_seconds(call: Callable[[], object], repeats: int) -> float:
 def seconds_of(states: list[dict[str, np.ndarray]], repeats: int) -> tuple[float, float, float]:
     """Neighbours, round 1 and global, as the module says."""
     uploads, sizes = dict(enumerate(states)), [10 + client % 7 for client in range(len(states))]
-    first, second = (Arrived(round, states, states, uploads, sizes) for round in (1, 2))
+    first, second = (RoundUploads(round, states, states, uploads, sizes) for round in (1, 2))
     near, everybody = (Algorithm(Algorithm.Parameters(adapters=sharing)) for sharing in ("neighbours", "global"))
     return (
         least_seconds(lambda: near.aggregate(second), repeats),

@@ -17,7 +17,7 @@ from sylva_ray.algorithms.adversarial import detached
 from sylva_ray.attacks.losses import margin
 from sylva_ray.attacks.pgd import pgd
 from sylva_ray.core.types import AttackSpec, ParameterStack
-from sylva_ray.federation.context import Arrived, Batch, Cohort
+from sylva_ray.federation.context import Batch, ClientContext, RoundUploads
 from sylva_ray.federation.contract import Algorithm
 
 
@@ -33,22 +33,24 @@ class MarginAT(Algorithm):
 
     parameters: Parameters
 
-    def craft(self, cohort: Cohort, params: ParameterStack, batch: Batch, attack: AttackSpec) -> torch.Tensor:
+    def craft(self, context: ClientContext, params: ParameterStack, batch: Batch, attack: AttackSpec) -> torch.Tensor:
         """PGD on the margin, without a gradient for the weights."""
         frozen = detached(params)
 
         def objective(x: torch.Tensor) -> torch.Tensor:
-            return margin(cohort.model.forward(frozen, x, batch.owner), batch.y)
+            return margin(context.model.forward(frozen, x, batch.owner), batch.y)
 
-        with cohort.clock("attack"):
+        with context.stopwatch("attack"):
             return pgd(objective, batch.x, attack, batch.noise)
 
-    def sample_losses(self, cohort: Cohort, params: ParameterStack, batch: Batch, x_adv: torch.Tensor) -> torch.Tensor:
+    def sample_losses(
+        self, context: ClientContext, params: ParameterStack, batch: Batch, x_adv: torch.Tensor
+    ) -> torch.Tensor:
         """Per image; the counts are those of the client that owns it."""
-        counts = cohort.of_owner(cohort.class_counts, batch).gather(1, batch.y[:, None])[:, 0]
+        counts = context.to_images(context.class_counts, batch).gather(1, batch.y[:, None])[:, 0]
         wanted = self.parameters.width * counts.clamp(min=1).to(x_adv.dtype) ** -0.25
-        return F.softplus(margin(cohort.model.forward(params, x_adv, batch.owner), batch.y) + wanted)
+        return F.softplus(margin(context.model.forward(params, x_adv, batch.owner), batch.y) + wanted)
 
-    def client_weights(self, arrived: Arrived, clients: Sequence[int]) -> np.ndarray:
+    def client_weights(self, uploads: RoundUploads, clients: Sequence[int]) -> np.ndarray:
         """The square roots of the numbers of images."""
-        return np.sqrt(super().client_weights(arrived, clients))
+        return np.sqrt(super().client_weights(uploads, clients))

@@ -56,13 +56,13 @@ def main() -> None:
 
     fleet, backbone = ray.put(prepared.fleet), ray.put(prepared.backbone)
     pool = RayPool(prepared.config, fleet, backbone, num_actors=NODES * ACTORS_PER_GPU)
-    seats = [seat for seat in pool._seats if seat is not None]
-    nodes = ray.get([seat.pending for seat in seats])
+    slots = [slot for slot in pool._slots if slot is not None]
+    nodes = ray.get([slot.pending for slot in slots])
     where = ray.get(
-        [s.actor.__ray_call__.remote(lambda _: ray.get_runtime_context().get_accelerator_ids()) for s in seats]
+        [s.actor.__ray_call__.remote(lambda _: ray.get_runtime_context().get_accelerator_ids()) for s in slots]
     )
     places = Counter((node, *ids["GPU"]) for node, ids in zip(nodes, where, strict=True))
-    say(f"{len(seats)} actors of half a GPU on {len(places)} GPUs, {sorted(places.values())} on each")
+    say(f"{len(slots)} actors of half a GPU on {len(places)} GPUs, {sorted(places.values())} on each")
 
     workers = {node["NodeID"]: node for node in ray.nodes() if node["Resources"].get("GPU")}
     wait_until(
@@ -71,7 +71,7 @@ def main() -> None:
     copies = {node_id: shared_memory(node) for node_id, node in workers.items()}
     say(f"shared memory: {list(copies.values())} bytes per node; reckoned: {traffic.broadcast_bytes} for one copy")
     result = {
-        "actors": len(seats),
+        "actors": len(slots),
         "gpus": len(places),
         "nodes": len({node for node, _ in places}),
         "actors_per_gpu": sorted(places.values()),

@@ -16,7 +16,7 @@ from sylva_ray.config.schema import build
 from sylva_ray.core.timing import Stopwatch
 from sylva_ray.core.types import AttackSpec, ParameterStack
 from sylva_ray.execution.ray.driver import run_prepared
-from sylva_ray.federation.context import Arrived, Batch, Cohort
+from sylva_ray.federation.context import Batch, ClientContext, RoundUploads
 from sylva_ray.federation.stages.kinds import title_of
 from sylva_ray.preparation.experiment import prepare
 from sylva_ray.reports.pages.run import write_report
@@ -87,19 +87,19 @@ class Linear:
 
 def test_loss_attack_and_weights_by_hand() -> None:
     method = create_algorithm(AlgorithmSection(name=NAME, width=4))
-    cohort = Cohort(Linear(), torch.tensor([[16, 1], [0, 81]]), {}, Stopwatch())
+    context = ClientContext(Linear(), torch.tensor([[16, 1], [0, 81]]), {}, Stopwatch())
     x = torch.full((3, 3, 1, 2), 0.5)
     x[:, 0, 0] = torch.tensor([0.6, 0.4])
     y, owner = torch.tensor([0, 1, 1]), torch.tensor([0, 0, 1])
     batch = Batch(x, y, owner, torch.zeros_like(x), torch.ones(2, dtype=torch.bool), torch.zeros(3, 2))
-    losses = method.sample_losses(cohort, {}, batch, x)
+    losses = method.sample_losses(context, {}, batch, x)
     margins = [-0.2 + 4 / 2, 0.2 + 4 / 1, 0.2 + 4 / 3]  # of 16, 1 and 81 images of the class
     assert losses.tolist() == pytest.approx([math.log1p(math.exp(m)) for m in margins])
-    x_adv = method.craft(cohort, {}, batch, AttackSpec("pgd", 0.1, 4, 0.05))
+    x_adv = method.craft(context, {}, batch, AttackSpec("pgd", 0.1, 4, 0.05))
     moved = (x_adv - x)[:, 0, 0]
     assert moved.flatten().tolist() == pytest.approx([-0.1, 0.1, 0.1, -0.1, 0.1, -0.1], abs=1e-6)
-    arrived = Arrived(1, [], [], {}, num_samples=[1, 4, 9])
-    assert method.client_weights(arrived, [0, 2]).tolist() == [1, 3]
+    uploads = RoundUploads(1, [], [], {}, num_samples=[1, 4, 9])
+    assert method.client_weights(uploads, [0, 2]).tolist() == [1, 3]
 
 
 def test_a_method_is_found_in_the_current_directory_but_hides_nothing(

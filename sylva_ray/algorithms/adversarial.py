@@ -13,70 +13,74 @@ from sylva_ray.attacks.losses import boosted_cross_entropy, cross_entropy, kl_di
 from sylva_ray.attacks.pgd import pgd
 from sylva_ray.core.sections import Section
 from sylva_ray.core.types import AttackSpec, ParameterStack
-from sylva_ray.federation.context import Batch, Cohort
+from sylva_ray.federation.context import Batch, ClientContext
 from sylva_ray.federation.contract import Algorithm
 
 
-def craft_ce(cohort: Cohort, params: ParameterStack, batch: Batch, attack: AttackSpec) -> torch.Tensor:
+def craft_ce(context: ClientContext, params: ParameterStack, batch: Batch, attack: AttackSpec) -> torch.Tensor:
     """PGD on the cross-entropy: ``[N, 3, H, W]``."""
     frozen = detached(params)
 
     def objective(x: torch.Tensor) -> torch.Tensor:
-        return cross_entropy(cohort.model.forward(frozen, x, batch.owner), batch.y)
+        return cross_entropy(context.model.forward(frozen, x, batch.owner), batch.y)
 
-    with cohort.clock("attack"):
+    with context.stopwatch("attack"):
         return pgd(objective, batch.x, attack, batch.noise)
 
 
 def craft_kl(
-    cohort: Cohort, params: ParameterStack, batch: Batch, attack: AttackSpec, offset: torch.Tensor | float = 0.0
+    context: ClientContext, params: ParameterStack, batch: Batch, attack: AttackSpec, offset: torch.Tensor | float = 0.0
 ) -> torch.Tensor:
     """PGD on the divergence from the clean prediction, which is computed once; ``offset`` is added to all logits.
 
     It starts at random whatever ``attack`` says: at the clean image the divergence has no gradient."""
     attack = replace(attack, random_start=True)
     frozen = detached(params)
-    with cohort.clock("attack"):
+    with context.stopwatch("attack"):
         with torch.no_grad():
-            clean = cohort.model.forward(frozen, batch.x, batch.owner) + offset
+            clean = context.model.forward(frozen, batch.x, batch.owner) + offset
 
         def objective(x: torch.Tensor) -> torch.Tensor:
-            return kl_divergence(clean, cohort.model.forward(frozen, x, batch.owner) + offset)
+            return kl_divergence(clean, context.model.forward(frozen, x, batch.owner) + offset)
 
         return pgd(objective, batch.x, attack, batch.noise)
 
 
 def ce_adv(
-    cohort: Cohort, params: ParameterStack, batch: Batch, x_adv: torch.Tensor, beta: float = 0.0
+    context: ClientContext, params: ParameterStack, batch: Batch, x_adv: torch.Tensor, beta: float = 0.0
 ) -> torch.Tensor:
     """CE(z(x'), y) (Madry et al. 2018). ``beta`` is not used."""
     del beta
-    return cross_entropy(cohort.model.forward(params, x_adv, batch.owner), batch.y)
+    return cross_entropy(context.model.forward(params, x_adv, batch.owner), batch.y)
 
 
-def trades(cohort: Cohort, params: ParameterStack, batch: Batch, x_adv: torch.Tensor, beta: float) -> torch.Tensor:
+def trades(
+    context: ClientContext, params: ParameterStack, batch: Batch, x_adv: torch.Tensor, beta: float
+) -> torch.Tensor:
     """CE(z(x), y) + beta KL(p(x) || p(x')), x' by PGD on the KL (Zhang et al. 2019); beta 6 is the paper's.
 
     The gradient flows through both arguments of the KL, as in the authors' code."""
-    clean = cohort.model.forward(params, batch.x, batch.owner)
-    moved = cohort.model.forward(params, x_adv, batch.owner)
+    clean = context.model.forward(params, batch.x, batch.owner)
+    moved = context.model.forward(params, x_adv, batch.owner)
     return cross_entropy(clean, batch.y) + beta * kl_divergence(clean, moved)
 
 
-def mart(cohort: Cohort, params: ParameterStack, batch: Batch, x_adv: torch.Tensor, beta: float) -> torch.Tensor:
+def mart(
+    context: ClientContext, params: ParameterStack, batch: Batch, x_adv: torch.Tensor, beta: float
+) -> torch.Tensor:
     """BCE(x', y) + beta KL(p(x) || p(x')) (1 - p_y(x)), x' by PGD on the CE (Wang et al. 2020); beta 5 is the paper's."""
-    clean = cohort.model.forward(params, batch.x, batch.owner)
-    moved = cohort.model.forward(params, x_adv, batch.owner)
+    clean = context.model.forward(params, batch.x, batch.owner)
+    moved = context.model.forward(params, x_adv, batch.owner)
     doubt = 1 - true_class_probability(clean, batch.y)
     return boosted_cross_entropy(moved, batch.y) + beta * kl_divergence(clean, moved) * doubt
 
 
 @dataclass(frozen=True)
 class AdversarialLoss:
-    """How the images are made, and the loss on them: ``(cohort, params, batch, x_adv, beta) -> [N]``."""
+    """How the images are made, and the loss on them: ``(context, params, batch, x_adv, beta) -> [N]``."""
 
-    craft: Callable[[Cohort, ParameterStack, Batch, AttackSpec], torch.Tensor]
-    loss: Callable[[Cohort, ParameterStack, Batch, torch.Tensor, float], torch.Tensor]
+    craft: Callable[[ClientContext, ParameterStack, Batch, AttackSpec], torch.Tensor]
+    loss: Callable[[ClientContext, ParameterStack, Batch, torch.Tensor, float], torch.Tensor]
 
 
 ADVERSARIAL_LOSSES = {
@@ -99,25 +103,29 @@ class AdversarialTraining(Algorithm):
 
     parameters: Parameters
 
-    def craft(self, cohort: Cohort, params: ParameterStack, batch: Batch, attack: AttackSpec) -> torch.Tensor:
+    def craft(self, context: ClientContext, params: ParameterStack, batch: Batch, attack: AttackSpec) -> torch.Tensor:
         """The loss's own way."""
-        return ADVERSARIAL_LOSSES[self.parameters.loss].craft(cohort, params, batch, attack)
+        return ADVERSARIAL_LOSSES[self.parameters.loss].craft(context, params, batch, attack)
 
-    def sample_losses(self, cohort: Cohort, params: ParameterStack, batch: Batch, x_adv: torch.Tensor) -> torch.Tensor:
+    def sample_losses(
+        self, context: ClientContext, params: ParameterStack, batch: Batch, x_adv: torch.Tensor
+    ) -> torch.Tensor:
         """omega_y [robust loss + benign_weight CE(z(x), y)], per image."""
         p = self.parameters
-        losses = self.robust_losses(cohort, params, batch, x_adv)
+        losses = self.robust_losses(context, params, batch, x_adv)
         if p.benign_weight:
-            clean = cohort.model.forward(params, batch.x, batch.owner)
+            clean = context.model.forward(params, batch.x, batch.owner)
             losses = losses + p.benign_weight * cross_entropy(clean, batch.y)
         if p.class_balance:
-            weights = class_weights(cohort.class_counts, p.class_balance)
+            weights = class_weights(context.class_counts, p.class_balance)
             losses = losses * weights[batch.owner.to(weights.device), batch.y].to(losses.dtype)
         return losses
 
-    def robust_losses(self, cohort: Cohort, params: ParameterStack, batch: Batch, x_adv: torch.Tensor) -> torch.Tensor:
+    def robust_losses(
+        self, context: ClientContext, params: ParameterStack, batch: Batch, x_adv: torch.Tensor
+    ) -> torch.Tensor:
         """The chosen loss of every image, ``[N]``: what a method of its own overrides."""
-        return ADVERSARIAL_LOSSES[self.parameters.loss].loss(cohort, params, batch, x_adv, self.parameters.beta)
+        return ADVERSARIAL_LOSSES[self.parameters.loss].loss(context, params, batch, x_adv, self.parameters.beta)
 
 
 class OwnLoss(Section):

@@ -15,7 +15,7 @@ from sylva_ray.algorithms.adversarial import OwnLoss, craft_kl
 from sylva_ray.algorithms.fedavg_at import FedAvgAT
 from sylva_ray.attacks.losses import cross_entropy
 from sylva_ray.core.types import AttackSpec, ParameterStack
-from sylva_ray.federation.context import Batch, Cohort
+from sylva_ray.federation.context import Batch, ClientContext
 
 
 class CalFAT(FedAvgAT):
@@ -32,16 +32,18 @@ class CalFAT(FedAvgAT):
 
     parameters: Parameters
 
-    def craft(self, cohort: Cohort, params: ParameterStack, batch: Batch, attack: AttackSpec) -> torch.Tensor:
+    def craft(self, context: ClientContext, params: ParameterStack, batch: Batch, attack: AttackSpec) -> torch.Tensor:
         """PGD on KL(softmax(z(x) + offset) || softmax(z(x') + offset))."""
-        return craft_kl(cohort, params, batch, attack, self._offset(cohort, batch))
+        return craft_kl(context, params, batch, attack, self._offset(context, batch))
 
-    def robust_losses(self, cohort: Cohort, params: ParameterStack, batch: Batch, x_adv: torch.Tensor) -> torch.Tensor:
+    def robust_losses(
+        self, context: ClientContext, params: ParameterStack, batch: Batch, x_adv: torch.Tensor
+    ) -> torch.Tensor:
         """The calibrated cross-entropy."""
-        logits = cohort.model.forward(params, x_adv, batch.owner)
-        return cross_entropy(self.parameters.scale * (logits + self._offset(cohort, batch)), batch.y)
+        logits = context.model.forward(params, x_adv, batch.owner)
+        return cross_entropy(self.parameters.scale * (logits + self._offset(context, batch)), batch.y)
 
-    def _offset(self, cohort: Cohort, batch: Batch) -> torch.Tensor:
+    def _offset(self, context: ClientContext, batch: Batch) -> torch.Tensor:
         """``prior log n`` of the image's owner, ``[N, num_classes]``; a class without images counts as 1."""
-        log_counts = torch.log(cohort.class_counts.clamp(min=1).to(batch.x.dtype) + 1e-7)
-        return self.parameters.prior * cohort.of_owner(log_counts, batch)
+        log_counts = torch.log(context.class_counts.clamp(min=1).to(batch.x.dtype) + 1e-7)
+        return self.parameters.prior * context.to_images(log_counts, batch)

@@ -13,7 +13,7 @@ from sylva_ray.algorithms.fedavg_at import FedAvgAT
 from sylva_ray.attacks.losses import cross_entropy, kl_divergence
 from sylva_ray.attacks.pgd import pgd
 from sylva_ray.core.types import AttackSpec, ParameterStack
-from sylva_ray.federation.context import Batch, Cohort
+from sylva_ray.federation.context import Batch, ClientContext
 
 
 class DBFAT(FedAvgAT):
@@ -28,7 +28,7 @@ class DBFAT(FedAvgAT):
 
     parameters: Parameters
 
-    def craft(self, cohort: Cohort, params: ParameterStack, batch: Batch, attack: AttackSpec) -> torch.Tensor:
+    def craft(self, context: ClientContext, params: ParameterStack, batch: Batch, attack: AttackSpec) -> torch.Tensor:
         """PGD on the cross-entropy, which notes the first step at which each image is misclassified.
 
         The reference answers here, too: crafting runs in evaluation mode, a training step would move its statistics."""
@@ -38,23 +38,25 @@ class DBFAT(FedAvgAT):
 
         def objective(x: torch.Tensor) -> torch.Tensor:
             nonlocal steps_taken
-            logits = cohort.model.forward(frozen, x, batch.owner)
+            logits = context.model.forward(frozen, x, batch.owner)
             falls_now = (logits.argmax(1) != batch.y) & (first_fall == attack.steps)
             first_fall[falls_now] = steps_taken
             steps_taken += 1
             return cross_entropy(logits, batch.y)
 
-        with cohort.clock("attack"):
+        with context.stopwatch("attack"):
             x_adv = pgd(objective, batch.x, attack, batch.noise)
         with torch.no_grad():
-            cohort.memory["reference"] = cohort.model.forward(cohort.received, batch.x, batch.owner)
-        cohort.memory["closeness"] = torch.exp(-first_fall.to(batch.x.dtype) / attack.steps)
+            context.scratch["reference"] = context.model.forward(context.received, batch.x, batch.owner)
+        context.scratch["closeness"] = torch.exp(-first_fall.to(batch.x.dtype) / attack.steps)
         return x_adv
 
-    def robust_losses(self, cohort: Cohort, params: ParameterStack, batch: Batch, x_adv: torch.Tensor) -> torch.Tensor:
+    def robust_losses(
+        self, context: ClientContext, params: ParameterStack, batch: Batch, x_adv: torch.Tensor
+    ) -> torch.Tensor:
         """rho_i = exp(-d_i / k), divided by its mean over the client's batch; d_i = k for an image that stands."""
-        closeness = cohort.memory["closeness"]
-        rho = closeness / cohort.of_owner(batch.mean_per_client(closeness), batch)
-        logits = cohort.model.forward(params, x_adv, batch.owner)
-        held = kl_divergence(cohort.memory["reference"], logits)
+        closeness = context.scratch["closeness"]
+        rho = closeness / context.to_images(batch.mean_by_client(closeness), batch)
+        logits = context.model.forward(params, x_adv, batch.owner)
+        held = kl_divergence(context.scratch["reference"], logits)
         return rho * cross_entropy(logits, batch.y) + self.parameters.beta * held

@@ -9,8 +9,8 @@ from pydantic import Field
 
 from sylva_ray.algorithms.fedavg_at import FedAvgAT
 from sylva_ray.core.types import ParameterStack
-from sylva_ray.federation.context import Batch, Cohort
-from sylva_ray.models.cohort import per_client
+from sylva_ray.federation.context import Batch, ClientContext
+from sylva_ray.models.cohort import broadcast_clients
 
 
 class FedAWP(FedAvgAT):
@@ -29,18 +29,18 @@ class FedAWP(FedAvgAT):
     parameters: Parameters
 
     def gradients(
-        self, cohort: Cohort, params: ParameterStack, batch: Batch, x_adv: torch.Tensor, names: Sequence[str]
+        self, context: ClientContext, params: ParameterStack, batch: Batch, x_adv: torch.Tensor, names: Sequence[str]
     ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
         """At the perturbed weights; the parameters themselves are never touched, so there is nothing to restore."""
         proxy = {name: value if name in names else value.clone() for name, value in params.items()}
-        ascent, _ = super().gradients(cohort, proxy, batch, x_adv, names)  # running statistics move at w + v alone
+        ascent, _ = super().gradients(context, proxy, batch, x_adv, names)  # running statistics move at w + v alone
         shifted = dict(params)
         for name in names:
             if params[name].ndim > 2:  # a client's matrix, with the leading client axis
                 norms_C = ascent[name].flatten(1).norm(dim=1).clamp(min=1e-20)
                 size_C = self.parameters.gamma * _size(name, params) / norms_C
-                shifted[name] = params[name] + per_client(size_C, params[name]) * ascent[name]
-        return super().gradients(cohort, shifted, batch, x_adv, names)
+                shifted[name] = params[name] + broadcast_clients(size_C, params[name]) * ascent[name]
+        return super().gradients(context, shifted, batch, x_adv, names)
 
 
 def _size(name: str, params: ParameterStack) -> torch.Tensor:

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from sylva_ray.algorithms.fedavg_at import FedAvgAT
 from sylva_ray.core.types import ParameterStack
-from sylva_ray.federation.context import Batch, Cohort
+from sylva_ray.federation.context import Batch, ClientContext
 
 
 class FedProxAT(FedAvgAT):
@@ -25,11 +25,11 @@ class FedProxAT(FedAvgAT):
     parameters: Parameters
 
     def gradients(
-        self, cohort: Cohort, params: ParameterStack, batch: Batch, x_adv: torch.Tensor, names: Sequence[str]
+        self, context: ClientContext, params: ParameterStack, batch: Batch, x_adv: torch.Tensor, names: Sequence[str]
     ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
         """The proximal term's gradient is mu (theta - theta_t)."""
-        gradients, losses_C = super().gradients(cohort, params, batch, x_adv, names)
+        gradients, losses_C = super().gradients(context, params, batch, x_adv, names)
         if self.parameters.mu == 0:
             return gradients, losses_C
-        pull = {name: self.parameters.mu * (params[name] - cohort.received[name]) for name in names}
+        pull = {name: self.parameters.mu * (params[name] - context.received[name]) for name in names}
         return {name: gradients[name] + pull[name] for name in names}, losses_C

@@ -18,7 +18,7 @@ from sylva_ray.aggregation.neighbours import product_gram
 from sylva_ray.algorithms.adversarial import AdversarialTraining
 from sylva_ray.core.errors import UserError
 from sylva_ray.core.types import ClientState
-from sylva_ray.federation.context import Arrived
+from sylva_ray.federation.context import RoundUploads
 
 
 class HetLoraAT(AdversarialTraining):
@@ -75,16 +75,16 @@ class HetLoraAT(AdversarialTraining):
         padding = {".lora_A": ((0, missing), (0, 0)), ".lora_B": ((0, 0), (0, missing))}
         return {n: np.pad(value, padding[n[-7:]]) if n[-7:] in padding else value for n, value in upload.items()}
 
-    def client_weights(self, arrived: Arrived, clients: Sequence[int]) -> np.ndarray:
+    def client_weights(self, uploads: RoundUploads, clients: Sequence[int]) -> np.ndarray:
         """||B_k A_k||_F over all modules (of a factor that is still 0: alike)."""
-        norms = np.sqrt(np.diag(product_gram([arrived.uploads[client] for client in clients])).clip(0))
+        norms = np.sqrt(np.diag(product_gram([uploads.by_client[client] for client in clients])).clip(0))
         return norms if norms.any() else np.ones(len(clients))
 
     def merge(
-        self, arrived: Arrived, names: Sequence[str], members: Sequence[int], weights: np.ndarray, receiver: int
+        self, uploads: RoundUploads, names: Sequence[str], members: Sequence[int], weights: np.ndarray, receiver: int
     ) -> dict[str, np.ndarray]:
         """The padded mean; with ``slots=owners`` every slot over the weight of its owners only."""
-        merged = super().merge(arrived, names, members, weights, receiver)
+        merged = super().merge(uploads, names, members, weights, receiver)
         if self.parameters.slots == "owners":
             slots = np.arange(self.common_rank)
             owned = sum(w * (slots < self.rank(k)) for k, w in zip(members, weights, strict=True))
@@ -96,12 +96,12 @@ class HetLoraAT(AdversarialTraining):
                     merged[name] = (value * scale).astype(value.dtype)
         return merged
 
-    def aggregate(self, arrived: Arrived) -> list[dict[str, np.ndarray]]:
+    def aggregate(self, uploads: RoundUploads) -> list[dict[str, np.ndarray]]:
         """Everybody gets the merged factors, cut to its rank.
 
         A slot that came out 0 in both factors (nobody who has it was there) stays what it was: no gradient could revive it."""
-        merged = [self._cut(client, state) for client, state in enumerate(super().aggregate(arrived))]
-        for own, state in zip(arrived.states, merged, strict=True):
+        merged = [self._cut(client, state) for client, state in enumerate(super().aggregate(uploads))]
+        for own, state in zip(uploads.states, merged, strict=True):
             for module in paired_modules(state):
                 a, b = f"{module}.lora_A", f"{module}.lora_B"
                 alive = np.logical_or(state[a].any(axis=1), state[b].any(axis=0))

@@ -16,7 +16,7 @@ from pydantic import Field
 from sylva_ray.algorithms.adversarial import AdversarialTraining, OwnLoss, craft_ce
 from sylva_ray.attacks.losses import cross_entropy, kl_divergence
 from sylva_ray.core.types import AttackSpec, ParameterStack
-from sylva_ray.federation.context import Batch, Cohort
+from sylva_ray.federation.context import Batch, ClientContext
 from sylva_ray.federation.parameters import Phase2Parameters, RobustParameters, Sharing
 
 MEMORY = 0.9
@@ -42,18 +42,20 @@ class Lorica(AdversarialTraining):
 
     parameters: Parameters
 
-    def craft(self, cohort: Cohort, params: ParameterStack, batch: Batch, attack: AttackSpec) -> torch.Tensor:
+    def craft(self, context: ClientContext, params: ParameterStack, batch: Batch, attack: AttackSpec) -> torch.Tensor:
         """PGD on the cross-entropy."""
-        return craft_ce(cohort, params, batch, attack)
+        return craft_ce(context, params, batch, attack)
 
-    def robust_losses(self, cohort: Cohort, params: ParameterStack, batch: Batch, x_adv: torch.Tensor) -> torch.Tensor:
+    def robust_losses(
+        self, context: ClientContext, params: ParameterStack, batch: Batch, x_adv: torch.Tensor
+    ) -> torch.Tensor:
         """Sum over experts e of g_e l_e: CE(x'), CE(x), KL(p(x) || p(x')), and CE(x') with logits adjusted by class counts.
 
         The weights g are detached: differentiating through them would let the model choose its easiest loss."""
-        clean = cohort.model.forward(params, batch.x, batch.owner)
-        moved = cohort.model.forward(params, x_adv, batch.owner)
-        log_counts = torch.log(cohort.class_counts.clamp(min=1).to(moved.dtype))
-        adjusted = moved + self.parameters.prior * cohort.of_owner(log_counts, batch)
+        clean = context.model.forward(params, batch.x, batch.owner)
+        moved = context.model.forward(params, x_adv, batch.owner)
+        log_counts = torch.log(context.class_counts.clamp(min=1).to(moved.dtype))
+        adjusted = moved + self.parameters.prior * context.to_images(log_counts, batch)
         experts = torch.stack(
             [
                 cross_entropy(moved, batch.y),
@@ -63,16 +65,16 @@ class Lorica(AdversarialTraining):
             ],
             dim=1,
         )
-        means = torch.stack([batch.mean_per_client(experts[:, e].detach()) for e in range(experts.shape[1])], dim=1)
-        return (cohort.of_owner(self.gates(cohort, means, batch.active), batch) * experts).sum(1)
+        means = torch.stack([batch.mean_by_client(experts[:, e].detach()) for e in range(experts.shape[1])], dim=1)
+        return (context.to_images(self.gates(context, means, batch.active), batch) * experts).sum(1)
 
-    def gates(self, cohort: Cohort, means: torch.Tensor, active: torch.Tensor) -> torch.Tensor:
+    def gates(self, context: ClientContext, means: torch.Tensor, active: torch.Tensor) -> torch.Tensor:
         """``[C, 4]`` weights that sum to 1, from this step's mean losses ``[C, 4]``.
 
         g = (1 - 4 floor) softmax(m / temperature) + floor, where m is the running mean of each expert's loss over its first."""
-        first, running = cohort.memory.get("experts", (means.clamp(min=1e-3), means))
+        first, running = context.scratch.get("experts", (means.clamp(min=1e-3), means))
         running = torch.where(active[:, None], MEMORY * running + (1 - MEMORY) * means, running)
-        cohort.memory["experts"] = (first, running)
+        context.scratch["experts"] = (first, running)
         p = self.parameters
         share = torch.softmax(running / first / p.temperature, dim=1)
         return (1 - means.shape[1] * p.floor) * share + p.floor

@@ -25,7 +25,7 @@ from sylva_ray.attacks.pgd import pgd
 from sylva_ray.config.experiment import BackboneSection
 from sylva_ray.core.errors import UserError
 from sylva_ray.core.types import AttackSpec, ClientState, ParameterStack
-from sylva_ray.federation.context import Batch, Cohort
+from sylva_ray.federation.context import Batch, ClientContext
 from sylva_ray.federation.contract import Algorithm
 from sylva_ray.federation.parameters import Sharing
 from sylva_ray.models.backbone import Backbone, backbone_arrays, checkpoint_classes, create_backbone
@@ -106,9 +106,9 @@ class PmAfl(Algorithm):
         """The student's head and the probe."""
         return self.head_names + (PROBE if self.parameters.teacher_probe else ())
 
-    def warm_up_losses(self, cohort: Cohort, params: ParameterStack, batch: Batch) -> torch.Tensor:
+    def warm_up_losses(self, context: ClientContext, params: ParameterStack, batch: Batch) -> torch.Tensor:
         """Two cross-entropies that share no parameter."""
-        losses = super().warm_up_losses(cohort, params, batch)
+        losses = super().warm_up_losses(context, params, batch)
         if self.parameters.teacher_probe:
             losses = losses + cross_entropy(self.teach(params, batch.x, batch), batch.y)
         return losses
@@ -125,7 +125,7 @@ class PmAfl(Algorithm):
 
     # -- the student -----------------------------------------------------------------------------------------------------
 
-    def craft(self, cohort: Cohort, params: ParameterStack, batch: Batch, attack: AttackSpec) -> torch.Tensor:
+    def craft(self, context: ClientContext, params: ParameterStack, batch: Batch, attack: AttackSpec) -> torch.Tensor:
         """x' and the attacked blend, both as far as possible from the teacher's clean prediction.
 
         From a random start whatever ``attack`` says: where the two agree the divergence has no gradient."""
@@ -134,27 +134,29 @@ class PmAfl(Algorithm):
         blend = blends(batch)
         with torch.no_grad():  # all that only answers does so here, in evaluation mode
             targets = [self.teach(frozen, x, batch) for x in (batch.x, blend)]
-            broadcast = cohort.model.forward(cohort.received, batch.x, batch.owner)
-        with cohort.clock("attack"):
+            broadcast = context.model.forward(context.received, batch.x, batch.owner)
+        with context.stopwatch("attack"):
             attacked = []
             for x, target in zip((batch.x, blend), targets, strict=True):
 
                 def objective(u: torch.Tensor, target: torch.Tensor = target) -> torch.Tensor:
                     if self.parameters.craft_against == "teacher":
                         return kl_divergence(target, self.teach(frozen, u, batch))
-                    return kl_divergence(target, cohort.model.forward(frozen, u, batch.owner))
+                    return kl_divergence(target, context.model.forward(frozen, u, batch.owner))
 
                 attacked.append(pgd(objective, x, attack, batch.noise))
-        cohort.memory["blends"], cohort.memory["answers"] = (blend, attacked[1]), (*targets, broadcast)
+        context.scratch["blends"], context.scratch["answers"] = (blend, attacked[1]), (*targets, broadcast)
         return attacked[0]
 
-    def sample_losses(self, cohort: Cohort, params: ParameterStack, batch: Batch, x_adv: torch.Tensor) -> torch.Tensor:
+    def sample_losses(
+        self, context: ClientContext, params: ParameterStack, batch: Batch, x_adv: torch.Tensor
+    ) -> torch.Tensor:
         """Per image; the mean over a batch of pairs' halves is the batch mean, so each image is distilled once."""
         p = self.parameters
-        blend, blend_adv = cohort.memory["blends"]
-        teacher, teacher_blend, broadcast = cohort.memory["answers"]
+        blend, blend_adv = context.scratch["blends"]
+        teacher, teacher_blend, broadcast = context.scratch["answers"]
         student, student_blend, attacked, attacked_blend = (
-            cohort.model.forward(params, x, batch.owner) for x in (batch.x, blend, x_adv, blend_adv)
+            context.model.forward(params, x, batch.owner) for x in (batch.x, blend, x_adv, blend_adv)
         )
         vanilla = self.distill(teacher, student) + self.distill(teacher_blend, student_blend)
         adversarial = self.distill(teacher, attacked) + self.distill(teacher_blend, attacked_blend)
@@ -169,8 +171,8 @@ class PmAfl(Algorithm):
 
 def blends(batch: Batch) -> torch.Tensor:
     """lambda x_a + (1 - lambda) x_b: every image with a random one of the same client, lambda ~ Beta(1, 1)."""
-    draws = batch.draws.cpu()
+    draws = batch.uniforms.cpu()
     # Owners are sorted, so nobody leaves its own block.
     partner = torch.argsort(batch.owner + draws[:, 0].double(), stable=True)
-    share = batch.draws[:, 1].to(batch.x).view(-1, 1, 1, 1)
+    share = batch.uniforms[:, 1].to(batch.x).view(-1, 1, 1, 1)
     return share * batch.x + (1 - share) * batch.x[partner.to(batch.x.device)]

@@ -8,7 +8,7 @@ import numpy as np
 from pydantic import Field
 
 from sylva_ray.algorithms.fedavg_at import FedAvgAT
-from sylva_ray.federation.context import Arrived
+from sylva_ray.federation.context import RoundUploads
 
 
 class SFAT(FedAvgAT):
@@ -24,11 +24,11 @@ class SFAT(FedAvgAT):
 
     parameters: Parameters
 
-    def client_weights(self, arrived: Arrived, clients: Sequence[int]) -> np.ndarray:
+    def client_weights(self, uploads: RoundUploads, clients: Sequence[int]) -> np.ndarray:
         """Plain in round 1, when the losses still say who had the easier images."""
-        weights = super().client_weights(arrived, clients)
-        if arrived.round > 1:
-            losses = [arrived.metrics[client]["loss"] for client in clients]
+        weights = super().client_weights(uploads, clients)
+        if uploads.round > 1:
+            losses = [uploads.metrics[client]["loss"] for client in clients]
             best = np.argsort(losses, kind="stable")[: self.parameters.favoured]
             weights[best] *= (1 + self.parameters.slack) / (1 - self.parameters.slack)
         return weights

@@ -7,17 +7,17 @@ from collections.abc import Sequence
 from sylva_ray.config.experiment import ExperimentConfig
 from sylva_ray.core.seeding import numpy_generator
 
-LARGEST_AUTO_COHORT = 8
+MAX_AUTO_COHORT_SIZE = 8
 
 
 def resolve_cohort_size(config: ExperimentConfig) -> int:
-    """``auto``: an even number of cohorts (two workers stay busy), at most `LARGEST_AUTO_COHORT` clients in each."""
+    """``auto``: an even number of cohorts (two workers stay busy), at most `MAX_AUTO_COHORT_SIZE` clients in each."""
     if config.cluster.num_actors == "per_client":
         return 1
     if isinstance(config.training.cohort_size, int):
         return config.training.cohort_size
     participants = config.training.clients_per_round or config.partition.num_clients
-    num_cohorts = 2 * -(-participants // (2 * LARGEST_AUTO_COHORT))
+    num_cohorts = 2 * -(-participants // (2 * MAX_AUTO_COHORT_SIZE))
     return -(-participants // num_cohorts)
 
 

@@ -29,7 +29,7 @@ from sylva_ray.aggregation.robust_merge import robust_merge
 from sylva_ray.attacks.losses import cross_entropy
 from sylva_ray.core.sections import Section
 from sylva_ray.core.types import AttackSpec, ClientState, ParameterStack, stack_digest
-from sylva_ray.federation.context import Arrived, Batch, Cohort
+from sylva_ray.federation.context import Batch, ClientContext, RoundUploads
 from sylva_ray.federation.parameters import MethodParameters
 from sylva_ray.models.cohort import CohortModel
 
@@ -41,7 +41,7 @@ class Method:
 
     >>> toy = Method(Method.Parameters(adapters="global", heads="global"))
     >>> states = [{"x": np.float32([value])} for value in (0.0, 3.0, 3.0)]
-    >>> merged = toy.aggregate(Arrived(1, states, states, dict(enumerate(states)), num_samples=[1, 2, 6]))
+    >>> merged = toy.aggregate(RoundUploads(1, states, states, dict(enumerate(states)), num_samples=[1, 2, 6]))
     >>> [float(state["x"][0].round(3)) for state in merged]
     [2.667, 2.667, 2.667]
     """
@@ -95,40 +95,42 @@ class Method:
         """What the benign warm-up trains: the heads."""
         return self.head_names
 
-    def warm_up_losses(self, cohort: Cohort, params: ParameterStack, batch: Batch) -> torch.Tensor:
+    def warm_up_losses(self, context: ClientContext, params: ParameterStack, batch: Batch) -> torch.Tensor:
         """The warm-up's loss of every image, ``[N]``: benign cross-entropy."""
-        return cross_entropy(cohort.model.forward(params, batch.x, batch.owner), batch.y)
+        return cross_entropy(context.model.forward(params, batch.x, batch.owner), batch.y)
 
-    def client_init(self, cohort: Cohort) -> None:
+    def client_init(self, context: ClientContext) -> None:
         """Before the first batch of a task. The base method needs nothing."""
 
-    def craft(self, cohort: Cohort, params: ParameterStack, batch: Batch, attack: AttackSpec) -> torch.Tensor:
+    def craft(self, context: ClientContext, params: ParameterStack, batch: Batch, attack: AttackSpec) -> torch.Tensor:
         """The images that the loss is taken on, ``[N, 3, H, W]``, without a graph. The base method attacks nothing."""
-        del cohort, params, attack
+        del context, params, attack
         return batch.x
 
-    def sample_losses(self, cohort: Cohort, params: ParameterStack, batch: Batch, x_adv: torch.Tensor) -> torch.Tensor:
+    def sample_losses(
+        self, context: ClientContext, params: ParameterStack, batch: Batch, x_adv: torch.Tensor
+    ) -> torch.Tensor:
         """The loss of every image, ``[N]``; ``x_adv`` is what `craft` made."""
-        return cross_entropy(cohort.model.forward(params, x_adv, batch.owner), batch.y)
+        return cross_entropy(context.model.forward(params, x_adv, batch.owner), batch.y)
 
     def gradients(
-        self, cohort: Cohort, params: ParameterStack, batch: Batch, x_adv: torch.Tensor, names: Sequence[str]
+        self, context: ClientContext, params: ParameterStack, batch: Batch, x_adv: torch.Tensor, names: Sequence[str]
     ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
         """Gradients of the parameters in ``names`` (each ``[C, ...]``) and the mean losses ``[C]``.
 
         The sum over clients of their own means is differentiated, so each client's gradient is that of training alone."""
         leaves = {name: params[name].detach().requires_grad_() for name in names}
-        with cohort.model.training():
-            losses_C = batch.mean_per_client(self.sample_losses(cohort, {**params, **leaves}, batch, x_adv))
+        with context.model.training():
+            losses_C = batch.mean_by_client(self.sample_losses(context, {**params, **leaves}, batch, x_adv))
         gradients = torch.autograd.grad(losses_C.sum(), list(leaves.values()))
         return dict(zip(leaves, gradients, strict=True)), losses_C.detach()
 
     def client_step(
-        self, cohort: Cohort, params: ParameterStack, batch: Batch, attack: AttackSpec, names: Sequence[str]
+        self, context: ClientContext, params: ParameterStack, batch: Batch, attack: AttackSpec, names: Sequence[str]
     ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
         """Craft, then differentiate: what one optimiser step is made of."""
-        x_adv = self.craft(cohort, params, batch, attack)
-        return self.gradients(cohort, params, batch, x_adv, names)
+        x_adv = self.craft(context, params, batch, attack)
+        return self.gradients(context, params, batch, x_adv, names)
 
     # -- what travels ----------------------------------------------------------------------------------------------------
 
@@ -159,40 +161,40 @@ class Method:
 
     # -- server half -----------------------------------------------------------------------------------------------------
 
-    def client_weights(self, arrived: Arrived, clients: Sequence[int]) -> np.ndarray:
+    def client_weights(self, uploads: RoundUploads, clients: Sequence[int]) -> np.ndarray:
         """Weights of ``clients`` in the mean, up to a factor: by images (FedAvg, McMahan et al. 2017), or alike."""
         if self.parameters.weighting == "uniform":
             return np.ones(len(clients))
-        return np.asarray([arrived.num_samples[client] for client in clients], np.float64)
+        return np.asarray([uploads.num_samples[client] for client in clients], np.float64)
 
-    def aggregate(self, arrived: Arrived) -> list[dict[str, np.ndarray]]:
+    def aggregate(self, uploads: RoundUploads) -> list[dict[str, np.ndarray]]:
         """New states of all K clients.
 
         A client that sent nothing keeps its own state (under ``global`` sharing it receives the merged one, as it would when
         it next connects). Uploads that are not finite or not of the right shape are left out. Where a robust rule has too
         few left, everybody keeps what he received.
         """
-        clients = sorted(arrived.uploads)
-        present = [clients[index] for index in drop_bad([arrived.uploads[client] for client in clients])]
-        result = [dict(state) for state in arrived.states]
+        clients = sorted(uploads.by_client)
+        present = [clients[index] for index in drop_bad([uploads.by_client[client] for client in clients])]
+        result = [dict(state) for state in uploads.states]
         if not present:
             return result
-        names = arrived.uploads[present[0]]
-        weights = self.client_weights(arrived, present)
+        names = uploads.by_client[present[0]]
+        weights = self.client_weights(uploads, present)
         for sharing in sorted({self.sharing(name) for name in names}):
             own = [name for name in names if self.sharing(name) == sharing]
-            graph = self.graph(arrived, sharing, present, weights)
+            graph = self.graph(uploads, sharing, present, weights)
             if sharing == "global":  # one merge for all: everybody holds the same bits
-                common = self.merge(arrived, own, present, graph.weights[0], present[0])
+                common = self.merge(uploads, own, present, graph.weights[0], present[0])
                 result = [state | common for state in result]
                 continue
-            groups = graph.alike([self._own_part(arrived, own, client) for client in present])
+            groups = graph.alike([self._own_part(uploads, own, client) for client in present])
 
             def merged(
                 rows: Sequence[int], own: Sequence[str] = own, graph: NeighbourGraph = graph
             ) -> dict[str, np.ndarray]:
                 members = [present[j] for j in graph.members[rows[0]]]
-                return self.merge(arrived, own, members, graph.weights[rows[0]], present[rows[0]])
+                return self.merge(uploads, own, members, graph.weights[rows[0]], present[rows[0]])
 
             with ThreadPoolExecutor(MERGING_THREADS) as threads:  # the same bits: a merge is one thread's work
                 for rows, common in zip(groups, threads.map(merged, groups), strict=True):
@@ -201,15 +203,15 @@ class Method:
         return result
 
     def merge(
-        self, arrived: Arrived, names: Sequence[str], members: Sequence[int], weights: np.ndarray, receiver: int
+        self, uploads: RoundUploads, names: Sequence[str], members: Sequence[int], weights: np.ndarray, receiver: int
     ) -> dict[str, np.ndarray]:
         """The parameters in ``names`` for ``receiver``, from the uploads of ``members`` with ``weights`` (summing to 1)."""
-        uploads = [{name: arrived.uploads[client][name] for name in names} for client in members]
-        anchor = {name: arrived.uploads[receiver][name] for name in names}
+        sent = [{name: uploads.by_client[client][name] for name in names} for client in members]
+        anchor = {name: uploads.by_client[receiver][name] for name in names}
         robust = self.parameters.robust
         if robust.rule == "mean":
-            return merge_factors(anchor, uploads, weights, self.parameters.factor_rule)
-        origin = {name: arrived.received[receiver][name] for name in names}
+            return merge_factors(anchor, sent, weights, self.parameters.factor_rule)
+        origin = {name: uploads.received[receiver][name] for name in names}
         num_bad = self.assumed_bad(len(members))
         inputs = math.ceil(len(members) / robust.bucket_size)
         if inputs < least_clients(robust.rule, num_bad)[0]:
@@ -217,18 +219,18 @@ class Method:
         return robust_merge(
             anchor,
             origin,
-            uploads,
+            sent,
             weights,
             members.index(receiver),
             self.parameters.factor_rule,
             robust.rule,
             num_bad,
             robust.bucket_size,
-            frozen=self._frozen(arrived.received[receiver]),
-            draw=(arrived.seed, arrived.round),
+            frozen=self._frozen(uploads.received[receiver]),
+            draw=(uploads.seed, uploads.round),
         )
 
-    def _own_part(self, arrived: Arrived, names: Sequence[str], receiver: int) -> Hashable:
+    def _own_part(self, uploads: RoundUploads, names: Sequence[str], receiver: int) -> Hashable:
         """What, beside members and weights, decides a merge: receivers with equal parts share one.
 
         A mean is the same whoever receives it. A robust rule measures updates from what the receiver had; self-centred
@@ -239,7 +241,7 @@ class Method:
             return None
         if rule == "self_centred_clipping":
             return receiver
-        received = arrived.received[receiver]
+        received = uploads.received[receiver]
         return stack_digest({name: received[name] for name in names} | self._frozen(received))
 
     def _frozen(self, state: ClientState) -> dict[str, np.ndarray]:
@@ -252,11 +254,11 @@ class Method:
         """How many of ``num_members`` uploads a robust rule reckons to be bad."""
         return assumed_bad(self.parameters.robust.assumed_fraction or 0.0, num_members)
 
-    def graph(self, arrived: Arrived, sharing: str, clients: Sequence[int], weights: np.ndarray) -> NeighbourGraph:
+    def graph(self, uploads: RoundUploads, sharing: str, clients: Sequence[int], weights: np.ndarray) -> NeighbourGraph:
         """Who is averaged with whom. In round 1 the adapters' products are close to zero and distances mean nothing."""
-        if sharing == "global" or arrived.round <= 1:
+        if sharing == "global" or uploads.round <= 1:
             return global_graph(weights)
-        known = [{**arrived.received[client], **arrived.uploads[client]} for client in clients]
+        known = [{**uploads.received[client], **uploads.by_client[client]} for client in clients]
         return neighbour_graph(product_gram(known), weights, self.parameters.num_neighbours)
 
     def phase2_graph(self, adapters: Sequence[ClientState], num_samples: Sequence[int]) -> NeighbourGraph:

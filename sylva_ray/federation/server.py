@@ -21,7 +21,7 @@ from sylva_ray.data.fleet import FleetData
 from sylva_ray.federation.client.training import TrainOutcome, TrainTask
 from sylva_ray.federation.client.worker import CohortResult
 from sylva_ray.federation.cohorts import make_cohorts
-from sylva_ray.federation.context import Arrived
+from sylva_ray.federation.context import RoundUploads
 from sylva_ray.federation.method import Method
 from sylva_ray.federation.pool import ClientPool
 from sylva_ray.federation.tasks import CohortTask
@@ -168,7 +168,7 @@ class Server:
         if not uploads:
             return uploads
         metrics = {client: outcome.metrics for client, outcome in outcomes.items()}
-        arrived = Arrived(round, self.states, received, uploads, self.sizes, metrics, self.config.seed)
+        arrived = RoundUploads(round, self.states, received, uploads, self.sizes, metrics, self.config.seed)
         merged = self.algorithm.aggregate(arrived)
         self.states = [
             self.wire.down(client, received[client], merged[client], names, counted=client in uploads)

@@ -150,7 +150,7 @@ def initial_head(
     return {names[0]: weight.numpy(), names[1]: np.zeros(shape[0], np.float32)}
 
 
-def per_client(values_C: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+def broadcast_clients(values_C: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     """``[C]`` shaped and typed to broadcast against ``[C, ...]``."""
     value = values_C if values_C.dtype == torch.bool else values_C.to(like.dtype)
     return value.view(-1, *[1] * (like.ndim - 1))

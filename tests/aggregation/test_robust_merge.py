@@ -14,7 +14,7 @@ from sylva_ray.aggregation.robust_merge import robust_merge, state_gram
 from sylva_ray.config.schema import build
 from sylva_ray.core.errors import UserError
 from sylva_ray.core.types import ClientState
-from sylva_ray.federation.context import Arrived
+from sylva_ray.federation.context import RoundUploads
 from sylva_ray.federation.contract import Algorithm
 from sylva_ray.federation.parameters import RobustParameters
 
@@ -169,9 +169,9 @@ def arrived(
     received: Sequence[ClientState],
     round: int = 2,
     silent: Sequence[int] = (),
-) -> Arrived:
+) -> RoundUploads:
     uploads = {c: made.pack(c, own) for c, own in enumerate(states) if c not in silent}
-    return Arrived(round, states, received, uploads, [10] * len(states), {}, seed=0)
+    return RoundUploads(round, states, received, uploads, [10] * len(states), {}, seed=0)
 
 
 def test_the_median_of_b_is_taken_by_coordinates() -> None:

@@ -18,7 +18,7 @@ from sylva_ray.config.experiment import TrainingSection
 from sylva_ray.core.errors import UserError
 from sylva_ray.core.types import AttackSpec, ParameterStack
 from sylva_ray.federation.client.optim import StackedOptimizer
-from sylva_ray.federation.context import Batch, Cohort
+from sylva_ray.federation.context import Batch, ClientContext
 from sylva_ray.federation.contract import Algorithm
 from tests.algorithms.toys import (
     HEADS,
@@ -43,10 +43,10 @@ BASELINES = [
 
 
 def with_gradient(
-    loss: Callable[..., torch.Tensor], cohort: Cohort, params: ParameterStack, *rest: Any
+    loss: Callable[..., torch.Tensor], context: ClientContext, params: ParameterStack, *rest: Any
 ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
     leaves = {name: value.clone().requires_grad_() for name, value in params.items()}
-    losses = loss(cohort, leaves, *rest)
+    losses = loss(context, leaves, *rest)
     return losses.detach(), torch.autograd.grad(losses.sum(), list(leaves.values()))
 
 
@@ -54,51 +54,51 @@ def with_gradient(
 
 
 def test_trades_without_budget_is_cross_entropy_in_value_and_gradient() -> None:
-    cohort, params, b = toy()
-    x_adv = craft_kl(cohort, params, b, NOTHING)
+    context, params, b = toy()
+    x_adv = craft_kl(context, params, b, NOTHING)
     assert torch.equal(x_adv, b.x)
-    found = with_gradient(trades, cohort, params, b, x_adv, 6.0)
-    wanted = with_gradient(lambda c, p: cross_entropy(c.model.forward(p, b.x, b.owner), b.y), cohort, params)
+    found = with_gradient(trades, context, params, b, x_adv, 6.0)
+    wanted = with_gradient(lambda c, p: cross_entropy(c.model.forward(p, b.x, b.owner), b.y), context, params)
     torch.testing.assert_close(found, wanted)
 
 
 def test_trades_gradient_flows_through_both_arguments() -> None:
-    cohort, params, b = toy()
-    x_adv = craft_kl(cohort, params, b, SMALL)
-    p, q = (F.softmax(cohort.model.forward(params, x, b.owner), 1) for x in (b.x, x_adv))
-    expected = cross_entropy(cohort.model.forward(params, b.x, b.owner), b.y) + 6 * (p * (p / q).log()).sum(1)
-    _, both = with_gradient(trades, cohort, params, b, x_adv, 6.0)
+    context, params, b = toy()
+    x_adv = craft_kl(context, params, b, SMALL)
+    p, q = (F.softmax(context.model.forward(params, x, b.owner), 1) for x in (b.x, x_adv))
+    expected = cross_entropy(context.model.forward(params, b.x, b.owner), b.y) + 6 * (p * (p / q).log()).sum(1)
+    _, both = with_gradient(trades, context, params, b, x_adv, 6.0)
 
-    def one_sided(c: Cohort, leaves: ParameterStack) -> torch.Tensor:
+    def one_sided(c: ClientContext, leaves: ParameterStack) -> torch.Tensor:
         clean = c.model.forward(leaves, b.x, b.owner)
         return cross_entropy(clean, b.y) + 6 * kl_divergence(clean.detach(), c.model.forward(leaves, x_adv, b.owner))
 
-    value, one = with_gradient(one_sided, cohort, params)
+    value, one = with_gradient(one_sided, context, params)
     torch.testing.assert_close(value, expected)
-    torch.testing.assert_close(trades(cohort, params, b, x_adv, 6.0), expected)
+    torch.testing.assert_close(trades(context, params, b, x_adv, 6.0), expected)
     assert (both[0] - one[0]).abs().max() > 1e-3
 
 
 def test_the_divergence_is_attacked_from_a_random_point_always() -> None:
     """At x itself its gradient is 0, so an attack that started there would stay there."""
-    cohort, params, b = toy()
+    context, params, b = toy()
     still = replace(SMALL, random_start=False)
-    moved_by = (craft_kl(cohort, params, b, still) - b.x).flatten(1).abs().amax(1)
+    moved_by = (craft_kl(context, params, b, still) - b.x).flatten(1).abs().amax(1)
     assert (moved_by > 0.04).all()
-    clean = cohort.model.forward(params, b.x, b.owner)
-    reached = kl_divergence(clean, cohort.model.forward(params, craft_kl(cohort, params, b, still), b.owner))
-    start = cohort.model.forward(params, (b.x + SMALL.epsilon * b.noise).clamp(0, 1), b.owner)
+    clean = context.model.forward(params, b.x, b.owner)
+    reached = kl_divergence(clean, context.model.forward(params, craft_kl(context, params, b, still), b.owner))
+    start = context.model.forward(params, (b.x + SMALL.epsilon * b.noise).clamp(0, 1), b.owner)
     assert (reached > kl_divergence(clean, start)).all()
 
 
 def test_mart_without_budget_has_no_divergence_term_and_its_weight_is_the_doubt() -> None:
-    cohort, params, b = toy()
-    boosted = boosted_cross_entropy(cohort.model.forward(params, b.x, b.owner), b.y)
-    torch.testing.assert_close(mart(cohort, params, b, b.x, 5.0), boosted)
-    x_adv = craft_ce(cohort, params, b, SMALL)
-    moved_logits = cohort.model.forward(params, x_adv, b.owner)
-    clean = cohort.model.forward(params, b.x, b.owner)
-    extra = mart(cohort, params, b, x_adv, 5.0) - boosted_cross_entropy(moved_logits, b.y)
+    context, params, b = toy()
+    boosted = boosted_cross_entropy(context.model.forward(params, b.x, b.owner), b.y)
+    torch.testing.assert_close(mart(context, params, b, b.x, 5.0), boosted)
+    x_adv = craft_ce(context, params, b, SMALL)
+    moved_logits = context.model.forward(params, x_adv, b.owner)
+    clean = context.model.forward(params, b.x, b.owner)
+    extra = mart(context, params, b, x_adv, 5.0) - boosted_cross_entropy(moved_logits, b.y)
     doubt = 1 - clean.softmax(1)[torch.arange(len(b.y)), b.y]
     assert (extra > -1e-6).all()
     torch.testing.assert_close(extra, 5 * doubt * kl_divergence(clean, moved_logits), rtol=1e-4, atol=1e-5)
@@ -106,8 +106,8 @@ def test_mart_without_budget_has_no_divergence_term_and_its_weight_is_the_doubt(
     sure["b"][:, 1] = 60.0  # p_1 = 1 in float32, whatever the image
     sure["w"][:, 0] = torch.randn(48)
     ones = replace(b, y=torch.ones_like(b.y))
-    moved_logits = cohort.model.forward(sure, x_adv, b.owner)
-    torch.testing.assert_close(mart(cohort, sure, ones, x_adv, 5.0), boosted_cross_entropy(moved_logits, ones.y))
+    moved_logits = context.model.forward(sure, x_adv, b.owner)
+    torch.testing.assert_close(mart(context, sure, ones, x_adv, 5.0), boosted_cross_entropy(moved_logits, ones.y))
 
 
 # -- FedAvg ------------------------------------------------------------------------------------------------------------
@@ -175,11 +175,11 @@ def test_local_methods_upload_nothing(name: str) -> None:
 
 
 def test_fedprox_gradient_is_that_of_the_penalised_loss() -> None:
-    cohort, params, b = toy()
-    plain, losses = method("fedavg_at").client_step(cohort, params, b, SMALL, ["w", "b"])
-    held, same_losses = method("fedprox_at", mu=0.3).client_step(cohort, params, b, SMALL, ["w", "b"])
+    context, params, b = toy()
+    plain, losses = method("fedavg_at").client_step(context, params, b, SMALL, ["w", "b"])
+    held, same_losses = method("fedprox_at", mu=0.3).client_step(context, params, b, SMALL, ["w", "b"])
     leaves = {name: value.clone().requires_grad_() for name, value in params.items()}
-    penalty = 0.15 * sum(((leaves[name] - cohort.received[name]) ** 2).sum() for name in leaves)
+    penalty = 0.15 * sum(((leaves[name] - context.received[name]) ** 2).sum() for name in leaves)
     for name, pull in zip(leaves, torch.autograd.grad(penalty, list(leaves.values())), strict=True):
         assert pull.abs().max() > 1e-3
         torch.testing.assert_close(held[name], plain[name] + pull)
@@ -187,54 +187,54 @@ def test_fedprox_gradient_is_that_of_the_penalised_loss() -> None:
 
 
 def test_fedprox_without_mu_is_fedavg_bit_for_bit_and_with_a_huge_one_stands_still() -> None:
-    cohort, params, b = toy()
-    plain, _ = method("fedavg_at").client_step(cohort, params, b, SMALL, ["w"])
-    loose, _ = method("fedprox_at", mu=0).client_step(cohort, params, b, SMALL, ["w"])
+    context, params, b = toy()
+    plain, _ = method("fedavg_at").client_step(context, params, b, SMALL, ["w"])
+    loose, _ = method("fedprox_at", mu=0).client_step(context, params, b, SMALL, ["w"])
     assert torch.equal(plain["w"], loose["w"])
     mu = 1e6  # with a step of 1 / mu the penalty's own step ends at theta_t exactly
-    tight, _ = method("fedprox_at", mu=mu).client_step(cohort, params, b, SMALL, ["w"])
+    tight, _ = method("fedprox_at", mu=mu).client_step(context, params, b, SMALL, ["w"])
     optimizer = StackedOptimizer(params, TrainingSection(optimizer="sgd", weight_decay=0), 1 / mu)
     optimizer.step(tight, b.active)
-    torch.testing.assert_close(params["w"], cohort.received["w"], rtol=0, atol=1e-5)
+    torch.testing.assert_close(params["w"], context.received["w"], rtol=0, atol=1e-5)
 
 
 # -- AWP ---------------------------------------------------------------------------------------------------------------
 
 
 def perturbed_weights(
-    made: Algorithm, cohort: Cohort, params: ParameterStack, b: Batch, names: Sequence[str] = ("w", "b")
+    made: Algorithm, context: ClientContext, params: ParameterStack, b: Batch, names: Sequence[str] = ("w", "b")
 ) -> tuple[list[ParameterStack], ParameterStack]:
     """Every stack on which the method took a loss, and the gradients that came out."""
-    seen, forward = [], cohort.model.forward
+    seen, forward = [], context.model.forward
 
     def spy(p: ParameterStack, x: torch.Tensor, owner: torch.Tensor) -> torch.Tensor:
         seen.append({name: value.detach().clone() for name, value in p.items()})
         return forward(p, x, owner)
 
-    cohort.model.forward = spy
-    gradients, _ = made.gradients(cohort, params, b, b.x, list(names))
-    cohort.model.forward = forward
+    context.model.forward = spy
+    gradients, _ = made.gradients(context, params, b, b.x, list(names))
+    context.model.forward = forward
     return seen, gradients
 
 
 def test_awp_moves_every_clients_matrix_by_gamma_of_its_norm_up_the_loss() -> None:
-    cohort, params, b = toy()
+    context, params, b = toy()
     before = {name: value.clone() for name, value in params.items()}
-    (at_w, shifted), gradients = perturbed_weights(method("fedawp", gamma=0.05), cohort, params, b)
+    (at_w, shifted), gradients = perturbed_weights(method("fedawp", gamma=0.05), context, params, b)
     assert all(torch.equal(at_w[n], before[n]) and torch.equal(params[n], before[n]) for n in params)
     step = shifted["w"] - before["w"]
     torch.testing.assert_close(step.flatten(1).norm(dim=1), 0.05 * before["w"].flatten(1).norm(dim=1))
     assert torch.equal(shifted["b"], before["b"])  # a vector is left alone
-    plain, losses = method("fedavg_at").gradients(cohort, params, b, b.x, ["w", "b"])
+    plain, losses = method("fedavg_at").gradients(context, params, b, b.x, ["w", "b"])
     cosine = F.cosine_similarity(step.flatten(1), plain["w"].flatten(1))
     torch.testing.assert_close(cosine, torch.ones(2))
-    there, higher = method("fedavg_at").gradients(cohort, shifted, b, b.x, ["w", "b"])
+    there, higher = method("fedavg_at").gradients(context, shifted, b, b.x, ["w", "b"])
     assert (higher > losses).all()
     torch.testing.assert_close(gradients, there)
 
 
 def test_awp_of_a_factor_that_is_still_zero_borrows_its_partners_norm() -> None:
-    cohort, params, b = toy(owned=(4, 4))
+    context, params, b = toy(owned=(4, 4))
     factors = {
         "m.lora_A": torch.randn(2, 2, 48, generator=torch.Generator().manual_seed(1)),
         "m.lora_B": torch.zeros(2, 3, 2),
@@ -245,8 +245,8 @@ def test_awp_of_a_factor_that_is_still_zero_borrows_its_partners_norm() -> None:
         w = base + p["m.lora_B"] @ p["m.lora_A"]
         return torch.einsum("nd,ncd->nc", x.flatten(1), w[owner])
 
-    cohort.model.forward = forward
-    (_, shifted), _ = perturbed_weights(method("fedawp", gamma=0.1), cohort, factors, b, list(factors))
+    context.model.forward = forward
+    (_, shifted), _ = perturbed_weights(method("fedawp", gamma=0.1), context, factors, b, list(factors))
     expected = 0.1 * 0.01 * factors["m.lora_A"].flatten(1).norm(dim=1)
     torch.testing.assert_close(shifted["m.lora_B"].flatten(1).norm(dim=1), expected)
     assert torch.equal(shifted["m.lora_A"], factors["m.lora_A"])  # its gradient is 0 while B is
@@ -272,14 +272,14 @@ def test_fedrep_trains_the_head_then_the_body() -> None:
 
     def spy(
         self: Algorithm,
-        cohort: Cohort,
+        context: ClientContext,
         params: ParameterStack,
         batch: Batch,
         attack: AttackSpec,
         trained_names: Sequence[str],
     ) -> Any:
         seen.append({name: params[name].clone() for name in params})
-        return step(self, cohort, params, batch, attack, trained_names)
+        return step(self, context, params, batch, attack, trained_names)
 
     worker.algorithm.client_step = spy.__get__(worker.algorithm)
     (end,) = trained(worker, states, epochs=2, clients=(0,))
@@ -307,31 +307,33 @@ def test_fedrep_refuses_too_few_epochs_before_anything_runs() -> None:
 
 
 def test_calfat_is_the_scaled_cross_entropy_of_calibrated_logits() -> None:
-    cohort, params, b = toy()
-    x_adv = method("calfat").craft(cohort, params, b, SMALL)
-    logits = cohort.model.forward(params, x_adv, b.owner)
+    context, params, b = toy()
+    x_adv = method("calfat").craft(context, params, b, SMALL)
+    logits = context.model.forward(params, x_adv, b.owner)
     log_n = torch.tensor([[4.0, 1.0, 1.0], [2.0, 2.0, 3.0]]).log()[b.owner]  # a class without images counts as 1
     expected = F.cross_entropy(10 * logits + log_n, b.y, reduction="none")
-    torch.testing.assert_close(method("calfat").sample_losses(cohort, params, b, x_adv), expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        method("calfat").sample_losses(context, params, b, x_adv), expected, rtol=1e-4, atol=1e-4
+    )
 
 
 def test_calfat_of_equal_counts_and_no_scale_is_adversarial_training_with_the_attack_of_trades() -> None:
-    cohort, params, b = toy(counts=((5, 5, 5), (7, 7, 7)))
+    context, params, b = toy(counts=((5, 5, 5), (7, 7, 7)))
     flat = method("calfat", scale=1)
-    x_adv = flat.craft(cohort, params, b, SMALL)
-    torch.testing.assert_close(x_adv, craft_kl(cohort, params, b, SMALL))
-    found = flat.gradients(cohort, params, b, x_adv, ["w", "b"])
-    torch.testing.assert_close(found, method("fedavg_at").gradients(cohort, params, b, x_adv, ["w", "b"]))
+    x_adv = flat.craft(context, params, b, SMALL)
+    torch.testing.assert_close(x_adv, craft_kl(context, params, b, SMALL))
+    found = flat.gradients(context, params, b, x_adv, ["w", "b"])
+    torch.testing.assert_close(found, method("fedavg_at").gradients(context, params, b, x_adv, ["w", "b"]))
 
 
 def test_calfat_attacks_the_calibrated_prediction_without_the_scale() -> None:
-    cohort, params, b = toy(counts=((400, 1, 0), (1, 2, 300)))
+    context, params, b = toy(counts=((400, 1, 0), (1, 2, 300)))
     made = method("calfat", prior=1.0)
-    x_adv = made.craft(cohort, params, b, SMALL)
-    torch.testing.assert_close(x_adv, method("calfat", prior=1.0, scale=3).craft(cohort, params, b, SMALL))
+    x_adv = made.craft(context, params, b, SMALL)
+    torch.testing.assert_close(x_adv, method("calfat", prior=1.0, scale=3).craft(context, params, b, SMALL))
     shifted = {"w": params["w"], "b": params["b"] + torch.tensor([[400.0, 1.0, 1.0], [1.0, 2.0, 300.0]]).log()}
-    torch.testing.assert_close(x_adv, craft_kl(cohort, shifted, b, SMALL))
-    assert not torch.equal(x_adv, craft_kl(cohort, params, b, SMALL))
+    torch.testing.assert_close(x_adv, craft_kl(context, shifted, b, SMALL))
+    assert not torch.equal(x_adv, craft_kl(context, params, b, SMALL))
 
 
 def test_calfat_counts_clients_alike() -> None:
@@ -346,50 +348,50 @@ def test_calfat_counts_clients_alike() -> None:
 
 def test_dbfat_weighs_images_by_the_step_at_which_they_fall() -> None:
     """Planted falls: a two-sided score that an attack of known speed drags over the boundary."""
-    cohort, params, b = toy(owned=(4, 2))
+    context, params, b = toy(owned=(4, 2))
     params = {"w": torch.zeros(2, 3, 48), "b": torch.zeros(2, 3)}
     params["w"][:, 0] = 1.0  # class 0 wins by 48 (mean pixel - level), which a step of s lowers by 48 s
     levels = torch.tensor([0.485, 0.445, 0.1, 0.485, 0.1, 0.1])
     x = torch.full_like(b.x, 0.5)
     y = torch.tensor([0, 0, 0, 1, 0, 0])
-    cohort.model.forward = lambda p, u, owner: (
+    context.model.forward = lambda p, u, owner: (
         torch.stack([48 * (u.flatten(1).mean(1) - levels), torch.zeros(6), torch.full((6,), -50.0)], 1)
         + 0 * p["b"][owner]
     )
     attack = AttackSpec("pgd", 0.2, 4, 0.02, random_start=False)
     made = method("dbfat", beta=0.0)
-    x_adv = made.craft(cohort, params, replace(b, x=x, y=y), attack)
+    x_adv = made.craft(context, params, replace(b, x=x, y=y), attack)
     # 0.5 - 0.02 d < 0.485 after 1 step, < 0.445 after 3, never < 0.1; the fourth is wrong from the start.
     closeness = torch.exp(-torch.tensor([1.0, 3.0, 4.0, 0.0, 4.0, 4.0]) / 4)
-    torch.testing.assert_close(cohort.memory["closeness"], closeness)
+    torch.testing.assert_close(context.scratch["closeness"], closeness)
     rho = torch.cat([closeness[:4] / closeness[:4].mean(), torch.ones(2)])
-    logits = cohort.model.forward(params, x_adv, b.owner)
-    found = made.sample_losses(cohort, params, replace(b, x=x, y=y), x_adv)
+    logits = context.model.forward(params, x_adv, b.owner)
+    found = made.sample_losses(context, params, replace(b, x=x, y=y), x_adv)
     torch.testing.assert_close(found, rho * cross_entropy(logits, y))
-    torch.testing.assert_close(b.mean_per_client(rho), torch.ones(2))
+    torch.testing.assert_close(b.mean_by_client(rho), torch.ones(2))
 
 
 def test_dbfat_without_budget_and_reference_is_cross_entropy() -> None:
-    cohort, params, b = toy()
+    context, params, b = toy()
     made = method("dbfat", beta=0.0)
-    x_adv = made.craft(cohort, params, b, NOTHING)
-    expected = cross_entropy(cohort.model.forward(params, b.x, b.owner), b.y)
-    torch.testing.assert_close(made.sample_losses(cohort, params, b, x_adv), expected)
+    x_adv = made.craft(context, params, b, NOTHING)
+    expected = cross_entropy(context.model.forward(params, b.x, b.owner), b.y)
+    torch.testing.assert_close(made.sample_losses(context, params, b, x_adv), expected)
 
 
 def test_dbfat_holds_the_prediction_to_the_received_models_clean_one_which_gets_no_gradient() -> None:
-    cohort, params, b = toy()
-    cohort.received["w"].requires_grad_()
+    context, params, b = toy()
+    context.received["w"].requires_grad_()
     made, free = method("dbfat"), method("dbfat", beta=0.0)
-    x_adv = made.craft(cohort, params, b, SMALL)
+    x_adv = made.craft(context, params, b, SMALL)
     leaves = {name: value.clone().requires_grad_() for name, value in params.items()}
-    held = made.sample_losses(cohort, leaves, b, x_adv)
+    held = made.sample_losses(context, leaves, b, x_adv)
     with torch.no_grad():
-        reference = cohort.model.forward(cohort.received, b.x, b.owner)
-        attacked = cohort.model.forward(params, x_adv, b.owner)
-        expected = free.sample_losses(cohort, params, b, x_adv) + 1.5 * kl_divergence(reference, attacked)
+        reference = context.model.forward(context.received, b.x, b.owner)
+        attacked = context.model.forward(params, x_adv, b.owner)
+        expected = free.sample_losses(context, params, b, x_adv) + 1.5 * kl_divergence(reference, attacked)
     torch.testing.assert_close(held.detach(), expected)
-    assert torch.autograd.grad(held.sum(), cohort.received["w"], allow_unused=True) == (None,)
+    assert torch.autograd.grad(held.sum(), context.received["w"], allow_unused=True) == (None,)
 
 
 # -- SFAT --------------------------------------------------------------------------------------------------------------
@@ -425,9 +427,9 @@ def test_running_statistics_move_once_per_step_for_each_client_and_never_in_craf
     states, seen, cohorts = starting_states(worker), [], []
     craft, cohort_of = worker.algorithm.craft, worker.context
 
-    def spy(cohort: Cohort, params: ParameterStack, batch: Batch, attack: AttackSpec) -> torch.Tensor:
+    def spy(context: ClientContext, params: ParameterStack, batch: Batch, attack: AttackSpec) -> torch.Tensor:
         before = {n: v.clone() for n, v in params.items()}
-        seen.append((batch, craft(cohort, params, batch, attack)))
+        seen.append((batch, craft(context, params, batch, attack)))
         assert all(torch.equal(before[n], params[n]) for n in params), "crafting changed the model"
         return seen[-1][1]
 

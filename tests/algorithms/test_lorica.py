@@ -76,52 +76,52 @@ def test_a_stays_the_same_for_all_and_only_b_travels_over_rounds_of_real_trainin
 
 
 def test_gates_by_hand() -> None:
-    cohort, _, b = toy()
+    context, _, b = toy()
     made = method("lorica", temperature=0.5, floor=0.1)
     alike = torch.full((2, 4), 3.0)
-    torch.testing.assert_close(made.gates(cohort, alike, b.active), torch.full((2, 4), 0.25))
+    torch.testing.assert_close(made.gates(context, alike, b.active), torch.full((2, 4), 0.25))
     means = torch.tensor([[3.0, 3.0, 3.0, 3.0], [3.0, 1.0, 6.0, 0.0]])
-    found = made.gates(cohort, means, torch.tensor([False, True]))
+    found = made.gates(context, means, torch.tensor([False, True]))
     ratio = (MEMORY * alike + (1 - MEMORY) * means)[1] / 3
     torch.testing.assert_close(found[1], 0.6 * F.softmax(ratio / 0.5, 0) + 0.1)
     torch.testing.assert_close(found[0], torch.full((4,), 0.25))  # who had no images remembers nothing new
     torch.testing.assert_close(found.sum(1), torch.ones(2))
-    paused = made.gates(cohort, torch.zeros(2, 4), torch.tensor([False, False]))
+    paused = made.gates(context, torch.zeros(2, 4), torch.tensor([False, False]))
     assert torch.equal(paused, found)
 
 
 @pytest.mark.parametrize("floor", [0.0, 0.05, 0.25])
 def test_no_gate_falls_below_its_floor(floor: float) -> None:
-    cohort, _, b = toy()
+    context, _, b = toy()
     made = method("lorica", temperature=0.01, floor=floor)
-    made.gates(cohort, torch.ones(2, 4), b.active)
-    gates = made.gates(cohort, torch.tensor([[100.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 50.0]]), b.active)
+    made.gates(context, torch.ones(2, 4), b.active)
+    gates = made.gates(context, torch.tensor([[100.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 50.0]]), b.active)
     assert gates.min() == pytest.approx(floor, abs=1e-6)
     torch.testing.assert_close(gates.sum(1), torch.ones(2))
     assert gates[0, 0] == gates[0].max()
 
 
 def test_a_first_loss_of_nothing_divides_by_no_zero() -> None:
-    cohort, _, b = toy()
-    gates = method("lorica").gates(cohort, torch.zeros(2, 4), b.active)
+    context, _, b = toy()
+    gates = method("lorica").gates(context, torch.zeros(2, 4), b.active)
     torch.testing.assert_close(gates, torch.full((2, 4), 0.25))
 
 
 def test_the_loss_is_the_gated_sum_of_its_experts_and_no_gradient_flows_through_the_gates() -> None:
-    cohort, params, b = toy()
+    context, params, b = toy()
     made = method("lorica", prior=0.7)
-    first = made.craft(cohort, params, b, SMALL)
-    made.sample_losses(cohort, params, replace(b, x=b.x.flip(0)), first)  # so that the gates differ
-    memory = dict(cohort.memory)
+    first = made.craft(context, params, b, SMALL)
+    made.sample_losses(context, params, replace(b, x=b.x.flip(0)), first)  # so that the gates differ
+    memory = dict(context.scratch)
     leaves = {name: value.clone().requires_grad_() for name, value in params.items()}
-    found = made.sample_losses(cohort, leaves, b, first)
+    found = made.sample_losses(context, leaves, b, first)
     log_n = torch.tensor([[4.0, 1.0, 1.0], [2.0, 2.0, 3.0]]).log()[b.owner]
-    clean, attacked = (cohort.model.forward(leaves, x, b.owner) for x in (b.x, first))
+    clean, attacked = (context.model.forward(leaves, x, b.owner) for x in (b.x, first))
     experts = [cross_entropy(attacked, b.y), cross_entropy(clean, b.y), kl_divergence(clean, attacked)]
     experts.append(cross_entropy(attacked + 0.7 * log_n, b.y))
-    cohort.memory.update(memory)
-    means = torch.stack([b.mean_per_client(e.detach()) for e in experts], 1)
-    gates = made.gates(cohort, means, b.active)
+    context.scratch.update(memory)
+    means = torch.stack([b.mean_by_client(e.detach()) for e in experts], 1)
+    gates = made.gates(context, means, b.active)
     assert not gates.requires_grad
     assert gates.std() > 1e-3
     expected = sum(gates[b.owner, e] * expert for e, expert in enumerate(experts))

@@ -16,7 +16,7 @@ from sylva_ray.config.experiment import BackboneSection
 from sylva_ray.core.errors import UserError
 from sylva_ray.core.types import AttackSpec, ParameterStack
 from sylva_ray.federation.client.worker import CohortWorker
-from sylva_ray.federation.context import Batch, Cohort
+from sylva_ray.federation.context import Batch, ClientContext
 from sylva_ray.models.backbone import create_backbone
 from tests.algorithms.toys import (
     NOTHING,
@@ -49,39 +49,41 @@ class Teacher(torch.nn.Module):
 
 def taught(
     same_as_student: bool = False, seed: int = 0, **parameters: Any
-) -> tuple[Cohort, ParameterStack, Batch, PmAfl]:
-    """A toy cohort, its batch, and the method with a teacher (a stranger, or what all students are)."""
-    cohort, params, b = toy(seed=seed)
+) -> tuple[ClientContext, ParameterStack, Batch, PmAfl]:
+    """A toy context, its batch, and the method with a teacher (a stranger, or what all students are)."""
+    context, params, b = toy(seed=seed)
     if same_as_student:
         params = {name: value[:1].repeat(2, *[1] * (value.ndim - 1)) for name, value in params.items()}
-        cohort = replace(cohort, received={name: value.clone() for name, value in params.items()})
+        context = replace(context, received={name: value.clone() for name, value in params.items()})
     made = method("pm_afl", teacher_probe=False, **parameters)
     made.teacher = Teacher(params if same_as_student else toy(seed=9)[1], 0)
-    return cohort, params, b, made
+    return context, params, b, made
 
 
-def loss(cohort: Cohort, params: ParameterStack, b: Batch, made: PmAfl, attack: AttackSpec = SMALL) -> torch.Tensor:
-    return made.sample_losses(cohort, params, b, made.craft(cohort, params, b, attack))
+def loss(
+    context: ClientContext, params: ParameterStack, b: Batch, made: PmAfl, attack: AttackSpec = SMALL
+) -> torch.Tensor:
+    return made.sample_losses(context, params, b, made.craft(context, params, b, attack))
 
 
 def test_a_student_that_is_its_teacher_has_nothing_to_learn_without_an_attack() -> None:
-    cohort, params, b, made = taught(same_as_student=True)
-    torch.testing.assert_close(loss(cohort, params, b, made, NOTHING), torch.zeros(12), atol=1e-6, rtol=0)
-    assert (loss(cohort, params, b, made) > 1e-4).all()
+    context, params, b, made = taught(same_as_student=True)
+    torch.testing.assert_close(loss(context, params, b, made, NOTHING), torch.zeros(12), atol=1e-6, rtol=0)
+    assert (loss(context, params, b, made) > 1e-4).all()
     assert (loss(*taught(), NOTHING) > 1e-4).all()
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0])
 def test_a_blend_of_one_image_is_that_image(share: float) -> None:
-    cohort, params, b, made = taught(adversarial_weight=0, consistency_weight=0)
-    b = replace(b, draws=torch.stack([b.draws[:, 0], torch.full((12,), share)], 1))
-    student = cohort.model.forward(params, b.x, b.owner)
+    context, params, b, made = taught(adversarial_weight=0, consistency_weight=0)
+    b = replace(b, uniforms=torch.stack([b.uniforms[:, 0], torch.full((12,), share)], 1))
+    student = context.model.forward(params, b.x, b.owner)
     ends = made.distill(made.teacher(b.x), student).detach()
-    found = loss(cohort, params, b, made, NOTHING) - ends
+    found = loss(context, params, b, made, NOTHING) - ends
     if share == 1.0:
         torch.testing.assert_close(found, ends)
     else:  # the partners are a permutation of each client's images
-        torch.testing.assert_close(b.mean_per_client(found), b.mean_per_client(ends))
+        torch.testing.assert_close(b.mean_by_client(found), b.mean_by_client(ends))
         assert not torch.allclose(found, ends)
 
 
@@ -92,36 +94,36 @@ def test_without_budget_the_adversarial_half_is_the_vanilla_one() -> None:
 
 
 def test_the_loss_is_the_sum_over_pairs_as_written() -> None:
-    cohort, params, b, made = taught(temperature=3.0, adversarial_weight=0.7, consistency_weight=0.2)
-    x_adv = made.craft(cohort, params, b, SMALL)
-    blend, blend_adv = cohort.memory["blends"]
+    context, params, b, made = taught(temperature=3.0, adversarial_weight=0.7, consistency_weight=0.2)
+    x_adv = made.craft(context, params, b, SMALL)
+    blend, blend_adv = context.scratch["blends"]
     torch.testing.assert_close(blend, blends(b))
 
     def student(x: torch.Tensor) -> torch.Tensor:
-        return cohort.model.forward(params, x, b.owner)
+        return context.model.forward(params, x, b.owner)
 
     def kd(clean: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
         p, q = ((z / 3).softmax(1) for z in (made.teacher(clean), student(seen)))
         return 9 * (p * (p / q).log()).sum(1)
 
-    partner = torch.argsort(b.owner + b.draws[:, 0])
+    partner = torch.argsort(b.owner + b.uniforms[:, 0])
     halves = [kd(b.x, seen) for seen in (b.x, x_adv)]
     first, second = (0.5 * (k + k[partner]) + kd(blend, s) for k, s in zip(halves, (blend, blend_adv), strict=True))
-    broadcast = cohort.model.forward(cohort.received, b.x, b.owner)
+    broadcast = context.model.forward(context.received, b.x, b.owner)
     expected = first + 0.7 * second + 0.2 * kl_divergence(broadcast, student(x_adv))
-    found = b.mean_per_client(made.sample_losses(cohort, params, b, x_adv))
-    torch.testing.assert_close(found, b.mean_per_client(expected), rtol=1e-4, atol=1e-5)
+    found = b.mean_by_client(made.sample_losses(context, params, b, x_adv))
+    torch.testing.assert_close(found, b.mean_by_client(expected), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("against", ["student", "teacher"])
 def test_both_attacks_start_from_their_clean_images_and_lead_away_from_the_teachers_answer(against: str) -> None:
-    cohort, params, b, made = taught(craft_against=against)
-    x_adv = made.craft(cohort, params, b, replace(SMALL, random_start=False))
-    for clean, found in ((b.x, x_adv), cohort.memory["blends"]):
+    context, params, b, made = taught(craft_against=against)
+    x_adv = made.craft(context, params, b, replace(SMALL, random_start=False))
+    for clean, found in ((b.x, x_adv), context.scratch["blends"]):
         assert 0.04 < (found - clean).abs().max() <= SMALL.epsilon + 1e-6
 
         def answer(u: torch.Tensor) -> torch.Tensor:
-            return made.teacher(u) if against == "teacher" else cohort.model.forward(params, u, b.owner)
+            return made.teacher(u) if against == "teacher" else context.model.forward(params, u, b.owner)
 
         target = made.teacher(clean)
         random = (clean + SMALL.epsilon * b.noise).clamp(0, 1)
@@ -130,34 +132,34 @@ def test_both_attacks_start_from_their_clean_images_and_lead_away_from_the_teach
 
 
 def test_no_gradient_reaches_the_teacher_or_the_broadcast_model() -> None:
-    cohort, params, b, made = taught()
-    for value in cohort.received.values():
+    context, params, b, made = taught()
+    for value in context.received.values():
         value.requires_grad_()
     leaves = {name: value.clone().requires_grad_() for name, value in params.items()}
-    total = loss(cohort, leaves, b, made).sum()
-    outsiders = [*made.teacher.parameters(), *cohort.received.values()]
+    total = loss(context, leaves, b, made).sum()
+    outsiders = [*made.teacher.parameters(), *context.received.values()]
     assert all(g is None for g in torch.autograd.grad(total, outsiders, allow_unused=True, retain_graph=True))
     assert all(g.abs().max() > 0 for g in torch.autograd.grad(total, list(leaves.values())))
 
 
 def test_blends_stay_inside_a_clients_own_images_and_do_not_depend_on_company() -> None:
-    cohort, params, b = toy(owned=(5, 0, 7), counts=((1, 1, 1),) * 3)
+    context, params, b = toy(owned=(5, 0, 7), counts=((1, 1, 1),) * 3)
     marked = replace(b, x=b.owner.float().view(-1, 1, 1, 1).expand_as(b.x) / 2)
     torch.testing.assert_close(blends(marked), marked.x)  # a stranger's image would shift the level
     together = blends(b)
     assert not torch.equal(together, b.x)
     for client in (0, 2):
-        *_, own = alone(cohort, params, b, client)
+        *_, own = alone(context, params, b, client)
         assert torch.equal(blends(own), together[b.owner == client])
-    ties = replace(b, draws=torch.zeros_like(b.draws))
+    ties = replace(b, uniforms=torch.zeros_like(b.uniforms))
     assert torch.equal(blends(ties), b.x)
 
 
 def test_a_cohorts_gradient_is_each_clients_own() -> None:
-    cohort, params, b, made = taught()
-    both, losses_C = made.client_step(cohort, params, b, SMALL, ["w", "b"])
+    context, params, b, made = taught()
+    both, losses_C = made.client_step(context, params, b, SMALL, ["w", "b"])
     for client in range(2):
-        own, own_loss = made.client_step(*alone(cohort, params, b, client), SMALL, ["w", "b"])
+        own, own_loss = made.client_step(*alone(context, params, b, client), SMALL, ["w", "b"])
         torch.testing.assert_close(losses_C[client], own_loss[0])
         for name, gradient in own.items():
             torch.testing.assert_close(both[name][client], gradient[0], rtol=1e-4, atol=1e-6)
@@ -241,9 +243,9 @@ def test_a_batchnorm_students_statistics_are_its_own_and_move_in_training_alone(
     states, cohorts = starting_states(worker), []
     craft, cohort_of = worker.algorithm.craft, worker.context
 
-    def spy(cohort: Cohort, params: ParameterStack, batch: Batch, attack: AttackSpec) -> torch.Tensor:
+    def spy(context: ClientContext, params: ParameterStack, batch: Batch, attack: AttackSpec) -> torch.Tensor:
         before = {name: value.clone() for name, value in params.items()}
-        x_adv = craft(cohort, params, batch, attack)
+        x_adv = craft(context, params, batch, attack)
         assert all(torch.equal(before[name], params[name]) for name in params), "crafting changed the student"
         return x_adv
 

@@ -13,7 +13,7 @@ from sylva_ray.algorithms.registry import ALGORITHMS, create_algorithm
 from sylva_ray.algorithms.sylva import Sylva
 from sylva_ray.attacks.losses import cross_entropy
 from sylva_ray.config.experiment import AlgorithmSection
-from sylva_ray.federation.context import Arrived
+from sylva_ray.federation.context import RoundUploads
 from sylva_ray.federation.contract import Algorithm
 from tests.algorithms.toys import HEADS, NOTHING, SMALL, alone, arrive, equal, fleet, method, toy
 
@@ -30,28 +30,28 @@ def test_class_weights_in_their_limits() -> None:
 
 @pytest.mark.parametrize("loss", ["ce_adv", "trades", "mart"])
 def test_every_loss_exceeds_its_benign_value_and_yields_gradients_per_client(loss: str) -> None:
-    cohort, params, b = toy()
+    context, params, b = toy()
     sylva = Sylva(Sylva.Parameters(loss=loss))
-    x_adv = sylva.craft(cohort, params, b, SMALL)
+    x_adv = sylva.craft(context, params, b, SMALL)
     assert 0 < (x_adv - b.x).abs().max() <= SMALL.epsilon + 1e-6
     assert not x_adv.requires_grad
-    attacked = sylva.sample_losses(cohort, params, b, x_adv)
-    quiet = sylva.sample_losses(cohort, params, b, sylva.craft(cohort, params, b, NOTHING))
+    attacked = sylva.sample_losses(context, params, b, x_adv)
+    quiet = sylva.sample_losses(context, params, b, sylva.craft(context, params, b, NOTHING))
     assert attacked.mean() > quiet.mean()
-    gradients, losses_C = sylva.client_step(cohort, params, b, SMALL, ["w"])
+    gradients, losses_C = sylva.client_step(context, params, b, SMALL, ["w"])
     assert set(gradients) == {"w"}
-    torch.testing.assert_close(losses_C, b.mean_per_client(attacked))
+    torch.testing.assert_close(losses_C, b.mean_by_client(attacked))
 
 
 @pytest.mark.parametrize("name", sorted(ALGORITHMS.keys() - {"pm_afl"}))
 def test_a_cohorts_gradient_is_each_clients_own(name: str) -> None:
     """Two steps, so that what a method remembers between them is each client's own, too."""
-    cohort, params, b = toy()
+    context, params, b = toy()
     together = method(name)
     for _ in range(2):
-        both, losses_C = together.client_step(cohort, params, b, SMALL, ["w", "b"])
+        both, losses_C = together.client_step(context, params, b, SMALL, ["w", "b"])
     for client in range(2):
-        apart, made = alone(cohort, params, b, client), method(name)
+        apart, made = alone(context, params, b, client), method(name)
         for _ in range(2):
             own, loss = made.client_step(*apart, SMALL, ["w", "b"])
         torch.testing.assert_close(losses_C[client], loss[0])
@@ -60,14 +60,14 @@ def test_a_cohorts_gradient_is_each_clients_own(name: str) -> None:
 
 
 def test_benign_weight_and_class_balance_enter_as_written() -> None:
-    cohort, params, b = toy()
-    x_adv = Sylva(Sylva.Parameters()).craft(cohort, params, b, SMALL)
-    plain = Sylva(Sylva.Parameters()).sample_losses(cohort, params, b, x_adv)
-    clean = cross_entropy(cohort.model.forward(params, b.x, b.owner), b.y)
-    mixed = Sylva(Sylva.Parameters(benign_weight=0.5)).sample_losses(cohort, params, b, x_adv)
+    context, params, b = toy()
+    x_adv = Sylva(Sylva.Parameters()).craft(context, params, b, SMALL)
+    plain = Sylva(Sylva.Parameters()).sample_losses(context, params, b, x_adv)
+    clean = cross_entropy(context.model.forward(params, b.x, b.owner), b.y)
+    mixed = Sylva(Sylva.Parameters(benign_weight=0.5)).sample_losses(context, params, b, x_adv)
     torch.testing.assert_close(mixed, plain + 0.5 * clean)
-    weighted = Sylva(Sylva.Parameters(class_balance=0.9)).sample_losses(cohort, params, b, x_adv)
-    weights = class_weights(cohort.class_counts, 0.9)[b.owner, b.y].float()
+    weighted = Sylva(Sylva.Parameters(class_balance=0.9)).sample_losses(context, params, b, x_adv)
+    weights = class_weights(context.class_counts, 0.9)[b.owner, b.y].float()
     torch.testing.assert_close(weighted, plain * weights)
 
 
@@ -101,10 +101,10 @@ def count_merges(made: Algorithm, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     merge, receivers = made.merge, []
 
     def counted(
-        arrived: Arrived, names: Sequence[str], members: Sequence[int], weights: np.ndarray, receiver: int
+        uploads: RoundUploads, names: Sequence[str], members: Sequence[int], weights: np.ndarray, receiver: int
     ) -> dict[str, np.ndarray]:
         receivers.append(receiver)
-        return merge(arrived, names, members, weights, receiver)
+        return merge(uploads, names, members, weights, receiver)
 
     monkeypatch.setattr(made, "merge", counted)
     return receivers
@@ -118,7 +118,7 @@ def test_one_merge_serves_all_in_round_1(monkeypatch: pytest.MonkeyPatch) -> Non
     merged = made.aggregate(first)
     assert receivers == [0]
     for client, own in enumerate(merged):
-        apart = made.merge(first, list(first.uploads[0]), list(range(9)), np.arange(1, 10) / 45, client)
+        apart = made.merge(first, list(first.by_client[0]), list(range(9)), np.arange(1, 10) / 45, client)
         for module in "mn":
             a, b = f"{module}.lora_A", f"{module}.lora_B"
             np.testing.assert_allclose(own[b] @ own[a], apart[b] @ apart[a], atol=1e-5)
@@ -146,7 +146,7 @@ def test_a_robust_merge_is_shared_by_those_who_received_the_same(
 def test_who_sends_nothing_keeps_its_state_and_a_broken_upload_is_left_out() -> None:
     made, states = method("sylva"), fleet(4)
     broken = arrive(made, states, clients=[0, 1, 3])
-    broken.uploads[3]["m.lora_A"] = np.full((2, 6), np.nan, np.float32)
+    broken.by_client[3]["m.lora_A"] = np.full((2, 6), np.nan, np.float32)
     merged = made.aggregate(broken)
     assert equal(merged[2], states[2])
     assert all(np.isfinite(value).all() for state in merged for value in state.values())

@@ -1,4 +1,4 @@
-"""Small closed worlds for methods: softmax regressions as a cohort, a fleet of LoRA states, one real round."""
+"""Small closed worlds for methods: softmax regressions as a context, a fleet of LoRA states, one real round."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from sylva_ray.core.timing import Stopwatch
 from sylva_ray.core.types import AttackSpec, ClientState, ParameterStack, stack_states
 from sylva_ray.federation.client.training import TrainTask
 from sylva_ray.federation.client.worker import CohortWorker
-from sylva_ray.federation.context import Arrived, Batch, Cohort
+from sylva_ray.federation.context import Batch, ClientContext, RoundUploads
 from sylva_ray.federation.contract import Algorithm
 from sylva_ray.models.cohort import select_clients
 from sylva_ray.preparation.experiment import Prepared, create_worker, prepare
@@ -49,7 +49,7 @@ class SoftmaxModel:
 
 def toy(
     owned: Sequence[int] = (5, 7), seed: int = 0, counts: Sequence[Sequence[int]] = ((4, 1, 0), (2, 2, 3))
-) -> tuple[Cohort, dict[str, torch.Tensor], Batch]:
+) -> tuple[ClientContext, dict[str, torch.Tensor], Batch]:
     """Clients with ``owned`` images each; what they received is not where they are."""
     g = torch.Generator().manual_seed(seed)
     size, clients = sum(owned), len(owned)
@@ -64,12 +64,12 @@ def toy(
         torch.tensor([n > 0 for n in owned]),
         torch.rand(size, 2, generator=g),
     )
-    return Cohort(SoftmaxModel(), torch.tensor(counts), received, Stopwatch()), params, batch
+    return ClientContext(SoftmaxModel(), torch.tensor(counts), received, Stopwatch()), params, batch
 
 
 def alone(
-    cohort: Cohort, params: ParameterStack, batch: Batch, client: int
-) -> tuple[Cohort, dict[str, torch.Tensor], Batch]:
+    context: ClientContext, params: ParameterStack, batch: Batch, client: int
+) -> tuple[ClientContext, dict[str, torch.Tensor], Batch]:
     """One client of a cohort as a cohort of its own."""
     own = batch.owner == client
     only = Batch(
@@ -78,10 +78,10 @@ def alone(
         torch.zeros(int(own.sum()), dtype=torch.long),
         batch.noise[own],
         batch.active[client : client + 1],
-        batch.draws[own],
+        batch.uniforms[own],
     )
-    received = select_clients(cohort.received, [client])
-    apart = Cohort(cohort.model, cohort.class_counts[client : client + 1], received, Stopwatch())
+    received = select_clients(context.received, [client])
+    apart = ClientContext(context.model, context.class_counts[client : client + 1], received, Stopwatch())
     return apart, select_clients(params, [client]), only
 
 
@@ -108,13 +108,13 @@ def arrive(
     round: int = 3,
     losses: Sequence[float] | None = None,
     received: Sequence[ClientState] | None = None,
-) -> Arrived:
+) -> RoundUploads:
     """The uploads of ``clients`` (None: all), packed and unpacked as on the wire."""
     chosen = range(len(states)) if clients is None else clients
     uploads = {c: made.unpack(c, made.pack(c, states[c])) for c in chosen}
     sizes = sizes or [10] * len(states)
     metrics = {c: {"loss": loss} for c, loss in enumerate(losses or [1.0] * len(states))}
-    return Arrived(round, states, received or states, uploads, sizes, metrics)
+    return RoundUploads(round, states, received or states, uploads, sizes, metrics)
 
 
 def equal(a: ClientState, b: ClientState) -> bool:

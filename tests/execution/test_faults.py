@@ -64,9 +64,9 @@ def test_a_killed_client_actor_is_replaced_and_its_clients_run_again(on_ray: Pre
     pool = make_pool(on_ray, lost)
 
     def kill_when_busy() -> None:
-        while (seat := pool._seats[0]) is None or seat.job is None:
+        while (slot := pool._slots[0]) is None or slot.job is None:
             time.sleep(0.01)
-        os.kill(ray.get(seat.actor.pid.remote()), signal.SIGKILL)
+        os.kill(ray.get(slot.actor.pid.remote()), signal.SIGKILL)
 
     killer = threading.Thread(target=kill_when_busy, daemon=True)
     killer.start()

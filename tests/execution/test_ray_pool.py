@@ -80,10 +80,10 @@ def test_results_are_our_own_memory(two: RayPool, train_task: MakeTask) -> None:
 
 
 def test_a_client_process_imports_neither_peft_nor_a_tracker(two: RayPool) -> None:
-    seat = two._seats[0]
-    assert seat is not None
+    slot = two._slots[0]
+    assert slot is not None
     # a lambda travels by value; a named function would make the actor import this file, and all that it imports
-    loaded = ray.get(seat.actor.__ray_call__.remote(lambda _: set(sys.modules)))
+    loaded = ray.get(slot.actor.__ray_call__.remote(lambda _: set(sys.modules)))
     assert "torch" in loaded
     assert not {"peft", "transformers", "mlflow", "matplotlib"} & loaded
 

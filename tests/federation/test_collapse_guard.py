@@ -18,9 +18,9 @@ from sylva_ray.config.schema import build
 from sylva_ray.core.timing import Stopwatch
 from sylva_ray.core.types import AttackSpec, ClientData, ParameterStack, Split
 from sylva_ray.federation.client.batches import split_draws
-from sylva_ray.federation.client.collapse_guard import LARGEST_DROP, CollapseGuard
+from sylva_ray.federation.client.collapse_guard import MAX_ACCURACY_DROP, CollapseGuard
 from sylva_ray.federation.client.training import TrainTask, train_cohort
-from sylva_ray.federation.context import Batch, Cohort
+from sylva_ray.federation.context import Batch, ClientContext
 from sylva_ray.federation.contract import Algorithm
 
 CLASSES, PIXELS = 3, 3 * 2 * 2
@@ -155,7 +155,7 @@ def test_a_drop_of_a_fifth_is_the_most_that_is_allowed(
     wrong: int, stops: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of 10 watched images 2 may fall. The comparison is with the epoch before: a slow decline is no collapse."""
-    assert LARGEST_DROP == 0.2
+    assert MAX_ACCURACY_DROP == 0.2
     params = good()
     guard = guard_over(params, watched=10)
     scores = iter([[1.0, 1 - wrong / 10, 1.0], [1.0, 1 - wrong / 10 - 0.15, 1.0]])
@@ -178,8 +178,10 @@ class Saboteur(AdversarialTraining):
         super().__init__(AdversarialTraining.Parameters())
         self.steps = 0
 
-    def sample_losses(self, cohort: Cohort, params: ParameterStack, batch: Batch, x_adv: torch.Tensor) -> torch.Tensor:
-        losses = super().sample_losses(cohort, params, batch, x_adv)
+    def sample_losses(
+        self, context: ClientContext, params: ParameterStack, batch: Batch, x_adv: torch.Tensor
+    ) -> torch.Tensor:
+        losses = super().sample_losses(context, params, batch, x_adv)
         self.steps += 1
         if self.steps <= self.steps_per_epoch:
             return losses
@@ -192,9 +194,9 @@ def trained(
     params = {key: value.clone() for key, value in good().items()}
     stacked = {key: value.numpy() for key, value in params.items()}
     counts = torch.stack([torch.from_numpy(d.class_counts(CLASSES)) for d in DATA])
-    cohort = Cohort(LinearStack(), counts, {}, Stopwatch())
+    context = ClientContext(LinearStack(), counts, {}, Stopwatch())
     task = TrainTask(1, (0, 1, 2), stacked, epsilon=epsilon, lr=0.1, epochs=epochs)
-    return params, train_cohort(cohort, algorithm, params, DATA, task, config(name))
+    return params, train_cohort(context, algorithm, params, DATA, task, config(name))
 
 
 def test_training_takes_back_who_collapses_and_trains_the_others_on() -> None:

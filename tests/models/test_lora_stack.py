@@ -18,7 +18,7 @@ from sylva_ray.core.timing import Stopwatch
 from sylva_ray.core.types import ClientData, ClientState, Split, stack_states, unstack_states
 from sylva_ray.federation.client.batches import cohort_batches
 from sylva_ray.federation.client.training import TrainTask, train_cohort
-from sylva_ray.federation.context import Cohort
+from sylva_ray.federation.context import ClientContext
 from sylva_ray.models.backbone import create_backbone
 from sylva_ray.models.cohort import FunctionalStack, repeat_owner, to_arrays, to_parameters
 from sylva_ray.models.lora import LoraStack, target_layers
@@ -152,8 +152,8 @@ def test_training_equals_separate_peft_models(
     task = TrainTask(1, tuple(range(num_clients)), stack_states(states), epsilon=4 / 255, lr=lr, epochs=epochs)
     params = to_parameters(task.states, "cpu", dtype)
     counts = torch.stack([torch.from_numpy(d.class_counts(CLASSES)) for d in data])
-    cohort = Cohort(stack, counts, {}, Stopwatch())
-    train_cohort(cohort, create_algorithm(AlgorithmSection(name="sylva")), params, data, task, config)
+    context = ClientContext(stack, counts, {}, Stopwatch())
+    train_cohort(context, create_algorithm(AlgorithmSection(name="sylva")), params, data, task, config)
     for client in range(num_clients):
         stream = generator(config.seed, "train", client, task.round)
         expected = train_with_peft(

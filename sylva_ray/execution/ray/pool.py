@@ -33,15 +33,15 @@ from sylva_ray.federation.pool import OnDone
 from sylva_ray.federation.tasks import CohortTask
 from sylva_ray.provisioning.placement import gpu_bundles
 
-NEWS_S = 15.0
+STATUS_INTERVAL_S = 15.0
 """While not a single actor is up, how often to say so: a cloud node needs minutes, an actor's imports ten seconds."""
 
-MOST_NODE_LOSSES = 20
+MAX_NODE_LOSSES = 20
 """How often one cohort, or the start of one actor, may lose its node (a spot machine is nobody's fault) before the run ends."""
 
 
 @dataclass
-class _Seat:
+class _Slot:
     """One of the pool's places and the actor in it. ``pending`` is what it is busy with: its start, or the task ``job``.
 
     ``node`` is the id of the node where it came up; None: it did not yet."""
@@ -84,7 +84,7 @@ class RayPool:
         backbone: reference to the backbone's arrays, likewise.
         num_actors: how many to keep.
         on_lost: called with a task's ``where`` when its actor died and it will run again.
-        on_waiting: called every `NEWS_S` seconds while no actor is up, with one line that says what is waited for.
+        on_waiting: called every `STATUS_INTERVAL_S` seconds while no actor is up, with one line that says what is waited for.
     """
 
     def __init__(
@@ -106,32 +106,32 @@ class RayPool:
         wanted = [] if self._trial else gpu_bundles(config.cluster, num_actors, num_gpus)
         # a group each: one that finds no room yet (an autoscaler may bring it) does not hold up the others
         self._groups = [placement_group([bundle]) for bundle in wanted]
-        self._failed_starts: Counter[tuple[int, bool]] = Counter()  # by seat, and whether its node went with it
-        self._seats: list[_Seat | None] = [self._start(index) for index in range(num_actors)]
+        self._failed_starts: Counter[tuple[int, bool]] = Counter()  # by slot, and whether its node went with it
+        self._slots: list[_Slot | None] = [self._start(index) for index in range(num_actors)]
 
     def run(
         self, tasks: Sequence[CohortTask], deadline_s: float | None = None, on_done: OnDone | None = None
     ) -> list[CohortResult | None]:
         """See `ClientPool.run`. The deadline's clock starts when an actor is up: a slow start costs no client its round."""
         batch = _Batch(tasks, on_done)
-        self._seats = [seat or self._start(index) for index, seat in enumerate(self._seats)]
+        self._slots = [slot or self._start(index) for index, slot in enumerate(self._slots)]
         deadline, last_up = math.inf, time.monotonic()
         try:
             while batch.unfinished:
-                any_up = any(seat.is_up for seat in self._occupied())
+                any_up = any(slot.is_up for slot in self._occupied())
                 if any_up:
                     last_up = time.monotonic()
                 if deadline_s is not None and deadline == math.inf and any_up:
                     deadline = time.monotonic() + deadline_s
-                self._hand_out(batch)
-                arrived = self._wait(min(deadline - time.monotonic(), math.inf if any_up else NEWS_S))
+                self._dispatch(batch)
+                arrived = self._wait(min(deadline - time.monotonic(), math.inf if any_up else STATUS_INTERVAL_S))
                 if arrived is not None:
-                    self._settle(arrived, batch)
+                    self._collect(arrived, batch)
                 elif time.monotonic() >= deadline:
                     self._abandon_running(restart=True)
                     break
                 else:
-                    self._say_what_is_missing(time.monotonic() - last_up)
+                    self._report_waiting(time.monotonic() - last_up)
         except BaseException:
             self._abandon_running(restart=False)
             raise
@@ -139,45 +139,45 @@ class RayPool:
 
     def close(self) -> None:
         """Kill the actors and give the GPUs back."""
-        for index in range(len(self._seats)):
-            self._vacate(index)
+        for index in range(len(self._slots)):
+            self._stop_actor(index)
         while self._groups:
             remove_placement_group(self._groups.pop())
 
     # -- one turn of the loop ------------------------------------------------------------------------------------------
 
-    def _hand_out(self, batch: _Batch) -> None:
+    def _dispatch(self, batch: _Batch) -> None:
         """Every free actor gets the next task. The put is here and not earlier, so the store holds only what is running."""
-        for seat in self._occupied():
-            if batch.queue and seat.is_up and seat.pending is None:
-                seat.job = batch.queue.popleft()
-                seat.pending = seat.actor.run.remote(ray.put(batch.tasks[seat.job]))
+        for slot in self._occupied():
+            if batch.queue and slot.is_up and slot.pending is None:
+                slot.job = batch.queue.popleft()
+                slot.pending = slot.actor.run.remote(ray.put(batch.tasks[slot.job]))
 
     def _wait(self, timeout_s: float) -> int | None:
-        """Index of a seat whose pending work has ended, well or not; None after ``timeout_s`` seconds."""
-        pending = {seat.pending: index for index, seat in enumerate(self._seats) if seat and seat.pending is not None}
+        """Index of a slot whose pending work has ended, well or not; None after ``timeout_s`` seconds."""
+        pending = {slot.pending: index for index, slot in enumerate(self._slots) if slot and slot.pending is not None}
         timeout = None if timeout_s == math.inf else max(0.0, timeout_s)
         ready, _ = ray.wait(list(pending), num_returns=1, timeout=timeout)
         return pending[ready[0]] if ready else None
 
-    def _settle(self, index: int, batch: _Batch) -> None:
-        """Take what has arrived at a seat: a result, an actor that is up, an exception, or a death."""
-        seat = self._seats[index]
-        assert seat is not None
-        assert seat.pending is not None
-        job, pending = seat.job, seat.pending
+    def _collect(self, index: int, batch: _Batch) -> None:
+        """Take what has arrived at a slot: a result, an actor that is up, an exception, or a death."""
+        slot = self._slots[index]
+        assert slot is not None
+        assert slot.pending is not None
+        job, pending = slot.job, slot.pending
         where = "starting a client actor" if job is None else batch.tasks[job].where
         try:
             answer = ray.get(pending)
         except RayTaskError as error:
-            seat.pending = seat.job = None
+            slot.pending = slot.job = None
             raise RunError(f"{where}: {type(error.cause).__name__}: {error.cause}") from error
         except RayError as error:  # the actor, its node or its result is lost
             self._replace(index, where, batch, error)
             return
-        seat.pending = seat.job = None
+        slot.pending = slot.job = None
         if job is None:
-            seat.node = answer
+            slot.node = answer
             self._failed_starts.pop((index, False), None)
             self._failed_starts.pop((index, True), None)
         else:
@@ -186,30 +186,30 @@ class RayPool:
             )  # Ray's arrays are read-only and pin the store as long as we keep them
 
     def _replace(self, index: int, where: str, batch: _Batch, error: RayError) -> None:
-        """A new actor for a seat whose actor was lost; its task, if it had one, goes to the front of the queue."""
-        seat = self._seats[index]
-        assert seat is not None
-        self._vacate(index)
+        """A new actor for a slot whose actor was lost; its task, if it had one, goes to the front of the queue."""
+        slot = self._slots[index]
+        assert slot is not None
+        self._stop_actor(index)
         reason = str(error).strip().splitlines()[-1]
-        with_node = _lost_with_its_node(seat, error)
-        most = MOST_NODE_LOSSES if with_node else self._section.max_task_retries
-        if seat.job is None:
+        with_node = _lost_with_its_node(slot, error)
+        most = MAX_NODE_LOSSES if with_node else self._section.max_task_retries
+        if slot.job is None:
             self._failed_starts[index, with_node] += 1
             deaths = self._failed_starts[index, with_node]
         else:
             counter = batch.node_losses if with_node else batch.deaths
-            counter[seat.job] += 1
-            deaths = counter[seat.job]
+            counter[slot.job] += 1
+            deaths = counter[slot.job]
         is_hopeless = isinstance(error, RayActorError) and error.actor_init_failed
         if deaths > most or is_hopeless:
             raise RunError(f"{where}: the client actor was lost {deaths} time(s), the last time: {reason}")
-        if seat.job is not None:
-            batch.queue.appendleft(seat.job)
+        if slot.job is not None:
+            batch.queue.appendleft(slot.job)
             if self._on_lost is not None:
                 self._on_lost(where)
-        self._seats[index] = self._start(index)
+        self._slots[index] = self._start(index)
 
-    def _say_what_is_missing(self, waited_s: float) -> None:
+    def _report_waiting(self, waited_s: float) -> None:
         """No actor is up: a line for the display, or the end."""
         section, gpus = self._section, ray.cluster_resources().get("GPU", 0.0)
         wish = f"{section.cpus_per_actor:g} CPUs and {section.gpus_per_actor:g} GPUs"
@@ -223,12 +223,12 @@ class RayPool:
                 f"waiting for the first of {self.num_actors} actors ({wish} each) for {waited_s:.0f} s; {there}"
             )
 
-    # -- seats ---------------------------------------------------------------------------------------------------------
+    # -- slots ---------------------------------------------------------------------------------------------------------
 
-    def _occupied(self) -> list[_Seat]:
-        return [seat for seat in self._seats if seat is not None]
+    def _occupied(self) -> list[_Slot]:
+        return [slot for slot in self._slots if slot is not None]
 
-    def _start(self, index: int) -> _Seat:
+    def _start(self, index: int) -> _Slot:
         section = self._section
         options: dict[str, Any] = {"num_cpus": section.cpus_per_actor, "num_gpus": section.gpus_per_actor}
         if self._trial:
@@ -237,27 +237,27 @@ class RayPool:
             group = self._groups[index % len(self._groups)]
             options["scheduling_strategy"] = PlacementGroupSchedulingStrategy(group)
         actor = RemoteClientActor.options(**options).remote(*self._arguments)
-        return _Seat(actor, actor.start.remote())
+        return _Slot(actor, actor.start.remote())
 
-    def _vacate(self, index: int) -> None:
-        seat = self._seats[index]
-        self._seats[index] = None
-        if seat is not None:
-            ray.kill(seat.actor)
+    def _stop_actor(self, index: int) -> None:
+        slot = self._slots[index]
+        self._slots[index] = None
+        if slot is not None:
+            ray.kill(slot.actor)
 
     def _abandon_running(self, restart: bool) -> None:
         """Kill the actors that are inside a task (a synchronous one cannot be cancelled), and perhaps start others."""
-        for index, seat in enumerate(self._seats):
-            if seat is not None and seat.job is not None:
-                self._vacate(index)
-                self._seats[index] = self._start(index) if restart else None
+        for index, slot in enumerate(self._slots):
+            if slot is not None and slot.job is not None:
+                self._stop_actor(index)
+                self._slots[index] = self._start(index) if restart else None
 
 
-def _lost_with_its_node(seat: _Seat, error: RayError) -> bool:
+def _lost_with_its_node(slot: _Slot, error: RayError) -> bool:
     """Whether a machine went, and not a process on it. Ray notices the connection first, and the death seconds later."""
     if isinstance(error, ActorUnavailableError | NodeDiedError):
         return True
     if isinstance(error, RayActorError) and error.preempted:
         return True
     alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
-    return seat.node is not None and seat.node not in alive
+    return slot.node is not None and slot.node not in alive

@@ -36,21 +36,21 @@ def cohort_batches(
     for step in range(num_steps):
         chosen = [order[step * batch_size : (step + 1) * batch_size] for order in orders]
         counts = [len(rows) for rows in chosen]
-        images, labels, noise, draws = [], [], [], []
+        images, labels, noise, uniforms = [], [], [], []
         for client, rows in enumerate(chosen):
             if len(rows):
                 own = data[client].train.images[rows]
                 images.append(augmented(own, augment, streams[client]))
                 labels.append(data[client].train.labels[rows])
                 noise.append(torch.rand(own.shape, generator=streams[client]) * 2 - 1)
-                draws.append(torch.rand((len(rows), 2), generator=streams[client]))
+                uniforms.append(torch.rand((len(rows), 2), generator=streams[client]))
         yield Batch(
             x=pixels(np.concatenate(images), dtype, device),
             y=torch.from_numpy(np.concatenate(labels)).to(device),
             owner=torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts)),
             noise=torch.cat(noise).to(device, dtype),
             active=torch.tensor([count > 0 for count in counts], device=device),
-            draws=torch.cat(draws).to(device),
+            uniforms=torch.cat(uniforms).to(device),
         )
 
 

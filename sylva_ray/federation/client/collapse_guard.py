@@ -14,10 +14,10 @@ from sylva_ray.attacks.registry import attack_stack
 from sylva_ray.core.seeding import ImageDraws
 from sylva_ray.core.types import AttackSpec, ParameterStack, Split
 from sylva_ray.federation.client.batches import flat_split
-from sylva_ray.models.cohort import CohortModel, per_client
+from sylva_ray.models.cohort import CohortModel, broadcast_clients
 
-STEPS = 5
-LARGEST_DROP = 0.2
+PGD_STEPS = 5
+MAX_ACCURACY_DROP = 0.2
 """Accuracy under PGD-5 that an epoch may lose."""
 
 
@@ -42,16 +42,16 @@ class CollapseGuard:
         self.x, self.y, self.owner = flat_split(watched, first.dtype, first.device)
         self.draws = draws.to(self.x.device)
         self.model, self.params = model, params
-        self.attack = AttackSpec("pgd", epsilon, STEPS, default_step_size(epsilon, STEPS))
+        self.attack = AttackSpec("pgd", epsilon, PGD_STEPS, default_step_size(epsilon, PGD_STEPS))
         self.stopped_C = torch.zeros(len(first), dtype=torch.bool, device=first.device)
         self._keep(self._accuracy())
 
     def after_epoch(self) -> None:
         """Roll back and stop who collapsed; remember the others."""
         accuracy_C = self._accuracy()
-        self.stopped_C |= accuracy_C < self.accuracy_C - LARGEST_DROP
+        self.stopped_C |= accuracy_C < self.accuracy_C - MAX_ACCURACY_DROP
         for name, value in self.params.items():
-            value.copy_(torch.where(per_client(self.stopped_C, value), self.saved[name], value))
+            value.copy_(torch.where(broadcast_clients(self.stopped_C, value), self.saved[name], value))
         self._keep(torch.where(self.stopped_C, self.accuracy_C, accuracy_C))
 
     def _keep(self, accuracy_C: torch.Tensor) -> None:

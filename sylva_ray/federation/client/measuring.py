@@ -160,7 +160,7 @@ def windows(worker: CohortWorker, task: Measurement) -> Iterator[tuple[int, list
     rows = max(1, EVALUATION_ROWS // len(tests))
     longest = max(len(test) for test in tests)
     end = longest if task.max_samples is None else min(longest, task.first + task.max_samples)
-    with worker.clock("evaluate"):
+    with worker.stopwatch("evaluate"):
         for first in range(task.first, end, rows):
             window = slice(first, min(first + rows, end))
             pieces = [Split(test.images[window], test.labels[window]) for test in tests]

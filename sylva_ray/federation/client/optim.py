@@ -12,14 +12,14 @@ import torch
 
 from sylva_ray.config.experiment import TrainingSection
 from sylva_ray.core.types import ParameterStack
-from sylva_ray.models.cohort import per_client
+from sylva_ray.models.cohort import broadcast_clients
 
 
 def clip_per_client(gradients: Mapping[str, torch.Tensor], max_norm: float) -> dict[str, torch.Tensor]:
     """Scale each client's gradient to a Euclidean norm of at most ``max_norm`` (`torch.nn.utils.clip_grad_norm_`'s rule)."""
     norms = torch.stack([g.flatten(1).norm(dim=1) for g in gradients.values()]).norm(dim=0)
     scale_C = (max_norm / (norms + 1e-6)).clamp(max=1.0)
-    return {name: g * per_client(scale_C, g) for name, g in gradients.items()}
+    return {name: g * broadcast_clients(scale_C, g) for name, g in gradients.items()}
 
 
 class StackedOptimizer:
@@ -59,8 +59,8 @@ class StackedOptimizer:
                 second = self.second[name][rows]
                 momentum.lerp_(gradient, 1 - beta1)
                 second.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
-                correction1 = per_client(1 - beta1 ** self.steps_C[rows], parameter)
-                correction2 = per_client(1 - beta2 ** self.steps_C[rows], parameter)
+                correction1 = broadcast_clients(1 - beta1 ** self.steps_C[rows], parameter)
+                correction2 = broadcast_clients(1 - beta2 ** self.steps_C[rows], parameter)
                 denominator = (second.sqrt() / correction2.sqrt()).add_(self.EPS)
                 parameter.sub_((self.lr / correction1) * (momentum / denominator))
                 self.second[name][rows] = second

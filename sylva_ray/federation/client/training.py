@@ -16,10 +16,10 @@ from sylva_ray.federation.client.batches import cohort_batches, split_draws
 from sylva_ray.federation.client.collapse_guard import CollapseGuard
 from sylva_ray.federation.client.optim import StackedOptimizer, clip_per_client
 from sylva_ray.federation.client.worker import CohortWorker
-from sylva_ray.federation.context import Batch, Cohort
+from sylva_ray.federation.context import Batch, ClientContext
 from sylva_ray.federation.method import Method
 from sylva_ray.federation.tasks import CohortTask
-from sylva_ray.models.cohort import CohortModel, per_client, to_arrays
+from sylva_ray.models.cohort import CohortModel, broadcast_clients, to_arrays
 
 StepResult = tuple[dict[str, torch.Tensor], torch.Tensor]
 """``(gradients {name: [C, ...]}, mean losses [C])``."""
@@ -53,7 +53,7 @@ class TrainTask(CohortTask):
     def execute(self, worker: CohortWorker, params: ParameterStack) -> list[TrainOutcome]:
         """See `CohortTask`."""
         data = [worker.training_data(client) for client in self.clients]
-        with worker.clock("train"):
+        with worker.stopwatch("train"):
             metrics = train_cohort(worker.context(self, params), worker.algorithm, params, data, self, worker.config)
         states = unstack_states(to_arrays(params))
         return [
@@ -87,7 +87,7 @@ def run_epochs(
         ):
             gradients, losses_C = step(params, batch)
             if masks is not None:
-                gradients = {name: g * per_client(masks[name], g) for name, g in gradients.items()}
+                gradients = {name: g * broadcast_clients(masks[name], g) for name, g in gradients.items()}
             if config.training.clip_norm is not None:
                 gradients = clip_per_client(gradients, config.training.clip_norm)
             optimizer.step(gradients, batch.active, masks)
@@ -99,7 +99,7 @@ def run_epochs(
 
 
 def train_cohort(
-    cohort: Cohort,
+    context: ClientContext,
     algorithm: Method,
     params: ParameterStack,
     data: Sequence[ClientData],
@@ -115,17 +115,17 @@ def train_cohort(
     streams = [generator(config.seed, "train", client, task.round) for client in task.clients]
     metrics = {"loss": torch.zeros(len(task.clients), dtype=torch.float64)}
     if task.head_epochs:
-        warm_up = _warm_up_step(cohort, algorithm)
+        warm_up = _warm_up_step(context, algorithm)
         metrics["loss"] = run_epochs(params, warm_up, data, streams, config, task.lr, task.head_epochs)
     if task.epochs:
         attack: AttackSpec = config.attack.spec(task.epsilon)
-        names = [name for name in params if cohort.model.trainable(name) and algorithm.trains(name)]
-        guard = _collapse_guard(algorithm, cohort, params, data, task, config)
-        algorithm.client_init(cohort)
+        names = [name for name in params if context.model.trainable(name) and algorithm.trains(name)]
+        guard = _collapse_guard(algorithm, context, params, data, task, config)
+        algorithm.client_init(context)
         for epochs, trained in algorithm.schedule(task.epochs, names):
 
             def step(p: ParameterStack, batch: Batch, trained: list[str] = trained) -> StepResult:
-                return algorithm.client_step(cohort, p, batch, attack, trained)
+                return algorithm.client_step(context, p, batch, attack, trained)
 
             after_epoch = (lambda: None) if guard is None else guard.after_epoch
             metrics["loss"] = run_epochs(params, step, data, streams, config, task.lr, epochs, after_epoch=after_epoch)
@@ -134,12 +134,12 @@ def train_cohort(
     return metrics
 
 
-def _warm_up_step(cohort: Cohort, algorithm: Method) -> Step:
+def _warm_up_step(context: ClientContext, algorithm: Method) -> Step:
     """The benign warm-up, of the parameters that the algorithm names."""
     names = algorithm.warm_up_names()
 
     def step(params: ParameterStack, batch: Batch) -> StepResult:
-        return _gradients(params, names, lambda p: batch.mean_per_client(algorithm.warm_up_losses(cohort, p, batch)))
+        return _gradients(params, names, lambda p: batch.mean_by_client(algorithm.warm_up_losses(context, p, batch)))
 
     return step
 
@@ -149,7 +149,7 @@ def benign_step(model: CohortModel, names: Sequence[str]) -> Step:
 
     def step(params: ParameterStack, batch: Batch) -> StepResult:
         def losses(p: ParameterStack) -> torch.Tensor:
-            return batch.mean_per_client(cross_entropy(model.forward(p, batch.x, batch.owner), batch.y))
+            return batch.mean_by_client(cross_entropy(model.forward(p, batch.x, batch.owner), batch.y))
 
         return _gradients(params, names, losses)
 
@@ -167,7 +167,7 @@ def _gradients(
 
 def _collapse_guard(
     algorithm: Method,
-    cohort: Cohort,
+    context: ClientContext,
     params: ParameterStack,
     data: Sequence[ClientData],
     task: TrainTask,
@@ -180,4 +180,4 @@ def _collapse_guard(
     images = config.training.batch_size
     watched = [Split(own.train.images[:images], own.train.labels[:images]) for own in data]
     draws = split_draws(config.seed, f"collapse guard/{task.round}", task.clients, watched)
-    return CollapseGuard(cohort.model, params, watched, task.epsilon, draws)
+    return CollapseGuard(context.model, params, watched, task.epsilon, draws)

@@ -18,7 +18,7 @@ from sylva_ray.config.experiment import ExperimentConfig
 from sylva_ray.core.timing import Stopwatch
 from sylva_ray.core.types import ClientData, ParameterStack, Split, StateStack
 from sylva_ray.data.fleet import FleetData
-from sylva_ray.federation.context import Cohort
+from sylva_ray.federation.context import ClientContext
 from sylva_ray.federation.method import Method
 from sylva_ray.models.backbone import create_backbone
 from sylva_ray.models.cohort import CohortModel, FunctionalStack, to_parameters
@@ -110,19 +110,19 @@ class CohortWorker:
 
     def run(self, task: Task) -> CohortResult:
         """Execute a task."""
-        self.clock = Stopwatch()
+        self.stopwatch = Stopwatch()
         params = to_parameters(task.states, self.device, torch.float32)
         self.model.precision = DTYPES[self.config.training.precision] if task.trains else torch.float32
         outcomes = task.execute(self, params)
-        return CohortResult(task.clients, tuple(outcomes), dict(self.clock.seconds), peak_memory_bytes())
+        return CohortResult(task.clients, tuple(outcomes), dict(self.stopwatch.seconds), peak_memory_bytes())
 
     # -- what tasks ask for ------------------------------------------------------------------------------------------------
 
-    def context(self, task: Task, params: ParameterStack) -> Cohort:
+    def context(self, task: Task, params: ParameterStack) -> ClientContext:
         """What a client's half may know; the state it received is ``params`` as they are now."""
         counts = np.stack([self.fleet.label_matrix()[client] for client in task.clients])
         received = {name: value.clone() for name, value in params.items()}
-        return Cohort(self.model, torch.from_numpy(counts).to(self.device), received, self.clock)
+        return ClientContext(self.model, torch.from_numpy(counts).to(self.device), received, self.stopwatch)
 
     def data(self, task: Task) -> list[ClientData]:
         """The clients' images, each in its splits."""

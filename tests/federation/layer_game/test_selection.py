@@ -12,7 +12,7 @@ from hypothesis.extra.numpy import arrays
 from scipy import optimize, stats
 
 from sylva_ray.federation.stages.layer_game.selection import (
-    MOST_IMAGES,
+    MAX_GUARD_IMAGES,
     images_needed,
     nested_by_score,
     nested_candidates,
@@ -213,5 +213,5 @@ def test_the_images_needed_are_the_fewest_that_bear_one_flip_each_way(
 
 
 def test_images_needed_are_bounded() -> None:
-    assert images_needed(0.0, 0.9) == MOST_IMAGES
+    assert images_needed(0.0, 0.9) == MAX_GUARD_IMAGES
     assert images_needed(1.0, 0.9) == 2

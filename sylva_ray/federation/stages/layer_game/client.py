@@ -22,11 +22,11 @@ from sylva_ray.core.types import AttackSpec, ClientData, ParameterStack, Split
 from sylva_ray.federation.client.batches import flat_split, split_draws
 from sylva_ray.federation.client.training import benign_step, run_epochs
 from sylva_ray.federation.client.worker import CohortWorker
-from sylva_ray.federation.context import Cohort
+from sylva_ray.federation.context import ClientContext
 from sylva_ray.federation.parameters import Phase2Parameters
 from sylva_ray.federation.stages.layer_game.coalitions import mix
 from sylva_ray.federation.tasks import CohortTask
-from sylva_ray.models.cohort import per_client, select_clients
+from sylva_ray.models.cohort import broadcast_clients, select_clients
 from sylva_ray.models.kernels import DTYPES
 from sylva_ray.models.lora import LoraStack
 
@@ -60,7 +60,7 @@ class Phase2Client:
 
     def __init__(
         self,
-        cohort: Cohort,
+        context: ClientContext,
         phase2: Phase2Parameters,
         config: ExperimentConfig,
         robust: ParameterStack,
@@ -69,8 +69,8 @@ class Phase2Client:
         round: int,
         trains: Callable[[str], bool],
     ) -> None:
-        assert isinstance(cohort.model, LoraStack), "phase 2 plays with adapters"
-        self.model, self.clock = cohort.model, cohort.clock
+        assert isinstance(context.model, LoraStack), "phase 2 plays with adapters"
+        self.model, self.stopwatch = context.model, context.stopwatch
         self.phase2, self.config = phase2, config
         self.robust, self.clients, self.data, self.round = robust, clients, data, round
         self.players = {player: [n for n in names if trains(n)] for player, names in self.model.players.items()}
@@ -111,14 +111,14 @@ class Phase2Client:
                 self.phase2.benign_epochs,
             )
         finite_C = torch.stack([value.flatten(1).isfinite().all(1) for value in params.values()]).all(0)
-        return {name: torch.where(per_client(finite_C, v), v, self.robust[name]) for name, v in params.items()}
+        return {name: torch.where(broadcast_clients(finite_C, v), v, self.robust[name]) for name, v in params.items()}
 
     def selection_images(self, benign: ParameterStack) -> SelectionImages:
         """The selection split, and what PGD makes of it against theta^r and theta^b (``benign``)."""
         splits = [_head_of(d.selection, self.phase2.max_images) for d in self.data]
         first = self.robust[next(iter(self.robust))]
         x, y, owner = flat_split(splits, first.dtype, first.device)
-        with self.clock("attack"):
+        with self.stopwatch("attack"):
             against = [self._adversarial(theta, x, y, owner, splits) for theta in (self.robust, benign)]
         return SelectionImages(x, y, owner, against)
 
@@ -154,7 +154,7 @@ class Phase2Client:
         chosen = select_clients(params, clients)
         first = chosen[next(iter(chosen))]
         x, y, owner = flat_split(splits, first.dtype, first.device)
-        with self.clock("attack"):
+        with self.stopwatch("attack"):
             draws = split_draws(self.config.seed, f"guard/{self.round}", [self.clients[c] for c in clients], splits)
             with torch.no_grad():
                 benign = self.model.forward(chosen, x, owner).argmax(1) == y

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 import torch
 
 from sylva_ray.core.types import ParameterStack
-from sylva_ray.models.cohort import per_client
+from sylva_ray.models.cohort import broadcast_clients
 
 LOW, HIGH, TEMPERATURE = -0.1, 1.1, 2 / 3
 """The stretch and the temperature of Louizos et al. 2018."""
@@ -28,7 +28,7 @@ def blend(
         gate = gates[:, player]
         for name in names:
             own, other = robust[name], benign[name]
-            alpha = per_client(gate, own)
+            alpha = broadcast_clients(gate, own)
             if name.endswith(".lora_A"):
                 mixed[name] = torch.cat([own, other], dim=1)
             elif name.endswith(".lora_B"):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-MOST_IMAGES = 1000
+MAX_GUARD_IMAGES = 1000
 """Guard images that are always enough to decide by oneself."""
 
 
@@ -85,8 +85,8 @@ def paired_upper_bound(lost: int, gained: int, num_images: int, confidence: floa
 def images_needed(tolerance: float, confidence: float) -> int:
     """The fewest images with which one flip in each direction passes `paired_upper_bound`: what a guard can work with.
 
-    48 at a tolerance of 0.05 and 90 % confidence, 23 at 0.1. At most `MOST_IMAGES`, as for a tolerance of 0."""
-    fewest, most = 2, MOST_IMAGES
+    48 at a tolerance of 0.05 and 90 % confidence, 23 at 0.1. At most `MAX_GUARD_IMAGES`, as for a tolerance of 0."""
+    fewest, most = 2, MAX_GUARD_IMAGES
     while fewest < most:  # the bound falls with the number of images
         middle = (fewest + most) // 2
         if paired_upper_bound(1, 1, middle, confidence) <= tolerance:

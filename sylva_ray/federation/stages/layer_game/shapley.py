@@ -12,7 +12,7 @@ from math import factorial
 
 import numpy as np
 
-EXACT_LIMIT = 13
+MAX_EXACT_PLAYERS = 13
 """Players up to which all 2^n coalitions are played (ViT-B's 12 blocks and the head); sampling beyond."""
 
 

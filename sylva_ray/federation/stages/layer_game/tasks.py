@@ -52,9 +52,9 @@ class GameTask(CohortTask):
 
     def execute(self, worker: CohortWorker, params: ParameterStack) -> list[GameOutcome]:
         """See `CohortTask`."""
-        with worker.clock("game"):
+        with worker.stopwatch("game"):
             player = Phase2Client.of_task(worker, self, params)
-            with worker.clock("train"):
+            with worker.stopwatch("train"):
                 benign = player.benign_end_point()
             found = self.ranking.measure(player, benign, self.coalitions)
         limit = worker.algorithm.parameters.phase2.max_images
@@ -80,7 +80,7 @@ class GuardTask(CohortTask):
 
     def execute(self, worker: CohortWorker, params: ParameterStack) -> list[GuardOutcome]:
         """See `CohortTask`."""
-        with worker.clock("game"):
+        with worker.stopwatch("game"):
             benign = to_parameters(self.benign_states, worker.device, torch.float32)
             return Phase2Client.of_task(worker, self, params).guard_candidates(benign, self.candidates)
 
@@ -95,7 +95,7 @@ class RefineTask(CohortTask):
 
     def execute(self, worker: CohortWorker, params: ParameterStack) -> list[RefineOutcome]:
         """See `CohortTask`."""
-        with worker.clock("game"):
+        with worker.stopwatch("game"):
             epochs, guard = Phase2Client.of_task(worker, self, params).refine(self.selected)
         states = [unstack_states(to_arrays(epoch)) for epoch in epochs]
         return [RefineOutcome(tuple(epoch[c] for epoch in states), guard[c]) for c in range(len(self.clients))]

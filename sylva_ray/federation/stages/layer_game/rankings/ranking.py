@@ -14,7 +14,7 @@ from sylva_ray.federation.parameters import Phase2Parameters
 from sylva_ray.federation.stages.layer_game.client import Phase2Client, SelectionImages
 from sylva_ray.federation.stages.layer_game.selection import nested_by_score
 from sylva_ray.federation.stages.layer_game.shapley import (
-    EXACT_LIMIT,
+    MAX_EXACT_PLAYERS,
     all_coalitions,
     antithetic_permutations,
     prefix_coalitions,
@@ -66,8 +66,8 @@ class GamePlan:
 
     @staticmethod
     def of(num_players: int, phase2: Phase2Parameters, rng: np.random.Generator) -> GamePlan:
-        """Exact up to `EXACT_LIMIT` players, antithetic permutation sampling beyond."""
-        if num_players <= EXACT_LIMIT:
+        """Exact up to `MAX_EXACT_PLAYERS` players, antithetic permutation sampling beyond."""
+        if num_players <= MAX_EXACT_PLAYERS:
             return GamePlan(all_coalitions(num_players), None)
         permutations = antithetic_permutations(num_players, phase2.sampled_pairs, rng)
         return GamePlan(prefix_coalitions(permutations), permutations)
@@ -145,7 +145,7 @@ class ScoreRanking(Ranking):
         """See `Ranking.measure`."""
         del coalitions
         images = player.selection_images(benign)
-        with player.clock("game"):
+        with player.stopwatch("game"):
             return [LayerMeasurement(scores=own) for own in self.scores(player, benign, images)]
 
     def rank(self, game: PlayedGame) -> RankedLayers:

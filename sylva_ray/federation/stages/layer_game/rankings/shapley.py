@@ -45,7 +45,7 @@ class ShapleyRanking(Ranking):
         The robust one takes, per image, the worse of two fixed adversarial images: made against theta^r and against
         theta^b. Fixed images flatter mixtures, hence the guard's fresh attacks afterwards."""
         images = player.selection_images(benign)
-        with player.clock("game"):
+        with player.stopwatch("game"):
             return [_values_of(player, benign, coalitions, images, client) for client in range(len(player.clients))]
 
     def rank(self, game: PlayedGame) -> RankedLayers:
