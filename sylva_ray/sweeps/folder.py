@@ -50,6 +50,9 @@ class SweepFolder:
                 raise UserError("--out", where, "already holds a sweep; add --resume to continue it, or choose another")
             if self.load().to_yaml() != text:
                 raise UserError("--out", where, "holds a sweep of another space (see its space.yaml)")
+            if any(self.tune.glob("searcher-state-*.pkl")) and not any(self.tune.glob("searcher-state-*.json")):
+                fix = "holds a search by Optuna that was saved by an older version, as a pickle: start it again in another folder"
+                raise UserError("--resume", where, fix)
         elif self.root.exists() and any(self.root.iterdir()):
             raise UserError("--out", where, "is not empty and holds no sweep; choose another folder")
         elif resume:

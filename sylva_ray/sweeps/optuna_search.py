@@ -1,103 +1,220 @@
-"""Optuna for Ray Tune, for points with several seeds: the study learns of a point once, as the mean over its seeds.
+"""Optuna for Ray Tune, for points with several seeds: a point's objectives are their means over its seeds.
 
     study ── point ──► trial (point, seed 1), trial (point, seed 2), ... ── all done ──► mean ──► study
 
-Tune's own `OptunaSearch` knows no seeds. One objective or several: TPE samples for both.
+Tune's own `OptunaSearch` has no notion of seeds. TPE suggests the points, for one objective or several. The state of a
+search is one JSON file beside Tune's own: a resumed search suggests what the uninterrupted one would have suggested.
 """
 
 from __future__ import annotations
 
-import pickle
+import json
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.storages.journal import BaseJournalBackend
 from optuna.trial import TrialState
+from pydantic import BaseModel, JsonValue
 from ray.tune.search import Searcher
 
-from sylva_ray.sweeps.points import point_id
+from sylva_ray.sweeps.points import PointValues, point_id
 from sylva_ray.sweeps.space import Parameter, Space
 
-TRIES = 50
-"""How often Optuna may repeat itself before its space counts as exhausted."""
+MAX_REPEATS = 50
+"""How many repeated points in a row show that a space is exhausted."""
+
+STUDY = "sweep"
+"""The study's name in the journal."""
+
+RandomState = tuple[str, list[int], int, int, float]
+"""The state of a `numpy.random.RandomState`, as its ``get_state`` has it."""
+
+
+class TrialChoice(BaseModel):
+    """A suggested trial, as `sylva_ray.sweeps.points.Trial`."""
+
+    values: dict[str, JsonValue]
+    seed: int
+
+
+class PointProgress(BaseModel):
+    """What is known of a suggested point.
+
+    Attributes:
+        number: Its number in the study.
+        results: The objectives of each of its trials that ended, None for a trial that was pruned or failed.
+    """
+
+    number: int
+    results: list[list[float] | None] = []
+
+
+class SearchState(BaseModel):
+    """Everything that a search needs to continue.
+
+    Attributes:
+        points_left: Points that are still to be suggested.
+        queue: Trials of the newest point that are still to be suggested.
+        point_of: The point of each trial that has not ended, by Tune's name of the trial.
+        points: By name.
+        journal: Optuna's own log of the study, one JSON object per operation.
+        random_states: Of the sampler; the journal does not hold them.
+    """
+
+    points_left: int
+    queue: list[TrialChoice] = []
+    point_of: dict[str, str] = {}
+    points: dict[str, PointProgress] = {}
+    journal: list[str] = []
+    random_states: list[RandomState] = []
+
+
+class JournalLines(BaseJournalBackend):
+    """The journal of Optuna's `JournalStorage`, in memory.
+
+    A file of its own would not do: Tune saves its state every few seconds and resumes from there, and the study must be
+    exactly as old as that state. So the journal is saved with it.
+
+    Args:
+        lines: One JSON object per operation; grows with the study.
+    """
+
+    def __init__(self, lines: list[str]) -> None:
+        self.lines = lines
+
+    def read_logs(self, log_number_from: int) -> Iterator[dict[str, JsonValue]]:
+        """Yield the operations from a number on."""
+        yield from map(json.loads, self.lines[log_number_from:])
+
+    def append_logs(self, logs: list[dict[str, JsonValue]]) -> None:
+        """Add operations."""
+        self.lines += map(json.dumps, logs)
+
+
+class ResumableTPESampler(optuna.samplers.TPESampler):
+    """TPE whose random state can be read and set, which Optuna offers only by pickle.
+
+    Args:
+        seed: Of the search.
+    """
+
+    def __init__(self, seed: int) -> None:
+        super().__init__(seed=seed)
+
+    @property
+    def random_states(self) -> list[RandomState]:
+        """The states of the generators of TPE and of the random search that it begins with."""
+        states = (generator.get_state(legacy=True) for generator in self._generators())
+        return [(name, np.asarray(words).tolist(), *rest) for name, words, *rest in states]
+
+    def set_random_states(self, states: list[RandomState]) -> None:
+        """Continue as the sampler did that had these ``random_states``."""
+        for generator, (name, words, position, has_gauss, gauss) in zip(self._generators(), states, strict=True):
+            generator.set_state((name, np.array(words, np.uint32), position, has_gauss, gauss))
+
+    def _generators(self) -> tuple[np.random.RandomState, np.random.RandomState]:
+        return self._rng.rng, self._random_sampler._rng.rng
 
 
 class PointSearch(Searcher):
     """Suggests ``{"trial": {"values": ..., "seed": ...}}``: ``search.num_points`` points, seeds innermost.
 
-    A point of which a trial was pruned or failed is told as failed. A point that Optuna repeats is answered from memory."""
+    A point with a trial that was pruned or failed counts as failed. A point that Optuna repeats gets the result that it
+    had and is not run again.
+
+    Args:
+        space: With ``search.kind: optuna``.
+    """
+
+    CKPT_FILE_TMPL = "searcher-state-{}.json"
 
     def __init__(self, space: Space) -> None:
         super().__init__(metric=None, mode=None)
         assert space.search.num_points is not None, "checked by the space"
         optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self._space = space
         self._distributions = {key: _distribution(parameter) for key, parameter in space.parameters.items()}
-        # choices may be lists or mappings, which Optuna takes for no categories: it gets their numbers
-        self._choices = {key: p.values for key, p in space.parameters.items() if p.kind == "choice"}
+        self._sampler = ResumableTPESampler(space.search.seed)
+        self._state = SearchState(points_left=space.search.num_points)
         self._study = optuna.create_study(
-            sampler=optuna.samplers.TPESampler(seed=space.search.seed),
+            study_name=STUDY,
+            storage=optuna.storages.JournalStorage(JournalLines(self._state.journal)),
+            sampler=self._sampler,
             directions=["maximize" if objective.mode == "max" else "minimize" for objective in space.objectives],
         )
-        self._metrics = [objective.metric for objective in space.objectives]
-        self._seeds, self._points_left = space.seeds, space.search.num_points
-        self._queue: list[dict[str, Any]] = []
-        self._point_of: dict[str, str] = {}  # by Tune's trial
-        self._number_of: dict[str, int] = {}  # Optuna's, by point
-        self._results: dict[str, list[list[float] | None]] = {}
+
+    @property
+    def study(self) -> optuna.Study:
+        """Optuna's view of the points: one trial per suggestion."""
+        return self._study
 
     def suggest(self, trial_id: str) -> Any:
-        """See `Searcher.suggest`."""
-        if not self._queue and self._points_left:
-            self._points_left -= 1
+        """Return the configuration of Tune's next trial; see `Searcher.suggest`."""
+        state = self._state
+        if not state.queue and state.points_left:
+            state.points_left -= 1
             values = self._new_point()
-            self._queue = [] if values is None else [{"values": values, "seed": seed} for seed in self._seeds]
-        if not self._queue:
-            self._points_left = 0
+            if values is not None:
+                state.queue = [TrialChoice(values=dict(values), seed=seed) for seed in self._space.seeds]
+        if not state.queue:
+            state.points_left = 0
             return Searcher.FINISHED
-        given = self._queue.pop(0)
-        self._point_of[trial_id] = point_id(given["values"])
-        return {"trial": given}
+        choice = state.queue.pop(0)
+        state.point_of[trial_id] = point_id(choice.values)
+        return {"trial": choice.model_dump()}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """See `Searcher.on_trial_complete`. (Of single rounds the study hears nothing.)"""
-        point = self._point_of.pop(trial_id, None)
-        if point is None:
+        """Take the result of a trial that ended; see `Searcher.on_trial_complete`.
+
+        Results of single rounds do not reach the study.
+        """
+        name = self._state.point_of.pop(trial_id, None)
+        if name is None:
             return
-        found = None if error or not result or not result.get("finished") else [result[name] for name in self._metrics]
-        self._results[point].append(found)
-        if len(self._results[point]) == len(self._seeds):
-            self._tell(self._number_of[point], self._mean(point))
+        is_result = not error and result is not None and result.get("finished")
+        values = [result[objective.metric] for objective in self._space.objectives] if is_result and result else None
+        point = self._state.points[name]
+        point.results.append(values)
+        if len(point.results) == len(self._space.seeds):
+            self._tell(point.number, self._mean(point))
 
     def save(self, checkpoint_path: str) -> None:
-        """See `Searcher.save`; a part of Tune's own state."""
-        with open(checkpoint_path, "wb") as file:
-            pickle.dump(self.__dict__, file)
+        """Write the state as JSON; see `Searcher.save`."""
+        self._state.random_states = self._sampler.random_states
+        Path(checkpoint_path).write_text(self._state.model_dump_json())
 
     def restore(self, checkpoint_path: str) -> None:
-        """See `Searcher.restore`."""
-        with open(checkpoint_path, "rb") as file:
-            self.__dict__.update(pickle.load(file))
+        """Continue from a saved state; see `Searcher.restore`."""
+        self._state = SearchState.model_validate_json(Path(checkpoint_path).read_text())
+        self._sampler.set_random_states(self._state.random_states)
+        storage = optuna.storages.JournalStorage(JournalLines(self._state.journal))
+        self._study = optuna.load_study(study_name=STUDY, storage=storage, sampler=self._sampler)
 
-    def _new_point(self) -> dict[str, Any] | None:
-        """A point that has not been tried; None where there seems to be no other."""
-        for _ in range(TRIES):
+    def _new_point(self) -> PointValues | None:
+        """Return a point that has not been tried; None where there seems to be no other."""
+        for _ in range(MAX_REPEATS):
             asked = self._study.ask(self._distributions)
             values = {key: self._value(key, suggested) for key, suggested in asked.params.items()}
-            point = point_id(values)
-            if point not in self._results:
-                self._number_of[point], self._results[point] = asked.number, []
+            name = point_id(values)
+            if name not in self._state.points:
+                self._state.points[name] = PointProgress(number=asked.number)
                 return values
-            self._tell(asked.number, self._mean(point))
+            self._tell(asked.number, self._mean(self._state.points[name]))
         return None
 
     def _value(self, key: str, suggested: Any) -> Any:
-        return self._choices[key][suggested] if key in self._choices else suggested
+        """Return the value of a parameter; of a choice, Optuna suggests the index (choices may be lists or mappings)."""
+        parameter = self._space.parameters[key]
+        return parameter.values[suggested] if parameter.kind == "choice" else suggested
 
-    def _mean(self, point: str) -> list[float] | None:
-        """Over the seeds; None unless all of them have finished."""
-        found = [values for values in self._results[point] if values is not None]
-        return np.mean(found, axis=0).tolist() if len(found) == len(self._seeds) else None
+    def _mean(self, point: PointProgress) -> list[float] | None:
+        """Average over the seeds; None unless all of them have finished."""
+        values = [result for result in point.results if result is not None]
+        return np.mean(values, axis=0).tolist() if len(values) == len(self._space.seeds) else None
 
     def _tell(self, number: int, values: list[float] | None) -> None:
         self._study.tell(number, values, state=TrialState.FAIL if values is None else TrialState.COMPLETE)

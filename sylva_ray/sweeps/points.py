@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from pydantic import JsonValue
 
 from sylva_ray.config.experiment import ExperimentConfig
 from sylva_ray.core.errors import UserError
@@ -30,11 +31,15 @@ REDRAWS = 100
 """A point that has been drawn before is drawn again, this often."""
 
 
+PointValues = Mapping[str, JsonValue]
+"""The values of a point: ``{dotted key: value}``."""
+
+
 @dataclass(frozen=True)
 class Trial:
     """One experiment of a sweep: a point (``values`` of the parameters) with a seed."""
 
-    values: Mapping[str, Any]
+    values: PointValues
     seed: int
 
     @property
@@ -48,12 +53,12 @@ class Trial:
         return f"{self.point}-s{self.seed}"
 
 
-def point_id(values: Mapping[str, Any]) -> str:
+def point_id(values: PointValues) -> str:
     """Eight hexadecimal digits of the values' hash."""
     return hashlib.blake2b(json.dumps(values, sort_keys=True).encode(), digest_size=4).hexdigest()
 
 
-def point_label(values: Mapping[str, Any]) -> str:
+def point_label(values: PointValues) -> str:
     """For readers.
 
     >>> point_label({"lora.rank": 2, "attack.epsilon": "8/255"})
@@ -92,16 +97,16 @@ def planned_trials(space: Space) -> list[Trial]:
     return [Trial(values, seed) for values in points for seed in space.seeds]
 
 
-def _grid(space: Space) -> Iterator[dict[str, Any]]:
+def _grid(space: Space) -> Iterator[dict[str, JsonValue]]:
     keys = list(space.parameters)
     for values in itertools.product(*(parameter.values for parameter in space.parameters.values())):
         yield dict(zip(keys, values, strict=True))
 
 
-def _random(space: Space) -> list[dict[str, Any]]:
+def _random(space: Space) -> list[dict[str, JsonValue]]:
     """Point i comes from draw i, so that more points keep those that there were."""
     assert space.search.num_points is not None
-    found: dict[str, dict[str, Any]] = {}
+    found: dict[str, dict[str, JsonValue]] = {}
     for number in range(space.search.num_points):
         rng = numpy_generator(space.search.seed, "random search", round=number)
         for _ in range(REDRAWS):
@@ -156,14 +161,14 @@ def resolved_first(space: Space, measure: bool) -> ExperimentConfig:
     return prepare(space.config(next(_one_at_a_time(space)), space.seeds[0]), measure=measure).config
 
 
-def corners(space: Space) -> Iterable[dict[str, Any]]:
+def corners(space: Space) -> Iterable[dict[str, JsonValue]]:
     """All points of a grid; else all combinations of listed values and ends of ranges, if they are not too many."""
     if space.search.kind != "grid" and math.prod(len(p.values) for p in space.parameters.values()) > MAX_CORNERS:
         return _one_at_a_time(space)
     return _grid(space)
 
 
-def _one_at_a_time(space: Space) -> Iterator[dict[str, Any]]:
+def _one_at_a_time(space: Space) -> Iterator[dict[str, JsonValue]]:
     first = {key: parameter.values[0] for key, parameter in space.parameters.items()}
     yield first
     for key, parameter in space.parameters.items():
@@ -171,7 +176,7 @@ def _one_at_a_time(space: Space) -> Iterator[dict[str, Any]]:
             yield first | {key: value}
 
 
-def _inside(space: Space) -> Iterator[dict[str, Any]]:
+def _inside(space: Space) -> Iterator[dict[str, JsonValue]]:
     """A point inside each range of real numbers, whose ends may be whole by chance."""
     first = {key: parameter.values[0] for key, parameter in space.parameters.items()}
     for key, parameter in space.parameters.items():
@@ -183,7 +188,7 @@ def _inside(space: Space) -> Iterator[dict[str, Any]]:
 class _naming:
     """An error of a point whose key is not among its parameters names the point."""
 
-    def __init__(self, values: Mapping[str, Any]) -> None:
+    def __init__(self, values: PointValues) -> None:
         self.values = values
 
     def __enter__(self) -> None: ...
