@@ -11,7 +11,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from sylva_ray.algorithms.sylva import Sylva
-from sylva_ray.config.experiment import ExperimentConfig
+from sylva_ray.config.resolved import ResolvedConfig
 from sylva_ray.federation.server import Server
 from sylva_ray.federation.stages.federated_round import lr_of
 from sylva_ray.federation.stages.stage import Stage, StageResult
@@ -47,6 +47,6 @@ class HardenedSylva(Sylva):
 
     parameters: Parameters
 
-    def stages(self, config: ExperimentConfig) -> list[Stage]:
+    def stages(self, config: ResolvedConfig) -> list[Stage]:
         """Sylva's stages, then `Harden`."""
         return [*super().stages(config), Harden(self.parameters.harden_factor)]

@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Literal
 
 from sylva_ray.algorithms.adversarial import AdversarialTraining
-from sylva_ray.config.experiment import ExperimentConfig
+from sylva_ray.config.resolved import ResolvedConfig
 from sylva_ray.federation.parameters import Phase2Parameters, Sharing
 from sylva_ray.federation.stages.federated_round import federated_rounds
 from sylva_ray.federation.stages.layer_game.rankings.registry import create_ranking
@@ -35,7 +35,7 @@ class Sylva(AdversarialTraining):
 
     parameters: Parameters
 
-    def stages(self, config: ExperimentConfig) -> list[Stage]:
+    def stages(self, config: ResolvedConfig) -> list[Stage]:
         """Adversarial rounds of adapters, a last local epoch; then a game over the layers and benign refinement of the chosen."""
         phase2 = self.parameters.phase2
         return [

@@ -269,15 +269,6 @@ class ExperimentConfig(Section):
         """The configuration as YAML text, keys in the order of the sections above."""
         return yaml.safe_dump(json.loads(self.model_dump_json()), sort_keys=False)
 
-    @property
-    def attention_kernels(self) -> AttentionKernels:
-        """``training.attention`` per precision; ``auto``, where nothing was measured, means the fused kernel."""
-        attention = self.training.attention
-        if isinstance(attention, AttentionKernels):
-            return attention
-        kernel: Literal["fused", "plain"] = "plain" if attention == "plain" else "fused"
-        return AttentionKernels(float32=kernel, bfloat16=kernel)
-
     def flat(self) -> dict[str, str]:
         """``{dotted key: value as text}``: what the tracker logs as parameters."""
         return flatten(json.loads(self.model_dump_json()))

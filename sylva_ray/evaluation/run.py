@@ -199,9 +199,7 @@ class _Work:
         self.parts = Parts(given.run_dir / PARTS, self.config)
         self.everyone = range(self.fleet.num_clients)
         sizes = [len(self.fleet.test_labels(client)) for client in self.everyone]
-        size = self.config.training.cohort_size
-        assert isinstance(size, int), "cohort_size is resolved by prepare"
-        self.cohorts = make_cohorts(list(self.everyone), sizes, size)
+        self.cohorts = make_cohorts(list(self.everyone), sizes, self.config.training.cohort_size)
         self.longest = max(sizes)
         self.round = self.config.training.rounds
         self.majority = [self.fleet.client(client).majority_share for client in self.everyone]

@@ -7,19 +7,6 @@ from collections.abc import Sequence
 from sylva_ray.config.experiment import ExperimentConfig
 from sylva_ray.core.seeding import numpy_generator
 
-MAX_AUTO_COHORT_SIZE = 8
-
-
-def resolve_cohort_size(config: ExperimentConfig) -> int:
-    """``auto``: an even number of cohorts (two workers stay busy), at most `MAX_AUTO_COHORT_SIZE` clients in each."""
-    if config.cluster.num_actors == "per_client":
-        return 1
-    if isinstance(config.training.cohort_size, int):
-        return config.training.cohort_size
-    participants = config.training.clients_per_round or config.partition.num_clients
-    num_cohorts = 2 * -(-participants // (2 * MAX_AUTO_COHORT_SIZE))
-    return -(-participants // num_cohorts)
-
 
 def choose_participants(config: ExperimentConfig, round: int, missing: Sequence[int]) -> list[int]:
     """Clients of this round, sorted. Who was missing in the round before comes first; the rest is drawn."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sylva_ray.config.experiment import ExperimentConfig
+from sylva_ray.config.resolved import ResolvedConfig
 from sylva_ray.federation.method import Method
 from sylva_ray.federation.stages.federated_round import federated_rounds
 from sylva_ray.federation.stages.layer_game.rankings.registry import create_ranking
@@ -16,11 +16,11 @@ from sylva_ray.federation.stages.warm_up import WarmUp
 class Algorithm(Method):
     """One federated method. The base method trains benignly; subclasses override what differs."""
 
-    def stages(self, config: ExperimentConfig) -> list[Stage]:
+    def stages(self, config: ResolvedConfig) -> list[Stage]:
         """What a run is made of, in order. A method with another course overrides this.
 
         Args:
-            config: resolved.
+            config: the experiment.
         """
         phase2 = self.parameters.phase2
         return [

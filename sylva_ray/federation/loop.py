@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from sylva_ray.config.experiment import ExperimentConfig
+from sylva_ray.config.resolved import ResolvedConfig
 from sylva_ray.core.types import ClientState
 from sylva_ray.data.fleet import FleetData
 from sylva_ray.federation.contract import Algorithm
@@ -36,7 +36,7 @@ class Rounds:
 
     def __init__(
         self,
-        config: ExperimentConfig,
+        config: ResolvedConfig,
         algorithm: Algorithm,
         fleet: FleetData,
         initial_states: Sequence[ClientState],

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from sylva_ray.aggregation.neighbours import NeighbourGraph
-from sylva_ray.config.experiment import ExperimentConfig
+from sylva_ray.config.resolved import ResolvedConfig
 from sylva_ray.core.types import ClientState, stack_states
 from sylva_ray.data.fleet import FleetData
 from sylva_ray.federation.client.training import TrainOutcome, TrainTask
@@ -66,7 +66,7 @@ class Server:
     """The coordinator's half of a run.
 
     Args:
-        config: resolved.
+        config: the experiment.
         algorithm: with ``head_names`` set.
         fleet: for sizes and labels (the images are the workers' business).
         initial_states: what the K clients start from.
@@ -84,7 +84,7 @@ class Server:
 
     def __init__(
         self,
-        config: ExperimentConfig,
+        config: ResolvedConfig,
         algorithm: Method,
         fleet: FleetData,
         initial_states: Sequence[ClientState],
@@ -211,9 +211,7 @@ class Server:
 
     def cohorts(self, clients: Sequence[int]) -> list[tuple[int, ...]]:
         """``clients`` in cohorts of about equal work."""
-        size = self.config.training.cohort_size
-        assert isinstance(size, int), "cohort_size is resolved before the run"
-        return make_cohorts(clients, self.sizes, size) if clients else []
+        return make_cohorts(clients, self.sizes, self.config.training.cohort_size) if clients else []
 
     def stack(self, cohort: Sequence[int]) -> dict[str, np.ndarray]:
         """Some clients' states, ``{name: [C, ...]}``."""

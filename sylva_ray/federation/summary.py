@@ -10,7 +10,7 @@ from importlib.metadata import version
 from typing import Any
 
 from sylva_ray import __version__
-from sylva_ray.config.experiment import ExperimentConfig
+from sylva_ray.config.resolved import ResolvedConfig
 from sylva_ray.core.types import AttackSpec
 from sylva_ray.data.fleet import FleetData
 from sylva_ray.federation.stages.kinds import is_exchange, phase_of
@@ -33,7 +33,7 @@ STAGES = ("total", "setup", "train", "attack", "game", "evaluate", "aggregate", 
 
 
 def summarise(
-    config: ExperimentConfig,
+    config: ResolvedConfig,
     fleet: FleetData,
     records: Sequence[Mapping[str, Any]],
     game: Mapping[str, Any] | None,
@@ -99,9 +99,9 @@ def summarise(
     }
 
 
-def compute(config: ExperimentConfig) -> dict[str, str]:
+def compute(config: ResolvedConfig) -> dict[str, str]:
     """How a run computes, with nothing left to choose: precisions, and the attention kernel of each."""
-    kernels = config.attention_kernels
+    kernels = config.training.attention
     return {
         "training_precision": config.training.precision,
         "evaluation_precision": config.evaluation.precision,
@@ -138,7 +138,7 @@ def _end_of_phase1(records: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | 
 
 
 def _communication(
-    config: ExperimentConfig, records: Sequence[Mapping[str, Any]], traffic: DeclaredTraffic
+    config: ResolvedConfig, records: Sequence[Mapping[str, Any]], traffic: DeclaredTraffic
 ) -> dict[str, Any]:
     exchanges = [r for r in records if is_exchange(r["stage"])]
     senders = sum(len(r["participants"]) - len(r["missing"]) - len(r["dropped"]) for r in exchanges)
@@ -204,7 +204,7 @@ _EVALUATION_PRECISION = {
 }
 
 
-def threat_model(config: ExperimentConfig, attacks: Sequence[AttackSpec]) -> dict[str, str]:
+def threat_model(config: ResolvedConfig, attacks: Sequence[AttackSpec]) -> dict[str, str]:
     """What is attacked, how, and what the attacker knows."""
     used = {spec.norm for spec in attacks} or {"linf"}
     norms = ", ".join(words for norm, words in NORMS.items() if norm in used)
@@ -221,5 +221,5 @@ def threat_model(config: ExperimentConfig, attacks: Sequence[AttackSpec]) -> dic
     }
 
 
-def _training_attack(config: ExperimentConfig) -> str:
+def _training_attack(config: ResolvedConfig) -> str:
     return "FGSM-RS" if config.attack.name == "fgsm_rs" else f"PGD-{config.attack.steps}"

@@ -15,6 +15,7 @@ from sylva_ray.aggregation.neighbours import neighbourhood_size
 from sylva_ray.aggregation.robust import assumed_bad, least_clients
 from sylva_ray.algorithms.registry import create_algorithm
 from sylva_ray.config.experiment import CONFIG, ExperimentConfig, load_run_config, with_choices_of
+from sylva_ray.config.resolved import ResolvedConfig
 from sylva_ray.core.errors import UserError
 from sylva_ray.core.seeding import generator
 from sylva_ray.data.datasets import load_dataset
@@ -25,17 +26,17 @@ from sylva_ray.federation.stages.layer_game.rankings.registry import create_rank
 from sylva_ray.models.backbone import backbone_arrays, create_backbone
 from sylva_ray.models.cohort import CohortModel
 from sylva_ray.models.lora import LoraStack
-from sylva_ray.preparation.resolve import resolve_compute, resolve_settings
+from sylva_ray.preparation.resolve import measure_choices, resolve_config
 from sylva_ray.transport.byzantine import attackers_of
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A validated experiment, ready to be sent to a cluster. ``config`` has no ``auto`` left but ``cluster.num_actors``.
+    """A validated experiment, ready to be sent to a cluster.
 
     ``backbone`` is the timm model's state_dict as numpy arrays, a method's auxiliary weights beside it (`split_weights`)."""
 
-    config: ExperimentConfig
+    config: ResolvedConfig
     fleet: FleetData
     backbone: dict[str, np.ndarray]
     setup_seconds: float
@@ -55,16 +56,16 @@ def prepare(config: ExperimentConfig, run_dir: Path | None = None, measure: bool
     started = time.perf_counter()
     if run_dir is not None and (run_dir / CONFIG).exists():
         config = with_choices_of(config, load_run_config(run_dir))
-    config = resolve_settings(config)
+    resolved = resolve_config(config)
     algorithm = create_algorithm(config.algorithm)
     check_byzantine(config, algorithm)
     image_size = create_backbone(config.backbone, num_classes=2).image_size
     fleet = build_fleet(load_dataset(config.dataset, image_size, config.seed), config.partition, config.seed)
     arrays = backbone_arrays(create_backbone(config.backbone, fleet.num_classes))
     arrays |= {AUXILIARY + n: value for n, value in algorithm.auxiliary_weights(fleet.num_classes).items()}
-    model = build_model(algorithm, config, fleet.num_classes, arrays)
-    states = initial_states(algorithm, model, config, fleet.num_classes, arrays)
-    config = resolve_compute(config, model, states, fleet.dataset.train.images.shape[-1], measure)
+    model = build_model(algorithm, resolved, fleet.num_classes, arrays)
+    states = initial_states(algorithm, model, resolved, fleet.num_classes, arrays)
+    resolved = measure_choices(config, resolved, model, states, fleet.dataset.image_size, measure)
     phase2 = algorithm.parameters.phase2
     needs_chain = phase2.enabled and create_ranking(phase2.selection).needs_chain
     if needs_chain and isinstance(model, LoraStack) and model.num_blocks is None:
@@ -74,9 +75,8 @@ def prepare(config: ExperimentConfig, run_dir: Path | None = None, measure: bool
     if parameters.robust.assumed_fraction is None:
         robust = parameters.robust.model_copy(update={"assumed_fraction": config.byzantine.fraction})
         parameters = parameters.model_copy(update={"robust": robust})
-    resolved = config.model_copy(
-        update={"algorithm": config.algorithm.model_copy(update=parameters.model_dump(mode="json"))}
-    )
+    section = config.algorithm.model_copy(update=parameters.model_dump(mode="json"))
+    resolved = resolved.model_copy(update={"algorithm": section})
     return Prepared(resolved, fleet, arrays, time.perf_counter() - started)
 
 
@@ -129,6 +129,6 @@ def check_byzantine(config: ExperimentConfig, algorithm: Algorithm) -> None:
             )
 
 
-def create_worker(config: ExperimentConfig, fleet: FleetData, backbone: Mapping[str, np.ndarray]) -> CohortWorker:
-    """A worker for the method that ``config`` (resolved) names; ``backbone`` as in `Prepared`."""
+def create_worker(config: ResolvedConfig, fleet: FleetData, backbone: Mapping[str, np.ndarray]) -> CohortWorker:
+    """Create a worker for the method that ``config`` names; ``backbone`` as in `Prepared`."""
     return CohortWorker(create_algorithm(config.algorithm), config, fleet, backbone)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from sylva_ray.algorithms.registry import create_algorithm
 from sylva_ray.config.experiment import ExperimentConfig
+from sylva_ray.config.resolved import ResolvedConfig
 from sylva_ray.core.types import ClientState, state_bytes
 from sylva_ray.data.datasets import measure_dataset
 from sylva_ray.federation.client.worker import AUXILIARY, build_model
@@ -15,18 +16,18 @@ from sylva_ray.federation.summary import DeclaredTraffic
 from sylva_ray.models.backbone import backbone_arrays, create_backbone
 from sylva_ray.models.cohort import full_model_bytes
 from sylva_ray.preparation.experiment import check_byzantine, initial_states
-from sylva_ray.preparation.resolve import resolve_settings
+from sylva_ray.preparation.resolve import resolve_config
 from sylva_ray.transport.codecs import create_codec, shapes_of
 
 
 @dataclass(frozen=True)
 class TrafficEstimate:
-    """What a run moves, in bytes, from its config alone; ``config`` is resolved.
+    """What a run moves, in bytes, from its config alone.
 
     ``data_bytes`` (pixels, labels, and who holds which) and ``backbone_bytes`` go to every node once, ``state_bytes`` is one
     client's, ``upload_bytes`` and ``download_bytes`` are per client and round of phase 1."""
 
-    config: ExperimentConfig
+    config: ResolvedConfig
     data_bytes: int
     backbone_bytes: int
     state_bytes: int
@@ -45,7 +46,7 @@ def estimate_traffic(config: ExperimentConfig) -> TrafficEstimate:
     Raises:
         UserError: the config cannot run.
     """
-    config = resolve_settings(config)
+    resolved = resolve_config(config)
     algorithm = create_algorithm(config.algorithm)
     check_byzantine(config, algorithm)
     section = config.backbone.model_copy(update={"pretrained": False})
@@ -53,14 +54,14 @@ def estimate_traffic(config: ExperimentConfig) -> TrafficEstimate:
     backbone = create_backbone(section, size.num_classes)
     arrays = backbone_arrays(backbone)
     arrays |= {AUXILIARY + n: value for n, value in algorithm.auxiliary_weights(size.num_classes).items()}
-    untrained = config.model_copy(update={"backbone": section})
+    untrained = resolved.model_copy(update={"backbone": section})
     states = initial_states(
         algorithm, build_model(algorithm, untrained, size.num_classes, arrays), config, size.num_classes, arrays
     )
     traffic = declared_traffic(config, algorithm, states, full_model_bytes(backbone))
     indices = 8 * (size.num_train + config.partition.num_clients * config.partition.test_samples)
     return TrafficEstimate(
-        config,
+        resolved,
         data_bytes=size.num_bytes + indices,
         backbone_bytes=sum(array.nbytes for array in arrays.values()),
         state_bytes=max(map(state_bytes, states)),

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from sylva_ray.config.experiment import ClusterSection, ExperimentConfig
+from sylva_ray.config.resolved import ResolvedConfig
 from sylva_ray.preparation.traffic import TrafficEstimate, estimate_traffic
 from sylva_ray.provisioning.launcher_file import LauncherFile, Resources
 from sylva_ray.provisioning.placement import (
@@ -35,7 +36,7 @@ class Demand:
         actors_per_node: the most that one of those workers can hold; 0 where none is added.
     """
 
-    config: ExperimentConfig
+    config: ResolvedConfig
     traffic: TrafficEstimate
     num_cohorts: int
     num_actors: int
@@ -61,9 +62,7 @@ class Demand:
     @property
     def cohort_size(self) -> int:
         """Clients in one stacked forward."""
-        size = self.config.training.cohort_size
-        assert isinstance(size, int), "resolved by `estimate_traffic`"
-        return size
+        return self.config.training.cohort_size
 
     @property
     def participants(self) -> int:
@@ -81,17 +80,16 @@ def demand_of(config: ExperimentConfig, launcher: LauncherFile) -> Demand:
     nodes = fullest_cluster(section, launcher)
     check_resources(section, nodes)
     traffic = estimate_traffic(config)
-    config = traffic.config
-    size, num_clients = config.training.cohort_size, config.partition.num_clients
-    assert isinstance(size, int), "resolved by `estimate_traffic`"
-    num_cohorts = -(-(config.training.clients_per_round or num_clients) // size)
+    resolved = traffic.config
+    size, num_clients = resolved.training.cohort_size, resolved.partition.num_clients
+    num_cohorts = -(-(resolved.training.clients_per_round or num_clients) // size)
     num_actors = resolve_num_actors(section, -(-num_clients // size), num_clients, nodes)
     bundles: Sequence[Resources] = gpu_bundles(section, num_actors, num_gpus=0)
     bundles = bundles or [{"CPU": section.cpus_per_actor}] * num_actors
     added, waiting = launcher.nodes_for(bundles)
     hosts = [kind.resources for kind in launcher.workers if kind.name in added]
     fullest = max((_most_actors(section, bundles, node) for node in hosts), default=0)
-    return Demand(config, traffic, num_cohorts, num_actors, tuple(bundles), added, waiting, fullest)
+    return Demand(resolved, traffic, num_cohorts, num_actors, tuple(bundles), added, waiting, fullest)
 
 
 def _most_actors(section: ClusterSection, bundles: Sequence[Resources], node: Resources) -> int:

@@ -30,7 +30,7 @@ from sylva_ray.config.experiment import ClusterSection, ExperimentConfig
 from sylva_ray.config.schema import build, parse_override, read_overridden, read_yaml, set_dotted
 from sylva_ray.core.errors import UserError
 from sylva_ray.core.sections import PixelUnits, Section, parse_fraction
-from sylva_ray.federation.cohorts import resolve_cohort_size
+from sylva_ray.preparation.resolve import resolve_trial
 from sylva_ray.sweeps.metrics import METRICS, needs_attack
 
 KINDS = ("grid", "choice", "uniform", "loguniform", "randint")
@@ -211,12 +211,7 @@ class Space(Section):
             set_dotted(raw, key, deepcopy(value))
         config = build(ExperimentConfig, raw | {"name": self.name, "seed": seed})
         create_algorithm(config.algorithm)
-        device = config.training.device
-        if device == "auto" and config.cluster.gpus_per_actor == 0:
-            device = "cpu"  # a process sees every GPU of its node, also those that are not its own
-        cluster = config.cluster.model_copy(update={"num_actors": num_actors(config)})
-        training = config.training.model_copy(update={"device": device, "cohort_size": resolve_cohort_size(config)})
-        return config.model_copy(update={"training": training, "cluster": cluster})
+        return resolve_trial(config)
 
     @cached_property
     def cluster(self) -> ClusterSection:
@@ -231,16 +226,6 @@ class Space(Section):
     def to_yaml(self) -> str:
         """The space as it runs: it needs no other file."""
         return yaml.safe_dump(json.loads(self.model_dump_json(exclude_none=True)), sort_keys=False)
-
-
-def num_actors(config: ExperimentConfig) -> int:
-    """Client actors of one trial: ``auto`` is 1 here, because trials share the cluster; never more than it has cohorts."""
-    if config.cluster.pool == "in_process" or config.cluster.num_actors == "auto":
-        return 1
-    clients = config.partition.num_clients
-    if config.cluster.num_actors == "per_client":
-        return clients
-    return min(-(-clients // resolve_cohort_size(config)), config.cluster.num_actors)
 
 
 def load_space(path: Path, overrides: Sequence[str] = ()) -> Space:

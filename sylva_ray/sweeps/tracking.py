@@ -16,6 +16,7 @@ from sylva_ray.config.schema import build
 from sylva_ray.core.credentials import mask_credentials
 from sylva_ray.observers.mlflow.delivery import STATE
 from sylva_ray.observers.mlflow.tracker import SWEEP_NAME_TAG, open_sweep, send_run, tracking_uri, update_sweep
+from sylva_ray.preparation.resolve import resolve_trial_device
 from sylva_ray.storage.run_folder import RECORDS
 from sylva_ray.sweeps.folder import SweepFolder
 from sylva_ray.sweeps.points import Trial, point_label
@@ -111,10 +112,8 @@ def trial_config(
         "run_name": f"{point_label(trial.values)}, seed {trial.seed}",
         "tags": config.tracking.tags | tags,
     }
-    training = config.training
-    if training.device == "auto":  # whoever asks for GPUs has them here, or where the actors are
-        training = training.model_copy(update={"device": "cuda"})
-    return config.model_copy(update={"training": training, "tracking": config.tracking.model_copy(update=changes)})
+    config = resolve_trial_device(config)
+    return config.model_copy(update={"tracking": config.tracking.model_copy(update=changes)})
 
 
 def _numbers(sweep: Sweep) -> dict[str, float]:

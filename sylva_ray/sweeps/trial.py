@@ -26,6 +26,7 @@ from sylva_ray.execution.experiment import run_experiment
 from sylva_ray.execution.ray.driver import pool_for
 from sylva_ray.federation.loop import Record
 from sylva_ray.preparation.experiment import prepare
+from sylva_ray.preparation.resolve import trial_actors
 from sylva_ray.provisioning.launcher_file import Resources
 from sylva_ray.provisioning.placement import ROUNDING
 from sylva_ray.storage.jsonl import read_records
@@ -57,8 +58,7 @@ def trial_bundles(config: ExperimentConfig, home: str) -> list[dict[str, float]]
     here = {home: HOME_SHARE}
     if section.pool == "in_process":
         return [here | worker]
-    assert isinstance(section.num_actors, int), "resolved by the space"
-    return [here, *([worker] * section.num_actors)]
+    return [here, *([worker] * trial_actors(config))]
 
 
 def trials_that_fit(bundles: Sequence[Resources], nodes: Sequence[Resources], most: int = MOST_TRIALS) -> int:

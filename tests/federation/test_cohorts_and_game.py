@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import pytest
 
 from sylva_ray.aggregation.neighbours import NeighbourGraph, neighbour_graph
 from sylva_ray.config.experiment import ExperimentConfig
 from sylva_ray.config.schema import build
-from sylva_ray.federation.cohorts import choose_participants, make_cohorts, resolve_cohort_size
+from sylva_ray.federation.cohorts import choose_participants, make_cohorts
 from sylva_ray.federation.parameters import Phase2Parameters
 from sylva_ray.federation.stages.layer_game.client import GuardOutcome
 from sylva_ray.federation.stages.layer_game.rankings.ranking import GamePlan, PlayedGame, padded
@@ -24,12 +23,6 @@ from sylva_ray.federation.stages.layer_game.tasks import GameOutcome
 
 def config(**training: Any) -> ExperimentConfig:
     return build(ExperimentConfig, {"partition": {"num_clients": 10}, "training": training})
-
-
-@pytest.mark.parametrize(("clients", "size"), [(1, 1), (6, 3), (10, 5), (16, 8), (17, 5), (100, 8)])
-def test_auto_cohorts_come_in_even_numbers_and_are_small(clients: int, size: int) -> None:
-    resolved = resolve_cohort_size(build(ExperimentConfig, {"partition": {"num_clients": clients}}))
-    assert resolved == size
 
 
 def test_cohorts_cover_everybody_once_and_are_balanced() -> None:

@@ -14,6 +14,7 @@ from sylva_ray.algorithms.adversarial import AdversarialTraining
 from sylva_ray.algorithms.undefended import Undefended
 from sylva_ray.attacks.pgd import pgd
 from sylva_ray.config.experiment import AttackSection, ExperimentConfig
+from sylva_ray.config.resolved import ResolvedConfig
 from sylva_ray.config.schema import build
 from sylva_ray.core.timing import Stopwatch
 from sylva_ray.core.types import AttackSpec, ClientData, ParameterStack, Split
@@ -22,6 +23,7 @@ from sylva_ray.federation.client.collapse_guard import MAX_ACCURACY_DROP, Collap
 from sylva_ray.federation.client.training import TrainTask, train_cohort
 from sylva_ray.federation.context import Batch, ClientContext
 from sylva_ray.federation.contract import Algorithm
+from sylva_ray.preparation.resolve import resolve_config
 
 CLASSES, PIXELS = 3, 3 * 2 * 2
 
@@ -58,15 +60,13 @@ DATA = [ClientData(*[images(seed)] * 4) for seed in range(3)]
 EPSILON = 8 / 255
 
 
-def config(name: str = "fgsm_rs", **training: Any) -> ExperimentConfig:
-    return build(
-        ExperimentConfig,
-        {
-            "partition": {"num_clients": 3},
-            "attack": {"name": name, "epsilon": EPSILON},
-            "training": {"batch_size": 12, "optimizer": "sgd", "clip_norm": None, "weight_decay": 0} | training,
-        },
-    )
+def config(name: str = "fgsm_rs", **training: Any) -> ResolvedConfig:
+    sections = {
+        "partition": {"num_clients": 3},
+        "attack": {"name": name, "epsilon": EPSILON},
+        "training": {"batch_size": 12, "optimizer": "sgd", "clip_norm": None, "weight_decay": 0} | training,
+    }
+    return resolve_config(build(ExperimentConfig, sections))
 
 
 def good() -> dict[str, torch.Tensor]:

@@ -23,6 +23,7 @@ from sylva_ray.models.backbone import create_backbone
 from sylva_ray.models.cohort import FunctionalStack, repeat_owner, to_arrays, to_parameters
 from sylva_ray.models.lora import LoraStack, target_layers
 from sylva_ray.models.peft_format import load_adapter, save_adapter
+from sylva_ray.preparation.resolve import resolve_config
 
 BACKBONE = BackboneSection()
 LORA = LoraSection(rank=4)
@@ -139,14 +140,12 @@ def test_training_equals_separate_peft_models(
     """Adversarial training with clipping, AdamW and unequal batch counts: 10 to 15 steps in float64, 2 to 3 in float32.
 
     In float32, sign() and Adam's first steps turn rounding into full steps, so the learning rate there is small."""
-    config = build(
-        ExperimentConfig,
-        {
-            "attack": {"epsilon": "4/255", "steps": 2},
-            "training": {"batch_size": 8, "clip_norm": 0.5, "weight_decay": 0.01},
-            "partition": {"num_clients": num_clients},
-        },
-    )
+    sections = {
+        "attack": {"epsilon": "4/255", "steps": 2},
+        "training": {"batch_size": 8, "clip_norm": 0.5, "weight_decay": 0.01},
+        "partition": {"num_clients": num_clients},
+    }
+    config = resolve_config(build(ExperimentConfig, sections))
     stack = LoraStack(create_backbone(BACKBONE, CLASSES).to(dtype), LORA)
     states, data = random_states(stack, num_clients), clients_of_unequal_size(num_clients)
     task = TrainTask(1, tuple(range(num_clients)), stack_states(states), epsilon=4 / 255, lr=lr, epochs=epochs)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import ray
 
-from sylva_ray.config.experiment import ExperimentConfig
+from sylva_ray.config.resolved import ResolvedConfig
 from sylva_ray.data.fleet import FleetData
 from sylva_ray.federation.client.worker import CohortResult
 from sylva_ray.federation.tasks import CohortTask
@@ -24,12 +24,12 @@ class ClientActor:
     """Runs tasks one after the other, as a `RemoteClientActor`.
 
     Args:
-        config: resolved.
+        config: the experiment.
         fleet: arrives as an object reference; its arrays are the node's one copy in shared memory, read-only.
         backbone: likewise.
     """
 
-    def __init__(self, config: ExperimentConfig, fleet: FleetData, backbone: Mapping[str, np.ndarray]) -> None:
+    def __init__(self, config: ResolvedConfig, fleet: FleetData, backbone: Mapping[str, np.ndarray]) -> None:
         self._inputs = config, fleet, backbone
 
     @ray.method(concurrency_group="work")

@@ -18,7 +18,7 @@ from typing import Any
 
 import ray
 
-from sylva_ray.config.experiment import ExperimentConfig
+from sylva_ray.config.resolved import ResolvedConfig
 from sylva_ray.execution.experiment import run_experiment
 from sylva_ray.execution.ray.pool import RayPool
 from sylva_ray.preparation.experiment import Prepared
@@ -35,7 +35,8 @@ class Assignment:
     """What a coordinator is to do.
 
     Attributes:
-        config: resolved, ``cluster.num_actors`` included.
+        config: the experiment.
+        num_actors: client actors to keep.
         setup_seconds: see `Prepared`.
         fleet, backbone: references to what the driver has put. Inside a dataclass they stay references.
         run_dir: absolute.
@@ -44,7 +45,8 @@ class Assignment:
         environment: the driver's settings for the tracker and the storage.
     """
 
-    config: ExperimentConfig
+    config: ResolvedConfig
+    num_actors: int
     setup_seconds: float
     fleet: ray.ObjectRef
     backbone: ray.ObjectRef
@@ -70,9 +72,7 @@ class Coordinator:
         os.chdir(given.working_dir)
         os.environ.update(given.environment)
         prepared = Prepared(given.config, ray.get(given.fleet), ray.get(given.backbone), given.setup_seconds)
-        num_actors = given.config.cluster.num_actors
-        assert isinstance(num_actors, int), "num_actors is resolved before the run"
-        pool = RayPool(given.config, given.fleet, given.backbone, num_actors, self._note_lost, self._note_waiting)
+        pool = RayPool(given.config, given.fleet, given.backbone, given.num_actors, self._note_lost, self._note_waiting)
         remote = RemoteFolder(given.remote_url, given.run_dir) if given.remote_url else None
         try:
             return run_experiment(prepared, given.run_dir, pool, self._events.append, remote)

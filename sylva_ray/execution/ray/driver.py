@@ -20,7 +20,7 @@ from ray.actor import ActorHandle
 from ray.exceptions import ActorAlreadyExistsError, GetTimeoutError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from sylva_ray.config.experiment import ExperimentConfig
+from sylva_ray.config.resolved import ResolvedConfig
 from sylva_ray.core.errors import RunError, UserError
 from sylva_ray.execution.experiment import run_experiment
 from sylva_ray.execution.in_process import InProcessPool
@@ -63,12 +63,12 @@ def run_prepared(
         worker = create_worker(config, prepared.fleet, prepared.backbone)
         return run_experiment(prepared, run_dir, InProcessPool(worker), on_event, remote)
     with ray_session(config.cluster):
-        prepared = _with_num_actors(prepared)
+        prepared, num_actors = _with_num_actors(prepared)
         _claim(run_dir, prepared.config, resume, remote)
-        return run_on_ray(prepared, run_dir, on_event, remote)
+        return run_on_ray(prepared, num_actors, run_dir, on_event, remote)
 
 
-def _claim(run_dir: Path, config: ExperimentConfig, resume: bool, remote: RemoteFolder | None) -> None:
+def _claim(run_dir: Path, config: ResolvedConfig, resume: bool, remote: RemoteFolder | None) -> None:
     """The folder here and the one elsewhere, so that a storage which takes nothing is found out before the first round."""
     claim_run_folder(run_dir, config, resume)
     if remote is not None:
@@ -79,13 +79,14 @@ def _claim(run_dir: Path, config: ExperimentConfig, resume: bool, remote: Remote
 
 
 def run_on_ray(
-    prepared: Prepared, run_dir: Path, on_event: OnEvent, remote: RemoteFolder | None = None
+    prepared: Prepared, num_actors: int, run_dir: Path, on_event: OnEvent, remote: RemoteFolder | None = None
 ) -> dict[str, Any]:
     """Run an experiment through a `Coordinator` on the connected cluster. An interrupt kills it; the run can be resumed."""
     fleet, backbone = ray.put(prepared.fleet), ray.put(prepared.backbone)  # kept alive by these names
     environment = {name: value for name, value in os.environ.items() if name.startswith(HANDED_ON)}
     assignment = Assignment(
         prepared.config,
+        num_actors,
         prepared.setup_seconds,
         fleet,
         backbone,
@@ -126,10 +127,8 @@ def pool_for(
         yield InProcessPool(create_worker(config, prepared.fleet, prepared.backbone))
         return
     with ray_session(config.cluster):
-        prepared = _with_num_actors(prepared)
+        prepared, num_actors = _with_num_actors(prepared)
         fleet, backbone = ray.put(prepared.fleet), ray.put(prepared.backbone)
-        num_actors = prepared.config.cluster.num_actors
-        assert isinstance(num_actors, int), "just resolved"
         pool = RayPool(prepared.config, fleet, backbone, num_actors, on_lost, on_waiting)
         try:
             yield pool
@@ -142,14 +141,14 @@ def coordinator_name(run_dir: Path) -> str:
     return f"coordinator-{hashlib.sha256(str(run_dir.resolve()).encode()).hexdigest()[:16]}"
 
 
-def _with_num_actors(prepared: Prepared) -> Prepared:
-    """``cluster.num_actors`` as a number, by what the cluster has or may grow to."""
+def _with_num_actors(prepared: Prepared) -> tuple[Prepared, int]:
+    """Return the experiment with ``cluster.num_actors`` as a number, and that number, by what the cluster can hold."""
     config, section = prepared.config, prepared.config.cluster
-    size, num_clients = config.training.cohort_size, prepared.fleet.num_clients
-    assert isinstance(size, int), "cohort_size is resolved before the run"
-    num_actors = resolve_num_actors(section, -(-num_clients // size), num_clients, possible_nodes(section))
+    num_clients = prepared.fleet.num_clients
+    num_cohorts = -(-num_clients // config.training.cohort_size)
+    num_actors = resolve_num_actors(section, num_cohorts, num_clients, possible_nodes(section))
     cluster = section.model_copy(update={"num_actors": num_actors})
-    return dataclasses.replace(prepared, config=config.model_copy(update={"cluster": cluster}))
+    return dataclasses.replace(prepared, config=config.model_copy(update={"cluster": cluster})), num_actors
 
 
 def _make_coordinator(run_dir: Path, timeout_s: float) -> ActorHandle:

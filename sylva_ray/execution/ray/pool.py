@@ -25,7 +25,7 @@ from ray.exceptions import ActorUnavailableError, NodeDiedError, RayActorError, 
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from sylva_ray.config.experiment import ExperimentConfig
+from sylva_ray.config.resolved import ResolvedConfig
 from sylva_ray.core.errors import RunError
 from sylva_ray.execution.ray.client_actor import RemoteClientActor
 from sylva_ray.federation.client.worker import CohortResult
@@ -79,7 +79,7 @@ class RayPool:
     """Client actors on the Ray cluster that this process is connected to.
 
     Args:
-        config: resolved.
+        config: the experiment.
         fleet: reference to the `FleetData`, put once for all actors.
         backbone: reference to the backbone's arrays, likewise.
         num_actors: how many to keep.
@@ -89,7 +89,7 @@ class RayPool:
 
     def __init__(
         self,
-        config: ExperimentConfig,
+        config: ResolvedConfig,
         fleet: ray.ObjectRef,
         backbone: ray.ObjectRef,
         num_actors: int,

@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 
 from sylva_ray.attacks.losses import cross_entropy
-from sylva_ray.config.experiment import ExperimentConfig
+from sylva_ray.config.resolved import ResolvedConfig
 from sylva_ray.core.seeding import generator
 from sylva_ray.core.types import AttackSpec, ClientData, ClientState, ParameterStack, Split, unstack_states
 from sylva_ray.federation.client.batches import cohort_batches, split_draws
@@ -67,7 +67,7 @@ def run_epochs(
     step: Step,
     data: Sequence[ClientData],
     streams: Sequence[torch.Generator],
-    config: ExperimentConfig,
+    config: ResolvedConfig,
     lr: float,
     epochs: int,
     masks: Mapping[str, torch.Tensor] | None = None,
@@ -104,7 +104,7 @@ def train_cohort(
     params: ParameterStack,
     data: Sequence[ClientData],
     task: TrainTask,
-    config: ExperimentConfig,
+    config: ResolvedConfig,
 ) -> dict[str, torch.Tensor]:
     """One round of local training, in place: first ``head_epochs`` benign epochs of the heads, then the algorithm's own.
 
@@ -171,7 +171,7 @@ def _collapse_guard(
     params: ParameterStack,
     data: Sequence[ClientData],
     task: TrainTask,
-    config: ExperimentConfig,
+    config: ResolvedConfig,
 ) -> CollapseGuard | None:
     """Only fast adversarial training needs one; a method that crafts nothing is not trained so."""
     crafts = type(algorithm).craft is not Method.craft

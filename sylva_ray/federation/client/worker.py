@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Generic, Protocol, TypeVar
 import numpy as np
 import torch
 
-from sylva_ray.config.experiment import ExperimentConfig
+from sylva_ray.config.resolved import ResolvedConfig
 from sylva_ray.core.timing import Stopwatch
 from sylva_ray.core.types import ClientData, ParameterStack, Split, StateStack
 from sylva_ray.data.fleet import FleetData
@@ -31,7 +31,7 @@ AUXILIARY = "auxiliary:"
 
 
 def build_model(
-    algorithm: Method, config: ExperimentConfig, num_classes: int, weights: Mapping[str, np.ndarray] | None
+    algorithm: Method, config: ResolvedConfig, num_classes: int, weights: Mapping[str, np.ndarray] | None
 ) -> CohortModel:
     """The cohort model that the algorithm trains: adapters on a frozen backbone, or everything.
 
@@ -39,7 +39,7 @@ def build_model(
     backbone = create_backbone(config.backbone, num_classes, None if weights is None else split_weights(weights)[0])
     is_full = algorithm.parameters.model == "full"
     model = FunctionalStack(backbone) if is_full else LoraStack(backbone, config.lora)
-    model.kernels = config.attention_kernels
+    model.kernels = config.training.attention
     return model
 
 
@@ -88,13 +88,13 @@ class CohortWorker:
 
     Args:
         algorithm: the method; this worker binds it to its model.
-        config: resolved (no ``auto`` left in ``training`` and ``evaluation``).
+        config: the experiment.
         fleet: every client's data; the arrays may be shared, read-only memory.
         backbone: the timm model's state_dict as numpy arrays.
     """
 
     def __init__(
-        self, algorithm: Method, config: ExperimentConfig, fleet: FleetData, backbone: Mapping[str, np.ndarray]
+        self, algorithm: Method, config: ResolvedConfig, fleet: FleetData, backbone: Mapping[str, np.ndarray]
     ) -> None:
         torch.set_num_threads(config.cluster.threads_per_actor)
         self.config, self.fleet = config, fleet

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from sylva_ray.config.experiment import ExperimentConfig
+from sylva_ray.config.resolved import ResolvedConfig
 from sylva_ray.federation.cohorts import choose_participants
 from sylva_ray.federation.server import Server
 from sylva_ray.federation.stages.stage import Stage, StageResult
@@ -33,18 +33,18 @@ class FederatedRound(Stage):
         return StageResult(epsilon, lr, participants, missing, metrics, graph)
 
 
-def federated_rounds(config: ExperimentConfig) -> list[Stage]:
+def federated_rounds(config: ResolvedConfig) -> list[Stage]:
     """``training.rounds`` of them."""
     return [FederatedRound() for _ in range(config.training.rounds)]
 
 
-def epsilon_of(config: ExperimentConfig, warmup: float, round: int) -> float:
+def epsilon_of(config: ResolvedConfig, warmup: float, round: int) -> float:
     """Ramped linearly from 0 over the first ``warmup`` (a share) of the rounds: a guard against collapse."""
     ramp = math.ceil(warmup * config.training.rounds)
     return config.attack.epsilon * min(1.0, round / (ramp + 1))
 
 
-def lr_of(config: ExperimentConfig, round: int) -> float:
+def lr_of(config: ResolvedConfig, round: int) -> float:
     """Cosine over the rounds, from ``training.lr`` down to a tenth of it."""
     training = config.training
     if training.lr_schedule == "constant" or training.rounds == 1:

@@ -15,7 +15,7 @@ import torch
 from sylva_ray.attacks.losses import cross_entropy
 from sylva_ray.attacks.pgd import default_step_size, pgd
 from sylva_ray.attacks.registry import attack_stack
-from sylva_ray.config.experiment import ExperimentConfig
+from sylva_ray.config.resolved import ResolvedConfig
 from sylva_ray.core.precision import at_precision
 from sylva_ray.core.seeding import generator
 from sylva_ray.core.types import AttackSpec, ClientData, ParameterStack, Split
@@ -62,7 +62,7 @@ class Phase2Client:
         self,
         context: ClientContext,
         phase2: Phase2Parameters,
-        config: ExperimentConfig,
+        config: ResolvedConfig,
         robust: ParameterStack,
         clients: Sequence[int],
         data: Sequence[ClientData],

@@ -1,0 +1,39 @@
+"""The configuration of a run in which no choice is left open.
+
+`sylva_ray.preparation.resolve` makes it from an `ExperimentConfig`. Everything that computes takes this type, so that a
+setting which may still be ``auto`` cannot reach it. The keys and values in YAML are those of `ExperimentConfig`.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from sylva_ray.config.experiment import AttentionKernels, EvaluationSection, ExperimentConfig, TrainingSection
+
+
+class ResolvedTraining(TrainingSection):
+    """The section ``training`` with a device, a cohort size, a precision and the attention kernels."""
+
+    cohort_size: int = Field(ge=1)
+    precision: Literal["float32", "bfloat16"]
+    attention: AttentionKernels
+    device: Literal["cpu", "cuda"]
+
+
+class ResolvedEvaluation(EvaluationSection):
+    """The section ``evaluation`` with a precision."""
+
+    precision: Literal["float32", "bfloat16"]
+
+
+class ResolvedConfig(ExperimentConfig):
+    """One experiment, every setting that its result depends on decided.
+
+    Only ``cluster.num_actors`` may still be ``auto``: it depends on the nodes that a cluster has when the run starts, and no
+    result depends on it.
+    """
+
+    training: ResolvedTraining
+    evaluation: ResolvedEvaluation
