@@ -32,7 +32,7 @@ class Harden(Stage):
         epsilon = self.factor * server.config.attack.epsilon
         lr = lr_of(server.config, server.config.training.rounds)
         outcomes, _ = server.train(round, server.everyone, epsilon, lr, epochs=1)
-        return StageResult(epsilon, lr, metrics=server.take_over(outcomes))
+        return StageResult(epsilon, lr, metrics=server.adopt_states(outcomes))
 
 
 class HardenedSylva(Sylva):

@@ -85,7 +85,7 @@ def orthonormal_rows(a: np.ndarray) -> np.ndarray:
     return ((q * np.sign(np.diag(upper))).T / INITIAL_SCALE).astype(a.dtype)
 
 
-def drop_bad(states: Sequence[ClientState]) -> list[int]:
+def valid_uploads(states: Sequence[ClientState]) -> list[int]:
     """Indices of the uploads that are finite and have the names and shapes of most of the others."""
     shapes = [tuple(sorted((name, value.shape) for name, value in state.items())) for state in states]
     usual = max(shapes, key=shapes.count, default=())

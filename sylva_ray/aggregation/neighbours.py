@@ -41,7 +41,7 @@ class NeighbourGraph:
         np.put_along_axis(dense, self.members, self.weights, axis=1)
         return dense
 
-    def alike(self, own: Sequence[Hashable]) -> list[list[int]]:
+    def group_receivers(self, own: Sequence[Hashable]) -> list[list[int]]:
         """Rows with equal members, equal weights and equal entries of ``own [K]``: one merge serves all of a group.
 
         Groups come in the order of their first rows; equal means equal bits."""

@@ -5,7 +5,7 @@ on nothing but the Gram matrix ``G[j, k] = <x_j, x_k>`` of the updates x_j. So t
 O(n^2) however large the model, and with G taken between products B A (`neighbours.product_gram`) the rules act on models, not on
 one of the many pairs of factors that express them. Only the coordinate-wise rules need coordinates.
 
-Updates are relative to the last aggregate, which is the origin. They are assumed finite: `factors.drop_bad` comes first. The
+Updates are relative to the last aggregate, which is the origin. They are assumed finite: `factors.valid_uploads` comes first. The
 rules ignore how many images a client claims to have, since that is one more thing to lie about. Squared distances come from G
 and so carry a rounding of 1e-16 times the squared norms of the *two* inputs concerned, whatever the others send.
 """
@@ -30,25 +30,25 @@ COINCIDENT = 1e-6
 """Two points closer than this share of the median distance are one point."""
 
 
-def combination(rule: str, gram: np.ndarray, num_bad: int) -> np.ndarray:
+def combination(rule: str, gram: np.ndarray, num_byzantine: int) -> np.ndarray:
     """Coefficients ``c [n]`` of the aggregate ``sum_j c_j x_j``.
 
     Args:
         rule: one of `COMBINATION_RULES`.
-        gram: ``[n, n]`` inner products of the updates; with fewer than `least_clients` of them the rule is undefined.
-        num_bad: how many of the n may lie.
+        gram: ``[n, n]`` inner products of the updates; with fewer than `min_clients` of them the rule is undefined.
+        num_byzantine: how many of the n may lie.
 
     The coefficients sum to 1, except under the two clipping rules: what is clipped away is left with the last aggregate.
     """
     g = _checked(gram)
-    least, condition = least_clients(rule, num_bad)
+    least, condition = min_clients(rule, num_byzantine)
     assert rule in _RULES, f"{rule} is not a combination of its inputs"
-    assert len(g) >= least, f"{rule} needs {condition}: n = {len(g)}, f = {num_bad}"
-    return _RULES[rule](g, num_bad)
+    assert len(g) >= least, f"{rule} needs {condition}: n = {len(g)}, f = {num_byzantine}"
+    return _RULES[rule](g, num_byzantine)
 
 
-def least_clients(rule: str, num_bad: int) -> tuple[int, str]:
-    """The smallest n with which ``rule`` bears f = ``num_bad`` liars, and that condition in words.
+def min_clients(rule: str, num_byzantine: int) -> tuple[int, str]:
+    """The smallest n with which ``rule`` bears f = ``num_byzantine`` liars, and that condition in words.
 
     Krum's and the medians' are theorems. For the clipping rules the proofs ask for f/n below 0.1 or so, experiments reach 0.3,
     which is taken here; beyond one half the clipping radius itself is the attackers' to choose. The mean bears nobody.
@@ -56,14 +56,14 @@ def least_clients(rule: str, num_bad: int) -> tuple[int, str]:
     if rule == "mean":
         return 1, "n >= 1"
     if rule in ("krum", "multi_krum"):
-        return 2 * num_bad + 3, "n >= 2f + 3"
+        return 2 * num_byzantine + 3, "n >= 2f + 3"
     if rule in ("geometric_median", "coordinate_median", "trimmed_mean"):
-        return 2 * num_bad + 1, "n >= 2f + 1"
+        return 2 * num_byzantine + 1, "n >= 2f + 1"
     assert rule in ("norm_clipping", "centred_clipping", "self_centred_clipping"), f"no such rule: {rule}"
-    return max(1, -(-10 * num_bad // 3)), "f <= 0.3 n"
+    return max(1, -(-10 * num_byzantine // 3)), "f <= 0.3 n"
 
 
-def assumed_bad(fraction: float, n: int) -> int:
+def assumed_byzantine(fraction: float, n: int) -> int:
     """f, the liars that a rule reckons with among n: rounded up (decimal fractions count as written: 0.2 of 5 is 1)."""
     return math.ceil(fraction * n - 1e-9)
 
@@ -97,18 +97,18 @@ def coordinate_median(values: np.ndarray) -> np.ndarray:
     return np.median(np.asarray(values, np.float64), axis=0)
 
 
-def trimmed_mean(values: np.ndarray, num_bad: int) -> np.ndarray:
+def trimmed_mean(values: np.ndarray, num_byzantine: int) -> np.ndarray:
     """Mean over axis 0 of ``[n, ...]``, in float64, without each coordinate's f largest and f smallest (Yin et al. 2018)."""
     n = len(values)
-    assert n > 2 * num_bad, f"trimmed_mean needs n >= 2f + 1: n = {n}, f = {num_bad}"
-    return np.sort(np.asarray(values, np.float64), axis=0)[num_bad : n - num_bad].mean(0)
+    assert n > 2 * num_byzantine, f"trimmed_mean needs n >= 2f + 1: n = {n}, f = {num_byzantine}"
+    return np.sort(np.asarray(values, np.float64), axis=0)[num_byzantine : n - num_byzantine].mean(0)
 
 
 def buckets(n: int, size: int, rng: np.random.Generator) -> np.ndarray:
     """``M [ceil(n / size), n]``: every row averages a random group of ``size`` inputs (the last may be smaller).
 
     Bucketing (Karimireddy, He and Jaggi 2022) makes honest inputs alike before a rule sees them: ``M G M^T`` is the buckets' Gram
-    matrix, and their coefficients c are ``c @ M`` of the inputs. f liars spoil up to f of the buckets: what `least_clients`
+    matrix, and their coefficients c are ``c @ M`` of the inputs. f liars spoil up to f of the buckets: what `min_clients`
     asks for is to be met by the buckets.
     """
     matrix = np.zeros((-(-n // size), n))
@@ -120,29 +120,29 @@ def buckets(n: int, size: int, rng: np.random.Generator) -> np.ndarray:
 # The rules: Gram matrix [n, n] and f -> coefficients [n].
 
 
-def _mean(gram: np.ndarray, num_bad: int) -> np.ndarray:  # noqa: ARG001
+def _mean(gram: np.ndarray, num_byzantine: int) -> np.ndarray:  # noqa: ARG001
     return np.full(len(gram), 1 / len(gram))
 
 
-def _krum_order(gram: np.ndarray, num_bad: int) -> np.ndarray:
+def _krum_order(gram: np.ndarray, num_byzantine: int) -> np.ndarray:
     """Inputs from best to worst (ties: the lower number first): score = sum of *squared* distances to the n - f - 2 nearest."""
     squared = _squared_distances(gram)
     np.fill_diagonal(squared, np.inf)
-    return np.sort(squared, axis=1)[:, : len(gram) - num_bad - 2].sum(1).argsort(kind="stable")
+    return np.sort(squared, axis=1)[:, : len(gram) - num_byzantine - 2].sum(1).argsort(kind="stable")
 
 
-def _krum(gram: np.ndarray, num_bad: int) -> np.ndarray:
+def _krum(gram: np.ndarray, num_byzantine: int) -> np.ndarray:
     """The input with the best score (Blanchard et al. 2017)."""
-    return np.eye(len(gram))[_krum_order(gram, num_bad)[0]]
+    return np.eye(len(gram))[_krum_order(gram, num_byzantine)[0]]
 
 
-def _multi_krum(gram: np.ndarray, num_bad: int) -> np.ndarray:
+def _multi_krum(gram: np.ndarray, num_byzantine: int) -> np.ndarray:
     """Mean of the n - f inputs with the best scores."""
-    chosen = _krum_order(gram, num_bad)[: len(gram) - num_bad]
+    chosen = _krum_order(gram, num_byzantine)[: len(gram) - num_byzantine]
     return np.eye(len(gram))[chosen].mean(0)
 
 
-def _geometric_median(gram: np.ndarray, num_bad: int) -> np.ndarray:  # noqa: ARG001
+def _geometric_median(gram: np.ndarray, num_byzantine: int) -> np.ndarray:  # noqa: ARG001
     """``argmin_z sum_j ||x_j - z||`` (RFA, Pillutla et al. 2022) by Weiszfeld's iteration.
 
     It starts at the medoid (the mean of them, if several tie). A geometric median that is itself an input is the medoid, hence
@@ -170,13 +170,13 @@ def _geometric_median(gram: np.ndarray, num_bad: int) -> np.ndarray:  # noqa: AR
     return c
 
 
-def _norm_clipping(gram: np.ndarray, num_bad: int) -> np.ndarray:  # noqa: ARG001
+def _norm_clipping(gram: np.ndarray, num_byzantine: int) -> np.ndarray:  # noqa: ARG001
     """Mean of the updates, each scaled down to the median norm (Sun et al. 2019). Bounds what a liar adds, not its direction."""
     norm = np.sqrt(np.clip(np.diag(gram), 0, None))
     return _clip(norm, np.median(norm)) / len(gram)
 
 
-def _centred_clipping(gram: np.ndarray, num_bad: int) -> np.ndarray:  # noqa: ARG001
+def _centred_clipping(gram: np.ndarray, num_byzantine: int) -> np.ndarray:  # noqa: ARG001
     """v <- v + mean_j clip_tau(x_j - v), from v = the last aggregate (Karimireddy et al. 2021); tau = median ||x_j - v||, anew in
     every iteration. In all, v moves by at most the sum of the taus."""
     c = np.zeros(len(gram))

@@ -32,7 +32,7 @@ def robust_merge(
     own: int,
     factor_rule: str,
     rule: str,
-    num_bad: int,
+    num_byzantine: int,
     bucket_size: int = 1,
     frozen: Mapping[str, np.ndarray] | None = None,
     draw: tuple[int, int] = (0, 0),
@@ -42,7 +42,7 @@ def robust_merge(
     Args:
         weights: of the neighbourhood; only self-centred clipping uses them (a client could lie about its images).
         own: the receiver's place among ``states``.
-        num_bad: how many of the states may be forged.
+        num_byzantine: how many of the states may be forged.
         bucket_size: states averaged at random before the rule (1: none); not with self-centred clipping.
         frozen: factors that do not travel and are the same for all (LoRA-FA's A): distances are those of the products.
         draw: (seed, round) of the buckets.
@@ -51,7 +51,9 @@ def robust_merge(
     averaging = buckets(len(states), bucket_size if rule != "self_centred_clipping" else 1, rng)
     if rule in COORDINATE_RULES:
         return {
-            name: _coordinates(rule, origin[name], np.stack([state[name] for state in states]), averaging, num_bad)
+            name: _coordinates(
+                rule, origin[name], np.stack([state[name] for state in states]), averaging, num_byzantine
+            )
             for name in anchor
         }
     gram = state_gram([{**(frozen or {}), **state} for state in (*states, origin)], anchor)
@@ -59,7 +61,7 @@ def robust_merge(
     if rule == "self_centred_clipping":
         coefficients = self_centred(updates, weights, own)
     else:
-        coefficients = combination(rule, averaging @ updates @ averaging.T, num_bad) @ averaging
+        coefficients = combination(rule, averaging @ updates @ averaging.T, num_byzantine) @ averaging
     return merge_factors(anchor, [*states, origin], [*coefficients, 1 - coefficients.sum()], factor_rule)
 
 
@@ -74,7 +76,9 @@ def state_gram(states: Sequence[ClientState], like: ClientState) -> np.ndarray:
     return gram
 
 
-def _coordinates(rule: str, origin: np.ndarray, values: np.ndarray, averaging: np.ndarray, num_bad: int) -> np.ndarray:
+def _coordinates(
+    rule: str, origin: np.ndarray, values: np.ndarray, averaging: np.ndarray, num_byzantine: int
+) -> np.ndarray:
     updates = np.tensordot(averaging, values.astype(np.float64) - origin, axes=1)
-    merged = coordinate_median(updates) if rule == "coordinate_median" else trimmed_mean(updates, num_bad)
+    merged = coordinate_median(updates) if rule == "coordinate_median" else trimmed_mean(updates, num_byzantine)
     return (origin + merged).astype(origin.dtype)

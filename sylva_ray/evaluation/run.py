@@ -49,7 +49,7 @@ from sylva_ray.models.peft_format import load_adapter
 from sylva_ray.preparation.experiment import Prepared, prepare
 from sylva_ray.storage.atomic import write_json
 from sylva_ray.storage.run_folder import SUMMARY, load_run
-from sylva_ray.transport.byzantine import attackers_of
+from sylva_ray.transport.byzantine import byzantine_clients
 
 EVALUATION, PARTS = "evaluation.json", "evaluation"
 
@@ -136,7 +136,7 @@ def assess(
     work = _Work(assessment, request, pool, on_event)
     config, fleet = assessment.prepared.config, assessment.prepared.fleet
     headline = work.attacks(request.attacks)
-    left_out = attackers_of(config)
+    left_out = byzantine_clients(config)
     model = threat_model(config, request.attacks)
     found: dict[str, Any] = {
         "run": config.name,
@@ -231,7 +231,7 @@ class _Work:
                     benign[client].append(outcome.predictions["benign"])
                     if spec:
                         answers[client].append(outcome.predictions[spec.label])
-                        distances[client].append(outcome.of("distances")[spec.label])
+                        distances[client].append(outcome.of_kind("distances")[spec.label])
                 if spec:
                     forwards, backwards = outcomes[0].passes.get(spec.label, (0, 0))
                     cost.forwards += forwards
@@ -253,7 +253,7 @@ class _Work:
         values: dict[str, list[np.ndarray]] = {}
         for _, outcomes, _ in self._run(tasks, "probes"):
             for outcome in outcomes:
-                for name, own in outcome.of("probe").items():
+                for name, own in outcome.of_kind("probe").items():
                     values.setdefault(name, []).append(own)
         flat = {name: np.concatenate(own) for name, own in values.items()}
         return {name: float(own.max() if name == "difference" else own.mean()) for name, own in flat.items()}
@@ -303,7 +303,7 @@ class _Work:
         abstained, images = 0, 0
         for task, outcomes, _ in self._run(tasks, f"certify {sigma:g}"):
             for client, outcome in zip(task.clients, outcomes, strict=True):
-                votes = outcome.of("votes")
+                votes = outcome.of_kind("votes")
                 classes, radii = certificates(votes["guess"], votes["hits"], num_draws, sigma, ALPHA)
                 labels = self.fleet.test_labels(client)[: len(classes)]
                 rows[client] = certified_accuracy(classes, radii, labels, RADII)
@@ -329,7 +329,7 @@ class _Work:
             for client, outcome in zip(task.clients, outcomes, strict=True):
                 test = self.fleet.client(client).test
                 answers, benign = outcome.predictions[attack.label], outcome.predictions["benign"]
-                for row, distance in enumerate(outcome.of("distances")[attack.label]):
+                for row, distance in enumerate(outcome.of_kind("distances")[attack.label]):
                     if np.isfinite(distance) and distance > 0 and benign[row] == test.labels[row]:
                         shown.append(
                             (float(distance), client, row, int(test.labels[row]), int(answers[row]), outcome, test)
@@ -344,7 +344,7 @@ class _Work:
                 "answer": str(names[answer]),
                 "distance": distance,
                 "clean": test.images[row].tolist(),
-                "adversarial": np.round(outcome.of("images")[attack.label][row] * 255, 1).tolist(),
+                "adversarial": np.round(outcome.of_kind("images")[attack.label][row] * 255, 1).tolist(),
             }
             for distance, client, row, label, answer, outcome, test in shown[:SHOWN]
         ]

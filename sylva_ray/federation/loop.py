@@ -17,7 +17,7 @@ from sylva_ray.data.fleet import FleetData
 from sylva_ray.federation.contract import Algorithm
 from sylva_ray.federation.evaluator import Evaluator
 from sylva_ray.federation.pool import ClientPool
-from sylva_ray.federation.server import Ledger, OnEvent, Server
+from sylva_ray.federation.server import OnEvent, Server, StageCosts
 from sylva_ray.federation.stages.stage import StageResult
 from sylva_ray.federation.summary import compute
 from sylva_ray.storage.checkpoint import CheckpointFolder
@@ -68,11 +68,11 @@ class Rounds:
         """One stage: new states, a record, a checkpoint."""
         started = time.perf_counter()
         server, stage = self.server, self.stages[index]
-        server.ledger = Ledger()
+        server.costs = StageCosts()
         result = stage.run(server, index)
         evaluation = self.evaluator.evaluate(index)
         record: Record = {"step": index, "stage": stage.name, "round": index, **self._of_result(result)}
-        record |= {"evaluation": evaluation, **server.ledger.record(), "compute": compute(server.config)}
+        record |= {"evaluation": evaluation, **server.costs.record(), "compute": compute(server.config)}
         record["seconds"]["wall"] = time.perf_counter() - started
         server.records.append(record)
         self.checkpoints.save(index, server.states, server.records, server.game, server.wire.residuals)

@@ -16,7 +16,7 @@ from typing import ClassVar
 import numpy as np
 import torch
 
-from sylva_ray.aggregation.factors import drop_bad, merge_factors, orthonormal_rows
+from sylva_ray.aggregation.factors import merge_factors, orthonormal_rows, valid_uploads
 from sylva_ray.aggregation.neighbours import (
     MERGING_THREADS,
     NeighbourGraph,
@@ -24,7 +24,7 @@ from sylva_ray.aggregation.neighbours import (
     neighbour_graph,
     product_gram,
 )
-from sylva_ray.aggregation.robust import assumed_bad, least_clients
+from sylva_ray.aggregation.robust import assumed_byzantine, min_clients
 from sylva_ray.aggregation.robust_merge import robust_merge
 from sylva_ray.attacks.losses import cross_entropy
 from sylva_ray.core.sections import Section
@@ -83,7 +83,7 @@ class Method:
 
     # -- client half -----------------------------------------------------------------------------------------------------
 
-    def trains(self, name: str) -> bool:
+    def is_trained(self, name: str) -> bool:
         """Whether local training moves this parameter (the model's own frozen parts are not asked about)."""
         return not (self.parameters.factors == "b" and name.endswith(".lora_A"))
 
@@ -138,7 +138,7 @@ class Method:
         """``neighbours``, ``global`` or ``local`` for one parameter name."""
         return self.parameters.heads if name in self.head_names else self.parameters.adapters
 
-    def uploads(self, name: str) -> bool:
+    def is_uploaded(self, name: str) -> bool:
         """Whether this parameter leaves the client. Declared bytes are counted from this; a test holds them to the wire."""
         stays = {"both": (), "b": (".lora_A",), "a": (".lora_B",)}[self.parameters.factors]
         return self.sharing(name) != "local" and not name.endswith(stays)
@@ -146,7 +146,7 @@ class Method:
     def pack(self, client: int, state: ClientState) -> dict[str, np.ndarray]:
         """What ``client`` uploads of its ``state``."""
         del client
-        return {name: value for name, value in state.items() if self.uploads(name)}
+        return {name: value for name, value in state.items() if self.is_uploaded(name)}
 
     def is_refactored(self, name: str) -> bool:
         """Whether merging rewrites this factor in other coordinates, so that what an earlier upload lost means nothing now."""
@@ -175,7 +175,7 @@ class Method:
         few left, everybody keeps what he received.
         """
         clients = sorted(uploads.by_client)
-        present = [clients[index] for index in drop_bad([uploads.by_client[client] for client in clients])]
+        present = [clients[index] for index in valid_uploads([uploads.by_client[client] for client in clients])]
         result = [dict(state) for state in uploads.states]
         if not present:
             return result
@@ -188,7 +188,7 @@ class Method:
                 common = self.merge(uploads, own, present, graph.weights[0], present[0])
                 result = [state | common for state in result]
                 continue
-            groups = graph.alike([self._own_part(uploads, own, client) for client in present])
+            groups = graph.group_receivers([self._receiver_key(uploads, own, client) for client in present])
 
             def merged(
                 rows: Sequence[int], own: Sequence[str] = own, graph: NeighbourGraph = graph
@@ -212,9 +212,9 @@ class Method:
         if robust.rule == "mean":
             return merge_factors(anchor, sent, weights, self.parameters.factor_rule)
         origin = {name: uploads.received[receiver][name] for name in names}
-        num_bad = self.assumed_bad(len(members))
+        num_byzantine = self.assumed_byzantine(len(members))
         inputs = math.ceil(len(members) / robust.bucket_size)
-        if inputs < least_clients(robust.rule, num_bad)[0]:
+        if inputs < min_clients(robust.rule, num_byzantine)[0]:
             return origin
         return robust_merge(
             anchor,
@@ -224,13 +224,13 @@ class Method:
             members.index(receiver),
             self.parameters.factor_rule,
             robust.rule,
-            num_bad,
+            num_byzantine,
             robust.bucket_size,
             frozen=self._frozen(uploads.received[receiver]),
             draw=(uploads.seed, uploads.round),
         )
 
-    def _own_part(self, uploads: RoundUploads, names: Sequence[str], receiver: int) -> Hashable:
+    def _receiver_key(self, uploads: RoundUploads, names: Sequence[str], receiver: int) -> Hashable:
         """What, beside members and weights, decides a merge: receivers with equal parts share one.
 
         A mean is the same whoever receives it. A robust rule measures updates from what the receiver had; self-centred
@@ -250,9 +250,9 @@ class Method:
             return {}
         return {name: value for name, value in state.items() if name.endswith(".lora_A")}
 
-    def assumed_bad(self, num_members: int) -> int:
+    def assumed_byzantine(self, num_members: int) -> int:
         """How many of ``num_members`` uploads a robust rule reckons to be bad."""
-        return assumed_bad(self.parameters.robust.assumed_fraction or 0.0, num_members)
+        return assumed_byzantine(self.parameters.robust.assumed_fraction or 0.0, num_members)
 
     def graph(self, uploads: RoundUploads, sharing: str, clients: Sequence[int], weights: np.ndarray) -> NeighbourGraph:
         """Who is averaged with whom. In round 1 the adapters' products are close to zero and distances mean nothing."""

@@ -29,7 +29,7 @@ from sylva_ray.transport.wire import Traffic, Wire
 
 
 @dataclass
-class Ledger:
+class StageCosts:
     """What one step costs: filled while it runs, written into its record."""
 
     seconds: dict[str, float] = field(default_factory=dict)
@@ -52,7 +52,7 @@ class Ledger:
             "dropped": self.dropped,
         }
 
-    def book(self, result: CohortResult) -> None:
+    def add(self, result: CohortResult) -> None:
         """Add a worker's seconds by stage."""
         for stage, seconds in result.seconds.items():
             self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
@@ -79,7 +79,7 @@ class Server:
         states: the K clients' states; a stage changes them.
         game: what the layer game decided, or None.
         records: of the stages before this one.
-        ledger: what the present stage costs.
+        costs: what the present stage costs.
     """
 
     def __init__(
@@ -101,7 +101,7 @@ class Server:
         self.states: list[dict[str, np.ndarray]] = [dict(sorted(state.items())) for state in initial_states]
         self.records: list[dict[str, Any]] = []
         self.game: dict[str, Any] | None = None
-        self.ledger = Ledger()
+        self.costs = StageCosts()
         self.wire = Wire(config, algorithm)
 
     @property
@@ -133,13 +133,13 @@ class Server:
         limit = deadline_s if replayed is None else None
         outcomes: dict[int, TrainOutcome] = self.run(tasks, limit)
         missing = [client for client in clients if client not in outcomes]
-        self.ledger.dropped = sorted(c for c, outcome in outcomes.items() if not _is_finite(outcome.state))
-        outcomes = {c: outcome for c, outcome in outcomes.items() if c not in self.ledger.dropped}
+        self.costs.dropped = sorted(c for c, outcome in outcomes.items() if not _is_finite(outcome.state))
+        outcomes = {c: outcome for c, outcome in outcomes.items() if c not in self.costs.dropped}
         if limit is not None:
             self._note_missing(round, missing)
         return outcomes, missing
 
-    def take_over(self, outcomes: Mapping[int, TrainOutcome]) -> dict[str, dict[str, float]]:
+    def adopt_states(self, outcomes: Mapping[int, TrainOutcome]) -> dict[str, dict[str, float]]:
         """New states from the outcomes; returns ``{metric: {client: value}}``."""
         metrics: dict[str, dict[str, float]] = {}
         for client, outcome in sorted(outcomes.items()):
@@ -174,11 +174,11 @@ class Server:
             self.wire.down(client, received[client], merged[client], names, counted=client in uploads)
             for client in self.everyone
         ]
-        self.ledger.seconds["aggregate"] = time.perf_counter() - started
-        self.ledger.upload_bytes += self.wire.traffic.upload
-        self.ledger.upload_payload_bytes += self.wire.traffic.upload_payload
-        self.ledger.download_bytes += self.wire.traffic.download
-        self.ledger.download_payload_bytes += self.wire.traffic.download_payload
+        self.costs.seconds["aggregate"] = time.perf_counter() - started
+        self.costs.upload_bytes += self.wire.traffic.upload
+        self.costs.upload_payload_bytes += self.wire.traffic.upload_payload
+        self.costs.download_bytes += self.wire.traffic.download
+        self.costs.download_payload_bytes += self.wire.traffic.download_payload
         return uploads
 
     def _replayed_missing(self, round: int) -> list[int] | None:
@@ -202,7 +202,7 @@ class Server:
         adapters = [{n: v for n, v in state.items() if n not in self.algorithm.head_names} for state in known]
         return self.algorithm.phase2_graph(adapters, self.sizes)
 
-    def known_neighbourhood(self) -> NeighbourGraph:
+    def recorded_neighbourhood(self) -> NeighbourGraph:
         """The one noted at the end of phase 1: nothing but game values and outcomes travels in phase 2."""
         noted = next(record["neighbours"] for record in reversed(self.records) if "neighbours" in record)
         return NeighbourGraph(np.array(noted["members"]), np.array(noted["weights"]))
@@ -222,7 +222,7 @@ class Server:
         outcomes: dict[int, Any] = {}
         for result in self.pool.run(tasks, deadline_s, self._task_done):
             if result is not None:
-                self.ledger.book(result)
+                self.costs.add(result)
                 outcomes |= zip(result.clients, result.outcomes, strict=True)
         return outcomes
 

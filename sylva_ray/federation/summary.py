@@ -16,7 +16,7 @@ from sylva_ray.data.fleet import FleetData
 from sylva_ray.federation.stages.kinds import is_exchange, phase_of
 from sylva_ray.metrics.accuracy import spread
 from sylva_ray.metrics.checks import UNBOUNDED, CheckResult, collapse, is_collapsed, unbounded_attack
-from sylva_ray.transport.byzantine import attackers_of
+from sylva_ray.transport.byzantine import byzantine_clients
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def summarise(
         records: all of the run, the last one with a full evaluation.
         traffic: bytes by declaration.
     """
-    attackers = attackers_of(config)
+    attackers = byzantine_clients(config)
     majority = [fleet.client(c).majority_share for c in range(fleet.num_clients)]
     final = records[-1]["evaluation"]
     main = config.evaluation.specs[0].label if config.evaluation.attacks else "benign"

@@ -25,7 +25,7 @@ class CohortTask(ABC):
 
     stage: ClassVar[str] = "work"
     """What it is part of, for messages."""
-    trains: ClassVar[bool] = False
+    uses_training_precision: ClassVar[bool] = False
     """Whether its forwards are those of training, in `training.precision`; else they are float32."""
 
     @abstractmethod

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from sylva_ray.aggregation.neighbours import neighbourhood_size
-from sylva_ray.aggregation.robust import assumed_bad, least_clients
+from sylva_ray.aggregation.robust import assumed_byzantine, min_clients
 from sylva_ray.algorithms.registry import create_algorithm
 from sylva_ray.config.experiment import CONFIG, ExperimentConfig, load_run_config, with_choices_of
 from sylva_ray.config.resolved import ResolvedConfig
@@ -27,7 +27,7 @@ from sylva_ray.models.backbone import backbone_arrays, create_backbone
 from sylva_ray.models.cohort import CohortModel
 from sylva_ray.models.lora import LoraStack
 from sylva_ray.preparation.resolve import measure_choices, resolve_config
-from sylva_ray.transport.byzantine import attackers_of
+from sylva_ray.transport.byzantine import byzantine_clients
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def initial_states(
         UserError: the method cannot run on this model or with these epochs."""
     algorithm.bind_model(model, num_classes, split_weights(weights)[1], torch.device("cpu"))
     common = model.initial_state(generator(config.seed, "initial state"))
-    trained = [name for name in common if model.trainable(name) and algorithm.trains(name)]
+    trained = [name for name in common if model.trainable(name) and algorithm.is_trained(name)]
     algorithm.schedule(config.training.local_epochs, trained)
     return [algorithm.initial_state(client, common) for client in range(config.partition.num_clients)]
 
@@ -104,7 +104,7 @@ def check_byzantine(config: ExperimentConfig, algorithm: Algorithm) -> None:
     Raises:
         UserError: too many of them: the rule would refuse every round, and nobody would ever receive anything."""
     num_clients = config.partition.num_clients
-    if config.byzantine.fraction > 0 and not attackers_of(config):
+    if config.byzantine.fraction > 0 and not byzantine_clients(config):
         fix = f"is none of {num_clients} clients; {math.ceil(1000 / num_clients) / 1000:g} is one"
         raise UserError("byzantine.fraction", config.byzantine.fraction, fix)
     p = algorithm.parameters
@@ -119,13 +119,13 @@ def check_byzantine(config: ExperimentConfig, algorithm: Algorithm) -> None:
     if "neighbours" in sharing:
         merged.append((neighbourhood_size(everyone, p.num_neighbours), "neighbours (algorithm.num_neighbours)"))
     for members, who in merged:
-        num_bad = assumed_bad(fraction, members)
-        needed, condition = least_clients(p.robust.rule, num_bad)
+        num_byzantine = assumed_byzantine(fraction, members)
+        needed, condition = min_clients(p.robust.rule, num_byzantine)
         inputs = math.ceil(members / p.robust.bucket_size)
         if inputs < needed:
             what = f"{members} {who}" + (f" in {inputs} buckets" if p.robust.bucket_size > 1 else "")
             raise UserError(
-                key, fraction, f"{p.robust.rule} needs {condition}; here it merges {what}, {num_bad} of them bad"
+                key, fraction, f"{p.robust.rule} needs {condition}; here it merges {what}, {num_byzantine} of them bad"
             )
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from sylva_ray.config.experiment import ExperimentConfig
 from sylva_ray.metrics.accuracy import spread
-from sylva_ray.transport.byzantine import attackers_of
+from sylva_ray.transport.byzantine import byzantine_clients
 
 ACCURACIES = ("benign_accuracy", "robust_accuracy", "benign_balanced_accuracy", "robust_balanced_accuracy")
 WORST = "worst_decile"
@@ -39,7 +39,7 @@ def step_metrics(records: Sequence[Mapping[str, Any]], config: ExperimentConfig)
     conditions = {"benign": "benign"}
     if config.evaluation.attacks:
         conditions["robust"] = config.evaluation.specs[0].label
-    attackers = attackers_of(config)
+    attackers = byzantine_clients(config)
     for name, condition in conditions.items():
         for kind in ("accuracy", "balanced_accuracy"):
             found = spread(measured[condition][kind], attackers)

@@ -19,13 +19,13 @@ from sylva_ray.core.types import ClientState
 ATTACKS = ("sign_flip", "gaussian", "label_flip", "alie", "ipm", "mimic", "nan")
 
 
-def forge(
+def malicious_update(
     attack: str,
     own: ClientState,
     benign: Sequence[ClientState],
     rng: np.random.Generator,
     num_clients: int,
-    num_bad: int,
+    num_byzantine: int,
     strength: float | None = None,
 ) -> dict[str, np.ndarray]:
     """The update an attacker sends, with the names, shapes and dtypes of ``own``.
@@ -48,7 +48,7 @@ def forge(
         benign: the honest updates (``own``, if there are none).
         rng: for the noise.
         num_clients: n, honest and not.
-        num_bad: f, how many of them attack.
+        num_byzantine: f, how many of them attack.
         strength: replaces c, z or eps.
     """
     assert attack in ATTACKS, f"no such attack: {attack}"
@@ -64,7 +64,7 @@ def forge(
         elif attack == "gaussian":
             lie = rng.normal(0, chosen(10.0) * others.std(), value.shape)
         elif attack == "alie":
-            lie = others.mean(0) - chosen(alie_z(num_clients, num_bad)) * others.std(0)
+            lie = others.mean(0) - chosen(alie_z(num_clients, num_byzantine)) * others.std(0)
         elif attack == "ipm":
             lie = -chosen(2.0) * others.mean(0)
         elif attack == "mimic":
@@ -77,7 +77,7 @@ def forge(
     return forged
 
 
-def alie_z(num_clients: int, num_bad: int) -> float:
+def alie_z(num_clients: int, num_byzantine: int) -> float:
     """How many standard deviations an attacker may be off and still look honest (Baruch et al. 2019), but at least 1.
 
     For a majority the f attackers need ``s = floor(n/2 + 1) - f`` honest clients on their side, so they stay nearer to the mean
@@ -86,8 +86,8 @@ def alie_z(num_clients: int, num_bad: int) -> float:
     """
     from scipy.special import ndtri  # for this attack alone
 
-    honest = num_clients - num_bad
-    supporters = max(1, num_clients // 2 + 1 - num_bad)
+    honest = num_clients - num_byzantine
+    supporters = max(1, num_clients // 2 + 1 - num_byzantine)
     return max(1.0, float(ndtri(max(0, honest - supporters) / honest))) if honest else 1.0
 
 
@@ -96,13 +96,13 @@ def flip_labels(labels: np.ndarray, num_classes: int) -> np.ndarray:
     return num_classes - 1 - labels
 
 
-def choose_attackers(fraction: float, num_clients: int, rng: np.random.Generator) -> list[int]:
+def draw_byzantine_clients(fraction: float, num_clients: int, rng: np.random.Generator) -> list[int]:
     """floor(fraction K) of the K clients, sorted. Decimal fractions count as written: 0.29 of 100 are 29."""
     count = math.floor(fraction * num_clients + 1e-9)
     return sorted(rng.choice(num_clients, count, replace=False).tolist())
 
 
-def attackers_of(config: ExperimentConfig) -> list[int]:
+def byzantine_clients(config: ExperimentConfig) -> list[int]:
     """The attackers of an experiment, sorted: a function of its seed."""
     rng = numpy_generator(config.seed, "attackers")
-    return choose_attackers(config.byzantine.fraction, config.partition.num_clients, rng)
+    return draw_byzantine_clients(config.byzantine.fraction, config.partition.num_clients, rng)

@@ -14,7 +14,7 @@ import numpy as np
 from sylva_ray.config.experiment import ExperimentConfig
 from sylva_ray.core.seeding import numpy_generator
 from sylva_ray.core.types import ClientState, state_bytes
-from sylva_ray.transport.byzantine import attackers_of, forge
+from sylva_ray.transport.byzantine import byzantine_clients, malicious_update
 from sylva_ray.transport.codecs import create_codec, payload, transmit
 
 
@@ -55,7 +55,7 @@ class Wire:
         section = config.compression
         self.codec = None if section.kind == "none" else create_codec(section.kind, fraction=section.fraction)
         self.compresses_download = self.codec is not None and section.download and section.kind != "topk"
-        self.attackers = attackers_of(config)
+        self.attackers = byzantine_clients(config)
         self.residuals: dict[int, dict[str, np.ndarray]] = {}
         self.traffic = Traffic()
 
@@ -112,7 +112,9 @@ class Wire:
         result = dict(uploads)
         for client in liars:
             rng = numpy_generator(self.config.seed, "forged", client, round)
-            lie = forge(section.attack, updates[client], benign, rng, len(uploads), len(liars), section.strength)
+            lie = malicious_update(
+                section.attack, updates[client], benign, rng, len(uploads), len(liars), section.strength
+            )
             told = _sum({name: received[client][name] for name in lie}, lie)
             result[client] = self.algorithm.unpack(client, self.algorithm.pack(client, told))  # no more than fits
         return result

@@ -112,9 +112,9 @@ def test_alike_are_rows_with_the_same_members_weights_and_own_parts() -> None:
     members = np.array([[0, 1], [0, 1], [0, 2], [0, 1], [0, 1]])
     weights = np.array([[0.5, 0.5], [0.5, 0.5], [0.5, 0.5], [0.4, 0.6], [0.5, 0.5]])
     graph = NeighbourGraph(members, weights)
-    assert graph.alike([None] * 5) == [[0, 1, 4], [2], [3]]
-    assert graph.alike(["a", "b", "a", "a", "a"]) == [[0, 4], [1], [2], [3]]
-    assert global_graph(np.array([1, 2, 3])).alike([None] * 3) == [[0, 1, 2]]
+    assert graph.group_receivers([None] * 5) == [[0, 1, 4], [2], [3]]
+    assert graph.group_receivers(["a", "b", "a", "a", "a"]) == [[0, 4], [1], [2], [3]]
+    assert global_graph(np.array([1, 2, 3])).group_receivers([None] * 3) == [[0, 1, 2]]
 
 
 def test_one_client_is_its_own_neighbour() -> None:

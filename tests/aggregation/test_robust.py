@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import minimize
 
-from sylva_ray.aggregation.factors import drop_bad
+from sylva_ray.aggregation.factors import valid_uploads
 from sylva_ray.aggregation.neighbours import product_gram
 from sylva_ray.aggregation.robust import (
     CLIPPING_ITERATIONS,
@@ -17,7 +17,7 @@ from sylva_ray.aggregation.robust import (
     buckets,
     combination,
     coordinate_median,
-    least_clients,
+    min_clients,
     self_centred,
     trimmed_mean,
 )
@@ -29,16 +29,16 @@ seeds = st.integers(0, 9999)
 few = settings(max_examples=40, deadline=None)
 
 
-def aggregate(rule: str, x: np.ndarray, num_bad: int = 0) -> np.ndarray:
+def aggregate(rule: str, x: np.ndarray, num_byzantine: int = 0) -> np.ndarray:
     """Any rule on points ``[n, d]``; self-centred clipping from the first of them."""
     x = np.asarray(x, float)
     if rule == "coordinate_median":
         return coordinate_median(x)
     if rule == "trimmed_mean":
-        return trimmed_mean(x, num_bad)
+        return trimmed_mean(x, num_byzantine)
     if rule == "self_centred_clipping":
         return self_centred(x @ x.T, np.full(len(x), 1 / len(x)), 0) @ x
-    return combination(rule, x @ x.T, num_bad) @ x
+    return combination(rule, x @ x.T, num_byzantine) @ x
 
 
 ALL_RULES = (*COMBINATION_RULES, *COORDINATE_RULES, "self_centred_clipping")
@@ -57,20 +57,20 @@ def shrink(vector: np.ndarray, radius: float) -> np.ndarray:
     return vector if length <= radius else vector * radius / length
 
 
-def naive_krum_scores(x: np.ndarray, num_bad: int) -> list[float]:
+def naive_krum_scores(x: np.ndarray, num_byzantine: int) -> list[float]:
     return [
-        sum(sorted(np.linalg.norm(a - b) ** 2 for j, b in enumerate(x) if j != i)[: len(x) - num_bad - 2])
+        sum(sorted(np.linalg.norm(a - b) ** 2 for j, b in enumerate(x) if j != i)[: len(x) - num_byzantine - 2])
         for i, a in enumerate(x)
     ]
 
 
-def naive(rule: str, x: np.ndarray, num_bad: int) -> np.ndarray:
+def naive(rule: str, x: np.ndarray, num_byzantine: int) -> np.ndarray:
     if rule == "mean":
         return x.mean(0)
     if rule == "krum":
-        return x[np.argmin(naive_krum_scores(x, num_bad))]
+        return x[np.argmin(naive_krum_scores(x, num_byzantine))]
     if rule == "multi_krum":
-        return x[np.argsort(naive_krum_scores(x, num_bad))[: len(x) - num_bad]].mean(0)
+        return x[np.argsort(naive_krum_scores(x, num_byzantine))[: len(x) - num_byzantine]].mean(0)
     if rule == "norm_clipping":
         radius = np.median([np.linalg.norm(a) for a in x])
         return np.mean([shrink(a, radius) for a in x], axis=0)
@@ -88,10 +88,10 @@ def sum_of_distances(z: np.ndarray, x: np.ndarray) -> float:
 
 @pytest.mark.parametrize("rule", [rule for rule in COMBINATION_RULES if rule != "geometric_median"])
 @few
-@given(seed=seeds, num_bad=st.integers(0, 2), extra=st.integers(1, 5), d=st.integers(2, 6))
-def test_the_gram_matrix_suffices(rule: str, seed: int, num_bad: int, extra: int, d: int) -> None:
-    x = points(seed, 2 * num_bad + 3 + extra, d)
-    np.testing.assert_allclose(aggregate(rule, x, num_bad), naive(rule, x, num_bad), atol=1e-9)
+@given(seed=seeds, num_byzantine=st.integers(0, 2), extra=st.integers(1, 5), d=st.integers(2, 6))
+def test_the_gram_matrix_suffices(rule: str, seed: int, num_byzantine: int, extra: int, d: int) -> None:
+    x = points(seed, 2 * num_byzantine + 3 + extra, d)
+    np.testing.assert_allclose(aggregate(rule, x, num_byzantine), naive(rule, x, num_byzantine), atol=1e-9)
 
 
 @few
@@ -254,13 +254,13 @@ def test_krum_adds_up_squared_distances() -> None:
 
 
 @few
-@given(seed=seeds, num_bad=st.integers(0, 3))
-def test_krum_returns_an_input_and_multi_krum_a_mean_of_them(seed: int, num_bad: int) -> None:
-    n = 2 * num_bad + 5
+@given(seed=seeds, num_byzantine=st.integers(0, 3))
+def test_krum_returns_an_input_and_multi_krum_a_mean_of_them(seed: int, num_byzantine: int) -> None:
+    n = 2 * num_byzantine + 5
     x = points(seed, n)
-    krum, multi = (combination(rule, x @ x.T, num_bad) for rule in ("krum", "multi_krum"))
+    krum, multi = (combination(rule, x @ x.T, num_byzantine) for rule in ("krum", "multi_krum"))
     assert sorted(krum) == [0] * (n - 1) + [1]
-    np.testing.assert_allclose(np.sort(multi), [0] * num_bad + [1 / (n - num_bad)] * (n - num_bad))
+    np.testing.assert_allclose(np.sort(multi), [0] * num_byzantine + [1 / (n - num_byzantine)] * (n - num_byzantine))
     assert multi[krum.argmax()] > 0
 
 
@@ -316,18 +316,19 @@ def test_an_outlier_does_not_blur_the_others(size: float) -> None:
 
 
 @pytest.mark.parametrize("rule", ALL_RULES)
-@pytest.mark.parametrize("num_bad", [1, 2])
-def test_the_stated_number_of_clients_bears_the_stated_number_of_liars(rule: str, num_bad: int) -> None:
+@pytest.mark.parametrize("num_byzantine", [1, 2])
+def test_the_stated_number_of_clients_bears_the_stated_number_of_liars(rule: str, num_byzantine: int) -> None:
     """At the smallest n: colluding, ever larger liars do not move the result without bound, unless it is the mean."""
-    n, condition = least_clients(rule, num_bad)
+    n, condition = min_clients(rule, num_byzantine)
     assert condition
     if rule == "mean":
         n = 20
     if rule == "self_centred_clipping":  # its radius bears half of the others
-        n = 2 * num_bad + 1
-    honest = points(6, n - num_bad)
+        n = 2 * num_byzantine + 1
+    honest = points(6, n - num_byzantine)
     results = [
-        aggregate(rule, np.concatenate([honest, np.full((num_bad, 4), size)]), num_bad) for size in (1e6, 1e8, 1e10)
+        aggregate(rule, np.concatenate([honest, np.full((num_byzantine, 4), size)]), num_byzantine)
+        for size in (1e6, 1e8, 1e10)
     ]
     if rule == "mean":
         assert np.linalg.norm(results[2]) > 50 * np.linalg.norm(results[1])
@@ -337,7 +338,7 @@ def test_the_stated_number_of_clients_bears_the_stated_number_of_liars(rule: str
 
 
 @pytest.mark.parametrize(
-    ("rule", "num_bad", "least"),
+    ("rule", "num_byzantine", "least"),
     [
         ("krum", 1, 5),
         ("multi_krum", 3, 9),
@@ -349,12 +350,12 @@ def test_the_stated_number_of_clients_bears_the_stated_number_of_liars(rule: str
         ("self_centred_clipping", 0, 1),
     ],
 )
-def test_least_clients(rule: str, num_bad: int, least: int) -> None:
-    assert least_clients(rule, num_bad)[0] == least
+def test_least_clients(rule: str, num_byzantine: int, least: int) -> None:
+    assert min_clients(rule, num_byzantine)[0] == least
     if rule in COMBINATION_RULES:
-        combination(rule, np.eye(least), num_bad)
-        with pytest.raises(AssertionError, match=f"n = {least - 1}, f = {num_bad}"):
-            combination(rule, np.eye(least - 1), num_bad)
+        combination(rule, np.eye(least), num_byzantine)
+        with pytest.raises(AssertionError, match=f"n = {least - 1}, f = {num_byzantine}"):
+            combination(rule, np.eye(least - 1), num_byzantine)
 
 
 def test_wrong_input_is_refused() -> None:
@@ -374,7 +375,7 @@ def test_a_client_of_nans_is_as_if_it_were_not_there(rule: str, broken: int) -> 
     x = points(9, 8).astype(np.float32)
     without = np.delete(x, broken, axis=0)
     x[broken, 1] = np.nan
-    kept = drop_bad([{"head.weight": row} for row in x])
+    kept = valid_uploads([{"head.weight": row} for row in x])
     result = aggregate(rule, x[kept], 2)
     assert np.isfinite(result).all()
     np.testing.assert_array_equal(result, aggregate(rule, without, 2))

@@ -49,10 +49,10 @@ def regauged(own: dict[str, np.ndarray], seed: int) -> dict[str, np.ndarray]:
 
 
 def merge(
-    rule: str, origin: ClientState, states: Sequence[ClientState], num_bad: int = 1, own: int = 0, **extra: Any
+    rule: str, origin: ClientState, states: Sequence[ClientState], num_byzantine: int = 1, own: int = 0, **extra: Any
 ) -> dict[str, np.ndarray]:
     weights = np.full(len(states), 1 / len(states))
-    return robust_merge(states[own], origin, states, weights, own, "product_svd", rule, num_bad, **extra)
+    return robust_merge(states[own], origin, states, weights, own, "product_svd", rule, num_byzantine, **extra)
 
 
 # -- the rules on states -------------------------------------------------------------------------------------------------
@@ -143,13 +143,13 @@ def test_frozen_factors_count_in_the_distance_and_are_not_merged() -> None:
 def test_buckets_are_drawn_per_round_and_average_before_the_rule() -> None:
     origin = state(0)
     states = [close(seed, origin, 0.5) for seed in range(1, 7)]
-    first = merge("krum", origin, states, num_bad=0, bucket_size=2, draw=(3, 1))
-    again = merge("krum", origin, states, num_bad=0, bucket_size=2, draw=(3, 1))
+    first = merge("krum", origin, states, num_byzantine=0, bucket_size=2, draw=(3, 1))
+    again = merge("krum", origin, states, num_byzantine=0, bucket_size=2, draw=(3, 1))
     assert all(np.array_equal(first[name], again[name]) for name in first)
     heads = np.stack([own["head.weight"] for own in states])
     pairs = [(i, j) for i in range(6) for j in range(i)]
     assert min(np.abs(first["head.weight"] - (heads[i] + heads[j]) / 2).max() for i, j in pairs) < 1e-5
-    rounds = [merge("krum", origin, states, num_bad=0, bucket_size=2, draw=(3, round)) for round in range(8)]
+    rounds = [merge("krum", origin, states, num_byzantine=0, bucket_size=2, draw=(3, round)) for round in range(8)]
     assert any(not np.array_equal(own["head.weight"], first["head.weight"]) for own in rounds)
 
 

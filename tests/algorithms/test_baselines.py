@@ -121,7 +121,7 @@ def test_identical_clients_stay_what_they_are_and_their_order_is_nothing(name: s
     for merged in made.aggregate(arrive(made, twins, sizes=sizes, losses=losses)):
         assert equal(merged, twins[0])
     states = fleet(4)
-    states = [state | {n: states[0][n] for n in state if not made.trains(n)} for state in states]
+    states = [state | {n: states[0][n] for n in state if not made.is_trained(n)} for state in states]
     merged = made.aggregate(arrive(made, states, sizes=sizes, losses=losses))
     assert not equal(merged[1], states[1])
     turned = made.aggregate(arrive(made, states[::-1], sizes=sizes[::-1], losses=losses[::-1]))[::-1]

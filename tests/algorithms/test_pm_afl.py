@@ -184,7 +184,7 @@ def test_the_probe_learns_in_the_warm_up_and_never_again_and_nothing_of_the_teac
     after = trained(worker, warm, clients=(0, 1))
     assert not moved(warm[0], after[0]) & set(PROBE)
     assert moved(warm[0], after[0]) == set(warm[0]) - set(PROBE)
-    assert not any(made.uploads(name) or worker.model.trainable(name) for name in PROBE)
+    assert not any(made.is_uploaded(name) or worker.model.trainable(name) for name in PROBE)
     assert made.pack(0, after[0]).keys() == start[0].keys() - set(PROBE)
     merged = made.aggregate(arrive(made, [*after, warm[2]], received=warm))
     for own, state in zip(warm, merged, strict=True):

@@ -108,12 +108,12 @@ def test_padding_rows_are_never_evidence() -> None:
 
 def test_the_plan_is_exact_where_it_can_be_and_sampled_beyond() -> None:
     phase2 = Phase2Parameters(sampled_pairs=3)
-    exact = GamePlan.of(4, phase2, np.random.default_rng(0))
+    exact = GamePlan.from_settings(4, phase2, np.random.default_rng(0))
     values = np.random.default_rng(1).random((16, 2))
     phi, width = shapley_values(exact, values)
     assert width is None
     np.testing.assert_allclose(phi.sum(0), (values[-1] - values[0]) * [1, -1])
-    sampled = GamePlan.of(16, phase2, np.random.default_rng(0))
+    sampled = GamePlan.from_settings(16, phase2, np.random.default_rng(0))
     additive = sampled.coalitions @ np.arange(32).reshape(16, 2)
     phi, width = shapley_values(sampled, additive.astype(float))
     np.testing.assert_allclose(phi, np.arange(32).reshape(16, 2) * [1, -1])
@@ -126,7 +126,7 @@ def scored(*scores: Sequence[float]) -> list[GameOutcome]:
 
 def ranked(selection: str, outcomes: Sequence[GameOutcome], k: int | None = None) -> Any:
     phase2 = Phase2Parameters(selection=selection)
-    plan = GamePlan.of(3, phase2, np.random.default_rng(0))
+    plan = GamePlan.from_settings(3, phase2, np.random.default_rng(0))
     game = PlayedGame(plan, outcomes, alone(k or len(outcomes)), phase2, np.random.default_rng(1))
     return create_ranking(selection).rank(game)
 
@@ -160,7 +160,7 @@ def test_random_orders_are_drawn_per_client_and_recorded() -> None:
 
 def test_shapley_ranks_by_the_values() -> None:
     """An additive game: layer 0 gains and costs nothing, layer 1 gains 1 per robust loss, layer 2 gains nothing."""
-    plan = GamePlan.of(3, Phase2Parameters(), np.random.default_rng(0))
+    plan = GamePlan.from_settings(3, Phase2Parameters(), np.random.default_rng(0))
     values = plan.coalitions @ np.array([[0.2, 0.0], [0.1, -0.1], [0.0, 0.3]])
     ranking = ranked("shapley", [GameOutcome({}, values, 10**6, 0)])
     assert ranking.candidates.astype(int).tolist() == [[[0, 0, 0], [1, 0, 0], [1, 1, 0]]]

@@ -136,7 +136,7 @@ def player(phase1: Path) -> Phase2Client:
     params = to_parameters(states, "cpu", torch.float32)
     task = GameTask(3, (0, 2), states, np.zeros((1, PLAYERS), bool))
     worker.run(task)  # gives the worker its clock
-    return Phase2Client.of_task(worker, task, params)
+    return Phase2Client.from_task(worker, task, params)
 
 
 def layer_scores(player: Phase2Client, benign: ParameterStack, kind: str) -> np.ndarray:

@@ -111,9 +111,9 @@ def test_metrics_keep_the_newest_values_and_leave_attackers_out() -> None:
     assert (found["total_bytes"], found["seconds"]) == (30, 8)
     assert busy_seconds(records) == 6
     liars = config.model_copy(update={"byzantine": config.byzantine.model_copy(update={"fraction": 0.34})})
-    from sylva_ray.transport.byzantine import attackers_of
+    from sylva_ray.transport.byzantine import byzantine_clients
 
-    honest = [c for c in range(3) if c not in attackers_of(liars)]
+    honest = [c for c in range(3) if c not in byzantine_clients(liars)]
     assert step_metrics(records, liars)["benign_accuracy"] == pytest.approx(
         np.mean([(0.2, 0.4, 0.6)[c] for c in honest])
     )

@@ -19,7 +19,7 @@ from sylva_ray.aggregation.robust import (
     trimmed_mean,
 )
 from sylva_ray.core.types import ClientState
-from sylva_ray.transport.byzantine import ATTACKS, alie_z, choose_attackers, flip_labels, forge
+from sylva_ray.transport.byzantine import ATTACKS, alie_z, draw_byzantine_clients, flip_labels, malicious_update
 
 N, BAD = 13, 3
 
@@ -42,11 +42,11 @@ def lie(
     own: ClientState | None = None,
     benign: Sequence[ClientState] | None = None,
     num_clients: int = N,
-    num_bad: int = BAD,
+    num_byzantine: int = BAD,
 ) -> dict[str, np.ndarray]:
     updates = honest_updates(seed)
     own, benign = own or updates[-1], updates[:-BAD] if benign is None else benign
-    return forge(attack, own, benign, np.random.default_rng(seed), num_clients, num_bad, strength)
+    return malicious_update(attack, own, benign, np.random.default_rng(seed), num_clients, num_byzantine, strength)
 
 
 def flat(update: ClientState) -> np.ndarray:
@@ -99,7 +99,8 @@ def test_only_noise_is_random() -> None:
     updates = honest_updates()
     for attack in ATTACKS:
         first, second = (
-            flat(forge(attack, updates[-1], updates[:-1], np.random.default_rng(seed), N, 1)) for seed in (0, 1)
+            flat(malicious_update(attack, updates[-1], updates[:-1], np.random.default_rng(seed), N, 1))
+            for seed in (0, 1)
         )
         assert np.array_equal(first, second, equal_nan=True) == (attack != "gaussian")
 
@@ -115,7 +116,7 @@ def test_who_colludes_sends_the_same() -> None:
 @pytest.mark.parametrize("attack", ATTACKS)
 def test_an_attack_without_honest_clients(attack: str) -> None:
     own = {"w": np.array([4.0, -2.0])}
-    forged = lie(attack, own=own, benign=[], num_clients=2, num_bad=2)["w"]
+    forged = lie(attack, own=own, benign=[], num_clients=2, num_byzantine=2)["w"]
     assert np.isfinite(forged).all() == (attack != "nan")
 
 
@@ -155,7 +156,7 @@ def test_flipped_labels() -> None:
 @settings(max_examples=60, deadline=None)
 @given(percent=st.integers(0, 100), hundreds=st.integers(1, 3), seed=st.integers(0, 99))
 def test_attackers_are_distinct_and_as_many_as_said(percent: int, hundreds: int, seed: int) -> None:
-    chosen = choose_attackers(percent / 100, 100 * hundreds, np.random.default_rng(seed))
+    chosen = draw_byzantine_clients(percent / 100, 100 * hundreds, np.random.default_rng(seed))
     assert len(set(chosen)) == len(chosen) == percent * hundreds
     assert chosen == sorted(chosen)
     assert set(chosen) <= set(range(100 * hundreds))
@@ -163,10 +164,12 @@ def test_attackers_are_distinct_and_as_many_as_said(percent: int, hundreds: int,
 
 
 def test_attackers_are_rounded_down_and_drawn() -> None:
-    assert len(choose_attackers(0.3, 9, np.random.default_rng(0))) == 2
-    draws = {tuple(choose_attackers(0.3, 20, np.random.default_rng(seed))) for seed in range(5)}
+    assert len(draw_byzantine_clients(0.3, 9, np.random.default_rng(0))) == 2
+    draws = {tuple(draw_byzantine_clients(0.3, 20, np.random.default_rng(seed))) for seed in range(5)}
     assert len(draws) > 1
-    assert choose_attackers(0.3, 20, np.random.default_rng(3)) == choose_attackers(0.3, 20, np.random.default_rng(3))
+    assert draw_byzantine_clients(0.3, 20, np.random.default_rng(3)) == draw_byzantine_clients(
+        0.3, 20, np.random.default_rng(3)
+    )
 
 
 # --- rules against attacks --------------------------------------------------------------------------------------------
@@ -176,7 +179,7 @@ def everyone_sends(attack: str, seed: int, strength: float | None = None) -> np.
     """``[N, d]``: honest clients first, then the liars."""
     updates = honest_updates(seed)
     rng = np.random.default_rng(seed)
-    lies = [forge(attack, own, updates[:-BAD], rng, N, BAD, strength) for own in updates[-BAD:]]
+    lies = [malicious_update(attack, own, updates[:-BAD], rng, N, BAD, strength) for own in updates[-BAD:]]
     return np.array([flat(update) for update in updates[:-BAD] + lies])
 
 

@@ -25,7 +25,7 @@ from sylva_ray.federation.server import Server
 from sylva_ray.preparation.experiment import Prepared, create_worker, initial_states, prepare
 from sylva_ray.storage import checkpoint as checkpoint_module
 from sylva_ray.storage.checkpoint import CheckpointFolder
-from sylva_ray.transport.byzantine import alie_z, attackers_of, flip_labels
+from sylva_ray.transport.byzantine import alie_z, byzantine_clients, flip_labels
 from sylva_ray.transport.codecs import create_codec, shapes_of
 from sylva_ray.transport.wire import Wire
 from tests.conftest import TINY
@@ -236,7 +236,7 @@ def lie(attack: str, own: np.ndarray, honest: list[np.ndarray]) -> np.ndarray:
 @pytest.mark.parametrize("attack", ["sign_flip", "ipm", "mimic", "alie", "nan", "label_flip"])
 def test_the_attackers_uploads_are_replaced_and_no_others(attack: str) -> None:
     link = wire(byzantine={"fraction": 0.4, "attack": attack})
-    liars = attackers_of(link.config)
+    liars = byzantine_clients(link.config)
     assert len(liars) == 2
     received, uploads = uploads_of(link)
     forged = link.forged(3, uploads, received)
@@ -263,7 +263,7 @@ def test_without_attackers_no_update_is_built(monkeypatch: pytest.MonkeyPatch) -
 
 def test_noise_is_drawn_per_client_and_round() -> None:
     link = wire(byzantine={"fraction": 0.4, "attack": "gaussian"})
-    a, b = attackers_of(link.config)
+    a, b = byzantine_clients(link.config)
     received, uploads = uploads_of(link)
     first, again, later = (link.forged(round, uploads, received) for round in (3, 3, 4))
     assert same(first[a], again[a])
@@ -274,7 +274,7 @@ def test_noise_is_drawn_per_client_and_round() -> None:
 def test_attackers_count_where_they_take_part() -> None:
     """One of two attackers is there: ALIE hides among the four that are; alone, an attacker lies all the same."""
     link = wire(byzantine={"fraction": 0.4, "attack": "alie"})
-    absent, present = attackers_of(link.config)
+    absent, present = byzantine_clients(link.config)
     received, uploads = uploads_of(link)
     del uploads[absent]
     honest = [uploads[c]["m.lora_A"] - received[c]["m.lora_A"] for c in uploads if c != present]
@@ -292,7 +292,7 @@ def test_a_lie_is_no_larger_than_what_the_attacker_may_send() -> None:
     algorithm = HetLoraAT(HetLoraAT.Parameters(ranks=(1, 4)))
     algorithm.head_names = HEADS
     raw = {"partition": {"num_clients": 4}, "byzantine": {"fraction": 0.5, "attack": "gaussian"}}
-    seed = next(s for s in range(99) if 0 in attackers_of(build(ExperimentConfig, raw | {"seed": s})))
+    seed = next(s for s in range(99) if 0 in byzantine_clients(build(ExperimentConfig, raw | {"seed": s})))
     link = Wire(build(ExperimentConfig, raw | {"seed": seed}), algorithm)
     received = [algorithm.initial_state(client, state(0)) for client in range(4)]
     uploads = {c: link.up(c, received[c], trained(received[c], c), None) for c in range(4)}
@@ -391,7 +391,7 @@ def test_an_attack_by_nan_is_the_round_without_that_client(sharing: str, compres
     method = BRIEF["algorithm"] | {"adapters": sharing}
     lying = prepared(algorithm=method, byzantine={"fraction": 0.34, "attack": "nan"}, compression={"kind": compression})
     honest = prepared(algorithm=method, compression={"kind": compression})
-    (liar,) = attackers_of(lying.config)
+    (liar,) = byzantine_clients(lying.config)
     states = []
     for made, sends in ((lying, {0, 1, 2}), (honest, {0, 1, 2} - {liar})):
         server = server_of(made, tmp_path)
@@ -402,7 +402,7 @@ def test_an_attack_by_nan_is_the_round_without_that_client(sharing: str, compres
             for g, s in zip(noise, received)
         ]
         outcomes = {c: TrainOutcome(after[c], 10, {"loss": 1.0}) for c in range(3)}
-        server.take_over(outcomes)
+        server.adopt_states(outcomes)
         server.exchange(2, {c: o for c, o in outcomes.items() if c in sends}, received)
         states.append(server.states)
     for with_nan, without in zip(*states, strict=True):
@@ -413,7 +413,7 @@ def test_an_attack_by_nan_is_the_round_without_that_client(sharing: str, compres
 def test_a_label_flipper_trains_on_flipped_labels_and_nobody_else_does() -> None:
     flipping = prepared(byzantine={"fraction": 0.34, "attack": "label_flip"})
     plain = prepared()
-    (liar,) = attackers_of(flipping.config)
+    (liar,) = byzantine_clients(flipping.config)
     train = plain.fleet.dataset.train
     rows = plain.fleet.clients[liar].train
     labels = train.labels.copy()

@@ -43,14 +43,14 @@ class EvaluateOutcome:
     values: Mapping[str, np.ndarray]
     passes: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
-    def of(self, kind: str) -> dict[str, np.ndarray]:
+    def of_kind(self, kind: str) -> dict[str, np.ndarray]:
         """``{NAME: values}`` of one kind."""
         return {name.removeprefix(f"{kind}/"): v for name, v in self.values.items() if name.startswith(f"{kind}/")}
 
     @property
     def predictions(self) -> dict[str, np.ndarray]:
         """``{condition: [n]}``."""
-        return self.of("predictions")
+        return self.of_kind("predictions")
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ class CertifyTask(CohortTask):
     """Randomised smoothing of ``max_samples`` test images per client from number ``first`` on."""
 
     sigma: float = 0.0
-    draws: int = 1000
+    num_draws: int = 1000
     max_samples: int | None = None
     first: int = 0
 
@@ -145,7 +145,7 @@ class CertifyTask(CohortTask):
         found = _Answers(len(self.clients))
         for first, pieces, (x, _, owner) in windows(worker, self):
             draws = split_draws(worker.config.seed, "smoothing", self.clients, pieces, first).to(worker.device)
-            guess, hits = votes(worker.model, params, x, owner, self.sigma, self.draws, draws)
+            guess, hits = votes(worker.model, params, x, owner, self.sigma, self.num_draws, draws)
             found.deal("votes/guess", guess, pieces)
             found.deal("votes/hits", hits, pieces)
         return found.outcomes()

@@ -21,11 +21,11 @@ from sylva_ray.federation.method import Method
 from sylva_ray.federation.tasks import CohortTask
 from sylva_ray.models.cohort import CohortModel, broadcast_clients, to_arrays
 
-StepResult = tuple[dict[str, torch.Tensor], torch.Tensor]
+ClientGradients = tuple[dict[str, torch.Tensor], torch.Tensor]
 """``(gradients {name: [C, ...]}, mean losses [C])``."""
 
-Step = Callable[[ParameterStack, Batch], StepResult]
-"""``(params, batch) -> StepResult``."""
+GradientFunction = Callable[[ParameterStack, Batch], ClientGradients]
+"""``(params, batch) -> ClientGradients``."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class TrainTask(CohortTask):
     head_epochs: int = 0
 
     stage: ClassVar[str] = "train"
-    trains: ClassVar[bool] = True
+    uses_training_precision: ClassVar[bool] = True
 
     def execute(self, worker: CohortWorker, params: ParameterStack) -> list[TrainOutcome]:
         """See `CohortTask`."""
@@ -64,7 +64,7 @@ class TrainTask(CohortTask):
 
 def run_epochs(
     params: ParameterStack,
-    step: Step,
+    step: GradientFunction,
     data: Sequence[ClientData],
     streams: Sequence[torch.Generator],
     config: ResolvedConfig,
@@ -119,12 +119,12 @@ def train_cohort(
         metrics["loss"] = run_epochs(params, warm_up, data, streams, config, task.lr, task.head_epochs)
     if task.epochs:
         attack: AttackSpec = config.attack.spec(task.epsilon)
-        names = [name for name in params if context.model.trainable(name) and algorithm.trains(name)]
+        names = [name for name in params if context.model.trainable(name) and algorithm.is_trained(name)]
         guard = _collapse_guard(algorithm, context, params, data, task, config)
         algorithm.client_init(context)
         for epochs, trained in algorithm.schedule(task.epochs, names):
 
-            def step(p: ParameterStack, batch: Batch, trained: list[str] = trained) -> StepResult:
+            def step(p: ParameterStack, batch: Batch, trained: list[str] = trained) -> ClientGradients:
                 return algorithm.client_step(context, p, batch, attack, trained)
 
             after_epoch = (lambda: None) if guard is None else guard.after_epoch
@@ -134,20 +134,20 @@ def train_cohort(
     return metrics
 
 
-def _warm_up_step(context: ClientContext, algorithm: Method) -> Step:
+def _warm_up_step(context: ClientContext, algorithm: Method) -> GradientFunction:
     """The benign warm-up, of the parameters that the algorithm names."""
     names = algorithm.warm_up_names()
 
-    def step(params: ParameterStack, batch: Batch) -> StepResult:
+    def step(params: ParameterStack, batch: Batch) -> ClientGradients:
         return _gradients(params, names, lambda p: batch.mean_by_client(algorithm.warm_up_losses(context, p, batch)))
 
     return step
 
 
-def benign_step(model: CohortModel, names: Sequence[str]) -> Step:
+def benign_step(model: CohortModel, names: Sequence[str]) -> GradientFunction:
     """Benign cross-entropy on the parameters in ``names``."""
 
-    def step(params: ParameterStack, batch: Batch) -> StepResult:
+    def step(params: ParameterStack, batch: Batch) -> ClientGradients:
         def losses(p: ParameterStack) -> torch.Tensor:
             return batch.mean_by_client(cross_entropy(model.forward(p, batch.x, batch.owner), batch.y))
 
@@ -158,7 +158,7 @@ def benign_step(model: CohortModel, names: Sequence[str]) -> Step:
 
 def _gradients(
     params: ParameterStack, names: Sequence[str], losses: Callable[[ParameterStack], torch.Tensor]
-) -> StepResult:
+) -> ClientGradients:
     leaves = {name: params[name].detach().requires_grad_() for name in names}
     losses_C = losses({**params, **leaves})
     gradients = torch.autograd.grad(losses_C.sum(), list(leaves.values()))

@@ -24,7 +24,7 @@ from sylva_ray.models.backbone import create_backbone
 from sylva_ray.models.cohort import CohortModel, FunctionalStack, to_parameters
 from sylva_ray.models.kernels import DTYPES, deterministic_kernels
 from sylva_ray.models.lora import LoraStack
-from sylva_ray.transport.byzantine import attackers_of, flip_labels
+from sylva_ray.transport.byzantine import byzantine_clients, flip_labels
 
 AUXILIARY = "auxiliary:"
 """Prefix of the auxiliary weights' names among the arrays that are sent to workers."""
@@ -76,7 +76,7 @@ class Task(Protocol):
         """Their states, ``{name: [C, ...]}``."""
         ...
 
-    trains: ClassVar[bool]
+    uses_training_precision: ClassVar[bool]
 
     def execute(self, worker: CohortWorker, params: ParameterStack) -> Sequence[Any]:
         """One outcome per client."""
@@ -98,7 +98,7 @@ class CohortWorker:
     ) -> None:
         torch.set_num_threads(config.cluster.threads_per_actor)
         self.config, self.fleet = config, fleet
-        self.attackers = attackers_of(config)
+        self.attackers = byzantine_clients(config)
         self.device = torch.device(config.training.device)
         deterministic_kernels(self.device)
         model = build_model(algorithm, config, fleet.num_classes, backbone)
@@ -112,7 +112,7 @@ class CohortWorker:
         """Execute a task."""
         self.stopwatch = Stopwatch()
         params = to_parameters(task.states, self.device, torch.float32)
-        self.model.precision = DTYPES[self.config.training.precision] if task.trains else torch.float32
+        self.model.precision = DTYPES[self.config.training.precision] if task.uses_training_precision else torch.float32
         outcomes = task.execute(self, params)
         return CohortResult(task.clients, tuple(outcomes), dict(self.stopwatch.seconds), peak_memory_bytes())
 

@@ -26,7 +26,7 @@ class FederatedRound(Stage):
         outcomes, missing = server.train(
             round, participants, epsilon, lr, config.training.local_epochs, deadline_s=config.cluster.round_deadline_s
         )
-        metrics = server.take_over(outcomes)
+        metrics = server.adopt_states(outcomes)
         uploads = server.exchange(round, outcomes, received)
         is_read = round == config.training.rounds and server.parameters.phase2.enabled
         graph = server.neighbourhood(received, uploads) if is_read else None

@@ -18,7 +18,7 @@ class LocalEpochs(Stage):
         epsilon, lr = server.config.attack.epsilon, lr_of(server.config, server.config.training.rounds)
         epochs = server.parameters.final_local_epochs
         outcomes, _ = server.train(round, server.everyone, epsilon, lr, epochs)
-        return StageResult(epsilon, lr, metrics=server.take_over(outcomes))
+        return StageResult(epsilon, lr, metrics=server.adopt_states(outcomes))
 
 
 def local_epochs(epochs: int) -> list[Stage]:

@@ -21,6 +21,6 @@ class WarmUp(Stage):
             return StageResult()
         received = server.states.copy()
         outcomes, _ = server.train(round, server.everyone, epsilon=0.0, lr=lr, epochs=0, head_epochs=epochs)
-        metrics = server.take_over(outcomes)
+        metrics = server.adopt_states(outcomes)
         server.exchange(round, outcomes, received, server.algorithm.warm_up_names())
         return StageResult(epsilon=0.0, lr=lr, metrics=metrics)

@@ -80,7 +80,7 @@ class Phase2Client:
         self.attack_precision = DTYPES[config.evaluation.precision]
 
     @classmethod
-    def of_task(cls, worker: CohortWorker, task: CohortTask, params: ParameterStack) -> Phase2Client:
+    def from_task(cls, worker: CohortWorker, task: CohortTask, params: ParameterStack) -> Phase2Client:
         """For the clients of a task; ``params`` are its states on the worker's device."""
         method = worker.algorithm
         return cls(
@@ -91,7 +91,7 @@ class Phase2Client:
             task.clients,
             worker.data(task),
             task.round,
-            method.trains,
+            method.is_trained,
         )
 
     # -- the game ------------------------------------------------------------------------------------------------------

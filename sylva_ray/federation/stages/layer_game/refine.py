@@ -29,11 +29,11 @@ class Refine(Stage):
             [RefineTask(round, c, server.stack(c), selected[list(c)]) for c in server.cohorts(refining)]
         )
         guard = {client: outcome.guard for client, outcome in refined.items()}
-        graph = server.known_neighbourhood()
+        graph = server.recorded_neighbourhood()
         for client in refining:
             verdict = largest_accepted(client, guard, lambda other, _: other in guard, graph, phase2)
             server.game["refined_epochs"][client] = verdict.row
             if verdict.row:
                 server.states[client] = dict(refined[client].states[verdict.row - 1])
-        server.ledger.upload_bytes += sum(3 * outcome.lost.nbytes for outcome in guard.values())
+        server.costs.upload_bytes += sum(3 * outcome.lost.nbytes for outcome in guard.values())
         return StageResult(participants=refining)

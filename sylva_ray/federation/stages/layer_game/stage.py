@@ -29,13 +29,13 @@ class LayerGame(Stage):
         """See `Stage.run`."""
         phase2, everyone = server.parameters.phase2, server.everyone
         rng = numpy_generator(server.config.seed, "game", round=round)
-        plan = GamePlan.of(len(server.players), phase2, rng)
+        plan = GamePlan.from_settings(len(server.players), phase2, rng)
         cohorts = server.cohorts(everyone)
         played: dict[int, GameOutcome] = server.run(
             [GameTask(round, cohort, server.stack(cohort), plan.coalitions, self.ranking) for cohort in cohorts]
         )
         answers = [played[client] for client in everyone]
-        graph = server.known_neighbourhood()
+        graph = server.recorded_neighbourhood()
         ranked = self.ranking.rank(PlayedGame(plan, answers, graph, phase2, rng))
         candidates = ranked.candidates
         guarded: dict[int, GuardOutcome] = server.run(
@@ -66,6 +66,6 @@ class LayerGame(Stage):
             "refined_epochs": [0] * len(everyone),
         }
         told = [answer.values if answer.scores is None else answer.scores for answer in answers]
-        server.ledger.upload_bytes += sum(t.nbytes for t in told) + sum(3 * outcome.lost.nbytes for outcome in guard)
-        server.ledger.download_bytes += candidates.nbytes + selected.nbytes
+        server.costs.upload_bytes += sum(t.nbytes for t in told) + sum(3 * outcome.lost.nbytes for outcome in guard)
+        server.costs.download_bytes += candidates.nbytes + selected.nbytes
         return StageResult()

@@ -53,7 +53,7 @@ class GameTask(CohortTask):
     def execute(self, worker: CohortWorker, params: ParameterStack) -> list[GameOutcome]:
         """See `CohortTask`."""
         with worker.stopwatch("game"):
-            player = Phase2Client.of_task(worker, self, params)
+            player = Phase2Client.from_task(worker, self, params)
             with worker.stopwatch("train"):
                 benign = player.benign_end_point()
             found = self.ranking.measure(player, benign, self.coalitions)
@@ -82,7 +82,7 @@ class GuardTask(CohortTask):
         """See `CohortTask`."""
         with worker.stopwatch("game"):
             benign = to_parameters(self.benign_states, worker.device, torch.float32)
-            return Phase2Client.of_task(worker, self, params).guard_candidates(benign, self.candidates)
+            return Phase2Client.from_task(worker, self, params).guard_candidates(benign, self.candidates)
 
 
 @dataclass(frozen=True)
@@ -96,6 +96,6 @@ class RefineTask(CohortTask):
     def execute(self, worker: CohortWorker, params: ParameterStack) -> list[RefineOutcome]:
         """See `CohortTask`."""
         with worker.stopwatch("game"):
-            epochs, guard = Phase2Client.of_task(worker, self, params).refine(self.selected)
+            epochs, guard = Phase2Client.from_task(worker, self, params).refine(self.selected)
         states = [unstack_states(to_arrays(epoch)) for epoch in epochs]
         return [RefineOutcome(tuple(epoch[c] for epoch in states), guard[c]) for c in range(len(self.clients))]

@@ -65,7 +65,7 @@ class GamePlan:
         return self.coalitions.shape[1]
 
     @staticmethod
-    def of(num_players: int, phase2: Phase2Parameters, rng: np.random.Generator) -> GamePlan:
+    def from_settings(num_players: int, phase2: Phase2Parameters, rng: np.random.Generator) -> GamePlan:
         """Exact up to `MAX_EXACT_PLAYERS` players, antithetic permutation sampling beyond."""
         if num_players <= MAX_EXACT_PLAYERS:
             return GamePlan(all_coalitions(num_players), None)
