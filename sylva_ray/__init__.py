@@ -1,6 +1,6 @@
 """sylva_ray: personal adversarial defences for a fleet of edge clients, simulated on a Ray cluster.
 
-The functions of `sylva_ray.api` are imported when they are first used, so that importing the package is quick.
+The functions of `sylva_ray.api` are imported when they are first used, so that importing the package takes little time.
 """
 
 from __future__ import annotations

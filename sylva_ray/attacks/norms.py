@@ -39,7 +39,7 @@ class Linf:
         return v / (v.flatten(1).abs().amax(1).view(-1, 1, 1, 1) + TINY)
 
     def length(self, delta: torch.Tensor) -> torch.Tensor:
-        """``[n]``."""
+        """Return the norm of every perturbation, ``[n]``."""
         return delta.flatten(1).abs().amax(1)
 
 
@@ -65,15 +65,15 @@ class L2:
         return self.ascent(draws.normal(stream_index, like.shape[1:]))
 
     def length(self, delta: torch.Tensor) -> torch.Tensor:
-        """``[n]``."""
-        return delta.flatten(1).norm(dim=1)
+        """Return the norm of every perturbation, ``[n]``."""
+        return flat_norm(delta).flatten()
 
 
 class L0:
     """The number of changed pixels; a pixel counts once, whichever of its channels change."""
 
     def length(self, delta: torch.Tensor) -> torch.Tensor:
-        """``[n]``."""
+        """Return the norm of every perturbation, ``[n]``."""
         is_changed: torch.Tensor = delta.abs().amax(1) > 0
         return is_changed.flatten(1).sum(1).to(delta.dtype)
 

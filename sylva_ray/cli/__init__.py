@@ -1,9 +1,10 @@
-"""The command line: one file per command, each of which parses its words and calls `sylva_ray.api`.
+"""The command line: one file per command, which parses the arguments and calls `sylva_ray.api`.
 
-Wrong input: one line that names key, value and what is allowed, exit code 2, nothing written. A failure while running:
-one line and the command that resumes, exit code 1. Ctrl-C leaves a run that can be resumed (130), and so does SIGTERM (143).
+Exit codes: 2 after wrong input (one line with key, value and what is allowed; nothing is written), 1 after a failure
+(one line, with the command that resumes the run), 130 after Ctrl-C and 143 after SIGTERM (the run can be resumed).
 
-No file here imports torch, Ray or anything slow, so that a help text and a mistyped key are answered at once.
+No module here imports PyTorch, Ray or other modules that take long to import, so that help texts and errors appear at
+once.
 """
 
 from sylva_ray.cli.app import app, main

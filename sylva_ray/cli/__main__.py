@@ -1,4 +1,4 @@
-"""``python -m sylva_ray.cli``: the command line."""
+"""Run the command line with ``python -m sylva_ray.cli``."""
 
 from sylva_ray.cli.app import main
 

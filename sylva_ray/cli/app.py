@@ -1,4 +1,4 @@
-"""The table of commands, and what an error becomes."""
+"""The application with all commands, and the conversion of errors to messages and exit codes."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from sylva_ray.core.errors import RunError, UserError
 
 
 class Commands(TyperGroup):
-    """A group of commands that turns every error into one line on standard error and an exit code."""
+    """A group of commands that prints every error as one line on standard error and sets the exit code."""
 
     def main(self, *args: Any, **options: Any) -> NoReturn:
-        """Parse the words, run the command, and exit."""
+        """Parse the arguments, run the command, and exit."""
         try:
             code = super().main(*args, **options | {"standalone_mode": False})
         except (UserError, RunError) as error:
@@ -35,7 +35,7 @@ class Commands(TyperGroup):
             _fail(f"{error.filename or 'file system'}: {error.strerror or error}", 1)
         except typer.Abort:
             _fail("interrupted", 130)
-        except Exception as error:  # typer's usage errors, which know their own text
+        except Exception as error:  # usage errors of typer have a method that formats their message
             if hasattr(error, "format_message"):
                 _fail(error.format_message(), 2)
             raise
@@ -78,5 +78,5 @@ app.add_typer(cluster, name="cluster")
 
 
 def main() -> None:
-    """Entry point of ``sylva-ray``."""
+    """Run the command line; the entry point of ``sylva-ray``."""
     app(prog_name="sylva-ray")

@@ -1,4 +1,4 @@
-"""Arguments that several commands have."""
+"""Arguments that several commands share."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import Annotated
 import typer
 
 Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="dotted keys, e.g. training.rounds=5")
+    list[str] | None,
+    typer.Argument(metavar="KEY=VALUE", help="Settings that replace those of the file, e.g. training.rounds=5."),
 ]
-RunFolder = Annotated[str, typer.Argument(metavar="RUN", help="a run folder, or its URL")]
-Quiet = Annotated[bool, typer.Option("--quiet", help="only the closing table")]
+RunFolder = Annotated[str, typer.Argument(metavar="RUN", help="A run folder or its URL.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Print only the table of results at the end.")]

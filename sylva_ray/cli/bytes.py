@@ -1,4 +1,4 @@
-"""``sylva-ray bytes``."""
+"""The command ``sylva-ray bytes``."""
 
 from __future__ import annotations
 
@@ -10,16 +10,30 @@ import typer
 
 def traffic(
     backbone: Annotated[
-        str | None, typer.Option(help="any timm model with a linear classifier (default: the one that ships)")
+        str | None,
+        typer.Option(metavar="NAME", help="A timm model with a linear classifier (default: the one in this package)."),
     ] = None,
-    rank: Annotated[list[int] | None, typer.Option(help="LoRA rank; may be given again (default: 8)")] = None,
-    target_module: Annotated[list[str] | None, typer.Option(help="adapted layers; may be given again")] = None,
-    num_classes: Annotated[int, typer.Option(min=2)] = 10,
-    method: Annotated[list[str] | None, typer.Option(help="may be given again (default: all)")] = None,
-    num_clients: Annotated[int, typer.Option(min=1, help="whose factors FLoRA and FedEx-LoRA send down")] = 10,
-    csv: Annotated[Path | None, typer.Option(metavar="FILE", help="also write the table here")] = None,
+    rank: Annotated[
+        list[int] | None, typer.Option(metavar="RANK", help="LoRA rank (default: 8). Can be given several times.")
+    ] = None,
+    target_module: Annotated[
+        list[str] | None,
+        typer.Option(metavar="MODULE", help="Layers with adapters (default: attn.qkv, attn.proj). Can be repeated."),
+    ] = None,
+    num_classes: Annotated[int, typer.Option(metavar="N", min=2, help="Classes of the data set.")] = 10,
+    method: Annotated[
+        list[str] | None, typer.Option(metavar="METHOD", help="A method (default: all). Can be given several times.")
+    ] = None,
+    num_clients: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Clients, for methods whose download grows with them.")
+    ] = 10,
+    csv: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write the table to this CSV file.")] = None,
 ) -> None:
-    """Bytes per client and round of every method: by arithmetic, of the file that travels, against the full model."""
+    """Print the traffic of every method.
+
+    The table has the bytes per client and round, by arithmetic and of the serialised update, and the ratio to the full
+    model.
+    """
     from sylva_ray import api
 
     api.traffic(

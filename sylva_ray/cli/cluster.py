@@ -1,4 +1,4 @@
-"""``sylva-ray cluster check``."""
+"""The command ``sylva-ray cluster check``."""
 
 from __future__ import annotations
 
@@ -9,23 +9,29 @@ import typer
 
 from sylva_ray.cli.arguments import Overrides
 
-cluster = typer.Typer(help="Machines: see docs/clusters.md.", rich_markup_mode=None)
+cluster = typer.Typer(help="Check cluster files (docs/clusters.md).", rich_markup_mode=None)
 
 
 @cluster.callback(invoke_without_command=True)
 def commands(context: typer.Context) -> None:
-    """Machines: see docs/clusters.md."""
+    """Check cluster files (docs/clusters.md)."""
     if context.invoked_subcommand is None:
         typer.echo(context.get_help())
 
 
 @cluster.command()
 def check(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="a cluster.yaml for `ray up`")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A cluster.yaml for `ray up`.")],
     overrides: Overrides = None,
-    config: Annotated[Path | None, typer.Option(metavar="CONFIG", help="also tell what one run of it asks for")] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(metavar="CONFIG", help="Also list the resources that a run of this configuration requests."),
+    ] = None,
 ) -> None:
-    """Validate a cluster.yaml offline, and tell what a run would ask of the cluster. Starts nothing."""
+    """Validate a cluster.yaml without starting anything.
+
+    With --config, also list the resources that a run would request from the cluster.
+    """
     from sylva_ray import api
 
     for line in api.check_cluster(file, config, overrides or []):

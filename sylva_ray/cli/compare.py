@@ -1,4 +1,4 @@
-"""``sylva-ray compare``."""
+"""The command ``sylva-ray compare``."""
 
 from __future__ import annotations
 
@@ -12,16 +12,23 @@ def compare(
     sources: Annotated[
         list[str],
         typer.Argument(
-            metavar="RUN|FILE.json|EXPERIMENT[/SWEEP]...",
-            help="run folders, folders of runs, summaries, MLflow experiments",
+            metavar="SOURCE",
+            help="Run folders, folders of runs, summary files (.json), or MLflow experiments (NAME or NAME/SWEEP).",
         ),
     ],
-    out: Annotated[list[Path] | None, typer.Option(help="FILE.html, .csv or .md; may be given again")] = None,
+    out: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FILE", help="Also write a .html, .csv or .md file. Can be given several times."),
+    ] = None,
     uri: Annotated[
-        str | None, typer.Option(help="MLflow store (default: MLFLOW_TRACKING_URI, else runs/mlflow.db)")
+        str | None,
+        typer.Option(metavar="URI", help="MLflow store (default: MLFLOW_TRACKING_URI, else runs/mlflow.db)."),
     ] = None,
 ) -> None:
-    """Runs beside each other: means and spread over seeds, what dominates what, what failed its checks."""
+    """Compare runs.
+
+    The table has means and standard deviations over seeds, which methods dominate others, and which runs failed checks.
+    """
     from sylva_ray import api
 
     api.compare(sources, out=out or [], uri=uri)

@@ -1,4 +1,4 @@
-"""``sylva-ray evaluate``."""
+"""The command ``sylva-ray evaluate``."""
 
 from __future__ import annotations
 
@@ -14,31 +14,46 @@ def evaluate(
     run: RunFolder,
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[KEY=VALUE]...", help="cluster.*, training.device, evaluation.precision only"),
+        typer.Argument(metavar="KEY=VALUE", help="Settings: cluster.*, training.device and evaluation.precision only."),
     ] = None,
     attack: Annotated[
         list[str] | None,
-        typer.Option(help="NAME or NAME:key=value,...; may be given again, e.g. pgd:steps=100,restarts=5"),
+        typer.Option(
+            metavar="ATTACK", help="NAME or NAME:key=value,..., e.g. pgd:steps=100,restarts=5. Can be repeated."
+        ),
     ] = None,
-    suite: Annotated[str | None, typer.Option(help="quick, standard (AutoAttack) or full")] = None,
-    images: Annotated[int | None, typer.Option(min=1, help="test images per client (default: the run's own)")] = None,
+    suite: Annotated[
+        str | None, typer.Option(metavar="SUITE", help="Attacks: quick, standard (AutoAttack) or full.")
+    ] = None,
+    images: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Test images per client (default: all of the run).")
+    ] = None,
     epsilon: Annotated[
-        str | None, typer.Option(help="of suites, curves and checks (default: the run's first attack's)")
+        str | None,
+        typer.Option(metavar="EPSILON", help="Of suites, curves and checks (default: that of the run's first attack)."),
     ] = None,
-    checks: Annotated[bool, typer.Option("--checks", help="S1 to S14 (docs/checks.md)")] = False,
-    curves: Annotated[bool, typer.Option("--curves", help="accuracy against epsilon and against steps")] = False,
+    checks: Annotated[bool, typer.Option("--checks", help="Run the checks S1 to S14 (docs/checks.md).")] = False,
+    curves: Annotated[
+        bool, typer.Option("--curves", help="Measure accuracy as a function of epsilon and of steps.")
+    ] = False,
     transfer: Annotated[
-        bool, typer.Option("--transfer", help="every client's model attacked through the others")
+        bool, typer.Option("--transfer", help="Attack every client's model with images made for other clients.")
     ] = False,
     surrogate: Annotated[
-        list[str] | None, typer.Option(metavar="RUN", help="attack through this run's models as well")
+        list[str] | None, typer.Option(metavar="RUN", help="Also attack with images made for the models of this run.")
     ] = None,
     certify: Annotated[
-        list[float] | None, typer.Option(metavar="SIGMA", help="randomised smoothing with this noise")
+        list[float] | None,
+        typer.Option(metavar="SIGMA", help="Certify by randomised smoothing with this standard deviation."),
     ] = None,
-    out: Annotated[Path | None, typer.Option(metavar="FILE", help="JSON (default: RUN/evaluation.json)")] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="File of results (default: RUN/evaluation.json).")
+    ] = None,
 ) -> None:
-    """Attack the trained, personal models of a run; what was measured before is not measured again."""
+    """Attack the models of a finished run.
+
+    Measurements are kept in the run folder; those that exist are not repeated.
+    """
     from sylva_ray import api
 
     api.evaluate(

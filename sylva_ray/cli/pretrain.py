@@ -1,4 +1,4 @@
-"""``sylva-ray pretrain``."""
+"""The command ``sylva-ray pretrain``."""
 
 from __future__ import annotations
 
@@ -11,12 +11,16 @@ from sylva_ray.cli.arguments import Overrides
 
 
 def pretrain(
-    config: Annotated[Path, typer.Argument(metavar="CONFIG")],
+    config: Annotated[
+        Path, typer.Argument(metavar="CONFIG", help="A YAML file, e.g. configs/pretrain_tiny_imagenet.yaml.")
+    ],
     overrides: Overrides = None,
-    out: Annotated[Path, typer.Option(help="folder of checkpoints, log and result")] = Path("runs/pretrain"),
-    resume: Annotated[bool, typer.Option("--resume", help="go on from the newest checkpoint")] = False,
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder for checkpoints, log and result.")] = Path(
+        "runs/pretrain"
+    ),
+    resume: Annotated[bool, typer.Option("--resume", help="Continue from the newest checkpoint in --out.")] = False,
 ) -> None:
-    """Train a backbone where none can be downloaded."""
+    """Pretrain a backbone on labelled images."""
     from sylva_ray import api
 
     typer.echo(api.pretrain(config, overrides or [], out=out, resume=resume))

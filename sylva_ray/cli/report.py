@@ -1,4 +1,4 @@
-"""``sylva-ray report``."""
+"""The command ``sylva-ray report``."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from sylva_ray.cli.arguments import RunFolder
 
 
 def report(run: RunFolder) -> None:
-    """Write report.html again from the run folder's files."""
+    """Write the report.html of a run again."""
     from sylva_ray import api
 
     typer.echo(api.report(run))

@@ -1,4 +1,4 @@
-"""``sylva-ray run``."""
+"""The command ``sylva-ray run``."""
 
 from __future__ import annotations
 
@@ -12,16 +12,17 @@ from sylva_ray.cli.arguments import Overrides, Quiet
 
 def run(
     config: Annotated[
-        str, typer.Argument(metavar="CONFIG", help="a YAML file, or a run folder (or URL) with --resume")
+        str, typer.Argument(metavar="CONFIG", help="A YAML file; with --resume, a run folder or its URL.")
     ],
     overrides: Overrides = None,
     out: Annotated[
-        str | None, typer.Option(help="run folder, or a URL such as s3://... (default: runs/NAME-TIME)")
+        str | None,
+        typer.Option(metavar="FOLDER", help="Run folder or URL, e.g. s3://bucket/run (default: runs/NAME-TIME)."),
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="go on from the newest checkpoint")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue a run from its newest checkpoint.")] = False,
     quiet: Quiet = False,
 ) -> None:
-    """Run one experiment: both phases, evaluation, report."""
+    """Run an experiment: training, evaluation and report."""
     from sylva_ray import api
     from sylva_ray.core.errors import UserError
 
@@ -30,7 +31,9 @@ def run(
     if not resume:
         if is_run and out is None:
             raise UserError(
-                "CONFIG", config, "is a run folder; add --resume to continue it, or --out for a new run of it"
+                "CONFIG",
+                config,
+                "is a folder; use --resume to continue the run in it, or --out for a new run with its config",
             )
         api.run(config, overrides or [], out=out, show=show)
     elif is_run:
@@ -38,4 +41,4 @@ def run(
     elif out is not None:
         api.resume(out, overrides or [], config=config, show=show)
     else:
-        raise UserError("--resume", config, "needs --out DIR (or the run folder in place of CONFIG)")
+        raise UserError("--resume", config, "needs --out FOLDER (or the run folder instead of CONFIG)")

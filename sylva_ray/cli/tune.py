@@ -1,4 +1,4 @@
-"""``sylva-ray tune``."""
+"""The command ``sylva-ray tune``."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ from sylva_ray.cli.arguments import Overrides, Quiet
 
 
 def tune(
-    space: Annotated[Path, typer.Argument(metavar="SPACE", help="a YAML file, or a sweep's folder with --resume")],
+    space: Annotated[Path, typer.Argument(metavar="SPACE", help="A YAML file; with --resume, the folder of a sweep.")],
     overrides: Overrides = None,
-    out: Annotated[Path | None, typer.Option(help="sweep folder (default: runs/NAME-TIME)")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="go on with the trials that have not finished")] = False,
+    out: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Sweep folder (default: runs/NAME-TIME).")] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue a sweep: run the trials that have not finished.")
+    ] = False,
     quiet: Quiet = False,
 ) -> None:
     """Run a sweep of experiments on Ray Tune (docs/sweeps.md)."""

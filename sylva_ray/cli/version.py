@@ -1,4 +1,4 @@
-"""``sylva-ray version``."""
+"""The command ``sylva-ray version``."""
 
 from __future__ import annotations
 

@@ -139,7 +139,7 @@ class TrainingSection(Section):
     @model_validator(mode="after")
     def _check_cohort(self) -> TrainingSection:
         if isinstance(self.cohort_size, int) and self.cohort_size < 1:
-            raise ValueError("training.cohort_size must be at least 1, or auto")
+            raise ValueError(f"training.cohort_size={self.cohort_size} must be at least 1, or auto")
         return self
 
 
@@ -160,9 +160,9 @@ class EvaluationSection(Section):
     @model_validator(mode="after")
     def _unique_labels(self) -> EvaluationSection:
         labels = [attack.spec().label for attack in self.attacks]
-        doubles = {label for label in labels if labels.count(label) > 1}
-        if doubles:
-            raise ValueError(f"evaluation.attacks lists {', '.join(sorted(doubles))} twice")
+        for label in labels:
+            if labels.count(label) > 1:
+                raise ValueError(f"evaluation.attacks={label} is listed twice")
         return self
 
     @property
@@ -219,7 +219,7 @@ class ClusterSection(Section):
     @model_validator(mode="after")
     def _check_actors(self) -> ClusterSection:
         if isinstance(self.num_actors, int) and self.num_actors < 1:
-            raise ValueError("cluster.num_actors must be at least 1, auto or per_client")
+            raise ValueError(f"cluster.num_actors={self.num_actors} must be at least 1, auto or per_client")
         return self
 
 
@@ -260,7 +260,7 @@ class ExperimentConfig(Section):
     def _check_across_sections(self) -> ExperimentConfig:
         clients, per_round = self.partition.num_clients, self.training.clients_per_round
         if per_round is not None and per_round > clients:
-            raise ValueError(f"training.clients_per_round is {per_round}, but partition.num_clients is {clients}")
+            raise ValueError(f"training.clients_per_round={per_round} must be at most partition.num_clients, {clients}")
         if self.cluster.num_actors == "per_client" and self.training.cohort_size not in (1, "auto"):
             raise ValueError("cluster.num_actors=per_client needs training.cohort_size=1")
         return self

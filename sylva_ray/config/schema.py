@@ -54,15 +54,15 @@ def read_yaml(path: str | Path) -> RawConfig:
     try:
         raw = yaml.safe_load(Path(path).read_text())
     except FileNotFoundError:
-        raise UserError("config", str(path), "no such file; example configurations are in configs/") from None
+        raise UserError("file", str(path), "no such file; example configurations are in configs/") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError("config", str(path), f"cannot be read ({error})") from None
+        raise UserError("file", str(path), f"cannot be read ({error})") from None
     except (yaml.YAMLError, ValueError) as error:  # ValueError: looks like a date but is not one
-        raise UserError("config", str(path), f"is not valid YAML ({' '.join(str(error).split())})") from None
+        raise UserError("file", str(path), f"is not valid YAML ({' '.join(str(error).split())})") from None
     if raw is None:
         return {}
     if not isinstance(raw, dict):
-        raise UserError("config", str(path), "must be a mapping of sections such as dataset: and training:")
+        raise UserError("file", str(path), "must be a mapping of sections such as dataset: and training:")
     return raw
 
 
@@ -99,13 +99,22 @@ def _to_user_error(schema: type[BaseModel], error: ValidationError, prefix: str)
         expected = [name.strip(" '") for name in str(context["expected_tags"]).split(",")]
         hint = did_you_mean(str(context["tag"]), expected)
         return UserError(f"{key}.name", context["tag"], f"is not known; {hint}Available: {', '.join(expected)}")
+    if problem["type"] in ("model_type", "model_attributes_type", "dict_type"):
+        return UserError(key, value, "must be a section with keys of its own")
     message = problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "value_error" and isinstance(value, dict):  # a check of several keys, which names them itself
-        first_word, _, rest = message.partition(" ")
-        name, _, given = first_word.partition("=")
-        return UserError(name, given or "see the other key", rest) if "." in name else UserError(key, "...", message)
-    description = message[0].lower() + message[1:]
-    return UserError(key, value, description.replace("input should be", "must be"))
+        assignment, _, rest = message.partition(" ")
+        name, equals, given = assignment.partition("=")
+        if not equals:
+            return UserError(key, _abbreviated(value), message)
+        return UserError(name if "." in name or key == "config" else f"{key}.{name}", yaml.safe_load(given), rest)
+    description, _, _ = message.partition(", unable to parse")
+    return UserError(key, value, description.replace("Input should be", "must be"))
+
+
+def _abbreviated(section: RawConfig) -> RawConfig:
+    """Replace the values of a section by dots, because an error message is one line."""
+    return dict.fromkeys(section, ...)
 
 
 def _closest(error: ValidationError) -> ErrorDetails:

@@ -135,5 +135,5 @@ def test_ranks_beyond_the_common_one_are_refused() -> None:
     "wrong", [{"model": "full"}, {"factors": "a"}, {"factors": "b"}, {"slots": "owners", "factor_rule": "product_svd"}]
 )
 def test_what_has_no_slots_is_refused(wrong: dict[str, Any]) -> None:
-    with pytest.raises(UserError, match=r"hetlora_at|slots=owners"):
+    with pytest.raises(UserError, match=r"hetlora_at|algorithm.slots"):
         method("hetlora_at", **wrong)

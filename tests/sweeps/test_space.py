@@ -168,7 +168,7 @@ CASES: dict[str, tuple[dict[str, Any], tuple[str, ...], list[str]]] = {
     "keys that do not go together": (
         {"parameters": {"training.clients_per_round": {"grid": [2, 3]}, "partition.num_clients": {"grid": [3, 2]}}},
         (),
-        ["training.clients_per_round", "is 3, but partition.num_clients is 2"],
+        ["training.clients_per_round", "= 3: must be at most partition.num_clients, 2"],
     ),
     "rank above the layer": (
         {"parameters": {"lora.rank": {"grid": [2, 500]}}},
