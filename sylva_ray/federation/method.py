@@ -27,11 +27,14 @@ from sylva_ray.aggregation.neighbours import (
 from sylva_ray.aggregation.robust import assumed_byzantine, min_clients
 from sylva_ray.aggregation.robust_merge import robust_merge
 from sylva_ray.attacks.losses import cross_entropy
+from sylva_ray.config.experiment import ExperimentConfig
 from sylva_ray.core.sections import Section
 from sylva_ray.core.types import AttackSpec, ClientState, ParameterStack, stack_digest
 from sylva_ray.federation.context import Batch, ClientContext, RoundUploads
 from sylva_ray.federation.parameters import MethodParameters
 from sylva_ray.models.cohort import CohortModel
+from sylva_ray.transport.postprocessor import Postprocessor
+from sylva_ray.transport.registry import create_postprocessors
 
 
 class Method:
@@ -158,6 +161,14 @@ class Method:
         """The upload in the shapes of a state (the inverse of `pack`, where that changes shapes)."""
         del client
         return dict(upload)
+
+    def postprocessors(self, config: ExperimentConfig) -> list[Postprocessor]:
+        """Return what is applied to uploads and answers on their way, the one nearest to the model first.
+
+        By default what the configuration asks for: Byzantine clients and compression. A method with noise or masks of its own
+        appends them here.
+        """
+        return create_postprocessors(config, self)
 
     # -- server half -----------------------------------------------------------------------------------------------------
 

@@ -102,7 +102,7 @@ class Server:
         self.records: list[dict[str, Any]] = []
         self.game: dict[str, Any] | None = None
         self.costs = StageCosts()
-        self.wire = Wire(config, algorithm)
+        self.wire = Wire(algorithm, algorithm.postprocessors(config))
 
     @property
     def previous_missing(self) -> list[int]:
@@ -155,23 +155,28 @@ class Server:
         received: Sequence[ClientState],
         names: Sequence[str] | None = None,
     ) -> Mapping[int, ClientState]:
-        """1 uploads over the wire, 2 the attackers' lies, 3 aggregation, 4 the answers. ``names`` None: all that travels.
+        """Exchange trained states for merged ones: 1 uploads, 2 aggregation, 3 downloads.
 
-        Returns what the coordinator holds of the uploads."""
-        started = time.perf_counter()
-        self.wire.traffic = Traffic()
-        uploads = {
-            client: self.wire.up(client, received[client], outcome.state, names)
-            for client, outcome in sorted(outcomes.items())
-        }
-        uploads = self.wire.forged(round, {c: upload for c, upload in uploads.items() if upload}, received)
+        Args:
+            round: number of the stage.
+            outcomes: what the participants trained, ``{client: outcome}``.
+            received: the states that all K clients started from.
+            names: the parameters that may travel; None: all that the method uploads.
+
+        Returns:
+            ``{client: state}``, the uploads as the coordinator decodes them.
+        """
+        started, self.wire.traffic = time.perf_counter(), Traffic()
+        trained = {client: outcome.state for client, outcome in outcomes.items()}
+        uploads = self.wire.upload(round, received, trained, names)
         if not uploads:
             return uploads
         metrics = {client: outcome.metrics for client, outcome in outcomes.items()}
-        arrived = RoundUploads(round, self.states, received, uploads, self.sizes, metrics, self.config.seed)
-        merged = self.algorithm.aggregate(arrived)
+        merged = self.algorithm.aggregate(
+            RoundUploads(round, self.states, received, uploads, self.sizes, metrics, self.config.seed)
+        )
         self.states = [
-            self.wire.down(client, received[client], merged[client], names, counted=client in uploads)
+            self.wire.download(round, client, received[client], merged[client], names, counted=client in uploads)
             for client in self.everyone
         ]
         self.costs.seconds["aggregate"] = time.perf_counter() - started

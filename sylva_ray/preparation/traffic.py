@@ -17,7 +17,7 @@ from sylva_ray.models.backbone import backbone_arrays, create_backbone
 from sylva_ray.models.cohort import full_model_bytes
 from sylva_ray.preparation.experiment import check_byzantine, initial_states
 from sylva_ray.preparation.resolve import resolve_config
-from sylva_ray.transport.codecs import create_codec, shapes_of
+from sylva_ray.transport.codecs import array_shapes, codec_from_config
 
 
 @dataclass(frozen=True)
@@ -76,11 +76,11 @@ def declared_traffic(
     """Bytes per client and round of phase 1, from what the method declares; the mean where clients differ."""
     plain, coded = [], []
     section = config.compression
-    codec = None if section.kind == "none" else create_codec(section.kind, fraction=section.fraction)
+    codec = codec_from_config(section)
     for client, state in enumerate(states):
         packed = algorithm.pack(client, state)
         plain.append(state_bytes(packed))
-        coded.append(plain[-1] if codec is None or not packed else codec.num_bytes(shapes_of(packed)))
+        coded.append(plain[-1] if codec is None or not packed else codec.num_bytes(array_shapes(packed)))
     upload = round(sum(coded) / len(coded))
     answers = upload if section.download and section.kind != "topk" else round(sum(plain) / len(plain))
     return DeclaredTraffic(upload, answers, full_model)

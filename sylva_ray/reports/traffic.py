@@ -30,7 +30,7 @@ from sylva_ray.federation.contract import Algorithm
 from sylva_ray.models.backbone import create_backbone
 from sylva_ray.models.cohort import CohortModel, FunctionalStack
 from sylva_ray.models.lora import LoraStack
-from sylva_ray.transport.codecs import create_codec, payload, shapes_of
+from sylva_ray.transport.codecs import array_shapes, create_codec, file_content
 
 REFERENCE = "fedavg_at"
 """Full-model federated adversarial training: what the ratios compare with."""
@@ -180,16 +180,16 @@ class _Traffic:
     @property
     def key(self) -> tuple[Any, ...]:
         """Equal for methods whose traffic is the same."""
-        return self.rank, tuple(tuple(sorted(shapes_of(p).items())) for p in self.packed)
+        return self.rank, tuple(tuple(sorted(array_shapes(p).items())) for p in self.packed)
 
     def upload(self, compression: str) -> int:
         """Bytes by arithmetic."""
-        return _mean([create_codec(compression).num_bytes(shapes_of(p)) for p in self.packed])
+        return _mean([create_codec(compression).num_bytes(array_shapes(p)) for p in self.packed])
 
     def payload(self, compression: str) -> int:
         """Bytes of the file that travels."""
         codec = create_codec(compression)
-        return _mean([len(payload(codec.encode(packed))) if packed else 0 for packed in self.packed])
+        return _mean([len(file_content(codec.encode(packed))) if packed else 0 for packed in self.packed])
 
 
 def _rows(traffic: Sequence[_Traffic], full: Mapping[str, int]) -> list[TrafficRow]:
@@ -217,7 +217,7 @@ def _rule_row(name: str, offered: _Offered, rank: int, num_clients: int, full: i
         upload += 4 * upload_floats(RULES[name], d_in, d_out, rank)
         download += 4 * download_floats(RULES[name], d_in, d_out, [rank] * num_clients)
     factors = {n: value for n, value in offered.state.items() if n not in offered.model.head_names}
-    size, ratio = len(payload(factors)), full / upload
+    size, ratio = len(file_content(factors)), full / upload
     return TrafficRow((f"{name}/{num_clients}",), str(rank), "A, B", "none", upload, size, download, ratio, ratio)
 
 

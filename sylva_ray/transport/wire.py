@@ -1,26 +1,27 @@
-"""Between clients and coordinator: what travels, compressed, counted, and for some clients forged.
-
-It knows no method: what an algorithm uploads is its `pack`. Both ends know what a client received, so updates travel, not states.
-"""
+"""The connection between the clients and the coordinator: it runs the postprocessors and counts bytes."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 
-from sylva_ray.config.experiment import ExperimentConfig
-from sylva_ray.core.seeding import numpy_generator
 from sylva_ray.core.types import ClientState, state_bytes
-from sylva_ray.transport.byzantine import byzantine_clients, malicious_update
-from sylva_ray.transport.codecs import create_codec, payload, transmit
+from sylva_ray.transport.codecs import file_content
+from sylva_ray.transport.postprocessor import Message, Packing, Postprocessor
 
 
 @dataclass
 class Traffic:
-    """Bytes of one step: ``upload`` and ``download`` count the arrays, ``*_payload`` the files that hold them."""
+    """Bytes that were carried.
+
+    Attributes:
+        upload: bytes of the arrays from the clients.
+        upload_payload: bytes of the files that contain those arrays.
+        download: bytes of the arrays to the clients.
+        download_payload: bytes of the files that contain those arrays.
+    """
 
     upload: int = 0
     upload_payload: int = 0
@@ -28,105 +29,97 @@ class Traffic:
     download_payload: int = 0
 
 
-class Packing(Protocol):
-    """What the link has to know of a method: see `sylva_ray.federation.contract.Algorithm`."""
-
-    def pack(self, client: int, state: ClientState) -> dict[str, np.ndarray]:
-        """What ``client`` uploads of its ``state``."""
-        ...
-
-    def unpack(self, client: int, upload: ClientState) -> dict[str, np.ndarray]:
-        """The upload in the shapes of a state."""
-        ...
-
-    def is_refactored(self, name: str) -> bool:
-        """Whether merging rewrites this parameter in other coordinates."""
-        ...
-
-
 class Wire:
-    """The link of every client. ``residuals {client: state}`` is what compression still owes; checkpoints keep it.
+    """Carries packed states in both directions.
 
-    Nothing is owed of factors that merging rewrites in other coordinates (``factor_rule=product_svd``): added there, what was
-    lost here would be noise."""
+    Args:
+        packing: the method: what a client uploads of its state, and back.
+        postprocessors: applied by the sender in this order, reversed by the receiver.
 
-    def __init__(self, config: ExperimentConfig, algorithm: Packing) -> None:
-        self.config, self.algorithm = config, algorithm
-        section = config.compression
-        self.codec = None if section.kind == "none" else create_codec(section.kind, fraction=section.fraction)
-        self.compresses_download = self.codec is not None and section.download and section.kind != "topk"
-        self.attackers = byzantine_clients(config)
+    Attributes:
+        traffic: bytes carried so far; the caller replaces it to count anew.
+        residuals: ``{client: {name: array}}``, what postprocessors keep of a client until its next upload. Checkpoints
+            store it.
+    """
+
+    def __init__(self, packing: Packing, postprocessors: Sequence[Postprocessor] = ()) -> None:
+        self.packing, self.postprocessors = packing, tuple(postprocessors)
         self.residuals: dict[int, dict[str, np.ndarray]] = {}
         self.traffic = Traffic()
 
-    def up(self, client: int, received: ClientState, trained: ClientState, names: Sequence[str] | None) -> ClientState:
-        """What the coordinator holds of ``trained`` after the upload (in the shapes of a state); ``names`` None: all of it."""
-        packed = _only(self.algorithm.pack(client, trained), names)
-        if self.codec is None or not packed:
-            self.traffic.upload += state_bytes(packed)
-            self.traffic.upload_payload += len(payload(packed)) if packed else 0
-            return self.algorithm.unpack(client, packed)
-        before = _only(self.algorithm.pack(client, received), names)
-        residual = self.residuals.get(client, {}) if self.config.compression.error_feedback else None
-        sent = transmit(self.codec, _difference(packed, before), residual)
-        if sent.residual is not None:
-            owed = {name: value for name, value in sent.residual.items() if not self.algorithm.is_refactored(name)}
-            self.residuals[client] = self.residuals.get(client, {}) | owed
-        self.traffic.upload += sent.num_bytes
-        self.traffic.upload_payload += sent.payload_bytes
-        return self.algorithm.unpack(client, _sum(before, sent.decoded))
-
-    def down(
+    def upload(
         self,
+        round: int,
+        received: Sequence[ClientState],
+        trained: Mapping[int, ClientState],
+        names: Sequence[str] | None = None,
+    ) -> dict[int, ClientState]:
+        """Carry the uploads of a round to the coordinator.
+
+        Args:
+            round: number of the stage.
+            received: the states that all K clients started from.
+            trained: the states of the clients that upload, ``{client: state}``.
+            names: the parameters that may travel; None: all that the method uploads.
+
+        Returns:
+            ``{client: state}`` as the coordinator decodes it, in the shapes of a state, for the clients that upload
+            anything.
+        """
+        messages: dict[int, Message] = {}
+        encoded: dict[int, ClientState] = {}
+        for client, state in sorted(trained.items()):
+            arrays: ClientState = self._pack(client, state, names)
+            if not arrays:
+                continue
+            reference = self._pack(client, received[client], names)
+            message = Message("upload", client, round, reference, dict(self.residuals.get(client, {})))
+            for postprocessor in self.postprocessors:
+                arrays = postprocessor.encode(arrays, message)
+            self.traffic.upload += state_bytes(arrays)
+            self.traffic.upload_payload += len(file_content(arrays))
+            if message.residual:
+                self.residuals[client] = message.residual
+            messages[client], encoded[client] = message, arrays
+        uploads: Mapping[int, ClientState] = encoded
+        for postprocessor in reversed(self.postprocessors):
+            uploads = postprocessor.decode_round(uploads, messages)
+        return {client: self.packing.unpack(client, arrays) for client, arrays in uploads.items()}
+
+    def download(
+        self,
+        round: int,
         client: int,
         received: ClientState,
         merged: ClientState,
-        names: Sequence[str] | None,
+        names: Sequence[str] | None = None,
         counted: bool = True,
     ) -> dict[str, np.ndarray]:
-        """The state that ``client`` holds after the coordinator's answer ``merged``."""
-        packed = _only(self.algorithm.pack(client, merged), names)
-        if not self.compresses_download or self.codec is None:
-            size, file = state_bytes(packed), len(payload(packed)) if counted else 0
-            state = dict(merged)
-        else:
-            before = _only(self.algorithm.pack(client, received), names)
-            sent = transmit(self.codec, _difference(packed, before))
-            size, file = sent.num_bytes, sent.payload_bytes
-            state = {**merged, **self.algorithm.unpack(client, _sum(before, sent.decoded))}
+        """Carry the coordinator's answer to one client.
+
+        Args:
+            round: number of the stage.
+            client: number of the client.
+            received: the state that the client started the round from.
+            merged: the state that the coordinator computed for it.
+            names: the parameters that may travel; None: all that the method uploads.
+            counted: whether its bytes count; a client that did not upload is not answered in this round.
+
+        Returns:
+            The state that the client has afterwards.
+        """
+        packed = self._pack(client, merged, names)
+        message = Message("download", client, round, self._pack(client, received, names))
+        arrays: ClientState = packed
+        for postprocessor in self.postprocessors:
+            arrays = postprocessor.encode(arrays, message)
         if counted:
-            self.traffic.download += size
-            self.traffic.download_payload += file
-        return state
+            self.traffic.download += state_bytes(arrays)
+            self.traffic.download_payload += len(file_content(arrays))
+        for postprocessor in reversed(self.postprocessors):
+            arrays = postprocessor.decode(arrays, message)
+        return dict(merged) if arrays is packed else {**merged, **self.packing.unpack(client, arrays)}
 
-    def forged(
-        self, round: int, uploads: Mapping[int, ClientState], received: Sequence[ClientState]
-    ) -> dict[int, ClientState]:
-        """The uploads with the attackers' replaced; they know everybody's update (the strongest case)."""
-        section = self.config.byzantine
-        liars = [client for client in self.attackers if client in uploads]
-        if not liars:
-            return dict(uploads)
-        updates = {c: _difference(upload, received[c]) for c, upload in uploads.items()}
-        benign = [updates[client] for client in sorted(updates) if client not in self.attackers]
-        result = dict(uploads)
-        for client in liars:
-            rng = numpy_generator(self.config.seed, "forged", client, round)
-            lie = malicious_update(
-                section.attack, updates[client], benign, rng, len(uploads), len(liars), section.strength
-            )
-            told = _sum({name: received[client][name] for name in lie}, lie)
-            result[client] = self.algorithm.unpack(client, self.algorithm.pack(client, told))  # no more than fits
-        return result
-
-
-def _only(packed: ClientState, names: Sequence[str] | None) -> dict[str, np.ndarray]:
-    return {name: value for name, value in packed.items() if names is None or name in names}
-
-
-def _difference(now: ClientState, before: ClientState) -> dict[str, np.ndarray]:
-    return {name: value - before[name] for name, value in now.items()}
-
-
-def _sum(before: ClientState, update: ClientState) -> dict[str, np.ndarray]:
-    return {name: (before[name] + value).astype(before[name].dtype) for name, value in update.items()}
+    def _pack(self, client: int, state: ClientState, names: Sequence[str] | None) -> dict[str, np.ndarray]:
+        packed = self.packing.pack(client, state)
+        return packed if names is None else {name: value for name, value in packed.items() if name in names}

@@ -151,11 +151,11 @@ def test_the_table_says_what_the_wire_counts(small: list[TrafficRow], method: st
     config = ExperimentConfig(
         algorithm=AlgorithmSection(name=method), compression=CompressionSection(kind=kind, error_feedback=False)
     )
-    wire = Wire(config, algorithm)
+    wire = Wire(algorithm, algorithm.postprocessors(config))
+    states = [algorithm.initial_state(client, common) for client in clients]
+    wire.upload(1, states, dict(enumerate(states)))
     for client in clients:
-        state = algorithm.initial_state(client, common)
-        wire.up(client, state, state, None)
-        wire.down(client, state, state, None)
+        wire.download(1, client, states[client], states[client])
     counted = wire.traffic
     sends = counted.upload > 0
     row = of(

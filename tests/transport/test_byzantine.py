@@ -1,4 +1,4 @@
-"""What attackers send, and which rules bear it."""
+"""What malicious clients upload, and which rules tolerate it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from sylva_ray.aggregation.robust import (
 from sylva_ray.core.types import ClientState
 from sylva_ray.transport.byzantine import ATTACKS, alie_z, draw_byzantine_clients, flip_labels, malicious_update
 
-N, BAD = 13, 3
+N, NUM_BYZANTINE = 13, 3
 
 
 def honest_updates(seed: int = 0, count: int = N, spread: float = 0.25) -> list[dict[str, np.ndarray]]:
@@ -35,17 +35,17 @@ def honest_updates(seed: int = 0, count: int = N, spread: float = 0.25) -> list[
     ]
 
 
-def lie(
+def attack_update(
     attack: str,
     seed: int = 0,
     strength: float | None = None,
     own: ClientState | None = None,
     benign: Sequence[ClientState] | None = None,
     num_clients: int = N,
-    num_byzantine: int = BAD,
+    num_byzantine: int = NUM_BYZANTINE,
 ) -> dict[str, np.ndarray]:
     updates = honest_updates(seed)
-    own, benign = own or updates[-1], updates[:-BAD] if benign is None else benign
+    own, benign = own or updates[-1], updates[:-NUM_BYZANTINE] if benign is None else benign
     return malicious_update(attack, own, benign, np.random.default_rng(seed), num_clients, num_byzantine, strength)
 
 
@@ -54,25 +54,25 @@ def flat(update: ClientState) -> np.ndarray:
 
 
 @pytest.mark.parametrize("attack", ATTACKS)
-def test_a_lie_looks_like_an_update(attack: str) -> None:
+def test_a_malicious_update_looks_like_an_update(attack: str) -> None:
     updates = honest_updates()
     before = [flat(update) for update in updates]
-    forged = lie(attack, own=updates[-1], benign=updates[:-BAD])
-    assert list(forged) == list(updates[-1])
-    for name, value in forged.items():
+    result = attack_update(attack, own=updates[-1], benign=updates[:-NUM_BYZANTINE])
+    assert list(result) == list(updates[-1])
+    for name, value in result.items():
         assert (value.shape, value.dtype) == (updates[-1][name].shape, np.float32)
         assert not any(np.shares_memory(value, update[name]) for update in updates)
         assert np.isfinite(value).all() == (attack != "nan")
     np.testing.assert_array_equal(before, [flat(update) for update in updates])
-    with pytest.raises(AssertionError, match="no such attack"):
-        lie(attack + "s")
+    with pytest.raises(AssertionError, match="there is no attack"):
+        attack_update(attack + "s")
 
 
 def test_known_lies() -> None:
     own, benign = {"w": np.array([4.0, -2.0])}, [{"w": np.array([1.0, 2.0])}, {"w": np.array([3.0, 8.0])}]
 
     def told(attack: str, strength: float | None = None) -> Any:
-        return lie(attack, own=own, benign=benign, strength=strength)["w"].tolist()
+        return attack_update(attack, own=own, benign=benign, strength=strength)["w"].tolist()
 
     assert told("sign_flip") == [-4, 2]
     assert told("sign_flip", 2.5) == [-10, 5]
@@ -89,10 +89,10 @@ def test_known_lies() -> None:
 def test_gaussian_noise_is_ten_times_the_honest_spread_of_each_array(strength: float | None, factor: int) -> None:
     rng = np.random.default_rng(2)
     benign = [{"a": rng.normal(0, 3, (50, 50)), "b": rng.normal(7, 0.1, 2000)} for _ in range(4)]
-    forged = lie("gaussian", own=benign[0], benign=benign, strength=strength)
-    assert forged["a"].std() == pytest.approx(factor * 3, rel=0.1)
-    assert forged["b"].std() == pytest.approx(factor * 0.1, rel=0.1)
-    assert abs(forged["b"].mean()) < 7  # around zero, not around the honest mean
+    result = attack_update("gaussian", own=benign[0], benign=benign, strength=strength)
+    assert result["a"].std() == pytest.approx(factor * 3, rel=0.1)
+    assert result["b"].std() == pytest.approx(factor * 0.1, rel=0.1)
+    assert abs(result["b"].mean()) < 7  # around zero, not around the honest mean
 
 
 def test_only_noise_is_random() -> None:
@@ -108,16 +108,16 @@ def test_only_noise_is_random() -> None:
 def test_who_colludes_sends_the_same() -> None:
     updates = honest_updates()
     for attack in ("alie", "ipm", "mimic"):
-        first, second = (flat(lie(attack, own=own)) for own in updates[-2:])
+        first, second = (flat(attack_update(attack, own=own)) for own in updates[-2:])
         np.testing.assert_array_equal(first, second)
-    np.testing.assert_array_equal(flat(lie("mimic")), flat(updates[0]))
+    np.testing.assert_array_equal(flat(attack_update("mimic")), flat(updates[0]))
 
 
 @pytest.mark.parametrize("attack", ATTACKS)
 def test_an_attack_without_honest_clients(attack: str) -> None:
     own = {"w": np.array([4.0, -2.0])}
-    forged = lie(attack, own=own, benign=[], num_clients=2, num_byzantine=2)["w"]
-    assert np.isfinite(forged).all() == (attack != "nan")
+    result = attack_update(attack, own=own, benign=[], num_clients=2, num_byzantine=2)["w"]
+    assert np.isfinite(result).all() == (attack != "nan")
 
 
 def test_alie_z() -> None:
@@ -131,19 +131,19 @@ def test_alie_z() -> None:
 @settings(max_examples=30, deadline=None)
 @given(seed=st.integers(0, 999))
 def test_alie_hides_among_the_honest(seed: int) -> None:
-    """At z = 1 a liar is as far from the honest mean as the honest are in the mean square."""
-    x = np.array([flat(update) for update in honest_updates(seed)[:-BAD]])
+    """At z = 1 a malicious client is as far from the honest mean as the honest are in the mean square."""
+    x = np.array([flat(update) for update in honest_updates(seed)[:-NUM_BYZANTINE]])
     distances = np.linalg.norm(x - x.mean(0), axis=1)
-    liar = np.linalg.norm(flat(lie("alie", seed)) - x.mean(0))
-    assert liar == pytest.approx(np.sqrt((distances**2).mean()), rel=1e-5)
+    distance = np.linalg.norm(flat(attack_update("alie", seed)) - x.mean(0))
+    assert distance == pytest.approx(np.sqrt((distances**2).mean()), rel=1e-5)
 
 
 @pytest.mark.parametrize("strength", [0.1, 2.0, 3.3, 3.4, 5.0])
 def test_inner_product_manipulation_turns_the_mean_around(strength: float) -> None:
     """Iff eps f > n - f; here 10/3."""
-    x = np.array([flat(update) for update in honest_updates()[:-BAD]])
-    everything = np.concatenate([x, np.tile(flat(lie("ipm", strength=strength)), (BAD, 1))])
-    assert (everything.mean(0) @ x.mean(0) < 0) == (strength > (N - BAD) / BAD)
+    x = np.array([flat(update) for update in honest_updates()[:-NUM_BYZANTINE]])
+    everything = np.concatenate([x, np.tile(flat(attack_update("ipm", strength=strength)), (NUM_BYZANTINE, 1))])
+    assert (everything.mean(0) @ x.mean(0) < 0) == (strength > (N - NUM_BYZANTINE) / NUM_BYZANTINE)
 
 
 def test_flipped_labels() -> None:
@@ -176,28 +176,31 @@ def test_attackers_are_rounded_down_and_drawn() -> None:
 
 
 def everyone_sends(attack: str, seed: int, strength: float | None = None) -> np.ndarray:
-    """``[N, d]``: honest clients first, then the liars."""
+    """``[N, d]``: honest clients first, then the malicious ones."""
     updates = honest_updates(seed)
     rng = np.random.default_rng(seed)
-    lies = [malicious_update(attack, own, updates[:-BAD], rng, N, BAD, strength) for own in updates[-BAD:]]
-    return np.array([flat(update) for update in updates[:-BAD] + lies])
+    malicious = [
+        malicious_update(attack, own, updates[:-NUM_BYZANTINE], rng, N, NUM_BYZANTINE, strength)
+        for own in updates[-NUM_BYZANTINE:]
+    ]
+    return np.array([flat(update) for update in updates[:-NUM_BYZANTINE] + malicious])
 
 
 def aggregate(rule: str, x: np.ndarray) -> np.ndarray:
     if rule == "coordinate_median":
         return coordinate_median(x)
     if rule == "trimmed_mean":
-        return trimmed_mean(x, BAD)
+        return trimmed_mean(x, NUM_BYZANTINE)
     if rule == "self_centred_clipping":
         return self_centred(x @ x.T, np.full(N, 1 / N), 0) @ x
-    return combination(rule, x @ x.T, BAD) @ x
+    return combination(rule, x @ x.T, NUM_BYZANTINE) @ x
 
 
 ROBUST = [r for r in (*COMBINATION_RULES, *COORDINATE_RULES) if r not in ("mean", "norm_clipping")]
 
 
 def distance_and_radius(result: np.ndarray, x: np.ndarray) -> tuple[float, float]:
-    honest = x[:-BAD]
+    honest = x[:-NUM_BYZANTINE]
     centre = honest.mean(0)
     return np.linalg.norm(result - centre), np.linalg.norm(honest - centre, axis=1).max()
 
@@ -226,7 +229,7 @@ def test_the_mean_is_not(attack: str, seed: int) -> None:
 def test_norm_clipping_bounds_lengths_not_directions(seed: int) -> None:
     """It tames noise, which is long; a flipped update is as long as an honest one and passes unclipped."""
     noisy, flipped = everyone_sends("gaussian", seed, 30.0), everyone_sends("sign_flip", seed)
-    longest = np.linalg.norm(noisy[:-BAD], axis=1).max()
+    longest = np.linalg.norm(noisy[:-NUM_BYZANTINE], axis=1).max()
     assert np.linalg.norm(aggregate("norm_clipping", noisy)) <= longest
     assert np.linalg.norm(aggregate("mean", noisy)) > longest
     distance, radius = distance_and_radius(aggregate("norm_clipping", flipped), flipped)
@@ -236,6 +239,6 @@ def test_norm_clipping_bounds_lengths_not_directions(seed: int) -> None:
 def test_a_mimic_is_borne_but_heard() -> None:
     """Nothing leaves the honest hull, yet the victim counts four times."""
     x = everyone_sends("mimic", 0)
-    honest = x[:-BAD]
-    np.testing.assert_allclose(aggregate("mean", x), (honest.sum(0) + BAD * honest[0]) / N)
-    assert combination("krum", x @ x.T, BAD)[[0, -3, -2, -1]].sum() == 1
+    honest = x[:-NUM_BYZANTINE]
+    np.testing.assert_allclose(aggregate("mean", x), (honest.sum(0) + NUM_BYZANTINE * honest[0]) / N)
+    assert combination("krum", x @ x.T, NUM_BYZANTINE)[[0, -3, -2, -1]].sum() == 1

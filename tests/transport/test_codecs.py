@@ -11,17 +11,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
-from sylva_ray.core.types import ClientState
+from sylva_ray.core.types import ClientState, state_bytes
 from sylva_ray.transport.codecs import (
-    SMALLEST_STEP,
+    MIN_STEP,
     BlockQuantizer,
     Codec,
     TopK,
+    array_shapes,
     create_codec,
-    payload,
-    shapes_of,
-    transmit,
+    file_content,
 )
+from sylva_ray.transport.compression import transmit
 
 pytestmark = pytest.mark.filterwarnings("error")  # no division by 0, no invalid cast
 
@@ -66,7 +66,7 @@ def update(
 
 
 def roundtrip(codec: Codec, state: ClientState) -> dict[str, np.ndarray]:
-    return codec.decode(codec.encode(state), shapes_of(state))
+    return codec.decode(codec.encode(state), array_shapes(state))
 
 
 def flat(state: ClientState) -> np.ndarray:
@@ -94,16 +94,16 @@ def test_what_arrives_has_the_shapes_and_bytes_that_were_declared(
         name: (np.float32, value.shape) for name, value in state.items()
     }
     assert list(decoded) == list(state)
-    assert codec.num_bytes(shapes_of(state)) == sum(value.nbytes for value in wire.values())
+    assert codec.num_bytes(array_shapes(state)) == sum(value.nbytes for value in wire.values())
 
 
 @codecs
 @pytest.mark.parametrize("shapes", [{}, {"e": (0,)}, {"s": ()}, {"odd": (63,)}, {"x": (65,), "y": (1, 1)}, SHAPES])
 def test_empty_scalar_and_odd_updates(codec: Codec, shapes: dict[str, tuple[int, ...]]) -> None:
     state = update(shapes=shapes)
-    assert shapes_of(roundtrip(codec, state)) == shapes
+    assert array_shapes(roundtrip(codec, state)) == shapes
     assert codec.num_bytes(shapes) == sum(value.nbytes for value in codec.encode(state).values())
-    assert len(payload(codec.encode(state))) >= codec.num_bytes(shapes)
+    assert len(file_content(codec.encode(state))) >= codec.num_bytes(shapes)
 
 
 @pytest.mark.parametrize("residual", [None, {}, {name: np.zeros(shape, np.float32) for name, shape in SHAPES.items()}])
@@ -123,7 +123,7 @@ def test_without_a_codec_the_bits_stay(residual: ClientState | None) -> None:
 def test_an_entry_is_wrong_by_half_a_step_at_most(codec: Codec, array: np.ndarray) -> None:
     decoded = roundtrip(codec, {"x": array})["x"]
     for sent, meant in zip(blocks(decoded, codec.block), blocks(array, codec.block), strict=True):
-        step = max(np.abs(meant).max() / codec.levels, SMALLEST_STEP)
+        step = max(np.abs(meant).max() / codec.levels, MIN_STEP)
         assert np.abs(sent - meant).max() <= step * (1 + 1 / 257) * (1 + 1e-7) / 2
 
 
@@ -150,7 +150,7 @@ def test_steps_neither_vanish_nor_overflow(codec: Codec, exponent: int) -> None:
     if exponent >= -30:
         assert np.linalg.norm(decoded.astype(np.float64) - x) < np.linalg.norm(x.astype(np.float64)) / codec.levels
     else:
-        assert np.abs(decoded - x).max() <= max(10.0**exponent / codec.levels, SMALLEST_STEP)
+        assert np.abs(decoded - x).max() <= max(10.0**exponent / codec.levels, MIN_STEP)
 
 
 @codecs
@@ -274,15 +274,15 @@ def test_a_transmission_counts_its_bytes(codec: Codec) -> None:
     state = update()
     sent = transmit(codec, state)
     assert sent.residual is None
-    assert sent.num_bytes == codec.num_bytes(SHAPES)
-    assert sent.payload_bytes == len(payload(codec.encode(state)))
-    assert sent.num_bytes < sent.payload_bytes < sent.num_bytes + 1000
+    assert state_bytes(sent.encoded) == codec.num_bytes(SHAPES)
+    assert len(file_content(sent.encoded)) == len(file_content(codec.encode(state)))
+    assert state_bytes(sent.encoded) < len(file_content(sent.encoded)) < state_bytes(sent.encoded) + 1000
 
 
 def test_the_wire_does_not_depend_on_the_order_of_the_names() -> None:
     state = update()
     for codec in CODECS.values():
-        assert payload(codec.encode(state)) == payload(codec.encode(dict(reversed(state.items()))))
+        assert file_content(codec.encode(state)) == file_content(codec.encode(dict(reversed(state.items()))))
 
 
 @lossy
@@ -305,7 +305,7 @@ def test_four_bits_send_a_thousandth_of_vit_b16(classes: int) -> None:
         shapes |= {"head.weight": (classes, width), "head.bias": (classes,)}
     full = 4 * (85_798_656 + classes * (width + 1))
     assert full / CODECS["int4"].num_bytes(shapes) == pytest.approx(1435.5 if classes else 1460.4, abs=0.1)
-    assert full / len(payload(CODECS["int4"].encode(update(shapes=shapes)))) >= 1000
+    assert full / len(file_content(CODECS["int4"].encode(update(shapes=shapes)))) >= 1000
     assert 700 < full / CODECS["int8"].num_bytes(shapes) < 1000
     alike = CODECS["int4"].num_bytes(
         {"full": (full // 4,)}

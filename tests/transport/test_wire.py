@@ -1,9 +1,10 @@
-"""What travels: counted as it is, compressed with nothing lost for ever, and forged for the attackers alone."""
+"""What travels: bytes, compression with error feedback, malicious uploads, and postprocessors in their order."""
 
 from __future__ import annotations
 
 import dataclasses
 import errno
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,10 @@ from sylva_ray.federation.server import Server
 from sylva_ray.preparation.experiment import Prepared, create_worker, initial_states, prepare
 from sylva_ray.storage import checkpoint as checkpoint_module
 from sylva_ray.storage.checkpoint import CheckpointFolder
-from sylva_ray.transport.byzantine import alie_z, byzantine_clients, flip_labels
-from sylva_ray.transport.codecs import create_codec, shapes_of
+from sylva_ray.transport.byzantine import ByzantineUploads, alie_z, byzantine_clients, flip_labels
+from sylva_ray.transport.codecs import array_shapes, create_codec
+from sylva_ray.transport.compression import Compression
+from sylva_ray.transport.postprocessor import Message, Postprocessor
 from sylva_ray.transport.wire import Wire
 from tests.conftest import TINY
 from tests.federation.runs import newest, records_of, run
@@ -52,7 +55,18 @@ def wire(
     raw = {"partition": {"num_clients": clients}, "compression": compression, "byzantine": byzantine or {}}
     algorithm = Algorithm(Algorithm.Parameters(adapters="global", heads=heads, factor_rule=factor_rule))
     algorithm.head_names = HEADS
-    return Wire(build(ExperimentConfig, raw), algorithm)
+    return wire_of(algorithm, raw)
+
+
+def wire_of(algorithm: Algorithm, raw: dict[str, Any]) -> Wire:
+    return Wire(algorithm, algorithm.postprocessors(build(ExperimentConfig, raw)))
+
+
+def upload(
+    link: Wire, client: int, received: ClientState, own: ClientState, names: Sequence[str] | None = None
+) -> ClientState:
+    """What the coordinator decodes of one client's upload; nothing: {}."""
+    return link.upload(1, [received] * (client + 1), {client: own}, names).get(client, {})
 
 
 def trained(received: ClientState, seed: int, scale: float = 0.01) -> dict[str, np.ndarray]:
@@ -69,34 +83,34 @@ def same(a: ClientState, b: ClientState) -> bool:
 def test_without_compression_the_wire_is_the_identity_and_counts_what_it_carries() -> None:
     link, received = wire(), state(0)
     own = trained(received, 1)
-    arrived = link.up(0, received, own, None)
+    arrived = upload(link, 0, received, own)
     sent = {name: own[name] for name in ("m.lora_A", "m.lora_B")}
     assert same(arrived, sent), "heads stay at home"
     assert link.traffic.upload == state_bytes(sent) == 4 * (200 + 148)
     assert link.traffic.upload_payload == len(save(sent)) > link.traffic.upload
     merged = own | {"m.lora_A": state(7)["m.lora_A"]}
-    assert same(link.down(0, received, merged, None), merged)
+    assert same(link.download(1, 0, received, merged), merged)
     assert link.traffic.download == 4 * (200 + 148)
     assert link.traffic.download_payload == len(save({n: merged[n] for n in sent}))
     assert link.residuals == {}
     before = dataclasses.replace(link.traffic)
-    link.down(1, received, merged, None, counted=False)
+    link.download(1, 1, received, merged, counted=False)
     assert link.traffic == before, "who did not take part is not answered"
 
 
 def test_only_what_is_named_travels() -> None:
     link, received = wire(heads="global", kind="int8"), state(0)
-    arrived = link.up(0, received, trained(received, 1), HEADS)
+    arrived = upload(link, 0, received, trained(received, 1), HEADS)
     assert set(arrived) == set(HEADS) == set(link.residuals[0])
-    link.up(0, received, trained(received, 2), None)
+    upload(link, 0, received, trained(received, 2))
     assert set(link.residuals[0]) == set(received)
 
 
 def test_a_method_that_shares_nothing_sends_nothing() -> None:
     algorithm = Algorithm(Algorithm.Parameters(adapters="local", heads="local"))
     algorithm.head_names = HEADS
-    link = Wire(build(ExperimentConfig, {"compression": {"kind": "int8"}}), algorithm)
-    assert link.up(0, state(0), state(1), None) == {}
+    link = wire_of(algorithm, {"compression": {"kind": "int8"}})
+    assert upload(link, 0, state(0), state(1)) == {}
     assert (link.traffic.upload, link.traffic.upload_payload, link.residuals) == (0, 0, {})
 
 
@@ -104,15 +118,15 @@ def test_a_method_that_shares_nothing_sends_nothing() -> None:
 
 
 @pytest.mark.parametrize("kind", CODECS)
-def test_nothing_is_owed_of_pairs_that_merging_writes_in_other_coordinates(kind: str) -> None:
+def test_no_residual_is_kept_of_pairs_that_merging_writes_in_other_coordinates(kind: str) -> None:
     link, received = wire(heads="global", factor_rule="product_svd", kind=kind), state(0)
-    link.up(0, received, trained(received, 1), None)
+    upload(link, 0, received, trained(received, 1))
     assert set(link.residuals[0]) == set(HEADS)
     codec, again = create_codec(kind, fraction=0.05), trained(received, 2)
     update = {name: again[name] - received[name] for name in received}
     target = {name: value + link.residuals[0].get(name, 0) for name, value in update.items()}
-    arrived = link.up(0, received, again, None)
-    decoded = codec.decode(codec.encode(target), shapes_of(target))
+    arrived = upload(link, 0, received, again)
+    decoded = codec.decode(codec.encode(target), array_shapes(target))
     for name, value in decoded.items():
         np.testing.assert_allclose(arrived[name], received[name] + value, atol=1e-6)
 
@@ -127,9 +141,9 @@ def test_error_feedback_over_rounds_is_the_textbooks(kind: str) -> None:
     for round in range(1, 5):
         full = state(0) | received
         own = trained(full, round)
-        arrived = link.up(3, full, own, None)
+        arrived = upload(link, 3, full, own)
         target = {n: (own[n] - received[n]) + residual[n] for n in received}
-        decoded = codec.decode(codec.encode(target), shapes_of(target))
+        decoded = codec.decode(codec.encode(target), array_shapes(target))
         residual = {n: target[n] - decoded[n] for n in target}
         for name in received:
             np.testing.assert_array_equal(arrived[name], received[name] + decoded[name])
@@ -144,22 +158,24 @@ def test_error_feedback_over_rounds_is_the_textbooks(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", CODECS)
-def test_without_error_feedback_nothing_is_owed(kind: str) -> None:
+def test_without_error_feedback_there_is_no_residual(kind: str) -> None:
     link, received = wire(kind=kind, error_feedback=False), state(0)
-    first = link.up(0, received, trained(received, 1), None)
+    first = upload(link, 0, received, trained(received, 1))
     assert link.residuals == {}
-    assert same(link.up(0, received, trained(received, 1), None), first)
+    assert same(upload(link, 0, received, trained(received, 1)), first)
 
 
 @pytest.mark.parametrize("kind", CODECS)
 def test_declared_bytes_are_those_of_the_arrays_and_the_file(kind: str) -> None:
     link, received = wire(kind=kind), state(0)
     own = trained(received, 1)
-    link.up(0, received, own, None)
-    codec = create_codec(kind, fraction=link.config.compression.fraction)
+    upload(link, 0, received, own)
+    codec = create_codec(kind, fraction=0.05)
     update = {name: own[name] - received[name] for name in ("m.lora_A", "m.lora_B")}
     encoded = codec.encode(update)
-    assert link.traffic.upload == sum(value.nbytes for value in encoded.values()) == codec.num_bytes(shapes_of(update))
+    assert (
+        link.traffic.upload == sum(value.nbytes for value in encoded.values()) == codec.num_bytes(array_shapes(update))
+    )
     assert link.traffic.upload_payload == len(save(encoded))
     by_hand = {"int8": 348 + 2 * 7, "int4": 174 + 2 * 7, "topk": 8 * 17}  # 348 entries; 4 + 3 blocks of 64; 5 %
     assert link.traffic.upload == by_hand[kind]
@@ -168,138 +184,211 @@ def test_declared_bytes_are_those_of_the_arrays_and_the_file(kind: str) -> None:
 def test_clients_of_other_ranks_pay_for_their_own_slots() -> None:
     algorithm = HetLoraAT(HetLoraAT.Parameters(ranks=(1, 4)))
     algorithm.head_names = HEADS
-    link = Wire(build(ExperimentConfig, {"compression": {"kind": "int8"}}), algorithm)
+    link = wire_of(algorithm, {"compression": {"kind": "int8"}})
     starts = [algorithm.initial_state(client, state(0)) for client in range(2)]
-    arrived = link.up(0, starts[0], trained(starts[0], 1), None)
+    arrived = upload(link, 0, starts[0], trained(starts[0], 1))
     assert link.traffic.upload == 87 + 2 * 2  # one slot of A and of B: 50 + 37 entries, a block each
     assert {name: value.shape for name, value in arrived.items()} == {"m.lora_A": (4, 50), "m.lora_B": (37, 4)}
     assert not arrived["m.lora_A"][1:].any()
     assert not arrived["m.lora_B"][:, 1:].any()
     assert link.residuals[0]["m.lora_A"].shape == (1, 50)
-    assert link.up(1, starts[1], trained(starts[1], 1), None)["m.lora_A"][1:].any()
+    assert upload(link, 1, starts[1], trained(starts[1], 1))["m.lora_A"][1:].any()
 
 
 def test_an_update_that_is_not_finite_arrives_as_such_and_leaves_no_trace() -> None:
     link, received = wire(kind="int8"), state(0)
-    link.up(0, received, trained(received, 1), None)
-    owed = {name: value.copy() for name, value in link.residuals[0].items()}
+    upload(link, 0, received, trained(received, 1))
+    kept = {name: value.copy() for name, value in link.residuals[0].items()}
     broken = trained(received, 2)
     broken["m.lora_A"][0, 0] = np.nan
-    assert not np.isfinite(link.up(0, received, broken, None)["m.lora_A"]).all()
-    assert same(link.residuals[0], owed)
+    assert not np.isfinite(upload(link, 0, received, broken)["m.lora_A"]).all()
+    assert same(link.residuals[0], kept)
 
 
 @pytest.mark.parametrize("kind", ["int8", "int4"])
 def test_client_and_server_agree_on_a_compressed_answer(kind: str) -> None:
     """The server knows what a client received and what it sent: it can say to the bit what the client holds."""
     link, received, merged = wire(kind=kind), state(0), trained(state(0), 5, 0.1)
-    held = link.down(0, received, merged, None)
+    held = link.download(1, 0, received, merged)
     codec = create_codec(kind)
     update = {name: merged[name] - received[name] for name in ("m.lora_A", "m.lora_B")}
     coded = codec.encode(update)
-    for name, value in codec.decode(coded, shapes_of(update)).items():
+    for name, value in codec.decode(coded, array_shapes(update)).items():
         assert np.array_equal(held[name], received[name] + value)
         assert 0 < np.abs(held[name] - merged[name]).max() < 0.1
     assert all(np.array_equal(held[name], merged[name]) for name in HEADS), "what stays at home is not touched"
     assert link.traffic.download == sum(value.nbytes for value in coded.values())
-    assert link.residuals == {}, "the merged state is known in full next time; nothing is owed"
-    assert same(link.down(1, received, dict(received), None), received), "no news, not a bit"
+    assert link.residuals == {}, "the coordinator knows the merged state in full next time"
+    assert same(link.download(1, 1, received, dict(received)), received), "no news, not a bit"
 
 
 @pytest.mark.parametrize("compression", [{"kind": "topk"}, {"kind": "int8", "download": False}])
 def test_answers_that_are_not_compressed_arrive_as_they_are(compression: dict[str, Any]) -> None:
     link, merged = wire(**compression), trained(state(0), 5)
-    assert same(link.down(0, state(0), merged, None), merged)
+    assert same(link.download(1, 0, state(0), merged), merged)
     assert link.traffic.download == 4 * (200 + 148)
 
 
 # -- attackers -----------------------------------------------------------------------------------------------------------
 
 
-def uploads_of(link: Wire, count: int = 5) -> tuple[list[ClientState], Any]:
-    received = [state(0) for _ in range(count)]
-    return received, {c: link.up(c, received[c], trained(received[c], c + 1), None) for c in range(count)}
+def byzantine_wire(attack: str) -> tuple[Wire, list[int]]:
+    """Five clients, two of them malicious."""
+    raw = {"partition": {"num_clients": 5}, "byzantine": {"fraction": 0.4, "attack": attack}}
+    malicious = byzantine_clients(build(ExperimentConfig, raw))
+    assert len(malicious) == 2
+    return wire(byzantine=raw["byzantine"]), malicious
 
 
-def lie(attack: str, own: np.ndarray, honest: list[np.ndarray]) -> np.ndarray:
-    """What one of two attackers among five should say in place of ``own``."""
-    return {
+def uploads_of(link: Wire, round: int = 1, clients: Sequence[int] = range(5)) -> dict[int, ClientState]:
+    return link.upload(round, [state(0)] * 5, {c: trained(state(0), c + 1) for c in clients})
+
+
+def expected_update(attack: str, own: np.ndarray, honest: list[np.ndarray]) -> np.ndarray:
+    """What one of two attackers among five uploads in place of ``own``."""
+    updates: dict[str, np.ndarray] = {
         "sign_flip": -own,
         "ipm": -2 * np.mean(honest, axis=0),
         "mimic": honest[0],
         "alie": np.mean(honest, axis=0) - alie_z(5, 2) * np.std(honest, axis=0),
         "nan": np.full_like(own, np.nan),
         "label_flip": own,
-    }[attack]
+    }
+    return updates[attack]
 
 
 @pytest.mark.parametrize("attack", ["sign_flip", "ipm", "mimic", "alie", "nan", "label_flip"])
-def test_the_attackers_uploads_are_replaced_and_no_others(attack: str) -> None:
-    link = wire(byzantine={"fraction": 0.4, "attack": attack})
-    liars = byzantine_clients(link.config)
-    assert len(liars) == 2
-    received, uploads = uploads_of(link)
-    forged = link.forged(3, uploads, received)
-    assert forged.keys() == uploads.keys()
-    update = {c: upload["m.lora_A"] - received[c]["m.lora_A"] for c, upload in uploads.items()}
-    honest = [update[c] for c in sorted(set(uploads) - set(liars))]
+def test_the_uploads_of_malicious_clients_are_replaced_and_no_others(attack: str) -> None:
+    link, malicious = byzantine_wire(attack)
+    received, attacked, uploads = state(0), uploads_of(link), uploads_of(wire())
+    assert attacked.keys() == uploads.keys()
+    update = {c: upload["m.lora_A"] - received["m.lora_A"] for c, upload in uploads.items()}
+    honest = [update[c] for c in sorted(set(uploads) - set(malicious))]
     for client in uploads:
-        if client in liars:
-            expected = received[client]["m.lora_A"] + lie(attack, update[client], honest)
-            np.testing.assert_allclose(forged[client]["m.lora_A"], expected, atol=1e-6)
-            assert {n: v.dtype for n, v in forged[client].items()} == {n: v.dtype for n, v in uploads[client].items()}
+        if client in malicious:
+            expected = received["m.lora_A"] + expected_update(attack, update[client], honest)
+            np.testing.assert_allclose(attacked[client]["m.lora_A"], expected, atol=1e-6)
+            assert {n: v.dtype for n, v in attacked[client].items()} == {n: v.dtype for n, v in uploads[client].items()}
         else:
-            assert same(forged[client], uploads[client])
+            assert same(attacked[client], uploads[client])
 
 
-def test_without_attackers_no_update_is_built(monkeypatch: pytest.MonkeyPatch) -> None:
-    link = wire()
-    received, uploads = uploads_of(link)
-    monkeypatch.setattr("sylva_ray.transport.wire._difference", None)
-    forged = link.forged(1, uploads, received)
-    assert forged.keys() == uploads.keys()
-    assert all(forged[client] is upload for client, upload in uploads.items())
+def test_without_malicious_clients_and_compression_arrays_travel_as_they_are() -> None:
+    link, own = wire(), trained(state(0), 1)
+    assert link.postprocessors == ()
+    arrived = upload(link, 0, state(0), own)
+    assert all(value is own[name] for name, value in arrived.items())
 
 
 def test_noise_is_drawn_per_client_and_round() -> None:
-    link = wire(byzantine={"fraction": 0.4, "attack": "gaussian"})
-    a, b = byzantine_clients(link.config)
-    received, uploads = uploads_of(link)
-    first, again, later = (link.forged(round, uploads, received) for round in (3, 3, 4))
+    link, (a, b) = byzantine_wire("gaussian")
+    first, again, later = (uploads_of(link, round) for round in (3, 3, 4))
     assert same(first[a], again[a])
     assert not same(first[a], first[b])
     assert not same(first[a], later[a])
 
 
-def test_attackers_count_where_they_take_part() -> None:
-    """One of two attackers is there: ALIE hides among the four that are; alone, an attacker lies all the same."""
-    link = wire(byzantine={"fraction": 0.4, "attack": "alie"})
-    absent, present = byzantine_clients(link.config)
-    received, uploads = uploads_of(link)
-    del uploads[absent]
-    honest = [uploads[c]["m.lora_A"] - received[c]["m.lora_A"] for c in uploads if c != present]
+def test_malicious_clients_count_where_they_take_part() -> None:
+    """One of two attackers takes part: ALIE hides among the four that do; alone, a client attacks all the same."""
+    link, (absent, present) = byzantine_wire("alie")
+    clients = [client for client in range(5) if client != absent]
+    uploads = uploads_of(wire(), 1, clients)
+    honest = [uploads[c]["m.lora_A"] - state(0)["m.lora_A"] for c in clients if c != present]
     expected = np.mean(honest, axis=0) - alie_z(4, 1) * np.std(honest, axis=0)
-    forged = link.forged(1, uploads, received)
-    assert absent not in forged
-    np.testing.assert_allclose(forged[present]["m.lora_A"], received[present]["m.lora_A"] + expected, atol=1e-6)
-    broken = wire(byzantine={"fraction": 0.4, "attack": "nan"})
-    alone = broken.forged(1, {present: uploads[present]}, received)
-    assert np.isnan(alone[present]["m.lora_A"]).all()
+    attacked = uploads_of(link, 1, clients)
+    assert absent not in attacked
+    np.testing.assert_allclose(attacked[present]["m.lora_A"], state(0)["m.lora_A"] + expected, atol=1e-6)
+    assert np.isnan(uploads_of(byzantine_wire("nan")[0], 1, [present])[present]["m.lora_A"]).all()
 
 
-def test_a_lie_is_no_larger_than_what_the_attacker_may_send() -> None:
+def test_a_malicious_upload_is_no_larger_than_what_its_client_may_send() -> None:
     """A client of rank 1 that copies one of rank 4 still has one slot."""
     algorithm = HetLoraAT(HetLoraAT.Parameters(ranks=(1, 4)))
     algorithm.head_names = HEADS
-    raw = {"partition": {"num_clients": 4}, "byzantine": {"fraction": 0.5, "attack": "gaussian"}}
+    raw: dict[str, Any] = {
+        "partition": {"num_clients": 4},
+        "byzantine": {"fraction": 0.5, "attack": "gaussian"},
+    }
     seed = next(s for s in range(99) if 0 in byzantine_clients(build(ExperimentConfig, raw | {"seed": s})))
-    link = Wire(build(ExperimentConfig, raw | {"seed": seed}), algorithm)
     received = [algorithm.initial_state(client, state(0)) for client in range(4)]
-    uploads = {c: link.up(c, received[c], trained(received[c], c), None) for c in range(4)}
-    forged = link.forged(1, uploads, received)
-    assert not same(forged[0], uploads[0])
-    assert not forged[0]["m.lora_A"][1:].any()
-    assert not forged[0]["m.lora_B"][:, 1:].any()
+    own = {client: trained(received[client], client) for client in range(4)}
+    attacked = wire_of(algorithm, raw | {"seed": seed}).upload(1, received, own)
+    assert not same(attacked[0], Wire(algorithm).upload(1, received, own)[0])
+    assert not attacked[0]["m.lora_A"][1:].any()
+    assert not attacked[0]["m.lora_B"][:, 1:].any()
+
+
+# -- a postprocessor of one's own ----------------------------------------------------------------------------------------
+
+
+class Offset(Postprocessor):
+    """Adds 8 to everything that travels; the receiver subtracts it. Both are exact for small integers."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[str, int, int, float]] = []
+
+    def encode(self, arrays: ClientState, message: Message) -> ClientState:
+        del message
+        return {name: value + 8 for name, value in arrays.items()}
+
+    def decode(self, arrays: ClientState, message: Message) -> ClientState:
+        self.seen.append((message.direction, message.client, message.round, float(arrays["m.lora_A"].min())))
+        return {name: value - 8 for name, value in arrays.items()}
+
+
+class OffsetMethod(Algorithm):
+    """A method that masks what it sends, and leaves the rest as it is."""
+
+    def postprocessors(self, config: ExperimentConfig) -> list[Postprocessor]:
+        return [*super().postprocessors(config), Offset()]
+
+
+def test_a_method_adds_a_postprocessor_that_the_coordinator_reverses() -> None:
+    algorithm = OffsetMethod(OffsetMethod.Parameters(adapters="global", heads="local"))
+    algorithm.head_names = HEADS
+    link = wire_of(algorithm, {})
+    (offset,) = link.postprocessors
+    assert isinstance(offset, Offset)
+    received = {name: np.round(value) for name, value in state(0).items()}
+    own = {name: value + 1 for name, value in received.items()}
+    sent = {name: value for name, value in own.items() if name not in HEADS}
+    assert same(upload(link, 2, received, own), sent)
+    assert same(link.download(1, 2, received, own), own)
+    masked = float(own["m.lora_A"].min()) + 8
+    assert offset.seen == [("upload", 2, 1, masked), ("download", 2, 1, masked)]
+    assert link.traffic.upload == link.traffic.download == state_bytes(sent)
+
+
+class Recorder(Postprocessor):
+    """Changes nothing and notes when it was asked."""
+
+    def __init__(self, name: str, calls: list[str]) -> None:
+        self.name, self.calls = name, calls
+
+    def encode(self, arrays: ClientState, message: Message) -> ClientState:
+        self.calls.append(f"encode {self.name}")
+        return super().encode(arrays, message)
+
+    def decode(self, arrays: ClientState, message: Message) -> ClientState:
+        self.calls.append(f"decode {self.name}")
+        return super().decode(arrays, message)
+
+
+def test_postprocessors_are_applied_in_order_and_reversed_from_the_last_one() -> None:
+    calls: list[str] = []
+    algorithm = Algorithm(Algorithm.Parameters(adapters="global"))
+    link, own = Wire(algorithm, [Recorder("a", calls), Recorder("b", calls)]), trained(state(0), 1)
+    upload(link, 0, state(0), own)
+    assert calls == ["encode a", "encode b", "decode b", "decode a"]
+    link.download(1, 0, state(0), own)
+    assert calls[4:] == calls[:4]
+
+
+def test_byzantine_clients_come_before_compression() -> None:
+    """The coordinator meets their updates after decoding: a codec does not change them."""
+    raw = {"partition": {"num_clients": 5}, "compression": {"kind": "int8"}, "byzantine": {"fraction": 0.4}}
+    link = wire_of(Algorithm(Algorithm.Parameters()), raw)
+    assert [type(postprocessor) for postprocessor in link.postprocessors] == [ByzantineUploads, Compression]
 
 
 # -- whole rounds --------------------------------------------------------------------------------------------------------
@@ -366,21 +455,21 @@ def test_a_run_with_residuals_resumes_with_the_same_bits(
     records = records_of(tmp_path / "whole")
     codec = create_codec("int4")
     sent = {name: value for name, value in whole.states[0].items() if not name.startswith("head")}
-    assert [r["upload_bytes"] for r in records] == [0, *[3 * codec.num_bytes(shapes_of(sent))] * 2]
+    assert [r["upload_bytes"] for r in records] == [0, *[3 * codec.num_bytes(array_shapes(sent))] * 2]
     assert [r["download_bytes"] for r in records] == [r["upload_bytes"] for r in records]
     assert records[1]["upload_payload_bytes"] > records[1]["upload_bytes"]
-    assert summary["communication"]["upload_bytes_per_client_round"] == codec.num_bytes(shapes_of(sent))
+    assert summary["communication"]["upload_bytes_per_client_round"] == codec.num_bytes(array_shapes(sent))
 
 
 def test_checkpoints_keep_residuals_by_client_and_may_have_none(tmp_path: Path) -> None:
     checkpoints = CheckpointFolder(tmp_path)
-    owed = {client: {"a.x": np.full((2, 2), client, np.float32), "b": np.ones(1, np.float32)} for client in (2, 10)}
+    kept = {client: {"a.x": np.full((2, 2), client, np.float32), "b": np.ones(1, np.float32)} for client in (2, 10)}
     checkpoints.save(0, [{"x": np.zeros(1, np.float32)}], [], None)
     assert checkpoints.latest().residuals == {}
-    checkpoints.save(1, [{"x": np.zeros(1, np.float32)}], [], None, owed)
+    checkpoints.save(1, [{"x": np.zeros(1, np.float32)}], [], None, kept)
     back = checkpoints.latest().residuals
-    assert back.keys() == owed.keys()
-    assert all(same(back[client], owed[client]) for client in owed)
+    assert back.keys() == kept.keys()
+    assert all(same(back[client], kept[client]) for client in kept)
     (tmp_path / "round_0001" / "residuals.safetensors").write_bytes(b"half")
     assert checkpoints.latest().step == 0, "residuals are vouched for like the states"
 
@@ -389,11 +478,13 @@ def test_checkpoints_keep_residuals_by_client_and_may_have_none(tmp_path: Path) 
 @pytest.mark.parametrize("compression", ["none", "int8"])
 def test_an_attack_by_nan_is_the_round_without_that_client(sharing: str, compression: str, tmp_path: Path) -> None:
     method = BRIEF["algorithm"] | {"adapters": sharing}
-    lying = prepared(algorithm=method, byzantine={"fraction": 0.34, "attack": "nan"}, compression={"kind": compression})
+    attacked = prepared(
+        algorithm=method, byzantine={"fraction": 0.34, "attack": "nan"}, compression={"kind": compression}
+    )
     honest = prepared(algorithm=method, compression={"kind": compression})
-    (liar,) = byzantine_clients(lying.config)
+    (malicious,) = byzantine_clients(attacked.config)
     states = []
-    for made, sends in ((lying, {0, 1, 2}), (honest, {0, 1, 2} - {liar})):
+    for made, sends in ((attacked, {0, 1, 2}), (honest, {0, 1, 2} - {malicious})):
         server = server_of(made, tmp_path)
         received = server.states.copy()
         noise = [np.random.default_rng(c) for c in range(3)]
@@ -413,9 +504,9 @@ def test_an_attack_by_nan_is_the_round_without_that_client(sharing: str, compres
 def test_a_label_flipper_trains_on_flipped_labels_and_nobody_else_does() -> None:
     flipping = prepared(byzantine={"fraction": 0.34, "attack": "label_flip"})
     plain = prepared()
-    (liar,) = byzantine_clients(flipping.config)
+    (malicious,) = byzantine_clients(flipping.config)
     train = plain.fleet.dataset.train
-    rows = plain.fleet.clients[liar].train
+    rows = plain.fleet.clients[malicious].train
     labels = train.labels.copy()
     labels[rows] = flip_labels(labels[rows], 10)
     dataset = dataclasses.replace(plain.fleet.dataset, train=dataclasses.replace(train, labels=labels))
@@ -427,5 +518,5 @@ def test_a_label_flipper_trains_on_flipped_labels_and_nobody_else_does() -> None
     flipped, expected, honest = (worker.run(task).outcomes for worker in workers)
     for client in range(3):
         assert same(flipped[client].state, expected[client].state)
-        assert same(flipped[client].state, honest[client].state) == (client != liar)
-    assert np.array_equal(workers[0].fleet.client(liar).train.labels, plain.fleet.client(liar).train.labels)
+        assert same(flipped[client].state, honest[client].state) == (client != malicious)
+    assert np.array_equal(workers[0].fleet.client(malicious).train.labels, plain.fleet.client(malicious).train.labels)

@@ -1,0 +1,25 @@
+"""The postprocessors of a run, in their order: the one place where they are made from the configuration."""
+
+from __future__ import annotations
+
+from sylva_ray.config.experiment import ExperimentConfig
+from sylva_ray.transport.byzantine import ByzantineUploads, byzantine_clients
+from sylva_ray.transport.codecs import codec_from_config
+from sylva_ray.transport.compression import Compression
+from sylva_ray.transport.postprocessor import Packing, Postprocessor
+
+
+def create_postprocessors(config: ExperimentConfig, packing: Packing) -> list[Postprocessor]:
+    """Return the postprocessors that a configuration asks for, the one nearest to the model first.
+
+    Byzantine clients come before compression, so the coordinator first decodes what was sent and then meets the
+    malicious updates: a codec neither weakens nor reveals them.
+    """
+    postprocessors: list[Postprocessor] = []
+    malicious = byzantine_clients(config)
+    if malicious:
+        postprocessors.append(ByzantineUploads(config.byzantine, config.seed, malicious, packing))
+    codec = codec_from_config(config.compression)
+    if codec is not None:
+        postprocessors.append(Compression(codec, config.compression, packing))
+    return postprocessors
