@@ -40,7 +40,7 @@ LAYERS = (
 )
 """One layer per package, the lowest first. A file imports its own package and the ones before it, wherever the import stands."""
 
-RAY = ("sylva_ray/execution/ray/", "sylva_ray/sweeps/", "sylva_ray/provisioning/launcher_file.py")
+RAY = ("sylva_ray/execution/ray/", "sylva_ray/sweeps/")
 HOMES = {
     "ray": RAY,
     "optuna": ("sylva_ray/sweeps/optuna_search.py",),

@@ -125,11 +125,13 @@ def check_cluster(file: str | Path, config: Config | None = None, overrides: Seq
     if overrides and config is None:
         raise UserError("override", overrides[0], "changes a run's config, and there is none: add --config CONFIG")
 
-    from sylva_ray.provisioning.demand import demand_lines, demand_of, launcher_lines
+    from sylva_ray.execution.ray.launcher import RayLauncher
+    from sylva_ray.provisioning.demand import demand_lines, estimate_demand, file_lines
     from sylva_ray.provisioning.launcher_file import load_launcher_file
 
-    launcher = load_launcher_file(Path(file))
-    lines = launcher_lines(launcher)
+    launcher = RayLauncher()
+    loaded = load_launcher_file(Path(file), launcher)
+    lines = file_lines(loaded)
     if config is not None:
-        lines += demand_lines(demand_of(load_config(config, overrides), launcher), launcher)
+        lines += demand_lines(estimate_demand(load_config(config, overrides), loaded, launcher), loaded)
     return lines

@@ -1,0 +1,1 @@
+"""Cluster files checked without a cloud, and what a run asks of the cluster that they describe."""

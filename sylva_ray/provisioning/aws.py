@@ -1,31 +1,33 @@
-"""A cluster.yaml for AWS: what EC2 or `ray up` refuses after minutes, and what they take and nobody should ask for.
+"""Check what a cluster.yaml for AWS asks of EC2, without AWS.
 
-Ray's schema ends at ``node_config:``, which goes to EC2's RunInstances as it is. Here both are known by tables; AWS is not asked.
+Ray's schema ends at ``node_config:``, whose keys go to EC2's RunInstances as they are. A mistake there is reported by EC2
+after minutes, if at all. botocore's model of EC2 would do the same check, but botocore is installed with neither Ray nor
+this package. The table below is taken from that model, which a test confirms.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator
 
 from sylva_ray.core.errors import UserError
+from sylva_ray.provisioning.launcher_config import LauncherConfig, NodeTypeSection
 
-_TEXT, _TEXTS, _MAPPING, _MAPPINGS = "a text", "a list of texts, not empty", "a mapping", "a list of mappings"
+_STRING, _STRINGS, _MAPPING, _MAPPINGS = "a string", "a list of strings, not empty", "a mapping", "a list of mappings"
 _FLAG, _COUNT = "true or false", "a whole number"
 
-_IS: dict[str, Callable[[Any], bool]] = {
-    _TEXT: lambda value: isinstance(value, str) and value != "",
-    _TEXTS: lambda value: isinstance(value, list) and value != [] and all(map(_IS[_TEXT], value)),
+_MATCHES: dict[str, Callable[[object], bool]] = {
+    _STRING: lambda value: isinstance(value, str) and value != "",
+    _STRINGS: lambda value: isinstance(value, list) and value != [] and all(map(_MATCHES[_STRING], value)),
     _MAPPING: lambda value: isinstance(value, dict),
-    _MAPPINGS: lambda value: isinstance(value, list) and all(map(_IS[_MAPPING], value)),
+    _MAPPINGS: lambda value: isinstance(value, list) and all(map(_MATCHES[_MAPPING], value)),
     _FLAG: lambda value: isinstance(value, bool),
     _COUNT: lambda value: isinstance(value, int) and not isinstance(value, bool),
 }
 
-_BY_SHAPE = {
-    _TEXT: "AdditionalInfo ClientToken ImageId InstanceInitiatedShutdownBehavior InstanceType KernelId KeyName "
+_KEYS_BY_TYPE = {
+    _STRING: "AdditionalInfo ClientToken ImageId InstanceInitiatedShutdownBehavior InstanceType KernelId KeyName "
     "PrivateIpAddress RamdiskId SubnetId UserData",
-    _TEXTS: "SecurityGroupIds SecurityGroups SubnetIds",
+    _STRINGS: "SecurityGroupIds SecurityGroups SubnetIds",
     _MAPPING: "CapacityReservationSpecification CpuOptions CreditSpecification EnclaveOptions HibernationOptions "
     "IamInstanceProfile InstanceMarketOptions LaunchTemplate MaintenanceOptions MetadataOptions Monitoring "
     "NetworkPerformanceOptions Placement PrivateDnsNameOptions",
@@ -33,60 +35,64 @@ _BY_SHAPE = {
     _FLAG: "DisableApiStop DisableApiTermination EbsOptimized EnablePrimaryIpv6",
     _COUNT: "Ipv6AddressCount",
 }
-NODE_CONFIG = {key: shape for shape, keys in _BY_SHAPE.items() for key in keys.split()}
-"""What EC2's RunInstances takes, and ``SubnetIds``, which is Ray's; and what each one is."""
+NODE_CONFIG = {key: kind for kind, keys in _KEYS_BY_TYPE.items() for key in keys.split()}
+"""The arguments of EC2's RunInstances and the type of each; ``SubnetIds`` is Ray's."""
 
-_IMAGES_OF_RAY = """
+_REGIONS = """
 us-east-1 us-east-2 us-west-1 us-west-2 ca-central-1 eu-central-1 eu-west-1 eu-west-2 eu-west-3 sa-east-1
 ap-northeast-1 ap-northeast-2 ap-northeast-3 ap-southeast-1 ap-southeast-2
 """
-IMAGES_OF_RAY = frozenset(_IMAGES_OF_RAY.split())
-"""Regions where Ray 2.60 has an image of its own for a node type without ``ImageId``."""
+REGIONS_WITH_IMAGE = frozenset(_REGIONS.split())
+"""Regions for which Ray 2.60 knows an image, which a node type without ``ImageId`` then runs."""
 
 
-def check_aws(config: Mapping[str, Any]) -> None:
-    """``config`` as Ray reads it, its keys known.
+def check_aws(config: LauncherConfig) -> None:
+    """Refuse what stops `ray up`, or leaves EC2 without an instance to start.
+
+    Args:
+        config: the file with Ray's defaults, its keys known to be allowed.
 
     Raises:
-        UserError: `ray up` would stop, or EC2 start nothing.
+        UserError: names the dotted key.
     """
-    provider, auth = config["provider"], config["auth"]
-    region = provider.get("region")
+    region = config.provider.get("region")
     if not region:
         raise UserError("provider.region", region, "is missing; e.g. us-west-2")
     for key in ("key_pair", "aws_credentials", "cloudwatch"):
-        _check_shape(f"provider.{key}", provider.get(key, {}), _MAPPING)
-    for name, node_type in config["available_node_types"].items():
-        place, node = f"available_node_types.{name}.node_config", node_type["node_config"]
-        for key, value in node.items():
-            _check_shape(f"{place}.{key}", value, NODE_CONFIG[key])
-        if "LaunchTemplate" in node:  # has what is not said here
-            continue
-        if "InstanceType" not in node:
-            raise UserError(
-                f"{place}.InstanceType", None, "is missing; e.g. g6.xlarge, or a LaunchTemplate that says it"
-            )
-        if "ImageId" not in node and region not in IMAGES_OF_RAY:
-            raise UserError(f"{place}.ImageId", None, f"is missing, and Ray has no image of its own for {region}")
-        if "ssh_private_key" in auth and not {"KeyName", "UserData"} & node.keys():
-            raise UserError(
-                f"{place}.KeyName", None, "is missing; auth.ssh_private_key is of which of EC2's key pairs?"
-            )
+        _check_type(f"provider.{key}", config.provider.get(key, {}), _MAPPING)
+    for name, node_type in config.available_node_types.items():
+        _check_node(
+            f"available_node_types.{name}.node_config", node_type, str(region), "ssh_private_key" in config.auth
+        )
 
 
-def aws_findings(config: Mapping[str, Any]) -> Iterator[str]:
-    """What would work, and should not be done; after `check_aws`."""
-    for name, node_type in config["available_node_types"].items():
-        node = node_type["node_config"]
+def _check_node(place: str, node_type: NodeTypeSection, region: str, has_private_key: bool) -> None:
+    node = node_type.node_config
+    for key, value in node.items():
+        _check_type(f"{place}.{key}", value, NODE_CONFIG[key])
+    if "LaunchTemplate" in node:  # which may hold what is missing here
+        return
+    if "InstanceType" not in node:
+        raise UserError(f"{place}.InstanceType", None, "is missing; e.g. g6.xlarge, or a LaunchTemplate that has one")
+    if "ImageId" not in node and region not in REGIONS_WITH_IMAGE:
+        raise UserError(f"{place}.ImageId", None, f"is missing, and Ray has no default image for {region}")
+    if has_private_key and not {"KeyName", "UserData"} & node.keys():
+        fix = "is missing; name the EC2 key pair that auth.ssh_private_key belongs to"
+        raise UserError(f"{place}.KeyName", None, fix)
+
+
+def aws_warnings(config: LauncherConfig) -> Iterator[str]:
+    """Yield what AWS accepts but a reader should change; `check_aws` has passed."""
+    for name, node_type in config.available_node_types.items():
+        node = node_type.node_config
         if not {"SecurityGroupIds", "NetworkInterfaces", "LaunchTemplate"} & node.keys():
-            yield f"{name} names no SecurityGroupIds: Ray then makes a group that opens port 22 to the world"
+            yield f"{name} has no SecurityGroupIds: Ray then creates a group that opens port 22 to the world"
         if not {"ImageId", "LaunchTemplate"} & node.keys():
-            yield f"{name} names no ImageId: Ray then takes one of its own, as old as Ray's list of them"
-    rules = config["provider"].get("security_group", {}).get("IpPermissions", [])
-    if any("0.0.0.0/0" in str(rule) or "::/0" in str(rule) for rule in rules):
+            yield f"{name} has no ImageId: Ray then takes its default image, which is as old as this version of Ray"
+    if any(world in str(config.provider.get("security_group")) for world in ("0.0.0.0/0", "::/0")):
         yield "provider.security_group opens a port to the world"
 
 
-def _check_shape(place: str, value: object, shape: str) -> None:
-    if not _IS[shape](value):
-        raise UserError(place, value, f"must be {shape}")
+def _check_type(place: str, value: object, kind: str) -> None:
+    if not _MATCHES[kind](value):
+        raise UserError(place, value, f"must be {kind}")

@@ -1,6 +1,6 @@
-"""What one run asks of a cluster, by arithmetic: actors, GPUs, nodes, shared memory, bytes on the wire. Nothing is started.
+"""Estimate what one run asks of a cluster: actors, GPUs, nodes, shared memory, bytes on the network. Nothing is started.
 
-config ──► cohorts ──► actors ──► bundles ──► nodes (Ray's own autoscaler says which)
+config ──► cohorts ──► actors ──► bundles ──► nodes (chosen by Ray's own autoscaler)
    └─────► model ────► bytes of data, backbone and states
 """
 
@@ -12,28 +12,29 @@ from dataclasses import dataclass
 from sylva_ray.config.experiment import ClusterSection, ExperimentConfig
 from sylva_ray.config.resolved import ResolvedConfig
 from sylva_ray.preparation.traffic import TrafficEstimate, estimate_traffic
-from sylva_ray.provisioning.launcher_file import LauncherFile, Resources
+from sylva_ray.provisioning.launcher_file import ClusterLauncher, LauncherFile, Resources
 from sylva_ray.provisioning.placement import (
     actors_that_fit,
     check_resources,
-    fullest_cluster,
     gpu_bundles,
+    largest_cluster,
     resolve_num_actors,
 )
 
 
 @dataclass(frozen=True)
 class Demand:
-    """Of one run on one cluster.
+    """The demand of one run on one cluster.
 
     Attributes:
-        traffic: bytes of what is sent, see `sylva_ray.preparation.traffic.TrafficEstimate`.
+        config: the experiment.
+        traffic: bytes of what is sent.
         num_cohorts: tasks of a round that can run side by side.
         num_actors: client processes.
-        bundles: what is reserved: one per GPU (or group of whole GPUs), on CPUs one per actor.
+        bundles: what is reserved: one per GPU (or group of whole GPUs); on CPUs one per actor.
         nodes: workers that the autoscaler adds, ``{node type: count}``.
-        waiting: bundles that find no room even then; the actors that are up do their work.
-        actors_per_node: the most that one of those workers can hold; 0 where none is added.
+        waiting: bundles for which no node is left; the other actors then do all the work.
+        actors_per_node: the most that one of the added workers can hold; 0 if none is added.
     """
 
     config: ResolvedConfig
@@ -47,16 +48,16 @@ class Demand:
 
     @property
     def head_store_bytes(self) -> int:
-        """Shared memory on the head, where the driver puts data and backbone, and where every task and result passes."""
+        """Shared memory on the head: the data, the backbone, and the tasks and results of all actors."""
         return self._store_bytes(self.num_actors)
 
     @property
     def worker_store_bytes(self) -> int:
-        """Shared memory on the fullest worker: its one copy of data and backbone, and what its own actors have under way."""
+        """Shared memory on the worker with the most actors: its copy of data and backbone, and its own actors' tasks."""
         return self._store_bytes(self.actors_per_node)
 
     def _store_bytes(self, num_actors: int) -> int:
-        """An actor's clients' states lie there as its task, as its result, and as a result before that Ray still has."""
+        """Count the states of an actor's clients three times: as its task, as its result, and as the result before."""
         return self.traffic.broadcast_bytes + 3 * num_actors * self.cohort_size * self.traffic.state_bytes
 
     @property
@@ -70,14 +71,19 @@ class Demand:
         return self.config.training.clients_per_round or self.config.partition.num_clients
 
 
-def demand_of(config: ExperimentConfig, launcher: LauncherFile) -> Demand:
-    """What a run of ``config`` would ask of the cluster that ``launcher`` describes.
+def estimate_demand(config: ExperimentConfig, file: LauncherFile, launcher: ClusterLauncher) -> Demand:
+    """Estimate what a run of ``config`` would ask of the cluster that ``file`` describes.
+
+    Args:
+        config: the experiment.
+        file: the node types of the cluster.
+        launcher: Ray's autoscaler.
 
     Raises:
         UserError: the config cannot run, its data set cannot be sized here, or an actor fits no node type.
     """
     section = config.cluster.model_copy(update={"address": config.cluster.address or "auto"})
-    nodes = fullest_cluster(section, launcher)
+    nodes = largest_cluster(section, file)
     check_resources(section, nodes)
     traffic = estimate_traffic(config)
     resolved = traffic.config
@@ -86,62 +92,68 @@ def demand_of(config: ExperimentConfig, launcher: LauncherFile) -> Demand:
     num_actors = resolve_num_actors(section, -(-num_clients // size), num_clients, nodes)
     bundles: Sequence[Resources] = gpu_bundles(section, num_actors, num_gpus=0)
     bundles = bundles or [{"CPU": section.cpus_per_actor}] * num_actors
-    added, waiting = launcher.nodes_for(bundles)
-    hosts = [kind.resources for kind in launcher.workers if kind.name in added]
-    fullest = max((_most_actors(section, bundles, node) for node in hosts), default=0)
-    return Demand(resolved, traffic, num_cohorts, num_actors, tuple(bundles), added, waiting, fullest)
+    added, waiting = launcher.nodes_for(file, bundles)
+    hosts = [kind.resources for kind in file.workers if kind.name in added]
+    actors_per_node = max((_max_actors(section, bundles, node) for node in hosts), default=0)
+    return Demand(resolved, traffic, num_cohorts, num_actors, tuple(bundles), added, waiting, actors_per_node)
 
 
-def _most_actors(section: ClusterSection, bundles: Sequence[Resources], node: Resources) -> int:
-    """How many a node can hold at once: its GPUs bound the bundles, its CPUs the actors in them."""
-    sharing = sorted((round(bundle["CPU"] / section.cpus_per_actor) for bundle in bundles), reverse=True)
+def _max_actors(section: ClusterSection, bundles: Sequence[Resources], node: Resources) -> int:
+    """Return how many actors a node can hold: its GPUs limit the bundles, its CPUs the actors in them."""
+    actors = sorted((round(bundle["CPU"] / section.cpus_per_actor) for bundle in bundles), reverse=True)
     if section.gpus_per_actor > 0:
-        sharing = sharing[: int(node.get("GPU", 0) // max(1.0, section.gpus_per_actor))]
-    return min(sum(sharing), actors_that_fit(section, [node]))
+        actors = actors[: int(node.get("GPU", 0) // max(1.0, section.gpus_per_actor))]
+    return min(sum(actors), actors_that_fit(section, [node]))
 
 
-def launcher_lines(launcher: LauncherFile) -> list[str]:
-    """What the file promises, what to fill in, and what to change."""
-    verdict = f"valid for Ray's cluster launcher, provider {launcher.provider}"
-    if launcher.provider == "kuberay":
-        verdict = "a RayCluster for Kubernetes, whose own server validates it; read were its node types"
-    lines = [f"{launcher.path}: {verdict}"]
-    for kind in launcher.node_types:
-        what = ", ".join(f"{value:g} {name}" for name, value in kind.resources.items()) or "resources found at start"
-        count = "the head" if kind is launcher.head else f"0 to {min(kind.max_workers, launcher.max_workers)}"
-        lines.append(f"  {kind.name:<10} {count:<10} {what}")
-    lines += [f"fill in: {place}" for place in launcher.blanks]
-    lines += [f"warning: {finding}" for finding in launcher.findings]
+def file_lines(file: LauncherFile) -> list[str]:
+    """Describe a cluster file in lines of text: its node types, the values to fill in, and warnings."""
+    verdict = f"valid for Ray's cluster launcher, provider {file.provider}"
+    if file.provider == "kuberay":
+        verdict = "a RayCluster for Kubernetes; its node types were read, the rest is validated by the server"
+    lines = [f"{file.path}: {verdict}"]
+    for kind in file.node_types:
+        resources = ", ".join(f"{value:g} {name}" for name, value in kind.resources.items())
+        count = "the head" if kind is file.head else f"0 to {min(kind.max_workers, file.max_workers)}"
+        lines.append(f"  {kind.name:<10} {count:<10} {resources or 'resources detected when the node starts'}")
+    lines += [f"fill in: {place}" for place in file.blanks]
+    lines += [f"warning: {warning}" for warning in file.warnings]
     return lines
 
 
-def demand_lines(demand: Demand, launcher: LauncherFile) -> list[str]:
-    """The same for people."""
+def demand_lines(demand: Demand, file: LauncherFile) -> list[str]:
+    """Describe a demand in lines of text."""
     section, traffic = demand.config.cluster, demand.traffic
-    share = f"{section.cpus_per_actor:g} CPUs, {section.gpus_per_actor:g} GPUs each"
+    per_actor = f"{section.cpus_per_actor:g} CPUs, {section.gpus_per_actor:g} GPUs each"
     cohorts = f"{demand.participants} clients a round in {demand.num_cohorts} cohorts of {demand.cohort_size}"
-    head = f"the head ({launcher.head.name})"
-    workers = ", ".join(f"{count} {name}" for name, count in demand.nodes.items())
-    nodes = f"{head} and {workers}" if workers else f"{head} alone"
-    if demand.waiting:
-        nodes += f"; {demand.waiting} of {len(demand.bundles)} bundles find no room, those that do share the work"
-    once = f"{_mb(traffic.data_bytes)} data + {_mb(traffic.backbone_bytes)} backbone once"
+    shared = f"{_mb(traffic.data_bytes)} data + {_mb(traffic.backbone_bytes)} backbone once"
     lines = [
         f"a run of {demand.config.name} ({demand.config.algorithm.name}) asks for",
-        f"  actors        {demand.num_actors} with {share}; {cohorts}",
+        f"  actors        {demand.num_actors} with {per_actor}; {cohorts}",
         f"  bundles       {_bundles(demand.bundles)}",
-        f"  nodes         {nodes}",
-        f"  object store  head: {_mb(demand.head_store_bytes)} ({once}, and the tasks and results of all actors)",
+        f"  nodes         {_nodes(demand, file)}",
+        f"  object store  head: {_mb(demand.head_store_bytes)} ({shared}, and the tasks and results of all actors)",
         f"  upload        {_per_round(traffic.upload_bytes, demand.participants)}",
         f"  download      {_per_round(traffic.download_bytes, demand.participants)}",
     ]
     if demand.nodes:
-        own = f"the same, with those of {demand.actors_per_node} actors, the most on one"
+        own = f"the same, with those of at most {demand.actors_per_node} actors"
         lines.insert(-2, f"                a worker: {_mb(demand.worker_store_bytes)} ({own})")
-    most = actors_that_fit(section, fullest_cluster(section, launcher))
-    if section.num_actors == "auto" and demand.num_actors < most and demand.cohort_size > 1:
-        lines.append(f"  {most} such actors would fit; smaller cohorts (training.cohort_size) would use more of them")
+    fitting = actors_that_fit(section, largest_cluster(section, file))
+    if section.num_actors == "auto" and demand.num_actors < fitting and demand.cohort_size > 1:
+        lines.append(
+            f"  {fitting} such actors would fit; smaller cohorts (training.cohort_size) would use more of them"
+        )
     return lines
+
+
+def _nodes(demand: Demand, file: LauncherFile) -> str:
+    head = f"the head ({file.head.name})"
+    workers = ", ".join(f"{count} {name}" for name, count in demand.nodes.items())
+    nodes = f"{head} and {workers}" if workers else f"{head} alone"
+    if demand.waiting:
+        nodes += f"; no node is left for {demand.waiting} of {len(demand.bundles)} bundles, the others do their work"
+    return nodes
 
 
 def _bundles(bundles: Sequence[Resources]) -> str:

@@ -1,7 +1,9 @@
-"""A RayCluster for Kubernetes: what its pods hold and how many may come, read as Ray's autoscaler reads them.
+"""Read a RayCluster for Kubernetes: what its pods hold and how many may run, as Ray's autoscaler reads them.
 
-Kubernetes takes a null for an absent key, and so does this. Whatever else is not what the autoscaler needs is one line that
-names the dotted place; the rest of the manifest is left to the server that takes it.
+Ray derives the same from a RayCluster that runs (`ray.autoscaler._private.kuberay.autoscaling_config`), and a test holds the two
+equal. Ray's function is not used here because it expects what the Kubernetes server has already checked and completed: a file
+with a mistake ends in a `KeyError` there, and in one line that names the dotted place here. As for Kubernetes, a null is an
+absent key. The rest of the manifest is left to the server.
 """
 
 from __future__ import annotations
@@ -11,17 +13,17 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from decimal import ROUND_CEILING, Decimal
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import yaml
 
 from sylva_ray.core.errors import UserError
 
 HEAD = "headgroup"
-"""The head's group, which has no name in the manifest; Ray's autoscaler calls it so."""
+"""The name of the head's group in Ray's autoscaler; the manifest gives it none."""
 
 NO_LIMIT = 2**31 - 1
-"""KubeRay's ``maxReplicas`` where none is given, and the largest that it can be."""
+"""The largest ``maxReplicas``, and KubeRay's default."""
 
 _QUANTITY = re.compile(r"((?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d{1,2})?)([KMGTPE]i|[numkMGTPE])?")
 _SUFFIX = {
@@ -31,7 +33,7 @@ _SUFFIX = {
 
 
 class PodGroup(NamedTuple):
-    """A kind of pod; ``max_pods`` of it may run at once beside the head (whose own is 0)."""
+    """A kind of pod. At most ``max_pods`` of it run beside the head; the head's own number is 0."""
 
     name: str
     resources: Mapping[str, float]
@@ -39,62 +41,69 @@ class PodGroup(NamedTuple):
 
 
 @dataclass(frozen=True)
-class _Part:
-    """A value of the manifest, and the dotted place where it stands (or would)."""
+class _Field:
+    """A value of the manifest and its dotted place; the value is None where the manifest has none."""
 
     place: str
-    value: Any
+    value: object
 
-    def get(self, key: str) -> _Part:
-        """What stands under ``key``; its value is None where nothing does."""
+    def get(self, key: str) -> _Field:
+        """Return the field under ``key``."""
         if not isinstance(self.value, dict):
-            raise self.refuse("must be a mapping")
-        return _Part(f"{self.place}.{key}", self.value.get(key))
+            raise self.error("must be a mapping")
+        return _Field(f"{self.place}.{key}", self.value.get(key))
 
-    def section(self, key: str) -> _Part:
-        """A mapping that may be left out."""
-        part = self.get(key)
-        if not isinstance(part.value, dict | None):
-            raise part.refuse("must be a mapping")
-        return _Part(part.place, part.value or {})
+    def section(self, key: str) -> _Field:
+        """Return the mapping under ``key``, empty where the manifest has none."""
+        field = self.get(key)
+        if not isinstance(field.value, dict | None):
+            raise field.error("must be a mapping")
+        return _Field(field.place, field.value or {})
 
-    def entries(self) -> list[_Part]:
-        """Of a list."""
+    def keys(self) -> list[str]:
+        """Return the keys of a mapping."""
+        return list(self.value) if isinstance(self.value, dict) else []
+
+    def entries(self) -> list[_Field]:
+        """Return the entries of a list."""
         if not isinstance(self.value, list):
-            raise self.refuse("must be a list")
-        return [_Part(f"{self.place}.{index}", value) for index, value in enumerate(self.value)]
+            raise self.error("must be a list")
+        return [_Field(f"{self.place}.{index}", value) for index, value in enumerate(self.value)]
 
-    def count(self, default: int, least: int = 0) -> int:
-        """A whole number, ``default`` where none is given."""
+    def whole_number(self, default: int, minimum: int = 0) -> int:
+        """Return a whole number, ``default`` where the manifest has none."""
         value = default if self.value is None else self.value
-        if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= NO_LIMIT:
-            raise self.refuse(f"must be a whole number from {least} to {NO_LIMIT}")
+        if not isinstance(value, int) or isinstance(value, bool) or not minimum <= value <= NO_LIMIT:
+            raise self.error(f"must be a whole number from {minimum} to {NO_LIMIT}")
         return value
 
     def quantity(self) -> int:
-        """Kubernetes' notation (``4``, ``"500m"``, ``14Gi``), rounded up to a whole number as Ray does."""
+        """Return a quantity in Kubernetes' notation (``4``, ``"500m"``, ``14Gi``), rounded up as Ray does."""
         match = _QUANTITY.fullmatch(str(self.value))
         if match is None or not isinstance(self.value, str | int | float) or isinstance(self.value, bool):
-            raise self.refuse("must be a quantity such as 4, 3500m or 14Gi")
+            raise self.error("must be a quantity such as 4, 3500m or 14Gi")
         number, suffix = match.groups()
         return int((Decimal(number) * (_SUFFIX[suffix] if suffix else 1)).to_integral_value(ROUND_CEILING))
 
-    def parameter(self) -> int:
-        """Of `ray start`; Kubernetes takes nothing but strings there."""
+    def start_parameter(self) -> int:
+        """Return a number among the parameters of `ray start`, which Kubernetes takes as strings only."""
         if not isinstance(self.value, str) or re.fullmatch(r"\d{1,9}", self.value) is None:
-            raise self.refuse('must be a whole number in quotes, e.g. "4"')
+            raise self.error('must be a whole number in quotes, e.g. "4"')
         return int(self.value)
 
-    def refuse(self, fix: str) -> UserError:
-        """One line that names this place."""
+    def error(self, fix: str) -> UserError:
+        """Build the error that names this place."""
         return UserError(self.place, self.value, f"is missing; {fix}" if self.value is None else fix)
 
 
-def read_manifests(path: Path) -> list[dict[str, Any]] | None:
-    """The documents of a file for Kubernetes, a RayCluster first; None: it is none, or no YAML (`read_yaml` tells why).
+def read_manifests(path: Path) -> list[Mapping[str, object]] | None:
+    """Return the documents of a file for Kubernetes, the RayCluster first.
+
+    Returns:
+        None if the file is not for Kubernetes or cannot be read (`read_yaml` reports why).
 
     Raises:
-        UserError: for Kubernetes, and without a RayCluster.
+        UserError: the file is for Kubernetes and has no RayCluster.
     """
     try:
         documents = [d for d in yaml.safe_load_all(path.read_text()) if isinstance(d, dict)]
@@ -104,91 +113,93 @@ def read_manifests(path: Path) -> list[dict[str, Any]] | None:
         return None
     kinds = [document.get("kind") for document in documents]
     if "RayCluster" not in kinds:
-        raise UserError("kind", kinds, "no document of this file is a RayCluster; its node types are what is read here")
+        raise UserError("kind", kinds, "no document of this file is a RayCluster, whose node types are read")
     return [documents.pop(kinds.index("RayCluster")), *documents]
 
 
-def pod_groups(manifest: Mapping[str, Any]) -> list[PodGroup]:
-    """The groups of a RayCluster, the head's first.
+def pod_groups(manifest: Mapping[str, object]) -> list[PodGroup]:
+    """Return the groups of a RayCluster, the head's first.
 
     Raises:
-        UserError: names the dotted place of what Ray or Kubernetes would not take.
+        UserError: names the dotted place of what Ray or Kubernetes would refuse.
     """
-    spec = _Part("spec", manifest.get("spec"))
+    spec = _Field("spec", manifest.get("spec"))
     groups = [PodGroup(HEAD, _resources(spec.get("headGroupSpec")), 0)]
-    for part in _worker_groups(spec):
-        name = part.get("groupName")
+    for group in _worker_groups(spec):
+        name = group.get("groupName")
         if not isinstance(name.value, str) or not name.value:
-            raise name.refuse("must be a name")
-        if name.value in {group.name for group in groups}:
-            raise name.refuse("is the name of another group")
-        least, most = part.get("minReplicas").count(0), part.get("maxReplicas")
-        if most.count(NO_LIMIT) < least:
-            raise most.refuse(f"must be at least minReplicas ({least})")
-        hosts = part.get("numOfHosts").count(1, least=1)
-        groups.append(PodGroup(name.value, _resources(part), most.count(NO_LIMIT) * hosts))
+            raise name.error("must be a name")
+        if name.value in {other.name for other in groups}:
+            raise name.error("is the name of another group")
+        min_replicas, max_replicas = group.get("minReplicas").whole_number(0), group.get("maxReplicas")
+        if max_replicas.whole_number(NO_LIMIT) < min_replicas:
+            raise max_replicas.error(f"must be at least minReplicas ({min_replicas})")
+        hosts = group.get("numOfHosts").whole_number(1, minimum=1)
+        groups.append(PodGroup(name.value, _resources(group), max_replicas.whole_number(NO_LIMIT) * hosts))
     return groups
 
 
-def manifest_findings(manifest: Mapping[str, Any]) -> Iterator[str]:
-    """What would work, and should not be done.
+def manifest_warnings(manifest: Mapping[str, object]) -> Iterator[str]:
+    """Yield what Kubernetes accepts but a reader should change.
 
     Raises:
         UserError: as `pod_groups`.
     """
-    spec = _Part("spec", manifest.get("spec"))
+    spec = _Field("spec", manifest.get("spec"))
     if spec.section("authOptions").get("mode").value != "token":
-        yield "spec.authOptions.mode is not token: whoever reaches the port may run code"
-    grows = spec.get("enableInTreeAutoscaling")
-    if not isinstance(grows.value, bool | None):
-        raise grows.refuse("must be true or false")
-    for part in _worker_groups(spec):
-        if not grows.value:
-            yield f"{part.place}: no autoscaler (spec.enableInTreeAutoscaling), hence no more pods than its replicas"
-        elif part.get("maxReplicas").value is None:
-            yield f"{part.place} gives no maxReplicas: KubeRay's own is {NO_LIMIT}, which bounds no bill"
+        yield "spec.authOptions.mode is not token: anyone who reaches the port can run code"
+    autoscales = spec.get("enableInTreeAutoscaling")
+    if not isinstance(autoscales.value, bool | None):
+        raise autoscales.error("must be true or false")
+    for group in _worker_groups(spec):
+        if not autoscales.value:
+            yield f"{group.place}: no autoscaler (spec.enableInTreeAutoscaling), so only its replicas run"
+        elif group.get("maxReplicas").value is None:
+            yield f"{group.place} has no maxReplicas: KubeRay's default is {NO_LIMIT}, which limits no bill"
 
 
-def _worker_groups(spec: _Part) -> list[_Part]:
+def _worker_groups(spec: _Field) -> list[_Field]:
     groups = spec.get("workerGroupSpecs")
     return [] if groups.value is None else groups.entries()
 
 
-def _resources(group: _Part) -> dict[str, float]:
-    """What Ray will see in a pod: what the group says itself, else its start parameters, else the first container's limits,
-    else its requests."""
+def _resources(group: _Field) -> dict[str, float]:
+    """Return what Ray will see in a pod.
+
+    The group's own resources count first, then its start parameters, the first container's limits, and its requests.
+    """
     own, start = group.section("resources"), group.section("rayStartParams")
     containers = group.get("template").get("spec").get("containers")
     if not containers.entries():
-        raise containers.refuse("must list Ray's container first")
-    asked = containers.entries()[0].section("resources")
-    limits, requests = asked.section("limits"), asked.section("requests")
-    found = {"CPU": _cpus(own, start, limits, requests), "GPU": _gpus(own, start, limits, requests)}
-    return {name: float(count) for name, count in found.items() if count}
+        raise containers.error("must list Ray's container first")
+    container = containers.entries()[0].section("resources")
+    limits, requests = container.section("limits"), container.section("requests")
+    counts = {"CPU": _num_cpus(own, start, limits, requests), "GPU": _num_gpus(own, start, limits, requests)}
+    return {name: float(count) for name, count in counts.items() if count}
 
 
-def _cpus(own: _Part, start: _Part, limits: _Part, requests: _Part) -> int:
+def _num_cpus(own: _Field, start: _Field, limits: _Field, requests: _Field) -> int:
     if own.get("CPU").value is not None:
         return own.get("CPU").quantity()
     if start.get("num-cpus").value is not None:
-        return start.get("num-cpus").parameter()
-    given = next((part.get("cpu") for part in (limits, requests) if part.get("cpu").value is not None), None)
+        return start.get("num-cpus").start_parameter()
+    given = next((field.get("cpu") for field in (limits, requests) if field.get("cpu").value is not None), None)
     if given is None:
-        raise limits.get("cpu").refuse("Ray's autoscaler asks for it, for requests.cpu or for rayStartParams.num-cpus")
+        raise limits.get("cpu").error("Ray's autoscaler needs it, or requests.cpu, or rayStartParams.num-cpus")
     return given.quantity()
 
 
-def _gpus(own: _Part, start: _Part, limits: _Part, requests: _Part) -> int:
-    for name in filter(_is_gpu, requests.value):
+def _num_gpus(own: _Field, start: _Field, limits: _Field, requests: _Field) -> int:
+    for name in filter(_is_gpu, requests.keys()):
         if limits.get(name).value is None:
-            raise limits.get(name).refuse("Kubernetes grants GPUs by their limit; a request alone starts no pod")
+            raise limits.get(name).error("Kubernetes grants GPUs by their limit; a request alone starts no pod")
     if own.get("GPU").value is not None:
         return own.get("GPU").quantity()
     if start.get("num-gpus").value is not None:
-        return start.get("num-gpus").parameter()
-    return next((count for name in filter(_is_gpu, limits.value) if (count := limits.get(name).quantity())), 0)
+        return start.get("num-gpus").start_parameter()
+    return next((count for name in filter(_is_gpu, limits.keys()) if (count := limits.get(name).quantity())), 0)
 
 
 def _is_gpu(name: object) -> bool:
-    """As Ray has it: ``nvidia.com/gpu``, ``amd.com/gpu``."""
+    """Return whether a resource of Kubernetes is a GPU for Ray, e.g. ``nvidia.com/gpu`` or ``amd.com/gpu``."""
     return str(name).endswith("gpu")

@@ -1,4 +1,4 @@
-"""How many actors fit on which nodes, and what they reserve: arithmetic, without Ray."""
+"""Count how many actors fit on which nodes, and what they reserve: arithmetic, without Ray."""
 
 from __future__ import annotations
 
@@ -10,84 +10,96 @@ from sylva_ray.core.errors import UserError
 from sylva_ray.provisioning.launcher_file import LauncherFile, Resources
 
 ROUNDING = 1e-9
-"""Slack for fractions: 1 CPU holds ten actors of 0.1 each, whatever 1 / 0.1 is in binary."""
+"""Slack for fractions: 1 CPU holds ten actors of 0.1 each, although 1 / 0.1 may be rounded down."""
 
 
-def fullest_cluster(section: ClusterSection, launcher: LauncherFile) -> list[Resources]:
-    """The cluster grown as large as the file allows, by the nodes that hold the most of our actors."""
-    return launcher.fullest({kind.name: actors_that_fit(section, [kind.resources]) for kind in launcher.workers})
+def largest_cluster(section: ClusterSection, file: LauncherFile) -> list[Resources]:
+    """Return the nodes of the largest cluster that the file allows, those that hold the most actors first."""
+    return file.largest_cluster({kind.name: actors_that_fit(section, [kind.resources]) for kind in file.workers})
 
 
 def check_resources(section: ClusterSection, nodes: Sequence[Resources]) -> None:
     """Refuse an actor that fits none of ``nodes``.
 
     Raises:
-        UserError: more GPUs or CPUs per actor than any node has.
+        UserError: an actor asks for more GPUs or CPUs than any node has.
     """
     gpus, cpus = section.gpus_per_actor, section.cpus_per_actor
-    most_gpus = max((node.get("GPU", 0.0) for node in nodes), default=0.0)
-    most_cpus = max((node.get("CPU", 0.0) for node in nodes), default=0.0)
+    max_gpus = max((node.get("GPU", 0.0) for node in nodes), default=0.0)
+    max_cpus = max((node.get("CPU", 0.0) for node in nodes), default=0.0)
     if gpus > 1 and gpus != int(gpus):
         raise UserError("cluster.gpus_per_actor", gpus, "must be a whole number above 1 (Ray splits one GPU only)")
-    if gpus > 0 and most_gpus == 0:
-        fix = "no node of the cluster has a GPU; use 0 to run on CPUs, or name in cluster.launcher what an autoscaler brings"
+    if gpus > 0 and max_gpus == 0:
+        fix = "no node of the cluster has a GPU; use 0, or set cluster.launcher to the file whose nodes have some"
         raise UserError("cluster.gpus_per_actor", gpus, fix)
-    if gpus > most_gpus:
-        raise UserError("cluster.gpus_per_actor", gpus, f"the largest node has {most_gpus:g} GPUs; use at most that")
-    if cpus > most_cpus:
-        raise UserError("cluster.cpus_per_actor", cpus, f"the largest node has {most_cpus:g} CPUs; use at most that")
+    if gpus > max_gpus:
+        raise UserError("cluster.gpus_per_actor", gpus, f"the largest node has {max_gpus:g} GPUs; use at most that")
+    if cpus > max_cpus:
+        raise UserError("cluster.cpus_per_actor", cpus, f"the largest node has {max_cpus:g} CPUs; use at most that")
     if actors_that_fit(section, nodes) == 0:
-        fix = f"no node has {cpus:g} CPUs and {gpus:g} GPUs together; ask for less of either"
+        fix = f"no node has {cpus:g} CPUs and {gpus:g} GPUs together; lower one of the two"
         raise UserError("cluster.cpus_per_actor", cpus, fix)
 
 
 def resolve_num_actors(section: ClusterSection, num_cohorts: int, num_clients: int, nodes: Sequence[Resources]) -> int:
-    """How many actors to make; never more than there are cohorts to work on.
+    """Resolve ``cluster.num_actors``; there are never more actors than cohorts.
 
-    ``auto``: as many as fit on ``nodes``. ``per_client``: one for each client (whose cohorts hold one client each). On a cluster
-    that we joined, more than fit may be asked for: an autoscaler sees them waiting, and those that are up do the work. A Ray
-    that we started here cannot grow.
+    ``auto`` is as many as fit on ``nodes``; ``per_client`` is one for each client, whose cohorts hold one client each. On a
+    cluster that was joined, more actors than fit may be asked for: an autoscaler sees them waiting, and those that run do
+    the work. A Ray that was started on this machine cannot grow.
+
+    Args:
+        section: the cluster's settings.
+        num_cohorts: cohorts of all clients.
+        num_clients: clients of the fleet.
+        nodes: the nodes that the cluster has or may get.
 
     Raises:
         UserError: more actors than this machine can ever hold.
     """
-    fit = max(1, actors_that_fit(section, nodes))
+    fitting = max(1, actors_that_fit(section, nodes))
     if section.num_actors == "auto":
-        return min(num_cohorts, fit)
-    wanted = num_clients if section.num_actors == "per_client" else min(num_cohorts, int(section.num_actors))
-    if section.address is None and wanted > fit:
-        fix = f"{wanted} actors are wanted and {fit} fit on this machine; lower cluster.cpus_per_actor or use auto"
+        return min(num_cohorts, fitting)
+    wanted = num_clients if section.num_actors == "per_client" else min(num_cohorts, section.num_actors)
+    if section.address is None and wanted > fitting:
+        fix = f"{wanted} actors are wanted and {fitting} fit on this machine; lower cluster.cpus_per_actor or use auto"
         raise UserError("cluster.num_actors", section.num_actors, fix)
     return wanted
 
 
 def actors_per_gpu(section: ClusterSection) -> int:
-    """How many actors share one GPU; 1 where an actor has whole ones."""
+    """Return how many actors use one GPU together; 1 if an actor has whole ones."""
     return max(1, math.floor(1 / section.gpus_per_actor + ROUNDING))
 
 
 def actors_that_fit(section: ClusterSection, nodes: Sequence[Resources]) -> int:
-    """How many, when nothing else runs on ``nodes``."""
+    """Return how many actors ``nodes`` hold when nothing else runs there."""
     total = 0
     for node in nodes:
-        fit = math.floor(node.get("CPU", 0.0) / section.cpus_per_actor + ROUNDING)
+        fitting = math.floor(node.get("CPU", 0.0) / section.cpus_per_actor + ROUNDING)
         if section.gpus_per_actor > 0:
-            shares = math.floor(node.get("GPU", 0.0) / max(1.0, section.gpus_per_actor)) * actors_per_gpu(section)
-            fit = min(fit, shares)
-        total += fit
+            groups = math.floor(node.get("GPU", 0.0) / max(1.0, section.gpus_per_actor))
+            fitting = min(fitting, groups * actors_per_gpu(section))
+        total += fitting
     return total
 
 
 def gpu_bundles(section: ClusterSection, num_actors: int, num_gpus: int) -> list[dict[str, float]]:
-    """What to reserve, one bundle per GPU (or per group of whole GPUs): actor i goes to bundle i modulo their number.
+    """Return what to reserve: one bundle per GPU, or per group of whole GPUs.
 
-    Ray packs plain fractional actors onto the first GPU until it is full. Here all GPUs that the cluster has now are used
-    before two actors share one; more than that, where the actors need them, are for an autoscaler to bring.
+    Actor i uses bundle i modulo their number. Ray would pack fractional actors onto the first GPU until it is full. With
+    these bundles, all GPUs that the cluster has now are used before two actors share one; bundles beyond that, where the
+    actors need them, make an autoscaler add nodes.
+
+    Args:
+        section: the cluster's settings.
+        num_actors: client processes.
+        num_gpus: GPUs that the cluster has now.
     """
     if section.gpus_per_actor == 0:
         return []
-    whole = max(1.0, section.gpus_per_actor)
+    gpus = max(1.0, section.gpus_per_actor)
     needed = -(-num_actors // actors_per_gpu(section))
-    num_bundles = max(needed, min(num_actors, int(num_gpus // whole)))
-    sharing = [len(range(bundle, num_actors, num_bundles)) for bundle in range(num_bundles)]
-    return [{"GPU": whole, "CPU": actors * section.cpus_per_actor} for actors in sharing]
+    num_bundles = max(needed, min(num_actors, int(num_gpus // gpus)))
+    actors = [len(range(bundle, num_actors, num_bundles)) for bundle in range(num_bundles)]
+    return [{"GPU": gpus, "CPU": count * section.cpus_per_actor} for count in actors]

@@ -26,7 +26,7 @@ from sylva_ray.config.experiment import ExperimentConfig
 from sylva_ray.core.errors import RunError, UserError
 from sylva_ray.execution.ray.session import node_resources, promised_cluster, ray_session, require_reachable
 from sylva_ray.provisioning.launcher_file import LauncherFile, Resources
-from sylva_ray.provisioning.placement import fullest_cluster
+from sylva_ray.provisioning.placement import largest_cluster
 from sylva_ray.sweeps.folder import SweepFolder
 from sylva_ray.sweeps.output import write_results
 from sylva_ray.sweeps.points import Trial, check_space, corners, planned_trials, prepare_points, resolved_first
@@ -105,7 +105,7 @@ def check_trials_fit(space: Space, home: str, promised: LauncherFile | None) -> 
     others = [node for node in live if node is not here]
     slots = MOST_TRIALS if space.trials.at_once == "auto" else min(MOST_TRIALS, space.trials.at_once)
     for config in _largest(space):
-        nodes = [here, *(others if promised is None else fullest_cluster(config.cluster, promised)[1:])]
+        nodes = [here, *(others if promised is None else largest_cluster(config.cluster, promised)[1:])]
         fit = trials_that_fit(trial_bundles(config, home), nodes, slots)
         if fit == 0:
             raise _fits_nowhere(config, here, nodes)

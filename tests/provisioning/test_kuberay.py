@@ -15,9 +15,10 @@ from sylva_ray.core.errors import UserError
 
 pytest.importorskip("ray")
 
-from sylva_ray.provisioning.demand import launcher_lines
+from sylva_ray.execution.ray.launcher import RayLauncher
+from sylva_ray.provisioning.demand import file_lines
 from sylva_ray.provisioning.kuberay import HEAD, NO_LIMIT, pod_groups
-from sylva_ray.provisioning.launcher_file import load_launcher_file, load_promised
+from sylva_ray.provisioning.launcher_file import LauncherFile, load_launcher_file, load_promised
 
 ROOT = Path(__file__).parents[2]
 MANIFEST = ROOT / "deploy/raycluster.yaml"
@@ -46,7 +47,12 @@ def _asks(group: dict[str, Any], **resources: Any) -> None:
 def _load(tmp_path: Path, manifest: dict[str, Any]) -> Any:
     path = tmp_path / "raycluster.yaml"
     path.write_text(json.dumps(manifest))
-    return load_launcher_file(path)
+    return load_launcher_file(path, RayLauncher())
+
+
+def checked(path: Path) -> LauncherFile:
+    """The file, checked as `sylva-ray cluster check` does."""
+    return load_launcher_file(path, RayLauncher())
 
 
 @pytest.mark.parametrize(
@@ -82,17 +88,17 @@ def test_a_pod_holds_what_rays_autoscaler_takes_it_to_hold(change: Change, resou
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (lambda spec: spec.update(authOptions=None), "whoever reaches the port"),
-        (lambda spec: spec.pop("authOptions"), "whoever reaches the port"),
+        (lambda spec: spec.update(authOptions=None), "anyone who reaches the port"),
+        (lambda spec: spec.pop("authOptions"), "anyone who reaches the port"),
         (lambda spec: _group(spec).pop("maxReplicas"), str(NO_LIMIT)),
         (lambda spec: spec.update(enableInTreeAutoscaling=False), "no autoscaler"),
     ],
 )
 def test_what_kubernetes_takes_and_a_reader_should_change_is_said(tmp_path: Path, change: Change, says: str) -> None:
     launcher = _load(tmp_path, _changed(change))
-    assert len(launcher.findings) == 1
-    assert says in launcher.findings[0]
-    assert len(launcher.fullest({"small": 1})) <= 100_001  # of two billion
+    assert len(launcher.warnings) == 1
+    assert says in launcher.warnings[0]
+    assert len(launcher.largest_cluster({"small": 1})) <= 100_001  # of two billion
 
 
 @pytest.mark.parametrize(
@@ -135,7 +141,7 @@ def test_a_file_for_kubernetes_without_a_raycluster_is_told_so(tmp_path: Path) -
 def test_a_date_that_is_none_is_no_yaml(tmp_path: Path) -> None:
     path = tmp_path / "cluster.yaml"
     path.write_text("cluster_name: 2026-13-01\n")
-    for load in (load_launcher_file, load_promised):
+    for load in (checked, load_promised):
         with pytest.raises(UserError, match="is not valid YAML"):
             load(path)
 
@@ -150,7 +156,7 @@ def test_no_single_damage_is_a_traceback(path: Path, monkeypatch: pytest.MonkeyP
     for damaged in _damaged(list(yaml.safe_load_all(path.read_text()))):
         monkeypatch.setattr("yaml.safe_load_all", lambda _, given=damaged: iter(copy.deepcopy(given)))
         monkeypatch.setattr("yaml.safe_load", lambda _, given=damaged: copy.deepcopy(given)[0])
-        for load in (load_launcher_file, load_promised):
+        for load in (checked, load_promised):
             try:
                 launcher = load(path)
             except UserError as error:
@@ -159,9 +165,9 @@ def test_no_single_damage_is_a_traceback(path: Path, monkeypatch: pytest.MonkeyP
                 continue
             num_loaded += 1
             if launcher is not None:
-                lines += launcher_lines(launcher)
-                launcher.nodes_for([{"CPU": 1}, {"CPU": 2, "GPU": 1}])
-                launcher.fullest({kind.name: 1 for kind in launcher.workers})
+                lines += file_lines(launcher)
+                RayLauncher().nodes_for(launcher, [{"CPU": 1}, {"CPU": 2, "GPU": 1}])
+                launcher.largest_cluster({kind.name: 1 for kind in launcher.workers})
     assert not [line for line in lines if "\n" in line]
     assert min(num_loaded, num_refused) > 100
 

@@ -15,10 +15,12 @@ from sylva_ray.core.errors import UserError
 
 pytest.importorskip("ray")
 
+from sylva_ray.execution.ray.launcher import RayLauncher
 from sylva_ray.execution.ray.session import possible_nodes
-from sylva_ray.provisioning.demand import demand_lines, demand_of, launcher_lines
+from sylva_ray.provisioning.aws import NODE_CONFIG
+from sylva_ray.provisioning.demand import demand_lines, estimate_demand, file_lines
 from sylva_ray.provisioning.launcher_file import LauncherFile, NodeType, load_launcher_file, load_promised
-from sylva_ray.provisioning.placement import check_resources, fullest_cluster, resolve_num_actors
+from sylva_ray.provisioning.placement import check_resources, largest_cluster, resolve_num_actors
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = ROOT / "cluster.yaml"
@@ -39,7 +41,7 @@ def _node(config: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def launcher() -> LauncherFile:
-    return load_launcher_file(SHIPPED)
+    return load_launcher_file(SHIPPED, RayLauncher())
 
 
 @pytest.fixture
@@ -69,9 +71,9 @@ def test_the_shipped_file_is_valid_and_scales_from_nothing(launcher: LauncherFil
 def test_the_shipped_file_is_closed_to_the_world_and_asks_for_what_only_the_reader_knows(
     launcher: LauncherFile,
 ) -> None:
-    assert launcher.findings == ()
+    assert launcher.warnings == ()
     assert launcher.blanks == ("metadata.image", "metadata.security_groups", "metadata.settings")
-    assert "fill in: metadata.image" in launcher_lines(launcher)
+    assert "fill in: metadata.image" in file_lines(launcher)
 
 
 def test_the_shipped_file_installs_this_version() -> None:
@@ -118,10 +120,10 @@ def test_the_shipped_file_installs_this_version() -> None:
         (lambda c: _small(c).update(max_workers=-1), "available_node_types.small.max_workers", "0 or more"),
         (lambda c: _small(c).update(min_workers=-1), "available_node_types.small.min_workers", "0 or more"),
         (lambda c: _node(c).pop("InstanceType"), f"{NODE}.InstanceType", "missing"),
-        (lambda c: _node(c).update(InstanceType=""), f"{NODE}.InstanceType", "must be a text"),
+        (lambda c: _node(c).update(InstanceType=""), f"{NODE}.InstanceType", "must be a string"),
         (lambda c: (_node(c).pop("ImageId"), c["provider"].update(region="xx-1")), f"{NODE}.ImageId", "missing"),
-        (lambda c: _node(c).update(SecurityGroupIds=[]), f"{NODE}.SecurityGroupIds", "must be a list of texts"),
-        (lambda c: _node(c).update(SecurityGroupIds=None), f"{NODE}.SecurityGroupIds", "must be a list of texts"),
+        (lambda c: _node(c).update(SecurityGroupIds=[]), f"{NODE}.SecurityGroupIds", "must be a list of strings"),
+        (lambda c: _node(c).update(SecurityGroupIds=None), f"{NODE}.SecurityGroupIds", "must be a list of strings"),
         (
             lambda c: _node(c).update(BlockDeviceMappings="x"),
             f"{NODE}.BlockDeviceMappings",
@@ -135,7 +137,7 @@ def test_a_typo_is_one_line_that_names_the_key(
     changed: Callable[[Change], Path], change: Change, key: str, says: str
 ) -> None:
     with pytest.raises(UserError) as caught:
-        load_launcher_file(changed(change))
+        load_launcher_file(changed(change), RayLauncher())
     assert caught.value.key == key
     assert says in caught.value.fix
 
@@ -160,19 +162,19 @@ def test_a_typo_is_one_line_that_names_the_key(
             ),
             "to the world",
         ),
-        (lambda c: _node(c).pop("ImageId"), "small names no ImageId"),
+        (lambda c: _node(c).pop("ImageId"), "small has no ImageId"),
         (lambda c: c["file_mounts"].pop("~/.ray/auth_token"), "~/.ray/auth_token"),
         (lambda c: c["head_start_ray_commands"].append("mlflow server --host=0.0.0.0"), "MLflow"),
         (lambda c: c["head_start_ray_commands"].append("mlflow server --port 5000 -h 0.0.0.0"), "MLflow"),
         (lambda c: _head_command(c, "--dashboard-host=127.0.0.1", "--dashboard-host 0.0.0.0"), "dashboard"),
     ],
 )
-def test_what_ray_accepts_and_nobody_should_do_is_said(
+def test_what_ray_accepts_and_is_unsafe_is_warned_of(
     changed: Callable[[Change], Path], change: Change, says: str
 ) -> None:
-    findings = load_launcher_file(changed(change)).findings
-    assert len(findings) == 1
-    assert says in findings[0]
+    warnings = load_launcher_file(changed(change), RayLauncher()).warnings
+    assert len(warnings) == 1
+    assert says in warnings[0]
 
 
 @pytest.mark.parametrize(
@@ -189,8 +191,8 @@ def test_what_ray_accepts_and_nobody_should_do_is_said(
         lambda c: _small(c).update(node_config={"LaunchTemplate": {"LaunchTemplateName": "mine"}}),
     ],
 )
-def test_another_way_to_say_it_well_is_no_finding(changed: Callable[[Change], Path], change: Change) -> None:
-    assert load_launcher_file(changed(change)).findings == ()
+def test_another_safe_setting_has_no_warning(changed: Callable[[Change], Path], change: Change) -> None:
+    assert load_launcher_file(changed(change), RayLauncher()).warnings == ()
 
 
 def _head_command(config: dict[str, Any], old: str, new: str) -> None:
@@ -204,9 +206,9 @@ LARGE = NodeType("large", {"CPU": 48, "GPU": 4}, 1)
 CLUSTER = LauncherFile(Path("cluster.yaml"), "aws", NodeType("head", {"CPU": 8}, 0), (SMALL, LARGE), max_workers=3)
 
 
-def test_the_fullest_cluster_keeps_both_limits() -> None:
+def test_the_largest_cluster_keeps_both_limits() -> None:
     """Three machines beside the head, at most one large; the large one holds the most of half-GPU actors."""
-    nodes = fullest_cluster(ClusterSection(gpus_per_actor=0.5), CLUSTER)
+    nodes = largest_cluster(ClusterSection(gpus_per_actor=0.5), CLUSTER)
     assert nodes == [{"CPU": 8}, {"CPU": 48, "GPU": 4}, {"CPU": 4, "GPU": 1}, {"CPU": 4, "GPU": 1}]
 
 
@@ -220,14 +222,14 @@ def test_the_fullest_cluster_keeps_both_limits() -> None:
 )
 def test_auto_counts_what_an_autoscaler_may_bring(wish: dict[str, Any], expected: int) -> None:
     section = ClusterSection(address="auto", **wish)
-    nodes = fullest_cluster(section, CLUSTER)
+    nodes = largest_cluster(section, CLUSTER)
     assert resolve_num_actors(section, num_cohorts=100, num_clients=100, nodes=nodes) == expected
 
 
 def test_more_gpus_than_any_node_type_has_are_refused() -> None:
     section = ClusterSection(address="auto", gpus_per_actor=8)
     with pytest.raises(UserError, match=r"cluster\.gpus_per_actor = 8\.0: the largest node has 4 GPUs"):
-        check_resources(section, fullest_cluster(section, CLUSTER))
+        check_resources(section, largest_cluster(section, CLUSTER))
 
 
 def test_a_launcher_file_counts_only_on_a_cluster(tmp_path: Path) -> None:
@@ -240,17 +242,17 @@ def test_what_a_running_cluster_was_made_from_is_not_judged(changed: Callable[[C
     path = changed(lambda c: (c.update(head_node={}), c["provider"].update(_config_cache_path="x")))
     promised = load_promised(path)
     assert promised is not None
-    assert {*map(str, promised.workers)} == {*map(str, load_launcher_file(SHIPPED).workers)}
+    assert {*map(str, promised.workers)} == {*map(str, load_launcher_file(SHIPPED, RayLauncher()).workers)}
     section = ClusterSection(address="auto", launcher=str(path), gpus_per_actor=1)
     assert sum(node.get("GPU", 0) for node in possible_nodes(section)) == 8
     assert load_promised(changed(lambda c: c["available_node_types"]["head"].update(resources={}))) is None
 
 
 def test_the_manifest_for_kubernetes_says_the_same_of_its_nodes() -> None:
-    launcher = load_launcher_file(ROOT / "deploy/raycluster.yaml")
+    launcher = load_launcher_file(ROOT / "deploy/raycluster.yaml", RayLauncher())
     assert launcher.head.resources == {"CPU": 7}  # MLflow beside it, and what Kubernetes keeps: a machine of 8
     assert launcher.workers == (NodeType("small", {"CPU": 4, "GPU": 1}, 4),)
-    assert launcher.findings == ()
+    assert launcher.warnings == ()
     assert launcher.blanks == (
         "spec.headGroupSpec.template.spec.containers.image",
         "PersistentVolumeClaim: spec.storageClassName",
@@ -267,13 +269,13 @@ def test_the_manifest_for_kubernetes_says_the_same_of_its_nodes() -> None:
     ],
 )
 def test_nodes_are_those_that_rays_autoscaler_adds(bundles: list[dict[str, int]], expected: tuple[Any, int]) -> None:
-    assert CLUSTER.nodes_for(bundles) == expected
+    assert RayLauncher().nodes_for(CLUSTER, bundles) == expected
 
 
 def test_demand_of_a_run(launcher: LauncherFile) -> None:
     """Six clients, two cohorts of three: two quarter-GPU actors share one GPU. Bytes are those that the run will count."""
     overrides = ["cluster.gpus_per_actor=0.25", "training.device=cpu"]
-    demand = demand_of(load_config(ROOT / "configs/digits.yaml", overrides), launcher)
+    demand = estimate_demand(load_config(ROOT / "configs/digits.yaml", overrides), launcher, RayLauncher())
     assert (demand.num_cohorts, demand.cohort_size, demand.num_actors) == (2, 3, 2)
     assert demand.bundles == ({"GPU": 1.0, "CPU": 2.0},)
     assert (demand.nodes, demand.waiting) == ({"small": 1}, 0)
@@ -301,7 +303,7 @@ def test_a_worker_stores_what_its_own_actors_have_under_way_and_the_head_stores_
 ) -> None:
     """Six clients, one each. Once data and backbone; thrice an actor's states."""
     config = load_config(ROOT / "configs/digits.yaml", ["training.cohort_size=1", "training.device=cpu", *overrides])
-    demand = demand_of(config, CLUSTER)
+    demand = estimate_demand(config, CLUSTER, RayLauncher())
     assert (demand.nodes, demand.actors_per_node) == (nodes, per_node)
     once, states = demand.traffic.broadcast_bytes, demand.traffic.state_bytes
     assert demand.head_store_bytes == once + 3 * demand.num_actors * states
@@ -314,4 +316,20 @@ def test_a_run_that_fits_no_node_type_is_refused_by_the_check(launcher: Launcher
     with pytest.raises(
         UserError, match=r"cluster\.gpus_per_actor = 8\.0: the largest node has 4 GPUs; use at most that"
     ):
-        demand_of(config, launcher)
+        estimate_demand(config, launcher, RayLauncher())
+
+
+def test_the_keys_of_node_config_are_those_of_ec2() -> None:
+    """By botocore's own model of RunInstances; botocore is installed for the tests only."""
+    loaders = pytest.importorskip("botocore.loaders")
+    shapes = loaders.Loader().load_service_model("ec2", "service-2")["shapes"]
+
+    def type_of(name: str) -> str:
+        shape = shapes[name]
+        return f"{type_of(shape['member']['shape'])}s" if shape["type"] == "list" else str(shape["type"])
+
+    names = {"a string": "string", "a list of strings, not empty": "strings", "a mapping": "structure"}
+    names |= {"a list of mappings": "structures", "true or false": "boolean", "a whole number": "integer"}
+    members = shapes["RunInstancesRequest"]["members"]
+    for key in NODE_CONFIG.keys() - {"SubnetIds"}:
+        assert type_of(members[key]["shape"]) == names[NODE_CONFIG[key]], key

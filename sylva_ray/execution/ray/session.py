@@ -23,7 +23,7 @@ import ray
 from sylva_ray.config.experiment import ClusterSection
 from sylva_ray.core.errors import RunError, UserError
 from sylva_ray.provisioning.launcher_file import LauncherFile, Resources, bootstrap_file, load_promised
-from sylva_ray.provisioning.placement import check_resources, fullest_cluster
+from sylva_ray.provisioning.placement import check_resources, largest_cluster
 
 NAMESPACE = "sylva_ray"
 
@@ -122,7 +122,7 @@ def possible_nodes(section: ClusterSection) -> list[Resources]:
         UserError: ``cluster.launcher`` is no such file.
     """
     promised = promised_cluster(section)
-    return node_resources() if promised is None else fullest_cluster(section, promised)
+    return node_resources() if promised is None else largest_cluster(section, promised)
 
 
 def promised_cluster(section: ClusterSection) -> LauncherFile | None:
