@@ -63,12 +63,12 @@ def test_only_a_clients_own_slots_travel() -> None:
     prepared = tiny_experiment("hetlora_at", {"ranks": [1, 2, 4]})
     worker = tiny_worker(prepared)
     states = starting_states(worker)
-    wire, sent = Wire(prepared.config, worker.algorithm), []
+    wire, sent = Wire(worker.algorithm), []
     for client, state in enumerate(states):
         before = wire.traffic.upload
         assert equal(
             {n: v for n, v in state.items() if ".lora_" in n},
-            dict(wire.up(client, state, state, None)),
+            dict(wire.upload(1, states, {client: state})[client]),
         )
         sent.append(wire.traffic.upload - before)
     one_slot = 4 * 6 * (192 + 3 * 192 + 192 + 192)  # six blocks of qkv and proj, in and out, float32
