@@ -1,0 +1,1 @@
+"""Sweeps of experiments on Ray Tune: spaces, searches, trials, results and reports."""

@@ -1,4 +1,4 @@
-"""What a trial reports after every step, under names that all trials of a sweep share, whatever they are attacked with."""
+"""What a trial reports after every step, under names that all trials of a sweep share, whatever attacks they use."""
 
 from __future__ import annotations
 
@@ -13,22 +13,28 @@ ACCURACIES = ("benign_accuracy", "robust_accuracy", "benign_balanced_accuracy", 
 WORST = "worst_decile"
 COSTS = ("total_bytes", "seconds")
 METRICS = (*ACCURACIES, *(f"{name}.{WORST}" for name in ACCURACIES), *COSTS)
-"""Accuracies: the mean of the clients, or of the worst tenth of them. Costs so far: bytes up and down, wall seconds."""
+"""Accuracies, in [0, 1]: mean of the clients, or of the worst tenth of them. Costs so far: bytes up and down, wall seconds."""
 
-BUSY = ("train", "attack", "game", "evaluate")
-"""Stages that a worker spends computing; see ``seconds`` in docs/summary.md."""
+COMPUTING = ("train", "attack", "game", "evaluate")
+"""Parts of a worker's time that count as computing; see ``seconds`` in docs/summary.md."""
 
 
 def needs_attack(metric: str) -> bool:
-    """Whether a metric is measured under attack."""
+    """Return whether a metric is measured under attack."""
     return metric.startswith("robust")
 
 
 def step_metrics(records: Sequence[Mapping[str, Any]], config: ExperimentConfig) -> dict[str, float]:
-    """The newest known values after the last of ``records``: an accuracy that was not measured in this step keeps its value.
+    """Return the newest known metrics after the last of ``records``.
 
-    Under attack is under the first of ``evaluation.attacks``, the one that is also measured between the phases' ends.
-    Attackers among the clients do not count. Without any evaluation so far, there are only costs."""
+    An accuracy that was not measured in the last step keeps its value. Robust accuracies are under the first of
+    ``evaluation.attacks``, which is measured at every evaluation. Byzantine clients do not count. Before the first
+    evaluation there are only costs.
+
+    Args:
+        records: Of all steps so far, at least one.
+        config: Of the trial.
+    """
     values = {
         "total_bytes": float(sum(record["upload_bytes"] + record["download_bytes"] for record in records)),
         "seconds": float(sum(record["seconds"]["wall"] for record in records)),
@@ -42,11 +48,11 @@ def step_metrics(records: Sequence[Mapping[str, Any]], config: ExperimentConfig)
     attackers = byzantine_clients(config)
     for name, condition in conditions.items():
         for kind in ("accuracy", "balanced_accuracy"):
-            found = spread(measured[condition][kind], attackers)
-            values |= {f"{name}_{kind}": found["mean"], f"{name}_{kind}.{WORST}": found[WORST]}
+            fleet = spread(measured[condition][kind], attackers)
+            values |= {f"{name}_{kind}": fleet["mean"], f"{name}_{kind}.{WORST}": fleet[WORST]}
     return values
 
 
 def busy_seconds(records: Sequence[Mapping[str, Any]]) -> float:
-    """Seconds that a trial's workers spent computing, summed over the workers."""
-    return float(sum(record["seconds"].get(stage, 0.0) for record in records for stage in BUSY))
+    """Return the seconds that a trial's workers spent computing, summed over the workers."""
+    return float(sum(record["seconds"].get(stage, 0.0) for record in records for stage in COMPUTING))

@@ -27,14 +27,14 @@ DESCRIPTIONS = {
     "effects": "Benign and robust accuracy against each parameter",
     "timeline": "Which trial ran when",
 }
-"""What a screen reader says of each figure."""
+"""Descriptions of the figures, for screen readers."""
 
 BENIGN, ROBUST = ACCURACIES[:2]
 MAX_PANELS, MAX_BARS, MAX_LABELS = 6, 400, 12
 
 
 def figures(sweep: Sweep) -> dict[str, Figure]:
-    """All figures that the results allow, by name, in the report's order."""
+    """Draw all figures that the results allow, by name, in the report's order."""
     points = [point for point in sweep.points if point.complete]
     with style():
         drawn = {}
@@ -68,7 +68,7 @@ def _tradeoff(points: Sequence[Point]) -> Figure | None:
 
 
 def _effects(sweep: Sweep, points: Sequence[Point]) -> Figure:
-    """Per parameter: every point faintly, and the mean of the points that share a value."""
+    """Draw, per parameter, every point faintly and the mean of the points that share a value."""
     keys = list(sweep.space.parameters)[:MAX_PANELS]
     columns = min(3, len(keys))
     rows = -(-len(keys) // columns)
@@ -121,7 +121,7 @@ def _effect(axes: Axes, key: str, parameter: Parameter, points: Sequence[Point])
 
 
 def _scale(parameter: Parameter, values: Sequence[Any]) -> tuple[list[float], dict[float, str] | None]:
-    """Places on an axis, and labels of the places: none for a range of real numbers, and where there are too many."""
+    """Return places on an axis and labels of the places; no labels for a range of real numbers or too many places."""
     numbers = [number_of(value) for value in values]
     if None in numbers:
         texts = list(dict.fromkeys(value_text(value) for value in values))
@@ -133,7 +133,7 @@ def _scale(parameter: Parameter, values: Sequence[Any]) -> tuple[list[float], di
 
 
 def _parallel(sweep: Sweep, points: Sequence[Point]) -> Figure:
-    """One line per point; the chosen ones in colour. Every axis runs over its own range."""
+    """Draw one line per point, the chosen ones in colour. Every axis runs over its own range."""
     metrics = list(dict.fromkeys([BENIGN, ROBUST, *(o.metric for o in sweep.space.objectives)]))
     metrics = [metric for metric in metrics if all(metric in point.metrics for point in points)]
     names = [short_key(key) for key in sweep.space.parameters] + [
@@ -185,13 +185,13 @@ def _parallel(sweep: Sweep, points: Sequence[Point]) -> Figure:
 
 
 def _stretched(values: Sequence[float]) -> list[float]:
-    """To [0, 1]; equal values to the middle."""
+    """Stretch values to [0, 1]; equal values to the middle."""
     low, high = min(values), max(values)
     return [0.5 if high == low else (value - low) / (high - low) for value in values]
 
 
 def _timeline(sweep: Sweep) -> Figure:
-    """One bar per attempt, trials in the order in which they began."""
+    """Draw one bar per attempt, trials in the order in which they began."""
     trials = sorted((trial for trial in sweep.trials if trial.spans), key=lambda trial: trial.spans[0][0])[:MAX_BARS]
     start = trials[0].spans[0][0]
     colours = {

@@ -1,4 +1,4 @@
-"""Points and trials of a space, in a fixed order, and the proof before anything starts that each of them is an experiment."""
+"""Points and trials of a space, in a fixed order, and the check of their experiments before anything starts."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import itertools
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,13 +23,13 @@ from sylva_ray.reports.compare.rows import short_key
 from sylva_ray.sweeps.space import Parameter, Space, check_measured
 
 MAX_CORNERS = 4096
-"""Corners of a space that are all built; of a larger one, each value is tried once."""
+"""Up to so many corners, all of them are checked; in a larger space, each value is checked once."""
 
 GOLDEN = (math.sqrt(5) - 1) / 2
-"""Where in a range the point lies that stands for its inside; no whole number between whole numbers."""
+"""Where in a range its inner point lies: never at a whole number if the ends are whole numbers."""
 
-REDRAWS = 100
-"""A point that has been drawn before is drawn again, this often."""
+MAX_REDRAWS = 100
+"""How often a point that has been drawn before is drawn again."""
 
 
 PointValues = Mapping[str, JsonValue]
@@ -37,7 +38,12 @@ PointValues = Mapping[str, JsonValue]
 
 @dataclass(frozen=True)
 class Trial:
-    """One experiment of a sweep: a point (``values`` of the parameters) with a seed."""
+    """One experiment of a sweep: a point with a seed.
+
+    Attributes:
+        values: Values of the parameters.
+        seed: Seed of the experiment.
+    """
 
     values: PointValues
     seed: int
@@ -54,12 +60,12 @@ class Trial:
 
 
 def point_id(values: PointValues) -> str:
-    """Eight hexadecimal digits of the values' hash."""
+    """Return a point's name: eight hexadecimal digits of its values' hash."""
     return hashlib.blake2b(json.dumps(values, sort_keys=True).encode(), digest_size=4).hexdigest()
 
 
 def point_label(values: PointValues) -> str:
-    """For readers.
+    """Return a point's label for people.
 
     >>> point_label({"lora.rank": 2, "attack.epsilon": "8/255"})
     'rank=2, epsilon=8/255'
@@ -68,7 +74,7 @@ def point_label(values: PointValues) -> str:
 
 
 def value_text(value: Any) -> str:
-    """A value in a table.
+    """Format a value for a table.
 
     >>> value_text(0.0123456), value_text({"name": "sylva", "heads": "local"})
     ('0.01235', 'sylva, heads=local')
@@ -82,7 +88,7 @@ def value_text(value: Any) -> str:
 
 
 def number_of(value: Any) -> float | None:
-    """A value's place on an axis: numbers and fractions such as "8/255"; None for what is neither."""
+    """Return a value's place on an axis: of a number or a fraction such as "8/255"; None for anything else."""
     if isinstance(value, bool):
         return None
     try:
@@ -92,7 +98,10 @@ def number_of(value: Any) -> float | None:
 
 
 def planned_trials(space: Space) -> list[Trial]:
-    """All trials of a grid or random search, seeds innermost. (Optuna's points depend on results.)"""
+    """List all trials of a grid or random search, seeds innermost.
+
+    Optuna's points are not known before the sweep: they depend on results.
+    """
     points = _grid(space) if space.search.kind == "grid" else _random(space)
     return [Trial(values, seed) for values in points for seed in space.seeds]
 
@@ -104,17 +113,17 @@ def _grid(space: Space) -> Iterator[dict[str, JsonValue]]:
 
 
 def _random(space: Space) -> list[dict[str, JsonValue]]:
-    """Point i comes from draw i, so that more points keep those that there were."""
+    """Draw point i from stream i, so that a larger ``num_points`` keeps the points of a smaller one."""
     assert space.search.num_points is not None
-    found: dict[str, dict[str, JsonValue]] = {}
+    points: dict[str, dict[str, JsonValue]] = {}
     for number in range(space.search.num_points):
         rng = numpy_generator(space.search.seed, "random search", round=number)
-        for _ in range(REDRAWS):
+        for _ in range(MAX_REDRAWS):
             values = {key: _draw(parameter, rng) for key, parameter in space.parameters.items()}
-            if point_id(values) not in found:
-                found[point_id(values)] = values
+            if point_id(values) not in points:
+                points[point_id(values)] = values
                 break
-    return list(found.values())
+    return list(points.values())
 
 
 def _draw(parameter: Parameter, rng: np.random.Generator) -> Any:
@@ -130,39 +139,39 @@ def _draw(parameter: Parameter, rng: np.random.Generator) -> Any:
             return values[int(rng.integers(len(values)))]
 
 
-# -- before anything starts ---------------------------------------------------------------------------------------------
+# -- checks -------------------------------------------------------------------------------------------------------------
 
 
 def check_space(space: Space) -> None:
-    """Build the experiment of every point that is known; of what is not, of every corner and of a point inside each range.
+    """Check the experiment of every point or, in a continuous space, of every corner and of a point inside each range.
 
     Raises:
-        UserError: the first that cannot run; says which values.
+        UserError: For the first that cannot run; names its values.
     """
     drawn = [trial.values for trial in planned_trials(space)] if space.search.kind == "random" else []
-    for values in itertools.chain(corners(space), _inside(space), drawn):
-        with _naming(values):
+    for values in itertools.chain(corners(space), _inner_points(space), drawn):
+        with _named_errors(values):
             check_measured(space, space.config(values, space.seeds[0]))
 
 
 def prepare_points(space: Space) -> None:
-    """Prepare (data, backbone, method, without writing anything) one experiment for each value of each parameter.
+    """Prepare one experiment for each value of each parameter: data, backbone and method. Writes nothing.
 
     Raises:
-        UserError: the first that cannot run; says which values.
+        UserError: For the first that cannot run; names its values.
     """
     for values in _one_at_a_time(space):
-        with _naming(values):
+        with _named_errors(values):
             prepare(space.config(values, space.seeds[0]), measure=False)
 
 
-def resolved_first(space: Space, measure: bool) -> ExperimentConfig:
-    """The first point, whose precision and attention kernels are those of the whole sweep; ``measure`` as in `prepare`."""
+def resolve_first_point(space: Space, measure: bool) -> ExperimentConfig:
+    """Resolve the first point, whose precision and attention kernels the whole sweep uses; ``measure`` as in `prepare`."""
     return prepare(space.config(next(_one_at_a_time(space)), space.seeds[0]), measure=measure).config
 
 
 def corners(space: Space) -> Iterable[dict[str, JsonValue]]:
-    """All points of a grid; else all combinations of listed values and ends of ranges, if they are not too many."""
+    """List the points of a grid; otherwise all combinations of listed values and ends of ranges, up to `MAX_CORNERS`."""
     if space.search.kind != "grid" and math.prod(len(p.values) for p in space.parameters.values()) > MAX_CORNERS:
         return _one_at_a_time(space)
     return _grid(space)
@@ -176,8 +185,8 @@ def _one_at_a_time(space: Space) -> Iterator[dict[str, JsonValue]]:
             yield first | {key: value}
 
 
-def _inside(space: Space) -> Iterator[dict[str, JsonValue]]:
-    """A point inside each range of real numbers, whose ends may be whole by chance."""
+def _inner_points(space: Space) -> Iterator[dict[str, JsonValue]]:
+    """Yield a point inside each range of real numbers, whose ends may happen to be whole numbers."""
     first = {key: parameter.values[0] for key, parameter in space.parameters.items()}
     for key, parameter in space.parameters.items():
         if parameter.kind in ("uniform", "loguniform"):
@@ -185,14 +194,12 @@ def _inside(space: Space) -> Iterator[dict[str, JsonValue]]:
             yield first | {key: low + (high - low) * GOLDEN}
 
 
-class _naming:
-    """An error of a point whose key is not among its parameters names the point."""
-
-    def __init__(self, values: PointValues) -> None:
-        self.values = values
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, UserError) and error.key not in self.values:
-            raise UserError(error.key, error.value, f"{error.fix} (at {point_label(self.values)})") from None
+@contextmanager
+def _named_errors(values: PointValues) -> Iterator[None]:
+    """Add the point to errors whose key is not one of its parameters."""
+    try:
+        yield
+    except UserError as error:
+        if error.key in values:
+            raise
+        raise UserError(error.key, error.value, f"{error.fix} (at {point_label(values)})") from None

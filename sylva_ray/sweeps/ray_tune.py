@@ -1,9 +1,9 @@
-"""What the driver of a sweep does: check, connect, hand the trials to Ray Tune, wait, collect.
+"""The driver of a sweep: check the space, connect to Ray, run the trials with Ray Tune, collect the results.
 
     space ── points ──► Tune ──► trials, as many at once as fit ──► run folders ──► sweep.json, report.html, best.yaml
-                          └─ its own state every two seconds ──► SWEEP/tune (for --resume)
+                          └─ its state every two seconds ──► SWEEP/tune (for --resume)
 
-Nothing is written before every point has turned out to be an experiment and the cluster to hold one trial.
+Nothing is written before every point has been checked and the cluster has room for a trial.
 """
 
 from __future__ import annotations
@@ -13,54 +13,74 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import ray
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler
 
 from sylva_ray.config.experiment import ExperimentConfig
 from sylva_ray.core.errors import RunError, UserError
-from sylva_ray.execution.ray.session import node_resources, promised_cluster, ray_session, require_reachable
+from sylva_ray.execution.ray.session import (
+    node_resources,
+    own_node_resources,
+    promised_cluster,
+    ray_session,
+    require_reachable,
+)
 from sylva_ray.provisioning.launcher_file import LauncherFile, Resources
 from sylva_ray.provisioning.placement import largest_cluster
+from sylva_ray.sweeps.events import OnEvent, SweepStarted, SweepWarning, TrialProgress, Waiting
 from sylva_ray.sweeps.folder import SweepFolder
 from sylva_ray.sweeps.output import write_results
-from sylva_ray.sweeps.points import Trial, check_space, corners, planned_trials, prepare_points, resolved_first
-from sylva_ray.sweeps.results import Sweep, collect
+from sylva_ray.sweeps.points import Trial, check_space, corners, planned_trials, prepare_points, resolve_first_point
+from sylva_ray.sweeps.results import Sweep, collect_results
 from sylva_ray.sweeps.space import Space
-from sylva_ray.sweeps.tracking import SweepTracking
-from sylva_ray.sweeps.trial import HOME_SHARE, MOST_TRIALS, run_trial, trial_bundles, trials_that_fit
+from sylva_ray.sweeps.tracking import SweepTracking, TrialTracking
+from sylva_ray.sweeps.trial import (
+    COORDINATOR_FRACTION,
+    MAX_CONCURRENT_TRIALS,
+    run_trial,
+    trial_bundles,
+    trials_that_fit,
+)
 
-WATCH_S = 1.0
-"""How often the driver looks for news of the trials."""
+POLL_INTERVAL_S = 1.0
+"""How often the driver reads the histories of the trials."""
 
-WAITING_S = 30.0
-"""While no trial runs, how often to say so: a process needs ten seconds or twenty, a cloud node minutes."""
+STATUS_INTERVAL_S = 30.0
+"""How often the driver says that no trial runs. A process takes 10 to 20 s to start, a cloud node minutes."""
 
-HEAD = "node:__internal_head__"
-"""A resource that Ray gives to the head alone. (Of nodes on one machine, the address may be the same.)"""
+HEAD_RESOURCE = "node:__internal_head__"
+"""A resource that only the head has. (Nodes on one machine may have the same address.)"""
 
-SETTINGS = {
+TUNE_ENVIRONMENT = {
     "RAY_AIR_NEW_OUTPUT": "0",
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the run folders say more
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C ends us at once; --resume goes on
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the run folders hold more
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C ends the sweep at once; --resume continues it
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
     "TUNE_GLOBAL_CHECKPOINT_S": "2",
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
 }
 
-OnEvent = Callable[[dict[str, Any]], None]
-
 
 def run_sweep(space: Space, sweep_dir: Path, resume: bool, on_event: OnEvent) -> Sweep:
-    """Run a sweep, or go on with it, and return what it found, which is also written.
+    """Run or resume a sweep.
+
+    Args:
+        space: The sweep's space.
+        sweep_dir: Its folder.
+        resume: Whether to continue the sweep that the folder holds.
+        on_event: Called with every event.
+
+    Returns:
+        The results, which are also written to the folder.
 
     Raises:
-        UserError: a point is no experiment, a trial fits nowhere, the folder is not free; nothing was written.
+        UserError: A point is not a valid experiment, a trial fits nowhere, or the folder is not free. Nothing was written.
+        RunError: Ray Tune failed; the sweep can be resumed.
     """
     folder = SweepFolder(Path(sweep_dir).resolve())
     folder.check(space, resume)
@@ -69,44 +89,45 @@ def run_sweep(space: Space, sweep_dir: Path, resume: bool, on_event: OnEvent) ->
         require_reachable(space.cluster.address, space.cluster.connect_timeout_s)
     prepare_points(space)
     with ray_session(space.cluster):
-        home = _home()
-        slots = check_trials_fit(space, home, promised_cluster(space.cluster))
+        driver_node = _driver_node()
+        slots = check_trials_fit(space, driver_node, promised_cluster(space.cluster))
         folder.claim(space, resume)
         if not folder.compute.exists():  # once: trials that differ in precision could not be compared
-            began_before_there_was_a_choice = folder.trials.exists()
-            chosen = resolved_first(space, measure=not began_before_there_was_a_choice)
-            folder.write(folder.compute, chosen.to_yaml())
+            is_from_an_older_version = folder.trials.exists()  # which had no choice to make
+            folder.write(folder.compute, resolve_first_point(space, measure=not is_from_an_older_version).to_yaml())
         tracking = SweepTracking(folder, space)
         tracking.open()
         for problem in tracking.problems:
-            on_event({"event": "warning", "text": problem})
+            on_event(SweepWarning(problem))
         with watching(folder, space, on_event):
-            trials, failed = _fit(space, folder, home, slots, tracking.changes)
-    sweep = collect(folder, space, trials, failed)
+            trials, failures = _run_trials(space, folder, driver_node, slots, tracking.trials)
+    sweep = collect_results(folder, space, trials, failures)
     write_results(folder, sweep)
     tracking.close(sweep)
     for problem in tracking.problems:
-        on_event({"event": "warning", "text": problem})
+        on_event(SweepWarning(problem))
     return sweep
 
 
-def check_trials_fit(space: Space, home: str, promised: LauncherFile | None) -> int:
-    """How many of the largest trials run at once on the empty cluster (and by ``trials.at_once``).
+def check_trials_fit(space: Space, driver_node: str, promised: LauncherFile | None) -> int:
+    """Return how many of the largest trials fit on the empty cluster at once, at most ``trials.at_once``.
 
     Args:
-        home: the resource that only the node of this process has.
-        promised: what an autoscaler may bring; its largest cluster counts.
+        space: The sweep's space.
+        driver_node: The resource that only the node of this process has.
+        promised: The cluster's file, if it has an autoscaler; its largest cluster counts.
 
     Raises:
-        UserError: not even one.
+        UserError: Not even one fits.
     """
     live = node_resources()
-    here = next(node for node in live if home in node)
+    here = next(node for node in live if driver_node in node)
     others = [node for node in live if node is not here]
-    slots = MOST_TRIALS if space.trials.at_once == "auto" else min(MOST_TRIALS, space.trials.at_once)
+    at_once = space.trials.at_once
+    slots = MAX_CONCURRENT_TRIALS if at_once == "auto" else min(MAX_CONCURRENT_TRIALS, at_once)
     for config in _largest(space):
         nodes = [here, *(others if promised is None else largest_cluster(config.cluster, promised)[1:])]
-        fit = trials_that_fit(trial_bundles(config, home), nodes, slots)
+        fit = trials_that_fit(trial_bundles(config, driver_node), nodes, slots)
         if fit == 0:
             raise _fits_nowhere(config, here, nodes)
         slots = min(slots, fit)
@@ -126,35 +147,54 @@ def _fits_nowhere(config: ExperimentConfig, here: Resources, nodes: Sequence[Res
 
 
 def _largest(space: Space) -> list[ExperimentConfig]:
-    """One experiment for every number of actors that a trial may have."""
+    """Return one experiment for every number of actors that a trial may have."""
     configs = (space.config(values, space.seeds[0]) for values in corners(space))
     return list({config.cluster.num_actors: config for config in configs}.values())
 
 
-def _home() -> str:
-    """The resource that only this node has: the head's, or one that is called by its address."""
-    here = ray.get_runtime_context().get_node_id()
-    resources = next(node["Resources"] for node in ray.nodes() if node["NodeID"] == here)
-    return max((name for name in resources if name.startswith("node:")), key=lambda name: name == HEAD)
+def _driver_node() -> str:
+    """Return the resource that only the node of this process has: the head's, or one named by the node's address."""
+    names = [name for name in own_node_resources() if name.startswith("node:")]
+    return HEAD_RESOURCE if HEAD_RESOURCE in names else names[0]
 
 
-def _fit(
-    space: Space, folder: SweepFolder, home: str, slots: int, tracking: dict[str, Any]
+def _run_trials(
+    space: Space, folder: SweepFolder, driver_node: str, slots: int, tracking: TrialTracking
 ) -> tuple[list[Trial], dict[str, str]]:
-    """Tune's part; returns all trials, and what it says of those that died too often.
+    """Run the trials with Tune.
 
-    A search that learns and a scheduler that prunes go on from Tune's state on disk. A plain list of trials needs none: those
-    without a result are what is left."""
-    os.environ.update(SETTINGS)
+    An adaptive sweep continues from Tune's state on disk. Otherwise the trials are known, and those without a result are
+    run.
+
+    Returns:
+        All trials of the sweep, and Tune's errors of those that died in every attempt, by key.
+    """
+    os.environ.update(TUNE_ENVIRONMENT)
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
+    trainable = _trainable(space, folder, driver_node, tracking)
+    planned = [] if space.search.kind == "optuna" else planned_trials(space)
+    if space.is_adaptive and any(folder.tune.glob("experiment_state-*")):
+        results = _fit(tune.Tuner.restore(str(folder.tune), trainable, restart_errored=True))
+    else:
+        shutil.rmtree(folder.tune, ignore_errors=True)
+        left = planned if space.is_adaptive else [t for t in planned if not folder.is_finished(t.key)]
+        is_over = bool(planned) and not left
+        results = [] if is_over else _fit(_new_tuner(space, folder, trainable, slots, left))
+    ran = [(Trial(**result.config["trial"]), result.error) for result in results]
+    failures = {trial.key: str(error).strip().splitlines()[-1] for trial, error in ran if error}
+    return ([trial for trial, _ in ran] if space.is_adaptive else planned), failures
+
+
+def _trainable(space: Space, folder: SweepFolder, driver_node: str, tracking: TrialTracking) -> Any:
+    """Return what Tune runs: `run_trial` with its arguments and with the bundles that each trial reserves."""
 
     def bundles(given: dict[str, Any]) -> tune.PlacementGroupFactory:
         try:
             config = space.config(given["trial"]["values"], given["trial"]["seed"])
         except UserError:
-            # a point of Optuna's, in a range whose ends are fine: the trial itself says so, and the others go on
-            return tune.PlacementGroupFactory([{home: HOME_SHARE}])
-        return tune.PlacementGroupFactory(trial_bundles(config, home))
+            # a point of Optuna's between valid ends of a range: the trial itself reports it, and the others continue
+            return tune.PlacementGroupFactory([{driver_node: COORDINATOR_FRACTION}])
+        return tune.PlacementGroupFactory(trial_bundles(config, driver_node))
 
     trainable = tune.with_parameters(
         run_trial,
@@ -164,52 +204,40 @@ def _fit(
         working_dir=os.getcwd(),
         environment={name: value for name, value in os.environ.items() if name.startswith("MLFLOW_")},
     )
-    trainable = tune.with_resources(trainable, bundles)
-    remembers = space.remembers
-    if remembers and any(folder.tune.glob("experiment_state-*")):
-        results = _run(tune.Tuner.restore(str(folder.tune), trainable, restart_errored=True))
-    else:
-        shutil.rmtree(folder.tune, ignore_errors=True)
-        planned = [] if space.search.kind == "optuna" else planned_trials(space)
-        left = planned if remembers else [trial for trial in planned if not folder.finished(trial.key)]
-        is_over = bool(planned) and not left
-        results = [] if is_over else _run(_new_tuner(space, folder, trainable, slots, left))
-    ran = [(Trial(**result.config["trial"]), result.error) for result in results]
-    failed = {trial.key: str(error).strip().splitlines()[-1] for trial, error in ran if error}
-    return ([trial for trial, _ in ran] if remembers else planned_trials(space)), failed
+    return tune.with_resources(trainable, bundles)
 
 
-def _run(tuner: tune.Tuner) -> Any:
+def _fit(tuner: tune.Tuner) -> Any:
     try:
         return tuner.fit()
     except tune.TuneError as error:
         raise RunError(f"Ray Tune: {str(error).strip().splitlines()[-1]}") from error
 
 
-def _new_tuner(space: Space, folder: SweepFolder, trainable: Any, slots: int, planned: list[Trial]) -> tune.Tuner:
-    config: dict[str, Any] = {
-        "reuse_actors": True,  # a process's imports take longer than a small trial
-        "trial_dirname_creator": _trial_key,
-    }
-    param_space: dict[str, Any] = {}
+def _new_tuner(space: Space, folder: SweepFolder, trainable: Any, slots: int, planned: Sequence[Trial]) -> tune.Tuner:
+    """Return a Tuner for a new sweep, or for the planned trials of one that is not adaptive."""
+    config = tune.TuneConfig(
+        reuse_actors=True,  # a process's imports take longer than a small trial
+        trial_dirname_creator=_trial_key,
+        scheduler=asha(space) if space.scheduler.kind == "asha" else None,
+    )
+    param_space = {}
     if space.search.kind == "optuna":
         from sylva_ray.sweeps.optuna_search import PointSearch
 
         assert space.search.num_points is not None
-        config["search_alg"] = PointSearch(space)
-        config["num_samples"] = space.search.num_points * len(space.seeds)
-        config["max_concurrent_trials"] = slots  # to suggest more than can run would be to guess more than needed
+        config.search_alg = PointSearch(space)
+        config.num_samples = space.search.num_points * len(space.seeds)
+        config.max_concurrent_trials = slots  # a suggestion made before it can run knows fewer results
     else:
         trials = [{"values": dict(trial.values), "seed": trial.seed} for trial in planned]
         param_space["trial"] = tune.grid_search(trials)
         if space.trials.at_once != "auto":
-            config["max_concurrent_trials"] = space.trials.at_once
-    if space.scheduler.kind == "asha":
-        config["scheduler"] = asha(space)
+            config.max_concurrent_trials = space.trials.at_once
     return tune.Tuner(
         trainable,
         param_space=param_space,
-        tune_config=tune.TuneConfig(**config),
+        tune_config=config,
         run_config=tune.RunConfig(
             name=folder.tune.name,
             storage_path=str(folder.root),
@@ -219,19 +247,23 @@ def _new_tuner(space: Space, folder: SweepFolder, trainable: Any, slots: int, pl
     )
 
 
-def _trial_key(trial: Any) -> str:
+def _trial_key(trial: tune.experiment.Trial) -> str:
     return Trial(**trial.config["trial"]).key
 
 
+def max_rounds(space: Space) -> int:
+    """Return the most rounds of phase 1 that a trial may have."""
+    return max(space.config(values, space.seeds[0]).training.rounds for values in corners(space))
+
+
 def asha(space: Space) -> ASHAScheduler:
-    """Successive halving on rounds of phase 1; who survives them all runs to the end, phase 2 included."""
+    """Return successive halving on rounds of phase 1; a trial that reaches the last rung runs to its end, phase 2 included."""
     objective, section = space.objectives[0], space.scheduler
-    rounds = max(space.config(values, space.seeds[0]).training.rounds for values in corners(space))
     return ASHAScheduler(
         time_attr="step",
         metric=objective.metric,
         mode=objective.mode,
-        max_t=rounds,
+        max_t=max_rounds(space),
         grace_period=section.grace_rounds,
         reduction_factor=section.reduction_factor,
         stop_last_trials=False,
@@ -240,38 +272,31 @@ def asha(space: Space) -> ASHAScheduler:
 
 @contextmanager
 def watching(folder: SweepFolder, space: Space, on_event: OnEvent) -> Iterator[None]:
-    """Pass on what the trials' histories say, from a thread, for as long as the block lasts."""
-    total = (space.search.num_points or 0) * len(space.seeds) or len(planned_trials(space))
-    done, seen, running = threading.Event(), dict[str, int](), dict[str, int]()
+    """Pass on new lines of the trials' histories, from a thread, for as long as the block lasts.
 
-    def look(tell: OnEvent = on_event) -> None:
-        for path in sorted((folder.root / "attempts").glob("*.jsonl")):
-            history = folder.attempts(path.stem)
-            for entry in history[seen.get(path.stem, 0) :]:
-                tell({"event": "trial", "key": path.stem, **entry})
-                if "ended" in entry:
-                    running.pop(path.stem, None)
-                elif "process" in entry:
-                    running[path.stem] = entry["process"]
-            seen[path.stem] = len(history)
+    Args:
+        folder: The sweep's folder.
+        space: Its space.
+        on_event: Called with every event.
+    """
+    num_trials = (space.search.num_points or 0) * len(space.seeds) or len(planned_trials(space))
+    histories, done = _Histories(folder), threading.Event()
 
     def watch() -> None:
         idle_since = time.monotonic()
-        while not done.wait(WATCH_S):
-            look()
-            idle_since = time.monotonic() if any(map(_is_alive, running.values())) else idle_since
-            if time.monotonic() - idle_since > WAITING_S:
-                idle_since = time.monotonic()
-                nodes = node_resources()
-                has = f"nodes: {len(nodes)}, GPUs: {sum(node.get('GPU', 0.0) for node in nodes):g}"
-                on_event(
-                    {"event": "waiting", "what": f"no trial runs: waiting for room, or for a process to start ({has})"}
-                )
+        while not done.wait(POLL_INTERVAL_S):
+            for event in histories.read():
+                on_event(event)
+            now = time.monotonic()
+            if any(map(_is_alive, histories.running.values())):
+                idle_since = now
+            elif now - idle_since > STATUS_INTERVAL_S:
+                idle_since = now
+                on_event(_waiting())
 
-    look(tell=lambda _: None)  # what was before a --resume
-    running.clear()
-    known = sorted(key for key in seen if folder.finished(key))
-    on_event({"event": "sweep", "trials": total, "finished": known})
+    histories.skip()  # what happened before a --resume
+    finished = sorted(key for key in folder.started_trials() if folder.is_finished(key))
+    on_event(SweepStarted(num_trials, finished))
     thread = threading.Thread(target=watch, name="watch", daemon=True)
     thread.start()
     try:
@@ -279,15 +304,56 @@ def watching(folder: SweepFolder, space: Space, on_event: OnEvent) -> Iterator[N
     finally:
         done.set()
         thread.join()
-        look()
+        for event in histories.read():
+            on_event(event)
+
+
+class _Histories:
+    """Reads new lines of the trials' histories.
+
+    Args:
+        folder: The sweep's folder.
+
+    Attributes:
+        running: Coordinator processes of the trials that began and did not end, by key.
+    """
+
+    def __init__(self, folder: SweepFolder) -> None:
+        self.folder = folder
+        self.running: dict[str, int] = {}
+        self._num_read: dict[str, int] = {}
+
+    def read(self) -> Iterator[TrialProgress]:
+        """Yield the lines that are new."""
+        for key in self.folder.started_trials():
+            history = self.folder.history(key)
+            for event in history[self._num_read.get(key, 0) :]:
+                if event.ended is not None:
+                    self.running.pop(key, None)
+                elif event.process is not None:
+                    self.running[key] = event.process
+                yield TrialProgress(key, event)
+            self._num_read[key] = len(history)
+
+    def skip(self) -> None:
+        """Take the lines so far as read and their processes as gone."""
+        for _ in self.read():
+            pass
+        self.running.clear()
+
+
+def _waiting() -> Waiting:
+    nodes = node_resources()
+    cluster = f"nodes: {len(nodes)}, GPUs: {sum(node.get('GPU', 0.0) for node in nodes):g}"
+    return Waiting(f"no trial runs: waiting for room, or for a process to start ({cluster})")
 
 
 def _is_alive(process: int) -> bool:
-    """Whether a coordinator, which is on this node, is there. One that was killed could not say so."""
+    """Return whether a coordinator, which is on this node, exists. One that was killed did not write that it ended."""
     try:
         os.kill(process, 0)
     except ProcessLookupError:
         return False
-    except PermissionError:  # somebody else's, hence there
+    except PermissionError:  # it exists and belongs to another user
         pass
     return True

@@ -1,10 +1,10 @@
-"""``report.html`` of a sweep: one self-contained page. Words and rows are made here, `sweep.html.jinja` lays them out."""
+"""The report of a sweep, one self-contained HTML page. Words and rows are made here, `sweep.html.jinja` lays them out."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from jinja2 import ChoiceLoader, FileSystemLoader
 from markupsafe import Markup
@@ -16,70 +16,152 @@ from sylva_ray.reports.figures.style import DARK, LIGHT, svg
 from sylva_ray.reports.pages.run import page_environment
 from sylva_ray.sweeps.plots import DESCRIPTIONS, figures
 from sylva_ray.sweeps.points import corners, value_text
-from sylva_ray.sweeps.results import Sweep, shown_metrics, value_cell
+from sylva_ray.sweeps.results import Point, Sweep, shown_metrics, value_cell
+
+
+@dataclass(frozen=True)
+class PointRow:
+    """A row of the table of points.
+
+    Attributes:
+        name: Name of the point.
+        label: Its values, in one text.
+        chosen: Whether it is the best or on the front.
+        state: States of its trials if it is incomplete, else empty.
+        checks: Names of failed checks, else empty.
+        values: One cell per swept key.
+        cells: One cell per metric.
+        seeds: How many seeds are done.
+    """
+
+    name: str
+    label: str
+    chosen: bool
+    state: str
+    checks: str
+    values: Sequence[str]
+    cells: Sequence[str]
+    seeds: str
+
+
+@dataclass(frozen=True)
+class FailedTrial:
+    """A trial that failed or was refused, with the reason."""
+
+    key: str
+    state: str
+    error: str
+
+
+@dataclass(frozen=True)
+class SweepPage:
+    """What the page says, as plain text.
+
+    Attributes:
+        title: Name of the space.
+        subtitle: How many points and trials, and how they were found.
+        several: Whether there are several objectives.
+        goals: One text per objective.
+        attack: Title of the attack that robust accuracy is under; empty if there is none.
+        keys: Headings of the swept keys.
+        metrics: Headings of the metrics.
+        rows: All points, best first.
+        counts: Number of trials per state.
+        failed: Trials that failed or were refused.
+        checks: Names of all checks that failed.
+        busy: Fraction of the workers' time spent computing.
+        workers: Most workers at once.
+        seconds: Seconds in which trials ran.
+        num_seeds: Seeds per point.
+        on_test: Whether points are measured on the test images.
+        sizes_differ: Whether points differ in their clients or in what they are measured with.
+        space: The space as YAML.
+    """
+
+    title: str
+    subtitle: str
+    several: bool
+    goals: Sequence[str]
+    attack: str
+    keys: Sequence[str]
+    metrics: Sequence[str]
+    rows: Sequence[PointRow]
+    counts: Mapping[str, int]
+    failed: Sequence[FailedTrial]
+    checks: Sequence[str]
+    busy: float
+    workers: int
+    seconds: float
+    num_seeds: int
+    on_test: bool
+    sizes_differ: bool
+    space: str
+
+    @property
+    def chosen(self) -> list[PointRow]:
+        """The best point, or the front."""
+        return [row for row in self.rows if row.chosen]
 
 
 def render(sweep: Sweep) -> str:
-    """The HTML file."""
+    """Return the HTML page."""
     environment = page_environment()
-    environment.loader = ChoiceLoader([FileSystemLoader(Path(__file__).parent), environment.loader])  # type: ignore[list-item]
+    assert environment.loader is not None
+    environment.loader = ChoiceLoader([FileSystemLoader(Path(__file__).parent), environment.loader])
     drawn = {name: Markup(svg(figure, f"sweep-{name}", DESCRIPTIONS[name])) for name, figure in figures(sweep).items()}
-    return environment.get_template("sweep.html.jinja").render(_view(sweep) | {"figures": drawn})
+    template = environment.get_template("sweep.html.jinja")
+    return template.render(page=_page(sweep), figures=drawn, light=LIGHT, dark=DARK)
 
 
-def _view(sweep: Sweep) -> dict[str, Any]:
+def _page(sweep: Sweep) -> SweepPage:
     space = sweep.space
-    metrics = shown_metrics(space)
     config = space.config(next(iter(corners(space))), space.seeds[0])
     attacks = config.evaluation.specs
-    return {
-        "light": LIGHT,
-        "dark": DARK,
-        "title": space.name,
-        "subtitle": f"{len(sweep.points)} points, {len(sweep.trials)} trials, {_search(sweep)}",
-        "several": len(space.objectives) > 1,
-        "goals": [f"{'highest' if o.mode == 'max' else 'lowest'} {_words(o.metric)}" for o in space.objectives],
-        "attack": attack_title(attacks[0]) if attacks else "",
-        "keys": [short_key(key) for key in space.parameters],
-        "metrics": [_words(metric) for metric in metrics],
-        "rows": [_row(sweep, point.name, metrics) for point in sweep.points],
-        "chosen": [
-            {"label": point.label, "cells": [(m, value_cell(m, point.metrics.get(m))) for m in metrics]}
-            for point in sweep.chosen
-        ],
-        "counts": sweep.counts,
-        "failed": [(trial.key, trial.state, mask_credentials(trial.error)) for trial in sweep.failed],
-        "checks": sorted({check for point in sweep.points for check in point.checks}),
-        "busy": sweep.busy_share,
-        "workers": sweep.workers,
-        "seconds": sweep.seconds,
-        "seeds": len(space.seeds),
-        "on_test": config.dataset.test_pool == "test",
-        "sizes_differ": any(key.startswith(("partition.", "dataset.", "evaluation.")) for key in space.parameters),
-        "space": mask_credentials(space.to_yaml()),
-    }
+    return SweepPage(
+        title=space.name,
+        subtitle=f"{len(sweep.points)} points, {len(sweep.trials)} trials, {_search(sweep)}",
+        several=len(space.objectives) > 1,
+        goals=[f"{'highest' if o.mode == 'max' else 'lowest'} {_words(o.metric)}" for o in space.objectives],
+        attack=attack_title(attacks[0]) if attacks else "",
+        keys=[short_key(key) for key in space.parameters],
+        metrics=[_words(metric) for metric in shown_metrics(space)],
+        rows=[_row(sweep, point) for point in sweep.points],
+        counts=sweep.counts,
+        failed=[FailedTrial(trial.key, trial.state, mask_credentials(trial.error)) for trial in sweep.failed],
+        checks=sorted({check for point in sweep.points for check in point.checks}),
+        busy=sweep.busy_share,
+        workers=sweep.workers,
+        seconds=sweep.seconds,
+        num_seeds=len(space.seeds),
+        on_test=config.dataset.test_pool == "test",
+        sizes_differ=any(key.startswith(("partition.", "dataset.", "evaluation.")) for key in space.parameters),
+        space=mask_credentials(space.to_yaml()),
+    )
 
 
-def _row(sweep: Sweep, name: str, metrics: list[str]) -> Mapping[str, Any]:
-    point = next(point for point in sweep.points if point.name == name)
-    return {
-        "name": point.name,
-        "chosen": point.chosen,
-        "state": "" if point.complete else ", ".join(sorted(set(point.states))),
-        "checks": ", ".join(point.checks),
-        "values": [value_text(point.values[key]) for key in sweep.space.parameters],
-        "cells": [value_cell(metric, point.metrics.get(metric)) for metric in metrics],
-        "seeds": f"{point.states.count('finished')} of {len(sweep.space.seeds)}",
-    }
+def _row(sweep: Sweep, point: Point) -> PointRow:
+    return PointRow(
+        name=point.name,
+        label=point.label,
+        chosen=point.chosen,
+        state="" if point.complete else ", ".join(sorted(set(point.states))),
+        checks=", ".join(point.checks),
+        values=[value_text(point.values[key]) for key in sweep.space.parameters],
+        cells=[value_cell(metric, point.metrics.get(metric)) for metric in shown_metrics(sweep.space)],
+        seeds=f"{point.states.count('finished')} of {len(sweep.space.seeds)}",
+    )
 
 
 def _search(sweep: Sweep) -> str:
-    kind = {"grid": "all of a grid", "random": "drawn at random", "optuna": "suggested by Optuna"}[
-        sweep.space.search.kind
-    ]
+    kinds = {"grid": "all of a grid", "random": "drawn at random", "optuna": "suggested by Optuna"}
+    kind = kinds[sweep.space.search.kind]
     return kind if sweep.space.scheduler.kind == "fifo" else f"{kind}, pruned by ASHA"
 
 
 def _words(metric: str) -> str:
-    """``robust_accuracy.worst_decile`` -> ``robust accuracy, worst decile``."""
+    """Return a metric's name in words.
+
+    >>> _words("robust_accuracy.worst_decile")
+    'robust accuracy, worst decile'
+    """
     return metric.replace(".", ", ").replace("_", " ")

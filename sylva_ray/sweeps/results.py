@@ -1,17 +1,17 @@
-"""What a sweep found, from its trials' run folders: one row per point, over its seeds; the best, or the Pareto front.
+"""The results of a sweep, from its trials' run folders: one row per point, over its seeds; the best or the Pareto front.
 
-Only a point of which all seeds finished can be chosen. Fewer rounds than the others had are no result.
+Only a point whose seeds have all finished can be chosen: a trial with fewer rounds than the others is not comparable.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from pydantic import JsonValue
 
 from sylva_ray.core.errors import UserError
 from sylva_ray.federation.stages.kinds import is_exchange
@@ -23,24 +23,36 @@ from sylva_ray.storage.run_files import read_summary
 from sylva_ray.storage.run_folder import RECORDS
 from sylva_ray.sweeps.folder import SweepFolder
 from sylva_ray.sweeps.metrics import ACCURACIES, COSTS, busy_seconds, step_metrics
-from sylva_ray.sweeps.points import Trial, point_label
+from sylva_ray.sweeps.points import PointValues, Trial, point_label
 from sylva_ray.sweeps.space import Objective, Space
 
 STATES = ("finished", "pruned", "failed", "refused")
-"""Of a trial."""
+"""States of a trial."""
 
 
 @dataclass(frozen=True)
 class TrialResult:
-    """One experiment. ``state``: finished, pruned (by the scheduler), failed or refused (``error`` says why). ``workers`` is how
-    many computed for it.
+    """One experiment.
 
-    ``metrics`` after the last of ``rounds`` rounds that it did; ``history [(step, metrics)]``; ``spans [(began, ended)]`` in Unix
-    seconds, one per attempt; ``busy`` seconds of its workers; ``checks`` that failed."""
+    Attributes:
+        key: Name of the trial and of its run folder.
+        point: Name of its point.
+        values: Values of the parameters.
+        seed: Seed of the experiment.
+        state: ``finished``, ``pruned`` (by the scheduler), ``failed`` or ``refused`` (``error`` says why).
+        metrics: After its last step, see `sylva_ray.sweeps.metrics`.
+        history: ``[(step, metrics)]`` after every step.
+        rounds: Rounds of phase 1 that it did.
+        spans: ``[(began, ended)]`` in Unix seconds, one per attempt.
+        workers: Workers that computed for it.
+        busy: Seconds that they spent computing, summed over the workers.
+        checks: Names of the checks that failed.
+        error: Why it failed or was refused; else empty.
+    """
 
     key: str
     point: str
-    values: Mapping[str, Any]
+    values: PointValues
     seed: int
     state: str
     metrics: Mapping[str, float]
@@ -55,11 +67,23 @@ class TrialResult:
 
 @dataclass(frozen=True)
 class Point:
-    """One choice of the parameters. ``metrics`` are over the seeds that finished; ``complete``: all of them did."""
+    """One choice of the parameters.
+
+    Attributes:
+        name: Hash of the values, the same in every sweep.
+        label: The values, for people.
+        values: Values of the parameters.
+        seeds: Seeds of its trials.
+        states: States of its trials, in the order of the seeds.
+        metrics: Over the seeds that finished.
+        complete: Whether all seeds of the space finished.
+        chosen: Whether it is the best point or, with several objectives, on the Pareto front.
+        checks: Names of the checks that failed in one of its trials.
+    """
 
     name: str
     label: str
-    values: Mapping[str, Any]
+    values: PointValues
     seeds: Sequence[int]
     states: Sequence[str]
     metrics: Mapping[str, SeedMean]
@@ -70,60 +94,107 @@ class Point:
 
 @dataclass(frozen=True)
 class Sweep:
-    """All of it. ``points``: best first by the first objective, the incomplete ones last. ``folder``: where it is."""
+    """The results of a sweep.
+
+    Attributes:
+        space: What was searched.
+        trials: In the order in which they were planned or suggested.
+        points: Best first by the first objective, incomplete ones last.
+        folder: The sweep's folder.
+    """
 
     space: Space
     trials: Sequence[TrialResult]
     points: Sequence[Point]
     folder: Path
 
+    @classmethod
+    def from_trials(cls, space: Space, trials: Sequence[TrialResult], folder: Path) -> Sweep:
+        """Group the trials into points and mark those that are chosen."""
+        return cls(space, trials, _points(space, trials), folder)
+
     @property
     def chosen(self) -> list[Point]:
-        """The best point, or with several objectives those that no other one dominates."""
+        """The best point or, with several objectives, the points that no other one dominates."""
         return [point for point in self.points if point.chosen]
 
     @property
     def failed(self) -> list[TrialResult]:
-        """Trials that gave no result though they were tried again, or that are no experiment."""
+        """Trials that failed in every attempt, or whose experiment was refused."""
         return [trial for trial in self.trials if trial.state in ("failed", "refused")]
 
     @property
     def failure_text(self) -> str:
-        """How many trials failed, why the first one did, and how to go on where that can help; '' if none did."""
+        """How many trials failed, why the first one did, and how to resume where that can help; empty if none did."""
         if not self.failed:
             return ""
         first = self.failed[0]
         text = f"{len(self.failed)} of {len(self.trials)} trials failed, the first ({first.key}): {first.error}"
-        if self.space.remembers and all(trial.state == "refused" for trial in self.failed):
+        if self.space.is_adaptive and all(trial.state == "refused" for trial in self.failed):
             return text
-        return f"{text}. Mend that, then: sylva-ray tune {self.folder} --resume"
+        return f"{text}. Fix the cause, then run: sylva-ray tune {self.folder} --resume"
 
     @property
     def counts(self) -> dict[str, int]:
-        """Trials in each of the `STATES` that there are."""
+        """Number of trials per state, for those `STATES` that occur."""
         states = [trial.state for trial in self.trials]
         return {state: states.count(state) for state in STATES if state in states}
 
     @property
     def workers(self) -> int:
-        """How many workers had trials at once, at most."""
-        return most_at_once([(*span, trial.workers) for trial in self.trials for span in trial.spans])
+        """The most workers that computed at the same time."""
+        return max_overlap([(*span, trial.workers) for trial in self.trials for span in trial.spans])
 
     @property
     def seconds(self) -> float:
         """Wall seconds in which at least one trial ran."""
-        return covered([span for trial in self.trials for span in trial.spans])
+        return union_length([span for trial in self.trials for span in trial.spans])
 
     @property
     def busy_share(self) -> float:
-        """Computing seconds of the workers, of those that they could have computed in, in [0, 1]."""
+        """Fraction of the workers' time that went into computing, in [0, 1]."""
         return sum(trial.busy for trial in self.trials) / max(1e-9, self.workers * self.seconds)
 
 
-def covered(spans: Sequence[tuple[float, float]]) -> float:
-    """Length of the union of intervals.
+@dataclass(frozen=True)
+class SweepSummary:
+    """``sweep.json``.
 
-    >>> covered([(0, 2), (1, 3), (5, 6)])
+    Attributes:
+        name: Of the space.
+        objectives: What was sought.
+        workers: See `Sweep.workers`.
+        seconds: See `Sweep.seconds`.
+        busy_share: See `Sweep.busy_share`.
+        points: Best first.
+        trials: All of them.
+    """
+
+    name: str
+    objectives: Sequence[Objective]
+    workers: int
+    seconds: float
+    busy_share: float
+    points: Sequence[Point]
+    trials: Sequence[TrialResult]
+
+    @classmethod
+    def from_sweep(cls, sweep: Sweep) -> SweepSummary:
+        """Take the part of a sweep's results that is written."""
+        space = sweep.space
+        return cls(
+            space.name, space.objectives, sweep.workers, sweep.seconds, sweep.busy_share, sweep.points, sweep.trials
+        )
+
+    def to_json(self) -> dict[str, JsonValue]:
+        """Return plain values that ``json.dumps`` takes."""
+        return asdict(self) | {"objectives": [objective.model_dump() for objective in self.objectives]}
+
+
+def union_length(spans: Sequence[tuple[float, float]]) -> float:
+    """Return the length of the union of intervals.
+
+    >>> union_length([(0, 2), (1, 3), (5, 6)])
     4
     """
     total, end = 0.0, -np.inf
@@ -133,41 +204,44 @@ def covered(spans: Sequence[tuple[float, float]]) -> float:
     return total if total % 1 else int(total)
 
 
-def most_at_once(spans: Sequence[tuple[float, float, int]]) -> int:
-    """The largest sum of the weights of ``(began, ended, weight)`` that overlap.
+def max_overlap(spans: Sequence[tuple[float, float, int]]) -> int:
+    """Return the largest sum of the weights of intervals ``(began, ended, weight)`` that overlap.
 
-    >>> most_at_once([(0, 2, 1), (1, 3, 5), (2, 4, 1)]), most_at_once([])
+    >>> max_overlap([(0, 2, 1), (1, 3, 5), (2, 4, 1)]), max_overlap([])
     (6, 0)
     """
     changes = sorted([(began, weight) for began, _, weight in spans] + [(ended, -weight) for _, ended, weight in spans])
     return max(itertools.accumulate((change for _, change in changes), initial=0))
 
 
-def collect(folder: SweepFolder, space: Space, trials: Sequence[Trial], failed: Mapping[str, str]) -> Sweep:
-    """Read the run folders.
+def collect_results(folder: SweepFolder, space: Space, trials: Sequence[Trial], failures: Mapping[str, str]) -> Sweep:
+    """Read the results from the run folders.
 
     Args:
-        failed: what Tune says of trials that died too often, by key.
+        folder: The sweep's folder.
+        space: Its space.
+        trials: All of its trials.
+        failures: Tune's errors of trials that died in every attempt, by key.
     """
-    found = [_trial(folder, space, trial, failed.get(trial.key)) for trial in trials]
-    return Sweep(space, found, _points(space, found), folder.root)
+    results = [_read_trial(folder, space, trial, failures.get(trial.key)) for trial in trials]
+    return Sweep.from_trials(space, results, folder.root)
 
 
-def _trial(folder: SweepFolder, space: Space, trial: Trial, failure: str | None) -> TrialResult:
-    run_dir, history = folder.trial(trial.key), folder.attempts(trial.key)
+def _read_trial(folder: SweepFolder, space: Space, trial: Trial, failure: str | None) -> TrialResult:
+    run_dir, history = folder.trial(trial.key), folder.history(trial.key)
     records, summary = read_records(run_dir / RECORDS), read_summary(run_dir)
-    last = history[-1] if history else {}
-    is_refused = last.get("outcome") == "refused"
+    last = history[-1] if history else None
+    is_refused = last is not None and last.outcome == "refused"
     state = "finished" if summary else "refused" if is_refused else "failed" if failure is not None else "pruned"
     try:
         config = space.config(trial.values, trial.seed)
         steps = [(records[n - 1]["step"], step_metrics(records[:n], config)) for n in range(1, len(records) + 1)]
         workers = int(config.cluster.num_actors)
-    except UserError:  # a point of Optuna's that is no experiment
+    except UserError:  # a point of Optuna's that is not a valid experiment
         steps, workers = [], 0
     spans: dict[float, float] = {}
-    for entry in history:  # who was killed could not say when: then, the last time it was heard of
-        spans[entry["began"]] = entry.get("ended", entry.get("alive", entry["began"]))
+    for event in history:  # an attempt that was killed has no end: its last event counts
+        spans[event.began] = next(time for time in (event.ended, event.alive, event.began) if time is not None)
     return TrialResult(
         trial.key,
         trial.point,
@@ -181,7 +255,7 @@ def _trial(folder: SweepFolder, space: Space, trial: Trial, failure: str | None)
         workers,
         busy_seconds(records),
         [check["name"] for check in (summary or {"checks": []})["checks"] if not check["passed"]],
-        "" if state == "finished" else last["error"] if is_refused else failure or "",
+        "" if state == "finished" else (last.error if last and is_refused else failure) or "",
     )
 
 
@@ -220,7 +294,7 @@ def _point(space: Space, group: Sequence[TrialResult]) -> Point:
 
 
 def _score(point: Point, objective: Objective) -> float:
-    """More is better; an incomplete point without the metric is the worst."""
+    """Return a score of which more is better; the lowest for an incomplete point without the metric."""
     value = point.metrics.get(objective.metric)
     return -np.inf if value is None else objective.sign() * value.mean
 
@@ -236,7 +310,7 @@ def front_of(points: Sequence[Point], objectives: Sequence[Objective]) -> list[P
 
 
 def value_cell(metric: str, value: SeedMean | None) -> str:
-    """``62.8 ± 1.2`` in per cent for accuracies, sizes and seconds for costs; an en dash for nothing.
+    """Format a metric: accuracies in per cent, costs as sizes or seconds, an en dash for None.
 
     >>> value_cell("robust_accuracy", SeedMean(0.628, 0.012, 3)), value_cell("total_bytes", SeedMean(893_948, None, 1))
     ('62.8 ± 1.2', '894 kB')
@@ -253,13 +327,13 @@ def value_cell(metric: str, value: SeedMean | None) -> str:
 
 
 def shown_metrics(space: Space) -> list[str]:
-    """The objectives, then the accuracies and costs that are in every table."""
+    """Return the objectives, then the accuracies and costs that are in every table."""
     wanted = [objective.metric for objective in space.objectives] + [ACCURACIES[0], ACCURACIES[1], *COSTS]
     return list(dict.fromkeys(wanted))
 
 
 def markdown(sweep: Sweep) -> str:
-    """The table of points, for MLflow's page of the parent run."""
+    """Return the table of points, for MLflow's page of the parent run."""
     metrics = shown_metrics(sweep.space)
     lines = ["| | point | " + " | ".join(metrics) + " |", "|---|---|" + "---:|" * len(metrics)]
     for point in sweep.points:

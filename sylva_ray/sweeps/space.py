@@ -1,15 +1,15 @@
-"""A space on a page: which experiments a sweep runs, what it is after, and how many at once. Data only; nothing here runs.
+"""The space of a sweep: which experiments it runs, its objectives, and how trials share the cluster.
 
 ::
 
     base:  ../configs/digits.yaml            an experiment, relative to this file
-    experiment:  {training: {rounds: 2}}     what all trials change of it
+    experiment:  {training: {rounds: 2}}     changes of it for all trials
     parameters:                              dotted keys of the experiment
       lora.rank: {grid: [2, 8]}
       attack.epsilon: {loguniform: [1/255, 16/255]}
     objectives: [{metric: robust_accuracy, mode: max}]
 
-A point is one choice of the parameters; a trial is a point with a seed, that is, one experiment.
+A point is one choice of the parameters; a trial is a point with a seed, and is one experiment.
 """
 
 from __future__ import annotations
@@ -18,12 +18,13 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import Field, StrictInt, field_validator, model_validator
+from pydantic import Field, JsonValue, StrictInt, field_validator, model_validator
 
 from sylva_ray.algorithms.registry import create_algorithm
 from sylva_ray.config.experiment import ClusterSection, ExperimentConfig
@@ -35,14 +36,14 @@ from sylva_ray.sweeps.metrics import METRICS, needs_attack
 
 KINDS = ("grid", "choice", "uniform", "loguniform", "randint")
 MAX_GRID = 10_000
-"""Every point of a grid is built before anything starts."""
+"""Points of a grid, all of which are checked before anything starts."""
 
 NOT_SWEPT = ("name", "seed", "cluster", "tracking")
-"""Sections that change no result, and what has a key of its own in a space."""
+"""Sections that do not change the result, and keys that a space has itself."""
 
 
 class Parameter(Section):
-    """Where the values of one dotted key come from; exactly one of the five."""
+    """Where the values of one dotted key come from; exactly one of the five keys is given."""
 
     grid: tuple[Any, ...] | None = Field(None, description="every value is tried")
     choice: tuple[Any, ...] | None = Field(None, description="one of these is drawn")
@@ -79,7 +80,7 @@ class Parameter(Section):
 
     @property
     def kind(self) -> str:
-        """Which of the five."""
+        """Which of the five is given."""
         return next(kind for kind in KINDS if getattr(self, kind) is not None)
 
     @property
@@ -89,16 +90,16 @@ class Parameter(Section):
 
 
 def _canonical(value: Any) -> str:
-    """The same for what is the same value in two spellings: 2 and 2.0, 4/255 and 0.0156..."""
+    """Return the same text for two spellings of a value, e.g. 2 and 2.0, 4/255 and 0.0156..."""
     value = parse_fraction(value)
     try:
         return json.dumps(float(value) if isinstance(value, int) and not isinstance(value, bool) else value)
     except (TypeError, OverflowError):
-        raise ValueError(f"{value!s} is no number, text, list or mapping") from None
+        raise ValueError(f"{value!s} is not a number, a text, a list or a mapping") from None
 
 
 class Objective(Section):
-    """What a sweep is after. Accuracies of the fleet; under attack: the first one of ``evaluation.attacks``."""
+    """A metric that a sweep optimises, see `sylva_ray.sweeps.metrics`."""
 
     metric: str = "robust_accuracy"
     mode: Literal["max", "min"] = "max"
@@ -111,12 +112,12 @@ class Objective(Section):
         return metric
 
     def sign(self) -> int:
-        """1 where more is better, else -1."""
+        """Return 1 where more is better, else -1."""
         return 1 if self.mode == "max" else -1
 
 
 class Search(Section):
-    """Which points are tried: all of the grid, random ones, or those that Optuna's TPE suggests."""
+    """Which points are tried: all of a grid, random ones, or those that Optuna's TPE suggests."""
 
     kind: Literal["grid", "random", "optuna"] = "grid"
     num_points: int | None = Field(None, ge=1, description="for random and optuna")
@@ -124,18 +125,20 @@ class Search(Section):
 
 
 class Scheduler(Section):
-    """Which trials end early. ``asha`` (Li et al. 2020): of the trials that reach a rung, ``1 / reduction_factor`` go on."""
+    """Which trials are pruned. ``asha`` (Li et al. 2020): of the trials that reach a rung, ``1 / reduction_factor`` continue."""
 
     kind: Literal["fifo", "asha"] = "fifo"
-    grace_rounds: int = Field(1, ge=1, description="the first rung; the next are this times powers of reduction_factor")
+    grace_rounds: int = Field(
+        1, ge=1, description="the first rung; the others are this times powers of reduction_factor"
+    )
     reduction_factor: float = Field(3, gt=1)
 
 
 class Trials(Section):
-    """How trials share the cluster. What one of them takes is the experiment's own ``cluster`` section."""
+    """How trials share the cluster. What one trial reserves is in the experiment's ``cluster`` section."""
 
     at_once: StrictInt | Literal["auto"] = Field("auto", description="auto: as many as fit")
-    retries: int = Field(2, ge=0, description="how often a trial that died goes on from its last round")
+    retries: int = Field(2, ge=0, description="how often a trial whose process died continues from its last round")
 
     @field_validator("at_once")
     @classmethod
@@ -146,7 +149,7 @@ class Trials(Section):
 
 
 class Space(Section):
-    """A sweep. ``experiment`` is the whole base with the changes merged in, once `load_space` has read it."""
+    """A sweep. After `load_space`, ``experiment`` is the whole base with the changes merged in."""
 
     name: str = Field("sweep", pattern=r"^[A-Za-z0-9._-]+$")
     base: str | None = None
@@ -200,11 +203,15 @@ class Space(Section):
 
     # -- experiments -----------------------------------------------------------------------------------------------------
 
-    def config(self, values: Mapping[str, Any], seed: int) -> ExperimentConfig:
-        """The experiment of one trial.
+    def config(self, values: Mapping[str, JsonValue], seed: int) -> ExperimentConfig:
+        """Return the experiment of one trial.
+
+        Args:
+            values: Of the parameters.
+            seed: Of the experiment.
 
         Raises:
-            UserError: the schema, or the method, refuses it.
+            UserError: The values do not make a valid experiment.
         """
         raw = deepcopy(self.experiment)
         for key, value in values.items():
@@ -215,52 +222,56 @@ class Space(Section):
 
     @cached_property
     def cluster(self) -> ClusterSection:
-        """The part of the experiment that no parameter changes: where it runs."""
+        """Where trials run, which no parameter changes."""
         return build(ClusterSection, self.experiment.get("cluster") or {}, "cluster")
 
     @property
-    def remembers(self) -> bool:
-        """Whether what is tried, or given up, depends on results."""
+    def is_adaptive(self) -> bool:
+        """Whether the points that are tried or pruned depend on results."""
         return self.search.kind == "optuna" or self.scheduler.kind == "asha"
 
     def to_yaml(self) -> str:
-        """The space as it runs: it needs no other file."""
+        """Return the space as YAML that needs no other file."""
         return yaml.safe_dump(json.loads(self.model_dump_json(exclude_none=True)), sort_keys=False)
 
 
 def load_space(path: Path, overrides: Sequence[str] = ()) -> Space:
-    """Read and check a space. An override of a space's key (``search.num_points=30``) changes the space, any other one
-    (``training.rounds=5``) the experiment of all trials.
+    """Read and check a space.
+
+    Args:
+        path: YAML file.
+        overrides: ``KEY=VALUE``; a key of the space (``search.num_points=30``) changes the space, any other key
+            (``training.rounds=5``) the experiment of all trials.
 
     Raises:
-        UserError: names key, value and fix.
+        UserError: Names key, value and fix.
     """
-    of_space, of_parameters, of_experiment = _sorted(overrides)
-    raw = read_overridden(path, of_space)
+    given = _Overrides.from_texts(overrides)
+    raw = read_overridden(path, given.space)
     experiment, parameters = raw.get("experiment") or {}, raw.get("parameters") or {}
     for key, value in (("experiment", experiment), ("parameters", parameters)):
         if not isinstance(value, dict):
             raise UserError(key, value, "must be a mapping")
-    changes = [{key: value} for key, value in of_experiment]
+    changes = [{key: value} for key, value in given.experiment]
     if raw.get("base") is not None:
         changes.append(experiment)
         base = path.parent / str(raw["base"])
         if not base.is_file():
-            raise UserError("base", raw["base"], f"no such file beside {path}")
-        experiment = _merged(read_yaml(base), experiment)
-    for key, value in of_experiment:
+            raise UserError("base", raw["base"], f"there is no such file beside {path}")
+        experiment = _merge(read_yaml(base), experiment)
+    for key, value in given.experiment:
         set_dotted(experiment, key, value)
-    space = resolved_space(raw | {"experiment": experiment, "parameters": parameters | of_parameters, "base": None})
+    space = resolved_space(raw | {"experiment": experiment, "parameters": parameters | given.parameters, "base": None})
     for change in changes:
         _check_not_swept(space, change)
     return space
 
 
 def resolved_space(raw: Mapping[str, Any]) -> Space:
-    """A space that needs no other file, from the mapping that `Space.to_yaml` writes.
+    """Build a space that needs no other file, from the mapping that `Space.to_yaml` writes.
 
     Raises:
-        UserError: names key, value and fix.
+        UserError: Names key, value and fix.
     """
     parameters = raw.get("parameters") or {}
     if not isinstance(parameters, Mapping):
@@ -269,7 +280,7 @@ def resolved_space(raw: Mapping[str, Any]) -> Space:
     return build(Space, dict(raw) | {"parameters": built})
 
 
-def _check_not_swept(space: Space, change: Mapping[str, Any]) -> None:
+def _check_not_swept(space: Space, change: Mapping[str, JsonValue]) -> None:
     """Refuse a change of the experiment that a parameter would override in every trial."""
     for swept in space.parameters:
         for key, value in _leaves(change):
@@ -277,7 +288,8 @@ def _check_not_swept(space: Space, change: Mapping[str, Any]) -> None:
                 raise UserError(key, value, f"is swept by this space; change parameters.{swept}")
 
 
-def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def _leaves(tree: Mapping[str, JsonValue], prefix: str = "") -> Iterator[tuple[str, JsonValue]]:
+    """Yield the dotted keys of a nested mapping with their values."""
     for key, value in tree.items():
         if isinstance(value, Mapping) and value:
             yield from _leaves(value, f"{prefix}{key}.")
@@ -285,36 +297,51 @@ def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield f"{prefix}{key}", value
 
 
-def _sorted(overrides: Sequence[str]) -> tuple[list[str], dict[str, Any], list[tuple[str, Any]]]:
-    """Overrides of the space, of whole parameters (``parameters.lora.rank={grid: [2]}``), and of the experiment."""
-    of_space, of_parameters, of_experiment = [], {}, []
-    for override in overrides:
-        key, value = parse_override(override)
-        section, _, rest = key.partition(".")
-        is_inner = bool(rest) if section in ("parameters", "experiment") else section not in Space.model_fields
-        if not is_inner:
-            of_space.append(override)
-        elif section == "parameters":
-            of_parameters[rest] = value
-        else:
-            of_experiment.append((rest if section == "experiment" else key, value))
-    return of_space, of_parameters, of_experiment
+@dataclass
+class _Overrides:
+    """Overrides by what they change.
+
+    Attributes:
+        space: Texts ``KEY=VALUE`` with a key of the space.
+        parameters: Whole parameters, e.g. of ``parameters.lora.rank={grid: [2]}``.
+        experiment: Dotted keys and values of the experiment of all trials.
+    """
+
+    space: list[str] = field(default_factory=list)
+    parameters: dict[str, JsonValue] = field(default_factory=dict)
+    experiment: list[tuple[str, JsonValue]] = field(default_factory=list)
+
+    @classmethod
+    def from_texts(cls, texts: Sequence[str]) -> _Overrides:
+        """Parse ``KEY=VALUE`` texts."""
+        overrides = cls()
+        for text in texts:
+            key, value = parse_override(text)
+            section, _, rest = key.partition(".")
+            is_inner = bool(rest) if section in ("parameters", "experiment") else section not in Space.model_fields
+            if not is_inner:
+                overrides.space.append(text)
+            elif section == "parameters":
+                overrides.parameters[rest] = value
+            else:
+                overrides.experiment.append((rest if section == "experiment" else key, value))
+        return overrides
 
 
-def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Sections are merged key by key; everything else is replaced."""
+def _merge(base: Mapping[str, JsonValue], changes: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
+    """Merge sections key by key; everything else is replaced."""
     merged = dict(base)
     for key, value in changes.items():
         known = merged.get(key)
-        merged[key] = _merged(known, value) if isinstance(known, dict) and isinstance(value, dict) else value
+        merged[key] = _merge(known, value) if isinstance(known, dict) and isinstance(value, dict) else value
     return merged
 
 
 def check_measured(space: Space, config: ExperimentConfig) -> None:
-    """Are the rounds of one experiment measured as the scheduler and the objectives ask?
+    """Check that an experiment is evaluated as the scheduler and the objectives need it.
 
     Raises:
-        UserError: names key, value and fix.
+        UserError: Names key, value and fix.
     """
     robust = [objective.metric for objective in space.objectives if needs_attack(objective.metric)]
     if robust and not config.evaluation.attacks:
@@ -324,5 +351,5 @@ def check_measured(space: Space, config: ExperimentConfig) -> None:
             fix = "must be 1 with scheduler.kind=asha, which compares trials after every round"
             raise UserError("evaluation.every", config.evaluation.every, fix)
         if space.scheduler.grace_rounds > config.training.rounds:
-            fix = f"is above training.rounds, which is {config.training.rounds}: nothing would ever be pruned"
+            fix = f"is above training.rounds, which is {config.training.rounds}: no trial would be pruned"
             raise UserError("scheduler.grace_rounds", space.scheduler.grace_rounds, fix)

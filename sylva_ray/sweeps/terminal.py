@@ -1,10 +1,8 @@
-"""What the terminal shows of a sweep: a bar of trials, the closing table."""
+"""What the terminal shows of a sweep: a bar of trials, and the closing table."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -13,12 +11,18 @@ from rich.table import Table
 
 from sylva_ray.reports.compare.rows import short_key
 from sylva_ray.reports.terminal import Display
+from sylva_ray.sweeps.events import AttemptEvent, SweepEvent, SweepStarted, SweepWarning, TrialProgress, Waiting
 from sylva_ray.sweeps.points import value_text
 from sylva_ray.sweeps.results import Sweep, shown_metrics, value_cell
 
 
 class SweepDisplay(Display):
-    """Shows a sweep's events (see `sylva_ray.sweeps.ray_tune`)."""
+    """Shows the events of a sweep; use as a context manager.
+
+    Args:
+        console: Where to print.
+        quiet: Whether to show warnings only.
+    """
 
     def __init__(self, console: Console, quiet: bool) -> None:
         super().__init__(console, quiet, TextColumn("{task.fields[detail]}"), TimeElapsedColumn())
@@ -26,48 +30,53 @@ class SweepDisplay(Display):
         self._running: dict[str, int] = {}
         self._over: set[str] = set()
 
-    def on_event(self, event: Mapping[str, Any]) -> None:
-        """One event of the sweep."""
-        match event["event"]:
-            case "sweep":
-                self._over = set(event["finished"])
-                self._progress.update(self._bar, total=event["trials"], completed=len(self._over))
+    def on_event(self, event: SweepEvent) -> None:
+        """Show an event."""
+        match event:
+            case SweepStarted(num_trials, finished):
+                self._over = set(finished)
+                self._progress.update(self._bar, total=num_trials, completed=len(self._over))
                 if self._over and self._plain:
-                    self.say(f"{len(self._over)} of {event['trials']} trials have finished before")
-            case "warning":
-                self.say(f"warning: {event['text']}")
-            case "waiting":
-                self.say(event["what"])
-            case "trial":
-                self._trial(event)
+                    self.say(f"{len(self._over)} of {num_trials} trials have finished before")
+            case SweepWarning(text):
+                self.say(f"warning: {text}")
+            case Waiting(text):
+                self.say(text)
+            case TrialProgress(key, line):
+                self._show_trial(key, line)
 
-    def _trial(self, event: Mapping[str, Any]) -> None:
-        key = event["key"]
-        if "lost" in event:
-            self.say(f"trial {key}: a worker died during {event['lost']}; its clients run again elsewhere")
-        elif "ended" not in event:
-            self._running[key] = event.get("step", 0)
+    def _show_trial(self, key: str, event: AttemptEvent) -> None:
+        if event.lost is not None:
+            self.say(f"trial {key}: a worker died during {event.lost}; its clients run again elsewhere")
+        elif event.ended is None:
+            self._running[key] = event.step or 0
         else:
             self._running.pop(key, None)
-            if event["outcome"] != "died":
+            if event.outcome != "died":
                 self._over.add(key)
             if self._plain:
-                said = f": {event['error']}" if event["error"] else ""
-                seconds = event["ended"] - event["began"]
-                self.say(f"trial {key}  {event['outcome']:<9} {seconds:6.1f} s  ({len(self._over)} over){said}")
+                reason = f": {event.error}" if event.error else ""
+                seconds = event.ended - event.began
+                self.say(f"trial {key}  {event.outcome:<9} {seconds:6.1f} s  ({len(self._over)} over){reason}")
         running = "  ".join(f"{name} step {step}" for name, step in self._running.items())
         self._progress.update(self._bar, completed=len(self._over), detail=running)
 
 
-def sweep_table(sweep: Sweep, most: int = 30) -> Table:
-    """The points, best first: the swept values, the objectives, accuracies and costs."""
-    space = sweep.space
+def sweep_table(sweep: Sweep, max_points: int = 30) -> Table:
+    """Build the table of points: the swept values, the objectives, accuracies and costs.
+
+    Args:
+        sweep: The results.
+        max_points: How many points to show, the best first.
+    """
+    space, num_hidden = sweep.space, len(sweep.points) - max_points
     goals = ", ".join(f"{objective.mode} {objective.metric}" for objective in space.objectives)
-    table = Table(title=f"{space.name}: {goals}; accuracies in %", caption=_left_out(len(sweep.points) - most))
+    caption = f"and {num_hidden} more in sweep.json" if num_hidden > 0 else None
+    table = Table(title=f"{space.name}: {goals}; accuracies in %", caption=caption)
     keys, metrics = list(space.parameters), shown_metrics(space)
     for name in ("", *(short_key(key) for key in keys), *metrics, "seeds"):
         table.add_column(name.replace("_", " "), justify="right")
-    for point in sweep.points[:most]:
+    for point in sweep.points[:max_points]:
         mark = "*" if point.chosen else "" if point.complete else "/".join(sorted(set(point.states)))
         mark += " !" if point.checks else ""
         values = [value_text(point.values[key]) for key in keys]
@@ -76,12 +85,8 @@ def sweep_table(sweep: Sweep, most: int = 30) -> Table:
     return table
 
 
-def _left_out(more: int) -> str | None:
-    return f"and {more} more in sweep.json" if more > 0 else None
-
-
 def sweep_lines(sweep: Sweep, sweep_dir: Path) -> list[str]:
-    """Marks, what the workers did, and where things are."""
+    """Explain the marks, count the trials, and say where the files are."""
     counts = ", ".join(f"{count} {state}" for state, count in sweep.counts.items())
     several = len(sweep.space.objectives) > 1
     lines = ["*        " + ("not dominated by another point" if several else "the best point")]

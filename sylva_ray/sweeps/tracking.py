@@ -1,17 +1,25 @@
 """A sweep in MLflow: a parent run, and its trials as runs under it.
 
-The trials send themselves (`sylva_ray.tracking`), from a thread, as any run does. What one of them did not manage, because it was
-pruned or killed, is sent at the end. A store that is down costs the sweep a warning, and nothing else.
+Each trial sends itself from a thread, as any run does (`sylva_ray.observers.mlflow`). What a trial did not send, because it
+was pruned or killed, is sent at the end. If MLflow does not answer, the sweep goes on and ends with a warning.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-from sylva_ray.config.experiment import MEASURED, ExperimentConfig, load_run_config, with_choices_of
+from pydantic import BaseModel
+
+from sylva_ray.config.experiment import (
+    MEASURED,
+    ExperimentConfig,
+    TrackingSection,
+    load_run_config,
+    with_choices_of,
+)
 from sylva_ray.config.schema import build
 from sylva_ray.core.credentials import mask_credentials
 from sylva_ray.observers.mlflow.delivery import STATE
@@ -24,10 +32,65 @@ from sylva_ray.sweeps.results import STATES, Sweep, markdown
 from sylva_ray.sweeps.space import Space
 
 
-class SweepTracking:
-    """Follows one sweep. Its methods never raise; what went wrong is in ``problems``.
+class ParentRun(BaseModel):
+    """``mlflow.json``: the sweep's own run.
 
-    ``changes``: what the trials' ``tracking`` section differs in from the space's."""
+    Attributes:
+        uri: The store, without credentials.
+        experiment: The experiment in the store.
+        run_id: The run.
+    """
+
+    uri: str
+    experiment: str
+    run_id: str
+
+
+@dataclass(frozen=True)
+class TrialTracking:
+    """How all trials of a sweep are tracked.
+
+    Attributes:
+        experiment: The experiment in MLflow.
+        tags: On every trial, beside its own.
+        detail: See `TrackingSection`.
+        uri: The store; None: as the space says, which may be the environment.
+        parent_run_id: The sweep's own run; None if it could not be made.
+    """
+
+    experiment: str
+    tags: dict[str, str]
+    detail: str
+    uri: str | None = None
+    parent_run_id: str | None = None
+
+    def section(self, config: ExperimentConfig, trial: Trial) -> TrackingSection:
+        """Return the tracking section of a trial with the given configuration."""
+        tags = self.tags | {"sylva.point": trial.point, "sylva.seed": str(trial.seed)}
+        return config.tracking.model_copy(
+            update={
+                "experiment": self.experiment,
+                "detail": self.detail,
+                "uri": self.uri or config.tracking.uri,
+                "parent_run_id": self.parent_run_id,
+                "run_name": f"{point_label(trial.values)}, seed {trial.seed}",
+                "tags": config.tracking.tags | tags,
+            }
+        )
+
+
+class SweepTracking:
+    """Tracks one sweep. No method raises; what went wrong is listed in ``problems``.
+
+    Args:
+        folder: The sweep's folder.
+        space: Its space.
+
+    Attributes:
+        enabled: Whether anything is sent.
+        trials: How the trials are tracked.
+        problems: One sentence per failure.
+    """
 
     def __init__(self, folder: SweepFolder, space: Space) -> None:
         self.folder, self.space = folder, space
@@ -35,48 +98,48 @@ class SweepTracking:
         given = space.experiment.get("tracking") or {}
         section = build(ExperimentConfig, {"tracking": given}).tracking
         self.enabled = section.enabled
-        self.experiment = section.experiment if "experiment" in given else space.name
         self.uri = tracking_uri(section, folder.root)
-        self.tags = {SWEEP_NAME_TAG: folder.root.name}
-        self.changes: dict[str, Any] = {"experiment": self.experiment, "detail": given.get("detail", "fleet")}
-        self.changes["tags"] = self.tags
-        if self.uri.startswith("sqlite:///"):  # beside the sweep, not beside the trials
-            self.changes["uri"] = self.uri
+        self.trials = TrialTracking(
+            experiment=section.experiment if "experiment" in given else space.name,
+            tags={SWEEP_NAME_TAG: folder.root.name},
+            detail=section.detail if "detail" in given else "fleet",
+            uri=self.uri if self.uri.startswith("sqlite:///") else None,  # beside the sweep, not beside the trials
+        )
         self._run_id: str | None = None
 
     def open(self) -> None:
-        """Make the parent run, or find the one of a sweep that is resumed."""
+        """Create the parent run, or continue that of a sweep that is resumed."""
         if not self.enabled:
             return
-        known = self.folder.read_json(self.folder.parent)
-        where = {"uri": mask_credentials(self.uri), "experiment": self.experiment}
-        if known is not None and {name: known[name] for name in where} == where:
-            self._run_id = known["run_id"]
-            self._try(lambda: update_sweep(self.uri, known["run_id"], "RUNNING", {}, "", []))
+        known, uri = self._read_parent_run(), mask_credentials(self.uri)
+        if known is not None and (known.uri, known.experiment) == (uri, self.trials.experiment):
+            self._run_id = known.run_id
+            self._try(lambda: update_sweep(self.uri, known.run_id, "RUNNING", {}, "", []))
         else:
-            self._try(lambda: self._make(where))
-        self.changes["parent_run_id"] = self._run_id
+            self._try(self._create_parent_run)
+        self.trials = replace(self.trials, parent_run_id=self._run_id)
 
     def close(self, sweep: Sweep) -> None:
-        """Send what trials could not, and the sweep's own results."""
+        """Send what trials did not send, and the results of the sweep."""
         if not self.enabled:
             return
         self.problems.clear()
         for trial in sweep.trials:
             run_dir = self.folder.trial(trial.key)
-            state = self.folder.read_json(run_dir / STATE) or {}
-            if (run_dir / RECORDS).exists() and not state.get("finished"):
+            if (run_dir / RECORDS).exists() and not _is_sent(run_dir / STATE):
                 self.problems += send_run(run_dir, load_run_config(run_dir))
-        if self._run_id is not None:
+        run_id = self._run_id
+        if run_id is not None:
             status = "FAILED" if sweep.failed else "FINISHED"
-            self._try(
-                lambda: update_sweep(
-                    self.uri, str(self._run_id), status, _numbers(sweep), markdown(sweep), self._files()
-                )
-            )
+            self._try(lambda: update_sweep(self.uri, run_id, status, _numbers(sweep), markdown(sweep), self._files()))
 
-    def _make(self, where: dict[str, str]) -> None:
-        space = self.space
+    def _read_parent_run(self) -> ParentRun | None:
+        if not self.folder.parent_run.exists():
+            return None
+        return ParentRun.model_validate_json(self.folder.parent_run.read_text())
+
+    def _create_parent_run(self) -> None:
+        space, experiment = self.space, self.trials.experiment
         params = {key: f"{p.kind} {json.dumps(p.values)}" for key, p in space.parameters.items()}
         params |= {
             "sweep.search": space.search.kind,
@@ -84,8 +147,10 @@ class SweepTracking:
             "sweep.objectives": ", ".join(f"{o.mode} {o.metric}" for o in space.objectives),
             "sweep.seeds": ", ".join(map(str, space.seeds)),
         }
-        self._run_id = open_sweep(self.uri, self.experiment, f"sweep {self.folder.root.name}", params, self.tags)
-        self.folder.write(self.folder.parent, json.dumps(where | {"run_id": self._run_id}) + "\n")
+        name = f"sweep {self.folder.root.name}"
+        self._run_id = open_sweep(self.uri, experiment, name, params, self.trials.tags)
+        parent = ParentRun(uri=mask_credentials(self.uri), experiment=experiment, run_id=self._run_id)
+        self.folder.write(self.folder.parent_run, json.dumps(parent.model_dump()) + "\n")
 
     def _files(self) -> list[Path]:
         folder = self.folder
@@ -95,31 +160,41 @@ class SweepTracking:
     def _try(self, send: Callable[[], object]) -> None:
         try:
             send()
-        except Exception as error:  # whatever a server, a driver or a proxy may throw: the sweep goes on
+        except Exception as error:  # whatever a server, a driver or a proxy raises: the sweep goes on
             reason = mask_credentials(" ".join(str(error).split())[:160])
             self.problems.append(f"MLflow at {mask_credentials(self.uri)} did not take the sweep's own run: {reason}")
 
 
 def trial_config(
-    space: Space, trial: Trial, tracking: Mapping[str, Any], chosen: ExperimentConfig | None = None
+    space: Space, trial: Trial, tracking: TrialTracking, compute: ExperimentConfig | None = None
 ) -> ExperimentConfig:
-    """A trial's experiment, tracked as a child of the sweep's run; it computes as ``chosen`` where its space says ``auto``."""
+    """Return a trial's experiment, tracked as a child of the sweep's run.
+
+    Args:
+        space: The sweep's space.
+        trial: The trial.
+        tracking: How it is tracked.
+        compute: A configuration whose precision and attention kernels replace ``auto``; None: ``auto`` stays.
+
+    Raises:
+        UserError: The values do not make a valid experiment.
+    """
     config = space.config(trial.values, trial.seed)
-    if chosen is not None:
-        config = with_choices_of(config, chosen, MEASURED)
-    tags = tracking.get("tags", {}) | {"sylva.point": trial.point, "sylva.seed": str(trial.seed)}
-    changes = dict(tracking) | {
-        "run_name": f"{point_label(trial.values)}, seed {trial.seed}",
-        "tags": config.tracking.tags | tags,
-    }
+    if compute is not None:
+        config = with_choices_of(config, compute, MEASURED)
     config = resolve_trial_device(config)
-    return config.model_copy(update={"tracking": config.tracking.model_copy(update=changes)})
+    return config.model_copy(update={"tracking": tracking.section(config, trial)})
 
 
 def _numbers(sweep: Sweep) -> dict[str, float]:
-    """What the parent run shows beside its trials."""
+    """Return the metrics of the parent run."""
     numbers = {f"trials.{state}": float(sweep.counts.get(state, 0)) for state in STATES}
     numbers["busy_share"] = sweep.busy_share
     for point in sweep.chosen[:1]:
         numbers |= {f"best.{name}": value.mean for name, value in point.metrics.items()}
     return numbers
+
+
+def _is_sent(state: Path) -> bool:
+    """Return whether a trial has been sent to its end, by its own account."""
+    return state.exists() and bool(json.loads(state.read_text())["finished"])

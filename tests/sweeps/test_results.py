@@ -12,7 +12,7 @@ from sylva_ray.config.schema import build
 from sylva_ray.sweeps.metrics import busy_seconds, step_metrics
 from sylva_ray.sweeps.points import Trial
 from sylva_ray.sweeps.report import render
-from sylva_ray.sweeps.results import Sweep, TrialResult, _points, covered, front_of, markdown
+from sylva_ray.sweeps.results import Sweep, TrialResult, front_of, markdown, union_length
 from sylva_ray.sweeps.space import Objective, Parameter, Space
 from tests.conftest import TINY
 
@@ -40,11 +40,12 @@ def result(
 
 
 def sweep_of(space: Space, trials: list[TrialResult]) -> Sweep:
-    return Sweep(space, trials, _points(space, trials), Path("toy"))
+    return Sweep.from_trials(space, trials, Path("toy"))
 
 
-def chosen(sweep: Sweep) -> list[int]:
-    return sorted(point.values["lora.rank"] for point in sweep.chosen)
+def chosen(sweep: Sweep) -> list[Any]:
+    ranks: list[Any] = [point.values["lora.rank"] for point in sweep.chosen]
+    return sorted(ranks)
 
 
 def test_a_point_is_the_mean_of_its_seeds_and_the_best_mean_is_chosen() -> None:
@@ -74,16 +75,16 @@ def test_the_front_is_what_brute_force_says() -> None:
     rng = np.random.default_rng(0)
     values = rng.integers(0, 6, (30, 2)) / 6
     space = make_space("benign_accuracy", "robust_accuracy", seeds=(0,))
-    trials = [result(rank, 0, *map(float, pair)) for rank, pair in enumerate(values, 1)]
-    points = _points(space, trials)
+    trials = [result(rank, 0, float(benign), float(robust)) for rank, (benign, robust) in enumerate(values, 1)]
     dominated = {i + 1 for i, a in enumerate(values) if any((b >= a).all() and (b > a).any() for b in values)}
-    assert chosen(sweep_of(space, trials)) == sorted(set(range(1, 31)) - dominated)
-    lower_is_better = front_of(points, (Objective(metric="total_bytes", mode="min"),))
+    sweep = sweep_of(space, trials)
+    assert chosen(sweep) == sorted(set(range(1, 31)) - dominated)
+    lower_is_better = front_of(sweep.points, (Objective(metric="total_bytes", mode="min"),))
     assert [point.values["lora.rank"] for point in lower_is_better] == [1]
 
 
 def test_utilisation_counts_the_time_in_which_trials_ran() -> None:
-    assert covered([(0, 10), (5, 12), (100, 101)]) == 13
+    assert union_length([(0, 10), (5, 12), (100, 101)]) == 13
     trials = [result(2, seed, 0.5, 0.5, workers=2) for seed in (0, 1)]  # 10 s each, 5 of them busy, far apart
     assert sweep_of(make_space("robust_accuracy"), trials).busy_share == pytest.approx(10 / (2 * 20))
     beside = [result(2, 0, 0.5, 0.5, workers=2), result(4, 0, 0.5, 0.5, workers=5)]

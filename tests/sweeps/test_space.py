@@ -66,13 +66,12 @@ def test_random_points_stay_inside_and_more_of_them_keep_the_first(tmp_path: Pat
         "training.local_epochs": {"randint": [1, 3]},
         "lora.rank": {"choice": [2, 4]},
     }
-    few, many = (
-        [
-            t.values
-            for t in planned_trials(space_of(tmp_path, parameters=ranges, search={"kind": "random", "num_points": n}))
-        ]
-        for n in (10, 40)
-    )
+
+    def points(number: int) -> list[dict[str, Any]]:
+        space = space_of(tmp_path, parameters=ranges, search={"kind": "random", "num_points": number})
+        return [dict(trial.values) for trial in planned_trials(space)]
+
+    few, many = points(10), points(40)
     assert many[:10] == few
     assert len({point_id(values) for values in many}) == 40
     assert all(0.001 <= v["training.lr"] <= 0.1 and 1 / 255 <= v["attack.epsilon"] <= 8 / 255 for v in many)
@@ -83,7 +82,8 @@ def test_random_points_stay_inside_and_more_of_them_keep_the_first(tmp_path: Pat
 def test_a_small_space_has_no_more_points_than_it_has(tmp_path: Path) -> None:
     ranks = {"lora.rank": {"choice": [2, 4]}}
     space = space_of(tmp_path, parameters=ranks, search={"kind": "random", "num_points": 9})
-    assert sorted(t.values["lora.rank"] for t in planned_trials(space)) == [2, 4]
+    drawn: list[Any] = [trial.values["lora.rank"] for trial in planned_trials(space)]
+    assert sorted(drawn) == [2, 4]
 
 
 def test_what_the_base_lacks_the_parameters_may_give(tmp_path: Path) -> None:
@@ -143,7 +143,11 @@ CASES: dict[str, tuple[dict[str, Any], tuple[str, ...], list[str]]] = {
         (),
         ["attack.epsilon.grid", "twice"],
     ),
-    "value that YAML reads as a date": ({}, ("parameters.lora.rank={grid: [2024-01-01]}",), ["lora.rank", "no number"]),
+    "value that YAML reads as a date": (
+        {},
+        ("parameters.lora.rank={grid: [2024-01-01]}",),
+        ["lora.rank", "is not a number"],
+    ),
     "range without an end": (lr(uniform=[0.1, float("inf")]), (), ["parameters.training.lr.uniform", "finite"]),
     "real numbers for a whole one": (
         {"parameters": {"lora.rank": {"uniform": [1, 8]}}, "search": {"kind": "optuna", "num_points": 3}},

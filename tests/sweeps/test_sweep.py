@@ -19,6 +19,7 @@ import pytest
 import yaml
 
 from sylva_ray.core.errors import UserError
+from sylva_ray.sweeps.events import AttemptEvent, SweepEvent, TrialProgress, Waiting
 from sylva_ray.sweeps.folder import SweepFolder
 from sylva_ray.sweeps.points import planned_trials, point_id
 from sylva_ray.sweeps.results import Sweep
@@ -31,7 +32,7 @@ optuna = pytest.importorskip("optuna")
 
 from sylva_ray.provisioning.launcher_file import load_promised  # noqa: E402
 from sylva_ray.sweeps.optuna_search import PointSearch  # noqa: E402
-from sylva_ray.sweeps.ray_tune import asha, check_trials_fit, run_sweep, watching  # noqa: E402
+from sylva_ray.sweeps.ray_tune import asha, check_trials_fit, max_rounds, run_sweep, watching  # noqa: E402
 from sylva_ray.sweeps.trial import trial_bundles, trials_that_fit  # noqa: E402
 
 SMALL: dict[str, Any] = {
@@ -52,8 +53,8 @@ def space_of(folder: Path, experiment: Mapping[str, Any] = SMALL, **keys: Any) -
     return load_space(folder / "space.yaml")
 
 
-def ignore(event: dict[str, Any]) -> None:
-    del event
+def ignore(event: object) -> None:
+    """Take an event of a sweep or of a run."""
 
 
 def adapters_of(sweep: Sweep, root: Path) -> dict[str, dict[str, bytes]]:
@@ -142,31 +143,31 @@ def test_a_trial_that_no_autoscaler_can_place_is_refused(
 
 
 def test_a_sweep_without_a_running_trial_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in (("node_resources", lambda: [HEAD]), ("WATCH_S", 0.01), ("WAITING_S", 0.05)):
+    for name, value in (("node_resources", lambda: [HEAD]), ("POLL_INTERVAL_S", 0.01), ("STATUS_INTERVAL_S", 0.05)):
         monkeypatch.setattr(f"sylva_ray.sweeps.ray_tune.{name}", value)
     space, folder = space_of(tmp_path / "s"), SweepFolder(tmp_path / "sweep")
     folder.claim(space, resume=False)
-    heard: list[dict[str, Any]] = []
-    come = threading.Event()
+    events: list[SweepEvent] = []
+    waits = threading.Event()
 
-    def listen(event: dict[str, Any]) -> None:
-        heard.append(event)
-        come.set() if event["event"] == "waiting" else None
+    def listen(event: SweepEvent) -> None:
+        events.append(event)
+        waits.set() if isinstance(event, Waiting) else None
 
     with watching(folder, space, listen):
-        assert come.wait(10)
-    assert heard[-1]["what"].endswith("(nodes: 1, GPUs: 0)")
+        assert waits.wait(10)
+    assert isinstance(events[-1], Waiting)
+    assert events[-1].text.endswith("(nodes: 1, GPUs: 0)")
     with watching(folder, space, listen):
-        folder.note("k-s0", began=1.0, process=os.getpid())
+        folder.add_event("k-s0", AttemptEvent(began=1.0, process=os.getpid()))
         time.sleep(0.3)
-    began = [event["event"] for event in heard].index("trial")
-    assert len(heard) == began + 1, "a trial that runs is no reason to wait"
+    assert isinstance(events[-1], TrialProgress), "no waiting while a trial runs"
     gone = subprocess.Popen(["true"])
     gone.wait()
-    come.clear()
-    with watching(folder, space, listen):  # killed: it could not say that it ended
-        folder.note("k-s0", began=2.0, process=gone.pid)
-        assert come.wait(10)
+    waits.clear()
+    with watching(folder, space, listen):  # a process that was killed did not write that it ended
+        folder.add_event("k-s0", AttemptEvent(began=2.0, process=gone.pid))
+        assert waits.wait(10)
 
 
 @pytest.mark.parametrize(
@@ -304,7 +305,7 @@ def test_a_search_that_an_older_version_saved_is_refused(tmp_path: Path) -> None
     folder.claim(space, resume=False)
     folder.tune.mkdir()
     (folder.tune / "searcher-state-2026-01-01_00-00-00.pkl").write_bytes(b"cos\nsystem\n(S'false'\ntR.")
-    with pytest.raises(UserError, match="saved by an older version") as caught:
+    with pytest.raises(UserError, match="an older version saved as a pickle") as caught:
         folder.check(space, resume=True)
     assert len(str(caught.value).splitlines()) == 1
     (folder.tune / "searcher-state-2026-01-02_00-00-00.json").write_text("{}")
@@ -314,7 +315,7 @@ def test_a_search_that_an_older_version_saved_is_refused(tmp_path: Path) -> None
 def test_asha_counts_on_the_longest_of_the_trials(tmp_path: Path) -> None:
     rounds = {"training.rounds": {"grid": [9, 6]}}
     space = space_of(tmp_path, parameters=rounds, scheduler={"kind": "asha", "reduction_factor": 3})
-    assert asha(space)._max_t == 9
+    assert max_rounds(space) == 9
 
 
 def test_asha_keeps_the_best_third_at_every_rung_and_lets_them_finish(tmp_path: Path) -> None:
@@ -325,14 +326,15 @@ def test_asha_keeps_the_best_third_at_every_rung_and_lets_them_finish(tmp_path: 
         def __init__(self, number: int) -> None:
             self.trial_id = str(number)
 
-    trials = [Toy(number) for number in range(9)]
+    controller: Any = None
+    trials: list[Any] = [Toy(number) for number in range(9)]
     for trial in trials:
-        scheduler.on_trial_add(None, trial)
+        scheduler.on_trial_add(controller, trial)
     stopped: dict[int, int] = {}
     for step in range(0, 12):  # personalisation comes after the last round
         for number in reversed(range(9)):  # the best reports first
             result = {"step": step, "robust_accuracy": number / 10}
-            if number not in stopped and scheduler.on_trial_result(None, trials[number], result) == "STOP":
+            if number not in stopped and scheduler.on_trial_result(controller, trials[number], result) == "STOP":
                 stopped[number] = step
     assert set(stopped.values()) <= {1, 3, 9}
     assert 8 not in stopped
@@ -369,12 +371,13 @@ def test_a_trial_whose_process_dies_goes_on_from_its_last_round(tmp_path: Path) 
     process: list[int] = []
     steps: list[int] = []
 
-    def kill_after_the_first_round(event: dict[str, Any]) -> None:
-        if event["event"] == "trial" and "process" in event:
-            process.append(event["process"])
-        if event["event"] == "trial" and "step" in event:
-            steps.append(event["step"])
-            if event["step"] >= 1 and not killed:
+    def kill_after_the_first_round(event: SweepEvent) -> None:
+        line = event.event if isinstance(event, TrialProgress) else AttemptEvent(began=0.0)
+        if line.process is not None:
+            process.append(line.process)
+        if line.step is not None:
+            steps.append(line.step)
+            if line.step >= 1 and not killed:
                 killed.append(process[-1])
                 os.kill(process[-1], signal.SIGKILL)
 
@@ -413,8 +416,8 @@ def test_a_trial_that_cannot_run_is_named_and_not_tried_again(tmp_path: Path) ->
 def test_a_point_of_optunas_that_is_no_experiment_is_refused_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Corners and one inner point are proved before; here the inner one is not looked at, and no rank that is drawn is whole."""
-    monkeypatch.setattr("sylva_ray.sweeps.points._inside", lambda _: iter(()))
+    """Corners and an inner point are checked before; here the inner point is a corner, and no suggested rank is whole."""
+    monkeypatch.setattr("sylva_ray.sweeps.points.GOLDEN", 0.0)
     space = space_of(
         tmp_path / "s",
         parameters={"lora.rank": {"uniform": [1, 2]}},
@@ -529,6 +532,10 @@ def test_the_folder_reads_what_it_wrote(tmp_path: Path) -> None:
     folder, space = SweepFolder(tmp_path / "sweep"), space_of(tmp_path / "s")
     folder.claim(space, resume=False)
     assert folder.load() == space
-    folder.note("k-s0", began=1.0)
-    folder.note("k-s0", began=1.0, ended=2.0)
-    assert [entry.get("ended") for entry in folder.attempts("k-s0")] == [None, 2.0]
+    events = [AttemptEvent(began=1.0), AttemptEvent(began=1.0, ended=2.0, outcome="died", error="")]
+    for event in events:
+        folder.add_event("k-s0", event)
+    assert folder.history("k-s0") == events
+    assert folder.started_trials() == ["k-s0"]
+    lines = (tmp_path / "sweep" / "attempts" / "k-s0.jsonl").read_text().splitlines()
+    assert json.loads(lines[1]) == {"began": 1.0, "ended": 2.0, "outcome": "died", "error": ""}

@@ -17,9 +17,9 @@ from sylva_ray.core.errors import UserError
 from sylva_ray.sweeps.folder import SweepFolder
 from sylva_ray.sweeps.output import write_results
 from sylva_ray.sweeps.points import Trial, planned_trials
-from sylva_ray.sweeps.results import Sweep, collect
+from sylva_ray.sweeps.results import Sweep, collect_results
 from sylva_ray.sweeps.space import Space, load_space
-from sylva_ray.sweeps.tracking import SweepTracking, trial_config
+from sylva_ray.sweeps.tracking import SweepTracking, TrialTracking, trial_config
 from tests.conftest import TINY
 from tests.reports.synthetic_run import make_run
 
@@ -47,8 +47,8 @@ def played(folder: SweepFolder, space: Space, tracking: SweepTracking, pruned: T
     """Synthetic runs in place of trained ones; ``pruned`` ends early."""
     trials = planned_trials(space)
     for trial in trials:
-        make_run(folder.trial(trial.key), trial_config(space, trial, tracking.changes), finished=trial != pruned)
-    sweep = collect(folder, space, trials, {})
+        make_run(folder.trial(trial.key), trial_config(space, trial, tracking.trials), finished=trial != pruned)
+    sweep = collect_results(folder, space, trials, {})
     write_results(folder, sweep)
     return sweep
 
@@ -125,11 +125,11 @@ def test_a_resumed_sweep_goes_on_in_the_same_run(runs: Path) -> None:
     first, again = SweepTracking(folder, space), SweepTracking(folder, space)
     first.open()
     again.open()
-    assert first.changes == again.changes
+    assert first.trials == again.trials
     again.close(played(folder, space, again))
     again.open()
     client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{runs / 'mlflow.db'}")
-    assert client.get_run(again.changes["parent_run_id"]).info.status == "RUNNING"
+    assert client.get_run(str(again.trials.parent_run_id)).info.status == "RUNNING"
 
 
 def test_a_dead_server_costs_a_warning(runs: Path) -> None:
@@ -142,8 +142,8 @@ def test_a_dead_server_costs_a_warning(runs: Path) -> None:
     (problem,) = tracking.problems
     assert "did not take the sweep's own run" in problem
     assert "s3cret" not in problem
-    assert tracking.changes["parent_run_id"] is None
-    assert "s3cret" not in str(tracking.changes)
+    assert tracking.trials.parent_run_id is None
+    assert "s3cret" not in str(tracking.trials)
 
 
 def test_without_tracking_nothing_is_asked_of_mlflow(runs: Path) -> None:
@@ -171,9 +171,12 @@ def test_every_trial_computes_as_the_sweep_chose_where_its_space_leaves_it_open(
         }
     )
     for trial in planned_trials(space):
-        config = trial_config(space, trial, {}, chosen)
+        config = trial_config(space, trial, TrialTracking("toy", {}, "fleet"), chosen)
         assert (config.training.precision, config.training.attention) == ("bfloat16", kernels)
         assert config.evaluation.precision == "bfloat16"
         assert config.training.cohort_size != 7, "that depends on the trial's own clients"
     pinned = space.model_copy(update={"experiment": {**space.experiment, "training": {"precision": "float32"}}})
-    assert trial_config(pinned, planned_trials(pinned)[0], {}, chosen).training.precision == "float32"
+    assert (
+        trial_config(pinned, planned_trials(pinned)[0], TrialTracking("toy", {}, "fleet"), chosen).training.precision
+        == "float32"
+    )

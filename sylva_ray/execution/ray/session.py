@@ -111,8 +111,19 @@ def _last_line(text: str) -> str:
 
 
 def node_resources() -> list[Resources]:
-    """What every live node has in total, busy or not."""
-    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    """Return what every live node has in total, busy or not."""
+    return [node["Resources"] for node in _nodes() if node["Alive"]]
+
+
+def own_node_resources() -> Resources:
+    """Return what the node of this process has in total, busy or not."""
+    own_id = ray.get_runtime_context().get_node_id()
+    return next(node["Resources"] for node in _nodes() if node["NodeID"] == own_id)
+
+
+def _nodes() -> list[dict[str, Any]]:
+    nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+    return nodes
 
 
 def possible_nodes(section: ClusterSection) -> list[Resources]:

@@ -1,0 +1,92 @@
+"""What a sweep tells while it runs, to the terminal and in the history of each trial on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+from pydantic import BaseModel, ConfigDict
+
+Outcome = Literal["finished", "pruned", "refused", "died"]
+"""How an attempt at a trial ended; an attempt that died is repeated (``trials.retries``)."""
+
+
+class AttemptEvent(BaseModel):
+    """A line of a trial's history ``attempts/POINT-sSEED.jsonl``. Keys without a value are absent; times are Unix seconds.
+
+    Attributes:
+        began: When the attempt began; identifies the attempt.
+        process: Of its coordinator, in the first line of an attempt.
+        node: Ray's id of the coordinator's node, in the first line of an attempt.
+        alive: When it did a ``step`` or ``lost`` a worker.
+        step: The last step of the experiment that is done.
+        lost: What a worker was doing when its process died.
+        ended: When the attempt ended; absent where it was killed.
+        outcome: How it ended.
+        error: Why it died or was refused; else empty.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    began: float
+    process: int | None = None
+    node: str | None = None
+    alive: float | None = None
+    step: int | None = None
+    lost: str | None = None
+    ended: float | None = None
+    outcome: Outcome | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class SweepStarted:
+    """The trials are about to start.
+
+    Attributes:
+        num_trials: All trials of the sweep.
+        finished: Keys of those that finished before the sweep was resumed.
+    """
+
+    num_trials: int
+    finished: Sequence[str]
+
+
+@dataclass(frozen=True)
+class TrialProgress:
+    """A new line in a trial's history.
+
+    Attributes:
+        key: The trial.
+        event: The line.
+    """
+
+    key: str
+    event: AttemptEvent
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """No trial runs.
+
+    Attributes:
+        text: What the sweep waits for.
+    """
+
+    text: str
+
+
+@dataclass(frozen=True)
+class SweepWarning:
+    """Something went wrong that does not stop the sweep.
+
+    Attributes:
+        text: One sentence, without a full stop.
+    """
+
+    text: str
+
+
+SweepEvent: TypeAlias = SweepStarted | TrialProgress | Waiting | SweepWarning
+OnEvent: TypeAlias = Callable[[SweepEvent], None]
