@@ -24,7 +24,7 @@ from sylva_ray.attacks.registry import attack_stack
 from sylva_ray.config.experiment import CONFIG, load_config
 from sylva_ray.core.types import AttackSpec, ParameterStack, Split, stack_states
 from sylva_ray.evaluation.plan import suite
-from sylva_ray.federation.client.batches import flat_split, split_draws
+from sylva_ray.federation.client.batches import client_images, split_draws
 from sylva_ray.federation.client.measuring import EVALUATION_ROWS
 from sylva_ray.models.cohort import to_parameters
 from sylva_ray.preparation.experiment import create_worker, prepare
@@ -58,9 +58,9 @@ class Bench:
         forwards = backwards = 0
         for first in range(0, max(map(len, pieces)), rows):
             window = [Split(p.images[first : first + rows], p.labels[first : first + rows]) for p in pieces]
-            x, y, owner = flat_split(window, torch.float32, self.worker.device)
+            images = client_images(window, torch.float32, self.worker.device)
             draws = split_draws(self.seed, spec.label, [self.clients[m] for m in members], window, first)
-            hit = attack_stack(self.worker.model, params, x, y, owner, spec, draws.to(self.worker.device))
+            hit = attack_stack(self.worker.model, params, images, spec, draws.to(self.worker.device))
             forwards, backwards = forwards + hit.forwards, backwards + hit.backwards
         return forwards, backwards
 
@@ -73,7 +73,8 @@ class Bench:
         """Seconds per image of a forward pass, and of a forward and backward pass to the image, in full batches."""
         rows = max(1, EVALUATION_ROWS // len(self.pieces))
         window = [Split(p.images[:rows], p.labels[:rows]) for p in self.pieces]
-        x, y, owner = flat_split(window, torch.float32, self.worker.device)
+        images = client_images(window, torch.float32, self.worker.device)
+        x, y, owner = images.x, images.y, images.owner
         params = self.params(range(len(self.pieces)))
         model = self.worker.model
 
@@ -111,11 +112,11 @@ def passes_if_none_fell(bench: Bench, spec: AttackSpec) -> Passes:
     """An attack's passes on images that cannot fall: the budget is zero and the labels are the model's own answers."""
     params = bench.params(range(len(bench.pieces)))
     few = [Split(piece.images[:1], piece.labels[:1]) for piece in bench.pieces]
-    x, _, owner = flat_split(few, torch.float32, bench.worker.device)
-    y = bench.worker.model.forward(params, x, owner).argmax(1)
+    images = client_images(few, torch.float32, bench.worker.device)
+    images = replace(images, y=bench.worker.model.forward(params, images.x, images.owner).argmax(1))
     draws = split_draws(bench.seed, spec.label, bench.clients, few, 0).to(bench.worker.device)
-    hit = attack_stack(bench.worker.model, params, x, y, owner, replace(spec, epsilon=0.0, step_size=0.0), draws)
-    return hit.forwards * bench.total // len(x), hit.backwards * bench.total // len(x)
+    hit = attack_stack(bench.worker.model, params, images, replace(spec, epsilon=0.0, step_size=0.0), draws)
+    return hit.forwards * bench.total // len(images), hit.backwards * bench.total // len(images)
 
 
 def main() -> None:

@@ -11,9 +11,9 @@ from sylva_ray.attacks.base import ATTACKS
 from sylva_ray.attacks.state import AttackedModel, AttackState
 from sylva_ray.core.lazy import torch
 from sylva_ray.core.seeding import ImageDraws
-from sylva_ray.core.types import AttackSpec, ParameterStack
+from sylva_ray.core.types import AttackSpec, ClientImages, ParameterStack
 
-__all__ = ["ATTACKS", "Attacked", "attack_stack", "attack_title"]
+__all__ = ["ATTACKS", "AttackResult", "attack_stack", "attack_title"]
 
 for module in pkgutil.iter_modules(sylva_ray.attacks.__path__):  # each module registers its attacks
     importlib.import_module(f"{sylva_ray.attacks.__name__}.{module.name}")
@@ -30,17 +30,18 @@ def attack_title(spec: AttackSpec) -> str:
 
 
 @dataclass(frozen=True)
-class Attacked:
-    """What one attack did to N images.
+class AttackResult:
+    """The result of an attack on N images.
 
     Attributes:
-        answers: ``[N]``, the wrong class where it succeeded, else the label.
-        distance: ``[N]`` of the adversarial image in the attack's norm; infinite where there is none.
-        x_adv: ``[N, 3, H, W]``, the adversarial image, else the image itself.
-        forwards, backwards: how many images went through the model.
+        predictions: ``[N]``, the wrong class where the attack succeeded, else the label.
+        distance: ``[N]`` of the adversarial image in the norm of the attack; infinite where none was found.
+        x_adv: ``[N, 3, H, W]``, the adversarial image, or the image itself where none was found.
+        forwards: number of images that were passed forward through the model.
+        backwards: number of images that were passed backward through the model.
     """
 
-    answers: torch.Tensor
+    predictions: torch.Tensor
     distance: torch.Tensor
     x_adv: torch.Tensor
     forwards: int
@@ -50,14 +51,21 @@ class Attacked:
 def attack_stack(
     model: AttackedModel,
     params: ParameterStack,
-    x: torch.Tensor,
-    y: torch.Tensor,
-    owner: torch.Tensor,
+    images: ClientImages,
     spec: AttackSpec,
     draws: ImageDraws,
     precision: torch.dtype | None = None,
-) -> Attacked:
-    """Attack a stack of clients at once; see `AttackState` for the arguments."""
-    state = AttackState(model, params, x, y, owner, spec.epsilon, spec.norm, precision)
+) -> AttackResult:
+    """Attack the models of C clients at once.
+
+    Args:
+        model: the stack of models.
+        params: the parameters of the C clients.
+        images: the images of the C clients.
+        spec: the attack.
+        draws: the source of all random numbers, one key per image.
+        precision: floating-point format of the forwards, see `AttackState`.
+    """
+    state = AttackState(model, params, images, spec.epsilon, spec.norm, precision)
     ATTACKS[spec.name].run(state, spec, draws)
-    return Attacked(state.predictions, state.distance, state.x_adv, state.forwards, state.backwards)
+    return AttackResult(state.predictions, state.distance, state.x_adv, state.forwards, state.backwards)

@@ -14,7 +14,7 @@ from typing import Protocol, TypeAlias
 from sylva_ray.attacks.norms import LENGTHS
 from sylva_ray.core.lazy import torch
 from sylva_ray.core.precision import at_precision
-from sylva_ray.core.types import ParameterStack
+from sylva_ray.core.types import ClientImages, ParameterStack
 
 LogitLoss: TypeAlias = "Callable[[torch.Tensor, torch.Tensor], torch.Tensor]"
 """``(logits [n, num_classes], rows [n]) -> [n]``: the per-image loss that an attack maximises."""
@@ -39,15 +39,15 @@ class AttackState:
     Args:
         model: the stack of models.
         params: the parameters of the C clients.
-        x: images ``[N, 3, H, W]`` in [0, 1].
-        y: labels ``[N]``.
-        owner: which client owns each image, ``[N]``, sorted, on the CPU.
+        images: the images of the C clients.
         epsilon: the budget, in the units of ``norm``; infinite: search for the nearest adversarial image.
         norm: a key of `LENGTHS`.
         precision: floating-point format of the forwards; None: the precision of the model. A success in another
             precision counts only if the precision of the model confirms it.
 
     Attributes:
+        x: the images, ``[N, 3, H, W]``.
+        y: the labels, ``[N]``.
         predictions: ``[N]``, the wrong class where the attack succeeded, else the label.
         x_adv: ``[N, 3, H, W]``, the nearest adversarial image found, else the image.
         distance: ``[N]``, distance of ``x_adv`` from the image; infinite where no adversarial image was found.
@@ -61,23 +61,22 @@ class AttackState:
         self,
         model: AttackedModel,
         params: ParameterStack,
-        x: torch.Tensor,
-        y: torch.Tensor,
-        owner: torch.Tensor,
+        images: ClientImages,
         epsilon: float = float("inf"),
         norm: str = "linf",
         precision: torch.dtype | None = None,
     ) -> None:
-        self.model, self.params, self.owner = model, {n: v.detach() for n, v in params.items()}, owner
-        self.x, self.y = x, y
+        self.model, self.params = model, {n: v.detach() for n, v in params.items()}
+        self.x, self.y, self.owner = images.x, images.y, images.owner
         self.epsilon, self.norm = epsilon, LENGTHS[norm]
         self.precision = precision if precision is not None and precision != model.precision else None
-        self.predictions, self.x_adv = y.clone(), x.clone()
-        self.distance = torch.full((len(x),), float("inf"), device=x.device, dtype=x.dtype)
-        self.is_robust = torch.ones(len(x), dtype=torch.bool, device=x.device)
+        self.predictions, self.x_adv = self.y.clone(), self.x.clone()
+        count, device = len(images), self.x.device
+        self.distance = torch.full((count,), float("inf"), device=device, dtype=self.x.dtype)
+        self.is_robust = torch.ones(count, dtype=torch.bool, device=device)
         self.forwards = self.backwards = 0
         with self.at_model_precision():
-            self.clean_logits = self.logits(x, torch.arange(len(x), device=x.device))
+            self.clean_logits = self.logits(self.x, torch.arange(count, device=device))
 
     def remaining(self) -> torch.Tensor:
         """Return the rows of the images that are still robust, in ascending order."""

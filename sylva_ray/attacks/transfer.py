@@ -8,16 +8,14 @@ from sylva_ray.attacks.pgd import pgd
 from sylva_ray.attacks.state import AttackedModel
 from sylva_ray.core.lazy import torch
 from sylva_ray.core.seeding import ImageDraws
-from sylva_ray.core.types import AttackSpec, ParameterStack
+from sylva_ray.core.types import AttackSpec, ClientImages, ParameterStack
 
 
 def transfer(
     model: AttackedModel,
     sources: ParameterStack,
     targets: ParameterStack,
-    x: torch.Tensor,
-    y: torch.Tensor,
-    owner: torch.Tensor,
+    images: ClientImages,
     spec: AttackSpec,
     draws: ImageDraws,
 ) -> torch.Tensor:
@@ -29,15 +27,14 @@ def transfer(
         model: the stack of models.
         sources: parameters of the models that are attacked, ``[C, ...]``.
         targets: parameters of the models that classify, ``[C, ...]``.
-        x: images ``[N, 3, H, W]`` in [0, 1].
-        y: labels ``[N]``.
-        owner: which client owns each image, ``[N]``, sorted, on the CPU.
+        images: the images of the C clients.
         spec: the attack; L-infinity PGD with these settings.
         draws: the source of the random start.
 
     Returns:
         Predictions of the target models ``[N]``.
     """
+    x, y, owner = images.x, images.y, images.owner
     noise = LINF.inside(x, draws, 0)
     sources = {name: value.detach() for name, value in sources.items()}
     x_adv = pgd(lambda u: cross_entropy(model.forward(sources, u, owner), y), x, spec, noise)

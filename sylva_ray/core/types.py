@@ -64,6 +64,40 @@ def state_bytes(state: ClientState) -> int:
 
 
 @dataclass(frozen=True)
+class ClientImages:
+    """Labelled images of C clients in one flat batch.
+
+    Attributes:
+        x: images ``[N, 3, H, W]`` in [0, 1].
+        y: labels ``[N] int64``.
+        owner: the client of each image, ``[N]`` in 0..C-1, sorted, on the CPU.
+        num_clients: C; a client may own no images.
+    """
+
+    x: torch.Tensor
+    y: torch.Tensor
+    owner: torch.Tensor
+    num_clients: int
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+    @property
+    def counts(self) -> torch.Tensor:
+        """Number of images per client, ``[C] int64`` on the CPU."""
+        return self.owner.bincount(minlength=self.num_clients)
+
+    def mean_by_client(self, values_N: torch.Tensor) -> torch.Tensor:
+        """Return the mean of per-image values over the images of each client, ``[C]``; 0 for a client without images."""
+        sums = values_N.new_zeros(self.num_clients).index_add(0, self.owner.to(values_N.device), values_N)
+        return sums / self.counts.clamp(min=1).to(values_N.device)
+
+    def split_by_client(self, values_N: torch.Tensor) -> list[np.ndarray]:
+        """Split per-image values ``[N, ...]`` into one array per client."""
+        return np.split(values_N.cpu().numpy(), self.counts.cumsum(0)[:-1].tolist())
+
+
+@dataclass(frozen=True)
 class Split:
     """One split of one client's data.
 

@@ -9,29 +9,23 @@ from typing import Any
 import torch
 
 from sylva_ray.core.timing import Stopwatch
-from sylva_ray.core.types import ClientState, ParameterStack
+from sylva_ray.core.types import ClientImages, ClientState, ParameterStack
 from sylva_ray.models.cohort import CohortModel
 
 
 @dataclass(frozen=True)
-class Batch:
-    """``x [N, 3, H, W] in [0, 1]``, ``y [N]``, sorted ``owner [N]`` (on the CPU); ``active [C] bool`` says which clients have
-    images in this step. Random numbers from every client's own stream: ``noise`` like x, uniform in [-1, 1], where attacks
-    start; ``uniforms [N, 2]``, uniform in [0, 1), for what else a method draws per image."""
+class Batch(ClientImages):
+    """The images of one training step, with random numbers from the stream of every client.
 
-    x: torch.Tensor
-    y: torch.Tensor
-    owner: torch.Tensor
+    Attributes:
+        noise: uniform in [-1, 1], of the shape of ``x``; for the random starts of attacks.
+        active: which clients have images in this step, ``[C] bool``.
+        uniforms: uniform in [0, 1), ``[N, 2]``; for other random numbers of a method.
+    """
+
     noise: torch.Tensor
     active: torch.Tensor
     uniforms: torch.Tensor
-
-    def mean_by_client(self, values_N: torch.Tensor) -> torch.Tensor:
-        """Mean of per-image values over each client's own images, ``[C]`` (0 for the inactive)."""
-        owner = self.owner.to(values_N.device)
-        counts = torch.bincount(owner, minlength=len(self.active)).clamp(min=1)
-        sums = values_N.new_zeros(len(self.active)).index_add(0, owner, values_N)
-        return sums / counts
 
 
 @dataclass(frozen=True)

@@ -1,53 +1,60 @@
-"""Randomised smoothing (Cohen et al. 2019, "Certified Adversarial Robustness via Randomized Smoothing"): how often a model
-answers what under Gaussian noise. The certificates that follow from it are in `sylva_ray.metrics.certificates`.
+"""Randomised smoothing: predictions of models under Gaussian noise.
+
+Source: Cohen et al. 2019, "Certified Adversarial Robustness via Randomized Smoothing". The certificates are computed from
+these counts in `sylva_ray.metrics.certificates`.
 """
 
 from __future__ import annotations
 
 import torch
 
+from sylva_ray.attacks.state import AttackedModel
 from sylva_ray.core.seeding import ImageDraws
-from sylva_ray.core.types import ParameterStack
-from sylva_ray.models.cohort import CohortModel
+from sylva_ray.core.types import ClientImages, ParameterStack
 
-SELECTION_DRAWS = 100
-"""Draws that only guess the class."""
+NUM_SELECTION_DRAWS = 100
+"""Number of draws from which the class is selected (n0 in the paper)."""
 
 
 @torch.no_grad()
 def votes(
-    model: CohortModel,
+    model: AttackedModel,
     params: ParameterStack,
-    x: torch.Tensor,
-    owner: torch.Tensor,
+    images: ClientImages,
     sigma: float,
     num_draws: int,
     draws: ImageDraws,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """SAMPLEUNDERNOISE of the paper (section 3.2): the class guessed from `SELECTION_DRAWS` draws, and how many of ``num_draws``
-    *other* draws answer it, ``[N] int64`` each. With the same draws for both, the certificate would not hold.
+    """Count predictions under noise (SAMPLEUNDERNOISE of the paper, section 3.2).
 
-    The noisy image is not clipped to [0, 1]: the theorem is about Gaussians."""
+    The noisy images are not clipped to [0, 1], because the theorem holds for Gaussian noise only.
+
+    Args:
+        model: the stack of models.
+        params: the parameters of the C clients.
+        images: the images of the C clients.
+        sigma: standard deviation of the noise, in pixel units.
+        num_draws: number of draws for the certificate. They are other draws than those that select the class; with the
+            same ones, the certificate would not be valid.
+        draws: the source of the noise.
+
+    Returns:
+        The class ``[N] int64`` selected from `NUM_SELECTION_DRAWS` draws, and how many of the ``num_draws`` draws predict
+        it, ``[N] int64``.
+    """
+    x, owner = images.x, images.owner
+
+    def noisy_logits(stream_index: int) -> torch.Tensor:
+        return model.forward(params, x + sigma * draws.normal(stream_index, x.shape[1:]), owner)
+
     rows = torch.arange(len(x), device=x.device)
     counts = torch.zeros(0)
-    for stream_index in range(SELECTION_DRAWS):
-        logits = _noisy(model, params, x, owner, sigma, draws, stream_index)
+    for stream_index in range(NUM_SELECTION_DRAWS):
+        logits = noisy_logits(stream_index)
         counts = torch.zeros_like(logits) if stream_index == 0 else counts
         counts[rows, logits.argmax(1)] += 1
     guess = counts.argmax(1)
     hits = torch.zeros_like(guess)
-    for stream_index in range(SELECTION_DRAWS, SELECTION_DRAWS + num_draws):
-        hits += _noisy(model, params, x, owner, sigma, draws, stream_index).argmax(1) == guess
+    for stream_index in range(NUM_SELECTION_DRAWS, NUM_SELECTION_DRAWS + num_draws):
+        hits += noisy_logits(stream_index).argmax(1) == guess
     return guess, hits
-
-
-def _noisy(
-    model: CohortModel,
-    params: ParameterStack,
-    x: torch.Tensor,
-    owner: torch.Tensor,
-    sigma: float,
-    draws: ImageDraws,
-    stream_index: int,
-) -> torch.Tensor:
-    return model.forward(params, x + sigma * draws.normal(stream_index, x.shape[1:]), owner)

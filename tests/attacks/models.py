@@ -19,6 +19,7 @@ class LinearCohort:
     """Logits W (x - 1/2) + b, a matrix per client."""
 
     head_names = ("w", "b")
+    precision = torch.float32
 
     def forward(self, params: ParameterStack, x: torch.Tensor, owner: torch.Tensor) -> torch.Tensor:
         return torch.einsum("nd,ncd->nc", x.flatten(1) - 0.5, params["w"][owner]) + params["b"][owner]

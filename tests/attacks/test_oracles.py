@@ -12,7 +12,7 @@ import torch
 from sylva_ray.attacks.registry import attack_stack
 from sylva_ray.config.attacks import parse_attack
 from sylva_ray.core.seeding import ImageDraws, image_keys
-from sylva_ray.core.types import ParameterStack
+from sylva_ray.core.types import ClientImages, ParameterStack
 from tests.attacks.models import LinearBatch, WavyCohort, linear_batch
 
 torchattacks = pytest.importorskip("torchattacks", reason="torchattacks is not installed (make test installs it)")
@@ -41,8 +41,8 @@ def case() -> LinearBatch:
 def ours(case: LinearBatch, text: str) -> float:
     params, x, y, owner = case
     draws = ImageDraws(image_keys(0, text, 0, np.arange(IMAGES)))
-    found = attack_stack(WavyCohort(), params, x, y, owner, parse_attack(text), draws)
-    return float((found.answers == y).float().mean())
+    found = attack_stack(WavyCohort(), params, ClientImages(x, y, owner, 1), parse_attack(text), draws)
+    return float((found.predictions == y).float().mean())
 
 
 def theirs(case: LinearBatch, attack: Callable[..., Any]) -> float:

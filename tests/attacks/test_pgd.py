@@ -18,7 +18,7 @@ from sylva_ray.attacks.pgd import pgd
 from sylva_ray.attacks.registry import attack_stack
 from sylva_ray.attacks.state import AttackedModel
 from sylva_ray.core.seeding import ImageDraws
-from sylva_ray.core.types import AttackSpec, ParameterStack
+from sylva_ray.core.types import AttackSpec, ClientImages, ParameterStack
 from sylva_ray.metrics.checks import UNBOUNDED, collapse, is_collapsed, predicts_one_class, unbounded_attack
 from tests.attacks.models import LinearBatch
 
@@ -32,13 +32,16 @@ def answers_under(
     spec: AttackSpec,
     seed: int = 0,
 ) -> torch.Tensor:
-    return attack_stack(model, params, x, y, owner, spec, ImageDraws(torch.arange(len(x)) + 1000 * seed)).answers
+    return attack_stack(
+        model, params, ClientImages(x, y, owner, 2), spec, ImageDraws(torch.arange(len(x)) + 1000 * seed)
+    ).predictions
 
 
 class LinearCohort:
     """A `CohortModel` of two-class linear models: logits (0, w . x + b), one weight vector per client."""
 
     head_names = ("w", "b")
+    precision = torch.float32
 
     def forward(self, params: ParameterStack, x: torch.Tensor, owner: torch.Tensor) -> torch.Tensor:
         score = (params["w"][owner] * x.flatten(1)).sum(1) + params["b"][owner]
@@ -170,5 +173,5 @@ def test_s14_marks_a_constant_predictor() -> None:
 def test_boosted_cross_entropy_pulls_on_what_is_confidently_wrong() -> None:
     """Taken from the probability, its logarithm's guard would swallow the gradient here."""
     logits = torch.tensor([[-60.0, 60.0, 0.0]], requires_grad=True)
-    boosted_cross_entropy(logits, torch.tensor([0])).sum().backward()
-    assert float(logits.grad[0, 0]) == pytest.approx(-1, abs=1e-3)
+    (gradient,) = torch.autograd.grad(boosted_cross_entropy(logits, torch.tensor([0])).sum(), logits)
+    assert float(gradient[0, 0]) == pytest.approx(-1, abs=1e-3)

@@ -8,7 +8,7 @@ import sys
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import pytest
 import torch
@@ -23,7 +23,7 @@ from sylva_ray.config.experiment import ExperimentConfig
 from sylva_ray.config.schema import build
 from sylva_ray.core.errors import UserError
 from sylva_ray.core.seeding import ImageDraws
-from sylva_ray.core.types import AttackSpec
+from sylva_ray.core.types import AttackSpec, ClientImages
 from tests.attacks.models import LinearCohort, linear_batch
 
 DOCS = Path(__file__).parents[2] / "docs" / "evaluate.md"
@@ -55,7 +55,7 @@ def toy() -> Iterator[type[LinfAttack]]:
     del ATTACKS["darker"]
 
 
-def config_with(*attacks: dict) -> ExperimentConfig:
+def config_with(*attacks: dict[str, Any]) -> ExperimentConfig:
     return build(ExperimentConfig, {"evaluation": {"attacks": list(attacks)}})
 
 
@@ -77,11 +77,13 @@ def test_a_config_with_it_is_written_and_read_again() -> None:
 
 def test_it_attacks(toy: type[LinfAttack]) -> None:
     params, x, y, owner = linear_batch()
-    found = attack_stack(LinearCohort(), params, x, y, owner, toy(epsilon=0.1).spec(), ImageDraws(torch.arange(len(x))))
+    found = attack_stack(
+        LinearCohort(), params, ClientImages(x, y, owner, 2), toy(epsilon=0.1).spec(), ImageDraws(torch.arange(len(x)))
+    )
     expected = torch.zeros(len(y), dtype=torch.bool)
     for amount in (0.05, 0.1):
         expected |= LinearCohort().forward(params, x - amount, owner).argmax(1) != y
-    assert torch.equal(found.answers != y, expected)
+    assert torch.equal(found.predictions != y, expected)
     assert 0 < expected.sum() < len(y)
 
 
@@ -97,7 +99,7 @@ def test_it_attacks(toy: type[LinfAttack]) -> None:
         ({"name": "darker", "power": 0}, "evaluation.attacks.0.power = 0: must be greater than 0"),
     ],
 )
-def test_wrong_settings_of_it_are_one_clear_line(attack: str, message: str) -> None:
+def test_wrong_settings_of_it_are_one_clear_line(attack: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         config_with(attack)
 
@@ -114,11 +116,11 @@ def test_a_name_is_registered_once(toy: type[LinfAttack]) -> None:
 
 
 FILE = """
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 from sylva_ray.attacks.base import LinfAttack, register
 from sylva_ray.attacks.state import AttackState
 from sylva_ray.core.seeding import ImageDraws
-from sylva_ray.core.types import AttackSpec
+from sylva_ray.core.types import AttackSpec, ClientImages
 
 """
 READER = """

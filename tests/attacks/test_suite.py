@@ -14,14 +14,14 @@ from sylva_ray.attacks.apgd import checkpoints
 from sylva_ray.attacks.fab import nearest_on_plane
 from sylva_ray.attacks.losses import dlr, targeted_dlr
 from sylva_ray.attacks.norms import LENGTHS, NORMS
-from sylva_ray.attacks.registry import ATTACKS, Attacked, attack_stack
+from sylva_ray.attacks.registry import ATTACKS, AttackResult, attack_stack
 from sylva_ray.attacks.sparsefool import sparse_step
 from sylva_ray.attacks.square import fraction_of_pixels
 from sylva_ray.attacks.state import AttackedModel
 from sylva_ray.config.attacks import parse_attack
 from sylva_ray.core.errors import UserError
 from sylva_ray.core.seeding import ImageDraws, image_keys
-from sylva_ray.core.types import AttackSpec, ParameterStack
+from sylva_ray.core.types import AttackSpec, ClientImages, ParameterStack
 from tests.attacks.models import LinearCohort, WavyCohort, gap, linear_batch
 
 LINF = ("fgsm", "pgd", "mim", "cw", "apgd:steps=40", "fab:steps=20", "autoattack:steps=20")
@@ -51,9 +51,9 @@ def attacked(
     owner: torch.Tensor,
     text: str,
     epsilon: float = 0.02,
-) -> Attacked:
+) -> AttackResult:
     draws = ImageDraws(image_keys(0, text, 0, np.arange(len(x))))
-    return attack_stack(model, params, x, y, owner, spec_of(text, epsilon), draws)
+    return attack_stack(model, params, ClientImages(x, y, owner, 2), spec_of(text, epsilon), draws)
 
 
 def test_every_attack_is_tested_here() -> None:
@@ -71,11 +71,11 @@ def test_what_falls_is_in_the_ball_in_the_pixel_range_and_misclassified(text: st
     y[::6] = (y[::6] + 1) % 5  # some are wrong from the start
     before = {name: value.clone() for name, value in params.items()}
     spec, found = spec_of(text), attacked(model, params, x, y, owner, text)
-    fallen = found.answers != y
+    fallen = found.predictions != y
     assert fallen[::6].all()
     assert (found.distance[::6] == 0).all()
     assert torch.equal(fallen, found.distance.isfinite())
-    assert torch.equal(model.forward(params, found.x_adv, owner).argmax(1)[fallen], found.answers[fallen])
+    assert torch.equal(model.forward(params, found.x_adv, owner).argmax(1)[fallen], found.predictions[fallen])
     assert torch.equal(found.x_adv[~fallen], x[~fallen])
     assert found.x_adv.min() >= 0
     assert found.x_adv.max() <= 1
@@ -95,8 +95,8 @@ def test_an_image_falls_or_stands_whoever_is_attacked_with_it(text: str) -> None
     together = attacked(model, params, x, y, owner, text)
     rows = torch.tensor([1, 4, 7, 11])
     draws = ImageDraws(image_keys(0, text, 0, rows.numpy()))
-    alone = attack_stack(model, params, x[rows], y[rows], owner[rows], spec_of(text), draws)
-    assert torch.equal(alone.answers, together.answers[rows])
+    alone = attack_stack(model, params, ClientImages(x[rows], y[rows], owner[rows], 2), spec_of(text), draws)
+    assert torch.equal(alone.predictions, together.predictions[rows])
     torch.testing.assert_close(alone.x_adv, together.x_adv[rows], rtol=0, atol=1e-6)
 
 
@@ -107,7 +107,7 @@ def test_epsilon_zero_changes_nothing(text: str) -> None:
     bare = ",".join(part for part in text.split(",") if "epsilon" not in part)
     bare = bare if "l2" not in text else text.replace("epsilon=0.3", "epsilon=0")
     found = attacked(LinearCohort(), params, x, y, owner, bare, epsilon=0)
-    assert torch.equal(found.answers, LinearCohort().forward(params, x, owner).argmax(1))
+    assert torch.equal(found.predictions, LinearCohort().forward(params, x, owner).argmax(1))
 
 
 @pytest.mark.parametrize("text", [t for t in EVERY if not t.startswith("noise")])
@@ -116,7 +116,7 @@ def test_a_constant_model_yields_no_nan_and_falls_nowhere(text: str) -> None:
     params = {"w": torch.zeros_like(params["w"]), "b": torch.tensor([[0.0, 3, 1, 2, 0]] * 2)}
     y = torch.ones(len(x), dtype=torch.long)
     found = attacked(LinearCohort(), params, x, y, owner, text)
-    assert torch.equal(found.answers, y)
+    assert torch.equal(found.predictions, y)
     assert found.x_adv.isfinite().all()
 
 
@@ -132,8 +132,8 @@ def test_linf_attacks_break_exactly_what_can_be_broken_of_a_linear_model(text: s
     epsilon = float(needed.median())
     clear = (needed - epsilon).abs() > 0.02 * epsilon  # FAB's last step and rounding
     found = attacked(LinearCohort(), params, x, y, owner, text, epsilon)
-    assert torch.equal((found.answers != y)[clear], (needed < epsilon)[clear])
-    assert 0.3 < (found.answers == y).float().mean() < 0.7
+    assert torch.equal((found.predictions != y)[clear], (needed < epsilon)[clear])
+    assert 0.3 < (found.predictions == y).float().mean() < 0.7
 
 
 @pytest.mark.parametrize("text", ["pgd:norm=l2", "mim:norm=l2", "apgd:norm=l2,steps=40", "deepfool"])
@@ -144,14 +144,14 @@ def test_l2_attacks_break_exactly_what_can_be_broken_of_a_linear_model(text: str
     epsilon = float(needed.median())
     clear = (needed - epsilon).abs() > 0.03 * epsilon
     found = attacked(LinearCohort(), params, x, y, owner, f"{text}{',' if ':' in text else ':'}epsilon={epsilon}")
-    assert torch.equal((found.answers != y)[clear], (needed < epsilon)[clear])
+    assert torch.equal((found.predictions != y)[clear], (needed < epsilon)[clear])
 
 
 def test_deepfool_is_one_step_of_the_exact_length_on_a_linear_model() -> None:
     params, x, y, owner = linear_batch(n=100)
     lead, w = gap(params, x, y, owner)
     found = attacked(LinearCohort(), params, x, y, owner, "deepfool:steps=1")
-    assert (found.answers != y).all()
+    assert (found.predictions != y).all()
     torch.testing.assert_close(found.distance, 1.02 * lead / w.norm(dim=1), rtol=2e-2, atol=1e-4)
     delta = (found.x_adv - x).flatten(1)
     torch.testing.assert_close(torch.cosine_similarity(delta, -w), torch.ones(100), rtol=0, atol=1e-4)
@@ -170,7 +170,7 @@ def test_sparsefool_moves_the_pixels_of_the_largest_weights_first() -> None:
     params, x, y, owner = linear_batch(n=40, spread=0.05)
     _, w = gap(params, x, y, owner)
     found = attacked(LinearCohort(), params, x, y, owner, "sparsefool")
-    assert (found.answers != y).all()
+    assert (found.predictions != y).all()
     delta = (found.x_adv - x).flatten(1)
     moved = delta.abs() > 1e-6
     for own, weights in zip(moved, w.abs(), strict=True):
@@ -189,8 +189,8 @@ def test_sparsefool_overshoots_what_it_tries_and_not_where_it_is() -> None:
     for turns in (5, 6):
         spec = replace(spec_of(f"sparsefool:steps={turns}"), options=(("reach", 0.5),))
         draws = ImageDraws(image_keys(0, "sparse", 0, np.arange(len(x))))
-        found = attack_stack(LinearCohort(), params, x, y, owner, spec, draws)
-        fallen[turns] = (found.answers != y)[far]
+        found = attack_stack(LinearCohort(), params, ClientImages(x, y, owner, 2), spec, draws)
+        fallen[turns] = (found.predictions != y)[far]
     assert not fallen[5].any()
     assert fallen[6].all()
 
@@ -201,7 +201,7 @@ def test_square_breaks_nothing_that_cannot_be_and_most_of_what_can() -> None:
     needed = lead / w.abs().sum(1)
     epsilon = float(needed.median())
     found = attacked(LinearCohort(), params, x, y, owner, "square:queries=1500", epsilon)
-    fallen = found.answers != y
+    fallen = found.predictions != y
     assert not fallen[needed > epsilon + 1e-6].any()
     assert fallen[needed < 0.8 * epsilon].float().mean() > 0.9
 
@@ -212,7 +212,7 @@ def test_autoattack_is_at_least_as_strong_as_its_parts_and_costs_nothing_on_the_
     y = model.forward(params, x, owner).argmax(1)
     whole = attacked(model, params, x, y, owner, "autoattack:steps=15")
     first = attacked(model, params, x, y, owner, "apgd:steps=15")
-    assert (whole.answers == y).sum() <= (first.answers == y).sum()
+    assert (whole.predictions == y).sum() <= (first.predictions == y).sum()
     fallen_at_once = attacked(model, params, x, (y + 1) % 5, owner, "autoattack:steps=15")
     assert (fallen_at_once.forwards, fallen_at_once.backwards) == (60, 0)
 
@@ -245,8 +245,8 @@ def test_the_shortest_way_to_a_plane_inside_the_box_is_the_linear_programs() -> 
         w[rng.integers(6)] = 0
         target = rng.random(6)  # a point of the box, so that the plane meets it
         rise = float(w @ (target - z))
-        shaped = (torch.tensor(v).view(1, 1, 2, 3) for v in (z, w))
-        d = nearest_on_plane(*shaped, torch.tensor([rise])).flatten().numpy()
+        point, normal = (torch.tensor(v).view(1, 1, 2, 3) for v in (z, w))
+        d = nearest_on_plane(point, normal, torch.tensor([rise])).flatten().numpy()
         # minimise t subject to |d_i| <= t, w . d = rise, 0 <= z + d <= 1
         bounds = [(-a, 1 - a) for a in z] + [(0, None)]
         less = np.block([[np.eye(6), -np.ones((6, 1))], [-np.eye(6), -np.ones((6, 1))]])
@@ -268,8 +268,8 @@ def test_the_sparse_step_moves_as_few_coordinates_as_possible() -> None:
         z, w = rng.random(5), rng.normal(size=5)
         room = np.where(w > 0, 1 - z, z)
         rise = 0.6 * float(np.abs(w) @ room)
-        shaped = (torch.tensor(v).view(1, 1, 1, 5) for v in (z, w))
-        delta = sparse_step(*shaped, torch.tensor([rise])).flatten().numpy() - z
+        point, normal = (torch.tensor(v).view(1, 1, 1, 5) for v in (z, w))
+        delta = sparse_step(point, normal, torch.tensor([rise])).flatten().numpy() - z
         assert w @ delta >= rise - 1e-9
         count = int((np.abs(delta) > 0).sum())
         order = np.argsort(-np.abs(w))
@@ -378,8 +378,8 @@ def test_an_image_falls_where_float32_confirms_it(border: float, coarse: float, 
     model = TwoPrecisions(border, coarse)
     x, y, owner = torch.full((3, 3, 2, 2), 0.5), torch.zeros(3, dtype=torch.long), torch.zeros(3, dtype=torch.long)
     spec = AttackSpec("pgd", 0.1, 10, 0.02, random_start=False)
-    found = attack_stack(model, {}, x, y, owner, spec, ImageDraws(torch.arange(3)), torch.bfloat16)
-    assert (found.answers == int(falls)).all()
+    found = attack_stack(model, {}, ClientImages(x, y, owner, 1), spec, ImageDraws(torch.arange(3)), torch.bfloat16)
+    assert (found.predictions == int(falls)).all()
     if falls:
         assert (found.x_adv[:, 0, 0, 0] > border).all()
     assert found.forwards == sum(model.passes.values())
@@ -390,8 +390,8 @@ def test_benign_answers_are_those_of_float32() -> None:
     model = TwoPrecisions(border=0.4, coarse=0.9)
     x, y, owner = torch.full((2, 3, 2, 2), 0.5), torch.zeros(2, dtype=torch.long), torch.zeros(2, dtype=torch.long)
     spec = AttackSpec("pgd", 0.1, 3, 0.02, random_start=False)
-    found = attack_stack(model, {}, x, y, owner, spec, ImageDraws(torch.arange(2)), torch.bfloat16)
-    assert (found.answers == 1).all()
+    found = attack_stack(model, {}, ClientImages(x, y, owner, 1), spec, ImageDraws(torch.arange(2)), torch.bfloat16)
+    assert (found.predictions == 1).all()
     assert (found.distance == 0).all()
     assert model.passes[torch.bfloat16] == 0, "nothing is left to attack"
 
@@ -402,6 +402,6 @@ def test_attacks_that_compare_answers_compute_exactly(name: str) -> None:
     x, y, owner = torch.full((2, 3, 2, 2), 0.5), torch.zeros(2, dtype=torch.long), torch.zeros(2, dtype=torch.long)
     norm, epsilon = ("l0", 2) if name == "sparsefool" else ("linf", 0.1)
     spec = AttackSpec(name, epsilon, 20, 0.0, random_start=False, norm=norm)
-    found = attack_stack(model, {}, x, y, owner, spec, ImageDraws(torch.arange(2)), torch.bfloat16)
-    assert (found.answers == 1).all()
+    found = attack_stack(model, {}, ClientImages(x, y, owner, 1), spec, ImageDraws(torch.arange(2)), torch.bfloat16)
+    assert (found.predictions == 1).all()
     assert model.passes[torch.bfloat16] == 0

@@ -10,6 +10,7 @@ import torch
 from scipy.stats import beta, norm
 
 from sylva_ray.core.seeding import ImageDraws
+from sylva_ray.core.types import ClientImages
 from sylva_ray.metrics.certificates import ABSTAINS, certificates, certified_accuracy, lower_bound
 from sylva_ray.metrics.smoothing import votes
 from tests.attacks.models import LinearCohort, gap, linear_batch
@@ -32,26 +33,29 @@ def test_certificates_by_hand() -> None:
 def test_a_linear_model_is_certified_almost_to_its_boundary_and_never_beyond() -> None:
     """Smoothing does not change a linear classifier; its exact radius is the distance to the boundary."""
     params, x, y, owner = linear_batch(n=60)
-    lead, w = gap(params, x, y, owner)
-    exact = (lead / w.norm(dim=1)).numpy()
-    sigma, draws = 0.1, 2000
-    guess, hits = votes(LinearCohort(), params, x, owner, sigma, draws, ImageDraws(torch.arange(60)))
-    classes, radii = certificates(guess.numpy(), hits.numpy(), draws, sigma, 0.001)
+    margins, w = gap(params, x, y, owner)
+    exact = (margins / w.norm(dim=1)).numpy()
+    sigma, num_draws = 0.1, 2000
+    images = ClientImages(x, y, owner, 2)
+    guess, hits = votes(LinearCohort(), params, images, sigma, num_draws, ImageDraws(torch.arange(60)))
+    classes, radii = certificates(guess.numpy(), hits.numpy(), num_draws, sigma, 0.001)
     certain = classes != ABSTAINS
     assert (classes[certain] == y.numpy()[certain]).all()
     assert (radii <= exact + 1e-9).all()
-    reachable = np.minimum(exact, sigma * norm.ppf(0.001 ** (1 / draws)))  # more cannot be shown with so many draws
+    reachable = np.minimum(
+        exact, sigma * norm.ppf(0.001 ** (1 / num_draws))
+    )  # the largest radius that so many draws can show
     assert (radii[certain] >= 0.6 * reachable[certain] - 0.01).all()
 
 
 def test_guess_and_certificate_use_different_draws() -> None:
-    turns = []
+    stream_indices = []
 
-    class Spy(ImageDraws):
-        def normal(self, turn: int, shape: Sequence[int]) -> torch.Tensor:
-            turns.append(turn)
-            return super().normal(turn, shape)
+    class RecordingDraws(ImageDraws):
+        def normal(self, stream_index: int, shape: Sequence[int]) -> torch.Tensor:
+            stream_indices.append(stream_index)
+            return super().normal(stream_index, shape)
 
-    params, x, _, owner = linear_batch(n=4)
-    votes(LinearCohort(), params, x, owner, 0.1, 50, Spy(torch.arange(4)))
-    assert turns == list(range(150))
+    params, x, y, owner = linear_batch(n=4)
+    votes(LinearCohort(), params, ClientImages(x, y, owner, 2), 0.1, 50, RecordingDraws(torch.arange(4)))
+    assert stream_indices == list(range(150))

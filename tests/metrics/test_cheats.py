@@ -7,15 +7,15 @@ import pytest
 import torch
 
 from sylva_ray.attacks.registry import attack_stack
+from sylva_ray.attacks.state import AttackedModel
 from sylva_ray.core.seeding import ImageDraws, image_keys
-from sylva_ray.core.types import ParameterStack
+from sylva_ray.core.types import ClientImages, ParameterStack
 from sylva_ray.evaluation.plan import check_attacks, epsilon_curve, steps_curve
 from sylva_ray.evaluation.run_checks import run_checks
 from sylva_ray.evaluation.tables import Measured
 from sylva_ray.metrics.checks import CheckResult
 from sylva_ray.metrics.probe import binarization_test, gradient_health
-from sylva_ray.models.cohort import CohortModel
-from tests.attacks.models import WavyCohort, linear_batch
+from tests.attacks.models import LinearCohort, WavyCohort, linear_batch
 
 EPSILON, CLASSES, IMAGES = 8 / 255, 5, 48
 THREAT = {"norm": "linf", "evaluation": "pgd", "knowledge": "weights", "precision": "float32"}
@@ -61,24 +61,27 @@ class Probabilities(WavyCohort):
         return torch.softmax(60 * super().forward(params, x, owner), 1)
 
 
-def checked(model: CohortModel, honest_labels: bool = True) -> dict[str, CheckResult]:
+def checked(model: AttackedModel, honest_labels: bool = True) -> dict[str, CheckResult]:
     """What `sylva-ray evaluate --checks` would say of a fleet of two such clients."""
     params, x, _, owner = linear_batch(num_classes=CLASSES, n=IMAGES, spread=0.3)
     params["w"] = params["w"] * 0.6
     y = WavyCohort().forward(params, x, owner).argmax(1)
     if not honest_labels:
         y = torch.where(torch.arange(IMAGES) % 3 > 0, 0, y)  # a skewed client, mostly class 0
-    measured = Measured([y[owner == c].numpy() for c in (0, 1)])
+    images = ClientImages(x, y, owner, 2)
+    measured = Measured(images.split_by_client(y))
     with torch.no_grad():
-        measured.answers["benign"] = split(model.forward(params, x, owner).argmax(1), owner)
+        measured.answers["benign"] = images.split_by_client(model.forward(params, x, owner).argmax(1))
     specs = [*epsilon_curve(), *steps_curve(EPSILON), *check_attacks(EPSILON, CLASSES).values()]
     for spec in {spec.label: spec for spec in specs}.values():
         draws = ImageDraws(image_keys(0, spec.label, 0, np.arange(IMAGES)))
-        measured.answers[spec.label] = split(attack_stack(model, params, x, y, owner, spec, draws).answers, owner)
+        measured.answers[spec.label] = images.split_by_client(
+            attack_stack(model, params, images, spec, draws).predictions
+        )
     attack = check_attacks(EPSILON, CLASSES)["pgd"]
     draws = ImageDraws(image_keys(0, "probe", 0, np.arange(IMAGES)))
-    values = gradient_health(model, params, x, y, owner, attack, draws)
-    values |= binarization_test(model, params, x, owner, attack, draws)
+    values = gradient_health(model, params, images, attack, draws)
+    values |= binarization_test(model, params, images, attack, draws)
     probes = {name: float(v.max() if name == "difference" else v.mean()) for name, v in values.items()}
     majority = [np.bincount(own).max() / len(own) for own in measured.labels]
     worst = [own.mean() for own in measured.right(attack.label)]
@@ -86,10 +89,6 @@ def checked(model: CohortModel, honest_labels: bool = True) -> dict[str, CheckRe
     results = run_checks(measured, probes, EPSILON, CLASSES, THREAT, 5000, True, collapsed)
     assert [check.name for check in results] == [f"S{number}" for number in range(1, 15)]
     return {check.name: check for check in results}
-
-
-def split(answers: torch.Tensor, owner: torch.Tensor) -> list[np.ndarray]:
-    return [answers[owner == c].numpy() for c in (0, 1)]
 
 
 def failed(results: dict[str, CheckResult]) -> set[str]:
@@ -110,7 +109,7 @@ def test_an_honest_model_passes_what_is_about_honesty() -> None:
         (Probabilities, {"S10"}),
     ],
 )
-def test_a_cheat_is_caught(model: CohortModel, caught_by: set[str]) -> None:
+def test_a_cheat_is_caught(model: type[LinearCohort], caught_by: set[str]) -> None:
     results = checked(model())
     assert caught_by <= failed(results), {name: (check.value, check.meaning) for name, check in results.items()}
     for name in failed(results):
@@ -123,12 +122,13 @@ def test_a_constant_answer_is_caught() -> None:
 
 
 def test_planted_points_are_there_and_the_attack_finds_them() -> None:
-    params, x, _, owner = linear_batch(num_classes=CLASSES, n=IMAGES)
+    params, x, y, owner = linear_batch(num_classes=CLASSES, n=IMAGES)
+    images = ClientImages(x, y, owner, 2)
     attack = check_attacks(EPSILON, CLASSES)["pgd"]
     draws = ImageDraws(torch.arange(IMAGES))
-    honest = binarization_test(WavyCohort(), params, x, owner, attack, draws)
+    honest = binarization_test(WavyCohort(), params, images, attack, draws)
     assert honest["planted"].mean() > 0.9
     assert honest["found"].sum() >= 0.95 * honest["planted"].sum()
-    blind = binarization_test(Detached(), params, x, owner, attack, draws)
+    blind = binarization_test(Detached(), params, images, attack, draws)
     assert torch.equal(blind["planted"], honest["planted"])
     assert blind["found"].mean() < 0.5, "what is found without a gradient is luck"

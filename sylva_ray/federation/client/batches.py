@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from sylva_ray.core.seeding import ImageDraws, image_keys
-from sylva_ray.core.types import ClientData, Split
+from sylva_ray.core.types import ClientData, ClientImages, Split
 from sylva_ray.data.augment import augmented
 from sylva_ray.federation.context import Batch
 
@@ -48,24 +48,23 @@ def cohort_batches(
             x=pixels(np.concatenate(images), dtype, device),
             y=torch.from_numpy(np.concatenate(labels)).to(device),
             owner=torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts)),
+            num_clients=len(counts),
             noise=torch.cat(noise).to(device, dtype),
             active=torch.tensor([count > 0 for count in counts], device=device),
             uniforms=torch.cat(uniforms).to(device),
         )
 
 
-def flat_split(
-    splits: Sequence[Split], dtype: torch.dtype, device: torch.device | str
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Some clients' splits as one flat batch: ``x [N, 3, H, W]``, ``y [N]``, sorted ``owner [N]``."""
+def client_images(splits: Sequence[Split], dtype: torch.dtype, device: torch.device | str) -> ClientImages:
+    """Put the splits of several clients, one each, into one flat batch."""
     counts = torch.tensor([len(split) for split in splits])
     x = pixels(np.concatenate([split.images for split in splits]), dtype, device)
     y = torch.from_numpy(np.concatenate([split.labels for split in splits])).to(device)
-    return x, y, torch.repeat_interleave(torch.arange(len(splits)), counts)
+    return ClientImages(x, y, torch.repeat_interleave(torch.arange(len(splits)), counts), len(splits))
 
 
 def split_draws(seed: int, purpose: str, clients: Sequence[int], splits: Sequence[Split], first: int = 0) -> ImageDraws:
-    """Randomness for the images of `flat_split`; ``first`` is the position of every split's first image in its client's own."""
+    """Return the random numbers for `client_images`; ``first`` is the position of the first image of every split."""
     keys = [
         image_keys(seed, purpose, client, np.arange(first, first + len(split)))
         for client, split in zip(clients, splits, strict=True)

@@ -13,7 +13,7 @@ from sylva_ray.attacks.pgd import default_step_size
 from sylva_ray.attacks.registry import attack_stack
 from sylva_ray.core.seeding import ImageDraws
 from sylva_ray.core.types import AttackSpec, ParameterStack, Split
-from sylva_ray.federation.client.batches import flat_split
+from sylva_ray.federation.client.batches import client_images
 from sylva_ray.models.cohort import CohortModel, broadcast_clients
 
 PGD_STEPS = 5
@@ -39,8 +39,8 @@ class CollapseGuard:
         draws: ImageDraws,
     ) -> None:
         first = next(iter(params.values()))
-        self.x, self.y, self.owner = flat_split(watched, first.dtype, first.device)
-        self.draws = draws.to(self.x.device)
+        self.images = client_images(watched, first.dtype, first.device)
+        self.draws = draws.to(first.device)
         self.model, self.params = model, params
         self.attack = AttackSpec("pgd", epsilon, PGD_STEPS, default_step_size(epsilon, PGD_STEPS))
         self.stopped_C = torch.zeros(len(first), dtype=torch.bool, device=first.device)
@@ -59,7 +59,5 @@ class CollapseGuard:
         self.saved = {name: value.clone() for name, value in self.params.items()}
 
     def _accuracy(self) -> torch.Tensor:
-        found = attack_stack(self.model, self.params, self.x, self.y, self.owner, self.attack, self.draws)
-        right = (found.answers == self.y).double()
-        counts = torch.bincount(self.owner, minlength=len(next(iter(self.params.values())))).clamp(min=1)
-        return right.new_zeros(len(counts)).index_add(0, self.owner.to(right.device), right) / counts.to(right.device)
+        result = attack_stack(self.model, self.params, self.images, self.attack, self.draws)
+        return self.images.mean_by_client((result.predictions == self.images.y).double())

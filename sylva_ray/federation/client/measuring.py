@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -11,8 +11,8 @@ import torch
 
 from sylva_ray.attacks.registry import attack_stack
 from sylva_ray.attacks.transfer import transfer
-from sylva_ray.core.types import AttackSpec, ParameterStack, Split, StateStack
-from sylva_ray.federation.client.batches import flat_split, split_draws
+from sylva_ray.core.types import AttackSpec, ClientImages, ParameterStack, Split, StateStack
+from sylva_ray.federation.client.batches import client_images, split_draws
 from sylva_ray.federation.client.worker import CohortWorker
 from sylva_ray.federation.tasks import CohortTask
 from sylva_ray.metrics.probe import binarization_test, gradient_health
@@ -22,10 +22,6 @@ from sylva_ray.models.kernels import DTYPES
 
 EVALUATION_ROWS = 256
 """Images in one forward of an evaluation."""
-
-
-FlatSplit = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
-"""``x [N, 3, H, W]``, ``y [N]``, sorted ``owner [N]``."""
 
 
 NO_ATTACK = AttackSpec("pgd", 0.0, 1, 0.0)
@@ -69,18 +65,18 @@ class EvaluateTask(CohortTask):
     def execute(self, worker: CohortWorker, params: ParameterStack) -> list[EvaluateOutcome]:
         """See `CohortTask`."""
         found = _Answers(len(self.clients))
-        for first, pieces, (x, y, owner) in windows(worker, self):
+        for first, pieces, images in windows(worker, self):
             with torch.no_grad():
-                found.deal("predictions/benign", worker.model.forward(params, x, owner).argmax(1), pieces)
+                found.add("predictions/benign", worker.model.forward(params, images.x, images.owner).argmax(1), images)
             for attack in self.attacks:
                 draws = split_draws(worker.config.seed, attack.label, self.clients, pieces, first)
                 precision = DTYPES[worker.config.evaluation.precision]
-                hit = attack_stack(worker.model, params, x, y, owner, attack, draws.to(worker.device), precision)
-                found.deal(f"predictions/{attack.label}", hit.answers, pieces)
-                found.deal(f"distances/{attack.label}", hit.distance, pieces)
+                result = attack_stack(worker.model, params, images, attack, draws.to(worker.device), precision)
+                found.add(f"predictions/{attack.label}", result.predictions, images)
+                found.add(f"distances/{attack.label}", result.distance, images)
                 if self.keep:
-                    found.deal(f"images/{attack.label}", hit.x_adv, pieces)
-                found.count(attack.label, hit.forwards, hit.backwards)
+                    found.add(f"images/{attack.label}", result.x_adv, images)
+                found.count(attack.label, result.forwards, result.backwards)
         return found.outcomes()
 
 
@@ -99,10 +95,10 @@ class TransferTask(CohortTask):
         """See `CohortTask`."""
         sources = to_parameters(self.sources, worker.device, torch.float32)
         found = _Answers(len(self.clients))
-        for first, pieces, (x, y, owner) in windows(worker, self):
+        for first, pieces, images in windows(worker, self):
             draws = split_draws(worker.config.seed, "transfer", self.clients, pieces, first).to(worker.device)
-            answers = transfer(worker.model, sources, params, x, y, owner, self.attack, draws)
-            found.deal("predictions/transfer", answers, pieces)
+            predictions = transfer(worker.model, sources, params, images, self.attack, draws)
+            found.add("predictions/transfer", predictions, images)
         return found.outcomes()
 
 
@@ -119,13 +115,12 @@ class ProbeTask(CohortTask):
     def execute(self, worker: CohortWorker, params: ParameterStack) -> list[EvaluateOutcome]:
         """See `CohortTask`."""
         found = _Answers(len(self.clients))
-        for first, pieces, (x, y, owner) in windows(worker, self):
+        for first, pieces, images in windows(worker, self):
             draws = split_draws(worker.config.seed, "probe", self.clients, pieces, first).to(worker.device)
-            health = gradient_health(worker.model, params, x, y, owner, self.attack, draws)
-            for name, values in (
-                health | binarization_test(worker.model, params, x, owner, self.attack, draws)
-            ).items():
-                found.deal(f"probe/{name}", values, pieces)
+            measured = gradient_health(worker.model, params, images, self.attack, draws)
+            measured |= binarization_test(worker.model, params, images, self.attack, draws)
+            for name, values in measured.items():
+                found.add(f"probe/{name}", values, images)
         return found.outcomes()
 
 
@@ -143,18 +138,18 @@ class CertifyTask(CohortTask):
     def execute(self, worker: CohortWorker, params: ParameterStack) -> list[EvaluateOutcome]:
         """See `CohortTask`."""
         found = _Answers(len(self.clients))
-        for first, pieces, (x, _, owner) in windows(worker, self):
+        for first, pieces, images in windows(worker, self):
             draws = split_draws(worker.config.seed, "smoothing", self.clients, pieces, first).to(worker.device)
-            guess, hits = votes(worker.model, params, x, owner, self.sigma, self.num_draws, draws)
-            found.deal("votes/guess", guess, pieces)
-            found.deal("votes/hits", hits, pieces)
+            guess, hits = votes(worker.model, params, images, self.sigma, self.num_draws, draws)
+            found.add("votes/guess", guess, images)
+            found.add("votes/hits", hits, images)
         return found.outcomes()
 
 
 Measurement = EvaluateTask | TransferTask | ProbeTask | CertifyTask
 
 
-def windows(worker: CohortWorker, task: Measurement) -> Iterator[tuple[int, list[Split], FlatSplit]]:
+def windows(worker: CohortWorker, task: Measurement) -> Iterator[tuple[int, list[Split], ClientImages]]:
     """Flat batches of at most `EVALUATION_ROWS` test images, some of each client's: number of the first, pieces, tensors."""
     tests = [worker.fleet.client(client).test for client in task.clients]
     rows = max(1, EVALUATION_ROWS // len(tests))
@@ -164,7 +159,7 @@ def windows(worker: CohortWorker, task: Measurement) -> Iterator[tuple[int, list
         for first in range(task.first, end, rows):
             window = slice(first, min(first + rows, end))
             pieces = [Split(test.images[window], test.labels[window]) for test in tests]
-            yield first, pieces, flat_split(pieces, torch.float32, worker.device)
+            yield first, pieces, client_images(pieces, torch.float32, worker.device)
 
 
 class _Answers:
@@ -174,11 +169,10 @@ class _Answers:
         self._parts: list[dict[str, list[np.ndarray]]] = [{} for _ in range(num_clients)]
         self._passes: dict[str, tuple[int, int]] = {}
 
-    def deal(self, name: str, values: torch.Tensor, pieces: Sequence[Split]) -> None:
-        """A flat batch's values, to the clients whose images they are."""
-        borders = np.cumsum([len(piece) for piece in pieces])[:-1]
-        for own, share in zip(self._parts, np.split(values.cpu().numpy(), borders), strict=True):
-            own.setdefault(name, []).append(share)
+    def add(self, name: str, values: torch.Tensor, images: ClientImages) -> None:
+        """Add the values ``[N, ...]`` of a flat batch to those of the clients."""
+        for values_by_name, client_values in zip(self._parts, images.split_by_client(values), strict=True):
+            values_by_name.setdefault(name, []).append(client_values)
 
     def count(self, attack: str, forwards: int, backwards: int) -> None:
         """Add to an attack's passes."""

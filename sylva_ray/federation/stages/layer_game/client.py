@@ -18,8 +18,8 @@ from sylva_ray.attacks.registry import attack_stack
 from sylva_ray.config.resolved import ResolvedConfig
 from sylva_ray.core.precision import at_precision
 from sylva_ray.core.seeding import generator
-from sylva_ray.core.types import AttackSpec, ClientData, ParameterStack, Split
-from sylva_ray.federation.client.batches import flat_split, split_draws
+from sylva_ray.core.types import AttackSpec, ClientData, ClientImages, ParameterStack, Split
+from sylva_ray.federation.client.batches import client_images, split_draws
 from sylva_ray.federation.client.training import benign_step, run_epochs
 from sylva_ray.federation.client.worker import CohortWorker
 from sylva_ray.federation.context import ClientContext
@@ -45,13 +45,9 @@ class GuardOutcome:
 
 
 @dataclass(frozen=True)
-class SelectionImages:
-    """A cohort's selection split: ``x [N, 3, H, W]``, ``y [N]``, sorted ``owner [N]``; ``against`` theta^r and theta^b: the same
-    images after PGD on either."""
+class SelectionImages(ClientImages):
+    """The selection splits of a cohort; ``against`` holds the images after PGD against theta^r and against theta^b."""
 
-    x: torch.Tensor
-    y: torch.Tensor
-    owner: torch.Tensor
     against: Sequence[torch.Tensor]
 
 
@@ -117,17 +113,18 @@ class Phase2Client:
         """The selection split, and what PGD makes of it against theta^r and theta^b (``benign``)."""
         splits = [_head_of(d.selection, self.phase2.max_images) for d in self.data]
         first = self.robust[next(iter(self.robust))]
-        x, y, owner = flat_split(splits, first.dtype, first.device)
+        images = client_images(splits, first.dtype, first.device)
         with self.stopwatch("attack"):
-            against = [self._adversarial(theta, x, y, owner, splits) for theta in (self.robust, benign)]
-        return SelectionImages(x, y, owner, against)
+            against = [self._adversarial(theta, images, splits) for theta in (self.robust, benign)]
+        return SelectionImages(images.x, images.y, images.owner, images.num_clients, against)
 
-    def _adversarial(
-        self, params: ParameterStack, x: torch.Tensor, y: torch.Tensor, owner: torch.Tensor, splits: Sequence[Split]
-    ) -> torch.Tensor:
-        noise = self._noise("game", splits, x)
+    def _adversarial(self, params: ParameterStack, images: ClientImages, splits: Sequence[Split]) -> torch.Tensor:
+        def loss(u: torch.Tensor) -> torch.Tensor:
+            return cross_entropy(self.model.forward(params, u, images.owner), images.y)
+
+        noise = self._noise("game", splits, images.x)
         with at_precision(self.model, self.attack_precision):
-            return pgd(lambda u: cross_entropy(self.model.forward(params, u, owner), y), x, self.attack, noise)
+            return pgd(loss, images.x, self.attack, noise)
 
     # -- the guard -----------------------------------------------------------------------------------------------------
 
@@ -153,17 +150,16 @@ class Phase2Client:
         splits = [self.data[c].guard for c in clients]
         chosen = select_clients(params, clients)
         first = chosen[next(iter(chosen))]
-        x, y, owner = flat_split(splits, first.dtype, first.device)
+        images = client_images(splits, first.dtype, first.device)
         with self.stopwatch("attack"):
             draws = split_draws(self.config.seed, f"guard/{self.round}", [self.clients[c] for c in clients], splits)
             with torch.no_grad():
-                benign = self.model.forward(chosen, x, owner).argmax(1) == y
+                benign = self.model.forward(chosen, images.x, images.owner).argmax(1) == images.y
             attacked = attack_stack(
-                self.model, chosen, x, y, owner, self.attack, draws.to(x.device), self.attack_precision
+                self.model, chosen, images, self.attack, draws.to(first.device), self.attack_precision
             )
-            robust = attacked.answers == y
-        both = torch.stack([benign, robust]).cpu().numpy()
-        return np.split(both, np.cumsum([len(s) for s in splits])[:-1], axis=1)
+            robust = attacked.predictions == images.y
+        return [rows.T for rows in images.split_by_client(torch.stack([benign, robust], dim=1))]
 
     # -- refinement ----------------------------------------------------------------------------------------------------
 

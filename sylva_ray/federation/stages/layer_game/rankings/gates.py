@@ -46,16 +46,11 @@ def learned_gates(player: Phase2Client, benign: ParameterStack, images: Selectio
 
     The robust loss takes the worse of the fixed images made against theta^r and theta^b, per image."""
     x, against, y, owner = images.x, images.against, images.y, images.owner
-    counts = torch.bincount(owner, minlength=len(player.clients))
-
-    def mean_by_client(values: torch.Tensor) -> torch.Tensor:
-        sums = values.new_zeros(len(counts)).index_add(0, owner.to(values.device), values)
-        return sums / counts.to(values.device)
 
     def losses(gates: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         mixed = blend(player.robust, benign, gates, player.model.players)
         clean, *attacked = (cross_entropy(player.model.forward(mixed, u, owner), y) for u in (x, *against))
-        return mean_by_client(clean), mean_by_client(torch.maximum(*attacked))
+        return images.mean_by_client(clean), images.mean_by_client(torch.maximum(*attacked))
 
     shape = (len(player.clients), len(player.model.players))
     log_alpha = x.new_zeros(shape).requires_grad_()

@@ -37,7 +37,7 @@ def relative_shift(player: Phase2Client, images: SelectionImages) -> np.ndarray:
     """E ||h_l(x') - h_l(x)|| / E ||h_l(x)|| after every block, and of the logits: ``[C, n]``."""
     x, x_adv, owner = images.x, images.against[0], images.owner
     clean, moved = player.model.embed(x), player.model.embed(x_adv)
-    counts = torch.bincount(owner, minlength=len(player.clients)).tolist()
+    counts = images.counts.tolist()
     shifts = []
 
     def note(before: torch.Tensor, after: torch.Tensor) -> None:
