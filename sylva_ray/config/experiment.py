@@ -1,7 +1,8 @@
-"""An experiment on a page: frozen sections, read from YAML, changed by ``KEY=VALUE`` with dotted names.
+"""The configuration of an experiment: frozen sections, read from YAML, with ``KEY=VALUE`` overrides.
 
-Unknown keys are refused, values are checked at construction, and every ``auto`` is resolved before the first round, so
-the ``config.yaml`` in a run folder says exactly what ran. Epsilons are in [0, 1] pixel units and may be written "8/255".
+Unknown keys are rejected and values are checked at construction. Every ``auto`` is resolved before the first round, so
+that the ``config.yaml`` of a run folder contains the values that were used. Epsilons are in pixel units [0, 1] and may
+be written as fractions: 8/255.
 """
 
 from __future__ import annotations
@@ -9,70 +10,72 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from sylva_ray.attacks.pgd import PgdAttack, default_step_size
 from sylva_ray.config.attacks import EvaluationAttack
-from sylva_ray.config.schema import build, flatten, read_overridden
+from sylva_ray.config.schema import RawConfig, build, flatten, read_overridden
 from sylva_ray.core.sections import PixelUnits, Section
 from sylva_ray.core.types import AttackSpec
 
 OFFLINE_BACKBONE = "vit_micro_patch8_32"
-"""The backbone whose checkpoint ships in this package: ViT, 32 px, patch 8, width 192, depth 6."""
+"""The backbone whose checkpoint is part of this package: ViT, 32 px, patch 8, width 192, depth 6."""
 
 
 class AlgorithmSection(BaseModel):
-    """``name`` of a registered method, or ``package.module:Class``; the other keys are that method's own parameters."""
+    """The method: its name, or ``package.module:Class``. All other keys are parameters of the method."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
     name: str = "sylva"
 
     @property
-    def parameters(self) -> dict[str, Any]:
-        """Everything but the name, not yet checked (the method's own ``Parameters`` does that)."""
+    def parameters(self) -> RawConfig:
+        """All keys but the name; they are validated by the ``Parameters`` of the method."""
         return dict(self.model_extra or {})
 
 
 class DatasetSection(Section):
-    """``name``: digits, cifar10, cifar100, stl10, gtsrb (torchvision), ``imagefolder:PATH`` or ``parquet:PATH``."""
+    """The data set: digits, cifar10, cifar100, stl10, gtsrb, ``imagefolder:PATH`` or ``parquet:PATH``."""
 
     name: str = "digits"
-    root: str = Field("~/.cache/sylva_ray/datasets", description="where torchvision's data sets are kept")
-    max_train: int | None = Field(None, ge=1, description="use a seeded, class-balanced subset of the training images")
-    max_test: int | None = Field(None, ge=1, description="the same for the pool that client test sets are drawn from")
+    root: str = Field("~/.cache/sylva_ray/datasets", description="folder of the data sets that torchvision downloads")
+    max_train: int | None = Field(None, ge=1, description="use a random, class-balanced subset of the training images")
+    max_test: int | None = Field(None, ge=1, description="the same for the images from which test sets are drawn")
     test_pool: Literal["test", "train"] = Field(
-        "test", description="train: the training images that max_train leaves out, for choosing hyperparameters"
+        "test", description="train: test on training images that max_train leaves out, to choose hyperparameters"
     )
 
 
 class PartitionSection(Section):
-    """How the images are dealt to clients, and each client's images to its four splits."""
+    """How images are distributed to clients, and the images of a client to its four splits."""
 
     kind: Literal["iid", "dirichlet", "pathological", "quantity"] = "dirichlet"
     num_clients: int = Field(10, ge=1)
-    alpha: float = Field(0.5, gt=0, description="Dirichlet concentration over labels, or over sizes for `quantity`")
-    classes_per_client: int = Field(2, ge=1, description="for `pathological`")
-    min_samples: int = Field(10, ge=5, description="guaranteed training + validation images per client")
-    valid_fraction: float = Field(0.2, gt=0, lt=1, description="of a client's images; halved into selection and guard")
-    test_samples: int = Field(
-        100, ge=1, description="test images per client, drawn with the client's class proportions"
+    alpha: float = Field(
+        0.5, gt=0, description="Dirichlet concentration of labels; for `quantity`, of the numbers of images"
     )
+    classes_per_client: int = Field(2, ge=1, description="for `pathological`")
+    min_samples: int = Field(10, ge=5, description="minimal number of training and validation images per client")
+    valid_fraction: float = Field(
+        0.2, gt=0, lt=1, description="of a client's images; half for selection, half for the guard"
+    )
+    test_samples: int = Field(100, ge=1, description="test images per client, with the class proportions of the client")
 
 
 class BackboneSection(Section):
-    """A timm model by name. Weights: the hub (`pretrained`), a `checkpoint`, or the one shipped with this package."""
+    """A timm model. Its weights are those of the hub (`pretrained`), of a `checkpoint`, or those in this package."""
 
     name: str = OFFLINE_BACKBONE
     pretrained: bool = False
     checkpoint: str | None = Field(None, description="safetensors file of the timm model's state_dict")
-    image_size: int | None = Field(None, ge=8, description="side in pixels the model sees; None: the model's own")
+    image_size: int | None = Field(None, ge=8, description="side of the input in pixels; None: that of the model")
 
 
 class LoraSection(Section):
-    """LoRA on linear layers; scaling is alpha / rank (Hu et al. 2022)."""
+    """LoRA on linear layers, scaled by alpha / rank (Hu et al. 2022)."""
 
     rank: int = Field(8, ge=1)
     alpha: float = Field(16.0, gt=0)
@@ -80,10 +83,11 @@ class LoraSection(Section):
 
 
 class AttackSection(Section):
-    """The attack that training defends against: L-infinity PGD in [0, 1] pixel space (Madry et al. 2018).
+    """The attack of adversarial training: L-infinity PGD in the pixel space [0, 1] (Madry et al. 2018).
 
-    ``fgsm_rs`` is fast adversarial training (Wong et al. 2020): one step of 1.25 epsilon from a random start, with a guard that
-    rolls an epoch back after which PGD-5 succeeds all of a sudden (catastrophic overfitting)."""
+    ``fgsm_rs`` is fast adversarial training (Wong et al. 2020): one step of 1.25 epsilon from a random start. An epoch
+    after which the accuracy under PGD-5 drops suddenly (catastrophic overfitting) is undone.
+    """
 
     name: Literal["pgd", "fgsm_rs"] = "pgd"
     norm: Literal["linf"] = "linf"
@@ -93,7 +97,7 @@ class AttackSection(Section):
     random_start: bool = True
 
     def spec(self, epsilon: float | None = None, loss: str = "ce") -> AttackSpec:
-        """This attack at ``epsilon`` (default: its own), the step scaled with it."""
+        """Return the attack; if ``epsilon`` is another one than in this section, the step size is scaled with it."""
         epsilon = self.epsilon if epsilon is None else epsilon
         if self.name == "fgsm_rs":
             return AttackSpec("pgd", epsilon, 1, 1.25 * epsilon, random_start=True, loss=loss)
@@ -106,30 +110,32 @@ class AttackSection(Section):
 
 
 class AttentionKernels(Section):
-    """The attention kernel of each precision: what ``training.attention=auto`` becomes."""
+    """The attention kernel of each precision; ``training.attention=auto`` is resolved to it."""
 
     float32: Literal["fused", "plain"] = "fused"
     bfloat16: Literal["fused", "plain"] = "fused"
 
 
 class TrainingSection(Section):
-    """Local training and the rhythm of rounds."""
+    """Rounds and local training."""
 
     rounds: int = Field(10, ge=1)
-    clients_per_round: int | None = Field(None, ge=1, description="None: everyone, every round")
-    cohort_size: int | Literal["auto"] = Field("auto", description="clients trained in one stacked forward")
+    clients_per_round: int | None = Field(None, ge=1, description="None: all clients in every round")
+    cohort_size: int | Literal["auto"] = Field(
+        "auto", description="number of clients that are trained in one batched forward"
+    )
     local_epochs: int = Field(1, ge=1)
     batch_size: int = Field(32, ge=1, description="images per client and step")
     optimizer: Literal["adamw", "sgd"] = "adamw"
     lr: float = Field(1e-3, ge=0)
     lr_schedule: Literal["constant", "cosine"] = Field("cosine", description="over rounds")
     weight_decay: float = Field(1e-4, ge=0)
-    clip_norm: float | None = Field(1.0, gt=0, description="per-client gradient norm; None: no clipping")
+    clip_norm: float | None = Field(1.0, gt=0, description="maximal gradient norm per client; None: no clipping")
     augment: Literal["none", "flip", "crop", "flip_crop"] = Field(
-        "none", description="on the device, before the attack"
+        "none", description="random flips and crops, before the attack"
     )
     precision: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="of forwards in training; auto: bfloat16 where a measurement finds it faster"
+        "auto", description="of forwards in training; auto: bfloat16 if a measurement finds it faster"
     )
     attention: Literal["auto", "fused", "plain"] | AttentionKernels = Field(
         "auto", description="fused: torch's scaled_dot_product_attention; plain: two matrix products; auto: measured"
@@ -144,17 +150,19 @@ class TrainingSection(Section):
 
 
 class EvaluationSection(Section):
-    """What is measured. The last round of each phase is always evaluated in full."""
+    """What is measured. The last round of each phase is always evaluated with all attacks and images."""
 
     every: int = Field(
-        0, ge=0, description="also evaluate the first attack after every this many rounds; 0: only at the phases' ends"
+        0, ge=0, description="also evaluate the first attack after every this many rounds; 0: only at the end of phases"
     )
     attacks: tuple[EvaluationAttack, ...] = (PgdAttack(),)
-    max_samples: int | None = Field(None, ge=1, description="test images per client in the rounds between")
-    checks: bool = Field(True, description="unbounded-attack check S4 and collapse check S14")
+    max_samples: int | None = Field(
+        None, ge=1, description="test images per client in evaluations between the ends of phases"
+    )
+    checks: bool = Field(True, description="run the checks S4 (unbounded attack) and S14 (collapse)")
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto",
-        description="of attacks in evaluation, guard and game; successes and benign answers are always those of float32",
+        description="of attacks in evaluation, guard and game; predictions and successes are always those of float32",
     )
 
     @model_validator(mode="after")
@@ -167,17 +175,17 @@ class EvaluationSection(Section):
 
     @property
     def specs(self) -> tuple[AttackSpec, ...]:
-        """All attacks in their frozen form."""
+        """All attacks as `AttackSpec`."""
         return tuple(attack.spec() for attack in self.attacks)
 
 
 class ByzantineSection(Section):
-    """Clients that do not play by the rules. Who they are is drawn from the seed; accuracies are those of the honest ones."""
+    """Byzantine clients, which are drawn from the seed. Reported accuracies are those of the other clients."""
 
     fraction: float = Field(0.0, ge=0, lt=1, description="of the clients, rounded down")
     attack: Literal["sign_flip", "gaussian", "label_flip", "alie", "ipm", "mimic", "nan"] = "sign_flip"
     strength: float | None = Field(
-        None, gt=0, description="of sign_flip, gaussian, alie (z) and ipm; None: the attack's own"
+        None, gt=0, description="of sign_flip, gaussian, alie (z) and ipm; None: the default of the attack"
     )
 
     @model_validator(mode="after")
@@ -188,32 +196,32 @@ class ByzantineSection(Section):
 
 
 class CompressionSection(Section):
-    """What a client's update is turned into before it travels. Any method can use it."""
+    """Compression of updates; available for all methods."""
 
     kind: Literal["none", "int8", "int4", "topk"] = "none"
-    fraction: float = Field(0.05, gt=0, le=1, description="of the entries that topk keeps")
-    error_feedback: bool = Field(True, description="what an upload lost is added to the next one")
-    download: bool = Field(True, description="the server's answer is compressed too (not with topk)")
+    fraction: float = Field(0.05, gt=0, le=1, description="fraction of the entries that topk keeps")
+    error_feedback: bool = Field(True, description="add the compression error of an upload to the next one")
+    download: bool = Field(True, description="also compress downloads (not with topk)")
 
 
 class ClusterSection(Section):
-    """Where the work runs. The result does not depend on anything in this section but `threads_per_actor`."""
+    """Execution. The results do not depend on this section, except for `threads_per_actor`."""
 
     pool: Literal["ray", "in_process"] = "ray"
-    address: str | None = Field(None, description="None: start Ray here; else host:port, or `auto`")
+    address: str | None = Field(None, description="None: start Ray on this machine; else host:port, or `auto`")
     launcher: str | None = Field(
         None,
-        description="the cluster.yaml whose workers an autoscaler may add; None: the one that made this head, if any",
+        description="cluster.yaml of the autoscaler; None: the one of this head node, if any",
     )
     num_actors: int | Literal["auto", "per_client"] = "auto"
     cpus_per_actor: float = Field(1.0, gt=0)
     gpus_per_actor: float = Field(0.0, ge=0)
     threads_per_actor: int = Field(1, ge=1)
     round_deadline_s: float | None = Field(None, gt=0)
-    max_task_retries: int = Field(3, ge=0, description="how often one cohort is re-run after its actor died")
+    max_task_retries: int = Field(3, ge=0, description="how often a cohort is run again after its actor failed")
     connect_timeout_s: float = Field(20.0, gt=0)
     startup_timeout_s: float = Field(
-        900.0, gt=0, description="how long to wait while no actor is up: a cloud needs minutes for a node"
+        900.0, gt=0, description="how long to wait for the first actor; a cloud node takes minutes to start"
     )
 
     @model_validator(mode="after")
@@ -224,22 +232,22 @@ class ClusterSection(Section):
 
 
 class TrackingSection(Section):
-    """MLflow. ``uri`` wins over ``MLFLOW_TRACKING_URI``; without either, an sqlite store beside the run folder."""
+    """MLflow. Without ``uri`` and ``MLFLOW_TRACKING_URI``, an sqlite store beside the run folder is used."""
 
     enabled: bool = True
     uri: str | None = None
     experiment: str = "sylva_ray"
     run_name: str | None = None
     detail: Literal["clients", "fleet"] = Field(
-        "clients", description="fleet: no metrics of single clients, no figures and no adapters; what sweeps use"
+        "clients", description="fleet: no metrics of single clients, no figures and no adapters; used by sweeps"
     )
-    parent_run_id: str | None = Field(None, description="the MLflow run that this one is shown under")
-    tags: dict[str, str] = Field({}, description="more tags for the MLflow run")
-    flush_timeout_s: float = Field(30.0, gt=0, description="how long the end of a run waits for a slow server")
+    parent_run_id: str | None = Field(None, description="MLflow run of which this run is a child")
+    tags: dict[str, str] = Field({}, description="additional tags of the MLflow run")
+    flush_timeout_s: float = Field(30.0, gt=0, description="how long to wait for the server at the end of a run")
 
 
 class ExperimentConfig(Section):
-    """One experiment. Every run folder holds this, resolved, as ``config.yaml``."""
+    """An experiment. Every run folder contains its resolved configuration, ``config.yaml``."""
 
     name: str = Field("experiment", pattern=r"^[A-Za-z0-9._-]+$")
     seed: int = Field(0, ge=0)
@@ -266,40 +274,41 @@ class ExperimentConfig(Section):
         return self
 
     def to_yaml(self) -> str:
-        """The configuration as YAML text, keys in the order of the sections above."""
+        """Return the configuration as YAML, with keys in the order of the sections."""
         return yaml.safe_dump(json.loads(self.model_dump_json()), sort_keys=False)
 
     def flat(self) -> dict[str, str]:
-        """``{dotted key: value as text}``: what the tracker logs as parameters."""
+        """Return ``{dotted key: value as text}``, the parameters in MLflow."""
         return flatten(json.loads(self.model_dump_json()))
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> ExperimentConfig:
-    """Read ``path`` (YAML) and apply ``KEY=VALUE`` overrides. Paths inside stay as written.
+    """Read a YAML file and apply ``KEY=VALUE`` overrides. Paths in the file are not changed.
 
     Raises:
-        UserError: missing or malformed file, unknown key, wrong type, value out of range; names key, value and fix.
+        UserError: the file is missing or malformed, a key is unknown, or a value has a wrong type or is out of range.
     """
     return build(ExperimentConfig, read_overridden(path, overrides))
 
 
 CONFIG = "config.yaml"
-"""The resolved configuration in a run folder."""
+"""File name of the resolved configuration in a run folder."""
 
-WRITTEN_BEFORE: dict[str, dict[str, Any]] = {
+DEFAULTS_OF_0_1: dict[str, RawConfig] = {
     "training": {"attention": {"float32": "fused", "bfloat16": "fused"}},
     "evaluation": {"precision": "float32"},
 }
-"""What a run folder of version 0.1 does not say, because there was no choice then."""
+"""Settings that run folders of version 0.1 do not contain, with the values of that version."""
 
 
 def load_run_config(run_dir: Path, overrides: Sequence[str] = ()) -> ExperimentConfig:
-    """The configuration of a run folder, of this version or an older one, with ``KEY=VALUE`` overrides.
+    """Read the configuration of a run folder of this version or an older one and apply ``KEY=VALUE`` overrides.
 
     Raises:
-        UserError: as `load_config`."""
+        UserError: see `load_config`.
+    """
     raw = read_overridden(run_dir / CONFIG, overrides)
-    for section, values in WRITTEN_BEFORE.items():
+    for section, values in DEFAULTS_OF_0_1.items():
         if isinstance(raw.get(section), dict):
             raw[section] = values | raw[section]
     return build(ExperimentConfig, raw)
@@ -308,16 +317,16 @@ def load_run_config(run_dir: Path, overrides: Sequence[str] = ()) -> ExperimentC
 Choices = Sequence[tuple[str, str]]
 
 MEASURED: Choices = (("training", "precision"), ("training", "attention"), ("evaluation", "precision"))
-"""Keys whose ``auto`` is resolved by a measurement."""
+"""Settings whose ``auto`` is resolved by a measurement."""
 
 CHOICES: Choices = (("training", "device"), ("training", "cohort_size"), *MEASURED)
-"""Keys whose ``auto`` is resolved, and which the result depends on."""
+"""Settings whose ``auto`` is resolved and that affect the results."""
 
 
-def with_choices_of(config: ExperimentConfig, present: ExperimentConfig, keys: Choices = CHOICES) -> ExperimentConfig:
-    """``config`` with what the ``present`` run chose in place of ``auto``."""
+def with_choices_of(config: ExperimentConfig, resolved: ExperimentConfig, keys: Choices = CHOICES) -> ExperimentConfig:
+    """Replace every ``auto`` among ``keys`` by the value in the configuration ``resolved``."""
     for section, key in keys:
         if getattr(getattr(config, section), key) == "auto":
-            chosen = getattr(getattr(present, section), key)
+            chosen = getattr(getattr(resolved, section), key)
             config = config.model_copy(update={section: getattr(config, section).model_copy(update={key: chosen})})
     return config

@@ -88,7 +88,7 @@ class ClientImages:
         return self.owner.bincount(minlength=self.num_clients)
 
     def mean_by_client(self, values_N: torch.Tensor) -> torch.Tensor:
-        """Return the mean of per-image values over the images of each client, ``[C]``; 0 for a client without images."""
+        """Return the mean of per-image values over each client's images, ``[C]``; 0 for a client without images."""
         sums = values_N.new_zeros(self.num_clients).index_add(0, self.owner.to(values_N.device), values_N)
         return sums / self.counts.clamp(min=1).to(values_N.device)
 

@@ -1,6 +1,6 @@
-"""``predictions.safetensors``: what every client's final model answered, image by image, under every condition.
+"""The file ``predictions.safetensors``: predictions of the final models per image and condition.
 
-Accuracies forget which images they are made of; paired comparisons of two runs on the same images need to know.
+Paired comparisons of two runs on the same images need them.
 """
 
 from __future__ import annotations
@@ -18,27 +18,39 @@ PREDICTIONS = "predictions.safetensors"
 LABELS = "labels"
 
 
-def write_predictions(run_dir: Path, answers: Sequence[Mapping[str, np.ndarray]], labels: Sequence[np.ndarray]) -> None:
-    """Names are ``CONDITION/CLIENT`` and ``labels/CLIENT``; ``[n] int16`` each."""
-    arrays = {f"{LABELS}/{client:04d}": own.astype(np.int16) for client, own in enumerate(labels)}
-    for client, conditions in enumerate(answers):
-        arrays |= {f"{condition}/{client:04d}": own.astype(np.int16) for condition, own in conditions.items()}
+def write_predictions(
+    run_dir: Path, predictions: Sequence[Mapping[str, np.ndarray]], labels: Sequence[np.ndarray]
+) -> None:
+    """Write arrays ``[n] int16`` named ``CONDITION/CLIENT`` and ``labels/CLIENT``.
+
+    Args:
+        run_dir: the run folder.
+        predictions: per client, ``{condition: [n]}``.
+        labels: per client, ``[n]``.
+    """
+    arrays = {f"{LABELS}/{client:04d}": y.astype(np.int16) for client, y in enumerate(labels)}
+    for client, conditions in enumerate(predictions):
+        arrays |= {f"{condition}/{client:04d}": y.astype(np.int16) for condition, y in conditions.items()}
     write_atomically(run_dir / PREDICTIONS, save(dict(sorted(arrays.items()))))
 
 
 def read_correct(run_dir: Path, condition: str) -> list[np.ndarray]:
-    """Per client ``[n] bool``: right under ``condition`` (``benign`` or an attack's label).
+    """Read which predictions are correct under a condition, ``benign`` or the label of an attack.
+
+    Returns:
+        Per client, ``[n] bool``.
 
     Raises:
-        UserError: the run has no predictions, or not under this condition."""
+        UserError: the run has no predictions, or none for this condition.
+    """
     path = run_dir / PREDICTIONS
     if not path.exists():
-        raise UserError("RUN", str(run_dir), f"has no {PREDICTIONS}: it is unfinished or older than that file")
+        raise UserError("RUN", str(run_dir), f"has no {PREDICTIONS}: it is not finished, or of an older version")
     arrays = load_file(path)
     names = sorted(name for name in arrays if name.startswith(f"{LABELS}/"))
-    known = sorted({name.rpartition("/")[0] for name in arrays} - {LABELS})
-    if condition not in known:
-        raise UserError("condition", condition, f"was not evaluated there; known: {', '.join(known)}")
+    conditions = sorted({name.rpartition("/")[0] for name in arrays} - {LABELS})
+    if condition not in conditions:
+        raise UserError("condition", condition, f"was not evaluated in {run_dir}; available: {', '.join(conditions)}")
     return [arrays[name] == arrays[name.replace(LABELS, condition, 1)] for name in names]
 
 
@@ -49,32 +61,38 @@ def paired_difference(
     confidence: float = 0.95,
     resamples: int = 10_000,
 ) -> tuple[float, float, float]:
-    """Mean over clients of accuracy(first) - accuracy(second), with a paired percentile bootstrap over seeds and images.
+    """Estimate the mean over clients of accuracy(first) - accuracy(second) with a paired percentile bootstrap.
+
+    Seeds and images are resampled, clients are not.
 
     Args:
-        first, second: ``[seed][client] [n] bool``, the same images in both.
-        confidence: of the two one-sided bounds together, so that each one's is (1 + confidence) / 2.
+        first: correct predictions, ``[seed][client] [n] bool``.
+        second: the same for the other run, on the same images.
+        rng: for the resamples.
+        confidence: of the two-sided interval; each one-sided bound has the confidence (1 + confidence) / 2.
+        resamples: number of bootstrap samples.
 
     Returns:
-        difference, lower bound, upper bound. With few seeds the bounds are rough: seeds are resampled too.
+        Difference, lower bound and upper bound. With few seeds the bounds are coarse.
     """
-    gaps = [
+    differences = [
         [a.astype(float) - b.astype(float) for a, b in zip(one, other, strict=True)]
         for one, other in zip(first, second, strict=True)
     ]
-    observed = float(np.mean([np.mean([gap.mean() for gap in seed]) for seed in gaps]))
-    draws = np.empty((len(gaps), resamples))
-    for row, seed in enumerate(gaps):  # resampled images give every client's gap; clients are what the fleet is made of
-        draws[row] = np.mean([_resampled_means(gap, resamples, rng) for gap in seed], axis=0)
-    chosen = rng.integers(len(gaps), size=(len(gaps), resamples))
-    means = np.take_along_axis(draws, chosen, axis=0).mean(0)
+    observed = float(np.mean([np.mean([client.mean() for client in clients]) for clients in differences]))
+    resampled = np.empty((len(differences), resamples))
+    for row, clients in enumerate(differences):
+        resampled[row] = np.mean([_resampled_means(client, resamples, rng) for client in clients], axis=0)
+    seeds = rng.integers(len(differences), size=(len(differences), resamples))
+    means = np.take_along_axis(resampled, seeds, axis=0).mean(0)
     tail = (1 - confidence) / 2
     low, high = np.quantile(means, [tail, 1 - tail])
     return observed, float(low), float(high)
 
 
-def _resampled_means(gap: np.ndarray, resamples: int, rng: np.random.Generator) -> np.ndarray:
-    """Means of bootstrap samples of values in {-1, 0, 1}: their counts are multinomial."""
-    shares = np.array([np.mean(gap == value) for value in (-1, 0, 1)])
-    counts = rng.multinomial(len(gap), shares, size=resamples)
-    return (counts[:, 2] - counts[:, 0]) / len(gap)
+def _resampled_means(values: np.ndarray, resamples: int, rng: np.random.Generator) -> np.ndarray:
+    """Return the means of bootstrap samples of values in {-1, 0, 1}, whose counts are multinomial."""
+    frequencies = np.array([np.mean(values == value) for value in (-1, 0, 1)])
+    counts = rng.multinomial(len(values), frequencies, size=resamples)
+    means: np.ndarray = (counts[:, 2] - counts[:, 0]) / len(values)
+    return means

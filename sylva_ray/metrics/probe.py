@@ -18,7 +18,7 @@ PASSES = 5
 """Number of forwards of the same images that are compared."""
 
 NUM_POINTS = 64
-"""Number of random corners of the ball, one of which becomes adversarial, and of random points inside that must not be."""
+"""Number of random corners of the ball, one of which becomes adversarial, and of random inner points."""
 
 INNER_RADIUS = 0.5
 """Radius of the ball of the inner points, as a fraction of epsilon."""
@@ -78,16 +78,16 @@ def binarization_test(
 ) -> dict[str, torch.Tensor]:
     """Measure for check S13 whether the attack finds an adversarial point that is known to exist.
 
-    This is the test of Zimmermann et al. (2022, "Increasing Confidence in Adversarial Robustness Evaluations"). A binary
-    classifier d . z > threshold is put on the logits z of every image. The direction d points from the mean of the
+    This is the test of Zimmermann et al. (2022, "Increasing Confidence in Adversarial Robustness Evaluations"). A
+    binary classifier d . z > threshold is put on the logits z of every image. The direction d points from the mean of the
     inner points (the image and `NUM_POINTS` random points of radius `INNER_RADIUS` epsilon) to the most distant of
     `NUM_POINTS` random corners of the ball. The threshold is half-way between that corner and the largest d . z of the
     inner points, so that the corner is adversarial by construction.
 
     Returns:
-        ``[N]`` float each: ``planted`` (1 where the classifier separates the corner from the inner points), ``found`` (1
-        where the attack exceeded the threshold), ``by_chance`` (1 where random search exceeded it, with as many corners
-        as the attack has steps).
+        ``[N]`` float each: ``planted`` (1 where the classifier separates the corner from the inner points), ``found``
+        (1 where the attack exceeded the threshold), ``by_chance`` (1 where random search exceeded it, with as many
+        corners as the attack has steps).
     """
     x, owner = images.x, images.owner
     with torch.no_grad():

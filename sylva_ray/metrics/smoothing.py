@@ -1,7 +1,7 @@
 """Randomised smoothing: predictions of models under Gaussian noise.
 
-Source: Cohen et al. 2019, "Certified Adversarial Robustness via Randomized Smoothing". The certificates are computed from
-these counts in `sylva_ray.metrics.certificates`.
+Source: Cohen et al. 2019, "Certified Adversarial Robustness via Randomized Smoothing". The certificates are computed
+from these counts in `sylva_ray.metrics.certificates`.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ def votes(
         draws: the source of the noise.
 
     Returns:
-        The class ``[N] int64`` selected from `NUM_SELECTION_DRAWS` draws, and how many of the ``num_draws`` draws predict
-        it, ``[N] int64``.
+        The class ``[N] int64`` selected from `NUM_SELECTION_DRAWS` draws, and how many of the ``num_draws`` draws
+        predict it, ``[N] int64``.
     """
     x, owner = images.x, images.owner
 

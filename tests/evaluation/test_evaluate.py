@@ -222,7 +222,7 @@ def test_requests_from_the_command_line(tiny_config: ExperimentConfig) -> None:
         ({"suite_name": "standrad"}, "did you mean 'standard'"),
         ({"epsilon": "8"}, r"\[0, 1\] pixel units"),
         ({"attacks": ["apgd:loss=dlr"], "classes": 2}, "needs at least 3 classes"),
-        ({"attacks": ["apgd:loss=targeted"], "classes": 3}, "needs 4 classes"),
+        ({"attacks": ["apgd:loss=targeted"], "classes": 3}, "needs at least 4 classes"),
         ({"extras": Extras(sigmas=(0.0,))}, "above 0"),
         ({"extras": Extras(sigmas=(float("nan"),))}, "above 0"),
         ({"extras": Extras(sigmas=(float("inf"),))}, "above 0"),
