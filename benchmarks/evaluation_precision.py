@@ -22,8 +22,9 @@ from sylva_ray.config.experiment import load_config
 from sylva_ray.core.types import AttackSpec, stack_states
 from sylva_ray.execution.ray.driver import run_prepared
 from sylva_ray.federation.client.measuring import EvaluateTask
+from sylva_ray.federation.observer import Observer
 from sylva_ray.preparation.experiment import Prepared, create_worker, prepare
-from sylva_ray.storage.run_folder import load_run
+from sylva_ray.storage.run_folder import RunFolder
 
 CONFIG = Path(__file__).parents[1] / "configs" / "cifar10.yaml"
 ATTACKS = (
@@ -54,8 +55,8 @@ def main() -> None:
             ]
             fixed += ["algorithm.phase2.enabled=false", f"seed={seed}", f"training.rounds={given.rounds}"]
             prepared = prepare(load_config(CONFIG, [*fixed, *given.overrides]))
-            run_prepared(prepared, Path(folder) / "run", False, lambda _: None)
-            _, states = load_run(Path(folder) / "run")
+            run_prepared(prepared, RunFolder(Path(folder) / "run"), False, Observer())
+            states = RunFolder(Path(folder) / "run").load_states()
         for spec in specs:
             (exact, exact_s), (coarse, coarse_s) = (
                 attacked(prepared, states, spec, p) for p in ("float32", "bfloat16")

@@ -28,7 +28,7 @@ from sylva_ray.federation.client.batches import client_images, split_draws
 from sylva_ray.federation.client.measuring import EVALUATION_ROWS
 from sylva_ray.models.cohort import to_parameters
 from sylva_ray.preparation.experiment import create_worker, prepare
-from sylva_ray.storage.run_folder import load_run
+from sylva_ray.storage.run_folder import RunFolder
 
 T = TypeVar("T")
 
@@ -40,7 +40,7 @@ class Bench:
     """The clients' models and some of their test images."""
 
     def __init__(self, run_dir: Path, clients: int, images: int) -> None:
-        config, states = load_run(run_dir)
+        config, states = RunFolder(run_dir).load_config(), RunFolder(run_dir).load_states()
         prepared = prepare(load_config(run_dir / CONFIG, ["cluster.pool=in_process", "cluster.threads_per_actor=1"]))
         self.worker = create_worker(prepared.config, prepared.fleet, prepared.backbone)
         self.clients = list(range(min(clients, len(states))))

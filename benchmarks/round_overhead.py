@@ -23,7 +23,10 @@ from sylva_ray.execution.ray.session import ray_session
 from sylva_ray.federation.client.training import TrainTask
 from sylva_ray.federation.cohorts import make_cohorts
 from sylva_ray.federation.loop import Rounds
+from sylva_ray.federation.observer import Observer
+from sylva_ray.federation.server import Server
 from sylva_ray.preparation.experiment import create_worker, prepare
+from sylva_ray.storage.run_folder import RunFolder
 
 CONFIG = Path(__file__).parents[1] / "configs" / "digits.yaml"
 
@@ -55,15 +58,16 @@ def main() -> None:
 
     with ray_session(config.cluster), tempfile.TemporaryDirectory() as folder:
         fleet_ref, backbone_ref = ray.put(fleet), ray.put(prepared.backbone)
-        pool = RayPool(config, fleet_ref, backbone_ref, 1)
+        pool = RayPool(config, fleet_ref, backbone_ref, 1, Observer())
         algorithm = worker.algorithm
         initial = [state] * fleet.num_clients
-        loop = Rounds(config, algorithm, fleet, initial, {}, pool, Path(folder), lambda _: None, lambda _: None)
+        server = Server(config, algorithm, fleet, initial, {}, pool, RunFolder(folder), Observer())
+        loop = Rounds(server, algorithm.stages(config))
 
         def ray_round(number: int) -> float:
             started = time.perf_counter()
             record = loop.run_stage(number)
-            peaks.append(record["peak_memory_bytes"])
+            peaks.append(record.peak_memory_bytes)
             return time.perf_counter() - started
 
         peaks: list[int] = []

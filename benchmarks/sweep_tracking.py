@@ -19,10 +19,10 @@ from pathlib import Path
 
 from sylva_ray.execution.experiment import run_experiment
 from sylva_ray.execution.in_process import InProcessPool
+from sylva_ray.federation.observer import Observer
 from sylva_ray.observers.mlflow.tracker import experiment_files, open_sweep, send_run
 from sylva_ray.preparation.experiment import create_worker, prepare
-from sylva_ray.storage.jsonl import read_records
-from sylva_ray.storage.run_folder import claim_run_folder
+from sylva_ray.storage.run_folder import RunFolder
 from sylva_ray.sweeps.space import load_space
 
 SPACE = Path(__file__).parents[1] / "tune_spaces" / "smoke.yaml"
@@ -53,11 +53,11 @@ def main() -> None:
             """Seconds of the steps, and of the whole."""
             config = tracked if with_tracking else prepared.config
             one = type(prepared)(config, prepared.fleet, prepared.backbone, prepared.setup_seconds)
-            claim_run_folder(root / name, config, resume=False)
+            RunFolder(root / name).claim(config, resume=False)
             started = time.perf_counter()
-            run_experiment(one, root / name, InProcessPool(worker), lambda _: None)
+            run_experiment(one, RunFolder(root / name), InProcessPool(worker), Observer())
             whole = time.perf_counter() - started
-            return sum(record["seconds"]["wall"] for record in read_records(root / name / "rounds.jsonl")), whole
+            return sum(record.seconds["wall"] for record in RunFolder(root / name).load_records()), whole
 
         run("first", True)
         started = time.perf_counter()
@@ -66,7 +66,7 @@ def main() -> None:
             shutil.copytree(
                 root / "first", copy, ignore=shutil.ignore_patterns("tracking.json", "adapters", "checkpoint")
             )
-            problems = send_run(copy, tracked)
+            problems = send_run(RunFolder(copy), tracked)
             assert not problems, problems
         filling = time.perf_counter() - started
         pairs = [(run(f"without{n}", False), run(f"with{n}", True)) for n in range(arguments.pairs)]

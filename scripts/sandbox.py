@@ -32,8 +32,12 @@ SYLVA = [sys.executable, "-m", "sylva_ray.cli"]
 SMALL = [
     *("dataset.max_train=150", "dataset.max_test=60", "partition.num_clients=3", "partition.min_samples=20"),
     *("partition.test_samples=10", "attack.steps=2", "training.device=cpu", "tracking.enabled=false"),
+    *("training.precision=float32", "training.attention=fused", "evaluation.precision=float32"),
 ]
-"""Changes of configs/digits.yaml that make it a matter of seconds: three clients, two cohorts."""
+"""Changes of configs/digits.yaml that make it a matter of seconds: three clients, two cohorts.
+
+Precisions and kernels are fixed: runs that measure them for themselves may choose differently, and would differ in their bits.
+"""
 
 MARK = "SYLVA_RAY_SANDBOX"
 

@@ -31,12 +31,12 @@ def test_every_public_name_exists() -> None:
 
 def test_a_run_returns_its_summary(run: tuple[Path, Any]) -> None:
     folder, summary = run
-    assert summary == json.loads((folder / "summary.json").read_text())
+    assert summary.to_json() == json.loads((folder / "summary.json").read_text())
     loaded = sylva_ray.load_run(folder)
     assert loaded.summary == summary
     assert loaded.config.training.rounds == 1
     assert len(loaded.states) == 3
-    assert [record["step"] for record in loaded.records] == list(range(len(loaded.records)))
+    assert [record.step for record in loaded.records] == list(range(len(loaded.records)))
     assert loaded.evaluation is None
 
 
@@ -45,7 +45,7 @@ def test_a_finished_run_resumes_to_the_same_accuracies(
 ) -> None:
     folder, summary = run
     again = sylva_ray.resume(folder, show="result")
-    assert again["final"] == summary["final"]
+    assert again.final == summary.final
     assert f"run      {folder}" in capsys.readouterr().out
 
 
@@ -54,7 +54,7 @@ def test_evaluation_export_and_comparison(
 ) -> None:
     folder, _ = run
     found = sylva_ray.evaluate(folder, ["fgsm"], images=4, out=tmp_path / "found.json", show="nothing")
-    assert json.loads(json.dumps(found)) == json.loads((tmp_path / "found.json").read_text())
+    assert json.loads(json.dumps(found.to_json())) == json.loads((tmp_path / "found.json").read_text())
     assert [path.name for path in sylva_ray.export(folder, tmp_path / "out", [2, 0])] == ["client_002", "client_000"]
     with pytest.raises(UserError, match="all or 0 to 2"):
         sylva_ray.export(folder, tmp_path / "out", [3])
@@ -84,4 +84,4 @@ def test_an_interface_call_works_outside_the_main_thread(run: tuple[Path, Any]) 
     thread = threading.Thread(target=lambda: found.append(sylva_ray.resume(folder, show="nothing")))
     thread.start()
     thread.join()
-    assert found[0]["final"] == summary["final"]
+    assert found[0].final == summary.final

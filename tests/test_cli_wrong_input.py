@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 from sylva_ray.cli import app
 from sylva_ray.core.errors import RunError
 from sylva_ray.preparation.experiment import Prepared
+from sylva_ray.storage.run_folder import RunFolder
 from tests.conftest import TINY
 
 
@@ -238,10 +239,9 @@ def test_one_clear_line_and_exit_code_2(case: str, here: Path) -> None:
 def test_a_run_that_fails_says_how_to_resume(
     error: BaseException | signal.Signals, code: int, says: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(prepared: Prepared, run_dir: Path, resume: bool, on_event: object, remote: object) -> None:
-        del resume, on_event, remote
-        run_dir.mkdir()
-        (run_dir / "config.yaml").write_text(prepared.config.to_yaml())
+    def fail(prepared: Prepared, folder: RunFolder, resume: bool, observer: object, remote: object) -> None:
+        del observer, remote
+        folder.claim(prepared.config, resume)
         if error is signal.SIGTERM:
             os.kill(os.getpid(), error)
         raise error

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from tests.test_architecture import LAYERS, ROOT
+
+sys.path.insert(0, str(ROOT / "scripts"))
+
+import artefact_docs
 
 TRACKED = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False).stdout.split()
 PAGES = [name for name in TRACKED if name.endswith(".md") and not name.endswith(".template.md")]
@@ -56,3 +61,8 @@ def test_the_table_of_packages_is_the_order_of_layers() -> None:
     for package, text in rows:
         for name in re.findall(r"`([\w/]+(?:\.py|/))`", text):
             assert (ROOT / "sylva_ray" / package / name).exists() or (ROOT / "sylva_ray" / name).exists(), name
+
+
+def test_the_page_about_files_is_generated_from_their_types() -> None:
+    """After a change of a type: ``python scripts/artefact_docs.py``."""
+    assert (ROOT / "docs" / "summary.md").read_text() == artefact_docs.page()

@@ -17,11 +17,12 @@ from sylva_ray.core.timing import Stopwatch
 from sylva_ray.core.types import AttackSpec, ParameterStack
 from sylva_ray.execution.ray.driver import run_prepared
 from sylva_ray.federation.context import Batch, ClientContext, RoundUploads
+from sylva_ray.federation.observer import Observer
 from sylva_ray.federation.stages.kinds import title_of
 from sylva_ray.preparation.experiment import prepare
 from sylva_ray.reports.pages.run import write_report
 from sylva_ray.storage.jsonl import read_records
-from sylva_ray.storage.run_folder import load_run
+from sylva_ray.storage.run_folder import RunFolder
 from tests.conftest import TINY
 
 ROOT = Path(__file__).parents[1]
@@ -43,10 +44,10 @@ def test_the_example_is_short_and_quoted_verbatim() -> None:
 
 def test_the_example_runs_both_phases_end_to_end(tmp_path: Path) -> None:
     config = build(ExperimentConfig, {**TINY, "algorithm": {**TINY["algorithm"], "name": NAME, "width": 2}})
-    summary = run_prepared(prepare(config), tmp_path / "run", False, [].append)
-    assert summary["algorithm"] == NAME
-    assert all(np.isfinite(summary["final"]["benign_accuracy"]["per_client"]))
-    assert summary["communication"]["upload_bytes_per_client_round"] > 0
+    summary = run_prepared(prepare(config), RunFolder(tmp_path / "run"), False, Observer())
+    assert summary.algorithm == NAME
+    assert all(np.isfinite(summary.final.benign_accuracy.per_client))
+    assert summary.communication.upload_bytes_per_client_round > 0
     assert (tmp_path / "run" / "adapters" / "client_002").is_dir()
 
 
@@ -54,7 +55,7 @@ def test_a_third_phase_is_one_new_file(tmp_path: Path) -> None:
     """It is recorded, evaluated and resumed like any stage, and phase 1 still ends where phase 2 begins."""
     config = build(ExperimentConfig, {**TINY, "algorithm": {**TINY["algorithm"], "name": THIRD}})
     made = prepare(config)
-    summary = run_prepared(made, tmp_path / "run", False, [].append)
+    summary = run_prepared(made, RunFolder(tmp_path / "run"), False, Observer())
     records = read_records(tmp_path / "run" / "rounds.jsonl")
     assert [record["stage"] for record in records] == [
         *("warmup", "phase1", "phase1", "personalise", "layer_game", "phase2", "harden")
@@ -64,13 +65,13 @@ def test_a_third_phase_is_one_new_file(tmp_path: Path) -> None:
     assert full[3] < full[6], "the end of the run has the unbounded attack, too"
     assert full[5], "phase 2 ends before the third phase begins"
     end_of_phase1 = records[3]["evaluation"]["benign"]["accuracy"]
-    assert summary["phase1"]["benign_accuracy"]["per_client"] == pytest.approx(end_of_phase1)
-    report = write_report(tmp_path / "run").read_text()
+    assert summary.phase1.benign_accuracy.per_client == pytest.approx(end_of_phase1)
+    report = write_report(RunFolder(tmp_path / "run")).read_text()
     assert "sylva_ray" in report
-    whole = load_run(tmp_path / "run")[1]
+    whole = RunFolder(tmp_path / "run").load_states()
     (tmp_path / "run" / "checkpoint" / "round_0006" / "manifest.json").unlink()
-    run_prepared(prepare(config, tmp_path / "run"), tmp_path / "run", True, [].append)
-    for before, after in zip(whole, load_run(tmp_path / "run")[1], strict=True):
+    run_prepared(prepare(config, tmp_path / "run"), RunFolder(tmp_path / "run"), True, Observer())
+    for before, after in zip(whole, RunFolder(tmp_path / "run").load_states(), strict=True):
         assert all(np.array_equal(before[name], after[name]) for name in before)
     assert title_of("harden") == "phase 3: hardening"
 

@@ -20,14 +20,16 @@ import torch
 from examples import sylva_in_one_file as plain
 from sylva_ray.config.experiment import ExperimentConfig
 from sylva_ray.config.schema import build
+from sylva_ray.core.records import StageRecord
 from sylva_ray.core.types import stack_states
 from sylva_ray.execution.ray.driver import run_prepared
+from sylva_ray.federation.observer import Observer
 from sylva_ray.federation.stages.layer_game.shapley import all_coalitions
 from sylva_ray.federation.stages.layer_game.tasks import GameTask
 from sylva_ray.models.backbone import create_backbone
 from sylva_ray.models.cohort import to_arrays, to_parameters
 from sylva_ray.preparation.experiment import create_worker, prepare
-from sylva_ray.storage.run_folder import load_run
+from sylva_ray.storage.run_folder import RunFolder
 
 SETTINGS = plain.Settings(
     rank=2,
@@ -120,10 +122,10 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("package") / "run"
     package, records = [], []
 
-    def note(event: dict) -> None:
-        if event["event"] == "record":
-            records.append(event["record"])
-            package.append(load_run(folder)[1])
+    class Recorder(Observer):
+        def on_record(self, record: StageRecord) -> None:
+            records.append(record)
+            package.append(RunFolder(folder).load_states())
 
     with pytest.MonkeyPatch.context() as monkeypatch:
         replace_everywhere(monkeypatch, create_backbone, lambda *a, **k: create_backbone(*a, **k).double())
@@ -131,8 +133,8 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
             monkeypatch, to_parameters, lambda stack, device, _: to_parameters(stack, device, torch.float64)
         )
         replace_everywhere(monkeypatch, to_arrays, lambda params: {n: v.numpy().copy() for n, v in params.items()})
-        summary = run_prepared(made, folder, False, note)
-        before_game = package[[record["stage"] for record in records].index("layer_game")]
+        summary = run_prepared(made, RunFolder(folder), False, Recorder())
+        before_game = package[[record.stage for record in records].index("layer_game")]
         task = GameTask(s.rounds + 2, (0, 1, 2), stack_states(before_game), all_coalitions(7))
         played = create_worker(made.config, made.fleet, made.backbone).run(task).outcomes
 
@@ -174,7 +176,7 @@ STAGES = ["warmup", "phase1", "phase1", "personalise", "layer_game", "phase2"]
 
 
 def test_the_stages_are_the_same(both: dict[str, Any]) -> None:
-    assert [record["stage"] for record in both["records"]] == STAGES
+    assert [record.stage for record in both["records"]] == STAGES
 
 
 @pytest.mark.parametrize("step", range(len(STAGES)), ids=[f"{i} {stage}" for i, stage in enumerate(STAGES)])
@@ -187,28 +189,28 @@ def test_every_clients_state_is_the_same_after_every_stage(both: dict[str, Any],
 
 
 def test_neighbours_are_the_same(both: dict[str, Any]) -> None:
-    (noted,) = [record["neighbours"] for record in both["records"] if "neighbours" in record]
+    (noted,) = [record.neighbours for record in both["records"] if record.neighbours]
     dense = np.zeros((3, 3))
-    np.put_along_axis(dense, np.array(noted["members"]), np.array(noted["weights"]), axis=1)
+    np.put_along_axis(dense, np.array(noted.members), np.array(noted.weights), axis=1)
     np.testing.assert_allclose(both["near"], dense, atol=TOLERANCE)
 
 
 def test_coalition_and_shapley_values_are_the_same(both: dict[str, Any]) -> None:
-    game, summary = both["game"], both["summary"]["layer_game"]
+    game, summary = both["game"], both["summary"].layer_game
     for values, benign, outcome in zip(game.values, game.benign, both["played"], strict=True):
         np.testing.assert_allclose(outcome.values, values, rtol=0, atol=TOLERANCE)
         for name, value in benign.items():
             np.testing.assert_allclose(outcome.benign_state[own_name(name)], value.numpy(), rtol=0, atol=TOLERANCE)
     for column, key in enumerate(("shapley_benign", "shapley_robust")):
         assert np.abs(game.shapley[:, :, column]).max() > 1e-3
-        np.testing.assert_allclose(summary[key], game.shapley[:, :, column], rtol=0, atol=TOLERANCE)
+        np.testing.assert_allclose(getattr(summary, key), game.shapley[:, :, column], rtol=0, atol=TOLERANCE)
 
 
 def test_every_decision_is_the_same_and_something_is_decided(both: dict[str, Any]) -> None:
-    game, summary = both["game"], both["summary"]["layer_game"]
-    assert summary["candidates"] == [len(rows) for rows in game.candidates]
-    assert np.array_equal(summary["selected"], game.selected)
-    assert summary["refined_epochs"] == both["kept"]
+    game, summary = both["game"], both["summary"].layer_game
+    assert summary.candidates == [len(rows) for rows in game.candidates]
+    assert np.array_equal(summary.selected, game.selected)
+    assert summary.refined_epochs == both["kept"]
     accepted, proposed = np.sum(game.selected), sum(rows[-1].sum() for rows in game.candidates)
     assert 0 < accepted < proposed, "the guard refuses something, but not everything"
     assert 0 < sum(both["kept"]) < 3 * SETTINGS.refine_epochs
@@ -216,6 +218,6 @@ def test_every_decision_is_the_same_and_something_is_decided(both: dict[str, Any
 
 def test_accuracies_are_the_same(both: dict[str, Any]) -> None:
     for record, accuracies in zip(both["records"], both["accuracies"], strict=True):
-        if record["evaluation"]:
-            benign, attacked = (record["evaluation"][condition]["accuracy"] for condition in record["evaluation"])
+        if record.evaluation:
+            benign, attacked = (found.accuracy for found in record.evaluation.values())
             assert np.array_equal(np.transpose([benign, attacked]), accuracies)

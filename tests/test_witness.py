@@ -18,11 +18,13 @@ from sylva_ray.config.schema import build
 from sylva_ray.evaluation.plan import Request
 from sylva_ray.evaluation.run import assess, prepare_assessment
 from sylva_ray.execution.ray.driver import pool_for, run_prepared
+from sylva_ray.federation.observer import Observer
 from sylva_ray.models.backbone import OFFLINE_ARCHITECTURE, OFFLINE_CHECKPOINT
 from sylva_ray.models.export import export_clients
 from sylva_ray.preparation.experiment import prepare
-from sylva_ray.storage.run_folder import load_run
+from sylva_ray.storage.run_folder import RunFolder
 from tests.conftest import TINY
+from tests.evaluation.test_evaluate import Silent
 
 WITNESS = Path(__file__).with_name("witness_attack.py")
 EPSILON, STEP = "8/255", "1/255"
@@ -42,13 +44,13 @@ def trained(folder: Path) -> Path:
         "algorithm": {"name": "sylva", "phase2": {"enabled": False}},
         "evaluation": {"attacks": [{"epsilon": EPSILON, "steps": 2}], "checks": False},
     }
-    run_prepared(prepare(build(ExperimentConfig, TINY | sections)), folder, False, lambda _: None)
+    run_prepared(prepare(build(ExperimentConfig, TINY | sections)), RunFolder(folder), False, Observer())
     return folder
 
 
 def hand_over(run_dir: Path, folder: Path, **settings: Any) -> None:
     """Everything that the witness gets: adapters, images, timm's own description of the backbone."""
-    config, states = load_run(run_dir)
+    config, states = RunFolder(run_dir).load_config(), RunFolder(run_dir).load_states()
     export_clients(config, states, range(len(states)), folder)
     fleet = prepare(config).fleet
     arrays = {}
@@ -76,9 +78,9 @@ def both(run_dir: Path, folder: Path, attacks: list[str], autoattack_steps: int)
     folder.mkdir()
     numbers = {"epsilon": 8 / 255, "step_size": 1 / 255, "steps": 20, "autoattack_steps": autoattack_steps}
     hand_over(run_dir, folder, **numbers)
-    given = prepare_assessment(run_dir, None, [], [])
-    with pool_for(given.prepared) as pool:
-        found = assess(given, Request(tuple(map(parse_attack, attacks)), 8 / 255), pool, lambda _: None)
+    given = prepare_assessment(RunFolder(run_dir), None, [], [])
+    with pool_for(given.prepared, Observer()) as pool:
+        found = assess(given, Request(tuple(map(parse_attack, attacks)), 8 / 255), pool, Silent())
     told = subprocess.run([sys.executable, str(WITNESS), str(folder)], capture_output=True, text=True, check=False)
     assert told.returncode == 0, told.stderr[-2000:]
     return found, json.loads(told.stdout.splitlines()[-1])
@@ -92,16 +94,16 @@ def test_the_witness_imports_nothing_of_ours() -> None:
 @pytest.mark.slow
 def test_plain_peft_and_torchattacks_find_the_accuracy_that_we_report(run_dir: Path, tmp_path: Path) -> None:
     found, witness = both(run_dir, tmp_path / "w", [f"pgd:epsilon={EPSILON},steps=20,step_size={STEP}"], 0)
-    assert witness["images"] == found["images"] >= 500
-    ours = {"benign": found["benign"], "pgd": found["attacks"]["pgd20-eps8"]}
-    assert ours["benign"]["accuracy"]["mean"] == pytest.approx(witness["benign"], abs=1e-9)
+    assert witness["images"] == found.images >= 500
+    ours = {"benign": found.benign, "pgd": found.attacks["pgd20-eps8"]}
+    assert ours["benign"].accuracy.mean == pytest.approx(witness["benign"], abs=1e-9)
     assert 0.05 < witness["pgd"] < 0.95
-    assert ours["pgd"]["accuracy"]["mean"] == pytest.approx(witness["pgd"], abs=0.01)
+    assert ours["pgd"].accuracy.mean == pytest.approx(witness["pgd"], abs=0.01)
 
 
 @pytest.mark.slow
 @needs_oracles
 def test_pyautoattack_finds_the_accuracy_that_we_report(run_dir: Path, tmp_path: Path) -> None:
     found, witness = both(run_dir, tmp_path / "w", [f"autoattack:epsilon={EPSILON},steps=20"], 20)
-    ours = found["attacks"]["autoattack-steps20-eps8"]["accuracy"]["mean"]
+    ours = found.attacks["autoattack-steps20-eps8"].accuracy.mean
     assert ours == pytest.approx(witness["autoattack"], abs=0.01)

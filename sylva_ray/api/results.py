@@ -6,19 +6,18 @@ import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from sylva_ray.config.experiment import (
-    ExperimentConfig,
-    load_run_config,
-)
+from sylva_ray.config.experiment import ExperimentConfig
 from sylva_ray.core.errors import RunError
 from sylva_ray.core.resumable import resumable
 from sylva_ray.storage.atomic import check_target
 
 if TYPE_CHECKING:
+    from sylva_ray.core.evaluation import Evaluation
     from sylva_ray.reports.compare.rows import Row
     from sylva_ray.reports.terminal import Show
+    from sylva_ray.storage.run_folder import RunFolder
 
 
 def evaluate(
@@ -36,7 +35,7 @@ def evaluate(
     overrides: Sequence[str] = (),
     out: str | Path | None = None,
     show: Show = "progress",
-) -> dict[str, Any]:
+) -> Evaluation:
     """Attack the trained, personal models of a run. What was measured before is not measured again.
 
     Args:
@@ -62,7 +61,7 @@ def evaluate(
         RunError: it failed while running; the same call continues it.
     """
     from sylva_ray.evaluation.request import Extras, build_request
-    from sylva_ray.evaluation.run import PARTS, assess, prepare_assessment, write_assessment
+    from sylva_ray.evaluation.run import assess, prepare_assessment
     from sylva_ray.execution.ray.driver import pool_for
     from sylva_ray.reports.terminal import AssessmentDisplay, assessment_tables, print_lines, wide_console
     from sylva_ray.storage.remote_copy import run_folder_at
@@ -70,9 +69,9 @@ def evaluate(
     out = None if out is None else Path(out)
     check_target("--out", out)
     with ExitStack() as stack:
-        run_dir, _ = stack.enter_context(run_folder_at(str(run), "change"))
+        folder, _ = stack.enter_context(run_folder_at(str(run), "change"))
         others = [stack.enter_context(run_folder_at(str(other), "read"))[0] for other in surrogates]
-        assessment = prepare_assessment(run_dir, images, others, overrides)
+        assessment = prepare_assessment(folder, images, others, overrides)
         config, fleet = assessment.prepared.config, assessment.prepared.fleet
         extras = Extras(checks, curves, transfer or bool(surrogates), tuple(certify))
         budget = None if epsilon is None else str(epsilon)
@@ -80,16 +79,16 @@ def evaluate(
         console = wide_console(show)
         with (
             AssessmentDisplay(console, show != "progress") as display,
-            resumable(run_dir / PARTS, "What was measured is kept: the same command goes on from there"),
-            pool_for(assessment.prepared, display.on_lost, display.on_waiting) as pool,
+            resumable(folder.measurements, "What was measured is kept: the same command goes on from there"),
+            pool_for(assessment.prepared, display) as pool,
         ):
-            found = assess(assessment, request, pool, display.on_event)
-        path = write_assessment(run_dir, found, out)
+            found = assess(assessment, request, pool, display)
+        path = folder.write_evaluation(found, out)
         for table in assessment_tables(found):
             console.print(table)
         print_lines(console, [path])
         if out is None:
-            print_lines(console, [_send_report(run_dir, config)])
+            print_lines(console, [_send_report(folder, config)])
     return found
 
 
@@ -151,12 +150,11 @@ def report(run: str | Path) -> Path:
         UserError: no such run, or nothing in it yet.
     """
     from sylva_ray.reports.pages.run import write_report
-    from sylva_ray.storage import run_folder
     from sylva_ray.storage.remote_copy import run_folder_at
 
-    with run_folder_at(str(run), "change") as (run_dir, _):
-        run_folder.load_run(run_dir)
-        return write_report(run_dir)
+    with run_folder_at(str(run), "change") as (folder, _):
+        folder.load_states()
+        return write_report(folder)
 
 
 def track(run: str | Path, overrides: Sequence[str] = ()) -> None:
@@ -171,22 +169,21 @@ def track(run: str | Path, overrides: Sequence[str] = ()) -> None:
         RunError: MLflow could not be given everything.
     """
     from sylva_ray.observers.mlflow.tracker import send_run
-    from sylva_ray.storage import run_folder
     from sylva_ray.storage.remote_copy import run_folder_at
 
-    with run_folder_at(str(run), "change") as (run_dir, _):
-        run_folder.load_run(run_dir)
-        problems = send_run(run_dir, load_run_config(run_dir, overrides))
+    with run_folder_at(str(run), "change") as (folder, _):
+        folder.load_states()
+        problems = send_run(folder, folder.load_config(overrides))
     if problems:
         raise RunError("; ".join(problems))
 
 
-def _send_report(run_dir: Path, config: ExperimentConfig) -> Path:
+def _send_report(folder: RunFolder, config: ExperimentConfig) -> Path:
     """Write the report again and send it to MLflow; a server that does not answer is a warning."""
     from sylva_ray.observers.mlflow.tracker import send_run
     from sylva_ray.reports.pages.run import write_report
 
-    path = write_report(run_dir)
-    for problem in send_run(run_dir, config) if config.tracking.enabled else ():
+    path = write_report(folder)
+    for problem in send_run(folder, config) if config.tracking.enabled else ():
         print(f"warning: {problem}", file=sys.stderr)
     return path

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from sylva_ray.config.experiment import (
-    CONFIG,
     ExperimentConfig,
     load_run_config,
 )
@@ -19,6 +18,9 @@ from sylva_ray.core.errors import UserError
 from sylva_ray.core.resumable import resumable
 
 if TYPE_CHECKING:
+    from sylva_ray.core.evaluation import Evaluation
+    from sylva_ray.core.records import StageRecord
+    from sylva_ray.core.summary import Summary
     from sylva_ray.core.types import ClientState
     from sylva_ray.reports.terminal import Show
     from sylva_ray.sweeps.results import Sweep
@@ -42,9 +44,9 @@ class LoadedRun:
 
     config: ExperimentConfig
     states: Sequence[ClientState]
-    records: Sequence[Mapping[str, Any]]
-    summary: Mapping[str, Any] | None
-    evaluation: Mapping[str, Any] | None
+    records: Sequence[StageRecord]
+    summary: Summary | None
+    evaluation: Evaluation | None
 
 
 def load_config(config: Config, overrides: Sequence[str] = ()) -> ExperimentConfig:
@@ -71,7 +73,7 @@ def load_config(config: Config, overrides: Sequence[str] = ()) -> ExperimentConf
 
 def run(
     config: Config, overrides: Sequence[str] = (), *, out: str | Path | None = None, show: Show = "progress"
-) -> dict[str, Any]:
+) -> Summary:
     """Run one experiment: both phases, evaluation, report.
 
     Args:
@@ -93,7 +95,7 @@ def run(
 
 def resume(
     run: str | Path, overrides: Sequence[str] = (), *, config: Config | None = None, show: Show = "progress"
-) -> dict[str, Any]:
+) -> Summary:
     """Continue a run from its newest checkpoint, to the same result as if it had never stopped.
 
     Args:
@@ -119,7 +121,7 @@ def _carry_out(
     overrides: Sequence[str],
     purpose: Literal["start", "resume"],
     show: Show,
-) -> dict[str, Any]:
+) -> Summary:
     from sylva_ray.execution.ray import driver
     from sylva_ray.observers.mlflow.tracker import tracking_uri
     from sylva_ray.preparation.experiment import prepare
@@ -127,16 +129,16 @@ def _carry_out(
     from sylva_ray.storage.remote_copy import run_folder_at
 
     console = wide_console(show)
-    with run_folder_at(where, purpose) as (run_dir, remote):
-        experiment = experiment or load_run_config(run_dir, overrides)
-        prepared = prepare(experiment, run_dir)
+    with run_folder_at(where, purpose) as (folder, remote):
+        experiment = experiment or folder.load_config(overrides)
+        prepared = prepare(experiment, folder.path)
         with (
             RunDisplay(console, show != "progress") as display,
-            resumable(run_dir / CONFIG, f"Resume with: sylva-ray run {where} --resume"),
+            resumable(folder.config_file, f"Resume with: sylva-ray run {where} --resume"),
         ):
-            summary = driver.run_prepared(prepared, run_dir, purpose == "resume", display.on_event, remote)
+            summary = driver.run_prepared(prepared, folder, purpose == "resume", display, remote)
     console.print(closing_table(summary))
-    uri = tracking_uri(experiment.tracking, run_dir) if experiment.tracking.enabled else None
+    uri = tracking_uri(experiment.tracking, folder.path) if experiment.tracking.enabled else None
     print_lines(console, closing_lines(summary, where, uri))
     return summary
 
@@ -207,15 +209,13 @@ def load_run(run: str | Path) -> LoadedRun:
     Raises:
         UserError: no such run, nothing in it yet, or a damaged file.
     """
-    from sylva_ray.storage import run_folder
-    from sylva_ray.storage.jsonl import read_records
     from sylva_ray.storage.remote_copy import run_folder_at
-    from sylva_ray.storage.run_files import read_evaluation, read_summary
 
-    with run_folder_at(str(run), "read") as (run_dir, _):
-        config, states = run_folder.load_run(run_dir)
-        records = read_records(run_dir / run_folder.RECORDS)
-        return LoadedRun(config, states, records, read_summary(run_dir), read_evaluation(run_dir))
+    with run_folder_at(str(run), "read") as (folder, _):
+        states = folder.load_states()
+        return LoadedRun(
+            folder.load_config(), states, folder.load_records(), folder.load_summary(), folder.load_evaluation()
+        )
 
 
 def export(

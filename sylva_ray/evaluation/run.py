@@ -8,18 +8,17 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Protocol
 
 import numpy as np
 
 from sylva_ray.algorithms.registry import create_algorithm
-from sylva_ray.config.experiment import load_run_config
 from sylva_ray.core.errors import UserError
+from sylva_ray.core.evaluation import CertifiedLevel, Curves, Evaluation, GalleryImage, Transfer
+from sylva_ray.core.summary import Spread
 from sylva_ray.core.types import AttackSpec, stack_states
 from sylva_ray.evaluation import tables
 from sylva_ray.evaluation.cache import Parts
@@ -34,7 +33,7 @@ from sylva_ray.evaluation.plan import (
     steps_curve,
     transfer_attack,
 )
-from sylva_ray.evaluation.run_checks import run_checks
+from sylva_ray.evaluation.run_checks import RunFacts, run_checks
 from sylva_ray.evaluation.tables import Cost, Measured
 from sylva_ray.federation.client.measuring import CertifyTask, EvaluateOutcome, EvaluateTask, ProbeTask, TransferTask
 from sylva_ray.federation.client.worker import CohortResult
@@ -42,16 +41,12 @@ from sylva_ray.federation.cohorts import make_cohorts
 from sylva_ray.federation.pool import ClientPool
 from sylva_ray.federation.summary import threat_model
 from sylva_ray.federation.tasks import CohortTask
-from sylva_ray.metrics.accuracy import spread
 from sylva_ray.metrics.certificates import certificates, certified_accuracy
 from sylva_ray.metrics.checks import is_collapsed, predicts_one_class
 from sylva_ray.models.peft_format import load_adapter
 from sylva_ray.preparation.experiment import Prepared, prepare
-from sylva_ray.storage.atomic import write_json
-from sylva_ray.storage.run_folder import SUMMARY, load_run
+from sylva_ray.storage.run_folder import RunFolder
 from sylva_ray.transport.byzantine import byzantine_clients
-
-EVALUATION, PARTS = "evaluation.json", "evaluation"
 
 WINDOW = 64
 """Images per client in one task: what a cut evaluation loses at most."""
@@ -75,14 +70,14 @@ State = dict[str, np.ndarray]
 class Assessment:
     """A finished run, ready to be attacked. ``surrogates`` are other runs' states, client by client."""
 
-    run_dir: Path
+    folder: RunFolder
     prepared: Prepared
     states: list[State]
     surrogates: Mapping[str, list[State]]
 
 
 def prepare_assessment(
-    run_dir: Path, images: int | None, surrogates: Sequence[Path], overrides: Sequence[str]
+    folder: RunFolder, images: int | None, surrogates: Sequence[RunFolder], overrides: Sequence[str]
 ) -> Assessment:
     """Load a finished run, with ``images`` test images per client in place of what it had.
 
@@ -96,107 +91,103 @@ def prepare_assessment(
                 override,
                 "would change the run; only cluster.*, training.device, training.attention, evaluation.precision are free",
             )
-    config, states = load_run(run_dir)
-    if not (run_dir / SUMMARY).exists():
-        raise UserError("RUN", str(run_dir), f"is not finished; first: sylva-ray run {run_dir} --resume")
-    config = load_run_config(run_dir, overrides)
+    states = folder.load_states()
+    if not folder.summary_file.exists():
+        raise UserError("RUN", str(folder), f"is not finished; first: sylva-ray run {folder} --resume")
+    config = folder.load_config(overrides)
     if images is not None:
         partition = config.partition.model_copy(update={"test_samples": images})
         keep = config.dataset.test_pool == "train"
         dataset = config.dataset.model_copy(update={"max_test": config.dataset.max_test if keep else None})
         config = config.model_copy(update={"partition": partition, "dataset": dataset})
     prepared = prepare(config)
-    missing = [client for client in range(len(states)) if not adapter_folder(run_dir, client).exists()]
+    missing = [client for client in range(len(states)) if not folder.adapter(client).exists()]
     if missing and create_algorithm(config.algorithm).parameters.model == "lora":
         raise UserError(
-            "RUN", str(run_dir), f"has no adapters of client {missing[0]} (adapters/ is part of a finished run)"
+            "RUN", str(folder), f"has no adapters of client {missing[0]} (adapters/ is part of a finished run)"
         )
-    return Assessment(run_dir, prepared, states, {str(path): _surrogate(path, states) for path in surrogates})
+    return Assessment(folder, prepared, states, {str(other): _surrogate(other, states) for other in surrogates})
 
 
-def adapter_folder(run_dir: Path, client: int) -> Path:
-    """Where a run exports a client's adapter."""
-    return run_dir / "adapters" / f"client_{client:03d}"
-
-
-def _surrogate(path: Path, states: Sequence[State]) -> list[State]:
-    _, other = load_run(path)
+def _surrogate(folder: RunFolder, states: Sequence[State]) -> list[State]:
+    other = folder.load_states()
     shapes = {name: value.shape for name, value in states[0].items()}
     if len(other) != len(states) or {name: value.shape for name, value in other[0].items()} != shapes:
         raise UserError(
-            "--surrogate", str(path), "has other clients or another kind of model; transfer needs the same of both"
+            "--surrogate", str(folder), "has other clients or another kind of model; transfer needs the same of both"
         )
     return other
 
 
-def assess(
-    assessment: Assessment, request: Request, pool: ClientPool, on_event: Callable[[dict[str, Any]], None]
-) -> dict[str, Any]:
-    """Measure what is asked for and return what ``evaluation.json`` holds."""
-    work = _Work(assessment, request, pool, on_event)
+class Progress(Protocol):
+    """What an evaluation tells of its progress."""
+
+    def on_measurement(self, name: str, num_tasks: int, num_known: int) -> None:
+        """Hear that a measurement of ``num_tasks`` tasks begins, of which ``num_known`` are on disk already."""
+        ...
+
+    def on_task_measured(self, name: str) -> None:
+        """Hear that one of its other tasks is done."""
+        ...
+
+
+def assess(assessment: Assessment, request: Request, pool: ClientPool, progress: Progress) -> Evaluation:
+    """Measure what is asked for.
+
+    Args:
+        assessment: the run.
+        request: what to measure.
+        pool: where it is measured.
+        progress: hears of measurements and tasks.
+    """
+    work = _Work(assessment, request, pool, progress)
     config, fleet = assessment.prepared.config, assessment.prepared.fleet
     headline = work.attacks(request.attacks)
     left_out = byzantine_clients(config)
     model = threat_model(config, request.attacks)
-    found: dict[str, Any] = {
-        "run": config.name,
-        "algorithm": config.algorithm.name,
-        "images": int(sum(map(len, headline.without(left_out).labels))),
-        "threat_model": model,
-        "benign": tables.condition_row(headline.answers["benign"], headline.labels, left_out),
-        "attacks": {spec.label: tables.attack_row(spec, headline, left_out) for spec in request.attacks},
-        "worst_case": tables.worst_cases(request.attacks, headline, left_out),
-        "majority": spread(work.majority, left_out),
-    }
     bounded = [spec for spec in request.attacks if math.isfinite(spec.epsilon)]
     main = [spec for spec in bounded if spec.norm == "linf" and spec.epsilon == request.epsilon] or bounded
     worst = tables.worst_answers(headline, [spec.label for spec in main])
-    found["per_class"] = tables.per_class(headline, worst, fleet.num_classes)
     collapsed = work.collapsed(worst, left_out)
-    found["collapsed"] = [client for client, bad in enumerate(collapsed) if bad]
-    transfer = None
-    if request.transfer:
-        found["transfer"] = work.transfer()
-        transfer = found["transfer"]["strongest"]
+    images = int(sum(map(len, headline.without(left_out).labels)))
+    transfer = work.transfer() if request.transfer else None
+    curves, checks = None, None
     if request.curves or request.checks:
-        specs = {**dict(zip(EPSILONS, epsilon_curve(), strict=True))}
+        epsilons = dict(zip(EPSILONS, epsilon_curve(), strict=True))
         steps = dict(zip(map(float, STEPS), steps_curve(request.epsilon), strict=True))
         extra = check_attacks(request.epsilon, fleet.num_classes) if request.checks else {}
-        few = work.attacks([*specs.values(), *steps.values(), *extra.values()], request.few).without(left_out)
-        found["curves"] = {"epsilon": tables.curve(specs, few), "steps": tables.curve(steps, few)}
+        specs = [*epsilons.values(), *steps.values(), *extra.values()]
+        few = work.attacks(specs, request.few).without(left_out)
+        curves = Curves(epsilon=tables.curve(epsilons, few), steps=tables.curve(steps, few))
         if request.checks:
-            results = run_checks(
-                few,
-                work.probes(),
-                request.epsilon,
-                fleet.num_classes,
-                model,
-                found["images"],
-                work.deployed(),
-                collapsed,
-                transfer,
-            )
-            found["checks"] = [dataclasses.asdict(check) for check in results]
-    if request.sigmas:
-        found["certified"] = [work.certified(sigma, left_out) for sigma in request.sigmas]
-    found["gallery"] = work.gallery()
-    return found
-
-
-def write_assessment(run_dir: Path, found: Mapping[str, Any], out: Path | None = None) -> Path:
-    """``RUN/evaluation.json`` (or ``out``), at once or not at all."""
-    return write_json(out or run_dir / EVALUATION, found)
+            facts = RunFacts(request.epsilon, fleet.num_classes, model, images, work.deployed(), collapsed)
+            checks = run_checks(few, work.probes(), facts, transfer.strongest if transfer else None)
+    return Evaluation(
+        run=config.name,
+        algorithm=config.algorithm.name,
+        images=images,
+        threat_model=model,
+        benign=tables.condition_row(headline.answers["benign"], headline.labels, left_out),
+        attacks={spec.label: tables.attack_row(spec, headline, left_out) for spec in request.attacks},
+        worst_case=tables.worst_cases(request.attacks, headline, left_out),
+        majority=Spread.from_values(work.majority, left_out),
+        per_class=tables.per_class(headline, worst, fleet.num_classes),
+        collapsed=[client for client, bad in enumerate(collapsed) if bad],
+        transfer=transfer,
+        curves=curves,
+        checks=checks,
+        certified=[work.certified(sigma, left_out) for sigma in request.sigmas] or None,
+        gallery=work.gallery(),
+    )
 
 
 class _Work:
     """The measurements of one assessment; each asks the pool for what is not on disk."""
 
-    def __init__(
-        self, given: Assessment, request: Request, pool: ClientPool, on_event: Callable[[dict[str, Any]], None]
-    ) -> None:
-        self.given, self.request, self.pool, self.on_event = given, request, pool, on_event
+    def __init__(self, given: Assessment, request: Request, pool: ClientPool, progress: Progress) -> None:
+        self.given, self.request, self.pool, self.progress = given, request, pool, progress
         self.config, self.fleet = given.prepared.config, given.prepared.fleet
-        self.parts = Parts(given.run_dir / PARTS, self.config)
+        self.parts = Parts(given.folder.measurements, self.config)
         self.everyone = range(self.fleet.num_clients)
         sizes = [len(self.fleet.test_labels(client)) for client in self.everyone]
         self.cohorts = make_cohorts(list(self.everyone), sizes, self.config.training.cohort_size)
@@ -258,7 +249,7 @@ class _Work:
         flat = {name: np.concatenate(own) for name, own in values.items()}
         return {name: float(own.max() if name == "difference" else own.mean()) for name, own in flat.items()}
 
-    def transfer(self) -> dict[str, Any]:
+    def transfer(self) -> Transfer:
         """``matrix[source][target]``: accuracy of the target on images made against the source (None: not measured)."""
         count, attack = len(self.everyone), transfer_attack(self.request.epsilon)
         shifts = np.unique(np.linspace(0, count - 1, min(count, MOST_SOURCES + 1)).round().astype(int)).tolist()
@@ -273,15 +264,15 @@ class _Work:
         }
         off = [[m for i, row in enumerate(matrix) if i != j and (m := row[j]) is not None] for j in self.everyone]
         strongest = [min(own) for own in off if own]
-        return {
-            "attack": attack.label,
-            "images_per_client": min(self.request.few, self.longest),
-            "matrix": matrix,
-            "own": float(np.mean([matrix[j][j] for j in self.everyone])),
-            "others_mean": float(np.mean([np.mean(own) for own in off if own])) if strongest else None,
-            "surrogates": others,
-            "strongest": min([float(np.mean(strongest))] * bool(strongest) + list(others.values()), default=None),
-        }
+        return Transfer(
+            attack=attack.label,
+            images_per_client=min(self.request.few, self.longest),
+            matrix=matrix,
+            own=float(np.mean([matrix[j][j] for j in self.everyone])),
+            others_mean=float(np.mean([np.mean(own) for own in off if own])) if strongest else None,
+            surrogates=others,
+            strongest=min([float(np.mean(strongest))] * bool(strongest) + list(others.values()), default=None),
+        )
 
     def _transferred(self, sources: Sequence[State], attack: AttackSpec, name: str) -> list[float]:
         tasks = [
@@ -295,7 +286,7 @@ class _Work:
                 found[client] = float(np.mean(answers == self.fleet.test_labels(client)[: len(answers)]))
         return [found[client] for client in self.everyone]
 
-    def certified(self, sigma: float, left_out: Sequence[int]) -> dict[str, Any]:
+    def certified(self, sigma: float, left_out: Sequence[int]) -> CertifiedLevel:
         """Certified accuracy of the smoothed clients at growing L2 radius."""
         num_draws = self.request.num_draws
         tasks = [CertifyTask(self.round, c, self._stack(c), sigma, num_draws, self.request.few) for c in self.cohorts]
@@ -309,18 +300,18 @@ class _Work:
                 rows[client] = certified_accuracy(classes, radii, labels, RADII)
                 abstained, images = abstained + int(np.sum(classes < 0)), images + len(classes)
         honest = [rows[client] for client in self.everyone if client not in left_out]
-        return {
-            "sigma": sigma,
-            "draws": num_draws,
-            "alpha": ALPHA,
-            "images": images,
-            "abstained": abstained / images,
-            "radii": list(RADII),
-            "mean": np.mean(honest, axis=0).tolist(),
-            "per_client": [rows[client] for client in self.everyone],
-        }
+        return CertifiedLevel(
+            sigma=sigma,
+            draws=num_draws,
+            alpha=ALPHA,
+            images=images,
+            abstained=abstained / images,
+            radii=list(RADII),
+            mean=np.mean(honest, axis=0).tolist(),
+            per_client=[rows[client] for client in self.everyone],
+        )
 
-    def gallery(self) -> list[dict[str, Any]]:
+    def gallery(self) -> list[GalleryImage]:
         """The adversarial images that moved least: pixels (``[3, H, W]`` of 0..255, one decimal), labels, distance."""
         attack = gallery_attack(self.request.epsilon)
         tasks = [EvaluateTask(self.round, c, self._stack(c), (attack,), GALLERY_IMAGES, 0, True) for c in self.cohorts]
@@ -337,15 +328,15 @@ class _Work:
         shown.sort(key=lambda item: item[:3])
         names = self.fleet.dataset.class_names
         return [
-            {
-                "client": client,
-                "image": row,
-                "label": str(names[label]),
-                "answer": str(names[answer]),
-                "distance": distance,
-                "clean": test.images[row].tolist(),
-                "adversarial": np.round(outcome.of_kind("images")[attack.label][row] * 255, 1).tolist(),
-            }
+            GalleryImage(
+                client=client,
+                image=row,
+                label=str(names[label]),
+                answer=str(names[answer]),
+                distance=distance,
+                clean=test.images[row].tolist(),
+                adversarial=np.round(outcome.of_kind("images")[attack.label][row] * 255, 1).tolist(),
+            )
             for distance, client, row, label, answer, outcome, test in shown[:SHOWN]
         ]
 
@@ -364,7 +355,7 @@ class _Work:
     def deployed(self) -> bool:
         """Whether the states attacked are, bit for bit, the exported adapters (there are none of full models)."""
         for client, state in enumerate(self.given.states):
-            folder = adapter_folder(self.given.run_dir, client)
+            folder = self.given.folder.adapter(client)
             if not folder.exists():
                 continue
             exported = load_adapter(folder)
@@ -381,11 +372,11 @@ class _Work:
         """``(task, outcomes, worker's seconds)`` of every task; 0 seconds for what was on disk."""
         known = [self.parts.load(task) for task in tasks]
         missing = [task for task, part in zip(tasks, known, strict=True) if part is None]
-        self.on_event({"event": "measure", "name": name, "tasks": len(tasks), "known": len(tasks) - len(missing)})
+        self.progress.on_measurement(name, len(tasks), len(tasks) - len(missing))
 
         def keep(task: CohortTask, result: CohortResult) -> None:
             self.parts.keep(task, list(result.outcomes))
-            self.on_event({"event": "measured", "name": name})
+            self.progress.on_task_measured(name)
 
         results = iter(self.pool.run(missing, None, keep))
         for task, part in zip(tasks, known, strict=True):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -12,26 +13,39 @@ from sylva_ray.metrics import checks
 from sylva_ray.metrics.checks import CheckResult
 
 
+@dataclass(frozen=True)
+class RunFacts:
+    """What the checks must know of the run.
+
+    Attributes:
+        epsilon: budget of the main attacks, pixel units.
+        num_classes: of the data set.
+        threat_model: in words, as in ``evaluation.json``.
+        headline_images: images on which the reported accuracies were measured.
+        deployed: whether the attacked weights are the exported ones.
+        collapsed: whether each client is no better than a constant answer.
+    """
+
+    epsilon: float
+    num_classes: int
+    threat_model: Mapping[str, str]
+    headline_images: int
+    deployed: bool
+    collapsed: Sequence[bool]
+
+
 def run_checks(
-    measured: Measured,
-    probes: Mapping[str, float],
-    epsilon: float,
-    num_classes: int,
-    threat_model: Mapping[str, str],
-    headline_images: int,
-    deployed: bool,
-    collapsed: Sequence[bool],
-    transfer: float | None = None,
+    measured: Measured, probes: Mapping[str, float], run: RunFacts, transfer: float | None = None
 ) -> list[CheckResult]:
-    """All fourteen, in order.
+    """Run all fourteen checks, in order.
 
     Args:
         measured: both curves and `check_attacks` on the same images.
         probes: means over images of `sylva_ray.metrics.probe`; ``difference`` is the largest.
-        headline_images: on which the reported accuracies were measured.
-        deployed: whether the attacked weights are the exported ones.
+        run: facts about the run.
         transfer: accuracy under the strongest transfer attack, if there was one.
     """
+    epsilon, num_classes = run.epsilon, run.num_classes
     by_epsilon = {e: measured.mean(spec.label) for e, spec in zip(EPSILONS, epsilon_curve(), strict=True)}
     by_steps = {float(k): measured.mean(spec.label) for k, spec in zip(STEPS, steps_curve(epsilon), strict=True)}
     labels = {name: spec.label for name, spec in check_attacks(epsilon, num_classes).items()}
@@ -45,7 +59,7 @@ def run_checks(
     if transfer is not None:
         black_box["transfer"] = transfer
     return [
-        checks.threat_model_stated(threat_model),
+        checks.threat_model_stated(run.threat_model),
         checks.epsilon_zero(benign, by_epsilon[0.0]),
         checks.falls_with_epsilon(by_epsilon),
         checks.unbounded_attack(at["unbounded"], num_classes),
@@ -58,9 +72,9 @@ def run_checks(
             probes["zero_gradient"], probes["rises"], probes["difference"], probes["probabilities"]
         ),
         checks.worst_case_is_least(worst, members),
-        checks.enough_images(headline_images, deployed),
+        checks.enough_images(run.headline_images, run.deployed),
         checks.planted_are_found(probes["planted"], probes["found"], probes["by_chance"]),
-        checks.collapse(collapsed),
+        checks.collapse(run.collapsed),
     ]
 
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import dataclass, field
 
 import numpy as np
 from scipy.stats import binomtest
 
-from sylva_ray.attacks.base import INFINITE, epsilon_text
+from sylva_ray.attacks.base import epsilon_text
+from sylva_ray.core.evaluation import AttackRow, AttackSettings, ConditionRow, Curve, PerClass, WorstCaseRow
+from sylva_ray.core.summary import Spread
 from sylva_ray.core.types import AttackSpec
-from sylva_ray.metrics.accuracy import accuracy, balanced_accuracy, spread
+from sylva_ray.metrics.accuracy import accuracy, balanced_accuracy
 
 PerClient = Sequence[np.ndarray]
 """One array per client, ``[n_i]`` each."""
@@ -54,55 +55,61 @@ class Measured:
         return float(np.mean([own.mean() for own in self.right(condition)]))
 
 
-def interval(right: PerClient, confidence: float = 0.95) -> list[float]:
-    """Wilson's interval for the accuracy over all clients' images together."""
+def interval(right: PerClient, confidence: float = 0.95) -> tuple[float, float]:
+    """Return Wilson's interval of the accuracy over all clients' images together.
+
+    Args:
+        right: whether each image is answered right, ``[n_i] bool`` per client.
+        confidence: of the interval, in (0, 1).
+    """
     flat = np.concatenate(list(right))
     found = binomtest(int(flat.sum()), len(flat)).proportion_ci(confidence, method="wilson")
-    return [float(found.low), float(found.high)]
+    return float(found.low), float(found.high)
 
 
-def condition_row(answers: PerClient, labels: PerClient, left_out: Sequence[int]) -> dict[str, Any]:
-    """Spreads over clients, and the interval over images."""
+def condition_row(answers: PerClient, labels: PerClient, left_out: Sequence[int]) -> ConditionRow:
+    """Measure one condition.
+
+    Args:
+        answers: class numbers of all K clients.
+        labels: the right ones.
+        left_out: clients that count in no statistic.
+    """
     pairs = list(zip(answers, labels, strict=True))
     honest = [a == y for client, (a, y) in enumerate(pairs) if client not in left_out]
-    return {
-        "accuracy": spread([accuracy(a, y) for a, y in pairs], left_out),
-        "balanced_accuracy": spread([balanced_accuracy(a, y) for a, y in pairs], left_out),
-        "interval": interval(honest),
-        "images": int(sum(map(len, honest))),
-    }
+    return ConditionRow(
+        accuracy=Spread.from_values([accuracy(a, y) for a, y in pairs], left_out),
+        balanced_accuracy=Spread.from_values([balanced_accuracy(a, y) for a, y in pairs], left_out),
+        interval=interval(honest),
+        images=int(sum(map(len, honest))),
+    )
 
 
-def attack_row(spec: AttackSpec, measured: Measured, left_out: Sequence[int]) -> dict[str, Any]:
-    """`condition_row`, and what the attack was, found and cost."""
+def attack_row(spec: AttackSpec, measured: Measured, left_out: Sequence[int]) -> AttackRow:
+    """Measure one attack: `condition_row`, and what the attack was, found and cost."""
     label = spec.label
     row = condition_row(measured.answers[label], measured.labels, left_out)
-    distances = np.concatenate(measured.distances[label])
+    median = float(np.median(np.concatenate(measured.distances[label])))
     cost = measured.costs[label]
-    row |= {
-        "settings": settings_of(spec),
-        "median_distance": float(np.median(distances)) if np.isfinite(np.median(distances)) else None,
-        "forwards": cost.forwards,
-        "backwards": cost.backwards,
-        "seconds": cost.seconds,
-        "images_per_second": cost.timed_images / cost.seconds if cost.seconds else None,
-    }
-    return row
+    return AttackRow(
+        accuracy=row.accuracy,
+        balanced_accuracy=row.balanced_accuracy,
+        interval=row.interval,
+        images=row.images,
+        settings=AttackSettings.from_spec(spec),
+        median_distance=median if np.isfinite(median) else None,
+        forwards=cost.forwards,
+        backwards=cost.backwards,
+        seconds=cost.seconds,
+        images_per_second=cost.timed_images / cost.seconds if cost.seconds else None,
+    )
 
 
-def settings_of(spec: AttackSpec) -> dict[str, Any]:
-    """Return a spec as ``evaluation.json`` holds it: an infinite budget is left out."""
-    return {key: value for key, value in asdict(spec).items() if not (isinstance(value, float) and np.isinf(value))}
+def worst_cases(specs: Sequence[AttackSpec], measured: Measured, left_out: Sequence[int]) -> dict[str, WorstCaseRow]:
+    """Measure the worst case over the attacks of each budget (norm and epsilon) that has more than one.
 
-
-def spec_of_settings(settings: Mapping[str, Any]) -> AttackSpec:
-    """Rebuild a spec from `settings_of` it, which may have gone through JSON."""
-    options = tuple((key, value) for key, value in settings.get("options", ()))
-    return AttackSpec(**{"epsilon": INFINITE} | dict(settings) | {"options": options})
-
-
-def worst_cases(specs: Sequence[AttackSpec], measured: Measured, left_out: Sequence[int]) -> dict[str, Any]:
-    """Per budget (norm and epsilon) with more than one attack: an image stands where it stands under all of them."""
+    An image counts as right where it is right under all of them.
+    """
     groups: dict[str, list[AttackSpec]] = {}
     for spec in specs:
         if np.isfinite(spec.epsilon):
@@ -112,7 +119,13 @@ def worst_cases(specs: Sequence[AttackSpec], measured: Measured, left_out: Seque
         if len(members) > 1:
             worst = worst_answers(measured, [spec.label for spec in members])
             row = condition_row(worst, measured.labels, left_out)
-            found[name] = row | {"attacks": [spec.label for spec in members]}
+            found[name] = WorstCaseRow(
+                accuracy=row.accuracy,
+                balanced_accuracy=row.balanced_accuracy,
+                interval=row.interval,
+                images=row.images,
+                attacks=[spec.label for spec in members],
+            )
     return found
 
 
@@ -131,7 +144,7 @@ def budget_name(spec: AttackSpec) -> str:
     return f"{spec.norm}-eps{epsilon_text(spec)}"
 
 
-def per_class(measured: Measured, worst: PerClient, num_classes: int) -> dict[str, list[float | None]]:
+def per_class(measured: Measured, worst: PerClient, num_classes: int) -> PerClass:
     """Recall by true class over all clients' images, benign and in the worst case; None where a class does not occur."""
     labels = np.concatenate(measured.labels)
 
@@ -139,19 +152,19 @@ def per_class(measured: Measured, worst: PerClient, num_classes: int) -> dict[st
         flat = np.concatenate(list(answers))
         return [float(np.mean(flat[labels == c] == c)) if np.any(labels == c) else None for c in range(num_classes)]
 
-    return {
-        "images": [int(np.sum(labels == c)) for c in range(num_classes)],
-        "benign": recall(measured.answers["benign"]),
-        "worst_case": recall(worst),
-    }
+    return PerClass(
+        images=[int(np.sum(labels == c)) for c in range(num_classes)],
+        benign=recall(measured.answers["benign"]),
+        worst_case=recall(worst),
+    )
 
 
-def curve(points: Mapping[float, AttackSpec], measured: Measured) -> dict[str, Any]:
+def curve(points: Mapping[float, AttackSpec], measured: Measured) -> Curve:
     """``x``, the fleet's mean accuracy and every client's at each x."""
     rows = [[float(own.mean()) for own in measured.right(spec.label)] for spec in points.values()]
-    return {
-        "x": list(points),
-        "mean": [float(np.mean(row)) for row in rows],
-        "per_client": np.array(rows).T.tolist(),
-        "images": int(sum(map(len, measured.labels))),
-    }
+    return Curve(
+        x=list(points),
+        mean=[float(np.mean(row)) for row in rows],
+        per_client=np.array(rows).T.tolist(),
+        images=int(sum(map(len, measured.labels))),
+    )

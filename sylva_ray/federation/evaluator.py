@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from sylva_ray.core.records import ClientAccuracies
 from sylva_ray.core.types import AttackSpec, stack_digest
 from sylva_ray.federation.client.measuring import EvaluateOutcome, EvaluateTask
 from sylva_ray.federation.server import Server
@@ -23,7 +24,7 @@ class Evaluator:
         self.server, self.stages = server, stages
         self._measured: dict[tuple[int, ...], tuple[tuple[Any, ...], dict[int, Mapping[str, np.ndarray]]]] = {}
 
-    def evaluate(self, index: int) -> dict[str, dict[str, list[float]]] | None:
+    def evaluate(self, index: int) -> dict[str, ClientAccuracies] | None:
         """The accuracies after stage ``index``, or None if they are not due.
 
         In full at the end of every phase and of the run, and where a stage asks for it; between them every
@@ -41,7 +42,7 @@ class Evaluator:
         answers = self._answers(index, attacks, limit)
         table = self._table(answers, limit)
         if is_last:
-            write_predictions(server.run_dir, answers, [self._labels(client, limit) for client in server.everyone])
+            write_predictions(server.folder.path, answers, [self._labels(client, limit) for client in server.everyone])
             if section.checks:
                 unbounded = self._answers(index, (UNBOUNDED,), S4_IMAGES)
                 table |= {UNBOUNDED.label: self._table(unbounded, S4_IMAGES)[UNBOUNDED.label]}
@@ -67,9 +68,7 @@ class Evaluator:
         answers = {client: own for cohort in keys for client, own in self._measured[cohort][1].items()}
         return [answers[client] for client in server.everyone]
 
-    def _table(
-        self, answers: Sequence[Mapping[str, np.ndarray]], limit: int | None
-    ) -> dict[str, dict[str, list[float]]]:
+    def _table(self, answers: Sequence[Mapping[str, np.ndarray]], limit: int | None) -> dict[str, ClientAccuracies]:
         return fleet_table([evaluate_client(own, self._labels(c, limit)) for c, own in enumerate(answers)])
 
     def _labels(self, client: int, limit: int | None) -> np.ndarray:

@@ -1,95 +1,74 @@
 """The numbered loop: a run is a list of stages.
 
 Per stage it produces new client states and one record; it waits for the pool; it is unblocked by results or by a round's
-deadline. It knows no tracker and no Ray: records go to a callback, tasks to a `ClientPool`.
+deadline. It knows no tracker and no Ray: records go to an `Observer`, tasks to a `ClientPool`.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
 
-from sylva_ray.config.resolved import ResolvedConfig
-from sylva_ray.core.types import ClientState
-from sylva_ray.data.fleet import FleetData
-from sylva_ray.federation.contract import Algorithm
+from sylva_ray.core.records import Neighbours, StageRecord
 from sylva_ray.federation.evaluator import Evaluator
-from sylva_ray.federation.pool import ClientPool
-from sylva_ray.federation.server import OnEvent, Server, StageCosts
-from sylva_ray.federation.stages.stage import StageResult
-from sylva_ray.federation.summary import compute
-from sylva_ray.storage.checkpoint import CheckpointFolder
-
-Record = dict[str, Any]
+from sylva_ray.federation.observer import StageStarted
+from sylva_ray.federation.server import Server, StageCosts
+from sylva_ray.federation.stages.stage import Stage
+from sylva_ray.federation.summary import compute_of
 
 
 class Rounds:
-    """Runs an algorithm's stages from wherever the newest checkpoint left off.
+    """Runs stages from wherever the newest checkpoint left off.
 
     Args:
-        config, algorithm, fleet, initial_states, players, pool, run_dir, on_event: see `Server`; ``run_dir`` also holds
-            ``checkpoint/``.
-        on_record: called with all records so far after every stage's checkpoint.
+        server: with the states that the clients start from.
+        stages: of the run, in order.
     """
 
-    def __init__(
-        self,
-        config: ResolvedConfig,
-        algorithm: Algorithm,
-        fleet: FleetData,
-        initial_states: Sequence[ClientState],
-        players: dict[str, tuple[str, ...]],
-        pool: ClientPool,
-        run_dir: Path,
-        on_record: Callable[[list[Record]], None],
-        on_event: OnEvent,
-    ) -> None:
-        self.server = Server(config, algorithm, fleet, initial_states, players, pool, run_dir, on_event)
-        self.stages = algorithm.stages(config)
-        self.evaluator = Evaluator(self.server, self.stages)
-        self.checkpoints = CheckpointFolder(run_dir / "checkpoint")
-        self.on_record, self.on_event = on_record, on_event
+    def __init__(self, server: Server, stages: Sequence[Stage]) -> None:
+        self.server, self.stages = server, stages
+        self.evaluator = Evaluator(server, stages)
 
     def run(self) -> None:
-        """1 resume, 2 then for every stage left: run it, evaluate if due, checkpoint, report."""
-        server, checkpoint = self.server, self.checkpoints.latest()
+        """Resume, if there is a checkpoint; then run, evaluate, checkpoint and report every stage that is left."""
+        server, checkpoint = self.server, self.server.folder.checkpoints.latest()
         if checkpoint is not None:
             server.states, server.records, server.game = checkpoint.states, checkpoint.records, checkpoint.game
             server.wire.residuals = checkpoint.residuals
-            self.on_record(server.records)
+            server.observer.on_resume(server.records)
         for index in range(len(server.records), len(self.stages)):
-            name = self.stages[index].name
-            self.on_event({"event": "step", "step": index, "steps": len(self.stages), "stage": name})
-            self.on_event({"event": "record", "record": self.run_stage(index)})
+            server.observer.on_stage(StageStarted(index, len(self.stages), self.stages[index].title))
+            server.observer.on_record(self.run_stage(index))
 
-    def run_stage(self, index: int) -> Record:
-        """One stage: new states, a record, a checkpoint."""
+    def run_stage(self, index: int) -> StageRecord:
+        """Run one stage: new states, a record, a checkpoint."""
         started = time.perf_counter()
         server, stage = self.server, self.stages[index]
-        server.costs = StageCosts()
+        server.costs = costs = StageCosts()
         result = stage.run(server, index)
         evaluation = self.evaluator.evaluate(index)
-        record: Record = {"step": index, "stage": stage.name, "round": index, **self._of_result(result)}
-        record |= {"evaluation": evaluation, **server.costs.record(), "compute": compute(server.config)}
-        record["seconds"]["wall"] = time.perf_counter() - started
+        costs.seconds["wall"] = time.perf_counter() - started
+        graph = result.neighbours
+        record = StageRecord(
+            step=index,
+            stage=stage.name,
+            round=index,
+            epsilon=result.epsilon,
+            lr=result.lr,
+            participants=server.everyone if result.participants is None else list(result.participants),
+            missing=list(result.missing),
+            metrics={name: dict(by_client) for name, by_client in result.metrics.items()},
+            neighbours=graph and Neighbours(members=graph.members.tolist(), weights=graph.weights.tolist()),
+            evaluation=evaluation,
+            upload_bytes=costs.upload_bytes,
+            download_bytes=costs.download_bytes,
+            upload_payload_bytes=costs.upload_payload_bytes,
+            download_payload_bytes=costs.download_payload_bytes,
+            seconds=costs.seconds,
+            peak_memory_bytes=costs.peak_memory_bytes,
+            dropped=costs.dropped,
+            compute=compute_of(server.config),
+        )
         server.records.append(record)
-        self.checkpoints.save(index, server.states, server.records, server.game, server.wire.residuals)
-        self.on_record(server.records)
-        return record
-
-    def _of_result(self, result: StageResult) -> Record:
-        """A stage's result in its JSON form."""
-        everyone = self.server.everyone
-        record: Record = {
-            "epsilon": result.epsilon,
-            "lr": result.lr,
-            "participants": everyone if result.participants is None else list(result.participants),
-            "missing": list(result.missing),
-            "metrics": result.metrics,
-        }
-        if result.neighbours is not None:
-            members, weights = result.neighbours.members.tolist(), result.neighbours.weights.tolist()
-            record["neighbours"] = {"members": members, "weights": weights}
+        server.folder.checkpoints.save(index, server.states, server.records, server.game, server.wire.residuals)
         return record

@@ -5,17 +5,16 @@ It knows no tracker and no Ray: tasks go to a `ClientPool`, progress to a callba
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from sylva_ray.aggregation.neighbours import NeighbourGraph
 from sylva_ray.config.resolved import ResolvedConfig
+from sylva_ray.core.records import GameRecord, StageRecord
 from sylva_ray.core.types import ClientState, stack_states
 from sylva_ray.data.fleet import FleetData
 from sylva_ray.federation.client.training import TrainOutcome, TrainTask
@@ -23,8 +22,10 @@ from sylva_ray.federation.client.worker import CohortResult
 from sylva_ray.federation.cohorts import make_cohorts
 from sylva_ray.federation.context import RoundUploads
 from sylva_ray.federation.method import Method
+from sylva_ray.federation.observer import Notice, Observer, TaskDone
 from sylva_ray.federation.pool import ClientPool
 from sylva_ray.federation.tasks import CohortTask
+from sylva_ray.storage.run_folder import RunFolder
 from sylva_ray.transport.wire import Traffic, Wire
 
 
@@ -40,26 +41,11 @@ class StageCosts:
     peak_memory_bytes: int = 0
     dropped: list[int] = field(default_factory=list)
 
-    def record(self) -> dict[str, Any]:
-        """Its part of a stage's record."""
-        return {
-            "upload_bytes": self.upload_bytes,
-            "download_bytes": self.download_bytes,
-            "upload_payload_bytes": self.upload_payload_bytes,
-            "download_payload_bytes": self.download_payload_bytes,
-            "seconds": dict(self.seconds),
-            "peak_memory_bytes": self.peak_memory_bytes,
-            "dropped": self.dropped,
-        }
-
     def add(self, result: CohortResult) -> None:
         """Add a worker's seconds by stage."""
         for stage, seconds in result.seconds.items():
             self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
         self.peak_memory_bytes = max(self.peak_memory_bytes, result.peak_memory_bytes)
-
-
-OnEvent = Callable[[dict[str, Any]], None]
 
 
 class Server:
@@ -72,8 +58,8 @@ class Server:
         initial_states: what the K clients start from.
         players: the layer game's players, ``{name: parameter names}``; empty for full models.
         pool: where tasks run.
-        run_dir: holds ``missing.jsonl``.
-        on_event: progress for the display.
+        folder: of the run.
+        observer: hears of finished tasks and missed deadlines.
 
     Attributes:
         states: the K clients' states; a stage changes them.
@@ -90,24 +76,24 @@ class Server:
         initial_states: Sequence[ClientState],
         players: dict[str, tuple[str, ...]],
         pool: ClientPool,
-        run_dir: Path,
-        on_event: OnEvent,
+        folder: RunFolder,
+        observer: Observer,
     ) -> None:
         self.config, self.algorithm, self.fleet, self.players = config, algorithm, fleet, players
         self.parameters = algorithm.parameters
-        self.pool, self.run_dir, self.on_event = pool, run_dir, on_event
+        self.pool, self.folder, self.observer = pool, folder, observer
         self.everyone = list(range(fleet.num_clients))
         self.sizes: list[int] = fleet.label_matrix().sum(1).tolist()
         self.states: list[dict[str, np.ndarray]] = [dict(sorted(state.items())) for state in initial_states]
-        self.records: list[dict[str, Any]] = []
-        self.game: dict[str, Any] | None = None
+        self.records: list[StageRecord] = []
+        self.game: GameRecord | None = None
         self.costs = StageCosts()
         self.wire = Wire(algorithm, algorithm.postprocessors(config))
 
     @property
     def previous_missing(self) -> list[int]:
         """Participants of the stage before that missed its deadline."""
-        return self.records[-1]["missing"] if self.records else []
+        return self.records[-1].missing if self.records else []
 
     # -- training and exchange -------------------------------------------------------------------------------------------
 
@@ -125,7 +111,7 @@ class Server:
 
         A client whose training diverged keeps its last state, uploads nothing, and is named in the record. A deadline depends
         on the wall clock, so who was missing is logged, and a re-run of the round replays the log."""
-        replayed = None if deadline_s is None else self._replayed_missing(round)
+        replayed = None if deadline_s is None else self.folder.load_missing(round)
         tasks = [
             TrainTask(round, cohort, self.stack(cohort), epsilon, lr, epochs, head_epochs)
             for cohort in self.cohorts([client for client in clients if client not in (replayed or [])])
@@ -186,18 +172,11 @@ class Server:
         self.costs.download_payload_bytes += self.wire.traffic.download_payload
         return uploads
 
-    def _replayed_missing(self, round: int) -> list[int] | None:
-        path = self.run_dir / "missing.jsonl"
-        if not path.exists():
-            return None
-        logged = [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
-        return next((entry["missing"] for entry in logged if entry["round"] == round), None)
-
     def _note_missing(self, round: int, missing: list[int]) -> None:
-        with open(self.run_dir / "missing.jsonl", "a") as file:
-            file.write(json.dumps({"round": round, "missing": missing}) + "\n")
+        self.folder.log_missing(round, missing)
         if missing:
-            self.on_event({"event": "missing", "round": round, "clients": missing})
+            clients = ", ".join(map(str, missing))
+            self.observer.on_notice(Notice(f"round {round}: clients {clients} missed the deadline"))
 
     # -- who speaks for whom after phase 1 -------------------------------------------------------------------------------
 
@@ -209,8 +188,8 @@ class Server:
 
     def recorded_neighbourhood(self) -> NeighbourGraph:
         """The one noted at the end of phase 1: nothing but game values and outcomes travels in phase 2."""
-        noted = next(record["neighbours"] for record in reversed(self.records) if "neighbours" in record)
-        return NeighbourGraph(np.array(noted["members"]), np.array(noted["weights"]))
+        noted = next(record.neighbours for record in reversed(self.records) if record.neighbours is not None)
+        return NeighbourGraph(np.array(noted.members), np.array(noted.weights))
 
     # -- cohorts and tasks -----------------------------------------------------------------------------------------------
 
@@ -233,7 +212,7 @@ class Server:
 
     def _task_done(self, task: CohortTask, result: CohortResult) -> None:
         del result
-        self.on_event({"event": "task", "stage": task.stage, "clients": list(task.clients)})
+        self.observer.on_task(TaskDone(task.stage, len(task.clients)))
 
 
 def _is_finite(state: ClientState) -> bool:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 
+from sylva_ray.core.records import ClientAccuracies
 from sylva_ray.metrics.checks import predicts_one_class
 
 
@@ -20,34 +21,50 @@ def balanced_accuracy(predictions: np.ndarray, labels: np.ndarray) -> float:
     return float(np.mean([np.mean(predictions[labels == c] == c) for c in np.unique(labels)]))
 
 
-def evaluate_client(predictions: Mapping[str, np.ndarray], labels: np.ndarray) -> dict[str, dict[str, float]]:
-    """``{condition: {accuracy, balanced_accuracy}}`` of one client; ``benign`` also tells whether one class is all it says."""
-    result = {
-        condition: {"accuracy": accuracy(p, labels), "balanced_accuracy": balanced_accuracy(p, labels)}
-        for condition, p in predictions.items()
-    }
-    result["benign"]["one_class"] = float(predicts_one_class(predictions["benign"], labels))
-    return result
+@dataclass(frozen=True)
+class ConditionAccuracy:
+    """One client's accuracies under one condition.
+
+    Attributes:
+        accuracy: fraction of right answers.
+        balanced_accuracy: mean recall over the classes that occur.
+        one_class: whether all answers are the same class; None where that is not asked.
+    """
+
+    accuracy: float
+    balanced_accuracy: float
+    one_class: bool | None = None
 
 
-def fleet_table(clients: Sequence[dict[str, dict[str, float]]]) -> dict[str, dict[str, list[float]]]:
-    """Per-client results -> ``{condition: {metric: [K]}}``, the form in which a record keeps them."""
-    return {c: {m: [client[c][m] for client in clients] for m in clients[0][c]} for c in clients[0]}
+def evaluate_client(predictions: Mapping[str, np.ndarray], labels: np.ndarray) -> dict[str, ConditionAccuracy]:
+    """Measure one client's answers.
 
+    Args:
+        predictions: ``{condition: class numbers [n]}``, ``benign`` among them.
+        labels: ``[n]``.
 
-def spread(values: Sequence[float], left_out: Sequence[int] = ()) -> dict[str, Any]:
-    """Mean, std, min, 10th percentile, mean of the worst tenth (at least one client), median, max, and all K values.
-
-    Clients in ``left_out`` (attackers) are listed but count in no statistic."""
-    v = np.sort(np.delete(np.asarray(values, float), list(left_out)))
-    worst = v[: max(1, len(v) // 10)]
+    Returns:
+        ``{condition: accuracies}``; ``benign`` also tells whether all answers are the same class.
+    """
     return {
-        "mean": float(v.mean()),
-        "std": float(v.std()),
-        "min": float(v[0]),
-        "p10": float(np.percentile(v, 10)),
-        "worst_decile": float(worst.mean()),
-        "median": float(np.median(v)),
-        "max": float(v[-1]),
-        "per_client": [float(value) for value in values],
+        condition: ConditionAccuracy(
+            accuracy(answers, labels),
+            balanced_accuracy(answers, labels),
+            predicts_one_class(answers, labels) if condition == "benign" else None,
+        )
+        for condition, answers in predictions.items()
+    }
+
+
+def fleet_table(clients: Sequence[Mapping[str, ConditionAccuracy]]) -> dict[str, ClientAccuracies]:
+    """Turn the accuracies of K clients into lists over clients, the form of a record."""
+    return {
+        condition: ClientAccuracies(
+            accuracy=[client[condition].accuracy for client in clients],
+            balanced_accuracy=[client[condition].balanced_accuracy for client in clients],
+            one_class=[float(client[condition].one_class or 0) for client in clients]
+            if condition == "benign"
+            else None,
+        )
+        for condition in clients[0]
     }

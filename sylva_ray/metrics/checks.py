@@ -8,12 +8,12 @@ measured accuracies; who measures them is `sylva_ray.evaluation.assessment`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
 
 from sylva_ray.attacks.pgd import default_step_size
+from sylva_ray.core.summary import CheckResult
 from sylva_ray.core.types import AttackSpec
 
 UNBOUNDED = AttackSpec("pgd", epsilon=1.0, steps=20, step_size=default_step_size(1.0, 20))
@@ -30,16 +30,6 @@ BLACK_BOX_MARGIN = 0.002
 
 SAME_LOGITS = 1e-4
 """Largest difference between two forwards of the same image: AutoAttack's own threshold."""
-
-
-@dataclass(frozen=True)
-class CheckResult:
-    """``value`` is the number that was tested; ``meaning`` is one sentence for the report."""
-
-    name: str
-    passed: bool
-    value: float
-    meaning: str
 
 
 def threat_model_stated(threat_model: Mapping[str, str]) -> CheckResult:
@@ -242,7 +232,7 @@ def is_collapsed(robust_accuracy: float, majority_share: float, one_class: bool)
 
 
 def _result(name: str, passed: bool, value: float, good: str, bad: str) -> CheckResult:
-    return CheckResult(name, bool(passed), float(value), good if passed else bad)
+    return CheckResult(name=name, passed=bool(passed), value=float(value), meaning=good if passed else bad)
 
 
 def _largest_rise(curve: Mapping[float, float]) -> float:

@@ -6,7 +6,6 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -14,7 +13,7 @@ from sylva_ray.config.experiment import CONFIG, TrackingSection
 from sylva_ray.core.credentials import mask_credentials
 from sylva_ray.core.errors import UserError
 from sylva_ray.observers.mlflow.tracker import experiment_files, tracking_uri
-from sylva_ray.reports.compare.runs import parse
+from sylva_ray.reports.compare.runs import Run
 from sylva_ray.storage.run_folder import SUMMARY
 
 ALLOWED = (
@@ -22,7 +21,7 @@ ALLOWED = (
 )
 
 
-def load(sources: Sequence[str], uri: str | None = None) -> tuple[list[dict[str, Any]], list[str]]:
+def load(sources: Sequence[str], uri: str | None = None) -> tuple[list[Run], list[str]]:
     """The summaries behind ``sources``, for `sylva_ray.reports.compare.compare`, and what was left out of folders and
     experiments because it has not finished.
 
@@ -32,7 +31,7 @@ def load(sources: Sequence[str], uri: str | None = None) -> tuple[list[dict[str,
     Raises:
         UserError: names the source that is none of these, or not finished.
     """
-    summaries: list[dict[str, Any]] = []
+    summaries: list[Run] = []
     left_out: list[str] = []
     for source in sources:
         path = Path(source)
@@ -51,7 +50,7 @@ def load(sources: Sequence[str], uri: str | None = None) -> tuple[list[dict[str,
     return summaries, left_out
 
 
-def _from_file(path: Path, source: str | None = None) -> dict[str, Any]:
+def _from_file(path: Path, source: str | None = None) -> Run:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -64,23 +63,23 @@ def _from_file(path: Path, source: str | None = None) -> dict[str, Any]:
     return _loaded(text, config_text, source or str(path))
 
 
-def _loaded(text: str, config: str | None, source: str) -> dict[str, Any]:
-    """A checked summary with its ``config`` and ``source``."""
+def _loaded(text: str, config: str | None, source: str) -> Run:
+    """Check a summary, and put its config beside it."""
     try:
         summary = json.loads(text)
     except ValueError as error:
         raise UserError("RUN", source, f"is not JSON ({error}); {ALLOWED}") from None
-    parse(summary, source)
+    run = Run.from_json(summary, source)
     if config is not None:
         try:
             known = yaml.safe_load(config)
         except yaml.YAMLError as error:
             raise UserError("RUN", source, f"has a damaged {CONFIG} ({' '.join(str(error).split())})") from None
-        summary |= {"config": known} if isinstance(known, dict) else {}
-    return dict(summary) | {"source": source}
+        run = run.model_copy(update={"config": known}) if isinstance(known, dict) else run
+    return run.model_copy(update={"source": source})
 
 
-def _from_folder(folder: Path) -> tuple[list[dict[str, Any]], list[Path]]:
+def _from_folder(folder: Path) -> tuple[list[Run], list[Path]]:
     """Summaries of the run folders in ``folder`` (a sweep keeps its own in ``trials``) and, beside them, runs that have not
     finished."""
     folder = folder / "trials" if (folder / "space.yaml").is_file() else folder
@@ -98,7 +97,7 @@ def _from_folder(folder: Path) -> tuple[list[dict[str, Any]], list[Path]]:
     return [_from_file(run / SUMMARY, str(run)) for run in finished], unfinished
 
 
-def _from_mlflow(experiment: str, uri: str | None) -> tuple[list[dict[str, Any]], list[str]]:
+def _from_mlflow(experiment: str, uri: str | None) -> tuple[list[Run], list[str]]:
     store = tracking_uri(TrackingSection(uri=uri), Path("runs") / "any")
     shown = mask_credentials(store)
     if not _may_exist(store):

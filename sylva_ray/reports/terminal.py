@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -21,6 +21,10 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from sylva_ray.core.evaluation import AttackRow, ConditionRow, Evaluation
+from sylva_ray.core.records import GameRecord, StageRecord
+from sylva_ray.core.summary import Spread, StageAccuracies, Summary
+from sylva_ray.federation.observer import Notice, Observer, StageStarted, TaskDone
 from sylva_ray.federation.stages.kinds import title_of
 
 MIN_WIDTH = 100
@@ -69,8 +73,8 @@ class Display:
         print_lines(self.console, [line])
 
 
-class RunDisplay(Display):
-    """Shows a run's events (see `sylva_ray.federation.loop.Rounds`)."""
+class RunDisplay(Display, Observer):
+    """Shows a run while it goes on."""
 
     def __init__(self, console: Console, quiet: bool) -> None:
         detail, eta = TextColumn("{task.fields[detail]}"), TextColumn("eta")
@@ -79,184 +83,170 @@ class RunDisplay(Display):
         self._clients_done = 0
         self._numbers = ""
 
-    def on_event(self, event: Mapping[str, Any]) -> None:
-        """One event of the run."""
-        match event["event"]:
-            case "step":
-                self._clients_done = 0
-                name = title_of(event["stage"])
-                self._progress.update(self._bar, total=event["steps"], completed=event["step"], description=name)
-                self._detail()
-            case "task":
-                self._clients_done += len(event["clients"])
-                self._detail(f"{event['stage']}: {self._clients_done} clients")
-            case "record":
-                record = event["record"]
-                self._numbers = _numbers(record)
-                self._clients_done = 0
-                self._progress.advance(self._bar)
-                self._detail()
-                if self._plain:
-                    wall = record["seconds"]["wall"]
-                    self.say(f"step {record['step']:>3}  {title_of(record['stage']):<22} {self._numbers}  {wall:.1f} s")
-            case "missing":
-                who = ", ".join(map(str, event["clients"]))
-                self.say(f"round {event['round']}: clients {who} missed the deadline")
-            case "worker_lost":
-                self.say(f"a worker died during {event['where']}; its clients run again elsewhere")
-            case "unsaved":
-                self.say(f"{event['reason']}; the run goes on and tries again after the next step")
-            case "waiting":
-                self.say(event["what"])
-            case "coordinator_restarted":
-                self.say("the coordinator died and was restarted; it goes on from the newest checkpoint")
-            case "finishing":
-                self._detail("writing the report")
+    def on_stage(self, started: StageStarted) -> None:
+        """See `Observer.on_stage`."""
+        self._clients_done = 0
+        self._progress.update(self._bar, total=started.num_steps, completed=started.step, description=started.title)
+        self._detail()
+
+    def on_task(self, done: TaskDone) -> None:
+        """See `Observer.on_task`."""
+        self._clients_done += done.num_clients
+        self._detail(f"{done.work}: {self._clients_done} clients")
+
+    def on_record(self, record: StageRecord) -> None:
+        """See `Observer.on_record`."""
+        self._numbers = _numbers(record)
+        self._clients_done = 0
+        self._progress.advance(self._bar)
+        self._detail()
+        if self._plain:
+            wall = record.seconds["wall"]
+            self.say(f"step {record.step:>3}  {title_of(record.stage):<22} {self._numbers}  {wall:.1f} s")
+
+    def on_notice(self, notice: Notice) -> None:
+        """See `Observer.on_notice`."""
+        self.say(notice.text)
 
     def _detail(self, text: str = "") -> None:
         self._progress.update(self._bar, detail=" ".join(part for part in (text, self._numbers) if part))
 
 
-def _numbers(record: Mapping[str, Any]) -> str:
+def _numbers(record: StageRecord) -> str:
     parts = []
-    losses = record["metrics"].get("loss", {}).values()
+    losses = record.metrics.get("loss", {}).values()
     if losses:
         parts.append(f"loss {sum(losses) / len(losses):.3f}")
-    if record["evaluation"]:
-        for condition, metrics in record["evaluation"].items():
-            values = metrics["accuracy"]
-            parts.append(f"{condition} {sum(values) / len(values):.1%}")
+    for condition, found in (record.evaluation or {}).items():
+        parts.append(f"{condition} {sum(found.accuracy) / len(found.accuracy):.1%}")
     return "  ".join(parts)
 
 
-def closing_table(summary: Mapping[str, Any]) -> Table:
-    """Per client: training images, benign and robust accuracy before, after phase 1 and after phase 2."""
-    attack = next(iter(summary["final"]["robust_accuracy"]), None)
-    has_phase2 = summary["layer_game"] is not None
-    stages = [summary["initial"], summary["phase1"], *([summary["final"]] if has_phase2 else [])]
+def closing_table(summary: Summary) -> Table:
+    """Tabulate per client: training images, benign and robust accuracy before, after phase 1 and after phase 2."""
+    attack = next(iter(summary.final.robust_accuracy), None)
+    game = summary.layer_game
+    ends = [summary.initial, summary.phase1, *([summary.final] if game else [])]
+    stages = [stage for stage in ends if stage is not None]
     way = " > ".join(["before", "phase 1", "phase 2"][: len(stages)])
-    table = Table(title=f"{summary['algorithm']} on {summary['dataset']}: accuracy in %, {way}")
+    table = Table(title=f"{summary.algorithm} on {summary.dataset}: accuracy in %, {way}")
     for name in ("client", "images", "majority", "benign", f"robust ({attack})"):
         table.add_column(name, justify="right", no_wrap=True)
-    if has_phase2:
+    if game:
         table.add_column("refined")
-
-    def accuracies(pick: Callable[[Mapping[str, Any]], float]) -> list[str]:
-        """``pick`` takes one number out of a spread."""
-        benign = [pick(stage["benign_accuracy"]) for stage in stages]
-        robust = [pick(stage["robust_accuracy"][attack]) for stage in stages] if attack else []
-        return [" > ".join(f"{100 * value:5.1f}" for value in values) for values in (benign, robust)]
-
-    for client in summary["clients"]:
-        i = client["client"]
-        mark = " collapsed" if client["collapsed"] else ""
-        cells = [f"{i}{mark}", str(client["train"]), f"{100 * client['majority_share']:.1f}"]
-        cells += accuracies(lambda spread, i=i: float(spread["per_client"][i]))  # type: ignore[misc]
-        table.add_row(*cells, *([_refined(summary["layer_game"], i)] if has_phase2 else []))
+    for client in summary.clients:
+        mark = " collapsed" if client.collapsed else ""
+        cells = [f"{client.client}{mark}", str(client.train), f"{100 * client.majority_share:.1f}"]
+        cells += _accuracies(stages, attack, lambda spread, i=client.client: spread.per_client[i])  # type: ignore[misc]
+        table.add_row(*cells, *([_refined(game, client.client)] if game else []))
     table.add_section()
-    for name, key in (("mean", "mean"), ("worst decile", "worst_decile")):
-        majority = f"{100 * summary['majority'][key]:.1f}"
-        row = accuracies(lambda spread, key=key: float(spread[key]))  # type: ignore[misc]
-        table.add_row(name, "", majority, *row, *([""] if has_phase2 else []))
+    statistics: dict[str, Callable[[Spread], float]] = {
+        "mean": lambda spread: spread.mean,
+        "worst decile": lambda spread: spread.worst_decile,
+    }
+    for name, pick in statistics.items():
+        cells = [name, "", f"{100 * pick(summary.majority):.1f}", *_accuracies(stages, attack, pick)]
+        table.add_row(*cells, *([""] if game else []))
     return table
 
 
-def _refined(game: Mapping[str, Any], client: int) -> str:
-    chosen = [p.removeprefix("blocks.") for p, on in zip(game["players"], game["selected"][client], strict=True) if on]
+def _accuracies(stages: Sequence[StageAccuracies], attack: str | None, pick: Callable[[Spread], float]) -> list[str]:
+    """Write benign and robust accuracy after each stage; ``pick`` takes one number out of a spread."""
+    benign = [pick(stage.benign_accuracy) for stage in stages]
+    robust = [pick(stage.robust_accuracy[attack]) for stage in stages] if attack else []
+    return [" > ".join(f"{100 * value:5.1f}" for value in values) for values in (benign, robust)]
+
+
+def _refined(game: GameRecord, client: int) -> str:
+    chosen = game.selected_layers(client)
     if not chosen:
         return "none"
-    if not game["refined_epochs"][client]:
+    if not game.refined_epochs[client]:
         return f"{' '.join(chosen)} (no epoch passed)"
     return " ".join(chosen)
 
 
-def closing_lines(summary: Mapping[str, Any], run_dir: Path | str, tracking_uri: str | None) -> list[str]:
-    """Bytes, seconds, warnings, and where things are (``run_dir``: a path, or the URL of a run folder elsewhere)."""
-    communication, seconds = summary["communication"], summary["seconds"]
-    ratio = communication["full_model_ratio"]
-    upload = f"{communication['upload_bytes_per_client_round'] / 1e3:,.0f} kB per client and round"
+def closing_lines(summary: Summary, run_dir: Path | str, tracking_uri: str | None) -> list[str]:
+    """Write what follows the closing table: bytes, seconds, warnings, and where things are.
+
+    Args:
+        summary: of the run.
+        run_dir: a path, or the URL of a run folder elsewhere.
+        tracking_uri: MLflow's store; None where nothing is tracked.
+    """
+    communication = summary.communication
+    ratio = communication.full_model_ratio
+    upload = f"{communication.upload_bytes_per_client_round / 1e3:,.0f} kB per client and round"
     lines = [
         f"upload   {upload}" + (f", {ratio:.0f}x less than the full model" if ratio else " (nothing is shared)"),
-        f"seconds  {seconds['total']:.0f} in all",
+        f"seconds  {summary.seconds.total:.0f} in all",
     ]
     lines += [
-        f"check    {check['name']} {'pass' if check['passed'] else 'FAIL'}: {check['meaning']}"
-        for check in summary["checks"]
+        f"check    {check.name} {'pass' if check.passed else 'FAIL'}: {check.meaning}" for check in summary.checks
     ]
-    checked = {f"check {check['name']}" for check in summary["checks"]}
-    lines += [f"warning  {text}" for text in summary["warnings"] if not any(text.startswith(name) for name in checked)]
+    lines += [f"warning  {text}" for text in summary.other_warnings()]
     lines += [f"report   {run_dir}/report.html", f"run      {run_dir}"]
     if tracking_uri is not None:
         lines.append(f"mlflow   mlflow ui --backend-store-uri {tracking_uri}")
     return lines
 
 
-class AssessmentDisplay(Display):
+class AssessmentDisplay(Display, Observer):
     """Shows the measurements of `sylva-ray evaluate`, one bar each."""
 
     def __init__(self, console: Console, quiet: bool = False) -> None:
         super().__init__(console, quiet, TimeElapsedColumn())
         self._bars: dict[str, TaskID] = {}
 
-    def on_event(self, event: Mapping[str, Any]) -> None:
-        """``measure``: tasks of a kind begin, some known from before; ``measured``: one of them is done."""
-        name = event["name"]
-        if event["event"] == "measure":
-            if name not in self._bars:
-                self._bars[name] = self._progress.add_task(name, total=0)
-            bar = self._progress.tasks[self._bars[name]]
-            total = (bar.total or 0) + event["tasks"]
-            self._progress.update(self._bars[name], total=total, completed=bar.completed + event["known"])
-            if self._plain:
-                before = f" ({event['known']} from before)" if event["known"] else ""
-                self.say(f"{name}: {event['tasks']} tasks{before}")
-        else:
-            self._progress.advance(self._bars[name])
+    def on_measurement(self, name: str, num_tasks: int, num_known: int) -> None:
+        """See `sylva_ray.evaluation.run.Progress.on_measurement`."""
+        if name not in self._bars:
+            self._bars[name] = self._progress.add_task(name, total=0)
+        bar = self._progress.tasks[self._bars[name]]
+        total = (bar.total or 0) + num_tasks
+        self._progress.update(self._bars[name], total=total, completed=bar.completed + num_known)
+        if self._plain:
+            before = f" ({num_known} from before)" if num_known else ""
+            self.say(f"{name}: {num_tasks} tasks{before}")
 
-    def on_lost(self, where: str) -> None:
-        """A worker died; its task runs again elsewhere."""
-        self.say(f"a worker died during {where}; its task runs again elsewhere")
+    def on_task_measured(self, name: str) -> None:
+        """See `sylva_ray.evaluation.run.Progress.on_task_measured`."""
+        self._progress.advance(self._bars[name])
 
-    def on_waiting(self, what: str) -> None:
-        """No worker is there yet."""
-        self.say(what)
+    def on_notice(self, notice: Notice) -> None:
+        """See `Observer.on_notice`."""
+        self.say(notice.text)
 
 
-def assessment_tables(found: Mapping[str, Any]) -> list[Table]:
-    """Attacks, and the checks if they ran."""
-    table = Table(title=f"{found['run']}: {found['images']:,} images; accuracy in %")
+def assessment_tables(found: Evaluation) -> list[Table]:
+    """Tabulate the attacks, and the checks if they ran."""
+    table = Table(title=f"{found.run}: {found.images:,} images; accuracy in %")
     for name in ("attack", "mean", "95 % interval", "worst decile", "balanced", "images/s"):
         table.add_column(name, justify="left" if name == "attack" else "right", no_wrap=True)
-    rows = {"benign": found["benign"], **found["attacks"]}
-    rows |= {f"worst case, {name}": row for name, row in found["worst_case"].items()}
+    rows: dict[str, ConditionRow] = {"benign": found.benign, **found.attacks}
+    rows |= {f"worst case, {name}": row for name, row in found.worst_case.items()}
     for name, row in rows.items():
-        low, high = row["interval"]
-        speed = row.get("images_per_second")
+        low, high = row.interval
+        speed = row.images_per_second if isinstance(row, AttackRow) else None
         table.add_row(
             name,
-            f"{100 * row['accuracy']['mean']:.1f}",
+            f"{100 * row.accuracy.mean:.1f}",
             f"{100 * low:.1f} to {100 * high:.1f}",
-            f"{100 * row['accuracy']['worst_decile']:.1f}",
-            f"{100 * row['balanced_accuracy']['mean']:.1f}",
+            f"{100 * row.accuracy.worst_decile:.1f}",
+            f"{100 * row.balanced_accuracy.mean:.1f}",
             f"{speed:.0f}" if speed else "",
         )
-    majority = found["majority"]
-    table.add_row(
-        "always the majority class",
-        f"{100 * majority['mean']:.1f}",
-        "",
-        f"{100 * majority['worst_decile']:.1f}",
-        "",
-        "",
-    )
+    majority = found.majority
+    name = "always the majority class"
+    table.add_row(name, f"{100 * majority.mean:.1f}", "", f"{100 * majority.worst_decile:.1f}", "", "")
     tables = [table]
-    if "checks" in found:
+    if found.checks is not None:
         checks = Table(title="checks (docs/checks.md)")
-        for name in ("check", "", "meaning"):
-            checks.add_column(name)
-        for check in found["checks"]:
-            verdict = "pass" if check["passed"] else "[bold red]FAIL[/]"
-            checks.add_row(check["name"], verdict, escape(check["meaning"]))
+        for heading in ("check", "", "meaning"):
+            checks.add_column(heading)
+        for check in found.checks:
+            verdict = "pass" if check.passed else "[bold red]FAIL[/]"
+            checks.add_row(check.name, verdict, escape(check.meaning))
         tables.append(checks)
     return tables
 

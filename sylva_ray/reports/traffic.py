@@ -25,6 +25,7 @@ from sylva_ray.aggregation.exact import download_floats, upload_floats
 from sylva_ray.aggregation.factors import paired_modules
 from sylva_ray.algorithms.registry import ALGORITHMS, create_algorithm
 from sylva_ray.config.experiment import AlgorithmSection, BackboneSection, LoraSection
+from sylva_ray.core.records import StageRecord
 from sylva_ray.core.types import ClientState
 from sylva_ray.federation.contract import Algorithm
 from sylva_ray.models.backbone import create_backbone
@@ -235,12 +236,9 @@ def _mean(values: Sequence[int]) -> int:
 
 # -- bytes to target ------------------------------------------------------------------------------------------------------
 
-Record = Mapping[str, Any]
-"""A line of ``rounds.jsonl``."""
-
 
 def bytes_to_target(
-    records: Sequence[Record], targets: Mapping[str, float], window: int = 3, clients: Sequence[int] | None = None
+    records: Sequence[StageRecord], targets: Mapping[str, float], window: int = 3, clients: Sequence[int] | None = None
 ) -> int | None:
     """Bytes up and down, of the whole fleet, until all metrics have reached their targets at once; None: never.
 
@@ -258,7 +256,7 @@ def bytes_to_target(
 
 
 def targets_from(
-    runs: Sequence[Sequence[Record]],
+    runs: Sequence[Sequence[StageRecord]],
     paths: Sequence[str],
     share: float = 0.9,
     window: int = 3,
@@ -276,7 +274,7 @@ def targets_from(
 
 
 def to_target(
-    runs: Mapping[str, Sequence[Record]],
+    runs: Mapping[str, Sequence[StageRecord]],
     reference: Sequence[str],
     paths: Sequence[str],
     share: float = 0.9,
@@ -289,7 +287,7 @@ def to_target(
 
 
 def _smoothed(
-    records: Sequence[Record], paths: Sequence[str], window: int, clients: Sequence[int] | None
+    records: Sequence[StageRecord], paths: Sequence[str], window: int, clients: Sequence[int] | None
 ) -> Iterator[tuple[int, dict[str, float]]]:
     """At every evaluation with all metrics in ``paths``, from the ``window``-th on: bytes so far, moving means.
 
@@ -297,12 +295,14 @@ def _smoothed(
     total = 0
     recent: deque[dict[str, float]] = deque(maxlen=window)
     for record in records:
-        total += record["upload_bytes"] + record["download_bytes"]
-        table = record["evaluation"]
+        total += record.upload_bytes + record.download_bytes
         places = {path: path.rpartition(".")[::2] for path in paths}  # a label such as pgd20-eps2.55 has a dot itself
-        if table is None or any(metric not in table.get(condition, {}) for condition, metric in places.values()):
+        measured = record.evaluation or {}
+        if any(condition not in measured for condition, _ in places.values()):
             continue
-        values = {path: np.asarray(table[condition][metric]) for path, (condition, metric) in places.items()}
+        values = {
+            path: np.asarray(getattr(measured[condition], metric)) for path, (condition, metric) in places.items()
+        }
         recent.append({path: float(np.mean(v if clients is None else v[list(clients)])) for path, v in values.items()})
         if len(recent) == window:
             yield total, {path: math.fsum(means[path] for means in recent) / window for path in paths}

@@ -13,12 +13,12 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from safetensors.numpy import load_file, save
 
 from sylva_ray.core.errors import UserError
+from sylva_ray.core.records import GameRecord, StageRecord
 from sylva_ray.core.types import ClientState, stack_states, unstack_states
 
 STATES, PROGRESS, MANIFEST = "states.safetensors", "progress.json", "manifest.json"
@@ -34,8 +34,8 @@ class Checkpoint:
 
     step: int
     states: list[dict[str, np.ndarray]]
-    records: list[dict[str, Any]]
-    game: dict[str, Any] | None
+    records: list[StageRecord]
+    game: GameRecord | None
     residuals: dict[int, dict[str, np.ndarray]] = field(default_factory=dict)
 
 
@@ -49,8 +49,8 @@ class CheckpointFolder:
         self,
         step: int,
         states: Sequence[ClientState],
-        records: Sequence[dict[str, Any]],
-        game: dict[str, Any] | None,
+        records: Sequence[StageRecord],
+        game: GameRecord | None,
         residuals: Mapping[int, ClientState] | None = None,
     ) -> None:
         """Write ``round_<step>/`` and drop all but the newest `KEEP`. A step that is complete already is left as it is."""
@@ -59,10 +59,12 @@ class CheckpointFolder:
             return
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-        files = {
-            STATES: save(stack_states(states)),
-            PROGRESS: json.dumps({"step": step, "records": list(records), "game": game}, sort_keys=True).encode(),
+        progress = {
+            "step": step,
+            "records": [record.to_json() for record in records],
+            "game": None if game is None else game.to_json(),
         }
+        files = {STATES: save(stack_states(states)), PROGRESS: json.dumps(progress, sort_keys=True).encode()}
         if residuals:
             owed = {f"{client}:{n}": value for client, state in residuals.items() for n, value in state.items()}
             files[RESIDUALS] = save(owed)
@@ -89,7 +91,10 @@ class CheckpointFolder:
                 for key, value in sorted(owed.items()):
                     client, _, name = key.partition(":")
                     residuals.setdefault(int(client), {})[name] = value
-                return Checkpoint(progress["step"], states, progress["records"], progress["game"], residuals)
+                source = str(folder / PROGRESS)
+                records = [StageRecord.from_json(record, source) for record in progress["records"]]
+                game = None if progress["game"] is None else GameRecord.from_json(progress["game"], source)
+                return Checkpoint(progress["step"], states, records, game, residuals)
         if any((folder / MANIFEST).exists() for folder in folders):
             raise UserError(
                 "checkpoint", str(self.root), "every checkpoint there is damaged; start anew with another --out"

@@ -16,7 +16,7 @@ from sylva_ray.core.errors import UserError
 from sylva_ray.storage.atomic import write_atomically
 
 
-def append_record(path: Path, record: Mapping[str, Any]) -> None:
+def append_record(path: Path, record: Mapping[str, object]) -> None:
     """Add one line and see it onto the disk before returning."""
     with open(path, "ab+") as file:
         file.seek(0)
@@ -39,12 +39,12 @@ def read_records(path: Path) -> list[dict[str, Any]]:
     return [_parse(path, number, line) for number, line in enumerate(lines, start=1)]
 
 
-def rewrite_records(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
+def rewrite_records(path: Path, records: Sequence[Mapping[str, object]]) -> None:
     """Replace the whole file in one step: a reader sees the old records or the new ones, never a mixture."""
     write_atomically(path, b"".join(map(_line, records)), durable=True)
 
 
-def _line(record: Mapping[str, Any]) -> bytes:
+def _line(record: Mapping[str, object]) -> bytes:
     return json.dumps(record).encode() + b"\n"  # JSON escapes newlines, so one record is one line
 
 

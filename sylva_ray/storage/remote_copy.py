@@ -17,15 +17,15 @@ from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
+from sylva_ray.config.experiment import CONFIG
 from sylva_ray.core.credentials import mask_credentials
 from sylva_ray.core.errors import RunError, UserError
 from sylva_ray.storage.checkpoint import MANIFEST
 from sylva_ray.storage.jsonl import read_records
+from sylva_ray.storage.run_folder import CHECKPOINTS, RECORDS, RunFolder
 
 CACHE = Path("~/.cache/sylva_ray/runs")
 """Where the local folders are."""
-
-CHECKPOINT, CONFIG, RECORDS = "checkpoint", "config.yaml", "rounds.jsonl"
 
 
 def is_url(where: str) -> bool:
@@ -155,8 +155,8 @@ class RemoteFolder:
 @contextmanager
 def run_folder_at(
     where: str, purpose: Literal["start", "resume", "read", "change"]
-) -> Iterator[tuple[Path, RemoteFolder | None]]:
-    """Give a run folder as a local path. Of a URL it is a copy, which is sent back if the purpose is to change it.
+) -> Iterator[tuple[RunFolder, RemoteFolder | None]]:
+    """Give a run folder that is on this machine. Of a URL it is a copy, which is sent back if the purpose is to change it.
 
     Args:
         where: a path, or a URL.
@@ -170,7 +170,7 @@ def run_folder_at(
         RunError: the changes could not be sent.
     """
     if not is_url(where):
-        yield Path(where), None
+        yield RunFolder(where), None
         return
     remote = RemoteFolder(where)
     with remote.held():
@@ -179,7 +179,7 @@ def run_folder_at(
         else:
             remote.pull()
         try:
-            yield remote.local, remote
+            yield RunFolder(remote.local), remote
         except (KeyboardInterrupt, SystemExit, RunError):
             if purpose == "change":  # what was measured until now
                 with suppress(RunError):
@@ -206,7 +206,7 @@ def _is_local(files: Any) -> bool:
 
 
 def _is_checkpoint(name: str) -> bool:
-    return name.startswith(f"{CHECKPOINT}/")
+    return name.startswith(f"{CHECKPOINTS}/")
 
 
 def _counts(path: Path) -> bool:

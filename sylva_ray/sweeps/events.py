@@ -19,9 +19,9 @@ class AttemptEvent(BaseModel):
         began: When the attempt began; identifies the attempt.
         process: Of its coordinator, in the first line of an attempt.
         node: Ray's id of the coordinator's node, in the first line of an attempt.
-        alive: When it did a ``step`` or ``lost`` a worker.
+        alive: When it did a ``step`` or had a ``notice``.
         step: The last step of the experiment that is done.
-        lost: What a worker was doing when its process died.
+        notice: What a person should know, e.g. that a worker was lost.
         ended: When the attempt ended; absent where it was killed.
         outcome: How it ended.
         error: Why it died or was refused; else empty.
@@ -34,7 +34,7 @@ class AttemptEvent(BaseModel):
     node: str | None = None
     alive: float | None = None
     step: int | None = None
-    lost: str | None = None
+    notice: str | None = None
     ended: float | None = None
     outcome: Outcome | None = None
     error: str | None = None

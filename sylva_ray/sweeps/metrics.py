@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from sylva_ray.config.experiment import ExperimentConfig
-from sylva_ray.metrics.accuracy import spread
+from sylva_ray.core.records import StageRecord
+from sylva_ray.core.summary import Spread
 from sylva_ray.transport.byzantine import byzantine_clients
 
 ACCURACIES = ("benign_accuracy", "robust_accuracy", "benign_balanced_accuracy", "robust_balanced_accuracy")
@@ -24,7 +24,7 @@ def needs_attack(metric: str) -> bool:
     return metric.startswith("robust")
 
 
-def step_metrics(records: Sequence[Mapping[str, Any]], config: ExperimentConfig) -> dict[str, float]:
+def step_metrics(records: Sequence[StageRecord], config: ExperimentConfig) -> dict[str, float]:
     """Return the newest known metrics after the last of ``records``.
 
     An accuracy that was not measured in the last step keeps its value. Robust accuracies are under the first of
@@ -36,10 +36,10 @@ def step_metrics(records: Sequence[Mapping[str, Any]], config: ExperimentConfig)
         config: Of the trial.
     """
     values = {
-        "total_bytes": float(sum(record["upload_bytes"] + record["download_bytes"] for record in records)),
-        "seconds": float(sum(record["seconds"]["wall"] for record in records)),
+        "total_bytes": float(sum(record.upload_bytes + record.download_bytes for record in records)),
+        "seconds": float(sum(record.seconds["wall"] for record in records)),
     }
-    measured = next((record["evaluation"] for record in reversed(records) if record["evaluation"]), None)
+    measured = next((record.evaluation for record in reversed(records) if record.evaluation), None)
     if measured is None:
         return values
     conditions = {"benign": "benign"}
@@ -48,11 +48,11 @@ def step_metrics(records: Sequence[Mapping[str, Any]], config: ExperimentConfig)
     attackers = byzantine_clients(config)
     for name, condition in conditions.items():
         for kind in ("accuracy", "balanced_accuracy"):
-            fleet = spread(measured[condition][kind], attackers)
-            values |= {f"{name}_{kind}": fleet["mean"], f"{name}_{kind}.{WORST}": fleet[WORST]}
+            fleet = Spread.from_values(getattr(measured[condition], kind), attackers)
+            values |= {f"{name}_{kind}": fleet.mean, f"{name}_{kind}.{WORST}": fleet.worst_decile}
     return values
 
 
-def busy_seconds(records: Sequence[Mapping[str, Any]]) -> float:
+def busy_seconds(records: Sequence[StageRecord]) -> float:
     """Return the seconds that a trial's workers spent computing, summed over the workers."""
-    return float(sum(record["seconds"].get(stage, 0.0) for record in records for stage in COMPUTING))
+    return float(sum(record.seconds.get(stage, 0.0) for record in records for stage in COMPUTING))

@@ -18,9 +18,7 @@ from sylva_ray.federation.stages.kinds import is_exchange
 from sylva_ray.metrics.pareto import dominators
 from sylva_ray.metrics.seeds import SeedMean
 from sylva_ray.reports.pages.wording import bytes_text
-from sylva_ray.storage.jsonl import read_records
-from sylva_ray.storage.run_files import read_summary
-from sylva_ray.storage.run_folder import RECORDS
+from sylva_ray.storage.run_folder import RunFolder
 from sylva_ray.sweeps.folder import SweepFolder
 from sylva_ray.sweeps.metrics import ACCURACIES, COSTS, busy_seconds, step_metrics
 from sylva_ray.sweeps.points import PointValues, Trial, point_label
@@ -228,14 +226,14 @@ def collect_results(folder: SweepFolder, space: Space, trials: Sequence[Trial], 
 
 
 def _read_trial(folder: SweepFolder, space: Space, trial: Trial, failure: str | None) -> TrialResult:
-    run_dir, history = folder.trial(trial.key), folder.history(trial.key)
-    records, summary = read_records(run_dir / RECORDS), read_summary(run_dir)
+    run, history = RunFolder(folder.trial(trial.key)), folder.history(trial.key)
+    records, summary = run.load_records(), run.load_summary()
     last = history[-1] if history else None
     is_refused = last is not None and last.outcome == "refused"
     state = "finished" if summary else "refused" if is_refused else "failed" if failure is not None else "pruned"
     try:
         config = space.config(trial.values, trial.seed)
-        steps = [(records[n - 1]["step"], step_metrics(records[:n], config)) for n in range(1, len(records) + 1)]
+        steps = [(records[n - 1].step, step_metrics(records[:n], config)) for n in range(1, len(records) + 1)]
         workers = int(config.cluster.num_actors)
     except UserError:  # a point of Optuna's that is not a valid experiment
         steps, workers = [], 0
@@ -250,11 +248,11 @@ def _read_trial(folder: SweepFolder, space: Space, trial: Trial, failure: str | 
         state,
         steps[-1][1] if steps else {},
         steps,
-        sum(is_exchange(record["stage"]) for record in records),
+        sum(is_exchange(record.stage) for record in records),
         list(spans.items()),
         workers,
         busy_seconds(records),
-        [check["name"] for check in (summary or {"checks": []})["checks"] if not check["passed"]],
+        [check.name for check in (summary.checks if summary else ()) if not check.passed],
         "" if state == "finished" else (last.error if last and is_refused else failure) or "",
     )
 

@@ -46,8 +46,8 @@ class SweepDisplay(Display):
                 self._show_trial(key, line)
 
     def _show_trial(self, key: str, event: AttemptEvent) -> None:
-        if event.lost is not None:
-            self.say(f"trial {key}: a worker died during {event.lost}; its clients run again elsewhere")
+        if event.notice is not None:
+            self.say(f"trial {key}: {event.notice}")
         elif event.ended is None:
             self._running[key] = event.step or 0
         else:

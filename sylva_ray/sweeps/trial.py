@@ -20,18 +20,17 @@ from typing import Any
 import ray
 from ray import tune
 
-from sylva_ray.config.experiment import CONFIG, ExperimentConfig, load_config
+from sylva_ray.config.experiment import ExperimentConfig, load_config
 from sylva_ray.core.errors import UserError
+from sylva_ray.core.records import StageRecord
 from sylva_ray.execution.experiment import run_experiment
 from sylva_ray.execution.ray.driver import pool_for
-from sylva_ray.federation.loop import Record
+from sylva_ray.federation.observer import Notice, Observer
 from sylva_ray.preparation.experiment import prepare
 from sylva_ray.preparation.resolve import trial_actors
 from sylva_ray.provisioning.launcher_file import Resources
 from sylva_ray.provisioning.placement import ROUNDING
-from sylva_ray.storage.jsonl import read_records
-from sylva_ray.storage.run_files import read_summary
-from sylva_ray.storage.run_folder import RECORDS, claim_run_folder
+from sylva_ray.storage.run_folder import RunFolder
 from sylva_ray.sweeps.events import AttemptEvent, Outcome
 from sylva_ray.sweeps.folder import SweepFolder
 from sylva_ray.sweeps.metrics import step_metrics
@@ -139,7 +138,7 @@ def run_trial(
     note(process=os.getpid(), node=ray.get_runtime_context().get_node_id())
     try:
         config = trial_config(space, trial, tracking, load_config(folder.compute))
-        _run(config, folder.trial(trial.key), note)
+        _run(config, RunFolder(folder.trial(trial.key)), note)
         outcome = "finished"
     except SystemExit:  # Tune's way to end a trial from within `report`
         outcome = "pruned"
@@ -153,34 +152,51 @@ def run_trial(
         note(ended=time.time(), outcome=outcome, error=error)
 
 
-def _run(config: ExperimentConfig, run_dir: Path, note: Callable[..., None]) -> None:
+class _TrialObserver(Observer):
+    """Reports every step to Tune, and adds what happens to the trial's history.
+
+    Args:
+        config: Of the trial.
+        records: Of the steps that are done already; it grows.
+        note: Takes the fields of an `AttemptEvent`.
+    """
+
+    def __init__(self, config: ExperimentConfig, records: list[StageRecord], note: Callable[..., None]) -> None:
+        self.config, self.records, self.note = config, records, note
+
+    def on_record(self, record: StageRecord) -> None:
+        """See `Observer.on_record`."""
+        self.records.append(record)
+        self.note(alive=time.time(), step=record.step)
+        _report(self.records, self.config)
+
+    def on_notice(self, notice: Notice) -> None:
+        """See `Observer.on_notice`."""
+        self.note(alive=time.time(), notice=notice.text)
+
+
+def _run(config: ExperimentConfig, folder: RunFolder, note: Callable[..., None]) -> None:
     """Report the steps that the folder holds, then continue the experiment and report every step.
 
     Args:
         config: Of the trial.
-        run_dir: Its run folder.
+        folder: Its run folder.
         note: Takes the fields of an `AttemptEvent`.
     """
-    records: list[Record] = read_records(run_dir / RECORDS)
+    records = folder.load_records()
     for known in range(1, len(records) + 1):
         _report(records[:known], config)
-
-    def on_event(event: dict[str, Any]) -> None:
-        if event["event"] == "record":
-            records.append(event["record"])
-            note(alive=time.time(), step=event["record"]["step"])
-            _report(records, config)
-
-    if read_summary(run_dir) is None:
-        prepared = prepare(config, run_dir)
-        claim_run_folder(run_dir, prepared.config, resume=(run_dir / CONFIG).exists())
-        with pool_for(prepared, on_lost=lambda where: note(alive=time.time(), lost=where)) as pool:
-            run_experiment(prepared, run_dir, pool, on_event)
+    if folder.load_summary() is None:
+        prepared = prepare(config, folder.path)
+        folder.claim(prepared.config, resume=folder.config_file.exists())
+        observer = _TrialObserver(config, records, note)
+        with pool_for(prepared, observer) as pool:
+            run_experiment(prepared, folder, pool, observer)
     _report(records, config, finished=True)
 
 
-def _report(records: list[Record], config: ExperimentConfig, finished: bool = False) -> None:
+def _report(records: list[StageRecord], config: ExperimentConfig, finished: bool = False) -> None:
     """Report the metrics after the last step to Tune, which raises `SystemExit` in a trial that it prunes."""
     last = records[-1]
-    place = {"step": last["step"], "stage": last["stage"], "round": last["round"], "finished": finished}
+    place = {"step": last.step, "stage": last.stage, "round": last.round, "finished": finished}
     tune.report(place | step_metrics(records, config))

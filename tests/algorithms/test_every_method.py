@@ -14,8 +14,9 @@ from sylva_ray.core.errors import UserError
 from sylva_ray.core.types import state_bytes
 from sylva_ray.execution.experiment import run_experiment
 from sylva_ray.execution.in_process import InProcessPool
+from sylva_ray.federation.observer import Observer
 from sylva_ray.preparation.experiment import Prepared
-from sylva_ray.storage.run_folder import load_run
+from sylva_ray.storage.run_folder import RunFolder
 from tests.algorithms.toys import starting_states, tiny_experiment, tiny_worker
 
 SMALL = {
@@ -42,14 +43,14 @@ def test_one_round_runs_and_sends_what_is_declared(name: str, tmp_path: Path) ->
     worker = tiny_worker(prepared)
     start = starting_states(worker)
     packed = [worker.algorithm.pack(client, state) for client, state in enumerate(start)]
-    summary = run_experiment(prepared, _claimed(tmp_path, prepared), InProcessPool(worker), lambda _: None)
+    summary = run_experiment(prepared, _claimed(tmp_path, prepared), InProcessPool(worker), Observer())
 
     records = [json.loads(line) for line in (tmp_path / "rounds.jsonl").read_text().splitlines()]
     (phase1,) = (record for record in records if record["stage"] == "phase1")
     declared = [state_bytes(upload) for upload in packed]
-    said = summary["communication"]
+    said = summary.communication
     assert phase1["upload_bytes"] == phase1["download_bytes"] == sum(declared)
-    assert said["upload_bytes_per_client_round"] == said["download_bytes_per_client_round"] == round(sum(declared) / 3)
+    assert said.upload_bytes_per_client_round == said.download_bytes_per_client_round == round(sum(declared) / 3)
     if name == "hetlora_at":
         assert [4 * size for size in declared] == [declared[2], 2 * declared[2], 4 * declared[2]]
     else:
@@ -61,19 +62,20 @@ def test_one_round_runs_and_sends_what_is_declared(name: str, tmp_path: Path) ->
 
     assert not phase1["dropped"]
     assert all(np.isfinite(loss) for loss in phase1["metrics"]["loss"].values())
-    accuracy = summary["final"]["benign_accuracy"]["per_client"]
+    accuracy = summary.final.benign_accuracy.per_client
     assert len(accuracy) == 3
     assert all(0 <= value <= 1 for value in accuracy)
-    _, states = load_run(tmp_path)
+    states = RunFolder(tmp_path).load_states()
     for before, after in zip(start, states, strict=True):
         assert before.keys() == after.keys()
         assert all(after[key].shape == value.shape for key, value in before.items())
         assert any(not np.array_equal(after[key], value) for key, value in before.items())
 
 
-def _claimed(folder: Path, prepared: Prepared) -> Path:
-    (folder / "config.yaml").write_text(prepared.config.to_yaml())
-    return folder
+def _claimed(folder: Path, prepared: Prepared) -> RunFolder:
+    run = RunFolder(folder)
+    run.claim(prepared.config, resume=False)
+    return run
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)

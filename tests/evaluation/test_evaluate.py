@@ -15,17 +15,20 @@ from sylva_ray.config.attacks import parse_attack
 from sylva_ray.config.experiment import ExperimentConfig
 from sylva_ray.config.schema import build
 from sylva_ray.core.errors import UserError
+from sylva_ray.core.evaluation import AttackSettings
 from sylva_ray.evaluation.plan import Request, suite
 from sylva_ray.evaluation.request import Extras, build_request
-from sylva_ray.evaluation.run import PARTS, assess, prepare_assessment, write_assessment
-from sylva_ray.evaluation.tables import Measured, interval, settings_of, spec_of_settings, worst_answers
+from sylva_ray.evaluation.run import assess, prepare_assessment
+from sylva_ray.evaluation.tables import Measured, interval, worst_answers
 from sylva_ray.execution.in_process import InProcessPool
 from sylva_ray.execution.ray.driver import run_prepared
+from sylva_ray.federation.observer import Observer
 from sylva_ray.federation.summary import threat_model
 from sylva_ray.metrics.predictions import read_correct
 from sylva_ray.observers.mlflow.metrics import evaluation_metrics
 from sylva_ray.preparation.experiment import Prepared, create_worker, prepare
 from sylva_ray.reports.pages.run import write_report
+from sylva_ray.storage.run_folder import RunFolder
 from tests.conftest import TINY
 
 EPSILON = 4 / 255
@@ -40,13 +43,23 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "algorithm": {"name": "sylva", "phase2": {"enabled": False}},
         "training": TINY["training"] | {"rounds": 1},
     }
-    run_prepared(prepare(build(ExperimentConfig, TINY | sections)), folder, False, lambda _: None)
+    run_prepared(prepare(build(ExperimentConfig, TINY | sections)), RunFolder(folder), False, Observer())
     return folder
 
 
 @pytest.fixture
 def run_dir(finished: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(finished, tmp_path / "run"))
+
+
+class Silent:
+    """Shows no progress."""
+
+    def on_measurement(self, name: str, num_tasks: int, num_known: int) -> None:
+        pass
+
+    def on_task_measured(self, name: str) -> None:
+        pass
 
 
 class Spy(InProcessPool):
@@ -74,39 +87,42 @@ def assessed(
     overrides: Sequence[str] = (),
     surrogates: Sequence[Path] = (),
 ) -> Any:
-    given = prepare_assessment(run_dir, images, surrogates, overrides)
+    given = prepare_assessment(RunFolder(run_dir), images, list(map(RunFolder, surrogates)), overrides)
     pool = Spy(given.prepared, lives)
-    return assess(given, request, pool, lambda _: None), pool
+    return assess(given, request, pool, Silent()), pool
 
 
 def test_the_runs_own_attack_gives_the_runs_own_numbers(run_dir: Path) -> None:
     found, _ = assessed(run_dir)
-    summary = json.loads((run_dir / "summary.json").read_text())
-    assert found["benign"]["accuracy"] == summary["final"]["benign_accuracy"]
-    assert found["attacks"]["pgd2-eps4"]["accuracy"] == summary["final"]["robust_accuracy"]["pgd2-eps4"]
-    assert found["images"] == 36
-    assert found["attacks"]["pgd2-eps4"]["accuracy"]["per_client"] == [
+    summary = RunFolder(run_dir).load_summary()
+    assert summary is not None
+    assert found.benign.accuracy == summary.final.benign_accuracy
+    assert found.attacks["pgd2-eps4"].accuracy == summary.final.robust_accuracy["pgd2-eps4"]
+    assert found.images == 36
+    assert found.attacks["pgd2-eps4"].accuracy.per_client == [
         float(own.mean()) for own in read_correct(run_dir, "pgd2-eps4")
     ]
-    worst = found["worst_case"]["linf-eps4"]
-    assert worst["attacks"] == ["pgd2-eps4", "fgsm-eps4"]
-    assert worst["accuracy"]["mean"] <= min(row["accuracy"]["mean"] for row in found["attacks"].values())
-    low, high = found["benign"]["interval"]
-    assert low < found["benign"]["accuracy"]["mean"] < high
-    write_assessment(run_dir, found)
-    assert "Every class" in write_report(run_dir).read_text(), "a report without checks, curves and certificates"
+    worst = found.worst_case["linf-eps4"]
+    assert worst.attacks == ["pgd2-eps4", "fgsm-eps4"]
+    assert worst.accuracy.mean <= min(row.accuracy.mean for row in found.attacks.values())
+    low, high = found.benign.interval
+    assert low < found.benign.accuracy.mean < high
+    RunFolder(run_dir).write_evaluation(found)
+    assert "Every class" in write_report(RunFolder(run_dir)).read_text(), (
+        "a report without checks, curves and certificates"
+    )
 
 
 def test_another_precision_is_measured_anew_and_says_so(run_dir: Path) -> None:
     exact, _ = assessed(run_dir)
     coarse, pool = assessed(run_dir, overrides=["evaluation.precision=bfloat16"])
     assert pool.done > 0, "float32's measurements do not stand for bfloat16's"
-    assert coarse["benign"] == exact["benign"], "benign answers are float32's"
-    for label, row in exact["attacks"].items():
-        assert coarse["attacks"][label]["accuracy"]["mean"] == pytest.approx(row["accuracy"]["mean"], abs=0.06), label
-    assert exact["threat_model"]["precision"] == "float32 at evaluation"
-    assert "bfloat16" in coarse["threat_model"]["precision"]
-    assert "float32 confirms" in coarse["threat_model"]["precision"]
+    assert coarse.benign == exact.benign, "benign answers are float32's"
+    for label, row in exact.attacks.items():
+        assert coarse.attacks[label].accuracy.mean == pytest.approx(row.accuracy.mean, abs=0.06), label
+    assert exact.threat_model["precision"] == "float32 at evaluation"
+    assert "bfloat16" in coarse.threat_model["precision"]
+    assert "float32 confirms" in coarse.threat_model["precision"]
     _, again = assessed(run_dir)
     assert again.done == 0, "and they are still there"
 
@@ -116,27 +132,27 @@ def test_what_was_measured_is_not_measured_again_and_a_cut_evaluation_goes_on(ru
     request = Request((*QUICK.attacks, *more), EPSILON)
     whole, pool = assessed(run_dir, request)
     assert pool.done > 4
-    shutil.rmtree(run_dir / PARTS)
+    shutil.rmtree(RunFolder(run_dir).measurements)
     with pytest.raises(KeyboardInterrupt):
         assessed(run_dir, request, lives=3)
     resumed, second = assessed(run_dir, request)
     assert second.done == pool.done - 3
     for part in ("benign", "worst_case", "per_class", "gallery"):
-        assert resumed[part] == whole[part], part
+        assert getattr(resumed, part) == getattr(whole, part), part
     _, third = assessed(run_dir, request)
     assert third.done == 0
-    damaged = next((run_dir / PARTS).iterdir())
+    damaged = next((RunFolder(run_dir).measurements).iterdir())
     damaged.write_bytes(damaged.read_bytes()[:40])
     again, fourth = assessed(run_dir, request)
     assert fourth.done == 1
-    assert again["attacks"].keys() == whole["attacks"].keys()
-    assert again["worst_case"] == whole["worst_case"]
+    assert again.attacks.keys() == whole.attacks.keys()
+    assert again.worst_case == whole.worst_case
 
 
 def test_more_images_are_more_of_the_same_classes(run_dir: Path) -> None:
     found, _ = assessed(run_dir, images=40)
-    assert found["images"] == 120
-    assert found["attacks"]["fgsm-eps4"]["interval"][0] > 0 or found["attacks"]["fgsm-eps4"]["accuracy"]["mean"] == 0
+    assert found.images == 120
+    assert found.attacks["fgsm-eps4"].interval[0] > 0 or found.attacks["fgsm-eps4"].accuracy.mean == 0
 
 
 @pytest.mark.slow
@@ -145,30 +161,30 @@ def test_everything_at_once_fills_the_report_and_mlflows_metrics(run_dir: Path) 
         QUICK.attacks, EPSILON, checks=True, curves=True, transfer=True, sigmas=(0.1,), num_draws=20, few=3
     )
     found, _ = assessed(run_dir, request, surrogates=[run_dir])
-    assert [check["name"] for check in found["checks"]] == [f"S{number}" for number in range(1, 15)]
-    checks = {check["name"]: check for check in found["checks"]}
-    assert not checks["S12"]["passed"], "36 images are too few"
-    assert "below 1,000" in checks["S12"]["meaning"]
-    curve = found["curves"]["epsilon"]
-    assert curve["x"][0] == 0
-    assert curve["mean"] == sorted(curve["mean"], reverse=True)
-    matrix = np.array(found["transfer"]["matrix"])
+    assert [check.name for check in found.checks] == [f"S{number}" for number in range(1, 15)]
+    checks = {check.name: check for check in found.checks}
+    assert not checks["S12"].passed, "36 images are too few"
+    assert "below 1,000" in checks["S12"].meaning
+    curve = found.curves.epsilon
+    assert curve.x[0] == 0
+    assert curve.mean == sorted(curve.mean, reverse=True)
+    matrix = np.array(found.transfer.matrix)
     assert matrix.shape == (3, 3)
-    assert found["transfer"]["own"] == pytest.approx(np.diag(matrix).mean())
-    assert found["transfer"]["surrogates"][str(run_dir)] == pytest.approx(np.diag(matrix).mean()), "its own model"
-    certified = found["certified"][0]
-    assert certified["mean"] == sorted(certified["mean"], reverse=True)
-    assert len(found["gallery"]) <= 12
-    for item in found["gallery"]:
-        assert item["label"] != item["answer"]
-        delta = np.array(item["adversarial"]) - np.array(item["clean"])
+    assert found.transfer.own == pytest.approx(np.diag(matrix).mean())
+    assert found.transfer.surrogates[str(run_dir)] == pytest.approx(np.diag(matrix).mean()), "its own model"
+    certified = found.certified[0]
+    assert certified.mean == sorted(certified.mean, reverse=True)
+    assert len(found.gallery) <= 12
+    for item in found.gallery:
+        assert item.label != item.answer
+        delta = np.array(item.adversarial) - np.array(item.clean)
         assert np.abs(delta).max() <= 255 * EPSILON + 0.1
-    write_assessment(run_dir, found)
-    page = write_report(run_dir).read_text()
+    RunFolder(run_dir).write_evaluation(found)
+    page = write_report(RunFolder(run_dir)).read_text()
     for words in ("Attacked again", "Every class", "Through other clients", "Certified", "S13", "data:image/png"):
         assert words in page
     metrics = evaluation_metrics(found)
-    assert metrics["evaluation.benign.accuracy.mean"] == found["benign"]["accuracy"]["mean"]
+    assert metrics["evaluation.benign.accuracy.mean"] == found.benign.accuracy.mean
     assert metrics["evaluation.check.S12.passed"] == 0
     assert "evaluation.certified.sigma0.1.radius0.1" in metrics
 
@@ -178,8 +194,8 @@ def test_other_weights_than_the_exported_ones_are_noticed(run_dir: Path) -> None
     adapter = run_dir / "adapters" / "client_001" / "adapter_model.safetensors"
     shutil.copy(run_dir / "adapters" / "client_000" / "adapter_model.safetensors", adapter)
     found, _ = assessed(run_dir, Request(QUICK.attacks, EPSILON, checks=True, few=2))
-    check = next(check for check in found["checks"] if check["name"] == "S12")
-    assert "not the ones that were exported" in check["meaning"]
+    check = next(check for check in found.checks if check.name == "S12")
+    assert "not the ones that were exported" in check.meaning
 
 
 def test_the_worst_case_is_per_image() -> None:
@@ -272,37 +288,38 @@ def test_attackers_of_the_aggregation_are_nobodys_headline() -> None:
 def test_an_l2_attack_alone_is_the_worst_case(run_dir: Path) -> None:
     attack = parse_attack("pgd:norm=l2,epsilon=30,steps=3")
     found, _ = assessed(run_dir, Request((attack,), EPSILON))
-    assert sum(
-        r * n for r, n in zip(found["per_class"]["worst_case"], found["per_class"]["images"], strict=True) if n
-    ) < (sum(r * n for r, n in zip(found["per_class"]["benign"], found["per_class"]["images"], strict=True) if n))
-    assert found["collapsed"]
+    assert sum(r * n for r, n in zip(found.per_class.worst_case, found.per_class.images, strict=True) if n) < (
+        sum(r * n for r, n in zip(found.per_class.benign, found.per_class.images, strict=True) if n)
+    )
+    assert found.collapsed
 
 
 def test_a_run_without_adapters_is_refused(run_dir: Path) -> None:
     shutil.rmtree(run_dir / "adapters" / "client_002")
     with pytest.raises(UserError, match="has no adapters of client 2"):
-        prepare_assessment(run_dir, None, [], [])
+        prepare_assessment(RunFolder(run_dir), None, [], [])
 
 
 def test_wrong_runs_are_one_clear_line(run_dir: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is no run folder"):
-        prepare_assessment(tmp_path / "nowhere", None, [], [])
+        prepare_assessment(RunFolder(tmp_path / "nowhere"), None, [], [])
     with pytest.raises(UserError, match="would change the run"):
-        prepare_assessment(run_dir, None, [], ["lora.rank=4"])
+        prepare_assessment(RunFolder(run_dir), None, [], ["lora.rank=4"])
     (run_dir / "summary.json").unlink()
     with pytest.raises(UserError, match="is not finished; first: sylva-ray run"):
-        prepare_assessment(run_dir, None, [], [])
+        prepare_assessment(RunFolder(run_dir), None, [], [])
 
 
 def test_a_surrogate_of_another_kind_is_refused(run_dir: Path, tmp_path: Path) -> None:
     sections = {"algorithm": {"name": "per_lora"}, "training": TINY["training"] | {"rounds": 1}, "lora": {"rank": 1}}
-    run_prepared(prepare(build(ExperimentConfig, TINY | sections)), tmp_path / "other", False, lambda _: None)
+    run_prepared(prepare(build(ExperimentConfig, TINY | sections)), RunFolder(tmp_path / "other"), False, Observer())
     with pytest.raises(UserError, match="other clients or another kind of model"):
-        prepare_assessment(run_dir, None, [tmp_path / "other"], [])
+        prepare_assessment(RunFolder(run_dir), None, [RunFolder(tmp_path / "other")], [])
 
 
 @pytest.mark.parametrize("epsilon", [EPSILON, 0.0])
 def test_the_settings_in_the_file_say_which_attack_it_was(epsilon: float) -> None:
     specs = suite("full", epsilon, 10)
     assert any(np.isinf(spec.epsilon) for spec in specs)
-    assert [spec_of_settings(json.loads(json.dumps(settings_of(spec)))) for spec in specs] == list(specs)
+    texts = [json.dumps(AttackSettings.from_spec(spec).to_json(), allow_nan=False) for spec in specs]
+    assert [AttackSettings.from_json(json.loads(text), "").to_spec() for text in texts] == list(specs)

@@ -20,11 +20,13 @@ import psutil
 import pytest
 
 from sylva_ray.core.errors import RunError, UserError
+from sylva_ray.core.records import StageRecord
 from sylva_ray.core.types import ParameterStack
-from sylva_ray.evaluation.run import EVALUATION, PARTS
 from sylva_ray.execution.in_process import InProcessPool
+from sylva_ray.federation.observer import Notice, Observer
 from sylva_ray.federation.tasks import CohortTask
 from sylva_ray.preparation.experiment import Prepared, create_worker
+from sylva_ray.storage.run_folder import RunFolder
 from tests.execution.conftest import adapter_files
 from tests.execution.test_ray_pool import assert_same_bits, states
 
@@ -39,29 +41,35 @@ pytestmark = pytest.mark.slow
 MakeTask = Callable[..., CohortTask]
 
 
-def ignore(event: dict[str, Any]) -> None:
-    del event
+class Notices(Observer):
+    """Keeps what a person would read."""
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+
+    def on_notice(self, notice: Notice) -> None:
+        self.texts.append(notice.text)
 
 
 @pytest.fixture(scope="module")
 def undisturbed(tiny: Prepared, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """The adapters of the same experiment in one process, with nobody killed."""
     run_dir = tmp_path_factory.mktemp("undisturbed") / "run"
-    run_prepared(tiny, run_dir, resume=False, on_event=ignore)
+    run_prepared(tiny, RunFolder(run_dir), False, Observer())
     return adapter_files(run_dir)
 
 
-def make_pool(prepared: Prepared, lost: list[str]) -> RayPool:
+def make_pool(prepared: Prepared, notices: Notices) -> RayPool:
     fleet, backbone = ray.put(prepared.fleet), ray.put(prepared.backbone)
-    return RayPool(prepared.config, fleet, backbone, num_actors=1, on_lost=lost.append)
+    return RayPool(prepared.config, fleet, backbone, 1, notices)
 
 
 @pytest.mark.usefixtures("local_ray")
 def test_a_killed_client_actor_is_replaced_and_its_clients_run_again(on_ray: Prepared, train_task: MakeTask) -> None:
     """One actor, killed inside a task: what the new one makes of it is what nobody's death would have changed."""
     tasks = [train_task((0, 1), epochs=20), train_task((2,))]
-    lost: list[str] = []
-    pool = make_pool(on_ray, lost)
+    notices = Notices()
+    pool = make_pool(on_ray, notices)
 
     def kill_when_busy() -> None:
         while (slot := pool._slots[0]) is None or slot.job is None:
@@ -74,7 +82,7 @@ def test_a_killed_client_actor_is_replaced_and_its_clients_run_again(on_ray: Pre
         results = pool.run(tasks)
     finally:
         pool.close()
-    assert lost == ["train, round 1, clients 0, 1"]
+    assert notices.texts == ["a worker was lost during train, round 1, clients 0, 1; its clients run again elsewhere"]
     worker = create_worker(on_ray.config, on_ray.fleet, on_ray.backbone)
     assert_same_bits(states(results), states(InProcessPool(worker).run(tasks)))
 
@@ -96,15 +104,15 @@ class LethalTask(CohortTask):
 @pytest.mark.usefixtures("local_ray")
 def test_a_task_that_always_kills_its_actor_ends_the_run(on_ray: Prepared) -> None:
     """max_task_retries = 1: a second chance, and then an error that names the clients."""
-    lost: list[str] = []
-    pool = make_pool(on_ray, lost)
+    notices = Notices()
+    pool = make_pool(on_ray, notices)
     poisoned = LethalTask(3, (1, 2), {"weight": Poison()})  # type: ignore[dict-item]
     try:
         with pytest.raises(RunError, match=r"work, round 3, clients 1, 2: the client actor was lost 2 time"):
             pool.run([poisoned])
     finally:
         pool.close()
-    assert lost == ["work, round 3, clients 1, 2"]
+    assert notices.texts == ["a worker was lost during work, round 3, clients 1, 2; its clients run again elsewhere"]
 
 
 @pytest.mark.usefixtures("local_ray")
@@ -112,31 +120,36 @@ def test_a_killed_coordinator_goes_on_to_the_same_adapters(
     on_ray: Prepared, undisturbed: dict[str, bytes], tmp_path: Path
 ) -> None:
     run_dir = tmp_path / "run"
-    seen: list[str] = []
 
-    def kill_in_the_second_step(event: dict[str, Any]) -> None:
-        seen.append(event["event"])
-        if event["event"] == "record" and "coordinator_restarted" not in seen and seen.count("record") == 1:
-            coordinator = ray.get_actor(coordinator_name(run_dir), NAMESPACE)
-            os.kill(ray.get(coordinator.pid.remote()), signal.SIGKILL)
+    class KillInTheSecondStep(Notices):
+        def __init__(self) -> None:
+            super().__init__()
+            self.steps: list[int] = []
 
-    summary = run_prepared(on_ray, run_dir, resume=False, on_event=kill_in_the_second_step)
-    assert seen.count("coordinator_restarted") == 1
+        def on_record(self, record: StageRecord) -> None:
+            self.steps.append(record.step)
+            if len(self.steps) == 1:
+                coordinator = ray.get_actor(coordinator_name(run_dir), NAMESPACE)
+                os.kill(ray.get(coordinator.pid.remote()), signal.SIGKILL)
+
+    observer = KillInTheSecondStep()
+    summary = run_prepared(on_ray, RunFolder(run_dir), False, observer)
+    assert observer.texts == ["the coordinator failed and was restarted; it continues from the newest checkpoint"]
     assert adapter_files(run_dir) == undisturbed
-    assert summary["rounds"] == on_ray.config.training.rounds
+    assert summary.rounds == on_ray.config.training.rounds
 
 
 @pytest.mark.usefixtures("local_ray")
 def test_errors_of_the_coordinator_arrive_as_themselves(on_ray: Prepared, tmp_path: Path) -> None:
     """A run that is not there: one UserError. A failing task inside the coordinator inside Ray: one plain RunError."""
     with pytest.raises(UserError, match="holds no run"):
-        run_prepared(on_ray, tmp_path / "none", resume=True, on_event=ignore)
+        run_prepared(on_ray, RunFolder(tmp_path / "none"), True, Observer())
     assert not (tmp_path / "none").exists()
     first, *others = on_ray.fleet.clients
     beyond = dataclasses.replace(first, guard=np.array([10**9]))  # only who takes client 0's images will notice
     broken = dataclasses.replace(on_ray, fleet=dataclasses.replace(on_ray.fleet, clients=(beyond, *others)))
     with pytest.raises(RunError, match=r"^train, round 0, clients 0, .*: IndexError: ") as caught:
-        run_prepared(broken, tmp_path / "run", resume=False, on_event=ignore)
+        run_prepared(broken, RunFolder(tmp_path / "run"), False, Observer())
     assert type(caught.value) is RunError
 
 
@@ -179,7 +192,7 @@ def test_a_stopped_driver_ends_in_order_and_says_how_to_resume(on_ray: Prepared,
 
 def test_a_stopped_evaluation_goes_on_to_what_one_process_finds(tiny: Prepared, tmp_path: Path) -> None:
     run_dirs = {pool: tmp_path / pool for pool in ("ray", "in_process")}
-    run_prepared(tiny, run_dirs["ray"], resume=False, on_event=ignore)
+    run_prepared(tiny, RunFolder(run_dirs["ray"]), False, Observer())
     shutil.copytree(run_dirs["ray"], run_dirs["in_process"])
 
     def evaluate(pool: str) -> subprocess.Popen[str]:
@@ -188,7 +201,7 @@ def test_a_stopped_evaluation_goes_on_to_what_one_process_finds(tiny: Prepared, 
         return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
     driver = evaluate("ray")
-    _wait_until(lambda: len(list((run_dirs["ray"] / PARTS).glob("*.safetensors"))) >= 2, driver)
+    _wait_until(lambda: len(list(RunFolder(run_dirs["ray"]).measurements.glob("*.safetensors"))) >= 2, driver)
     driver.terminate()
     _, errors = driver.communicate(timeout=60)
     assert driver.returncode == 143
@@ -199,7 +212,7 @@ def test_a_stopped_evaluation_goes_on_to_what_one_process_finds(tiny: Prepared, 
         driver = evaluate(pool)
         _, errors = driver.communicate(timeout=400)
         assert driver.returncode == 0, errors
-        found[pool] = json.loads((run_dir / EVALUATION).read_text())
+        found[pool] = json.loads(RunFolder(run_dir).evaluation_file.read_text())
         for row in found[pool]["attacks"].values():
             del row["seconds"], row["images_per_second"]
     assert found["ray"] == found["in_process"]

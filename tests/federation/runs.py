@@ -5,20 +5,23 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from sylva_ray.core.records import StageRecord
+from sylva_ray.core.summary import Summary
 from sylva_ray.execution.experiment import run_experiment
 from sylva_ray.execution.in_process import InProcessPool
+from sylva_ray.federation.observer import Observer
 from sylva_ray.preparation.experiment import Prepared, create_worker
 from sylva_ray.storage.checkpoint import Checkpoint, CheckpointFolder
-from sylva_ray.storage.run_folder import claim_run_folder
+from sylva_ray.storage.run_folder import RunFolder
 
 
-def run(made: Prepared, folder: Path) -> dict:
+def run(made: Prepared, folder: Path) -> Summary:
     """Run it, or go on where the folder (or the checkpoint that was put there) ends."""
     folder.mkdir(exist_ok=True)
     if not any(folder.iterdir()):
-        claim_run_folder(folder, made.config, resume=False)
+        RunFolder(folder).claim(made.config, resume=False)
     pool = InProcessPool(create_worker(made.config, made.fleet, made.backbone))
-    return run_experiment(made, folder, pool, lambda _: None)
+    return run_experiment(made, RunFolder(folder), pool, Observer())
 
 
 def records_of(folder: Path) -> list[dict]:
@@ -29,3 +32,8 @@ def records_of(folder: Path) -> list[dict]:
 def newest(folder: Path) -> Checkpoint | None:
     """The newest checkpoint."""
     return CheckpointFolder(folder / "checkpoint").latest()
+
+
+def bare_record(step: int) -> StageRecord:
+    """A record that says little more than its number."""
+    return StageRecord(step=step, stage="phase1", round=step, participants=[])

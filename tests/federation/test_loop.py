@@ -20,14 +20,15 @@ from sylva_ray.execution.experiment import run_experiment
 from sylva_ray.execution.in_process import InProcessPool
 from sylva_ray.federation.client.training import TrainTask
 from sylva_ray.federation.client.worker import CohortWorker
+from sylva_ray.federation.observer import Observer
 from sylva_ray.models.export import export_clients
 from sylva_ray.models.peft_format import load_adapter
 from sylva_ray.preparation.experiment import Prepared, create_worker, prepare
 from sylva_ray.storage import checkpoint as checkpoint_module
 from sylva_ray.storage.checkpoint import CheckpointFolder
-from sylva_ray.storage.run_folder import load_run
+from sylva_ray.storage.run_folder import RunFolder
 from tests.conftest import TINY
-from tests.federation.runs import run
+from tests.federation.runs import bare_record, run
 
 
 def adapters(folder: Path) -> dict[str, bytes]:
@@ -50,7 +51,7 @@ def test_a_run_leaves_what_it_promises(finished: tuple[Path, Any], tiny: Prepare
         "adapters/client_002/adapter_config.json",
     ):
         assert (folder / name).exists(), name
-    assert json.loads((folder / "summary.json").read_text()) == summary
+    assert RunFolder(folder).load_summary() == summary
     records = [json.loads(line) for line in (folder / "rounds.jsonl").read_text().splitlines()]
     assert [r["stage"] for r in records] == ["warmup", "phase1", "phase1", "personalise", "layer_game", "phase2"]
     assert records[1]["epsilon"] < records[2]["epsilon"] == tiny.config.attack.epsilon
@@ -59,24 +60,24 @@ def test_a_run_leaves_what_it_promises(finished: tuple[Path, Any], tiny: Prepare
         **{f"attention_{precision}": "fused" for precision in ("float32", "bfloat16")},
     }
     assert all(record["compute"] == computed for record in records)
-    assert summary["compute"] == computed
+    assert summary.compute.to_json() == computed
     for stage in ("initial", "phase1", "final"):
-        accuracies = summary[stage]
-        assert len(accuracies["benign_accuracy"]["per_client"]) == 3
-        assert accuracies["robust_accuracy"]["pgd2-eps4"]["mean"] <= accuracies["benign_accuracy"]["mean"]
-    game = summary["layer_game"]
-    assert game["exact"]
-    assert game["coalitions_evaluated"] == 3 * 2**7
-    assert np.array(game["shapley"]).shape == (3, 7)
-    assert {check["name"] for check in summary["checks"]} == {"S4", "S14"}
+        accuracies = getattr(summary, stage)
+        assert len(accuracies.benign_accuracy.per_client) == 3
+        assert accuracies.robust_accuracy["pgd2-eps4"].mean <= accuracies.benign_accuracy.mean
+    game = summary.layer_game
+    assert game.exact
+    assert game.coalitions_evaluated == 3 * 2**7
+    assert np.array(game.shapley).shape == (3, 7)
+    assert {check.name for check in summary.checks} == {"S4", "S14"}
 
 
 def test_declared_bytes_are_the_serialised_ones(finished: tuple[Path, Any]) -> None:
     folder, summary = finished
-    _, states = load_run(folder)
+    states = RunFolder(folder).load_states()
     payload = {n: v for n, v in states[0].items() if not n.startswith("head")}
     adapters_only = sum(v.nbytes for v in payload.values())
-    assert summary["communication"]["upload_bytes_per_client_round"] == adapters_only
+    assert summary.communication.upload_bytes_per_client_round == adapters_only
     header = len(save(payload)) - adapters_only
     assert 0 < header < 100 * len(payload) + 16
     records = [json.loads(line) for line in (folder / "rounds.jsonl").read_text().splitlines()]
@@ -133,7 +134,7 @@ def test_without_learning_rate_nothing_moves(tmp_path: Path) -> None:
     )
     prepared = prepare(config)
     run(prepared, tmp_path / "still")
-    _, states = load_run(tmp_path / "still")
+    states = RunFolder(tmp_path / "still").load_states()
     worker = create_worker(prepared.config, prepared.fleet, prepared.backbone)
     from sylva_ray.core.seeding import generator
 
@@ -161,7 +162,7 @@ def test_refinement_touches_the_selected_layers_alone(tiny: Prepared) -> None:
 
 
 def test_an_exported_adapter_is_the_clients_state(finished: tuple[Path, Any], tmp_path: Path) -> None:
-    config, states = load_run(finished[0])
+    config, states = RunFolder(finished[0]).load_config(), RunFolder(finished[0]).load_states()
     (folder,) = export_clients(config, states, [1], tmp_path)
     back = load_adapter(folder)
     assert all(np.array_equal(back[name], states[1][name]) for name in states[1])
@@ -174,7 +175,7 @@ def test_merged_weights_predict_like_the_adapter(finished: tuple[Path, Any], tmp
 
     from sylva_ray.models.backbone import create_backbone
 
-    config, states = load_run(finished[0])
+    config, states = RunFolder(finished[0]).load_config(), RunFolder(finished[0]).load_states()
     (folder,) = export_clients(config, states, [0], tmp_path, merged=True)
     adapted, merged = create_backbone(config.backbone, 10), create_backbone(config.backbone, 10)
     merged.model.load_state_dict(load_file(folder / "model.safetensors"))
@@ -209,7 +210,7 @@ def test_who_misses_a_deadline_keeps_its_state_and_a_rerun_replays_it(tmp_path: 
     def finish(folder: Path, late_round: int) -> tuple[list[dict], LatePool]:
         folder.mkdir(exist_ok=True)
         pool = LatePool(create_worker(prepared.config, prepared.fleet, prepared.backbone), late_round)
-        run_experiment(prepared, folder, pool, lambda _: None)
+        run_experiment(prepared, RunFolder(folder), pool, Observer())
         return [json.loads(line) for line in (folder / "rounds.jsonl").read_text().splitlines()], pool
 
     records, pool = finish(tmp_path / "a", late_round=1)
@@ -217,8 +218,9 @@ def test_who_misses_a_deadline_keeps_its_state_and_a_rerun_replays_it(tmp_path: 
     assert str(missing) not in records[1]["metrics"]["loss"]
     assert missing in records[2]["participants"], "who was missing comes first in the next round"
     assert pool.limits == [None, None, 5, 5, None]  # the warm-up and the evaluations have no deadline
-    summary = json.loads((tmp_path / "a" / "summary.json").read_text())
-    assert any(f"clients {missing} missed the deadline" in warning for warning in summary["warnings"])
+    summary = RunFolder(tmp_path / "a").load_summary()
+    assert summary is not None
+    assert any(f"clients {missing} missed the deadline" in warning for warning in summary.warnings)
     # The same run, cut between the deadline and the checkpoint of round 1: nobody is late now, and the log decides.
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "missing.jsonl").write_text((tmp_path / "a" / "missing.jsonl").read_text().splitlines()[0] + "\n")
@@ -248,9 +250,9 @@ def test_a_client_that_diverges_keeps_its_last_state_and_is_named(
 
     monkeypatch.setattr(TrainTask, "execute", diverge)
     summary = run(prepared, tmp_path / "run")
-    _, states = load_run(tmp_path / "run")
+    states = RunFolder(tmp_path / "run").load_states()
     assert all(np.isfinite(value).all() for state in states for value in state.values())
-    assert any("clients 1 diverged" in warning for warning in summary["warnings"])
+    assert any("clients 1 diverged" in warning for warning in summary.warnings)
 
 
 def test_a_benign_end_point_that_diverges_plays_a_game_worth_nothing(tiny: Prepared) -> None:
@@ -278,11 +280,11 @@ def test_whole_models_train_behind_the_same_seam(tmp_path: Path) -> None:
         "evaluation": {"attacks": [{"epsilon": "4/255", "steps": 1}], "checks": False},
     }
     summary = run(prepare(build(ExperimentConfig, raw)), tmp_path / "full")
-    communication = summary["communication"]
-    assert communication["upload_bytes_per_client_round"] == communication["full_model_bytes"]
-    assert communication["full_model_ratio"] == 1
+    communication = summary.communication
+    assert communication.upload_bytes_per_client_round == communication.full_model_bytes
+    assert communication.full_model_ratio == 1
     assert not (tmp_path / "full" / "adapters").exists()
-    _, states = load_run(tmp_path / "full")
+    states = RunFolder(tmp_path / "full").load_states()
     assert all(np.array_equal(states[0][name], states[2][name]) for name in states[0]), "one global model"
 
 
@@ -292,7 +294,7 @@ def test_whole_models_train_behind_the_same_seam(tmp_path: Path) -> None:
 def saved(folder: Path, steps: int) -> CheckpointFolder:
     checkpoints = CheckpointFolder(folder)
     for step in range(steps):
-        checkpoints.save(step, [{"x": np.full(3, step, np.float32)}], [{"step": s} for s in range(step + 1)], None)
+        checkpoints.save(step, [{"x": np.full(3, step, np.float32)}], [bare_record(s) for s in range(step + 1)], None)
     return checkpoints
 
 

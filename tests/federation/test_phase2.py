@@ -14,6 +14,7 @@ import torch
 
 from sylva_ray.config.experiment import ExperimentConfig
 from sylva_ray.config.schema import build
+from sylva_ray.core.summary import Summary
 from sylva_ray.core.types import ParameterStack, stack_states
 from sylva_ray.data.fleet import FleetData
 from sylva_ray.execution.experiment import run_experiment
@@ -21,14 +22,17 @@ from sylva_ray.execution.in_process import InProcessPool
 from sylva_ray.federation.client.measuring import EvaluateTask
 from sylva_ray.federation.client.worker import CohortWorker
 from sylva_ray.federation.contract import Algorithm
+from sylva_ray.federation.observer import Observer, StageStarted
 from sylva_ray.federation.stages.layer_game.client import Phase2Client, SelectionImages
 from sylva_ray.federation.stages.layer_game.rankings.registry import create_ranking
 from sylva_ray.federation.stages.layer_game.rankings.shift import relative_shift
+from sylva_ray.federation.stages.layer_game.stage import LayerGame
 from sylva_ray.federation.stages.layer_game.tasks import GameTask
 from sylva_ray.models.cohort import repeat_owner, to_parameters
 from sylva_ray.models.peft_format import load_adapter
 from sylva_ray.preparation.experiment import Prepared, create_worker, prepare
 from sylva_ray.storage.checkpoint import CheckpointFolder
+from sylva_ray.storage.run_folder import RunFolder
 from tests.conftest import TINY
 from tests.federation.runs import newest, records_of, run
 
@@ -51,16 +55,18 @@ def phase1(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run folder at the end of phase 1: interrupted when the layer game would begin."""
     folder, made = tmp_path_factory.mktemp("phase1"), prepared({})
 
-    def interrupt(event: dict) -> None:
-        if event.get("stage") == "layer_game":
-            raise KeyboardInterrupt
+    class Interrupt(Observer):
+        def on_stage(self, started: StageStarted) -> None:
+            if started.title == LayerGame.title:
+                raise KeyboardInterrupt
 
+    pool = InProcessPool(create_worker(made.config, made.fleet, made.backbone))
     with pytest.raises(KeyboardInterrupt):
-        run_experiment(made, folder, InProcessPool(create_worker(made.config, made.fleet, made.backbone)), interrupt)
+        run_experiment(made, RunFolder(folder), pool, Interrupt())
     return folder
 
 
-def go_on(phase1: Path, folder: Path, **phase2: Any) -> dict:
+def go_on(phase1: Path, folder: Path, **phase2: Any) -> Summary:
     folder.mkdir()
     shutil.copytree(phase1 / "checkpoint", folder / "checkpoint")
     return run(prepared(phase2), folder)
@@ -70,17 +76,17 @@ def go_on(phase1: Path, folder: Path, **phase2: Any) -> dict:
 def test_every_selection_runs_to_the_end(selection: str, phase1: Path, tmp_path: Path) -> None:
     """With a guard that lets everything pass, what is selected is the largest candidate."""
     summary = go_on(phase1, tmp_path / "run", selection=selection, guard_tolerance=1.0, gate_steps=5)
-    game = summary["layer_game"]
-    assert game["selection"] == selection
-    selected = np.array(game["selected"])
+    game = summary.layer_game
+    assert game.selection == selection
+    selected = np.array(game.selected)
     assert selected.shape == (3, PLAYERS)
-    assert (game["shapley"] is not None) == (selection == "shapley")
-    assert (game["scores"] is not None) == (selection in ("gates", "shift", "random"))
-    assert game["coalitions_evaluated"] == (3 * 2**PLAYERS if selection == "shapley" else 0)
-    scores = None if game["scores"] is None else np.array(game["scores"])
+    assert (game.shapley is not None) == (selection == "shapley")
+    assert (game.scores is not None) == (selection in ("gates", "shift", "random"))
+    assert game.coalitions_evaluated == (3 * 2**PLAYERS if selection == "shapley" else 0)
+    scores = None if game.scores is None else np.array(game.scores)
     match selection:
         case "shapley":
-            assert np.array_equal(selected, np.array(game["shapley_benign"]) > 0)
+            assert np.array_equal(selected, np.array(game.shapley_benign) > 0)
         case "gates":
             assert scores.shape == (3, PLAYERS)
             assert ((scores >= 0) & (scores <= 1)).all()
@@ -92,7 +98,7 @@ def test_every_selection_runs_to_the_end(selection: str, phase1: Path, tmp_path:
     if selection == "shift":
         assert (scores < 0).all(), "minus the relative shift"
     start, end = newest(phase1).states, newest(tmp_path / "run").states
-    refined = [client for client in range(3) if game["refined_epochs"][client]]
+    refined = [client for client in range(3) if game.refined_epochs[client]]
     assert refined == [client for client in range(3) if selected[client].any()]
     players = create_worker(*_parts(prepared({}))).model.players
     for client in range(3):
@@ -110,17 +116,17 @@ def _parts(made: Prepared) -> tuple[ExperimentConfig, FleetData, Any]:
 def test_an_empty_selection_is_legal_and_leaves_phase_1_as_it_was(selection: str, phase1: Path, tmp_path: Path) -> None:
     """A guard that tolerates no loss at all accepts nothing, as no number of images proves a loss of 0."""
     summary = go_on(phase1, tmp_path / "run", selection=selection, guard_tolerance=0.0)
-    game = summary["layer_game"]
-    assert not np.array(game["selected"]).any()
-    assert game["refined_epochs"] == [0, 0, 0]
-    assert game["guard_bound"] == [0, 0, 0]
+    game = summary.layer_game
+    assert not np.array(game.selected).any()
+    assert game.refined_epochs == [0, 0, 0]
+    assert game.guard_bound == [0, 0, 0]
     records = records_of(tmp_path / "run")
     assert [record["stage"] for record in records[-2:]] == ["layer_game", "phase2"]
     assert records[-1]["participants"] == []
     assert records[-1]["upload_bytes"] == 0
     start, end = newest(phase1).states, newest(tmp_path / "run").states
     assert all(np.array_equal(a[name], b[name]) for a, b in zip(start, end, strict=True) for name in a)
-    assert summary["final"]["benign_accuracy"] == summary["phase1"]["benign_accuracy"]
+    assert summary.final.benign_accuracy == summary.phase1.benign_accuracy
     assert (tmp_path / "run" / "report.html").exists()
 
 
@@ -218,8 +224,8 @@ def test_a_run_on_held_out_images_says_so_and_measures_them(tmp_path: Path) -> N
     task = EvaluateTask(1, (0, 1, 2), stack_states(newest(tmp_path / "run").states))
     for client, answer in enumerate(pool.run(task).outcomes):
         right = answer.predictions["benign"] == made.fleet.client(client).test.labels
-        assert summary["final"]["benign_accuracy"]["per_client"][client] == pytest.approx(right.mean())
-    assert "held-out training images" in summary["threat_model"]["evaluation"]
+        assert summary.final.benign_accuracy.per_client[client] == pytest.approx(right.mean())
+    assert "held-out training images" in summary.threat_model["evaluation"]
 
 
 def test_rounds_between_measure_the_first_attack_and_shared_heads_start_as_one(tmp_path: Path) -> None:
@@ -278,9 +284,9 @@ def test_who_did_not_change_is_not_attacked_again(tmp_path: Path, strict: bool) 
     made = prepared(phase2)
     pool = CountingPool(create_worker(made.config, made.fleet, made.backbone))
     (tmp_path / "run").mkdir()
-    summary = run_experiment(made, tmp_path / "run", pool, lambda _: None)
+    summary = run_experiment(made, RunFolder(tmp_path / "run"), pool, Observer())
     ends = [record for record in records_of(tmp_path / "run") if record["evaluation"]]
-    changed = [epochs > 0 for epochs in summary["layer_game"]["refined_epochs"]]
+    changed = [epochs > 0 for epochs in summary.layer_game.refined_epochs]
     assert any(changed) != strict
     assert len(pool.evaluated) == 2 * (len(ends) - strict), "three clients in two cohorts"
     if strict:
@@ -292,7 +298,7 @@ def test_phase_2_leaves_alone_what_the_method_never_trains(tmp_path: Path, metho
     """A that is frozen in phase 1 stays the same for all clients, in the benign end point and in what is refined."""
     phase2 = {"selection": "all", "guard_tolerance": 1.0, "refine_lr": 0.01, "benign_lr": 0.01}
     summary = run(prepared(phase2, method), tmp_path / "run")
-    assert all(summary["layer_game"]["refined_epochs"])
+    assert all(summary.layer_game.refined_epochs)
     states = newest(tmp_path / "run").states
     frozen = [name for name in states[0] if name.endswith(".lora_A")]
     for name in frozen:
@@ -305,7 +311,7 @@ def test_pm_afl_of_adapters_has_a_phase_2_and_exports_no_probe(tmp_path: Path) -
     phase2 = {"enabled": True, "selection": "all", "guard_tolerance": 1.0}
     method = {"name": "pm_afl", "model": "lora", "head_warmup_epochs": 1}
     summary = run(prepared(phase2, method), tmp_path / "run")
-    assert all(summary["layer_game"]["refined_epochs"])
+    assert all(summary.layer_game.refined_epochs)
     states = newest(tmp_path / "run").states
     exported = load_adapter(tmp_path / "run" / "adapters" / "client_000")
     assert set(states[0]) - set(exported) == {"teacher_head.weight", "teacher_head.bias"}

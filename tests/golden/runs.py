@@ -23,8 +23,9 @@ import torch
 from sylva_ray.config.experiment import ExperimentConfig
 from sylva_ray.config.schema import build
 from sylva_ray.execution.ray.driver import run_prepared
+from sylva_ray.federation.observer import Observer
 from sylva_ray.preparation.experiment import prepare
-from sylva_ray.storage.run_folder import load_run
+from sylva_ray.storage.run_folder import RunFolder
 
 SMALL: dict[str, Any] = {
     "name": "golden",
@@ -67,8 +68,8 @@ UNCOUNTED = {"seconds", "peak_memory_bytes", "peak_memory_bytes_per_actor", "ver
 def digests(name: str, folder: Path) -> dict[str, str]:
     """Run ``RUNS[name]`` in ``folder`` and digest ``adapters``, ``states``, ``records`` and ``summary``."""
     config = build(ExperimentConfig, SMALL | RUNS[name])
-    run_prepared(prepare(config), folder, False, lambda _: None)
-    _, states = load_run(folder)
+    run_prepared(prepare(config), RunFolder(folder), False, Observer())
+    states = RunFolder(folder).load_states()
     arrays = hashlib.sha256()
     for state in states:
         for key, value in state.items():

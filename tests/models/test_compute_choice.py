@@ -26,7 +26,7 @@ from sylva_ray.models.compute_choice import ComputeChoice, can_run, fastest
 from sylva_ray.models.lora import LoraStack
 from sylva_ray.preparation import resolve
 from sylva_ray.preparation.experiment import prepare
-from sylva_ray.storage.run_folder import claim_run_folder
+from sylva_ray.storage.run_folder import RunFolder
 from tests.conftest import TINY
 
 AUTO = TINY | {
@@ -122,11 +122,11 @@ def test_nothing_is_auto_after_prepare_and_a_resume_keeps_it(monkeypatch: pytest
     first = prepare(config).config
     assert (first.training.precision, first.evaluation.precision) == ("bfloat16", "bfloat16")
     assert first.training.attention == AttentionKernels(float32="fused", bfloat16="plain")
-    claim_run_folder(tmp_path, first, resume=False)
+    RunFolder(tmp_path).claim(first, resume=False)
     assert load_run_config(tmp_path).to_yaml() == first.to_yaml()
     monkeypatch.setattr(resolve, "fastest", lambda *_: pytest.fail("measured again"))
     again = prepare(config, tmp_path).config
-    claim_run_folder(tmp_path, again, resume=True)
+    RunFolder(tmp_path).claim(again, resume=True)
     assert again == first
 
 
@@ -158,4 +158,4 @@ def test_a_run_folder_of_version_0_1_goes_on_as_it_began(monkeypatch: pytest.Mon
     config = prepare(load_run_config(tmp_path), tmp_path).config
     assert config.training.attention == AttentionKernels()
     assert (config.training.precision, config.evaluation.precision) == ("float32", "float32")
-    claim_run_folder(tmp_path, config, resume=True)
+    RunFolder(tmp_path).claim(config, resume=True)

@@ -12,6 +12,7 @@ import pytest
 from sylva_ray.observers.mlflow import delivery
 from sylva_ray.observers.mlflow.delivery import Delivery, DeliveryState
 from sylva_ray.storage.jsonl import read_records, rewrite_records
+from sylva_ray.storage.run_folder import RunFolder
 from tests.reports.synthetic_run import make_config, make_run
 
 
@@ -71,7 +72,7 @@ def test_what_failed_is_sent_after_the_next_record_and_only_that(tmp_path: Path)
     records = read_records(tmp_path / "rounds.jsonl")
     rewrite_records(tmp_path / "rounds.jsonl", records[:4])
     store = FlakyStore(failing={3})  # call 0 opens the run, so record 2 is lost on the way
-    sent = Delivery(tmp_path, config, store)
+    sent = Delivery(RunFolder(tmp_path), config, store)
     assert not sent.send_records()
     assert store.steps == [0, 1]
     (warning,) = sent.warnings()
@@ -86,8 +87,8 @@ def test_what_failed_is_sent_after_the_next_record_and_only_that(tmp_path: Path)
 def test_another_process_goes_on_where_the_first_one_died(tmp_path: Path) -> None:
     config = make_run(tmp_path)
     first, second = FlakyStore(failing=range(4, 1000)), FlakyStore()
-    Delivery(tmp_path, config, first).send_records()
-    Delivery(tmp_path, config, second).send_records()
+    Delivery(RunFolder(tmp_path), config, first).send_records()
+    Delivery(RunFolder(tmp_path), config, second).send_records()
     assert first.steps + second.steps == [record["step"] for record in read_records(tmp_path / "rounds.jsonl")]
 
 
@@ -96,7 +97,7 @@ def test_the_end_is_tried_three_times_and_what_is_missing_is_named(tmp_path: Pat
     num_records = len(read_records(tmp_path / "rounds.jsonl"))
     up_to_config = 1 + num_records + 2  # open, records, summary, end
     store = FlakyStore(failing=range(up_to_config + 1, 1000))
-    sent = Delivery(tmp_path, config, store)
+    sent = Delivery(RunFolder(tmp_path), config, store)
     assert not sent.finish("FINISHED", threading.Event())
     (warning,) = sent.warnings()
     assert "did not take rounds.jsonl, summary.json, figures, adapters: went away" in warning
@@ -109,18 +110,18 @@ def test_giving_up_ends_the_tries(tmp_path: Path) -> None:
     config = make_run(tmp_path)
     store, given_up = FlakyStore(failing=range(1000)), threading.Event()
     given_up.set()
-    assert not Delivery(tmp_path, config, store).finish("FINISHED", given_up)
+    assert not Delivery(RunFolder(tmp_path), config, store).finish("FINISHED", given_up)
     assert store.calls == 1
 
 
 def test_damaged_state_starts_afresh_and_another_store_too(tmp_path: Path) -> None:
-    state = DeliveryState.load(tmp_path, "sqlite:///a")
+    state = DeliveryState.load(RunFolder(tmp_path), "sqlite:///a")
     state.update(run_id="7", records_sent=3)
-    assert DeliveryState.load(tmp_path, "sqlite:///a") == state
-    assert DeliveryState.load(tmp_path, "sqlite:///b").records_sent == 0
+    assert DeliveryState.load(RunFolder(tmp_path), "sqlite:///a") == state
+    assert DeliveryState.load(RunFolder(tmp_path), "sqlite:///b").records_sent == 0
     for damage in ("", "[]", "{", json.dumps({"uri": "sqlite:///a", "unknown": 1})):
         (tmp_path / "tracking.json").write_text(damage)
-        assert DeliveryState.load(tmp_path, "sqlite:///a").run_id is None
+        assert DeliveryState.load(RunFolder(tmp_path), "sqlite:///a").run_id is None
 
 
 def test_an_equal_record_always_has_an_equal_time(tmp_path: Path) -> None:
@@ -129,7 +130,7 @@ def test_an_equal_record_always_has_an_equal_time(tmp_path: Path) -> None:
     times = []
     for _ in range(2):
         store = FlakyStore()
-        sent = Delivery(tmp_path, config, store)
+        sent = Delivery(RunFolder(tmp_path), config, store)
         sent.send_records()
         sent.state.update(records_sent=0)
         times.append(store.times)

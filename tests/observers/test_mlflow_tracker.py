@@ -12,17 +12,18 @@ from pathlib import Path
 import pytest
 
 from sylva_ray.config.experiment import ExperimentConfig
+from sylva_ray.core.records import StageRecord
 from sylva_ray.execution.ray.driver import run_prepared
+from sylva_ray.federation.observer import Observer
 from sylva_ray.observers.mlflow.metrics import record_metrics
 from sylva_ray.observers.mlflow.tracker import RunFollower, send_run, tracking_uri
 from sylva_ray.preparation.experiment import prepare
 from sylva_ray.reports.pages.run import write_report
 from sylva_ray.storage.jsonl import read_records, rewrite_records
+from sylva_ray.storage.run_folder import RunFolder
 from tests.reports.synthetic_run import make_config, make_run
 
 mlflow = pytest.importorskip("mlflow")
-
-PATIENCE_S = 60.0
 
 
 @pytest.fixture(scope="module")
@@ -83,11 +84,11 @@ def test_everything_arrives_in_the_default_store(folder: Path, monkeypatch: pyte
     monkeypatch.chdir(elsewhere)  # MLflow's own default would put artifacts into the current directory
     run_dir = folder / "my-run"
     config = make_run(run_dir)
-    write_report(run_dir)
+    write_report(RunFolder(run_dir))
     records = read_records(run_dir / "rounds.jsonl")
-    follower = RunFollower(run_dir, config)
-    follower.notify()
-    assert follower.close("FINISHED", PATIENCE_S) == []
+    follower = RunFollower(RunFolder(run_dir), config)
+    follower.on_resume([])
+    assert follower.on_end("FINISHED") == []
 
     run = only_run(folder)
     assert run.info.status == "FINISHED"
@@ -102,11 +103,12 @@ def test_everything_arrives_in_the_default_store(folder: Path, monkeypatch: pyte
     assert histories(folder, run.info.run_id, ["upload_bytes"]) == {"upload_bytes": every_step}
     history = client_of(folder).get_metric_history(run.info.run_id, "client_003.loss")
     assert [m.value for m in history] == [r["metrics"]["loss"]["3"] for r in records if r["metrics"]]
-    summary = json.loads((run_dir / "summary.json").read_text())
+    summary = RunFolder(run_dir).load_summary()
+    assert summary is not None
     assert run.data.metrics["final.robust_accuracy.pgd20-eps8.p10"] == pytest.approx(
-        summary["final"]["robust_accuracy"]["pgd20-eps8"]["p10"]
+        summary.final.robust_accuracy["pgd20-eps8"].p10
     )
-    assert run.data.metrics["communication.total_bytes"] == summary["communication"]["total_bytes"]
+    assert run.data.metrics["communication.total_bytes"] == summary.communication.total_bytes
     assert run.data.metrics["seconds.train"] == records[-1]["seconds"]["train"]
 
     files = {"config.yaml", "rounds.jsonl", "summary.json", "report.html", "figures", "adapters"}
@@ -120,11 +122,11 @@ def test_everything_arrives_in_the_default_store(folder: Path, monkeypatch: pyte
 def test_a_real_run_arrives_whole(folder: Path, tiny_config: ExperimentConfig) -> None:
     tracking = tiny_config.tracking.model_copy(update={"enabled": True})
     prepared = prepare(tiny_config.model_copy(update={"tracking": tracking}))
-    summary = run_prepared(prepared, folder / "run", False, [].append)
-    assert not [warning for warning in summary["warnings"] if warning.startswith("MLflow")]
+    summary = run_prepared(prepared, RunFolder(folder / "run"), False, Observer())
+    assert not [warning for warning in summary.warnings if warning.startswith("MLflow")]
     run = only_run(folder)
     assert run.info.status == "FINISHED"
-    final = summary["final"]["benign_accuracy"]["mean"]
+    final = summary.final.benign_accuracy.mean
     assert run.data.metrics["final.benign_accuracy.mean"] == pytest.approx(final)
     expected = {"config.yaml", "rounds.jsonl", "summary.json", "report.html", "figures", "adapters"}
     assert artifacts(folder, run.info.run_id) == expected
@@ -136,15 +138,15 @@ def test_a_resumed_run_goes_on_in_the_same_mlflow_run_without_duplicates(folder:
     records = read_records(run_dir / "rounds.jsonl")
     (run_dir / "summary.json").rename(folder / "kept")
     rewrite_records(run_dir / "rounds.jsonl", records[:5])
-    assert RunFollower(run_dir, config).close("FAILED", PATIENCE_S) == []
+    assert RunFollower(RunFolder(run_dir), config).on_end("FAILED") == []
     assert only_run(folder).info.status == "FAILED"
 
     more_actors = config.cluster.model_copy(update={"num_actors": 3})  # may change on resume; MLflow's params may not
     (folder / "kept").rename(run_dir / "summary.json")
     rewrite_records(run_dir / "rounds.jsonl", records)
-    resumed = RunFollower(run_dir, config.model_copy(update={"cluster": more_actors}))
-    resumed.notify()
-    assert resumed.close("FINISHED", PATIENCE_S) == []
+    resumed = RunFollower(RunFolder(run_dir), config.model_copy(update={"cluster": more_actors}))
+    resumed.on_resume([])
+    assert resumed.on_end("FINISHED") == []
     run = only_run(folder)
     assert run.info.status == "FINISHED"
     assert histories(folder, run.info.run_id, ["upload_bytes"])["upload_bytes"] == list(range(len(records)))
@@ -154,13 +156,13 @@ def test_sending_again_after_losing_the_count_duplicates_nothing(folder: Path) -
     """A crash between a call and the note about it: the same values go out twice."""
     run_dir = folder / "run"
     config = make_run(run_dir)
-    assert send_run(run_dir, config) == []
+    assert send_run(RunFolder(run_dir), config) == []
     before = only_run(folder)
     state = json.loads((run_dir / "tracking.json").read_text())
     assert state["finished"]
     assert state["records_sent"] == len(read_records(run_dir / "rounds.jsonl"))
     (run_dir / "tracking.json").write_text(json.dumps(state | {"records_sent": 0, "run_id": None}))
-    assert send_run(run_dir, config) == []
+    assert send_run(RunFolder(run_dir), config) == []
     after = only_run(folder)
     assert after.info.run_id == before.info.run_id
     keys = ["upload_bytes", "loss.mean", "final.benign_accuracy.mean"]
@@ -171,9 +173,9 @@ def test_sending_again_after_losing_the_count_duplicates_nothing(folder: Path) -
 def test_a_dead_server_is_named_and_a_later_store_gets_all(folder: Path, dead_server: str) -> None:
     run_dir = folder / "run"
     config = make_run(run_dir, make_config(uri=dead_server.replace("//", "//ada:s3cret@")))
-    follower = RunFollower(run_dir, config)
-    follower.notify()
-    (warning,) = follower.close("FINISHED", PATIENCE_S)
+    follower = RunFollower(RunFolder(run_dir), config)
+    follower.on_resume([])
+    (warning,) = follower.on_end("FINISHED")
     total = len(read_records(run_dir / "rounds.jsonl"))
     assert f"did not take {total} of {total} records" in warning
     for missing in ("the end of the run", "summary.json", "figures", "adapters", f"sylva-ray track {run_dir}"):
@@ -182,7 +184,7 @@ def test_a_dead_server_is_named_and_a_later_store_gets_all(folder: Path, dead_se
     assert "s3cret" not in warning
 
     good = make_config()  # without a uri: the default store
-    assert send_run(run_dir, good) == []
+    assert send_run(RunFolder(run_dir), good) == []
     run = only_run(folder)
     assert run.info.status == "FINISHED"
     assert histories(folder, run.info.run_id, ["upload_bytes"])["upload_bytes"] == list(range(total))
@@ -190,14 +192,14 @@ def test_a_dead_server_is_named_and_a_later_store_gets_all(folder: Path, dead_se
 
 def test_a_hanging_server_blocks_no_longer_than_agreed(folder: Path, hanging_server: str) -> None:
     run_dir = folder / "run"
-    config = make_run(run_dir, make_config(uri=hanging_server))
-    follower = RunFollower(run_dir, config)
+    config = make_run(run_dir, make_config(uri=hanging_server, flush_timeout_s=1.0))
+    follower = RunFollower(RunFolder(run_dir), config)
     started = time.monotonic()
-    follower.notify()
+    follower.on_resume([])
     assert time.monotonic() - started < 0.5
     time.sleep(0.2)
     started = time.monotonic()
-    (warning,) = follower.close("FINISHED", timeout_s=1.0)
+    (warning,) = follower.on_end("FINISHED")
     assert time.monotonic() - started < 1.5
     assert f"MLflow at {hanging_server} did not take" in warning
     for missing in ("records", "the end of the run", "summary.json", "adapters"):
@@ -207,14 +209,14 @@ def test_a_hanging_server_blocks_no_longer_than_agreed(folder: Path, hanging_ser
 def test_an_unfinished_run_is_sent_as_killed(folder: Path) -> None:
     run_dir = folder / "run"
     config = make_run(run_dir, finished=False)
-    assert send_run(run_dir, config) == []
+    assert send_run(RunFolder(run_dir), config) == []
     assert only_run(folder).info.status == "KILLED"
 
 
 def test_nothing_to_say_about_a_run_that_never_began(folder: Path) -> None:
     run_dir = folder / "run"
     run_dir.mkdir()
-    assert RunFollower(run_dir, make_config()).close("FAILED", PATIENCE_S) == []
+    assert RunFollower(RunFolder(run_dir), make_config()).on_end("FAILED") == []
 
 
 def test_the_uri_comes_from_config_then_environment_then_beside_the_run(
@@ -231,6 +233,8 @@ def test_the_uri_comes_from_config_then_environment_then_beside_the_run(
 def test_metric_names_and_values_of_a_record() -> None:
     record = {
         "step": 4,
+        "stage": "phase1",
+        "round": 4,
         "epsilon": None,
         "lr": 0.1,
         "participants": [0, 2],
@@ -245,7 +249,7 @@ def test_metric_names_and_values_of_a_record() -> None:
         "download_bytes": 20,
         "seconds": {"train": 1.5},
     }
-    values = record_metrics(record, ["pgd20-eps8"])
+    values = record_metrics(StageRecord.from_json(record, "here"), ["pgd20-eps8"])
     assert next(iter(values)) == "robust_accuracy.pgd20-eps8.mean", "what MLflow's comparison page opens with"
     assert "epsilon" not in values
     expected = {

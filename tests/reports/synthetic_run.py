@@ -220,7 +220,8 @@ def _stage(evaluation: dict[str, dict[str, list[float]]]) -> dict[str, Any]:
 
 if __name__ == "__main__":
     from sylva_ray.reports.pages.run import write_report
+    from sylva_ray.storage.run_folder import RunFolder
 
     folder = Path(sys.argv[1])
     make_run(folder, make_config(int(sys.argv[2]) if len(sys.argv) > 2 else 6))
-    print(write_report(folder))
+    print(write_report(RunFolder(folder)))

@@ -25,6 +25,7 @@ from sylva_ray.reports.figures.labels import place_labels, text_extents
 from sylva_ray.reports.figures.style import LIGHT, svg
 from sylva_ray.reports.figures.tradeoff import MAX_NAME, Panel, PlotPoint, draw_tradeoff
 from sylva_ray.reports.pages.compare import render
+from sylva_ray.storage.run_folder import RunFolder
 from tests.reports.synthetic_run import make_config, make_run
 
 
@@ -119,7 +120,7 @@ BAD = {
     "nothing of that name": (("nowhere",), ["nowhere", "no such file or folder", "run folder", "--uri"]),
     "an empty folder": (("empty",), ["empty", "is no run folder and holds none", "FILE.json"]),
     "a file that is no JSON": (("notes.txt",), ["notes.txt", "is not JSON"]),
-    "JSON that is no summary": (("other.json",), ["other.json", "is no summary of a finished run", "algorithm"]),
+    "JSON that is no summary": (("other.json",), ["other.json", "is not a summary of a finished run", "algorithm"]),
     "JSON that is a list": (("list.json",), ["list.json", "a JSON object is needed"]),
     "a binary file": (("binary.json",), ["binary.json", "cannot be read"]),
     "an unfinished run": (("stopped",), ["stopped", "has not finished", "sylva-ray run stopped --resume"]),
@@ -167,7 +168,7 @@ def test_an_mlflow_experiment_holds_the_same_rows(runs: Path, monkeypatch: pytes
     for name in ("sylva-0", "sylva-1", "local-0"):
         tracking = make_config(experiment="thesis").tracking
         config = experiment("local_lora" if "local" in name else "sylva", int(name[-1]), tracking=tracking)
-        assert send_run(runs / name, config) == []
+        assert send_run(RunFolder(runs / name), config) == []
     store = f"sqlite:///{runs / 'mlflow.db'}"
     found = experiment_files("thesis", store, ("summary.json", "config.yaml"))
     assert found is not None

@@ -15,7 +15,7 @@ from sylva_ray.config.attacks import parse_attack
 from sylva_ray.config.experiment import ExperimentConfig
 from sylva_ray.config.schema import build
 from sylva_ray.core.errors import UserError
-from sylva_ray.metrics.accuracy import spread
+from sylva_ray.core.summary import Spread
 from sylva_ray.reports.compare import compare, markdown
 from sylva_ray.reports.compare.rows import Row, short_key
 from sylva_ray.reports.compare.tables import csv_text, plot, remarks, terminal_tables
@@ -34,6 +34,10 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "deepfool50-l2": {"name": "deepfool"},
 }
 """What ``evaluation.attacks`` says of each attack here."""
+
+
+def spread(values: Any) -> dict[str, Any]:
+    return Spread.from_values(values).to_json()
 
 
 def accuracies(benign: list[float], robust: list[float], attacks: tuple[str, ...] = ATTACKS) -> dict[str, Any]:
@@ -156,7 +160,7 @@ def test_the_majority_row_is_the_mean_over_seeds_and_balanced_it_is_unknown() ->
 
 def test_phase_1_is_a_row_where_a_phase_2_follows() -> None:
     phase1 = accuracies([0.4, 0.6], [0.3, 0.5])
-    run = summary(phase1=phase1, layer_game={"players": []})
+    run = summary(phase1=phase1, layer_game={"players": [], "selected": []})
     rows = compare([run, summary("local_lora")])
     assert names(rows) == ["sylva, phase 1", "sylva", "local_lora"]
     first = rows[1]
@@ -530,7 +534,7 @@ def test_what_is_no_summary_is_named(case: str) -> None:
         bad = bad | {"source": "runs/bad.json"}
     with pytest.raises(UserError) as caught:
         compare([summary(), bad])
-    for part in ["no summary of a finished run", "docs/summary.md", *says]:
+    for part in ["not a summary of a finished run", "docs/summary.md", *says]:
         assert part in str(caught.value)
     assert isinstance(bad, list) or "runs/bad.json" in str(caught.value)
     assert len(str(caught.value)) < 300

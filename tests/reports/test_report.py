@@ -16,8 +16,7 @@ from sylva_ray.reports.attack_titles import titles_of, titles_of_config
 from sylva_ray.reports.figures.plots import figures, robust_conditions
 from sylva_ray.reports.figures.style import LIGHT, png, svg
 from sylva_ray.reports.pages.run import write_report
-from sylva_ray.storage.jsonl import read_records
-from sylva_ray.storage.run_files import read_summary
+from sylva_ray.storage.run_folder import RunFolder
 from tests.reports.synthetic_run import make_config, make_run
 
 SECTIONS = ("result", "fleet-accuracy", "threat-model", "fleet", "accuracy", "clients", "layers", "communication")
@@ -51,7 +50,7 @@ class Page(HTMLParser):
 
 def report(run_dir: Path, **options: Any) -> Page:
     make_run(run_dir, **options)
-    return Page(write_report(run_dir).read_text())
+    return Page(write_report(RunFolder(run_dir)).read_text())
 
 
 def test_a_finished_run_shows_every_section_and_figure(tmp_path: Path) -> None:
@@ -62,11 +61,11 @@ def test_a_finished_run_shows_every_section_and_figure(tmp_path: Path) -> None:
 
 def test_the_headline_carries_attack_epsilon_majority_and_failed_checks(tmp_path: Path) -> None:
     page = report(tmp_path / "run")
-    summary = read_summary(tmp_path / "run")
+    summary = RunFolder(tmp_path / "run").load_summary()
     assert summary is not None
     head = page.text[: page.text.index("The fleet in numbers")]
-    robust = summary["final"]["robust_accuracy"]["pgd20-eps8"]["mean"]
-    for expected in (f"{100 * robust:.1f} %", "PGD-20 at epsilon 8/255", f"{100 * summary['majority']['mean']:.1f} %"):
+    robust = summary.final.robust_accuracy["pgd20-eps8"].mean
+    for expected in (f"{100 * robust:.1f} %", "PGD-20 at epsilon 8/255", f"{100 * summary.majority.mean:.1f} %"):
         assert expected in head
     assert "Check S14 FAILED: 1 client shows no defence" in head
     assert head.count("S14") == 1  # the warning that repeats the check is left out
@@ -74,7 +73,7 @@ def test_the_headline_carries_attack_epsilon_majority_and_failed_checks(tmp_path
 
 
 def test_nothing_is_fetched_and_nothing_runs(tmp_path: Path) -> None:
-    html = write_report(make_and_return(tmp_path / "run")).read_text()
+    html = write_report(RunFolder(make_and_return(tmp_path / "run"))).read_text()
     page = Page(html)
     assert all(reference.startswith(("#", "data:")) for reference in page.references)
     assert not {"script", "link", "iframe", "object", "img"} & set(page.tags)
@@ -104,12 +103,11 @@ def test_a_password_in_the_tracking_uri_is_not_shown(tmp_path: Path) -> None:
 
 def test_without_a_second_phase_before_and_after_remain(tmp_path: Path) -> None:
     run_dir = make_and_return(tmp_path / "run")
-    summary = read_summary(run_dir)
-    assert summary is not None
+    summary = json.loads((run_dir / "summary.json").read_text())
     summary |= {"final": None, "layer_game": None, "checks": []}
     summary["communication"] |= {"upload_bytes_per_client_round": 0, "total_bytes": 0, "full_model_ratio": None}
     (run_dir / "summary.json").write_text(json.dumps(summary))
-    page = Page(write_report(run_dir).read_text())
+    page = Page(write_report(RunFolder(run_dir)).read_text())
     assert page.sections == list(SECTIONS)
     assert page.tags.count("svg") == len(FIGURES) - 1
     for expected in ("no second phase", "nothing is shared", "nothing vouches for the robust accuracies"):
@@ -132,25 +130,25 @@ def test_an_unfinished_run_says_so(tmp_path: Path) -> None:
 
 
 def test_a_run_without_a_single_step_still_has_a_page(tmp_path: Path) -> None:
-    assert "0 steps done" in Page(write_report(tmp_path).read_text()).text
+    assert "0 steps done" in Page(write_report(RunFolder(tmp_path)).read_text()).text
 
 
 def test_a_damaged_summary_is_named(tmp_path: Path) -> None:
     (tmp_path / "summary.json").write_text('{"name": ')
     with pytest.raises(UserError, match=r"summary\.json"):
-        write_report(tmp_path)
+        write_report(RunFolder(tmp_path))
 
 
 def test_equal_files_give_equal_pages(tmp_path: Path) -> None:
     run_dir = make_and_return(tmp_path / "run")
-    assert write_report(run_dir).read_bytes() == write_report(run_dir).read_bytes()
+    assert write_report(RunFolder(run_dir)).read_bytes() == write_report(RunFolder(run_dir)).read_bytes()
 
 
 @pytest.mark.parametrize(("num_clients", "num_classes"), [(1, 2), (100, 10), (300, 200)])
 def test_any_size_draws_with_few_labels(tmp_path: Path, num_clients: int, num_classes: int) -> None:
     names = [f"class {c}" for c in range(num_classes)]
     make_run(tmp_path, make_config(num_clients, rounds=3), class_names=names)
-    drawn = figures(read_summary(tmp_path), read_records(tmp_path / "rounds.jsonl"), TITLES)
+    drawn = figures(RunFolder(tmp_path).load_summary(), RunFolder(tmp_path).load_records(), TITLES)
     assert list(drawn) == FIGURES
     for name, figure in drawn.items():
         element = ElementTree.fromstring(svg(figure, name, "a figure"))
@@ -161,7 +159,7 @@ def test_any_size_draws_with_few_labels(tmp_path: Path, num_clients: int, num_cl
 
 def test_svg_leaves_every_colour_of_ours_to_the_page_and_png_is_a_png(tmp_path: Path) -> None:
     make_run(tmp_path)
-    drawn = figures(read_summary(tmp_path), read_records(tmp_path / "rounds.jsonl"), TITLES)
+    drawn = figures(RunFolder(tmp_path).load_summary(), RunFolder(tmp_path).load_records(), TITLES)
     for name, figure in drawn.items():
         text = svg(figure, name, "a figure")
         assert not [colour for colour in LIGHT.values() if colour in text]
@@ -172,7 +170,7 @@ def test_svg_leaves_every_colour_of_ours_to_the_page_and_png_is_a_png(tmp_path: 
 
 def test_attacks_made_for_checks_are_not_robust_accuracy(tmp_path: Path) -> None:
     make_run(tmp_path)
-    assert robust_conditions(read_records(tmp_path / "rounds.jsonl")) == ["pgd20-eps8", "pgd50x2-margin-eps4"]
+    assert robust_conditions(RunFolder(tmp_path).load_records()) == ["pgd20-eps8", "pgd50x2-margin-eps4"]
 
 
 def test_attacks_have_titles_from_the_config(tmp_path: Path) -> None:
@@ -184,7 +182,7 @@ def test_attacks_have_titles_from_the_config(tmp_path: Path) -> None:
 def test_an_attack_that_no_config_describes_is_shown_by_its_label(tmp_path: Path) -> None:
     run_dir = make_and_return(tmp_path / "run")
     (run_dir / "config.yaml").write_text("evaluation: {attacks: [{name: unheard_of}]}")
-    text = Page(write_report(run_dir).read_text()).text
+    text = Page(write_report(RunFolder(run_dir)).read_text()).text
     assert "pgd20-eps8" in text
     assert "PGD-20" not in text
 

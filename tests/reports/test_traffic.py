@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from sylva_ray.config.experiment import (
     ExperimentConfig,
     LoraSection,
 )
+from sylva_ray.core.records import ClientAccuracies, StageRecord
 from sylva_ray.models.backbone import create_backbone
 from sylva_ray.models.cohort import FunctionalStack
 from sylva_ray.models.lora import LoraStack
@@ -33,6 +35,7 @@ from sylva_ray.reports.traffic import (
     write_csv,
 )
 from sylva_ray.transport.wire import Wire
+from tests.federation.runs import bare_record
 
 SMALL = BackboneSection(name=OFFLINE_BACKBONE)
 FULL, WIDTH, DEPTH = 343_225_384, 768, 12
@@ -200,16 +203,22 @@ def test_a_chosen_method_and_other_targets(tmp_path: Path) -> None:
 # -- bytes to target ------------------------------------------------------------------------------------------------------
 
 
+def accuracies(*values: float) -> ClientAccuracies:
+    return ClientAccuracies(accuracy=list(values), balanced_accuracy=list(values))
+
+
 def run_of(
-    benign: list[float | None], robust: list[float | None] | None = None, each: int = 10
-) -> list[dict[str, Any]]:
+    benign: Sequence[float | None], robust: Sequence[float | None] | None = None, each: int = 10
+) -> list[StageRecord]:
     """Records with one client pair per evaluation; None: a round that was not evaluated."""
     records = []
     for number, value in enumerate(benign):
-        table = None if value is None else {"benign": {"accuracy": [value - 0.05, value + 0.05]}}
-        if table is not None and robust is not None and robust[number] is not None:
-            table["pgd20-eps2.55"] = {"accuracy": [robust[number]] * 2}
-        records.append({"round": number, "upload_bytes": each, "download_bytes": 2 * each, "evaluation": table})
+        table = {} if value is None else {"benign": accuracies(value - 0.05, value + 0.05)}
+        attacked = None if robust is None else robust[number]
+        if attacked is not None:
+            table["pgd20-eps2.55"] = accuracies(attacked, attacked)
+        bytes_moved = {"upload_bytes": each, "download_bytes": 2 * each}
+        records.append(bare_record(number).model_copy(update={"evaluation": table or None, **bytes_moved}))
     return records
 
 

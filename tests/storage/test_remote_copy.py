@@ -14,12 +14,14 @@ from typer.testing import CliRunner
 
 from sylva_ray.cli import app
 from sylva_ray.core.errors import Interrupted, RunError, UserError
+from sylva_ray.core.records import StageRecord
 from sylva_ray.execution.experiment import run_experiment
 from sylva_ray.execution.in_process import InProcessPool
+from sylva_ray.federation.observer import Observer
 from sylva_ray.preparation.experiment import Prepared, create_worker
 from sylva_ray.storage.checkpoint import MANIFEST, CheckpointFolder
 from sylva_ray.storage.remote_copy import RemoteFolder, run_folder_at
-from sylva_ray.storage.run_folder import claim_run_folder
+from sylva_ray.storage.run_folder import RunFolder
 from tests.conftest import TINY
 
 
@@ -152,16 +154,17 @@ class Stop(Exception):
 
 def run_until(prepared: Prepared, remote: RemoteFolder, stop_after: int | None) -> None:
     """The experiment on this machine, until so many records are there."""
-    claim_run_folder(remote.local, prepared.config, resume=(remote.local / "config.yaml").exists())
-    seen: list[str] = []
+    RunFolder(remote.local).claim(prepared.config, resume=(remote.local / "config.yaml").exists())
+    seen: list[StageRecord] = []
 
-    def watch(event: dict[str, Any]) -> None:
-        seen.append(event["event"])
-        if seen.count("record") == stop_after:
-            raise Stop
+    class Watch(Observer):
+        def on_record(self, record: StageRecord) -> None:
+            seen.append(record)
+            if len(seen) == stop_after:
+                raise Stop
 
     pool = InProcessPool(create_worker(prepared.config, prepared.fleet, prepared.backbone))
-    run_experiment(prepared, remote.local, pool, watch, remote)
+    run_experiment(prepared, RunFolder(remote.local), pool, Watch(), remote)
 
 
 def adapters(run_dir: Path) -> dict[str, bytes]:

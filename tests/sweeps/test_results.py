@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from sylva_ray.config.schema import build
+from sylva_ray.core.records import ClientAccuracies, StageRecord
 from sylva_ray.sweeps.metrics import busy_seconds, step_metrics
 from sylva_ray.sweeps.points import Trial
 from sylva_ray.sweeps.report import render
@@ -91,9 +92,17 @@ def test_utilisation_counts_the_time_in_which_trials_ran() -> None:
     assert sweep_of(make_space("robust_accuracy"), beside).workers == 2 + 5
 
 
-def record(step: int, evaluation: dict[str, Any] | None) -> dict[str, Any]:
-    seconds = {"train": 1.0, "attack": 2.0, "aggregate": 9.0, "wall": 4.0}
-    return {"step": step, "evaluation": evaluation, "upload_bytes": 10, "download_bytes": 5, "seconds": seconds}
+def record(step: int, evaluation: dict[str, ClientAccuracies] | None) -> StageRecord:
+    return StageRecord(
+        step=step,
+        stage="phase1",
+        round=step,
+        participants=[0, 1, 2],
+        evaluation=evaluation,
+        upload_bytes=10,
+        download_bytes=5,
+        seconds={"train": 1.0, "attack": 2.0, "aggregate": 9.0, "wall": 4.0},
+    )
 
 
 def test_metrics_keep_the_newest_values_and_leave_attackers_out() -> None:
@@ -101,8 +110,8 @@ def test_metrics_keep_the_newest_values_and_leave_attackers_out() -> None:
     config = space.config({"lora.rank": 2}, 0)
     label = config.evaluation.specs[0].label
 
-    def table(*accuracies: float) -> dict[str, Any]:
-        return {"accuracy": list(accuracies), "balanced_accuracy": list(accuracies)}
+    def table(*accuracies: float) -> ClientAccuracies:
+        return ClientAccuracies(accuracy=list(accuracies), balanced_accuracy=list(accuracies))
 
     records = [record(0, {"benign": table(0.2, 0.4, 0.6), label: table(0.0, 0.1, 0.2)}), record(1, None)]
     found = step_metrics(records, config)

@@ -512,11 +512,13 @@ def test_a_killed_driver_is_resumed_to_the_same_results(tmp_path: Path) -> None:
     found = json.loads((root / "sweep.json").read_text())
     assert {trial["key"]: trial["state"] for trial in found["trials"]} == dict.fromkeys(keys, "finished")
     from sylva_ray.execution.ray.driver import run_prepared
+    from sylva_ray.federation.observer import Observer
     from sylva_ray.preparation.experiment import prepare
+    from sylva_ray.storage.run_folder import RunFolder
 
     for trial in planned_trials(space):
         alone = tmp_path / "alone" / trial.key
-        run_prepared(prepare(space.config(trial.values, trial.seed)), alone, resume=False, on_event=ignore)
+        run_prepared(prepare(space.config(trial.values, trial.seed)), RunFolder(alone), False, Observer())
         assert adapter_files(root / "trials" / trial.key) == adapter_files(alone)
     best = load_space(root / "space.yaml")
     assert best == space

@@ -22,10 +22,12 @@ from sylva_ray.core.types import ClientState, stack_states, state_bytes
 from sylva_ray.federation.client.training import TrainOutcome, TrainTask
 from sylva_ray.federation.client.worker import build_model
 from sylva_ray.federation.contract import Algorithm
+from sylva_ray.federation.observer import Observer
 from sylva_ray.federation.server import Server
 from sylva_ray.preparation.experiment import Prepared, create_worker, initial_states, prepare
 from sylva_ray.storage import checkpoint as checkpoint_module
 from sylva_ray.storage.checkpoint import CheckpointFolder
+from sylva_ray.storage.run_folder import RunFolder
 from sylva_ray.transport.byzantine import ByzantineUploads, alie_z, byzantine_clients, flip_labels
 from sylva_ray.transport.codecs import array_shapes, create_codec
 from sylva_ray.transport.compression import Compression
@@ -408,7 +410,7 @@ def server_of(made: Prepared, folder: Path) -> Server:
     algorithm = create_algorithm(made.config.algorithm)
     model = build_model(create_algorithm(made.config.algorithm), made.config, made.fleet.num_classes, made.backbone)
     initial = initial_states(algorithm, model, made.config, made.fleet.num_classes, made.backbone)
-    return Server(made.config, algorithm, made.fleet, initial, {}, None, folder, lambda _: None)
+    return Server(made.config, algorithm, made.fleet, initial, {}, None, RunFolder(folder), Observer())
 
 
 @pytest.fixture(scope="module")
@@ -458,7 +460,7 @@ def test_a_run_with_residuals_resumes_with_the_same_bits(
     assert [r["upload_bytes"] for r in records] == [0, *[3 * codec.num_bytes(array_shapes(sent))] * 2]
     assert [r["download_bytes"] for r in records] == [r["upload_bytes"] for r in records]
     assert records[1]["upload_payload_bytes"] > records[1]["upload_bytes"]
-    assert summary["communication"]["upload_bytes_per_client_round"] == codec.num_bytes(array_shapes(sent))
+    assert summary.communication.upload_bytes_per_client_round == codec.num_bytes(array_shapes(sent))
 
 
 def test_checkpoints_keep_residuals_by_client_and_may_have_none(tmp_path: Path) -> None:

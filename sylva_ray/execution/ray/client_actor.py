@@ -49,10 +49,9 @@ class ClientActor:
         return os.getpid()
 
 
-_OPTIONS: dict[str, Any] = {
-    "max_restarts": 0,  # Ray would bring back a process and lose the task; `RayPool` replaces both
-    "max_task_retries": 0,
-    "concurrency_groups": {"work": 1, "ctl": 1},  # one thread works (CUDA, torch's switches), one answers meanwhile
-}
-RemoteClientActor: Any = ray.remote(**_OPTIONS)(ClientActor)
+RemoteClientActor: Any = ray.remote(  # type: ignore[call-overload]
+    max_restarts=0,  # Ray would restart the process and lose the task; `RayPool` replaces both
+    max_task_retries=0,
+    concurrency_groups={"work": 1, "ctl": 1},  # one thread works (CUDA, torch's switches), one answers meanwhile
+)(ClientActor)
 """`ClientActor` in a process of its own; its resources are given with ``.options``."""

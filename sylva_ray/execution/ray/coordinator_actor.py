@@ -19,15 +19,16 @@ from typing import Any
 import ray
 
 from sylva_ray.config.resolved import ResolvedConfig
+from sylva_ray.core.summary import Summary
 from sylva_ray.execution.experiment import run_experiment
 from sylva_ray.execution.ray.pool import RayPool
+from sylva_ray.federation.observer import Event, EventLog
 from sylva_ray.preparation.experiment import Prepared
 from sylva_ray.storage.remote_copy import RemoteFolder
+from sylva_ray.storage.run_folder import RunFolder
 
 MAX_RESTARTS = 20
 """Enough for a long run on machines that come and go; a coordinator that dies of its own work must end some time."""
-
-Event = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -64,43 +65,36 @@ class Coordinator:
 
     def __init__(self) -> None:
         self._life = uuid.uuid4().hex
-        self._events: list[Event] = []
+        self._log = EventLog()
 
     @ray.method(concurrency_group="work")
-    def run(self, given: Assignment) -> dict[str, Any]:
+    def run(self, given: Assignment) -> Summary:
         """Run the experiment, or go on with it, and return its summary."""
         os.chdir(given.working_dir)
         os.environ.update(given.environment)
         prepared = Prepared(given.config, ray.get(given.fleet), ray.get(given.backbone), given.setup_seconds)
-        pool = RayPool(given.config, given.fleet, given.backbone, given.num_actors, self._note_lost, self._note_waiting)
+        pool = RayPool(given.config, given.fleet, given.backbone, given.num_actors, self._log)
         remote = RemoteFolder(given.remote_url, given.run_dir) if given.remote_url else None
         try:
-            return run_experiment(prepared, given.run_dir, pool, self._events.append, remote)
+            return run_experiment(prepared, RunFolder(given.run_dir), pool, self._log, remote)
         finally:
             pool.close()
 
     @ray.method(concurrency_group="ctl")
     def events(self, life: str, since: int) -> tuple[str, list[Event]]:
         """This process's name, and its events from number ``since`` on; from 0 on if the caller knew another process."""
-        return self._life, self._events[since if life == self._life else 0 :]
+        return self._life, self._log.events[since if life == self._life else 0 :]
 
     @ray.method(concurrency_group="ctl")
     def pid(self) -> int:
         """The process id, also while the experiment runs."""
         return os.getpid()
 
-    def _note_lost(self, where: str) -> None:
-        self._events.append({"event": "worker_lost", "where": where})
 
-    def _note_waiting(self, what: str) -> None:
-        self._events.append({"event": "waiting", "what": what})
-
-
-_OPTIONS: dict[str, Any] = {
-    "num_cpus": 0,  # it waits for its actors most of the time
-    "max_restarts": MAX_RESTARTS,
-    "max_task_retries": -1,
-    "concurrency_groups": {"work": 1, "ctl": 1},
-}
-RemoteCoordinator: Any = ray.remote(**_OPTIONS)(Coordinator)
+RemoteCoordinator: Any = ray.remote(  # type: ignore[call-overload]
+    num_cpus=0,  # it waits for its actors most of the time
+    max_restarts=MAX_RESTARTS,
+    max_task_retries=-1,
+    concurrency_groups={"work": 1, "ctl": 1},
+)(Coordinator)
 """`Coordinator` in a process of its own; its name and place are given with ``.options``."""

@@ -10,10 +10,9 @@ import dataclasses
 import hashlib
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import ray
 from ray.actor import ActorHandle
@@ -22,16 +21,18 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from sylva_ray.config.resolved import ResolvedConfig
 from sylva_ray.core.errors import RunError, UserError
+from sylva_ray.core.summary import Summary
 from sylva_ray.execution.experiment import run_experiment
 from sylva_ray.execution.in_process import InProcessPool
-from sylva_ray.execution.ray.coordinator_actor import Assignment, Event, RemoteCoordinator
+from sylva_ray.execution.ray.coordinator_actor import Assignment, RemoteCoordinator
 from sylva_ray.execution.ray.pool import RayPool
 from sylva_ray.execution.ray.session import NAMESPACE, possible_nodes, ray_session
+from sylva_ray.federation.observer import Notice, Observer, tell
 from sylva_ray.federation.pool import ClientPool
 from sylva_ray.preparation.experiment import Prepared, create_worker
 from sylva_ray.provisioning.placement import resolve_num_actors
 from sylva_ray.storage.remote_copy import RemoteFolder
-from sylva_ray.storage.run_folder import claim_run_folder
+from sylva_ray.storage.run_folder import RunFolder
 
 POLL_S = 0.25
 """How often the driver asks for events."""
@@ -39,19 +40,27 @@ POLL_S = 0.25
 STARTUP_TIMEOUT_S = 120.0
 """How long the coordinator's process may take to come up; it needs no free CPU."""
 
-LAST_WORDS_S = 5.0
+FINAL_EVENTS_TIMEOUT_S = 5.0
 """How long the end of a run waits for the last events."""
 
-HANDED_ON = ("MLFLOW_", "AWS_", "FSSPEC_", "GOOGLE_", "AZURE_")
+FORWARDED_VARIABLES = ("MLFLOW_", "AWS_", "FSSPEC_", "GOOGLE_", "AZURE_")
 """Prefixes of the driver's environment that the coordinator needs: the tracker's and the storage's."""
-
-OnEvent = Callable[[Event], None]
 
 
 def run_prepared(
-    prepared: Prepared, run_dir: Path, resume: bool, on_event: OnEvent, remote: RemoteFolder | None = None
-) -> dict[str, Any]:
-    """Run an experiment where its config says, and return the summary. ``remote``, whose local folder is ``run_dir``, follows.
+    prepared: Prepared, folder: RunFolder, resume: bool, observer: Observer, remote: RemoteFolder | None = None
+) -> Summary:
+    """Run an experiment where its config says.
+
+    Args:
+        prepared: the experiment, its data and its backbone.
+        folder: of the run, on this machine.
+        resume: whether the folder holds the run already.
+        observer: of the run, e.g. a display.
+        remote: the URL that gets a copy of ``folder`` after every stage; None: no copy.
+
+    Returns:
+        The summary, as in ``summary.json``.
 
     Raises:
         UserError: the cluster cannot hold it, or the run folder is not free; nothing was written.
@@ -59,18 +68,18 @@ def run_prepared(
     """
     config = prepared.config
     if config.cluster.pool == "in_process":
-        _claim(run_dir, config, resume, remote)
+        _claim(folder, config, resume, remote)
         worker = create_worker(config, prepared.fleet, prepared.backbone)
-        return run_experiment(prepared, run_dir, InProcessPool(worker), on_event, remote)
+        return run_experiment(prepared, folder, InProcessPool(worker), observer, remote)
     with ray_session(config.cluster):
         prepared, num_actors = _with_num_actors(prepared)
-        _claim(run_dir, prepared.config, resume, remote)
-        return run_on_ray(prepared, num_actors, run_dir, on_event, remote)
+        _claim(folder, prepared.config, resume, remote)
+        return run_on_ray(prepared, num_actors, folder, observer, remote)
 
 
-def _claim(run_dir: Path, config: ResolvedConfig, resume: bool, remote: RemoteFolder | None) -> None:
-    """The folder here and the one elsewhere, so that a storage which takes nothing is found out before the first round."""
-    claim_run_folder(run_dir, config, resume)
+def _claim(folder: RunFolder, config: ResolvedConfig, resume: bool, remote: RemoteFolder | None) -> None:
+    """Claim the folder here and at the URL, so that storage that cannot be written is found before the first round."""
+    folder.claim(config, resume)
     if remote is not None:
         try:
             remote.push()
@@ -79,18 +88,24 @@ def _claim(run_dir: Path, config: ResolvedConfig, resume: bool, remote: RemoteFo
 
 
 def run_on_ray(
-    prepared: Prepared, num_actors: int, run_dir: Path, on_event: OnEvent, remote: RemoteFolder | None = None
-) -> dict[str, Any]:
-    """Run an experiment through a `Coordinator` on the connected cluster. An interrupt kills it; the run can be resumed."""
+    prepared: Prepared, num_actors: int, folder: RunFolder, observer: Observer, remote: RemoteFolder | None = None
+) -> Summary:
+    """Run an experiment through a `Coordinator` on the connected cluster.
+
+    An interrupt kills the coordinator; the run can be resumed. The other arguments and the result are those of `run_prepared`.
+
+    Args:
+        num_actors: client actors to start.
+    """
     fleet, backbone = ray.put(prepared.fleet), ray.put(prepared.backbone)  # kept alive by these names
-    environment = {name: value for name, value in os.environ.items() if name.startswith(HANDED_ON)}
+    environment = {name: value for name, value in os.environ.items() if name.startswith(FORWARDED_VARIABLES)}
     assignment = Assignment(
         prepared.config,
         num_actors,
         prepared.setup_seconds,
         fleet,
         backbone,
-        run_dir.resolve(),
+        folder.path.resolve(),
         remote.url if remote else None,
         Path.cwd(),
         environment,
@@ -98,7 +113,7 @@ def run_on_ray(
     coordinator = _make_coordinator(assignment.run_dir, prepared.config.cluster.connect_timeout_s)
     try:
         ray.get(coordinator.pid.remote(), timeout=STARTUP_TIMEOUT_S)
-        return _follow(coordinator, coordinator.run.remote(assignment), on_event)
+        return _follow(coordinator, coordinator.run.remote(assignment), observer)
     except GetTimeoutError as error:
         raise RunError(f"the coordinator did not come up within {STARTUP_TIMEOUT_S:g} s") from error
     except RayTaskError as error:
@@ -113,15 +128,16 @@ def run_on_ray(
 
 
 @contextmanager
-def pool_for(
-    prepared: Prepared,
-    on_lost: Callable[[str], None] | None = None,
-    on_waiting: Callable[[str], None] | None = None,
-) -> Iterator[ClientPool]:
-    """A pool where the config says, for as long as the block lasts; the caller plays the coordinator.
+def pool_for(prepared: Prepared, observer: Observer) -> Iterator[ClientPool]:
+    """Provide a pool where the config says, for as long as the block lasts.
+
+    Args:
+        prepared: the experiment, its data and its backbone.
+        observer: hears of lost workers, and that workers are waited for.
 
     Raises:
-        UserError: the cluster cannot hold it."""
+        UserError: the cluster cannot hold it.
+    """
     config = prepared.config
     if config.cluster.pool == "in_process":
         yield InProcessPool(create_worker(config, prepared.fleet, prepared.backbone))
@@ -129,7 +145,7 @@ def pool_for(
     with ray_session(config.cluster):
         prepared, num_actors = _with_num_actors(prepared)
         fleet, backbone = ray.put(prepared.fleet), ray.put(prepared.backbone)
-        pool = RayPool(prepared.config, fleet, backbone, num_actors, on_lost, on_waiting)
+        pool = RayPool(prepared.config, fleet, backbone, num_actors, observer)
         try:
             yield pool
         finally:
@@ -170,22 +186,22 @@ def _make_coordinator(run_dir: Path, timeout_s: float) -> ActorHandle:
             time.sleep(POLL_S)
 
 
-def _follow(coordinator: ActorHandle, result: ray.ObjectRef, on_event: OnEvent) -> dict[str, Any]:
+def _follow(coordinator: ActorHandle, result: ray.ObjectRef, observer: Observer) -> Summary:
     """Wait for the summary and pass the events on."""
-    events = _EventStream(coordinator, on_event)
+    events = _EventStream(coordinator, observer)
     while not ray.wait([result], timeout=POLL_S)[0]:
         events.poll(timeout_s=0)
-    events.poll(LAST_WORDS_S)  # what was asked before the end,
-    events.poll(LAST_WORDS_S)  # and what happened since
-    summary: dict[str, Any] = ray.get(result)
+    events.poll(FINAL_EVENTS_TIMEOUT_S)  # what was asked before the end,
+    events.poll(FINAL_EVENTS_TIMEOUT_S)  # and what happened since
+    summary: Summary = ray.get(result)
     return summary
 
 
 class _EventStream:
     """A coordinator's events in order, each once per process of it. It never has more than one question open."""
 
-    def __init__(self, coordinator: ActorHandle, on_event: OnEvent) -> None:
-        self._coordinator, self._on_event = coordinator, on_event
+    def __init__(self, coordinator: ActorHandle, observer: Observer) -> None:
+        self._coordinator, self._observer = coordinator, observer
         self._life, self._seen = "", 0
         self._question: ray.ObjectRef | None = None
 
@@ -201,8 +217,9 @@ class _EventStream:
             return
         if life != self._life:
             if self._life:
-                self._on_event({"event": "coordinator_restarted"})
+                text = "the coordinator failed and was restarted; it continues from the newest checkpoint"
+                self._observer.on_notice(Notice(text))
             self._life, self._seen = life, 0
         self._seen += len(events)
         for event in events:
-            self._on_event(event)
+            tell(self._observer, event)

@@ -15,9 +15,8 @@ import copy
 import math
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import ray
 from ray.actor import ActorHandle
@@ -29,6 +28,7 @@ from sylva_ray.config.resolved import ResolvedConfig
 from sylva_ray.core.errors import RunError
 from sylva_ray.execution.ray.client_actor import RemoteClientActor
 from sylva_ray.federation.client.worker import CohortResult
+from sylva_ray.federation.observer import Notice, Observer
 from sylva_ray.federation.pool import OnDone
 from sylva_ray.federation.tasks import CohortTask
 from sylva_ray.provisioning.placement import gpu_bundles
@@ -83,8 +83,8 @@ class RayPool:
         fleet: reference to the `FleetData`, put once for all actors.
         backbone: reference to the backbone's arrays, likewise.
         num_actors: how many to keep.
-        on_lost: called with a task's ``where`` when its actor died and it will run again.
-        on_waiting: called every `STATUS_INTERVAL_S` seconds while no actor is up, with one line that says what is waited for.
+        observer: gets a notice when an actor was lost and its task runs again, and every `STATUS_INTERVAL_S` seconds while
+            no actor is up.
     """
 
     def __init__(
@@ -93,11 +93,10 @@ class RayPool:
         fleet: ray.ObjectRef,
         backbone: ray.ObjectRef,
         num_actors: int,
-        on_lost: Callable[[str], None] | None = None,
-        on_waiting: Callable[[str], None] | None = None,
+        observer: Observer,
     ) -> None:
         self.num_actors = num_actors
-        self._section, self._on_lost, self._on_waiting = config.cluster, on_lost, on_waiting
+        self._section, self._observer = config.cluster, observer
         self._arguments = (config, fleet, backbone)
         num_gpus = int(ray.cluster_resources().get("GPU", 0.0))
         # inside a trial of a sweep: its own group, where a bundle for every actor follows the coordinator's
@@ -205,8 +204,7 @@ class RayPool:
             raise RunError(f"{where}: the client actor was lost {deaths} time(s), the last time: {reason}")
         if slot.job is not None:
             batch.queue.appendleft(slot.job)
-            if self._on_lost is not None:
-                self._on_lost(where)
+            self._observer.on_notice(Notice(f"a worker was lost during {where}; its clients run again elsewhere"))
         self._slots[index] = self._start(index)
 
     def _report_waiting(self, waited_s: float) -> None:
@@ -216,12 +214,10 @@ class RayPool:
         if waited_s >= section.startup_timeout_s:
             reason = f"the cluster had no room for {wish} (see `ray status`)"
             raise RunError(f"no client actor came up within {section.startup_timeout_s:g} s: {reason}")
-        if self._on_waiting is not None:
-            nodes = sum(node["Alive"] for node in ray.nodes())
-            there = f"the cluster has {nodes} node{'s' * (nodes != 1)} and {gpus:g} GPUs"
-            self._on_waiting(
-                f"waiting for the first of {self.num_actors} actors ({wish} each) for {waited_s:.0f} s; {there}"
-            )
+        nodes = sum(node["Alive"] for node in ray.nodes())
+        there = f"the cluster has {nodes} node{'s' * (nodes != 1)} and {gpus:g} GPUs"
+        waiting = f"waiting for the first of {self.num_actors} actors ({wish} each) for {waited_s:.0f} s; {there}"
+        self._observer.on_notice(Notice(waiting))
 
     # -- slots ---------------------------------------------------------------------------------------------------------
 
@@ -230,13 +226,13 @@ class RayPool:
 
     def _start(self, index: int) -> _Slot:
         section = self._section
-        options: dict[str, Any] = {"num_cpus": section.cpus_per_actor, "num_gpus": section.gpus_per_actor}
+        strategy: PlacementGroupSchedulingStrategy | None = None
         if self._trial:
-            options["scheduling_strategy"] = PlacementGroupSchedulingStrategy(self._trial, 1 + index)
+            strategy = PlacementGroupSchedulingStrategy(self._trial, 1 + index)
         elif self._groups:
-            group = self._groups[index % len(self._groups)]
-            options["scheduling_strategy"] = PlacementGroupSchedulingStrategy(group)
-        actor = RemoteClientActor.options(**options).remote(*self._arguments)
+            strategy = PlacementGroupSchedulingStrategy(self._groups[index % len(self._groups)])
+        resources = {"num_cpus": section.cpus_per_actor, "num_gpus": section.gpus_per_actor}
+        actor = RemoteClientActor.options(**resources, scheduling_strategy=strategy).remote(*self._arguments)
         return _Slot(actor, actor.start.remote())
 
     def _stop_actor(self, index: int) -> None:

@@ -19,13 +19,13 @@ from typing import Any, Protocol
 
 from sylva_ray.config.experiment import ExperimentConfig
 from sylva_ray.core.credentials import mask_credentials
+from sylva_ray.core.records import StageRecord
+from sylva_ray.core.summary import Summary
 from sylva_ray.observers.mlflow.metrics import evaluation_metrics, record_metrics, summary_metrics, without_clients
 from sylva_ray.reports.attack_titles import titles_of
 from sylva_ray.storage.atomic import write_json
-from sylva_ray.storage.jsonl import read_records
-from sylva_ray.storage.run_files import read_evaluation, read_summary
+from sylva_ray.storage.run_folder import RunFolder
 
-STATE = "tracking.json"
 TRIES_AT_THE_END, PAUSE_S = 3, 1.0
 
 
@@ -47,9 +47,9 @@ class DeliveryState:
     finished: bool = False
 
     @classmethod
-    def load(cls, run_dir: Path, uri: str) -> DeliveryState:
-        """The state in ``run_dir`` if it is about the store ``uri``, else a new one (not yet written)."""
-        path = run_dir / STATE
+    def load(cls, folder: RunFolder, uri: str) -> DeliveryState:
+        """Return the folder's state if it is about the store ``uri``, else a new one, which is not written yet."""
+        path = folder.tracking_file
         try:
             state = cls(path, **json.loads(path.read_text()))
         except (OSError, ValueError, TypeError):  # none yet, or damaged: the store gets the run again, under a new key
@@ -90,9 +90,9 @@ class Store(Protocol):
 class Delivery:
     """Brings one run folder to one store. Its public methods block as long as the store does, and never raise."""
 
-    def __init__(self, run_dir: Path, config: ExperimentConfig, store: Store) -> None:
-        self.run_dir, self.config, self.store = run_dir, config, store
-        self.state = DeliveryState.load(run_dir, mask_credentials(store.uri))
+    def __init__(self, folder: RunFolder, config: ExperimentConfig, store: Store) -> None:
+        self.folder, self.config, self.store = folder, config, store
+        self.state = DeliveryState.load(folder, mask_credentials(store.uri))
         self.problem: str | None = None
         self._unsent: list[str] = []
 
@@ -116,14 +116,14 @@ class Delivery:
 
     def warnings(self) -> list[str]:
         """One line that names what has not arrived, why, and how to send it; nothing if all did."""
-        path = self.run_dir / "rounds.jsonl"
+        path = self.folder.records_file
         total = path.read_bytes().count(b"\n") if path.exists() else 0
         missing = total - self.state.records_sent
         parts = [f"{missing} of {total} records"] * (missing > 0) + self._unsent
         if not parts:
             return []
         what, why = ", ".join(parts), self.problem or "no answer"
-        again = f"send them with: sylva-ray track {self.run_dir}"
+        again = f"send them with: sylva-ray track {self.folder}"
         return [f"MLflow at {mask_credentials(self.store.uri)} did not take {what}: {why}; {again}"]
 
     def _try(self, send: Callable[[], object]) -> bool:
@@ -135,24 +135,24 @@ class Delivery:
         self.problem = None
         return True
 
-    def _send_records(self) -> list[dict[str, Any]]:
+    def _send_records(self) -> list[StageRecord]:
         """Open the run and send the records that it lacks; returns all of them."""
         self.store.open_run(self.state)
         attacks = [spec.label for spec in self.config.evaluation.specs]
-        records = read_records(self.run_dir / "rounds.jsonl")
+        records = self.folder.load_records()
         for index in range(self.state.records_sent, len(records)):
             time_ms = self._time_ms(records[: index + 1])
-            self._log(record_metrics(records[index], attacks), time_ms, records[index]["step"])
+            self._log(record_metrics(records[index], attacks), time_ms, records[index].step)
             self.state.update(records_sent=index + 1)
         return records
 
     def _send_everything(self, status: str) -> None:
         """Records, summary, the end; then the artifacts, which may be many (an ended run still takes them)."""
         records = self._send_records()
-        summary = read_summary(self.run_dir)
+        summary = self.folder.load_summary()
         if summary is not None:
             self._log(summary_metrics(summary), self._time_ms(records), len(records) - 1)
-        found = read_evaluation(self.run_dir)
+        found = self.folder.load_evaluation()
         if found is not None:
             self._log(evaluation_metrics(found), self._time_ms(records), len(records) - 1)
         self.store.end_run(status)
@@ -164,12 +164,12 @@ class Delivery:
                         _draw(summary, records, titles_of(self.config.evaluation.specs), Path(folder))
                         self.store.log_folder(Path(folder), name)
                 case "adapters":
-                    for client in sorted((self.run_dir / name).iterdir()):
+                    for client in sorted((self.folder.path / name).iterdir()):
                         self.store.log_folder(client, f"{name}/{client.name}")
                 case "config.yaml":
-                    self.store.log_text(mask_credentials((self.run_dir / name).read_text()), name)
+                    self.store.log_text(mask_credentials((self.folder.path / name).read_text()), name)
                 case _:
-                    self.store.log_file(self.run_dir / name)
+                    self.store.log_file(self.folder.path / name)
             self._sent(name)
         self.state.update(finished=True)
 
@@ -185,16 +185,14 @@ class Delivery:
         names = ["config.yaml", "rounds.jsonl", "summary.json", "evaluation.json", "report.html"]
         if self.config.tracking.detail == "clients":
             names += ["figures", "adapters"]
-        return [name for name in names if name == "figures" or (self.run_dir / name).exists()]
+        return [name for name in names if name == "figures" or (self.folder.path / name).exists()]
 
-    def _time_ms(self, records: Sequence[Mapping[str, Any]]) -> int:
+    def _time_ms(self, records: Sequence[StageRecord]) -> int:
         """Start of the run plus the wall time of ``records``, in Unix milliseconds."""
-        return self.state.started_ms + round(1000 * sum(record["seconds"].get("wall", 0.0) for record in records))
+        return self.state.started_ms + round(1000 * sum(record.seconds.get("wall", 0.0) for record in records))
 
 
-def _draw(
-    summary: Mapping[str, Any] | None, records: Sequence[Mapping[str, Any]], titles: Mapping[str, str], folder: Path
-) -> None:
+def _draw(summary: Summary | None, records: Sequence[StageRecord], titles: Mapping[str, str], folder: Path) -> None:
     """The report's figures as PNG files."""
     from sylva_ray.reports.figures.plots import figures  # matplotlib: at the end, or never
     from sylva_ray.reports.figures.style import png

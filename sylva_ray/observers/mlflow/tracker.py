@@ -3,7 +3,7 @@
 ::
 
     run ── rounds.jsonl, summary.json, ... ──► Delivery ──► MlflowStore
-     └──── notify(), close() ──► RunFollower's thread ──┘   (tracking.json: how far we got)
+     └──── on_record(), on_end() ──► RunFollower's thread ──┘   (tracking.json: how far we got)
 """
 
 from __future__ import annotations
@@ -13,15 +13,17 @@ import logging
 import os
 import tempfile
 import threading
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from sylva_ray import __version__
 from sylva_ray.config.experiment import ExperimentConfig, TrackingSection
 from sylva_ray.core.credentials import mask_credentials
+from sylva_ray.core.records import StageRecord
+from sylva_ray.federation.observer import Observer, Status
 from sylva_ray.observers.mlflow.delivery import Delivery, DeliveryState
-from sylva_ray.storage.run_files import read_summary
+from sylva_ray.storage.run_folder import RunFolder
 
 RUN_TAG = "sylva_ray.run"
 """Marks the MLflow run of one run folder, so that a run made by a call whose answer got lost is found again."""
@@ -53,37 +55,54 @@ def tracking_uri(section: TrackingSection, run_dir: Path) -> str:
     return section.uri or os.environ.get("MLFLOW_TRACKING_URI") or beside
 
 
-class RunFollower:
-    """Sends a run folder to MLflow from a daemon thread. No call but `close` waits, and `close` waits only so long."""
+class RunFollower(Observer):
+    """Sends a run folder to MLflow from a daemon thread.
 
-    def __init__(self, run_dir: Path, config: ExperimentConfig) -> None:
-        self._store = MlflowStore(Path(run_dir), config)
-        self._delivery = Delivery(Path(run_dir), config, self._store)
+    Only `on_end` waits for the server, and at most ``tracking.flush_timeout_s`` seconds.
+
+    Args:
+        folder: of the run.
+        config: resolved.
+    """
+
+    def __init__(self, folder: RunFolder, config: ExperimentConfig) -> None:
+        self._store = MlflowStore(folder.path, config)
+        self._delivery = Delivery(folder, config, self._store)
+        self._timeout_s = config.tracking.flush_timeout_s
         self._wake = threading.Event()
-        self._status: str | None = None
+        self._status: Status | None = None
         self._thread = threading.Thread(target=self._follow, name="mlflow", daemon=True)
 
-    def notify(self) -> None:
-        """There is a new record (or the file was rewritten)."""
+    def on_resume(self, records: Sequence[StageRecord]) -> None:
+        """See `Observer.on_resume`."""
+        del records
+        self._notify()
+
+    def on_record(self, record: StageRecord) -> None:
+        """See `Observer.on_record`. The thread reads the record from ``rounds.jsonl``, which is written before."""
+        del record
+        self._notify()
+
+    def _notify(self) -> None:
         if self._thread.ident is None:
             self._thread.start()
         self._wake.set()
 
-    def close(self, status: str, timeout_s: float) -> list[str]:
-        """Send the rest, end the MLflow run and return within ``timeout_s``, whatever the server does.
+    def on_end(self, status: Status) -> list[str]:
+        """Send the rest and end the MLflow run, within the time limit, whatever the server does.
 
         Args:
-            status: FINISHED, FAILED or KILLED.
+            status: of the run.
 
         Returns:
             Warnings that name what was not sent, why, and how to send it; none if all arrived.
         """
         self._delivery.expect_end()
         self._status = status
-        self.notify()
-        self._thread.join(timeout_s)
+        self._notify()
+        self._thread.join(self._timeout_s)
         if self._thread.is_alive():
-            self._delivery.problem = self._delivery.problem or f"no answer within {timeout_s:g} s"
+            self._delivery.problem = self._delivery.problem or f"no answer within {self._timeout_s:g} s"
             self._store.given_up.set()
         return self._delivery.warnings()
 
@@ -97,14 +116,17 @@ class RunFollower:
             self._delivery.send_records()
 
 
-def send_run(run_dir: Path, config: ExperimentConfig) -> list[str]:
-    """Send what MLflow lacks of a run folder, now; returns warnings as `RunFollower.close` does.
+def send_run(folder: RunFolder, config: ExperimentConfig) -> list[str]:
+    """Send what MLflow lacks of a run folder, now.
 
-    A run without a summary was stopped, and is marked so (the run itself will correct that when it goes on).
+    A run without a summary was stopped and is marked as killed; the run itself corrects that when it is resumed.
+
+    Returns:
+        Warnings, as `RunFollower.on_end`.
     """
-    store = MlflowStore(Path(run_dir), config)
-    delivery = Delivery(Path(run_dir), config, store)
-    delivery.finish("FINISHED" if read_summary(Path(run_dir)) else "KILLED", store.given_up)
+    store = MlflowStore(folder.path, config)
+    delivery = Delivery(folder, config, store)
+    delivery.finish("FINISHED" if folder.load_summary() else "KILLED", store.given_up)
     return delivery.warnings()
 
 

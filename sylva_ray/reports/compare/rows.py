@@ -14,13 +14,14 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Literal
 
 from sylva_ray.config.experiment import ExperimentConfig
 from sylva_ray.core.errors import UserError
+from sylva_ray.core.summary import StageAccuracies
 from sylva_ray.core.types import AttackSpec
 from sylva_ray.metrics.seeds import SeedMean
-from sylva_ray.reports.compare.runs import BENIGN, Accuracies, Run, parse
+from sylva_ray.reports.compare.runs import BENIGN, Run, accuracy_of
 
 KINDS = ("accuracy", "balanced_accuracy")
 STATISTICS = ("mean", "worst_decile")
@@ -73,7 +74,7 @@ class Row:
 # -- rows ---------------------------------------------------------------------------------------------------------------
 
 
-def compare(summaries: Sequence[Mapping[str, Any]]) -> list[Row]:
+def compare(summaries: Sequence[Run | Mapping[str, object]]) -> list[Row]:
     """One row per method and settings, after one per fleet for always answering the client's most frequent class.
 
     Args:
@@ -84,7 +85,7 @@ def compare(summaries: Sequence[Mapping[str, Any]]) -> list[Row]:
         UserError: none given, or one is no summary.
     """
     runs = [
-        parse(summary, str(summary.get("source") or f"number {number}") if isinstance(summary, Mapping) else "")
+        summary if isinstance(summary, Run) else Run.from_json(summary, _source(summary, number))
         for number, summary in enumerate(summaries, 1)
     ]
     if not runs:
@@ -95,6 +96,10 @@ def compare(summaries: Sequence[Mapping[str, Any]]) -> list[Row]:
         rows += _rows(group, copies, conflicts)
     rows = _named(rows, [group[0].source for group in groups for _ in range(_has_phase2(group) + 1)])
     return [*_majority(rows), *rows]
+
+
+def _source(summary: object, number: int) -> str:
+    return str((summary.get("source") if isinstance(summary, Mapping) else None) or f"number {number}")
 
 
 def _groups(runs: Sequence[Run]) -> tuple[list[list[Run]], list[int]]:
@@ -167,7 +172,7 @@ def _rows(group: Sequence[Run], copies: int, conflicts: bool) -> list[Row]:
         seconds=SeedMean.from_values([run.seconds.total for run in group]),
         failed={name: tuple(seeds) for name, seeds in failed.items()},
         meanings={check.name: check.meaning for run in group for check in run.checks if not check.passed},
-        warnings=tuple(f"seed {run.seed}: {text}" for run in group for text in _other_warnings(run)),
+        warnings=tuple(f"seed {run.seed}: {text}" for run in group for text in run.other_warnings()),
         checked=all(run.checks for run in group),
         repeats=copies,
         conflicts=conflicts,
@@ -178,11 +183,11 @@ def _rows(group: Sequence[Run], copies: int, conflicts: bool) -> list[Row]:
     return [replace(common, stage="phase1", accuracy=_accuracy(ends, first.attacks)), final]
 
 
-def _accuracy(ends: Sequence[Accuracies], attacks: Sequence[str]) -> dict[tuple[str, str, str], SeedMean]:
+def _accuracy(ends: Sequence[StageAccuracies], attacks: Sequence[str]) -> dict[tuple[str, str, str], SeedMean]:
     table = {}
     for condition in (BENIGN, *attacks):
         for kind in KINDS:
-            spreads = [end.get(condition, kind) for end in ends]
+            spreads = [accuracy_of(end, condition, kind) for end in ends]
             for statistic in STATISTICS:
                 value = SeedMean.from_values([getattr(s, statistic) if s is not None else None for s in spreads])
                 if value is not None:
@@ -193,11 +198,6 @@ def _accuracy(ends: Sequence[Accuracies], attacks: Sequence[str]) -> dict[tuple[
 def _num_collapsed(run: Run) -> float | None:
     marks = [client.collapsed for client in run.clients]
     return None if not marks or None in marks else float(sum(map(bool, marks)))
-
-
-def _other_warnings(run: Run) -> list[str]:
-    """Warnings but those that repeat a check."""
-    return [w for w in run.warnings if not any(w.startswith(f"check {check.name} ") for check in run.checks)]
 
 
 def _majority(rows: Sequence[Row]) -> list[Row]:

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
 from functools import cached_property
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import model_validator
 
 from sylva_ray.config.experiment import ExperimentConfig
-from sylva_ray.config.schema import build
+from sylva_ray.config.schema import build, flatten
 from sylva_ray.core.errors import UserError
+from sylva_ray.core.summary import Spread, StageAccuracies, Summary
 from sylva_ray.core.types import AttackSpec
-from sylva_ray.metrics.accuracy import spread
 from sylva_ray.reports.attack_titles import specs_of_config
 
 BENIGN = "benign"
@@ -41,94 +40,21 @@ NO_SETTINGS = (
 clients the summary tells."""
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="ignore")
+class Run(Summary):
+    """A finished run: its summary, and what stands beside it."""
 
-
-class Spread(_Part):
-    mean: float
-    worst_decile: float
-    per_client: list[float] | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _from_clients(cls, raw: Any) -> Any:
-        if isinstance(raw, dict) and "worst_decile" not in raw and raw.get("per_client"):
-            return spread(raw["per_client"])
-        return raw
-
-
-class Accuracies(_Part):
-    benign_accuracy: Spread
-    benign_balanced_accuracy: Spread
-    robust_accuracy: dict[str, Spread] = {}
-    robust_balanced_accuracy: dict[str, Spread] = {}
-
-    def get(self, condition: str, kind: str) -> Spread | None:
-        if condition == BENIGN:
-            return self.benign_accuracy if kind == "accuracy" else self.benign_balanced_accuracy
-        return (self.robust_accuracy if kind == "accuracy" else self.robust_balanced_accuracy).get(condition)
-
-
-class Communication(_Part):
-    upload_bytes_per_client_round: float
-    total_bytes: float
-    full_model_ratio: float | None = None
-
-
-class Seconds(_Part):
-    total: float
-
-
-class Check(_Part):
-    name: str
-    passed: bool
-    meaning: str = ""
-
-
-class Client(_Part):
-    collapsed: bool | None = None
-    byzantine: bool = False
-
-
-class Byzantine(_Part):
-    attack: str
-    attackers: list[int] = []
-
-
-class Run(_Part):
-    """The part of ``summary.json`` that a comparison reads, and what may stand beside it."""
-
-    algorithm: str
     method: str | None = None
-    name: str = ""
-    seed: int
-    dataset: str
-    backbone: str | None = None
-    num_clients: int
-    num_classes: int | None = None
-    rounds: int | None = None
-    label_matrix: list[list[float]] | None = None
-    clients: list[Client] = []
-    phase1: Accuracies | None = None
-    final: Accuracies
-    majority: Spread
-    communication: Communication
-    layer_game: dict[str, Any] | None = None
-    byzantine: Byzantine | None = None
-    seconds: Seconds
-    checks: list[Check] = []
-    warnings: list[str] = []
+    """Name of the run's row in place of ``algorithm``."""
     config: dict[str, Any] | None = None
+    """The run's ``config.yaml`` as a mapping; None where it is not known."""
     source: str = ""
+    """Where the summary was read, for messages."""
 
     @model_validator(mode="before")
     @classmethod
-    def _fill(cls, raw: Any) -> Any:
-        if isinstance(raw, dict):
-            raw = {"algorithm": raw.get("method")} | raw if raw.get("method") else raw
-            raw = raw | {"final": raw.get("final") or raw.get("phase1")}
-        return raw
+    def _name_algorithm(cls, raw: Any) -> Any:
+        """Take the method's name where no algorithm is named."""
+        return {"algorithm": raw["method"]} | raw if isinstance(raw, dict) and raw.get("method") else raw
 
     @property
     def label(self) -> str:
@@ -151,7 +77,7 @@ class Run(_Part):
         try:
             return build(ExperimentConfig, self.config).flat()
         except UserError:
-            return dict(_flatten(self.config))
+            return flatten(self.config)
 
     def fleet(self) -> dict[str, str]:
         """What comparable runs share, as far as it is known."""
@@ -187,24 +113,17 @@ class Run(_Part):
         return (self.final, self.phase1) == (other.final, other.phase1)
 
 
-def _flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, str]]:
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            yield from _flatten(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", json.dumps(value) if isinstance(value, list) else str(value)
+def accuracy_of(stage: StageAccuracies, condition: str, kind: str) -> Spread | None:
+    """Return a spread of a stage.
 
+    Args:
+        stage: of a run.
+        condition: ``benign`` or an attack's label.
+        kind: ``accuracy`` or ``balanced_accuracy``.
 
-def parse(summary: Any, source: str) -> Run:
-    """Check one summary.
-
-    Raises:
-        UserError: names the source and what is missing or wrong in it.
+    Returns:
+        The spread; None where the condition was not measured.
     """
-    try:
-        return Run.model_validate(summary)
-    except ValidationError as error:
-        problem = error.errors()[0]
-        where = ".".join(str(part) for part in problem["loc"])
-        what = f"{where}: {problem['msg'].lower()}" if where else "a JSON object is needed"
-        raise UserError("summary", source, f"is no summary of a finished run ({what}); see docs/summary.md") from None
+    if condition == BENIGN:
+        return stage.benign_accuracy if kind == "accuracy" else stage.benign_balanced_accuracy
+    return (stage.robust_accuracy if kind == "accuracy" else stage.robust_balanced_accuracy).get(condition)

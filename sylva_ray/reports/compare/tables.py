@@ -7,7 +7,7 @@ import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from rich.table import Table
 from rich.text import Text
@@ -180,8 +180,8 @@ def csv_text(rows: Sequence[Row]) -> str:
     return out.getvalue()
 
 
-def _csv_line(row: Row, statistic: str, attacks: Sequence[str], above: Mapping[str, list[str]]) -> dict[str, Any]:
-    line: dict[str, Any] = {
+def _csv_line(row: Row, statistic: str, attacks: Sequence[str], above: Mapping[str, list[str]]) -> dict[str, object]:
+    line: dict[str, object] = {
         "row": row.name,
         "method": row.method,
         "stage": row.stage,

@@ -17,6 +17,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+from sylva_ray.core.records import FleetAccuracies, GameRecord, StageRecord
+from sylva_ray.core.summary import Communication, RunSeconds, StageAccuracies, Summary
 from sylva_ray.federation.stages.kinds import is_exchange, phase_of
 from sylva_ray.federation.stages.layer_game.rankings.registry import RANKINGS
 from sylva_ray.reports.figures.style import LIGHT, style
@@ -25,13 +27,11 @@ from sylva_ray.reports.pages.wording import SECONDS, bytes_text
 WIDTH = 7.4
 """Inches of every figure."""
 
-FEW_CLIENTS, DOTTED_CLIENTS = 24, 150
+MAX_LABELLED_CLIENTS, MAX_DOTTED_CLIENTS = 24, 150
 """Up to so many clients get a label of their own; up to so many, a dot per selected layer."""
 
 
-def figures(
-    summary: Mapping[str, Any] | None, records: Sequence[Mapping[str, Any]], titles: Mapping[str, str]
-) -> dict[str, Figure]:
+def figures(summary: Summary | None, records: Sequence[StageRecord], titles: Mapping[str, str]) -> dict[str, Figure]:
     """Draw all figures that the data allow, by name, in the report's order.
 
     Args:
@@ -43,22 +43,22 @@ def figures(
         drawn: dict[str, Figure] = {}
         if summary is not None:
             drawn["fleet"] = _fleet(summary)
-        if any(record["evaluation"] for record in records):
+        if any(record.evaluation for record in records):
             drawn["accuracy"] = _accuracy(records, summary, titles)
         if summary is not None:
-            if summary.get("initial"):
-                drawn["clients"] = _clients(summary, titles)
-            game = summary.get("layer_game")
-            if game and (game["shapley"] or game.get("scores")):
+            if summary.initial is not None:
+                drawn["clients"] = _clients(summary, summary.initial, titles)
+            game = summary.layer_game
+            if game and (game.shapley or game.scores):
                 drawn["layers"] = _layers(game)
-            drawn["communication"] = _communication(summary["communication"], records)
-            drawn["seconds"] = _seconds(summary["seconds"])
+            drawn["communication"] = _communication(summary.communication, records)
+            drawn["seconds"] = _seconds(summary.seconds)
         return drawn
 
 
-def robust_conditions(records: Sequence[Mapping[str, Any]]) -> list[str]:
+def robust_conditions(records: Sequence[StageRecord]) -> list[str]:
     """Labels of the evaluation's attacks: those of the first evaluation (the last one adds attacks for the checks)."""
-    first: Mapping[str, Any] = next((r["evaluation"] for r in records if r["evaluation"]), {})
+    first: FleetAccuracies = next((r.evaluation for r in records if r.evaluation), {})
     return [condition for condition in first if condition != "benign"]
 
 
@@ -69,9 +69,9 @@ def _figure(height: float) -> Figure:
     return Figure(figsize=(WIDTH, height), layout="constrained")
 
 
-def _fleet(summary: Mapping[str, Any]) -> Figure:
+def _fleet(summary: Summary) -> Figure:
     """Label x client matrix: training images per class (rows) and client (columns)."""
-    counts = np.asarray(summary["label_matrix"]).T
+    counts = np.asarray(summary.label_matrix).T
     num_classes, num_clients = counts.shape
     figure = _figure(1.1 + 0.24 * min(num_classes, 18))
     axes, bar = figure.subplots(1, 2, width_ratios=[40, 1])
@@ -80,7 +80,7 @@ def _fleet(summary: Mapping[str, Any]) -> Figure:
         for (row, column), count in np.ndenumerate(counts):
             axes.text(column, row, str(count), ha="center", va="center", fontsize=7.5)
     if num_classes <= 20:
-        names = [name if len(name) <= 18 else f"{name[:17]}…" for name in map(str, summary["class_names"])]
+        names = [name if len(name) <= 18 else f"{name[:17]}…" for name in map(str, summary.class_names)]
         axes.set_yticks(range(num_classes), names)
     axes.set_ylabel("class")
     _client_axis(axes, num_clients)
@@ -88,36 +88,32 @@ def _fleet(summary: Mapping[str, Any]) -> Figure:
     return figure
 
 
-def _accuracy(
-    records: Sequence[Mapping[str, Any]], summary: Mapping[str, Any] | None, titles: Mapping[str, str]
-) -> Figure:
+def _accuracy(records: Sequence[StageRecord], summary: Summary | None, titles: Mapping[str, str]) -> Figure:
     """Mean accuracy over rounds per condition; the band holds the middle 80 % of the clients."""
     figure = _figure(3.3)
     axes = figure.subplots()
-    evaluated = [record for record in records if record["evaluation"]]
+    evaluated = [(record.step, record.evaluation) for record in records if record.evaluation]
     handles: list[Any] = []
     for index, condition in enumerate(["benign", *robust_conditions(records)]):
         colour = LIGHT[f"series-{index % 6 + 1}"]
-        points = [
-            (r["step"], r["evaluation"][condition]["accuracy"]) for r in evaluated if condition in r["evaluation"]
-        ]
+        points = [(step, found[condition].accuracy) for step, found in evaluated if condition in found]
         steps = [step for step, _ in points]
         low, high = np.array([np.percentile(values, [10, 90]) for _, values in points]).T
         axes.fill_between(steps, low, high, color=colour, alpha=0.16, linewidth=0)
         label = titles.get(condition, condition)
         handles += axes.plot(steps, [np.mean(values) for _, values in points], "o-", color=colour, ms=4, label=label)
     if summary is not None:
-        majority = summary["majority"]["mean"]
+        majority = summary.majority.mean
         handles.append(
             axes.axhline(majority, color=LIGHT["muted"], lw=1.2, ls=(0, (4, 3)), label="always the majority class")
         )
-    refinement = [record["step"] for record in records if phase_of(record["stage"]) > 1]
+    refinement = [record.step for record in records if phase_of(record.stage) > 1]
     if refinement:
         axes.axvspan(refinement[0] - 0.5, refinement[-1] + 0.5, color=LIGHT["grid"], alpha=0.55, lw=0, zorder=0)
         handles.append(Patch(color=LIGHT["grid"], alpha=0.55, lw=0, label="phase 2"))
     axes.set(
         ylim=(0, 1),
-        xlim=(-0.5, max(r["step"] for r in records) + 0.5),
+        xlim=(-0.5, max(record.step for record in records) + 0.5),
         xlabel="step (0: heads only, before any defence; then one per round)",
     )
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=12))
@@ -127,22 +123,22 @@ def _accuracy(
     return figure
 
 
-def _clients(summary: Mapping[str, Any], titles: Mapping[str, str]) -> Figure:
+def _clients(summary: Summary, before: StageAccuracies, titles: Mapping[str, str]) -> Figure:
     """Before and after, one vertical stroke per client."""
-    before, after = summary["initial"], summary.get("final") or summary["phase1"]
-    panels = [("benign", before["benign_accuracy"], after["benign_accuracy"], LIGHT["series-1"])]
-    for label in list(after["robust_accuracy"])[:1]:
-        robust = before["robust_accuracy"][label], after["robust_accuracy"][label]
+    after = summary.final
+    panels = [("benign", before.benign_accuracy, after.benign_accuracy, LIGHT["series-1"])]
+    for label in list(after.robust_accuracy)[:1]:
+        robust = before.robust_accuracy[label], after.robust_accuracy[label]
         panels.append((titles.get(label, label), *robust, LIGHT["series-2"]))
     figure = _figure(0.5 + 2.1 * len(panels))
-    majority = np.array(summary["majority"]["per_client"])
+    majority = np.array(summary.majority.per_client)
     num_clients = len(majority)
-    size = 6 if num_clients <= FEW_CLIENTS else max(1.5, 6 - num_clients / 40)
+    size = 6 if num_clients <= MAX_LABELLED_CLIENTS else max(1.5, 6 - num_clients / 40)
     for axes, (title, start, end, colour) in zip(
         figure.subplots(len(panels), 1, squeeze=False)[:, 0], panels, strict=True
     ):
-        first, last = np.array(start["per_client"]), np.array(end["per_client"])
-        order = np.arange(num_clients) if num_clients <= FEW_CLIENTS else np.argsort(last, kind="stable")
+        first, last = np.array(start.per_client), np.array(end.per_client)
+        order = np.arange(num_clients) if num_clients <= MAX_LABELLED_CLIENTS else np.argsort(last, kind="stable")
         x = np.arange(num_clients)
         axes.vlines(x, first[order], last[order], color=LIGHT["muted"], lw=size / 4, alpha=0.6)
         axes.plot(x, majority[order], "_", color=LIGHT["muted"], ms=size * 1.8, mew=size / 4)
@@ -150,47 +146,47 @@ def _clients(summary: Mapping[str, Any], titles: Mapping[str, str]) -> Figure:
         axes.plot(x, last[order], "o", ms=size, color=colour)
         axes.set(title=title, ylim=(-0.03, 1.03), xlim=(-0.6, num_clients - 0.4))
         _percent_axis(axes)
-        if num_clients <= FEW_CLIENTS:
+        if num_clients <= MAX_LABELLED_CLIENTS:
             _client_axis(axes, num_clients)
         else:
             axes.set(xticks=[], xlabel=f"{num_clients} clients, the least accurate first")
-    grey: dict[str, Any] = {"color": LIGHT["muted"], "ls": "", "ms": 6}
+    grey = LIGHT["muted"]
     handles = [
-        Line2D([], [], marker="o", mfc=LIGHT["surface"], label="before the defence", **grey),
-        Line2D([], [], marker="o", label="after it", **grey),
-        Line2D([], [], marker="_", mew=1.5, label="always the majority class", **grey | {"ms": 10}),
+        Line2D([], [], color=grey, ls="", marker="o", ms=6, mfc=LIGHT["surface"], label="before the defence"),
+        Line2D([], [], color=grey, ls="", marker="o", ms=6, label="after it"),
+        Line2D([], [], color=grey, ls="", marker="_", ms=10, mew=1.5, label="always the majority class"),
     ]
     figure.legend(handles=handles, loc="outside upper left", ncols=3, borderpad=0.3)
     return figure
 
 
-def _layers(game: Mapping[str, Any]) -> Figure:
+def _layers(game: GameRecord) -> Figure:
     """What ranked the layers (rows, input first) per client (columns); dots mark selected layers; right: their share."""
-    values, selected = np.array(game["shapley"] or game["scores"]).T, np.array(game["selected"], bool).T
+    values, selected = np.array(game.shapley or game.scores).T, np.array(game.selected, bool).T
     num_layers, num_clients = values.shape
     top = float(np.percentile(np.abs(values), 98)) or 1.0  # a few outliers would wash out everybody else
     figure = _figure(1.2 + 0.25 * num_layers)
     axes, share, bar = figure.subplots(1, 3, width_ratios=[30, 7, 1])
     _heatmap(axes, np.clip(values / top, -1, 1))
-    if num_clients <= DOTTED_CLIENTS:
+    if num_clients <= MAX_DOTTED_CLIENTS:
         rows, columns = np.nonzero(selected)
         axes.plot(columns, rows, "o", ms=5 if num_clients <= 40 else 2, color=LIGHT["ink"])
-    axes.set_yticks(range(num_layers), [name.replace("blocks.", "block ") for name in game["players"]])
+    axes.set_yticks(range(num_layers), [name.replace("blocks.", "block ") for name in game.players])
     _client_axis(axes, num_clients)
     share.barh(range(num_layers), selected.mean(1), color=LIGHT["muted"], height=0.55)
     share.set(title="selected by", xlim=(0, 1), ylim=(num_layers - 0.5, -0.5), xticks=[0, 0.5, 1], yticks=[])
     share.xaxis.set_major_formatter(PercentFormatter(1))
-    _scale(bar, -top, top, RANKINGS[game.get("selection", "shapley")].axis, clipped=bool(np.abs(values).max() > top))
+    _scale(bar, -top, top, RANKINGS[game.selection].axis, clipped=bool(np.abs(values).max() > top))
     return figure
 
 
-def _communication(communication: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> Figure:
+def _communication(communication: Communication, records: Sequence[StageRecord]) -> Figure:
     """Bytes of this run against full-model training in the same rounds."""
-    full = communication["full_model_bytes"]
-    exchanges = sum(len(r["participants"]) - len(r["missing"]) for r in records if is_exchange(r["stage"]))
+    full = communication.full_model_bytes
+    exchanges = sum(len(r.participants) - len(r.missing) for r in records if is_exchange(r.stage))
     panels = [
-        ("one client uploads in one round", communication["upload_bytes_per_client_round"], full),
-        ("the whole run, all clients, up and down", communication["total_bytes"], 2 * full * exchanges),
+        ("one client uploads in one round", communication.upload_bytes_per_client_round, full),
+        ("the whole run, all clients, up and down", communication.total_bytes, 2 * full * exchanges),
     ]
     figure = _figure(1.35)
     for axes, (title, ours, theirs) in zip(figure.subplots(1, 2, sharey=True), panels, strict=True):
@@ -201,9 +197,9 @@ def _communication(communication: Mapping[str, Any], records: Sequence[Mapping[s
     return figure
 
 
-def _seconds(seconds: Mapping[str, float]) -> Figure:
+def _seconds(seconds: RunSeconds) -> Figure:
     """Where the seconds went, summed over workers."""
-    shown = {name: seconds[stage] for stage, name in SECONDS.items() if stage in seconds}
+    shown = {name: getattr(seconds, stage) for stage, name in SECONDS.items()}
     total = sum(shown.values()) or 1.0
     figure = _figure(0.4 + 0.26 * len(shown))
     texts = [f"{value:,.1f} s  ({value / total:.0%})" for value in shown.values()]
@@ -244,7 +240,7 @@ def _scale(axes: Axes, low: float, high: float, label: str, clipped: bool = Fals
 
 
 def _client_axis(axes: Axes, num_clients: int) -> None:
-    if num_clients <= FEW_CLIENTS:
+    if num_clients <= MAX_LABELLED_CLIENTS:
         axes.set_xticks(range(num_clients))
     else:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=10))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -15,8 +15,8 @@ from PIL import Image
 
 from sylva_ray.attacks.base import epsilon_text
 from sylva_ray.attacks.registry import attack_title
+from sylva_ray.core.evaluation import AttackRow, CertifiedLevel, ConditionRow, Curve, Evaluation, PerClass
 from sylva_ray.core.types import AttackSpec
-from sylva_ray.evaluation.tables import spec_of_settings
 from sylva_ray.reports.figures.style import LIGHT, style
 
 WIDTH = 7.4
@@ -32,61 +32,110 @@ ATTACKED = {
 }
 
 
-def attack_rows(found: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """One row per attack and one per worst case, benign first."""
-    specs = {label: spec_of_settings(row["settings"]) for label, row in found["attacks"].items()}
-    named = {"benign": found["benign"]}
-    named |= {attack_title(specs[label]): row for label, row in found["attacks"].items()}
-    named |= {f"worst case per image, {_budget(specs[row['attacks'][0]])}": row for row in found["worst_case"].values()}
+@dataclass(frozen=True)
+class TableRow:
+    """A row of the table of attacks. Accuracies are fractions in [0, 1].
+
+    Attributes:
+        name: of the condition, for people.
+        mean: accuracy, mean over clients.
+        low: lower end of the interval over images.
+        high: its upper end.
+        worst: mean of the worst tenth of the clients.
+        balanced: class-balanced accuracy, mean over clients.
+        distance: median size of the smallest successful perturbation, with its unit; may be empty.
+    """
+
+    name: str
+    mean: float
+    low: float
+    high: float
+    worst: float
+    balanced: float
+    distance: str
+
+
+@dataclass(frozen=True)
+class Exhibit:
+    """An adversarial image beside the original, as PNG data URIs.
+
+    Attributes:
+        client: whose test image.
+        label: true class.
+        answer: class that the client answers.
+        size: L-infinity distance.
+        amplified: factor by which ``delta`` is amplified.
+        clean: the original.
+        delta: the perturbation on grey.
+        adversarial: their sum.
+    """
+
+    client: int
+    label: str
+    answer: str
+    size: str
+    amplified: str
+    clean: str
+    delta: str
+    adversarial: str
+
+
+def attack_rows(found: Evaluation) -> list[TableRow]:
+    """Make one row per attack and one per worst case, benign first."""
+    specs = {label: row.settings.to_spec() for label, row in found.attacks.items()}
+    named: dict[str, ConditionRow] = {"benign": found.benign}
+    named |= {attack_title(specs[label]): row for label, row in found.attacks.items()}
+    named |= {f"worst case per image, {_budget(specs[row.attacks[0]])}": row for row in found.worst_case.values()}
     return [
-        {
-            "name": name,
-            "mean": row["accuracy"]["mean"],
-            "low": row["interval"][0],
-            "high": row["interval"][1],
-            "worst": row["accuracy"]["worst_decile"],
-            "balanced": row["balanced_accuracy"]["mean"],
-            "distance": _distance(row),
-        }
+        TableRow(
+            name=name,
+            mean=row.accuracy.mean,
+            low=row.interval[0],
+            high=row.interval[1],
+            worst=row.accuracy.worst_decile,
+            balanced=row.balanced_accuracy.mean,
+            distance=_distance(row) if isinstance(row, AttackRow) else "",
+        )
         for name, row in named.items()
     ]
 
 
-def attacked_figures(found: Mapping[str, Any], class_names: Sequence[str]) -> dict[str, Figure]:
-    """What the measurements allow, by name."""
+def attacked_figures(found: Evaluation, class_names: Sequence[str]) -> dict[str, Figure]:
+    """Draw what the measurements allow, by name."""
     with style():
         drawn: dict[str, Figure] = {}
-        curves = found.get("curves")
-        if curves:
-            majority = found["majority"]["mean"]
-            in_255 = [255 * x for x in curves["epsilon"]["x"]]
-            drawn["epsilon"] = _curve(curves["epsilon"], in_255, "epsilon (of 255)", [0, 1, 4, 16, 64], majority)
-            drawn["steps"] = _curve(curves["steps"], curves["steps"]["x"], "PGD steps", [1, 5, 20, 50, 200], majority)
-        drawn["classes"] = _classes(found["per_class"], class_names)
-        if "transfer" in found:
-            drawn["transfer"] = _transfer(found["transfer"]["matrix"])
-        if found.get("certified"):
-            drawn["certified"] = _certified(found["certified"])
+        if found.curves is not None:
+            majority, by_epsilon, by_steps = found.majority.mean, found.curves.epsilon, found.curves.steps
+            in_255 = [255 * x for x in by_epsilon.x]
+            drawn["epsilon"] = _curve(by_epsilon, in_255, "epsilon (of 255)", [0, 1, 4, 16, 64], majority)
+            drawn["steps"] = _curve(by_steps, by_steps.x, "PGD steps", [1, 5, 20, 50, 200], majority)
+        drawn["classes"] = _classes(found.per_class, class_names)
+        if found.transfer is not None:
+            drawn["transfer"] = _transfer(found.transfer.matrix)
+        if found.certified:
+            drawn["certified"] = _certified(found.certified)
         return drawn
 
 
-def gallery(found: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Clean image, perturbation and adversarial image as PNG data, with who answered what."""
+def gallery(found: Evaluation) -> list[Exhibit]:
+    """Draw every clean image, its perturbation and the adversarial image."""
     rows = []
-    for item in found.get("gallery", []):
-        clean = np.array(item["clean"], float).transpose(1, 2, 0)
-        adversarial = np.array(item["adversarial"], float).transpose(1, 2, 0)
+    for item in found.gallery:
+        clean = np.array(item.clean, float).transpose(1, 2, 0)
+        adversarial = np.array(item.adversarial, float).transpose(1, 2, 0)
         delta = adversarial - clean
         largest = max(np.abs(delta).max(), 1e-6)
         rows.append(
-            {
-                **{key: item[key] for key in ("client", "label", "answer")},
-                "size": f"{255 * item['distance']:.2g}/255",
-                "amplified": f"{127 / largest:.0f}",
-                "clean": _png(clean),
-                "delta": _png(127.5 + 127.5 * delta / largest),
-                "adversarial": _png(adversarial),
-            }
+            Exhibit(
+                client=item.client,
+                label=item.label,
+                answer=item.answer,
+                size=f"{255 * item.distance:.2g}/255",
+                amplified=f"{127 / largest:.0f}",
+                clean=_png(clean),
+                delta=_png(127.5 + 127.5 * delta / largest),
+                adversarial=_png(adversarial),
+            )
         )
     return rows
 
@@ -96,19 +145,20 @@ def _budget(spec: AttackSpec) -> str:
     return {"linf": f"L-infinity epsilon {text}/255", "l2": f"L2 epsilon {text}", "l0": f"{text} pixels"}[spec.norm]
 
 
-def _distance(row: Mapping[str, Any]) -> str:
-    value, norm = row.get("median_distance"), row.get("settings", {}).get("norm")
-    if value is None or norm is None:
+def _distance(row: AttackRow) -> str:
+    value = row.median_distance
+    if value is None:
         return ""
-    return {"linf": f"{255 * value:.2g}/255", "l2": f"{value:.2g}", "l0": f"{value:.0f} pixels"}[norm]
+    texts = {"linf": f"{255 * value:.2g}/255", "l2": f"{value:.2g}", "l0": f"{value:.0f} pixels"}
+    return texts[row.settings.norm]
 
 
-def _curve(curve: Mapping[str, Any], x: Sequence[float], label: str, ticks: Sequence[float], majority: float) -> Figure:
+def _curve(curve: Curve, x: Sequence[float], label: str, ticks: Sequence[float], majority: float) -> Figure:
     figure = Figure(figsize=(WIDTH, 2.9), layout="constrained")
     axes = figure.subplots()
-    for own in curve["per_client"]:
+    for own in curve.per_client:
         axes.plot(x, own, color=LIGHT["series-2"], lw=0.8, alpha=0.35)
-    axes.plot(x, curve["mean"], "o-", color=LIGHT["series-2"], ms=4, label="mean over clients")
+    axes.plot(x, curve.mean, "o-", color=LIGHT["series-2"], ms=4, label="mean over clients")
     axes.axhline(majority, color=LIGHT["muted"], lw=1.2, ls=(0, (4, 3)), label="always the majority class")
     axes.set_xscale("symlog", linthresh=1)
     axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
@@ -119,19 +169,18 @@ def _curve(curve: Mapping[str, Any], x: Sequence[float], label: str, ticks: Sequ
     return figure
 
 
-def _classes(per_class: Mapping[str, Any], names: Sequence[str]) -> Figure:
-    seen = [c for c, count in enumerate(per_class["images"]) if count]
+def _classes(per_class: PerClass, names: Sequence[str]) -> Figure:
+    seen = [c for c, count in enumerate(per_class.images) if count]
     figure = Figure(figsize=(WIDTH, 1.0 + 0.26 * len(seen)), layout="constrained")
     axes = figure.subplots()
-    for offset, (key, text, colour) in zip(
-        (-0.18, 0.18),
-        (("benign", "benign", LIGHT["series-1"]), ("worst_case", "worst case over attacks", LIGHT["series-2"])),
-        strict=True,
-    ):
-        axes.barh(
-            np.arange(len(seen)) + offset, [per_class[key][c] for c in seen], height=0.34, color=colour, label=text
-        )
-    axes.set_yticks(range(len(seen)), [f"{names[c]} ({per_class['images'][c]})" for c in seen])
+    bars = (
+        (-0.18, per_class.benign, "benign", LIGHT["series-1"]),
+        (0.18, per_class.worst_case, "worst case over attacks", LIGHT["series-2"]),
+    )
+    for offset, recall, text, colour in bars:
+        widths = [value for c in seen if (value := recall[c]) is not None]
+        axes.barh(np.arange(len(seen)) + offset, widths, height=0.34, color=colour, label=text)
+    axes.set_yticks(range(len(seen)), [f"{names[c]} ({per_class.images[c]})" for c in seen])
     axes.set(xlim=(0, 1), ylim=(len(seen) - 0.5, -0.5))
     axes.xaxis.set_major_formatter(PercentFormatter(1))
     axes.grid(axis="x")
@@ -159,12 +208,12 @@ def _transfer(matrix: Sequence[Sequence[float | None]]) -> Figure:
     return figure
 
 
-def _certified(levels: Sequence[Mapping[str, Any]]) -> Figure:
+def _certified(levels: Sequence[CertifiedLevel]) -> Figure:
     figure = Figure(figsize=(WIDTH, 2.7), layout="constrained")
     axes = figure.subplots()
     for index, level in enumerate(levels):
         colour = LIGHT[f"series-{index % 6 + 1}"]
-        axes.step(level["radii"], level["mean"], where="post", color=colour, label=f"sigma {level['sigma']:g}")
+        axes.step(level.radii, level.mean, where="post", color=colour, label=f"sigma {level.sigma:g}")
     axes.set(ylim=(0, 1), xlim=(0, None), xlabel="L2 radius (pixel units, whole image)")
     _percent(axes)
     figure.legend(loc="outside upper left", ncols=4, borderpad=0.3)

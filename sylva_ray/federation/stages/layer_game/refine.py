@@ -21,7 +21,7 @@ class Refine(Stage):
         """See `Stage.run`."""
         assert server.game is not None, "the layer game comes before the refinement"
         phase2 = server.parameters.phase2
-        selected = np.array(server.game["selected"], bool)
+        selected = np.array(server.game.selected, bool)
         refining = [client for client in server.everyone if selected[client].any()]
         if not refining:
             return StageResult(participants=[])
@@ -30,10 +30,12 @@ class Refine(Stage):
         )
         guard = {client: outcome.guard for client, outcome in refined.items()}
         graph = server.recorded_neighbourhood()
+        refined_epochs = list(server.game.refined_epochs)
         for client in refining:
             verdict = largest_accepted(client, guard, lambda other, _: other in guard, graph, phase2)
-            server.game["refined_epochs"][client] = verdict.row
+            refined_epochs[client] = verdict.row
             if verdict.row:
                 server.states[client] = dict(refined[client].states[verdict.row - 1])
+        server.game = server.game.model_copy(update={"refined_epochs": refined_epochs})
         server.costs.upload_bytes += sum(3 * outcome.lost.nbytes for outcome in guard.values())
         return StageResult(participants=refining)

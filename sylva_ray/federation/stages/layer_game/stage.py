@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from sylva_ray.core.records import GameRecord
 from sylva_ray.core.seeding import numpy_generator
 from sylva_ray.core.types import stack_states
 from sylva_ray.federation.server import Server
@@ -52,19 +53,24 @@ class LayerGame(Stage):
         )
         guard = [guarded[client] for client in everyone]
         selected, verdicts = select_layers(candidates, guard, graph, phase2)
-        server.game = {
-            "players": list(server.players),
-            "selection": self.ranking.name,
-            **ranked.record(),
-            "selected": selected.tolist(),
-            "candidates": [len(np.unique(rows, axis=0)) for rows in candidates],
-            "guard_bound": [verdict.bound for verdict in verdicts],
-            "guard_images": [verdict.pooled_images for verdict in verdicts],
-            "coalitions_evaluated": sum(len(answer.values) for answer in answers),
-            "block_evaluations": sum(answer.block_evaluations for answer in answers),
-            "exact": plan.permutations is None,
-            "refined_epochs": [0] * len(everyone),
-        }
+        phi, width, scores = ranked.phi, ranked.half_width, ranked.scores
+        server.game = GameRecord(
+            players=list(server.players),
+            selection=self.ranking.name,
+            shapley=None if phi is None else (phi[:, :, 0] - phi[:, :, 1]).tolist(),
+            shapley_benign=None if phi is None else phi[:, :, 0].tolist(),
+            shapley_robust=None if phi is None else phi[:, :, 1].tolist(),
+            half_width=None if width is None else np.linalg.norm(width, axis=-1).tolist(),
+            scores=None if scores is None else scores.tolist(),
+            selected=selected.tolist(),
+            candidates=[len(np.unique(rows, axis=0)) for rows in candidates],
+            guard_bound=[verdict.bound for verdict in verdicts],
+            guard_images=[verdict.pooled_images for verdict in verdicts],
+            coalitions_evaluated=sum(len(answer.values) for answer in answers),
+            block_evaluations=sum(answer.block_evaluations for answer in answers),
+            exact=plan.permutations is None,
+            refined_epochs=[0] * len(everyone),
+        )
         told = [answer.values if answer.scores is None else answer.scores for answer in answers]
         server.costs.upload_bytes += sum(t.nbytes for t in told) + sum(3 * outcome.lost.nbytes for outcome in guard)
         server.costs.download_bytes += candidates.nbytes + selected.nbytes

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
 
@@ -83,17 +83,6 @@ class RankedLayers:
     phi: np.ndarray | None = None
     half_width: np.ndarray | None = None
     scores: np.ndarray | None = None
-
-    def record(self) -> dict[str, Any]:
-        """The JSON form, for the game's record."""
-        phi, width, scores = self.phi, self.half_width, self.scores
-        return {
-            "shapley": None if phi is None else (phi[:, :, 0] - phi[:, :, 1]).tolist(),
-            "shapley_benign": None if phi is None else phi[:, :, 0].tolist(),
-            "shapley_robust": None if phi is None else phi[:, :, 1].tolist(),
-            "half_width": None if width is None else np.linalg.norm(width, axis=-1).tolist(),
-            "scores": None if scores is None else scores.tolist(),
-        }
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,213 @@
+"""``evaluation.json``: what `sylva-ray evaluate` measured on the trained clients of a run."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict
+from typing import Annotated
+
+from pydantic import Field
+
+from sylva_ray.core.records import Artefact, omitted_if_none
+from sylva_ray.core.summary import CheckResult, Spread
+from sylva_ray.core.types import AttackSpec
+
+_Finite = Annotated[float, Field(exclude_if=math.isinf)]
+
+
+class ConditionRow(Artefact):
+    """Accuracy under one condition: benign, an attack, or the worst case over several attacks."""
+
+    accuracy: Spread
+    """Over clients."""
+    balanced_accuracy: Spread
+    """Class-balanced, over clients."""
+    interval: tuple[float, float]
+    """Wilson's 95 % interval of the accuracy over all images."""
+    images: int
+    """Images measured, Byzantine clients' left out."""
+
+
+class AttackSettings(Artefact):
+    """An attack as it was run. The budget is absent where the nearest adversarial image was sought."""
+
+    name: str
+    """Key of the attack, e.g. ``pgd``."""
+    epsilon: _Finite = math.inf
+    """Budget in pixel units (linf), length (l2) or pixels (l0)."""
+    steps: int
+    """Steps or queries."""
+    step_size: _Finite
+    """Step size in the units of ``epsilon``."""
+    random_start: bool = True
+    """Whether it starts at a random point of the ball."""
+    restarts: int = 1
+    """Independent starts."""
+    loss: str = "ce"
+    """What it maximises."""
+    norm: str = "linf"
+    """``linf``, ``l2`` or ``l0``."""
+    options: tuple[tuple[str, float], ...] = ()
+    """Settings that only this attack has."""
+
+    @classmethod
+    def from_spec(cls, spec: AttackSpec) -> AttackSettings:
+        """Describe a specification."""
+        return cls(**asdict(spec))
+
+    def to_spec(self) -> AttackSpec:
+        """Return the specification."""
+        return AttackSpec(**{name: getattr(self, name) for name in type(self).model_fields})
+
+
+class AttackRow(ConditionRow):
+    """Accuracy under one attack, and what the attack cost."""
+
+    settings: AttackSettings
+    """What was run."""
+    median_distance: float | None
+    """Median size of the smallest successful perturbation, in the attack's norm; null where most images are robust."""
+    forwards: int
+    """Images that went forward through the model."""
+    backwards: int
+    """Images that went backward."""
+    seconds: float
+    """Worker seconds of what was measured now; 0 where all was read from disk."""
+    images_per_second: float | None
+    """Test images attacked per worker second; null where all was read from disk."""
+
+
+class WorstCaseRow(ConditionRow):
+    """An image counts as right where it is right under every attack of the same budget."""
+
+    attacks: list[str]
+    """Labels of the attacks."""
+
+
+class PerClass(Artefact):
+    """Recall by true class, all clients together; null where a class does not occur."""
+
+    images: list[int]
+    """Test images of each class."""
+    benign: list[float | None]
+    """On unchanged images."""
+    worst_case: list[float | None]
+    """In the worst case over the main attacks."""
+
+
+class Curve(Artefact):
+    """Accuracy against a setting of the attack."""
+
+    x: list[float]
+    """Values of the setting."""
+    mean: list[float]
+    """Mean accuracy over clients at each."""
+    per_client: list[list[float]]
+    """Accuracy of each client at each."""
+    images: int
+    """Images measured."""
+
+
+class Curves(Artefact):
+    """Accuracy against the attack's budget and against its steps."""
+
+    epsilon: Curve
+    """PGD-20 at growing epsilon (pixel units)."""
+    steps: Curve
+    """PGD of growing length."""
+
+
+class Transfer(Artefact):
+    """Accuracy on images that were made against another model."""
+
+    attack: str
+    """Label of the attack on the source."""
+    images_per_client: int
+    """Images of each client."""
+    matrix: list[list[float | None]]
+    """``matrix[source][target]``; null where it was not measured."""
+    own: float
+    """Mean of the diagonal."""
+    others_mean: float | None
+    """Mean off the diagonal."""
+    surrogates: dict[str, float]
+    """Mean accuracy on images made through other runs, by run folder."""
+    strongest: float | None
+    """Mean over clients of the accuracy under the strongest source."""
+
+
+class CertifiedLevel(Artefact):
+    """Certified accuracy of the smoothed clients at one noise level (Cohen et al. 2019)."""
+
+    sigma: float
+    """Standard deviation of the noise, pixel units."""
+    draws: int
+    """Noise draws per image."""
+    alpha: float
+    """Probability that a certificate is wrong."""
+    images: int
+    """Images of the whole fleet."""
+    abstained: float
+    """Fraction of images without a certificate."""
+    radii: list[float]
+    """L2 radii, pixel units, whole image."""
+    mean: list[float]
+    """Certified accuracy at each, mean over clients."""
+    per_client: list[list[float]]
+    """Certified accuracy of each client at each."""
+
+
+class GalleryImage(Artefact):
+    """An adversarial image that is close to the original."""
+
+    client: int
+    """Whose test image."""
+    image: int
+    """Its position in the client's test split."""
+    label: str
+    """Name of the true class."""
+    answer: str
+    """Name of the class that the client answers."""
+    distance: float
+    """L-infinity distance, pixel units."""
+    clean: list[list[list[float]]]
+    """Pixels 0..255, ``[3][H][W]``."""
+    adversarial: list[list[list[float]]]
+    """The same of the adversarial image."""
+
+
+class Evaluation(Artefact):
+    """``evaluation.json``, written by `sylva-ray evaluate`."""
+
+    description = "an evaluation"
+
+    run: str
+    """Name of the experiment."""
+    algorithm: str
+    """Name of the method."""
+    images: int
+    """Test images of the main attacks, Byzantine clients' left out."""
+    threat_model: dict[str, str]
+    """``norm``, ``training``, ``evaluation``, ``knowledge``, ``precision`` in words."""
+    benign: ConditionRow
+    """Unchanged images."""
+    attacks: dict[str, AttackRow]
+    """By attack label."""
+    worst_case: dict[str, WorstCaseRow]
+    """By budget, e.g. ``linf-eps8``."""
+    majority: Spread
+    """Accuracy of always answering a client's most frequent training class."""
+    per_class: PerClass
+    """By true class."""
+    collapsed: list[int]
+    """Clients that are no better than a constant answer in the worst case."""
+    transfer: Annotated[Transfer | None, omitted_if_none()] = None
+    """Where ``--transfer`` was asked for."""
+    curves: Annotated[Curves | None, omitted_if_none()] = None
+    """Where ``--curves`` or ``--checks`` was asked for."""
+    checks: Annotated[list[CheckResult] | None, omitted_if_none()] = None
+    """Where ``--checks`` was asked for."""
+    certified: Annotated[list[CertifiedLevel] | None, omitted_if_none()] = None
+    """Where ``--certify`` was asked for."""
+    gallery: list[GalleryImage] = Field([])
+    """The smallest changes that were found."""

@@ -1,0 +1,178 @@
+"""The records of a run: one per stage (``rounds.jsonl``), and what the layer game decided.
+
+`Artefact` is the base of everything that a run writes as JSON; `sylva_ray.core.summary` and `sylva_ray.core.evaluation` hold
+the others. docs/summary.md is generated from these types.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from sylva_ray.core.errors import UserError
+
+
+class Artefact(BaseModel):
+    """A frozen JSON object in a file of a run.
+
+    Keys without a field are kept: they come from another version of this package, or from a method's own stage. Fields that a
+    file lacks have their default, and stay absent when the object is written again.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="allow", use_attribute_docstrings=True)
+
+    description: ClassVar[str] = "an artefact of a run"
+    """What the object is, for error messages."""
+
+    @classmethod
+    def from_json(cls, value: object, source: str) -> Self:
+        """Check a parsed JSON value.
+
+        Args:
+            value: what ``json.loads`` returned.
+            source: where it comes from, for the error message.
+
+        Raises:
+            UserError: a key is missing or has a value of the wrong type; names the first one.
+        """
+        try:
+            return cls.model_validate(value)
+        except ValidationError as error:
+            problem = error.errors()[0]
+            where = ".".join(map(str, problem["loc"]))
+            message = problem["msg"].partition(" or instance of")[0].lower()
+            reason = f"{where}: {message}" if where else "a JSON object is needed"
+            raise UserError("file", source, f"is not {cls.description} ({reason}); see docs/summary.md") from None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the keys that were set, as plain values that ``json.dumps`` takes."""
+        return self.model_dump(exclude_unset=True)
+
+
+def omitted_if_none() -> Any:
+    """Return the `Field` of a key that is absent, and not null, where there is no value."""
+    return Field(default=None, exclude_if=lambda value: value is None)
+
+
+class ClientAccuracies(Artefact):
+    """Accuracies of all clients under one condition, benign or attacked."""
+
+    accuracy: list[float]
+    """Fraction of right answers, ``[K]``."""
+    balanced_accuracy: list[float]
+    """Mean recall over the classes that occur in a client's labels, ``[K]``."""
+    one_class: Annotated[list[float] | None, omitted_if_none()] = None
+    """1 where a client answers a single class, else 0, ``[K]``; of the benign condition only."""
+
+
+FleetAccuracies = Mapping[str, ClientAccuracies]
+"""``{condition: accuracies}``; a condition is ``benign`` or an attack's label."""
+
+
+class Neighbours(Artefact):
+    """The neighbourhood of every client, which phase 2 pools values and guard outcomes over."""
+
+    members: list[list[int]]
+    """Client numbers, ``[K][1 + neighbours]``, the client itself included."""
+    weights: list[list[float]]
+    """Their weights, same shape; rows sum to 1."""
+
+
+class Compute(Artefact):
+    """How a run computes: what every ``auto`` of the configuration was resolved to."""
+
+    training_precision: str
+    """``float32`` or ``bfloat16``, of training's forward and backward passes."""
+    evaluation_precision: str
+    """Of attacks at evaluation; ``bfloat16`` means that successes are confirmed in float32."""
+    attention_float32: str
+    """Attention kernel of float32 passes, ``fused`` or ``plain``."""
+    attention_bfloat16: str
+    """Attention kernel of bfloat16 passes."""
+
+
+class StageRecord(Artefact):
+    """A line of ``rounds.jsonl``: what one stage did, what it cost, and the accuracies after it."""
+
+    description = "a record of a stage"
+
+    step: int
+    """Position of the stage in the run, from 0."""
+    stage: str
+    """Name of the stage: ``warmup``, ``phase1``, ``personalise``, ``layer_game``, ``phase2``, or a method's own."""
+    round: int
+    """Same as ``step``: the rounds of phase 1 count from 1, since the warm-up comes first."""
+    epsilon: float | None = None
+    """Attack budget of its training, in pixel units; null where nothing is attacked."""
+    lr: float | None = None
+    """Learning rate of its training; null where nothing is trained."""
+    participants: list[int]
+    """Client numbers."""
+    missing: list[int] = Field([])
+    """Participants that missed the round's deadline; they kept their state."""
+    metrics: dict[str, dict[str, float]] = Field({})
+    """``{metric: {client: value}}`` from training, e.g. ``loss``."""
+    neighbours: Annotated[Neighbours | None, omitted_if_none()] = None
+    """In the last record of phase 1, where a second phase follows."""
+    evaluation: dict[str, ClientAccuracies] | None = None
+    """``{condition: accuracies}`` after the stage; null where no evaluation was due."""
+    upload_bytes: int = 0
+    """Array bytes that all clients uploaded, by arithmetic."""
+    download_bytes: int = 0
+    """Array bytes that all clients downloaded, by arithmetic."""
+    upload_payload_bytes: int = 0
+    """Measured size of the encoded uploads, headers included."""
+    download_payload_bytes: int = 0
+    """Measured size of the encoded downloads, headers included."""
+    seconds: dict[str, float] = Field({})
+    """``wall``; ``train``, ``attack``, ``game``, ``evaluate`` summed over workers; ``aggregate`` of the coordinator."""
+    peak_memory_bytes: int = 0
+    """High-water mark of the largest worker process."""
+    dropped: list[int] = Field([])
+    """Clients whose training diverged; they kept their last state."""
+    compute: Annotated[Compute | None, omitted_if_none()] = None
+    """Precisions and attention kernels."""
+
+
+class GameRecord(Artefact):
+    """What the layer game of phase 2 decided. K clients, n players: the layers, the head last."""
+
+    description = "a record of a layer game"
+
+    players: list[str]
+    """Names of the players, ``[n]``."""
+    selection: str = "shapley"
+    """Name of the ranking, ``algorithm.phase2.selection``."""
+    shapley: list[list[float]] | None = None
+    """Benign minus robust Shapley value, ``[K][n]``; null where another ranking was used."""
+    shapley_benign: list[list[float]] | None = None
+    """A layer's share of the gain in benign accuracy, ``[K][n]``."""
+    shapley_robust: list[list[float]] | None = None
+    """A layer's share of the loss in robust accuracy, ``[K][n]``."""
+    half_width: list[list[float]] | None = None
+    """Half width of the 95 % interval of ``shapley`` (root of the parts' sum of squares), ``[K][n]``; null if exact."""
+    scores: list[list[float]] | None = None
+    """Gates, shifts or other scores that ranked the layers, ``[K][n]``; null for Shapley values."""
+    selected: list[list[bool]]
+    """Layers that a client may refine, ``[K][n]``."""
+    candidates: list[int] = Field([])
+    """Number of distinct candidate selections of every client, ``[K]``."""
+    guard_bound: list[float] = Field([])
+    """Upper bound of the accepted selection's robust loss, ``[K]``."""
+    guard_images: list[int] = Field([])
+    """Guard images that the bound rests on, neighbours' included, ``[K]``."""
+    coalitions_evaluated: int = 0
+    """Coalitions evaluated by all clients."""
+    block_evaluations: int = 0
+    """Model blocks run for them, per set of images."""
+    exact: bool = True
+    """Whether every coalition was evaluated; else permutations were sampled."""
+    refined_epochs: list[int] = Field([])
+    """Refinement epochs that a client kept, ``[K]``; 0: no epoch passed the guard."""
+
+    def selected_layers(self, client: int) -> list[str]:
+        """Return the names of a client's selected layers; a block's name is its number."""
+        names = (player.removeprefix("blocks.") for player in self.players)
+        return [name for name, chosen in zip(names, self.selected[client], strict=True) if chosen]

@@ -1,0 +1,249 @@
+"""``summary.json``: what a run found, on one page of numbers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from sylva_ray.core.records import Artefact, Compute, GameRecord
+
+
+class Spread(Artefact):
+    """How a quantity spreads over the clients of a fleet. Accuracies are fractions in [0, 1]."""
+
+    mean: float
+    """Mean over clients."""
+    std: float = math.nan
+    """Standard deviation over clients (population)."""
+    min: float = math.nan
+    """The lowest client's value."""
+    p10: float = math.nan
+    """10th percentile."""
+    worst_decile: float
+    """Mean of the lowest tenth of the clients, at least one of them."""
+    median: float = math.nan
+    """50th percentile."""
+    max: float = math.nan
+    """The highest client's value."""
+    per_client: list[float] = Field([])
+    """All K values, also those of clients that count in no statistic."""
+
+    @classmethod
+    def from_values(cls, values: Sequence[float], left_out: Sequence[int] = ()) -> Spread:
+        """Summarise one value per client.
+
+        Args:
+            values: ``[K]``.
+            left_out: clients that are listed but count in no statistic (Byzantine ones).
+        """
+        v = np.sort(np.delete(np.asarray(values, float), list(left_out)))
+        lowest = v[: max(1, len(v) // 10)]
+        return cls(
+            mean=float(v.mean()),
+            std=float(v.std()),
+            min=float(v[0]),
+            p10=float(np.percentile(v, 10)),
+            worst_decile=float(lowest.mean()),
+            median=float(np.median(v)),
+            max=float(v[-1]),
+            per_client=[float(value) for value in values],
+        )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill(cls, raw: Any) -> Any:
+        """Compute the statistics where a file holds the values alone."""
+        if isinstance(raw, dict) and "worst_decile" not in raw and raw.get("per_client"):
+            return cls.from_values(raw["per_client"]).to_json()
+        return raw
+
+
+class StageAccuracies(Artefact):
+    """Accuracies of the fleet after a part of the run."""
+
+    benign_accuracy: Spread
+    """On unchanged test images."""
+    benign_balanced_accuracy: Spread
+    """Class-balanced, on unchanged test images."""
+    robust_accuracy: dict[str, Spread] = Field({})
+    """``{attack: spread}`` on attacked test images."""
+    robust_balanced_accuracy: dict[str, Spread] = Field({})
+    """``{attack: spread}``, class-balanced."""
+
+
+class ClientSummary(Artefact):
+    """One client's data, and what became of it."""
+
+    client: int = -1
+    """Its number."""
+    train: int = 0
+    """Training images."""
+    selection: int = 0
+    """Validation images that choose layers."""
+    guard: int = 0
+    """Validation images that accept or reject the choice."""
+    test: int = 0
+    """Test images."""
+    majority_share: float = math.nan
+    """Accuracy of always answering its most frequent training class."""
+    collapsed: bool | None = None
+    """Whether it is no better than that under attack, or answers a single class."""
+    byzantine: bool = False
+    """Whether it uploads malicious updates."""
+
+
+class Communication(Artefact):
+    """Bytes that travel. A declared size is the size of the arrays; a payload is the measured size of the encoded file."""
+
+    upload_bytes_per_client_round: int | float
+    """Declared upload of a client in a round of phase 1 (mean over clients)."""
+    upload_payload_bytes_per_client_round: int = 0
+    """Measured upload of a client in a round of phase 1 (mean over clients and rounds)."""
+    download_payload_bytes_per_client_round: int = 0
+    """Measured download of a client in a round of phase 1."""
+    download_bytes_per_client_round: int | float = 0
+    """Declared download of a client in a round of phase 1."""
+    total_bytes: int
+    """Declared bytes of the whole run, up and down, both phases."""
+    full_model_bytes: int = 0
+    """Size of the whole model in float32."""
+    full_model_ratio: float | None = None
+    """``full_model_bytes`` / ``upload_bytes_per_client_round``; null if nothing is uploaded."""
+    compression: str = "none"
+    """``compression.kind``."""
+    rounds: int = 0
+    """Rounds of phase 1."""
+
+
+class RunSeconds(Artefact):
+    """Where the time of a run went, in seconds."""
+
+    total: float
+    """Wall time."""
+    setup: float = 0.0
+    """Wall time of loading data and model."""
+    train: float = 0.0
+    """Training, summed over workers."""
+    attack: float = 0.0
+    """Attacks during training and phase 2, summed over workers."""
+    game: float = 0.0
+    """The layer game, summed over workers."""
+    evaluate: float = 0.0
+    """Evaluation, summed over workers."""
+    aggregate: float = 0.0
+    """Aggregation by the coordinator."""
+    idle: float = 0.0
+    """Time that workers waited, summed over workers."""
+
+
+class CheckResult(Artefact):
+    """A check that says whether a robustness number can be believed (docs/checks.md)."""
+
+    name: str
+    """``S1`` to ``S14``."""
+    passed: bool
+    """Whether it passed."""
+    value: float = math.nan
+    """The number that was tested."""
+    meaning: str = ""
+    """What it means, in one sentence."""
+
+
+class ByzantineRecord(Artefact):
+    """The clients that attacked the aggregation; all spreads are then over the others."""
+
+    attack: str
+    """``byzantine.attack``."""
+    attackers: list[int] = Field([])
+    """Client numbers."""
+
+
+class Hardware(Artefact):
+    """Where the run computed."""
+
+    machine: str
+    """Processor architecture."""
+    cpus: int | None = None
+    """Logical processors."""
+    actors: int | None = None
+    """Workers."""
+    threads_per_actor: int = 1
+    """Torch threads of each."""
+    device: str | None = None
+    """``training.device``."""
+
+
+class Summary(Artefact):
+    """``summary.json``, written at the end of a run."""
+
+    description = "a summary of a finished run"
+
+    name: str = ""
+    """Name of the experiment."""
+    algorithm: str
+    """Name of the method."""
+    dataset: str
+    """``dataset.name``."""
+    backbone: str | None = None
+    """``backbone.name``."""
+    num_clients: int
+    """K, the number of clients."""
+    num_classes: int | None = None
+    """Classes of the data set."""
+    seed: int
+    """Seed of the experiment."""
+    rounds: int | None = None
+    """Rounds of phase 1."""
+    class_names: list[str] = Field([])
+    """Names of the classes."""
+    label_matrix: list[list[int]] | None = None
+    """Training images per client and class, ``[K][num_classes]``."""
+    clients: list[ClientSummary] = Field([])
+    """One entry per client."""
+    initial: StageAccuracies | None = None
+    """Before the defence: pre-trained backbone with a benignly fitted personal head."""
+    phase1: StageAccuracies | None = None
+    """After phase 1."""
+    final: StageAccuracies
+    """At the end; equals ``phase1`` where a method has no second phase."""
+    majority: Spread
+    """Accuracy of always answering a client's most frequent training class."""
+    communication: Communication
+    """Bytes that travelled."""
+    layer_game: GameRecord | None = None
+    """What the layer game decided; null where a method plays none."""
+    seconds: RunSeconds
+    """Where the time went."""
+    peak_memory_bytes_per_actor: int = 0
+    """High-water mark of the largest worker process."""
+    checks: list[CheckResult] = Field([])
+    """Checks of the final robust accuracy; empty where ``evaluation.checks`` is off."""
+    warnings: list[str] = Field([])
+    """What a reader of the numbers must know: failed checks, missed deadlines, diverged clients, records not tracked."""
+    threat_model: dict[str, str] = Field({})
+    """``norm``, ``training``, ``evaluation``, ``knowledge``, ``precision`` in words."""
+    byzantine: ByzantineRecord | None = None
+    """Byzantine clients; null where there are none."""
+    versions: dict[str, str] = Field({})
+    """Versions of this package and of what it computes with."""
+    hardware: Hardware | None = None
+    """Where it computed."""
+    compute: Compute | None = None
+    """Precisions and attention kernels."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill(cls, raw: Any) -> Any:
+        """Take ``phase1`` for ``final`` in files that leave the latter empty."""
+        if isinstance(raw, dict) and raw.get("final") is None and raw.get("phase1") is not None:
+            return raw | {"final": raw["phase1"]}
+        return raw
+
+    def other_warnings(self) -> list[str]:
+        """Return the warnings that do not repeat a check."""
+        checks = tuple(f"check {check.name} " for check in self.checks)
+        return [text for text in self.warnings if not (checks and text.startswith(checks))]
