@@ -37,7 +37,7 @@ demo: $(READY) ## run Sylva, both phases, on the embedded digits (about 90 secon
 	$(BIN)/sylva-ray run configs/digits.yaml
 
 test: $(READY) ## run the tests (under 8 minutes on 2 cores)
-	$(BIN)/python -m pytest -q -m 'not slow'
+	$(BIN)/python -m pytest -q -m 'not slow' --numprocesses auto --maxprocesses 4 --dist loadgroup
 
 test-fast: $(READY) ## run the tests of the inner loop: mathematics and structure, without Ray or training
 	$(BIN)/python -m pytest -q -m 'not slow' $(FAST)

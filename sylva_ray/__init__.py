@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from sylva_ray.api import LoadedRun, compare, evaluate, export, load_config, load_run, resume, run, sweep
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = ["LoadedRun", "compare", "evaluate", "export", "load_config", "load_run", "resume", "run", "sweep"]
 

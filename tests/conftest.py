@@ -35,6 +35,16 @@ TINY: dict[str, Any] = {
 """Three clients, two rounds and both phases in a few seconds."""
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Divide the tests among the workers of pytest-xdist: whole files, and everything that starts Ray to the same worker."""
+    if not config.pluginmanager.hasplugin("xdist"):
+        return
+    for item in items:
+        folder = item.path.parent.name
+        group = "ray" if folder in ("execution", "sweeps") else item.path.as_posix()
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+import sylva_ray
 from sylva_ray.config.experiment import ExperimentConfig
 from sylva_ray.core.records import StageRecord
 from sylva_ray.execution.ray.driver import run_prepared
@@ -94,7 +95,11 @@ def test_everything_arrives_in_the_default_store(folder: Path, monkeypatch: pyte
     assert run.info.status == "FINISHED"
     assert run.info.run_name == "my-run"
     assert run.data.params == config.flat()
-    assert {"algorithm": "sylva", "dataset": "digits", "sylva_ray_version": "0.1.0"}.items() <= run.data.tags.items()
+    assert {
+        "algorithm": "sylva",
+        "dataset": "digits",
+        "sylva_ray_version": sylva_ray.__version__,
+    }.items() <= run.data.tags.items()
 
     expected = [r["step"] for r in records if r["evaluation"]]
     keys = ["benign_accuracy.mean", "robust_accuracy.pgd20-eps8.p10", "client_003.benign_accuracy"]
