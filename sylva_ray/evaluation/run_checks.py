@@ -68,12 +68,12 @@ def run_checks(
         checks.restarts_add_little(at["pgd"], at["restarts"]),
         checks.black_box_is_weaker(white_box, black_box),
         checks.noise_is_harmless(white_box, at["noise"], benign),
-        checks.gradients_are_alive(
+        checks.gradients_are_useful(
             probes["zero_gradient"], probes["rises"], probes["difference"], probes["probabilities"]
         ),
         checks.worst_case_is_least(worst, members),
         checks.enough_images(run.headline_images, run.deployed),
-        checks.planted_are_found(probes["planted"], probes["found"], probes["by_chance"]),
+        checks.planted_points_are_found(probes["planted"], probes["found"], probes["by_chance"]),
         checks.collapse(run.collapsed),
     ]
 

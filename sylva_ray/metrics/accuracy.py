@@ -12,12 +12,12 @@ from sylva_ray.metrics.checks import predicts_one_class
 
 
 def accuracy(predictions: np.ndarray, labels: np.ndarray) -> float:
-    """Share of right answers."""
+    """Return the fraction of correct predictions."""
     return float(np.mean(predictions == labels))
 
 
 def balanced_accuracy(predictions: np.ndarray, labels: np.ndarray) -> float:
-    """Mean recall over the classes that occur in ``labels``: a constant predictor earns 1 / classes, however skewed."""
+    """Return the mean recall over the classes in ``labels``; for a constant prediction it is 1 / number of classes."""
     return float(np.mean([np.mean(predictions[labels == c] == c) for c in np.unique(labels)]))
 
 

@@ -1,8 +1,9 @@
-"""Checks that say whether a robustness number can be believed. Each result carries what it means, beside the number.
+"""Checks of whether a measured robust accuracy is credible. Every result contains a sentence that explains it.
 
-The numbering is that of docs/checks.md: what Carlini et al. 2019 ("On Evaluating Adversarial Robustness") and AutoAttack's
-own checks ask for, the planted points of Zimmermann et al. 2022, and collapse under label skew. A check is a function of
-measured accuracies; who measures them is `sylva_ray.evaluation.assessment`.
+The numbers S1 to S14 are those of docs/checks.md. The checks follow Carlini et al. 2019 ("On Evaluating Adversarial
+Robustness"), the checks of AutoAttack, and the binarization test of Zimmermann et al. 2022; S14 detects collapse under
+label skew. A check is a function of measured values, which `sylva_ray.evaluation.run_checks` passes to it. Accuracies
+and other fractions are in [0, 1].
 """
 
 from __future__ import annotations
@@ -17,55 +18,55 @@ from sylva_ray.core.summary import CheckResult
 from sylva_ray.core.types import AttackSpec
 
 UNBOUNDED = AttackSpec("pgd", epsilon=1.0, steps=20, step_size=default_step_size(1.0, 20))
-"""The attack of S4: within epsilon 1 every image is reachable."""
+"""The attack of S4: with epsilon 1 it can reach every image."""
 
 S4_IMAGES = 32
-"""Images per client for S4."""
+"""Number of images per client for S4."""
 
 TOLERANCE = 0.01
-"""Accuracy by which a curve may rise against its direction."""
+"""By how much an accuracy may rise along a curve that should fall."""
 
 BLACK_BOX_MARGIN = 0.002
-"""By how much a black-box attack may beat the white-box one: AutoAttack's own threshold."""
+"""By how much a black-box attack may exceed the white-box attack: the threshold of AutoAttack."""
 
 SAME_LOGITS = 1e-4
-"""Largest difference between two forwards of the same image: AutoAttack's own threshold."""
+"""Largest difference between the logits of two forwards of the same image: the threshold of AutoAttack."""
 
 
 def threat_model_stated(threat_model: Mapping[str, str]) -> CheckResult:
-    """S1: norm, epsilon, pixel space and what the attacker knows are part of the number."""
-    wanted = ("norm", "evaluation", "knowledge", "precision")
-    missing = [key for key in wanted if not threat_model.get(key)]
-    said = f"norm {threat_model.get('norm')}; {threat_model.get('knowledge')}"
-    return _result("S1", not missing, len(missing), said, f"the threat model does not say {', '.join(missing)}")
+    """Check S1: norm, attacks, precision and the knowledge of the attacker are stated."""
+    required = ("norm", "evaluation", "knowledge", "precision")
+    missing = [key for key in required if not threat_model.get(key)]
+    stated = f"norm {threat_model.get('norm')}; {threat_model.get('knowledge')}"
+    return _result("S1", not missing, len(missing), stated, f"the threat model does not state {', '.join(missing)}")
 
 
 def epsilon_zero(clean: float, at_zero: float) -> CheckResult:
-    """S2: an attack that may change nothing must change nothing."""
+    """Check S2: an attack with epsilon 0 does not change the accuracy."""
     gap = abs(clean - at_zero)
     return _result(
         "S2",
         gap == 0,
         gap,
-        "an attack with epsilon 0 leaves the benign accuracy as it is",
-        f"an attack with epsilon 0 moves the accuracy from {clean:.1%} to {at_zero:.1%}: the model's answers are random",
+        "an attack with epsilon 0 does not change the benign accuracy",
+        f"an attack with epsilon 0 changes the accuracy from {clean:.1%} to {at_zero:.1%}: predictions are random",
     )
 
 
 def falls_with_epsilon(curve: Mapping[float, float]) -> CheckResult:
-    """S3: more room never helps the defender. ``curve`` is ``{epsilon: accuracy}``."""
+    """Check S3: accuracy does not rise with epsilon. ``curve`` is ``{epsilon: accuracy}``."""
     rise = _largest_rise(curve)
     return _result(
         "S3",
         rise <= TOLERANCE,
         rise,
         "accuracy does not rise as epsilon grows",
-        f"accuracy rises by {rise:.1%} as epsilon grows: the attack fails where it has more room, so gradients mislead it",
+        f"accuracy rises by {rise:.1%} as epsilon grows: the attack gets weaker, so gradients are masked",
     )
 
 
 def unbounded_attack(robust_accuracy: float, num_classes: int) -> CheckResult:
-    """S4: at epsilon 1 nothing is left to defend; what survives is hidden from the attack, not robust."""
+    """Check S4: an attack with epsilon 1 reduces the accuracy to chance or below; otherwise gradients are masked."""
     chance = 1 / num_classes
     return _result(
         "S4",
@@ -78,137 +79,149 @@ def unbounded_attack(robust_accuracy: float, num_classes: int) -> CheckResult:
 
 
 def falls_with_steps(curve: Mapping[float, float]) -> CheckResult:
-    """S5: more steps never help the defender, and four times as many hardly help the attacker. ``{steps: accuracy}``."""
+    """Check S5: accuracy does not rise with the number of steps, and four times as many steps hardly reduce it."""
     rise = _largest_rise(curve)
-    most = max(curve)
-    before = curve[max((k for k in curve if 4 * k <= most), default=min(curve))]
-    left = before - curve[most]
+    max_steps = max(curve)
+    before = curve[max((steps for steps in curve if 4 * steps <= max_steps), default=min(curve))]
+    drop = before - curve[max_steps]
     failed = (
-        f"accuracy rises by {rise:.1%} with more steps: the attack is misled"
+        f"accuracy rises by {rise:.1%} with more steps: gradients are masked"
         if rise > TOLERANCE
-        else f"four times as many steps still cost {left:.1%}: the attack has not converged, so the accuracy is too high"
+        else f"four times as many steps reduce it by {drop:.1%}: the attack has not converged, the accuracy is too high"
     )
     return _result(
         "S5",
-        rise <= TOLERANCE and left <= TOLERANCE,
-        max(rise, left),
+        rise <= TOLERANCE and drop <= TOLERANCE,
+        max(rise, drop),
         "accuracy has converged in the number of steps",
         failed,
     )
 
 
 def iterative_beats_single(iterative: float, single: float) -> CheckResult:
-    """S6: PGD is at least as strong as FGSM."""
+    """Check S6: PGD is at least as strong as FGSM."""
     gap = iterative - single
     return _result(
         "S6",
         gap <= BLACK_BOX_MARGIN,
         gap,
-        f"PGD leaves {iterative:.1%}, one step {single:.1%}",
-        f"one step leaves less ({single:.1%}) than PGD ({iterative:.1%}): gradients are masked",
+        f"accuracy is {iterative:.1%} under PGD, {single:.1%} under one step",
+        f"one step is stronger ({single:.1%}) than PGD ({iterative:.1%}): gradients are masked",
     )
 
 
 def restarts_add_little(one: float, ten: float) -> CheckResult:
-    """S7: ten random starts against one."""
+    """Check S7: ten random starts are hardly stronger than one."""
     gap = one - ten
     return _result(
         "S7",
         gap <= 2 * TOLERANCE,
         gap,
-        f"ten starts instead of one cost {gap:.1%}",
-        f"ten starts instead of one cost {gap:.1%}: one start is not enough here, read the worst case over attacks instead",
+        f"ten starts instead of one reduce the accuracy by {gap:.1%}",
+        f"ten starts instead of one reduce the accuracy by {gap:.1%}: one is not enough, use the worst case instead",
     )
 
 
 def black_box_is_weaker(white_box: float, black_box: Mapping[str, float]) -> CheckResult:
-    """S8: what needs no gradient must not beat what has it. ``{attack: accuracy}`` on the same images."""
+    """Check S8: attacks without gradients are not stronger; ``black_box`` is ``{attack: accuracy}``."""
     name, accuracy = min(black_box.items(), key=lambda item: item[1])
     gap = white_box - accuracy
     return _result(
         "S8",
         gap <= BLACK_BOX_MARGIN,
         gap,
-        f"black-box attacks leave at least {accuracy:.1%} ({name}), gradient attacks {white_box:.1%}",
-        f"{name} leaves {accuracy:.1%}, less than gradient attacks ({white_box:.1%}): gradients are masked",
+        f"accuracy is {accuracy:.1%} under black-box attacks ({name}), {white_box:.1%} under gradient attacks",
+        f"{name} is stronger ({accuracy:.1%}) than gradient attacks ({white_box:.1%}): gradients are masked",
     )
 
 
 def noise_is_harmless(white_box: float, noise: float, benign: float) -> CheckResult:
-    """S9: random points must do far less harm than the attack; half of what the attack breaks would be too much."""
-    harm, attack_harm = benign - noise, benign - white_box
-    share = harm / attack_harm if attack_harm > 0 else float(harm > 0)
+    """Check S9: random noise breaks at most half as many images as the attack."""
+    by_noise, by_attack = benign - noise, benign - white_box
+    ratio = by_noise / by_attack if by_attack > 0 else float(by_noise > 0)
     return _result(
         "S9",
-        share <= 0.5,
-        share,
-        f"random noise breaks {harm:.1%}, the attack {attack_harm:.1%}",
-        f"random noise breaks {harm:.1%}, the attack no more than {attack_harm:.1%}: it hardly searches",
+        ratio <= 0.5,
+        ratio,
+        f"random noise breaks {by_noise:.1%}, the attack {by_attack:.1%}",
+        f"random noise breaks {by_noise:.1%}, the attack only {by_attack:.1%}: the attack is hardly better than chance",
     )
 
 
-def gradients_are_alive(zero: float, rises: float, difference: float, probabilities: float) -> CheckResult:
-    """S10: shares of images without gradient, whose loss the attack raises, and that look like probabilities; and how much two
-    forwards differ."""
+def gradients_are_useful(zero: float, rises: float, difference: float, probabilities: float) -> CheckResult:
+    """Check S10: gradients exist, the attack raises the loss, and the model is deterministic and returns logits.
+
+    Args:
+        zero: fraction of the images whose gradient is zero.
+        rises: fraction of the images whose loss the attack raises.
+        difference: largest difference between the logits of repeated forwards.
+        probabilities: fraction of the images whose logits look like probabilities.
+    """
     faults = []
     if zero >= 0.01:
-        faults.append(f"{zero:.1%} of the images have no gradient at all")
+        faults.append(f"{zero:.1%} of the images have a gradient of zero")
     if rises < 0.95:
-        faults.append(f"the attack raises the loss on {rises:.1%} of the images only")
+        faults.append(f"the attack raises the loss on only {rises:.1%} of the images")
     if difference > SAME_LOGITS:
-        faults.append(f"two forwards of one image differ by {difference:.2g}: the model is random, attack its average")
+        faults.append(
+            f"two forwards of one image differ by {difference:.2g}: the model is random, attack its average instead"
+        )
     if probabilities > 0.5:
-        faults.append("the outputs are probabilities, not logits: their gradients vanish where the model is certain")
+        faults.append("the outputs are probabilities, not logits: gradients vanish where the model is confident")
     return _result(
         "S10",
         not faults,
         zero,
-        f"{zero:.1%} of the images have no gradient; the loss rises on {rises:.1%}; forwards differ by {difference:.1g}",
+        f"no gradient on {zero:.1%} of the images; the loss rises on {rises:.1%}; forwards differ by {difference:.1g}",
         "; ".join(faults),
     )
 
 
 def worst_case_is_least(worst: float, members: Mapping[str, float]) -> CheckResult:
-    """S11: the worst case per image is at most every attack's own accuracy."""
-    least = min(members.values())
+    """Check S11: the worst case per image is at most the accuracy under every single attack."""
+    lowest = min(members.values())
     return _result(
         "S11",
-        worst <= least,
-        worst - least,
-        f"the worst case over {len(members)} attacks leaves {worst:.1%}, the strongest alone {least:.1%}",
-        f"the worst case ({worst:.1%}) exceeds an attack's own accuracy ({least:.1%}): the images do not correspond",
+        worst <= lowest,
+        worst - lowest,
+        f"accuracy is {worst:.1%} in the worst case over {len(members)} attacks, {lowest:.1%} under the strongest one",
+        f"the worst case ({worst:.1%}) exceeds the accuracy under one attack ({lowest:.1%}): the images differ",
     )
 
 
 def enough_images(images: int, deployed: bool) -> CheckResult:
-    """S12: on what, and on how much, the number was measured."""
-    what = f"{images:,} images, on the weights that are deployed"
+    """Check S12: at least 1,000 images were used, and the attacked weights are those that are deployed."""
+    good = f"{images:,} images, on the weights that are deployed"
     fault = (
-        f"{images:,} images; below 1,000 the 95 % half width exceeds 3 points"
+        f"{images:,} images; below 1,000 the half-width of the 95 % interval exceeds 3 points"
         if deployed
-        else "the weights attacked are not the ones that were exported"
+        else "the attacked weights are not the ones that were exported"
     )
-    return _result("S12", images >= 1000 and deployed, images, what, fault)
+    return _result("S12", images >= 1000 and deployed, images, good, fault)
 
 
-def planted_are_found(planted: float, found: float, by_chance: float) -> CheckResult:
-    """S13: shares of images with a planted adversarial point, whose read-out the attack breaks, and that random corners break."""
+def planted_points_are_found(planted: float, found: float, by_chance: float) -> CheckResult:
+    """Check S13: the attack finds adversarial points that are known to exist, see `binarization_test`.
+
+    Args:
+        planted: fraction of the images with such a point.
+        found: fraction of the images on which the attack finds it.
+        by_chance: fraction of the images on which random search finds it.
+    """
     rate = found / planted if planted else 0.0
     corners = f"random corners: {by_chance / planted if planted else 0.0:.1%}"
-    weak = (
-        f"the attack finds only {rate:.1%} of adversarial points that are surely there ({corners}): it is too weak here"
-    )
+    weak = f"the attack finds only {rate:.1%} of the points that are known to exist ({corners}): it is too weak"
     return _result(
         "S13",
         planted > 0 and rate >= 0.95,
         rate,
-        f"the attack finds {rate:.1%} of planted adversarial points ({corners})",
-        weak if planted else "no adversarial point could be planted: the logits do not depend on the image",
+        f"the attack finds {rate:.1%} of the adversarial points that are known to exist ({corners})",
+        weak if planted else "no adversarial point exists: the logits do not depend on the image",
     )
 
 
 def collapse(collapsed: Sequence[bool]) -> CheckResult:
-    """S14: a constant answer earns the majority share as benign *and* as robust accuracy."""
+    """Check S14: no client has the robust accuracy of a constant prediction."""
     count = sum(collapsed)
     which = ", ".join(str(client) for client, bad in enumerate(collapsed) if bad)
     return _result(
@@ -222,12 +235,12 @@ def collapse(collapsed: Sequence[bool]) -> CheckResult:
 
 
 def predicts_one_class(predictions: np.ndarray, labels: np.ndarray) -> bool:
-    """Whether a client answers one class only although its test images show more."""
+    """Return whether all predictions are the same class although there are several among the labels."""
     return len(np.unique(predictions)) == 1 and len(np.unique(labels)) > 1
 
 
 def is_collapsed(robust_accuracy: float, majority_share: float, one_class: bool) -> bool:
-    """The mark behind S14, for one client."""
+    """Return whether a client fails S14: it predicts one class, or its accuracy is at most the majority share."""
     return one_class or robust_accuracy <= majority_share
 
 

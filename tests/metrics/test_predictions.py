@@ -20,7 +20,7 @@ def test_what_was_written_comes_back_per_client_and_condition(tmp_path: Path) ->
     assert [own.tolist() for own in read_correct(tmp_path, "pgd20-eps4")] == [[False, True, False], [False, False]]
     with pytest.raises(UserError, match="available: benign, pgd20-eps4"):
         read_correct(tmp_path, "pgd50-eps4")
-    with pytest.raises(UserError, match="unfinished"):
+    with pytest.raises(UserError, match="not finished"):
         read_correct(tmp_path / "nothing", "benign")
 
 
