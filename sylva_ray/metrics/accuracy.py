@@ -1,4 +1,4 @@
-"""Accuracies from predictions, and how they spread over the fleet. All values are fractions in [0, 1]."""
+"""Accuracies of clients from their predictions. All values are fractions in [0, 1]."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ def balanced_accuracy(predictions: np.ndarray, labels: np.ndarray) -> float:
 
 @dataclass(frozen=True)
 class ConditionAccuracy:
-    """One client's accuracies under one condition.
+    """The accuracies of one client under one condition.
 
     Attributes:
-        accuracy: fraction of right answers.
-        balanced_accuracy: mean recall over the classes that occur.
-        one_class: whether all answers are the same class; None where that is not asked.
+        accuracy: fraction of correct predictions.
+        balanced_accuracy: mean recall over the classes of the labels.
+        one_class: see `predicts_one_class`; None if it was not computed.
     """
 
     accuracy: float
@@ -37,27 +37,27 @@ class ConditionAccuracy:
 
 
 def evaluate_client(predictions: Mapping[str, np.ndarray], labels: np.ndarray) -> dict[str, ConditionAccuracy]:
-    """Measure one client's answers.
+    """Compute the accuracies of one client.
 
     Args:
-        predictions: ``{condition: class numbers [n]}``, ``benign`` among them.
+        predictions: ``{condition: [n]}``; one of the conditions is ``benign``.
         labels: ``[n]``.
 
     Returns:
-        ``{condition: accuracies}``; ``benign`` also tells whether all answers are the same class.
+        ``{condition: accuracies}``; ``one_class`` is computed for ``benign`` only.
     """
     return {
         condition: ConditionAccuracy(
-            accuracy(answers, labels),
-            balanced_accuracy(answers, labels),
-            predicts_one_class(answers, labels) if condition == "benign" else None,
+            accuracy(classes, labels),
+            balanced_accuracy(classes, labels),
+            predicts_one_class(classes, labels) if condition == "benign" else None,
         )
-        for condition, answers in predictions.items()
+        for condition, classes in predictions.items()
     }
 
 
 def fleet_table(clients: Sequence[Mapping[str, ConditionAccuracy]]) -> dict[str, ClientAccuracies]:
-    """Turn the accuracies of K clients into lists over clients, the form of a record."""
+    """Collect the accuracies of K clients in lists over clients, the form of a record."""
     return {
         condition: ClientAccuracies(
             accuracy=[client[condition].accuracy for client in clients],

@@ -11,7 +11,7 @@ from sylva_ray.attacks.state import AttackedModel
 from sylva_ray.core.seeding import ImageDraws, image_keys
 from sylva_ray.core.types import ClientImages, ParameterStack
 from sylva_ray.evaluation.plan import check_attacks, epsilon_curve, steps_curve
-from sylva_ray.evaluation.run_checks import run_checks
+from sylva_ray.evaluation.run_checks import RunFacts, run_checks
 from sylva_ray.evaluation.tables import Measured
 from sylva_ray.metrics.checks import CheckResult
 from sylva_ray.metrics.probe import binarization_test, gradient_health
@@ -86,7 +86,8 @@ def checked(model: AttackedModel, honest_labels: bool = True) -> dict[str, Check
     majority = [np.bincount(own).max() / len(own) for own in measured.labels]
     worst = [own.mean() for own in measured.right(attack.label)]
     collapsed = [bool(w <= m) for w, m in zip(worst, majority, strict=True)]
-    results = run_checks(measured, probes, EPSILON, CLASSES, THREAT, 5000, True, collapsed)
+    facts = RunFacts(EPSILON, CLASSES, THREAT, headline_images=5000, deployed=True, collapsed=collapsed)
+    results = run_checks(measured, probes, facts)
     assert [check.name for check in results] == [f"S{number}" for number in range(1, 15)]
     return {check.name: check for check in results}
 
