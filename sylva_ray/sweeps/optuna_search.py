@@ -18,9 +18,10 @@ import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.storages.journal import BaseJournalBackend
 from optuna.trial import TrialState
-from pydantic import BaseModel, JsonValue
+from pydantic import BaseModel, JsonValue, ValidationError
 from ray.tune.search import Searcher
 
+from sylva_ray.core.errors import RunError
 from sylva_ray.sweeps.points import PointValues, point_id
 from sylva_ray.sweeps.space import Parameter, Space
 
@@ -188,8 +189,17 @@ class PointSearch(Searcher):
         Path(checkpoint_path).write_text(self._state.model_dump_json())
 
     def restore(self, checkpoint_path: str) -> None:
-        """Continue from a saved state; see `Searcher.restore`."""
-        self._state = SearchState.model_validate_json(Path(checkpoint_path).read_text())
+        """Continue from a saved state; see `Searcher.restore`.
+
+        Raises:
+            RunError: The file is damaged.
+        """
+        try:
+            self._state = SearchState.model_validate_json(Path(checkpoint_path).read_text())
+        except ValidationError:
+            raise RunError(
+                "the saved state of the search is damaged: start the sweep again in another folder"
+            ) from None
         self._sampler.set_random_states(self._state.random_states)
         storage = optuna.storages.JournalStorage(JournalLines(self._state.journal))
         self._study = optuna.load_study(study_name=STUDY, storage=storage, sampler=self._sampler)

@@ -96,7 +96,7 @@ class Sweep:
 
     Attributes:
         space: What was searched.
-        trials: In the order in which they were planned or suggested.
+        trials: All of them; those of a grid or a random search in the order of `planned_trials`.
         points: Best first by the first objective, incomplete ones last.
         folder: The sweep's folder.
     """

@@ -19,6 +19,7 @@ from tests.conftest import TINY
 
 
 def make_space(*metrics: str, seeds: tuple[int, ...] = (0, 1), **keys: Any) -> Space:
+    """Return a space of three ranks with the given metrics as objectives."""
     ranks = build(Parameter, {"grid": [2, 4, 8]})
     objectives = [{"metric": metric, "mode": "min" if metric == "total_bytes" else "max"} for metric in metrics]
     raw = {
@@ -34,6 +35,7 @@ def make_space(*metrics: str, seeds: tuple[int, ...] = (0, 1), **keys: Any) -> S
 def result(
     rank: int, seed: int, benign: float, robust: float, state: str = "finished", workers: int = 1, **more: Any
 ) -> TrialResult:
+    """Return the result of one trial."""
     trial = Trial({"lora.rank": rank}, seed)
     metrics = {"benign_accuracy": benign, "robust_accuracy": robust, "total_bytes": 1000.0 * rank, "seconds": 5.0}
     spans = [(100.0 * seed, 100.0 * seed + 10)]
@@ -41,15 +43,18 @@ def result(
 
 
 def sweep_of(space: Space, trials: list[TrialResult]) -> Sweep:
+    """Return the results of a sweep."""
     return Sweep.from_trials(space, trials, Path("toy"))
 
 
 def chosen(sweep: Sweep) -> list[Any]:
+    """Return the ranks of the chosen points."""
     ranks: list[Any] = [point.values["lora.rank"] for point in sweep.chosen]
     return sorted(ranks)
 
 
 def test_a_point_is_the_mean_of_its_seeds_and_the_best_mean_is_chosen() -> None:
+    """The point with the best single trial is not the best."""
     trials = [result(2, 0, 0.9, 0.5), result(2, 1, 0.9, 0.7), result(4, 0, 0.9, 0.9), result(4, 1, 0.9, 0.1)]
     sweep = sweep_of(make_space("robust_accuracy"), trials)
     best = sweep.points[0]
@@ -60,6 +65,7 @@ def test_a_point_is_the_mean_of_its_seeds_and_the_best_mean_is_chosen() -> None:
 
 
 def test_a_point_that_lacks_a_seed_is_not_chosen_and_comes_last() -> None:
+    """A pruned trial has no result, whatever it had reached."""
     trials = [result(2, 0, 0.9, 0.2), result(2, 1, 0.9, 0.2)]
     trials += [
         result(4, 0, 0.9, 0.9),
@@ -73,6 +79,7 @@ def test_a_point_that_lacks_a_seed_is_not_chosen_and_comes_last() -> None:
 
 
 def test_the_front_is_what_brute_force_says() -> None:
+    """On random points with ties, and with one objective that is minimised."""
     rng = np.random.default_rng(0)
     values = rng.integers(0, 6, (30, 2)) / 6
     space = make_space("benign_accuracy", "robust_accuracy", seeds=(0,))
@@ -85,6 +92,7 @@ def test_the_front_is_what_brute_force_says() -> None:
 
 
 def test_utilisation_counts_the_time_in_which_trials_ran() -> None:
+    """Time without a trial does not count."""
     assert union_length([(0, 10), (5, 12), (100, 101)]) == 13
     trials = [result(2, seed, 0.5, 0.5, workers=2) for seed in (0, 1)]  # 10 s each, 5 of them busy, far apart
     assert sweep_of(make_space("robust_accuracy"), trials).busy_share == pytest.approx(10 / (2 * 20))
@@ -93,6 +101,7 @@ def test_utilisation_counts_the_time_in_which_trials_ran() -> None:
 
 
 def record(step: int, evaluation: dict[str, ClientAccuracies] | None) -> StageRecord:
+    """Return the record of a step."""
     return StageRecord(
         step=step,
         stage="phase1",
@@ -106,6 +115,7 @@ def record(step: int, evaluation: dict[str, ClientAccuracies] | None) -> StageRe
 
 
 def test_metrics_keep_the_newest_values_and_leave_attackers_out() -> None:
+    """The second step is not evaluated."""
     space = make_space("robust_accuracy")
     config = space.config({"lora.rank": 2}, 0)
     label = config.evaluation.specs[0].label
@@ -131,6 +141,7 @@ def test_metrics_keep_the_newest_values_and_leave_attackers_out() -> None:
 
 @pytest.mark.parametrize("metrics", [("robust_accuracy",), ("benign_accuracy", "robust_accuracy")])
 def test_the_report_is_one_page_with_every_point_and_plot(metrics: tuple[str, ...]) -> None:
+    """It links to nothing, and texts are escaped."""
     trials = [result(rank, seed, 0.9 - rank / 40, rank / 10) for rank in (2, 4, 8) for seed in (0, 1)]
     trials[0] = result(2, 0, 0.9, 0.2, checks=("S14",))
     trials.append(result(16, 0, 0.1, 0.1, state="failed", error="<b>CUDA</b> out of memory"))
@@ -148,6 +159,7 @@ def test_the_report_is_one_page_with_every_point_and_plot(metrics: tuple[str, ..
 
 
 def test_an_unfinished_sweep_has_a_report_too() -> None:
+    """Without a finished trial there is no best point."""
     trials = [result(2, 0, 0, 0, state="failed", error="boom"), result(4, 0, 0.5, 0.5, state="pruned")]
     page = render(sweep_of(make_space("robust_accuracy"), trials))
     assert "nothing to choose from" in page

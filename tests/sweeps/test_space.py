@@ -20,17 +20,19 @@ GRID = {"lora.rank": {"grid": [2, 4]}, "attack.epsilon": {"grid": ["2/255", "8/2
 
 
 def write(folder: Path, **keys: Any) -> Path:
-    """A space over the tiny experiment."""
+    """Write a space over the tiny experiment."""
     path = folder / "space.yaml"
     path.write_text(yaml.safe_dump({"name": "tiny", "experiment": TINY, "parameters": GRID} | keys, sort_keys=False))
     return path
 
 
 def space_of(folder: Path, *overrides: str, **keys: Any) -> Space:
+    """Load a space over the tiny experiment."""
     return load_space(write(folder, **keys), overrides)
 
 
 def test_a_grid_is_every_combination_with_every_seed(tmp_path: Path) -> None:
+    """Seeds are innermost."""
     trials = planned_trials(space_of(tmp_path, seeds=[0, 3]))
     found = [(t.values["lora.rank"], t.values["attack.epsilon"], t.seed) for t in trials]
     assert found == [(r, e, s) for r in (2, 4) for e in ("2/255", "8/255") for s in (0, 3)]
@@ -39,6 +41,7 @@ def test_a_grid_is_every_combination_with_every_seed(tmp_path: Path) -> None:
 
 
 def test_a_trials_experiment_is_the_base_with_its_values(tmp_path: Path) -> None:
+    """An override changes all trials."""
     space = space_of(tmp_path, "training.rounds=5")
     config = space.config({"lora.rank": 4, "attack.epsilon": "8/255"}, seed=7)
     assert (config.lora.rank, config.attack.epsilon, config.seed, config.training.rounds) == (4, 8 / 255, 7, 5)
@@ -46,6 +49,7 @@ def test_a_trials_experiment_is_the_base_with_its_values(tmp_path: Path) -> None
 
 
 def test_a_base_is_read_beside_the_space_and_changed_key_by_key(tmp_path: Path) -> None:
+    """Keys that the changes do not name keep the base's values."""
     (tmp_path / "base.yaml").write_text(yaml.safe_dump(TINY))
     space = space_of(tmp_path, base="base.yaml", experiment={"training": {"lr": 0.5}})
     config = space.config({}, 0)
@@ -54,12 +58,14 @@ def test_a_base_is_read_beside_the_space_and_changed_key_by_key(tmp_path: Path) 
 
 
 def test_a_section_can_be_swept_as_a_whole(tmp_path: Path) -> None:
+    """Its values are mappings."""
     methods = [{"name": "per_lora"}, {"name": "fedit_at"}]
     space = space_of(tmp_path, parameters={"algorithm": {"grid": methods}})
     assert [space.config(t.values, 0).algorithm.name for t in planned_trials(space)] == ["per_lora", "fedit_at"]
 
 
 def test_random_points_stay_inside_and_more_of_them_keep_the_first(tmp_path: Path) -> None:
+    """All four kinds of parameters."""
     ranges = {
         "training.lr": {"loguniform": [0.001, 0.1]},
         "attack.epsilon": {"uniform": ["1/255", "8/255"]},
@@ -80,6 +86,7 @@ def test_random_points_stay_inside_and_more_of_them_keep_the_first(tmp_path: Pat
 
 
 def test_a_small_space_has_no_more_points_than_it_has(tmp_path: Path) -> None:
+    """Random search does not repeat a point."""
     ranks = {"lora.rank": {"choice": [2, 4]}}
     space = space_of(tmp_path, parameters=ranks, search={"kind": "random", "num_points": 9})
     drawn: list[Any] = [trial.values["lora.rank"] for trial in planned_trials(space)]
@@ -87,7 +94,7 @@ def test_a_small_space_has_no_more_points_than_it_has(tmp_path: Path) -> None:
 
 
 def test_what_the_base_lacks_the_parameters_may_give(tmp_path: Path) -> None:
-    """Nobody runs the base: no attack, too few rounds and a rank of 0 in it are nothing wrong."""
+    """The base alone is not run: it may lack an attack, have too few rounds or a rank of 0."""
     base = {**TINY, "evaluation": {"attacks": [], "every": 1}, "lora": {"rank": 0}}
     attack = {"epsilon": "4/255", "steps": 1}
     parameters = {
@@ -101,6 +108,7 @@ def test_what_the_base_lacks_the_parameters_may_give(tmp_path: Path) -> None:
 
 
 def test_the_resolved_space_says_the_same(tmp_path: Path) -> None:
+    """It needs no base."""
     (tmp_path / "base.yaml").write_text(yaml.safe_dump(TINY))
     space = space_of(tmp_path, base="base.yaml", experiment={}, seeds=[1])
     again = tmp_path / "elsewhere"
@@ -111,6 +119,7 @@ def test_the_resolved_space_says_the_same(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("path", sorted((ROOT / "tune_spaces").glob("*.yaml")), ids=lambda p: p.name)
 def test_every_shipped_space_is_made_of_experiments(path: Path) -> None:
+    """Each is checked and prepared as before a sweep."""
     space = load_space(path)
     assert space.name == path.stem
     check_space(space)
@@ -118,11 +127,13 @@ def test_every_shipped_space_is_made_of_experiments(path: Path) -> None:
 
 
 def test_the_smoke_space_has_four_trials_and_the_grid_eighteen() -> None:
+    """As their comments say."""
     assert len(planned_trials(load_space(ROOT / "tune_spaces" / "smoke.yaml"))) >= 4
     assert len(planned_trials(load_space(ROOT / "tune_spaces" / "grid.yaml"))) == 3 * 2 * 3
 
 
 def lr(**how: Any) -> dict[str, Any]:
+    """Return keys of a random search over the learning rate."""
     return {"parameters": {"training.lr": how}, "search": {"kind": "random", "num_points": 3}}
 
 
@@ -251,6 +262,7 @@ CASES: dict[str, tuple[dict[str, Any], tuple[str, ...], list[str]]] = {
 
 @pytest.mark.parametrize("case", CASES)
 def test_one_clear_line_and_exit_code_2(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The line names key, value and fix, and nothing is written."""
     keys, overrides, says = CASES[case]
     monkeypatch.chdir(tmp_path)
     result = CliRunner().invoke(app, ["tune", str(write(tmp_path, **keys)), *overrides])
@@ -263,6 +275,7 @@ def test_one_clear_line_and_exit_code_2(case: str, tmp_path: Path, monkeypatch: 
 
 
 def test_a_folder_that_is_not_free(tmp_path: Path) -> None:
+    """It may hold the same sweep, another one, or something else."""
     from sylva_ray.sweeps.folder import SweepFolder
 
     space = space_of(tmp_path)

@@ -10,22 +10,22 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
-import yaml
 
 from sylva_ray.core.errors import UserError
 from sylva_ray.sweeps.events import AttemptEvent, SweepEvent, TrialProgress, Waiting
 from sylva_ray.sweeps.folder import SweepFolder
 from sylva_ray.sweeps.points import planned_trials, point_id
 from sylva_ray.sweeps.results import Sweep
-from sylva_ray.sweeps.space import Space, load_space
+from sylva_ray.sweeps.space import load_space
 from tests.conftest import TINY
 from tests.execution.conftest import adapter_files
+from tests.sweeps.toys import SMALL, ignore, space_of
 
 ray = pytest.importorskip("ray")
 optuna = pytest.importorskip("optuna")
@@ -34,30 +34,14 @@ from sylva_ray.provisioning.launcher_file import load_promised  # noqa: E402
 from sylva_ray.sweeps.optuna_search import PointSearch  # noqa: E402
 from sylva_ray.sweeps.ray_tune import asha, check_trials_fit, max_rounds, run_sweep, watching  # noqa: E402
 from sylva_ray.sweeps.trial import trial_bundles, trials_that_fit  # noqa: E402
-
-SMALL: dict[str, Any] = {
-    **TINY,
-    "algorithm": {"name": "fedit_at"},
-    "evaluation": {"attacks": [{"epsilon": "4/255", "steps": 1}], "every": 1, "checks": False},
-}
-"""`TINY` without a phase 2, measured after every round."""
+from tests.sweeps.test_optuna_search import play  # noqa: E402
 
 HOME = "node:10.0.0.1"
 ROOT = Path(__file__).parents[2]
 
 
-def space_of(folder: Path, experiment: Mapping[str, Any] = SMALL, **keys: Any) -> Space:
-    raw = {"name": "tiny", "experiment": dict(experiment), "parameters": {"lora.rank": {"grid": [1, 2]}}} | keys
-    folder.mkdir(exist_ok=True)
-    (folder / "space.yaml").write_text(yaml.safe_dump(raw, sort_keys=False))
-    return load_space(folder / "space.yaml")
-
-
-def ignore(event: object) -> None:
-    """Take an event of a sweep or of a run."""
-
-
 def adapters_of(sweep: Sweep, root: Path) -> dict[str, dict[str, bytes]]:
+    """Return the adapter files of every trial."""
     return {trial.key: adapter_files(root / "trials" / trial.key) for trial in sweep.trials}
 
 
@@ -65,6 +49,7 @@ def adapters_of(sweep: Sweep, root: Path) -> dict[str, dict[str, bytes]]:
 
 
 def test_a_trial_reserves_its_coordinator_and_its_actors(tmp_path: Path) -> None:
+    """In process, one bundle is both."""
     cluster = {"pool": "ray", "num_actors": 2, "cpus_per_actor": 0.5, "gpus_per_actor": 0.25}
     space = space_of(tmp_path, {**SMALL, "cluster": cluster, "training": {"cohort_size": 1}})
     bundles = trial_bundles(space.config({}, 0), HOME)
@@ -73,6 +58,7 @@ def test_a_trial_reserves_its_coordinator_and_its_actors(tmp_path: Path) -> None
 
 
 def test_every_client_its_actor_reserves_as_many_as_the_point_has(tmp_path: Path) -> None:
+    """The points differ in their clients."""
     cluster = {"pool": "ray", "num_actors": "per_client"}
     space = space_of(tmp_path, {**SMALL, "cluster": cluster}, parameters={"partition.num_clients": {"grid": [2, 3]}})
     sizes = [len(trial_bundles(space.config(trial.values, 0), HOME)) for trial in planned_trials(space)]
@@ -86,10 +72,11 @@ def test_every_client_its_actor_reserves_as_many_as_the_point_has(tmp_path: Path
         ([{"CPU": 1.0, HOME: 1.0}], 0),
         ([{HOME: 1.0}, {"CPU": 5.0}], 2),
         ([{"CPU": 3.0, HOME: 1.0}, {"CPU": 3.0}], 3),
-        ([{"CPU": 64.0}], 0),  # the coordinator's place is taken by nobody else
+        ([{"CPU": 64.0}], 0),  # only the driver's node may hold the coordinator
     ],
 )
 def test_how_many_trials_fit(nodes: list[dict[str, float]], fit: int) -> None:
+    """Of one coordinator and two actors with a CPU each."""
     assert trials_that_fit([{HOME: 0.001}, {"CPU": 1.0}, {"CPU": 1.0}], nodes) == fit
 
 
@@ -136,6 +123,7 @@ def test_a_share_of_a_gpu_lies_on_one_gpu(share: float, actors: int, fit: int) -
 def test_a_trial_that_no_autoscaler_can_place_is_refused(
     cluster: dict[str, Any], says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """The message says what a trial needs and what there may be."""
     monkeypatch.setattr("sylva_ray.sweeps.ray_tune.node_resources", lambda: [HEAD])
     space = space_of(tmp_path, {**SMALL, "cluster": cluster, "training": {"cohort_size": 1}})
     with pytest.raises(UserError, match=says):
@@ -143,6 +131,7 @@ def test_a_trial_that_no_autoscaler_can_place_is_refused(
 
 
 def test_a_sweep_without_a_running_trial_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before the first trial, and after the process of one was killed."""
     for name, value in (("node_resources", lambda: [HEAD]), ("POLL_INTERVAL_S", 0.01), ("STATUS_INTERVAL_S", 0.05)):
         monkeypatch.setattr(f"sylva_ray.sweeps.ray_tune.{name}", value)
     space, folder = space_of(tmp_path / "s"), SweepFolder(tmp_path / "sweep")
@@ -184,141 +173,25 @@ def test_a_sweep_without_a_running_trial_says_so(tmp_path: Path, monkeypatch: py
 def test_a_trial_that_fits_nowhere_is_refused_and_nothing_written(
     cluster: dict[str, Any], says: str, tmp_path: Path
 ) -> None:
+    """On a real cluster of two CPUs."""
     space = space_of(tmp_path / "s", {**SMALL, "cluster": cluster, "training": {**SMALL["training"], "cohort_size": 1}})
     with pytest.raises(UserError, match=says):
         run_sweep(space, tmp_path / "sweep", resume=False, on_event=ignore)
     assert not (tmp_path / "sweep").exists()
 
 
-# -- search and pruning, without trials -----------------------------------------------------------------------------------
-
-OBJECTIVES = [{"metric": "benign_accuracy"}, {"metric": "robust_accuracy"}]
-
-
-def play(search: PointSearch, outcome: Any) -> list[dict[str, Any]]:
-    """Answer every suggestion at once; returns them."""
-    given: list[dict[str, Any]] = []
-    while True:
-        trial_id = f"t{len(given)}"
-        suggested = search.suggest(trial_id)
-        if suggested == "FINISHED":
-            return given
-        given.append(suggested["trial"])
-        search.on_trial_complete(trial_id, {"finished": True} | outcome(suggested["trial"]))
-
-
-def test_optuna_hears_of_a_point_once_all_its_seeds_are_done(tmp_path: Path) -> None:
-    parameters = {"training.lr": {"loguniform": [0.001, 0.1]}, "lora.rank": {"choice": [1, 2, 4]}}
-    space = space_of(tmp_path, parameters=parameters, seeds=[0, 1], search={"kind": "optuna", "num_points": 6})
-    search = PointSearch(space)
-    given = play(search, lambda trial: {"robust_accuracy": trial["seed"] / 2})
-    assert [trial["seed"] for trial in given] == [0, 1] * 6
-    assert all(a["values"] == b["values"] for a, b in zip(given[::2], given[1::2], strict=True))
-    assert [trial.value for trial in search.study.trials] == [0.25] * 6
-
-
-def test_optuna_finds_the_front_of_two_objectives(tmp_path: Path) -> None:
-    """Benign falls and robust rises with epsilon; a bad learning rate costs both: the front is at good learning rates."""
-    parameters = {"attack.epsilon": {"uniform": [0.0, 0.1]}, "training.lr": {"uniform": [0.0, 1.0]}}
-    space = space_of(
-        tmp_path, parameters=parameters, objectives=OBJECTIVES, search={"kind": "optuna", "num_points": 60, "seed": 1}
-    )
-    search = PointSearch(space)
-
-    def outcome(trial: dict[str, Any]) -> dict[str, float]:
-        epsilon, loss = trial["values"]["attack.epsilon"], (trial["values"]["training.lr"] - 0.3) ** 2
-        return {"benign_accuracy": 1 - 5 * epsilon - loss, "robust_accuracy": 5 * epsilon - loss}
-
-    given = play(search, outcome)
-    told = [tuple(outcome(trial).values()) for trial in given]
-    front = {a for a in told if not any(b != a and b[0] >= a[0] and b[1] >= a[1] for b in told)}
-    assert {tuple(trial.values) for trial in search.study.best_trials} == front
-    late = [abs(trial["values"]["training.lr"] - 0.3) for trial in given[30:]]
-    early = [abs(trial["values"]["training.lr"] - 0.3) for trial in given[:10]]
-    assert sum(late) / len(late) < sum(early) / len(early), "it learned nothing"
-
-
-def test_optuna_does_not_run_a_point_twice_and_stops_when_there_is_no_other(tmp_path: Path) -> None:
-    space = space_of(tmp_path, parameters={"lora.rank": {"choice": [1, 2]}}, search={"kind": "optuna", "num_points": 9})
-    given = play(PointSearch(space), lambda trial: {"robust_accuracy": trial["values"]["lora.rank"] / 2})
-    assert sorted(trial["values"]["lora.rank"] for trial in given) == [1, 2]
-
-
-MIXED = {"training.lr": {"uniform": [0.0, 1.0]}, "lora.rank": {"choice": [1, 2, 4]}}
-
-
-@pytest.mark.parametrize("objectives", [OBJECTIVES[:1], OBJECTIVES])
-@pytest.mark.parametrize("num_before", [3, 24, 25, 31])
-def test_a_resumed_search_suggests_what_the_uninterrupted_one_does(
-    num_before: int, objectives: list[dict[str, str]], tmp_path: Path
-) -> None:
-    """Among the first random points, after them, and between the two seeds of a point; two trials run at once."""
-    search = {"kind": "optuna", "num_points": 20, "seed": 5}
-    space = space_of(tmp_path, parameters=MIXED, objectives=objectives, seeds=[0, 1], search=search)
-
-    def outcome(trial: dict[str, Any]) -> dict[str, Any]:
-        loss, gain = (trial["values"]["training.lr"] - 0.3) ** 2, trial["values"]["lora.rank"] / 8
-        return {"finished": trial["values"]["lora.rank"] < 4, "benign_accuracy": 1 - loss, "robust_accuracy": gain}
-
-    def answers(search: PointSearch, running: dict[str, dict[str, Any]], limit: int) -> list[dict[str, Any]]:
-        given: list[dict[str, Any]] = []
-        while len(given) < limit and (suggested := search.suggest(f"t{len(given)}-{limit}")) != "FINISHED":
-            given.append(suggested["trial"])
-            running[f"t{len(given) - 1}-{limit}"] = suggested["trial"]
-            if len(running) == 2:
-                oldest = next(iter(running))
-                search.on_trial_complete(oldest, outcome(running.pop(oldest)))
-        return given
-
-    whole = answers(PointSearch(space), {}, 99)
-    first, second = PointSearch(space), PointSearch(space)
-    running: dict[str, dict[str, Any]] = {}
-    begun = answers(first, running, num_before)
-    first.save(str(tmp_path / "state"))
-    first.suggest("later")  # the study goes on; what is saved does not change
-    second.restore(str(tmp_path / "state"))
-    assert begun + answers(second, running, 99) == whole
-    assert len(whole) == 40
-
-
-def test_the_state_of_a_search_is_json(tmp_path: Path) -> None:
-    """Also with values that are lists or mappings."""
-    methods = [{"name": "sylva"}, {"name": "lorica"}]
-    space = space_of(
-        tmp_path, parameters={"algorithm": {"choice": methods}}, search={"kind": "optuna", "num_points": 2}
-    )
-    search = PointSearch(space)
-    first = search.suggest("a")["trial"]
-    search.save(str(tmp_path / "state"))
-    assert json.loads((tmp_path / "state").read_text())["point_of"] == {"a": point_id(first["values"])}
-    resumed = PointSearch(space)
-    resumed.restore(str(tmp_path / "state"))
-    resumed.on_trial_complete("a", {"finished": True, "robust_accuracy": 0.5})
-    assert [trial.value for trial in resumed.study.trials] == [0.5]
-    assert resumed.suggest("b")["trial"]["values"] != first["values"]
-
-
-def test_a_search_that_an_older_version_saved_is_refused(tmp_path: Path) -> None:
-    """It is a pickle, which is not read."""
-    space = space_of(tmp_path / "s", parameters=MIXED, search={"kind": "optuna", "num_points": 2})
-    folder = SweepFolder(tmp_path / "sweep")
-    folder.claim(space, resume=False)
-    folder.tune.mkdir()
-    (folder.tune / "searcher-state-2026-01-01_00-00-00.pkl").write_bytes(b"cos\nsystem\n(S'false'\ntR.")
-    with pytest.raises(UserError, match="an older version saved as a pickle") as caught:
-        folder.check(space, resume=True)
-    assert len(str(caught.value).splitlines()) == 1
-    (folder.tune / "searcher-state-2026-01-02_00-00-00.json").write_text("{}")
-    folder.check(space, resume=True)
+# -- pruning, without trials ----------------------------------------------------------------------------------------------
 
 
 def test_asha_counts_on_the_longest_of_the_trials(tmp_path: Path) -> None:
+    """Trials may differ in their rounds."""
     rounds = {"training.rounds": {"grid": [9, 6]}}
     space = space_of(tmp_path, parameters=rounds, scheduler={"kind": "asha", "reduction_factor": 3})
     assert max_rounds(space) == 9
 
 
 def test_asha_keeps_the_best_third_at_every_rung_and_lets_them_finish(tmp_path: Path) -> None:
+    """The rungs are after rounds 1, 3 and 9."""
     experiment = {**SMALL, "training": {**SMALL["training"], "rounds": 9}}
     scheduler = asha(space_of(tmp_path, experiment, scheduler={"kind": "asha", "reduction_factor": 3}))
 
@@ -367,6 +240,7 @@ def test_more_trials_than_the_cluster_holds_each_with_its_own_actors(tmp_path: P
 @pytest.mark.slow
 @pytest.mark.usefixtures("local_ray")
 def test_a_trial_whose_process_dies_goes_on_from_its_last_round(tmp_path: Path) -> None:
+    """The process is killed after the first round; the adapters are those of an undisturbed trial."""
     killed: list[int] = []
     process: list[int] = []
     steps: list[int] = []
@@ -395,7 +269,7 @@ def test_a_trial_whose_process_dies_goes_on_from_its_last_round(tmp_path: Path) 
 @pytest.mark.slow
 @pytest.mark.usefixtures("local_ray")
 def test_a_trial_that_cannot_run_is_named_and_not_tried_again(tmp_path: Path) -> None:
-    """Corners are proved before; in between, a random point may still be no experiment. Here its folder is taken."""
+    """A trial may still be refused when it starts. Here, its folder is taken."""
     space = space_of(tmp_path / "s")
     taken, other = planned_trials(space)
     folder = tmp_path / "sweep"
@@ -477,20 +351,16 @@ def test_asha_prunes_real_trials_and_mlflow_shows_them_under_the_sweep(tmp_path:
     assert len(load([str(root)])[0]) == 1, "a sweep's folder is a folder of runs"
 
 
-@pytest.mark.slow
-def test_a_killed_driver_is_resumed_to_the_same_results(tmp_path: Path) -> None:
-    """SIGKILL in the second trial; --resume finishes, and every adapter is that of a run on its own."""
-    experiment = {**TINY, "cluster": {"pool": "in_process"}}
-    space = space_of(tmp_path / "s", experiment, parameters={"lora.rank": {"grid": [1, 2, 3]}}, trials={"at_once": 1})
-    root = tmp_path / "sweep"
-    command = [sys.executable, "-m", "sylva_ray.cli", "tune"]
-    driver = subprocess.Popen(
-        [*command, str(tmp_path / "s" / "space.yaml"), "--out", str(root)], stderr=subprocess.PIPE, text=True
-    )
-    keys = [trial.key for trial in planned_trials(space)]
+TUNE = [sys.executable, "-m", "sylva_ray.cli", "tune"]
+
+
+def kill_driver(space: Path, root: Path, is_time: Callable[[], bool]) -> None:
+    """Start a sweep in a process of its own, and kill it when it is time; returns when its trials have ended, too."""
+    driver = subprocess.Popen([*TUNE, str(space), "--out", str(root)], stderr=subprocess.PIPE, text=True)
+    workers: list[psutil.Process] = []
     try:
         end = time.monotonic() + 400
-        while not (root / "trials" / keys[1] / "checkpoint" / "round_0001" / "manifest.json").exists():
+        while not is_time():
             assert driver.poll() is None, driver.stderr.read() if driver.stderr else ""
             assert time.monotonic() < end, "the sweep did not get that far"
             time.sleep(0.05)
@@ -503,11 +373,25 @@ def test_a_killed_driver_is_resumed_to_the_same_results(tmp_path: Path) -> None:
         driver.wait()
     psutil.wait_procs(workers, timeout=30)
     assert not (root / "sweep.json").exists()
-    summary = (root / "trials" / keys[0] / "summary.json").read_bytes()
-    resumed = subprocess.run(
-        [*command, str(root), "--resume"], capture_output=True, text=True, timeout=500, check=False
-    )
+
+
+def resume_driver(root: Path) -> None:
+    """Resume a sweep in a process of its own."""
+    resumed = subprocess.run([*TUNE, str(root), "--resume"], capture_output=True, text=True, timeout=500, check=False)
     assert resumed.returncode == 0, resumed.stderr
+
+
+@pytest.mark.slow
+def test_a_killed_driver_is_resumed_to_the_same_results(tmp_path: Path) -> None:
+    """Killed in the second trial and resumed, every trial has the adapters of a run on its own."""
+    experiment = {**TINY, "cluster": {"pool": "in_process"}}
+    space = space_of(tmp_path / "s", experiment, parameters={"lora.rank": {"grid": [1, 2, 3]}}, trials={"at_once": 1})
+    root = tmp_path / "sweep"
+    keys = [trial.key for trial in planned_trials(space)]
+    second = root / "trials" / keys[1] / "checkpoint" / "round_0001" / "manifest.json"
+    kill_driver(tmp_path / "s" / "space.yaml", root, second.exists)
+    summary = (root / "trials" / keys[0] / "summary.json").read_bytes()
+    resume_driver(root)
     assert (root / "trials" / keys[0] / "summary.json").read_bytes() == summary, "a finished trial ran again"
     found = json.loads((root / "sweep.json").read_text())
     assert {trial["key"]: trial["state"] for trial in found["trials"]} == dict.fromkeys(keys, "finished")
@@ -525,12 +409,41 @@ def test_a_killed_driver_is_resumed_to_the_same_results(tmp_path: Path) -> None:
     assert (root / "best.yaml").exists()
 
 
+@pytest.mark.slow
+def test_a_killed_optuna_search_is_resumed_to_the_same_points(tmp_path: Path) -> None:
+    """The points are those that an uninterrupted search suggests for the results that the trials had."""
+    space = space_of(
+        tmp_path / "s",
+        SMALL | {"training": SMALL["training"] | {"rounds": 1}},
+        parameters={"training.lr": {"uniform": [0.001, 0.01]}, "lora.rank": {"choice": [1, 2]}},
+        search={"kind": "optuna", "num_points": 3, "seed": 7},
+        trials={"at_once": 1},
+    )
+    root = tmp_path / "sweep"
+    state = root / "tune"
+
+    def has_saved_a_result() -> bool:
+        texts = [path.read_text() for path in state.glob("searcher-state-*.json")]
+        return any('"results":[[' in text for text in texts)
+
+    kill_driver(tmp_path / "s" / "space.yaml", root, has_saved_a_result)
+    resume_driver(root)
+    assert not list(state.glob("searcher-state-*.pkl"))
+    trials = json.loads((root / "sweep.json").read_text())["trials"]
+    assert [trial["state"] for trial in trials] == ["finished"] * 3
+    results = {trial["point"]: trial["metrics"] for trial in trials}
+    suggested = play(PointSearch(space), lambda trial: results[point_id(trial["values"])])
+    assert {point_id(trial["values"]) for trial in suggested} == results.keys()
+
+
 def test_points_have_the_same_name_in_every_sweep() -> None:
+    """A name is a hash of the values."""
     assert point_id({"lora.rank": 2}) == point_id({"lora.rank": 2})
     assert point_id({"lora.rank": 2}) != point_id({"lora.rank": 4})
 
 
 def test_the_folder_reads_what_it_wrote(tmp_path: Path) -> None:
+    """The space, and the history of a trial, whose keys are listed in docs/sweeps.md."""
     folder, space = SweepFolder(tmp_path / "sweep"), space_of(tmp_path / "s")
     folder.claim(space, resume=False)
     assert folder.load() == space

@@ -27,6 +27,7 @@ mlflow = pytest.importorskip("mlflow")
 
 
 def space_of(folder: Path, ranks: tuple[int, ...] = (2, 4), **tracking: Any) -> Space:
+    """Write and load a space of one or two ranks, two seeds each."""
     evaluation = {**TINY["evaluation"], "every": 2}
     experiment = {**TINY, "evaluation": evaluation, "tracking": {"flush_timeout_s": 5, **tracking}}
     raw = {
@@ -44,7 +45,7 @@ def space_of(folder: Path, ranks: tuple[int, ...] = (2, 4), **tracking: Any) -> 
 
 
 def played(folder: SweepFolder, space: Space, tracking: SweepTracking, pruned: Trial | None = None) -> Sweep:
-    """Synthetic runs in place of trained ones; ``pruned`` ends early."""
+    """Write synthetic runs in place of trained ones; ``pruned`` ends early."""
     trials = planned_trials(space)
     for trial in trials:
         make_run(folder.trial(trial.key), trial_config(space, trial, tracking.trials), finished=trial != pruned)
@@ -73,6 +74,7 @@ def runs(tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_trials_stand_under_the_sweep_and_seeds_share_their_point(runs: Path) -> None:
+    """One trial is pruned; `compare` reads the others."""
     space, folder = space_of(runs / "s"), SweepFolder(runs / "sweep")
     folder.claim(space, resume=False)
     tracking = SweepTracking(folder, space)
@@ -120,6 +122,7 @@ def test_trials_stand_under_the_sweep_and_seeds_share_their_point(runs: Path) ->
 
 
 def test_a_resumed_sweep_goes_on_in_the_same_run(runs: Path) -> None:
+    """Also after the run was closed."""
     space, folder = space_of(runs / "s", ranks=(2,)), SweepFolder(runs / "sweep")
     folder.claim(space, resume=False)
     first, again = SweepTracking(folder, space), SweepTracking(folder, space)
@@ -133,6 +136,7 @@ def test_a_resumed_sweep_goes_on_in_the_same_run(runs: Path) -> None:
 
 
 def test_a_dead_server_costs_a_warning(runs: Path) -> None:
+    """The warning does not show the credentials."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         dead = f"http://ada:s3cret@127.0.0.1:{server.getsockname()[1]}"
     space, folder = space_of(runs / "s", uri=dead), SweepFolder(runs / "sweep")
@@ -147,6 +151,7 @@ def test_a_dead_server_costs_a_warning(runs: Path) -> None:
 
 
 def test_without_tracking_nothing_is_asked_of_mlflow(runs: Path) -> None:
+    """The store has no experiment."""
     space, folder = space_of(runs / "s", enabled=False), SweepFolder(runs / "sweep")
     folder.claim(space, resume=False)
     tracking = SweepTracking(folder, space)
@@ -157,6 +162,7 @@ def test_without_tracking_nothing_is_asked_of_mlflow(runs: Path) -> None:
 
 
 def test_every_trial_computes_as_the_sweep_chose_where_its_space_leaves_it_open(tmp_path: Path) -> None:
+    """A value in the space has precedence."""
     space = space_of(tmp_path / "space")
     left_open = {"training": {"rounds": 1, "precision": "auto", "attention": "auto"}, "evaluation": {"attacks": []}}
     space = space.model_copy(update={"experiment": {**space.experiment, **left_open}})

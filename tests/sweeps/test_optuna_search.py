@@ -1,0 +1,150 @@
+"""The Optuna search for points with seeds, without trials: what it suggests, and that it resumes exactly."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sylva_ray.core.errors import RunError, UserError
+from sylva_ray.sweeps.folder import SweepFolder
+from sylva_ray.sweeps.points import point_id
+from tests.sweeps.toys import space_of
+
+pytest.importorskip("ray")
+pytest.importorskip("optuna")
+
+from sylva_ray.sweeps.optuna_search import PointSearch
+
+OBJECTIVES = [{"metric": "benign_accuracy"}, {"metric": "robust_accuracy"}]
+
+
+def play(search: PointSearch, outcome: Callable[[dict[str, Any]], dict[str, float]]) -> list[dict[str, Any]]:
+    """Answer every suggestion at once, and return them."""
+    given: list[dict[str, Any]] = []
+    while True:
+        trial_id = f"t{len(given)}"
+        suggested = search.suggest(trial_id)
+        if suggested == "FINISHED":
+            return given
+        given.append(suggested["trial"])
+        search.on_trial_complete(trial_id, {"finished": True} | outcome(suggested["trial"]))
+
+
+def test_optuna_is_told_of_a_point_once_all_its_seeds_are_done(tmp_path: Path) -> None:
+    """The study gets the mean of the seeds."""
+    parameters = {"training.lr": {"loguniform": [0.001, 0.1]}, "lora.rank": {"choice": [1, 2, 4]}}
+    space = space_of(tmp_path, parameters=parameters, seeds=[0, 1], search={"kind": "optuna", "num_points": 6})
+    search = PointSearch(space)
+    given = play(search, lambda trial: {"robust_accuracy": trial["seed"] / 2})
+    assert [trial["seed"] for trial in given] == [0, 1] * 6
+    assert all(a["values"] == b["values"] for a, b in zip(given[::2], given[1::2], strict=True))
+    assert [trial.value for trial in search.study.trials] == [0.25] * 6
+
+
+def test_optuna_finds_the_front_of_two_objectives(tmp_path: Path) -> None:
+    """Benign falls and robust rises with epsilon; a bad learning rate costs both: the front is at good learning rates."""
+    parameters = {"attack.epsilon": {"uniform": [0.0, 0.1]}, "training.lr": {"uniform": [0.0, 1.0]}}
+    space = space_of(
+        tmp_path, parameters=parameters, objectives=OBJECTIVES, search={"kind": "optuna", "num_points": 60, "seed": 1}
+    )
+    search = PointSearch(space)
+
+    def outcome(trial: dict[str, Any]) -> dict[str, float]:
+        epsilon, loss = trial["values"]["attack.epsilon"], (trial["values"]["training.lr"] - 0.3) ** 2
+        return {"benign_accuracy": 1 - 5 * epsilon - loss, "robust_accuracy": 5 * epsilon - loss}
+
+    given = play(search, outcome)
+    told = [tuple(outcome(trial).values()) for trial in given]
+    front = {a for a in told if not any(b != a and b[0] >= a[0] and b[1] >= a[1] for b in told)}
+    assert {tuple(trial.values) for trial in search.study.best_trials} == front
+    late = [abs(trial["values"]["training.lr"] - 0.3) for trial in given[30:]]
+    early = [abs(trial["values"]["training.lr"] - 0.3) for trial in given[:10]]
+    assert sum(late) / len(late) < sum(early) / len(early), "it learned nothing"
+
+
+def test_optuna_does_not_run_a_point_twice_and_stops_when_there_is_no_other(tmp_path: Path) -> None:
+    """Two points exist, and nine are wanted."""
+    space = space_of(tmp_path, parameters={"lora.rank": {"choice": [1, 2]}}, search={"kind": "optuna", "num_points": 9})
+    given = play(PointSearch(space), lambda trial: {"robust_accuracy": trial["values"]["lora.rank"] / 2})
+    assert sorted(trial["values"]["lora.rank"] for trial in given) == [1, 2]
+
+
+MIXED = {"training.lr": {"uniform": [0.0, 1.0]}, "lora.rank": {"choice": [1, 2, 4]}}
+
+
+@pytest.mark.parametrize("objectives", [OBJECTIVES[:1], OBJECTIVES])
+@pytest.mark.parametrize("num_before", [3, 24, 25, 31])
+def test_a_resumed_search_suggests_what_the_uninterrupted_one_does(
+    num_before: int, objectives: list[dict[str, str]], tmp_path: Path
+) -> None:
+    """Among the first random points, after them, and between the two seeds of a point; two trials run at once."""
+    search = {"kind": "optuna", "num_points": 20, "seed": 5}
+    space = space_of(tmp_path, parameters=MIXED, objectives=objectives, seeds=[0, 1], search=search)
+
+    def outcome(trial: dict[str, Any]) -> dict[str, Any]:
+        loss, gain = (trial["values"]["training.lr"] - 0.3) ** 2, trial["values"]["lora.rank"] / 8
+        return {"finished": trial["values"]["lora.rank"] < 4, "benign_accuracy": 1 - loss, "robust_accuracy": gain}
+
+    def answers(search: PointSearch, running: dict[str, dict[str, Any]], limit: int) -> list[dict[str, Any]]:
+        given: list[dict[str, Any]] = []
+        while len(given) < limit and (suggested := search.suggest(f"t{len(given)}-{limit}")) != "FINISHED":
+            given.append(suggested["trial"])
+            running[f"t{len(given) - 1}-{limit}"] = suggested["trial"]
+            if len(running) == 2:
+                oldest = next(iter(running))
+                search.on_trial_complete(oldest, outcome(running.pop(oldest)))
+        return given
+
+    whole = answers(PointSearch(space), {}, 99)
+    first, second = PointSearch(space), PointSearch(space)
+    running: dict[str, dict[str, Any]] = {}
+    begun = answers(first, running, num_before)
+    first.save(str(tmp_path / "state"))
+    first.suggest("later")  # the study goes on; what is saved does not change
+    second.restore(str(tmp_path / "state"))
+    assert begun + answers(second, running, 99) == whole
+    assert len(whole) == 40
+
+
+def test_the_state_of_a_search_is_json(tmp_path: Path) -> None:
+    """Also with values that are lists or mappings."""
+    methods = [{"name": "sylva"}, {"name": "lorica"}]
+    space = space_of(
+        tmp_path, parameters={"algorithm": {"choice": methods}}, search={"kind": "optuna", "num_points": 2}
+    )
+    search = PointSearch(space)
+    first = search.suggest("a")["trial"]
+    search.save(str(tmp_path / "state"))
+    assert json.loads((tmp_path / "state").read_text())["point_of"] == {"a": point_id(first["values"])}
+    resumed = PointSearch(space)
+    resumed.restore(str(tmp_path / "state"))
+    resumed.on_trial_complete("a", {"finished": True, "robust_accuracy": 0.5})
+    assert [trial.value for trial in resumed.study.trials] == [0.5]
+    assert resumed.suggest("b")["trial"]["values"] != first["values"]
+
+
+def test_a_damaged_state_is_one_clear_line(tmp_path: Path) -> None:
+    """The driver was killed while Tune copied the file."""
+    search = PointSearch(space_of(tmp_path, parameters=MIXED, search={"kind": "optuna", "num_points": 2}))
+    search.save(str(tmp_path / "state"))
+    (tmp_path / "state").write_text((tmp_path / "state").read_text()[:100])
+    with pytest.raises(RunError, match="damaged"):
+        search.restore(str(tmp_path / "state"))
+
+
+def test_a_search_that_an_older_version_saved_is_refused(tmp_path: Path) -> None:
+    """It is a pickle, which is not read."""
+    space = space_of(tmp_path / "s", parameters=MIXED, search={"kind": "optuna", "num_points": 2})
+    folder = SweepFolder(tmp_path / "sweep")
+    folder.claim(space, resume=False)
+    folder.tune.mkdir()
+    (folder.tune / "searcher-state-2026-01-01_00-00-00.pkl").write_bytes(b"cos\nsystem\n(S'false'\ntR.")
+    with pytest.raises(UserError, match="an older version saved as a pickle") as caught:
+        folder.check(space, resume=True)
+    assert len(str(caught.value).splitlines()) == 1
+    (folder.tune / "searcher-state-2026-01-02_00-00-00.json").write_text("{}")
+    folder.check(space, resume=True)
