@@ -1,0 +1,1 @@
+"""Averages of client states: LoRA products, neighbourhoods and robust rules."""

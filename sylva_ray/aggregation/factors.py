@@ -1,12 +1,13 @@
-"""Averaging client states, and the LoRA factors in them.
+"""Averages of client states and of the LoRA factors in them.
 
-The mean of products is not the product of means: ``sum w B A - (sum w B)(sum w A) = sum w (B - mean B)(A - mean A)``. And
-``(B R)(R^-1 A) = B A`` for every invertible R, so averages of factors are not even functions of the models. ``naive`` averages
-the factors all the same (FedIT, Zhang et al. 2024) and is a labelled mode; ``product_svd`` averages the products and returns
-the best rank-r factors of the result, without ever forming a dense matrix.
+The mean of products is not the product of means: ``sum w B A - (sum w B)(sum w A) = sum w (B - mean B)(A - mean A)``.
+    And
+``(B R)(R^-1 A) = B A`` for every invertible R, so an average of factors is not a function of the models. The rule
+``naive`` averages the factors nevertheless (FedIT, Zhang et al. 2024). The rule ``product_svd`` averages the products
+and returns the best rank-r factors of the result.
 
-Every rule is written as anchor + sum w (theta - anchor), summed in the given order in float64, so identical clients are the
-identity bit for bit.
+Every rule computes anchor + sum w (theta - anchor), summed in the given order in float64, so the merge of identical
+clients returns them bit for bit.
 """
 
 from __future__ import annotations
@@ -19,20 +20,21 @@ from sylva_ray.aggregation.low_rank import leading_triplets
 from sylva_ray.core.types import ClientState
 
 INITIAL_SCALE = np.sqrt(3.0)
-"""A's rows start with norm 1/sqrt(3) (Kaiming-uniform, a = sqrt 5); re-factored ones keep that scale."""
+"""The rows of A start with norm 1/sqrt(3) (Kaiming-uniform, a = sqrt 5); refactored rows keep that scale."""
 
 RANK_TOLERANCE = 1e-7
-"""Singular values below this share of the largest are zero directions (float32 factors carry about this much noise)."""
+"""Singular values below this fraction of the largest count as zero: float32 factors have about this much noise."""
 
 STACK_SIZE = 2**21
-"""Numbers in the factors of all states that are merged at once: small modules together, for speed; large ones one by one, for
-memory."""
+"""Numbers in the factors of all states that are merged at once.
+
+Small modules are merged together, which is faster; large ones one by one, which needs less memory."""
 
 
 def average(
     anchor: ClientState, states: Sequence[ClientState], weights: Sequence[float] | np.ndarray
 ) -> dict[str, np.ndarray]:
-    """anchor + sum_j w_j (theta_j - anchor) for every name of ``anchor``, in its dtype; the weights sum to 1."""
+    """Return anchor + sum_j w_j (theta_j - anchor) for every name of ``anchor``, in its dtype; the weights sum to 1."""
     mean_weights = _checked(weights)
     return {
         name: (
@@ -46,47 +48,50 @@ def average(
 def merge_factors(
     anchor: ClientState, states: Sequence[ClientState], weights: Sequence[float] | np.ndarray, rule: str
 ) -> dict[str, np.ndarray]:
-    """Merge ``states`` for the client that holds ``anchor``.
+    """Merge ``states`` for one client.
 
     Args:
-        anchor: the receiving client's own upload.
-        states: the uploads to merge, in client order. Where ``X.lora_A [r, d_in]`` and ``X.lora_B [d_out, r]`` come in pairs
-            the rule applies; a factor without its partner (the other one is the same for all, or personal) is averaged.
-        weights: one per state, summing to 1.
-        rule: ``naive`` or ``product_svd``. What is not a pair of LoRA factors is averaged under either.
+        anchor: the upload of that client.
+        states: the uploads to merge, in the order of the clients. The rule applies to pairs ``X.lora_A [r, d_in]`` and
+            ``X.lora_B [d_out, r]``. A factor alone (the other one is the same for all clients, or personal) is
+            averaged.
+        weights: one per state; they sum to 1.
+        rule: ``naive`` or ``product_svd``. What is not a pair of LoRA factors is averaged under both.
     """
     w = _checked(weights)
     if rule == "naive" or all(_same(anchor, state) for state in states):
         return average(anchor, states, w)
-    assert rule == "product_svd", f"no such rule: {rule}"
+    assert rule == "product_svd", f"there is no rule {rule}"
     modules = paired_modules(anchor)
     paired = {f"{module}.lora_{factor}" for module in modules for factor in "AB"}
     merged = average({name: value for name, value in anchor.items() if name not in paired}, states, w)
-    heard = [state for state, weight in zip(states, w, strict=True) if weight]
-    for alike in _of_equal_shapes(anchor, modules, len(heard)):
-        anchor_a = np.stack([anchor[f"{module}.lora_A"] for module in alike])
-        b, a = refactored(anchor_a, *_side_by_side(heard, w[w != 0], alike))
-        for index, module in enumerate(alike):
+    weighted = [state for state, weight in zip(states, w, strict=True) if weight]
+    for group in _of_equal_shapes(anchor, modules, len(weighted)):
+        anchor_a = np.stack([anchor[f"{module}.lora_A"] for module in group])
+        b, a = refactored(anchor_a, *_concatenated(weighted, w[w != 0], group))
+        for index, module in enumerate(group):
             merged[f"{module}.lora_B"], merged[f"{module}.lora_A"] = b[index], a[index]
     return merged
 
 
 def paired_modules(state: ClientState) -> list[str]:
-    """Modules of which ``state`` holds both LoRA factors, in its order."""
+    """Return the modules of which ``state`` has both LoRA factors, in its order."""
     modules = [name.removesuffix(".lora_A") for name in state if name.endswith(".lora_A")]
     return [module for module in modules if f"{module}.lora_B" in state]
 
 
 def orthonormal_rows(a: np.ndarray) -> np.ndarray:
-    """An ``A [r, d_in]`` whose rows span the same space, orthogonal, of norm 1/sqrt(3): then B alone is isometric to B A.
+    """Return orthogonal rows of norm 1/sqrt(3) that span the same space as those of ``a [r, d_in]``.
 
-    ``||(B - B') A||_F = ||B - B'||_F / sqrt(3)``, so averages, distances and medians of B are those of the models."""
+    With such an A, ``||(B - B') A||_F = ||B - B'||_F / sqrt(3)``: averages, distances and medians of B are those of the
+    models.
+    """
     q, upper = np.linalg.qr(a.astype(np.float64).T)
-    return ((q * np.sign(np.diag(upper))).T / INITIAL_SCALE).astype(a.dtype)
+    return np.asarray(((q * np.sign(np.diag(upper))).T / INITIAL_SCALE).astype(a.dtype))
 
 
 def valid_uploads(states: Sequence[ClientState]) -> list[int]:
-    """Indices of the uploads that are finite and have the names and shapes of most of the others."""
+    """Return the indices of the uploads that are finite and have the names and shapes of most of the others."""
     shapes = [tuple(sorted((name, value.shape) for name, value in state.items())) for state in states]
     usual = max(shapes, key=shapes.count, default=())
     return [
@@ -97,22 +102,22 @@ def valid_uploads(states: Sequence[ClientState]) -> list[int]:
 
 
 def _of_equal_shapes(anchor: ClientState, modules: Sequence[str], num_states: int) -> list[list[str]]:
-    """``modules``, those together whose factors have the same shapes, as far as `STACK_SIZE` allows."""
+    """Group ``modules`` whose factors have the same shapes, up to `STACK_SIZE` numbers per group."""
     groups: dict[tuple[int, int, int], list[str]] = {}
     for module in modules:
         (rank, d_in), d_out = anchor[f"{module}.lora_A"].shape, len(anchor[f"{module}.lora_B"])
         groups.setdefault((rank, d_in, d_out), []).append(module)
     stacks = []
-    for (rank, d_in, d_out), alike in groups.items():
+    for (rank, d_in, d_out), group in groups.items():
         step = max(1, STACK_SIZE // (num_states * rank * (d_in + d_out)))
-        stacks += [alike[i : i + step] for i in range(0, len(alike), step)]
+        stacks += [group[i : i + step] for i in range(0, len(group), step)]
     return stacks
 
 
-def _side_by_side(
+def _concatenated(
     states: Sequence[ClientState], weights: np.ndarray, modules: Sequence[str]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """``left [m, d_out, n]``, ``right [m, n, d_in]`` whose product is the mean of the states' products; n is K r."""
+    """Return ``left [m, d_out, n]`` and ``right [m, n, d_in]``, n = K r, whose product is the mean of the products."""
     b = np.array([[state[f"{module}.lora_B"] for state in states] for module in modules])  # [m, K, d_out, r]
     a = np.array([[state[f"{module}.lora_A"] for state in states] for module in modules], np.float64)
     num_modules, d_out, d_in = len(modules), b.shape[2], a.shape[3]
@@ -121,25 +126,25 @@ def _side_by_side(
 
 
 def refactored(anchor_a: np.ndarray, left: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Best rank-r ``B, A`` of the product ``left @ right`` (Eckart-Young).
+    """Return the best rank-r ``B, A`` of the product ``left @ right`` (Eckart-Young).
 
     Args:
-        anchor_a: ``[..., r, d_in]``; its rows stay where the product has no direction left (B is 0 there), so that a client
-            can still learn: with both factors 0 no gradient would ever reach them.
-        left: ``[..., d_out, n]``, the clients' B side by side.
-        right: ``[..., n, d_in]``, their A times their weights.
+        anchor_a: ``[..., r, d_in]``. Its rows are kept where the rank of the product is lower than r. B is 0 there, and
+            with both factors 0 no gradient would reach them.
+        left: ``[..., d_out, n]``, the clients' B, concatenated.
+        right: ``[..., n, d_in]``, their A times their weights, concatenated.
 
     Returns:
-        ``B [..., d_out, r]``, ``A [..., r, d_in]`` in the anchor's dtype. The approximation error is the tail of the singular
-        values.
+        ``B [..., d_out, r]``, ``A [..., r, d_in]`` in the dtype of the anchor. The approximation error is made of the
+        singular values after the r largest.
     """
     u, s, vt = leading_triplets(left, right, anchor_a.shape[-2])
     largest = np.take_along_axis(u, np.abs(u).argmax(-2, keepdims=True), -2)[..., 0, :]
-    signs, found = np.sign(largest), s.shape[-1]  # an SVD is free in sign; ours is not
-    lives = s > RANK_TOLERANCE * s[..., :1]
+    signs, rank = np.sign(largest), s.shape[-1]  # an SVD is unique up to signs only
+    nonzero = s > RANK_TOLERANCE * s[..., :1]
     b, a = np.zeros((*left.shape[:-1], anchor_a.shape[-2])), anchor_a.astype(np.float64)
-    b[..., :found] = u * (INITIAL_SCALE * s * signs * lives)[..., None, :]
-    a[..., :found, :] = np.where(lives[..., None], vt * (signs / INITIAL_SCALE)[..., None], a[..., :found, :])
+    b[..., :rank] = u * (INITIAL_SCALE * s * signs * nonzero)[..., None, :]
+    a[..., :rank, :] = np.where(nonzero[..., None], vt * (signs / INITIAL_SCALE)[..., None], a[..., :rank, :])
     return b.astype(anchor_a.dtype), a.astype(anchor_a.dtype)
 
 

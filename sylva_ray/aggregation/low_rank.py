@@ -1,11 +1,12 @@
 """The best rank-r approximation of a product of two long factors, ``M = left [d_out, n] @ right [n, d_in]``.
 
-Which singular directions lead is read off the smallest Gram matrix that has the squared singular values of M: of order n from
-the factors' own Gram matrices where n is small, of order min(d_out, d_in) from M itself otherwise. Squaring costs half the
-digits there, so singular values below about 1e-7 of the largest are lost, and nothing else: M itself is projected on the
-directions, and the triplets are those of the projection (Rayleigh-Ritz).
+The leading singular directions are computed from the smallest Gram matrix that has the squared singular values of M:
+    one of order
+n from the Gram matrices of the factors where n is small, otherwise one of order min(d_out, d_in) from M. Squaring loses
+half the digits, so singular values below about 1e-7 of the largest are lost. The others are not affected: M itself is
+projected on the directions, and the triplets are those of the projection (Rayleigh-Ritz).
 
-All functions work on stacks: ``...`` are leading axes, modules of equal shapes.
+All functions work on stacks: ``...`` are leading axes, e.g. modules of equal shapes.
 """
 
 from __future__ import annotations
@@ -15,24 +16,27 @@ from functools import cache
 import numpy as np
 
 PRODUCT_ERROR = 1e-7
-"""How far, as a share of the largest singular value, the product found may be from the best one (Frobenius norm)."""
+"""Largest error (Frobenius norm) against the best product, as a fraction of the largest singular value."""
 
-DIRECT = 32
-"""Matrices up to this order go to LAPACK at once: an iteration would not be faster."""
+MAX_DIRECT_ORDER = 32
+"""Matrices up to this order are given to LAPACK: an iteration would not be faster."""
 
 CANCELLATION = 0.1
-"""Below this ``n ||M||^2 / (||left||^2 ||right||^2)`` (Frobenius) so much has cancelled in the sum that the rounding of the
-factors' Gram matrices would show in what is left, and M is formed. Unrelated factors have 1, those with a common part more."""
+"""Smallest ``n ||M||^2 / (||left||^2 ||right||^2)`` (Frobenius) for which the Gram matrices of the factors are used.
+
+Below it so much cancels in the sum that their rounding errors would matter, and M is formed. Unrelated factors have 1,
+factors with a common part more."""
 
 EPS = np.finfo(np.float64).eps
 
 
 def leading_triplets(left: np.ndarray, right: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The ``rank`` largest singular triplets of ``left [..., d_out, n] @ right [..., n, d_in]``, or as many as there are.
+    """Return the ``rank`` largest singular triplets of ``left [..., d_out, n] @ right [..., n, d_in]``.
 
     Returns:
-        ``u [..., d_out, q]``, ``s [..., q]`` in falling order, ``vt [..., q, d_in]``, all float64. Their product is within
-        `PRODUCT_ERROR` of the best one where singular values r and r + 1 differ; where they do not, several products are best.
+        ``u [..., d_out, q]``, ``s [..., q]`` in descending order, ``vt [..., q, d_in]``, all float64, where q is
+        ``rank`` or less. Their product is within `PRODUCT_ERROR` of the best one if singular values r and r + 1 differ;
+        if they are equal, the best one is not unique.
     """
     basis = _leading_space(left, right, rank)
     v, s, ut = np.linalg.svd(right.mT @ (left.mT @ basis), full_matrices=False)  # tall is faster than wide
@@ -40,9 +44,10 @@ def leading_triplets(left: np.ndarray, right: np.ndarray, rank: int) -> tuple[np
 
 
 def _leading_space(left: np.ndarray, right: np.ndarray, rank: int) -> np.ndarray:
-    """Orthonormal columns that span the leading left singular vectors of M, ``[..., d_out, q]``.
+    """Return orthonormal columns that span the leading left singular vectors of M, ``[..., d_out, q]``.
 
-    With ``right right^T = C C^T``, M has the singular values of ``left C``, whose Gram matrix is of order n."""
+    With ``right right^T = C C^T``, M has the singular values of ``left C``, whose Gram matrix is of order n.
+    """
     d_out, d_in, inner = left.shape[-2], right.shape[-1], left.shape[-1]
     if inner < min(d_out, d_in):
         gram_left, gram_right = left.mT @ left, right @ right.mT
@@ -57,58 +62,61 @@ def _leading_space(left: np.ndarray, right: np.ndarray, rank: int) -> np.ndarray
 
 
 def leading_eigenvectors(gram: np.ndarray, count: int) -> np.ndarray:
-    """Eigenvectors of the ``count`` largest eigenvalues of Gram matrices ``[..., n, n]``, in falling order: ``[..., n, count]``.
+    """Return the eigenvectors ``[..., n, count]`` of the largest eigenvalues of Gram matrices ``[..., n, n]``.
 
-    Subspace iteration (Halko, Martinsson and Tropp 2011) with twice as many directions as are wanted. Clients that have moved
-    by (b, a) from the same (B, A) have the mean product ``(B + mean b)(A + mean a)``, of rank r, plus the covariance of b and
-    a, which is small: few passes are needed. A pass ends all when the residuals bound the products' errors. What is not
-    settled when LAPACK would have been faster, because eigenvalues fall slowly, is left to LAPACK."""
+    They are in descending order of the eigenvalues, computed by subspace iteration (Halko, Martinsson and Tropp 2011)
+    with twice as many directions. Clients that have moved by (b, a) from the same (B, A) have the mean product ``(B +
+    mean b)(A + mean a)``, of rank r, plus the covariance of b and a, which is small, so few passes are needed. The
+    iteration ends when the residuals bound the errors of the products. LAPACK computes what has not converged after as
+    many passes as LAPACK would take.
+    """
     size, block = gram.shape[-1], 2 * count
-    vectors = np.empty((*gram.shape[:-1], min(count, size)))
-    settled = np.zeros(gram.shape[:-2], bool)
-    if size > max(DIRECT, 2 * block):
+    vectors: np.ndarray = np.empty((*gram.shape[:-1], min(count, size)))
+    converged = np.zeros(gram.shape[:-2], bool)
+    if size > max(MAX_DIRECT_ORDER, 2 * block):
         x = np.linalg.qr(gram @ (gram @ _start(size, block)))[0]
         for _ in range(size // 24):
             x = np.linalg.qr(gram @ (gram @ x))[0]
             image = gram @ x
             values, rotation = np.linalg.eigh(x.mT @ image)
-            # in falling order; copied, since BLAS takes no negative strides
+            # in descending order; copied, since BLAS takes no negative strides
             values, rotation = values[..., ::-1], rotation[..., : -count - 1 : -1].copy()
             vectors = x @ rotation
             residual = image @ rotation - vectors * values[..., None, :count]
-            settled = _is_settled(values, residual)
-            if settled.all():
+            converged = _is_converged(values, residual)
+            if converged.all():
                 return vectors
-    vectors[~settled] = np.linalg.eigh(gram[~settled])[1][..., : -count - 1 : -1]
+    vectors[~converged] = np.linalg.eigh(gram[~converged])[1][..., : -count - 1 : -1]
     return vectors
 
 
-def _is_settled(values: np.ndarray, residual: np.ndarray) -> np.ndarray:
-    """Whether the rank-r product of these Ritz vectors is as good as the best, ``[...] bool``.
+def _is_converged(values: np.ndarray, residual: np.ndarray) -> np.ndarray:
+    """Return whether the rank-r product of these Ritz vectors is as good as the best, ``[...] bool``.
 
-    Mixing direction j <= r with m > r by an angle t changes the product by ``t sqrt(s_j^2 + s_m^2)``, and a residual e leaves
-    ``t = e / (s_j^2 - s_m^2)``; so the change is at most ``sqrt(2) e / (s_r - s_(r+1))``.
+    Mixing direction j <= r with m > r by an angle t changes the product by ``t sqrt(s_j^2 + s_m^2)``, and a residual e
+    leaves ``t = e / (s_j^2 - s_m^2)``; so the change is at most ``sqrt(2) e / (s_r - s_(r+1))``.
 
     Args:
-        values: ``[..., 2 r]`` Ritz values (squared singular values) in falling order.
-        residual: ``[..., n, r]``, ``gram x - x value`` of the first r."""
+        values: ``[..., 2 r]`` Ritz values (squared singular values) in descending order.
+        residual: ``[..., n, r]``, ``gram x - x value`` of the first r.
+    """
     s, count = np.sqrt(values.clip(0)), residual.shape[-1]
     error = np.sqrt(2) * np.linalg.norm(residual, axis=(-2, -1))
-    return error <= PRODUCT_ERROR * s[..., 0] * (s[..., count - 1] - s[..., count])
+    return np.asarray(error <= PRODUCT_ERROR * s[..., 0] * (s[..., count - 1] - s[..., count]))
 
 
 def _root(gram: np.ndarray) -> np.ndarray:
-    """C with ``C C^T = gram``, but for rounding: what is added lets Cholesky's method work where gram is singular."""
+    """Return C with ``C C^T = gram`` up to rounding; a small shift makes singular matrices factorisable."""
     size = gram.shape[-1]
     shift = size * EPS * _trace(gram) + np.finfo(np.float64).tiny
     return np.linalg.cholesky(gram + shift[..., None, None] * np.eye(size))
 
 
 def _trace(gram: np.ndarray) -> np.ndarray:
-    return np.trace(gram, axis1=-2, axis2=-1)
+    return np.asarray(np.trace(gram, axis1=-2, axis2=-1))
 
 
 @cache
 def _start(size: int, block: int) -> np.ndarray:
-    """Where the iteration starts: normal numbers, always the same ones, so that no direction is missed."""
+    """Return the start of the iteration: normal numbers, which miss no direction, the same ones every time."""
     return np.random.default_rng(0).normal(size=(size, block))

@@ -1,12 +1,16 @@
-"""Robust rules on client states: the Gram matrix of the models decides the weights, `merge_factors` does the sum.
+"""Robust rules applied to client states.
 
-A rule that returns a combination of its inputs acts on products B A (no gauge); the coordinate rules need arrays whose entries
-mean the same for every client, which the method's parameters check.
+A rule that returns a combination of its inputs is applied to the products B A, which do not depend on the
+    factorisation: the Gram
+matrix of the models decides the coefficients, and `sylva_ray.aggregation.factors.merge_factors` computes the
+combination. The coordinate-wise rules need arrays whose entries mean the same for every client; the parameters of a
+method check that.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -24,49 +28,70 @@ from sylva_ray.core.seeding import numpy_generator
 from sylva_ray.core.types import ClientState
 
 
+@dataclass(frozen=True)
+class RobustRule:
+    """A robust rule and its settings in one round.
+
+    Attributes:
+        name: one of `sylva_ray.aggregation.robust.COMBINATION_RULES` and `COORDINATE_RULES`, or
+            ``self_centred_clipping``.
+        num_byzantine: how many of the merged states may be malicious.
+        bucket_size: states averaged at random before the rule; 1: none. It has no effect on self-centred clipping.
+        seed: of the experiment, for the buckets.
+        round: number of the stage, for the buckets.
+    """
+
+    name: str
+    num_byzantine: int
+    bucket_size: int = 1
+    seed: int = 0
+    round: int = 0
+
+
 def robust_merge(
-    anchor: ClientState,
-    origin: ClientState,
+    rule: RobustRule,
     states: Sequence[ClientState],
     weights: np.ndarray,
     own: int,
+    origin: ClientState,
     factor_rule: str,
-    rule: str,
-    num_byzantine: int,
-    bucket_size: int = 1,
     frozen: Mapping[str, np.ndarray] | None = None,
-    draw: tuple[int, int] = (0, 0),
 ) -> dict[str, np.ndarray]:
-    """Merge ``states`` by a robust ``rule`` for the client that received ``origin`` and sent ``anchor``.
+    """Merge ``states`` by a robust rule for one client.
 
     Args:
-        weights: of the neighbourhood; only self-centred clipping uses them (a client could lie about its images).
-        own: the receiver's place among ``states``.
-        num_byzantine: how many of the states may be forged.
-        bucket_size: states averaged at random before the rule (1: none); not with self-centred clipping.
-        frozen: factors that do not travel and are the same for all (LoRA-FA's A): distances are those of the products.
-        draw: (seed, round) of the buckets.
+        rule: the rule.
+        states: the uploads to merge.
+        weights: of the neighbourhood, one per state. Only self-centred clipping uses them, because a malicious client
+            may report any number of images.
+        own: index of the client among ``states``.
+        origin: what the client received, the origin of all updates.
+        factor_rule: how LoRA factors are averaged, see `sylva_ray.aggregation.factors.merge_factors`.
+        frozen: factors that do not travel and are the same for all clients (the A of LoRA-FA); with them distances are
+            those of the products.
+
+    Returns:
+        The merged arrays, with the names of ``states[own]``.
     """
-    rng = numpy_generator(draw[0], "buckets", round=draw[1])
-    averaging = buckets(len(states), bucket_size if rule != "self_centred_clipping" else 1, rng)
-    if rule in COORDINATE_RULES:
+    anchor = states[own]
+    rng = numpy_generator(rule.seed, "buckets", round=rule.round)
+    averaging = buckets(len(states), rule.bucket_size if rule.name != "self_centred_clipping" else 1, rng)
+    if rule.name in COORDINATE_RULES:
         return {
-            name: _coordinates(
-                rule, origin[name], np.stack([state[name] for state in states]), averaging, num_byzantine
-            )
+            name: _merge_coordinates(rule, origin[name], np.stack([state[name] for state in states]), averaging)
             for name in anchor
         }
     gram = state_gram([{**(frozen or {}), **state} for state in (*states, origin)], anchor)
     updates = gram[:-1, :-1] - gram[:-1, -1:] - gram[-1:, :-1] + gram[-1, -1]
-    if rule == "self_centred_clipping":
+    if rule.name == "self_centred_clipping":
         coefficients = self_centred(updates, weights, own)
     else:
-        coefficients = combination(rule, averaging @ updates @ averaging.T, num_byzantine) @ averaging
+        coefficients = combination(rule.name, averaging @ updates @ averaging.T, rule.num_byzantine) @ averaging
     return merge_factors(anchor, [*states, origin], [*coefficients, 1 - coefficients.sum()], factor_rule)
 
 
 def state_gram(states: Sequence[ClientState], like: ClientState) -> np.ndarray:
-    """``[n, n]`` inner products: of the LoRA products, plus those of the plain arrays named in ``like``."""
+    """Return ``[n, n]`` inner products : of the LoRA products, plus of the plain arrays named in ``like``."""
     paired = {f"{module}.lora_{factor}" for module in paired_modules(states[0]) for factor in "AB"}
     gram = product_gram([{name: state[name] for name in paired} for state in states])
     for name in like:
@@ -76,9 +101,10 @@ def state_gram(states: Sequence[ClientState], like: ClientState) -> np.ndarray:
     return gram
 
 
-def _coordinates(
-    rule: str, origin: np.ndarray, values: np.ndarray, averaging: np.ndarray, num_byzantine: int
-) -> np.ndarray:
+def _merge_coordinates(rule: RobustRule, origin: np.ndarray, values: np.ndarray, averaging: np.ndarray) -> np.ndarray:
+    """Merge ``values [n, ...]`` of one parameter by a coordinate-wise rule."""
     updates = np.tensordot(averaging, values.astype(np.float64) - origin, axes=1)
-    merged = coordinate_median(updates) if rule == "coordinate_median" else trimmed_mean(updates, num_byzantine)
-    return (origin + merged).astype(origin.dtype)
+    is_median = rule.name == "coordinate_median"
+    merged = coordinate_median(updates) if is_median else trimmed_mean(updates, rule.num_byzantine)
+    result: np.ndarray = (origin + merged).astype(origin.dtype)
+    return result

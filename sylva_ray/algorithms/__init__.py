@@ -1,0 +1,1 @@
+"""Methods of federated adversarial training, one file each."""

@@ -1,9 +1,10 @@
 """The two halves of a federated method: what a client does with a batch, what the coordinator does with the uploads.
 
-Everything else is shared. `sylva_ray.federation.client` iterates batches, masks, clips and steps;
-`sylva_ray.federation.stages` runs the rounds, carries uploads over the wire and counts bytes. A new method is one file
-that states only its difference: usually `craft` and `sample_losses`, sometimes `client_weights` or `aggregate`
-(docs/methods.md walks through one). `sylva_ray.federation.contract.Algorithm` adds of which stages its run is made.
+Everything else is shared by all methods. `sylva_ray.federation.client` iterates batches, masks, clips and steps;
+`sylva_ray.federation.stages` runs the rounds; `sylva_ray.transport` carries uploads and counts bytes. A new method is
+one file that contains only its differences: usually `Method.craft` and `Method.sample_losses`, sometimes
+`Method.client_weights` or `Method.aggregate` (docs/methods.md describes one). `sylva_ray.federation.contract.Algorithm`
+adds the stages of a run.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from sylva_ray.aggregation.neighbours import (
     product_gram,
 )
 from sylva_ray.aggregation.robust import assumed_byzantine, min_clients
-from sylva_ray.aggregation.robust_merge import robust_merge
+from sylva_ray.aggregation.robust_merge import RobustRule, robust_merge
 from sylva_ray.attacks.losses import cross_entropy
 from sylva_ray.config.experiment import ExperimentConfig
 from sylva_ray.core.sections import Section
@@ -38,19 +39,48 @@ from sylva_ray.transport.registry import create_postprocessors
 
 
 class Method:
-    """One federated method. The base method trains benignly; subclasses override what differs.
+    """A federated method without its stages.
 
-    A toy: everybody's state is one number, nothing is attacked, the server averages. Three clients hold 1, 2 and 6 images.
+    The base method trains benignly and averages; subclasses override what differs.
+    Every public method below may be overridden. Those of the client half get C clients at once, stacked in one forward,
+    so they must not loop over clients.
 
-    >>> toy = Method(Method.Parameters(adapters="global", heads="global"))
-    >>> states = [{"x": np.float32([value])} for value in (0.0, 3.0, 3.0)]
-    >>> merged = toy.aggregate(RoundUploads(1, states, states, dict(enumerate(states)), num_samples=[1, 2, 6]))
-    >>> [float(state["x"][0].round(3)) for state in merged]
-    [2.667, 2.667, 2.667]
+    A toy, whose state is one number per client, whose loss is ``(w - x)^2`` and whose server weighs clients by the
+    square root of their images:
+
+    >>> class Toy(Method):
+    ...     def sample_losses(self, context, params, batch, x_adv):
+    ...         return (context.to_images(params["w"], batch) - x_adv) ** 2
+    ...
+    ...     def client_weights(self, uploads, clients):
+    ...         return np.sqrt(super().client_weights(uploads, clients))
+    >>> toy = Toy(Toy.Parameters(adapters="global", heads="global"))
+
+    The client half: client 0 has the images 1 and 3, client 1 has the image 2. A gradient is the mean over the client's
+        own
+    images.
+
+    >>> from contextlib import nullcontext
+    >>> from sylva_ray.core.timing import Stopwatch
+    >>> class NoModel:
+    ...     training = staticmethod(nullcontext)
+    >>> x, owner = torch.tensor([1.0, 3.0, 2.0]), torch.tensor([0, 0, 1])
+    >>> batch = Batch(x, y=x, owner=owner, noise=x, active=torch.tensor([True, True]), uniforms=x)
+    >>> context = ClientContext(NoModel(), class_counts=x, received={}, stopwatch=Stopwatch())
+    >>> gradients, losses = toy.gradients(context, {"w": torch.zeros(2)}, batch, batch.x, ["w"])
+    >>> gradients["w"].tolist(), losses.tolist()
+    ([-4.0, -4.0], [5.0, 4.0])
+
+    The server half: three clients with 1, 4 and 9 images have the weights 1/6, 2/6 and 3/6.
+
+    >>> states = [{"w": np.float32([value])} for value in (0, 3, 6)]
+    >>> merged = toy.aggregate(RoundUploads(1, states, states, dict(enumerate(states)), num_samples=[1, 4, 9]))
+    >>> [float(state["w"][0]) for state in merged]
+    [4.0, 4.0, 4.0]
     """
 
     class Parameters(MethodParameters):
-        """No more than every method has."""
+        """The parameters that every method has."""
 
     name: ClassVar[str] = "algorithm"
 
@@ -59,13 +89,13 @@ class Method:
         self.parameters = parameters
         self.head_names: tuple[str, ...] = ()
 
-    # -- set-up, once per process ----------------------------------------------------------------------------------------
+    # -- set-up, once per process -------------------------------------------------------------------------------------
 
     def auxiliary_weights(self, num_classes: int) -> dict[str, np.ndarray]:
-        """Return what the workers need beside the backbone's weights, e.g. a teacher's. The base method needs nothing.
+        """Return weights that workers need beside the backbone's, e.g. a teacher's. The base method needs none.
 
         Raises:
-            UserError: an auxiliary model does not fit the data.
+            UserError: they do not fit the data.
         """
         del num_classes
         return {}
@@ -73,55 +103,60 @@ class Method:
     def bind_model(
         self, model: CohortModel, num_classes: int, auxiliary: Mapping[str, np.ndarray], device: torch.device
     ) -> None:
-        """Bind the method to the model that clients train. A subclass builds its auxiliary model here, from ``auxiliary``."""
+        """Prepare the method for the model that clients train.
+
+        A subclass with weights of its own builds what they belong to here, from ``auxiliary``.
+        """
         del num_classes, auxiliary, device
         self.head_names = model.head_names
 
     def initial_state(self, client: int, state: ClientState) -> dict[str, np.ndarray]:
-        """What ``client`` starts from, made of the model's common initial ``state``."""
+        """Return the state that ``client`` starts from, given the common initial ``state`` of the model."""
         del client
         if self.parameters.a_init == "kaiming":
             return dict(state)
         return {name: orthonormal_rows(value) if name.endswith(".lora_A") else value for name, value in state.items()}
 
-    # -- client half -----------------------------------------------------------------------------------------------------
+    # -- client half ------------------------------------------------------------------------------------------
 
     def is_trained(self, name: str) -> bool:
-        """Whether local training moves this parameter (the model's own frozen parts are not asked about)."""
+        """Return whether local training changes this parameter, which is one that the model can train."""
         return not (self.parameters.factors == "b" and name.endswith(".lora_A"))
 
     def schedule(self, epochs: int, names: Sequence[str]) -> list[tuple[int, list[str]]]:
-        """A round's local training: ``(epochs, trained names)`` one after the other, each with a fresh optimiser."""
+        """Return a round's local training: ``(epochs, trained names)`` in order, each with a fresh optimiser."""
         return [(epochs, list(names))]
 
     def warm_up_names(self) -> tuple[str, ...]:
-        """What the benign warm-up trains: the heads."""
+        """Return the parameters that the benign warm-up trains: the heads."""
         return self.head_names
 
     def warm_up_losses(self, context: ClientContext, params: ParameterStack, batch: Batch) -> torch.Tensor:
-        """The warm-up's loss of every image, ``[N]``: benign cross-entropy."""
+        """Return the warm-up's loss of every image, ``[N]``: benign cross-entropy."""
         return cross_entropy(context.model.forward(params, batch.x, batch.owner), batch.y)
 
     def client_init(self, context: ClientContext) -> None:
-        """Before the first batch of a task. The base method needs nothing."""
+        """Prepare a task, before its first batch. The base method does nothing."""
 
     def craft(self, context: ClientContext, params: ParameterStack, batch: Batch, attack: AttackSpec) -> torch.Tensor:
-        """The images that the loss is taken on, ``[N, 3, H, W]``, without a graph. The base method attacks nothing."""
+        """Return the images that the loss is computed on, ``[N, 3, H, W]`` without a graph; by default ``batch.x``."""
         del context, params, attack
         return batch.x
 
     def sample_losses(
         self, context: ClientContext, params: ParameterStack, batch: Batch, x_adv: torch.Tensor
     ) -> torch.Tensor:
-        """The loss of every image, ``[N]``; ``x_adv`` is what `craft` made."""
+        """Return the loss of every image, ``[N]``; ``x_adv`` is the result of `craft`."""
         return cross_entropy(context.model.forward(params, x_adv, batch.owner), batch.y)
 
     def gradients(
         self, context: ClientContext, params: ParameterStack, batch: Batch, x_adv: torch.Tensor, names: Sequence[str]
     ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-        """Gradients of the parameters in ``names`` (each ``[C, ...]``) and the mean losses ``[C]``.
+        """Return the gradients of the parameters in ``names``, each ``[C, ...]``, and the mean losses ``[C]``.
 
-        The sum over clients of their own means is differentiated, so each client's gradient is that of training alone."""
+        The sum over clients of their own mean losses is differentiated, so the gradient of each client is that of
+        training alone.
+        """
         leaves = {name: params[name].detach().requires_grad_() for name in names}
         with context.model.training():
             losses_C = batch.mean_by_client(self.sample_losses(context, {**params, **leaves}, batch, x_adv))
@@ -131,84 +166,87 @@ class Method:
     def client_step(
         self, context: ClientContext, params: ParameterStack, batch: Batch, attack: AttackSpec, names: Sequence[str]
     ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-        """Craft, then differentiate: what one optimiser step is made of."""
+        """Return the gradients and losses of one optimiser step: `craft`, then `gradients`."""
         x_adv = self.craft(context, params, batch, attack)
         return self.gradients(context, params, batch, x_adv, names)
 
-    # -- what travels ----------------------------------------------------------------------------------------------------
+    # -- what travels ------------------------------------------------------------------------------------------
 
     def sharing(self, name: str) -> str:
-        """``neighbours``, ``global`` or ``local`` for one parameter name."""
+        """Return with whom a parameter is shared: ``neighbours``, ``global`` or ``local``."""
         return self.parameters.heads if name in self.head_names else self.parameters.adapters
 
     def is_uploaded(self, name: str) -> bool:
-        """Whether this parameter leaves the client. Declared bytes are counted from this; a test holds them to the wire."""
-        stays = {"both": (), "b": (".lora_A",), "a": (".lora_B",)}[self.parameters.factors]
-        return self.sharing(name) != "local" and not name.endswith(stays)
+        """Return whether a parameter leaves the client. Declared bytes are counted from this."""
+        local_factors = {"both": (), "b": (".lora_A",), "a": (".lora_B",)}[self.parameters.factors]
+        return self.sharing(name) != "local" and not name.endswith(local_factors)
 
     def pack(self, client: int, state: ClientState) -> dict[str, np.ndarray]:
-        """What ``client`` uploads of its ``state``."""
+        """Return the arrays of ``state`` that ``client`` uploads."""
         del client
         return {name: value for name, value in state.items() if self.is_uploaded(name)}
 
+    def unpack(self, client: int, upload: ClientState) -> dict[str, np.ndarray]:
+        """Return an upload in the shapes of a state: the inverse of `pack`, where that changes shapes."""
+        del client
+        return dict(upload)
+
     def is_refactored(self, name: str) -> bool:
-        """Whether merging rewrites this factor in other coordinates, so that what an earlier upload lost means nothing now."""
+        """Return whether merging rewrites this factor in other coordinates, where an older residual has no meaning."""
         p = self.parameters
         is_factor = name.endswith((".lora_A", ".lora_B"))
         return is_factor and p.model == "lora" and p.factors == "both" and p.factor_rule == "product_svd"
 
-    def unpack(self, client: int, upload: ClientState) -> dict[str, np.ndarray]:
-        """The upload in the shapes of a state (the inverse of `pack`, where that changes shapes)."""
-        del client
-        return dict(upload)
-
     def postprocessors(self, config: ExperimentConfig) -> list[Postprocessor]:
         """Return what is applied to uploads and answers on their way, the one nearest to the model first.
 
-        By default what the configuration asks for: Byzantine clients and compression. A method with noise or masks of its own
+        By default what the configuration asks for: Byzantine clients and compression. A method with noise or masks of
+            its own
         appends them here.
         """
         return create_postprocessors(config, self)
 
-    # -- server half -----------------------------------------------------------------------------------------------------
+    # -- server half ------------------------------------------------------------------------------------------
 
     def client_weights(self, uploads: RoundUploads, clients: Sequence[int]) -> np.ndarray:
-        """Weights of ``clients`` in the mean, up to a factor: by images (FedAvg, McMahan et al. 2017), or alike."""
+        """Return the weights of ``clients`` in the mean, up to a common factor.
+
+        By default the numbers of images (FedAvg, McMahan et al. 2017), or ones.
+        """
         if self.parameters.weighting == "uniform":
             return np.ones(len(clients))
         return np.asarray([uploads.num_samples[client] for client in clients], np.float64)
 
     def aggregate(self, uploads: RoundUploads) -> list[dict[str, np.ndarray]]:
-        """New states of all K clients.
+        """Return the new states of all K clients.
 
-        A client that sent nothing keeps its own state (under ``global`` sharing it receives the merged one, as it would when
-        it next connects). Uploads that are not finite or not of the right shape are left out. Where a robust rule has too
-        few left, everybody keeps what he received.
+        A client that uploaded nothing keeps its own state; under ``global`` sharing it gets the merged one, which it
+        would receive when it next connects. Uploads that are not finite or have unusual shapes are left out. Where a
+        robust rule has too few uploads left, clients keep what they received.
         """
         clients = sorted(uploads.by_client)
         present = [clients[index] for index in valid_uploads([uploads.by_client[client] for client in clients])]
         result = [dict(state) for state in uploads.states]
         if not present:
             return result
-        names = uploads.by_client[present[0]]
         weights = self.client_weights(uploads, present)
-        for sharing in sorted({self.sharing(name) for name in names}):
-            own = [name for name in names if self.sharing(name) == sharing]
+        for sharing in sorted({self.sharing(name) for name in uploads.by_client[present[0]]}):
+            names = [name for name in uploads.by_client[present[0]] if self.sharing(name) == sharing]
             graph = self.graph(uploads, sharing, present, weights)
-            if sharing == "global":  # one merge for all: everybody holds the same bits
-                common = self.merge(uploads, own, present, graph.weights[0], present[0])
+            if sharing == "global":  # one merge for all, so that all have the same bits
+                common = self.merge(uploads, names, present, graph.weights[0], present[0])
                 result = [state | common for state in result]
                 continue
-            groups = graph.group_receivers([self._receiver_key(uploads, own, client) for client in present])
+            groups = graph.group_receivers([self._receiver_key(uploads, names, client) for client in present])
 
-            def merged(
-                rows: Sequence[int], own: Sequence[str] = own, graph: NeighbourGraph = graph
+            def merge_group(
+                rows: Sequence[int], names: Sequence[str] = names, graph: NeighbourGraph = graph
             ) -> dict[str, np.ndarray]:
-                members = [present[j] for j in graph.members[rows[0]]]
-                return self.merge(uploads, own, members, graph.weights[rows[0]], present[rows[0]])
+                members = [present[member] for member in graph.members[rows[0]]]
+                return self.merge(uploads, names, members, graph.weights[rows[0]], present[rows[0]])
 
-            with ThreadPoolExecutor(MERGING_THREADS) as threads:  # the same bits: a merge is one thread's work
-                for rows, common in zip(groups, threads.map(merged, groups), strict=True):
+            with ThreadPoolExecutor(MERGING_THREADS) as threads:  # a merge runs on one thread, so bits do not change
+                for rows, common in zip(groups, threads.map(merge_group, groups), strict=True):
                     for row in rows:
                         result[present[row]] |= common
         return result
@@ -216,65 +254,72 @@ class Method:
     def merge(
         self, uploads: RoundUploads, names: Sequence[str], members: Sequence[int], weights: np.ndarray, receiver: int
     ) -> dict[str, np.ndarray]:
-        """The parameters in ``names`` for ``receiver``, from the uploads of ``members`` with ``weights`` (summing to 1)."""
-        sent = [{name: uploads.by_client[client][name] for name in names} for client in members]
-        anchor = {name: uploads.by_client[receiver][name] for name in names}
-        robust = self.parameters.robust
+        """Merge the parameters in ``names`` for one client.
+
+        Args:
+            uploads: of the round.
+            names: the parameters to merge.
+            members: the clients whose uploads are merged; ``receiver`` is one of them.
+            weights: one per member; they sum to 1.
+            receiver: the client that gets the result.
+        """
+        states = [{name: uploads.by_client[client][name] for name in names} for client in members]
+        own, robust, factor_rule = members.index(receiver), self.parameters.robust, self.parameters.factor_rule
         if robust.rule == "mean":
-            return merge_factors(anchor, sent, weights, self.parameters.factor_rule)
+            return merge_factors(states[own], states, weights, factor_rule)
         origin = {name: uploads.received[receiver][name] for name in names}
         num_byzantine = self.assumed_byzantine(len(members))
-        inputs = math.ceil(len(members) / robust.bucket_size)
-        if inputs < min_clients(robust.rule, num_byzantine)[0]:
+        if math.ceil(len(members) / robust.bucket_size) < min_clients(robust.rule, num_byzantine)[0]:
             return origin
-        return robust_merge(
-            anchor,
-            origin,
-            sent,
-            weights,
-            members.index(receiver),
-            self.parameters.factor_rule,
-            robust.rule,
-            num_byzantine,
-            robust.bucket_size,
-            frozen=self._frozen(uploads.received[receiver]),
-            draw=(uploads.seed, uploads.round),
-        )
-
-    def _receiver_key(self, uploads: RoundUploads, names: Sequence[str], receiver: int) -> Hashable:
-        """What, beside members and weights, decides a merge: receivers with equal parts share one.
-
-        A mean is the same whoever receives it. A robust rule measures updates from what the receiver had; self-centred
-        clipping starts from the receiver itself. The anchor does not count: it decides roundings, and which rows of A
-        stay where nothing has been learnt (any will do)."""
-        rule = self.parameters.robust.rule
-        if rule == "mean":
-            return None
-        if rule == "self_centred_clipping":
-            return receiver
-        received = uploads.received[receiver]
-        return stack_digest({name: received[name] for name in names} | self._frozen(received))
-
-    def _frozen(self, state: ClientState) -> dict[str, np.ndarray]:
-        """The factors that are the same for all (a personal B, under ``factors=a``, is not: the coordinator never sees one)."""
-        if self.parameters.factors != "b":
-            return {}
-        return {name: value for name, value in state.items() if name.endswith(".lora_A")}
+        rule = RobustRule(robust.rule, num_byzantine, robust.bucket_size, uploads.seed, uploads.round)
+        frozen = self._frozen_factors(uploads.received[receiver])
+        return robust_merge(rule, states, weights, own, origin, factor_rule, frozen)
 
     def assumed_byzantine(self, num_members: int) -> int:
-        """How many of ``num_members`` uploads a robust rule reckons to be bad."""
+        """Return how many of ``num_members`` uploads a robust rule assumes to be malicious."""
         return assumed_byzantine(self.parameters.robust.assumed_fraction or 0.0, num_members)
 
     def graph(self, uploads: RoundUploads, sharing: str, clients: Sequence[int], weights: np.ndarray) -> NeighbourGraph:
-        """Who is averaged with whom. In round 1 the adapters' products are close to zero and distances mean nothing."""
+        """Return the neighbourhoods within which uploads are merged.
+
+        In round 1 all clients are neighbours: the products of their adapters are close to zero, and distances mean
+            nothing.
+        """
         if sharing == "global" or uploads.round <= 1:
             return global_graph(weights)
         known = [{**uploads.received[client], **uploads.by_client[client]} for client in clients]
         return neighbour_graph(product_gram(known), weights, self.parameters.num_neighbours)
 
     def phase2_graph(self, adapters: Sequence[ClientState], num_samples: Sequence[int]) -> NeighbourGraph:
-        """Whose game values and guard outcomes speak for whom in phase 2; a client that shares nothing stays alone."""
+        """Return the neighbourhoods whose game values and guard outcomes are pooled in phase 2.
+
+        A client that shares no adapters is its own neighbourhood.
+        """
         samples = np.asarray(num_samples)
         if self.parameters.adapters == "local" or self.parameters.factors == "a":
             return neighbour_graph(np.eye(len(samples)), samples, k=1)
         return neighbour_graph(product_gram(adapters), samples, self.parameters.num_neighbours)
+
+    def _receiver_key(self, uploads: RoundUploads, names: Sequence[str], receiver: int) -> Hashable:
+        """Return what a merge depends on beside members and weights; receivers with equal keys share one merge.
+
+        A mean does not depend on the receiver. A robust rule measures updates relative to what the receiver had, and
+        self-centred clipping starts from the receiver's own upload. The anchor is not part of the key: it decides
+        roundings, and which rows of A are kept where B is 0.
+        """
+        rule = self.parameters.robust.rule
+        if rule == "mean":
+            return None
+        if rule == "self_centred_clipping":
+            return receiver
+        received = uploads.received[receiver]
+        return stack_digest({name: received[name] for name in names} | self._frozen_factors(received))
+
+    def _frozen_factors(self, state: ClientState) -> dict[str, np.ndarray]:
+        """Return the factors that do not travel and are the same for all clients.
+
+        Under ``factors=a`` there are none: B is personal, and the coordinator never receives one.
+        """
+        if self.parameters.factors != "b":
+            return {}
+        return {name: value for name, value in state.items() if name.endswith(".lora_A")}

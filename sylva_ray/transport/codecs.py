@@ -95,7 +95,7 @@ class BlockQuantizer:
     @property
     def levels(self) -> int:
         """Return the largest code."""
-        return 2 ** (self.bits - 1) - 1
+        return (1 << self.bits - 1) - 1
 
     def encode(self, update: ClientState) -> dict[str, np.ndarray]:
         """See `Codec.encode`."""

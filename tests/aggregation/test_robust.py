@@ -359,7 +359,7 @@ def test_least_clients(rule: str, num_byzantine: int, least: int) -> None:
 
 
 def test_wrong_input_is_refused() -> None:
-    with pytest.raises(AssertionError, match="no such rule"):
+    with pytest.raises(AssertionError, match="there is no rule"):
         combination("kurm", np.eye(5), 1)
     with pytest.raises(AssertionError, match="not a combination"):
         combination("trimmed_mean", np.eye(5), 1)

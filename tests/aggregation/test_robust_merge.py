@@ -10,7 +10,7 @@ import pytest
 
 from sylva_ray.aggregation.factors import orthonormal_rows
 from sylva_ray.aggregation.robust import COMBINATION_RULES, COORDINATE_RULES
-from sylva_ray.aggregation.robust_merge import robust_merge, state_gram
+from sylva_ray.aggregation.robust_merge import RobustRule, robust_merge, state_gram
 from sylva_ray.config.schema import build
 from sylva_ray.core.errors import UserError
 from sylva_ray.core.types import ClientState
@@ -51,8 +51,10 @@ def regauged(own: dict[str, np.ndarray], seed: int) -> dict[str, np.ndarray]:
 def merge(
     rule: str, origin: ClientState, states: Sequence[ClientState], num_byzantine: int = 1, own: int = 0, **extra: Any
 ) -> dict[str, np.ndarray]:
-    weights = np.full(len(states), 1 / len(states))
-    return robust_merge(states[own], origin, states, weights, own, "product_svd", rule, num_byzantine, **extra)
+    weights = extra.pop("weights", np.full(len(states), 1 / len(states)))
+    frozen = extra.pop("frozen", None)
+    settings = RobustRule(rule, num_byzantine, **extra)
+    return robust_merge(settings, states, weights, own, origin, "product_svd", frozen)
 
 
 # -- the rules on states -------------------------------------------------------------------------------------------------
@@ -143,13 +145,13 @@ def test_frozen_factors_count_in_the_distance_and_are_not_merged() -> None:
 def test_buckets_are_drawn_per_round_and_average_before_the_rule() -> None:
     origin = state(0)
     states = [close(seed, origin, 0.5) for seed in range(1, 7)]
-    first = merge("krum", origin, states, num_byzantine=0, bucket_size=2, draw=(3, 1))
-    again = merge("krum", origin, states, num_byzantine=0, bucket_size=2, draw=(3, 1))
+    first = merge("krum", origin, states, num_byzantine=0, bucket_size=2, seed=3, round=1)
+    again = merge("krum", origin, states, num_byzantine=0, bucket_size=2, seed=3, round=1)
     assert all(np.array_equal(first[name], again[name]) for name in first)
     heads = np.stack([own["head.weight"] for own in states])
     pairs = [(i, j) for i in range(6) for j in range(i)]
     assert min(np.abs(first["head.weight"] - (heads[i] + heads[j]) / 2).max() for i, j in pairs) < 1e-5
-    rounds = [merge("krum", origin, states, num_byzantine=0, bucket_size=2, draw=(3, round)) for round in range(8)]
+    rounds = [merge("krum", origin, states, num_byzantine=0, bucket_size=2, seed=3, round=round) for round in range(8)]
     assert any(not np.array_equal(own["head.weight"], first["head.weight"]) for own in rounds)
 
 

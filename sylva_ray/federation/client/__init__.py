@@ -1,0 +1,1 @@
+"""The client side: a worker, local training and measurements."""

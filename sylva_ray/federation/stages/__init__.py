@@ -1,0 +1,1 @@
+"""The stages that a run can be made of."""

@@ -1,0 +1,1 @@
+"""Rankings of layers, one file each."""
