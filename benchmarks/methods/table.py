@@ -20,7 +20,7 @@ from sylva_ray.metrics.predictions import paired_difference, read_correct
 from sylva_ray.reports.compare import compare
 from sylva_ray.reports.compare.tables import markdown_table, plot
 from sylva_ray.reports.compare.verdicts import footnotes, notes, sentences, warnings
-from sylva_ray.reports.traffic import bytes_to_target, targets_from
+from sylva_ray.reports.traffic import bytes_to_target, reference_targets
 
 HERE = Path(__file__).parent
 MARGIN = 0.02
@@ -70,7 +70,7 @@ def to_target(results: Sequence[dict[str, Any]]) -> str:
     reference = by_method["fedavg_at"]
     attack = next(iter(reference["final"]["robust_accuracy"]))
     paths = [f"{condition}.balanced_accuracy" for condition in ("benign", attack)]
-    targets = targets_from([reference["records"]], paths)
+    targets = reference_targets([reference["records"]], paths)
     lines = ["| method | bytes to target | fedavg_at / this |", "|---|---|---|"]
     needed = {method: bytes_to_target(row["records"], targets) for method, row in sorted(by_method.items())}
     full = needed["fedavg_at"]

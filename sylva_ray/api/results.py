@@ -63,7 +63,7 @@ def evaluate(
     from sylva_ray.evaluation.request import Extras, build_request
     from sylva_ray.evaluation.run import assess, prepare_assessment
     from sylva_ray.execution.ray.driver import pool_for
-    from sylva_ray.reports.terminal import AssessmentDisplay, assessment_tables, print_lines, wide_console
+    from sylva_ray.reports.terminal import EvaluationDisplay, evaluation_tables, print_lines, wide_console
     from sylva_ray.storage.remote_copy import run_folder_at
 
     out = None if out is None else Path(out)
@@ -78,13 +78,13 @@ def evaluate(
         request = build_request(config, attacks, suite, budget, extras, fleet.num_clients, fleet.num_classes)
         console = wide_console(show)
         with (
-            AssessmentDisplay(console, show != "progress") as display,
+            EvaluationDisplay(console, show != "progress") as display,
             resumable(folder.measurements, "What was measured is kept: the same command goes on from there"),
             pool_for(assessment.prepared, display) as pool,
         ):
             found = assess(assessment, request, pool, display)
         path = folder.write_evaluation(found, out)
-        for table in assessment_tables(found):
+        for table in evaluation_tables(found):
             console.print(table)
         print_lines(console, [path])
         if out is None:
@@ -113,7 +113,7 @@ def compare(
     Raises:
         UserError: a source that is not a finished run, a file that cannot be written.
     """
-    from sylva_ray.observers.sources import load
+    from sylva_ray.observers.sources import load_runs
     from sylva_ray.reports import compare as comparison
     from sylva_ray.reports.compare.files import check_targets, write
     from sylva_ray.reports.terminal import print_lines, wide_console
@@ -123,7 +123,7 @@ def compare(
     check_targets(targets)
     with ExitStack() as stack:
         local = [str(stack.enter_context(run_folder_at(str(source), "read"))[0]) for source in sources]
-        summaries, left_out = load(local, uri)
+        summaries, left_out = load_runs(local, uri)
     rows = comparison.compare(summaries)
     console = wide_console(show)
     for table in comparison.terminal_tables(rows, console.width):

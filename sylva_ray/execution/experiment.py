@@ -17,8 +17,8 @@ from sylva_ray.models.backbone import create_backbone
 from sylva_ray.models.cohort import full_model_bytes
 from sylva_ray.models.export import export_clients
 from sylva_ray.models.lora import LoraStack
-from sylva_ray.observers.files import RecordsFile, RemoteCopy
-from sylva_ray.observers.mlflow.tracker import RunFollower
+from sylva_ray.observers.mlflow.tracker import MlflowTracker
+from sylva_ray.observers.run_files import RecordsFile, RemoteCopy
 from sylva_ray.preparation.experiment import Prepared, initial_states
 from sylva_ray.preparation.traffic import declared_traffic
 from sylva_ray.storage.remote_copy import RemoteFolder
@@ -58,7 +58,7 @@ def run_experiment(
     players = model.players if isinstance(model, LoraStack) else {}
     observers = Observers([RecordsFile(folder)])
     if config.tracking.enabled:
-        observers.observers.append(RunFollower(folder, config))
+        observers.observers.append(MlflowTracker(folder, config))
     if remote is not None:
         observers.observers.append(RemoteCopy(remote, observer.on_notice))
     observers.observers.append(observer)

@@ -21,7 +21,7 @@ ALLOWED = (
 )
 
 
-def load(sources: Sequence[str], uri: str | None = None) -> tuple[list[Run], list[str]]:
+def load_runs(sources: Sequence[str], uri: str | None = None) -> tuple[list[Run], list[str]]:
     """The summaries behind ``sources``, for `sylva_ray.reports.compare.compare`, and what was left out of folders and
     experiments because it has not finished.
 

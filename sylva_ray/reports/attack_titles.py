@@ -16,12 +16,12 @@ from sylva_ray.metrics.checks import UNBOUNDED
 _ATTACKS: TypeAdapter[list[EvaluationAttack]] = TypeAdapter(list[EvaluationAttack])
 
 
-def titles_of(specs: Iterable[AttackSpec]) -> dict[str, str]:
+def attack_titles(specs: Iterable[AttackSpec]) -> dict[str, str]:
     """Return ``{label: title}`` of the attacks, and of the unbounded one that check S4 makes."""
     return {spec.label: attack_title(spec) for spec in (*specs, UNBOUNDED)}
 
 
-def specs_of_config(config: Any) -> tuple[AttackSpec, ...]:
+def specs_from_config(config: Any) -> tuple[AttackSpec, ...]:
     """Read the evaluation's attacks off a run's config; none where it is missing or today's schema refuses it."""
     try:
         return tuple(attack.spec() for attack in _ATTACKS.validate_python(config["evaluation"]["attacks"]))
@@ -29,9 +29,9 @@ def specs_of_config(config: Any) -> tuple[AttackSpec, ...]:
         return ()
 
 
-def titles_of_config(text: str) -> dict[str, str]:
-    """Return `titles_of` the attacks in the text of a ``config.yaml``."""
+def attack_titles_from_config(text: str) -> dict[str, str]:
+    """Return `attack_titles` the attacks in the text of a ``config.yaml``."""
     try:
-        return titles_of(specs_of_config(yaml.safe_load(text)))
+        return attack_titles(specs_from_config(yaml.safe_load(text)))
     except yaml.YAMLError:
-        return titles_of(())
+        return attack_titles(())

@@ -69,7 +69,7 @@ class Display:
     def __exit__(self, *exception: object) -> None:
         self._progress.stop()
 
-    def say(self, line: str) -> None:
+    def print_line(self, line: str) -> None:
         print_lines(self.console, [line])
 
 
@@ -102,11 +102,11 @@ class RunDisplay(Display, Observer):
         self._detail()
         if self._plain:
             wall = record.seconds["wall"]
-            self.say(f"step {record.step:>3}  {title_of(record.stage):<22} {self._numbers}  {wall:.1f} s")
+            self.print_line(f"step {record.step:>3}  {title_of(record.stage):<22} {self._numbers}  {wall:.1f} s")
 
     def on_notice(self, notice: Notice) -> None:
         """See `Observer.on_notice`."""
-        self.say(notice.text)
+        self.print_line(notice.text)
 
     def _detail(self, text: str = "") -> None:
         self._progress.update(self._bar, detail=" ".join(part for part in (text, self._numbers) if part))
@@ -191,7 +191,7 @@ def closing_lines(summary: Summary, run_dir: Path | str, tracking_uri: str | Non
     return lines
 
 
-class AssessmentDisplay(Display, Observer):
+class EvaluationDisplay(Display, Observer):
     """Shows the measurements of `sylva-ray evaluate`, one bar each."""
 
     def __init__(self, console: Console, quiet: bool = False) -> None:
@@ -207,7 +207,7 @@ class AssessmentDisplay(Display, Observer):
         self._progress.update(self._bars[name], total=total, completed=bar.completed + num_known)
         if self._plain:
             before = f" ({num_known} from before)" if num_known else ""
-            self.say(f"{name}: {num_tasks} tasks{before}")
+            self.print_line(f"{name}: {num_tasks} tasks{before}")
 
     def on_task_measured(self, name: str) -> None:
         """See `sylva_ray.evaluation.run.Progress.on_task_measured`."""
@@ -215,10 +215,10 @@ class AssessmentDisplay(Display, Observer):
 
     def on_notice(self, notice: Notice) -> None:
         """See `Observer.on_notice`."""
-        self.say(notice.text)
+        self.print_line(notice.text)
 
 
-def assessment_tables(found: Evaluation) -> list[Table]:
+def evaluation_tables(found: Evaluation) -> list[Table]:
     """Tabulate the attacks, and the checks if they ran."""
     table = Table(title=f"{found.run}: {found.images:,} images; accuracy in %")
     for name in ("attack", "mean", "95 % interval", "worst decile", "balanced", "images/s"):

@@ -255,7 +255,7 @@ def bytes_to_target(
     return None
 
 
-def targets_from(
+def reference_targets(
     runs: Sequence[Sequence[StageRecord]],
     paths: Sequence[str],
     share: float = 0.9,
@@ -273,7 +273,7 @@ def targets_from(
     return {path: share * max(means[path] for means in reached) for path in paths}
 
 
-def to_target(
+def bytes_to_reference_targets(
     runs: Mapping[str, Sequence[StageRecord]],
     reference: Sequence[str],
     paths: Sequence[str],
@@ -282,7 +282,7 @@ def to_target(
     clients: Sequence[int] | None = None,
 ) -> dict[str, int | None]:
     """`bytes_to_target` of every run, for targets that the runs in ``reference`` (FedAvg-AT's) alone have set."""
-    targets = targets_from([runs[name] for name in reference], paths, share, window, clients)
+    targets = reference_targets([runs[name] for name in reference], paths, share, window, clients)
     return {name: bytes_to_target(records, targets, window, clients) for name, records in runs.items()}
 
 

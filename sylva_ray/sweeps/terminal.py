@@ -37,17 +37,17 @@ class SweepDisplay(Display):
                 self._over = set(finished)
                 self._progress.update(self._bar, total=num_trials, completed=len(self._over))
                 if self._over and self._plain:
-                    self.say(f"{len(self._over)} of {num_trials} trials have finished before")
+                    self.print_line(f"{len(self._over)} of {num_trials} trials have finished before")
             case SweepWarning(text):
-                self.say(f"warning: {text}")
+                self.print_line(f"warning: {text}")
             case Waiting(text):
-                self.say(text)
+                self.print_line(text)
             case TrialProgress(key, line):
                 self._show_trial(key, line)
 
     def _show_trial(self, key: str, event: AttemptEvent) -> None:
         if event.notice is not None:
-            self.say(f"trial {key}: {event.notice}")
+            self.print_line(f"trial {key}: {event.notice}")
         elif event.ended is None:
             self._running[key] = event.step or 0
         else:
@@ -57,7 +57,7 @@ class SweepDisplay(Display):
             if self._plain:
                 reason = f": {event.error}" if event.error else ""
                 seconds = event.ended - event.began
-                self.say(f"trial {key}  {event.outcome:<9} {seconds:6.1f} s  ({len(self._over)} over){reason}")
+                self.print_line(f"trial {key}  {event.outcome:<9} {seconds:6.1f} s  ({len(self._over)} over){reason}")
         running = "  ".join(f"{name} step {step}" for name, step in self._running.items())
         self._progress.update(self._bar, completed=len(self._over), detail=running)
 

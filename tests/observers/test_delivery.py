@@ -108,9 +108,9 @@ def test_the_end_is_tried_three_times_and_what_is_missing_is_named(tmp_path: Pat
 
 def test_giving_up_ends_the_tries(tmp_path: Path) -> None:
     config = make_run(tmp_path)
-    store, given_up = FlakyStore(failing=range(1000)), threading.Event()
-    given_up.set()
-    assert not Delivery(RunFolder(tmp_path), config, store).finish("FINISHED", given_up)
+    store, abandoned = FlakyStore(failing=range(1000)), threading.Event()
+    abandoned.set()
+    assert not Delivery(RunFolder(tmp_path), config, store).finish("FINISHED", abandoned)
     assert store.calls == 1
 
 

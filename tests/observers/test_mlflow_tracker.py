@@ -17,7 +17,7 @@ from sylva_ray.core.records import StageRecord
 from sylva_ray.execution.ray.driver import run_prepared
 from sylva_ray.federation.observer import Observer
 from sylva_ray.observers.mlflow.metrics import record_metrics
-from sylva_ray.observers.mlflow.tracker import RunFollower, send_run, tracking_uri
+from sylva_ray.observers.mlflow.tracker import MlflowTracker, send_run, tracking_uri
 from sylva_ray.preparation.experiment import prepare
 from sylva_ray.reports.pages.run import write_report
 from sylva_ray.storage.jsonl import read_records, rewrite_records
@@ -87,7 +87,7 @@ def test_everything_arrives_in_the_default_store(folder: Path, monkeypatch: pyte
     config = make_run(run_dir)
     write_report(RunFolder(run_dir))
     records = read_records(run_dir / "rounds.jsonl")
-    follower = RunFollower(RunFolder(run_dir), config)
+    follower = MlflowTracker(RunFolder(run_dir), config)
     follower.on_resume([])
     assert follower.on_end("FINISHED") == []
 
@@ -143,13 +143,13 @@ def test_a_resumed_run_goes_on_in_the_same_mlflow_run_without_duplicates(folder:
     records = read_records(run_dir / "rounds.jsonl")
     (run_dir / "summary.json").rename(folder / "kept")
     rewrite_records(run_dir / "rounds.jsonl", records[:5])
-    assert RunFollower(RunFolder(run_dir), config).on_end("FAILED") == []
+    assert MlflowTracker(RunFolder(run_dir), config).on_end("FAILED") == []
     assert only_run(folder).info.status == "FAILED"
 
     more_actors = config.cluster.model_copy(update={"num_actors": 3})  # may change on resume; MLflow's params may not
     (folder / "kept").rename(run_dir / "summary.json")
     rewrite_records(run_dir / "rounds.jsonl", records)
-    resumed = RunFollower(RunFolder(run_dir), config.model_copy(update={"cluster": more_actors}))
+    resumed = MlflowTracker(RunFolder(run_dir), config.model_copy(update={"cluster": more_actors}))
     resumed.on_resume([])
     assert resumed.on_end("FINISHED") == []
     run = only_run(folder)
@@ -178,7 +178,7 @@ def test_sending_again_after_losing_the_count_duplicates_nothing(folder: Path) -
 def test_a_dead_server_is_named_and_a_later_store_gets_all(folder: Path, dead_server: str) -> None:
     run_dir = folder / "run"
     config = make_run(run_dir, make_config(uri=dead_server.replace("//", "//ada:s3cret@")))
-    follower = RunFollower(RunFolder(run_dir), config)
+    follower = MlflowTracker(RunFolder(run_dir), config)
     follower.on_resume([])
     (warning,) = follower.on_end("FINISHED")
     total = len(read_records(run_dir / "rounds.jsonl"))
@@ -198,7 +198,7 @@ def test_a_dead_server_is_named_and_a_later_store_gets_all(folder: Path, dead_se
 def test_a_hanging_server_blocks_no_longer_than_agreed(folder: Path, hanging_server: str) -> None:
     run_dir = folder / "run"
     config = make_run(run_dir, make_config(uri=hanging_server, flush_timeout_s=1.0))
-    follower = RunFollower(RunFolder(run_dir), config)
+    follower = MlflowTracker(RunFolder(run_dir), config)
     started = time.monotonic()
     follower.on_resume([])
     assert time.monotonic() - started < 0.5
@@ -221,7 +221,7 @@ def test_an_unfinished_run_is_sent_as_killed(folder: Path) -> None:
 def test_nothing_to_say_about_a_run_that_never_began(folder: Path) -> None:
     run_dir = folder / "run"
     run_dir.mkdir()
-    assert RunFollower(RunFolder(run_dir), make_config()).on_end("FAILED") == []
+    assert MlflowTracker(RunFolder(run_dir), make_config()).on_end("FAILED") == []
 
 
 def test_the_uri_comes_from_config_then_environment_then_beside_the_run(

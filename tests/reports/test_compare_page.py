@@ -18,7 +18,7 @@ from sylva_ray.cli import app
 from sylva_ray.config.experiment import ExperimentConfig
 from sylva_ray.core.errors import UserError
 from sylva_ray.observers.mlflow.tracker import experiment_files, send_run
-from sylva_ray.observers.sources import load
+from sylva_ray.observers.sources import load_runs
 from sylva_ray.reports.compare import compare
 from sylva_ray.reports.compare.tables import page, plot
 from sylva_ray.reports.figures.labels import place_labels, text_extents
@@ -84,7 +84,7 @@ def test_a_folder_of_runs_becomes_a_table_and_files(tmp_path: Path) -> None:
 @pytest.mark.parametrize("sources", [["runs"], ["runs/sylva-0", "runs/sylva-1", "runs/local-0/summary.json"]])
 @pytest.mark.usefixtures("runs")
 def test_folders_and_files_say_the_same(sources: list[str]) -> None:
-    summaries, left_out = load(sources)
+    summaries, left_out = load_runs(sources)
     assert left_out == []
     assert results(compare(summaries)) == {("sylva", (0, 1)), ("local_lora", (0,))}
 
@@ -92,7 +92,7 @@ def test_folders_and_files_say_the_same(sources: list[str]) -> None:
 def test_the_config_beside_a_summary_tells_variants_apart(runs: Path) -> None:
     lora = experiment().lora.model_copy(update={"rank": 32})
     make_run(runs / "wide", experiment(lora=lora))
-    assert results(compare(load(["runs"])[0])) == {
+    assert results(compare(load_runs(["runs"])[0])) == {
         ("sylva (rank=8)", (0, 1)),
         ("sylva (rank=32)", (0,)),
         ("local_lora", (0,)),
@@ -102,7 +102,7 @@ def test_the_config_beside_a_summary_tells_variants_apart(runs: Path) -> None:
 def test_a_plain_file_may_name_its_method(runs: Path) -> None:
     summary = json.loads((runs / "sylva-0" / "summary.json").read_text())
     Path("result.json").write_text(json.dumps(summary | {"method": "Sylva, as published", "seed": 7}))
-    assert results(compare(load(["result.json"])[0])) == {("Sylva, as published", (7,))}
+    assert results(compare(load_runs(["result.json"])[0])) == {("Sylva, as published", (7,))}
 
 
 def test_an_unfinished_run_in_a_folder_is_left_out_and_said(runs: Path) -> None:
@@ -178,17 +178,19 @@ def test_an_mlflow_experiment_holds_the_same_rows(runs: Path, monkeypatch: pytes
     assert json.loads(next(files for name, files in found.values() if name == "sylva-1")["summary.json"])["seed"] == 1
     assert experiment_files("nothing", store, ("summary.json",)) is None
 
-    by_name, left_out = load(["thesis"])  # runs/mlflow.db is the default
+    by_name, left_out = load_runs(["thesis"])  # runs/mlflow.db is the default
     assert left_out == []
-    assert results(compare(by_name)) == results(compare(load(["runs"])[0]))
-    both = compare(load(["runs", "thesis"])[0])  # every run twice
+    assert results(compare(by_name)) == results(compare(load_runs(["runs"])[0]))
+    both = compare(load_runs(["runs", "thesis"])[0])  # every run twice
     assert results(both) == results(compare(by_name))
     assert {row.repeats for row in both if row.stage == "final"} == {1, 2}
 
     client = mlflow.MlflowClient(tracking_uri=store)
     known = client.get_experiment_by_name("thesis")
     client.create_run(known.experiment_id, run_name="stopped")
-    assert load(["thesis"], store)[1] == ["run 'stopped' of experiment 'thesis' has no summary.json and is left out"]
+    assert load_runs(["thesis"], store)[1] == [
+        "run 'stopped' of experiment 'thesis' has no summary.json and is left out"
+    ]
     client.create_experiment("barren", artifact_location=(runs / "mlartifacts").as_uri())
     for name, says in (("barren", "has no run with a summary.json"), ("nothing", "no experiment of that name")):
         code, _, err = call(name)
@@ -197,7 +199,7 @@ def test_an_mlflow_experiment_holds_the_same_rows(runs: Path, monkeypatch: pytes
         assert says in err
     monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
     monkeypatch.chdir(runs / "sylva-0")
-    assert len(load(["thesis"])[0]) == 3
+    assert len(load_runs(["thesis"])[0]) == 3
 
 
 def test_a_dead_server_is_a_clear_line(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -205,7 +207,7 @@ def test_a_dead_server_is_a_clear_line(runs: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "2")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with pytest.raises(UserError, match="cannot be asked") as caught:
-        load([str(runs), "thesis"], "http://user:s3cret@127.0.0.1:9")
+        load_runs([str(runs), "thesis"], "http://user:s3cret@127.0.0.1:9")
     assert "s3cret" not in str(caught.value)
 
 

@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 import pytest
 
 from sylva_ray.core.errors import UserError
-from sylva_ray.reports.attack_titles import titles_of, titles_of_config
+from sylva_ray.reports.attack_titles import attack_titles, attack_titles_from_config
 from sylva_ray.reports.figures.plots import figures, robust_conditions
 from sylva_ray.reports.figures.style import LIGHT, png, svg
 from sylva_ray.reports.pages.run import write_report
@@ -21,7 +21,7 @@ from tests.reports.synthetic_run import make_config, make_run
 
 SECTIONS = ("result", "fleet-accuracy", "threat-model", "fleet", "accuracy", "clients", "layers", "communication")
 SECTIONS += ("seconds", "config")
-TITLES = titles_of(make_config().evaluation.specs)
+TITLES = attack_titles(make_config().evaluation.specs)
 FIGURES = ["fleet", "accuracy", "clients", "layers", "communication", "seconds"]
 
 
@@ -189,4 +189,4 @@ def test_an_attack_that_no_config_describes_is_shown_by_its_label(tmp_path: Path
 
 @pytest.mark.parametrize("text", ["", "[", "a: 1", "evaluation: {attacks: 3}", "evaluation: {attacks: [{name: [1]}]}"])
 def test_a_config_that_says_nothing_of_attacks_gives_the_title_of_the_unbounded_one(text: str) -> None:
-    assert titles_of_config(text) == {"pgd20-eps255": "PGD-20 at epsilon 255/255"}
+    assert attack_titles_from_config(text) == {"pgd20-eps255": "PGD-20 at epsilon 255/255"}

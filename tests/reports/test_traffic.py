@@ -27,10 +27,10 @@ from sylva_ray.models.lora import LoraStack
 from sylva_ray.reports.traffic import (
     RULES,
     TrafficRow,
+    bytes_to_reference_targets,
     bytes_to_target,
-    targets_from,
+    reference_targets,
     terminal_table,
-    to_target,
     traffic_table,
     write_csv,
 )
@@ -261,9 +261,9 @@ def test_targets_are_nine_tenths_of_the_references_best() -> None:
     }
     paths = ["benign.accuracy", "pgd20-eps2.55.accuracy"]
     reference = ["fedavg_at-0", "fedavg_at-1"]
-    targets = targets_from([runs[name] for name in reference], paths)
+    targets = reference_targets([runs[name] for name in reference], paths)
     assert targets == pytest.approx({paths[0]: 0.9 * 0.6, paths[1]: 0.9 * 0.3})
-    found = to_target(runs, reference, paths)
+    found = bytes_to_reference_targets(runs, reference, paths)
     assert found == {"fedavg_at-0": None, "fedavg_at-1": None, "sylva": 3 * 15, "weak": None}
     with pytest.raises(ValueError, match="set evaluation"):
-        targets_from([run_of([0.5, 0.5])], paths)
+        reference_targets([run_of([0.5, 0.5])], paths)

@@ -343,12 +343,12 @@ def test_asha_prunes_real_trials_and_mlflow_shows_them_under_the_sweep(tmp_path:
     files = {file.path for file in client.list_artifacts(parent.info.run_id)}
     assert files == {"space.yaml", "sweep.json", "report.html", "best.yaml"}
 
-    from sylva_ray.observers.sources import load
+    from sylva_ray.observers.sources import load_runs
 
-    summaries, left_out = load(["tiny"], f"sqlite:///{root.parent / 'mlflow.db'}")
+    summaries, left_out = load_runs(["tiny"], f"sqlite:///{root.parent / 'mlflow.db'}")
     assert len(summaries) == 1
     assert len(left_out) == 2, "pruned trials are named, the sweep itself is no row"
-    assert len(load([str(root)])[0]) == 1, "a sweep's folder is a folder of runs"
+    assert len(load_runs([str(root)])[0]) == 1, "a sweep's folder is a folder of runs"
 
 
 TUNE = [sys.executable, "-m", "sylva_ray.cli", "tune"]

@@ -114,11 +114,11 @@ def test_trials_stand_under_the_sweep_and_seeds_share_their_point(runs: Path) ->
     assert "sweep sweep" not in out, "the sweep itself is no row"
     assert (runs.parent / "toy.csv").read_text().count("final,mean") == 4
 
-    from sylva_ray.observers.sources import load
+    from sylva_ray.observers.sources import load_runs
 
-    assert len(load(["toy/sweep"])[0]) == 7
+    assert len(load_runs(["toy/sweep"])[0]) == 7
     with pytest.raises(UserError, match=r"'toy/another': .* has no run with a summary.json"):
-        load(["toy/another"])
+        load_runs(["toy/another"])
 
 
 def test_a_resumed_sweep_goes_on_in_the_same_run(runs: Path) -> None:

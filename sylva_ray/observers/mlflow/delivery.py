@@ -22,11 +22,11 @@ from sylva_ray.core.credentials import mask_credentials
 from sylva_ray.core.records import StageRecord
 from sylva_ray.core.summary import Summary
 from sylva_ray.observers.mlflow.metrics import evaluation_metrics, record_metrics, summary_metrics, without_clients
-from sylva_ray.reports.attack_titles import titles_of
+from sylva_ray.reports.attack_titles import attack_titles
 from sylva_ray.storage.atomic import write_json
 from sylva_ray.storage.run_folder import RunFolder
 
-TRIES_AT_THE_END, PAUSE_S = 3, 1.0
+MAX_END_ATTEMPTS, PAUSE_S = 3, 1.0
 
 
 @dataclass
@@ -104,11 +104,11 @@ class Delivery:
         """From now on the end of the run and its artifacts are missing until they are sent."""
         self._unsent = ["the end of the run", *self._artifacts()]
 
-    def finish(self, status: str, given_up: threading.Event) -> bool:
+    def finish(self, status: str, abandoned: threading.Event) -> bool:
         """Try, up to three times, to send everything and end the run; returns whether all arrived."""
         self.expect_end()
-        for attempt in range(TRIES_AT_THE_END):
-            if attempt and given_up.wait(PAUSE_S):
+        for attempt in range(MAX_END_ATTEMPTS):
+            if attempt and abandoned.wait(PAUSE_S):
                 break
             if self._try(lambda: self._send_everything(status)):
                 return True
@@ -161,7 +161,7 @@ class Delivery:
             match name:
                 case "figures":
                     with tempfile.TemporaryDirectory() as folder:
-                        _draw(summary, records, titles_of(self.config.evaluation.specs), Path(folder))
+                        _draw(summary, records, attack_titles(self.config.evaluation.specs), Path(folder))
                         self.store.log_folder(Path(folder), name)
                 case "adapters":
                     for client in sorted((self.folder.path / name).iterdir()):

@@ -3,7 +3,7 @@
 ::
 
     run ── rounds.jsonl, summary.json, ... ──► Delivery ──► MlflowStore
-     └──── on_record(), on_end() ──► RunFollower's thread ──┘   (tracking.json: how far we got)
+     └──── on_record(), on_end() ──► MlflowTracker's thread ──┘   (tracking.json: how far we got)
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def tracking_uri(section: TrackingSection, run_dir: Path) -> str:
     return section.uri or os.environ.get("MLFLOW_TRACKING_URI") or beside
 
 
-class RunFollower(Observer):
+class MlflowTracker(Observer):
     """Sends a run folder to MLflow from a daemon thread.
 
     Only `on_end` waits for the server, and at most ``tracking.flush_timeout_s`` seconds.
@@ -103,7 +103,7 @@ class RunFollower(Observer):
         self._thread.join(self._timeout_s)
         if self._thread.is_alive():
             self._delivery.problem = self._delivery.problem or f"no answer within {self._timeout_s:g} s"
-            self._store.given_up.set()
+            self._store.abandoned.set()
         return self._delivery.warnings()
 
     def _follow(self) -> None:
@@ -111,7 +111,7 @@ class RunFollower(Observer):
             self._wake.wait()
             self._wake.clear()
             if self._status is not None:
-                self._delivery.finish(self._status, self._store.given_up)
+                self._delivery.finish(self._status, self._store.abandoned)
                 return
             self._delivery.send_records()
 
@@ -122,11 +122,11 @@ def send_run(folder: RunFolder, config: ExperimentConfig) -> list[str]:
     A run without a summary was stopped and is marked as killed; the run itself corrects that when it is resumed.
 
     Returns:
-        Warnings, as `RunFollower.on_end`.
+        Warnings, as `MlflowTracker.on_end`.
     """
     store = MlflowStore(folder.path, config)
     delivery = Delivery(folder, config, store)
-    delivery.finish("FINISHED" if folder.load_summary() else "KILLED", store.given_up)
+    delivery.finish("FINISHED" if folder.load_summary() else "KILLED", store.abandoned)
     return delivery.warnings()
 
 
@@ -212,14 +212,14 @@ def update_sweep(
 class MlflowStore:
     """One MLflow run, through an explicit client (MLflow's global active run stays the user's).
 
-    After ``given_up`` is set, by the thread that no longer wants to wait, every further call raises.
+    After ``abandoned`` is set, by the thread that no longer wants to wait, every further call raises.
     """
 
     def __init__(self, run_dir: Path, config: ExperimentConfig) -> None:
         self.uri = tracking_uri(config.tracking, run_dir)
         self.run_name = config.tracking.run_name or run_dir.name
         self.config = config
-        self.given_up = threading.Event()
+        self.abandoned = threading.Event()
         self._client: Any = None
         self._run_id = ""
 
@@ -269,7 +269,7 @@ class MlflowStore:
         self._call(self._client.set_terminated, self._run_id, status)
 
     def _call(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        if self.given_up.is_set():
+        if self.abandoned.is_set():
             raise TimeoutError("out of time")
         return function(*args, **kwargs)
 

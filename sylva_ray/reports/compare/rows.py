@@ -21,7 +21,7 @@ from sylva_ray.core.errors import UserError
 from sylva_ray.core.summary import StageAccuracies
 from sylva_ray.core.types import AttackSpec
 from sylva_ray.metrics.seeds import SeedMean
-from sylva_ray.reports.compare.runs import BENIGN, Run, accuracy_of
+from sylva_ray.reports.compare.runs import BENIGN, Run, stage_spread
 
 KINDS = ("accuracy", "balanced_accuracy")
 STATISTICS = ("mean", "worst_decile")
@@ -112,7 +112,7 @@ def _groups(runs: Sequence[Run]) -> tuple[list[list[Run]], list[int]]:
     )  # of two copies the one with its config stays
     for position, run in known:
         key = json.dumps([run.label, run.fleet(), run.settings()], sort_keys=True)
-        duplicate = next((k for k, group in groups.items() if any(_same_run(run, other) for other in group)), None)
+        duplicate = next((k for k, group in groups.items() if any(_is_same_run(run, other) for other in group)), None)
         while duplicate is None and any(run.seed == other.seed for other in groups.get(key, [])):
             key += "'"
         positions.setdefault(duplicate or key, []).append(position)
@@ -123,9 +123,9 @@ def _groups(runs: Sequence[Run]) -> tuple[list[list[Run]], list[int]]:
     return [sorted(groups[key], key=lambda run: run.seed) for key in keys], copies
 
 
-def _same_run(a: Run, b: Run) -> bool:
+def _is_same_run(a: Run, b: Run) -> bool:
     """One run that was given twice, say by its folder and by its MLflow experiment."""
-    if (a.label, a.name, a.seed, a.dataset) != (b.label, b.name, b.seed, b.dataset) or not a.same_result(b):
+    if (a.label, a.name, a.seed, a.dataset) != (b.label, b.name, b.seed, b.dataset) or not a.has_same_result(b):
         return False
     return None in (a.config, b.config) or (a.fleet(), a.settings()) == (b.fleet(), b.settings())
 
@@ -187,7 +187,7 @@ def _accuracy(ends: Sequence[StageAccuracies], attacks: Sequence[str]) -> dict[t
     table = {}
     for condition in (BENIGN, *attacks):
         for kind in KINDS:
-            spreads = [accuracy_of(end, condition, kind) for end in ends]
+            spreads = [stage_spread(end, condition, kind) for end in ends]
             for statistic in STATISTICS:
                 value = SeedMean.from_values([getattr(s, statistic) if s is not None else None for s in spreads])
                 if value is not None:
@@ -204,7 +204,7 @@ def _majority(rows: Sequence[Row]) -> list[Row]:
     """Always answering the client's most frequent class, per fleet: the same under every attack. What it earns balanced is
     1 / classes of a client, which a summary does not hold."""
     references = []
-    keys = differing([row.fleet for row in rows])
+    keys = differing_keys([row.fleet for row in rows])
     for fleet in fleets(rows):
         by_seed = {seed: shares for row in fleet for seed, shares in row.majority.items()}
         attacks = tuple(dict.fromkeys(attack for row in fleet for attack in row.attacks))
@@ -264,7 +264,7 @@ def same_fleet(a: Row, b: Row) -> bool:
     return all(a.fingerprints[seed] == b.fingerprints[seed] for seed in a.fingerprints.keys() & b.fingerprints.keys())
 
 
-def differing(maps: Sequence[Mapping[str, str]]) -> list[str]:
+def differing_keys(maps: Sequence[Mapping[str, str]]) -> list[str]:
     """Keys with more than one value, in the config's order."""
     keys = dict.fromkeys(key for known in maps for key in known)
     return [key for key in keys if len({known[key] for known in maps if key in known}) > 1]
@@ -272,11 +272,11 @@ def differing(maps: Sequence[Mapping[str, str]]) -> list[str]:
 
 def _named(rows: Sequence[Row], sources: Sequence[str]) -> list[Row]:
     """Names that tell the rows apart: the method, what differs, at need the source."""
-    of_fleet = differing([row.fleet for row in rows])
+    of_fleet = differing_keys([row.fleet for row in rows])
     named = []
     for row in rows:
         others = [other.settings for other in rows if other.method == row.method]
-        keys = [*of_fleet, *(key for key in differing(others) if key not in of_fleet)]
+        keys = [*of_fleet, *(key for key in differing_keys(others) if key not in of_fleet)]
         named.append(_label(row.method, {**row.settings, **row.fleet}, keys))
     taken = Counter((name, row.stage) for name, row in zip(named, rows, strict=True))
     full = []

@@ -14,13 +14,13 @@ from sylva_ray.config.schema import build, flatten
 from sylva_ray.core.errors import UserError
 from sylva_ray.core.summary import Spread, StageAccuracies, Summary
 from sylva_ray.core.types import AttackSpec
-from sylva_ray.reports.attack_titles import specs_of_config
+from sylva_ray.reports.attack_titles import specs_from_config
 
 BENIGN = "benign"
 FLEET_KEYS = ("dataset.name", "dataset.max_train", "dataset.max_test", "dataset.test_pool", "partition.")
 """Config keys in which comparable runs agree."""
 
-NO_SETTINGS = (
+IGNORED_KEYS = (
     "seed",
     "name",
     "algorithm.name",
@@ -97,7 +97,7 @@ class Run(Summary):
         if self.config is None:
             return known if self.method else known | {"name": self.name}
         flat = self.flat_config
-        return {key: v for key, v in flat.items() if not key.startswith((*NO_SETTINGS, *FLEET_KEYS))} | known
+        return {key: v for key, v in flat.items() if not key.startswith((*IGNORED_KEYS, *FLEET_KEYS))} | known
 
     def partition_fingerprint(self) -> str | None:
         """Return a short hash of which client holds how many images of which class; None where that is not known."""
@@ -107,13 +107,13 @@ class Run(Summary):
 
     def attack_specs(self) -> dict[str, AttackSpec]:
         """Return what each attack is, by label, as far as the config says."""
-        return {spec.label: spec for spec in specs_of_config(self.config)}
+        return {spec.label: spec for spec in specs_from_config(self.config)}
 
-    def same_result(self, other: Run) -> bool:
+    def has_same_result(self, other: Run) -> bool:
         return (self.final, self.phase1) == (other.final, other.phase1)
 
 
-def accuracy_of(stage: StageAccuracies, condition: str, kind: str) -> Spread | None:
+def stage_spread(stage: StageAccuracies, condition: str, kind: str) -> Spread | None:
     """Return a spread of a stage.
 
     Args:

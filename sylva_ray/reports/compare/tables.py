@@ -17,17 +17,17 @@ from sylva_ray.reports.compare.rows import KINDS, STATISTICS, Row, fleets
 from sylva_ray.reports.compare.runs import BENIGN
 from sylva_ray.reports.compare.verdicts import (
     WARNING_MARK,
-    attacks_of,
+    attack_labels,
+    attack_title_from,
+    balanced_accuracies,
+    check_marks,
     dominance,
     footnotes,
-    front_of,
-    marks_of,
-    methods_of,
+    front_membership,
+    method_rows,
     notes,
-    place_of,
     sentences,
     strongest_attack,
-    title_of,
     warnings,
 )
 from sylva_ray.reports.pages.wording import bytes_text
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from sylva_ray.reports.figures.tradeoff import Panel
     from sylva_ray.reports.pages.compare import Page
 
-CELL = "an accuracy is mean / worst decile of the clients, in %, each ± its standard deviation over the seeds"
+ACCURACY_NOTE = "an accuracy is mean / worst decile of the clients, in %, each ± its standard deviation over the seeds"
 
 
 @dataclass(frozen=True)
@@ -51,12 +51,12 @@ class Column:
 
 def columns(rows: Sequence[Row]) -> list[Column]:
     """The whole table but the names of the rows, in the order in which it is read."""
-    front = front_of(rows)
+    front = front_membership(rows)
     found = [
         Column("", "seeds", tuple(str(len(row.seeds)) for row in rows)),
         Column("", "front", tuple(front.get(row.name, "") for row in rows), "text"),
     ]
-    for condition in (BENIGN, *attacks_of(rows)):
+    for condition in (BENIGN, *attack_labels(rows)):
         for kind, heading in zip(KINDS, ("plain", "balanced"), strict=True):
             cells = tuple(_accuracy_cell(row, condition, kind) for row in rows)
             found.append(Column(condition, heading, cells, "accuracy"))
@@ -65,7 +65,7 @@ def columns(rows: Sequence[Row]) -> list[Column]:
     return found
 
 
-def names(rows: Sequence[Row]) -> list[str]:
+def row_names(rows: Sequence[Row]) -> list[str]:
     """Names with the mark of warnings."""
     return [f"{row.name} {WARNING_MARK}" if row.warnings else row.name for row in rows]
 
@@ -85,7 +85,7 @@ def _accuracy_cell(row: Row, condition: str, kind: str) -> str:
     mean, worst = (row.value(condition, kind, statistic) for statistic in STATISTICS)
     if mean is None or worst is None:
         return "–"
-    marks = "" if condition == BENIGN else marks_of(row)
+    marks = "" if condition == BENIGN else check_marks(row)
     return f"{percent_cell(mean)}/{percent_cell(worst)}{marks}"
 
 
@@ -104,7 +104,13 @@ def percent_cell(value: SeedMean) -> str:
 
 def markdown(rows: Sequence[Row]) -> str:
     """The table, the sentences and the notes."""
-    said = [*(f"**{text}**" for text in warnings(rows)), *sentences(rows), *footnotes(rows), CELL, *notes(rows)]
+    said = [
+        *(f"**{text}**" for text in warnings(rows)),
+        *sentences(rows),
+        *footnotes(rows),
+        ACCURACY_NOTE,
+        *notes(rows),
+    ]
     return "\n".join([markdown_table(rows), "", *(f"* {text}" for text in said)]) + "\n"
 
 
@@ -113,7 +119,7 @@ def markdown_table(rows: Sequence[Row]) -> str:
     shown = columns(rows)
     header = ["method", *(_heading(column) for column in shown)]
     rule = ["---", *("---" if column.kind == "text" else "---:" for column in shown)]
-    body = [[name, *(column.cells[i] for column in shown)] for i, name in enumerate(names(rows))]
+    body = [[name, *(column.cells[i] for column in shown)] for i, name in enumerate(row_names(rows))]
     table = ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in (header, rule, *body)]
     return "\n".join(table)
 
@@ -126,7 +132,7 @@ def _heading(column: Column) -> str:
 
 def terminal_tables(rows: Sequence[Row], width: int) -> list[Table]:
     """As few tables as fit side by side into ``width`` columns each; every one repeats the names of the rows."""
-    labels = names(rows)
+    labels = row_names(rows)
     name_width = min(max(len(label) for label in labels), max(24, width // 4))
     groups: dict[str, list[Column]] = {}
     for column in columns(rows):
@@ -154,7 +160,12 @@ def terminal_tables(rows: Sequence[Row], width: int) -> list[Table]:
 def remarks(rows: Sequence[Row], left_out: Sequence[str] = ()) -> list[tuple[str, list[str]]]:
     """What the terminal says below the tables: ``(style, lines)``, the most urgent first."""
     alarms = [f"{WARNING_MARK} {text}" for text in [*warnings(rows), *left_out]]
-    return [("bold red", alarms), ("", sentences(rows)), ("red", footnotes(rows)), ("dim", [CELL, *notes(rows)])]
+    return [
+        ("bold red", alarms),
+        ("", sentences(rows)),
+        ("red", footnotes(rows)),
+        ("dim", [ACCURACY_NOTE, *notes(rows)]),
+    ]
 
 
 def _two_lines(column: Column) -> str:
@@ -170,7 +181,7 @@ def _width(column: Column) -> int:
 
 def csv_text(rows: Sequence[Row]) -> str:
     """Two lines per row, mean and worst decile of its clients: raw fractions, means and sample deviations over seeds."""
-    attacks = attacks_of(rows)
+    attacks = attack_labels(rows)
     above = {statistic: dominance(rows, statistic) for statistic in STATISTICS}
     lines = [_csv_line(row, statistic, attacks, above[statistic]) for row in rows for statistic in STATISTICS]
     out = io.StringIO()
@@ -237,7 +248,7 @@ def page(rows: Sequence[Row], left_out: Sequence[str] = ()) -> Page:
         mean, worst = (row.value(condition, kind, statistic) for statistic in STATISTICS)
         if mean is None or worst is None:
             return Cell("–")
-        return Cell(percent_cell(mean), percent_cell(worst), "" if condition == BENIGN else marks_of(row))
+        return Cell(percent_cell(mean), percent_cell(worst), "" if condition == BENIGN else check_marks(row))
 
     shown = []
     for column in columns(rows):
@@ -246,15 +257,15 @@ def page(rows: Sequence[Row], left_out: Sequence[str] = ()) -> Page:
             cells = [cell(row, column.group, kind) for row in rows]
         else:
             cells = [Cell(text) for text in column.cells]
-        group = title_of(rows, column.group) if column.kind == "accuracy" else column.group
+        group = attack_title_from(rows, column.group) if column.kind == "accuracy" else column.group
         shown.append(TableColumn(group, column.heading, tuple(cells)))
-    methods = methods_of(rows)
+    methods = method_rows(rows)
     attack = strongest_attack(rows)
     num_runs = sum(len(row.seeds) for row in methods if row.stage == "final")
     fleet = sorted({f"{row.fleet['dataset.name']}, {row.num_clients} clients" for row in methods})
     return Page(
         subtitle=f"{len(methods)} rows from {num_runs} runs on {' / '.join(fleet)}",
-        attack=title_of(rows, attack) if attack else "",
+        attack=attack_title_from(rows, attack) if attack else "",
         names=tuple(row.name for row in rows),
         muted=tuple(row.stage == "majority" for row in rows),
         warned=tuple(bool(row.warnings) for row in rows),
@@ -275,15 +286,15 @@ def _panels(rows: Sequence[Row]) -> dict[str, list[Panel]]:
     if attack is None:
         return {}
     tradeoff, costs = [], []
-    under = f"robust: {title_of(rows, attack)}"
-    joined = len(fleets(methods_of(rows))) == 1
+    under = f"robust: {attack_title_from(rows, attack)}"
+    joined = len(fleets(method_rows(rows))) == 1
     placed = [(number, row) for number, row in enumerate(rows, 1) if row.stage != "majority"]
     for statistic, who in (("mean", "mean client"), ("worst_decile", "worst decile of the clients")):
         front = {name for name, above in dominance(rows, statistic).items() if not above}
         points = [
             PlotPoint(number, row.name, *_xy(place[0]), *_xy(place[1]), row.name in front, row.stage == "phase1")
             for number, row in placed
-            if (place := place_of(row, attack, statistic))
+            if (place := balanced_accuracies(row, attack, statistic))
         ]
         axes = ("benign accuracy, balanced", "robust accuracy, balanced")
         tradeoff.append(Panel(f"{who}, {under}", *axes, tuple(points), joined=joined))
@@ -291,7 +302,7 @@ def _panels(rows: Sequence[Row]) -> dict[str, list[Panel]]:
     for index, title in enumerate(("benign", under)):
         points = []
         for number, row in placed:
-            place = place_of(row, attack, "mean")
+            place = balanced_accuracies(row, attack, "mean")
             if place is None or row.upload_bytes is None:
                 continue
             upload = row.upload_bytes.mean

@@ -14,7 +14,7 @@ from sylva_ray.attacks.registry import attack_title
 from sylva_ray.core.types import AttackSpec
 from sylva_ray.metrics.pareto import dominators
 from sylva_ray.metrics.seeds import SeedMean
-from sylva_ray.reports.compare.rows import STATISTICS, Row, differing, fleets, same_fleet, short_key
+from sylva_ray.reports.compare.rows import STATISTICS, Row, differing_keys, fleets, same_fleet, short_key
 from sylva_ray.reports.compare.runs import BENIGN
 
 STATISTIC_NAMES = {"mean": "mean", "worst_decile": "worst decile"}
@@ -31,12 +31,12 @@ MAX_NAMES = 3
 # -- dominance ----------------------------------------------------------------------------------------------------------
 
 
-def attacks_of(rows: Sequence[Row]) -> list[str]:
+def attack_labels(rows: Sequence[Row]) -> list[str]:
     """Labels of all attacks, in the order in which they were listed."""
     return list(dict.fromkeys(attack for row in rows for attack in row.attacks))
 
 
-def title_of(rows: Sequence[Row], attack: str) -> str:
+def attack_title_from(rows: Sequence[Row], attack: str) -> str:
     """Return an attack's title; its label where no row's config says what it is."""
     spec = _spec_of(rows, attack)
     return attack_title(spec) if spec else attack
@@ -48,8 +48,8 @@ def strongest_attack(rows: Sequence[Row]) -> str | None:
     It has the largest epsilon, then the most steps, then it is listed last. An attack that no config describes is
     weaker than all others.
     """
-    rows = methods_of(rows)
-    shared = [attack for attack in attacks_of(rows) if all(attack in row.attacks for row in rows)]
+    rows = method_rows(rows)
+    shared = [attack for attack in attack_labels(rows) if all(attack in row.attacks for row in rows)]
     return max(reversed(shared), key=lambda attack: _strength(_spec_of(rows, attack)), default=None)
 
 
@@ -78,7 +78,9 @@ def dominance(rows: Sequence[Row], statistic: str) -> dict[str, list[str]]:
         have none.
     """
     attack = strongest_attack(rows)
-    measured = [(row, place) for row in methods_of(rows) if attack and (place := place_of(row, attack, statistic))]
+    measured = [
+        (row, place) for row in method_rows(rows) if attack and (place := balanced_accuracies(row, attack, statistic))
+    ]
     above = dominators([(benign.mean, robust.mean) for _, (benign, robust) in measured], maximize=(True, True))
     found = {
         row.name: [measured[index][0].name for index in indices if same_fleet(measured[index][0], row)]
@@ -88,11 +90,11 @@ def dominance(rows: Sequence[Row], statistic: str) -> dict[str, list[str]]:
     return {name: sorted(names, key=lambda other: other not in front) for name, names in found.items()}
 
 
-def methods_of(rows: Sequence[Row]) -> list[Row]:
+def method_rows(rows: Sequence[Row]) -> list[Row]:
     return [row for row in rows if row.stage != "majority"]
 
 
-def place_of(row: Row, attack: str, statistic: str) -> tuple[SeedMean, SeedMean] | None:
+def balanced_accuracies(row: Row, attack: str, statistic: str) -> tuple[SeedMean, SeedMean] | None:
     """Class-balanced benign and robust accuracy."""
     benign, robust = (row.value(condition, "balanced_accuracy", statistic) for condition in (BENIGN, attack))
     return (benign, robust) if benign is not None and robust is not None else None
@@ -111,12 +113,14 @@ def sentences(rows: Sequence[Row]) -> list[str]:
     """One for all that nobody dominates, then one per row that is dominated."""
     attack = strongest_attack(rows)
     if attack is None:
-        return ["No attack is common to all rows, so none can be said to dominate another."] if methods_of(rows) else []
+        return (
+            ["No attack is common to all rows, so none can be said to dominate another."] if method_rows(rows) else []
+        )
     found = {statistic: dominance(rows, statistic) for statistic in STATISTICS}
     by_name = {row.name: row for row in rows}
     front: list[str] = []
     dominated: list[str] = []
-    for row in methods_of(rows):
+    for row in method_rows(rows):
         free = [STATISTIC_NAMES[s] for s in STATISTICS if found[s].get(row.name) == []]
         if len(free) == len(STATISTICS):
             front.append(row.name)
@@ -126,8 +130,8 @@ def sentences(rows: Sequence[Row]) -> list[str]:
         for statistic in STATISTICS:
             above = found[statistic].get(row.name)
             if above:
-                own = place_of(row, attack, statistic)
-                theirs = [place_of(by_name[name], attack, statistic) for name in above]
+                own = balanced_accuracies(row, attack, statistic)
+                theirs = [balanced_accuracies(by_name[name], attack, statistic) for name in above]
                 close = own is not None and all(place is not None and _within_spread(place, own) for place in theirs)
                 hint = ", by no more than the seeds' spread" if close else ""
                 parts.append((f"{_names(above)}{hint}", STATISTIC_NAMES[statistic]))
@@ -144,7 +148,7 @@ def _names(names: Sequence[str]) -> str:
     return " and ".join(["; ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
-def front_of(rows: Sequence[Row]) -> dict[str, str]:
+def front_membership(rows: Sequence[Row]) -> dict[str, str]:
     """``{row: both, mean or worst}`` for the rows on a Pareto front."""
     on = {
         statistic: {name for name, above in dominance(rows, statistic).items() if not above} for statistic in STATISTICS
@@ -158,17 +162,17 @@ def front_of(rows: Sequence[Row]) -> dict[str, str]:
 
 def warnings(rows: Sequence[Row]) -> list[str]:
     """Why numbers of this table may not be comparable."""
-    rows = methods_of(rows)
+    rows = method_rows(rows)
     said = []
     groups = fleets(rows)
     if len(groups) > 1:
-        keys = differing([row.fleet for row in rows])
+        keys = differing_keys([row.fleet for row in rows])
         why = [f"{short_key(key)} is {_values(rows, lambda r, key=key: r.fleet.get(key))}" for key in keys]  # type: ignore[misc]
         others = ["the same seed dealt other images to the clients"] if not keys else []
         said.append(
             f"NOT COMPARABLE: the rows rest on {len(groups)} different fleets of clients: {'; '.join(why or others)}"
         )
-    for attack in attacks_of(rows):
+    for attack in attack_labels(rows):
         details = {row.attack_specs[attack] for row in rows if attack in row.attack_specs}
         if len(details) > 1:
             said.append(f"NOT COMPARABLE: {attack} has not the same parameters in all rows (see evaluation.attacks)")
@@ -220,7 +224,7 @@ def footnotes(rows: Sequence[Row]) -> list[str]:
 
 def notes(rows: Sequence[Row]) -> list[str]:
     """How to read the table."""
-    methods = methods_of(rows)
+    methods = method_rows(rows)
     said = ["± is the sample standard deviation over seeds"] if any(len(row.seeds) > 1 for row in methods) else []
     attack = strongest_attack(rows)
     if attack is not None:
@@ -244,5 +248,5 @@ def _mark(check: str) -> str:
     return MARKS.get(check, OTHER_MARK)
 
 
-def marks_of(row: Row) -> str:
+def check_marks(row: Row) -> str:
     return "".join(dict.fromkeys(_mark(check) for check in row.failed))

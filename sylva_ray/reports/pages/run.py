@@ -19,10 +19,10 @@ from sylva_ray.core.evaluation import Evaluation
 from sylva_ray.core.records import GameRecord
 from sylva_ray.core.summary import Spread, StageAccuracies, Summary
 from sylva_ray.federation.stages.layer_game.rankings.registry import RANKINGS
-from sylva_ray.reports.attack_titles import titles_of_config
+from sylva_ray.reports.attack_titles import attack_titles_from_config
 from sylva_ray.reports.figures.plots import figures
 from sylva_ray.reports.figures.style import DARK, LIGHT, svg
-from sylva_ray.reports.pages.attacked import ATTACKED, attack_rows, attacked_figures, gallery
+from sylva_ray.reports.pages.evaluation import EVALUATION_DESCRIPTIONS, attack_rows, evaluation_figures, gallery
 from sylva_ray.reports.pages.wording import bytes_text, percent
 from sylva_ray.storage.atomic import write_atomically
 from sylva_ray.storage.run_folder import RunFolder
@@ -53,7 +53,7 @@ def write_report(folder: RunFolder) -> Path:
     records, summary = folder.load_records(), folder.load_summary()
     evaluation = folder.load_evaluation() if summary is not None else None
     config = folder.config_file.read_text() if folder.config_file.exists() else ""
-    titles = titles_of_config(config)
+    titles = attack_titles_from_config(config)
     drawn = {name: (figure, DESCRIPTIONS[name]) for name, figure in figures(summary, records, titles).items()}
     view: dict[str, object] = {
         "title": summary.name if summary else folder.path.name,
@@ -69,8 +69,8 @@ def write_report(folder: RunFolder) -> Path:
         view |= _view_of_summary(summary, titles)
     if summary is not None and evaluation is not None:
         view |= _view_of_evaluation(evaluation)
-        attacked = attacked_figures(evaluation, summary.class_names)
-        drawn |= {name: (figure, ATTACKED[name]) for name, figure in attacked.items()}
+        attacked = evaluation_figures(evaluation, summary.class_names)
+        drawn |= {name: (figure, EVALUATION_DESCRIPTIONS[name]) for name, figure in attacked.items()}
     view["figures"] = {name: Markup(svg(figure, name, description)) for name, (figure, description) in drawn.items()}
     page = page_environment().get_template("run.html.jinja").render(view)
     return write_atomically(folder.report_file, page)
@@ -113,7 +113,7 @@ def _view_of_evaluation(found: Evaluation) -> dict[str, object]:
     """Collect what `sylva-ray evaluate` adds."""
     return {
         "attack_rows": attack_rows(found),
-        "attacked_failed": [check for check in found.checks or () if not check.passed],
+        "failed_evaluation_checks": [check for check in found.checks or () if not check.passed],
         "gallery": gallery(found),
     }
 

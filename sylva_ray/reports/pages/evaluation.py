@@ -23,7 +23,7 @@ WIDTH = 7.4
 SHOWN_SIDE = 96
 """Pixels of a gallery image's side."""
 
-ATTACKED = {
+EVALUATION_DESCRIPTIONS = {
     "epsilon": "Accuracy against the attack's budget",
     "steps": "Accuracy against the attack's steps",
     "classes": "Accuracy of every class, benign and attacked",
@@ -56,7 +56,7 @@ class TableRow:
 
 
 @dataclass(frozen=True)
-class Exhibit:
+class GalleryImage:
     """An adversarial image beside the original, as PNG data URIs.
 
     Attributes:
@@ -100,7 +100,7 @@ def attack_rows(found: Evaluation) -> list[TableRow]:
     ]
 
 
-def attacked_figures(found: Evaluation, class_names: Sequence[str]) -> dict[str, Figure]:
+def evaluation_figures(found: Evaluation, class_names: Sequence[str]) -> dict[str, Figure]:
     """Draw what the measurements allow, by name."""
     with style():
         drawn: dict[str, Figure] = {}
@@ -117,7 +117,7 @@ def attacked_figures(found: Evaluation, class_names: Sequence[str]) -> dict[str,
         return drawn
 
 
-def gallery(found: Evaluation) -> list[Exhibit]:
+def gallery(found: Evaluation) -> list[GalleryImage]:
     """Draw every clean image, its perturbation and the adversarial image."""
     rows = []
     for item in found.gallery:
@@ -126,7 +126,7 @@ def gallery(found: Evaluation) -> list[Exhibit]:
         delta = adversarial - clean
         largest = max(np.abs(delta).max(), 1e-6)
         rows.append(
-            Exhibit(
+            GalleryImage(
                 client=item.client,
                 label=item.label,
                 answer=item.answer,
