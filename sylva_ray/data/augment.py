@@ -1,4 +1,4 @@
-"""Augmentation of uint8 image batches, drawn from a generator of the caller's."""
+"""Random flips and crops of batches of uint8 images."""
 
 from __future__ import annotations
 
@@ -6,11 +6,20 @@ import numpy as np
 import torch
 
 CROP_PADDING = 4
-"""Pixels of reflected border for random crops (the usual CIFAR augmentation)."""
+"""Pixels of reflected border around an image before a random crop, as is usual for CIFAR."""
 
 
 def augmented(images: np.ndarray, kind: str, stream: torch.Generator) -> np.ndarray:
-    """Random horizontal flips and reflect-padded crops of ``[n, 3, H, W] uint8``, drawn from ``stream``."""
+    """Flip and crop images at random.
+
+    Args:
+        images: ``[n, 3, H, W] uint8``.
+        kind: names the augmentations: ``none``, ``flip``, ``crop`` or ``flip_crop``.
+        stream: source of the random numbers.
+
+    Returns:
+        ``[n, 3, H, W] uint8``; the images themselves where ``kind`` is ``none``.
+    """
     n, _, height, width = images.shape
     if "flip" in kind:
         flipped = (torch.rand(n, generator=stream) < 0.5).numpy()

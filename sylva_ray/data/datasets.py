@@ -1,13 +1,13 @@
-"""Data sets by name: scikit-learn's digits (embedded), torchvision's, image folders, and Hugging Face image parquet.
+"""Load data sets by name: scikit-learn's digits, torchvision's, image folders, and parquet files of Hugging Face.
 
-Everything becomes two `Split`s of uint8 pixels at one square size; normalisation and resizing to the model belong to the model.
+The result has two `Split`s of uint8 pixels at one square size. The model resizes them to its own size and normalises them.
 """
 
 from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import distribution
 from pathlib import Path
@@ -26,22 +26,32 @@ if TYPE_CHECKING:
 
 TORCHVISION = ("cifar10", "cifar100", "stl10", "gtsrb")
 DIGITS = "sklearn/datasets/data/digits.csv.gz"
-"""In the installed scikit-learn: a row per image, 64 pixels and the label."""
-TEST_SHARE = 0.2
-"""Of data sets that come without a test half."""
+"""The file in the installed scikit-learn: one row per image, 64 pixels and the label."""
+
+TEST_FRACTION = 0.2
+"""Fraction of the images that becomes the test half of a data set without one."""
+
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".ppm"}
+"""Suffixes of the files that an image folder is searched for."""
 
 PUBLISHED = {"cifar10": (50_000, 10_000, 10), "cifar100": (50_000, 10_000, 100), "stl10": (5_000, 8_000, 10)}
 PUBLISHED["gtsrb"] = (26_640, 12_630, 43)
-"""Training images, test images and classes of what torchvision downloads, to reckon with before it has."""
+"""Training images, test images and classes of the data sets that torchvision downloads."""
 
 Decode = Callable[[int], Image.Image]
-"""Row number -> image; decoding is left until the rows are chosen."""
+"""Returns the image of a row; called for the rows that are used only."""
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """``images [n, 3, S, S] uint8`` in both splits, labels in 0..num_classes-1."""
+    """A data set in memory.
+
+    Attributes:
+        name: as in the configuration.
+        train: ``images [n, 3, S, S] uint8`` and labels in 0..num_classes-1.
+        test: likewise.
+        class_names: the classes, in the order of their labels.
+    """
 
     name: str
     train: Split
@@ -50,36 +60,36 @@ class Dataset:
 
     @property
     def num_classes(self) -> int:
-        """Number of classes, seen or not."""
+        """Number of classes, including those without an image."""
         return len(self.class_names)
 
     @property
     def image_size(self) -> int:
-        """Side in pixels."""
+        """Side S of the images in pixels."""
         return int(self.train.images.shape[-1])
 
 
 @dataclass(frozen=True)
 class _Source:
-    """A half of a data set whose images are not decoded yet."""
+    """One half of a data set, its images not decoded yet."""
 
     labels: np.ndarray
     decode: Decode
 
 
 def load_dataset(section: DatasetSection, image_size: int, seed: int) -> Dataset:
-    """Load and, where asked for, subset.
+    """Load a data set, or a class-balanced subset of it.
 
     Args:
-        section: ``name`` and where to look.
-        image_size: side to resize to where the images are not all of one square size.
-        seed: of the subset of ``max_train`` / ``max_test`` images.
+        section: the name, where the files are, and the sizes of the subset.
+        image_size: side in pixels to resize to if the images are not all of one square size.
+        seed: seed of the subset.
 
     Raises:
-        UserError: unknown name, nothing there, files that cannot be read.
+        UserError: the name is unknown, or the files are missing or cannot be read.
     """
     train, test, names = _sources(section)
-    may_keep = _may_keep(section)
+    may_keep = _may_be_square(section)
     splits = []
     for purpose, source in (("train", train), ("test", test)):
         _check_labels(source.labels, len(names), section.name, purpose)
@@ -89,7 +99,7 @@ def load_dataset(section: DatasetSection, image_size: int, seed: int) -> Dataset
     else:
         test_rows = _subset(test.labels, section.max_test, seed, "test")
     for source, rows in ((train, train_rows), (test, test_rows)):
-        # Photographs are brought to size one by one: all of them at full size would not fit into memory.
+        # Photographs are resized one by one: all of them at full size would not fit into memory.
         images = [_square(_decoded(source, row, section.name), None if may_keep else image_size) for row in rows]
         splits.append((images, source.labels[rows]))
     sizes = {image.size for images, _ in splits for image in images}
@@ -100,7 +110,14 @@ def load_dataset(section: DatasetSection, image_size: int, seed: int) -> Dataset
 
 @dataclass(frozen=True)
 class DatasetSize:
-    """What a data set will be in memory: ``num_train`` and ``num_test`` images ``[3, image_size, image_size] uint8``."""
+    """The size of a data set in memory.
+
+    Attributes:
+        num_train: training images.
+        num_test: test images.
+        num_classes: classes.
+        image_size: side of the images in pixels.
+    """
 
     num_train: int
     num_test: int
@@ -109,23 +126,27 @@ class DatasetSize:
 
     @property
     def num_bytes(self) -> int:
-        """Pixels and labels of both splits."""
+        """Bytes of the pixels and labels of both splits."""
         return (self.num_train + self.num_test) * (3 * self.image_size**2 + 8)
 
 
 def measure_dataset(section: DatasetSection, image_size: int) -> DatasetSize:
-    """The size of what `load_dataset` would return. Nothing is downloaded and one image is decoded.
+    """Return the size of what `load_dataset` would return, decoding one image at most and downloading nothing.
+
+    Args:
+        section: as for `load_dataset`.
+        image_size: as for `load_dataset`.
 
     Raises:
-        UserError: as `load_dataset` does, where the images are to be found here.
+        UserError: as `load_dataset`, except for data sets that torchvision downloads.
     """
     if section.name in PUBLISHED:
         in_train, in_test, num_classes = PUBLISHED[section.name]
-        side = 32 if _may_keep(section) else image_size
+        side = 32 if _may_be_square(section) else image_size
     else:
         train, test, names = _sources(section)
         in_train, in_test, num_classes = len(train.labels), len(test.labels), len(names)
-        first = _square(_decoded(train, 0, section.name), None if _may_keep(section) else image_size)
+        first = _square(_decoded(train, 0, section.name), None if _may_be_square(section) else image_size)
         side = first.width if first.width == first.height else image_size
     num_train = min(section.max_train or in_train, in_train)
     if section.test_pool == "train":
@@ -133,8 +154,8 @@ def measure_dataset(section: DatasetSection, image_size: int) -> DatasetSize:
     return DatasetSize(num_train, min(section.max_test or in_test, in_test), num_classes, side)
 
 
-def _may_keep(section: DatasetSection) -> bool:
-    """Whether the images are perhaps of one square size already."""
+def _may_be_square(section: DatasetSection) -> bool:
+    """Return whether the images may be of one square size, which is then kept."""
     return section.name.partition(":")[0] not in ("imagefolder", "stl10", "gtsrb")
 
 
@@ -142,7 +163,7 @@ def _may_keep(section: DatasetSection) -> bool:
 
 
 def _sources(section: DatasetSection) -> tuple[_Source, _Source, tuple[str, ...]]:
-    """Training half, test half, names of the classes."""
+    """Return the training half, the test half and the names of the classes."""
     kind, _, path = section.name.partition(":")
     if section.name == "digits":
         train, test, names = _digits()
@@ -161,16 +182,17 @@ def _sources(section: DatasetSection) -> tuple[_Source, _Source, tuple[str, ...]
 
 
 def _digits() -> tuple[_Source, _Source, tuple[str, ...]]:
-    """scikit-learn's 1,797 digits, 8 x 8 in 0..16, enlarged to 32 x 32; split globally first, stratified.
+    """Read scikit-learn's 1,797 digits, 8 x 8 in 0..16, and enlarge them to 32 x 32; the test half is stratified.
 
-    Its file is read as it is installed: `sklearn.datasets.load_digits` returns the same after seconds of importing."""
+    The installed file is read directly: `sklearn.datasets.load_digits` returns the same after seconds of importing.
+    """
     table = np.loadtxt(str(distribution("scikit-learn").locate_file(DIGITS)), delimiter=",")
     images = [
         Image.fromarray((image * 255 / 16).round().astype(np.uint8)).resize((32, 32), Image.Resampling.BILINEAR)
         for image in table[:, :-1].reshape(-1, 8, 8)
     ]
     labels = table[:, -1].astype(np.int64)
-    train, test = _own_split(labels)
+    train, test = _stratified_halves(labels)
     names = tuple(map(str, range(10)))
     return _Source(labels[train], lambda r: images[train[r]]), _Source(labels[test], lambda r: images[test[r]]), names
 
@@ -189,11 +211,11 @@ def _torchvision(name: str, section: DatasetSection) -> tuple[_Source, _Source, 
     def half(train: bool) -> Any:
         try:
             return makers[name](train, False)
-        except (RuntimeError, OSError):  # not there yet, or only in part
+        except (RuntimeError, OSError):  # the files are missing or incomplete
             try:
                 return makers[name](train, True)
             except Exception as error:
-                fix = f"is not in {root} and could not be downloaded ({type(error).__name__}); put it there, or use parquet:PATH"
+                fix = f"is not in {root} and could not be downloaded ({type(error).__name__}); copy it there, or use parquet:PATH"
                 raise UserError("dataset.name", name, fix) from None
 
     halves = half(True), half(False)
@@ -204,13 +226,13 @@ def _torchvision(name: str, section: DatasetSection) -> tuple[_Source, _Source, 
 
 def _torchvision_source(half: Any) -> _Source:
     labels = next((getattr(half, name) for name in ("targets", "labels") if hasattr(half, name)), None)
-    if labels is None:  # GTSRB keeps its labels with the file names only
+    if labels is None:  # GTSRB stores its labels with the file names only
         labels = [label for _, label in half._samples]
     return _Source(np.asarray(labels, np.int64), lambda row: half[row][0])
 
 
 def _imagefolder(root: Path) -> tuple[_Source, _Source, tuple[str, ...]]:
-    """PATH/train and PATH/test (or val, valid) with a folder per class; or class folders alone, which we split."""
+    """Read PATH/train and PATH/test (or val, valid) with a folder per class, or class folders alone, which are split here."""
     key = f"imagefolder:{root}"
     train_root = root / "train"
     test_root = next((root / name for name in ("test", "val", "valid") if (root / name).is_dir()), None)
@@ -226,7 +248,7 @@ def _imagefolder(root: Path) -> tuple[_Source, _Source, tuple[str, ...]]:
             raise UserError("dataset.name", key, f"has class {untrained[0]!r} in {test_root.name}/ but not in train/")
         test_files, test_labels = _listing(test_root, names)
         return _Source(labels, lambda r: _open(files[r])), _Source(test_labels, lambda r: _open(test_files[r])), names
-    train, test = _own_split(labels)
+    train, test = _stratified_halves(labels)
     return (
         _Source(labels[train], lambda r: _open(files[train[r]])),
         _Source(labels[test], lambda r: _open(files[test[r]])),
@@ -252,23 +274,23 @@ def _open(path: Path) -> Image.Image:
     try:
         with Image.open(path) as image:
             return image.convert("RGB")
-    except Exception as error:  # decoders of damaged files fail in every way there is
-        raise UserError("dataset.name", str(path), f"is no readable image ({error})") from None
+    except Exception as error:  # decoders of damaged files raise errors of many types
+        raise UserError("dataset.name", str(path), f"is not a readable image ({error})") from None
 
 
 def _parquet(root: Path) -> tuple[_Source, _Source, tuple[str, ...]]:
-    """The Hugging Face image schema: a struct column with ``bytes``, and an integer column that is a ClassLabel."""
+    """Read parquet files of Hugging Face: a struct column of images with ``bytes``, and an integer column of class labels."""
     key = f"parquet:{root}"
     train, names = _parquet_half(root, ("train",), key)
     test, test_names = _parquet_half(root, ("test", "valid", "validation"), key)
     if names != test_names:
-        raise UserError("dataset.name", key, "names other classes in its training files than in its test files")
+        raise UserError("dataset.name", key, "has other class names in its training files than in its test files")
     highest = int(max(train.labels.max(initial=0), test.labels.max(initial=0)))
     return train, test, names or tuple(map(str, range(highest + 1)))
 
 
 def _parquet_half(root: Path, prefixes: Sequence[str], key: str) -> tuple[_Source, tuple[str, ...]]:
-    import pyarrow as pa  # here, because every process that gets the data imports this module
+    import pyarrow as pa  # here, as every process that receives the data imports this module
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
@@ -294,14 +316,15 @@ def _parquet_half(root: Path, prefixes: Sequence[str], key: str) -> tuple[_Sourc
     return _Source(labels, lambda row: Image.open(io.BytesIO(pixels[row].as_py())).convert("RGB")), names
 
 
-def _huggingface_features(schema: pa.Schema) -> dict[str, Any]:
+def _huggingface_features(schema: pa.Schema) -> Mapping[str, Mapping[str, Sequence[str]]]:
+    """Return what Hugging Face's metadata says of the columns; of class labels the ``names``."""
     try:
         return dict(json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"])
     except (KeyError, ValueError):
         return {}
 
 
-# -- what they share -----------------------------------------------------------------------------------------------------
+# -- common to all sources -----------------------------------------------------------------------------------------------
 
 
 def _check_labels(labels: np.ndarray, num_classes: int, name: str, purpose: str) -> None:
@@ -315,10 +338,10 @@ def _check_labels(labels: np.ndarray, num_classes: int, name: str, purpose: str)
 def _decoded(source: _Source, row: int, name: str) -> Image.Image:
     try:
         return source.decode(int(row))
-    except UserError:  # names the file already
+    except UserError:  # it names the file
         raise
-    except Exception as error:  # decoders of damaged files fail in every way there is
-        raise UserError("dataset.name", name, f"row {row} is no readable image ({error})") from None
+    except Exception as error:  # decoders of damaged files raise errors of many types
+        raise UserError("dataset.name", name, f"row {row} is not a readable image ({error})") from None
 
 
 def _existing(name: str, path: str) -> Path:
@@ -328,32 +351,35 @@ def _existing(name: str, path: str) -> Path:
     return root
 
 
-def _own_split(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """A stratified split of a data set that has no test half: sorted row numbers of train and of test.
+def _stratified_halves(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Split a data set that has no test half: return the sorted rows of training and of test, stratified by class.
 
-    The halves stay the same whatever the experiment's seed, as they do in data sets that come with both."""
+    The halves do not depend on the experiment's seed, as in data sets that have both.
+    """
     rng = numpy_generator(0, "test half")
-    test = [rows[: round(TEST_SHARE * len(rows))] for rows in _rows_by_class(labels, rng)]
+    test = [rows[: round(TEST_FRACTION * len(rows))] for rows in _rows_by_class(labels, rng)]
     chosen = np.sort(np.concatenate(test))
     return np.setdiff1d(np.arange(len(labels)), chosen), chosen
 
 
 def _subset(labels: np.ndarray, limit: int | None, seed: int, purpose: str) -> np.ndarray:
-    """All rows, or a seeded, class-balanced choice of ``limit`` of them."""
+    """Return all rows, or a seeded, class-balanced choice of ``limit`` of them, sorted."""
     if limit is None or limit >= len(labels):
         return np.arange(len(labels))
     shuffled = _rows_by_class(labels, numpy_generator(seed, f"subset/{purpose}"))
-    turns = [(turn, c, row) for c, rows in enumerate(shuffled) for turn, row in enumerate(rows[:limit])]
-    return np.sort([row for _, _, row in sorted(turns)[:limit]])
+    # one row of each class in turn
+    ranked = [(rank, label, row) for label, rows in enumerate(shuffled) for rank, row in enumerate(rows[:limit])]
+    return np.sort([row for _, _, row in sorted(ranked)[:limit]])
 
 
 def _held_out(labels: np.ndarray, taken: np.ndarray, section: DatasetSection, seed: int) -> np.ndarray:
-    """At most ``max_test`` of the training rows that are not ``taken``."""
+    """Return at most ``max_test`` of the training rows that are not ``taken``."""
     rest = np.setdiff1d(np.arange(len(labels)), taken)
     if not len(rest):
-        fix = f"must leave training images over for dataset.test_pool=train; there are {len(labels):,}"
+        fix = f"must leave some training images for dataset.test_pool=train; there are {len(labels):,}"
         raise UserError("dataset.max_train", section.max_train, fix)
-    return rest[_subset(labels[rest], section.max_test, seed, "held out")]
+    held_out: np.ndarray = rest[_subset(labels[rest], section.max_test, seed, "held out")]
+    return held_out
 
 
 def _rows_by_class(labels: np.ndarray, rng: np.random.Generator) -> list[np.ndarray]:
@@ -361,11 +387,12 @@ def _rows_by_class(labels: np.ndarray, rng: np.random.Generator) -> list[np.ndar
 
 
 def _pixels(images: Sequence[Image.Image], size: int | None) -> np.ndarray:
-    """``[n, 3, S, S] uint8``; ``size`` None keeps them as they are, else shorter side to ``size`` and centre crop."""
+    """Return ``[n, 3, S, S] uint8``; see `_square` for ``size``."""
     return np.stack([np.asarray(_square(image, size).convert("RGB")).transpose(2, 0, 1) for image in images])
 
 
 def _square(image: Image.Image, size: int | None) -> Image.Image:
+    """Resize the shorter side to ``size`` and crop the centre; None keeps the image as it is."""
     if size is None or image.size == (size, size):
         return image
     scale = size / min(image.size)

@@ -1,8 +1,8 @@
-"""The fleet's data: one data set, and which of its images each client holds in which split.
+"""The data of a fleet: one data set, and the images that each client holds in each split.
 
-Training, selection and guard images come from the data set's training half and never overlap, within a client or between
-clients. Test images come from its test half (or from training images held out of it all, ``dataset.test_pool``) with the
-client's own class proportions; they may be shared between clients.
+Training, selection and guard images come from the training half of the data set and never overlap, within a client or between
+clients. Test images come from the test half (or, with ``dataset.test_pool=train``, from training images that no client trains
+on). They have the client's own class proportions, and clients may share them.
 """
 
 from __future__ import annotations
@@ -22,7 +22,14 @@ from sylva_ray.data.partition import largest_remainder, partition_labels
 
 @dataclass(frozen=True)
 class ClientIndices:
-    """Sorted int64 positions: ``train``, ``selection``, ``guard`` in the training half, ``test`` in the test pool."""
+    """The images of one client, as sorted int64 indices.
+
+    Attributes:
+        train: of the training half, to train on.
+        selection: of the training half, to choose layers by.
+        guard: of the training half, to accept or reject a choice by.
+        test: of the test pool.
+    """
 
     train: np.ndarray
     selection: np.ndarray
@@ -32,51 +39,65 @@ class ClientIndices:
 
 @dataclass(frozen=True)
 class FleetData:
-    """All clients' data. Plain numpy arrays inside, so one copy in shared memory serves every worker of a node."""
+    """The data of all clients.
+
+    It holds plain numpy arrays, so that one copy in shared memory serves every worker of a node.
+
+    Attributes:
+        dataset: the images of all.
+        clients: the indices of each client.
+    """
 
     dataset: Dataset
     clients: tuple[ClientIndices, ...]
 
     @property
     def num_clients(self) -> int:
-        """K."""
+        """Number of clients, K."""
         return len(self.clients)
 
     @property
     def num_classes(self) -> int:
-        """Classes of the data set (a client may see fewer)."""
+        """Number of classes of the data set; a client may have fewer."""
         return self.dataset.num_classes
 
     def client(self, client: int) -> ClientData:
-        """One client's slices (copies)."""
-        own = self.clients[client]
+        """Return one client's images and labels, as copies."""
+        indices = self.clients[client]
         train, test = self.dataset.train, self.dataset.test
         return ClientData(
-            train=_take(train, own.train),
-            selection=_take(train, own.selection),
-            guard=_take(train, own.guard),
-            test=_take(test, own.test),
+            train=_take(train, indices.train),
+            selection=_take(train, indices.selection),
+            guard=_take(train, indices.guard),
+            test=_take(test, indices.test),
         )
 
     def test_labels(self, client: int) -> np.ndarray:
-        """Labels of one client's test images, ``[n] int64``, without the images."""
-        return self.dataset.test.labels[self.clients[client].test]
+        """Return the labels of one client's test images, ``[n] int64``."""
+        labels: np.ndarray = self.dataset.test.labels[self.clients[client].test]
+        return labels
 
     def label_matrix(self) -> np.ndarray:
-        """Training images per client and class, ``[K, num_classes] int64``."""
+        """Return the number of training images per client and class, ``[K, num_classes] int64``."""
         return self._label_matrix
 
     @cached_property
     def _label_matrix(self) -> np.ndarray:
         labels = self.dataset.train.labels
-        return np.stack([np.bincount(labels[own.train], minlength=self.num_classes) for own in self.clients])
+        return np.stack([np.bincount(labels[indices.train], minlength=self.num_classes) for indices in self.clients])
 
 
 def build_fleet(dataset: Dataset, section: PartitionSection, seed: int) -> FleetData:
-    """Deal ``dataset`` to ``section.num_clients`` clients and split each one's share.
+    """Partition a data set among clients and split each client's images.
+
+    Args:
+        dataset: the images.
+        section: number of clients, kind of partition, sizes of the splits.
+        seed: seed of the experiment.
 
     Raises:
-        UserError: see `sylva_ray.data.partition.partition_labels`; or a client's classes have no test image.
+        UserError: the partition is impossible (`sylva_ray.data.partition.partition_labels`), or a client's classes have no
+            test image.
     """
     clients = []
     for client, indices in enumerate(partition_labels(dataset.train.labels, section, seed)):
@@ -91,14 +112,25 @@ def build_fleet(dataset: Dataset, section: PartitionSection, seed: int) -> Fleet
         test = draw_with_proportions(dataset.test.labels, proportions, section.test_samples, rng)
         if not len(test):
             wanted = ", ".join(dataset.class_names[c] for c in np.flatnonzero(proportions))
-            fix = f"has no test image of client {client}'s classes ({wanted}); raise dataset.max_test or add some"
+            fix = (
+                f"has no test image of client {client}'s classes ({wanted}); raise dataset.max_test or add test images"
+            )
             raise UserError("dataset.name", dataset.name, fix)
         clients.append(ClientIndices(indices[train], indices[selection], indices[guard], test))
     return FleetData(dataset, tuple(clients))
 
 
 def stratified_choice(labels: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
-    """``size`` sorted positions in ``labels`` with about its class proportions."""
+    """Choose images with about the class proportions of all of them.
+
+    Args:
+        labels: ``[n] int64``, the classes of the images.
+        size: number of images to choose.
+        rng: source of the random numbers.
+
+    Returns:
+        ``[size] int``, sorted indices.
+    """
     proportions = np.bincount(labels) / len(labels)
     return draw_with_proportions(labels, proportions, size, rng)
 
@@ -106,17 +138,25 @@ def stratified_choice(labels: np.ndarray, size: int, rng: np.random.Generator) -
 def draw_with_proportions(
     labels: np.ndarray, proportions: np.ndarray, size: int, rng: np.random.Generator
 ) -> np.ndarray:
-    """``size`` sorted positions without replacement, classes in ``proportions`` (summing to 1) by largest remainder.
+    """Choose images without replacement, with given class proportions (rounded by the largest remainder).
 
-    A class that has too few gives what it has, and the rest is dealt to the other classes wanted; fewer than ``size`` come
-    back only where all of those are used up.
+    Where a class has too few images, all of them are chosen and the other classes make up for them.
+
+    Args:
+        labels: ``[n] int64``, the classes of the images.
+        proportions: ``[num_classes]``, of sum 1.
+        size: number of images to choose.
+        rng: source of the random numbers.
+
+    Returns:
+        Sorted indices: ``size`` of them, or all images of the classes in ``proportions`` if these are fewer.
     """
     available = np.bincount(labels, minlength=len(proportions))[: len(proportions)]
     counts = np.zeros(len(proportions), int)
     open_classes = (proportions > 0) & (available > 0)
     while (missing := size - counts.sum()) > 0 and open_classes.any():
-        shares = np.where(open_classes, proportions, 0.0)
-        counts = np.minimum(counts + largest_remainder(shares / shares.sum(), missing), available)
+        weights = np.where(open_classes, proportions, 0.0)
+        counts = np.minimum(counts + largest_remainder(weights / weights.sum(), missing), available)
         open_classes &= counts < available
     chosen = [rng.permutation(np.flatnonzero(labels == c))[: counts[c]] for c in np.flatnonzero(counts)]
     return np.sort(np.concatenate(chosen)) if chosen else np.zeros(0, int)

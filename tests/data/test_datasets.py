@@ -141,7 +141,7 @@ def test_held_out_images_are_training_images_that_training_does_not_see() -> Non
 
 @pytest.mark.parametrize("max_train", [None, 10**6])
 def test_nothing_left_to_hold_out_is_one_clear_line(max_train: int | None) -> None:
-    with pytest.raises(UserError, match=r"dataset\.max_train.* must leave training images over"):
+    with pytest.raises(UserError, match=r"dataset\.max_train.* must leave some training images"):
         load("digits", max_train=max_train, test_pool="train")
 
 
