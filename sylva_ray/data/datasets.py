@@ -1,6 +1,7 @@
 """Load data sets by name: scikit-learn's digits, torchvision's, image folders, and parquet files of Hugging Face.
 
-The result has two `Split`s of uint8 pixels at one square size. The model resizes them to its own size and normalises them.
+The result has two `Split`s of uint8 pixels at one square size. The model resizes them to its own size and normalises
+them.
 """
 
 from __future__ import annotations
@@ -215,8 +216,8 @@ def _torchvision(name: str, section: DatasetSection) -> tuple[_Source, _Source, 
             try:
                 return makers[name](train, True)
             except Exception as error:
-                fix = f"is not in {root} and could not be downloaded ({type(error).__name__}); copy it there, or use parquet:PATH"
-                raise UserError("dataset.name", name, fix) from None
+                reason = f"is not in {root} and could not be downloaded ({type(error).__name__})"
+                raise UserError("dataset.name", name, f"{reason}; copy it there, or use parquet:PATH") from None
 
     halves = half(True), half(False)
     train, test = map(_torchvision_source, halves)
@@ -232,7 +233,7 @@ def _torchvision_source(half: Any) -> _Source:
 
 
 def _imagefolder(root: Path) -> tuple[_Source, _Source, tuple[str, ...]]:
-    """Read PATH/train and PATH/test (or val, valid) with a folder per class, or class folders alone, which are split here."""
+    """Read PATH/train and PATH/test (or val, valid) with a folder per class; or folders per class, which are split."""
     key = f"imagefolder:{root}"
     train_root = root / "train"
     test_root = next((root / name for name in ("test", "val", "valid") if (root / name).is_dir()), None)
@@ -279,7 +280,7 @@ def _open(path: Path) -> Image.Image:
 
 
 def _parquet(root: Path) -> tuple[_Source, _Source, tuple[str, ...]]:
-    """Read parquet files of Hugging Face: a struct column of images with ``bytes``, and an integer column of class labels."""
+    """Read parquet files of Hugging Face: a struct column with ``bytes`` of images, and an integer column of labels."""
     key = f"parquet:{root}"
     train, names = _parquet_half(root, ("train",), key)
     test, test_names = _parquet_half(root, ("test", "valid", "validation"), key)
@@ -308,7 +309,8 @@ def _parquet_half(root: Path, prefixes: Sequence[str], key: str) -> tuple[_Sourc
     integers = [f.name for f in table.schema if pa.types.is_integer(f.type)]
     label = next((name for name in integers if "names" in features.get(name, {})), integers[0] if integers else None)
     if image is None or label is None:
-        fix = f"needs an image struct column with `bytes` and an integer label column; found {', '.join(table.column_names)}"
+        columns = ", ".join(table.column_names)
+        fix = f"needs an image struct column with `bytes` and an integer label column; found {columns}"
         raise UserError("dataset.name", key, fix)
     pixels = pc.struct_field(table[image], "bytes")
     labels = pc.fill_null(table[label], -1).to_numpy().astype(np.int64)
@@ -324,7 +326,7 @@ def _huggingface_features(schema: pa.Schema) -> Mapping[str, Mapping[str, Sequen
         return {}
 
 
-# -- common to all sources -----------------------------------------------------------------------------------------------
+# -- common to all sources ---------------------------------------------------------------------------------------------
 
 
 def _check_labels(labels: np.ndarray, num_classes: int, name: str, purpose: str) -> None:

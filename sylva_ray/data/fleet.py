@@ -1,8 +1,8 @@
 """The data of a fleet: one data set, and the images that each client holds in each split.
 
-Training, selection and guard images come from the training half of the data set and never overlap, within a client or between
-clients. Test images come from the test half (or, with ``dataset.test_pool=train``, from training images that no client trains
-on). They have the client's own class proportions, and clients may share them.
+Training, selection and guard images come from the training half of the data set and never overlap, within a client or
+between clients. Test images come from the test half (or, with ``dataset.test_pool=train``, from training images that no
+client trains on). They have the client's own class proportions, and clients may share them.
 """
 
 from __future__ import annotations
@@ -96,8 +96,8 @@ def build_fleet(dataset: Dataset, section: PartitionSection, seed: int) -> Fleet
         seed: seed of the experiment.
 
     Raises:
-        UserError: the partition is impossible (`sylva_ray.data.partition.partition_labels`), or a client's classes have no
-            test image.
+        UserError: the partition is impossible (`sylva_ray.data.partition.partition_labels`), or the test half has no
+            image of a client's classes.
     """
     clients = []
     for client, indices in enumerate(partition_labels(dataset.train.labels, section, seed)):

@@ -1,7 +1,8 @@
 """Partition images among clients: IID, label skew (Dirichlet, pathological) or quantity skew.
 
-Every image belongs to exactly one client, and every client has at least ``partition.min_samples`` images. A partition is drawn
-at most `MAX_DRAWS` times; if the last one leaves a client short, images are moved to it from the largest clients.
+Every image belongs to exactly one client, and every client has at least ``partition.min_samples`` images. A partition
+is drawn at most `MAX_DRAWS` times; if the last one leaves a client short, images are moved to it from the largest
+clients.
 """
 
 from __future__ import annotations
@@ -35,8 +36,8 @@ def partition_labels(labels: np.ndarray, section: PartitionSection, seed: int) -
     """
     n, clients, minimum = len(labels), section.num_clients, section.min_samples
     if clients * minimum > n:
-        fix = f"{n} training images are too few for {minimum} each (partition.min_samples); use at most {n // minimum} clients"
-        raise UserError("partition.num_clients", clients, fix)
+        limits = f"{n} training images are too few for {minimum} each (partition.min_samples)"
+        raise UserError("partition.num_clients", clients, f"{limits}; use at most {n // minimum} clients")
     num_classes = len(np.unique(labels))
     if section.kind == "pathological" and section.classes_per_client > num_classes:
         raise UserError(
@@ -59,10 +60,11 @@ def _iid(labels: np.ndarray, section: PartitionSection, rng: np.random.Generator
 
 
 def _dirichlet(labels: np.ndarray, section: PartitionSection, rng: np.random.Generator) -> np.ndarray:
-    """Draw each class's proportions from Dir(alpha) (Hsu et al. 2019); a client with n / K images gets no more (CalFAT).
+    """Draw each class's proportions from Dir(alpha) (Hsu et al. 2019).
 
-    CalFAT sets the proportions of full clients to zero and renormalises. Drawing for the other clients alone has the same
-    distribution, as a Dirichlet is neutral, and cannot end in 0 / 0 at a small alpha.
+    A client that already holds n / K images gets no more, as in CalFAT.
+    CalFAT sets the proportions of full clients to zero and renormalises. Drawing for the other clients alone has the
+    same distribution, as a Dirichlet is neutral, and cannot end in 0 / 0 at a small alpha.
     """
     clients = section.num_clients
     owner = np.empty(len(labels), int)
@@ -110,17 +112,18 @@ _DRAWS = {"iid": _iid, "dirichlet": _dirichlet, "pathological": _pathological, "
 
 
 def _with_minimum(owner: np.ndarray, kinds: np.ndarray, clients: int, minimum: int, order: np.ndarray) -> np.ndarray:
-    """Move images, one by one, from the largest clients to clients below the minimum; on ties the lowest number comes first.
+    """Move images, one by one, from the largest clients to clients below the minimum.
 
-    To keep the skew, a client gets classes that it already holds as long as another client can spare one. A client without
-    images starts with the most frequent class of the donor.
+    On ties the client of the lowest number comes first. To keep the skew, a client gets classes that it already holds
+    as long as another client can spare one. A client without images starts with the most frequent class of the donor.
 
     Args:
         owner: ``[n] int``, the client of each image.
         kinds: ``[n] int``, the class of each image, or zeros if classes do not matter.
         clients: number of clients.
         minimum: images that every client must have.
-        order: a permutation of the images: of several that could be moved, the first is. Data sets are often sorted by class.
+        order: a permutation; of several images that could be moved, the first in it is. Data sets are often sorted by
+            class.
 
     Returns:
         The new owners, ``[n] int``.

@@ -1,7 +1,7 @@
 """timm models as frozen backbones that take pixels in [0, 1].
 
-Resizing and normalisation live inside the model, so every attack and every epsilon in this project is in the pixel space
-of the data set. Parameter names are timm's own.
+Resizing and normalisation are part of the model, so every attack and every epsilon in this project is in the pixel
+space of the data set. Parameter names are timm's own.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ import timm
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, resolve_model_data_config
-from timm.layers import resample_abs_pos_embed
+from timm.data.config import resolve_model_data_config
+from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.layers.pos_embed import resample_abs_pos_embed
 from torch import nn
 
 from sylva_ray.config.experiment import OFFLINE_BACKBONE, BackboneSection
@@ -34,14 +35,25 @@ OFFLINE_ARCHITECTURE: dict[str, Any] = {
     "num_heads": 3,
     "pretrained_cfg_overlay": {"input_size": (3, 32, 32), "mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD},
 }
+"""Arguments of `timm.create_model` for `OFFLINE_BACKBONE`."""
+
 OFFLINE_CHECKPOINT = Path(str(files("sylva_ray") / "assets" / f"{OFFLINE_BACKBONE}.safetensors"))
 
 
 class Backbone(nn.Module):
     """A timm classifier behind resizing and normalisation: ``x [N, 3, H, W] in [0, 1] -> logits [N, num_classes]``.
 
-    Bilinear resizing is a convex combination of pixels, so an epsilon at the data's native size is at most epsilon at the
-    model's size.
+    Bilinear resizing is a convex combination of pixels, so an epsilon at the data's native size is at most epsilon at
+    the model's size.
+
+    Args:
+        model: a timm model; its patch embedding is replaced by a matrix product (`project_patches`).
+
+    Attributes:
+        model: the timm model.
+        image_size: side in pixels of what the model sees.
+        input_dtype: what the model takes; None: what normalisation gives. Pixels are normalised before they are
+            rounded.
     """
 
     mean: torch.Tensor
@@ -52,31 +64,34 @@ class Backbone(nn.Module):
         project_patches(model)
         self.model = model
         self.input_dtype: torch.dtype | None = None
-        """What the model takes; None: what normalisation gives. Pixels are normalised before they are rounded to it."""
-        data = resolve_model_data_config(model)
+        data = resolve_model_data_config(model)  # type: ignore[no-untyped-call]
         self.image_size = int(data["input_size"][-1])
         self.register_buffer("mean", torch.tensor(data["mean"]).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(data["std"]).view(1, 3, 1, 1), persistent=False)
 
     def preprocess(self, x: torch.Tensor) -> torch.Tensor:
-        """``[N, 3, H, W] in [0, 1]`` at any size -> normalised, at the model's size."""
+        """Resize ``x [N, 3, H, W] in [0, 1]`` to the model's size and normalise it."""
         if x.shape[-1] != self.image_size or x.shape[-2] != self.image_size:
             x = nn.functional.interpolate(x, size=(self.image_size, self.image_size), mode="bilinear")
         normalised = (x - self.mean) / self.std
         return normalised if self.input_dtype is None else normalised.to(self.input_dtype)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.model(self.preprocess(x))
+        """Return the logits ``[N, num_classes]`` of ``x [N, 3, H, W] in [0, 1]``."""
+        logits: torch.Tensor = self.model(self.preprocess(x))
+        return logits
 
     def in_precision(self, precision: torch.dtype, shared: object) -> Backbone:
-        """A copy with weights and activations in ``precision``, but for the patch embedding.
+        """Return a copy whose weights and activations are in ``precision``, except for the patch embedding.
 
-        Patches are embedded in this backbone's own precision and rounded afterwards: signs of input gradients in bfloat16 then
-        agree with those in float32 on 99.5 % of the pixels of the digits, and on 98.3 % where the pixels are rounded first. A
-        model without a patch embedding takes pixels in ``precision``.
+        Patches are embedded in this backbone's own precision and rounded afterwards. The signs of input gradients in
+        bfloat16 then agree with those in float32 on 99.5 % of the pixels of the digits; on 98.3 % if pixels are rounded
+        first. A model without a patch embedding takes pixels in ``precision``.
 
         Args:
-            shared: what the modules of the copy refer to in common with those of this backbone."""
+            precision: of the copy.
+            shared: an object that the modules of the copy share with those of this backbone.
+        """
         lower = copy.deepcopy(self, {id(shared): shared})
         lower.model.to(precision)
         embedding = getattr(self.model, "patch_embed", None)
@@ -89,18 +104,19 @@ class Backbone(nn.Module):
 
     @property
     def classifier(self) -> nn.Module:
-        """The final layer, as timm knows it."""
-        return self.model.get_classifier()  # type: ignore[operator]
+        """The final layer, as timm names it."""
+        classifier: nn.Module = self.model.get_classifier()  # type: ignore[operator]
+        return classifier
 
     @property
     def head_name(self) -> str:
-        """Name of the final linear layer, e.g. ``head``; empty where there is none."""
+        """Name of the final linear layer, e.g. ``head``; empty if there is none."""
         classifier = self.classifier
         return next((name for name, module in self.model.named_modules() if module is classifier), "")
 
 
 def _rounded(output: Any, precision: torch.dtype) -> Any:
-    """A patch embedding's tokens in ``precision``; some return them in a tuple, beside their grid."""
+    """Round the tokens of a patch embedding; some architectures return them in a tuple, with the size of their grid."""
     if isinstance(output, torch.Tensor):
         return output.to(precision)
     return tuple(_rounded(part, precision) for part in output) if isinstance(output, tuple) else output
@@ -114,16 +130,16 @@ def create_backbone(
     Args:
         section: which model; where its weights come from.
         num_classes: outputs of the new head. The head of a checkpoint is dropped unless it has as many.
-        weights: a state_dict as numpy arrays (what `backbone_arrays` returned): nothing is read from disk or hub.
+        weights: a state_dict as numpy arrays (from `backbone_arrays`); with it, nothing is read from disk or hub.
 
     Raises:
-        UserError: unknown model, missing or corrupt checkpoint, weights that do not fit, no network for the hub, a model
-            whose classifier is not one linear layer.
+        UserError: the model is unknown or its classifier is not one linear layer; a checkpoint is missing, corrupt or
+            does not fit; or the hub cannot be reached.
     """
     model = _architecture(section, num_classes, pretrained=section.pretrained and weights is None)
     backbone = Backbone(model)
     if not isinstance(backbone.classifier, nn.Linear):
-        raise UserError("backbone.name", section.name, "needs a single linear classifier; this model has none")
+        raise UserError("backbone.name", section.name, "needs a model whose classifier is one linear layer")
     if weights is not None:
         model.load_state_dict({name: torch.from_numpy(np.array(value)) for name, value in weights.items()})
     elif section.checkpoint is not None:
@@ -134,10 +150,11 @@ def create_backbone(
 
 
 def checkpoint_classes(section: BackboneSection) -> int | None:
-    """How many classes the backbone's own weights can tell apart; None where it has no trained head.
+    """Return the number of classes of the backbone's own weights, or None if they include no trained head.
 
     Raises:
-        UserError: the checkpoint cannot be read."""
+        UserError: the checkpoint cannot be read.
+    """
     if section.checkpoint is None and section.name != OFFLINE_BACKBONE:
         known = timm.get_pretrained_cfg_value(section.name, "num_classes") if section.pretrained else None
         return int(known) if known else None
@@ -149,7 +166,7 @@ def checkpoint_classes(section: BackboneSection) -> int | None:
 
 
 def backbone_arrays(backbone: Backbone) -> dict[str, np.ndarray]:
-    """The timm model's state_dict as numpy arrays: what travels to workers, once."""
+    """Return the timm model's state_dict as numpy arrays, as it is sent to workers."""
     return {name: value.detach().cpu().numpy() for name, value in backbone.model.state_dict().items()}
 
 
@@ -163,7 +180,7 @@ def _architecture(section: BackboneSection, num_classes: int, pretrained: bool) 
     else:
         near = timm.list_models(f"*{section.name[:8]}*")[:3]
         hint = f"did you mean {' or '.join(near)}? " if near else ""
-        raise UserError("backbone.name", section.name, f"is no timm model; {hint}`timm.list_models()` lists them")
+        raise UserError("backbone.name", section.name, f"is not a timm model; {hint}`timm.list_models()` lists them")
     if section.image_size is not None:
         arguments["img_size"] = section.image_size
         arguments["pretrained_cfg_overlay"] = arguments.get("pretrained_cfg_overlay", {}) | {
@@ -172,7 +189,7 @@ def _architecture(section: BackboneSection, num_classes: int, pretrained: bool) 
     try:
         try:
             return timm.create_model(**arguments, num_classes=num_classes, pretrained=pretrained)
-        except TypeError:  # a convolutional network has no image size of its own; ours resizes for it
+        except TypeError:  # a convolutional network has no image size; `Backbone` resizes for it
             arguments.pop("img_size", None)
             return timm.create_model(**arguments, num_classes=num_classes, pretrained=pretrained)
     except Exception as error:

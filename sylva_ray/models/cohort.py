@@ -1,8 +1,9 @@
-"""The one seam for compute: many clients in one forward.
+"""The interface for models of many clients in one forward pass.
 
-Attacks, losses, clipping, optimiser, layer game and evaluation know only `CohortModel`. Behind it are
+Attacks, losses, clipping, the optimiser, the layer game and evaluation use a `CohortModel` and nothing else. It has two
+implementations:
 
-* `sylva_ray.models.lora.LoraStack`, the fast path: frozen backbone, C stacked adapters and heads;
+* `sylva_ray.models.lora.LoraStack`, the fast one: a frozen backbone with C stacked adapters and heads;
 * `FunctionalStack` here, for any timm module: every parameter belongs to the client.
 """
 
@@ -23,60 +24,78 @@ from sylva_ray.models.kernels import AttentionSwitch
 
 
 class CohortModel(Protocol):
-    """``forward(params {name: [C, ...]}, x [N, 3, H, W] in [0, 1], owner [N]) -> logits [N, num_classes] float32``.
+    """A model of C clients, each of whose parameters affect the client's own images only.
 
-    ``owner[i]`` in 0..C-1 says whose model sees image i. It lives on the CPU and is sorted; clients may own unequal numbers
-    of images, or none. Nothing of one client's parameters reaches another client's images.
+    Attributes:
+        head_names: names of the classifier's weight and bias.
+        precision: of forward passes: float32, as the parameters are, or bfloat16. Logits and losses are float32 in
+            either.
+        kernels: the attention kernel of each precision.
     """
 
     head_names: tuple[str, ...]
     precision: torch.dtype
-    """Of the forwards: float32 (the arrays' own), or bfloat16. Logits and losses are float32 in either."""
     kernels: AttentionKernels
-    """The attention kernel of each precision."""
 
     @property
     def num_attention_layers(self) -> int:
-        """Layers that have a choice of kernel."""
+        """Number of layers with a choice of kernel."""
         ...
 
     @property
     def image_size(self) -> int:
-        """Side in pixels of what the model sees, whatever the images' own."""
+        """Side in pixels of what the model sees; images of another size are resized."""
         ...
 
     def initial_state(self, rng: torch.Generator) -> dict[str, np.ndarray]:
-        """The state that every client starts from."""
+        """Return the state that every client starts from, its random part drawn from ``rng``."""
         ...
 
     def forward(self, params: ParameterStack, x: torch.Tensor, owner: torch.Tensor) -> torch.Tensor:
-        """Logits of every image under its owner's parameters."""
+        """Compute the logits of every image by its owner's parameters.
+
+        Args:
+            params: ``{name: [C, ...]}``.
+            x: ``[N, 3, H, W] in [0, 1]``.
+            owner: ``[N]`` in 0..C-1, sorted, on the CPU. Clients may own different numbers of images, or none.
+
+        Returns:
+            ``[N, num_classes] float32`` (float64 if the parameters are).
+        """
         ...
 
     def trainable(self, name: str) -> bool:
-        """Whether the optimiser may change this entry (running statistics of a BatchNorm are state, not parameters)."""
+        """Return whether the optimiser may change this entry; running statistics of a BatchNorm are not trained."""
         ...
 
     def training(self) -> AbstractContextManager[None]:
-        """Inside, forwards are those of a training step (BatchNorm uses and updates batch statistics, in ``params``)."""
+        """Return a context in which forward passes are training steps.
+
+        A BatchNorm then uses batch statistics and updates the running ones in ``params``.
+        """
         ...
 
 
 def to_parameters(stack: Mapping[str, np.ndarray], device: torch.device | str, dtype: torch.dtype) -> ParameterStack:
-    """``{name: [C, ...]}`` of numpy arrays (possibly read-only, from an object store) -> tensors of our own."""
+    """Copy ``{name: [C, ...]}`` of numpy arrays, which may be read-only, to tensors."""
     return {name: torch.tensor(value, device=device, dtype=dtype) for name, value in stack.items()}
 
 
 def to_arrays(params: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:
-    """The way back: detached float32 arrays that own their memory."""
+    """Copy tensors to float32 arrays that own their memory."""
     return {name: np.array(value.detach().cpu().float().numpy()) for name, value in params.items()}
 
 
 class FunctionalStack:
-    """Every parameter of any timm module, once per client (full-model baselines, CNN students).
+    """A `CohortModel` in which every parameter of a timm module exists once per client.
 
-    A loop over owners around `torch.func.functional_call`: exact by construction, and with full models the matrix products
-    cannot be shared between clients anyway. Floating-point buffers (BatchNorm statistics) travel with the client.
+    It serves baselines that train the full model, and students that are CNNs. Clients are computed one after the other
+    by `torch.func.functional_call`: full models have no matrix product in common. Floating-point buffers (BatchNorm
+    statistics) are part of a client's state.
+
+    Args:
+        backbone: the model.
+        precision: of forward passes.
     """
 
     def __init__(self, backbone: Backbone, precision: torch.dtype = torch.float32) -> None:
@@ -102,19 +121,19 @@ class FunctionalStack:
         return self.backbone.image_size
 
     def initial_state(self, rng: torch.Generator) -> dict[str, np.ndarray]:
-        """The backbone's weights with a freshly drawn head."""
+        """Return the backbone's weights and a random head."""
         state: dict[str, np.ndarray] = {
             name: np.array(value.detach().cpu().numpy()) for name, value in self._template.items()
         }
         return state | initial_head(state[self.head_names[0]].shape, self.head_names, rng)
 
     def trainable(self, name: str) -> bool:
-        """Parameters are; buffers are not."""
+        """Return whether ``name`` is a parameter and not a buffer."""
         return name in self._parameters
 
     @contextmanager
     def training(self) -> Iterator[None]:
-        """Attacks, teachers and evaluation stay outside, in evaluation mode."""
+        """See `CohortModel`. Attacks, teachers and evaluation run outside of it, in evaluation mode."""
         self.backbone.train()
         try:
             yield
@@ -128,15 +147,17 @@ class FunctionalStack:
         with torch.autocast(x.device.type, dtype=self.precision, enabled=self.precision != torch.float32):
             inputs = self.backbone.preprocess(x)
             counts = torch.bincount(owner, minlength=len(next(iter(params.values())))).tolist()
-            rows = {name: params[name].unbind() for name in self._template}  # one gradient buffer for all, not one each
+            rows = {
+                name: params[name].unbind() for name in self._template
+            }  # one gradient buffer instead of one per client
             for client, piece in enumerate(torch.split(inputs, counts)):
                 if len(piece):
                     own = {name: row[client] for name, row in rows.items()}
-                    lone = self.backbone.training and len(piece) == 1  # one image has no batch statistics
-                    if lone:
+                    single = self.backbone.training and len(piece) == 1  # one image has no batch statistics
+                    if single:
                         self.backbone.eval()
                     pieces.append(functional_call(self.backbone.model, own, (piece,)))
-                    if lone:
+                    if single:
                         self.backbone.train()
         logits = torch.cat(pieces)
         return logits if logits.dtype == torch.float64 else logits.float()
@@ -145,37 +166,44 @@ class FunctionalStack:
 def initial_head(
     shape: tuple[int, ...], names: tuple[str, ...], rng: torch.Generator, std: float = 0.01
 ) -> dict[str, np.ndarray]:
-    """A small random head: not zero, so that the first attack and the first adapter gradient are not zero either."""
+    """Draw a small random head; with zeros, the first attack and the first gradient of the adapters would be zero.
+
+    Args:
+        shape: ``(num_classes, width)``.
+        names: of the weight and the bias.
+        rng: source of the random numbers.
+        std: standard deviation of the weight; the bias is zero.
+    """
     weight = torch.randn(shape, generator=rng) * std
     return {names[0]: weight.numpy(), names[1]: np.zeros(shape[0], np.float32)}
 
 
 def broadcast_clients(values_C: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """``[C]`` shaped and typed to broadcast against ``[C, ...]``."""
+    """Make ``[C]`` broadcast against ``like [C, ...]``, in the type of ``like`` unless it is a mask."""
     value = values_C if values_C.dtype == torch.bool else values_C.to(like.dtype)
     return value.view(-1, *[1] * (like.ndim - 1))
 
 
 def num_clients(params: Mapping[str, torch.Tensor]) -> int:
-    """C of a parameter stack."""
+    """Return the number C of clients in ``{name: [C, ...]}``."""
     return len(next(iter(params.values())))
 
 
 def repeat_owner(counts: list[int]) -> torch.Tensor:
-    """``[n_0, n_1, ...]`` images per client -> the sorted owner vector."""
+    """Return the sorted owners ``[N]`` of the images of clients that own ``counts`` images each."""
     return torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
 
 
 def select_clients(params: ParameterStack, clients: list[int]) -> ParameterStack:
-    """The rows of some clients."""
+    """Return the parameters of some clients."""
     return {name: value[clients] for name, value in params.items()}
 
 
 def full_model_bytes(backbone: Backbone) -> int:
-    """Bytes of the whole model with its head in fp32: what full-model federated training would upload."""
+    """Return the bytes of the whole model in float32: what full-model federated training would upload."""
     return sum(4 * value.numel() for value in backbone.model.parameters())
 
 
 def as_client(state: ClientState) -> dict[str, np.ndarray]:
-    """A single client as a stack of one."""
+    """Return the state of one client as a stack ``{name: [1, ...]}``."""
     return {name: value[None] for name, value in state.items()}

@@ -1,8 +1,9 @@
-"""Which precision and which attention kernel are fastest on this machine, by a short measurement.
+"""Measure which precision and which attention kernel are fastest on this machine.
 
-Which one wins depends on the processor, the number of tokens and the batch. On CPUs, for example, the backward pass of torch's
-fused attention in bfloat16 takes more than half of a training step with 17 tokens. A run measures once, before it
-starts (`sylva_ray.preparation.resolve`); its config keeps what was chosen, so that every actor and every resume computes alike.
+The result depends on the processor, the number of tokens and the batch. On CPUs, for example, the backward pass of
+torch's fused attention in bfloat16 takes more than half of a training step with 17 tokens. A run measures once, before
+it starts (`sylva_ray.preparation.resolve`). Its configuration records the choice, so that all actors and a resumed run
+compute alike.
 """
 
 from __future__ import annotations
@@ -25,12 +26,13 @@ from sylva_ray.models.kernels import DTYPES, Kernel, deterministic_kernels
 Precision = Literal["float32", "bfloat16"]
 
 KERNEL_GAIN, PRECISION_GAIN = 0.9, 0.8
-"""The default (fused attention, float32) is left for another choice that takes at most this share of its time."""
+"""Largest fraction of the default's time (fused attention, float32) that another choice may take to replace it."""
 
 TIMED_PIXELS = {"cpu": 2**15, "cuda": 2**22}
-"""Pixels, at the model's size, of the images in one timed step: 32 images of 32 x 32 on a CPU; a GPU has to be filled."""
-TURNS, BUDGET_S = 4, 3.0
-"""Steps of every alternative, in turns; no more turns once so many seconds have gone."""
+"""Pixels of the images in one timed step, at the model's size: 32 images of 32 x 32 on a CPU, more to fill a GPU."""
+
+NUM_TURNS, MAX_SECONDS = 4, 3.0
+"""Timed steps of every alternative; none after this time."""
 
 KERNELS: tuple[Kernel, ...] = ("fused", "plain")
 PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16")
@@ -40,7 +42,13 @@ Alternative = tuple[Precision, Kernel]
 
 @dataclass(frozen=True)
 class ComputeChoice:
-    """What a measurement chose, and the milliseconds of a step it rests on: ``{(precision, kernel): ms}``."""
+    """The result of a measurement.
+
+    Attributes:
+        precision: the faster precision, by a margin.
+        attention: the faster kernel of each precision, by a margin.
+        milliseconds: of one step, ``{(precision, kernel): ms}``; a missing alternative cannot run.
+    """
 
     precision: Precision
     attention: AttentionKernels
@@ -55,16 +63,17 @@ def fastest(
     threads: int,
     pinned: AttentionKernels | None = None,
 ) -> ComputeChoice:
-    """Time a forward pass and an input gradient for every precision and attention kernel, and choose.
+    """Time a forward pass and an input gradient for every precision and attention kernel, and choose the fastest.
+
+    A precision in which the model cannot run is not chosen; an architecture may create float32 tensors of its own.
 
     Args:
-        model: on ``device``; its precision and kernels are changed on the way and left undefined.
+        model: on ``device``; its precision and kernels are undefined afterwards.
         params: ``{name: [C, ...]}``; the C clients own equally many of the images.
         image_size: side of the data set's images in pixels.
-        threads: of the CPU, as many as an actor has.
-        pinned: kernels that were asked for; None: to be chosen as well.
-
-    A precision in which the model cannot run (an architecture that creates float32 tensors of its own) is not chosen.
+        device: where to measure.
+        threads: threads of the CPU that an actor has.
+        pinned: the kernels to use; None: choose them as well.
     """
     allowed: dict[Precision, tuple[Kernel, ...]] = {
         p: KERNELS if pinned is None else (getattr(pinned, p),) for p in PRECISIONS
@@ -76,14 +85,16 @@ def fastest(
     with _cpu_threads(threads):
         deterministic_kernels(device)
         started = time.perf_counter()
-        for _ in range(TURNS):  # the first warms up, and counts only where a step is so long that this does not matter
+        for _ in range(
+            NUM_TURNS
+        ):  # the first one warms up; it counts only if a step is so long that this does not matter
             for alternative, best in list(milliseconds.items()):
                 step = _step_milliseconds(model, params, x, owner, alternative, threads)
                 if step is None:
                     del milliseconds[alternative]
                 else:
                     milliseconds[alternative] = min(best, step)
-            if time.perf_counter() - started > BUDGET_S:
+            if time.perf_counter() - started > MAX_SECONDS:
                 break
     if device.type == "cuda":
         torch.cuda.empty_cache()
@@ -91,7 +102,7 @@ def fastest(
 
 
 def _choice(milliseconds: Mapping[Alternative, float], pinned: AttentionKernels | None) -> ComputeChoice:
-    """By the margins `KERNEL_GAIN` and `PRECISION_GAIN`; alternatives that are missing could not run."""
+    """Choose by the margins `KERNEL_GAIN` and `PRECISION_GAIN`."""
     kernels: dict[str, Kernel] = {}
     for precision in PRECISIONS:
         fused, plain = (milliseconds.get((precision, kernel), math.inf) for kernel in KERNELS)
@@ -105,7 +116,7 @@ def _choice(milliseconds: Mapping[Alternative, float], pinned: AttentionKernels 
 def can_run(
     model: CohortModel, params: ParameterStack, image_size: int, device: torch.device, alternative: Alternative
 ) -> bool:
-    """Whether the model runs forward and backward so; the arguments are those of `fastest`."""
+    """Return whether the model can run a forward and a backward pass; other arguments are as in `fastest`."""
     x, owner = _images(model, image_size, num_clients(params), device, pixels=1)
     return _step_milliseconds(model, params, x, owner, alternative, threads=1) is not None
 
@@ -113,9 +124,9 @@ def can_run(
 def _images(
     model: CohortModel, size: int, clients: int, device: torch.device, pixels: int | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """``x [N, 3, size, size]`` and their owners: equally many each, together about `TIMED_PIXELS` at the model's size."""
-    budget = TIMED_PIXELS[device.type] if pixels is None else pixels
-    each = max(1, budget // (clients * max(size, model.image_size) ** 2))
+    """Return images ``[N, 3, size, size]`` and their owners: about `TIMED_PIXELS` at the model's size."""
+    total = TIMED_PIXELS[device.type] if pixels is None else pixels
+    each = max(1, total // (clients * max(size, model.image_size) ** 2))
     count = each * clients
     x = torch.linspace(0, 1, count * 3 * size**2, device=device).reshape(count, 3, size, size)
     return x, repeat_owner([each] * clients)
@@ -139,9 +150,10 @@ def _step_milliseconds(
     alternative: Alternative,
     threads: int,
 ) -> float | None:
-    """One step; None where the model cannot run so, or not within memory.
+    """Time one step; None if the model cannot run in this alternative or the memory is too small.
 
-    On one thread it is CPU time, which other processes disturb less; several threads wait for each other, which counts there."""
+    One thread is timed by its CPU time, which other processes disturb less; several threads also wait for each other.
+    """
     precision, kernel = alternative
     model.precision, model.kernels = DTYPES[precision], AttentionKernels(float32=kernel, bfloat16=kernel)
     labels = torch.zeros(len(x), dtype=torch.long, device=x.device)

@@ -1,4 +1,4 @@
-"""Trained clients as files that other programs read."""
+"""Export trained clients to files that other programs read."""
 
 from __future__ import annotations
 
@@ -19,7 +19,17 @@ def export_clients(
     folder: Path,
     merged: bool = False,
 ) -> list[Path]:
-    """One PEFT adapter per client in ``folder/client_000/``, and with ``merged`` the whole model as ``model.safetensors``.
+    """Write one PEFT adapter per client to ``folder/client_000/``.
+
+    Args:
+        config: the experiment.
+        states: the states of all clients.
+        clients: which of them to export.
+        folder: the folder of the clients' folders.
+        merged: also write each client's whole model as ``model.safetensors``.
+
+    Returns:
+        The clients' folders.
 
     Raises:
         UserError: the run trained full models, which have no adapters.

@@ -1,8 +1,8 @@
-"""The stack of adapters: C clients' LoRA adapters and heads behind one frozen backbone, in one batched forward.
+"""The LoRA adapters and heads of C clients on one frozen backbone, in one batched forward pass.
 
-LoRA (Hu et al. 2022): ``W x + (alpha / r) B A x`` with ``A [r, d_in]``, ``B [d_out, r]``. The frozen product ``W x`` is one
-matrix product over the flat batch of everybody's images; only the low-rank product is a batched matrix product over C
-(the idea of Punica, Chen et al. 2024). Each client's logits and gradients are those of its own PEFT model.
+LoRA (Hu et al. 2022) computes ``W x + (alpha / r) B A x`` with ``A [r, d_in]`` and ``B [d_out, r]``. The frozen product
+``W x`` is one matrix product over the images of all clients; only the low-rank product is batched over C (as in Punica,
+Chen et al. 2024). Each client's logits and gradients are those of its own PEFT model.
 """
 
 from __future__ import annotations
@@ -24,12 +24,20 @@ from sylva_ray.models.cohort import initial_head, num_clients
 from sylva_ray.models.kernels import AttentionSwitch
 
 HEAD_PLAYER = "head"
+"""Name of the head among the players of the layer game."""
 
 
 @dataclass(frozen=True)
 class OwnerLayout:
-    """How a flat batch sorted by owner becomes ``[C, rows, d]``: a view when everyone owns equally many images, else padded
-    with zeros up to the largest owner. ``slots [N]`` is each image's place in the padded batch."""
+    """How a flat batch, sorted by owner, becomes ``[C, rows, d]``.
+
+    It is a view if all clients own equally many images, and padded with zeros otherwise.
+
+    Attributes:
+        num_clients: C.
+        widest: images of the client with the most.
+        slots: ``[N]``, each image's place in the padded batch; None if nothing is padded.
+    """
 
     num_clients: int
     widest: int
@@ -37,7 +45,7 @@ class OwnerLayout:
 
     @staticmethod
     def from_owner(owner: torch.Tensor, num_clients: int, device: torch.device) -> OwnerLayout:
-        """From a sorted CPU owner vector."""
+        """Make the layout of a sorted owner vector ``[N]``, which is on the CPU; ``device`` is the images'."""
         counts = torch.bincount(owner, minlength=num_clients)
         widest = int(counts.max())
         if int(counts.min()) == widest:
@@ -47,20 +55,26 @@ class OwnerLayout:
         return OwnerLayout(num_clients, widest, slots.to(device))
 
     def pad(self, x_Nd: torch.Tensor) -> torch.Tensor:
-        """``[N, ..., d]`` -> ``[C, rows, d]``."""
+        """Arrange ``[N, ..., d]`` as ``[C, rows, d]``."""
         if self.slots is not None:
             padded = x_Nd.new_zeros((self.num_clients * self.widest, *x_Nd.shape[1:]))
             x_Nd = padded.index_copy(0, self.slots, x_Nd)
         return x_Nd.reshape(self.num_clients, -1, x_Nd.shape[-1])
 
     def unpad(self, x_Crd: torch.Tensor, inner: tuple[int, ...]) -> torch.Tensor:
-        """``[C, rows, d]`` -> ``[N, *inner, d]``, the padding dropped."""
+        """Arrange ``[C, rows, d]`` as ``[N, *inner, d]``, without the padding."""
         flat = x_Crd.reshape(self.num_clients * self.widest, *inner, x_Crd.shape[-1])
         return flat if self.slots is None else flat.index_select(0, self.slots)
 
 
-class Stacked:
-    """What the stacked layers read during one forward: the parameters, and who owns which rows."""
+class StackInputs:
+    """What the stacked layers read during a forward pass.
+
+    Attributes:
+        params: ``{name: [C, ...]}``.
+        layout: of the images.
+        num_images: N.
+    """
 
     def __init__(self) -> None:
         self.params: ParameterStack = {}
@@ -69,44 +83,63 @@ class Stacked:
 
 
 class StackedLora(nn.Module):
-    """A frozen linear layer plus C low-rank updates."""
+    """A frozen linear layer plus C low-rank updates.
 
-    def __init__(self, base: nn.Linear, name: str, scaling: float, stacked: Stacked) -> None:
+    Args:
+        base: the frozen layer.
+        name: its name in the model.
+        scaling: alpha / r.
+        inputs: parameters and layout, shared by all stacked layers.
+    """
+
+    def __init__(self, base: nn.Linear, name: str, scaling: float, inputs: StackInputs) -> None:
         super().__init__()
         self.base = base
         self.name, self.scaling = name, scaling
-        self.stacked = stacked
+        self.inputs = inputs
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        layout = self.stacked.layout
+        """Compute the layer for rows of all images."""
+        layout = self.inputs.layout
         assert layout is not None, "a stacked layer was called outside LoraStack"
-        a_Crd, b_Cdr = self.stacked.params[f"{self.name}.lora_A"], self.stacked.params[f"{self.name}.lora_B"]
-        # Windowed attention folds windows into the batch; an image's rows stay together, so they unfold.
-        rows = x.reshape(self.stacked.num_images, -1, x.shape[-1])
+        a_Crd, b_Cdr = self.inputs.params[f"{self.name}.lora_A"], self.inputs.params[f"{self.name}.lora_B"]
+        # Windowed attention puts windows into the batch; the rows of an image stay together, so they can be regrouped.
+        rows = x.reshape(self.inputs.num_images, -1, x.shape[-1])
         low_rank = layout.pad(rows) @ a_Crd.to(x.dtype).transpose(1, 2) * self.scaling
         b_Crd = b_Cdr.to(x.dtype).transpose(1, 2)
-        frozen = self.base(x)
-        if layout.slots is None:  # nothing is padded: the product is added to the frozen one in the same kernel
+        frozen: torch.Tensor = self.base(x)
+        if layout.slots is None:  # without padding, one kernel adds the two products
             return torch.baddbmm(frozen.reshape(*low_rank.shape[:2], -1), low_rank, b_Crd).reshape(frozen.shape)
         return frozen + layout.unpad(low_rank @ b_Crd, (rows.shape[1],)).reshape(frozen.shape)
 
 
 class StackedHead(nn.Module):
-    """C linear classifiers, in the precision of their own parameters whatever comes in."""
+    """C linear classifiers, computed in the precision of their parameters.
 
-    def __init__(self, name: str, stacked: Stacked) -> None:
+    Args:
+        name: of the classifier in the model.
+        inputs: parameters and layout, shared by all stacked layers.
+    """
+
+    def __init__(self, name: str, inputs: StackInputs) -> None:
         super().__init__()
-        self.name, self.stacked = name, stacked
+        self.name, self.inputs = name, inputs
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        layout = self.stacked.layout
+        """Return the logits ``[N, num_classes]`` of features ``[N, d]``."""
+        layout = self.inputs.layout
         assert layout is not None, "a stacked layer was called outside LoraStack"
-        weight, bias = self.stacked.params[f"{self.name}.weight"], self.stacked.params[f"{self.name}.bias"]
+        weight, bias = self.inputs.params[f"{self.name}.weight"], self.inputs.params[f"{self.name}.bias"]
         return layout.unpad(layout.pad(x.to(weight.dtype)) @ weight.transpose(1, 2) + bias[:, None], ())
 
 
 class LoraStack:
-    """`sylva_ray.models.cohort.CohortModel` for LoRA on a frozen backbone (which it takes over: its layers are replaced).
+    """A `sylva_ray.models.cohort.CohortModel` for LoRA on a frozen backbone.
+
+    Args:
+        backbone: the model; its adapted layers and its head are replaced.
+        lora: rank, alpha and adapted layers.
+        precision: of forward passes.
 
     Raises:
         UserError: ``lora.target_modules`` matches nothing or something that is not a linear layer of a block; the rank
@@ -117,11 +150,11 @@ class LoraStack:
         self.backbone = backbone.requires_grad_(False).eval()
         self.precision = precision
         self.kernels = AttentionKernels()
-        self._stacked = Stacked()
+        self._inputs = StackInputs()
         self._shapes: dict[str, tuple[int, ...]] = {}
         model = backbone.model
         for name, layer in target_layers(backbone, lora).items():
-            model.set_submodule(name, StackedLora(layer, name, lora.alpha / lora.rank, self._stacked))
+            model.set_submodule(name, StackedLora(layer, name, lora.alpha / lora.rank, self._inputs))
             self._shapes[f"{name}.lora_A"] = (lora.rank, layer.in_features)
             self._shapes[f"{name}.lora_B"] = (layer.out_features, lora.rank)
         head = backbone.head_name
@@ -130,7 +163,7 @@ class LoraStack:
         assert isinstance(classifier, nn.Linear)
         self._shapes[self.head_names[0]] = (classifier.out_features, classifier.in_features)
         self._shapes[self.head_names[1]] = (classifier.out_features,)
-        model.set_submodule(head, StackedHead(head, self._stacked))
+        model.set_submodule(head, StackedHead(head, self._inputs))
         self._attention = {torch.float32: AttentionSwitch(model)}
         self._backbones = {torch.float32: self.backbone}
 
@@ -147,7 +180,10 @@ class LoraStack:
     # -- states ------------------------------------------------------------------------------------------------------
 
     def initial_state(self, rng: torch.Generator) -> dict[str, np.ndarray]:
-        """A ~ Kaiming-uniform(a = sqrt 5), that is U(-1/sqrt d_in, 1/sqrt d_in), and B = 0, as PEFT does; a small head."""
+        """Draw A and the head; B is 0, so that the adapters change nothing at first.
+
+        A is uniform in +-1/sqrt(d_in), as in PEFT (Kaiming-uniform with a = sqrt 5).
+        """
         state = {}
         for name, shape in self._shapes.items():
             if name.endswith("lora_A"):
@@ -157,18 +193,19 @@ class LoraStack:
         return state | initial_head(self._shapes[self.head_names[0]], self.head_names, rng)
 
     def trainable(self, name: str) -> bool:
-        """Adapters and heads all are."""
+        """Return whether ``name`` belongs to an adapter or the head."""
         return name in self._shapes
 
     def training(self) -> AbstractContextManager[None]:
-        """The frozen backbone stays in evaluation mode always."""
+        """See `CohortModel`. The frozen backbone stays in evaluation mode."""
         return nullcontext()
 
     @property
     def players(self) -> dict[str, tuple[str, ...]]:
-        """The layer game's players: ``{block name: its parameter names}`` in forward order, the head last.
+        """The players of the layer game, ``{block: its parameter names}``.
 
-        A block is what timm calls one (``blocks.3``, ``layers.1.blocks.0``); an adapted layer outside any is its own player.
+        They are in the order of the forward pass, the head last. A block is a block of timm (``blocks.3``,
+        ``layers.1.blocks.0``); an adapted layer outside any block is a player alone.
         """
         groups: dict[str, list[str]] = {}
         for name in self._shapes:
@@ -182,58 +219,73 @@ class LoraStack:
 
     def forward(self, params: ParameterStack, x: torch.Tensor, owner: torch.Tensor) -> torch.Tensor:
         """See `CohortModel`."""
-        return _metric_precision(self._ready(params, owner, x.device)(x))
+        return _at_least_float32(self._with_inputs(params, owner, x.device)(x))
 
-    def _ready(self, params: ParameterStack, owner: torch.Tensor, device: torch.device) -> Backbone:
-        """The backbone in the present precision, its stacked layers pointed at ``params`` and ``owner``."""
-        self._stacked.params = params
-        self._stacked.layout = OwnerLayout.from_owner(owner, num_clients(params), device)
-        self._stacked.num_images = len(owner)
+    def _with_inputs(self, params: ParameterStack, owner: torch.Tensor, device: torch.device) -> Backbone:
+        """Return the backbone in the present precision, its stacked layers set to ``params`` and ``owner``."""
+        self._inputs.params = params
+        self._inputs.layout = OwnerLayout.from_owner(owner, num_clients(params), device)
+        self._inputs.num_images = len(owner)
         return self._backbone()
 
     def _backbone(self) -> Backbone:
-        """The backbone in the present precision; a copy in a lower one is made when it is first used, and kept.
+        """Return the backbone in the present precision; its copy in a lower one is made at the first use.
 
-        Weights and activations are in that precision. Layer norms and softmax compute in float32 inside their kernels, the
-        head and the logits are float32."""
+        Weights and activations are in that precision. Layer norms and softmax compute in float32 inside their kernels;
+        the head and the logits are float32.
+        """
         if self.precision not in self._backbones:
-            lower = self.backbone.in_precision(self.precision, shared=self._stacked)
+            lower = self.backbone.in_precision(self.precision, shared=self._inputs)
             self._backbones[self.precision] = lower
             self._attention[self.precision] = AttentionSwitch(lower.model)
         self._attention[self.precision].use(self.kernels, self.precision)
         return self._backbones[self.precision]
 
-    # -- the forward in pieces, for the layer game ---------------------------------------------------------------------
+    # -- the forward pass in pieces, for the layer game ----------------------------------------------------------------
 
     @property
     def num_blocks(self) -> int | None:
-        """Transformer blocks that can be run one by one, or None where the architecture is not a plain chain of them."""
+        """Number of transformer blocks, or None if the architecture is not a plain chain of blocks with adapters."""
         model = self.backbone.model
         blocks = [player for player in self.players if player != HEAD_PLAYER]
         is_chain = isinstance(model, VisionTransformer) and blocks == [f"blocks.{i}" for i in range(len(model.blocks))]
         return len(blocks) if is_chain else None
 
     def embed(self, x: torch.Tensor) -> torch.Tensor:
-        """Pixels -> tokens before the first block (`VisionTransformer.forward_features`)."""
+        """Compute the tokens before the first block from pixels (as `VisionTransformer.forward_features` does)."""
         backbone = self._backbone()
         model = backbone.model
         assert isinstance(model, VisionTransformer)
-        return model.norm_pre(model.patch_drop(model._pos_embed(model.patch_embed(backbone.preprocess(x)))))
+        tokens: torch.Tensor = model._pos_embed(model.patch_embed(backbone.preprocess(x)))
+        tokens = model.norm_pre(model.patch_drop(tokens))
+        return tokens
 
     def run_block(self, index: int, params: ParameterStack, tokens: torch.Tensor, owner: torch.Tensor) -> torch.Tensor:
-        """One block over ``tokens [N, T, d]``."""
-        model = self._ready(params, owner, tokens.device).model
-        return model.blocks[index](tokens)  # type: ignore[index, operator]
+        """Apply one block to ``tokens [N, T, d]``."""
+        model = self._with_inputs(params, owner, tokens.device).model
+        output: torch.Tensor = model.blocks[index](tokens)  # type: ignore[index, operator]
+        return output
 
     def classify(self, params: ParameterStack, tokens: torch.Tensor, owner: torch.Tensor) -> torch.Tensor:
-        """Tokens after the last block -> logits."""
-        model = self._ready(params, owner, tokens.device).model
+        """Compute the logits from the tokens after the last block."""
+        model = self._with_inputs(params, owner, tokens.device).model
         assert isinstance(model, VisionTransformer)
-        return _metric_precision(model.forward_head(model.norm(tokens)))
+        return _at_least_float32(model.forward_head(model.norm(tokens)))
 
 
 def target_layers(backbone: Backbone, lora: LoraSection) -> dict[str, nn.Linear]:
-    """The layers that ``lora.target_modules`` names, by PEFT's rule: equal to a name or ending in ``.name``."""
+    """Return the layers that ``lora.target_modules`` names, in the order of the forward pass.
+
+    A name matches as in PEFT: it is the layer's whole name, or its end after a dot.
+
+    Args:
+        backbone: the model.
+        lora: rank and target modules.
+
+    Raises:
+        UserError: a name matches no layer, or one that is not a linear layer of a block; or the rank exceeds a
+            layer's smaller side.
+    """
     modules = dict(backbone.model.named_modules())
     found: dict[str, nn.Linear] = {}
     for target in lora.target_modules:
@@ -249,11 +301,13 @@ def target_layers(backbone: Backbone, lora: LoraSection) -> dict[str, nn.Linear]
                 )
                 fix = f"also matches {name}" if near else f"matches {name}"
                 advice = f"; write {', '.join(near)}" if near else ""
-                raise UserError("lora.target_modules", target, f"{fix}, which is no linear layer of a block{advice}")
+                raise UserError("lora.target_modules", target, f"{fix}, which is not a linear layer of a block{advice}")
             smaller = min(layer.in_features, layer.out_features)
             if lora.rank > smaller:
                 raise UserError(
-                    "lora.rank", lora.rank, f"{name} is {layer.in_features} to {layer.out_features}: at most {smaller}"
+                    "lora.rank",
+                    lora.rank,
+                    f"must be at most {smaller}; {name} is {layer.in_features} to {layer.out_features}",
                 )
             found[name] = layer
     return {name: found[name] for name in modules if name in found}  # forward order
@@ -263,6 +317,6 @@ def _tail(name: str) -> str:
     return ".".join(name.split(".")[-2:])
 
 
-def _metric_precision(logits: torch.Tensor) -> torch.Tensor:
-    """Losses and metrics want at least float32 (float64 stays, for the exactness tests)."""
+def _at_least_float32(logits: torch.Tensor) -> torch.Tensor:
+    """Convert logits to float32, in which losses and metrics are computed; float64, of tests, is kept."""
     return logits if logits.dtype == torch.float64 else logits.float()

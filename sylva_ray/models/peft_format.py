@@ -1,4 +1,4 @@
-"""PEFT adapters, in and out: the interchange and reference format. The only file that imports peft (2 s, 70 MB)."""
+"""Read and write adapters in the format of PEFT, without importing peft (2 s, 70 MB)."""
 
 from __future__ import annotations
 
@@ -21,19 +21,29 @@ CONFIG = "adapter_config.json"
 def save_adapter(
     state: ClientState, folder: Path, backbone: BackboneSection, lora: LoraSection, head_names: tuple[str, ...]
 ) -> Path:
-    """Write one client as a PEFT adapter that ``PeftModel.from_pretrained(timm_model, folder)`` loads.
+    """Write one client as an adapter that ``PeftModel.from_pretrained(timm_model, folder)`` loads.
 
-    The head travels in the same file (``modules_to_save``). Equal states write equal bytes: no time, no path.
+    The head is part of the file (``modules_to_save``). Equal states write equal bytes: there is no time or path in
+    them.
+
+    Args:
+        state: the client's state.
+        folder: the adapter's folder; made if it does not exist.
+        backbone: the model that the adapter belongs to.
+        lora: rank, alpha and adapted layers.
+        head_names: names of the classifier's weight and bias.
+
+    Returns:
+        The folder.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    state = {
-        n: v for n, v in state.items() if n.endswith((".lora_A", ".lora_B")) or n in head_names
-    }  # no teacher's probe
-    save_file(
-        {_peft_name(name): np.ascontiguousarray(value) for name, value in sorted(state.items())}, folder / WEIGHTS
-    )
+    adapter = {  # without the probe of a teacher
+        name: value for name, value in state.items() if name.endswith((".lora_A", ".lora_B")) or name in head_names
+    }
+    arrays = {_peft_name(name): np.ascontiguousarray(value) for name, value in sorted(adapter.items())}
+    save_file(arrays, folder / WEIGHTS)
     head = head_names[0].rsplit(".", 1)[0]
-    modules = sorted({name.rsplit(".", 1)[0] for name in state if name not in head_names})
+    modules = sorted({name.rsplit(".", 1)[0] for name in adapter if name not in head_names})
     config = {
         "peft_type": "LORA",
         "task_type": None,
@@ -51,7 +61,17 @@ def save_adapter(
 
 
 def save_merged(state: ClientState, folder: Path, backbone: Mapping[str, np.ndarray], lora: LoraSection) -> Path:
-    """Write the client's whole model as ``model.safetensors``: W + (alpha / r) B A, and its head. Loads into the timm model."""
+    """Write the client's whole model as ``model.safetensors``, which loads into the timm model.
+
+    Args:
+        state: the client's state.
+        folder: where to write it.
+        backbone: the frozen weights W; the file holds W + (alpha / r) B A.
+        lora: rank and alpha.
+
+    Returns:
+        The file.
+    """
     merged = {name: np.array(value) for name, value in backbone.items()}
     for name, value in state.items():
         if name.endswith(".lora_A"):
@@ -66,23 +86,26 @@ def save_merged(state: ClientState, folder: Path, backbone: Mapping[str, np.ndar
 
 
 def load_adapter(folder: Path) -> dict[str, np.ndarray]:
-    """Read an adapter that `save_adapter` or PEFT wrote, with our names.
+    """Read an adapter that `save_adapter` or PEFT wrote.
+
+    Returns:
+        ``{parameter name: float32 array}``, named as in a client's state.
 
     Raises:
-        UserError: not an adapter folder, or a corrupt file.
+        UserError: the folder holds no adapter, or its file is corrupt.
     """
     try:
         raw = load_file(folder / WEIGHTS)
     except Exception as error:
-        raise UserError("adapter", str(folder), f"no readable {WEIGHTS} there ({error})") from None
-    return {_own_name(name): np.asarray(value, np.float32) for name, value in raw.items()}
+        raise UserError("adapter", str(folder), f"has no readable {WEIGHTS} ({error})") from None
+    return {_state_name(name): np.asarray(value, np.float32) for name, value in raw.items()}
 
 
 def _peft_name(name: str) -> str:
     return f"{PREFIX}{name}.weight" if name.endswith(("lora_A", "lora_B")) else f"{PREFIX}{name}"
 
 
-def _own_name(name: str) -> str:
+def _state_name(name: str) -> str:
     name = name.removeprefix(PREFIX).replace(".modules_to_save.default", "").replace(".modules_to_save", "")
     for factor in ("lora_A", "lora_B"):
         name = name.replace(f".{factor}.default.weight", f".{factor}").replace(f".{factor}.weight", f".{factor}")

@@ -34,7 +34,8 @@ from sylva_ray.transport.byzantine import byzantine_clients
 class Prepared:
     """A validated experiment, ready to be sent to a cluster.
 
-    ``backbone`` is the timm model's state_dict as numpy arrays, a method's auxiliary weights beside it (`split_weights`)."""
+    ``backbone`` is the timm model's state_dict as numpy arrays, a method's auxiliary weights beside it
+    (`split_weights`)."""
 
     config: ResolvedConfig
     fleet: FleetData

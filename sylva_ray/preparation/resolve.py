@@ -1,7 +1,7 @@
 """Resolve every ``auto`` that a result depends on, once, before a run starts.
 
-`resolve_config` decides what needs no measurement, and assumes float32 and fused attention for the rest. `measure_choices`
-replaces these assumptions by what is fastest on this machine.
+`resolve_config` decides what needs no measurement, and assumes float32 and fused attention for the rest.
+`measure_choices` replaces these assumptions by what is fastest on this machine.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ def resolve_config(config: ExperimentConfig) -> ResolvedConfig:
 def resolve_device(config: ExperimentConfig) -> Literal["cpu", "cuda"]:
     """Return the device that the clients' work runs on.
 
-    ``auto`` is a GPU where actors ask for one and this machine has one. The head of a cluster need not have a GPU itself, so
-    there the actors' request decides alone.
+    ``auto`` is a GPU where actors ask for one and this machine has one. The head of a cluster need not have a GPU
+    itself, so there the actors' request decides alone.
 
     Raises:
         UserError: ``cuda`` was asked for on a machine without a GPU.
@@ -69,7 +69,8 @@ def resolve_device(config: ExperimentConfig) -> Literal["cpu", "cuda"]:
 def resolve_cohort_size(config: ExperimentConfig) -> int:
     """Return the number of clients in one stacked forward.
 
-    ``auto`` gives an even number of cohorts, which keeps two workers busy, of at most `MAX_AUTO_COHORT_SIZE` clients each.
+    ``auto`` gives an even number of cohorts, which keeps two workers busy, of at most `MAX_AUTO_COHORT_SIZE` clients
+    each.
     """
     if config.cluster.num_actors == "per_client":
         return 1
@@ -83,8 +84,8 @@ def resolve_cohort_size(config: ExperimentConfig) -> int:
 def resolve_trial(config: ExperimentConfig) -> ExperimentConfig:
     """Resolve what a trial of a sweep decides differently from a run of its own: the trials share one cluster.
 
-    ``cluster.num_actors`` and ``training.cohort_size`` become numbers. A device of ``auto`` is the CPU where the trial's
-    actors reserve no GPU: their processes see every GPU of their node, also those that other trials reserved.
+    ``cluster.num_actors`` and ``training.cohort_size`` become numbers. A device of ``auto`` is the CPU where the
+    trial's actors reserve no GPU: their processes see every GPU of their node, also those that other trials reserved.
     """
     device = config.training.device
     if device == "auto" and config.cluster.gpus_per_actor == 0:
@@ -102,7 +103,7 @@ def resolve_trial_device(config: ExperimentConfig) -> ExperimentConfig:
 
 
 def trial_actors(config: ExperimentConfig) -> int:
-    """Return the client actors of one trial: at most one per cohort, and 1 for ``auto``, as the trials share the cluster."""
+    """Return the client actors of one trial: 1 for ``auto``, as trials share the cluster; at most one per cohort."""
     if config.cluster.pool == "in_process" or config.cluster.num_actors == "auto":
         return 1
     clients = config.partition.num_clients
@@ -121,8 +122,8 @@ def measure_choices(
 ) -> ResolvedConfig:
     """Choose the precisions and attention kernels that are fastest here for a cohort, where ``asked`` says ``auto``.
 
-    Nothing can be measured where the run's device is not on this machine (the GPU workers of a cluster whose head has none):
-    ``resolved`` is returned as it is; likewise without ``measure``.
+    Nothing can be measured where the run's device is not on this machine (the GPU workers of a cluster whose head has
+    none): ``resolved`` is returned as it is; likewise without ``measure``.
 
     Args:
         asked: the configuration of the user.

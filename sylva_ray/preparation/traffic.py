@@ -24,8 +24,8 @@ from sylva_ray.transport.codecs import array_shapes, codec_from_config
 class TrafficEstimate:
     """What a run moves, in bytes, from its config alone.
 
-    ``data_bytes`` (pixels, labels, and who holds which) and ``backbone_bytes`` go to every node once, ``state_bytes`` is one
-    client's, ``upload_bytes`` and ``download_bytes`` are per client and round of phase 1."""
+    ``data_bytes`` (pixels, labels, and who holds which) and ``backbone_bytes`` go to every node once, ``state_bytes``
+    is one client's, ``upload_bytes`` and ``download_bytes`` are per client and round of phase 1."""
 
     config: ResolvedConfig
     data_bytes: int

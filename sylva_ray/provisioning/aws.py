@@ -1,8 +1,8 @@
 """Check what a cluster.yaml for AWS asks of EC2, without AWS.
 
-Ray's schema ends at ``node_config:``, whose keys go to EC2's RunInstances as they are. A mistake there is reported by EC2
-after minutes, if at all. botocore's model of EC2 would do the same check, but botocore is installed with neither Ray nor
-this package. The table below is taken from that model, which a test confirms.
+Ray's schema ends at ``node_config:``, whose keys go to EC2's RunInstances as they are. A mistake there is reported by
+EC2 after minutes, if at all. botocore's model of EC2 would do the same check, but botocore is installed with neither
+Ray nor this package. The table below is taken from that model, which a test confirms.
 """
 
 from __future__ import annotations

@@ -1,7 +1,9 @@
-"""Estimate what one run asks of a cluster: actors, GPUs, nodes, shared memory, bytes on the network. Nothing is started.
+"""Estimate what one run asks of a cluster: actors, GPUs, nodes, shared memory, bytes on the network.
 
-config ──► cohorts ──► actors ──► bundles ──► nodes (chosen by Ray's own autoscaler)
-   └─────► model ────► bytes of data, backbone and states
+Nothing is started::
+
+    config ──► cohorts ──► actors ──► bundles ──► nodes (chosen by Ray's own autoscaler)
+       └─────► model ────► bytes of data, backbone and states
 """
 
 from __future__ import annotations
@@ -53,7 +55,7 @@ class Demand:
 
     @property
     def worker_store_bytes(self) -> int:
-        """Shared memory on the worker with the most actors: its copy of data and backbone, and its own actors' tasks."""
+        """Shared memory on the worker with the most actors: data, backbone, and the tasks of its own actors."""
         return self._store_bytes(self.actors_per_node)
 
     def _store_bytes(self, num_actors: int) -> int:

@@ -1,9 +1,9 @@
 """Read a RayCluster for Kubernetes: what its pods hold and how many may run, as Ray's autoscaler reads them.
 
-Ray derives the same from a RayCluster that runs (`ray.autoscaler._private.kuberay.autoscaling_config`), and a test holds the two
-equal. Ray's function is not used here because it expects what the Kubernetes server has already checked and completed: a file
-with a mistake ends in a `KeyError` there, and in one line that names the dotted place here. As for Kubernetes, a null is an
-absent key. The rest of the manifest is left to the server.
+Ray derives the same from a RayCluster that runs (`ray.autoscaler._private.kuberay.autoscaling_config`), and a test
+holds the two equal. Ray's function is not used here because it expects what the Kubernetes server has already checked
+and completed: a file with a mistake ends in a `KeyError` there, and in one line that names the dotted place here. As
+for Kubernetes, a null is an absent key. The rest of the manifest is left to the server.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
-"""Read a cluster file: which nodes an autoscaler may add, and whether Ray accepts the file, without a cloud or a network.
+"""Read a cluster file without a cloud: which nodes an autoscaler may add, and whether Ray accepts the file.
 
-Two kinds are known: ``cluster.yaml`` for Ray's cluster launcher, and a RayCluster for Kubernetes. Ray's schema covers the
-top of a cluster.yaml and the node types. This module checks what that schema lets pass and a cloud refuses after minutes,
-such as a misspelt key under ``provider:`` or ``node_config:``, and warns of what is accepted but unsafe, such as an open port.
+Two kinds are known: ``cluster.yaml`` for Ray's cluster launcher, and a RayCluster for Kubernetes. Ray's schema covers
+the top of a cluster.yaml and the node types. This module checks what that schema lets pass and a cloud refuses after
+minutes, such as a misspelt key under ``provider:`` or ``node_config:``, and warns of what is accepted but unsafe, such
+as an open port.
 """
 
 from __future__ import annotations
@@ -74,7 +75,7 @@ class LauncherFile:
         return self.head, *self.workers
 
     def largest_cluster(self, value: Mapping[str, int]) -> list[Resources]:
-        """Return the nodes of the cluster at its largest: the head, and workers, those of the highest ``value[name]`` first."""
+        """Return the nodes of the largest cluster: the head, then workers, those of highest ``value[name]`` first."""
         nodes: list[Resources] = [self.head.resources]
         limit = min(self.max_workers, MAX_NODES)
         for kind in sorted(self.workers, key=lambda kind: (-value[kind.name], -kind.resources.get("GPU", 0))):

@@ -44,9 +44,9 @@ def check_resources(section: ClusterSection, nodes: Sequence[Resources]) -> None
 def resolve_num_actors(section: ClusterSection, num_cohorts: int, num_clients: int, nodes: Sequence[Resources]) -> int:
     """Resolve ``cluster.num_actors``; there are never more actors than cohorts.
 
-    ``auto`` is as many as fit on ``nodes``; ``per_client`` is one for each client, whose cohorts hold one client each. On a
-    cluster that was joined, more actors than fit may be asked for: an autoscaler sees them waiting, and those that run do
-    the work. A Ray that was started on this machine cannot grow.
+    ``auto`` is as many as fit on ``nodes``; ``per_client`` is one for each client, whose cohorts hold one client each.
+    On a cluster that was joined, more actors than fit may be asked for: an autoscaler sees them waiting, and those that
+    run do the work. A Ray that was started on this machine cannot grow.
 
     Args:
         section: the cluster's settings.
@@ -87,9 +87,9 @@ def actors_that_fit(section: ClusterSection, nodes: Sequence[Resources]) -> int:
 def gpu_bundles(section: ClusterSection, num_actors: int, num_gpus: int) -> list[dict[str, float]]:
     """Return what to reserve: one bundle per GPU, or per group of whole GPUs.
 
-    Actor i uses bundle i modulo their number. Ray would pack fractional actors onto the first GPU until it is full. With
-    these bundles, all GPUs that the cluster has now are used before two actors share one; bundles beyond that, where the
-    actors need them, make an autoscaler add nodes.
+    Actor i uses bundle i modulo their number. Ray would pack fractional actors onto the first GPU until it is full.
+    With these bundles, all GPUs that the cluster has now are used before two actors share one; bundles beyond that,
+    where the actors need them, make an autoscaler add nodes.
 
     Args:
         section: the cluster's settings.

@@ -205,7 +205,7 @@ def test_states_survive_the_way_through_tensors() -> None:
     [
         ({"target_modules": ["proj"]}, "patch_embed.proj"),
         ({"target_modules": ["atn.qkv"]}, "matches no layer"),
-        ({"target_modules": ["head"]}, "no linear layer of a block"),
+        ({"target_modules": ["head"]}, "not a linear layer of a block"),
         ({"rank": 193}, "at most 192"),
     ],
 )
