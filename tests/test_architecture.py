@@ -183,7 +183,7 @@ def test_importing_the_package_loads_its_interface_when_it_is_used() -> None:
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda p: p.name)
 def test_every_shipped_config_is_valid(path: Path) -> None:
     if path.name.startswith("pretrain"):
-        from sylva_ray.pretraining.trainer import load_pretrain_config
+        from sylva_ray.pretraining.config import load_pretrain_config
 
         load_pretrain_config(path, [])
     else:

@@ -120,7 +120,7 @@ CASES = {
     ),
     "more attackers than Krum bears": (
         (*RUN, "partition.num_clients=5", "byzantine.fraction=0.4", "algorithm={name: fedit_at, robust: {rule: krum}}"),
-        ["byzantine.fraction", "0.4", "n >= 2f + 3", "5 uploads, 2 of them bad"],
+        ["byzantine.fraction", "0.4", "n >= 2f + 3", "5 uploads, 2 of them Byzantine"],
     ),
     "a centre of one's own for all": (
         (*RUN, "algorithm={name: fedavg_at, robust: {rule: self_centred_clipping}}"),
@@ -136,7 +136,7 @@ CASES = {
     ),
     "a fraction that is nobody": (
         (*RUN, "byzantine.fraction=0.2"),
-        ["byzantine.fraction", "0.2", "none of 3 clients", "0.334 is one"],
+        ["byzantine.fraction", "0.2", "less than 1 of 3 clients", "0.334 is one"],
     ),
     "a strength without effect": (
         (*RUN, "byzantine={fraction: 0.4, attack: mimic, strength: 2}"),
@@ -148,7 +148,7 @@ CASES = {
     ),
     "more liars than a neighbourhood bears": (
         (*RUN, "partition.num_clients=5", "algorithm.robust={rule: geometric_median, assumed_fraction: 0.4}"),
-        ["algorithm.robust.assumed_fraction", "0.4", "n >= 2f + 1", "3 neighbours", "2 of them bad"],
+        ["algorithm.robust.assumed_fraction", "0.4", "n >= 2f + 1", "3 neighbours", "2 of them Byzantine"],
     ),
     "coordinates of LoRA pairs": (
         (*RUN, "algorithm.robust.rule=coordinate_median"),

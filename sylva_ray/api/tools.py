@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -45,14 +46,15 @@ def pretrain(
         UserError: a mistake in the configuration, or a folder that is not free.
     """
     from sylva_ray.pretraining import trainer
+    from sylva_ray.pretraining.config import load_pretrain_config
     from sylva_ray.reports.terminal import event_line, print_lines, wide_console
 
     console = wide_console("progress" if show == "progress" else "nothing")
     return trainer.pretrain(
-        trainer.load_pretrain_config(config, overrides),
+        load_pretrain_config(config, overrides),
         Path(out),
         resume,
-        lambda event: print_lines(console, [event_line(event)]),
+        lambda record: print_lines(console, [event_line(asdict(record))]),
     )
 
 

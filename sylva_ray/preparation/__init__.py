@@ -1,0 +1,1 @@
+"""From a configuration to an experiment that is ready to run."""

@@ -1,4 +1,4 @@
-"""An experiment, validated and ready to run: config to data, backbone and algorithm. Nothing is written."""
+"""Make an experiment ready to run: from a configuration to data, backbone and method. Nothing is written."""
 
 from __future__ import annotations
 
@@ -34,8 +34,12 @@ from sylva_ray.transport.byzantine import byzantine_clients
 class Prepared:
     """A validated experiment, ready to be sent to a cluster.
 
-    ``backbone`` is the timm model's state_dict as numpy arrays, a method's auxiliary weights beside it
-    (`split_weights`)."""
+    Attributes:
+        config: the experiment.
+        fleet: the data of all clients.
+        backbone: the timm model's state_dict as numpy arrays, and a method's auxiliary weights (`split_weights`).
+        setup_seconds: how long the preparation took.
+    """
 
     config: ResolvedConfig
     fleet: FleetData
@@ -44,15 +48,16 @@ class Prepared:
 
 
 def prepare(config: ExperimentConfig, run_dir: Path | None = None, measure: bool = True) -> Prepared:
-    """Load data and backbone, deal the images, try everything that could be wrong. Nothing is written.
+    """Load the data and the backbone, partition the images, and check everything that can be checked before a run.
 
     Args:
-        config: every ``auto`` that the result depends on becomes a value.
-        run_dir: where the run goes. If it holds one already, what that run chose for an ``auto`` is chosen again.
-        measure: whether to measure which precision and attention kernel are fastest; else float32 and the fused one.
+        config: the experiment.
+        run_dir: the folder of the run. If it holds a run, that run's choices replace ``auto``.
+        measure: whether to measure which precision and attention kernel are fastest; without it, ``auto`` is float32
+            and the fused kernel.
 
     Raises:
-        UserError: anything about the config that cannot run: one line with key, value and what to do.
+        UserError: the configuration cannot run; names the key, its value and what to do.
     """
     started = time.perf_counter()
     if run_dir is not None and (run_dir / CONFIG).exists():
@@ -70,7 +75,7 @@ def prepare(config: ExperimentConfig, run_dir: Path | None = None, measure: bool
     phase2 = algorithm.parameters.phase2
     needs_chain = phase2.enabled and create_ranking(phase2.selection).needs_chain
     if needs_chain and isinstance(model, LoraStack) and model.num_blocks is None:
-        fix = "needs a plain chain of transformer blocks, every one with adapters; use shapley"
+        fix = "needs a plain chain of transformer blocks that all have adapters; use shapley"
         raise UserError("algorithm.phase2.selection", phase2.selection, fix)
     parameters = algorithm.parameters
     if parameters.robust.assumed_fraction is None:
@@ -88,10 +93,21 @@ def initial_states(
     num_classes: int,
     weights: Mapping[str, np.ndarray],
 ) -> list[dict[str, np.ndarray]]:
-    """Introduce the method to the model (on the CPU); returns what the clients start from.
+    """Bind a method to its model, and return what the clients start from.
+
+    Args:
+        algorithm: the method.
+        model: the model that clients train, on the CPU.
+        config: the experiment.
+        num_classes: classes of the data.
+        weights: as in `Prepared.backbone`.
+
+    Returns:
+        K states.
 
     Raises:
-        UserError: the method cannot run on this model or with these epochs."""
+        UserError: the method cannot run on this model or with these epochs.
+    """
     algorithm.bind_model(model, num_classes, split_weights(weights)[1], torch.device("cpu"))
     common = model.initial_state(generator(config.seed, "initial state"))
     trained = [name for name in common if model.trainable(name) and algorithm.is_trained(name)]
@@ -100,13 +116,14 @@ def initial_states(
 
 
 def check_byzantine(config: ExperimentConfig, algorithm: Algorithm) -> None:
-    """Whether the method's robust rule bears as many liars as it reckons with, wherever it merges.
+    """Check that the method's robust rule tolerates as many Byzantine clients as it assumes, wherever it merges.
 
     Raises:
-        UserError: too many of them: the rule would refuse every round, and nobody would ever receive anything."""
+        UserError: there are too many of them, so the rule would merge nothing in any round.
+    """
     num_clients = config.partition.num_clients
     if config.byzantine.fraction > 0 and not byzantine_clients(config):
-        fix = f"is none of {num_clients} clients; {math.ceil(1000 / num_clients) / 1000:g} is one"
+        fix = f"is less than 1 of {num_clients} clients; {math.ceil(1000 / num_clients) / 1000:g} is one"
         raise UserError("byzantine.fraction", config.byzantine.fraction, fix)
     p = algorithm.parameters
     sharing = {p.adapters, p.heads} - {"local"}
@@ -125,9 +142,8 @@ def check_byzantine(config: ExperimentConfig, algorithm: Algorithm) -> None:
         inputs = math.ceil(members / p.robust.bucket_size)
         if inputs < needed:
             what = f"{members} {who}" + (f" in {inputs} buckets" if p.robust.bucket_size > 1 else "")
-            raise UserError(
-                key, fraction, f"{p.robust.rule} needs {condition}; here it merges {what}, {num_byzantine} of them bad"
-            )
+            fix = f"{p.robust.rule} needs {condition}; here it merges {what}, {num_byzantine} of them Byzantine"
+            raise UserError(key, fraction, fix)
 
 
 def create_worker(config: ResolvedConfig, fleet: FleetData, backbone: Mapping[str, np.ndarray]) -> CohortWorker:

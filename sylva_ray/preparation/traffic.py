@@ -1,4 +1,4 @@
-"""What a run moves, in bytes, before anything is loaded."""
+"""Estimate the bytes that a run sends, before anything is loaded."""
 
 from __future__ import annotations
 
@@ -22,10 +22,16 @@ from sylva_ray.transport.codecs import array_shapes, codec_from_config
 
 @dataclass(frozen=True)
 class TrafficEstimate:
-    """What a run moves, in bytes, from its config alone.
+    """The bytes that a run sends, from its configuration alone.
 
-    ``data_bytes`` (pixels, labels, and who holds which) and ``backbone_bytes`` go to every node once, ``state_bytes``
-    is one client's, ``upload_bytes`` and ``download_bytes`` are per client and round of phase 1."""
+    Attributes:
+        config: the experiment.
+        data_bytes: pixels, labels and the clients' indices; sent to every node once.
+        backbone_bytes: backbone and auxiliary weights; sent to every node once.
+        state_bytes: the state of one client.
+        upload_bytes: per client and round of phase 1.
+        download_bytes: likewise.
+    """
 
     config: ResolvedConfig
     data_bytes: int
@@ -36,15 +42,15 @@ class TrafficEstimate:
 
     @property
     def broadcast_bytes(self) -> int:
-        """Sent to every node that has an actor."""
+        """Bytes that are sent once to every node with an actor."""
         return self.data_bytes + self.backbone_bytes
 
 
 def estimate_traffic(config: ExperimentConfig) -> TrafficEstimate:
-    """Reckon before anything is loaded: no weights from the hub, no data set that torchvision would download.
+    """Estimate the traffic of a run. No weights are loaded from the hub, and no data set is downloaded.
 
     Raises:
-        UserError: the config cannot run.
+        UserError: the configuration cannot run.
     """
     resolved = resolve_config(config)
     algorithm = create_algorithm(config.algorithm)
@@ -73,7 +79,14 @@ def estimate_traffic(config: ExperimentConfig) -> TrafficEstimate:
 def declared_traffic(
     config: ExperimentConfig, algorithm: Algorithm, states: Sequence[ClientState], full_model: int
 ) -> DeclaredTraffic:
-    """Bytes per client and round of phase 1, from what the method declares; the mean where clients differ."""
+    """Return the bytes per client and round of phase 1 that a method declares; the mean if clients differ.
+
+    Args:
+        config: the experiment.
+        algorithm: the method, bound to its model.
+        states: what the clients start from.
+        full_model: bytes of the full model.
+    """
     plain, coded = [], []
     section = config.compression
     codec = codec_from_config(section)
@@ -82,5 +95,5 @@ def declared_traffic(
         plain.append(state_bytes(packed))
         coded.append(plain[-1] if codec is None or not packed else codec.num_bytes(array_shapes(packed)))
     upload = round(sum(coded) / len(coded))
-    answers = upload if section.download and section.kind != "topk" else round(sum(plain) / len(plain))
-    return DeclaredTraffic(upload, answers, full_model)
+    download = upload if section.download and section.kind != "topk" else round(sum(plain) / len(plain))
+    return DeclaredTraffic(upload, download, full_model)

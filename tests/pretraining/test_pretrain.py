@@ -18,8 +18,11 @@ from sylva_ray.core.seeding import generator
 from sylva_ray.data.datasets import load_dataset
 from sylva_ray.models.backbone import OFFLINE_CHECKPOINT, create_backbone
 from sylva_ray.models.compute_choice import ComputeChoice
+from sylva_ray.pretraining import resolve
 from sylva_ray.pretraining import trainer as module
-from sylva_ray.pretraining.trainer import PretrainConfig, mixed, pretrain, resized_crops, top1
+from sylva_ray.pretraining.augment import mixed, resized_crops
+from sylva_ray.pretraining.config import PretrainConfig
+from sylva_ray.pretraining.trainer import EpochRecord, pretrain, top1
 
 
 def config(**training: Any) -> PretrainConfig:
@@ -33,7 +36,7 @@ def test_resumed_equals_uninterrupted_and_loads(tmp_path: Path, monkeypatch: pyt
     whole = pretrain(config(), tmp_path / "whole", False, lambda _: None)
     epoch = module._Trainer.epoch
 
-    def dies(self, number: int) -> Any:
+    def dies(self: module._Trainer, number: int) -> float:
         if number == 1:
             raise KeyboardInterrupt
         return epoch(self, number)
@@ -42,9 +45,9 @@ def test_resumed_equals_uninterrupted_and_loads(tmp_path: Path, monkeypatch: pyt
     with pytest.raises(KeyboardInterrupt):
         pretrain(config(), tmp_path / "cut", False, lambda _: None)
     monkeypatch.setattr(module._Trainer, "epoch", epoch)
-    seen = []
+    seen: list[EpochRecord] = []
     resumed = pretrain(config(), tmp_path / "cut", True, seen.append)
-    assert [record["epoch"] for record in seen] == [2]
+    assert [record.epoch for record in seen] == [2]
     assert whole.read_bytes() == resumed.read_bytes()
     section = config().backbone.model_copy(update={"checkpoint": str(resumed)})
     assert create_backbone(section, 10)(torch.rand(2, 3, 32, 32)).shape == (2, 10)
@@ -55,17 +58,17 @@ def test_resumed_equals_uninterrupted_and_loads(tmp_path: Path, monkeypatch: pyt
 
 def test_a_resumed_pretraining_computes_as_it_began(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     choice = ComputeChoice("bfloat16", AttentionKernels(bfloat16="plain"), {})
-    monkeypatch.setattr(module, "fastest", lambda *_: choice)
+    monkeypatch.setattr(resolve, "fastest", lambda *_: choice)
     unset = config(epochs=1, precision="auto", attention="auto")
     pretrain(unset, tmp_path / "run", False, lambda _: None)
-    monkeypatch.setattr(module, "fastest", lambda *_: pytest.fail("measured again"))
+    monkeypatch.setattr(resolve, "fastest", lambda *_: pytest.fail("measured again"))
     pretrain(unset, tmp_path / "run", True, lambda _: None)
     begun = json.loads((tmp_path / "run" / "config.json").read_text())["training"]
     assert (begun["precision"], begun["attention"]) == ("bfloat16", "plain")
 
 
 def test_it_learns_something_adversarially_too(tmp_path: Path) -> None:
-    records = []
+    records: list[EpochRecord] = []
     settings = build(
         PretrainConfig,
         {
@@ -85,8 +88,8 @@ def test_it_learns_something_adversarially_too(tmp_path: Path) -> None:
         },
     )
     pretrain(settings, tmp_path / "p", False, records.append)
-    assert records[-1]["loss"] < records[0]["loss"]
-    assert records[-1]["top1"] > 0.25
+    assert records[-1].loss < records[0].loss
+    assert records[-1].top1 > 0.25
 
 
 def test_folders_are_not_overwritten(tmp_path: Path) -> None:
@@ -99,7 +102,7 @@ def test_folders_are_not_overwritten(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("mixup", "cutmix"), [(1.0, 0.0), (0.0, 1.0), (1.0, 1.0)])
-def test_targets_follow_the_share_of_pixels(mixup: float, cutmix: float) -> None:
+def test_targets_follow_the_ratio_of_pixels(mixup: float, cutmix: float) -> None:
     """Image i is constant i: what its mixture's mean says must be what its target says."""
     n = 8
     x = torch.arange(n).view(n, 1, 1, 1).expand(n, 3, 16, 16) / n
