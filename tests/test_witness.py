@@ -15,8 +15,8 @@ import pytest
 from sylva_ray.config.attacks import parse_attack
 from sylva_ray.config.experiment import ExperimentConfig
 from sylva_ray.config.schema import build
-from sylva_ray.evaluation.plan import Request
-from sylva_ray.evaluation.run import assess, prepare_assessment
+from sylva_ray.evaluation.plan import EvaluationRequest
+from sylva_ray.evaluation.run import prepare_evaluation, run_evaluation
 from sylva_ray.execution.ray.driver import pool_for, run_prepared
 from sylva_ray.federation.observer import Observer
 from sylva_ray.models.backbone import OFFLINE_ARCHITECTURE, OFFLINE_CHECKPOINT
@@ -78,9 +78,9 @@ def both(run_dir: Path, folder: Path, attacks: list[str], autoattack_steps: int)
     folder.mkdir()
     numbers = {"epsilon": 8 / 255, "step_size": 1 / 255, "steps": 20, "autoattack_steps": autoattack_steps}
     hand_over(run_dir, folder, **numbers)
-    given = prepare_assessment(RunFolder(run_dir), None, [], [])
+    given = prepare_evaluation(RunFolder(run_dir), None, [], [])
     with pool_for(given.prepared, Observer()) as pool:
-        found = assess(given, Request(tuple(map(parse_attack, attacks)), 8 / 255), pool, Silent())
+        found = run_evaluation(given, EvaluationRequest(tuple(map(parse_attack, attacks)), 8 / 255), pool, Silent())
     told = subprocess.run([sys.executable, str(WITNESS), str(folder)], capture_output=True, text=True, check=False)
     assert told.returncode == 0, told.stderr[-2000:]
     return found, json.loads(told.stdout.splitlines()[-1])

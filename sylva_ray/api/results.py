@@ -61,7 +61,7 @@ def evaluate(
         RunError: it failed while running; the same call continues it.
     """
     from sylva_ray.evaluation.request import Extras, build_request
-    from sylva_ray.evaluation.run import assess, prepare_assessment
+    from sylva_ray.evaluation.run import prepare_evaluation, run_evaluation
     from sylva_ray.execution.ray.driver import pool_for
     from sylva_ray.reports.terminal import EvaluationDisplay, evaluation_tables, print_lines, wide_console
     from sylva_ray.storage.remote_copy import run_folder_at
@@ -71,8 +71,8 @@ def evaluate(
     with ExitStack() as stack:
         folder, _ = stack.enter_context(run_folder_at(str(run), "change"))
         others = [stack.enter_context(run_folder_at(str(other), "read"))[0] for other in surrogates]
-        assessment = prepare_assessment(folder, images, others, overrides)
-        config, fleet = assessment.prepared.config, assessment.prepared.fleet
+        prepared_run = prepare_evaluation(folder, images, others, overrides)
+        config, fleet = prepared_run.prepared.config, prepared_run.prepared.fleet
         extras = Extras(checks, curves, transfer or bool(surrogates), tuple(certify))
         budget = None if epsilon is None else str(epsilon)
         request = build_request(config, attacks, suite, budget, extras, fleet.num_clients, fleet.num_classes)
@@ -80,9 +80,9 @@ def evaluate(
         with (
             EvaluationDisplay(console, show != "progress") as display,
             resumable(folder.measurements, "What was measured is kept: the same command goes on from there"),
-            pool_for(assessment.prepared, display) as pool,
+            pool_for(prepared_run.prepared, display) as pool,
         ):
-            found = assess(assessment, request, pool, display)
+            found = run_evaluation(prepared_run, request, pool, display)
         path = folder.write_evaluation(found, out)
         for table in evaluation_tables(found):
             console.print(table)

@@ -25,7 +25,7 @@ SETTINGS = ("dataset", "partition", "backbone", "lora", "seed")
 """Of the config: what images there are, and what model answers."""
 
 
-class Parts:
+class MeasurementCache:
     """``FOLDER/<hash>.safetensors``."""
 
     def __init__(self, folder: Path, config: ExperimentConfig) -> None:

@@ -23,15 +23,15 @@ STEPS = (1, 5, 10, 20, 50, 100, 200)
 RADII = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.75, 1.0)
 """L2 radii at which certified accuracy is reported."""
 
-FEW_IMAGES = 200
-"""Images of the whole fleet for curves and checks, and at least `FEW_PER_CLIENT` of each client."""
-FEW_PER_CLIENT = 8
+SUBSET_IMAGES = 200
+"""Images of the whole fleet for curves and checks, and at least `MIN_SUBSET_IMAGES_PER_CLIENT` of each client."""
+MIN_SUBSET_IMAGES_PER_CLIENT = 8
 
 SUITES = ("quick", "standard", "full")
 
 
 @dataclass(frozen=True)
-class Request:
+class EvaluationRequest:
     """What to measure. ``attacks`` on every test image; ``epsilon`` is the budget of curves, checks, transfer and gallery."""
 
     attacks: tuple[AttackSpec, ...]
@@ -41,12 +41,12 @@ class Request:
     transfer: bool = False
     sigmas: tuple[float, ...] = ()
     num_draws: int = 1000
-    few: int = FEW_PER_CLIENT
+    subset_images: int = MIN_SUBSET_IMAGES_PER_CLIENT
 
 
-def few_images(num_clients: int) -> int:
+def subset_images_per_client(num_clients: int) -> int:
     """Images per client of the measurements that repeat an attack many times."""
-    return max(FEW_PER_CLIENT, -(-FEW_IMAGES // num_clients))
+    return max(MIN_SUBSET_IMAGES_PER_CLIENT, -(-SUBSET_IMAGES // num_clients))
 
 
 def suite(name: str, epsilon: float, num_classes: int) -> tuple[AttackSpec, ...]:

@@ -1,4 +1,4 @@
-"""From the command line's words to a `Request`."""
+"""From the command line's words to an `EvaluationRequest`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sylva_ray.config.experiment import ExperimentConfig
 from sylva_ray.config.schema import build
 from sylva_ray.core.errors import UserError
 from sylva_ray.core.text import did_you_mean
-from sylva_ray.evaluation.plan import SUITES, Request, few_images, suite
+from sylva_ray.evaluation.plan import SUITES, EvaluationRequest, subset_images_per_client, suite
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ def build_request(
     extras: Extras,
     num_clients: int,
     num_classes: int,
-) -> Request:
+) -> EvaluationRequest:
     """Suite and single attacks together; with neither, the quick suite. ``full`` asks for everything.
 
     Raises:
@@ -62,12 +62,12 @@ def build_request(
     everything = suite_name == "full"
     specs = tuple({spec.label: spec for spec in chosen}.values())
     check_classes(specs, num_classes)
-    return Request(
+    return EvaluationRequest(
         attacks=specs,
         epsilon=budget,
         checks=extras.checks or everything,
         curves=extras.curves or everything,
         transfer=extras.transfer or (everything and num_clients > 1),
         sigmas=extras.sigmas or ((0.12,) if everything else ()),
-        few=few_images(num_clients),
+        subset_images=subset_images_per_client(num_clients),
     )

@@ -2,7 +2,7 @@
 
     run folder ──► clients' states ──► tasks ──► pool ──► parts on disk ──► evaluation.json
 
-`prepare_assessment` checks everything and writes nothing. `assess` is idempotent: what was measured before is read from
+`prepare_evaluation` checks everything and writes nothing. `run_evaluation` is idempotent: finished measurements are read from
 ``evaluation/``, so an evaluation that was cut, or asks for more, only measures what is missing.
 """
 
@@ -21,12 +21,12 @@ from sylva_ray.core.evaluation import CertifiedLevel, Curves, Evaluation, Galler
 from sylva_ray.core.summary import Spread
 from sylva_ray.core.types import AttackSpec, stack_states
 from sylva_ray.evaluation import tables
-from sylva_ray.evaluation.cache import Parts
+from sylva_ray.evaluation.cache import MeasurementCache
 from sylva_ray.evaluation.plan import (
     EPSILONS,
     RADII,
     STEPS,
-    Request,
+    EvaluationRequest,
     check_attacks,
     epsilon_curve,
     gallery_attack,
@@ -54,7 +54,7 @@ WINDOW = 64
 ALPHA = 0.001
 """Probability that a certificate is wrong."""
 
-MOST_SOURCES = 15
+MAX_SOURCES = 15
 """Other clients through which a client is attacked; all of them in a fleet of up to 16."""
 
 GALLERY_IMAGES, SHOWN = 8, 12
@@ -67,7 +67,7 @@ State = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)
-class Assessment:
+class EvaluationInput:
     """A finished run, ready to be attacked. ``surrogates`` are other runs' states, client by client."""
 
     folder: RunFolder
@@ -76,9 +76,9 @@ class Assessment:
     surrogates: Mapping[str, list[State]]
 
 
-def prepare_assessment(
+def prepare_evaluation(
     folder: RunFolder, images: int | None, surrogates: Sequence[RunFolder], overrides: Sequence[str]
-) -> Assessment:
+) -> EvaluationInput:
     """Load a finished run, with ``images`` test images per client in place of what it had.
 
     Raises:
@@ -106,7 +106,7 @@ def prepare_assessment(
         raise UserError(
             "RUN", str(folder), f"has no adapters of client {missing[0]} (adapters/ is part of a finished run)"
         )
-    return Assessment(folder, prepared, states, {str(other): _surrogate(other, states) for other in surrogates})
+    return EvaluationInput(folder, prepared, states, {str(other): _surrogate(other, states) for other in surrogates})
 
 
 def _surrogate(folder: RunFolder, states: Sequence[State]) -> list[State]:
@@ -131,17 +131,19 @@ class Progress(Protocol):
         ...
 
 
-def assess(assessment: Assessment, request: Request, pool: ClientPool, progress: Progress) -> Evaluation:
+def run_evaluation(
+    run: EvaluationInput, request: EvaluationRequest, pool: ClientPool, progress: Progress
+) -> Evaluation:
     """Measure what is asked for.
 
     Args:
-        assessment: the run.
+        run: the run.
         request: what to measure.
         pool: where it is measured.
         progress: hears of measurements and tasks.
     """
-    work = _Work(assessment, request, pool, progress)
-    config, fleet = assessment.prepared.config, assessment.prepared.fleet
+    work = _Work(run, request, pool, progress)
+    config, fleet = run.prepared.config, run.prepared.fleet
     headline = work.attacks(request.attacks)
     left_out = byzantine_clients(config)
     model = threat_model(config, request.attacks)
@@ -157,7 +159,7 @@ def assess(assessment: Assessment, request: Request, pool: ClientPool, progress:
         steps = dict(zip(map(float, STEPS), steps_curve(request.epsilon), strict=True))
         extra = check_attacks(request.epsilon, fleet.num_classes) if request.checks else {}
         specs = [*epsilons.values(), *steps.values(), *extra.values()]
-        few = work.attacks(specs, request.few).without(left_out)
+        few = work.attacks(specs, request.subset_images).without(left_out)
         curves = Curves(epsilon=tables.curve(epsilons, few), steps=tables.curve(steps, few))
         if request.checks:
             facts = RunFacts(request.epsilon, fleet.num_classes, model, images, work.deployed(), collapsed)
@@ -182,12 +184,14 @@ def assess(assessment: Assessment, request: Request, pool: ClientPool, progress:
 
 
 class _Work:
-    """The measurements of one assessment; each asks the pool for what is not on disk."""
+    """The measurements of one run; each asks the pool for what is not on disk."""
 
-    def __init__(self, given: Assessment, request: Request, pool: ClientPool, progress: Progress) -> None:
+    def __init__(
+        self, given: EvaluationInput, request: EvaluationRequest, pool: ClientPool, progress: Progress
+    ) -> None:
         self.given, self.request, self.pool, self.progress = given, request, pool, progress
         self.config, self.fleet = given.prepared.config, given.prepared.fleet
-        self.parts = Parts(given.folder.measurements, self.config)
+        self.cache = MeasurementCache(given.folder.measurements, self.config)
         self.everyone = range(self.fleet.num_clients)
         sizes = [len(self.fleet.test_labels(client)) for client in self.everyone]
         self.cohorts = make_cohorts(list(self.everyone), sizes, self.config.training.cohort_size)
@@ -240,7 +244,7 @@ class _Work:
     def probes(self) -> dict[str, float]:
         """Means over the fleet's images; of ``difference`` the largest."""
         attack = check_attacks(self.request.epsilon, self.fleet.num_classes)["pgd"]
-        tasks = [ProbeTask(self.round, c, self._stack(c), attack, self.request.few) for c in self.cohorts]
+        tasks = [ProbeTask(self.round, c, self._stack(c), attack, self.request.subset_images) for c in self.cohorts]
         values: dict[str, list[np.ndarray]] = {}
         for _, outcomes, _ in self._run(tasks, "probes"):
             for outcome in outcomes:
@@ -252,7 +256,7 @@ class _Work:
     def transfer(self) -> Transfer:
         """``matrix[source][target]``: accuracy of the target on images made against the source (None: not measured)."""
         count, attack = len(self.everyone), transfer_attack(self.request.epsilon)
-        shifts = np.unique(np.linspace(0, count - 1, min(count, MOST_SOURCES + 1)).round().astype(int)).tolist()
+        shifts = np.unique(np.linspace(0, count - 1, min(count, MAX_SOURCES + 1)).round().astype(int)).tolist()
         matrix: list[list[float | None]] = [[None] * count for _ in self.everyone]
         for shift in shifts:
             sources = [self.given.states[(client + shift) % count] for client in self.everyone]
@@ -266,7 +270,7 @@ class _Work:
         strongest = [min(own) for own in off if own]
         return Transfer(
             attack=attack.label,
-            images_per_client=min(self.request.few, self.longest),
+            images_per_client=min(self.request.subset_images, self.longest),
             matrix=matrix,
             own=float(np.mean([matrix[j][j] for j in self.everyone])),
             others_mean=float(np.mean([np.mean(own) for own in off if own])) if strongest else None,
@@ -276,7 +280,9 @@ class _Work:
 
     def _transferred(self, sources: Sequence[State], attack: AttackSpec, name: str) -> list[float]:
         tasks = [
-            TransferTask(self.round, c, self._stack(c), stack_states([sources[i] for i in c]), attack, self.request.few)
+            TransferTask(
+                self.round, c, self._stack(c), stack_states([sources[i] for i in c]), attack, self.request.subset_images
+            )
             for c in self.cohorts
         ]
         found: dict[int, float] = {}
@@ -289,7 +295,10 @@ class _Work:
     def certified(self, sigma: float, left_out: Sequence[int]) -> CertifiedLevel:
         """Certified accuracy of the smoothed clients at growing L2 radius."""
         num_draws = self.request.num_draws
-        tasks = [CertifyTask(self.round, c, self._stack(c), sigma, num_draws, self.request.few) for c in self.cohorts]
+        tasks = [
+            CertifyTask(self.round, c, self._stack(c), sigma, num_draws, self.request.subset_images)
+            for c in self.cohorts
+        ]
         rows: dict[int, list[float]] = {}
         abstained, images = 0, 0
         for task, outcomes, _ in self._run(tasks, f"certify {sigma:g}"):
@@ -370,12 +379,12 @@ class _Work:
 
     def _run(self, tasks: Sequence[CohortTask], name: str) -> Iterator[tuple[CohortTask, list[EvaluateOutcome], float]]:
         """``(task, outcomes, worker's seconds)`` of every task; 0 seconds for what was on disk."""
-        known = [self.parts.load(task) for task in tasks]
+        known = [self.cache.load(task) for task in tasks]
         missing = [task for task, part in zip(tasks, known, strict=True) if part is None]
         self.progress.on_measurement(name, len(tasks), len(tasks) - len(missing))
 
         def keep(task: CohortTask, result: CohortResult) -> None:
-            self.parts.keep(task, list(result.outcomes))
+            self.cache.keep(task, list(result.outcomes))
             self.progress.on_task_measured(name)
 
         results = iter(self.pool.run(missing, None, keep))

@@ -16,9 +16,9 @@ from sylva_ray.config.experiment import ExperimentConfig
 from sylva_ray.config.schema import build
 from sylva_ray.core.errors import UserError
 from sylva_ray.core.evaluation import AttackSettings
-from sylva_ray.evaluation.plan import Request, suite
+from sylva_ray.evaluation.plan import EvaluationRequest, suite
 from sylva_ray.evaluation.request import Extras, build_request
-from sylva_ray.evaluation.run import assess, prepare_assessment
+from sylva_ray.evaluation.run import prepare_evaluation, run_evaluation
 from sylva_ray.evaluation.tables import Measured, interval, worst_answers
 from sylva_ray.execution.in_process import InProcessPool
 from sylva_ray.execution.ray.driver import run_prepared
@@ -32,13 +32,15 @@ from sylva_ray.storage.run_folder import RunFolder
 from tests.conftest import TINY
 
 EPSILON = 4 / 255
-QUICK = Request((parse_attack("pgd:epsilon=4/255,steps=2"), parse_attack("fgsm:epsilon=4/255")), EPSILON, few=3)
+QUICK = EvaluationRequest(
+    (parse_attack("pgd:epsilon=4/255,steps=2"), parse_attack("fgsm:epsilon=4/255")), EPSILON, subset_images=3
+)
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of three clients, one round, no phase 2."""
-    folder = tmp_path_factory.mktemp("assess") / "run"
+    folder = tmp_path_factory.mktemp("evaluate") / "run"
     sections = {
         "algorithm": {"name": "sylva", "phase2": {"enabled": False}},
         "training": TINY["training"] | {"rounds": 1},
@@ -79,21 +81,21 @@ class Spy(InProcessPool):
         return super().run(tasks, deadline_s, count)
 
 
-def assessed(
+def evaluated(
     run_dir: Path,
-    request: Request = QUICK,
+    request: EvaluationRequest = QUICK,
     images: int | None = None,
     lives: int = 10**9,
     overrides: Sequence[str] = (),
     surrogates: Sequence[Path] = (),
 ) -> Any:
-    given = prepare_assessment(RunFolder(run_dir), images, list(map(RunFolder, surrogates)), overrides)
+    given = prepare_evaluation(RunFolder(run_dir), images, list(map(RunFolder, surrogates)), overrides)
     pool = Spy(given.prepared, lives)
-    return assess(given, request, pool, Silent()), pool
+    return run_evaluation(given, request, pool, Silent()), pool
 
 
 def test_the_runs_own_attack_gives_the_runs_own_numbers(run_dir: Path) -> None:
-    found, _ = assessed(run_dir)
+    found, _ = evaluated(run_dir)
     summary = RunFolder(run_dir).load_summary()
     assert summary is not None
     assert found.benign.accuracy == summary.final.benign_accuracy
@@ -114,8 +116,8 @@ def test_the_runs_own_attack_gives_the_runs_own_numbers(run_dir: Path) -> None:
 
 
 def test_another_precision_is_measured_anew_and_says_so(run_dir: Path) -> None:
-    exact, _ = assessed(run_dir)
-    coarse, pool = assessed(run_dir, overrides=["evaluation.precision=bfloat16"])
+    exact, _ = evaluated(run_dir)
+    coarse, pool = evaluated(run_dir, overrides=["evaluation.precision=bfloat16"])
     assert pool.done > 0, "float32's measurements do not stand for bfloat16's"
     assert coarse.benign == exact.benign, "benign answers are float32's"
     for label, row in exact.attacks.items():
@@ -123,44 +125,44 @@ def test_another_precision_is_measured_anew_and_says_so(run_dir: Path) -> None:
     assert exact.threat_model["precision"] == "float32 at evaluation"
     assert "bfloat16" in coarse.threat_model["precision"]
     assert "float32 confirms" in coarse.threat_model["precision"]
-    _, again = assessed(run_dir)
+    _, again = evaluated(run_dir)
     assert again.done == 0, "and they are still there"
 
 
 def test_what_was_measured_is_not_measured_again_and_a_cut_evaluation_goes_on(run_dir: Path) -> None:
     more = parse_attack("mim:epsilon=4/255,steps=1"), parse_attack("noise:epsilon=4/255")
-    request = Request((*QUICK.attacks, *more), EPSILON)
-    whole, pool = assessed(run_dir, request)
+    request = EvaluationRequest((*QUICK.attacks, *more), EPSILON)
+    whole, pool = evaluated(run_dir, request)
     assert pool.done > 4
     shutil.rmtree(RunFolder(run_dir).measurements)
     with pytest.raises(KeyboardInterrupt):
-        assessed(run_dir, request, lives=3)
-    resumed, second = assessed(run_dir, request)
+        evaluated(run_dir, request, lives=3)
+    resumed, second = evaluated(run_dir, request)
     assert second.done == pool.done - 3
     for part in ("benign", "worst_case", "per_class", "gallery"):
         assert getattr(resumed, part) == getattr(whole, part), part
-    _, third = assessed(run_dir, request)
+    _, third = evaluated(run_dir, request)
     assert third.done == 0
     damaged = next((RunFolder(run_dir).measurements).iterdir())
     damaged.write_bytes(damaged.read_bytes()[:40])
-    again, fourth = assessed(run_dir, request)
+    again, fourth = evaluated(run_dir, request)
     assert fourth.done == 1
     assert again.attacks.keys() == whole.attacks.keys()
     assert again.worst_case == whole.worst_case
 
 
 def test_more_images_are_more_of_the_same_classes(run_dir: Path) -> None:
-    found, _ = assessed(run_dir, images=40)
+    found, _ = evaluated(run_dir, images=40)
     assert found.images == 120
     assert found.attacks["fgsm-eps4"].interval[0] > 0 or found.attacks["fgsm-eps4"].accuracy.mean == 0
 
 
 @pytest.mark.slow
 def test_everything_at_once_fills_the_report_and_mlflows_metrics(run_dir: Path) -> None:
-    request = Request(
-        QUICK.attacks, EPSILON, checks=True, curves=True, transfer=True, sigmas=(0.1,), num_draws=20, few=3
+    request = EvaluationRequest(
+        QUICK.attacks, EPSILON, checks=True, curves=True, transfer=True, sigmas=(0.1,), num_draws=20, subset_images=3
     )
-    found, _ = assessed(run_dir, request, surrogates=[run_dir])
+    found, _ = evaluated(run_dir, request, surrogates=[run_dir])
     assert [check.name for check in found.checks] == [f"S{number}" for number in range(1, 15)]
     checks = {check.name: check for check in found.checks}
     assert not checks["S12"].passed, "36 images are too few"
@@ -193,7 +195,7 @@ def test_everything_at_once_fills_the_report_and_mlflows_metrics(run_dir: Path) 
 def test_other_weights_than_the_exported_ones_are_noticed(run_dir: Path) -> None:
     adapter = run_dir / "adapters" / "client_001" / "adapter_model.safetensors"
     shutil.copy(run_dir / "adapters" / "client_000" / "adapter_model.safetensors", adapter)
-    found, _ = assessed(run_dir, Request(QUICK.attacks, EPSILON, checks=True, few=2))
+    found, _ = evaluated(run_dir, EvaluationRequest(QUICK.attacks, EPSILON, checks=True, subset_images=2))
     check = next(check for check in found.checks if check.name == "S12")
     assert "not the ones that were exported" in check.meaning
 
@@ -222,7 +224,7 @@ def test_requests_from_the_command_line(tiny_config: ExperimentConfig) -> None:
         extras: Extras | None = None,
         classes: int = 10,
         clients: int = 3,
-    ) -> Request:
+    ) -> EvaluationRequest:
         return build_request(tiny_config, attacks, suite_name, epsilon, extras or Extras(), clients, classes)
 
     assert request().epsilon == pytest.approx(4 / 255)
@@ -255,7 +257,7 @@ def test_requests_from_the_command_line(tiny_config: ExperimentConfig) -> None:
 def test_the_budget_of_the_checks_is_that_of_the_attacks_asked_for(tiny_config: ExperimentConfig) -> None:
     """Otherwise S14 would speak of images that nobody attacked."""
 
-    def request(*attacks: str) -> Request:
+    def request(*attacks: str) -> EvaluationRequest:
         return build_request(tiny_config, attacks, None, None, Extras(checks=True), 3, 10)
 
     assert request("pgd:epsilon=2/255").epsilon == pytest.approx(2 / 255)
@@ -287,7 +289,7 @@ def test_attackers_of_the_aggregation_are_nobodys_headline() -> None:
 
 def test_an_l2_attack_alone_is_the_worst_case(run_dir: Path) -> None:
     attack = parse_attack("pgd:norm=l2,epsilon=30,steps=3")
-    found, _ = assessed(run_dir, Request((attack,), EPSILON))
+    found, _ = evaluated(run_dir, EvaluationRequest((attack,), EPSILON))
     assert sum(r * n for r, n in zip(found.per_class.worst_case, found.per_class.images, strict=True) if n) < (
         sum(r * n for r, n in zip(found.per_class.benign, found.per_class.images, strict=True) if n)
     )
@@ -297,24 +299,24 @@ def test_an_l2_attack_alone_is_the_worst_case(run_dir: Path) -> None:
 def test_a_run_without_adapters_is_refused(run_dir: Path) -> None:
     shutil.rmtree(run_dir / "adapters" / "client_002")
     with pytest.raises(UserError, match="has no adapters of client 2"):
-        prepare_assessment(RunFolder(run_dir), None, [], [])
+        prepare_evaluation(RunFolder(run_dir), None, [], [])
 
 
 def test_wrong_runs_are_one_clear_line(run_dir: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is no run folder"):
-        prepare_assessment(RunFolder(tmp_path / "nowhere"), None, [], [])
+        prepare_evaluation(RunFolder(tmp_path / "nowhere"), None, [], [])
     with pytest.raises(UserError, match="would change the run"):
-        prepare_assessment(RunFolder(run_dir), None, [], ["lora.rank=4"])
+        prepare_evaluation(RunFolder(run_dir), None, [], ["lora.rank=4"])
     (run_dir / "summary.json").unlink()
     with pytest.raises(UserError, match="is not finished; first: sylva-ray run"):
-        prepare_assessment(RunFolder(run_dir), None, [], [])
+        prepare_evaluation(RunFolder(run_dir), None, [], [])
 
 
 def test_a_surrogate_of_another_kind_is_refused(run_dir: Path, tmp_path: Path) -> None:
     sections = {"algorithm": {"name": "per_lora"}, "training": TINY["training"] | {"rounds": 1}, "lora": {"rank": 1}}
     run_prepared(prepare(build(ExperimentConfig, TINY | sections)), RunFolder(tmp_path / "other"), False, Observer())
     with pytest.raises(UserError, match="other clients or another kind of model"):
-        prepare_assessment(RunFolder(run_dir), None, [RunFolder(tmp_path / "other")], [])
+        prepare_evaluation(RunFolder(run_dir), None, [RunFolder(tmp_path / "other")], [])
 
 
 @pytest.mark.parametrize("epsilon", [EPSILON, 0.0])
