@@ -1,4 +1,4 @@
-"""Observers that keep a run's files: ``rounds.jsonl``, and the copy of the run folder at a URL."""
+"""Observers that write the files of a run: ``rounds.jsonl``, and a copy of the run folder at a URL."""
 
 from __future__ import annotations
 
@@ -12,14 +12,21 @@ from sylva_ray.storage.run_folder import RunFolder
 
 
 class RecordsFile(Observer):
-    """Writes ``rounds.jsonl``, a line per stage."""
+    """Writes ``rounds.jsonl``, one line per stage.
+
+    Args:
+        folder: The run folder.
+
+    Attributes:
+        records: The records written so far, oldest first.
+    """
 
     def __init__(self, folder: RunFolder) -> None:
         self.folder = folder
         self.records: list[StageRecord] = []
 
     def on_resume(self, records: Sequence[StageRecord]) -> None:
-        """Write the file again: it may be ahead of the checkpoint that the run continues from, or behind it."""
+        """Rewrite the file, which may hold more or fewer records than the checkpoint that the run continues from."""
         self.records = list(records)
         self.folder.write_records(self.records)
 
@@ -30,11 +37,13 @@ class RecordsFile(Observer):
 
 
 class RemoteCopy(Observer):
-    """Sends the run folder to a URL after every stage. A failure is a notice: the next stage sends what is missing.
+    """Copies the run folder to a URL after every stage.
+
+    A failed copy is reported as a notice and does not stop the run; the next copy includes whatever is missing.
 
     Args:
-        remote: the URL and its local folder.
-        notify: receives the notice.
+        remote: The URL and the local folder that is copied to it.
+        notify: Receives the notice of a failure.
     """
 
     def __init__(self, remote: RemoteFolder, notify: Callable[[Notice], None]) -> None:
@@ -54,4 +63,4 @@ class RemoteCopy(Observer):
         try:
             self.remote.push()
         except RunError as error:
-            self.notify(Notice(f"{error}; the run goes on and tries again after the next stage"))
+            self.notify(Notice(f"{error}; the run continues and the copy is retried after the next stage"))

@@ -160,7 +160,9 @@ class SweepTracking:
             send()
         except Exception as error:  # whatever a server, a driver or a proxy raises: the sweep goes on
             reason = mask_credentials(" ".join(str(error).split())[:160])
-            self.problems.append(f"MLflow at {mask_credentials(self.uri)} did not take the sweep's own run: {reason}")
+            self.problems.append(
+                f"MLflow at {mask_credentials(self.uri)} did not receive the sweep's own run: {reason}"
+            )
 
 
 def trial_config(

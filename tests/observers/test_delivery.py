@@ -76,7 +76,7 @@ def test_what_failed_is_sent_after_the_next_record_and_only_that(tmp_path: Path)
     assert not sent.send_records()
     assert store.steps == [0, 1]
     (warning,) = sent.warnings()
-    assert "did not take 2 of 4 records: went away long story ... (cable pulled)" in warning
+    assert "did not receive 2 of 4 records: went away long story ... (cable pulled)" in warning
     assert "https://***@store" in warning
     rewrite_records(tmp_path / "rounds.jsonl", records[:5])
     assert sent.send_records()
@@ -100,7 +100,7 @@ def test_the_end_is_tried_three_times_and_what_is_missing_is_named(tmp_path: Pat
     sent = Delivery(RunFolder(tmp_path), config, store)
     assert not sent.finish("FINISHED", threading.Event())
     (warning,) = sent.warnings()
-    assert "did not take rounds.jsonl, summary.json, figures, adapters: went away" in warning
+    assert "did not receive rounds.jsonl, summary.json, figures, adapters: went away" in warning
     assert store.calls == up_to_config + 2 + 2  # twice more, and each ends at the first call
     assert store.names == ["FINISHED", "config.yaml"]
     assert "s3cret" not in store.texts[0] + (tmp_path / "tracking.json").read_text()

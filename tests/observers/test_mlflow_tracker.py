@@ -182,7 +182,7 @@ def test_a_dead_server_is_named_and_a_later_store_gets_all(folder: Path, dead_se
     follower.on_resume([])
     (warning,) = follower.on_end("FINISHED")
     total = len(read_records(run_dir / "rounds.jsonl"))
-    assert f"did not take {total} of {total} records" in warning
+    assert f"did not receive {total} of {total} records" in warning
     for missing in ("the end of the run", "summary.json", "figures", "adapters", f"sylva-ray track {run_dir}"):
         assert missing in warning
     assert "refused" in warning
@@ -206,7 +206,7 @@ def test_a_hanging_server_blocks_no_longer_than_agreed(folder: Path, hanging_ser
     started = time.monotonic()
     (warning,) = follower.on_end("FINISHED")
     assert time.monotonic() - started < 1.5
-    assert f"MLflow at {hanging_server} did not take" in warning
+    assert f"MLflow at {hanging_server} did not receive" in warning
     for missing in ("records", "the end of the run", "summary.json", "adapters"):
         assert missing in warning
 

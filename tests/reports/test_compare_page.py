@@ -117,8 +117,8 @@ def test_an_unfinished_run_in_a_folder_is_left_out_and_said(runs: Path) -> None:
 # -- bad input ----------------------------------------------------------------------------------------------------------
 
 BAD = {
-    "nothing of that name": (("nowhere",), ["nowhere", "no such file or folder", "run folder", "--uri"]),
-    "an empty folder": (("empty",), ["empty", "is no run folder and holds none", "FILE.json"]),
+    "nothing of that name": (("nowhere",), ["nowhere", "is not a file or folder", "run folder", "--uri"]),
+    "an empty folder": (("empty",), ["empty", "is not a run folder and does not contain one", "FILE.json"]),
     "a file that is no JSON": (("notes.txt",), ["notes.txt", "is not JSON"]),
     "JSON that is no summary": (("other.json",), ["other.json", "is not a summary of a finished run", "algorithm"]),
     "JSON that is a list": (("list.json",), ["list.json", "a JSON object is needed"]),
@@ -206,7 +206,7 @@ def test_a_dead_server_is_a_clear_line(runs: Path, monkeypatch: pytest.MonkeyPat
     pytest.importorskip("mlflow")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "2")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    with pytest.raises(UserError, match="cannot be asked") as caught:
+    with pytest.raises(UserError, match="the request for experiment 'thesis' failed") as caught:
         load_runs([str(runs), "thesis"], "http://user:s3cret@127.0.0.1:9")
     assert "s3cret" not in str(caught.value)
 

@@ -144,7 +144,7 @@ def test_a_dead_server_costs_a_warning(runs: Path) -> None:
     tracking = SweepTracking(folder, space)
     tracking.open()
     (problem,) = tracking.problems
-    assert "did not take the sweep's own run" in problem
+    assert "did not receive the sweep's own run" in problem
     assert "s3cret" not in problem
     assert tracking.trials.parent_run_id is None
     assert "s3cret" not in str(tracking.trials)

@@ -1,8 +1,9 @@
-"""A run folder on its way to a tracking store: what goes, in which order, how far we got, what is still missing.
+"""Delivery of a run folder to a tracking store: what is sent, in which order, and what has arrived.
 
-``rounds.jsonl`` is the truth. Whatever a dead or slow store did not take is tried again after the next record, at the end
-of the run, when the run is resumed, and by ``sylva-ray track RUN``; until then it is named in a warning. Sending twice is
-harmless: a metric's time is the run's start plus its wall seconds so far, so the store recognises a value it already has.
+Everything is read from the run folder. What an unreachable or slow store did not accept is sent again after the next record,
+at the end of the run, when the run is resumed, and by ``sylva-ray track RUN``; a warning lists it until then. Sending a value
+twice does no harm: its timestamp is the start of the run plus the wall seconds of its records, so that the store recognises
+the duplicate.
 """
 
 from __future__ import annotations
@@ -26,15 +27,26 @@ from sylva_ray.reports.attack_titles import attack_titles
 from sylva_ray.storage.atomic import write_json
 from sylva_ray.storage.run_folder import RunFolder
 
-MAX_END_ATTEMPTS, PAUSE_S = 3, 1.0
+MAX_END_ATTEMPTS = 3
+"""How often the end of a run is sent before the delivery gives up."""
+
+PAUSE_S = 1.0
+"""Seconds between these attempts."""
 
 
 @dataclass
 class DeliveryState:
-    """``tracking.json`` in a run folder. It survives crashes of the run; another store starts afresh.
+    """Progress of a delivery, kept in ``tracking.json`` in the run folder so that it survives a crash of the run.
 
-    ``uri`` without credentials. ``key`` tags the store's run. ``started_ms`` (Unix time) is the origin of the metrics'
-    times. ``records_sent`` counts the lines of ``rounds.jsonl`` that arrived; ``finished``: the artifacts did, too.
+    Attributes:
+        path: The file.
+        uri: The store's URI, without credentials; a delivery to another store begins with a new state.
+        key: A random tag of the run in the store.
+        started_ms: Unix time in milliseconds that the metrics' timestamps count from.
+        experiment_id: Identifier of the experiment in the store.
+        run_id: Identifier of the run in the store.
+        records_sent: Number of lines of ``rounds.jsonl`` that have arrived.
+        finished: Whether the artifacts have arrived as well.
     """
 
     path: Path
@@ -48,31 +60,43 @@ class DeliveryState:
 
     @classmethod
     def load(cls, folder: RunFolder, uri: str) -> DeliveryState:
-        """Return the folder's state if it is about the store ``uri``, else a new one, which is not written yet."""
+        """Read the state of a run folder.
+
+        Args:
+            folder: The run folder.
+            uri: The store's URI, without credentials.
+
+        Returns:
+            The saved state; a new, unsaved one where there is none, it is damaged, or it belongs to another store.
+        """
         path = folder.tracking_file
         try:
             state = cls(path, **json.loads(path.read_text()))
-        except (OSError, ValueError, TypeError):  # none yet, or damaged: the store gets the run again, under a new key
+        except (OSError, ValueError, TypeError):  # missing or damaged: the run is sent again, under a new key
             return cls(path, uri)
         return state if state.uri == uri else cls(path, uri)
 
     def update(self, **changes: Any) -> None:
-        """Change the fields and write the file, in one step for readers."""
+        """Change the fields and replace the file atomically."""
         for name, value in changes.items():
             setattr(self, name, value)
         write_json(self.path, {name: value for name, value in asdict(self).items() if name != "path"})
 
 
 class Store(Protocol):
-    """What a delivery asks of a tracking store. Calls may block and may raise anything."""
+    """Interface of a tracking store. Its methods may block and may raise any exception.
+
+    Attributes:
+        uri: Address of the store; may contain credentials.
+    """
 
     uri: str
 
     def open_run(self, state: DeliveryState) -> None:
-        """Find or make the run tagged ``state.key`` and mark it as running; cheap when it is open already."""
+        """Find or create the run tagged ``state.key`` and mark it as running; do nothing if it is open already."""
 
     def log_metrics(self, values: Mapping[str, float], time_ms: int, step: int) -> None:
-        """Add values at one step."""
+        """Add the values of metrics at one step; ``time_ms`` is in Unix milliseconds."""
 
     def log_text(self, text: str, name: str) -> None:
         """Add a text file."""
@@ -84,11 +108,23 @@ class Store(Protocol):
         """Add a folder's files under ``name/``."""
 
     def end_run(self, status: str) -> None:
-        """FINISHED, FAILED or KILLED."""
+        """Mark the run as ended; ``status`` is FINISHED, FAILED or KILLED."""
 
 
 class Delivery:
-    """Brings one run folder to one store. Its public methods block as long as the store does, and never raise."""
+    """Sends one run folder to one store.
+
+    The public methods block as long as the store does. An error of the store is kept in ``problem`` and never raised.
+
+    Args:
+        folder: The run folder.
+        config: Configuration of the run.
+        store: Receives the run.
+
+    Attributes:
+        state: What has arrived.
+        problem: Why the last attempt failed; None if it succeeded.
+    """
 
     def __init__(self, folder: RunFolder, config: ExperimentConfig, store: Store) -> None:
         self.folder, self.config, self.store = folder, config, store
@@ -97,15 +133,23 @@ class Delivery:
         self._unsent: list[str] = []
 
     def send_records(self) -> bool:
-        """Try to bring the store up to the newest record; returns whether it is."""
+        """Send the records that the store lacks; return whether all arrived."""
         return self._try(self._send_records)
 
     def expect_end(self) -> None:
-        """From now on the end of the run and its artifacts are missing until they are sent."""
+        """List the end of the run and its artifacts among the warnings until they have arrived."""
         self._unsent = ["the end of the run", *self._artifacts()]
 
     def finish(self, status: str, abandoned: threading.Event) -> bool:
-        """Try, up to three times, to send everything and end the run; returns whether all arrived."""
+        """Send everything that is missing and end the run, in up to `MAX_END_ATTEMPTS` attempts.
+
+        Args:
+            status: How the run ended.
+            abandoned: Ends the attempts when set.
+
+        Returns:
+            Whether everything arrived.
+        """
         self.expect_end()
         for attempt in range(MAX_END_ATTEMPTS):
             if attempt and abandoned.wait(PAUSE_S):
@@ -115,28 +159,28 @@ class Delivery:
         return False
 
     def warnings(self) -> list[str]:
-        """One line that names what has not arrived, why, and how to send it; nothing if all did."""
+        """Return one line that says what has not arrived, why, and how to send it; nothing if everything has."""
         path = self.folder.records_file
         total = path.read_bytes().count(b"\n") if path.exists() else 0
-        missing = total - self.state.records_sent
-        parts = [f"{missing} of {total} records"] * (missing > 0) + self._unsent
-        if not parts:
+        num_missing = total - self.state.records_sent
+        missing = [f"{num_missing} of {total} records"] * (num_missing > 0) + self._unsent
+        if not missing:
             return []
-        what, why = ", ".join(parts), self.problem or "no answer"
-        again = f"send them with: sylva-ray track {self.folder}"
-        return [f"MLflow at {mask_credentials(self.store.uri)} did not take {what}: {why}; {again}"]
+        uri, reason = mask_credentials(self.store.uri), self.problem or "no answer"
+        command = f"sylva-ray track {self.folder}"
+        return [f"MLflow at {uri} did not receive {', '.join(missing)}: {reason}; send them with: {command}"]
 
     def _try(self, send: Callable[[], object]) -> bool:
         try:
             send()
-        except Exception as error:  # whatever a server, a driver or a proxy may throw: the run goes on
+        except Exception as error:  # a server, a driver or a proxy may raise anything, and the run must continue
             self.problem = mask_credentials(_reason(error))
             return False
         self.problem = None
         return True
 
     def _send_records(self) -> list[StageRecord]:
-        """Open the run and send the records that it lacks; returns all of them."""
+        """Open the run and send the records that it lacks; return all records."""
         self.store.open_run(self.state)
         attacks = [spec.label for spec in self.config.evaluation.specs]
         records = self.folder.load_records()
@@ -147,16 +191,16 @@ class Delivery:
         return records
 
     def _send_everything(self, status: str) -> None:
-        """Records, summary, the end; then the artifacts, which may be many (an ended run still takes them)."""
+        """Send records, summary and the end of the run; then the artifacts, which an ended run still accepts."""
         records = self._send_records()
         summary = self.folder.load_summary()
         if summary is not None:
             self._log(summary_metrics(summary), self._time_ms(records), len(records) - 1)
-        found = self.folder.load_evaluation()
-        if found is not None:
-            self._log(evaluation_metrics(found), self._time_ms(records), len(records) - 1)
+        evaluation = self.folder.load_evaluation()
+        if evaluation is not None:
+            self._log(evaluation_metrics(evaluation), self._time_ms(records), len(records) - 1)
         self.store.end_run(status)
-        self._sent("the end of the run")
+        self._mark_sent("the end of the run")
         for name in self._artifacts():
             match name:
                 case "figures":
@@ -170,31 +214,31 @@ class Delivery:
                     self.store.log_text(mask_credentials((self.folder.path / name).read_text()), name)
                 case _:
                     self.store.log_file(self.folder.path / name)
-            self._sent(name)
+            self._mark_sent(name)
         self.state.update(finished=True)
 
     def _log(self, values: Mapping[str, float], time_ms: int, step: int) -> None:
         fleet_only = self.config.tracking.detail == "fleet"
         self.store.log_metrics(without_clients(values) if fleet_only else values, time_ms, step)
 
-    def _sent(self, name: str) -> None:
+    def _mark_sent(self, name: str) -> None:
         self._unsent = [other for other in self._unsent if other != name]
 
     def _artifacts(self) -> list[str]:
-        """What there is to send, the many adapters last."""
+        """Return the names of the artifacts to send; the adapters, which are the largest, come last."""
         names = ["config.yaml", "rounds.jsonl", "summary.json", "evaluation.json", "report.html"]
         if self.config.tracking.detail == "clients":
             names += ["figures", "adapters"]
         return [name for name in names if name == "figures" or (self.folder.path / name).exists()]
 
     def _time_ms(self, records: Sequence[StageRecord]) -> int:
-        """Start of the run plus the wall time of ``records``, in Unix milliseconds."""
+        """Return the start of the run plus the wall time of ``records``, in Unix milliseconds."""
         return self.state.started_ms + round(1000 * sum(record.seconds.get("wall", 0.0) for record in records))
 
 
 def _draw(summary: Summary | None, records: Sequence[StageRecord], titles: Mapping[str, str], folder: Path) -> None:
-    """The report's figures as PNG files."""
-    from sylva_ray.reports.figures.plots import figures  # matplotlib: at the end, or never
+    """Write the report's figures as PNG files."""
+    from sylva_ray.reports.figures.plots import figures  # imports matplotlib, which most of the run does not need
     from sylva_ray.reports.figures.style import png
 
     for name, figure in figures(summary, records, titles).items():
@@ -202,9 +246,9 @@ def _draw(summary: Summary | None, records: Sequence[StageRecord], titles: Mappi
 
 
 def _reason(error: BaseException) -> str:
-    """An exception's first line, and that of what caused it in the first place ("connection refused")."""
+    """Return the start of an exception's message and of its root cause's ("connection refused")."""
     root = error
     while (cause := root.__cause__ or root.__context__) is not None:
         root = cause
-    first, last = (" ".join(str(e).split())[:120] or type(e).__name__ for e in (error, root))
-    return first if last in first else f"{first} ... ({last})"
+    message, root_message = (" ".join(str(e).split())[:120] or type(e).__name__ for e in (error, root))
+    return message if root_message in message else f"{message} ... ({root_message})"

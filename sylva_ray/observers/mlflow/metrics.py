@@ -1,7 +1,8 @@
-"""Records and summaries as flat ``{metric key: number}``: the names under which a tracker shows them.
+"""Records, summaries and evaluations flattened to ``{metric: number}``, as MLflow shows them.
 
-Per fleet ``benign_accuracy.mean``, ``robust_accuracy.pgd20-eps4.p10``, ``loss.mean``; per client
-``client_003.benign_accuracy``; per step ``upload_bytes``, ``seconds.train``. Accuracies are fractions in [0, 1].
+Examples of metrics: ``benign_accuracy.mean``, ``robust_accuracy.pgd20-eps4.p10`` and ``loss.mean`` of the fleet,
+``client_003.benign_accuracy`` of a client, ``upload_bytes`` and ``seconds.train`` of a step. Accuracies are fractions in
+[0, 1].
 """
 
 from __future__ import annotations
@@ -13,26 +14,30 @@ from sylva_ray.core.records import StageRecord
 from sylva_ray.core.summary import Spread, StageAccuracies, Summary
 
 STATISTICS = ("mean", "std", "min", "p10", "median", "max")
+"""Statistics over the clients, as `Spread` names them."""
 
 
 def record_metrics(record: StageRecord, attacks: Collection[str]) -> dict[str, float]:
     """Flatten a line of ``rounds.jsonl``.
 
-    Robust accuracy comes first: MLflow's comparison page opens with the first metric that it was told.
+    Robust accuracy comes first, because MLflow's comparison page opens with the first metric that was logged.
 
     Args:
-        record: of one stage.
-        attacks: labels of the evaluation's attacks. Other attacks in the record were made for a check (an unbounded one
-            must break every defence), so they are called ``check_accuracy``, not ``robust_accuracy``.
+        record: Record of a stage.
+        attacks: Labels of the evaluation's attacks. Any other attack in the record was made for a check (an unbounded attack
+            must break every defence), so its metric is ``check_accuracy`` instead of ``robust_accuracy``.
+
+    Returns:
+        The metrics that have a value.
     """
     values: dict[str, float | None] = {}
     conditions = record.evaluation or {}
     for condition in sorted(conditions, key=lambda name: (name not in attacks, name != "benign")):
         kind = "benign" if condition == "benign" else "robust" if condition in attacks else "check"
         suffix = "" if condition == "benign" else f".{condition}"
-        found = conditions[condition]
-        values |= _fleet(f"{kind}_accuracy{suffix}", dict(enumerate(found.accuracy)))
-        values |= _fleet(f"{kind}_balanced_accuracy{suffix}", dict(enumerate(found.balanced_accuracy)))
+        accuracies = conditions[condition]
+        values |= _fleet(f"{kind}_accuracy{suffix}", dict(enumerate(accuracies.accuracy)))
+        values |= _fleet(f"{kind}_balanced_accuracy{suffix}", dict(enumerate(accuracies.balanced_accuracy)))
     values |= {"epsilon": record.epsilon, "lr": record.lr}
     values |= {"upload_bytes": record.upload_bytes, "download_bytes": record.download_bytes}
     values |= {"num_participants": len(record.participants), "num_missing": len(record.missing)}
@@ -43,7 +48,7 @@ def record_metrics(record: StageRecord, attacks: Collection[str]) -> dict[str, f
 
 
 def summary_metrics(summary: Summary) -> dict[str, float]:
-    """Flatten what ``summary.json`` adds to the records: stages of the defence, totals, checks, the layer game."""
+    """Flatten what ``summary.json`` adds to the records: accuracies after each phase, totals, checks, the layer game."""
     values: dict[str, float | None] = {}
     for stage in ("initial", "phase1", "final"):
         values |= {f"{stage}.{name}": value for name, value in _stage(getattr(summary, stage))}
@@ -61,33 +66,37 @@ def summary_metrics(summary: Summary) -> dict[str, float]:
 
 
 def without_clients(values: Mapping[str, float]) -> dict[str, float]:
-    """Drop the metrics of single clients, which nobody reads of a sweep's hundreds of trials."""
+    """Return ``values`` without the metrics of single clients."""
     return {name: value for name, value in values.items() if not name.startswith("client_")}
 
 
-def evaluation_metrics(found: Evaluation) -> dict[str, float]:
-    """Flatten ``evaluation.json``: ``evaluation.benign``, ``.attacks.LABEL``, ``.worst_case.BUDGET``, checks, certificates."""
+def evaluation_metrics(evaluation: Evaluation) -> dict[str, float]:
+    """Flatten ``evaluation.json``.
+
+    The metrics are those of ``evaluation.benign``, ``evaluation.attacks.LABEL``, ``evaluation.worst_case.BUDGET``,
+    ``evaluation.check.NAME`` and ``evaluation.certified.sigmaSIGMA.radiusRADIUS``.
+    """
     rows = {
-        "benign": found.benign,
-        **{f"attacks.{label}": row for label, row in found.attacks.items()},
-        **{f"worst_case.{name}": row for name, row in found.worst_case.items()},
+        "benign": evaluation.benign,
+        **{f"attacks.{label}": row for label, row in evaluation.attacks.items()},
+        **{f"worst_case.{name}": row for name, row in evaluation.worst_case.items()},
     }
-    values: dict[str, float | None] = {"evaluation.images": found.images}
+    values: dict[str, float | None] = {"evaluation.images": evaluation.images}
     for name, row in rows.items():
         values[f"evaluation.{name}.accuracy.mean"] = row.accuracy.mean
         values[f"evaluation.{name}.accuracy.worst_decile"] = row.accuracy.worst_decile
         values[f"evaluation.{name}.balanced_accuracy.mean"] = row.balanced_accuracy.mean
-    for check in found.checks or ():
+    for check in evaluation.checks or ():
         values[f"evaluation.check.{check.name}"] = check.value
         values[f"evaluation.check.{check.name}.passed"] = check.passed
-    for level in found.certified or ():
+    for level in evaluation.certified or ():
         for radius, mean in zip(level.radii, level.mean, strict=True):
             values[f"evaluation.certified.sigma{level.sigma:g}.radius{radius:g}"] = mean
     return _numbers(values)
 
 
 def _fleet(name: str, by_client: Mapping[int, float]) -> dict[str, float]:
-    """Flatten a quantity of every client, and how it spreads."""
+    """Flatten a value per client: `STATISTICS` over the clients, and each client's value."""
     if not by_client:
         return {}
     spread = Spread.from_values(list(by_client.values()))
@@ -96,7 +105,7 @@ def _fleet(name: str, by_client: Mapping[int, float]) -> dict[str, float]:
 
 
 def _stage(stage: StageAccuracies | None) -> Iterator[tuple[str, float]]:
-    """Name the statistics of a stage's spreads; the values of single clients are in the records already."""
+    """Yield name and value of each statistic after a stage, without single clients, whose values are in the records."""
     if stage is None:
         return
     for kind in ("benign_accuracy", "benign_balanced_accuracy"):

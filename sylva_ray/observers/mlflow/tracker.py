@@ -1,9 +1,10 @@
-"""MLflow follows a run folder; the run never waits for it. The only file that imports mlflow (2-3 s, in a thread).
+"""Tracking with MLflow: the observer of a run, the runs of sweeps, and the client behind them.
 
-::
+A thread reads the run folder and sends it, so that the run never waits for the server. This is the only module that imports
+mlflow, inside functions, because the import takes 2 to 3 seconds::
 
     run ── rounds.jsonl, summary.json, ... ──► Delivery ──► MlflowStore
-     └──── on_record(), on_end() ──► MlflowTracker's thread ──┘   (tracking.json: how far we got)
+     └──── on_record(), on_end() ──► MlflowTracker's thread ──┘   (tracking.json: what has arrived)
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from sylva_ray import __version__
 from sylva_ray.config.experiment import ExperimentConfig, TrackingSection
@@ -26,43 +27,53 @@ from sylva_ray.observers.mlflow.delivery import Delivery, DeliveryState
 from sylva_ray.storage.run_folder import RunFolder
 
 RUN_TAG = "sylva_ray.run"
-"""Marks the MLflow run of one run folder, so that a run made by a call whose answer got lost is found again."""
+"""Tag that identifies the MLflow run of a run folder, also where the reply to the call that created it was lost."""
 
 PARENT_TAG = "mlflow.parentRunId"
+"""MLflow's tag for the run that another run is nested under."""
+
 SWEEP_TAG = "sylva.kind"
-"""Marks the run of a whole sweep, which has trials under it and no result of its own."""
+"""Tag of a sweep's parent run, which groups the trials and has no result."""
 
 SWEEP_NAME_TAG = "sylva.sweep"
-"""On a sweep's parent run and its trials: the name of its folder."""
+"""Tag of a sweep's parent run and of its trials: the name of the sweep's folder."""
 
-METRICS_PER_BATCH, PARAMS_PER_BATCH, PARAM_LENGTH = 1000, 100, 6000
-"""MLflow's own limits."""
+MAX_METRICS_PER_BATCH, MAX_PARAMS_PER_BATCH, MAX_PARAM_LENGTH = 1000, 100, 6000
+"""Limits of MLflow's API; the length is in characters."""
 
 ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # we try again ourselves
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # `Delivery` retries
     "MLFLOW_LOGGING_LEVEL": "ERROR",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
 }
-"""Set before mlflow is imported, where the user has not set them."""
+"""Environment variables that are set before mlflow is imported, unless the user has set them."""
 
 
 def tracking_uri(section: TrackingSection, run_dir: Path) -> str:
-    """``tracking.uri``, else ``MLFLOW_TRACKING_URI``, else an sqlite store beside the run folder."""
-    beside = f"sqlite:///{Path(run_dir).absolute().parent / 'mlflow.db'}"
-    return section.uri or os.environ.get("MLFLOW_TRACKING_URI") or beside
+    """Return the address of the MLflow store of a run.
+
+    Args:
+        section: Tracking section of the configuration.
+        run_dir: The run folder.
+
+    Returns:
+        ``tracking.uri``, else ``MLFLOW_TRACKING_URI``, else an SQLite file next to the run folder.
+    """
+    default = f"sqlite:///{Path(run_dir).absolute().parent / 'mlflow.db'}"
+    return section.uri or os.environ.get("MLFLOW_TRACKING_URI") or default
 
 
 class MlflowTracker(Observer):
     """Sends a run folder to MLflow from a daemon thread.
 
-    Only `on_end` waits for the server, and at most ``tracking.flush_timeout_s`` seconds.
+    Only `on_end` waits for the server, for at most ``tracking.flush_timeout_s`` seconds.
 
     Args:
-        folder: of the run.
-        config: resolved.
+        folder: The run folder.
+        config: Configuration of the run.
     """
 
     def __init__(self, folder: RunFolder, config: ExperimentConfig) -> None:
@@ -79,7 +90,7 @@ class MlflowTracker(Observer):
         self._notify()
 
     def on_record(self, record: StageRecord) -> None:
-        """See `Observer.on_record`. The thread reads the record from ``rounds.jsonl``, which is written before."""
+        """See `Observer.on_record`. The thread reads the record from ``rounds.jsonl``, which is already written."""
         del record
         self._notify()
 
@@ -89,13 +100,13 @@ class MlflowTracker(Observer):
         self._wake.set()
 
     def on_end(self, status: Status) -> list[str]:
-        """Send the rest and end the MLflow run, within the time limit, whatever the server does.
+        """Send what is missing and end the MLflow run; stop waiting after ``tracking.flush_timeout_s`` seconds.
 
         Args:
-            status: of the run.
+            status: How the run ended.
 
         Returns:
-            Warnings that name what was not sent, why, and how to send it; none if all arrived.
+            Warnings that say what has not arrived, why, and how to send it; empty if everything has.
         """
         self._delivery.expect_end()
         self._status = status
@@ -117,9 +128,13 @@ class MlflowTracker(Observer):
 
 
 def send_run(folder: RunFolder, config: ExperimentConfig) -> list[str]:
-    """Send what MLflow lacks of a run folder, now.
+    """Send what MLflow lacks of a run folder, and wait until it has arrived.
 
-    A run without a summary was stopped and is marked as killed; the run itself corrects that when it is resumed.
+    A run without a summary is marked as killed; resuming the run corrects the mark.
+
+    Args:
+        folder: The run folder.
+        config: Configuration of the run.
 
     Returns:
         Warnings, as `MlflowTracker.on_end`.
@@ -130,33 +145,62 @@ def send_run(folder: RunFolder, config: ExperimentConfig) -> list[str]:
     return delivery.warnings()
 
 
+class TrackedRun(NamedTuple):
+    """A run in an MLflow experiment.
+
+    Attributes:
+        name: Name of the run.
+        files: Contents of its text artifacts by file name.
+    """
+
+    name: str
+    files: dict[str, str]
+
+
 def experiment_files(
     experiment: str, uri: str, names: Collection[str], sweep: str | None = None
-) -> dict[str, tuple[str, dict[str, str]]] | None:
-    """``{run id: (run name, {file name: text})}`` for those of the artifacts ``names`` that each run has, oldest run first,
-    without the parent runs of sweeps, and with ``sweep`` only that one's trials; None if there is no such experiment. Raises
-    whatever the store does."""
+) -> dict[str, TrackedRun] | None:
+    """Download text artifacts of the runs in an experiment. Parent runs of sweeps are left out.
+
+    Args:
+        experiment: Name of the experiment.
+        uri: Address of the store.
+        names: Names of the artifacts; a run may lack some of them.
+        sweep: If given, only the trials of the sweep of that name.
+
+    Returns:
+        The runs by their identifier, oldest first; None if there is no such experiment.
+
+    Raises:
+        Exception: Any error of the store.
+    """
     client = _client(uri)
-    known = client.get_experiment_by_name(experiment)
-    if known is None or known.lifecycle_stage != "active":
+    entry = client.get_experiment_by_name(experiment)
+    if entry is None or entry.lifecycle_stage != "active":
         return None
-    found: dict[str, tuple[str, dict[str, str]]] = {}
+    runs: dict[str, TrackedRun] = {}
     page: Any = None
     while page is None or page.token:
         token = page.token if page else None
-        page = client.search_runs([known.experiment_id], order_by=["attributes.start_time ASC"], page_token=token)
+        page = client.search_runs([entry.experiment_id], order_by=["attributes.start_time ASC"], page_token=token)
         for run in page:
             if SWEEP_TAG in run.data.tags or (sweep is not None and run.data.tags.get(SWEEP_NAME_TAG) != sweep):
                 continue
-            run_id, files = run.info.run_id, {}
-            for path in {file.path for file in client.list_artifacts(run_id)} & set(names):
-                with tempfile.TemporaryDirectory() as folder:
-                    files[path] = Path(client.download_artifacts(run_id, path, folder)).read_text(encoding="utf-8")
-            found[run_id] = run.info.run_name or run_id, files
-    return found
+            run_id = run.info.run_id
+            runs[run_id] = TrackedRun(run.info.run_name or run_id, _download_texts(client, run_id, names))
+    return runs
+
+
+def _download_texts(client: Any, run_id: str, names: Collection[str]) -> dict[str, str]:
+    texts = {}
+    for path in {file.path for file in client.list_artifacts(run_id)} & set(names):
+        with tempfile.TemporaryDirectory() as folder:
+            texts[path] = Path(client.download_artifacts(run_id, path, folder)).read_text(encoding="utf-8")
+    return texts
 
 
 def _client(uri: str) -> Any:
+    """Import mlflow and return a client of the store."""
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     from mlflow import MlflowClient
@@ -166,36 +210,61 @@ def _client(uri: str) -> Any:
 
 
 def _experiment_id(client: Any, name: str, uri: str) -> str:
-    """Of the experiment, which is made if need be."""
-    known = client.get_experiment_by_name(name)
-    if known is None:
-        location = None  # a server knows where; for sqlite MLflow would take the current directory
+    """Return the identifier of the experiment; create the experiment if it does not exist."""
+    entry = client.get_experiment_by_name(name)
+    if entry is None:
+        location = None  # a server chooses; for SQLite, MLflow would choose the current directory
         if uri.startswith("sqlite:///"):
             location = (Path(uri.removeprefix("sqlite:///")).absolute().parent / "mlartifacts").as_uri()
         try:
             return str(client.create_experiment(name, artifact_location=location))
         except Exception:
-            known = client.get_experiment_by_name(name)  # another run may have been faster
-            if known is None:
+            entry = client.get_experiment_by_name(name)  # another run may have created it in the meantime
+            if entry is None:
                 raise
-    return str(known.experiment_id)
+    return str(entry.experiment_id)
 
 
 def open_sweep(uri: str, experiment: str, name: str, params: Mapping[str, str], tags: Mapping[str, str]) -> str:
-    """Make the run of a sweep, under which its trials are shown; returns its id. Raises whatever the store does."""
+    """Create the parent run of a sweep, under which MLflow shows the trials.
+
+    Args:
+        uri: Address of the store.
+        experiment: Name of the experiment, which is created if it does not exist.
+        name: Name of the run.
+        params: Parameters to log.
+        tags: Tags besides those that every sweep has.
+
+    Returns:
+        The identifier of the run.
+
+    Raises:
+        Exception: Any error of the store.
+    """
     client = _client(uri)
     all_tags = {SWEEP_TAG: "sweep", "sylva_ray_version": __version__, "mlflow.source.name": "sylva-ray", **tags}
     run = client.create_run(_experiment_id(client, experiment, uri), tags=all_tags, run_name=name)
     for key, value in params.items():
-        client.log_param(run.info.run_id, key, mask_credentials(value)[:PARAM_LENGTH])
+        client.log_param(run.info.run_id, key, mask_credentials(value)[:MAX_PARAM_LENGTH])
     return str(run.info.run_id)
 
 
 def update_sweep(
     uri: str, run_id: str, status: str, metrics: Mapping[str, float], note: str, files: Iterable[Path]
 ) -> None:
-    """Status (RUNNING again when it is resumed), numbers, the Markdown that MLflow shows above the run, and files.
-    Raises whatever the store does."""
+    """Update the parent run of a sweep.
+
+    Args:
+        uri: Address of the store.
+        run_id: Identifier of the run.
+        status: ``RUNNING`` when a sweep is resumed, else how it ended.
+        metrics: Metrics to log.
+        note: Markdown that MLflow shows above the run; empty to leave it as it is.
+        files: Files to attach.
+
+    Raises:
+        Exception: Any error of the store.
+    """
     client = _client(uri)
     for key, value in metrics.items():
         client.log_metric(run_id, key, value)
@@ -210,9 +279,18 @@ def update_sweep(
 
 
 class MlflowStore:
-    """One MLflow run, through an explicit client (MLflow's global active run stays the user's).
+    """The MLflow run of a run folder; implements `sylva_ray.observers.mlflow.delivery.Store`.
 
-    After ``abandoned`` is set, by the thread that no longer wants to wait, every further call raises.
+    It uses a client of its own and does not touch MLflow's global active run.
+
+    Args:
+        run_dir: The run folder.
+        config: Configuration of the run.
+
+    Attributes:
+        uri: Address of the store; may contain credentials.
+        run_name: Name of the run in MLflow.
+        abandoned: Once set, every further call raises ``TimeoutError``.
     """
 
     def __init__(self, run_dir: Path, config: ExperimentConfig) -> None:
@@ -224,48 +302,48 @@ class MlflowStore:
         self._run_id = ""
 
     def open_run(self, state: DeliveryState) -> None:
-        """See `Store`. A new run gets the tags and the resolved config as parameters."""
+        """See `Store.open_run`. A new run gets tags, and the flattened configuration as its parameters."""
         if self._client is not None:
             return
         client = self._call(_client, self.uri)
         experiment_id = self._call(_experiment_id, client, self.config.tracking.experiment, self.uri)
-        state.update()  # the key is on disk before the store has a run with it
+        state.update()  # save the key before the store has a run with it
         query = f"tags.`{RUN_TAG}` = '{state.key}'"
-        found = self._call(client.search_runs, [experiment_id], query, max_results=1)
-        if found:
-            run = found[0]
+        matches = self._call(client.search_runs, [experiment_id], query, max_results=1)
+        if matches:
+            run = matches[0]
         else:
             run = self._call(client.create_run, experiment_id, state.started_ms, self._tags(state.key), self.run_name)
             state.update(records_sent=0)
         self._run_id = run.info.run_id
         if run.info.status != "RUNNING":
             self._call(client.update_run, self._run_id, "RUNNING")
-        self._log_params(client, known=run.data.params)
+        self._log_params(client, logged=run.data.params)
         state.update(experiment_id=experiment_id, run_id=self._run_id, finished=False)
         self._client = client
 
     def log_metrics(self, values: Mapping[str, float], time_ms: int, step: int) -> None:
-        """See `Store`."""
+        """See `Store.log_metrics`."""
         from mlflow.entities import Metric
 
         metrics = (Metric(name, value, time_ms, step) for name, value in values.items())
-        for batch in _batches(metrics, METRICS_PER_BATCH):
+        for batch in _batches(metrics, MAX_METRICS_PER_BATCH):
             self._call(self._client.log_batch, self._run_id, metrics=batch)
 
     def log_text(self, text: str, name: str) -> None:
-        """See `Store`."""
+        """See `Store.log_text`."""
         self._call(self._client.log_text, self._run_id, text, name)
 
     def log_file(self, path: Path) -> None:
-        """See `Store`."""
+        """See `Store.log_file`."""
         self._call(self._client.log_artifact, self._run_id, str(path))
 
     def log_folder(self, path: Path, name: str) -> None:
-        """See `Store`."""
+        """See `Store.log_folder`."""
         self._call(self._client.log_artifacts, self._run_id, str(path), name)
 
     def end_run(self, status: str) -> None:
-        """See `Store`."""
+        """See `Store.end_run`."""
         self._call(self._client.set_terminated, self._run_id, status)
 
     def _call(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -274,19 +352,22 @@ class MlflowStore:
         return function(*args, **kwargs)
 
     def _tags(self, key: str) -> dict[str, str]:
-        names = {"algorithm": self.config.algorithm.name, "dataset": self.config.dataset.name}
-        names |= self.config.tracking.tags
+        tags = {"algorithm": self.config.algorithm.name, "dataset": self.config.dataset.name}
+        tags |= self.config.tracking.tags
         if self.config.tracking.parent_run_id is not None:
-            names[PARENT_TAG] = self.config.tracking.parent_run_id
-        return names | {"sylva_ray_version": __version__, RUN_TAG: key, "mlflow.source.name": "sylva-ray"}
+            tags[PARENT_TAG] = self.config.tracking.parent_run_id
+        return tags | {"sylva_ray_version": __version__, RUN_TAG: key, "mlflow.source.name": "sylva-ray"}
 
-    def _log_params(self, client: Any, known: Collection[str]) -> None:
-        """Those not yet known: MLflow never changes a parameter, but `cluster` may be another when a run is resumed."""
+    def _log_params(self, client: Any, logged: Collection[str]) -> None:
+        """Log the parameters that are not in ``logged``.
+
+        MLflow refuses to change a parameter, but `cluster` may differ when a run is resumed.
+        """
         from mlflow.entities import Param
 
-        flat = {key: mask_credentials(value)[:PARAM_LENGTH] for key, value in self.config.flat().items()}
-        params = (Param(key, value) for key, value in flat.items() if key not in known)
-        for batch in _batches(params, PARAMS_PER_BATCH):
+        values = {key: mask_credentials(value)[:MAX_PARAM_LENGTH] for key, value in self.config.flat().items()}
+        params = (Param(key, value) for key, value in values.items() if key not in logged)
+        for batch in _batches(params, MAX_PARAMS_PER_BATCH):
             self._call(client.log_batch, self._run_id, params=batch)
 
 
