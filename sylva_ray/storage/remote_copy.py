@@ -21,6 +21,7 @@ from sylva_ray.config.experiment import CONFIG
 from sylva_ray.core.credentials import mask_credentials
 from sylva_ray.core.errors import RunError, UserError
 from sylva_ray.storage.checkpoint import MANIFEST
+from sylva_ray.storage.claim import check_claim
 from sylva_ray.storage.jsonl import read_records
 from sylva_ray.storage.run_folder import CHECKPOINTS, RECORDS, RunFolder
 
@@ -76,10 +77,7 @@ class RemoteFolder:
         Raises:
             UserError: the URL is not free, or cannot be reached."""
         names = self._asked(self._list)
-        if CONFIG in names:
-            raise UserError("--out", str(self), "already holds a run; add --resume to continue it, or choose another")
-        if names:
-            raise UserError("--out", str(self), "is not empty and holds no run; choose another folder")
+        check_claim(str(self), "run", is_present=CONFIG in names, is_empty=not names, resume=False)
         shutil.rmtree(self.local, ignore_errors=True)
 
     def pull(self) -> None:

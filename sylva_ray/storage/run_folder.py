@@ -26,6 +26,7 @@ from sylva_ray.core.records import StageRecord
 from sylva_ray.core.summary import Summary
 from sylva_ray.storage.atomic import write_atomically, write_json
 from sylva_ray.storage.checkpoint import CheckpointFolder
+from sylva_ray.storage.claim import check_claim, is_empty
 from sylva_ray.storage.jsonl import append_record, read_records, rewrite_records
 
 T = TypeVar("T")
@@ -71,18 +72,11 @@ class RunFolder:
         Raises:
             UserError: the folder is not free, holds no run to resume, holds another one, or cannot be written.
         """
-        if self.config_file.exists():
-            if not resume:
-                raise UserError(
-                    "--out", str(self), "already holds a run; add --resume to continue it, or choose another"
-                )
-            difference = _difference(self.load_config(), config)
-            if difference:
-                raise UserError("--out", str(self), f"holds a run with another config ({difference})")
-        elif self.path.exists() and any(self.path.iterdir()):
-            raise UserError("--out", str(self), "is not empty and holds no run; choose another folder")
-        elif resume:
-            raise UserError("--resume", str(self), "holds no run to resume")
+        is_present = self.config_file.exists()
+        check_claim(str(self), "run", is_present=is_present, is_empty=is_empty(self.path), resume=resume)
+        difference = _difference(self.load_config(), config) if is_present else ""
+        if difference:
+            raise UserError("--out", str(self), f"holds a run with another config ({difference})")
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             write_atomically(self.config_file, config.to_yaml())

@@ -16,8 +16,9 @@ from pathlib import Path
 from sylva_ray.config.schema import read_yaml
 from sylva_ray.core.errors import UserError
 from sylva_ray.storage.atomic import write_atomically
+from sylva_ray.storage.claim import check_claim, is_empty
 from sylva_ray.storage.jsonl import append_record, read_records
-from sylva_ray.storage.run_folder import SUMMARY
+from sylva_ray.storage.run_folder import RunFolder
 from sylva_ray.sweeps.events import AttemptEvent
 from sylva_ray.sweeps.space import Space, resolved_space
 
@@ -62,19 +63,14 @@ class SweepFolder:
         Raises:
             UserError: It holds something else or another sweep, or ``resume`` does not fit.
         """
-        where = str(self.root)
-        if self.space.exists():
-            if not resume:
-                raise UserError("--out", where, "already holds a sweep; add --resume to continue it, or choose another")
+        where, is_present = str(self.root), self.space.exists()
+        check_claim(where, "sweep", is_present=is_present, is_empty=is_empty(self.root), resume=resume)
+        if is_present:
             if self.load().to_yaml() != space.to_yaml():
                 raise UserError("--out", where, "holds a sweep of another space (see its space.yaml)")
             if any(self.tune.glob("searcher-state-*.pkl")) and not any(self.tune.glob("searcher-state-*.json")):
                 fix = "holds an Optuna search that an older version saved as a pickle: start it again in another folder"
                 raise UserError("--resume", where, fix)
-        elif self.root.exists() and any(self.root.iterdir()):
-            raise UserError("--out", where, "is not empty and holds no sweep; choose another folder")
-        elif resume:
-            raise UserError("--resume", where, "holds no sweep to resume")
 
     def claim(self, space: Space, resume: bool) -> None:
         """Check the folder as `check` does, then create it and write the space.
@@ -104,13 +100,13 @@ class SweepFolder:
             raise UserError("SWEEP", str(self.root), "is not the folder of a sweep (no space.yaml in it)")
         return resolved_space(read_yaml(self.space))
 
-    def trial(self, key: str) -> Path:
+    def trial(self, key: str) -> RunFolder:
         """Return the run folder of a trial."""
-        return self.trials / key
+        return RunFolder(self.trials / key)
 
     def is_finished(self, key: str) -> bool:
         """Return whether a trial has its result."""
-        return (self.trial(key) / SUMMARY).exists()
+        return self.trial(key).summary_file.exists()
 
     def add_event(self, key: str, event: AttemptEvent) -> None:
         """Append a line to a trial's history."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from sylva_ray.config.experiment import TrackingSection, load_run_config
+from sylva_ray.config.experiment import TrackingSection
 from sylva_ray.sweeps.folder import SweepFolder
 from sylva_ray.sweeps.results import Point, Sweep, SweepSummary, value_cell
 
@@ -28,7 +28,7 @@ def chosen_config(folder: SweepFolder, sweep: Sweep, point: Point) -> str:
 
     Comments above it state the point's objectives and what they were measured on.
     """
-    config = load_run_config(folder.trial(f"{point.name}-s{point.seeds[0]}"))
+    config = folder.trial(f"{point.name}-s{point.seeds[0]}").load_config()
     given = sweep.space.experiment.get("tracking") or {}
     config = config.model_copy(update={"tracking": TrackingSection(**given), "cluster": sweep.space.cluster})
     values = ", ".join(f"{o.metric} {value_cell(o.metric, point.metrics[o.metric])}" for o in sweep.space.objectives)

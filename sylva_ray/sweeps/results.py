@@ -18,7 +18,6 @@ from sylva_ray.federation.stages.kinds import is_exchange
 from sylva_ray.metrics.pareto import dominators
 from sylva_ray.metrics.seeds import SeedMean
 from sylva_ray.reports.pages.wording import bytes_text
-from sylva_ray.storage.run_folder import RunFolder
 from sylva_ray.sweeps.folder import SweepFolder
 from sylva_ray.sweeps.metrics import ACCURACIES, COSTS, busy_seconds, step_metrics
 from sylva_ray.sweeps.points import PointValues, Trial, point_label
@@ -226,7 +225,7 @@ def collect_results(folder: SweepFolder, space: Space, trials: Sequence[Trial], 
 
 
 def _read_trial(folder: SweepFolder, space: Space, trial: Trial, failure: str | None) -> TrialResult:
-    run, history = RunFolder(folder.trial(trial.key)), folder.history(trial.key)
+    run, history = folder.trial(trial.key), folder.history(trial.key)
     records, summary = run.load_records(), run.load_summary()
     last = history[-1] if history else None
     is_refused = last is not None and last.outcome == "refused"

@@ -23,7 +23,6 @@ from sylva_ray.config.schema import build
 from sylva_ray.core.credentials import mask_credentials
 from sylva_ray.observers.mlflow.tracker import SWEEP_NAME_TAG, open_sweep, send_run, tracking_uri, update_sweep
 from sylva_ray.preparation.resolve import resolve_trial_device
-from sylva_ray.storage.run_folder import RunFolder
 from sylva_ray.sweeps.folder import SweepFolder
 from sylva_ray.sweeps.points import Trial, point_label
 from sylva_ray.sweeps.results import STATES, Sweep, markdown
@@ -123,7 +122,7 @@ class SweepTracking:
             return
         self.problems.clear()
         for trial in sweep.trials:
-            run = RunFolder(self.folder.trial(trial.key))
+            run = self.folder.trial(trial.key)
             if run.records_file.exists() and not _is_sent(run.tracking_file):
                 self.problems += send_run(run, run.load_config())
         run_id = self._run_id

@@ -138,7 +138,7 @@ def run_trial(
     note(process=os.getpid(), node=ray.get_runtime_context().get_node_id())
     try:
         config = trial_config(space, trial, tracking, load_config(folder.compute))
-        _run(config, RunFolder(folder.trial(trial.key)), note)
+        _run(config, folder.trial(trial.key), note)
         outcome = "finished"
     except SystemExit:  # Tune's way to end a trial from within `report`
         outcome = "pruned"

@@ -48,7 +48,7 @@ def played(folder: SweepFolder, space: Space, tracking: SweepTracking, pruned: T
     """Write synthetic runs in place of trained ones; ``pruned`` ends early."""
     trials = planned_trials(space)
     for trial in trials:
-        make_run(folder.trial(trial.key), trial_config(space, trial, tracking.trials), finished=trial != pruned)
+        make_run(folder.trial(trial.key).path, trial_config(space, trial, tracking.trials), finished=trial != pruned)
     sweep = collect_results(folder, space, trials, {})
     write_results(folder, sweep)
     return sweep
