@@ -1,0 +1,1 @@
+"""Output for people: terminal, HTML pages, figures, comparisons of runs, and the table of traffic."""

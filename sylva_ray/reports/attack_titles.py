@@ -1,4 +1,4 @@
-"""What attacks are called in reports: files name them by label, and a run's configuration says what each of them is."""
+"""Titles of attacks: files refer to an attack by its label, and a run's configuration defines what the label means."""
 
 from __future__ import annotations
 
@@ -17,12 +17,19 @@ _ATTACKS: TypeAdapter[list[EvaluationAttack]] = TypeAdapter(list[EvaluationAttac
 
 
 def attack_titles(specs: Iterable[AttackSpec]) -> dict[str, str]:
-    """Return ``{label: title}`` of the attacks, and of the unbounded one that check S4 makes."""
+    """Return ``{label: title}`` of the given attacks and of the unbounded attack of check S4."""
     return {spec.label: attack_title(spec) for spec in (*specs, UNBOUNDED)}
 
 
 def specs_from_config(config: Any) -> tuple[AttackSpec, ...]:
-    """Read the evaluation's attacks off a run's config; none where it is missing or today's schema refuses it."""
+    """Read the evaluation's attacks from a run's configuration.
+
+    Args:
+        config: A parsed ``config.yaml``.
+
+    Returns:
+        The attacks; empty if they are missing or not valid in this version of the package.
+    """
     try:
         return tuple(attack.spec() for attack in _ATTACKS.validate_python(config["evaluation"]["attacks"]))
     except (KeyError, TypeError, ValidationError):
@@ -30,7 +37,7 @@ def specs_from_config(config: Any) -> tuple[AttackSpec, ...]:
 
 
 def attack_titles_from_config(text: str) -> dict[str, str]:
-    """Return `attack_titles` the attacks in the text of a ``config.yaml``."""
+    """Return `attack_titles` of the evaluation's attacks in the text of a ``config.yaml``."""
     try:
         return attack_titles(specs_from_config(yaml.safe_load(text)))
     except yaml.YAMLError:

@@ -1,8 +1,9 @@
-"""Bytes: what a client sends and receives per round under every method, and how many it takes to reach a target.
+"""Traffic in bytes: what a client sends and receives per round under each method, and how much it takes to reach a target.
 
-The table is made from the methods' own declarations: `Algorithm.pack` on a model's initial state says what travels, the codec
-says how many bytes that is (arithmetic), and the file that would travel is made and measured (payload). Both differ by the
-file's header alone. A quantised adapter against a full model in fp32 flatters: so the full model is quantised, too.
+The table follows from the methods themselves: `Algorithm.pack` of a model's initial state gives the arrays that are sent, the
+codec gives their size by arithmetic, and the file that would be sent is encoded and measured (the payload). The two sizes
+differ by the header of the file. Because comparing a quantised adapter to a full model in fp32 exaggerates the gain, the
+table also gives the ratio to a full model under the same compression.
 """
 
 from __future__ import annotations
@@ -34,24 +35,35 @@ from sylva_ray.models.lora import LoraStack
 from sylva_ray.transport.codecs import array_shapes, create_codec, file_content
 
 REFERENCE = "fedavg_at"
-"""Full-model federated adversarial training: what the ratios compare with."""
+"""The method that the ratios refer to: federated adversarial training of the full model."""
 
 COMPRESSIONS = ("none", "int8", "int4")
+"""Values of ``compression.kind`` in the table."""
 
 WITH_HEAD = "*"
-"""Marks a method in a row for which its personal head is shared (``algorithm.heads=global``)."""
+"""Mark of a method whose head, personal by default, is shared here (``algorithm.heads=global``)."""
 
 RULES = {"FLoRA": "flora", "FedEx-LoRA": "fedex"}
-"""Exact aggregation rules of `sylva_ray.aggregation.exact`, which change the frozen weights; no method of the fleet uses them."""
+"""Aggregation rules of `sylva_ray.aggregation.exact`, which change the frozen weights; no registered method uses them."""
 
 
 @dataclass(frozen=True)
 class TrafficRow:
-    """One way of sharing under one compression; ``methods`` are those that share so.
+    """Traffic of the methods that send the same arrays, under one compression.
 
-    Bytes are per client and round (the mean over the ranks, where clients have their own): ``upload`` and ``download`` by
-    arithmetic, ``payload`` of the uploaded file. ``ratio`` is full-model training in fp32 over ``upload``, ``ratio_alike`` the
-    same with the full model under the same compression; None where nothing travels."""
+    Bytes are per client and round; where clients have different ranks, they are the mean over the ranks.
+
+    Attributes:
+        methods: Names of the methods.
+        rank: LoRA rank or ranks; empty for full models and where nothing is sent.
+        travels: What is sent, e.g. ``A, B, head``.
+        compression: Value of ``compression.kind``.
+        upload: Bytes of an upload, by arithmetic.
+        payload: Bytes of the encoded file of an upload.
+        download: Bytes of a download, by arithmetic.
+        ratio: Upload of full-model training in fp32, divided by ``upload``; None where nothing is sent.
+        ratio_alike: The same with the full model under the same compression.
+    """
 
     methods: tuple[str, ...]
     rank: str
@@ -72,39 +84,55 @@ def traffic_table(
     methods: Sequence[str] | None = None,
     num_clients: int = 10,
 ) -> list[TrafficRow]:
-    """Rows for all ``methods`` (None: every registered one, and `RULES`), full models first, then by rank.
+    """Compute the traffic of methods: full models first, then adapters by rank.
 
-    A method whose clients have ranks of their own is shown with a quarter, a half and the whole of each rank. ``num_clients``
-    matters to the rules only: their downloads grow with it.
+    Args:
+        backbone: Settings of the backbone; its weights are not loaded.
+        lora: Settings of the adapters; ``rank`` is ignored.
+        ranks: LoRA ranks. A method with heterogeneous ranks is computed with a quarter, a half and the whole of each.
+        num_classes: Number of classes, which determines the size of the head.
+        methods: Names of methods; None for every registered method, and `RULES`.
+        num_clients: Number of clients, which the downloads of `RULES` grow with.
+
+    Returns:
+        One row per distinct upload and compression.
 
     Raises:
-        UserError: unknown backbone or method, targets that match nothing, a rank that does not fit.
+        UserError: Unknown backbone or method, target modules that match nothing, or a rank that is too large.
     """
     model = create_backbone(backbone.model_copy(update={"pretrained": False}), num_classes)
-    full = _Offered.by(FunctionalStack(model), num_classes)
+    full = _InitialModel.from_model(FunctionalStack(model), num_classes)
     names = list(ALGORITHMS if methods is None else methods)
     trains_all = {name: create_algorithm(AlgorithmSection(name=name)).parameters.model == "full" for name in names}
-    reference = _Traffic.of(REFERENCE, full)
+    reference = _Traffic.from_method(REFERENCE, full)
     sizes = {kind: reference.upload(kind) for kind in COMPRESSIONS}
-    rows = _rows([_Traffic.of(name, full) for name in names if trains_all[name]], sizes)
+    rows = _rows([_Traffic.from_method(name, full) for name in names if trains_all[name]], sizes)
     for rank in ranks:
         stack = LoraStack(copy.deepcopy(model), lora.model_copy(update={"rank": rank}))
-        offered = _Offered.by(stack, num_classes, rank)
-        traffic = [_Traffic.of(name, offered) for name in names if not trains_all[name]]
-        shared = {"heads": "global", "robust": {"rule": "mean"}}  # the rule sends nothing
-        traffic += [_Traffic.of(own.method, offered, **shared) for own in traffic if own.keeps_head]
+        adapted = _InitialModel.from_model(stack, num_classes, rank)
+        traffic = [_Traffic.from_method(name, adapted) for name in names if not trains_all[name]]
+        shared_head = {
+            "heads": "global",
+            "robust": {"rule": "mean"},
+        }  # a rule does not change the bytes, but some refuse global heads
+        traffic += [_Traffic.from_method(one.method, adapted, **shared_head) for one in traffic if one.keeps_head]
         rows += _rows(traffic, sizes)
         if methods is None:
-            rows += [_rule_row(rule, offered, rank, num_clients, sizes["none"]) for rule in RULES]
-    return list(dict.fromkeys(rows))  # what sends nothing does so at every rank
+            rows += [_rule_row(rule, adapted, rank, num_clients, sizes["none"]) for rule in RULES]
+    return list(dict.fromkeys(rows))  # a method that sends nothing has the same row at every rank
 
 
 def terminal_table(rows: Sequence[TrafficRow], title: str) -> Table:
-    """The rows of the same sharing as one row of the table, with a line for each compression."""
+    """Format rows for the terminal: those that differ only in the compression become one row with several lines.
+
+    Args:
+        rows: As from `traffic_table`.
+        title: Title of the table.
+    """
     table = Table(title=title, box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), title_justify="left")
     table.caption = (
         f"full: {REFERENCE} in fp32; alike: under the same compression; {WITH_HEAD} with algorithm.heads=global; "
-        "rule/clients: how many send"
+        "RULE/N: N clients"
     )
     table.caption_justify = "left"
     table.add_column("method", overflow="fold")
@@ -126,7 +154,7 @@ def terminal_table(rows: Sequence[TrafficRow], title: str) -> Table:
 
 
 def write_csv(rows: Sequence[TrafficRow], path: Path) -> None:
-    """One line per row; the methods of a row are separated by spaces."""
+    """Write one line per row; the methods of a row are separated by spaces."""
     with open(path, "w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow([field.name for field in fields(TrafficRow)])
@@ -134,23 +162,31 @@ def write_csv(rows: Sequence[TrafficRow], path: Path) -> None:
 
 
 @dataclass(frozen=True)
-class _Offered:
-    """A model and the state that every client starts from, made once for all methods."""
+class _InitialModel:
+    """A model and the state that every client starts from, shared by all methods; ``rank`` is None for full models."""
 
     model: CohortModel
     state: ClientState
     num_classes: int
     rank: int | None
 
-    @staticmethod
-    def by(model: CohortModel, num_classes: int, rank: int | None = None) -> _Offered:
-        """``rank`` None: full models."""
-        return _Offered(model, model.initial_state(torch.Generator()), num_classes, rank)
+    @classmethod
+    def from_model(cls, model: CohortModel, num_classes: int, rank: int | None = None) -> _InitialModel:
+        return cls(model, model.initial_state(torch.Generator()), num_classes, rank)
 
 
 @dataclass(frozen=True)
 class _Traffic:
-    """What a method sends: the uploads of its clients, one of each rank; ``keeps_head``: the head alone stays at home."""
+    """The arrays that a method sends.
+
+    Attributes:
+        method: Name of the method.
+        label: Name with the mark `WITH_HEAD` where it applies.
+        rank: As in `TrafficRow`.
+        travels: As in `TrafficRow`.
+        packed: An upload per rank, of one client each.
+        keeps_head: Whether the method sends everything that it trains but the head.
+    """
 
     method: str
     label: str
@@ -159,48 +195,54 @@ class _Traffic:
     packed: tuple[ClientState, ...]
     keeps_head: bool
 
-    @staticmethod
-    def of(name: str, offered: _Offered, **changes: Any) -> _Traffic:
-        """By the method's own declaration."""
+    @classmethod
+    def from_method(cls, name: str, initial: _InitialModel, **changes: Any) -> _Traffic:
+        """Pack the initial state as the method does, with ``changes`` to the algorithm's section."""
         algorithm = create_algorithm(AlgorithmSection(name=name, **changes))
-        rank, ranks = offered.rank, [] if offered.rank is None else [offered.rank]
+        rank, ranks = initial.rank, [] if initial.rank is None else [initial.rank]
         if rank is not None and hasattr(algorithm.parameters, "ranks"):
             ranks = sorted({max(1, rank // 4), max(1, rank // 2), rank})
             algorithm = create_algorithm(AlgorithmSection(name=name, ranks=ranks, **changes))
-        auxiliary = algorithm.auxiliary_weights(offered.num_classes)
-        algorithm.bind_model(offered.model, offered.num_classes, auxiliary, torch.device("cpu"))
+        auxiliary = algorithm.auxiliary_weights(initial.num_classes)
+        algorithm.bind_model(initial.model, initial.num_classes, auxiliary, torch.device("cpu"))
         packed = tuple(
-            algorithm.pack(client, algorithm.initial_state(client, offered.state)) for client in range(len(ranks) or 1)
+            algorithm.pack(client, algorithm.initial_state(client, initial.state)) for client in range(len(ranks) or 1)
         )
-        label = name + (WITH_HEAD if changes.get("heads") == "global" else "")
-        keeps_head = bool(packed[0]) and not any(name in packed[0] for name in algorithm.head_names)
-        travels = _what_travels(algorithm, packed[0])
-        shown = ",".join(map(str, ranks)) if packed[0] else ""
-        return _Traffic(name, label, shown, travels, packed, keeps_head)
+        return cls(
+            method=name,
+            label=name + (WITH_HEAD if changes.get("heads") == "global" else ""),
+            rank=",".join(map(str, ranks)) if packed[0] else "",
+            travels=_content(algorithm, packed[0]),
+            packed=packed,
+            keeps_head=bool(packed[0]) and not any(name in packed[0] for name in algorithm.head_names),
+        )
 
     @property
     def key(self) -> tuple[Any, ...]:
-        """Equal for methods whose traffic is the same."""
+        """A value that is equal for methods whose traffic is the same."""
         return self.rank, tuple(tuple(sorted(array_shapes(p).items())) for p in self.packed)
 
     def upload(self, compression: str) -> int:
-        """Bytes by arithmetic."""
+        """Return the bytes of an upload by arithmetic, mean over the ranks."""
         return _mean([create_codec(compression).num_bytes(array_shapes(p)) for p in self.packed])
 
     def payload(self, compression: str) -> int:
-        """Bytes of the file that travels."""
+        """Return the bytes of the encoded file of an upload, mean over the ranks."""
         codec = create_codec(compression)
         return _mean([len(file_content(codec.encode(packed))) if packed else 0 for packed in self.packed])
 
 
 def _rows(traffic: Sequence[_Traffic], full: Mapping[str, int]) -> list[TrafficRow]:
-    """One row per sharing and compression. The wire codes the server's answer like the upload, so it is as large."""
+    """Return one row per distinct upload and compression; ``full`` is the upload of the full model by compression.
+
+    A download is as large as an upload, because the server's reply is encoded in the same way.
+    """
     groups: dict[tuple[Any, ...], list[_Traffic]] = {}
-    for own in traffic:
-        groups.setdefault(own.key, []).append(own)
+    for one in traffic:
+        groups.setdefault(one.key, []).append(one)
     rows = []
     for group in groups.values():
-        labels, first = tuple(own.label for own in group), group[0]
+        labels, first = tuple(one.label for one in group), group[0]
         for kind in COMPRESSIONS if first.packed[0] else COMPRESSIONS[:1]:
             upload = first.upload(kind)
             ratios = (full["none"] / upload, full[kind] / upload) if upload else (None, None)
@@ -210,19 +252,24 @@ def _rows(traffic: Sequence[_Traffic], full: Mapping[str, int]) -> list[TrafficR
     return rows
 
 
-def _rule_row(name: str, offered: _Offered, rank: int, num_clients: int, full: int) -> TrafficRow:
-    """FLoRA or FedEx-LoRA: both factors go up; down come everybody's, or the mean's and the residual."""
+def _rule_row(name: str, initial: _InitialModel, rank: int, num_clients: int, full: int) -> TrafficRow:
+    """Return the row of FLoRA or FedEx-LoRA.
+
+    Clients upload both factors. They download the factors of all clients (FLoRA), or the mean factors and the residual
+    (FedEx-LoRA).
+    """
     upload = download = 0
-    for module in paired_modules(offered.state):
-        d_in, d_out = offered.state[f"{module}.lora_A"].shape[1], offered.state[f"{module}.lora_B"].shape[0]
+    for module in paired_modules(initial.state):
+        d_in, d_out = initial.state[f"{module}.lora_A"].shape[1], initial.state[f"{module}.lora_B"].shape[0]
         upload += 4 * upload_floats(RULES[name], d_in, d_out, rank)
         download += 4 * download_floats(RULES[name], d_in, d_out, [rank] * num_clients)
-    factors = {n: value for n, value in offered.state.items() if n not in offered.model.head_names}
-    size, ratio = len(file_content(factors)), full / upload
-    return TrafficRow((f"{name}/{num_clients}",), str(rank), "A, B", "none", upload, size, download, ratio, ratio)
+    factors = {n: value for n, value in initial.state.items() if n not in initial.model.head_names}
+    payload, ratio = len(file_content(factors)), full / upload
+    return TrafficRow((f"{name}/{num_clients}",), str(rank), "A, B", "none", upload, payload, download, ratio, ratio)
 
 
-def _what_travels(algorithm: Algorithm, packed: ClientState) -> str:
+def _content(algorithm: Algorithm, packed: ClientState) -> str:
+    """Name the parts of a model that an upload holds."""
     plain = [name for name in packed if not name.endswith((".lora_A", ".lora_B"))]
     head = [name for name in plain if name in algorithm.head_names]
     parts = [factor for factor in "AB" if any(name.endswith(f".lora_{factor}") for name in packed)]
@@ -240,69 +287,95 @@ def _mean(values: Sequence[int]) -> int:
 def bytes_to_target(
     records: Sequence[StageRecord], targets: Mapping[str, float], window: int = 3, clients: Sequence[int] | None = None
 ) -> int | None:
-    """Bytes up and down, of the whole fleet, until all metrics have reached their targets at once; None: never.
+    """Compute the bytes, up and down and of all clients, until all metrics have reached their targets simultaneously.
 
     Args:
-        records: of one run, in order.
-        targets: ``{"benign.accuracy": 0.6, "pgd20-eps4.accuracy": 0.3}``: condition and metric of a record's evaluation; the
-            fleet's mean counts.
-        window: a metric has reached its target when its mean over the last so many evaluations has (fewer do not count).
-        clients: whose mean (None: everybody's; under attack, name the honest ones).
+        records: Records of a run, oldest first.
+        targets: Targets of metrics, e.g. ``{"benign.accuracy": 0.6, "pgd20-eps4.accuracy": 0.3}``. A key consists of a
+            condition and a metric of a record's evaluation; its value is the mean over ``clients``.
+        window: Number of consecutive evaluations that a metric is averaged over before it is compared.
+        clients: Clients to average over; None for all. Under attack, pass the honest ones.
+
+    Returns:
+        The bytes; None if the targets are never reached, or there are fewer than ``window`` evaluations.
     """
-    for total, means in _smoothed(records, list(targets), window, clients):
+    for num_bytes, means in _smoothed(records, list(targets), window, clients):
         if all(means[path] >= target - 1e-12 for path, target in targets.items()):
-            return total
+            return num_bytes
     return None
 
 
 def reference_targets(
     runs: Sequence[Sequence[StageRecord]],
     paths: Sequence[str],
-    share: float = 0.9,
+    fraction: float = 0.9,
     window: int = 3,
     clients: Sequence[int] | None = None,
 ) -> dict[str, float]:
-    """``share`` of the best value that each metric reaches in ``runs`` of the reference, smoothed as in `bytes_to_target`.
+    """Derive targets from runs of a reference method.
+
+    Args:
+        runs: Records of each run.
+        paths: Keys of the targets, as in `bytes_to_target`.
+        fraction: A target as a fraction of the best smoothed value of the metric in any of the runs.
+        window: As in `bytes_to_target`.
+        clients: As in `bytes_to_target`.
+
+    Returns:
+        The targets.
 
     Raises:
-        ValueError: no run has ``window`` evaluations with all of these metrics.
+        ValueError: No run has ``window`` evaluations with all of these metrics.
     """
-    reached = [means for records in runs for _, means in _smoothed(records, paths, window, clients)]
-    if not reached:
+    smoothed = [means for records in runs for _, means in _smoothed(records, paths, window, clients)]
+    if not smoothed:
         raise ValueError(f"no reference run has {window} evaluations of {', '.join(paths)}; set evaluation.every")
-    return {path: share * max(means[path] for means in reached) for path in paths}
+    return {path: fraction * max(means[path] for means in smoothed) for path in paths}
 
 
 def bytes_to_reference_targets(
     runs: Mapping[str, Sequence[StageRecord]],
     reference: Sequence[str],
     paths: Sequence[str],
-    share: float = 0.9,
+    fraction: float = 0.9,
     window: int = 3,
     clients: Sequence[int] | None = None,
 ) -> dict[str, int | None]:
-    """`bytes_to_target` of every run, for targets that the runs in ``reference`` (FedAvg-AT's) alone have set."""
-    targets = reference_targets([runs[name] for name in reference], paths, share, window, clients)
+    """Compute `bytes_to_target` of every run, with the targets of `reference_targets`.
+
+    Args:
+        runs: Records of each run, by name.
+        reference: Names of the runs that determine the targets.
+        paths: As in `reference_targets`.
+        fraction: As in `reference_targets`.
+        window: As in `bytes_to_target`.
+        clients: As in `bytes_to_target`.
+
+    Returns:
+        The bytes of each run, by name.
+    """
+    targets = reference_targets([runs[name] for name in reference], paths, fraction, window, clients)
     return {name: bytes_to_target(records, targets, window, clients) for name, records in runs.items()}
 
 
 def _smoothed(
     records: Sequence[StageRecord], paths: Sequence[str], window: int, clients: Sequence[int] | None
 ) -> Iterator[tuple[int, dict[str, float]]]:
-    """At every evaluation with all metrics in ``paths``, from the ``window``-th on: bytes so far, moving means.
+    """Yield the bytes so far and the moving averages of the metrics, at each evaluation from the ``window``-th on.
 
-    A round in between is evaluated under the first attack only, so it may lack a metric; it is passed over."""
-    total = 0
+    Intermediate rounds are evaluated under the first attack only; an evaluation that lacks a metric is skipped.
+    """
+    num_bytes = 0
     recent: deque[dict[str, float]] = deque(maxlen=window)
+    keys = {path: path.rpartition(".")[::2] for path in paths}  # the last dot: pgd20-eps2.55 contains one, too
     for record in records:
-        total += record.upload_bytes + record.download_bytes
-        places = {path: path.rpartition(".")[::2] for path in paths}  # a label such as pgd20-eps2.55 has a dot itself
-        measured = record.evaluation or {}
-        if any(condition not in measured for condition, _ in places.values()):
+        num_bytes += record.upload_bytes + record.download_bytes
+        evaluation = record.evaluation or {}
+        if any(condition not in evaluation for condition, _ in keys.values()):
             continue
         values = {
-            path: np.asarray(getattr(measured[condition], metric)) for path, (condition, metric) in places.items()
+            path: np.asarray(getattr(evaluation[condition], metric)) for path, (condition, metric) in keys.items()
         }
         recent.append({path: float(np.mean(v if clients is None else v[list(clients)])) for path, v in values.items()})
         if len(recent) == window:
-            yield total, {path: math.fsum(means[path] for means in recent) / window for path in paths}
+            yield num_bytes, {path: math.fsum(means[path] for means in recent) / window for path in paths}

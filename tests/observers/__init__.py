@@ -1,0 +1,1 @@
+"""Tests of the observers that track runs."""

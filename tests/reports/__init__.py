@@ -1,0 +1,1 @@
+"""Tests of reports, figures, comparisons and the table of traffic."""
