@@ -24,6 +24,7 @@ from sylva_ray.reports.pages.run import write_report
 from sylva_ray.storage.jsonl import read_records
 from sylva_ray.storage.run_folder import RunFolder
 from tests.conftest import TINY
+from tests.fake_model import FakeModel
 
 ROOT = Path(__file__).parents[1]
 EXAMPLE = ROOT / "examples" / "margin_at.py"
@@ -65,6 +66,7 @@ def test_a_third_phase_is_one_new_file(tmp_path: Path) -> None:
     assert full[3] < full[6], "the end of the run has the unbounded attack, too"
     assert full[5], "phase 2 ends before the third phase begins"
     end_of_phase1 = records[3]["evaluation"]["benign"]["accuracy"]
+    assert summary.phase1 is not None
     assert summary.phase1.benign_accuracy.per_client == pytest.approx(end_of_phase1)
     report = write_report(RunFolder(tmp_path / "run")).read_text()
     assert "sylva_ray" in report
@@ -76,10 +78,10 @@ def test_a_third_phase_is_one_new_file(tmp_path: Path) -> None:
     assert title_of("harden") == "phase 3: hardening"
 
 
-class Linear:
+class Linear(FakeModel):
     """Logits are the first two pixels of the first channel, whatever the parameters."""
 
-    head_names = ()
+    head_names: tuple[str, ...] = ()
 
     def forward(self, params: ParameterStack, x: torch.Tensor, owner: torch.Tensor) -> torch.Tensor:
         del params, owner

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from sylva_ray.core.summary import CheckResult
 from sylva_ray.evaluation.plan import EPSILONS, STEPS, check_attacks, epsilon_curve, steps_curve
 from sylva_ray.evaluation.tables import Measured, worst_answers
 from sylva_ray.metrics import checks
-from sylva_ray.metrics.checks import CheckResult
 
 
 @dataclass(frozen=True)

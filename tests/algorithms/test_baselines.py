@@ -18,6 +18,7 @@ from sylva_ray.config.experiment import TrainingSection
 from sylva_ray.core.errors import UserError
 from sylva_ray.core.types import AttackSpec, ParameterStack
 from sylva_ray.federation.client.optim import StackedOptimizer
+from sylva_ray.federation.client.worker import Task
 from sylva_ray.federation.context import Batch, ClientContext
 from sylva_ray.federation.contract import Algorithm
 from tests.algorithms.toys import (
@@ -122,10 +123,10 @@ def test_identical_clients_stay_what_they_are_and_their_order_is_nothing(name: s
         assert equal(merged, twins[0])
     states = fleet(4)
     states = [state | {n: states[0][n] for n in state if not made.is_trained(n)} for state in states]
-    merged = made.aggregate(arrive(made, states, sizes=sizes, losses=losses))
-    assert not equal(merged[1], states[1])
+    whole = made.aggregate(arrive(made, states, sizes=sizes, losses=losses))
+    assert not equal(whole[1], states[1])
     turned = made.aggregate(arrive(made, states[::-1], sizes=sizes[::-1], losses=losses[::-1]))[::-1]
-    for a, b in zip(merged, turned, strict=True):
+    for a, b in zip(whole, turned, strict=True):
         for key in a:
             np.testing.assert_allclose(a[key], b[key], rtol=1e-5, atol=1e-6)
 
@@ -179,7 +180,7 @@ def test_fedprox_gradient_is_that_of_the_penalised_loss() -> None:
     plain, losses = method("fedavg_at").client_step(context, params, b, SMALL, ["w", "b"])
     held, same_losses = method("fedprox_at", mu=0.3).client_step(context, params, b, SMALL, ["w", "b"])
     leaves = {name: value.clone().requires_grad_() for name, value in params.items()}
-    penalty = 0.15 * sum(((leaves[name] - context.received[name]) ** 2).sum() for name in leaves)
+    penalty = 0.15 * torch.stack([((leaves[name] - context.received[name]) ** 2).sum() for name in leaves]).sum()
     for name, pull in zip(leaves, torch.autograd.grad(penalty, list(leaves.values())), strict=True):
         assert pull.abs().max() > 1e-3
         torch.testing.assert_close(held[name], plain[name] + pull)
@@ -205,15 +206,16 @@ def perturbed_weights(
     made: Algorithm, context: ClientContext, params: ParameterStack, b: Batch, names: Sequence[str] = ("w", "b")
 ) -> tuple[list[ParameterStack], ParameterStack]:
     """Every stack on which the method took a loss, and the gradients that came out."""
-    seen, forward = [], context.model.forward
+    model: Any = context.model
+    seen, forward = [], model.forward
 
     def spy(p: ParameterStack, x: torch.Tensor, owner: torch.Tensor) -> torch.Tensor:
         seen.append({name: value.detach().clone() for name, value in p.items()})
         return forward(p, x, owner)
 
-    context.model.forward = spy
+    model.forward = spy
     gradients, _ = made.gradients(context, params, b, b.x, list(names))
-    context.model.forward = forward
+    model.forward = forward
     return seen, gradients
 
 
@@ -245,7 +247,8 @@ def test_awp_of_a_factor_that_is_still_zero_borrows_its_partners_norm() -> None:
         w = base + p["m.lora_B"] @ p["m.lora_A"]
         return torch.einsum("nd,ncd->nc", x.flatten(1), w[owner])
 
-    context.model.forward = forward
+    model: Any = context.model
+    model.forward = forward
     (_, shifted), _ = perturbed_weights(method("fedawp", gamma=0.1), context, factors, b, list(factors))
     expected = 0.1 * 0.01 * factors["m.lora_A"].flatten(1).norm(dim=1)
     torch.testing.assert_close(shifted["m.lora_B"].flatten(1).norm(dim=1), expected)
@@ -354,7 +357,8 @@ def test_dbfat_weighs_images_by_the_step_at_which_they_fall() -> None:
     levels = torch.tensor([0.485, 0.445, 0.1, 0.485, 0.1, 0.1])
     x = torch.full_like(b.x, 0.5)
     y = torch.tensor([0, 0, 0, 1, 0, 0])
-    context.model.forward = lambda p, u, owner: (
+    model: Any = context.model
+    model.forward = lambda p, u, owner: (
         torch.stack([48 * (u.flatten(1).mean(1) - levels), torch.zeros(6), torch.full((6,), -50.0)], 1)
         + 0 * p["b"][owner]
     )
@@ -391,7 +395,8 @@ def test_dbfat_holds_the_prediction_to_the_received_models_clean_one_which_gets_
         attacked = context.model.forward(params, x_adv, b.owner)
         expected = free.sample_losses(context, params, b, x_adv) + 1.5 * kl_divergence(reference, attacked)
     torch.testing.assert_close(held.detach(), expected)
-    assert torch.autograd.grad(held.sum(), context.received["w"], allow_unused=True) == (None,)
+    (to_received,) = torch.autograd.grad(held.sum(), context.received["w"], allow_unused=True)
+    assert to_received is None
 
 
 # -- SFAT --------------------------------------------------------------------------------------------------------------
@@ -424,7 +429,8 @@ def test_running_statistics_move_once_per_step_for_each_client_and_never_in_craf
 ) -> None:
     """One step of two clients, against one pass of PyTorch's own module in training mode over the crafted images."""
     worker = tiny_worker(tiny_experiment(name, parameters, backbone=RESNET, training={"batch_size": 1000}))
-    states, seen, cohorts = starting_states(worker), [], []
+    states, seen = starting_states(worker), []
+    cohorts: list[ClientContext] = []
     craft, cohort_of = worker.algorithm.craft, worker.context
 
     def spy(context: ClientContext, params: ParameterStack, batch: Batch, attack: AttackSpec) -> torch.Tensor:
@@ -434,7 +440,12 @@ def test_running_statistics_move_once_per_step_for_each_client_and_never_in_craf
         return seen[-1][1]
 
     worker.algorithm.craft = spy
-    worker.context = lambda task, params: cohorts.append(cohort_of(task, params)) or cohorts[-1]
+
+    def recorded(task: Task, params: ParameterStack) -> ClientContext:
+        cohorts.append(cohort_of(task, params))
+        return cohorts[-1]
+
+    worker.context = recorded
     after = trained(worker, states, clients=(1, 2), lr=0.0)
     ((batch, x_adv),) = seen
     module = worker.model.backbone

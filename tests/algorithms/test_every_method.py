@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -32,7 +33,7 @@ HEADER = 120
 
 def small(name: str) -> Prepared:
     phase2 = create_algorithm(AlgorithmSection(name=name)).parameters.phase2
-    extra = {"phase2": PHASE2 | {"selection": phase2.selection}} if phase2.enabled else {}
+    extra: dict[str, Any] = {"phase2": PHASE2 | {"selection": phase2.selection}} if phase2.enabled else {}
     extra |= {"ranks": [1, 2, 4]} if name == "hetlora_at" else {}
     return tiny_experiment(name, extra, **SMALL)
 

@@ -7,7 +7,7 @@ from typing import TypeAlias
 
 import numpy as np
 
-from sylva_ray.federation.contract import Algorithm
+from sylva_ray.federation.method import Method
 from tests.algorithms.toys import (
     arrive,
     equal,
@@ -27,7 +27,7 @@ def kinds(names: Iterable[str]) -> set[str]:
     return {name.rpartition(".")[2] for name in names}
 
 
-def one_round(name: str) -> tuple[Algorithm, States, States, States]:
+def one_round(name: str) -> tuple[Method, States, States, States]:
     worker = tiny_worker(tiny_experiment(name))
     start = starting_states(worker)
     after = trained(worker, start, epochs=2)

@@ -15,7 +15,7 @@ from sylva_ray.attacks.losses import kl_divergence
 from sylva_ray.config.experiment import BackboneSection
 from sylva_ray.core.errors import UserError
 from sylva_ray.core.types import AttackSpec, ParameterStack
-from sylva_ray.federation.client.worker import CohortWorker
+from sylva_ray.federation.client.worker import CohortWorker, Task
 from sylva_ray.federation.context import Batch, ClientContext
 from sylva_ray.models.backbone import create_backbone
 from tests.algorithms.toys import (
@@ -176,7 +176,8 @@ def worker(request: pytest.FixtureRequest) -> CohortWorker:
 def test_the_probe_learns_in_the_warm_up_and_never_again_and_nothing_of_the_teacher_travels(
     worker: CohortWorker,
 ) -> None:
-    made, start = worker.algorithm, starting_states(worker)
+    made: Any = worker.algorithm
+    start = starting_states(worker)
     frozen = {name: value.clone() for name, value in made.teacher.model.state_dict().items()}
     assert all(not start[0][name].any() for name in PROBE)
     warm = trained(worker, start, epochs=0, head_epochs=1, lr=0.05)
@@ -195,7 +196,8 @@ def test_the_probe_learns_in_the_warm_up_and_never_again_and_nothing_of_the_teac
 
 
 def test_the_probe_is_a_linear_head_on_the_teachers_features(worker: CohortWorker) -> None:
-    made, states = worker.algorithm, starting_states(worker)
+    made: Any = worker.algorithm
+    states = starting_states(worker)
     _, params, b = toy(owned=(3, 0, 2), counts=((1,) * 3,) * 3)
     x = torch.rand(5, 3, 32, 32)
     g = torch.Generator().manual_seed(0)
@@ -231,7 +233,7 @@ def test_a_teacher_of_other_classes_without_a_probe_is_refused_in_one_line(tmp_p
     ten = create_backbone(BackboneSection(), 10)
     save_file(backbone_arrays(ten), path)
     prepared = tiny_experiment("pm_afl", {"teacher_probe": False, "teacher": {"checkpoint": str(path)}})
-    made = tiny_worker(prepared).algorithm
+    made: Any = tiny_worker(prepared).algorithm
     x = torch.rand(2, 3, 32, 32)
     with torch.no_grad():
         torch.testing.assert_close(made.teach({}, x, toy()[2]), ten(x))
@@ -240,7 +242,8 @@ def test_a_teacher_of_other_classes_without_a_probe_is_refused_in_one_line(tmp_p
 
 def test_a_batchnorm_students_statistics_are_its_own_and_move_in_training_alone() -> None:
     worker = tiny_worker(tiny_experiment("pm_afl", backbone=RESNET, training={"batch_size": 1000}))
-    states, cohorts = starting_states(worker), []
+    states = starting_states(worker)
+    cohorts: list[ClientContext] = []
     craft, cohort_of = worker.algorithm.craft, worker.context
 
     def spy(context: ClientContext, params: ParameterStack, batch: Batch, attack: AttackSpec) -> torch.Tensor:
@@ -250,7 +253,12 @@ def test_a_batchnorm_students_statistics_are_its_own_and_move_in_training_alone(
         return x_adv
 
     worker.algorithm.craft = spy
-    worker.context = lambda task, params: cohorts.append(cohort_of(task, params)) or cohorts[-1]
+
+    def recorded(task: Task, params: ParameterStack) -> ClientContext:
+        cohorts.append(cohort_of(task, params))
+        return cohorts[-1]
+
+    worker.context = recorded
     together = trained(worker, states, clients=(0, 2), lr=0.0)
     received = {name: value.clone() for name, value in cohorts[0].received.items()}
     assert all(np.array_equal(value[0], states[0][name]) for name, value in received.items()), "the reference moved"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -18,10 +17,11 @@ from sylva_ray.core.types import AttackSpec, ClientState, ParameterStack, stack_
 from sylva_ray.federation.client.training import TrainTask
 from sylva_ray.federation.client.worker import CohortWorker
 from sylva_ray.federation.context import Batch, ClientContext, RoundUploads
-from sylva_ray.federation.contract import Algorithm
+from sylva_ray.federation.method import Method
 from sylva_ray.models.cohort import select_clients
 from sylva_ray.preparation.experiment import Prepared, create_worker, prepare
 from tests.conftest import TINY
+from tests.fake_model import FakeModel
 
 NOTHING = AttackSpec("pgd", 0.0, 3, 0.0)
 SMALL = AttackSpec("pgd", 0.05, 5, 0.02)
@@ -32,16 +32,8 @@ FEW_IMAGES = {
 HEADS = ("head.weight", "head.bias")
 
 
-class SoftmaxModel:
-    """A `CohortModel` of three-class softmax regressions, one per client."""
-
-    head_names = ("w", "b")
-
-    def trainable(self, name: str) -> bool:
-        return name in self.head_names
-
-    def training(self) -> AbstractContextManager[None]:
-        return nullcontext()
+class SoftmaxModel(FakeModel):
+    """Three-class softmax regressions, one per client."""
 
     def forward(self, params: ParameterStack, x: torch.Tensor, owner: torch.Tensor) -> torch.Tensor:
         return torch.einsum("nd,ncd->nc", x.flatten(1), params["w"][owner]) + params["b"][owner]
@@ -87,8 +79,8 @@ def alone(
     return apart, select_clients(params, [client]), only
 
 
-def method(name: str, **parameters: Any) -> Algorithm:
-    """A registered method that knows the fleet's heads."""
+def method(name: str, **parameters: Any) -> Any:
+    """A registered method, of a type of its own, that knows the heads of the fleet."""
     made = create_algorithm(AlgorithmSection(name=name, **parameters))
     made.head_names = HEADS
     return made
@@ -97,13 +89,15 @@ def method(name: str, **parameters: Any) -> Algorithm:
 def fleet(count: int, seed: int = 0, rank: int = 2) -> list[dict[str, np.ndarray]]:
     """Random client states: two adapted modules and a head."""
     rng = np.random.default_rng(seed)
-    shapes = {f"{m}.lora_{f}": s for m in "mn" for f, s in (("A", (rank, 6)), ("B", (5, rank)))}
+    shapes: dict[str, tuple[int, ...]] = {
+        f"{m}.lora_{f}": s for m in "mn" for f, s in (("A", (rank, 6)), ("B", (5, rank)))
+    }
     shapes |= {"head.weight": (3, 4), "head.bias": (3,)}
     return [{n: rng.normal(size=s).astype(np.float32) for n, s in shapes.items()} for _ in range(count)]
 
 
 def arrive(
-    made: Algorithm,
+    made: Method,
     states: Sequence[ClientState],
     clients: Sequence[int] | None = None,
     sizes: Sequence[int] | None = None,
@@ -150,9 +144,9 @@ def trained(
     round: int = 1,
 ) -> list[dict[str, np.ndarray]]:
     """The states of ``clients`` (None: all) after a round of real local training."""
-    clients = tuple(range(len(states))) if clients is None else clients
-    stack = stack_states([states[c] for c in clients])
-    result = worker.run(TrainTask(round, clients, stack, epsilon, lr, epochs, head_epochs))
+    chosen = tuple(range(len(states)) if clients is None else clients)
+    stack = stack_states([states[c] for c in chosen])
+    result = worker.run(TrainTask(round, chosen, stack, epsilon, lr, epochs, head_epochs))
     return [dict(outcome.state) for outcome in result.outcomes]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from sylva_ray.core.records import StageRecord
 from sylva_ray.core.summary import Summary
@@ -24,14 +25,16 @@ def run(made: Prepared, folder: Path) -> Summary:
     return run_experiment(made, RunFolder(folder), pool, Observer())
 
 
-def records_of(folder: Path) -> list[dict]:
+def records_of(folder: Path) -> list[dict[str, Any]]:
     """The lines of rounds.jsonl."""
     return [json.loads(line) for line in (folder / "rounds.jsonl").read_text().splitlines()]
 
 
-def newest(folder: Path) -> Checkpoint | None:
+def newest(folder: Path) -> Checkpoint:
     """The newest checkpoint."""
-    return CheckpointFolder(folder / "checkpoint").latest()
+    checkpoint = CheckpointFolder(folder / "checkpoint").latest()
+    assert checkpoint is not None
+    return checkpoint
 
 
 def bare_record(step: int) -> StageRecord:

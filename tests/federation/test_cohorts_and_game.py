@@ -117,6 +117,7 @@ def test_the_plan_is_exact_where_it_can_be_and_sampled_beyond() -> None:
     additive = sampled.coalitions @ np.arange(32).reshape(16, 2)
     phi, width = shapley_values(sampled, additive.astype(float))
     np.testing.assert_allclose(phi, np.arange(32).reshape(16, 2) * [1, -1])
+    assert width is not None
     np.testing.assert_allclose(width, 0, atol=1e-9)
 
 

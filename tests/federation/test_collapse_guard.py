@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -24,14 +23,13 @@ from sylva_ray.federation.client.training import TrainTask, train_cohort
 from sylva_ray.federation.context import Batch, ClientContext
 from sylva_ray.federation.contract import Algorithm
 from sylva_ray.preparation.resolve import resolve_config
+from tests.fake_model import FakeModel
 
 CLASSES, PIXELS = 3, 3 * 2 * 2
 
 
-class LinearStack:
-    """C linear classifiers of 2 x 2 images: the smallest `CohortModel`."""
-
-    head_names = ("w", "b")
+class LinearStack(FakeModel):
+    """C linear classifiers of 2 x 2 images."""
 
     def initial_state(self, rng: torch.Generator) -> dict[str, np.ndarray]:
         return {"w": (torch.randn(CLASSES, PIXELS, generator=rng) * 0.01).numpy(), "b": np.zeros(CLASSES, np.float32)}
@@ -39,12 +37,6 @@ class LinearStack:
     def forward(self, params: ParameterStack, x: torch.Tensor, owner: torch.Tensor) -> torch.Tensor:
         own = owner.to(x.device)
         return torch.einsum("nd,ncd->nc", x.flatten(1) - 0.5, params["w"][own]) + params["b"][own]
-
-    def trainable(self, name: str) -> bool:
-        return name in self.head_names
-
-    def training(self) -> AbstractContextManager[None]:
-        return nullcontext()
 
 
 def images(seed: int, n: int = 24) -> Split:
@@ -135,8 +127,8 @@ def test_a_client_that_collapses_gets_its_state_back_bit_for_bit_and_stops() -> 
 def test_what_counts_is_the_accuracy_under_pgd_not_the_benign_one() -> None:
     """Huge weights on the difference of two pixels that are equal in every clean image: harmless until somebody attacks."""
     twins = [d.train.images.copy() for d in DATA]
-    for x in twins:
-        x[..., 0, 1] = x[..., 0, 0]
+    for twin in twins:
+        twin[..., 0, 1] = twin[..., 0, 0]
     splits = [Split(x, d.train.labels) for x, d in zip(twins, DATA, strict=True)]
     data, params = [ClientData(*[split] * 4) for split in splits], good()
     guard = watching(params, data)

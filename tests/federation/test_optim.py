@@ -22,6 +22,7 @@ def test_every_client_moves_as_if_alone(name: str) -> None:
     training = TrainingSection(optimizer=name, weight_decay=0.1)
     params = stack_of(3, 0)
     alone = [[torch.nn.Parameter(v[c].clone()) for v in params.values()] for c in range(3)]
+    reference: list[torch.optim.Optimizer]
     if name == "adamw":
         reference = [torch.optim.AdamW(own, lr=0.05, weight_decay=0.1) for own in alone]
     else:

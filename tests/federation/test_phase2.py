@@ -16,7 +16,6 @@ from sylva_ray.config.experiment import ExperimentConfig
 from sylva_ray.config.schema import build
 from sylva_ray.core.summary import Summary
 from sylva_ray.core.types import ParameterStack, stack_states
-from sylva_ray.data.fleet import FleetData
 from sylva_ray.execution.experiment import run_experiment
 from sylva_ray.execution.in_process import InProcessPool
 from sylva_ray.federation.client.measuring import EvaluateTask
@@ -29,6 +28,7 @@ from sylva_ray.federation.stages.layer_game.rankings.shift import relative_shift
 from sylva_ray.federation.stages.layer_game.stage import LayerGame
 from sylva_ray.federation.stages.layer_game.tasks import GameTask
 from sylva_ray.models.cohort import repeat_owner, to_parameters
+from sylva_ray.models.lora import LoraStack
 from sylva_ray.models.peft_format import load_adapter
 from sylva_ray.preparation.experiment import Prepared, create_worker, prepare
 from sylva_ray.storage.checkpoint import CheckpointFolder
@@ -43,7 +43,7 @@ SHORT = TINY | {
 }
 
 
-def prepared(phase2: dict | None = None, method: dict | None = None, **sections: Any) -> Prepared:
+def prepared(phase2: dict[str, Any] | None = None, method: dict[str, Any] | None = None, **sections: Any) -> Prepared:
     """`SHORT` with one round and no last local epoch; ``phase2`` on top of the tiny one, None: no phase 2."""
     second = {"enabled": False} if phase2 is None else TINY["algorithm"]["phase2"] | phase2
     algorithm = {"name": "sylva", "final_local_epochs": 0, "phase2": second} | (method or {})
@@ -77,13 +77,14 @@ def test_every_selection_runs_to_the_end(selection: str, phase1: Path, tmp_path:
     """With a guard that lets everything pass, what is selected is the largest candidate."""
     summary = go_on(phase1, tmp_path / "run", selection=selection, guard_tolerance=1.0, gate_steps=5)
     game = summary.layer_game
+    assert game is not None
     assert game.selection == selection
     selected = np.array(game.selected)
     assert selected.shape == (3, PLAYERS)
     assert (game.shapley is not None) == (selection == "shapley")
     assert (game.scores is not None) == (selection in ("gates", "shift", "random"))
     assert game.coalitions_evaluated == (3 * 2**PLAYERS if selection == "shapley" else 0)
-    scores = None if game.scores is None else np.array(game.scores)
+    scores = np.array(game.scores)
     match selection:
         case "shapley":
             assert np.array_equal(selected, np.array(game.shapley_benign) > 0)
@@ -100,7 +101,7 @@ def test_every_selection_runs_to_the_end(selection: str, phase1: Path, tmp_path:
     start, end = newest(phase1).states, newest(tmp_path / "run").states
     refined = [client for client in range(3) if game.refined_epochs[client]]
     assert refined == [client for client in range(3) if selected[client].any()]
-    players = create_worker(*_parts(prepared({}))).model.players
+    players = layers_of(prepared({}))
     for client in range(3):
         for player, names in enumerate(players.values()):
             moved = any(not np.array_equal(start[client][name], end[client][name]) for name in names)
@@ -108,8 +109,11 @@ def test_every_selection_runs_to_the_end(selection: str, phase1: Path, tmp_path:
     assert (tmp_path / "run" / "report.html").exists()
 
 
-def _parts(made: Prepared) -> tuple[ExperimentConfig, FleetData, Any]:
-    return made.config, made.fleet, made.backbone
+def layers_of(made: Prepared) -> dict[str, tuple[str, ...]]:
+    """The players of the layer game, with the names of their parameters."""
+    model = create_worker(made.config, made.fleet, made.backbone).model
+    assert isinstance(model, LoraStack)
+    return model.players
 
 
 @pytest.mark.parametrize("selection", ["all", "random"])
@@ -117,6 +121,7 @@ def test_an_empty_selection_is_legal_and_leaves_phase_1_as_it_was(selection: str
     """A guard that tolerates no loss at all accepts nothing, as no number of images proves a loss of 0."""
     summary = go_on(phase1, tmp_path / "run", selection=selection, guard_tolerance=0.0)
     game = summary.layer_game
+    assert game is not None
     assert not np.array(game.selected).any()
     assert game.refined_epochs == [0, 0, 0]
     assert game.guard_bound == [0, 0, 0]
@@ -126,6 +131,7 @@ def test_an_empty_selection_is_legal_and_leaves_phase_1_as_it_was(selection: str
     assert records[-1]["upload_bytes"] == 0
     start, end = newest(phase1).states, newest(tmp_path / "run").states
     assert all(np.array_equal(a[name], b[name]) for a, b in zip(start, end, strict=True) for name in a)
+    assert summary.phase1 is not None
     assert summary.final.benign_accuracy == summary.phase1.benign_accuracy
     assert (tmp_path / "run" / "report.html").exists()
 
@@ -147,9 +153,8 @@ def player(phase1: Path) -> Phase2Client:
 
 def layer_scores(player: Phase2Client, benign: ParameterStack, kind: str) -> np.ndarray:
     """``[C, n]``, as the ranking of that name measures them."""
-    return np.stack(
-        [found.scores for found in create_ranking(kind).measure(player, benign, np.zeros((0, PLAYERS), bool))]
-    )
+    outcomes = create_ranking(kind).measure(player, benign, np.zeros((0, PLAYERS), bool))
+    return np.stack([outcome.scores for outcome in outcomes if outcome.scores is not None])
 
 
 def with_bias(player: Phase2Client, bias: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -192,8 +197,8 @@ def test_shift_is_the_relative_distance_after_every_block(player: Phase2Client) 
     """Against one plain forward with hooks on the blocks and the head."""
     x, y = torch.rand(5, 3, 32, 32), repeat_owner([2, 3])
     moved = (x + 0.05 * torch.randn(x.shape)).clamp(0, 1)
-    seen: dict[str, list[torch.Tensor]] = {}
-    model = player.model.backbone.model
+    seen: dict[int, list[torch.Tensor]] = {}
+    model: Any = player.model.backbone.model
     hooks = [
         block.register_forward_hook(lambda _, __, out, key=i: seen.setdefault(key, []).append(out))
         for i, block in enumerate([*model.blocks, model.head])
@@ -247,6 +252,7 @@ def test_rounds_between_measure_the_first_attack_and_shared_heads_start_as_one(t
     shutil.rmtree(folder.root / "round_0002")
     shutil.rmtree(folder.root / "round_0001")
     warm = folder.latest()
+    assert warm is not None
     heads = {name: value for name, value in warm.states[0].items() if name.startswith("head")}
     assert records[0]["upload_bytes"] == 3 * sum(value.nbytes for value in heads.values())
     assert all(np.array_equal(state[name], heads[name]) for state in warm.states for name in heads)
@@ -266,7 +272,7 @@ class CountingPool(InProcessPool):
 
     def __init__(self, worker: CohortWorker) -> None:
         super().__init__(worker)
-        self.evaluated = []
+        self.evaluated: list[EvaluateTask] = []
 
     def run(self, tasks: Sequence[Any], deadline_s: float | None = None, on_done: Any = None) -> Any:
         self.evaluated += [task for task in tasks if isinstance(task, EvaluateTask)]
@@ -298,6 +304,7 @@ def test_phase_2_leaves_alone_what_the_method_never_trains(tmp_path: Path, metho
     """A that is frozen in phase 1 stays the same for all clients, in the benign end point and in what is refined."""
     phase2 = {"selection": "all", "guard_tolerance": 1.0, "refine_lr": 0.01, "benign_lr": 0.01}
     summary = run(prepared(phase2, method), tmp_path / "run")
+    assert summary.layer_game is not None
     assert all(summary.layer_game.refined_epochs)
     states = newest(tmp_path / "run").states
     frozen = [name for name in states[0] if name.endswith(".lora_A")]
@@ -311,6 +318,7 @@ def test_pm_afl_of_adapters_has_a_phase_2_and_exports_no_probe(tmp_path: Path) -
     phase2 = {"enabled": True, "selection": "all", "guard_tolerance": 1.0}
     method = {"name": "pm_afl", "model": "lora", "head_warmup_epochs": 1}
     summary = run(prepared(phase2, method), tmp_path / "run")
+    assert summary.layer_game is not None
     assert all(summary.layer_game.refined_epochs)
     states = newest(tmp_path / "run").states
     exported = load_adapter(tmp_path / "run" / "adapters" / "client_000")

@@ -9,11 +9,11 @@ import torch
 from sylva_ray.attacks.registry import attack_stack
 from sylva_ray.attacks.state import AttackedModel
 from sylva_ray.core.seeding import ImageDraws, image_keys
+from sylva_ray.core.summary import CheckResult
 from sylva_ray.core.types import ClientImages, ParameterStack
 from sylva_ray.evaluation.plan import check_attacks, epsilon_curve, steps_curve
 from sylva_ray.evaluation.run_checks import RunFacts, run_checks
 from sylva_ray.evaluation.tables import Measured
-from sylva_ray.metrics.checks import CheckResult
 from sylva_ray.metrics.probe import binarization_test, gradient_health
 from tests.attacks.models import LinearCohort, WavyCohort, linear_batch
 

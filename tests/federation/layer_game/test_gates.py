@@ -122,6 +122,7 @@ def test_every_gate_has_a_gradient_and_no_weight_has_one(stack: LoraStack, ends:
     stack.forward(blend(robust, benign, gates, stack.players), images, repeat_owner(COUNTS)).logsumexp(
         1
     ).sum().backward()
+    assert gates.grad is not None
     assert (gates.grad != 0).all()
     assert all(value.grad is None for value in (*robust.values(), *benign.values()))
 
