@@ -72,7 +72,7 @@ def test_a_third_phase_is_one_new_file(tmp_path: Path) -> None:
     assert "sylva_ray" in report
     whole = RunFolder(tmp_path / "run").load_states()
     (tmp_path / "run" / "checkpoint" / "round_0006" / "manifest.json").unlink()
-    run_prepared(prepare(config, tmp_path / "run"), RunFolder(tmp_path / "run"), True, Observer())
+    run_prepared(prepare(config, RunFolder(tmp_path / "run")), RunFolder(tmp_path / "run"), True, Observer())
     for before, after in zip(whole, RunFolder(tmp_path / "run").load_states(), strict=True):
         assert all(np.array_equal(before[name], after[name]) for name in before)
     assert title_of("harden") == "phase 3: hardening"

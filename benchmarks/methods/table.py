@@ -21,6 +21,7 @@ from sylva_ray.reports.compare import compare
 from sylva_ray.reports.compare.tables import markdown_table, plot
 from sylva_ray.reports.compare.verdicts import footnotes, notes, sentences, warnings
 from sylva_ray.reports.traffic import bytes_to_target, reference_targets
+from sylva_ray.storage.run_folder import RunFolder
 
 HERE = Path(__file__).parent
 MARGIN = 0.02
@@ -116,7 +117,7 @@ def paired(runs: Path) -> dict[str, dict[str, list[float]]]:
 
 def right_of(folders: list[list[Path]], condition: str) -> tuple[Any, Any]:
     """Which images each of the two methods got right, seed by seed."""
-    first, second = ([read_correct(folder, condition) for folder in own] for own in folders)
+    first, second = ([read_correct(RunFolder(folder), condition) for folder in own] for own in folders)
     return first, second
 
 

@@ -131,7 +131,7 @@ def _carry_out(
     console = wide_console(show)
     with run_folder_at(where, purpose) as (folder, remote):
         experiment = experiment or folder.load_config(overrides)
-        prepared = prepare(experiment, folder.path)
+        prepared = prepare(experiment, folder)
         with (
             RunDisplay(console, show != "progress") as display,
             resumable(folder.config_file, f"Resume with: sylva-ray run {where} --resume"),

@@ -42,7 +42,7 @@ class Evaluator:
         answers = self._answers(index, attacks, limit)
         table = self._table(answers, limit)
         if is_last:
-            write_predictions(server.folder.path, answers, [self._labels(client, limit) for client in server.everyone])
+            write_predictions(server.folder, answers, [self._labels(client, limit) for client in server.everyone])
             if section.checks:
                 unbounded = self._answers(index, (UNBOUNDED,), S4_IMAGES)
                 table |= {UNBOUNDED.label: self._table(unbounded, S4_IMAGES)[UNBOUNDED.label]}

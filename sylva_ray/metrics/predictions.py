@@ -6,36 +6,39 @@ Paired comparisons of two runs on the same images need them.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 from safetensors.numpy import load_file, save
 
 from sylva_ray.core.errors import UserError
 from sylva_ray.storage.atomic import write_atomically
+from sylva_ray.storage.run_folder import RunFolder
 
-PREDICTIONS = "predictions.safetensors"
 LABELS = "labels"
 
 
 def write_predictions(
-    run_dir: Path, predictions: Sequence[Mapping[str, np.ndarray]], labels: Sequence[np.ndarray]
+    folder: RunFolder, predictions: Sequence[Mapping[str, np.ndarray]], labels: Sequence[np.ndarray]
 ) -> None:
     """Write arrays ``[n] int16`` named ``CONDITION/CLIENT`` and ``labels/CLIENT``.
 
     Args:
-        run_dir: the run folder.
+        folder: of the run.
         predictions: per client, ``{condition: [n]}``.
         labels: per client, ``[n]``.
     """
     arrays = {f"{LABELS}/{client:04d}": y.astype(np.int16) for client, y in enumerate(labels)}
     for client, conditions in enumerate(predictions):
         arrays |= {f"{condition}/{client:04d}": y.astype(np.int16) for condition, y in conditions.items()}
-    write_atomically(run_dir / PREDICTIONS, save(dict(sorted(arrays.items()))))
+    write_atomically(folder.predictions_file, save(dict(sorted(arrays.items()))))
 
 
-def read_correct(run_dir: Path, condition: str) -> list[np.ndarray]:
-    """Read which predictions are correct under a condition, ``benign`` or the label of an attack.
+def read_correct(folder: RunFolder, condition: str) -> list[np.ndarray]:
+    """Read which predictions are correct under a condition.
+
+    Args:
+        folder: of the run.
+        condition: ``benign`` or the label of an attack.
 
     Returns:
         Per client, ``[n] bool``.
@@ -43,14 +46,14 @@ def read_correct(run_dir: Path, condition: str) -> list[np.ndarray]:
     Raises:
         UserError: the run has no predictions, or none for this condition.
     """
-    path = run_dir / PREDICTIONS
+    path = folder.predictions_file
     if not path.exists():
-        raise UserError("RUN", str(run_dir), f"has no {PREDICTIONS}: it is not finished, or of an older version")
+        raise UserError("RUN", str(folder), f"has no {path.name}: it is not finished, or of an older version")
     arrays = load_file(path)
     names = sorted(name for name in arrays if name.startswith(f"{LABELS}/"))
     conditions = sorted({name.rpartition("/")[0] for name in arrays} - {LABELS})
     if condition not in conditions:
-        raise UserError("condition", condition, f"was not evaluated in {run_dir}; available: {', '.join(conditions)}")
+        raise UserError("condition", condition, f"was not evaluated in {folder}; available: {', '.join(conditions)}")
     return [arrays[name] == arrays[name.replace(LABELS, condition, 1)] for name in names]
 
 

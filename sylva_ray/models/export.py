@@ -10,6 +10,7 @@ from sylva_ray.core.errors import UserError
 from sylva_ray.core.types import ClientState
 from sylva_ray.models.backbone import backbone_arrays, create_backbone
 from sylva_ray.models.peft_format import save_adapter, save_merged
+from sylva_ray.storage.run_folder import adapter_folder
 
 
 def export_clients(
@@ -41,7 +42,7 @@ def export_clients(
         raise UserError("algorithm.model", "full", "has no adapters to export")
     folders = []
     for client in clients:
-        target = folder / f"client_{client:03d}"
+        target = adapter_folder(folder, client)
         save_adapter(states[client], target, config.backbone, config.lora, head_names)
         if merged:
             save_merged(states[client], target, backbone_arrays(backbone), config.lora)

@@ -6,7 +6,6 @@ import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -14,7 +13,7 @@ import torch
 from sylva_ray.aggregation.neighbours import neighbourhood_size
 from sylva_ray.aggregation.robust import assumed_byzantine, min_clients
 from sylva_ray.algorithms.registry import create_algorithm
-from sylva_ray.config.experiment import CONFIG, ExperimentConfig, load_run_config, with_choices_of
+from sylva_ray.config.experiment import ExperimentConfig, with_choices_of
 from sylva_ray.config.resolved import ResolvedConfig
 from sylva_ray.core.errors import UserError
 from sylva_ray.core.seeding import generator
@@ -27,6 +26,7 @@ from sylva_ray.models.backbone import backbone_arrays, create_backbone
 from sylva_ray.models.cohort import CohortModel
 from sylva_ray.models.lora import LoraStack
 from sylva_ray.preparation.resolve import measure_choices, resolve_config
+from sylva_ray.storage.run_folder import RunFolder
 from sylva_ray.transport.byzantine import byzantine_clients
 
 
@@ -47,12 +47,12 @@ class Prepared:
     setup_seconds: float
 
 
-def prepare(config: ExperimentConfig, run_dir: Path | None = None, measure: bool = True) -> Prepared:
+def prepare(config: ExperimentConfig, folder: RunFolder | None = None, measure: bool = True) -> Prepared:
     """Load the data and the backbone, partition the images, and check everything that can be checked before a run.
 
     Args:
         config: the experiment.
-        run_dir: the folder of the run. If it holds a run, that run's choices replace ``auto``.
+        folder: of the run. If it holds a run, that run's choices replace ``auto``.
         measure: whether to measure which precision and attention kernel are fastest; without it, ``auto`` is float32
             and the fused kernel.
 
@@ -60,8 +60,8 @@ def prepare(config: ExperimentConfig, run_dir: Path | None = None, measure: bool
         UserError: the configuration cannot run; names the key, its value and what to do.
     """
     started = time.perf_counter()
-    if run_dir is not None and (run_dir / CONFIG).exists():
-        config = with_choices_of(config, load_run_config(run_dir))
+    if folder is not None and folder.config_file.exists():
+        config = with_choices_of(config, folder.load_config())
     resolved = resolve_config(config)
     algorithm = create_algorithm(config.algorithm)
     check_byzantine(config, algorithm)

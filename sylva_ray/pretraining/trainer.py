@@ -34,6 +34,7 @@ from sylva_ray.models.kernels import AttentionSwitch
 from sylva_ray.pretraining.augment import mixed, resized_crops
 from sylva_ray.pretraining.config import CONFIG, PretrainConfig, ResolvedPretrainConfig, load_resolved
 from sylva_ray.pretraining.resolve import resolve_device, resolve_pretraining
+from sylva_ray.storage.claim import check_claim, list_names, write_marker
 from sylva_ray.storage.jsonl import append_record, read_records
 
 WEIGHTS, OPTIMIZER, DONE = "weights.safetensors", "optimizer.safetensors", "done.json"
@@ -226,16 +227,10 @@ def top1(backbone: Backbone, split: Split, device: torch.device) -> float:
 
 
 def _claim(out: Path, config: ResolvedPretrainConfig, resume: bool) -> None:
-    path = out / CONFIG
-    if resume:
-        if not path.exists():
-            raise UserError("--resume", str(out), "holds no pre-training to resume")
-        if load_resolved(out).model_dump_json() != config.model_dump_json():
-            raise UserError("--out", str(out), "holds a pre-training with another config")
-    elif out.exists() and any(out.iterdir()):
-        raise UserError("--out", str(out), "is not empty; add --resume to continue it, or choose another folder")
-    out.mkdir(parents=True, exist_ok=True)
-    path.write_text(config.model_dump_json(indent=1))
+    check_claim(str(out), list_names(out), CONFIG, "pre-training", resume)
+    if resume and load_resolved(out).model_dump_json() != config.model_dump_json():
+        raise UserError("--out", str(out), "holds a pre-training with another config")
+    write_marker(out / CONFIG, config.model_dump_json(indent=1))
 
 
 def _finish(config: ResolvedPretrainConfig, dataset: Dataset, trainer: _Trainer, out: Path) -> Path:

@@ -1,0 +1,1 @@
+"""Run folders: their files, atomic writes, checkpoints, and copies at a URL."""

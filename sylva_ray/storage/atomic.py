@@ -1,24 +1,27 @@
-"""Files that are written at once or not at all: a reader sees the old content or the new, never a part of it."""
+"""Write files atomically: a reader sees the old content or the new, never a part of it."""
 
 from __future__ import annotations
 
 import json
 import os
 from pathlib import Path
-from typing import Any
 
 from sylva_ray.core.errors import UserError
 
 
 def write_atomically(path: Path, content: bytes | str, durable: bool = False) -> Path:
-    """Write a draft beside ``path`` and rename it.
+    """Write a hidden file beside ``path`` and rename it.
 
     Args:
+        path: the file; its folder must exist.
         content: text is written as UTF-8.
-        durable: whether the content is on the disk before the file has its name (it survives a loss of power).
+        durable: whether the content is on the disk before the file gets its name, so that it survives a loss of power.
+
+    Returns:
+        ``path``.
 
     Raises:
-        OSError: it cannot be written; what was there stays.
+        OSError: it cannot be written; the old content stays.
     """
     draft = path.with_name(f".{path.name}")
     with open(draft, "wb") as file:
@@ -29,13 +32,25 @@ def write_atomically(path: Path, content: bytes | str, durable: bool = False) ->
     return draft.replace(path)
 
 
-def write_json(path: Path, content: Any) -> Path:
-    """`write_atomically` for a JSON value, indented by one space."""
+def write_json(path: Path, content: object) -> Path:
+    """Write a JSON value, indented by one space, as `write_atomically` does.
+
+    Args:
+        path: the file; its folder must exist.
+        content: a value that ``json.dumps`` takes.
+
+    Returns:
+        ``path``.
+    """
     return write_atomically(path, json.dumps(content, indent=1) + "\n")
 
 
 def check_target(key: str, path: Path | None) -> None:
-    """Whether a file can be written there, before the work that it would hold.
+    """Check that a file can be created, before the work whose result it gets.
+
+    Args:
+        key: name of the setting, for the message.
+        path: the file; None is accepted.
 
     Raises:
         UserError: it is a folder, or its folder does not exist.

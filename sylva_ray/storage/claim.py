@@ -1,35 +1,63 @@
-"""Whether a folder may be written to: it is free, or it holds what is to be resumed."""
+"""Check that an output folder is free or holds the work to resume, for runs, sweeps and pre-trainings alike."""
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
 from sylva_ray.core.errors import UserError
+from sylva_ray.storage.atomic import write_atomically
 
 
-def check_claim(where: str, content: str, *, is_present: bool, is_empty: bool, resume: bool) -> None:
-    """Check that a folder is free or, with ``resume``, holds what is to be resumed.
+def check_claim(folder: str, names: Collection[str], marker: str, kind: str, resume: bool) -> None:
+    """Check that a folder may be written to.
 
     Args:
-        where: The folder, for the error message.
-        content: What the folder is for, e.g. ``run``.
-        is_present: Whether it holds such content.
-        is_empty: Whether it holds nothing at all, or does not exist.
-        resume: Whether to continue what it holds.
+        folder: path or URL, for the messages.
+        names: names of what is in it; empty where it does not exist.
+        marker: name of the file that every folder of this kind has.
+        kind: noun for what it is to hold, e.g. ``run``.
+        resume: whether it must hold one already; else it must be empty.
 
     Raises:
-        UserError: It holds such content already, or something else, or there is nothing to resume.
+        UserError: it is not free, or there is nothing to resume.
     """
-    if is_present:
+    if marker in names:
         if not resume:
-            fix = f"already holds a {content}; add --resume to continue it, or choose another"
-            raise UserError("--out", where, fix)
-    elif not is_empty:
-        raise UserError("--out", where, f"is not empty and holds no {content}; choose another folder")
+            fix = f"already holds a {kind}; add --resume to continue it, or choose another"
+            raise UserError("--out", folder, fix)
+    elif names:
+        raise UserError("--out", folder, f"is not empty and holds no {kind}; choose another folder")
     elif resume:
-        raise UserError("--resume", where, f"holds no {content} to resume")
+        raise UserError("--resume", folder, f"holds no {kind} to resume")
 
 
-def is_empty(folder: Path) -> bool:
-    """Return whether a folder holds nothing, or does not exist."""
-    return not folder.exists() or not any(folder.iterdir())
+def list_names(folder: Path) -> list[str]:
+    """Return the names of what is in a folder; none where it does not exist.
+
+    Raises:
+        UserError: it cannot be listed, e.g. because it is a file.
+    """
+    try:
+        return [path.name for path in folder.iterdir()]
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise UserError("--out", str(folder), f"cannot be used ({error.strerror}); choose another folder") from None
+
+
+def write_marker(marker: Path, content: str) -> None:
+    """Create a folder and write the file that marks it as taken.
+
+    Args:
+        marker: path of the file.
+        content: text of the file.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    try:
+        marker.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(marker, content)
+    except OSError as error:
+        raise UserError("--out", str(marker.parent), f"cannot be written ({error.strerror})") from None

@@ -1,7 +1,7 @@
-"""``rounds.jsonl``: one JSON object per completed step, in order. It is the truth about a run; everything else is a view.
+"""Files of JSON lines, such as ``rounds.jsonl``: one object per line, oldest first.
 
-A line counts once its newline is on disk. What a crash left behind the last newline is ignored by the reader and cut off
-by the next append, so a torn line never costs more than itself.
+A line counts once its newline is on the disk. An incomplete line at the end, left by a crash, is ignored by the reader and
+removed by the next append.
 """
 
 from __future__ import annotations
@@ -10,23 +10,32 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from sylva_ray.core.errors import UserError
 from sylva_ray.storage.atomic import write_atomically
 
 
 def append_record(path: Path, record: Mapping[str, object]) -> None:
-    """Add one line and see it onto the disk before returning."""
+    """Append a line; it is on the disk when this returns.
+
+    Args:
+        path: the file; it need not exist.
+        record: a JSON object.
+    """
     with open(path, "ab+") as file:
         file.seek(0)
         file.truncate(file.read().rfind(b"\n") + 1)
         file.write(_line(record))
-        _to_disk(file)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
-    """All complete records, oldest first; none if there is no file.
+    """Read all complete lines, oldest first.
+
+    Args:
+        path: the file; where it does not exist there are no lines.
 
     Raises:
         UserError: a complete line is not a JSON object; names the line.
@@ -35,17 +44,22 @@ def read_records(path: Path) -> list[dict[str, Any]]:
         content = Path(path).read_bytes()
     except FileNotFoundError:
         return []
-    lines = content.split(b"\n")[:-1]  # behind the last newline: nothing, or a torn line
-    return [_parse(path, number, line) for number, line in enumerate(lines, start=1)]
+    complete_lines = content.split(b"\n")[:-1]
+    return [_parse(path, number, line) for number, line in enumerate(complete_lines, start=1)]
 
 
 def rewrite_records(path: Path, records: Sequence[Mapping[str, object]]) -> None:
-    """Replace the whole file in one step: a reader sees the old records or the new ones, never a mixture."""
+    """Replace the whole file in one step: a reader sees the old lines or the new ones.
+
+    Args:
+        path: the file.
+        records: JSON objects, oldest first.
+    """
     write_atomically(path, b"".join(map(_line, records)), durable=True)
 
 
 def _line(record: Mapping[str, object]) -> bytes:
-    return json.dumps(record).encode() + b"\n"  # JSON escapes newlines, so one record is one line
+    return json.dumps(record).encode() + b"\n"  # JSON escapes newlines, so a record is a single line
 
 
 def _parse(path: Path, number: int, line: bytes) -> dict[str, Any]:
@@ -57,8 +71,3 @@ def _parse(path: Path, number: int, line: bytes) -> dict[str, Any]:
         fix = f"line {number} is not a JSON object; resume the run, which writes the file again from its checkpoint"
         raise UserError("records", str(path), fix)
     return record
-
-
-def _to_disk(file: BinaryIO) -> None:
-    file.flush()
-    os.fsync(file.fileno())

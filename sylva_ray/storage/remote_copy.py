@@ -1,9 +1,11 @@
-"""A run folder elsewhere: ``s3://bucket/runs/a``, or any other URL that fsspec knows. Only this file knows of it.
+"""Copies of run folders at a URL: ``s3://bucket/runs/a``, or any other that fsspec supports.
 
-    writers ──► local folder ──► push, after every step ──► URL ──► pull: --resume on any machine, evaluate, export, ...
+::
 
-A push sends first what is small and rewritten, then every new checkpoint, its manifest last, and only then drops old ones. So
-wherever it is cut, the URL holds a whole checkpoint: the newest, or the one before.
+    run ──► local folder ──► push, after every stage ──► URL ──► pull: resume on any machine, evaluate, export, ...
+
+A push sends the small files that change first, then every new checkpoint, its manifest last, and then deletes old checkpoints.
+Wherever it is interrupted, the URL holds a complete checkpoint: the newest, or the one before.
 """
 
 from __future__ import annotations
@@ -12,37 +14,38 @@ import fcntl
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from sylva_ray.config.experiment import CONFIG
 from sylva_ray.core.credentials import mask_credentials
 from sylva_ray.core.errors import RunError, UserError
 from sylva_ray.storage.checkpoint import MANIFEST
 from sylva_ray.storage.claim import check_claim
-from sylva_ray.storage.jsonl import read_records
 from sylva_ray.storage.run_folder import CHECKPOINTS, RECORDS, RunFolder
+
+T = TypeVar("T")
 
 CACHE = Path("~/.cache/sylva_ray/runs")
 """Where the local folders are."""
 
 
 def is_url(where: str) -> bool:
-    """Whether a run folder's name is a URL, and not a path."""
+    """Return whether the name of a run folder is a URL and not a path."""
     return "://" in where
 
 
 class RemoteFolder:
-    """The URL of a run and its local folder. Not for two processes at once (`held` sees to that on one machine).
+    """The URL of a run and the local copy of it. Two processes must not use it at once; `locked` prevents it on one machine.
 
     Args:
-        url: without a slash at its end.
-        local: None: one below `CACHE`, the same for the same URL.
+        url: of the run folder.
+        local: folder of the copy; None: one below `CACHE`, always the same for the same URL.
 
     Raises:
-        UserError: no such protocol, or what it needs is not installed.
+        UserError: the protocol is unknown, or what it needs is not installed.
     """
 
     def __init__(self, url: str, local: Path | None = None) -> None:
@@ -50,18 +53,19 @@ class RemoteFolder:
         digest = hashlib.sha256(self.url.encode()).hexdigest()[:12]
         self.local = local or CACHE.expanduser() / f"{PurePosixPath(self.url).name}-{digest}"
         self._files, self._root = _filesystem(self.url)
-        self._sent: dict[str, tuple[int, int]] = {}
-        self._known: dict[str, int] | None = None
+        self._sent: dict[str, tuple[int, int]] = {}  # {name: (size, time of change)} of local files
+        self._remote_sizes: dict[str, int] | None = None  # {name: bytes} at the URL; None: not listed yet
 
     def __str__(self) -> str:
         return mask_credentials(self.url)
 
     @contextmanager
-    def held(self) -> Iterator[None]:
-        """Nobody else on this machine works on the local folder meanwhile.
+    def locked(self) -> Iterator[None]:
+        """Lock the local folder against other processes of this machine, for as long as the block lasts.
 
         Raises:
-            UserError: somebody does."""
+            UserError: another process has locked it.
+        """
         self.local.parent.mkdir(parents=True, exist_ok=True)
         with open(self.local.with_name(f"{self.local.name}.lock"), "w") as lock:
             try:
@@ -72,81 +76,90 @@ class RemoteFolder:
             yield
 
     def start(self) -> None:
-        """For a new run: nothing there, an empty folder here.
+        """Prepare a new run: check that the URL is free and empty the local folder.
 
         Raises:
-            UserError: the URL is not free, or cannot be reached."""
-        names = self._asked(self._list)
-        check_claim(str(self), "run", is_present=CONFIG in names, is_empty=not names, resume=False)
+            UserError: the URL is not free, or cannot be reached.
+        """
+        check_claim(str(self), self._read(self._list), CONFIG, "run", resume=False)
         shutil.rmtree(self.local, ignore_errors=True)
 
     def pull(self) -> None:
-        """Make the local folder a copy of the URL. One that is ahead (the last pushes failed) is left as it is.
+        """Make the local folder a copy of the URL. A local folder with more records (the last pushes failed) is kept.
 
         Raises:
-            UserError: there is no run, or the URL cannot be reached."""
-        names = self._asked(self._list)
+            UserError: there is no run, or the URL cannot be reached.
+        """
+        names = self._read(self._list)
         if CONFIG not in names:
             raise UserError("run folder", str(self), "holds no run")
-        content = self._asked(lambda: self._files.cat_file(f"{self._root}/{RECORDS}")) if RECORDS in names else b""
-        if (self.local / CONFIG).exists() and len(read_records(self.local / RECORDS)) > content.count(b"\n"):
+        num_records = self._download(RECORDS).count(b"\n") if RECORDS in names else 0
+        if RunFolder(self.local).config_file.exists() and RunFolder(self.local).num_records() > num_records:
             return
         shutil.rmtree(self.local, ignore_errors=True)
         for name in names:
             target = self.local / name
             target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(self._asked(lambda name=name: self._files.cat_file(f"{self._root}/{name}")))  # type: ignore[misc]
+            target.write_bytes(self._download(name))
 
     def push(self) -> None:
-        """Bring the URL up to the local folder.
+        """Make the URL a copy of the local folder.
 
         Raises:
-            RunError: it could not be; what is there is a whole run all the same."""
+            RunError: it could not be written; the URL holds a complete run all the same.
+        """
         try:
-            if self._known is None:
-                self._known = self._list()
-            local = {str(path.relative_to(self.local)): path for path in self.local.rglob("*") if _counts(path)}
+            if self._remote_sizes is None:
+                self._remote_sizes = self._list()
+            local = {str(path.relative_to(self.local)): path for path in self.local.rglob("*") if _is_copied(path)}
             for name in sorted(local, key=_order):
                 self._send(name, local[name])
-            steps = {str(PurePosixPath(name).parent) for name in local if _is_checkpoint(name)}
-            old = [n for n in self._known if _is_checkpoint(n) and str(PurePosixPath(n).parent) not in steps]
-            for name in sorted(old, key=_order, reverse=True):  # the manifest first: a rest does not count
-                self._files.rm_file(f"{self._root}/{name}")
-                del self._known[name]
-        except Exception as error:  # every storage has its own
+            steps = {_step_folder(name) for name in local if _is_checkpoint(name)}
+            old = [n for n in self._remote_sizes if _is_checkpoint(n) and _step_folder(n) not in steps]
+            for name in sorted(old, key=_order, reverse=True):  # the manifest first: without it, the rest is ignored
+                self._files.rm_file(self._remote_path(name))
+                del self._remote_sizes[name]
+        except Exception as error:  # every storage raises errors of its own types
             raise RunError(f"{self} could not be written ({_reason(error)})") from error
 
     def _send(self, name: str, path: Path) -> None:
-        """One file, unless it is there. A checkpoint's files never change, so their size tells."""
-        assert self._known is not None, "listed by `push`"
+        """Send a file unless it is there already. A checkpoint's files never change: one of equal size is the same."""
+        assert self._remote_sizes is not None, "listed by `push`"
         status = path.stat()
         stamp = status.st_size, status.st_mtime_ns
-        if self._sent.get(name) == stamp or (_is_checkpoint(name) and self._known.get(name) == status.st_size):
+        if self._sent.get(name) == stamp or (_is_checkpoint(name) and self._remote_sizes.get(name) == status.st_size):
             return
         content = path.read_bytes()
-        target = f"{self._root}/{name}"
-        if _is_local(self._files):  # where a write is not one step: a draft, and then its name
-            self._files.makedirs(target.rpartition("/")[0], exist_ok=True)
-            draft = f"{target.rpartition('/')[0]}/.{path.name}"
-            self._files.pipe_file(draft, content)
+        target = PurePosixPath(self._remote_path(name))
+        if _is_local(self._files):  # object stores write atomically; here, write a draft and rename it
+            self._files.makedirs(str(target.parent), exist_ok=True)
+            draft = target.with_name(f".{target.name}")
+            self._files.pipe_file(str(draft), content)
             os.replace(draft, target)
         else:
-            self._files.pipe_file(target, content)
-        self._sent[name], self._known[name] = stamp, len(content)
+            self._files.pipe_file(str(target), content)
+        self._sent[name], self._remote_sizes[name] = stamp, len(content)
 
     def _list(self) -> dict[str, int]:
-        """``{name: bytes}`` of the files at the URL."""
+        """Return ``{name: bytes}`` of the files at the URL."""
         self._files.invalidate_cache()
         if not self._files.exists(self._root):
             return {}
-        found = self._files.find(self._root, detail=True)
-        names = {path.removeprefix(self._root).lstrip("/"): info["size"] for path, info in found.items()}
-        return {name: size for name, size in names.items() if name and not PurePosixPath(name).name.startswith(".")}
+        listing = self._files.find(self._root, detail=True)
+        sizes = {path.removeprefix(self._root).lstrip("/"): info["size"] for path, info in listing.items()}
+        return {name: size for name, size in sizes.items() if name and not PurePosixPath(name).name.startswith(".")}
 
-    def _asked(self, ask: Any) -> Any:
+    def _download(self, name: str) -> bytes:
+        return self._read(lambda: bytes(self._files.cat_file(self._remote_path(name))))
+
+    def _remote_path(self, name: str) -> str:
+        return f"{self._root}/{name}"
+
+    def _read(self, read: Callable[[], T]) -> T:
+        """Return what ``read`` returns; any error means that the URL cannot be reached."""
         try:
-            return ask()
-        except Exception as error:  # every storage has its own
+            return read()
+        except Exception as error:  # every storage raises errors of its own types
             raise UserError("run folder", str(self), f"cannot be reached ({_reason(error)})") from None
 
 
@@ -154,11 +167,11 @@ class RemoteFolder:
 def run_folder_at(
     where: str, purpose: Literal["start", "resume", "read", "change"]
 ) -> Iterator[tuple[RunFolder, RemoteFolder | None]]:
-    """Give a run folder that is on this machine. Of a URL it is a copy, which is sent back if the purpose is to change it.
+    """Provide a run folder on this machine. Of a URL it is a copy, which is sent back if the purpose is to change it.
 
     Args:
         where: a path, or a URL.
-        purpose: what is done with the folder. A run (``start``, ``resume``) sends its own steps to the URL.
+        purpose: what is done with the folder. A run (``start``, ``resume``) sends its own stages to the URL.
 
     Yields:
         The local folder, and the remote one (None where ``where`` is a path).
@@ -171,7 +184,7 @@ def run_folder_at(
         yield RunFolder(where), None
         return
     remote = RemoteFolder(where)
-    with remote.held():
+    with remote.locked():
         if purpose == "start":
             remote.start()
         else:
@@ -179,7 +192,7 @@ def run_folder_at(
         try:
             yield RunFolder(remote.local), remote
         except (KeyboardInterrupt, SystemExit, RunError):
-            if purpose == "change":  # what was measured until now
+            if purpose == "change":  # send what was measured until now
                 with suppress(RunError):
                     remote.push()
             raise
@@ -188,14 +201,14 @@ def run_folder_at(
 
 
 def _filesystem(url: str) -> tuple[Any, str]:
+    """Return fsspec's file system for a URL, and the path in it."""
     import fsspec
 
     try:
         files, root = fsspec.core.url_to_fs(url)
     except (ValueError, ImportError, OSError) as error:
-        raise UserError(
-            "run folder", mask_credentials(url), f"is no URL that can be used here ({_reason(error)})"
-        ) from None
+        fix = f"is not a URL that can be used here ({_reason(error)})"
+        raise UserError("run folder", mask_credentials(url), fix) from None
     return files, root.rstrip("/")
 
 
@@ -207,12 +220,16 @@ def _is_checkpoint(name: str) -> bool:
     return name.startswith(f"{CHECKPOINTS}/")
 
 
-def _counts(path: Path) -> bool:
+def _step_folder(name: str) -> PurePosixPath:
+    return PurePosixPath(name).parent
+
+
+def _is_copied(path: Path) -> bool:
     return path.is_file() and not path.name.startswith(".")
 
 
 def _order(name: str) -> tuple[bool, str, bool, str]:
-    """The small files, then checkpoint after checkpoint, the manifest of each last."""
+    """Sort the small files first, then checkpoint after checkpoint, the manifest of each last."""
     path = PurePosixPath(name)
     return _is_checkpoint(name), str(path.parent), path.name == MANIFEST, path.name
 

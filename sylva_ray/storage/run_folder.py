@@ -1,13 +1,13 @@
-"""The folder of a run: the names of its files, who may write to it, and what it holds.
+"""The folder of a run: the names of its files, the claim to write to it, and what it holds.
 
 ::
 
-    config.yaml       the experiment, resolved           checkpoint/     client states after the last stages
+    config.yaml       the configuration, resolved        checkpoint/     client states after the last stages
     rounds.jsonl      one record per stage               adapters/       PEFT adapters, ``client_000/`` ...
-    summary.json      what was found                     predictions.safetensors   answers on the test images
-    evaluation.json   what `sylva-ray evaluate` found    evaluation/     its finished measurements
+    summary.json      the results                        predictions.safetensors   classes predicted for the test images
+    evaluation.json   results of `sylva-ray evaluate`    evaluation/     its finished measurements
     report.html       all of it, drawn                   tracking.json   what MLflow has received
-    missing.jsonl     who missed which deadline
+    missing.jsonl     clients that missed a deadline
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from sylva_ray.core.errors import UserError
 from sylva_ray.core.evaluation import Evaluation
 from sylva_ray.core.records import StageRecord
 from sylva_ray.core.summary import Summary
-from sylva_ray.storage.atomic import write_atomically, write_json
+from sylva_ray.storage.atomic import write_json
 from sylva_ray.storage.checkpoint import CheckpointFolder
-from sylva_ray.storage.claim import check_claim, is_empty
+from sylva_ray.storage.claim import check_claim, list_names, write_marker
 from sylva_ray.storage.jsonl import append_record, read_records, rewrite_records
 
 T = TypeVar("T")
@@ -35,10 +35,15 @@ RECORDS, SUMMARY, CHECKPOINTS = "rounds.jsonl", "summary.json", "checkpoint"
 
 
 class RunFolder:
-    """The files of one run. Creating the object touches no file.
+    """The files of one run. Creating the object does not access the disk.
 
     Args:
         path: the folder; it need not exist.
+
+    Attributes:
+        checkpoints: of the run.
+        adapters: the folder of the exported adapters.
+        measurements: the folder of the finished measurements of `sylva-ray evaluate`.
     """
 
     def __init__(self, path: Path | str) -> None:
@@ -58,10 +63,10 @@ class RunFolder:
     def __str__(self) -> str:
         return str(self.path)
 
-    # -- who may write ---------------------------------------------------------------------------------------------------
+    # -- the claim -------------------------------------------------------------------------------------------------------
 
     def claim(self, config: ExperimentConfig, resume: bool) -> None:
-        """Write ``config.yaml``, or check that the one in the folder describes the same experiment.
+        """Write ``config.yaml``; one that is there must describe the same experiment.
 
         Only ``cluster`` (but its threads) and ``tracking`` may differ on resume: they do not change the result.
 
@@ -72,16 +77,12 @@ class RunFolder:
         Raises:
             UserError: the folder is not free, holds no run to resume, holds another one, or cannot be written.
         """
-        is_present = self.config_file.exists()
-        check_claim(str(self), "run", is_present=is_present, is_empty=is_empty(self.path), resume=resume)
-        difference = _difference(self.load_config(), config) if is_present else ""
-        if difference:
-            raise UserError("--out", str(self), f"holds a run with another config ({difference})")
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            write_atomically(self.config_file, config.to_yaml())
-        except OSError as error:
-            raise UserError("--out", str(self), f"cannot be written ({error.strerror})") from None
+        check_claim(str(self), list_names(self.path), CONFIG, "run", resume)
+        if self.config_file.exists():
+            difference = _difference(self.load_config(), config)
+            if difference:
+                raise UserError("--out", str(self), f"holds a run with another config ({difference})")
+        write_marker(self.config_file, config.to_yaml())
 
     def check_has_run(self) -> None:
         """Check that the folder holds a run.
@@ -90,7 +91,7 @@ class RunFolder:
             UserError: it does not.
         """
         if not self.config_file.exists():
-            raise UserError("RUN", str(self), f"is no run folder (no {CONFIG} in it)")
+            raise UserError("RUN", str(self), f"is not a run folder (it contains no {CONFIG})")
 
     # -- what it holds ---------------------------------------------------------------------------------------------------
 
@@ -123,6 +124,10 @@ class RunFolder:
         lines = read_records(self.records_file)
         return [StageRecord.from_json(line, f"{self.records_file}, line {n}") for n, line in enumerate(lines, 1)]
 
+    def num_records(self) -> int:
+        """Return the number of completed stages that are recorded."""
+        return len(read_records(self.records_file))
+
     def write_records(self, records: Sequence[StageRecord]) -> None:
         """Replace ``rounds.jsonl``."""
         rewrite_records(self.records_file, [record.to_json() for record in records])
@@ -148,32 +153,43 @@ class RunFolder:
         return _read(self.evaluation_file, Evaluation.from_json, "run sylva-ray evaluate again")
 
     def write_evaluation(self, evaluation: Evaluation, path: Path | None = None) -> Path:
-        """Write ``evaluation.json``, or the same to another ``path``; return where."""
+        """Write an evaluation.
+
+        Args:
+            evaluation: to write.
+            path: the file; None: ``evaluation.json`` in the folder.
+
+        Returns:
+            The file.
+        """
         return write_json(path or self.evaluation_file, evaluation.to_json())
 
     def adapter(self, client: int) -> Path:
         """Return the folder of a client's exported adapter."""
-        return self.adapters / f"client_{client:03d}"
+        return adapter_folder(self.adapters, client)
 
     def load_missing(self, round: int) -> list[int] | None:
-        """Return who missed the deadline of a round, or None where it was not logged."""
+        """Return the clients that missed the deadline of a round, or None where it was not logged."""
         entries = read_records(self.missing_file)
         return next((entry["missing"] for entry in entries if entry["round"] == round), None)
 
     def log_missing(self, round: int, clients: Sequence[int]) -> None:
-        """Log who missed the deadline of a round, so that a resumed run repeats it."""
+        """Log the clients that missed the deadline of a round, so that a resumed run repeats it."""
         append_record(self.missing_file, {"round": round, "missing": list(clients)})
 
 
-def _difference(present: ExperimentConfig, wanted: ExperimentConfig) -> str:
+def adapter_folder(root: Path, client: int) -> Path:
+    """Return the folder of a client's exported adapter in the folder ``root`` of all clients' adapters."""
+    return root / f"client_{client:03d}"
+
+
+def _difference(stored: ExperimentConfig, config: ExperimentConfig) -> str:
     """Return the first key that changes the result and differs, or ''. An unresolved ``auto`` accepts any choice."""
-    a, b = with_choices_of(present, wanted).flat(), wanted.flat()
-    free = tuple(
-        key for key in a | b if key.startswith(("cluster.", "tracking.")) and key != "cluster.threads_per_actor"
-    )
-    for key in sorted((a | b).keys() - set(free)):
-        if a.get(key) != b.get(key):
-            return f"{key}: {a.get(key, 'not set')} there, {b.get(key, 'not set')} now"
+    before, now = with_choices_of(stored, config).flat(), config.flat()
+    for key in sorted(before.keys() | now.keys()):
+        is_free = key.startswith(("cluster.", "tracking.")) and key != "cluster.threads_per_actor"
+        if not is_free and before.get(key) != now.get(key):
+            return f"{key}: {before.get(key, 'not set')} there, {now.get(key, 'not set')} now"
     return ""
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from sylva_ray.config.schema import read_yaml
 from sylva_ray.core.errors import UserError
 from sylva_ray.storage.atomic import write_atomically
-from sylva_ray.storage.claim import check_claim, is_empty
+from sylva_ray.storage.claim import check_claim, list_names, write_marker
 from sylva_ray.storage.jsonl import append_record, read_records
 from sylva_ray.storage.run_folder import RunFolder
 from sylva_ray.sweeps.events import AttemptEvent
@@ -63,9 +63,9 @@ class SweepFolder:
         Raises:
             UserError: It holds something else or another sweep, or ``resume`` does not fit.
         """
-        where, is_present = str(self.root), self.space.exists()
-        check_claim(where, "sweep", is_present=is_present, is_empty=is_empty(self.root), resume=resume)
-        if is_present:
+        where = str(self.root)
+        check_claim(where, list_names(self.root), self.space.name, "sweep", resume)
+        if self.space.exists():
             if self.load().to_yaml() != space.to_yaml():
                 raise UserError("--out", where, "holds a sweep of another space (see its space.yaml)")
             if any(self.tune.glob("searcher-state-*.pkl")) and not any(self.tune.glob("searcher-state-*.json")):
@@ -83,12 +83,9 @@ class SweepFolder:
             UserError: See `check`; or it cannot be written.
         """
         self.check(space, resume)
-        try:
-            self.trials.mkdir(parents=True, exist_ok=True)
-            (self.root / "attempts").mkdir(exist_ok=True)
-            self.write(self.space, space.to_yaml())
-        except OSError as error:
-            raise UserError("--out", str(self.root), f"cannot be written ({error.strerror})") from None
+        write_marker(self.space, space.to_yaml())
+        self.trials.mkdir(exist_ok=True)
+        (self.root / "attempts").mkdir(exist_ok=True)
 
     def load(self) -> Space:
         """Read the resolved space.

@@ -187,7 +187,7 @@ def _run(config: ExperimentConfig, folder: RunFolder, note: Callable[..., None])
     for known in range(1, len(records) + 1):
         _report(records[:known], config)
     if folder.load_summary() is None:
-        prepared = prepare(config, folder.path)
+        prepared = prepare(config, folder)
         folder.claim(prepared.config, resume=folder.config_file.exists())
         observer = _TrialObserver(config, records, note)
         with pool_for(prepared, observer) as pool:

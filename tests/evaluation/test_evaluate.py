@@ -102,7 +102,7 @@ def test_the_runs_own_attack_gives_the_runs_own_numbers(run_dir: Path) -> None:
     assert found.attacks["pgd2-eps4"].accuracy == summary.final.robust_accuracy["pgd2-eps4"]
     assert found.images == 36
     assert found.attacks["pgd2-eps4"].accuracy.per_client == [
-        float(own.mean()) for own in read_correct(run_dir, "pgd2-eps4")
+        float(own.mean()) for own in read_correct(RunFolder(run_dir), "pgd2-eps4")
     ]
     worst = found.worst_case["linf-eps4"]
     assert worst.attacks == ["pgd2-eps4", "fgsm-eps4"]
@@ -303,7 +303,7 @@ def test_a_run_without_adapters_is_refused(run_dir: Path) -> None:
 
 
 def test_wrong_runs_are_one_clear_line(run_dir: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="is no run folder"):
+    with pytest.raises(UserError, match="is not a run folder"):
         prepare_evaluation(RunFolder(tmp_path / "nowhere"), None, [], [])
     with pytest.raises(UserError, match="would change the run"):
         prepare_evaluation(RunFolder(run_dir), None, [], ["lora.rank=4"])

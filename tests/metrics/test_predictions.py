@@ -9,19 +9,21 @@ import pytest
 
 from sylva_ray.core.errors import UserError
 from sylva_ray.metrics.predictions import paired_difference, read_correct, write_predictions
+from sylva_ray.storage.run_folder import RunFolder
 
 
 def test_what_was_written_comes_back_per_client_and_condition(tmp_path: Path) -> None:
     labels = [np.array([0, 1, 2]), np.array([1, 1])]
     answers = [{"benign": np.array([0, 1, 1]), "pgd20-eps4": np.array([3, 1, 1])}, {"benign": np.array([1, 0])}]
     answers[1]["pgd20-eps4"] = np.array([0, 0])
-    write_predictions(tmp_path, answers, labels)
-    assert [own.tolist() for own in read_correct(tmp_path, "benign")] == [[True, True, False], [True, False]]
-    assert [own.tolist() for own in read_correct(tmp_path, "pgd20-eps4")] == [[False, True, False], [False, False]]
+    folder = RunFolder(tmp_path)
+    write_predictions(folder, answers, labels)
+    assert [own.tolist() for own in read_correct(folder, "benign")] == [[True, True, False], [True, False]]
+    assert [own.tolist() for own in read_correct(folder, "pgd20-eps4")] == [[False, True, False], [False, False]]
     with pytest.raises(UserError, match="available: benign, pgd20-eps4"):
-        read_correct(tmp_path, "pgd50-eps4")
+        read_correct(folder, "pgd50-eps4")
     with pytest.raises(UserError, match="not finished"):
-        read_correct(tmp_path / "nothing", "benign")
+        read_correct(RunFolder(tmp_path / "nothing"), "benign")
 
 
 def test_equal_predictions_differ_by_nothing() -> None:

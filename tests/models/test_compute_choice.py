@@ -125,7 +125,7 @@ def test_nothing_is_auto_after_prepare_and_a_resume_keeps_it(monkeypatch: pytest
     RunFolder(tmp_path).claim(first, resume=False)
     assert load_run_config(tmp_path).to_yaml() == first.to_yaml()
     monkeypatch.setattr(resolve, "fastest", lambda *_: pytest.fail("measured again"))
-    again = prepare(config, tmp_path).config
+    again = prepare(config, RunFolder(tmp_path)).config
     RunFolder(tmp_path).claim(again, resume=True)
     assert again == first
 
@@ -155,7 +155,7 @@ def test_a_run_folder_of_version_0_1_goes_on_as_it_began(monkeypatch: pytest.Mon
     old = [*text[:start], *text[start + 3 :]]
     old.remove("  precision: bfloat16")  # the evaluation's
     (tmp_path / "config.yaml").write_text("\n".join(old) + "\n")
-    config = prepare(load_run_config(tmp_path), tmp_path).config
+    config = prepare(load_run_config(tmp_path), RunFolder(tmp_path)).config
     assert config.training.attention == AttentionKernels()
     assert (config.training.precision, config.evaluation.precision) == ("float32", "float32")
     RunFolder(tmp_path).claim(config, resume=True)

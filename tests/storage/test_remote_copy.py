@@ -126,9 +126,9 @@ def test_what_an_evaluation_had_measured_when_it_was_stopped_is_at_the_url(
     save_steps(RemoteFolder(url), 0)
 
     def evaluate() -> None:
-        with run_folder_at(url, "change") as (run_dir, _):
-            (run_dir / "evaluation").mkdir()
-            (run_dir / "evaluation" / "part").write_text("measured")
+        with run_folder_at(url, "change") as (folder, _):
+            folder.measurements.mkdir()
+            (folder.measurements / "part").write_text("measured")
             raise stop
 
     with pytest.raises(type(stop)):
@@ -138,13 +138,13 @@ def test_what_an_evaluation_had_measured_when_it_was_stopped_is_at_the_url(
 
 def test_one_process_at_a_time(tmp_path: Path) -> None:
     folder = RemoteFolder("memory://bucket/other", tmp_path / "here")
-    with folder.held(), pytest.raises(UserError, match="another process"), folder.held():
+    with folder.locked(), pytest.raises(UserError, match="another process"), folder.locked():
         pass
 
 
 @pytest.mark.parametrize("bad", ["gopher://run", "s4://bucket/run"])
 def test_a_protocol_that_nobody_knows_is_refused(bad: str) -> None:
-    with pytest.raises(UserError, match="is no URL that can be used here"):
+    with pytest.raises(UserError, match="is not a URL that can be used here"):
         RemoteFolder(bad)
 
 
