@@ -1,7 +1,7 @@
 """A sweep in MLflow: a parent run, and its trials as runs under it.
 
 Each trial sends itself from a thread, as any run does (`sylva_ray.observers.mlflow`). What a trial did not send, because it
-was pruned or killed, is sent at the end. If MLflow does not answer, the sweep goes on and ends with a warning.
+was pruned or killed, is sent at the end. If MLflow does not answer, the sweep continues and ends with a warning.
 """
 
 from __future__ import annotations
@@ -157,7 +157,7 @@ class SweepTracking:
     def _try(self, send: Callable[[], object]) -> None:
         try:
             send()
-        except Exception as error:  # whatever a server, a driver or a proxy raises: the sweep goes on
+        except Exception as error:  # whatever a server, a driver or a proxy raises: the sweep continues
             reason = mask_credentials(" ".join(str(error).split())[:160])
             self.problems.append(
                 f"MLflow at {mask_credentials(self.uri)} did not receive the sweep's own run: {reason}"
