@@ -183,7 +183,7 @@ def test_everything_at_once_fills_the_report_and_mlflows_metrics(run_dir: Path) 
         assert np.abs(delta).max() <= 255 * EPSILON + 0.1
     RunFolder(run_dir).write_evaluation(found)
     page = write_report(RunFolder(run_dir)).read_text()
-    for words in ("Attacked again", "Every class", "Through other clients", "Certified", "S13", "data:image/png"):
+    for words in ("Evaluation by", "Every class", "Transfer attacks", "Certified", "S13", "data:image/png"):
         assert words in page
     metrics = evaluation_metrics(found)
     assert metrics["evaluation.benign.accuracy.mean"] == found.benign.accuracy.mean

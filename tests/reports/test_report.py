@@ -63,7 +63,7 @@ def test_the_headline_carries_attack_epsilon_majority_and_failed_checks(tmp_path
     page = report(tmp_path / "run")
     summary = RunFolder(tmp_path / "run").load_summary()
     assert summary is not None
-    head = page.text[: page.text.index("The fleet in numbers")]
+    head = page.text[: page.text.index("Accuracy of the fleet")]
     robust = summary.final.robust_accuracy["pgd20-eps8"].mean
     for expected in (f"{100 * robust:.1f} %", "PGD-20 at epsilon 8/255", f"{100 * summary.majority.mean:.1f} %"):
         assert expected in head
@@ -110,7 +110,7 @@ def test_without_a_second_phase_before_and_after_remain(tmp_path: Path) -> None:
     page = Page(write_report(RunFolder(run_dir)).read_text())
     assert page.sections == list(SECTIONS)
     assert page.tags.count("svg") == len(FIGURES) - 1
-    for expected in ("no second phase", "nothing is shared", "nothing vouches for the robust accuracies"):
+    for expected in ("no second phase", "nothing is shared", "the robust accuracies are unverified"):
         assert expected in page.text
 
 
@@ -119,7 +119,7 @@ def test_a_run_without_attacks_is_about_benign_accuracy(tmp_path: Path) -> None:
     config = config.model_copy(update={"evaluation": config.evaluation.model_copy(update={"attacks": ()})})
     page = report(tmp_path / "run", config=config)
     assert "attacked (" not in page.text
-    assert "On unchanged images it answers" in page.text
+    assert "On unchanged images it classifies" in page.text
 
 
 def test_an_unfinished_run_says_so(tmp_path: Path) -> None:

@@ -1,7 +1,4 @@
-"""``sylva-ray compare --out FILE.html``: the page and the plots of many runs beside each other.
-
-What they say is made in `sylva_ray.reports.compare`; here it is laid out.
-"""
+"""The HTML page of a comparison: layout of the texts, tables and plots that `sylva_ray.reports.compare` prepares."""
 
 from __future__ import annotations
 
@@ -18,11 +15,18 @@ DESCRIPTIONS = {
     "tradeoff": "Benign against robust accuracy of every method",
     "bytes": "Benign and robust accuracy of every method against its upload",
 }
+"""Alternative texts of the figures, for screen readers."""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """Text, a second line in small print, the marks of failed checks."""
+    """A cell of the table.
+
+    Attributes:
+        text: First line.
+        small: Second line, in small print.
+        marks: Marks of failed checks, after the text.
+    """
 
     text: str
     small: str = ""
@@ -31,7 +35,13 @@ class Cell:
 
 @dataclass(frozen=True)
 class TableColumn:
-    """Columns of one group stand side by side under its name."""
+    """A column of the table.
+
+    Attributes:
+        group: Heading that it shares with adjacent columns of the same group.
+        heading: Heading of the column.
+        cells: One cell per row.
+    """
 
     group: str
     heading: str
@@ -40,7 +50,21 @@ class TableColumn:
 
 @dataclass(frozen=True)
 class Page:
-    """What the page says, as plain text. ``names``, ``muted`` (a reference) and ``warned`` have an entry per row."""
+    """Contents of the page as plain text.
+
+    Attributes:
+        subtitle: Line below the title.
+        attack: Title of the attack that dominance refers to; empty if there is none.
+        names: Names of the rows.
+        muted: Per row, whether it is a reference, shown in grey.
+        warned: Per row, whether its runs have warnings.
+        columns: Columns of the table.
+        warnings: Reasons why the numbers may not be comparable.
+        sentences: Which rows are dominated; the first one names those that are not.
+        footnotes: Failed checks and the runs' warnings.
+        notes: Explanations below the table.
+        panels: Panels of each plot, by name.
+    """
 
     subtitle: str
     attack: str
@@ -56,7 +80,7 @@ class Page:
 
 
 def render(page: Page) -> str:
-    """The HTML file: self-contained, light and dark."""
+    """Render the page as self-contained HTML that follows the reader's light or dark scheme."""
     groups: list[tuple[str, int]] = []
     for column in page.columns:
         if groups and groups[-1][0] == column.group:

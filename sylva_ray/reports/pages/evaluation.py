@@ -1,4 +1,4 @@
-"""The report's part about ``evaluation.json``: attacks, checks, curves, classes, transfer, certificates, images."""
+"""The section of a report about ``evaluation.json``: attacks, curves, classes, transfer, certificates, images."""
 
 from __future__ import annotations
 
@@ -20,8 +20,10 @@ from sylva_ray.core.types import AttackSpec
 from sylva_ray.reports.figures.style import LIGHT, style
 
 WIDTH = 7.4
+"""Width of every figure in inches."""
+
 SHOWN_SIDE = 96
-"""Pixels of a gallery image's side."""
+"""Least side of an image in the gallery, in pixels."""
 
 EVALUATION_DESCRIPTIONS = {
     "epsilon": "Accuracy against the attack's budget",
@@ -30,6 +32,7 @@ EVALUATION_DESCRIPTIONS = {
     "transfer": "Heatmap of accuracy of every client on images made against every other client",
     "certified": "Certified accuracy against radius",
 }
+"""Alternative texts of the figures, for screen readers."""
 
 
 @dataclass(frozen=True)
@@ -37,13 +40,13 @@ class TableRow:
     """A row of the table of attacks. Accuracies are fractions in [0, 1].
 
     Attributes:
-        name: of the condition, for people.
-        mean: accuracy, mean over clients.
-        low: lower end of the interval over images.
-        high: its upper end.
-        worst: mean of the worst tenth of the clients.
-        balanced: class-balanced accuracy, mean over clients.
-        distance: median size of the smallest successful perturbation, with its unit; may be empty.
+        name: Title of the condition.
+        mean: Accuracy, mean over the clients.
+        low: Lower end of the 95 % interval over images.
+        high: Its upper end.
+        worst: Accuracy, mean over the worst tenth of the clients.
+        balanced: Class-balanced accuracy, mean over the clients.
+        distance: Median size of the smallest successful perturbation, with its unit; empty if it was not measured.
     """
 
     name: str
@@ -56,18 +59,18 @@ class TableRow:
 
 
 @dataclass(frozen=True)
-class GalleryImage:
-    """An adversarial image beside the original, as PNG data URIs.
+class GalleryFigure:
+    """An adversarial image and the original; images are PNG data URIs.
 
     Attributes:
-        client: whose test image.
-        label: true class.
-        answer: class that the client answers.
-        size: L-infinity distance.
-        amplified: factor by which ``delta`` is amplified.
-        clean: the original.
-        delta: the perturbation on grey.
-        adversarial: their sum.
+        client: Number of the client whose test image it is.
+        label: Name of the true class.
+        answer: Name of the class that the client predicts.
+        size: L-infinity distance, as text.
+        amplified: Factor by which ``delta`` is amplified, as text.
+        clean: The original.
+        delta: The perturbation, on grey.
+        adversarial: Their sum.
     """
 
     client: int
@@ -80,12 +83,14 @@ class GalleryImage:
     adversarial: str
 
 
-def attack_rows(found: Evaluation) -> list[TableRow]:
-    """Make one row per attack and one per worst case, benign first."""
-    specs = {label: row.settings.to_spec() for label, row in found.attacks.items()}
-    named: dict[str, ConditionRow] = {"benign": found.benign}
-    named |= {attack_title(specs[label]): row for label, row in found.attacks.items()}
-    named |= {f"worst case per image, {_budget(specs[row.attacks[0]])}": row for row in found.worst_case.values()}
+def attack_rows(evaluation: Evaluation) -> list[TableRow]:
+    """Return the rows of the table of attacks: benign, each attack, and the worst case of each budget."""
+    specs = {label: row.settings.to_spec() for label, row in evaluation.attacks.items()}
+    conditions: dict[str, ConditionRow] = {"benign": evaluation.benign}
+    conditions |= {attack_title(specs[label]): row for label, row in evaluation.attacks.items()}
+    conditions |= {
+        f"worst case per image, {_budget(specs[row.attacks[0]])}": row for row in evaluation.worst_case.values()
+    }
     return [
         TableRow(
             name=name,
@@ -96,37 +101,43 @@ def attack_rows(found: Evaluation) -> list[TableRow]:
             balanced=row.balanced_accuracy.mean,
             distance=_distance(row) if isinstance(row, AttackRow) else "",
         )
-        for name, row in named.items()
+        for name, row in conditions.items()
     ]
 
 
-def evaluation_figures(found: Evaluation, class_names: Sequence[str]) -> dict[str, Figure]:
-    """Draw what the measurements allow, by name."""
+def evaluation_figures(evaluation: Evaluation, class_names: Sequence[str]) -> dict[str, Figure]:
+    """Draw the figures of an evaluation, by name; a figure is missing where its quantity was not measured.
+
+    Args:
+        evaluation: The evaluation.
+        class_names: Names of the classes.
+    """
     with style():
         drawn: dict[str, Figure] = {}
-        if found.curves is not None:
-            majority, by_epsilon, by_steps = found.majority.mean, found.curves.epsilon, found.curves.steps
+        if evaluation.curves is not None:
+            majority, by_epsilon = evaluation.majority.mean, evaluation.curves.epsilon
+            by_steps = evaluation.curves.steps
             in_255 = [255 * x for x in by_epsilon.x]
             drawn["epsilon"] = _curve(by_epsilon, in_255, "epsilon (of 255)", [0, 1, 4, 16, 64], majority)
             drawn["steps"] = _curve(by_steps, by_steps.x, "PGD steps", [1, 5, 20, 50, 200], majority)
-        drawn["classes"] = _classes(found.per_class, class_names)
-        if found.transfer is not None:
-            drawn["transfer"] = _transfer(found.transfer.matrix)
-        if found.certified:
-            drawn["certified"] = _certified(found.certified)
+        drawn["classes"] = _classes(evaluation.per_class, class_names)
+        if evaluation.transfer is not None:
+            drawn["transfer"] = _transfer(evaluation.transfer.matrix)
+        if evaluation.certified:
+            drawn["certified"] = _certified(evaluation.certified)
         return drawn
 
 
-def gallery(found: Evaluation) -> list[GalleryImage]:
-    """Draw every clean image, its perturbation and the adversarial image."""
-    rows = []
-    for item in found.gallery:
+def gallery(evaluation: Evaluation) -> list[GalleryFigure]:
+    """Encode the images of an evaluation's gallery: original, perturbation and adversarial image."""
+    images = []
+    for item in evaluation.gallery:
         clean = np.array(item.clean, float).transpose(1, 2, 0)
         adversarial = np.array(item.adversarial, float).transpose(1, 2, 0)
         delta = adversarial - clean
         largest = max(np.abs(delta).max(), 1e-6)
-        rows.append(
-            GalleryImage(
+        images.append(
+            GalleryFigure(
                 client=item.client,
                 label=item.label,
                 answer=item.answer,
@@ -137,7 +148,7 @@ def gallery(found: Evaluation) -> list[GalleryImage]:
                 adversarial=_png(adversarial),
             )
         )
-    return rows
+    return images
 
 
 def _budget(spec: AttackSpec) -> str:
@@ -156,8 +167,8 @@ def _distance(row: AttackRow) -> str:
 def _curve(curve: Curve, x: Sequence[float], label: str, ticks: Sequence[float], majority: float) -> Figure:
     figure = Figure(figsize=(WIDTH, 2.9), layout="constrained")
     axes = figure.subplots()
-    for own in curve.per_client:
-        axes.plot(x, own, color=LIGHT["series-2"], lw=0.8, alpha=0.35)
+    for accuracies in curve.per_client:
+        axes.plot(x, accuracies, color=LIGHT["series-2"], lw=0.8, alpha=0.35)
     axes.plot(x, curve.mean, "o-", color=LIGHT["series-2"], ms=4, label="mean over clients")
     axes.axhline(majority, color=LIGHT["muted"], lw=1.2, ls=(0, (4, 3)), label="always the majority class")
     axes.set_xscale("symlog", linthresh=1)
@@ -228,7 +239,7 @@ def _percent(axes: Axes) -> None:
 
 
 def _png(pixels: np.ndarray) -> str:
-    """``[H, W, 3]`` in 0..255 as a data URI, enlarged without smoothing."""
+    """Encode ``pixels [H, W, 3]`` in 0..255 as a PNG data URI, enlarged without smoothing."""
     image = Image.fromarray(np.clip(np.round(pixels), 0, 255).astype(np.uint8))
     scale = max(1, SHOWN_SIDE // image.width)
     buffer = io.BytesIO()

@@ -1,7 +1,7 @@
-"""``report.html``: one self-contained page about a run, from the files of its run folder only.
+"""The report of a run, ``report.html``: one self-contained page made from the files of the run folder.
 
-Functions here turn the files into words and rows, `run.html.jinja` lays them out; everything that comes from a user
-(names of classes, paths in the config) is escaped there.
+The functions here turn the files into texts and table rows, and `run.html.jinja` lays them out. The template escapes
+everything that comes from a user, such as names of classes and paths in the configuration.
 """
 
 from __future__ import annotations
@@ -35,20 +35,20 @@ DESCRIPTIONS = {
     "communication": "Bars of transmitted bytes against full-model training",
     "seconds": "Bars of seconds by stage",
 }
-"""What a screen reader says of each figure."""
+"""Alternative texts of the figures, for screen readers."""
 
 
 def write_report(folder: RunFolder) -> Path:
-    """Write ``report.html`` of a run (again); of an unfinished run one that says so.
+    """Write ``report.html`` of a run; replace it if it exists. The report of an unfinished run says so.
 
     Args:
-        folder: of the run.
+        folder: The run folder.
 
     Returns:
-        The report's path.
+        The path of the report.
 
     Raises:
-        UserError: one of the folder's files is damaged.
+        UserError: A file in the folder is damaged.
     """
     records, summary = folder.load_records(), folder.load_summary()
     evaluation = folder.load_evaluation() if summary is not None else None
@@ -69,15 +69,15 @@ def write_report(folder: RunFolder) -> Path:
         view |= _view_of_summary(summary, titles)
     if summary is not None and evaluation is not None:
         view |= _view_of_evaluation(evaluation)
-        attacked = evaluation_figures(evaluation, summary.class_names)
-        drawn |= {name: (figure, EVALUATION_DESCRIPTIONS[name]) for name, figure in attacked.items()}
+        more = evaluation_figures(evaluation, summary.class_names)
+        drawn |= {name: (figure, EVALUATION_DESCRIPTIONS[name]) for name, figure in more.items()}
     view["figures"] = {name: Markup(svg(figure, name, description)) for name, (figure, description) in drawn.items()}
     page = page_environment().get_template("run.html.jinja").render(view)
     return write_atomically(folder.report_file, page)
 
 
 def page_environment() -> Environment:
-    """Return the environment that renders pages: everything is escaped, a name that is not defined is an error."""
+    """Return the Jinja environment of all pages. It escapes every value, and an undefined name is an error."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -90,7 +90,7 @@ def page_environment() -> Environment:
 
 
 def _view_of_summary(summary: Summary, titles: Mapping[str, str]) -> dict[str, object]:
-    """Collect what the template shows of a finished run."""
+    """Return the template's variables of a finished run."""
     stages, game = _stages(summary), summary.layer_game
     end = stages[-1].accuracies
     main_attack = next(iter(end.robust_accuracy), None)
@@ -109,17 +109,17 @@ def _view_of_summary(summary: Summary, titles: Mapping[str, str]) -> dict[str, o
     }
 
 
-def _view_of_evaluation(found: Evaluation) -> dict[str, object]:
-    """Collect what `sylva-ray evaluate` adds."""
+def _view_of_evaluation(evaluation: Evaluation) -> dict[str, object]:
+    """Return the template's variables of an evaluation."""
     return {
-        "attack_rows": attack_rows(found),
-        "failed_evaluation_checks": [check for check in found.checks or () if not check.passed],
-        "gallery": gallery(found),
+        "attack_rows": attack_rows(evaluation),
+        "failed_evaluation_checks": [check for check in evaluation.checks or () if not check.passed],
+        "gallery": gallery(evaluation),
     }
 
 
 class _Stage(NamedTuple):
-    """A part of the run that the tables have a column for."""
+    """A phase of the run that the tables have a column for, and the accuracies after it."""
 
     heading: str
     accuracies: StageAccuracies
@@ -127,7 +127,7 @@ class _Stage(NamedTuple):
 
 @dataclass(frozen=True)
 class _FleetRow:
-    """One condition: mean accuracy per stage, and how the last stage spreads over clients."""
+    """A condition: mean accuracy after each phase, the last one's spread over the clients, and its balanced mean."""
 
     name: str
     means: Sequence[float | None]
@@ -137,7 +137,7 @@ class _FleetRow:
 
 @dataclass(frozen=True)
 class _ClientRow:
-    """One client: sizes, accuracies per stage, and what was refined."""
+    """A client: its data, accuracies after each phase, and refined layers."""
 
     client: int
     train: int
@@ -149,7 +149,7 @@ class _ClientRow:
 
 
 def _stages(summary: Summary) -> list[_Stage]:
-    """List the stages in time's order; phase 1 is one of its own only if a phase 2 follows it."""
+    """Return the phases in chronological order; phase 1 is called "after" where no phase 2 follows."""
     named = [("before", summary.initial)]
     named += (
         [("phase 1", summary.phase1), ("phase 2", summary.final)] if summary.layer_game else [("after", summary.final)]
@@ -158,13 +158,13 @@ def _stages(summary: Summary) -> list[_Stage]:
 
 
 def _fleet_rows(summary: Summary, stages: Sequence[_Stage], titles: Mapping[str, str]) -> list[_FleetRow]:
-    """Make one row per condition, and one for the majority answer."""
+    """Return one row per condition and, last, one for the majority class."""
     end = stages[-1].accuracies
     benign = [stage.accuracies.benign_accuracy.mean for stage in stages]
     rows = [_FleetRow("benign", benign, end.benign_accuracy, end.benign_balanced_accuracy.mean)]
     for label, spread in end.robust_accuracy.items():
         robust = [stage.accuracies.robust_accuracy.get(label) for stage in stages]
-        means = [found.mean if found else None for found in robust]
+        means = [stage_spread.mean if stage_spread else None for stage_spread in robust]
         rows.append(_FleetRow(titles.get(label, label), means, spread, end.robust_balanced_accuracy[label].mean))
     majority = summary.majority
     rows.append(_FleetRow("always a client's majority class", [majority.mean] * len(stages), majority, None))
@@ -172,6 +172,7 @@ def _fleet_rows(summary: Summary, stages: Sequence[_Stage], titles: Mapping[str,
 
 
 def _client_rows(summary: Summary, stages: Sequence[_Stage]) -> list[_ClientRow]:
+    """Return one row per client; robust accuracies are those under the first attack."""
     attack = next(iter(stages[-1].accuracies.robust_accuracy), None)
     rows = []
     for client in summary.clients:
@@ -185,9 +186,9 @@ def _client_rows(summary: Summary, stages: Sequence[_Stage]) -> list[_ClientRow]
 
 
 def _layers(game: GameRecord | None, client: int) -> str:
-    """Name a client's selected layers."""
+    """Return the names of a client's selected layers as text."""
     if game is None:
         return ""
-    chosen = game.selected_layers(client)
-    names = ", ".join(chosen) or "none"
-    return f"{names} (not kept)" if chosen and not game.refined_epochs[client] else names
+    selected = game.selected_layers(client)
+    names = ", ".join(selected) or "none"
+    return f"{names} (not kept)" if selected and not game.refined_epochs[client] else names

@@ -1,4 +1,4 @@
-"""Names and numbers as a newcomer reads them."""
+"""Names of quantities and formats of numbers in pages and figures."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ SECONDS = {
     "aggregate": "aggregation",
     "idle": "workers waiting",
 }
-"""Keys of ``summary.seconds`` but the total."""
+"""Titles of the keys of ``summary.seconds``, without the total."""
 
 
 def bytes_text(value: float) -> str:
-    """A size in decimal units.
+    """Format a size in decimal units, with three significant digits.
 
     >>> bytes_text(999), bytes_text(41_234), bytes_text(2.5e9)
     ('999 B', '41.2 kB', '2.5 GB')
@@ -28,7 +28,7 @@ def bytes_text(value: float) -> str:
 
 
 def percent(value: float | None) -> str:
-    r"""A fraction in per cent; the space does not break.
+    r"""Format a fraction in per cent, with a no-break space; None is shown as a dash.
 
     >>> percent(0.61345), percent(None)
     ('61.3\xa0%', '–')
