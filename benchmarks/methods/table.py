@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from sylva_ray.core.records import StageRecord
 from sylva_ray.metrics.predictions import paired_difference, read_correct
 from sylva_ray.reports.compare import compare
 from sylva_ray.reports.compare.tables import markdown_table, plot
@@ -66,22 +67,28 @@ def bullets(lines: Sequence[str]) -> str:
 
 
 def to_target(results: Sequence[dict[str, Any]]) -> str:
-    """Bytes until benign and robust balanced accuracy both reach 0.9 of what FedAvg-AT reached at its best (seed 0)."""
+    """Tabulate the bytes until benign and robust balanced accuracy reach 0.9 of FedAvg-AT's best, for seed 0."""
     by_method = {row["method"]: row for row in results if row["seed"] == 0}
-    reference = by_method["fedavg_at"]
-    attack = next(iter(reference["final"]["robust_accuracy"]))
+    records = {method: stage_records(row) for method, row in sorted(by_method.items())}
+    attack = next(iter(by_method["fedavg_at"]["final"]["robust_accuracy"]))
     paths = [f"{condition}.balanced_accuracy" for condition in ("benign", attack)]
-    targets = reference_targets([reference["records"]], paths)
+    targets = reference_targets([records["fedavg_at"]], paths)
     lines = ["| method | bytes to target | fedavg_at / this |", "|---|---|---|"]
-    needed = {method: bytes_to_target(row["records"], targets) for method, row in sorted(by_method.items())}
+    needed = {method: bytes_to_target(of_method, targets) for method, of_method in records.items()}
     full = needed["fedavg_at"]
     for method, count in needed.items():
-        total = sum(r["upload_bytes"] + r["download_bytes"] for r in by_method[method]["records"])
+        total = sum(record.upload_bytes + record.download_bytes for record in records[method])
         shown = f"{count / 1e6:,.1f} MB" if count is not None else f"> {total / 1e6:,.1f} MB (not reached)"
         ratio = f"{full / count:,.0f}x" if count and full else ("0 bytes" if count == 0 else "")
         lines.append(f"| {method} | {shown} | {ratio} |")
     stated = ", ".join(f"{condition} {100 * value:.1f} %" for condition, value in targets.items())
     return f"Targets (class-balanced, moving mean of 3 evaluations): {stated}.\n\n" + "\n".join(lines)
+
+
+def stage_records(result: dict[str, Any]) -> list[StageRecord]:
+    """Return the records of a result, which are kept without their step and participants."""
+    records = ({"step": record["round"], "participants": [], **record} for record in result["records"])
+    return [StageRecord.from_json(record, f"{result['method']}-{result['seed']}") for record in records]
 
 
 def search_table(found: dict[str, Any]) -> str:

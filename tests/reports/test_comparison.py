@@ -293,7 +293,10 @@ FLEETS = {
         {"config": config(partition={"num_clients": 2, "alpha": 0.1}), "label_matrix": None},
         "partition.alpha is 0.5",
     ),
-    "other images for the same seed": ({"label_matrix": [[1, 1], [2, 2]]}, "the same seed dealt other images"),
+    "other images for the same seed": (
+        {"label_matrix": [[1, 1], [2, 2]]},
+        "the same seed gave the clients other images",
+    ),
 }
 
 
@@ -390,7 +393,7 @@ def test_a_lead_within_the_spread_over_seeds_is_called_so(lead: float, close: bo
             summary("b", seed, (0.5 + noise,) * 2, (0.3,) * 2),
         ]
     (sentence,) = sentences(compare(runs))[1:]
-    assert ("by no more than the seeds' spread" in sentence) == close
+    assert ("by no more than the spread over seeds" in sentence) == close
 
 
 @pytest.mark.parametrize(
@@ -419,7 +422,7 @@ def test_the_strongest_attack_is_one_that_all_rows_met() -> None:
     rows = compare([summary("a"), summary("b", attacks=("pgd20-eps4",))])
     assert strongest_attack(rows) == "pgd20-eps4"
     none = compare([summary("a", attacks=("pgd20-eps8",)), summary("b", attacks=("pgd20-eps4",))])
-    assert sentences(none) == ["No attack is common to all rows, so none can be said to dominate another."]
+    assert sentences(none) == ["No attack is common to all rows, so dominance is not defined."]
 
 
 # -- the table ----------------------------------------------------------------------------------------------------------
@@ -450,8 +453,8 @@ def test_failed_checks_stand_beside_the_number_and_below_the_table() -> None:
     assert "†" not in markdown(compare([summary()]))
 
 
-def test_without_checks_it_is_said_that_nothing_vouches() -> None:
-    assert any("no check vouches" in text and "sylva" in text for text in notes(compare([summary(checks=[])])))
+def test_missing_checks_are_noted() -> None:
+    assert any("no checks were computed" in text and "sylva" in text for text in notes(compare([summary(checks=[])])))
 
 
 def test_many_warnings_are_counted() -> None:

@@ -1,4 +1,4 @@
-"""Runs beside each other: ``sylva-ray compare``, and the same for scripts that hold summaries.
+"""Comparison of runs: ``sylva-ray compare``, and the same as functions on loaded summaries.
 
 ::
 
@@ -6,8 +6,11 @@
     print(markdown(rows))
     plot(rows, Path("tradeoff.png"))
 
-    files ──► runs ──► rows ──► verdicts ──► tables ──► files
-    (load)   (checked) (over seeds) (dominance, warnings) (text, page)  (write)
+The modules, in the order of the data flow::
+
+    runs.py ──► rows.py ──► verdicts.py ──► tables.py ──► files.py
+    (checked)   (means over  (dominance,    (text, page,  (written)
+                 seeds)       warnings)      plots)
 """
 
 from sylva_ray.reports.compare.rows import Row, compare

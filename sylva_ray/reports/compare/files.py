@@ -1,4 +1,4 @@
-"""The files that a comparison is written to."""
+"""Writing a comparison to a file."""
 
 from __future__ import annotations
 
@@ -11,13 +11,17 @@ from sylva_ray.reports.compare.tables import csv_text, markdown, page
 from sylva_ray.storage.atomic import check_target, write_atomically
 
 FORMATS = (".html", ".csv", ".md")
+"""Suffixes of the files that can be written."""
 
 
 def check_targets(paths: Sequence[Path]) -> None:
-    """Raise before any work is done.
+    """Check that the files can be written, before the comparison is computed.
+
+    Args:
+        paths: The files.
 
     Raises:
-        UserError: a format that we do not write, or a place where nothing can be written.
+        UserError: Unknown suffix, or a place where no file can be written.
     """
     for path in paths:
         if path.suffix.lower() not in FORMATS:
@@ -26,10 +30,15 @@ def check_targets(paths: Sequence[Path]) -> None:
 
 
 def write(rows: Sequence[Row], path: Path, left_out: Sequence[str] = ()) -> None:
-    """The comparison in the format of the file's name.
+    """Write a comparison in the format that the file's suffix names.
+
+    Args:
+        rows: Rows of the comparison.
+        path: The file.
+        left_out: Sentences about runs that were left out; they are shown in HTML only.
 
     Raises:
-        UserError: it cannot be written.
+        UserError: The file cannot be written.
     """
     check_targets([path])
     match path.suffix.lower():

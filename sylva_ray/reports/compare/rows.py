@@ -1,11 +1,11 @@
-"""Summaries of many runs -> one row per method and settings: mean and spread over seeds.
+"""Rows of a comparison: runs of one method and the same settings become one row, with means and spreads over their seeds.
 
 ::
 
-    summaries ──► runs ── same method, fleet, settings ──► groups ──► rows: phase 1, final
-                   └───── what they all had to deal with ───────────► row(s): majority
+    runs ──► groups (same method, fleet and settings) ──► rows after phase 1 and at the end
+       └──► fleets ─────────────────────────────────────► one row each for the majority class
 
-Runs of one method whose settings differ become rows of their own, labelled by what differs.
+Runs of one method with different settings become rows of their own, whose names contain the differences.
 """
 
 from __future__ import annotations
@@ -24,21 +24,46 @@ from sylva_ray.metrics.seeds import SeedMean
 from sylva_ray.reports.compare.runs import BENIGN, Run, stage_spread
 
 KINDS = ("accuracy", "balanced_accuracy")
+"""Kinds of accuracy."""
+
 STATISTICS = ("mean", "worst_decile")
-"""Over a run's clients. What a row says of the seeds is a `SeedMean`."""
+"""Statistics over the clients of a run. A row holds their means over the seeds."""
 
 MAX_DIFFERENCES, MAX_VALUE_LENGTH = 3, 28
-"""What a label holds of the differences."""
+"""Number of differences in a row's name, and number of characters of a value in it."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of a comparison. Accuracies are fractions in [0, 1].
+    """A row of a comparison. Accuracies are fractions in [0, 1].
 
-    ``accuracy[condition, kind, statistic]``: the condition is ``benign`` or an attack's label; see `KINDS`, `STATISTICS`.
-    ``failed[check]``: the seeds whose check failed. ``fingerprints[seed]``: a hash of which client got how many images of
-    which class. ``majority[seed][statistic]``: the majority shares. ``repeats`` counts copies of its runs; ``conflicts``:
-    another row has the same settings and a common seed, but another result. None: not known, or without meaning for this row.
+    A quantity is None if the summaries do not hold it, or if it has no meaning for the row.
+
+    Attributes:
+        name: Unique name of the row.
+        method: Name of the method.
+        stage: ``final`` for the end of the runs, ``phase1`` for the end of their phase 1, ``majority`` for a reference.
+        seeds: Seeds of the runs.
+        attacks: Labels of the attacks.
+        accuracy: By condition (``benign`` or an attack's label), kind (`KINDS`) and statistic (`STATISTICS`).
+        num_clients: Number of clients.
+        num_honest: Number of clients that count in the accuracies.
+        fleet: Settings that must agree with those of another row for the two to be comparable.
+        fingerprints: Per seed, a hash of the number of images per client and class.
+        majority: Per seed and statistic, the accuracy of always predicting a client's most frequent class.
+        settings: Settings that the runs share besides those of the fleet.
+        attack_specs: The attacks by label, as far as the configurations define them.
+        collapsed: Number of collapsed clients.
+        upload_bytes: Upload per client and round.
+        full_model_ratio: Size of the full model divided by the upload.
+        total_bytes: All bytes of a run.
+        seconds: Wall time of a run.
+        failed: Per check, the seeds whose check failed.
+        meanings: Per failed check, its meaning.
+        warnings: Warnings of the runs.
+        checked: Whether all runs have checks.
+        repeats: How many of the given runs were copies of others.
+        conflicts: Whether another row has the same settings and a common seed, but another result.
     """
 
     name: str
@@ -67,7 +92,7 @@ class Row:
     conflicts: bool = False
 
     def value(self, condition: str, kind: str, statistic: str) -> SeedMean | None:
-        """An accuracy, or None where it was not measured."""
+        """Return an accuracy; None if it was not measured."""
         return self.accuracy.get((condition, kind, statistic))
 
 
@@ -75,14 +100,18 @@ class Row:
 
 
 def compare(summaries: Sequence[Run | Mapping[str, object]]) -> list[Row]:
-    """One row per method and settings, after one per fleet for always answering the client's most frequent class.
+    """Group runs into rows.
 
     Args:
-        summaries: loaded ``summary.json`` files. Three keys may be added to each: ``method`` (the row's name, in place of
-            ``algorithm``), ``config`` (the run's config.yaml as a mapping) and ``source`` (a path, for messages).
+        summaries: Parsed ``summary.json`` files. Each may have three additional keys: ``method`` (the row's name in place of
+            ``algorithm``), ``config`` (the run's ``config.yaml`` as a mapping) and ``source`` (a path, for messages).
+
+    Returns:
+        One row per fleet for always predicting a client's most frequent class; then one row per method and settings, or two
+        if the method has a second phase.
 
     Raises:
-        UserError: none given, or one is no summary.
+        UserError: The sequence is empty, or an item is not a summary.
     """
     runs = [
         summary if isinstance(summary, Run) else Run.from_json(summary, _source(summary, number))
@@ -92,8 +121,8 @@ def compare(summaries: Sequence[Run | Mapping[str, object]]) -> list[Row]:
         raise UserError("summaries", [], "at least one is needed")
     groups, repeats = _groups(runs)
     rows: list[Row] = []
-    for group, copies, conflicts in zip(groups, repeats, _conflicts(groups), strict=True):
-        rows += _rows(group, copies, conflicts)
+    for group, num_copies, conflicts in zip(groups, repeats, _conflicts(groups), strict=True):
+        rows += _rows(group, num_copies, conflicts)
     rows = _named(rows, [group[0].source for group in groups for _ in range(_has_phase2(group) + 1)])
     return [*_majority(rows), *rows]
 
@@ -103,14 +132,17 @@ def _source(summary: object, number: int) -> str:
 
 
 def _groups(runs: Sequence[Run]) -> tuple[list[list[Run]], list[int]]:
-    """Runs that differ by seed only, and how many copies each group was given. The same seed with another result starts
-    a new group."""
+    """Group runs that differ by their seed only.
+
+    A run whose seed is in a group already, but with another result, starts a new group.
+
+    Returns:
+        The groups, and the number of copies that were dropped from each.
+    """
     groups: dict[str, list[Run]] = {}
     positions: dict[str, list[int]] = {}
-    known = sorted(
-        enumerate(runs), key=lambda item: item[1].config is None
-    )  # of two copies the one with its config stays
-    for position, run in known:
+    configured_first = sorted(enumerate(runs), key=lambda item: item[1].config is None)  # to keep copies with a config
+    for position, run in configured_first:
         key = json.dumps([run.label, run.fleet(), run.settings()], sort_keys=True)
         duplicate = next((k for k, group in groups.items() if any(_is_same_run(run, other) for other in group)), None)
         while duplicate is None and any(run.seed == other.seed for other in groups.get(key, [])):
@@ -119,19 +151,19 @@ def _groups(runs: Sequence[Run]) -> tuple[list[list[Run]], list[int]]:
         if duplicate is None:
             groups.setdefault(key, []).append(run)
     keys = sorted(groups, key=lambda key: min(positions[key]))
-    copies = [len(positions[key]) - len(groups[key]) for key in keys]
-    return [sorted(groups[key], key=lambda run: run.seed) for key in keys], copies
+    num_copies = [len(positions[key]) - len(groups[key]) for key in keys]
+    return [sorted(groups[key], key=lambda run: run.seed) for key in keys], num_copies
 
 
 def _is_same_run(a: Run, b: Run) -> bool:
-    """One run that was given twice, say by its folder and by its MLflow experiment."""
+    """Return whether ``a`` and ``b`` are copies of one run, e.g. from its folder and from MLflow."""
     if (a.label, a.name, a.seed, a.dataset) != (b.label, b.name, b.seed, b.dataset) or not a.has_same_result(b):
         return False
     return None in (a.config, b.config) or (a.fleet(), a.settings()) == (b.fleet(), b.settings())
 
 
 def _conflicts(groups: Sequence[Sequence[Run]]) -> list[bool]:
-    """Whether another group has the same settings and one of the seeds, but not its result."""
+    """Return per group whether another one has the same settings and a common seed, but another result."""
     keys = [(group[0].label, group[0].fleet(), group[0].settings()) for group in groups]
     return [keys.count(key) > 1 for key in keys]
 
@@ -140,7 +172,8 @@ def _has_phase2(group: Sequence[Run]) -> bool:
     return all(run.layer_game is not None and run.phase1 is not None for run in group)
 
 
-def _rows(group: Sequence[Run], copies: int, conflicts: bool) -> list[Row]:
+def _rows(group: Sequence[Run], num_copies: int, conflicts: bool) -> list[Row]:
+    """Return the row of a group, after the row of its phase 1 if a second phase follows."""
     first = group[0]
     fingerprints = {run.seed: fingerprint for run in group if (fingerprint := run.partition_fingerprint())}
     common = Row(
@@ -174,7 +207,7 @@ def _rows(group: Sequence[Run], copies: int, conflicts: bool) -> list[Row]:
         meanings={check.name: check.meaning for run in group for check in run.checks if not check.passed},
         warnings=tuple(f"seed {run.seed}: {text}" for run in group for text in run.other_warnings()),
         checked=all(run.checks for run in group),
-        repeats=copies,
+        repeats=num_copies,
         conflicts=conflicts,
     )
     if not _has_phase2(group):
@@ -196,13 +229,16 @@ def _accuracy(ends: Sequence[StageAccuracies], attacks: Sequence[str]) -> dict[t
 
 
 def _num_collapsed(run: Run) -> float | None:
-    marks = [client.collapsed for client in run.clients]
-    return None if not marks or None in marks else float(sum(map(bool, marks)))
+    collapsed = [client.collapsed for client in run.clients]
+    return None if not collapsed or None in collapsed else float(sum(map(bool, collapsed)))
 
 
 def _majority(rows: Sequence[Row]) -> list[Row]:
-    """Always answering the client's most frequent class, per fleet: the same under every attack. What it earns balanced is
-    1 / classes of a client, which a summary does not hold."""
+    """Return a row per fleet for always predicting a client's most frequent class.
+
+    Its accuracy is the same under every attack. Its balanced accuracy is 1 divided by the number of the client's classes,
+    which a summary does not hold.
+    """
     references = []
     keys = differing_keys([row.fleet for row in rows])
     for fleet in fleets(rows):
@@ -231,11 +267,11 @@ def _majority(rows: Sequence[Row]) -> list[Row]:
                 total_bytes=SeedMean(0.0, None, 1),
             )
         )
-    taken = Counter(reference.name for reference in references)
+    uses = Counter(reference.name for reference in references)
     return _numbered(
         [
             replace(reference, name=f"{reference.name} [as for {fleet[0].name}]")
-            if taken[reference.name] > 1
+            if uses[reference.name] > 1
             else reference
             for reference, fleet in zip(references, fleets(rows), strict=True)
         ]
@@ -246,18 +282,22 @@ def _majority(rows: Sequence[Row]) -> list[Row]:
 
 
 def fleets(rows: Sequence[Row]) -> list[list[Row]]:
-    """Rows whose numbers may stand beside each other, as far as their summaries and configs tell."""
-    found: list[list[Row]] = []
+    """Partition rows into groups of comparable ones, see `same_fleet`."""
+    groups: list[list[Row]] = []
     for row in rows:
-        group = next((fleet for fleet in found if all(same_fleet(row, other) for other in fleet)), None)
+        group = next((fleet for fleet in groups if all(same_fleet(row, other) for other in fleet)), None)
         if group is None:
-            found.append(group := [])
+            groups.append(group := [])
         group.append(row)
-    return found
+    return groups
 
 
 def same_fleet(a: Row, b: Row) -> bool:
-    """Same data, same kind of partition, and for every common seed the same images per client and class."""
+    """Return whether two rows are comparable.
+
+    Their data set and partition must agree and, for every common seed, the number of images per client and class. What is
+    not available for one of the rows is not compared.
+    """
     shared = a.fleet.keys() & b.fleet.keys()
     if any(a.fleet[key] != b.fleet[key] for key in shared):
         return False
@@ -265,46 +305,47 @@ def same_fleet(a: Row, b: Row) -> bool:
 
 
 def differing_keys(maps: Sequence[Mapping[str, str]]) -> list[str]:
-    """Keys with more than one value, in the config's order."""
-    keys = dict.fromkeys(key for known in maps for key in known)
-    return [key for key in keys if len({known[key] for known in maps if key in known}) > 1]
+    """Return the keys with more than one value, in the order of the configuration."""
+    keys = dict.fromkeys(key for values in maps for key in values)
+    return [key for key in keys if len({values[key] for values in maps if key in values}) > 1]
 
 
 def _named(rows: Sequence[Row], sources: Sequence[str]) -> list[Row]:
-    """Names that tell the rows apart: the method, what differs, at need the source."""
-    of_fleet = differing_keys([row.fleet for row in rows])
-    named = []
+    """Give the rows unique names: the method, the settings that differ and, if necessary, the source."""
+    fleet_keys = differing_keys([row.fleet for row in rows])
+    labels = []
     for row in rows:
-        others = [other.settings for other in rows if other.method == row.method]
-        keys = [*of_fleet, *(key for key in differing_keys(others) if key not in of_fleet)]
-        named.append(_label(row.method, {**row.settings, **row.fleet}, keys))
-    taken = Counter((name, row.stage) for name, row in zip(named, rows, strict=True))
-    full = []
-    for row, name, source in zip(rows, named, sources, strict=True):
-        name = f"{name} [{source}]" if taken[name, row.stage] > 1 and source else name
-        full.append(replace(row, name=f"{name}, phase 1" if row.stage == "phase1" else name))
-    return _numbered(full)
+        settings = [other.settings for other in rows if other.method == row.method]
+        keys = [*fleet_keys, *(key for key in differing_keys(settings) if key not in fleet_keys)]
+        labels.append(_label(row.method, {**row.settings, **row.fleet}, keys))
+    uses = Counter((label, row.stage) for label, row in zip(labels, rows, strict=True))
+    named = []
+    for row, label, source in zip(rows, labels, sources, strict=True):
+        name = f"{label} [{source}]" if uses[label, row.stage] > 1 and source else label
+        named.append(replace(row, name=f"{name}, phase 1" if row.stage == "phase1" else name))
+    return _numbered(named)
 
 
 def _numbered(rows: Sequence[Row]) -> list[Row]:
-    """A number after a name that has been used."""
-    seen: Counter[str] = Counter()
+    """Append a number to each name that an earlier row has."""
+    uses: Counter[str] = Counter()
     unique = []
     for row in rows:
-        seen[row.name] += 1
-        unique.append(replace(row, name=f"{row.name} #{seen[row.name]}") if seen[row.name] > 1 else row)
+        uses[row.name] += 1
+        unique.append(replace(row, name=f"{row.name} #{uses[row.name]}") if uses[row.name] > 1 else row)
     return unique
 
 
-def _label(method: str, known: Mapping[str, str], keys: Sequence[str]) -> str:
-    told = [f"{short_key(key)}={_short_value(key, known[key])}" for key in keys if key in known]
-    if len(told) > MAX_DIFFERENCES:
-        told = [*told[:MAX_DIFFERENCES], f"{len(told) - MAX_DIFFERENCES} more"]
-    return f"{method} ({', '.join(told)})" if told else method
+def _label(method: str, values: Mapping[str, str], keys: Sequence[str]) -> str:
+    """Return the method's name and the values of ``keys`` in brackets, at most `MAX_DIFFERENCES` of them."""
+    differences = [f"{short_key(key)}={_short_value(key, values[key])}" for key in keys if key in values]
+    if len(differences) > MAX_DIFFERENCES:
+        differences = [*differences[:MAX_DIFFERENCES], f"{len(differences) - MAX_DIFFERENCES} more"]
+    return f"{method} ({', '.join(differences)})" if differences else method
 
 
 def short_key(key: str) -> str:
-    """The shortest end of a dotted key that no other has; a section's ``name`` is the section.
+    """Return the shortest end of a dotted key that no other key has; for a section's ``name``, the section.
 
     >>> short_key("lora.rank"), short_key("lora.alpha"), short_key("dataset.name")
     ('rank', 'lora.alpha', 'dataset')
@@ -312,10 +353,10 @@ def short_key(key: str) -> str:
     if key.endswith(".name"):
         return key.removesuffix(".name")
     parts = key.split(".")
-    known = _CONFIG_KEYS - {key}
+    others = _CONFIG_KEYS - {key}
     for length in range(1, len(parts)):
         end = ".".join(parts[-length:])
-        if not any(other.endswith(f".{end}") or other == end for other in known):
+        if not any(other.endswith(f".{end}") or other == end for other in others):
             return end
     return key
 
@@ -324,6 +365,7 @@ _CONFIG_KEYS = frozenset(ExperimentConfig().flat()) | {"algorithm.phase2.enabled
 
 
 def _short_value(key: str, text: str) -> str:
+    """Return a value as a name shows it: epsilons of 255, lists joined, paths by their last part, and cut if long."""
     if key.rpartition(".")[2] in ("epsilon", "step_size"):
         try:
             return f"{float(text) * 255:.4g}/255"

@@ -1,4 +1,4 @@
-"""What a comparison reads of ``summary.json``, and of what may stand beside it."""
+"""A finished run as a comparison sees it: its summary and, if available, its configuration."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from sylva_ray.reports.attack_titles import specs_from_config
 
 BENIGN = "benign"
 FLEET_KEYS = ("dataset.name", "dataset.max_train", "dataset.max_test", "dataset.test_pool", "partition.")
-"""Config keys in which comparable runs agree."""
+"""Config keys, or beginnings of keys, that must agree for runs to be comparable."""
 
 IGNORED_KEYS = (
     "seed",
@@ -36,42 +36,44 @@ IGNORED_KEYS = (
     "byzantine.fraction",
     "byzantine.attack",
 )
-"""Config keys that tell no two experiments apart: labels, places, and where or how often the work is done. Of Byzantine
-clients the summary tells."""
+"""Config keys, or beginnings of keys, that do not distinguish experiments: names, places, and where or how often something
+is computed. The kind and number of Byzantine clients are taken from the summary instead."""
 
 
 class Run(Summary):
-    """A finished run: its summary, and what stands beside it."""
+    """The summary of a finished run, with its configuration and its source."""
 
     method: str | None = None
     """Name of the run's row in place of ``algorithm``."""
     config: dict[str, Any] | None = None
-    """The run's ``config.yaml`` as a mapping; None where it is not known."""
+    """The run's ``config.yaml`` as a mapping; None if it is not available."""
     source: str = ""
-    """Where the summary was read, for messages."""
+    """Where the summary was read from, for messages."""
 
     @model_validator(mode="before")
     @classmethod
     def _name_algorithm(cls, raw: Any) -> Any:
-        """Take the method's name where no algorithm is named."""
+        """Use the method's name where the summary names no algorithm."""
         return {"algorithm": raw["method"]} | raw if isinstance(raw, dict) and raw.get("method") else raw
 
     @property
     def label(self) -> str:
+        """Name of the method in the comparison."""
         return self.method or self.algorithm
 
     @property
     def num_honest(self) -> int:
-        """Clients that count in the accuracies."""
+        """Number of clients that count in the accuracies."""
         return self.num_clients - sum(client.byzantine for client in self.clients)
 
     @property
     def attacks(self) -> tuple[str, ...]:
+        """Labels of the evaluation's attacks."""
         return tuple(self.final.robust_accuracy)
 
     @cached_property
     def flat_config(self) -> dict[str, str]:
-        """The config with today's defaults where it is silent; as it stands if today's schema refuses it."""
+        """The configuration by dotted keys, with defaults for missing keys; unchanged if it is not valid any more."""
         if self.config is None:
             return {}
         try:
@@ -80,49 +82,53 @@ class Run(Summary):
             return flatten(self.config)
 
     def fleet(self) -> dict[str, str]:
-        """What comparable runs share, as far as it is known."""
+        """Return the settings that must agree for runs to be comparable, as far as they are available."""
         kind, _, place = self.dataset.partition(":")
-        known = {key: text for key, text in self.flat_config.items() if key.startswith(FLEET_KEYS)}
-        known |= {"dataset.name": f"{kind}:{place.rstrip('/').rpartition('/')[2]}" if place else kind}
-        known["partition.num_clients"] = str(self.num_clients)
-        return known | ({"num_classes": str(self.num_classes)} if self.num_classes else {})
+        values = {key: text for key, text in self.flat_config.items() if key.startswith(FLEET_KEYS)}
+        values["dataset.name"] = f"{kind}:{place.rstrip('/').rpartition('/')[2]}" if place else kind
+        values["partition.num_clients"] = str(self.num_clients)
+        return values | ({"num_classes": str(self.num_classes)} if self.num_classes else {})
 
     def settings(self) -> dict[str, str]:
-        """What runs of one row share beside the fleet; by the config if there is one, else by the experiment's name."""
-        known = {"attacks": "+".join(self.attacks), "byzantine": "none"}
+        """Return the settings that the runs of one row share besides those of `fleet`.
+
+        Without a configuration, the name of the experiment stands for the settings that the summary does not hold.
+        """
+        values = {"attacks": "+".join(self.attacks), "byzantine": "none"}
         if self.byzantine is not None:
-            known["byzantine"] = f"{self.byzantine.attack} by {len(self.byzantine.attackers)}"
-        known |= {"training.rounds": str(self.rounds)} if self.rounds is not None else {}
-        known |= {"backbone.name": self.backbone} if self.backbone else {}
+            values["byzantine"] = f"{self.byzantine.attack} by {len(self.byzantine.attackers)}"
+        values |= {"training.rounds": str(self.rounds)} if self.rounds is not None else {}
+        values |= {"backbone.name": self.backbone} if self.backbone else {}
         if self.config is None:
-            return known if self.method else known | {"name": self.name}
+            return values if self.method else values | {"name": self.name}
         flat = self.flat_config
-        return {key: v for key, v in flat.items() if not key.startswith((*IGNORED_KEYS, *FLEET_KEYS))} | known
+        return {key: v for key, v in flat.items() if not key.startswith((*IGNORED_KEYS, *FLEET_KEYS))} | values
 
     def partition_fingerprint(self) -> str | None:
-        """Return a short hash of which client holds how many images of which class; None where that is not known."""
+        """Return a short hash of the number of images per client and class; None if the numbers are not available."""
         if self.label_matrix is None:
             return None
         return hashlib.sha256(json.dumps(self.label_matrix).encode()).hexdigest()[:12]
 
     def attack_specs(self) -> dict[str, AttackSpec]:
-        """Return what each attack is, by label, as far as the config says."""
+        """Return the evaluation's attacks by label; empty without a valid configuration."""
         return {spec.label: spec for spec in specs_from_config(self.config)}
 
     def has_same_result(self, other: Run) -> bool:
+        """Return whether two runs have the same accuracies after phase 1 and at the end."""
         return (self.final, self.phase1) == (other.final, other.phase1)
 
 
 def stage_spread(stage: StageAccuracies, condition: str, kind: str) -> Spread | None:
-    """Return a spread of a stage.
+    """Return the spread of an accuracy over the clients.
 
     Args:
-        stage: of a run.
-        condition: ``benign`` or an attack's label.
+        stage: Accuracies after a phase of a run.
+        condition: ``benign`` or the label of an attack.
         kind: ``accuracy`` or ``balanced_accuracy``.
 
     Returns:
-        The spread; None where the condition was not measured.
+        The spread; None if the condition was not measured.
     """
     if condition == BENIGN:
         return stage.benign_accuracy if kind == "accuracy" else stage.benign_balanced_accuracy

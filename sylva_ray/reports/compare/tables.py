@@ -1,10 +1,10 @@
-"""The same table for terminal, Markdown, CSV, HTML and the plots."""
+"""Tables and plots of a comparison, for the terminal, Markdown, CSV, HTML and PNG."""
 
 from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -33,15 +33,23 @@ from sylva_ray.reports.compare.verdicts import (
 from sylva_ray.reports.pages.wording import bytes_text
 
 if TYPE_CHECKING:
-    from sylva_ray.reports.figures.tradeoff import Panel
+    from sylva_ray.reports.figures.tradeoff import Panel, PlotPoint
     from sylva_ray.reports.pages.compare import Page
 
 ACCURACY_NOTE = "an accuracy is mean / worst decile of the clients, in %, each ± its standard deviation over the seeds"
+"""Explanation of the cells of accuracies."""
 
 
 @dataclass(frozen=True)
 class Column:
-    """A column of cells, all as text. ``kind`` is "accuracy" if each cell is "mean/worst decile"."""
+    """A column of the table, as text.
+
+    Attributes:
+        group: Heading that adjacent columns share: a condition, ``cost``, or empty.
+        heading: Heading of the column.
+        cells: One cell per row.
+        kind: ``accuracy`` if each cell is "mean/worst decile"; else how the column is aligned.
+    """
 
     group: str
     heading: str
@@ -50,23 +58,23 @@ class Column:
 
 
 def columns(rows: Sequence[Row]) -> list[Column]:
-    """The whole table but the names of the rows, in the order in which it is read."""
+    """Return the columns of the table, from left to right, without the names of the rows."""
     front = front_membership(rows)
-    found = [
+    table = [
         Column("", "seeds", tuple(str(len(row.seeds)) for row in rows)),
         Column("", "front", tuple(front.get(row.name, "") for row in rows), "text"),
     ]
     for condition in (BENIGN, *attack_labels(rows)):
         for kind, heading in zip(KINDS, ("plain", "balanced"), strict=True):
             cells = tuple(_accuracy_cell(row, condition, kind) for row in rows)
-            found.append(Column(condition, heading, cells, "accuracy"))
-    for heading, text in COSTS.items():
-        found.append(Column("cost", heading, tuple(text(row) for row in rows)))
-    return found
+            table.append(Column(condition, heading, cells, "accuracy"))
+    for heading, cell in COSTS.items():
+        table.append(Column("cost", heading, tuple(cell(row) for row in rows)))
+    return table
 
 
 def row_names(rows: Sequence[Row]) -> list[str]:
-    """Names with the mark of warnings."""
+    """Return the names of the rows, with a mark if there are warnings."""
     return [f"{row.name} {WARNING_MARK}" if row.warnings else row.name for row in rows]
 
 
@@ -77,11 +85,11 @@ COSTS: Mapping[str, Callable[[Row], str]] = {
     "total": lambda row: bytes_text(row.total_bytes.mean) if row.total_bytes else "–",
     "seconds": lambda row: _number_cell(row.seconds) if row.seconds else "–",
 }
-"""Collapsed clients, upload per client and round, full model / upload, all bytes of the run, wall seconds."""
+"""Columns of costs: collapsed clients, upload per client and round, full model / upload, bytes and wall seconds of a run."""
 
 
 def _accuracy_cell(row: Row, condition: str, kind: str) -> str:
-    """``62.8±1.2/47.0±2.5``, with the marks of failed checks on robust accuracies."""
+    """Return e.g. ``62.8±1.2/47.0±2.5``, followed by the marks of failed checks if the accuracy is robust."""
     mean, worst = (row.value(condition, kind, statistic) for statistic in STATISTICS)
     if mean is None or worst is None:
         return "–"
@@ -94,7 +102,7 @@ def _number_cell(value: SeedMean) -> str:
 
 
 def percent_cell(value: SeedMean) -> str:
-    """``62.8±1.2``; no spread for a single seed.
+    """Format an accuracy in per cent with its spread over the seeds, if there are several.
 
     >>> percent_cell(SeedMean(0.628, 0.012, 3)), percent_cell(SeedMean(0.628, None, 1))
     ('62.8±1.2', '62.8')
@@ -103,19 +111,19 @@ def percent_cell(value: SeedMean) -> str:
 
 
 def markdown(rows: Sequence[Row]) -> str:
-    """The table, the sentences and the notes."""
-    said = [
+    """Return the table and all texts as Markdown."""
+    texts = [
         *(f"**{text}**" for text in warnings(rows)),
         *sentences(rows),
         *footnotes(rows),
         ACCURACY_NOTE,
         *notes(rows),
     ]
-    return "\n".join([markdown_table(rows), "", *(f"* {text}" for text in said)]) + "\n"
+    return "\n".join([markdown_table(rows), "", *(f"* {text}" for text in texts)]) + "\n"
 
 
 def markdown_table(rows: Sequence[Row]) -> str:
-    """The table alone."""
+    """Return the table as Markdown."""
     shown = columns(rows)
     header = ["method", *(_heading(column) for column in shown)]
     rule = ["---", *("---" if column.kind == "text" else "---:" for column in shown)]
@@ -125,13 +133,19 @@ def markdown_table(rows: Sequence[Row]) -> str:
 
 
 def _heading(column: Column) -> str:
+    """Return a heading that includes the group."""
     if column.group in ("", "cost"):
         return column.heading
     return column.group if column.heading == "plain" else f"{column.group}, {column.heading}"
 
 
 def terminal_tables(rows: Sequence[Row], width: int) -> list[Table]:
-    """As few tables as fit side by side into ``width`` columns each; every one repeats the names of the rows."""
+    """Split the table into as few as possible that fit the terminal; each repeats the names of the rows.
+
+    Args:
+        rows: Rows of the comparison.
+        width: Width of the terminal in characters.
+    """
     labels = row_names(rows)
     name_width = min(max(len(label) for label in labels), max(24, width // 4))
     groups: dict[str, list[Column]] = {}
@@ -158,7 +172,15 @@ def terminal_tables(rows: Sequence[Row], width: int) -> list[Table]:
 
 
 def remarks(rows: Sequence[Row], left_out: Sequence[str] = ()) -> list[tuple[str, list[str]]]:
-    """What the terminal says below the tables: ``(style, lines)``, the most urgent first."""
+    """Return the texts below the tables on a terminal, the most urgent first.
+
+    Args:
+        rows: Rows of the comparison.
+        left_out: Sentences about runs that were left out.
+
+    Returns:
+        Pairs of a style of `rich` and the lines in it.
+    """
     alarms = [f"{WARNING_MARK} {text}" for text in [*warnings(rows), *left_out]]
     return [
         ("bold red", alarms),
@@ -180,7 +202,10 @@ def _width(column: Column) -> int:
 
 
 def csv_text(rows: Sequence[Row]) -> str:
-    """Two lines per row, mean and worst decile of its clients: raw fractions, means and sample deviations over seeds."""
+    """Return the table as CSV, with two lines per row: for the mean and for the worst decile of its clients.
+
+    Accuracies are fractions; each has a column for its mean and one for its sample standard deviation over the seeds.
+    """
     attacks = attack_labels(rows)
     above = {statistic: dominance(rows, statistic) for statistic in STATISTICS}
     lines = [_csv_line(row, statistic, attacks, above[statistic]) for row in rows for statistic in STATISTICS]
@@ -225,23 +250,36 @@ def _csv_value(name: str, value: SeedMean | None) -> dict[str, float | str]:
 
 
 def plot(rows: Sequence[Row], path: Path, kind: Literal["tradeoff", "bytes"] = "tradeoff") -> Path:
-    """A PNG: benign against robust accuracy, or both against the upload.
+    """Write a plot as PNG.
+
+    Args:
+        rows: Rows of the comparison.
+        path: The file.
+        kind: ``tradeoff`` for robust against benign accuracy, ``bytes`` for both against the upload.
+
+    Returns:
+        The path of the file.
 
     Raises:
-        ValueError: no attack is common to all rows.
+        ValueError: No attack is common to all rows.
     """
     from sylva_ray.reports.figures.style import png
     from sylva_ray.reports.figures.tradeoff import draw_tradeoff
 
     panels = _panels(rows).get(kind)
     if panels is None:
-        raise ValueError("there is nothing to plot: no attack is common to all rows")
+        raise ValueError("nothing can be plotted: no attack is common to all rows")
     path.write_bytes(png(draw_tradeoff(panels)))
     return path
 
 
 def page(rows: Sequence[Row], left_out: Sequence[str] = ()) -> Page:
-    """All that the HTML page says; `sylva_ray.reports.pages.compare.render` lays it out."""
+    """Collect the contents of the HTML page, which `sylva_ray.reports.pages.compare.render` lays out.
+
+    Args:
+        rows: Rows of the comparison.
+        left_out: Sentences about runs that were left out.
+    """
     from sylva_ray.reports.pages.compare import Cell, Page, TableColumn
 
     def cell(row: Row, condition: str, kind: str) -> Cell:
@@ -279,48 +317,51 @@ def page(rows: Sequence[Row], left_out: Sequence[str] = ()) -> Page:
 
 
 def _panels(rows: Sequence[Row]) -> dict[str, list[Panel]]:
-    """The points of the two plots; none without a common attack."""
-    from sylva_ray.reports.figures.tradeoff import Panel, PlotPoint
+    """Return the panels of the two plots; empty if no attack is common to all rows."""
+    from sylva_ray.reports.figures.tradeoff import Panel
 
     attack = strongest_attack(rows)
     if attack is None:
         return {}
-    tradeoff, costs = [], []
-    under = f"robust: {attack_title_from(rows, attack)}"
+    robust_title = f"robust: {attack_title_from(rows, attack)}"
     joined = len(fleets(method_rows(rows))) == 1
-    placed = [(number, row) for number, row in enumerate(rows, 1) if row.stage != "majority"]
-    for statistic, who in (("mean", "mean client"), ("worst_decile", "worst decile of the clients")):
-        front = {name for name, above in dominance(rows, statistic).items() if not above}
-        points = [
-            PlotPoint(number, row.name, *_xy(place[0]), *_xy(place[1]), row.name in front, row.stage == "phase1")
-            for number, row in placed
-            if (place := balanced_accuracies(row, attack, statistic))
-        ]
+    tradeoff = []
+    for statistic, title in (("mean", "mean client"), ("worst_decile", "worst decile of the clients")):
         axes = ("benign accuracy, balanced", "robust accuracy, balanced")
-        tradeoff.append(Panel(f"{who}, {under}", *axes, tuple(points), joined=joined))
-    front = {name for name, above in dominance(rows, "mean").items() if not above}
-    for index, title in enumerate(("benign", under)):
-        points = []
-        for number, row in placed:
-            place = balanced_accuracies(row, attack, "mean")
-            if place is None or row.upload_bytes is None:
-                continue
-            upload = row.upload_bytes.mean
-            points.append(
-                PlotPoint(
-                    number,
-                    row.name,
-                    upload,
-                    0.0,
-                    *_xy(place[index]),
-                    row.name in front,
-                    row.stage == "phase1",
-                )
-            )
+        points = tuple(_tradeoff_points(rows, attack, statistic))
+        tradeoff.append(Panel(f"{title}, {robust_title}", *axes, points, joined=joined))
+    costs = []
+    for index, title in enumerate(("benign", robust_title)):
         axes = ("upload per client and round", "accuracy, balanced")
-        costs.append(Panel(f"mean client, {title}", *axes, tuple(points), in_bytes=True))
+        points = tuple(_cost_points(rows, attack, index))
+        costs.append(Panel(f"mean client, {title}", *axes, points, in_bytes=True))
     return {"tradeoff": tradeoff, "bytes": costs} if all(panel.points for panel in [*tradeoff, *costs]) else {}
 
 
-def _xy(value: SeedMean) -> tuple[float, float]:
+def _tradeoff_points(rows: Sequence[Row], attack: str, statistic: str) -> Iterator[PlotPoint]:
+    """Yield a point per method at its benign and robust accuracy."""
+    from sylva_ray.reports.figures.tradeoff import PlotPoint
+
+    above = dominance(rows, statistic)
+    for number, row in enumerate(rows, 1):
+        accuracies = balanced_accuracies(row, attack, statistic)
+        if row.stage != "majority" and accuracies is not None:
+            x, y = (_mean_and_std(value) for value in accuracies)
+            yield PlotPoint(number, row.name, *x, *y, not above[row.name], row.stage == "phase1")
+
+
+def _cost_points(rows: Sequence[Row], attack: str, index: int) -> Iterator[PlotPoint]:
+    """Yield a point per method at its upload and its benign (``index`` 0) or robust (1) accuracy."""
+    from sylva_ray.reports.figures.tradeoff import PlotPoint
+
+    above = dominance(rows, "mean")
+    for number, row in enumerate(rows, 1):
+        accuracies = balanced_accuracies(row, attack, "mean")
+        if row.stage != "majority" and accuracies is not None and row.upload_bytes is not None:
+            y = _mean_and_std(accuracies[index])
+            upload = row.upload_bytes.mean
+            yield PlotPoint(number, row.name, upload, 0.0, *y, not above[row.name], row.stage == "phase1")
+
+
+def _mean_and_std(value: SeedMean) -> tuple[float, float]:
     return value.mean, value.std or 0.0

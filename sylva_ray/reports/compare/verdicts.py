@@ -1,13 +1,13 @@
-"""What a comparison concludes: who dominates whom, and what must be said beside the numbers.
+"""Conclusions of a comparison: which rows dominate which, warnings, footnotes and notes.
 
 Row a dominates row b if it is at least as good in class-balanced benign *and* class-balanced robust accuracy under the
-strongest attack, and better in one of them. Plain accuracy would let a constant answer win.
+strongest attack, and better in one of them. With plain accuracies, a constant prediction could win.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from sylva_ray.attacks.base import ATTACKS, epsilon_text
 from sylva_ray.attacks.registry import attack_title
@@ -18,39 +18,47 @@ from sylva_ray.reports.compare.rows import STATISTICS, Row, differing_keys, flee
 from sylva_ray.reports.compare.runs import BENIGN
 
 STATISTIC_NAMES = {"mean": "mean", "worst_decile": "worst decile"}
+"""Names of `STATISTICS` in sentences."""
+
 MARKS = {"S4": "†", "S14": "‡"}
+"""Marks of failed checks beside an accuracy."""
+
 OTHER_MARK, WARNING_MARK = "§", "!"
+"""Mark of the other failed checks, and of warnings."""
+
 MEANINGS = {
-    "S4": "an attack without bound leaves more than chance standing, so the robust accuracies are too high",
-    "S14": 'the robust accuracy of collapsed clients (counted under "collapsed") shows no defence',
+    "S4": "the accuracy under an unbounded attack is above chance, so that the robust accuracies are too high",
+    "S14": 'the robust accuracy of collapsed clients (counted under "collapsed") is no evidence of a defence',
 }
+"""Meanings of failed checks in a comparison; for other checks, the run's own text is shown."""
+
 MAX_NAMES = 3
-"""Dominators that a sentence names, and warnings that a row shows."""
+"""Number of rows that a sentence names, and of warnings that are shown per row."""
 
 
 # -- dominance ----------------------------------------------------------------------------------------------------------
 
 
 def attack_labels(rows: Sequence[Row]) -> list[str]:
-    """Labels of all attacks, in the order in which they were listed."""
+    """Return the labels of all attacks, in the order of the rows and of their evaluations."""
     return list(dict.fromkeys(attack for row in rows for attack in row.attacks))
 
 
 def attack_title_from(rows: Sequence[Row], attack: str) -> str:
-    """Return an attack's title; its label where no row's config says what it is."""
+    """Return the title of an attack; its label if no row's configuration defines it."""
     spec = _spec_of(rows, attack)
     return attack_title(spec) if spec else attack
 
 
 def strongest_attack(rows: Sequence[Row]) -> str | None:
-    """Find the strongest of the attacks that every row was measured under; None where there is none.
+    """Return the label of the strongest attack that all rows were measured under; None if there is no such attack.
 
-    It has the largest epsilon, then the most steps, then it is listed last. An attack that no config describes is
+    Attacks are ordered by epsilon, then by the number of steps, then by position. An attack that no configuration defines is
     weaker than all others.
     """
     rows = method_rows(rows)
-    shared = [attack for attack in attack_labels(rows) if all(attack in row.attacks for row in rows)]
-    return max(reversed(shared), key=lambda attack: _strength(_spec_of(rows, attack)), default=None)
+    common = [attack for attack in attack_labels(rows) if all(attack in row.attacks for row in rows)]
+    return max(reversed(common), key=lambda attack: _strength(_spec_of(rows, attack)), default=None)
 
 
 def _spec_of(rows: Sequence[Row], attack: str) -> AttackSpec | None:
@@ -58,6 +66,7 @@ def _spec_of(rows: Sequence[Row], attack: str) -> AttackSpec | None:
 
 
 def _strength(spec: AttackSpec | None) -> tuple[float, int]:
+    """Return epsilon and number of steps; an attack without a budget is as weak as an undefined one."""
     if spec is None or math.isinf(spec.epsilon):
         return -1.0, 0
     steps = spec.steps if ATTACKS[spec.name].counts_steps else 1
@@ -67,41 +76,46 @@ def _strength(spec: AttackSpec | None) -> tuple[float, int]:
 def dominance(rows: Sequence[Row], statistic: str) -> dict[str, list[str]]:
     """Find the rows that dominate each row in benign and robust accuracy under the strongest attack.
 
-    Rows on different fleets are not compared.
+    Rows of different fleets are not compared.
 
     Args:
         rows: All rows of the table.
-        statistic: Of the clients, ``mean`` or ``worst_decile``.
+        statistic: Statistic over the clients, ``mean`` or ``worst_decile``.
 
     Returns:
-        Per row that was measured, the names of its dominators, those on the Pareto front first. The rows on the front
-        have none.
+        Per measured row, the names of the rows that dominate it, those on the Pareto front first; empty for the rows on the
+        front.
     """
     attack = strongest_attack(rows)
+    if attack is None:
+        return {}
     measured = [
-        (row, place) for row in method_rows(rows) if attack and (place := balanced_accuracies(row, attack, statistic))
+        (row, accuracies)
+        for row in method_rows(rows)
+        if (accuracies := balanced_accuracies(row, attack, statistic)) is not None
     ]
     above = dominators([(benign.mean, robust.mean) for _, (benign, robust) in measured], maximize=(True, True))
-    found = {
+    dominating = {
         row.name: [measured[index][0].name for index in indices if same_fleet(measured[index][0], row)]
         for (row, _), indices in zip(measured, above, strict=True)
     }
-    front = {name for name, names in found.items() if not names}
-    return {name: sorted(names, key=lambda other: other not in front) for name, names in found.items()}
+    front = {name for name, names in dominating.items() if not names}
+    return {name: sorted(names, key=lambda other: other not in front) for name, names in dominating.items()}
 
 
 def method_rows(rows: Sequence[Row]) -> list[Row]:
+    """Return the rows without the references."""
     return [row for row in rows if row.stage != "majority"]
 
 
 def balanced_accuracies(row: Row, attack: str, statistic: str) -> tuple[SeedMean, SeedMean] | None:
-    """Class-balanced benign and robust accuracy."""
+    """Return class-balanced benign and robust accuracy; None if one was not measured."""
     benign, robust = (row.value(condition, "balanced_accuracy", statistic) for condition in (BENIGN, attack))
     return (benign, robust) if benign is not None and robust is not None else None
 
 
 def _within_spread(a: tuple[SeedMean, SeedMean], b: tuple[SeedMean, SeedMean]) -> bool:
-    """Whether no lead of ``a`` over ``b`` exceeds the two standard deviations over seeds, combined."""
+    """Return whether ``a`` exceeds ``b`` nowhere by more than their combined standard deviation over the seeds."""
     spreads = [(x.std, y.std) for x, y in zip(a, b, strict=True)]
     return all(
         s is not None and t is not None and x.mean - y.mean <= math.hypot(s, t)
@@ -110,138 +124,144 @@ def _within_spread(a: tuple[SeedMean, SeedMean], b: tuple[SeedMean, SeedMean]) -
 
 
 def sentences(rows: Sequence[Row]) -> list[str]:
-    """One for all that nobody dominates, then one per row that is dominated."""
+    """Return a sentence that names the rows that are not dominated, then one per dominated row."""
     attack = strongest_attack(rows)
     if attack is None:
-        return (
-            ["No attack is common to all rows, so none can be said to dominate another."] if method_rows(rows) else []
-        )
-    found = {statistic: dominance(rows, statistic) for statistic in STATISTICS}
-    by_name = {row.name: row for row in rows}
+        return ["No attack is common to all rows, so dominance is not defined."] if method_rows(rows) else []
+    dominating = {statistic: dominance(rows, statistic) for statistic in STATISTICS}
     front: list[str] = []
     dominated: list[str] = []
     for row in method_rows(rows):
-        free = [STATISTIC_NAMES[s] for s in STATISTICS if found[s].get(row.name) == []]
-        if len(free) == len(STATISTICS):
+        undominated = [STATISTIC_NAMES[s] for s in STATISTICS if dominating[s].get(row.name) == []]
+        if len(undominated) == len(STATISTICS):
             front.append(row.name)
-        elif free:
-            front.append(f"{row.name} ({free[0]} only)")
-        parts = []
-        for statistic in STATISTICS:
-            above = found[statistic].get(row.name)
-            if above:
-                own = balanced_accuracies(row, attack, statistic)
-                theirs = [balanced_accuracies(by_name[name], attack, statistic) for name in above]
-                close = own is not None and all(place is not None and _within_spread(place, own) for place in theirs)
-                hint = ", by no more than the seeds' spread" if close else ""
-                parts.append((f"{_names(above)}{hint}", STATISTIC_NAMES[statistic]))
+        elif undominated:
+            front.append(f"{row.name} ({undominated[0]} only)")
+        parts = [
+            (_dominators(rows, row, names, attack, statistic), STATISTIC_NAMES[statistic])
+            for statistic in STATISTICS
+            if (names := dominating[statistic].get(row.name))
+        ]
         if len(parts) == 2 and parts[0][0] == parts[1][0]:
             dominated.append(f"{row.name} is dominated by {parts[0][0]} (mean and worst decile).")
         elif parts:
-            dominated.append(f"{row.name} is dominated by {'; by '.join(f'{who} ({what})' for who, what in parts)}.")
+            dominated.append(f"{row.name} is dominated by {'; by '.join(f'{by} ({what})' for by, what in parts)}.")
     return [f"Not dominated: {'; '.join(front)}.", *dominated]
 
 
+def _dominators(rows: Sequence[Row], row: Row, names: Sequence[str], attack: str, statistic: str) -> str:
+    """Name the rows that dominate ``row``, and say whether they do so by no more than the spread over seeds."""
+    by_name = {other.name: other for other in rows}
+    accuracies = balanced_accuracies(row, attack, statistic)
+    others = [balanced_accuracies(by_name[name], attack, statistic) for name in names]
+    close = accuracies is not None and all(other is not None and _within_spread(other, accuracies) for other in others)
+    return _names(names) + (", by no more than the spread over seeds" if close else "")
+
+
 def _names(names: Sequence[str]) -> str:
+    """Join names to an enumeration of at most `MAX_NAMES`."""
     if len(names) > MAX_NAMES:
         return f"{'; '.join(names[:MAX_NAMES])} and {len(names) - MAX_NAMES} more"
     return " and ".join(["; ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
 def front_membership(rows: Sequence[Row]) -> dict[str, str]:
-    """``{row: both, mean or worst}`` for the rows on a Pareto front."""
-    on = {
-        statistic: {name for name, above in dominance(rows, statistic).items() if not above} for statistic in STATISTICS
-    }
-    mean, worst = (on[statistic] for statistic in STATISTICS)
+    """Return ``both``, ``mean`` or ``worst`` for each row on a Pareto front: the statistics for which it is on the front."""
+    mean, worst = (
+        {name for name, above in dominance(rows, statistic).items() if not above} for statistic in STATISTICS
+    )
     return {name: "both" if name in mean & worst else "mean" if name in mean else "worst" for name in mean | worst}
 
 
-# -- what must be said beside the numbers -------------------------------------------------------------------------------
+# -- texts beside the numbers --------------------------------------------------------------------------------------------
+
+AGREEING_SETTINGS = {
+    "backbone.name": "backbone",
+    "training.rounds": "number of rounds",
+    "byzantine": "kind of Byzantine clients",
+}
+"""Settings whose differences are warned of, and what a warning calls them."""
 
 
 def warnings(rows: Sequence[Row]) -> list[str]:
-    """Why numbers of this table may not be comparable."""
+    """Return the reasons why numbers of the table may not be comparable, as sentences without a full stop."""
     rows = method_rows(rows)
-    said = []
-    groups = fleets(rows)
-    if len(groups) > 1:
-        keys = differing_keys([row.fleet for row in rows])
-        why = [f"{short_key(key)} is {_values(rows, lambda r, key=key: r.fleet.get(key))}" for key in keys]  # type: ignore[misc]
-        others = ["the same seed dealt other images to the clients"] if not keys else []
-        said.append(
-            f"NOT COMPARABLE: the rows rest on {len(groups)} different fleets of clients: {'; '.join(why or others)}"
-        )
+    texts = _fleet_warnings(rows)
     for attack in attack_labels(rows):
-        details = {row.attack_specs[attack] for row in rows if attack in row.attack_specs}
-        if len(details) > 1:
-            said.append(f"NOT COMPARABLE: {attack} has not the same parameters in all rows (see evaluation.attacks)")
-    agreed = {
-        "backbone.name": "backbone",
-        "training.rounds": "number of rounds",
-        "byzantine": "kind of Byzantine clients",
-    }
-    for key, what in agreed.items():
-        if len({row.settings[key] for row in rows if key in row.settings}) > 1:
-            said.append(f"the {what} differs: {_values(rows, lambda r, key=key: r.settings.get(key))}")  # type: ignore[misc]
+        specs = {row.attack_specs[attack] for row in rows if attack in row.attack_specs}
+        if len(specs) > 1:
+            texts.append(f"NOT COMPARABLE: {attack} has different parameters in some rows (see evaluation.attacks)")
+    for key, name in AGREEING_SETTINGS.items():
+        values = [row.settings.get(key) for row in rows]
+        if len({value for value in values if value is not None}) > 1:
+            texts.append(f"the {name} differs: {_rows_by_value(rows, values)}")
     if len({row.seeds for row in rows}) > 1:
-        seeds = _values(rows, lambda row: ", ".join(map(str, row.seeds)))
-        said.append(f"the seeds differ, and with them the images that clients were dealt: {seeds}")
-    for row in rows:
-        if row.conflicts and row.stage == "final":
-            said.append(
-                f"{row.name}: another row has the same settings and seed but another result; they are not averaged"
-            )
-    return said
+        seeds = _rows_by_value(rows, [", ".join(map(str, row.seeds)) for row in rows])
+        texts.append(f"the seeds differ, and with them the images of the clients: {seeds}")
+    texts += [
+        f"{row.name}: another row has the same settings and seed but another result; they are not averaged"
+        for row in rows
+        if row.conflicts and row.stage == "final"
+    ]
+    return texts
 
 
-def _values(rows: Sequence[Row], read: Callable[[Row], str | None]) -> str:
-    """Every value and whose it is."""
-    owners: dict[str, list[str]] = {}
-    for row in rows:
-        value = read(row)
+def _fleet_warnings(rows: Sequence[Row]) -> list[str]:
+    """Return a warning if the rows are of different fleets."""
+    num_fleets = len(fleets(rows))
+    if num_fleets <= 1:
+        return []
+    keys = differing_keys([row.fleet for row in rows])
+    reasons = [f"{short_key(key)} is {_rows_by_value(rows, [row.fleet.get(key) for row in rows])}" for key in keys]
+    reason = "; ".join(reasons) or "the same seed gave the clients other images"
+    return [f"NOT COMPARABLE: the rows are of {num_fleets} different fleets of clients: {reason}"]
+
+
+def _rows_by_value(rows: Sequence[Row], values: Sequence[str | None]) -> str:
+    """Enumerate the values, each with the names of its rows; a row of which the value is None is left out."""
+    names: dict[str, list[str]] = {}
+    for row, value in zip(rows, values, strict=True):
         if value is not None and row.stage == "final":
-            owners.setdefault(value, []).append(row.name)
-    return "; ".join(f"{value} ({_names(names)})" for value, names in owners.items())
+            names.setdefault(value, []).append(row.name)
+    return "; ".join(f"{value} ({_names(of_value)})" for value, of_value in names.items())
 
 
 def footnotes(rows: Sequence[Row]) -> list[str]:
-    """What the marks beside names and numbers mean: failed checks and the runs' own warnings."""
-    said = []
+    """Return the explanations of the marks beside names and numbers: failed checks, and warnings of the runs."""
+    texts = []
     for check in dict.fromkeys(name for row in rows for name in row.failed):
-        bad = [row for row in rows if check in row.failed]
-        meaning = MEANINGS.get(check) or next(row.meanings[check] for row in bad)
-        where = "; ".join(f"{row.name} (seed {', '.join(map(str, row.failed[check]))})" for row in bad)
-        said.append(f"{_mark(check)} check {check} FAILED: {meaning}: {where}")
+        failing = [row for row in rows if check in row.failed]
+        meaning = MEANINGS.get(check) or next(row.meanings[check] for row in failing)
+        where = "; ".join(f"{row.name} (seed {', '.join(map(str, row.failed[check]))})" for row in failing)
+        texts.append(f"{_mark(check)} check {check} FAILED: {meaning}: {where}")
     for row in rows:
-        said += [f"{WARNING_MARK} {row.name}, {text}" for text in row.warnings[:MAX_NAMES]]
+        texts += [f"{WARNING_MARK} {row.name}, {text}" for text in row.warnings[:MAX_NAMES]]
         if len(row.warnings) > MAX_NAMES:
-            said.append(
-                f"{WARNING_MARK} {row.name}: {len(row.warnings) - MAX_NAMES} more warnings (see the runs' summaries)"
-            )
-    return said
+            num_more = len(row.warnings) - MAX_NAMES
+            texts.append(f"{WARNING_MARK} {row.name}: {num_more} more warnings (see the runs' summaries)")
+    return texts
 
 
 def notes(rows: Sequence[Row]) -> list[str]:
-    """How to read the table."""
+    """Return explanations of the table."""
     methods = method_rows(rows)
-    said = ["± is the sample standard deviation over seeds"] if any(len(row.seeds) > 1 for row in methods) else []
+    texts = ["± is the sample standard deviation over seeds"] if any(len(row.seeds) > 1 for row in methods) else []
     attack = strongest_attack(rows)
     if attack is not None:
-        said.append(
-            f"front: not dominated in balanced benign and balanced {attack}, on the mean, the worst decile or both"
+        texts.append(
+            f"front: not dominated in balanced benign and balanced {attack} accuracy, by mean, worst decile or both"
         )
     if any(len(row.seeds) == 1 for row in methods):
-        said.append("rows of one seed have no spread: small differences may be chance")
+        texts.append("rows of one seed have no spread: small differences may be due to chance")
     if any(row.stage == "phase1" for row in methods):
-        said.append("checks, collapsed clients, total bytes and seconds are known of the end of a run, not of phase 1")
+        texts.append("checks, collapsed clients, total bytes and seconds are those of whole runs, not of phase 1")
     unchecked = [row.name for row in methods if not row.checked]
     if unchecked:
-        said.append(f"no check vouches for the robust accuracies of {_names(unchecked)}")
-    copies = [row.name for row in methods if row.repeats and row.stage == "final"]
-    if copies:
-        said.append(f"runs given more than once are counted once: {_names(copies)}")
-    return said
+        texts.append(f"no checks were computed for the robust accuracies of {_names(unchecked)}")
+    repeated = [row.name for row in methods if row.repeats and row.stage == "final"]
+    if repeated:
+        texts.append(f"runs given more than once are counted once: {_names(repeated)}")
+    return texts
 
 
 def _mark(check: str) -> str:
@@ -249,4 +269,5 @@ def _mark(check: str) -> str:
 
 
 def check_marks(row: Row) -> str:
+    """Return the marks of a row's failed checks."""
     return "".join(dict.fromkeys(_mark(check) for check in row.failed))
