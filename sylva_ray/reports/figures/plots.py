@@ -1,7 +1,7 @@
-"""The figures of a run, for the report (as SVG) and for MLflow (as PNG).
+"""Figures of a run, for the report (as SVG) and for MLflow (as PNG).
 
-Heatmaps encode magnitude as opacity of one hue (two for signed values), so that zero is the page itself, light or dark.
-Nothing here touches pyplot's global state.
+Heatmaps encode magnitude by the opacity of one hue, or of two for signed values, so that zero is the colour of the page, light or
+dark. The module does not use pyplot, whose state is global.
 """
 
 from __future__ import annotations
@@ -25,19 +25,22 @@ from sylva_ray.reports.figures.style import LIGHT, style
 from sylva_ray.reports.pages.wording import SECONDS, bytes_text
 
 WIDTH = 7.4
-"""Inches of every figure."""
+"""Width of every figure in inches."""
 
 MAX_LABELLED_CLIENTS, MAX_DOTTED_CLIENTS = 24, 150
-"""Up to so many clients get a label of their own; up to so many, a dot per selected layer."""
+"""Greatest number of clients with a label each, and with a dot per selected layer."""
 
 
 def figures(summary: Summary | None, records: Sequence[StageRecord], titles: Mapping[str, str]) -> dict[str, Figure]:
-    """Draw all figures that the data allow, by name, in the report's order.
+    """Draw the figures of a run that its files allow.
 
     Args:
-        summary: None while a run is unfinished.
-        records: one per step.
-        titles: of the attacks, by label; an attack without one is shown by its label.
+        summary: Summary of the run; None while it has not finished.
+        records: Records of its stages, oldest first.
+        titles: Titles of the attacks, by label; an attack without one is shown by its label.
+
+    Returns:
+        The figures by name, in the order of the report.
     """
     with style():
         drawn: dict[str, Figure] = {}
@@ -57,12 +60,15 @@ def figures(summary: Summary | None, records: Sequence[StageRecord], titles: Map
 
 
 def robust_conditions(records: Sequence[StageRecord]) -> list[str]:
-    """Labels of the evaluation's attacks: those of the first evaluation (the last one adds attacks for the checks)."""
+    """Return the labels of the evaluation's attacks.
+
+    They are those of the first evaluation, because the last one also contains attacks that checks need.
+    """
     first: FleetAccuracies = next((r.evaluation for r in records if r.evaluation), {})
     return [condition for condition in first if condition != "benign"]
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# -- figures --------------------------------------------------------------------------------------------------------------
 
 
 def _figure(height: float) -> Figure:
@@ -70,7 +76,7 @@ def _figure(height: float) -> Figure:
 
 
 def _fleet(summary: Summary) -> Figure:
-    """Label x client matrix: training images per class (rows) and client (columns)."""
+    """Draw the number of training images per class (rows) and client (columns) as a heatmap."""
     counts = np.asarray(summary.label_matrix).T
     num_classes, num_clients = counts.shape
     figure = _figure(1.1 + 0.24 * min(num_classes, 18))
@@ -89,14 +95,14 @@ def _fleet(summary: Summary) -> Figure:
 
 
 def _accuracy(records: Sequence[StageRecord], summary: Summary | None, titles: Mapping[str, str]) -> Figure:
-    """Mean accuracy over rounds per condition; the band holds the middle 80 % of the clients."""
+    """Draw mean accuracy over rounds per condition; the band holds the middle 80 % of the clients."""
     figure = _figure(3.3)
     axes = figure.subplots()
     evaluated = [(record.step, record.evaluation) for record in records if record.evaluation]
     handles: list[Any] = []
     for index, condition in enumerate(["benign", *robust_conditions(records)]):
         colour = LIGHT[f"series-{index % 6 + 1}"]
-        points = [(step, found[condition].accuracy) for step, found in evaluated if condition in found]
+        points = [(step, evaluation[condition].accuracy) for step, evaluation in evaluated if condition in evaluation]
         steps = [step for step, _ in points]
         low, high = np.array([np.percentile(values, [10, 90]) for _, values in points]).T
         axes.fill_between(steps, low, high, color=colour, alpha=0.16, linewidth=0)
@@ -124,7 +130,7 @@ def _accuracy(records: Sequence[StageRecord], summary: Summary | None, titles: M
 
 
 def _clients(summary: Summary, before: StageAccuracies, titles: Mapping[str, str]) -> Figure:
-    """Before and after, one vertical stroke per client."""
+    """Draw the accuracies of every client before and after the defence, joined by a vertical line."""
     after = summary.final
     panels = [("benign", before.benign_accuracy, after.benign_accuracy, LIGHT["series-1"])]
     for label in list(after.robust_accuracy)[:1]:
@@ -137,19 +143,21 @@ def _clients(summary: Summary, before: StageAccuracies, titles: Mapping[str, str
     for axes, (title, start, end, colour) in zip(
         figure.subplots(len(panels), 1, squeeze=False)[:, 0], panels, strict=True
     ):
-        first, last = np.array(start.per_client), np.array(end.per_client)
-        order = np.arange(num_clients) if num_clients <= MAX_LABELLED_CLIENTS else np.argsort(last, kind="stable")
+        accuracy_before, accuracy_after = np.array(start.per_client), np.array(end.per_client)
+        order = (
+            np.arange(num_clients) if num_clients <= MAX_LABELLED_CLIENTS else np.argsort(accuracy_after, kind="stable")
+        )
         x = np.arange(num_clients)
-        axes.vlines(x, first[order], last[order], color=LIGHT["muted"], lw=size / 4, alpha=0.6)
+        axes.vlines(x, accuracy_before[order], accuracy_after[order], color=LIGHT["muted"], lw=size / 4, alpha=0.6)
         axes.plot(x, majority[order], "_", color=LIGHT["muted"], ms=size * 1.8, mew=size / 4)
-        axes.plot(x, first[order], "o", ms=size, mfc=LIGHT["surface"], mec=colour, mew=size / 5)
-        axes.plot(x, last[order], "o", ms=size, color=colour)
+        axes.plot(x, accuracy_before[order], "o", ms=size, mfc=LIGHT["surface"], mec=colour, mew=size / 5)
+        axes.plot(x, accuracy_after[order], "o", ms=size, color=colour)
         axes.set(title=title, ylim=(-0.03, 1.03), xlim=(-0.6, num_clients - 0.4))
         _percent_axis(axes)
         if num_clients <= MAX_LABELLED_CLIENTS:
             _client_axis(axes, num_clients)
         else:
-            axes.set(xticks=[], xlabel=f"{num_clients} clients, the least accurate first")
+            axes.set(xticks=[], xlabel=f"{num_clients} clients, sorted by accuracy")
     grey = LIGHT["muted"]
     handles = [
         Line2D([], [], color=grey, ls="", marker="o", ms=6, mfc=LIGHT["surface"], label="before the defence"),
@@ -161,27 +169,30 @@ def _clients(summary: Summary, before: StageAccuracies, titles: Mapping[str, str
 
 
 def _layers(game: GameRecord) -> Figure:
-    """What ranked the layers (rows, input first) per client (columns); dots mark selected layers; right: their share."""
+    """Draw the scores of the layers (rows, input first) per client (columns) as a heatmap, with dots at selected layers.
+
+    Bars on the right show which fraction of the clients selected a layer.
+    """
     values, selected = np.array(game.shapley or game.scores).T, np.array(game.selected, bool).T
     num_layers, num_clients = values.shape
-    top = float(np.percentile(np.abs(values), 98)) or 1.0  # a few outliers would wash out everybody else
+    top = float(np.percentile(np.abs(values), 98)) or 1.0  # without clipping, a few outliers would fade all others
     figure = _figure(1.2 + 0.25 * num_layers)
-    axes, share, bar = figure.subplots(1, 3, width_ratios=[30, 7, 1])
+    axes, fraction, bar = figure.subplots(1, 3, width_ratios=[30, 7, 1])
     _heatmap(axes, np.clip(values / top, -1, 1))
     if num_clients <= MAX_DOTTED_CLIENTS:
         rows, columns = np.nonzero(selected)
         axes.plot(columns, rows, "o", ms=5 if num_clients <= 40 else 2, color=LIGHT["ink"])
     axes.set_yticks(range(num_layers), [name.replace("blocks.", "block ") for name in game.players])
     _client_axis(axes, num_clients)
-    share.barh(range(num_layers), selected.mean(1), color=LIGHT["muted"], height=0.55)
-    share.set(title="selected by", xlim=(0, 1), ylim=(num_layers - 0.5, -0.5), xticks=[0, 0.5, 1], yticks=[])
-    share.xaxis.set_major_formatter(PercentFormatter(1))
+    fraction.barh(range(num_layers), selected.mean(1), color=LIGHT["muted"], height=0.55)
+    fraction.set(title="selected by", xlim=(0, 1), ylim=(num_layers - 0.5, -0.5), xticks=[0, 0.5, 1], yticks=[])
+    fraction.xaxis.set_major_formatter(PercentFormatter(1))
     _scale(bar, -top, top, RANKINGS[game.selection].axis, clipped=bool(np.abs(values).max() > top))
     return figure
 
 
 def _communication(communication: Communication, records: Sequence[StageRecord]) -> Figure:
-    """Bytes of this run against full-model training in the same rounds."""
+    """Draw the bytes of this run and those of full-model training in the same rounds."""
     full = communication.full_model_bytes
     exchanges = sum(len(r.participants) - len(r.missing) for r in records if is_exchange(r.stage))
     panels = [
@@ -189,22 +200,22 @@ def _communication(communication: Communication, records: Sequence[StageRecord])
         ("the whole run, all clients, up and down", communication.total_bytes, 2 * full * exchanges),
     ]
     figure = _figure(1.35)
-    for axes, (title, ours, theirs) in zip(figure.subplots(1, 2, sharey=True), panels, strict=True):
-        times = f"  ({theirs / ours:,.0f}x)" if ours and theirs else ""
-        texts = [bytes_text(ours), bytes_text(theirs) + times]
-        _bars(axes, ["this run", "full model"], [ours, theirs], texts, [LIGHT["series-1"], LIGHT["muted"]])
+    for axes, (title, this_run, full_model) in zip(figure.subplots(1, 2, sharey=True), panels, strict=True):
+        ratio = f"  ({full_model / this_run:,.0f}x)" if this_run and full_model else ""
+        texts = [bytes_text(this_run), bytes_text(full_model) + ratio]
+        _bars(axes, ["this run", "full model"], [this_run, full_model], texts, [LIGHT["series-1"], LIGHT["muted"]])
         axes.set_title(title)
     return figure
 
 
 def _seconds(seconds: RunSeconds) -> Figure:
-    """Where the seconds went, summed over workers."""
-    shown = {name: getattr(seconds, stage) for stage, name in SECONDS.items()}
-    total = sum(shown.values()) or 1.0
-    figure = _figure(0.4 + 0.26 * len(shown))
-    texts = [f"{value:,.1f} s  ({value / total:.0%})" for value in shown.values()]
-    colours = [LIGHT["muted"] if name == SECONDS["idle"] else LIGHT["series-1"] for name in shown]
-    _bars(figure.subplots(), list(shown), list(shown.values()), texts, colours)
+    """Draw the seconds per kind of work, summed over the workers."""
+    by_work = {title: getattr(seconds, key) for key, title in SECONDS.items()}
+    total = sum(by_work.values()) or 1.0
+    figure = _figure(0.4 + 0.26 * len(by_work))
+    texts = [f"{value:,.1f} s  ({value / total:.0%})" for value in by_work.values()]
+    colours = [LIGHT["muted"] if title == SECONDS["idle"] else LIGHT["series-1"] for title in by_work]
+    _bars(figure.subplots(), list(by_work), list(by_work.values()), texts, colours)
     return figure
 
 
@@ -212,20 +223,18 @@ def _seconds(seconds: RunSeconds) -> Figure:
 
 
 def _heatmap(axes: Axes, values: np.ndarray) -> None:
-    """``values [rows, columns]`` in [-1, 1]: blue above zero, orange below, opacity by magnitude."""
+    """Draw ``values [rows, columns]`` in [-1, 1]: blue above zero, orange below, opacity by magnitude."""
     image = np.empty((*values.shape, 4))
     image[..., :3] = np.where(values[..., None] >= 0, to_rgb(LIGHT["series-1"]), to_rgb(LIGHT["series-2"]))
     image[..., 3] = 0.85 * np.abs(values)
-    axes.imshow(
-        image, aspect="auto", interpolation="none"
-    )  # "none": one pixel per cell in the SVG, scaled by the browser
+    axes.imshow(image, aspect="auto", interpolation="none")  # one pixel per cell, which the browser scales
     axes.tick_params(length=0)
     for spine in axes.spines.values():
         spine.set_visible(True)
 
 
 def _scale(axes: Axes, low: float, high: float, label: str, clipped: bool = False) -> None:
-    """The colour bar of `_heatmap`; ``clipped``: values beyond its ends share the last shade."""
+    """Draw the colour bar of a heatmap; ``clipped`` marks the ends, whose shade also stands for the values beyond."""
     steps = np.linspace(high, low, 64)[:, None]
     _heatmap(axes, steps / max(abs(low), abs(high), 1e-12))
     ticks = [low, high] if low == 0 else [low, 0, high]
@@ -255,7 +264,7 @@ def _percent_axis(axes: Axes) -> None:
 
 
 def _bars(axes: Axes, names: list[str], values: list[float], texts: list[str], colours: list[str]) -> None:
-    """Horizontal bars from zero, each with its number."""
+    """Draw horizontal bars from zero, each followed by its text."""
     axes.barh(range(len(names)), values, color=colours, height=0.6)
     for row, (value, text) in enumerate(zip(values, texts, strict=True)):
         axes.annotate(text, (value, row), (5, 0), textcoords="offset points", va="center")

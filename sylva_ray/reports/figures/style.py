@@ -1,7 +1,7 @@
-"""How figures look, and how they leave: as SVG that follows the reader's light or dark scheme, or as PNG.
+"""Style of the figures and their export, as SVG that follows the reader's light or dark scheme, or as PNG.
 
-Colours are those of the light scheme; `svg` turns each into a CSS variable, so the page decides. Text stays text. The
-series' order keeps neighbours apart under the common colour-vision deficiencies.
+Figures are drawn in the colours of the light scheme; `svg` replaces each of them by a CSS variable that the page defines. Text
+stays text. The order of the series' colours keeps neighbours distinguishable under common colour vision deficiencies.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ LIGHT = {
     "series-5": "#e87ba4",
     "series-6": "#b87700",
 }
+"""Colours of the light scheme, by name of the CSS variable."""
+
 DARK = {
     "ink": "#e8ebf0",
     "muted": "#a0a9b6",
@@ -42,12 +44,12 @@ DARK = {
     "series-5": "#d5628c",
     "series-6": "#c98d10",
 }
-"""CSS variables of the two schemes."""
+"""Colours of the dark scheme, by name of the CSS variable."""
 
 _STYLE = {
     "font.size": 9,
     "svg.fonttype": "none",
-    "text.parse_math": False,  # class names come from users; "$" is a character
+    "text.parse_math": False,  # class names come from users and may contain "$"
     "text.color": LIGHT["ink"],
     "axes.labelcolor": LIGHT["muted"],
     "axes.edgecolor": LIGHT["grid"],
@@ -66,24 +68,34 @@ _STYLE = {
     "legend.frameon": False,
     "lines.linewidth": 2,
 }
-_LOCK = threading.RLock()  # matplotlib's settings are global to the process; the tracker draws in a thread
+_LOCK = threading.RLock()  # matplotlib's settings are global to the process, and the tracker draws in a thread
 
 
 @contextmanager
 def style(**extra: Any) -> Iterator[None]:
-    """Matplotlib's settings for our figures, for as long as the block lasts."""
+    """Apply the style while the block lasts.
+
+    Args:
+        extra: Further settings of matplotlib.
+    """
     settings: Any = _STYLE | extra
     with _LOCK, warnings.catch_warnings(), matplotlib.rc_context(settings):
-        warnings.filterwarnings("ignore", "Glyph")  # the browser has the font that we lack here
+        warnings.filterwarnings("ignore", "Glyph")  # a glyph may be missing here that the reader's font has
         yield
 
 
 def svg(figure: Figure, name: str, description: str) -> str:
-    """The figure as an ``<svg>`` element for an HTML page that defines the CSS variables ``--ink``, ``--series-1``, ..."""
+    """Export a figure as an ``<svg>`` element, for a page that defines the CSS variables ``--ink``, ``--series-1``, ...
+
+    Args:
+        figure: The figure.
+        name: Unique name within the page; makes the identifiers in the element unique and reproducible.
+        description: Alternative text, for screen readers.
+    """
     buffer = io.StringIO()
-    nothing = {"Creator": None, "Date": None, "Format": None, "Type": None}
+    no_metadata = {"Creator": None, "Date": None, "Format": None, "Type": None}
     with style(**{"svg.hashsalt": name}):
-        figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
+        figure.savefig(buffer, format="svg", transparent=True, metadata=no_metadata)
     text = buffer.getvalue()
     head, body = text[text.index("<svg") :].split(">", 1)
     head = re.sub(r'\s(width|height|xmlns|xmlns:xlink|version)="[^"]*"', "", head)
@@ -93,7 +105,7 @@ def svg(figure: Figure, name: str, description: str) -> str:
 
 
 def png(figure: Figure) -> bytes:
-    """The figure on the light surface."""
+    """Export a figure as a PNG file with the light background."""
     buffer = io.BytesIO()
     with style():
         figure.savefig(buffer, format="png", dpi=130, facecolor=LIGHT["surface"])

@@ -1,4 +1,4 @@
-"""Accuracies against each other or against a cost, with the Pareto front: the plot of comparisons and of sweeps."""
+"""Scatter plots of accuracies against each other or against a cost, with the Pareto front, for comparisons and sweeps."""
 
 from __future__ import annotations
 
@@ -20,22 +20,26 @@ from sylva_ray.reports.figures.style import LIGHT, style
 from sylva_ray.reports.pages.wording import bytes_text
 
 LABEL_SIZE = 8.0
+"""Font size of labels, in typographic points."""
+
 MAX_NAME = 34
-"""Characters of a name in a plot; a longer one is cut."""
+"""Number of characters of a name in a plot; a longer name is cut."""
 
 
 @dataclass(frozen=True)
 class PlotPoint:
-    """A point of the plot.
+    """A point of the plot. Accuracies are fractions in [0, 1].
 
     Attributes:
-        number: Its label where names would overlap, e.g. its row in the table beside the plot.
-        name: Its label otherwise.
-        x, y: Accuracies are fractions in [0, 1].
-        x_std, y_std: Standard deviations over seeds; 0 where there is none.
+        number: Label where names would overlap, e.g. the row in the table beside the plot.
+        name: Label otherwise.
+        x: Accuracy or cost on the horizontal axis.
+        x_std: Standard deviation of ``x`` over seeds; 0 if there is none.
+        y: Accuracy on the vertical axis.
+        y_std: Standard deviation of ``y`` over seeds; 0 if there is none.
         on_front: Whether no other point dominates it; such a point is filled.
-        phase1: Whether it shows a run after its phase 1; such a point is a diamond.
-        labelled: Whether it has a label at all.
+        phase1: Whether it shows runs after phase 1; such a point is a diamond.
+        labelled: Whether it has a label.
     """
 
     number: int
@@ -51,13 +55,15 @@ class PlotPoint:
 
 @dataclass(frozen=True)
 class Panel:
-    """One pair of axes, with at least one point.
+    """A pair of axes of the plot.
 
     Attributes:
-        title: Above the axes.
-        x_label, y_label: Of the axes.
-        points: What is drawn.
-        in_bytes: Whether x is a size, on a logarithmic axis where 0 has a place of its own; otherwise x is a fraction.
+        title: Title above the axes.
+        x_label: Label of the horizontal axis.
+        y_label: Label of the vertical axis.
+        points: The points, at least one.
+        in_bytes: Whether x is a size in bytes, shown on a logarithmic axis with an additional tick for 0; otherwise x is a
+            fraction.
         joined: Whether a line joins the points on the front.
     """
 
@@ -70,9 +76,9 @@ class Panel:
 
 
 def draw_tradeoff(panels: Sequence[Panel]) -> Figure:
-    """Draw the panels below each other.
+    """Draw panels below each other.
 
-    Points are labelled by name or, where names would overlap, by number with a key below the axes.
+    Points are labelled by name or, if names would overlap, by number with a key below the axes.
     """
     with style():
         for by_name in (True, False):
@@ -85,7 +91,7 @@ def draw_tradeoff(panels: Sequence[Panel]) -> Figure:
 
 
 def _draw(panels: Sequence[Panel], by_name: bool, overlapping: bool = False) -> Figure | None:
-    """Return None if labels overlap, unless ``overlapping``."""
+    """Draw the panels; return None if labels overlap, unless ``overlapping`` allows it."""
     labelled = [[point for point in panel.points if point.labelled] for panel in panels]
     key = {} if by_name else {point.number: point.name for points in labelled for point in points}
     key_columns = 2 if key and max(map(len, key.values())) > 26 else 3
@@ -97,26 +103,26 @@ def _draw(panels: Sequence[Panel], by_name: bool, overlapping: bool = False) -> 
     figure = Figure(figsize=(WIDTH, height), layout=engine)
     plots = list(figure.subplots(len(panels), 1, squeeze=False)[:, 0])
     for axes, panel in zip(plots, panels, strict=True):
-        _points(axes, panel)
+        _draw_points(axes, panel)
     _legend(figure, panels)
     figure.draw_without_rendering()
-    figure.set_layout_engine("none")  # what is measured from here on must not move
+    figure.set_layout_engine("none")  # the labels are placed in this layout
     for axes, panel, points in zip(plots, panels, labelled, strict=True):
         if not points:
             continue
         texts = [_short(point.name) if by_name else str(point.number) for point in points]
         at = np.array([(_x(panel, point), point.y) for point in points])
         bars = np.array([(point.x_std, point.y_std) for point in points])
-        centres, clean = place_labels(axes, at, bars, texts, LABEL_SIZE, _front(panel))
-        if not clean and not overlapping:
+        centres, no_overlap = place_labels(axes, at, bars, texts, LABEL_SIZE, _front(panel))
+        if not no_overlap and not overlapping:
             return None
         limits = axes.get_xlim(), axes.get_ylim()
         write_labels(axes, at, centres, texts, LABEL_SIZE)
         axes.set(xlim=limits[0], ylim=limits[1])
-    for place, (number, name) in enumerate(sorted(key.items())):
-        column, line = divmod(place, key_lines)
-        where = 0.02 + 0.97 * column / key_columns, (key_height - 0.17 * (line + 1)) / height
-        figure.text(*where, f"{number}  {_short(name)}", fontsize=LABEL_SIZE, va="bottom")
+    for position, (number, name) in enumerate(sorted(key.items())):
+        column, line = divmod(position, key_lines)
+        anchor = 0.02 + 0.97 * column / key_columns, (key_height - 0.17 * (line + 1)) / height
+        figure.text(*anchor, f"{number}  {_short(name)}", fontsize=LABEL_SIZE, va="bottom")
     return figure
 
 
@@ -125,21 +131,22 @@ def _short(name: str) -> str:
 
 
 def _x(panel: Panel, point: PlotPoint) -> float:
-    return point.x if point.x > 0 or not panel.in_bytes else _nothing(panel)
+    """Return the position of a point on the horizontal axis."""
+    return point.x if point.x > 0 or not panel.in_bytes else _x_of_zero(panel)
 
 
-def _nothing(panel: Panel) -> float:
-    """Return where an upload of 0 bytes is drawn on the logarithmic axis."""
-    known = [point.x for point in panel.points if point.x > 0]
-    return min(known) / 4 if known else 1.0
+def _x_of_zero(panel: Panel) -> float:
+    """Return the position of 0 bytes on the logarithmic axis."""
+    positive = [point.x for point in panel.points if point.x > 0]
+    return min(positive) / 4 if positive else 1.0
 
 
 def _front(panel: Panel) -> list[tuple[float, float]]:
-    """Return the line that joins the points on the front; empty if they are not joined."""
+    """Return the vertices of the line that joins the points on the front; empty if they are not joined."""
     return sorted((point.x, point.y) for point in panel.points if point.on_front) if panel.joined else []
 
 
-def _points(axes: Axes, panel: Panel) -> None:
+def _draw_points(axes: Axes, panel: Panel) -> None:
     for point in panel.points:
         face = LIGHT["series-1"] if point.on_front else LIGHT["surface"]
         x = _x(panel, point)
@@ -180,32 +187,32 @@ _PERCENT = FuncFormatter(lambda value, _: f"{100 * value:.0f}%" if value > -1e-9
 
 
 def _padded(low: float, high: float) -> tuple[float, float]:
-    """Leave room for labels around the points, at least four percentage points so that the ticks stay apart.
+    """Return limits that leave room for labels around the points.
 
-    The axis does not reach far below 0, where no accuracy is.
+    An axis covers at least four percentage points, so that its ticks differ, and does not extend far below 0.
     """
     room = max(0.16 * (high - low), 0.02)
     return max(low - room, min(low, 0.0) - 0.03), high + room
 
 
 def _byte_axis(axes: Axes, panel: Panel) -> None:
-    """Mark sizes at 1, 2 and 5 times powers of ten, and "none" at 0 bytes."""
+    """Set ticks at 1, 2 and 5 times powers of ten, and "none" at 0 bytes."""
     axes.set_xscale("log")
-    places = [_x(panel, point) for point in panel.points]
-    low, high = min(places), max(places)
+    positions = [_x(panel, point) for point in panel.points]
+    low, high = min(positions), max(positions)
     room = max((high / low) ** 0.25, 3.0)
     axes.set_xlim(low / room, high * room)
-    known = [point.x for point in panel.points if point.x > 0]
+    positive = [point.x for point in panel.points if point.x > 0]
     ticks: list[float] = []
-    if known:
-        first, last = min(known) / (1.6 if min(places) < min(known) else room), high * room
+    if positive:
+        first, last = min(positive) / (1.6 if low < min(positive) else room), high * room
         decades = range(math.floor(math.log10(first)), math.ceil(math.log10(last)) + 1)
         steps = (1, 2, 5) if last / first < 1e4 else (1,)
         ticks = [m * 10.0**d for d in decades for m in steps if first <= m * 10.0**d <= last]
-    nothing = [_nothing(panel)] if any(point.x <= 0 for point in panel.points) else []
-    axes.xaxis.set_major_locator(FixedLocator([*nothing, *ticks]))
+    zero = [_x_of_zero(panel)] if any(point.x <= 0 for point in panel.points) else []
+    axes.xaxis.set_major_locator(FixedLocator([*zero, *ticks]))
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: "none" if x in nothing else bytes_text(x)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: "none" if x in zero else bytes_text(x)))
 
 
 def _legend(figure: Figure, panels: Sequence[Panel]) -> None:
