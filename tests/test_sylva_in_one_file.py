@@ -138,7 +138,7 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         task = GameTask(s.rounds + 2, (0, 1, 2), stack_states(before_game), all_coalitions(7))
         played = create_worker(made.config, made.fleet, made.backbone).run(task).outcomes
 
-    vit = timm.create_model(BACKBONE["name"], img_size=BACKBONE["image_size"], num_classes=made.fleet.num_classes)
+    vit = timm.create_model(str(BACKBONE["name"]), img_size=BACKBONE["image_size"], num_classes=made.fleet.num_classes)
     vit.load_state_dict({name: torch.from_numpy(value) for name, value in made.backbone.items()})
     clients = [plain.Client(i, made.fleet.client(i), vit, s) for i in range(3)]
     file, accuracies = [], []

@@ -15,6 +15,7 @@ import pytest
 from sylva_ray.config.attacks import parse_attack
 from sylva_ray.config.experiment import ExperimentConfig
 from sylva_ray.config.schema import build
+from sylva_ray.core.evaluation import Evaluation
 from sylva_ray.evaluation.plan import EvaluationRequest
 from sylva_ray.evaluation.run import prepare_evaluation, run_evaluation
 from sylva_ray.execution.ray.driver import pool_for, run_prepared
@@ -53,7 +54,7 @@ def hand_over(run_dir: Path, folder: Path, **settings: Any) -> None:
     config, states = RunFolder(run_dir).load_config(), RunFolder(run_dir).load_states()
     export_clients(config, states, range(len(states)), folder)
     fleet = prepare(config).fleet
-    arrays = {}
+    arrays: dict[str, Any] = {}
     for client in range(fleet.num_clients):
         test = fleet.client(client).test
         arrays |= {f"x_{client}": test.images, f"y_{client}": test.labels}
@@ -73,7 +74,7 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return trained(tmp_path_factory.mktemp("witness") / "run")
 
 
-def both(run_dir: Path, folder: Path, attacks: list[str], autoattack_steps: int) -> tuple[dict, dict]:
+def both(run_dir: Path, folder: Path, attacks: list[str], autoattack_steps: int) -> tuple[Evaluation, dict[str, Any]]:
     """What we report, and what the witness found."""
     folder.mkdir()
     numbers = {"epsilon": 8 / 255, "step_size": 1 / 255, "steps": 20, "autoattack_steps": autoattack_steps}

@@ -27,8 +27,7 @@ class Normalised(torch.nn.Module):
     def __init__(self, model: torch.nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
         self.model = model
-        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1))
-        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1))
+        self.mean, self.std = torch.tensor(mean).view(1, 3, 1, 1), torch.tensor(std).view(1, 3, 1, 1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.model((x - self.mean) / self.std)
@@ -40,7 +39,7 @@ def main() -> None:
     images = np.load(folder / "images.npz")
     torch.manual_seed(0)
     torch.set_num_threads(settings["threads"])
-    right = {"benign": [], "pgd": [], "autoattack": []}
+    right: dict[str, list[torch.Tensor]] = {"benign": [], "pgd": [], "autoattack": []}
     for client in range(settings["num_clients"]):
         base = timm.create_model(settings["timm_name"], **settings["timm_arguments"])
         body = {n: v for n, v in load_file(folder / "backbone.safetensors").items() if not n.startswith("head.")}

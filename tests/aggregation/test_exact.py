@@ -87,7 +87,7 @@ def test_the_fedex_residual_is_the_bias_of_the_naive_rule() -> None:
 @exact
 def test_two_signs_of_one_model_are_that_model(rule: Callable[..., np.ndarray]) -> None:
     ((b, a),) = clients([2])
-    factors, half = [(b, a), (-b, -a)], [0.5, 0.5]
+    factors, half = [(b, a), (-b, -a)], np.array([0.5, 0.5])
     np.testing.assert_allclose(np.matmul(*naive(factors, half)), 0, atol=1e-12)
     np.testing.assert_allclose(rule(factors, half), b @ a, atol=1e-12)
 

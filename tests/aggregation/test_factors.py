@@ -180,7 +180,7 @@ def test_silent_directions_keep_the_old_rows_of_a() -> None:
         for k, s in ((1, states[0]), (2, states[1]))
     ]
     merged = merge_factors(one[0], one, [0.5, 0.5], "product_svd")
-    np.testing.assert_allclose(product(merged), mean_product(one, [0.5, 0.5]), atol=1e-12)
+    np.testing.assert_allclose(product(merged), mean_product(one, np.array([0.5, 0.5])), atol=1e-12)
     assert np.array_equal(merged["m.lora_A"][1], one[0]["m.lora_A"][1])
     assert not merged["m.lora_B"][:, 1].any()
 
@@ -197,7 +197,7 @@ def test_order_and_repetition_of_clients() -> None:
 
 
 def test_average_by_hand() -> None:
-    anchor, other = {"x": np.float32([1, 2])}, {"x": np.float32([3, 6])}
+    anchor, other = {"x": np.array([1, 2], np.float32)}, {"x": np.array([3, 6], np.float32)}
     merged = average(anchor, [anchor, other], [0.75, 0.25])
     assert merged["x"].tolist() == [1.5, 3.0]
     assert merged["x"].dtype == np.float32

@@ -25,7 +25,7 @@ SHAPES = {  # d_out, d_in, n, rank
     "one direction": (90, 70, 64, 1),
 }
 
-SPECTRA = {  # of m values
+SPECTRA: dict[str, Callable[[int], np.ndarray]] = {  # of m values
     "falls fast": lambda m: 0.5 ** np.arange(m),
     "falls by a power": lambda m: 1 / np.arange(1, m + 1),
     "falls slowly": lambda m: np.linspace(1, 0.5, m),
@@ -81,8 +81,8 @@ def assert_best(left: np.ndarray, right: np.ndarray, rank: int) -> None:
 @pytest.mark.parametrize("spectrum", SPECTRA)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_no_product_of_that_rank_is_closer(shape: str, spectrum: str, skewed: bool) -> None:
-    *sizes, rank = SHAPES[shape]
-    assert_best(*factors_of(SPECTRA[spectrum], *sizes, skewed=skewed), rank)
+    d_out, d_in, inner, rank = SHAPES[shape]
+    assert_best(*factors_of(SPECTRA[spectrum], d_out, d_in, inner, skewed=skewed), rank)
 
 
 @settings(max_examples=60, deadline=None)
@@ -147,7 +147,7 @@ def test_a_stack_is_its_modules() -> None:
     left, right = (np.stack(side) for side in zip(*pairs, strict=True))
     together = product_of(leading_triplets(left, right, 8))
     for found, (own_left, own_right) in zip(together, pairs, strict=True):
-        scale = np.linalg.norm(own_left @ own_right, 2)
+        scale = float(np.linalg.norm(own_left @ own_right, 2))
         alone = product_of(leading_triplets(own_left, own_right, 8))
         np.testing.assert_allclose(found, alone, atol=TOLERANCE * scale)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -29,7 +30,7 @@ seeds = st.integers(0, 9999)
 few = settings(max_examples=40, deadline=None)
 
 
-def aggregate(rule: str, x: np.ndarray, num_byzantine: int = 0) -> np.ndarray:
+def aggregate(rule: str, x: npt.ArrayLike, num_byzantine: int = 0) -> np.ndarray:
     """Any rule on points ``[n, d]``; self-centred clipping from the first of them."""
     x = np.asarray(x, float)
     if rule == "coordinate_median":
@@ -59,7 +60,7 @@ def shrink(vector: np.ndarray, radius: float) -> np.ndarray:
 
 def naive_krum_scores(x: np.ndarray, num_byzantine: int) -> list[float]:
     return [
-        sum(sorted(np.linalg.norm(a - b) ** 2 for j, b in enumerate(x) if j != i)[: len(x) - num_byzantine - 2])
+        sum(sorted(float(np.linalg.norm(a - b)) ** 2 for j, b in enumerate(x) if j != i)[: len(x) - num_byzantine - 2])
         for i, a in enumerate(x)
     ]
 
@@ -111,7 +112,7 @@ def test_the_geometric_median_minimises_the_sum_of_distances(seed: int, n: int, 
 def test_self_centred_clipping_on_coordinates(seed: int, n: int) -> None:
     x, w = points(seed, n), np.random.default_rng(seed).dirichlet(np.ones(n))
     for own in range(n):
-        tau = sorted(np.linalg.norm(x[j] - x[own]) for j in range(n) if j != own)[(n - 2) // 2]
+        tau = sorted(float(np.linalg.norm(x[j] - x[own])) for j in range(n) if j != own)[(n - 2) // 2]
         expected = sum(w[j] * (x[own] + shrink(x[j] - x[own], tau)) for j in range(n))
         np.testing.assert_allclose(self_centred(x @ x.T, w, own) @ x, expected, atol=1e-9)
 

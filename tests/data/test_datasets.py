@@ -3,6 +3,7 @@
 import io
 import json
 from pathlib import Path
+from typing import Any
 from urllib.error import URLError
 
 import numpy as np
@@ -25,11 +26,11 @@ needs_tiny = pytest.mark.skipif(not TINY_IMAGENET.is_dir(), reason="Tiny-ImageNe
 COLOURS = {"red": (250, 0, 0), "green": (0, 250, 0), "blue": (0, 0, 250)}
 
 
-def load(name: str, image_size: int = 32, seed: int = 0, **section: object) -> Dataset:
+def load(name: str, image_size: int = 32, seed: int = 0, **section: Any) -> Dataset:
     return load_dataset(DatasetSection(name=name, **section), image_size, seed)
 
 
-def refused(name: str, **section: object) -> str:
+def refused(name: str, **section: Any) -> str:
     """The one line that a user sees."""
     with pytest.raises(UserError, match=r"^dataset\.name = ") as caught:
         load(name, **section)
@@ -149,7 +150,12 @@ def test_nothing_left_to_hold_out_is_one_clear_line(max_train: int | None) -> No
 def test_cifar10_parquet_subset_is_balanced_and_named(monkeypatch: pytest.MonkeyPatch) -> None:
     opened = []
     original = Image.open
-    monkeypatch.setattr(Image, "open", lambda *a, **k: opened.append(1) or original(*a, **k))
+
+    def counted(*arguments: Any, **options: Any) -> Image.Image:
+        opened.append(1)
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(Image, "open", counted)
     data = load(f"parquet:{CIFAR10}", max_train=200, max_test=50)
     assert_well_formed(data, 32)
     assert np.bincount(data.train.labels).tolist() == [20] * 10

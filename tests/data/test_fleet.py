@@ -23,8 +23,8 @@ def split(labels: np.ndarray) -> Split:
 
 def dataset(train: tuple[int, ...] = (200,) * 10, test: tuple[int, ...] = (100,) * 10) -> Dataset:
     """``train`` and ``test``: images per class."""
-    halves = (split(np.repeat(np.arange(len(sizes)), sizes)) for sizes in (train, test))
-    return Dataset("toy", *halves, class_names=tuple(f"class {c}" for c in range(len(train))))
+    train_split, test_split = (split(np.repeat(np.arange(len(sizes)), sizes)) for sizes in (train, test))
+    return Dataset("toy", train_split, test_split, class_names=tuple(f"class {c}" for c in range(len(train))))
 
 
 def shares(labels: np.ndarray, num_classes: int) -> np.ndarray:
@@ -122,7 +122,8 @@ def test_the_same_seed_gives_the_same_fleet() -> None:
 
 
 def test_pickling_keeps_the_images_out_of_band() -> None:
-    fleet, buffers = build_fleet(dataset(), PartitionSection(), 0), []
+    fleet = build_fleet(dataset(), PartitionSection(), 0)
+    buffers: list[pickle.PickleBuffer] = []
     head = pickle.dumps(fleet, protocol=5, buffer_callback=buffers.append)
     assert len(head) < 20_000 < fleet.dataset.train.images.nbytes
     back = pickle.loads(head, buffers=buffers)

@@ -27,6 +27,7 @@ from sylva_ray.federation.summary import threat_model
 from sylva_ray.metrics.predictions import read_correct
 from sylva_ray.observers.mlflow.metrics import evaluation_metrics
 from sylva_ray.preparation.experiment import Prepared, create_worker, prepare
+from sylva_ray.preparation.resolve import resolve_config
 from sylva_ray.reports.pages.run import write_report
 from sylva_ray.storage.run_folder import RunFolder
 from tests.conftest import TINY
@@ -236,7 +237,7 @@ def test_requests_from_the_command_line(tiny_config: ExperimentConfig) -> None:
     assert full.curves
     assert full.transfer
     assert full.sigmas == (0.12,)
-    wrong = [
+    wrong: list[tuple[dict[str, Any], str]] = [
         ({"suite_name": "standrad"}, "did you mean 'standard'"),
         ({"epsilon": "8"}, r"\[0, 1\] pixel units"),
         ({"attacks": ["apgd:loss=dlr"], "classes": 2}, "needs at least 3 classes"),
@@ -273,8 +274,10 @@ def test_other_settings_are_other_attacks() -> None:
 
 
 def test_the_threat_model_names_what_was_measured(tiny_config: ExperimentConfig) -> None:
+    resolved = resolve_config(tiny_config)
+
     def stated(*attacks: str) -> Any:
-        return threat_model(tiny_config, [parse_attack(text) for text in attacks])
+        return threat_model(resolved, [parse_attack(text) for text in attacks])
 
     assert stated("pgd:norm=l2,epsilon=0.5")["norm"].startswith("L2, in")
     assert stated("pgd", "sparsefool")["norm"].startswith("L-infinity, L0 (pixels), in")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from sylva_ray.execution.in_process import InProcessPool
 from sylva_ray.federation.client.measuring import EvaluateTask
 from sylva_ray.federation.client.training import TrainOutcome
 from sylva_ray.federation.client.worker import CohortResult
+from sylva_ray.federation.observer import Observer
 from sylva_ray.federation.tasks import CohortTask
 from sylva_ray.preparation.experiment import Prepared, create_worker
 
@@ -26,7 +28,7 @@ MakeTask = Callable[..., CohortTask]
 @pytest.fixture(scope="module")
 def two(local_ray: None, on_ray: Prepared) -> Iterator[RayPool]:  # noqa: ARG001
     """Two actors that the tests of this file share."""
-    pool = RayPool(on_ray.config, ray.put(on_ray.fleet), ray.put(on_ray.backbone), num_actors=2)
+    pool = RayPool(on_ray.config, ray.put(on_ray.fleet), ray.put(on_ray.backbone), num_actors=2, observer=Observer())
     yield pool
     pool.close()
 
@@ -36,7 +38,7 @@ def in_process(tiny: Prepared) -> InProcessPool:
     return InProcessPool(create_worker(tiny.config, tiny.fleet, tiny.backbone))
 
 
-def states(results: list[CohortResult | None]) -> list[dict[str, np.ndarray]]:
+def states(results: list[CohortResult[Any] | None]) -> list[dict[str, np.ndarray]]:
     """All clients' trained states, in the order of the results."""
     found: list[TrainOutcome] = [outcome for result in results if result is not None for outcome in result.outcomes]
     return [dict(outcome.state) for outcome in found]

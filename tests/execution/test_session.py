@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -69,7 +70,7 @@ def test_auto_does_not_hang_on_a_stale_address(silent_port: int, monkeypatch: py
         ({"cpus_per_actor": 2, "gpus_per_actor": 1}, SPLIT, "cluster.cpus_per_actor"),
     ],
 )
-def test_an_actor_that_fits_no_node_is_refused(wish: dict, nodes: list, key: str) -> None:
+def test_an_actor_that_fits_no_node_is_refused(wish: dict[str, Any], nodes: list[Any], key: str) -> None:
     with pytest.raises(UserError) as caught:
         check_resources(ClusterSection(**wish), nodes)
     assert caught.value.key == key
@@ -92,7 +93,7 @@ def test_an_actor_that_fits_no_node_is_refused(wish: dict, nodes: list, key: str
         ({"num_actors": 5, "address": "head:6379"}, LAPTOP, 5),  # an autoscaler may bring the fifth
     ],
 )
-def test_number_of_actors(wish: dict, nodes: list, expected: int) -> None:
+def test_number_of_actors(wish: dict[str, Any], nodes: list[Any], expected: int) -> None:
     assert resolve_num_actors(ClusterSection(**wish), num_cohorts=6, num_clients=12, nodes=nodes) == expected
 
 
@@ -113,7 +114,7 @@ def test_more_actors_than_this_machine_holds_are_refused(num_actors: int | str) 
         ({"gpus_per_actor": 2}, 2, 5, [(2, 1), (2, 1)]),
     ],
 )
-def test_gpu_bundles(wish: dict, num_actors: int, num_gpus: int, expected: list[tuple[int, int]]) -> None:
+def test_gpu_bundles(wish: dict[str, Any], num_actors: int, num_gpus: int, expected: list[tuple[int, int]]) -> None:
     """(GPUs, CPUs) to reserve: a GPU is never shared by more actors than it has room for."""
     bundles = gpu_bundles(ClusterSection(**wish), num_actors, num_gpus)
     assert [(bundle["GPU"], bundle["CPU"]) for bundle in bundles] == expected

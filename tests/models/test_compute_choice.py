@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -35,12 +36,12 @@ AUTO = TINY | {
     "algorithm": {"name": "sylva", "phase2": {"enabled": False}},
 }
 BF16_PLAIN = ComputeChoice(
-    "bfloat16", AttentionKernels(bfloat16="plain"), {"float32 fused": 2.0, "bfloat16 plain": 1.0}
+    "bfloat16", AttentionKernels(bfloat16="plain"), {("float32", "fused"): 2.0, ("bfloat16", "plain"): 1.0}
 )
 
 
 def chosen(
-    monkeypatch: pytest.MonkeyPatch, times: dict[tuple[str, str], float], pinned: AttentionKernels | None = None
+    monkeypatch: pytest.MonkeyPatch, times: Mapping[tuple[str, str], float], pinned: AttentionKernels | None = None
 ) -> ComputeChoice:
     """The choice where a step takes ``times``; the model cannot run in what is missing."""
     model = LoraStack(create_backbone(BackboneSection(), 3), LoraSection(rank=1))
@@ -63,7 +64,7 @@ NAMES = (("float32", "fused"), ("float32", "plain"), ("bfloat16", "fused"), ("bf
     ],
 )
 def test_a_choice_needs_a_margin(
-    monkeypatch: pytest.MonkeyPatch, times: dict[tuple[str, str], float], precision: str, kernels: AttentionKernels
+    monkeypatch: pytest.MonkeyPatch, times: tuple[float, ...], precision: str, kernels: tuple[str, str]
 ) -> None:
     choice = chosen(monkeypatch, dict(zip(NAMES, times, strict=True)))
     assert (choice.precision, choice.attention.float32, choice.attention.bfloat16) == (precision, *kernels)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import timm
 import torch
@@ -49,20 +51,20 @@ def input_gradient(
 
 
 @pytest.mark.parametrize(("side", "patch"), [(32, 8), (30, 8), (32, (4, 8))], ids=["tiled", "cut off", "oblong"])
-def test_a_patch_projection_is_its_convolution(side: int, patch: int) -> None:
+def test_a_patch_projection_is_its_convolution(side: int, patch: int | tuple[int, int]) -> None:
     convolution = nn.Conv2d(3, 5, patch, stride=patch).double()
+    assert convolution.bias is not None
+    inputs = [convolution.weight, convolution.bias]
     x = torch.rand(2, 3, side, side, dtype=torch.float64, requires_grad=True)
     ours, theirs = PatchProjection(convolution)(x), convolution(x)
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
-    gradients = [
-        torch.autograd.grad(y.square().sum(), [x, convolution.weight, convolution.bias]) for y in (ours, theirs)
-    ]
+    gradients = [torch.autograd.grad(y.square().sum(), [x, *inputs]) for y in (ours, theirs)]
     for one, other in zip(*gradients, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
 
 
 def test_only_tiling_patches_are_projected_and_names_stay() -> None:
-    vit = timm.create_model("vit_tiny_patch16_224", img_size=32, patch_size=8, depth=1)
+    vit: Any = timm.create_model("vit_tiny_patch16_224", img_size=32, patch_size=8, depth=1)
     before = list(vit.state_dict())
     project_patches(vit)
     assert isinstance(vit.patch_embed.proj, PatchProjection)
@@ -78,9 +80,9 @@ def test_only_tiling_patches_are_projected_and_names_stay() -> None:
 
 @pytest.mark.parametrize("counts", [[3, 3], [2, 5]], ids=["even", "uneven"])
 @pytest.mark.parametrize("kind", [LoraStack, FunctionalStack])
-def test_plain_attention_is_fused_attention(kind: str, counts: list[int]) -> None:
+def test_plain_attention_is_fused_attention(kind: type[LoraStack | FunctionalStack], counts: list[int]) -> None:
     backbone = create_backbone(BackboneSection(), CLASSES).double()
-    stack = kind(backbone, LoraSection(rank=4)) if kind is LoraStack else kind(backbone)
+    stack = LoraStack(backbone, LoraSection(rank=4)) if kind is LoraStack else FunctionalStack(backbone)
     states = [stack.initial_state(generator(0, "state", client)) for client in range(2)]
     params = to_parameters(stack_states(states), "cpu", torch.float64)
     x = torch.rand(sum(counts), 3, 32, 32, dtype=torch.float64, generator=generator(0, "x"))
@@ -131,6 +133,7 @@ def test_the_game_in_pieces_equals_the_forward_in_bfloat16(tiny_config: Experime
     owner = repeat_owner([4, 4])
     with at_precision(stack, torch.bfloat16), torch.no_grad():
         tokens = stack.embed(x)
+        assert stack.num_blocks is not None
         for block in range(stack.num_blocks):
             tokens = stack.run_block(block, params, tokens, owner)
         torch.testing.assert_close(stack.classify(params, tokens, owner), stack.forward(params, x, owner))

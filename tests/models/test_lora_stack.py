@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from sylva_ray.core.types import ClientData, ClientState, Split, stack_states, u
 from sylva_ray.federation.client.batches import cohort_batches
 from sylva_ray.federation.client.training import TrainTask, train_cohort
 from sylva_ray.federation.context import ClientContext
-from sylva_ray.models.backbone import create_backbone
+from sylva_ray.models.backbone import Backbone, create_backbone
 from sylva_ray.models.cohort import FunctionalStack, repeat_owner, to_arrays, to_parameters
 from sylva_ray.models.lora import LoraStack, target_layers
 from sylva_ray.models.peft_format import load_adapter, save_adapter
@@ -40,8 +41,8 @@ def random_states(stack: LoraStack, count: int, scale: float = 0.05) -> list[dic
 
 
 def peft_model(
-    state: ClientState, folder: Path, head_names: frozenset[str], dtype: torch.dtype, trainable: bool = False
-) -> tuple[torch.nn.Module, torch.nn.Module]:
+    state: ClientState, folder: Path, head_names: tuple[str, ...], dtype: torch.dtype, trainable: bool = False
+) -> tuple[PeftModel, Backbone]:
     """An ordinary PEFT model of one client, and the backbone that normalises for it."""
     save_adapter(state, folder, BACKBONE, LORA, head_names)
     backbone = create_backbone(BACKBONE, CLASSES).to(dtype)
@@ -92,7 +93,7 @@ def clients_of_unequal_size(count: int) -> list[ClientData]:
 def train_with_peft(
     state: ClientState,
     folder: Path,
-    head_names: frozenset[str],
+    head_names: tuple[str, ...],
     data: ClientData,
     stream: torch.Generator,
     config: ExperimentConfig,
@@ -112,11 +113,12 @@ def train_with_peft(
             x_adv = (batch.x + spec.epsilon * batch.noise).clamp(0, 1)
             for _ in range(spec.steps):
                 x_adv = x_adv.detach().requires_grad_()
-                loss(model(backbone.preprocess(x_adv)), batch.y).backward()
-                x_adv = x_adv.detach() + spec.step_size * x_adv.grad.sign()
+                (gradient,) = torch.autograd.grad(loss(model(backbone.preprocess(x_adv)), batch.y), x_adv)
+                x_adv = x_adv.detach() + spec.step_size * gradient.sign()
                 x_adv = torch.max(torch.min(x_adv, batch.x + spec.epsilon), batch.x - spec.epsilon).clamp(0, 1)
             optimizer.zero_grad()
             loss(model(backbone.preprocess(x_adv)), batch.y).backward()
+            assert config.training.clip_norm is not None
             torch.nn.utils.clip_grad_norm_(params, config.training.clip_norm)
             optimizer.step()
     trained = {name: p for name, p in model.named_parameters() if any(p is q for q in params)}
@@ -188,9 +190,10 @@ def test_first_gradient_reaches_b_and_not_a() -> None:
     stack = LoraStack(create_backbone(BACKBONE, CLASSES), LORA)
     params = to_parameters(stack_states([stack.initial_state(generator(0, "initial state"))]), "cpu", torch.float32)
     leaves = {name: value.requires_grad_() for name, value in params.items()}
-    stack.forward(leaves, torch.rand(2, 3, 32, 32), repeat_owner([2])).logsumexp(1).sum().backward()
-    assert all(not leaves[n].grad.any() for n in leaves if n.endswith("lora_A"))
-    assert all(leaves[n].grad.any() for n in leaves if n.endswith("lora_B"))
+    total = stack.forward(leaves, torch.rand(2, 3, 32, 32), repeat_owner([2])).logsumexp(1).sum()
+    gradients = dict(zip(leaves, torch.autograd.grad(total, list(leaves.values())), strict=True))
+    assert all(not gradient.any() for n, gradient in gradients.items() if n.endswith("lora_A"))
+    assert all(gradient.any() for n, gradient in gradients.items() if n.endswith("lora_B"))
 
 
 def test_states_survive_the_way_through_tensors() -> None:
@@ -209,7 +212,7 @@ def test_states_survive_the_way_through_tensors() -> None:
         ({"rank": 193}, "at most 192"),
     ],
 )
-def test_wrong_targets_and_ranks_are_named(section: LoraSection, says: str) -> None:
+def test_wrong_targets_and_ranks_are_named(section: dict[str, Any], says: str) -> None:
     with pytest.raises(UserError, match=says):
         target_layers(create_backbone(BACKBONE, CLASSES), LoraSection(**section))
 

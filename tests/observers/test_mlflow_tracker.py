@@ -8,6 +8,7 @@ import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -58,11 +59,11 @@ def dead_server() -> str:
         return f"http://127.0.0.1:{server.getsockname()[1]}"
 
 
-def client_of(folder: Path) -> mlflow.MlflowClient:
+def client_of(folder: Path) -> Any:
     return mlflow.MlflowClient(tracking_uri=f"sqlite:///{folder / 'mlflow.db'}")
 
 
-def only_run(folder: Path) -> mlflow.entities.Run:
+def only_run(folder: Path) -> Any:
     client = client_of(folder)
     experiment = client.get_experiment_by_name("sylva_ray")
     (run,) = client.search_runs([experiment.experiment_id])

@@ -175,7 +175,8 @@ def test_no_single_damage_is_a_traceback(path: Path, monkeypatch: pytest.MonkeyP
 def _damaged(tree: list[Any]) -> Iterator[list[Any]]:
     """Copies of a file's documents with one damage each."""
     for *way, last in _ways(tree):
-        for value in ("delete", None, [], {}, "x", -1):
+        values: list[Any] = ["delete", None, [], {}, "x", -1]
+        for value in values:
             damaged = _unshared(tree)
             node = damaged
             for key in way:

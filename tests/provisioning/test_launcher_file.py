@@ -239,7 +239,12 @@ def test_a_launcher_file_counts_only_on_a_cluster(tmp_path: Path) -> None:
 
 def test_what_a_running_cluster_was_made_from_is_not_judged(changed: Callable[[Change], Path]) -> None:
     """Ray adds keys of its own on the way to the head; where nodes are found out at their start, the file does not count."""
-    path = changed(lambda c: (c.update(head_node={}), c["provider"].update(_config_cache_path="x")))
+
+    def as_ray_does(config: dict[str, Any]) -> None:
+        config.update(head_node={})
+        config["provider"].update(_config_cache_path="x")
+
+    path = changed(as_ray_does)
     promised = load_promised(path)
     assert promised is not None
     assert {*map(str, promised.workers)} == {*map(str, load_launcher_file(SHIPPED, RayLauncher()).workers)}

@@ -284,7 +284,7 @@ def test_a_key_is_as_short_as_is_clear(key: str, short: str) -> None:
 
 # -- comparability ------------------------------------------------------------------------------------------------------
 
-FLEETS = {
+FLEETS: dict[str, tuple[dict[str, Any], str | None]] = {
     "the same": ({}, None),
     "data set": ({"dataset": "cifar10"}, "dataset is digits (a (dataset=digits)); cifar10 (b (dataset=cifar10))"),
     "classes": ({"num_classes": 7}, "num_classes is 10"),
@@ -303,9 +303,8 @@ FLEETS = {
 @pytest.mark.parametrize("case", FLEETS)
 def test_rows_of_different_fleets_are_warned_of_and_are_not_compared(case: str) -> None:
     changes, says = FLEETS[case]
-    rows = compare(
-        [summary("a", config=config()), summary("b", **{"benign": (0.1, 0.1), "robust": (0.1, 0.1)} | changes)]
-    )
+    accuracies: dict[str, Any] = {"benign": (0.1, 0.1), "robust": (0.1, 0.1)}
+    rows = compare([summary("a", config=config()), summary("b", **accuracies | changes)])
     alarms = [text for text in warnings(rows) if text.startswith("NOT COMPARABLE")]
     assert len(alarms) == (says is not None)
     assert says is None or says in alarms[0]
@@ -533,8 +532,8 @@ BAD = {
 @pytest.mark.parametrize("case", BAD)
 def test_what_is_no_summary_is_named(case: str) -> None:
     bad, says = BAD[case]
-    if isinstance(bad, dict):
-        bad = bad | {"source": "runs/bad.json"}
+    assert isinstance(bad, dict)
+    bad = bad | {"source": "runs/bad.json"}
     with pytest.raises(UserError) as caught:
         compare([summary(), bad])
     for part in ["not a summary of a finished run", "docs/summary.md", *says]:

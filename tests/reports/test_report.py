@@ -19,8 +19,18 @@ from sylva_ray.reports.pages.run import write_report
 from sylva_ray.storage.run_folder import RunFolder
 from tests.reports.synthetic_run import make_config, make_run
 
-SECTIONS = ("result", "fleet-accuracy", "threat-model", "fleet", "accuracy", "clients", "layers", "communication")
-SECTIONS += ("seconds", "config")
+SECTIONS = (
+    "result",
+    "fleet-accuracy",
+    "threat-model",
+    "fleet",
+    "accuracy",
+    "clients",
+    "layers",
+    "communication",
+    "seconds",
+    "config",
+)
 TITLES = attack_titles(make_config().evaluation.specs)
 FIGURES = ["fleet", "accuracy", "clients", "layers", "communication", "seconds"]
 

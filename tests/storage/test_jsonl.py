@@ -13,7 +13,7 @@ from sylva_ray.storage.jsonl import append_record, read_records, rewrite_records
 
 def test_records_come_back_in_order(tmp_path: Path) -> None:
     path = tmp_path / "rounds.jsonl"
-    records = [{"step": 0, "text": "two\nlines, ü"}, {"step": 1, "nothing": None}]
+    records: list[dict[str, object]] = [{"step": 0, "text": "two\nlines, ü"}, {"step": 1, "nothing": None}]
     for record in records:
         append_record(path, record)
     assert read_records(path) == records

@@ -60,7 +60,7 @@ def test_a_malicious_update_looks_like_an_update(attack: str) -> None:
     result = attack_update(attack, own=updates[-1], benign=updates[:-NUM_BYZANTINE])
     assert list(result) == list(updates[-1])
     for name, value in result.items():
-        assert (value.shape, value.dtype) == (updates[-1][name].shape, np.float32)
+        assert (value.shape, value.dtype) == (updates[-1][name].shape, np.dtype(np.float32))
         assert not any(np.shares_memory(value, update[name]) for update in updates)
         assert np.isfinite(value).all() == (attack != "nan")
     np.testing.assert_array_equal(before, [flat(update) for update in updates])
@@ -202,7 +202,7 @@ ROBUST = [r for r in (*COMBINATION_RULES, *COORDINATE_RULES) if r not in ("mean"
 def distance_and_radius(result: np.ndarray, x: np.ndarray) -> tuple[float, float]:
     honest = x[:-NUM_BYZANTINE]
     centre = honest.mean(0)
-    return np.linalg.norm(result - centre), np.linalg.norm(honest - centre, axis=1).max()
+    return float(np.linalg.norm(result - centre)), float(np.linalg.norm(honest - centre, axis=1).max())
 
 
 @pytest.mark.parametrize("rule", [*ROBUST, "self_centred_clipping"])

@@ -19,6 +19,7 @@ from sylva_ray.config.schema import build
 from sylva_ray.core.errors import RunError
 from sylva_ray.core.seeding import generator
 from sylva_ray.core.types import ClientState, stack_states, state_bytes
+from sylva_ray.execution.in_process import InProcessPool
 from sylva_ray.federation.client.training import TrainOutcome, TrainTask
 from sylva_ray.federation.client.worker import build_model
 from sylva_ray.federation.contract import Algorithm
@@ -137,9 +138,9 @@ def test_no_residual_is_kept_of_pairs_that_merging_writes_in_other_coordinates(k
 def test_error_feedback_over_rounds_is_the_textbooks(kind: str) -> None:
     """What arrives is received + C(update + residual); the residual is what C lost; nothing is lost over the server."""
     link, codec = wire(kind=kind, fraction=0.1), create_codec(kind, fraction=0.1)
-    received = {name: value for name, value in state(0).items() if name not in HEADS}
+    received: ClientState = {name: value for name, value in state(0).items() if name not in HEADS}
     residual = {name: np.zeros_like(value) for name, value in received.items()}
-    meant, told = (dict.fromkeys(received, 0.0) for _ in range(2))
+    meant, told = ({n: np.zeros(v.shape) for n, v in received.items()} for _ in range(2))
     for round in range(1, 5):
         full = state(0) | received
         own = trained(full, round)
@@ -236,7 +237,7 @@ def test_answers_that_are_not_compressed_arrive_as_they_are(compression: dict[st
 
 def byzantine_wire(attack: str) -> tuple[Wire, list[int]]:
     """Five clients, two of them malicious."""
-    raw = {"partition": {"num_clients": 5}, "byzantine": {"fraction": 0.4, "attack": attack}}
+    raw: dict[str, Any] = {"partition": {"num_clients": 5}, "byzantine": {"fraction": 0.4, "attack": attack}}
     malicious = byzantine_clients(build(ExperimentConfig, raw))
     assert len(malicious) == 2
     return wire(byzantine=raw["byzantine"]), malicious
@@ -408,9 +409,10 @@ def prepared(**sections: Any) -> Prepared:
 def server_of(made: Prepared, folder: Path) -> Server:
     """A coordinator without workers, for one exchange."""
     algorithm = create_algorithm(made.config.algorithm)
+    worker = create_worker(made.config, made.fleet, made.backbone)
     model = build_model(create_algorithm(made.config.algorithm), made.config, made.fleet.num_classes, made.backbone)
     initial = initial_states(algorithm, model, made.config, made.fleet.num_classes, made.backbone)
-    return Server(made.config, algorithm, made.fleet, initial, {}, None, RunFolder(folder), Observer())
+    return Server(made.config, algorithm, made.fleet, initial, {}, InProcessPool(worker), RunFolder(folder), Observer())
 
 
 @pytest.fixture(scope="module")
@@ -467,13 +469,19 @@ def test_checkpoints_keep_residuals_by_client_and_may_have_none(tmp_path: Path) 
     checkpoints = CheckpointFolder(tmp_path)
     kept = {client: {"a.x": np.full((2, 2), client, np.float32), "b": np.ones(1, np.float32)} for client in (2, 10)}
     checkpoints.save(0, [{"x": np.zeros(1, np.float32)}], [], None)
-    assert checkpoints.latest().residuals == {}
+    first = checkpoints.latest()
+    assert first is not None
+    assert first.residuals == {}
     checkpoints.save(1, [{"x": np.zeros(1, np.float32)}], [], None, kept)
-    back = checkpoints.latest().residuals
+    second = checkpoints.latest()
+    assert second is not None
+    back = second.residuals
     assert back.keys() == kept.keys()
     assert all(same(back[client], kept[client]) for client in kept)
     (tmp_path / "round_0001" / "residuals.safetensors").write_bytes(b"half")
-    assert checkpoints.latest().step == 0, "residuals are vouched for like the states"
+    third = checkpoints.latest()
+    assert third is not None
+    assert third.step == 0, "residuals are vouched for like the states"
 
 
 @pytest.mark.parametrize("sharing", ["global", "neighbours"])
