@@ -137,8 +137,8 @@ def test_gates_rank_the_open_ones_and_shift_ranks_all() -> None:
     gates = ranked("gates", outcomes)
     expected = [[[0, 0, 0], [1, 0, 0], [1, 0, 1]], [[0, 0, 0], [0, 0, 0], [0, 0, 0]]]  # 0.5 is not open
     assert gates.candidates.astype(int).tolist() == expected
-    assert gates.record()["scores"] == [[0.9, 0.2, 0.6], [0.1, 0.0, 0.5]]
-    assert gates.record()["shapley"] is None
+    assert gates.scores.tolist() == [[0.9, 0.2, 0.6], [0.1, 0.0, 0.5]]
+    assert gates.phi is None
     shift = ranked("shift", outcomes).candidates
     assert shift.sum(2).tolist() == [[0, 1, 2, 3]] * 2
     assert shift[1, 1].tolist() == [False, False, True]
@@ -156,7 +156,7 @@ def test_random_orders_are_drawn_per_client_and_recorded() -> None:
     np.testing.assert_array_equal(first.candidates, again.candidates)
     assert first.candidates.sum(2).tolist() == [[0, 1, 2, 3]] * 8
     assert len(np.unique(first.candidates, axis=0)) > 1
-    assert np.array(first.record()["scores"]).shape == (8, 3)
+    assert first.scores.shape == (8, 3)
 
 
 def test_shapley_ranks_by_the_values() -> None:
@@ -165,6 +165,6 @@ def test_shapley_ranks_by_the_values() -> None:
     values = plan.coalitions @ np.array([[0.2, 0.0], [0.1, -0.1], [0.0, 0.3]])
     ranking = ranked("shapley", [GameOutcome({}, values, 10**6, 0)])
     assert ranking.candidates.astype(int).tolist() == [[[0, 0, 0], [1, 0, 0], [1, 1, 0]]]
-    np.testing.assert_allclose(ranking.record()["shapley_benign"], [[0.2, 0.1, 0.0]], atol=1e-12)
-    np.testing.assert_allclose(ranking.record()["shapley_robust"], [[0.0, 0.1, -0.3]], atol=1e-12)
-    assert ranking.record()["scores"] is None
+    np.testing.assert_allclose(ranking.phi[..., 0], [[0.2, 0.1, 0.0]], atol=1e-12)
+    np.testing.assert_allclose(ranking.phi[..., 1], [[0.0, 0.1, -0.3]], atol=1e-12)
+    assert ranking.scores is None

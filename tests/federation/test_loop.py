@@ -25,7 +25,7 @@ from sylva_ray.models.export import export_clients
 from sylva_ray.models.lora import LoraStack
 from sylva_ray.models.peft_format import load_adapter
 from sylva_ray.preparation.experiment import Prepared, create_worker, prepare
-from sylva_ray.storage import checkpoint as checkpoint_module
+from sylva_ray.storage.atomic import write_atomically
 from sylva_ray.storage.checkpoint import CheckpointFolder
 from sylva_ray.storage.run_folder import RunFolder
 from tests.conftest import TINY
@@ -98,19 +98,19 @@ def test_resume_equals_uninterrupted(
 ) -> None:
     """The disk fills up after some steps: one clear error, and the resumed run ends with the same bits."""
     folder = tmp_path / "interrupted"
-    write, calls = checkpoint_module._write, []
+    calls: list[Path] = []
 
-    def full_disk(path: Path, content: bytes) -> None:
+    def full_disk(path: Path, content: bytes, durable: bool = False) -> None:
         if path.name == "manifest.json":
             calls.append(path)
         if len(calls) > steps:
             raise OSError(errno.ENOSPC, "No space left on device")
-        write(path, content)
+        write_atomically(path, content, durable)
 
-    monkeypatch.setattr(checkpoint_module, "_write", full_disk)
+    monkeypatch.setattr("sylva_ray.storage.checkpoint.write_atomically", full_disk)
     with pytest.raises(RunError, match="No space left"):
         run(tiny, folder)
-    monkeypatch.setattr(checkpoint_module, "_write", write)
+    monkeypatch.setattr("sylva_ray.storage.checkpoint.write_atomically", write_atomically)
     run(tiny, folder)
     assert adapters(folder) == adapters(finished[0])
     strip = [json.loads(line) for line in (folder / "rounds.jsonl").read_text().splitlines()]

@@ -74,7 +74,7 @@ def test_an_adapter_saved_by_peft_is_read(tmp_path: Path) -> None:
     stack = LoraStack(create_backbone(BACKBONE, CLASSES), LORA)
     (state,) = random_states(stack, 1)
     model, _ = peft_model(state, tmp_path / "ours", stack.head_names, torch.float32)
-    model.save_pretrained(tmp_path / "theirs")
+    model.save_pretrained(str(tmp_path / "theirs"))
     back = load_adapter(tmp_path / "theirs")
     assert back.keys() == state.keys()
     assert all(np.array_equal(back[name], state[name]) for name in state)

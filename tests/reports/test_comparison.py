@@ -518,7 +518,7 @@ def test_a_plot_needs_an_attack(tmp_path: Any) -> None:
 
 # -- bad input ----------------------------------------------------------------------------------------------------------
 
-BAD = {
+BAD: dict[str, tuple[Any, list[str]]] = {
     "no object": ([1, 2], ["a JSON object is needed"]),
     "no accuracies": ({k: v for k, v in summary().items() if k not in ("final", "phase1")}, ["final"]),
     "no seed": ({k: v for k, v in summary().items() if k != "seed"}, ["seed", "required"]),
@@ -532,8 +532,8 @@ BAD = {
 @pytest.mark.parametrize("case", BAD)
 def test_what_is_no_summary_is_named(case: str) -> None:
     bad, says = BAD[case]
-    assert isinstance(bad, dict)
-    bad = bad | {"source": "runs/bad.json"}
+    if isinstance(bad, dict):
+        bad = bad | {"source": "runs/bad.json"}
     with pytest.raises(UserError) as caught:
         compare([summary(), bad])
     for part in ["not a summary of a finished run", "docs/summary.md", *says]:

@@ -26,7 +26,7 @@ from sylva_ray.federation.contract import Algorithm
 from sylva_ray.federation.observer import Observer
 from sylva_ray.federation.server import Server
 from sylva_ray.preparation.experiment import Prepared, create_worker, initial_states, prepare
-from sylva_ray.storage import checkpoint as checkpoint_module
+from sylva_ray.storage.atomic import write_atomically
 from sylva_ray.storage.checkpoint import CheckpointFolder
 from sylva_ray.storage.run_folder import RunFolder
 from sylva_ray.transport.byzantine import ByzantineUploads, alie_z, byzantine_clients, flip_labels
@@ -142,7 +142,7 @@ def test_error_feedback_over_rounds_is_the_textbooks(kind: str) -> None:
     residual = {name: np.zeros_like(value) for name, value in received.items()}
     meant, told = ({n: np.zeros(v.shape) for n, v in received.items()} for _ in range(2))
     for round in range(1, 5):
-        full = state(0) | received
+        full = state(0) | dict(received)
         own = trained(full, round)
         arrived = upload(link, 3, full, own)
         target = {n: (own[n] - received[n]) + residual[n] for n in received}
@@ -428,18 +428,18 @@ def test_a_run_with_residuals_resumes_with_the_same_bits(
     whole = newest(tmp_path / "whole")
     assert set(whole.residuals) == {0, 1, 2}
     assert all(value.any() for own in whole.residuals.values() for name, value in own.items() if "lora_B" in name)
-    write, manifests = checkpoint_module._write, []
+    manifests: list[Path] = []
 
-    def full_disk(path: Path, content: bytes) -> None:
+    def full_disk(path: Path, content: bytes, durable: bool = False) -> None:
         manifests.extend([path] * (path.name == "manifest.json"))
         if len(manifests) > 2:
             raise OSError(errno.ENOSPC, "No space left on device")
-        write(path, content)
+        write_atomically(path, content, durable)
 
-    monkeypatch.setattr(checkpoint_module, "_write", full_disk)
+    monkeypatch.setattr("sylva_ray.storage.checkpoint.write_atomically", full_disk)
     with pytest.raises(RunError, match="No space left"):
         run(quantised, tmp_path / "cut")
-    monkeypatch.setattr(checkpoint_module, "_write", write)
+    monkeypatch.setattr("sylva_ray.storage.checkpoint.write_atomically", write_atomically)
     after_one = newest(tmp_path / "cut")
     assert after_one.step == 1
     run(quantised, tmp_path / "cut")
