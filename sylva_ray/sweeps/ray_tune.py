@@ -92,9 +92,7 @@ def run_sweep(space: Space, sweep_dir: Path, resume: bool, on_event: OnEvent) ->
         driver_node = _driver_node()
         slots = check_trials_fit(space, driver_node, promised_cluster(space.cluster))
         folder.claim(space, resume)
-        if not folder.compute.exists():  # once: trials that differ in precision could not be compared
-            is_from_an_older_version = folder.trials.exists()  # which had no choice to make
-            folder.write(folder.compute, resolve_first_point(space, measure=not is_from_an_older_version).to_yaml())
+        choose_compute(folder, space)
         tracking = SweepTracking(folder, space)
         tracking.open()
         for problem in tracking.problems:
@@ -107,6 +105,21 @@ def run_sweep(space: Space, sweep_dir: Path, resume: bool, on_event: OnEvent) ->
     for problem in tracking.problems:
         on_event(SweepWarning(problem))
     return sweep
+
+
+def choose_compute(folder: SweepFolder, space: Space) -> None:
+    """Choose precision and attention kernels once for all trials, which could not be compared otherwise.
+
+    The choice is kept in ``compute.yaml``. A folder that holds trials but no choice comes from version 0.1, which computed in
+    the precision of the configuration with fused attention: nothing is measured there.
+
+    Args:
+        folder: The sweep's folder; it has been claimed.
+        space: Its space.
+    """
+    if not folder.compute.exists():
+        is_from_an_older_version = any(folder.trials.iterdir())
+        folder.write(folder.compute, resolve_first_point(space, measure=not is_from_an_older_version).to_yaml())
 
 
 def check_trials_fit(space: Space, driver_node: str, promised: LauncherFile | None) -> int:
