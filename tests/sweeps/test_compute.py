@@ -30,7 +30,7 @@ def test_a_new_sweep_measures_once(space: Space, tmp_path: Path, monkeypatch: py
     folder.claim(space, resume=False)
     choose_compute(folder, space)
     chosen = load_config(folder.compute)
-    assert (chosen.training.precision, chosen.training.attention) == ("bfloat16", CHOICE.kernels)
+    assert (chosen.training.precision, chosen.training.attention) == ("bfloat16", CHOICE.attention)
     monkeypatch.setattr("sylva_ray.preparation.resolve.fastest", lambda *_: pytest.fail("measured again"))
     choose_compute(folder, space)
     assert load_config(folder.compute) == chosen
@@ -39,7 +39,7 @@ def test_a_new_sweep_measures_once(space: Space, tmp_path: Path, monkeypatch: py
 def test_a_sweep_of_version_0_1_continues_as_it_began(space: Space, tmp_path: Path) -> None:
     folder = SweepFolder(tmp_path / "sweep")
     folder.claim(space, resume=False)
-    folder.trial("0123abcd-s0").mkdir()
+    folder.trial("0123abcd-s0").path.mkdir()
     choose_compute(folder, space)
     chosen = load_config(folder.compute)
     assert (chosen.training.precision, chosen.training.attention) == ("float32", AttentionKernels())
