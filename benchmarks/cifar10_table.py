@@ -1,25 +1,25 @@
-"""The accuracy table on real CIFAR-10: every row is one `sylva-ray run` of configs/cifar10.yaml with another method.
+"""Make the accuracy table on CIFAR-10: every row is a run of configs/cifar10.yaml with another method.
 
     python benchmarks/cifar10_table.py [KEY=VALUE ...] --out runs/cifar10_table
 
-Same data, same clients, same number of local epochs, same evaluation. Runs that are complete are not repeated.
+Data, clients, number of local epochs and evaluation are the same. Runs that are complete are not repeated.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+
+from sylva_ray.core.summary import Spread, StageAccuracies, Summary
+from sylva_ray.storage.run_folder import RunFolder
 
 METHODS = ("undefended", "per_lora", "sylva")
-STATISTICS = ("mean", "worst_decile")
 
 
-def run(method: str, out: Path, overrides: list[str]) -> dict[str, Any]:
-    """One method's summary, from an earlier run or a new one."""
+def run(method: str, out: Path, overrides: list[str]) -> Summary:
+    """Return the summary of one method, from an earlier run or a new one."""
     folder = out / method
     if not (folder / "summary.json").exists():
         command = [
@@ -30,45 +30,49 @@ def run(method: str, out: Path, overrides: list[str]) -> dict[str, Any]:
         ]
         resume = ["--resume"] if (folder / "config.yaml").exists() else []
         subprocess.run([*map(str, command), *overrides, "--out", str(folder), *resume], check=True)
-    return json.loads((folder / "summary.json").read_text())
+    summary = RunFolder(folder).load_summary()
+    assert summary is not None
+    return summary
 
 
-def row(name: str, accuracies: dict[str, Any], summary: dict[str, Any]) -> list[str]:
-    """Benign, then each attack: mean / worst decile, plain and class-balanced."""
-    cells = [name]
-    for key in ("benign", *accuracies["robust_accuracy"]):
-        for kind in ("accuracy", "balanced_accuracy"):
-            spread = accuracies[f"benign_{kind}"] if key == "benign" else accuracies[f"robust_{kind}"][key]
-            cells.append(" / ".join(f"{100 * spread[statistic]:.1f}" for statistic in STATISTICS))
-    communication = summary["communication"]
-    ratio = communication["full_model_ratio"]
-    cells += [f"{communication['upload_bytes_per_client_round'] / 1e3:.0f}", f"{ratio:.0f}x" if ratio else "-"]
+def row(name: str, accuracies: StageAccuracies, summary: Summary) -> list[str]:
+    """Write the accuracies on benign images and under each attack, plain and class-balanced."""
+    cells = [name, cell(accuracies.benign_accuracy), cell(accuracies.benign_balanced_accuracy)]
+    for attack, spread in accuracies.robust_accuracy.items():
+        cells += [cell(spread), cell(accuracies.robust_balanced_accuracy[attack])]
+    ratio = summary.communication.full_model_ratio
+    cells += [f"{summary.communication.upload_bytes_per_client_round / 1e3:.0f}", f"{ratio:.0f}x" if ratio else "-"]
     return cells
 
 
-def majority_row(summary: dict[str, Any]) -> list[str]:
-    """Always answering the client's most frequent class: the same under every attack, balanced 1 / its classes."""
-    plain = " / ".join(f"{100 * summary['majority'][statistic]:.1f}" for statistic in STATISTICS)
-    conditions = 1 + len(summary["final"]["robust_accuracy"])
-    return ["majority", *([plain, ""] * conditions), "0", "-"]
+def cell(spread: Spread) -> str:
+    """Write the mean and the worst decile in percent."""
+    return f"{100 * spread.mean:.1f} / {100 * spread.worst_decile:.1f}"
 
 
-def table(summaries: dict[str, dict[str, Any]]) -> str:
-    """Markdown."""
+def majority_row(summary: Summary) -> list[str]:
+    """Write the accuracy of always answering the client's most frequent class, which is the same under every attack."""
+    conditions = 1 + len(summary.final.robust_accuracy)
+    return ["majority", *([cell(summary.majority), ""] * conditions), "0", "-"]
+
+
+def table(summaries: dict[str, Summary]) -> str:
+    """Write the table in Markdown."""
     sylva = summaries["sylva"]
     header = ["method (mean / worst decile, %)"]
-    for key in ("benign", *sylva["final"]["robust_accuracy"]):
+    for key in ("benign", *sylva.final.robust_accuracy):
         header += [key, f"{key}, balanced"]
     header += ["upload kB per client and round", "full model / upload"]
     rows = [majority_row(sylva)]
-    rows += [row(method, summaries[method]["final"], summaries[method]) for method in METHODS if method != "sylva"]
-    rows += [row("sylva, phase 1", sylva["phase1"], sylva), row("sylva, phase 2", sylva["final"], sylva)]
+    rows += [row(method, summaries[method].final, summaries[method]) for method in METHODS if method != "sylva"]
+    assert sylva.phase1 is not None
+    rows += [row("sylva, phase 1", sylva.phase1, sylva), row("sylva, phase 2", sylva.final, sylva)]
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def main() -> None:
-    """Run what is missing, then print the table and write it beside the runs."""
+    """Run what is missing, print the table and write it beside the runs."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE")
     parser.add_argument("--out", type=Path, default=Path("runs/cifar10_table"))

@@ -1,10 +1,10 @@
-"""Does attacking in bfloat16, with every success confirmed in float32, report the same robust accuracy as attacking in float32?
+"""Compare the robust accuracies that attacks in bfloat16 (successes confirmed in float32) and in float32 report.
 
     python benchmarks/evaluation_precision.py [--seeds 0 1 2] [--rounds 3]
 
-For every seed: Sylva's phase 1 on CIFAR-10 (configs/cifar10.yaml, 10 clients of 100 test images each: 1,000 images), then each
-gradient attack on the same trained clients, once in either precision (the other attacks compute in float32 anyway).
-Differences are in points of robust accuracy, positive where bfloat16 reports more (its attack is weaker); seconds are the
+For every seed, Sylva's phase 1 is trained on CIFAR-10 (configs/cifar10.yaml, 10 clients of 100 test images each). Then
+each gradient attack runs on the same clients in both precisions; other attacks always compute in float32. Differences
+are in points of robust accuracy, positive where bfloat16 reports more because its attack is weaker. Seconds are the
 worker's CPU time.
 """
 
@@ -13,13 +13,14 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from sylva_ray.config.attacks import parse_attack
 from sylva_ray.config.experiment import load_config
-from sylva_ray.core.types import AttackSpec, stack_states
+from sylva_ray.core.types import AttackSpec, ClientState, stack_states
 from sylva_ray.execution.ray.driver import run_prepared
 from sylva_ray.federation.client.measuring import EvaluateTask
 from sylva_ray.federation.observer import Observer
@@ -65,19 +66,21 @@ def main() -> None:
             print(f"{row}{exact_s:8.1f}{coarse_s:8.1f}{coarse_s / exact_s:7.2f}", flush=True)
 
 
-def attacked(prepared: Prepared, states: list[dict], spec: AttackSpec, precision: str) -> tuple[float, float]:
-    """Robust accuracy over all clients' test images, and CPU seconds."""
+def attacked(
+    prepared: Prepared, states: Sequence[ClientState], spec: AttackSpec, precision: str
+) -> tuple[float, float]:
+    """Return the robust accuracy over all clients' test images, and the CPU seconds."""
     evaluation = prepared.config.evaluation.model_copy(update={"precision": precision})
     config = prepared.config.model_copy(update={"evaluation": evaluation})
     worker = create_worker(config, prepared.fleet, prepared.backbone)
-    size, right = config.training.cohort_size, []
+    size, correct = config.training.cohort_size, []
     started = time.process_time()
-    for first in range(0, len(states), int(size)):
-        clients = tuple(range(first, min(first + int(size), len(states))))
+    for first in range(0, len(states), size):
+        clients = tuple(range(first, min(first + size, len(states))))
         task = EvaluateTask(1, clients, stack_states([states[c] for c in clients]), (spec,))
         for client, outcome in zip(clients, worker.run(task).outcomes, strict=True):
-            right.append(outcome.predictions[spec.label] == prepared.fleet.test_labels(client))
-    return float(np.concatenate(right).mean()), time.process_time() - started
+            correct.append(outcome.predictions[spec.label] == prepared.fleet.test_labels(client))
+    return float(np.concatenate(correct).mean()), time.process_time() - started
 
 
 if __name__ == "__main__":

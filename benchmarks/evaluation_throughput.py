@@ -1,10 +1,11 @@
-"""What the standard suite costs on a trained fleet: images per second, and the share that the bare passes take.
+"""Measure the standard suite on a trained fleet: images per second, and the fraction that the bare passes take.
 
     python benchmarks/evaluation_throughput.py RUN [--images N] [--rounds R] [--clients C] [--only LABEL]
 
-Every attack runs three ways: on the whole stack of clients at once, on one client after the other, and (counted, not run) as
-if no image ever left it. The bare cost is that of the images that really went forward and backward, in full batches, with
-nothing between the passes. The ways alternate, so that a busy machine disturbs them alike, and medians are compared.
+Every attack runs on the whole stack of clients and on one client after the other. A third cost, that of an attack which
+no image leaves early, is counted and not run. The bare cost is that of the passes which the attack made, in full
+batches, with nothing between them. Runs alternate, so that a busy machine disturbs them alike, and medians are
+compared.
 """
 
 from __future__ import annotations
@@ -33,11 +34,17 @@ from sylva_ray.storage.run_folder import RunFolder
 T = TypeVar("T")
 
 Passes = tuple[int, int]
-"""Images that went forward, and backward."""
+"""Numbers of images in forward and in backward passes."""
 
 
 class Bench:
-    """The clients' models and some of their test images."""
+    """The clients' models and some of their test images.
+
+    Args:
+        run_dir: a finished run.
+        clients: how many clients.
+        images: test images per client.
+    """
 
     def __init__(self, run_dir: Path, clients: int, images: int) -> None:
         config, states = RunFolder(run_dir).load_config(), RunFolder(run_dir).load_states()
@@ -51,7 +58,7 @@ class Bench:
         self.total = sum(map(len, self.pieces))
 
     def attack(self, spec: AttackSpec, members: Sequence[int]) -> Passes:
-        """One attack on a stack of some of the clients, in the batches that `sylva-ray evaluate` makes."""
+        """Run one attack on a stack of some of the clients, in the batches of `sylva-ray evaluate`."""
         pieces = [self.pieces[m] for m in members]
         params = self.params(members)
         rows = max(1, EVALUATION_ROWS // len(members))
@@ -65,12 +72,12 @@ class Bench:
         return forwards, backwards
 
     def one_by_one(self, spec: AttackSpec) -> Passes:
-        """The same, client after client."""
+        """Run one attack on one client after the other."""
         parts = [self.attack(spec, [m]) for m in range(len(self.pieces))]
         return sum(part[0] for part in parts), sum(part[1] for part in parts)
 
     def bare(self, repeats: int) -> tuple[float, float]:
-        """Seconds per image of a forward pass, and of a forward and backward pass to the image, in full batches."""
+        """Return the seconds per image of a forward pass, and of a forward and backward pass, in full batches."""
         rows = max(1, EVALUATION_ROWS // len(self.pieces))
         window = [Split(p.images[:rows], p.labels[:rows]) for p in self.pieces]
         images = client_images(window, torch.float32, self.worker.device)
@@ -91,13 +98,13 @@ class Bench:
         return first, second
 
     def params(self, members: Sequence[int]) -> ParameterStack:
-        """The stacked states of some clients."""
+        """Return the stacked states of some clients."""
         stack = stack_states([self.states[self.clients[m]] for m in members])
         return to_parameters(stack, self.worker.device, torch.float32)
 
 
 def timed(work: Callable[..., T], *given: object) -> tuple[float, T]:
-    """Seconds and the result. The process's own time, which other jobs disturb little; on a GPU wall time, with its queue."""
+    """Return the seconds of a call and its result: CPU time, or wall time where there is a GPU, including its queue."""
     if not torch.cuda.is_available():
         started = time.process_time()
         result = work(*given)
@@ -108,8 +115,8 @@ def timed(work: Callable[..., T], *given: object) -> tuple[float, T]:
     return time.perf_counter() - started, result
 
 
-def passes_if_none_fell(bench: Bench, spec: AttackSpec) -> Passes:
-    """An attack's passes on images that cannot fall: the budget is zero and the labels are the model's own answers."""
+def passes_without_early_stop(bench: Bench, spec: AttackSpec) -> Passes:
+    """Count an attack's passes where none succeeds: the budget is zero and the labels are the model's own answers."""
     params = bench.params(range(len(bench.pieces)))
     few = [Split(piece.images[:1], piece.labels[:1]) for piece in bench.pieces]
     images = client_images(few, torch.float32, bench.worker.device)
@@ -135,7 +142,7 @@ def main() -> None:
     everyone = list(range(len(bench.pieces)))
     bench.attack(suite("quick", bench.epsilon, bench.num_classes)[0], everyone)  # warm up
     print(f"{len(everyone)} clients, {bench.total} images, epsilon {bench.epsilon * 255:g}/255\n")
-    print("| attack | images/s | bare share | one client at a time / stack | passes / without early stop |")
+    print("| attack | images/s | bare fraction | one client at a time / stack | passes / without early stop |")
     print("|---|---|---|---|---|")
     sums = {"stack": 0.0, "single": 0.0, "bare": 0.0, "passes": 0.0, "whole": 0.0}
     for spec in specs:
@@ -146,14 +153,14 @@ def main() -> None:
             forward, both = bench.bare(3)
             times.append((stack, single, (forwards - backwards) * forward + backwards * both))
         stack, single, bare = (statistics.median(column) for column in zip(*times, strict=True))
-        passes, whole = forwards + backwards, sum(passes_if_none_fell(bench, spec))
-        print(
-            f"| `{spec.label}` | {bench.total / stack:.1f} | {bare / stack:.2f} | {single / stack:.2f} | {passes / whole:.2f} |"
-        )
+        passes, whole = forwards + backwards, sum(passes_without_early_stop(bench, spec))
+        ratios = f"{bare / stack:.2f} | {single / stack:.2f} | {passes / whole:.2f}"
+        print(f"| `{spec.label}` | {bench.total / stack:.1f} | {ratios} |")
         for name, value in zip(sums, (stack, single, bare, passes, whole), strict=True):
             sums[name] += value
-    rest = f"{sums['bare'] / sums['stack']:.2f} | {sums['single'] / sums['stack']:.2f} | {sums['passes'] / sums['whole']:.2f}"
-    print(f"| all | {bench.total / sums['stack']:.1f} | {rest} |")
+    stack = sums["stack"]
+    ratios = f"{sums['bare'] / stack:.2f} | {sums['single'] / stack:.2f} | {sums['passes'] / sums['whole']:.2f}"
+    print(f"| all | {bench.total / stack:.1f} | {ratios} |")
 
 
 if __name__ == "__main__":

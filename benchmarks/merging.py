@@ -1,14 +1,14 @@
-"""How long the coordinator takes to merge a round's uploads: no training, no Ray, one BLAS thread.
+"""Measure how long the coordinator takes to merge a round's uploads, without training and Ray, on one BLAS thread.
 
     python benchmarks/merging.py [--clients 10 100 300] [--repeats 3]
 
-Uploads have the shapes of the offline backbone (`vit_micro_patch8_32`: 6 blocks of width 192, qkv and proj of every block are
-adapted, rank 8). In *moved* fleets every client has moved away from a common state, as after a round of training; in
-*unrelated* fleets the clients have nothing in common, so that the singular values of a mean of products fall slowly, which
-is the worst case. CPU seconds of `Algorithm.aggregate` as a whole, least of the repeats:
+Uploads have the shapes of the offline backbone (`vit_micro_patch8_32`: 6 blocks of width 192, qkv and proj of every
+block adapted, rank 8). In *moved* fleets, every client has moved away from a common state, as after a round of
+training. In *unrelated* fleets, the clients have nothing in common: the singular values of a mean of products then fall
+slowly, which is the worst case. The numbers are CPU seconds of `Algorithm.aggregate`, the lowest of the repeats:
 
 * neighbours: ``adapters=neighbours`` in round 2: every client is merged with its ceil(sqrt K) nearest;
-* round 1: the same method in round 1, when everybody is merged with everybody;
+* round 1: the same method in round 1, in which all clients are merged with all others;
 * global: ``adapters=global``, by product-SVD.
 """
 
@@ -28,7 +28,7 @@ WIDTH, BLOCKS, RANK = 192, 6, 8
 
 
 def fleet_states(kind: str, num_clients: int, seed: int = 0) -> list[dict[str, np.ndarray]]:
-    """Adapters of K clients, ``lora_A [8, 192]`` and ``lora_B [192 or 576, 8]``: a common part and a client's own."""
+    """Draw the adapters of K clients, ``lora_A [8, 192]`` and ``lora_B [192 or 576, 8]``."""
     rng = np.random.default_rng(seed)
     states: list[dict[str, np.ndarray]] = [{} for _ in range(num_clients)]
     for block in range(BLOCKS):
@@ -42,8 +42,8 @@ def fleet_states(kind: str, num_clients: int, seed: int = 0) -> list[dict[str, n
     return states
 
 
-def least_seconds(call: Callable[[], object], repeats: int) -> float:
-    """Of the CPU, so that a busy machine disturbs little."""
+def min_seconds(call: Callable[[], object], repeats: int) -> float:
+    """Return the lowest CPU time of several calls; a busy machine disturbs it little."""
     times = []
     for _ in range(repeats):
         started = time.process_time()
@@ -53,14 +53,14 @@ def least_seconds(call: Callable[[], object], repeats: int) -> float:
 
 
 def seconds_of(states: list[dict[str, np.ndarray]], repeats: int) -> tuple[float, float, float]:
-    """Neighbours, round 1 and global, as the module says."""
+    """Measure neighbours, round 1 and global."""
     uploads, sizes = dict(enumerate(states)), [10 + client % 7 for client in range(len(states))]
     first, second = (RoundUploads(round, states, states, uploads, sizes) for round in (1, 2))
-    near, everybody = (Algorithm(Algorithm.Parameters(adapters=sharing)) for sharing in ("neighbours", "global"))
+    neighbours, everyone = (Algorithm(Algorithm.Parameters(adapters=sharing)) for sharing in ("neighbours", "global"))
     return (
-        least_seconds(lambda: near.aggregate(second), repeats),
-        least_seconds(lambda: near.aggregate(first), repeats),
-        least_seconds(lambda: everybody.aggregate(second), repeats),
+        min_seconds(lambda: neighbours.aggregate(second), repeats),
+        min_seconds(lambda: neighbours.aggregate(first), repeats),
+        min_seconds(lambda: everyone.aggregate(second), repeats),
     )
 
 

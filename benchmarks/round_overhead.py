@@ -1,10 +1,10 @@
-"""What a round through Ray costs against the same steps in a bare loop, and the memory of a client actor.
+"""Compare a round through Ray with the same steps in a bare loop, and measure the memory of a client actor.
 
     python benchmarks/round_overhead.py [--rounds N]
 
-The bare loop trains the same cohorts with the same batches in this process and does nothing else. The round through Ray adds
-everything: stacking, the object store, the actor, aggregation, the checkpoint, the record. Both have one worker with one thread;
-rounds alternate, so that a busy machine disturbs both alike, and the medians are compared.
+The bare loop trains the same cohorts with the same batches in this process and does nothing else. The round through Ray
+adds stacking, the object store, the actor, aggregation, the checkpoint and the record. Both have one worker with one
+thread. Rounds alternate, so that a busy machine disturbs both alike, and medians are compared.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from sylva_ray.algorithms.registry import create_algorithm
 from sylva_ray.config.experiment import load_config
 from sylva_ray.core.seeding import generator
 from sylva_ray.core.types import stack_states
@@ -45,9 +46,7 @@ def main() -> None:
     config, fleet = prepared.config, prepared.fleet
     worker = create_worker(config, fleet, prepared.backbone)
     state = worker.model.initial_state(generator(config.seed, "initial state"))
-    cohorts = make_cohorts(
-        range(fleet.num_clients), fleet.label_matrix().sum(1).tolist(), int(config.training.cohort_size)
-    )
+    cohorts = make_cohorts(range(fleet.num_clients), fleet.label_matrix().sum(1).tolist(), config.training.cohort_size)
 
     def bare_round(number: int) -> float:
         tasks = [TrainTask(number, c, stack_states([state] * len(c)), config.attack.epsilon, 1e-3, 1) for c in cohorts]
@@ -59,7 +58,8 @@ def main() -> None:
     with ray_session(config.cluster), tempfile.TemporaryDirectory() as folder:
         fleet_ref, backbone_ref = ray.put(fleet), ray.put(prepared.backbone)
         pool = RayPool(config, fleet_ref, backbone_ref, 1, Observer())
-        algorithm = worker.algorithm
+        algorithm = create_algorithm(config.algorithm)
+        algorithm.bind_model(worker.model, fleet.num_classes, {}, worker.device)
         initial = [state] * fleet.num_clients
         server = Server(config, algorithm, fleet, initial, {}, pool, RunFolder(folder), Observer())
         loop = Rounds(server, algorithm.stages(config))

@@ -1,9 +1,9 @@
-"""Memory and speed of one actor by cohort size: the table in docs/sizing.md.
+"""Measure the memory and speed of one actor by cohort size, for the table in docs/sizing.md.
 
     python benchmarks/sizing.py [--backbone NAME] [--cohorts 1 2 4 8] [--device cuda]
 
-Every row is a process of its own that trains a cohort of clients for one epoch, two batches each. Memory is what the process had
-at most, and with the model loaded: resident memory on a CPU, allocated memory on a GPU.
+Every row is a process of its own that trains a cohort of clients for one epoch, two batches each. Memory is the most
+that the process had, and what it had with the model loaded: resident memory on a CPU, allocated memory on a GPU.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ BATCH = 32
 
 
 def one(backbone: str, cohort: int, device: str) -> dict[str, float]:
-    """Measure in this process."""
+    """Measure one row in this process."""
     import torch
 
     from sylva_ray.core.seeding import generator
@@ -55,7 +55,7 @@ def one(backbone: str, cohort: int, device: str) -> dict[str, float]:
 
 
 def main() -> None:
-    """One process per row, and the slope: megabytes per image of the stacked batch."""
+    """Measure every row in a process of its own, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--backbone", default=OFFLINE_BACKBONE)
     parser.add_argument("--cohorts", type=int, nargs="+", default=[1, 2, 4, 8])

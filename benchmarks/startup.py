@@ -1,18 +1,18 @@
-"""CPU seconds from `sylva-ray run` until its client actors get their first tasks, by the role of the process.
+"""Measure CPU seconds from `sylva-ray run` until its client actors get their first tasks, by the role of the process.
 
     python benchmarks/startup.py [--actors N] [--runs N] [--bytecode DIR]
 
-The command runs the digits for one short round in a fresh folder, on a Ray of its own. Its processes are looked at every 50 ms;
-each counts with its user and system time under the role that its command line tells (Ray names workers after what they do). An
-actor's start ends when its title says that it runs a task, everybody else's when the last actor's does. The whole command is
-reported, too: there shows what was only put off.
+The command runs the digits for one short round in a new folder, on a Ray of its own. Every 50 ms, the user and system
+time of its processes is read; the command line tells the role of each (Ray names workers after what they do). The start
+of an actor ends when its title says that it runs a task, that of all other processes when the last actor's does. The
+whole command is reported as well, to show what was only postponed.
 
-Most of a start is importing modules, and most of an import is compiling them where no bytecode lies beside the sources and none
-may be written (``PYTHONDONTWRITEBYTECODE``, a read-only installation). ``--bytecode DIR`` lets Python keep it in DIR and runs the
-command once before it measures: the difference is what compiling costs. Where an import's seconds go is told by
+Most of a start is importing modules, and most of an import is compiling, where bytecode does not exist and cannot be
+written (``PYTHONDONTWRITEBYTECODE``, a read-only installation). ``--bytecode DIR`` keeps bytecode in DIR and runs the
+command once before it measures: the difference is what compiling costs. To see where an import's seconds go, run
 ``python -X importtime -c "import sylva_ray.execution.ray.client_actor"``.
 
-The numbers depend on the machine and on what else it does: compare checkouts (named by ``PYTHONPATH``) on the same one, in turns.
+The numbers depend on the machine and its load: compare checkouts (named by ``PYTHONPATH``) on one machine, in turns.
 """
 
 from __future__ import annotations
@@ -48,14 +48,14 @@ ROLES = {
     "ray::|default_worker": "idle workers",
     "sylva-ray": "driver",
 }
-"""What a command line tells of a process; the first pattern found counts."""
+"""Roles by patterns of command lines; the first match counts."""
 
 FIRST_TASK = "ray::ClientActor.run"
 
 
 @dataclass
 class Seen:
-    """A process as last seen; ``start`` is what it had used when its own start was over."""
+    """A process when it was last read; ``start`` is its CPU time at the end of its own start."""
 
     role: str = "others"
     seconds: float = 0.0
@@ -64,7 +64,7 @@ class Seen:
 
 @dataclass(frozen=True)
 class Costs:
-    """Of one command: CPU seconds by role and wall seconds, of the start and altogether."""
+    """CPU seconds by role and wall seconds of one command, of its start and in all."""
 
     start: dict[str, float]
     start_wall: float
@@ -95,23 +95,23 @@ def main() -> None:
 
 
 def show(name: str, start: list[float], whole: list[float]) -> None:
-    """One line of medians."""
+    """Print one line of medians."""
     print(f"{name:<24}{statistics.median(start):>8.1f}{statistics.median(whole):>16.1f}")
 
 
 def measure(num_actors: int, environment: dict[str, str]) -> Costs:
-    """Run the command once and watch its processes."""
+    """Run the command once and read the times of its processes."""
     with tempfile.TemporaryDirectory() as folder:
         script = str(Path(sys.executable).with_name("sylva-ray"))
         command = [script, "run", str(CONFIG), *SHORT, f"cluster.num_actors={num_actors}", "--out", f"{folder}/run"]
         started = time.perf_counter()
-        # elsewhere, because a checkout in the current directory would go before the one that PYTHONPATH names
+        # in another folder, as a checkout in the current one would take precedence over the one in PYTHONPATH
         child = subprocess.Popen(command, env=environment, cwd=folder, stdout=subprocess.DEVNULL)
         seen: dict[int, Seen] = defaultdict(Seen)
         start: dict[str, float] = {}
         start_wall = 0.0
         while child.poll() is None:
-            look(child.pid, seen)
+            read_times(child.pid, seen)
             if not start and sum(process.start is not None for process in seen.values()) == num_actors:
                 start, start_wall = by_role(seen, start=True), time.perf_counter() - started
             time.sleep(POLL_S)
@@ -120,8 +120,8 @@ def measure(num_actors: int, environment: dict[str, str]) -> Costs:
     return Costs(start, start_wall, by_role(seen), time.perf_counter() - started)
 
 
-def look(pid: int, seen: dict[int, Seen]) -> None:
-    """Note role and CPU seconds of ``pid`` and all below it; who has gone keeps what was last seen."""
+def read_times(pid: int, seen: dict[int, Seen]) -> None:
+    """Update role and CPU seconds of ``pid`` and its descendants; those that have ended keep their last values."""
     try:
         processes = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
     except psutil.NoSuchProcess:
@@ -129,20 +129,20 @@ def look(pid: int, seen: dict[int, Seen]) -> None:
     for process in processes:
         try:
             title, times = " ".join(process.cmdline()), process.cpu_times()
-        except psutil.Error:  # just gone
+        except psutil.Error:  # it has just ended
             continue
-        own = seen[process.pid]
-        own.role = next((role for pattern, role in ROLES.items() if re.search(pattern, title)), own.role)
-        own.seconds = times.user + times.system
-        if own.start is None and title.startswith(FIRST_TASK):
-            own.start = own.seconds
+        entry = seen[process.pid]
+        entry.role = next((role for pattern, role in ROLES.items() if re.search(pattern, title)), entry.role)
+        entry.seconds = times.user + times.system
+        if entry.start is None and title.startswith(FIRST_TASK):
+            entry.start = entry.seconds
 
 
 def by_role(seen: dict[int, Seen], start: bool = False) -> dict[str, float]:
-    """Sums, of the starts or of everything."""
+    """Sum the seconds by role, of the starts or of everything."""
     sums: dict[str, float] = defaultdict(float)
-    for own in seen.values():
-        sums[own.role] += own.start if start and own.start is not None else own.seconds
+    for entry in seen.values():
+        sums[entry.role] += entry.start if start and entry.start is not None else entry.seconds
     return dict(sums)
 
 

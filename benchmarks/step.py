@@ -1,11 +1,12 @@
-"""What a forward pass with an input gradient costs on this machine, by precision and attention kernel, through our own stack.
+"""Measure a forward pass with an input gradient, by precision and attention kernel, on a stack of clients.
 
     python benchmarks/step.py [--backbone NAME] [--images 128] [--clients 1] [--threads 1] [--device cuda]
 
-One step is what an attack repeats: logits of all images under their owners' adapters, and the gradient with respect to the
-pixels. The table gives milliseconds (of the process's CPUs; of the wall clock on a GPU; the best of several), the ratio to
-float32 with fused attention, the share of pixels whose gradient has float32's sign, and the rate of the matrix products that
-the step needs beside the rate that one large product reaches here: what the hardware could do.
+One step is what an attack repeats: the logits of all images with their owners' adapters, and the gradient with respect
+to the pixels. The table gives milliseconds (CPU time, or wall time on a GPU; the lowest of several), the ratio to
+float32 with fused attention, the fraction of pixels whose gradient has the sign of float32, and the rate of the matrix
+products of the step. For
+comparison, the rate of one large product is printed: what the hardware can do.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     torch.use_deterministic_algorithms(True)
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     device = torch.device(given.device)
 
     stack = LoraStack(create_backbone(BackboneSection(name=given.backbone), NUM_CLASSES), LoraSection())
@@ -89,27 +90,27 @@ def main() -> None:
 def report(
     name: str, milliseconds: float, reference_ms: float, gradient: torch.Tensor, reference: torch.Tensor, flops: int
 ) -> None:
-    """One row of the table."""
+    """Print one row of the table."""
     signs = 100 * float((gradient.sign() == reference.sign()).float().mean())
     rate = flops / milliseconds / 1e6
     print(f"{name:24}{milliseconds:8.1f}{milliseconds / reference_ms:8.2f}{signs:9.2f}{rate:9.0f}", flush=True)
 
 
 def best(step: Callable[[], torch.Tensor], repeats: int, device: torch.device) -> tuple[float, torch.Tensor]:
-    """Milliseconds of the fastest of ``repeats`` steps after one that warms up, and what it returned."""
+    """Return the milliseconds of the fastest of ``repeats`` steps, after one to warm up, and a step's result."""
     clock = time.perf_counter if device.type == "cuda" else time.process_time
-    found = []
+    milliseconds = []
     for _ in range(1 + repeats):
         started = clock()
         result = step()
         if device.type == "cuda":
             torch.cuda.synchronize()
-        found.append(1000 * (clock() - started))
-    return min(found[1:]), result
+        milliseconds.append(1000 * (clock() - started))
+    return min(milliseconds[1:]), result
 
 
 def product_rate(dtype: torch.dtype, device: torch.device) -> float:
-    """GFLOP/s of one square matrix product."""
+    """Return the GFLOP/s of one square matrix product."""
     side = 8192 if device.type == "cuda" else 1024
     a = torch.ones(side, side, dtype=dtype, device=device)
     milliseconds, _ = best(lambda: a @ a, 5, device)
@@ -117,7 +118,7 @@ def product_rate(dtype: torch.dtype, device: torch.device) -> float:
 
 
 def device_name(device: torch.device) -> str:
-    """The processor's or the card's name."""
+    """Return the name of the processor or the GPU."""
     if device.type == "cuda":
         return torch.cuda.get_device_name()
     try:

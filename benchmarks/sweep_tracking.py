@@ -1,10 +1,11 @@
-"""Does logging slow down training when MLflow holds hundreds of trials?
+"""Measure whether logging slows down training when MLflow holds hundreds of trials.
 
     python benchmarks/sweep_tracking.py [--trials N] [--pairs N]
 
-A store is filled with N finished trials of a sweep. Then the same small experiment runs alternately with and without tracking
-(as a trial of that sweep), in one process on one thread; the medians of the steps' wall seconds are compared, and what the end
-of a run waits until MLflow has everything. Sending itself happens in another thread, which competes for the interpreter.
+A store is filled with N finished trials of a sweep. Then one small experiment runs alternately with and without
+tracking, as a trial of that sweep, in one process on one thread. The medians of the steps' wall seconds are compared,
+and those of whole runs, which wait at their end until MLflow has everything. Records are sent by another thread, which
+competes for the interpreter.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ def main() -> None:
         tracked = prepared.config.model_copy(update={"tracking": tracking})
 
         def run(name: str, with_tracking: bool) -> tuple[float, float]:
-            """Seconds of the steps, and of the whole."""
+            """Return the seconds of the steps and of the whole run."""
             config = tracked if with_tracking else prepared.config
             one = type(prepared)(config, prepared.fleet, prepared.backbone, prepared.setup_seconds)
             RunFolder(root / name).claim(config, resume=False)

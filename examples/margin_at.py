@@ -1,7 +1,8 @@
 """Margin-AT: adversarial training on the margin between the true logit and the best wrong one.
 
-Rare classes get the wider margin, width / n_c^(1/4), as in LDAM (Cao et al. 2019): under label skew a class of few images
-is the first to fall. Clients count by the square root of their images, so that no large one decides for all.
+A class of n_c images gets the margin width / n_c^(1/4), as in LDAM (Cao et al. 2019): under label skew, rare classes
+are the easiest to attack. Clients are weighted by the square root of their images, so that a large client does not
+dominate.
 """
 
 from __future__ import annotations
@@ -27,14 +28,14 @@ class MarginAT(Algorithm):
     name = "margin_at"
 
     class Parameters(Algorithm.Parameters):
-        """Shared adapters and personal heads are what the base method has."""
+        """Adds ``width``; adapters are shared and heads personal, as in the base method."""
 
         width: float = Field(4.0, ge=0, description="logits by which a class of one image must win")
 
     parameters: Parameters
 
     def craft(self, context: ClientContext, params: ParameterStack, batch: Batch, attack: AttackSpec) -> torch.Tensor:
-        """PGD on the margin, without a gradient for the weights."""
+        """Run PGD on the margin, without a gradient for the weights."""
         frozen = detached(params)
 
         def objective(x: torch.Tensor) -> torch.Tensor:
@@ -46,11 +47,12 @@ class MarginAT(Algorithm):
     def sample_losses(
         self, context: ClientContext, params: ParameterStack, batch: Batch, x_adv: torch.Tensor
     ) -> torch.Tensor:
-        """Per image; the counts are those of the client that owns it."""
+        """Return the loss of every image; the class counts are those of the client that owns it."""
         counts = context.to_images(context.class_counts, batch).gather(1, batch.y[:, None])[:, 0]
         wanted = self.parameters.width * counts.clamp(min=1).to(x_adv.dtype) ** -0.25
         return F.softplus(margin(context.model.forward(params, x_adv, batch.owner), batch.y) + wanted)
 
     def client_weights(self, uploads: RoundUploads, clients: Sequence[int]) -> np.ndarray:
-        """The square roots of the numbers of images."""
-        return np.sqrt(super().client_weights(uploads, clients))
+        """Return the square roots of the numbers of images."""
+        weights: np.ndarray = np.sqrt(super().client_weights(uploads, clients))
+        return weights

@@ -2,8 +2,9 @@
 
     sylva-ray run configs/digits.yaml algorithm.name=examples.third_phase:HardenedSylva
 
-A stage is a class with a name for records, a title for people and a phase; what it needs of the fleet and of the workers it
-asks of the `Server`. The loop, checkpoints, records, evaluation at the phase's end, reports and resuming come with it.
+A stage is a class with a name for records, a title for people, and a phase. It uses the fleet and the workers through
+the `Server`. The loop, checkpoints, records, the evaluation at the end of a phase, reports and resuming need no further
+code.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from sylva_ray.federation.stages.stage import Stage, StageResult
 
 
 class Harden(Stage):
-    """One local adversarial epoch at ``factor`` times the training epsilon; nothing travels."""
+    """One local adversarial epoch at ``factor`` times the training epsilon; nothing is sent."""
 
     name = "harden"
     title = "phase 3: hardening"
@@ -48,5 +49,5 @@ class HardenedSylva(Sylva):
     parameters: Parameters
 
     def stages(self, config: ResolvedConfig) -> list[Stage]:
-        """Sylva's stages, then `Harden`."""
+        """Return Sylva's stages and `Harden`."""
         return [*super().stages(config), Harden(self.parameters.harden_factor)]

@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import argparse
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -90,5 +91,11 @@ def _summary_line(kind: type[Artefact]) -> str:
     return " ".join((kind.__doc__ or "").split()).replace("``", "`")
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Write the page."""
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     PAGE.write_text(page())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,13 +1,13 @@
-"""Ray's autoscaler on the node types of our cluster.yaml, without a cloud: workers come, one is lost in mid-round, all leave.
+"""Run Ray's autoscaler on the node types of cluster.yaml, without a cloud: workers come, one is lost, all leave.
 
-    sylva-ray run, then tune ──► demand ──► autoscaler (real) ──► fake nodes (real raylets on this machine, GPUs in name only)
+    sylva-ray run, then tune ──► demand ──► autoscaler (real) ──► fake nodes (real raylets here, GPUs in name only)
                                                                         └─ one is killed, as a spot machine would be
 
     python scripts/autoscaling.py [--out result.json]
 
-Ray's own provider for such tests starts the nodes; everything else, the autoscaler (version 2) included, is what `ray up` starts
-on AWS. The adapters must be those of the same experiments in one process, bit for bit. Needs `unshare`; takes some minutes on
-two cores.
+Ray's own provider for such tests starts the nodes. Everything else, including the autoscaler (version 2), is what `ray
+up` starts on AWS. The adapters must equal those of the same experiments in one process, bit for bit. Needs `unshare`;
+takes some minutes on two cores.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import psutil
 import yaml
@@ -46,10 +45,10 @@ from sylva_ray.sweeps.points import point_id
 ADDRESS = "127.0.0.1:6379"
 DIGITS = ROOT / "configs/digits.yaml"
 HEAD = "ray.head.default"
-"""What the provider of fake nodes calls the head, whatever the file says."""
+"""Name of the head in the provider of fake nodes, whatever the file says."""
 
-TOLD = ("step", "trial", "waiting", "no trial", "a worker", "sylva-ray")
-"""What the log here repeats of what `sylva-ray` says; Ray adds a dump of the node that was killed."""
+SHOWN = ("step", "trial", "waiting", "no trial", "a worker", "sylva-ray")
+"""Beginnings of the lines of `sylva-ray` that are repeated here; Ray adds a dump of the node that was killed."""
 
 CONFIG = [*SMALL, "training.rounds=4"]
 ON_CLUSTER = [
@@ -57,13 +56,13 @@ ON_CLUSTER = [
     *("cluster.gpus_per_actor=1", "cluster.connect_timeout_s=90"),
 ]
 RANKS = (4, 8)
-"""Of the sweep's two trials, which need a GPU, hence a worker, each."""
+"""Ranks of the sweep's two trials; each needs a GPU, and therefore a worker."""
 
 
-def fake_cluster() -> dict[str, Any]:
-    """cluster.yaml's node types and limits for Ray's provider of fake nodes."""
-    ours = yaml.safe_load((ROOT / "cluster.yaml").read_text())
-    head = ours["head_node_type"]
+def fake_cluster() -> dict[str, object]:
+    """Return the node types and limits of cluster.yaml for Ray's provider of fake nodes."""
+    shipped = yaml.safe_load((ROOT / "cluster.yaml").read_text())
+    head = shipped["head_node_type"]
     types = {
         HEAD if name == head else name: {
             "node_config": {},
@@ -71,16 +70,16 @@ def fake_cluster() -> dict[str, Any]:
             "max_workers": kind.get("max_workers", 0),
             "resources": kind["resources"] | {"object_store_memory": 200_000_000},
         }
-        for name, kind in ours["available_node_types"].items()
+        for name, kind in shipped["available_node_types"].items()
     }
     commands = ("initialization", "setup", "head_setup", "worker_setup", "head_start_ray", "worker_start_ray")
     return {
         "cluster_name": "fake",
-        "max_workers": ours["max_workers"],
+        "max_workers": shipped["max_workers"],
         "idle_timeout_minutes": 0.2,
-        "upscaling_speed": ours["upscaling_speed"],
+        "upscaling_speed": shipped["upscaling_speed"],
         "provider": {
-            "type": "external",  # not "fake_multinode": the newer autoscaler wants a file of defaults that Ray's wheel lacks
+            "type": "external",  # for "fake_multinode", the autoscaler reads defaults that Ray's wheel lacks
             "module": "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider",
             "use_node_id_as_ip": True,
             "disable_node_updaters": True,
@@ -103,23 +102,28 @@ def fake_cluster() -> dict[str, Any]:
 
 
 def raylets() -> dict[str, tuple[str, int]]:
-    """``{node id: (node type, process id)}`` of the workers."""
+    """Find the workers, ``{node id: (node type, process id)}``."""
     found: dict[str, tuple[str, int]] = {}
     for process in sorted(psutil.process_iter(), key=lambda process: process.pid):
         try:
-            own = process.environ()
-            if (
-                process.name() == "raylet" and own.get("RAY_NODE_TYPE_NAME", HEAD) != HEAD
-            ):  # a fork has a higher process id
-                node = own["RAY_OVERRIDE_NODE_ID_FOR_TESTING"]
-                found.setdefault(node, (own["RAY_NODE_TYPE_NAME"], process.pid))
+            environment = process.environ()
+            if process.name() == "raylet" and environment.get("RAY_NODE_TYPE_NAME", HEAD) != HEAD:
+                node = environment["RAY_OVERRIDE_NODE_ID_FOR_TESTING"]
+                # a fork of it has a higher process id
+                found.setdefault(node, (environment["RAY_NODE_TYPE_NAME"], process.pid))
         except psutil.Error:
             continue
     return found
 
 
 class Watch:
-    """Says which workers come and go, and remembers it."""
+    """Prints and counts the workers that come and go.
+
+    Attributes:
+        seen: the workers when they were last looked at.
+        came: how many of each type came.
+        most: the most at once.
+    """
 
     def __init__(self) -> None:
         self.seen: dict[str, tuple[str, int]] = {}
@@ -127,7 +131,7 @@ class Watch:
         self.most = 0
 
     def look(self) -> dict[str, tuple[str, int]]:
-        """What there is now."""
+        """Return the present workers."""
         now = raylets()
         for node in now.keys() - self.seen.keys():
             self.came[now[node][0]] += 1
@@ -138,19 +142,19 @@ class Watch:
         return now
 
 
-def alone(out: Path, *overrides: str) -> dict[str, bytes]:
-    """The adapters of one run in one process."""
+def adapters_in_process(out: Path, *overrides: str) -> dict[str, bytes]:
+    """Return the adapters of a run in one process."""
     in_process = [*CONFIG, "cluster.pool=in_process", *overrides, "--quiet", "--out", str(out)]
     subprocess.run([*SYLVA, "run", str(DIGITS), *in_process], check=True, stdout=subprocess.DEVNULL)
     return adapters(out)
 
 
 def start_head(work: Path) -> subprocess.Popen[bytes]:
-    """A head without a GPU, whose autoscaler may bring the workers of `fake_cluster`."""
+    """Start a head without a GPU, whose autoscaler may add the workers of `fake_cluster`."""
     (work / "fake.yaml").write_text(json.dumps(fake_cluster()))
     start = "start --head --block --port=6379 --num-cpus=0 --num-gpus=0 --include-dashboard=false"
     settings = {"RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1", "RAY_enable_autoscaler_v2": "1"}
-    settings |= {"RAY_CLOUD_INSTANCE_ID": FAKE_HEAD_NODE_ID, "RAY_NODE_TYPE_NAME": HEAD}  # as `ray up` has it
+    settings |= {"RAY_CLOUD_INSTANCE_ID": FAKE_HEAD_NODE_ID, "RAY_NODE_TYPE_NAME": HEAD}  # as `ray up` sets them
     head = subprocess.Popen(
         [*RAY, *start.split(), f"--temp-dir={work}/ray", f"--autoscaling-config={work}/fake.yaml"],
         env=os.environ | settings,
@@ -163,7 +167,7 @@ def start_head(work: Path) -> subprocess.Popen[bytes]:
 
 
 def play(command: list[str], out: Path, first_checkpoint: Path, watch: Watch) -> list[str]:
-    """Let `sylva-ray` work to its end, and kill one worker once ``first_checkpoint`` is there; returns what it said."""
+    """Run `sylva-ray` to its end, and kill one worker once ``first_checkpoint`` exists; return its output."""
     driver = subprocess.Popen(
         [*SYLVA, *command, "--out", str(out)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
@@ -175,7 +179,7 @@ def play(command: list[str], out: Path, first_checkpoint: Path, watch: Watch) ->
         over = driver.poll() is not None
         for line in driver.stdout:
             said.append(line.rstrip())
-            if line.startswith(TOLD):
+            if line.startswith(SHOWN):
                 say(f"| {line.rstrip().replace(str(out), '...')}")
         if over:
             break
@@ -190,25 +194,25 @@ def play(command: list[str], out: Path, first_checkpoint: Path, watch: Watch) ->
 
 
 def main() -> None:
-    """The scenario, in the order of its log."""
+    """Run the scenario."""
     result_at = result_file(__doc__)
     enter()
     work = temporary_home()
     sweep = work / "sweep"
-    run_alone = alone(work / "alone")
-    trials_alone = {rank: alone(work / f"alone{rank}", f"lora.rank={rank}") for rank in RANKS}
-    say("the references: one process, nobody lost")
+    run_alone = adapters_in_process(work / "alone")
+    trials_alone = {rank: adapters_in_process(work / f"alone{rank}", f"lora.rank={rank}") for rank in RANKS}
+    say("the references: one process, no worker lost")
     head, watch = start_head(work), Watch()
-    say("the head is up, without a GPU, and nothing else is")
+    say("the head is up, without a GPU and without workers")
 
     first = "checkpoint/round_0001/manifest.json"
     together = work / "together"
     said = play(["run", str(DIGITS), *CONFIG, *ON_CLUSTER], together, together / first, watch)
     same = adapters(together) == run_alone != {}
-    say(f"the run's {len(run_alone)} adapter files: {'the same bits' if same else 'OTHER BITS'} as in one process")
+    say(f"the run's {len(run_alone)} adapter files: {'the same bits' if same else 'DIFFERENT BITS'} as in one process")
     wait_until(lambda: not watch.look(), "without a worker again", 120)
     say("idle workers have left; the head is alone again")
-    result: dict[str, Any] = {
+    result: dict[str, object] = {
         "workers_that_came": dict(watch.came),
         "most_workers_at_once": watch.most,
         "tasks_run_again": sum("its clients run again elsewhere" in line for line in said),
@@ -222,7 +226,7 @@ def main() -> None:
     tuned = ["tune", str(work / "space.yaml"), *CONFIG, *ON_CLUSTER, "cluster.pool=ray"]
     said = play(tuned, sweep, trials[RANKS[0]] / first, watch)
     same = all(adapters(trials[rank]) == trials_alone[rank] != {} for rank in RANKS)
-    say(f"the sweep's {len(RANKS)} trials: {'the same bits' if same else 'OTHER BITS'} as in one process")
+    say(f"the sweep's {len(RANKS)} trials: {'the same bits' if same else 'DIFFERENT BITS'} as in one process")
     wait_until(lambda: not watch.look(), "without a worker again", 120)
     say("idle workers have left; the head is alone again")
     result["sweep"] = {

@@ -1,13 +1,13 @@
-"""The real `ray up`, `ray submit`, `ray job submit`, `ray job stop` and `ray down` over SSH, on this machine alone.
+"""Run `ray up`, `ray submit`, `ray job submit`, `ray job stop` and `ray down` over SSH, on this machine alone.
 
     laptop (a home) ── ssh, rsync, 127.0.0.1:22 ──► head (another home) ◄── other machine (a third home): --resume
                                                       └── run folder at a URL that all of them see
 
     python scripts/ray_up_on_loopback.py [--out result.json]
 
-cluster.yaml's own commands run, but for the installation of Python packages; Ray's provider for machines that one already has
-takes AWS's place. Needs root, Debian's openssh-server and rsync, and `unshare`: sshd, Ray and everything else live and end in a
-namespace of their own.
+cluster.yaml's own commands run, except for the installation of Python packages. Ray's provider for existing machines
+replaces AWS. Needs root, Debian's openssh-server and rsync, and `unshare`: sshd, Ray and all other processes run in a
+namespace of their own and end with it.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import shutil
 import subprocess
 import sys
 import time
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -43,7 +43,7 @@ DASHBOARD = "http://127.0.0.1:8265"
 
 
 def start_sshd(work: Path, home: Path) -> tuple[subprocess.Popen[bytes], Path]:
-    """An sshd of our own that lets in one key, to the home of the head; returns it and the key."""
+    """Start an sshd that accepts one key and logs in to the home of the head; return it and the key."""
     for name in ("host", "key"):
         subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(work / name)], check=True)
     lines = Path("/etc/passwd").read_text().splitlines()
@@ -52,7 +52,7 @@ def start_sshd(work: Path, home: Path) -> tuple[subprocess.Popen[bytes], Path]:
     (work / "passwd").write_text(
         "\n".join([":".join(fields), *(ln for ln in lines if not ln.startswith("root:"))]) + "\n"
     )
-    subprocess.run(["mount", "--bind", str(work / "passwd"), "/etc/passwd"], check=True)  # in our mount namespace alone
+    subprocess.run(["mount", "--bind", str(work / "passwd"), "/etc/passwd"], check=True)  # in this mount namespace only
     Path("/run/sshd").mkdir(exist_ok=True)
     settings = {
         "ListenAddress": "127.0.0.1:22",
@@ -69,11 +69,11 @@ def start_sshd(work: Path, home: Path) -> tuple[subprocess.Popen[bytes], Path]:
     return server, work / "key"
 
 
-def loopback_cluster(work: Path, key: Path) -> dict[str, Any]:
-    """cluster.yaml with this machine as its head; what needs the internet is left out."""
-    ours = yaml.safe_load((ROOT / "cluster.yaml").read_text())
+def loopback_cluster(work: Path, key: Path, dist: Path) -> dict[str, object]:
+    """Return cluster.yaml with this machine as its head, without the commands that need the internet."""
+    shipped = yaml.safe_load((ROOT / "cluster.yaml").read_text())
     settings = (
-        ours["setup_commands"][0]
+        shipped["setup_commands"][0]
         .replace("s3://FILL_IN", f"file://{work}/bucket")
         .replace("/home/ubuntu", f"{work}/head")
     )
@@ -81,47 +81,53 @@ def loopback_cluster(work: Path, key: Path) -> dict[str, Any]:
         "cluster_name": "loopback",
         "provider": {"type": "local", "head_ip": "127.0.0.1", "worker_ips": []},
         "auth": {"ssh_user": "root", "ssh_private_key": str(key)},
-        "file_mounts": ours["file_mounts"],
+        "file_mounts": shipped["file_mounts"] | {"~/dist": str(dist)},
         "setup_commands": [
             settings,
             f"ln -sfn {Path(sys.executable).parents[1]} ~/sylva",  # in place of the two lines with uv
-            ours["setup_commands"][-1],
+            shipped["setup_commands"][-1],
         ],
         "head_setup_commands": ["mkdir -p ~/data ~/mlflow"],
-        "head_start_ray_commands": ours["head_start_ray_commands"],
+        "head_start_ray_commands": shipped["head_start_ray_commands"],
     }
 
 
-def call(command: list[str], fine: bool = True, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run it from the repository, and end with its output if it was to be fine and is not."""
+def call(command: list[str], check: bool = True, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a command from the repository; with ``check``, end the script with its output if it fails."""
     done = subprocess.run(
         command, cwd=ROOT, env=os.environ | environment, capture_output=True, text=True, timeout=400, check=False
     )
-    if fine and done.returncode:
+    if check and done.returncode:
         sys.exit(f"{' '.join(command)}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}")
     return done
 
 
 def last_line(text: str) -> str:
-    """What the user sees."""
+    """Return the last line of an output."""
     return (text.strip().splitlines() or [""])[-1]
 
 
-def refused(*overrides: str, **environment: str) -> dict[str, Any]:
-    """What `sylva-ray run` says of a cluster that it cannot use."""
+@dataclass(frozen=True)
+class Refusal:
+    """How `sylva-ray run` ends that cannot use a cluster: exit code, lines of output, the last one, and its seconds."""
+
+    exit: int
+    lines: int
+    says: str
+    seconds: int
+
+
+def refused(*overrides: str, **environment: str) -> Refusal:
+    """Run `sylva-ray run` on a cluster that it cannot use."""
     began = time.monotonic()
     done = call([*SYLVA, "run", "configs/digits.yaml", *CONFIG, *overrides, "--out", "never"], False, **environment)
-    ours = [line for line in done.stderr.strip().splitlines() if "network_util.cc" not in line]  # Ray misses a network
-    return {
-        "exit": done.returncode,
-        "lines": len(ours),
-        "says": last_line(done.stderr),
-        "seconds": round(time.monotonic() - began),
-    }
+    # Ray adds a line where there is no network.
+    lines = [line for line in done.stderr.strip().splitlines() if "network_util.cc" not in line]
+    return Refusal(done.returncode, len(lines), last_line(done.stderr), round(time.monotonic() - began))
 
 
 def main() -> None:
-    """The scenario, in the order of its log."""
+    """Run the scenario."""
     out = result_file(__doc__)
     enter()
     laptop = temporary_home()
@@ -130,14 +136,13 @@ def main() -> None:
     for folder in (head, shared.parent, work / "bucket", work / "elsewhere", laptop / "dist"):
         folder.mkdir(parents=True)
     os.environ.update(RAY_UP_enable_autoscaler_v2="0")  # Ray's newer autoscaler does not know this provider
-    result: dict[str, Any] = {}
+    result: dict[str, object] = {}
     reference = [*SYLVA, "run", "configs/digits.yaml", *CONFIG, "cluster.pool=in_process", "--quiet"]
     call([*reference, "--out", str(work / "reference")])
-    say("the reference: one process, nobody stopped")
+    say("the reference: one process, not interrupted")
 
     server, key = start_sshd(work, head)
-    cluster = loopback_cluster(work, key)
-    cluster["file_mounts"]["~/dist"] = str(laptop / "dist")
+    cluster = loopback_cluster(work, key, laptop / "dist")
     (laptop / "dist" / "constraints.txt").write_text((ROOT / "constraints.txt").read_text())
     (head / ".bashrc").write_text(
         f"case $- in *i*) ;; *) return ;; esac\nexport PYTHONPATH={ROOT}\n"
@@ -159,12 +164,16 @@ def main() -> None:
     result["ray_submit"] = next((line for line in said.splitlines() if "CPUs:" in line), "")
     say(f"`ray submit`: {result['ray_submit']}")
 
-    result["wrong_token"] = refused("cluster.address=127.0.0.1:6379", RAY_AUTH_TOKEN="0" * 64)
-    result["no_token"] = refused("cluster.address=127.0.0.1:6379", RAY_AUTH_MODE="disabled")
-    result["unreachable"] = refused("cluster.address=127.0.0.1:6380")
-    result["too_many_gpus"] = refused("cluster.address=127.0.0.1:6379", "cluster.gpus_per_actor=8")
-    for name in ("wrong_token", "no_token", "unreachable", "too_many_gpus"):
-        say(f"{name}: exit {result[name]['exit']}: {result[name]['says']}")
+    address = "cluster.address=127.0.0.1:6379"
+    refusals = {
+        "wrong_token": refused(address, RAY_AUTH_TOKEN="0" * 64),
+        "no_token": refused(address, RAY_AUTH_MODE="disabled"),
+        "unreachable": refused("cluster.address=127.0.0.1:6380"),
+        "too_many_gpus": refused(address, "cluster.gpus_per_actor=8"),
+    }
+    for name, refusal in refusals.items():
+        result[name] = asdict(refusal)
+        say(f"{name}: exit {refusal.exit}: {refusal.says}")
 
     url = shared.as_uri()
     entry = ["sylva-ray", "run", "configs/digits.yaml", *CONFIG, "cluster.address=auto", "--out", url]
@@ -179,24 +188,22 @@ def main() -> None:
     call([*RAY, "job", "stop", "--address", DASHBOARD, "fleet"])
     log = call([*RAY, "job", "logs", "--address", DASHBOARD, "fleet"]).stdout
     result["log_steps"] = sum(line.lstrip().startswith("step ") for line in log.splitlines())
-    result["log_resume"] = next((line for line in log.splitlines() if "Resume with" in line), "")
+    hint = next((line for line in log.splitlines() if "Resume with" in line), "")
+    result["log_resume"] = hint
     result["job"] = last_line(call([*RAY, "job", "status", "--address", DASHBOARD, "fleet"], False).stdout)
     result["finished_too_early"] = (shared / "summary.json").exists()
-    say(
-        f"`ray job stop`: {result['log_steps']} steps in the log, and: {result['log_resume'].replace(str(work), '...')}"
-    )
+    say(f"`ray job stop`: {result['log_steps']} steps in the log, and: {hint.replace(str(work), '...')}")
 
     again = [*SYLVA, "run", url, "cluster.pool=in_process", "cluster.address=null", "--resume", "--quiet"]
     call(again, HOME=str(work / "elsewhere"))
     result["same_adapters"] = adapters(shared) == adapters(work / "reference") != {}
-    say(
-        f"resumed elsewhere: {'the same bits' if result['same_adapters'] else 'OTHER BITS'} as if nobody had stopped it"
-    )
+    bits = "the same bits" if result["same_adapters"] else "DIFFERENT BITS"
+    say(f"resumed on another machine: {bits} as without the interruption")
     began = time.monotonic()
     call([*RAY, "down", "-y", str(file)])
     result["ray_down_seconds"] = round(time.monotonic() - began)
-    result["refused_after_down"] = refused("cluster.address=127.0.0.1:6379")["exit"]
-    say(f"`ray down`: {result['ray_down_seconds']} s; nothing answers any more")
+    result["refused_after_down"] = refused(address).exit
+    say(f"`ray down`: {result['ray_down_seconds']} s; the cluster no longer answers")
     server.terminate()
     server.wait()
     shutil.rmtree(laptop, ignore_errors=True)

@@ -1,7 +1,8 @@
-"""A namespace of our own: its processes, ports and mounts are not the machine's, and all of them end with us.
+"""Run a script in a Linux namespace with processes, ports and mounts of its own, all of which end with the script.
 
-`ray up`, `ray down` and `ray stop` end every Ray process that they can see, and Ray's ports are fixed numbers. So a script that
-tries them out starts itself again inside a namespace where it is process 1, sees nobody else, and has a loopback of its own.
+`ray up`, `ray down` and `ray stop` end every Ray process that they can see, and Ray's ports are fixed. So a script that
+uses them starts itself again inside a namespace, where it is process 1, sees no other process, and has a loopback of
+its own.
 """
 
 from __future__ import annotations
@@ -17,9 +18,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 STARTED = time.monotonic()
@@ -34,27 +34,28 @@ SMALL = [
     *("partition.test_samples=10", "attack.steps=2", "training.device=cpu", "tracking.enabled=false"),
     *("training.precision=float32", "training.attention=fused", "evaluation.precision=float32"),
 ]
-"""Changes of configs/digits.yaml that make it a matter of seconds: three clients, two cohorts.
+"""Changes of configs/digits.yaml for a run of seconds: three clients, two cohorts.
 
-Precisions and kernels are fixed: runs that measure them for themselves may choose differently, and would differ in their bits.
+Precisions and kernels are fixed: runs that measure them may choose differently, and would then differ in their bits.
 """
 
 MARK = "SYLVA_RAY_SANDBOX"
+"""Environment variable that is set inside the namespace."""
 
 
 def missing(programs: Sequence[str] = ()) -> str:
-    """Why `enter` cannot work here, or ''."""
-    lacking = [
+    """Return why `enter` cannot work on this machine, or an empty text."""
+    absent = [
         name for name in ("unshare", *programs) if shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin") is None
     ]
-    if lacking:
-        return f"{', '.join(lacking)} is not installed"
+    if absent:
+        return f"{', '.join(absent)} is not installed"
     tried = subprocess.run([*_unshare(), "true"], capture_output=True, text=True, check=False)
-    return "" if tried.returncode == 0 else f"namespaces are not allowed here ({tried.stderr.strip()})"
+    return "" if tried.returncode == 0 else f"this machine allows no namespaces ({tried.stderr.strip()})"
 
 
 def enter() -> None:
-    """Come back inside the namespace, as its process 1; does nothing if we are there already."""
+    """Start this script again inside a namespace, as its process 1; inside it, prepare the namespace."""
     if os.environ.get(MARK) != "1":
         environment = os.environ | {MARK: "1", "RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": str(ROOT)}
         environment = {name: value for name, value in environment.items() if name not in ("RAY_ADDRESS", "RAY_TMPDIR")}
@@ -62,50 +63,49 @@ def enter() -> None:
         os.execvpe(command[0], command, environment)
     _raise_loopback()
     Path("/tmp/ray").mkdir(exist_ok=True)
-    subprocess.run(
-        ["mount", "-t", "tmpfs", "tmpfs", "/tmp/ray"], check=True
-    )  # where Ray notes which cluster is the current one
-    socket.sethostname("localhost")  # where there is no network, Ray takes a machine's address from its name
+    # Ray notes there which cluster is the current one.
+    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", "/tmp/ray"], check=True)
+    socket.sethostname("localhost")  # without a network, Ray takes a machine's address from its name
 
 
 def temporary_home() -> Path:
-    """An empty home with a token of its own in it: the cluster asks for one, as ours does, and the user's stays out of it."""
-    home = Path(tempfile.mkdtemp(prefix="sr", dir="/tmp"))  # Ray's sockets want a short path
+    """Make an empty home folder with a token of its own, so that the user's token is not used."""
+    home = Path(tempfile.mkdtemp(prefix="sr", dir="/tmp"))  # Ray's sockets need a short path
     os.environ |= {"HOME": str(home), "RAY_AUTH_MODE": "token"}
     subprocess.run([*RAY, "get-auth-token", "--generate"], check=True, stdout=subprocess.DEVNULL)
     return home
 
 
 def say(text: str) -> None:
-    """A line with the seconds since the start."""
+    """Print a line with the seconds since the start."""
     print(f"{time.monotonic() - STARTED:6.1f} s  {text}", flush=True)
 
 
 def wait_until(condition: Callable[[], object], what: str, timeout_s: float) -> None:
-    """Poll; the script ends with ``what`` if it does not come."""
+    """Wait for a condition; end the script, naming ``what``, if it is not met in time."""
     end = time.monotonic() + timeout_s
     while not condition():
         if time.monotonic() > end:
-            sys.exit(f"within {timeout_s:g} s: not {what}")
+            sys.exit(f"not within {timeout_s:g} s: {what}")
         time.sleep(0.2)
 
 
 def adapters(run_dir: Path) -> dict[str, bytes]:
-    """Everything that a run exported, by its path."""
+    """Read the files that a run exported, by their paths."""
     files = sorted((run_dir / "adapters").rglob("*"))
     return {str(path.relative_to(run_dir)): path.read_bytes() for path in files if path.is_file()}
 
 
 def result_file(description: str | None) -> Path | None:
-    """The one argument of these scripts, ``--out``."""
+    """Parse the one argument of these scripts, ``--out``."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, help="write what happened here, as JSON")
     out: Path | None = parser.parse_args().out
     return out
 
 
-def finish(result: dict[str, Any], out: Path | None, work: Path | None = None) -> None:
-    """Print what happened (without the name of the temporary folder ``work``), and write it to ``out``."""
+def finish(result: Mapping[str, object], out: Path | None, work: Path | None = None) -> None:
+    """Print a result, without the name of the temporary folder ``work``, and write it to ``out``."""
     text = json.dumps(result, indent=1) + "\n"
     print(text.replace(str(work), "...") if work else text, end="")
     if out is not None:
@@ -118,7 +118,7 @@ def _unshare() -> list[str]:
 
 
 def _raise_loopback() -> None:
-    """``ip link set lo up`` without iproute2 (SIOCGIFFLAGS, SIOCSIFFLAGS, IFF_UP)."""
+    """Do what ``ip link set lo up`` does, without iproute2 (SIOCGIFFLAGS, SIOCSIFFLAGS, IFF_UP)."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         (flags,) = struct.unpack_from("16xh", fcntl.ioctl(probe, 0x8913, struct.pack("16sh14x", b"lo", 0)))
         fcntl.ioctl(probe, 0x8914, struct.pack("16sh14x", b"lo", flags | 1))

@@ -1,4 +1,4 @@
-"""Several raylets as several nodes: actors spread by GPU fraction, data and backbone sent to every node once.
+"""Check on several raylets that actors spread by GPU fraction, and that data and backbone are sent to every node once.
 
     head (no GPU) ──► put once ──► node 1: one GPU, two actors of half a GPU, one copy in shared memory
                              └───► node 2: likewise
@@ -14,6 +14,7 @@ import os
 import shutil
 import sys
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,16 +25,18 @@ OVERRIDES = [*SMALL, "partition.num_clients=4", "cluster.gpus_per_actor=0.5", "c
 NODES, ACTORS_PER_GPU = 2, 2
 
 
-def shared_memory(node: dict[str, Any]) -> int:
-    """Bytes in a node's object store. Ray has no public function that tells them by node."""
+def shared_memory(node: Mapping[str, Any]) -> int:
+    """Return the bytes in a node's object store, for which Ray has no public function."""
     from ray._private.internal_api import node_stats
 
-    stats = node_stats(node["NodeManagerAddress"], node["NodeManagerPort"], include_memory_info=False)
+    stats: Any = node_stats(  # type: ignore[no-untyped-call]
+        node["NodeManagerAddress"], node["NodeManagerPort"], include_memory_info=False
+    )
     return int(stats.store_stats.object_store_bytes_used)
 
 
 def main() -> None:
-    """The scenario."""
+    """Run the scenario."""
     out = result_file(__doc__)
     enter()
     work = temporary_home()
@@ -43,6 +46,7 @@ def main() -> None:
 
     from sylva_ray.config.experiment import load_config
     from sylva_ray.execution.ray.pool import RayPool
+    from sylva_ray.federation.observer import Observer
     from sylva_ray.preparation.experiment import prepare
     from sylva_ray.preparation.traffic import estimate_traffic
 
@@ -55,21 +59,24 @@ def main() -> None:
     say(f"{NODES} nodes of one GPU, and a head without one")
 
     fleet, backbone = ray.put(prepared.fleet), ray.put(prepared.backbone)
-    pool = RayPool(prepared.config, fleet, backbone, num_actors=NODES * ACTORS_PER_GPU)
+    pool = RayPool(prepared.config, fleet, backbone, num_actors=NODES * ACTORS_PER_GPU, observer=Observer())
     slots = [slot for slot in pool._slots if slot is not None]
-    nodes = ray.get([slot.pending for slot in slots])
-    where = ray.get(
+    nodes = ray.get([slot.pending for slot in slots if slot.pending is not None])
+    where: list[dict[str, list[str]]] = ray.get(
         [s.actor.__ray_call__.remote(lambda _: ray.get_runtime_context().get_accelerator_ids()) for s in slots]
     )
     places = Counter((node, *ids["GPU"]) for node, ids in zip(nodes, where, strict=True))
     say(f"{len(slots)} actors of half a GPU on {len(places)} GPUs, {sorted(places.values())} on each")
 
-    workers = {node["NodeID"]: node for node in ray.nodes() if node["Resources"].get("GPU")}
+    live = ray.nodes()  # type: ignore[no-untyped-call]
+    workers = {node["NodeID"]: node for node in live if node["Resources"].get("GPU")}
     wait_until(
-        lambda: all(shared_memory(node) >= traffic.broadcast_bytes for node in workers.values()), "a copy each", 30
+        lambda: all(shared_memory(node) >= traffic.broadcast_bytes for node in workers.values()),
+        "a copy on every node",
+        30,
     )
     copies = {node_id: shared_memory(node) for node_id, node in workers.items()}
-    say(f"shared memory: {list(copies.values())} bytes per node; reckoned: {traffic.broadcast_bytes} for one copy")
+    say(f"shared memory: {list(copies.values())} bytes per node; estimated for one copy: {traffic.broadcast_bytes}")
     result = {
         "actors": len(slots),
         "gpus": len(places),
@@ -80,7 +87,7 @@ def main() -> None:
     }
     pool.close()
     ray.shutdown()
-    cluster.shutdown()
+    cluster.shutdown()  # type: ignore[no-untyped-call]
     shutil.rmtree(work, ignore_errors=True)
     finish(result, out)
 

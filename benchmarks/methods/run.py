@@ -1,4 +1,4 @@
-"""The ledger of methods: every one of them on the same clients, with the same number of local epochs and the same search.
+"""Run the ledger: every method on the same clients, with the same number of local epochs and the same search.
 
     python benchmarks/methods/run.py --search            # hyperparameters, on held-out images  -> search.json
     python benchmarks/methods/run.py                     # every (method, seed) that is missing  -> results/*.json
@@ -23,6 +23,9 @@ import yaml
 
 from sylva_ray.algorithms.registry import create_algorithm
 from sylva_ray.config.experiment import AlgorithmSection
+from sylva_ray.core.sections import Section
+from sylva_ray.core.summary import Summary
+from sylva_ray.storage.run_folder import RunFolder
 
 HERE = Path(__file__).parent
 RESULTS, SEARCH = HERE / "results", HERE / "search.json"
@@ -31,9 +34,52 @@ LEFT_OUT = ("label_matrix", "class_names", "peak_memory_bytes_per_actor", "threa
 """Keys of summary.json that are the same in every row, or large."""
 
 
-def merged(*parts: dict[str, Any]) -> dict[str, Any]:
-    """Nested mappings, the later ones winning."""
-    result: dict[str, Any] = {}
+Settings = dict[str, Any]
+"""A part of an experiment, as in YAML: nested sections, or dotted keys."""
+
+
+class SearchSpace(Section):
+    """What the search tries for a method: learning rates, then a variant at the better one, then its other designs."""
+
+    lr: tuple[float, ...]
+    variant: Settings | None = None
+    designs: tuple[Settings, ...] = ()
+
+
+class MethodFile(Section):
+    """A file in methods/. ``search_as`` names the method whose chosen hyperparameters this one takes."""
+
+    seeds: int
+    search: SearchSpace | None = None
+    search_as: str | None = None
+    config: Settings
+
+
+class Candidate(Section):
+    """What the search tried once, and the class-balanced accuracies that it reached; ``score`` is their sum."""
+
+    changes: Settings
+    benign_balanced: float
+    robust_balanced: float
+    score: float
+
+
+class SearchResult(Section):
+    """What the search found for a method: the changes of the best candidate, and all candidates."""
+
+    chosen: Settings
+    candidates: tuple[Candidate, ...]
+
+
+def load_search() -> dict[str, SearchResult]:
+    """Return what the search has found so far, ``{method: result}``."""
+    found = json.loads(SEARCH.read_text()) if SEARCH.exists() else {}
+    return {method: SearchResult.model_validate(result) for method, result in found.items()}
+
+
+def merged(*parts: Settings) -> Settings:
+    """Merge nested mappings; later ones take precedence."""
+    result: Settings = {}
     for part in parts:
         for key, value in part.items():
             both = isinstance(value, dict) and isinstance(result.get(key), dict)
@@ -41,9 +87,9 @@ def merged(*parts: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
-def nested(dotted: dict[str, Any]) -> dict[str, Any]:
-    """``{"training.lr": 1}`` -> ``{"training": {"lr": 1}}``."""
-    result: dict[str, Any] = {}
+def nested(dotted: Settings) -> Settings:
+    """Turn ``{"training.lr": 1}`` into ``{"training": {"lr": 1}}``."""
+    result: Settings = {}
     for key, value in dotted.items():
         for part in reversed(key.split(".")):
             value = {part: value}
@@ -51,20 +97,23 @@ def nested(dotted: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
-def load(path: Path) -> dict[str, Any]:
-    """A YAML mapping."""
+def load(path: Path) -> Settings:
+    """Read a YAML mapping."""
     return yaml.safe_load(path.read_text()) or {}
 
 
-def methods() -> dict[str, dict[str, Any]]:
-    """``{method: {seeds, search, config}}``."""
-    return {path.stem: load(path) for path in sorted((HERE / "methods").glob("*.yaml"))}
+def methods() -> dict[str, MethodFile]:
+    """Read the files of all methods, ``{method: file}``."""
+    return {path.stem: MethodFile.model_validate(load(path)) for path in sorted((HERE / "methods").glob("*.yaml"))}
 
 
-def configuration(method: str, chosen: dict[str, Any], scale: str | None, seed: int) -> dict[str, Any]:
-    """The whole experiment of one (method, seed): as many rounds as make ``epochs`` local epochs, the last ones included."""
+def configuration(method: str, chosen: Settings, scale: str | None, seed: int) -> Settings:
+    """Return the experiment of one method and seed.
+
+    Its rounds are as many as make ``epochs`` local epochs, including those after the last round.
+    """
     overlay = load(HERE / "scales" / f"{scale}.yaml") if scale else {}
-    base = merged({"name": method, "seed": seed}, load(HERE / "shared.yaml"), methods()[method]["config"])
+    base = merged({"name": method, "seed": seed}, load(HERE / "shared.yaml"), methods()[method].config)
     config = merged(base, nested(chosen), overlay)
     parameters = create_algorithm(AlgorithmSection(**config["algorithm"])).parameters
     epochs, local_epochs = config.pop("epochs"), config["training"].get("local_epochs", 1)
@@ -72,8 +121,8 @@ def configuration(method: str, chosen: dict[str, Any], scale: str | None, seed: 
     return config
 
 
-def run(config: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """The summary of a run, from an earlier one or a new process; its output goes to ``folder``.log."""
+def run(config: Settings, folder: Path) -> Summary:
+    """Return the summary of an earlier run, or make a new one, whose output is written to ``folder``.log."""
     path, log_path = (folder.parent / f"{folder.name}.{ending}" for ending in ("yaml", "log"))
     if path.exists() and load(path) != config:
         raise SystemExit(f"{path} holds another configuration; remove {folder} and it, or choose another --out")
@@ -96,66 +145,69 @@ def run(config: dict[str, Any], folder: Path) -> dict[str, Any]:
             done = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, check=False)
         if done.returncode:
             raise SystemExit(f"{folder.name} failed: {log_path.read_text()[-500:]}")
-    return json.loads((folder / "summary.json").read_text())
+    summary = RunFolder(folder).load_summary()
+    assert summary is not None
+    return summary
 
 
-def trajectory(folder: Path) -> list[dict[str, Any]]:
-    """What bytes-to-target needs of a run's records."""
+def trajectory(folder: Path) -> list[dict[str, object]]:
+    """Return what bytes-to-target needs of a run's records."""
     keys = ("round", "stage", "upload_bytes", "download_bytes", "evaluation")
     lines = (folder / "rounds.jsonl").read_text().splitlines()
     return [{key: record[key] for key in keys} for record in map(json.loads, lines)]
 
 
 def search(names: Sequence[str], out: Path, pool: ThreadPoolExecutor) -> None:
-    """One rule for all: two learning rates, then one variant of the loss at the better of them; then a method's other designs."""
-    found: dict[str, Any] = json.loads(SEARCH.read_text()) if SEARCH.exists() else {}
-    spaces = {method: methods()[method]["search"] for method in names if "search" in methods()[method]}
-    tried: dict[str, list[dict[str, Any]]] = {method: [] for method in spaces}
+    """Choose hyperparameters by one rule for all methods: see `SearchSpace`."""
+    found = load_search()
+    spaces = {method: space for method in names if (space := methods()[method].search) is not None}
+    tried: dict[str, list[Candidate]] = {method: [] for method in spaces}
 
-    def best(method: str) -> dict[str, Any]:
-        return max(tried[method], key=lambda row: row["score"])["changes"]
+    def best(method: str) -> Settings:
+        return max(tried[method], key=lambda candidate: candidate.score).changes
 
-    def attempt(candidates: list[tuple[str, dict[str, Any]]]) -> None:
+    def attempt(candidates: Sequence[tuple[str, Settings]]) -> None:
         jobs = [(method, pool.submit(candidate, method, changes, out)) for method, changes in candidates]
         for method, job in jobs:
             tried[method].append(job.result())
 
-    attempt([(method, {LR: lr}) for method, space in spaces.items() for lr in space["lr"]])
-    attempt([(method, best(method) | space["variant"]) for method, space in spaces.items() if "variant" in space])
-    attempt([(method, design) for method, space in spaces.items() for design in space.get("designs", ())])
+    attempt([(method, {LR: lr}) for method, space in spaces.items() for lr in space.lr])
+    attempt([(method, best(method) | space.variant) for method, space in spaces.items() if space.variant is not None])
+    attempt([(method, design) for method, space in spaces.items() for design in space.designs])
     for method in spaces:
-        found[method] = {"chosen": best(method), "candidates": tried[method]}
-        print(f"{method}: {found[method]['chosen']}", flush=True)
-    SEARCH.write_text(json.dumps(dict(sorted(found.items())), indent=1) + "\n")
+        found[method] = SearchResult(chosen=best(method), candidates=tuple(tried[method]))
+        print(f"{method}: {found[method].chosen}", flush=True)
+    results = {method: result.model_dump(mode="json") for method, result in sorted(found.items())}
+    SEARCH.write_text(json.dumps(results, indent=1) + "\n")
 
 
-def candidate(method: str, changes: dict[str, Any], out: Path) -> dict[str, Any]:
-    """Half the rounds on another seed, scored by the sum of the class-balanced accuracies on images held out of training."""
+def candidate(method: str, changes: Settings, out: Path) -> Candidate:
+    """Try some changes: half the rounds on another seed, scored by accuracies on images held out of training."""
     config = configuration(method, changes, "search", seed=100)
     label = "-".join(f"{key.rpartition('.')[2]}={value}" for key, value in changes.items())
-    final = run(config, out / f"search-{method}-{label}")["final"]
-    benign = final["benign_balanced_accuracy"]["mean"]
-    robust = next(iter(final["robust_balanced_accuracy"].values()))["mean"]
-    return {"changes": changes, "benign_balanced": benign, "robust_balanced": robust, "score": benign + robust}
+    final = run(config, out / f"search-{method}-{label}").final
+    benign = final.benign_balanced_accuracy.mean
+    robust = next(iter(final.robust_balanced_accuracy.values())).mean
+    return Candidate(changes=changes, benign_balanced=benign, robust_balanced=robust, score=benign + robust)
 
 
 def ledger(
     jobs: Sequence[tuple[str, int]], scale: str | None, out: Path, results: Path, pool: ThreadPoolExecutor
 ) -> None:
-    """Run what has no result yet; one JSON per (method, seed)."""
+    """Run what has no result yet, and write one JSON file per method and seed."""
     if scale != "smoke" and not SEARCH.exists():
         raise SystemExit(f"no {SEARCH.name} yet; first: {sys.executable} {Path(__file__).name} --search")
-    chosen = json.loads(SEARCH.read_text()) if SEARCH.exists() else {}
+    searched = load_search()
     results.mkdir(parents=True, exist_ok=True)
 
     def one(method: str, seed: int) -> str:
         path = results / f"{method}-{seed}.json"
         if not path.exists():
-            source = methods()[method].get("search_as", method)
-            config = configuration(method, chosen.get(source, {}).get("chosen", {}), scale, seed)
+            source = methods()[method].search_as or method
+            config = configuration(method, searched[source].chosen if source in searched else {}, scale, seed)
             summary = run(config, out / f"{method}-{seed}")
-            row = {"method": method, "seed": seed, "scale": scale or "cpu", "config": config}
-            row |= {key: value for key, value in summary.items() if key not in LEFT_OUT}
+            row: Settings = {"method": method, "seed": seed, "scale": scale or "cpu", "config": config}
+            row |= {key: value for key, value in summary.to_json().items() if key not in LEFT_OUT}
             row["records"] = trajectory(out / f"{method}-{seed}")
             path.write_text(json.dumps(row) + "\n")
         final = json.loads(path.read_text())["final"]
@@ -167,7 +219,7 @@ def ledger(
 
 
 def main() -> None:
-    """Search, or fill the ledger."""
+    """Search, or fill in the ledger."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--search", action="store_true", help="choose hyperparameters")
     parser.add_argument("--method", action="append", help="only this one (may be given again)")
@@ -186,7 +238,7 @@ def main() -> None:
             search(names, arguments.out, pool)
             return
         seeds = {
-            name: arguments.seeds or (1 if arguments.scale == "smoke" else methods()[name]["seeds"]) for name in names
+            name: arguments.seeds or (1 if arguments.scale == "smoke" else methods()[name].seeds) for name in names
         }
         order = sorted((-seeds[name], seed, name) for name in names for seed in range(seeds[name]))
         ledger([(name, seed) for _, seed, name in order], arguments.scale, arguments.out, arguments.results, pool)

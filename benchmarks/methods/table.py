@@ -1,24 +1,25 @@
-"""The ledger's README: table, plots, who dominates whom, bytes to target, what the search chose, and 4-bit against 32-bit.
+"""Write the ledger's page: tables, plots, dominance, bytes to target, what the search chose, and 4-bit against 32-bit.
 
     python benchmarks/methods/table.py [--runs runs/ledger]
 
-Everything comes from results/*.json and search.json; paired differences need the run folders, which hold every prediction,
-and are kept in paired.json so that the page can be written without them.
+Everything comes from results/*.json and search.json. Paired differences need the run folders, which hold every
+prediction; they are kept in paired.json, so that the page can be written without the folders.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from run import SearchResult, load_search
 
 from sylva_ray.core.records import StageRecord
 from sylva_ray.metrics.predictions import paired_difference, read_correct
 from sylva_ray.reports.compare import compare
+from sylva_ray.reports.compare.runs import Run
 from sylva_ray.reports.compare.tables import markdown_table, plot
 from sylva_ray.reports.compare.verdicts import footnotes, notes, sentences, warnings
 from sylva_ray.reports.traffic import bytes_to_target, reference_targets
@@ -26,7 +27,7 @@ from sylva_ray.storage.run_folder import RunFolder
 
 HERE = Path(__file__).parent
 MARGIN = 0.02
-"""What quantised adapters may lose and still count as not inferior."""
+"""Accuracy that quantised adapters may lose and still count as not inferior."""
 
 PAIRS = (
     ("sylva_int4", "sylva"),
@@ -35,12 +36,25 @@ PAIRS = (
 """Methods of three seeds that are compared image by image."""
 
 
+class Result(Run):
+    """A row of the ledger: the summary of a run, and of its records what bytes-to-target needs."""
+
+    records: list[StageRecord]
+
+
+def load_result(path: Path) -> Result:
+    """Read a file in results/."""
+    raw = json.loads(path.read_text())
+    raw["records"] = [{"step": record["round"], "participants": []} | record for record in raw["records"]]
+    return Result.from_json(raw, str(path))
+
+
 def main() -> None:
     """Write README.md, ledger.png and bytes.png."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=Path, default=Path("runs/ledger"), help="run folders, for predictions")
     arguments = parser.parse_args()
-    results = [json.loads(path.read_text()) for path in sorted((HERE / "results").glob("*.json"))]
+    results = [load_result(path) for path in sorted((HERE / "results").glob("*.json"))]
     rows = compare(results)
     differences = paired(arguments.runs)
     plot(rows, HERE / "ledger.png")
@@ -50,7 +64,7 @@ def main() -> None:
         "VERDICTS": bullets([*sentences(rows), *warnings(rows)]),
         "FOOTNOTES": bullets([*footnotes(rows), *notes(rows)]),
         "TARGET": to_target(results),
-        "SEARCH": search_table(json.loads((HERE / "search.json").read_text())),
+        "SEARCH": search_table(load_search()),
         "QUANTISED": noninferiority(differences["sylva_int4 - sylva"]),
         "PAIRED": against(differences),
     }
@@ -62,22 +76,22 @@ def main() -> None:
 
 
 def bullets(lines: Sequence[str]) -> str:
-    """A Markdown list."""
+    """Write a Markdown list."""
     return "\n".join(f"* {line}" for line in lines)
 
 
-def to_target(results: Sequence[dict[str, Any]]) -> str:
-    """Tabulate the bytes until benign and robust balanced accuracy reach 0.9 of FedAvg-AT's best, for seed 0."""
-    by_method = {row["method"]: row for row in results if row["seed"] == 0}
-    records = {method: stage_records(row) for method, row in sorted(by_method.items())}
-    attack = next(iter(by_method["fedavg_at"]["final"]["robust_accuracy"]))
+def to_target(results: Sequence[Result]) -> str:
+    """Write the bytes until benign and robust balanced accuracy both reach 0.9 of FedAvg-AT's best (seed 0)."""
+    by_method = {result.label: result for result in results if result.seed == 0}
+    reference = by_method["fedavg_at"]
+    attack = reference.attacks[0]
     paths = [f"{condition}.balanced_accuracy" for condition in ("benign", attack)]
-    targets = reference_targets([records["fedavg_at"]], paths)
+    targets = reference_targets([reference.records], paths)
     lines = ["| method | bytes to target | fedavg_at / this |", "|---|---|---|"]
-    needed = {method: bytes_to_target(of_method, targets) for method, of_method in records.items()}
+    needed = {method: bytes_to_target(result.records, targets) for method, result in sorted(by_method.items())}
     full = needed["fedavg_at"]
     for method, count in needed.items():
-        total = sum(record.upload_bytes + record.download_bytes for record in records[method])
+        total = sum(record.upload_bytes + record.download_bytes for record in by_method[method].records)
         shown = f"{count / 1e6:,.1f} MB" if count is not None else f"> {total / 1e6:,.1f} MB (not reached)"
         ratio = f"{full / count:,.0f}x" if count and full else ("0 bytes" if count == 0 else "")
         lines.append(f"| {method} | {shown} | {ratio} |")
@@ -85,51 +99,53 @@ def to_target(results: Sequence[dict[str, Any]]) -> str:
     return f"Targets (class-balanced, moving mean of 3 evaluations): {stated}.\n\n" + "\n".join(lines)
 
 
-def stage_records(result: dict[str, Any]) -> list[StageRecord]:
-    """Return the records of a result, which are kept without their step and participants."""
-    records = ({"step": record["round"], "participants": [], **record} for record in result["records"])
-    return [StageRecord.from_json(record, f"{result['method']}-{result['seed']}") for record in records]
-
-
-def search_table(found: dict[str, Any]) -> str:
-    """Every candidate with its two accuracies; the chosen one in bold."""
+def search_table(found: Mapping[str, SearchResult]) -> str:
+    """Write every candidate with its two accuracies, the chosen one in bold."""
     lines = ["| method | candidates: class-balanced benign + PGD-10 accuracy on held-out images, % |", "|---|---|"]
-    for method, entry in found.items():
+    for method, result in found.items():
         cells = []
-        for row in entry["candidates"]:
-            changes = ", ".join(f"{key.rpartition('.')[2]} {value}" for key, value in row["changes"].items())
-            text = f"{changes}: {100 * row['benign_balanced']:.1f} + {100 * row['robust_balanced']:.1f}"
-            cells.append(f"**{text}**" if row["changes"] == entry["chosen"] else text)
+        for candidate in result.candidates:
+            changes = ", ".join(f"{key.rpartition('.')[2]} {value}" for key, value in candidate.changes.items())
+            text = f"{changes}: {100 * candidate.benign_balanced:.1f} + {100 * candidate.robust_balanced:.1f}"
+            cells.append(f"**{text}**" if candidate.changes == result.chosen else text)
         lines.append(f"| {method} | {'; '.join(cells)} |")
     return "\n".join(lines)
 
 
 def paired(runs: Path) -> dict[str, dict[str, list[float]]]:
-    """``{"A - B": {condition: [difference, low, high]}}`` of `PAIRS`; from paired.json where the run folders are not at hand."""
-    kept = HERE / "paired.json"
-    found: dict[str, dict[str, list[float]]] = json.loads(kept.read_text()) if kept.exists() else {}
+    """Compare `PAIRS`, or read paired.json for those without run folders.
+
+    Returns:
+        ``{"A - B": {condition: [difference, low, high]}}``.
+    """
+    path = HERE / "paired.json"
+    found: dict[str, dict[str, list[float]]] = json.loads(path.read_text()) if path.exists() else {}
     for first, second in PAIRS:
         folders = [[runs / f"{name}-{seed}" for seed in range(3)] for name in (first, second)]
-        if not all((folder / "predictions.safetensors").exists() for own in folders for folder in own):
+        if not all((folder / "predictions.safetensors").exists() for seeds in folders for folder in seeds):
             continue
         attacks = json.loads((folders[0][0] / "summary.json").read_text())["final"]["robust_accuracy"]
         rng = np.random.default_rng(0)
         found[f"{first} - {second}"] = {
-            condition: list(paired_difference(*right_of(folders, condition), rng, confidence=0.9))
+            condition: list(paired_difference(*correct_of(folders, condition), rng, confidence=0.9))
             for condition in ("benign", *attacks)
         }
-    kept.write_text(json.dumps(found, indent=1) + "\n")
+    path.write_text(json.dumps(found, indent=1) + "\n")
     return found
 
 
-def right_of(folders: list[list[Path]], condition: str) -> tuple[Any, Any]:
-    """Which images each of the two methods got right, seed by seed."""
-    first, second = ([read_correct(RunFolder(folder), condition) for folder in own] for own in folders)
+Correct = list[list[np.ndarray]]
+"""Of a method, which images are classified correctly, by seed and client."""
+
+
+def correct_of(folders: Sequence[Sequence[Path]], condition: str) -> tuple[Correct, Correct]:
+    """Return which images each of the two methods classifies correctly."""
+    first, second = ([read_correct(RunFolder(folder), condition) for folder in seeds] for seeds in folders)
     return first, second
 
 
 def noninferiority(found: dict[str, list[float]]) -> str:
-    """Sylva with 4-bit updates against Sylva."""
+    """Write the difference of Sylva with 4-bit updates and Sylva."""
     lines = ["| condition | 4-bit minus 32-bit, points | 95 % lower bound | within 2 points |", "|---|---|---|---|"]
     for condition, (difference, low, _) in found.items():
         verdict = "yes" if low > -MARGIN else "not shown"
@@ -138,12 +154,12 @@ def noninferiority(found: dict[str, list[float]]) -> str:
 
 
 def against(found: dict[str, dict[str, list[float]]]) -> str:
-    """Sylva minus each of the others of three seeds, with its 90 % interval."""
-    rows = {name.removeprefix("sylva - "): own for name, own in found.items() if name.startswith("sylva - ")}
+    """Write the difference of Sylva and each other method of three seeds, with its 90 % interval."""
+    rows = {name.removeprefix("sylva - "): row for name, row in found.items() if name.startswith("sylva - ")}
     conditions = list(next(iter(rows.values())))
     lines = [f"| sylva minus | {' | '.join(conditions)} |", f"|---|{'---|' * len(conditions)}"]
-    for name, own in rows.items():
-        cells = [f"{100 * d:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})" for d, low, high in own.values()]
+    for name, row in rows.items():
+        cells = [f"{100 * d:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})" for d, low, high in row.values()]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
