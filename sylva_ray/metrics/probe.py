@@ -79,10 +79,10 @@ def binarization_test(
     """Measure for check S13 whether the attack finds an adversarial point that is known to exist.
 
     This is the test of Zimmermann et al. (2022, "Increasing Confidence in Adversarial Robustness Evaluations"). A
-    binary classifier d . z > threshold is put on the logits z of every image. The direction d points from the mean of the
-    inner points (the image and `NUM_POINTS` random points of radius `INNER_RADIUS` epsilon) to the most distant of
-    `NUM_POINTS` random corners of the ball. The threshold is half-way between that corner and the largest d . z of the
-    inner points, so that the corner is adversarial by construction.
+    binary classifier d . z > threshold is put on the logits z of every image. The direction d points from the mean of
+    the inner points (the image and `NUM_POINTS` random points of radius `INNER_RADIUS` epsilon) to the most distant
+    of `NUM_POINTS` random corners of the ball. The threshold is half-way between that corner and the largest d . z of
+    the inner points, so that the corner is adversarial by construction.
 
     Returns:
         ``[N]`` float each: ``planted`` (1 where the classifier separates the corner from the inner points), ``found``
