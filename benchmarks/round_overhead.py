@@ -21,7 +21,7 @@ from sylva_ray.core.seeding import generator
 from sylva_ray.core.types import stack_states
 from sylva_ray.execution.ray.pool import RayPool
 from sylva_ray.execution.ray.session import ray_session
-from sylva_ray.federation.client.training import TrainTask
+from sylva_ray.federation.client.training import TrainSettings, TrainTask
 from sylva_ray.federation.cohorts import make_cohorts
 from sylva_ray.federation.loop import Rounds
 from sylva_ray.federation.observer import Observer
@@ -49,7 +49,10 @@ def main() -> None:
     cohorts = make_cohorts(range(fleet.num_clients), fleet.label_matrix().sum(1).tolist(), config.training.cohort_size)
 
     def bare_round(number: int) -> float:
-        tasks = [TrainTask(number, c, stack_states([state] * len(c)), config.attack.epsilon, 1e-3, 1) for c in cohorts]
+        tasks = [
+            TrainTask(number, c, stack_states([state] * len(c)), TrainSettings(config.attack.epsilon, 1e-3))
+            for c in cohorts
+        ]
         started = time.perf_counter()
         for task in tasks:
             worker.run(task)

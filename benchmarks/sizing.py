@@ -27,7 +27,7 @@ def one(backbone: str, cohort: int, device: str) -> dict[str, float]:
 
     from sylva_ray.core.seeding import generator
     from sylva_ray.core.types import stack_states
-    from sylva_ray.federation.client.training import TrainTask
+    from sylva_ray.federation.client.training import TrainSettings, TrainTask
     from sylva_ray.federation.client.worker import build_model
     from sylva_ray.preparation.experiment import prepare
 
@@ -39,7 +39,9 @@ def one(backbone: str, cohort: int, device: str) -> dict[str, float]:
     worker = create_worker(config, prepared.fleet, prepared.backbone)
     model = build_model(worker.algorithm, config, prepared.fleet.num_classes, prepared.backbone)
     state = model.initial_state(generator(0, "initial state"))
-    task = TrainTask(1, tuple(range(cohort)), stack_states([state] * cohort), epsilon=8 / 255, lr=0.01, epochs=1)
+    task = TrainTask(
+        1, tuple(range(cohort)), stack_states([state] * cohort), TrainSettings(epsilon=8 / 255, lr=0.01, epochs=1)
+    )
     images = sum(len(client.train) for client in prepared.fleet.clients)
 
     def memory() -> float:

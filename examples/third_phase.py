@@ -13,6 +13,7 @@ from pydantic import Field
 
 from sylva_ray.algorithms.sylva import Sylva
 from sylva_ray.config.resolved import ResolvedConfig
+from sylva_ray.federation.client.training import TrainSettings
 from sylva_ray.federation.server import Server
 from sylva_ray.federation.stages.federated_round import lr_of
 from sylva_ray.federation.stages.stage import Stage, StageResult
@@ -32,12 +33,12 @@ class Harden(Stage):
         """See `Stage.run`."""
         epsilon = self.factor * server.config.attack.epsilon
         lr = lr_of(server.config, server.config.training.rounds)
-        outcomes, _ = server.train(round, server.everyone, epsilon, lr, epochs=1)
+        outcomes, _ = server.train(round, server.everyone, TrainSettings(epsilon, lr, epochs=1))
         return StageResult(epsilon, lr, metrics=server.adopt_states(outcomes))
 
 
 class HardenedSylva(Sylva):
-    """Sylva, and a third phase."""
+    """Sylva with a third phase."""
 
     name = "hardened_sylva"
 

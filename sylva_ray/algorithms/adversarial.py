@@ -1,4 +1,4 @@
-"""Adversarial training losses per image, and class-balanced weights: the parts that methods are assembled from."""
+"""Adversarial training: losses per image, the crafting of their images, class-balanced weights, a base for methods."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from sylva_ray.federation.contract import Algorithm
 
 
 def craft_ce(context: ClientContext, params: ParameterStack, batch: Batch, attack: AttackSpec) -> torch.Tensor:
-    """PGD on the cross-entropy: ``[N, 3, H, W]``."""
+    """Craft images by PGD on the cross-entropy, ``[N, 3, H, W]``."""
     frozen = detached(params)
 
     def objective(x: torch.Tensor) -> torch.Tensor:
@@ -31,9 +31,17 @@ def craft_ce(context: ClientContext, params: ParameterStack, batch: Batch, attac
 def craft_kl(
     context: ClientContext, params: ParameterStack, batch: Batch, attack: AttackSpec, offset: torch.Tensor | float = 0.0
 ) -> torch.Tensor:
-    """PGD on the divergence from the clean prediction, which is computed once; ``offset`` is added to all logits.
+    """Craft images by PGD on the divergence from the clean prediction, which is computed once.
 
-    It starts at random whatever ``attack`` says: at the clean image the divergence has no gradient."""
+    PGD always starts at random: at the clean image the divergence has no gradient.
+
+    Args:
+        context: of the cohort.
+        params: of the cohort.
+        batch: the images.
+        attack: its settings.
+        offset: added to all logits.
+    """
     attack = replace(attack, random_start=True)
     frozen = detached(params)
     with context.stopwatch("attack"):
@@ -49,7 +57,7 @@ def craft_kl(
 def ce_adv(
     context: ClientContext, params: ParameterStack, batch: Batch, x_adv: torch.Tensor, beta: float = 0.0
 ) -> torch.Tensor:
-    """CE(z(x'), y) (Madry et al. 2018). ``beta`` is not used."""
+    """Return CE(z(x'), y) (Madry et al. 2018); ``beta`` is not used."""
     del beta
     return cross_entropy(context.model.forward(params, x_adv, batch.owner), batch.y)
 
@@ -57,9 +65,10 @@ def ce_adv(
 def trades(
     context: ClientContext, params: ParameterStack, batch: Batch, x_adv: torch.Tensor, beta: float
 ) -> torch.Tensor:
-    """CE(z(x), y) + beta KL(p(x) || p(x')), x' by PGD on the KL (Zhang et al. 2019); beta 6 is the paper's.
+    """Return CE(z(x), y) + beta KL(p(x) || p(x')), x' by PGD on the KL (TRADES, Zhang et al. 2019).
 
-    The gradient flows through both arguments of the KL, as in the authors' code."""
+    The paper has beta = 6. The gradient flows through both arguments of the KL, as in the authors' code.
+    """
     clean = context.model.forward(params, batch.x, batch.owner)
     moved = context.model.forward(params, x_adv, batch.owner)
     return cross_entropy(clean, batch.y) + beta * kl_divergence(clean, moved)
@@ -68,16 +77,24 @@ def trades(
 def mart(
     context: ClientContext, params: ParameterStack, batch: Batch, x_adv: torch.Tensor, beta: float
 ) -> torch.Tensor:
-    """BCE(x', y) + beta KL(p(x) || p(x')) (1 - p_y(x)), x' by PGD on the CE (Wang et al. 2020); beta 5 is the paper's."""
+    """Return BCE(x', y) + beta KL(p(x) || p(x')) (1 - p_y(x)), x' by PGD on the CE.
+
+    This is MART (Wang et al. 2020); the paper has beta = 5.
+    """
     clean = context.model.forward(params, batch.x, batch.owner)
     moved = context.model.forward(params, x_adv, batch.owner)
-    doubt = 1 - true_class_probability(clean, batch.y)
-    return boosted_cross_entropy(moved, batch.y) + beta * kl_divergence(clean, moved) * doubt
+    error_probability = 1 - true_class_probability(clean, batch.y)
+    return boosted_cross_entropy(moved, batch.y) + beta * kl_divergence(clean, moved) * error_probability
 
 
 @dataclass(frozen=True)
 class AdversarialLoss:
-    """How the images are made, and the loss on them: ``(context, params, batch, x_adv, beta) -> [N]``."""
+    """A loss and how its images are crafted.
+
+    Attributes:
+        craft: ``(context, params, batch, attack) -> x_adv [N, 3, H, W]``.
+        loss: ``(context, params, batch, x_adv, beta) -> [N]``.
+    """
 
     craft: Callable[[ClientContext, ParameterStack, Batch, AttackSpec], torch.Tensor]
     loss: Callable[[ClientContext, ParameterStack, Batch, torch.Tensor, float], torch.Tensor]
@@ -94,7 +111,7 @@ class AdversarialTraining(Algorithm):
     """A method whose clients train on a loss of `ADVERSARIAL_LOSSES`, or on one of their own (`robust_losses`)."""
 
     class Parameters(Algorithm.Parameters):
-        """Which loss, the weight of its robust term, and two options that any such method may use."""
+        """The loss, the weight of its robust term, and two options."""
 
         loss: Literal["ce_adv", "trades", "mart"] = "ce_adv"
         beta: float = Field(6.0, ge=0, description="weight of the robust term in trades and mart")
@@ -104,13 +121,13 @@ class AdversarialTraining(Algorithm):
     parameters: Parameters
 
     def craft(self, context: ClientContext, params: ParameterStack, batch: Batch, attack: AttackSpec) -> torch.Tensor:
-        """The loss's own way."""
+        """Craft images in the way of the chosen loss."""
         return ADVERSARIAL_LOSSES[self.parameters.loss].craft(context, params, batch, attack)
 
     def sample_losses(
         self, context: ClientContext, params: ParameterStack, batch: Batch, x_adv: torch.Tensor
     ) -> torch.Tensor:
-        """omega_y [robust loss + benign_weight CE(z(x), y)], per image."""
+        """Return omega_y [robust loss + benign_weight CE(z(x), y)] of every image, ``[N]``."""
         p = self.parameters
         losses = self.robust_losses(context, params, batch, x_adv)
         if p.benign_weight:
@@ -124,12 +141,12 @@ class AdversarialTraining(Algorithm):
     def robust_losses(
         self, context: ClientContext, params: ParameterStack, batch: Batch, x_adv: torch.Tensor
     ) -> torch.Tensor:
-        """The chosen loss of every image, ``[N]``: what a method of its own overrides."""
+        """Return the robust loss of every image, ``[N]``; a method with its own loss overrides this."""
         return ADVERSARIAL_LOSSES[self.parameters.loss].loss(context, params, batch, x_adv, self.parameters.beta)
 
 
 class OwnLoss(Section):
-    """Mixin for the parameters of a method with a loss of its own."""
+    """Mixin for the parameters of a method with its own loss, which refuses another value of ``loss``."""
 
     @model_validator(mode="after")
     def _loss_would_have_no_effect(self) -> Self:
@@ -140,10 +157,10 @@ class OwnLoss(Section):
 
 
 def class_weights(class_counts: torch.Tensor, beta: float) -> torch.Tensor:
-    """Effective-number weights (Cui et al. 2019): ``[C, num_classes]`` from counts of the same shape.
+    """Return effective-number weights (Cui et al. 2019), ``[C, num_classes]``, from counts of the same shape.
 
-    omega_c = (1 - beta) / (1 - beta^n_c), 0 for absent classes, rescaled so that the present ones sum to their number.
-    beta = 0 weighs every class alike; beta -> 1 weighs by 1 / n_c.
+    omega_c = (1 - beta) / (1 - beta^n_c), 0 for absent classes, scaled such that the weights of the present classes sum
+    to their number. With beta = 0 all classes have the same weight; for beta -> 1 weights are proportional to 1 / n_c.
     """
     counts = class_counts.double()
     present = counts > 0
@@ -154,5 +171,5 @@ def class_weights(class_counts: torch.Tensor, beta: float) -> torch.Tensor:
 
 
 def detached(params: ParameterStack) -> ParameterStack:
-    """The inner loop of an attack needs no weight gradient, and a teacher must not receive one."""
+    """Return the parameters without gradients, for attacks and teachers."""
     return {name: value.detach() for name, value in params.items()}

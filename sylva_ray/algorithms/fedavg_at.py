@@ -1,9 +1,9 @@
 """Federated adversarial training with one model for all: FedAvg-AT, also called FedPGD (Zizzo et al. 2020).
 
 FedAvg (McMahan et al. 2017) of locally adversarially trained models. ``fedtrades`` and ``fedmart`` change the loss,
-``fedavg_at_ft`` adds the local fine-tuning that every personalised method has to beat. All train the whole model;
-``algorithm.model=lora`` trains adapters, whose products are averaged exactly (``fedit_at`` averages the factors apart, as
-FedIT does; Zhang et al. 2024).
+``fedavg_at_ft`` adds local fine-tuning, the baseline of personalised methods. All train the whole model. With
+``algorithm.model=lora`` they train adapters, whose products are averaged exactly; ``fedit_at`` averages the factors
+separately, as FedIT does (Zhang et al. 2024).
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from sylva_ray.federation.parameters import Sharing
 
 
 class FedAvgAT(AdversarialTraining):
-    """One global model, adversarially trained; what is deployed is that model."""
+    """One global model, adversarially trained and deployed as it is."""
 
     name = "fedavg_at"
 
     class Parameters(AdversarialTraining.Parameters):
-        """Everything trains and everything is shared."""
+        """All parameters are trained and shared."""
 
         model: Literal["lora", "full"] = "full"
         heads: Sharing = "global"
@@ -30,46 +30,46 @@ class FedAvgAT(AdversarialTraining):
 
 
 class FedAvgATFineTuned(FedAvgAT):
-    """FedAvg-AT, then adversarial epochs on every client's own images."""
+    """FedAvg-AT, then adversarial epochs on the images of each client."""
 
     name = "fedavg_at_ft"
 
     class Parameters(FedAvgAT.Parameters):
-        """The last epochs make it personal."""
+        """One local epoch at the end."""
 
         final_local_epochs: int = Field(1, ge=0)
 
 
 class FedTrades(FedAvgAT):
-    """FedTRADES: the trade-off between accuracy and smoothness (Zhang et al. 2019)."""
+    """FedTRADES: FedAvg-AT with the TRADES loss (Zhang et al. 2019)."""
 
     name = "fedtrades"
 
     class Parameters(FedAvgAT.Parameters):
-        """beta 6, the paper's."""
+        """Beta 6, as in the paper."""
 
         loss: Literal["ce_adv", "trades", "mart"] = "trades"
 
 
 class FedMart(FedAvgAT):
-    """FedMART: misclassified images weigh more (Wang et al. 2020)."""
+    """FedMART: FedAvg-AT with the MART loss, where misclassified images have larger weights (Wang et al. 2020)."""
 
     name = "fedmart"
 
     class Parameters(FedAvgAT.Parameters):
-        """beta 5, the paper's."""
+        """Beta 5, as in the paper."""
 
         loss: Literal["ce_adv", "trades", "mart"] = "mart"
         beta: float = Field(5.0, ge=0)
 
 
 class FedItAT(FedAvgAT):
-    """FedIT's aggregation (Zhang et al. 2024): A and B averaged apart, which is not the average of the models."""
+    """FedIT's aggregation (Zhang et al. 2024): separate averages of A and B, not the average of the models."""
 
     name = "fedit_at"
 
     class Parameters(FedAvgAT.Parameters):
-        """LoRA with naive factors."""
+        """LoRA, whose factors are averaged naively."""
 
         model: Literal["lora", "full"] = "lora"
         factor_rule: Literal["product_svd", "naive"] = "naive"

@@ -1,4 +1,4 @@
-"""Adversarial weight perturbation in a federation (AWP, Wu et al. 2020): the gradient is taken where the weights hurt most."""
+"""FedAWP: federated adversarial training with adversarial weight perturbation (AWP, Wu et al. 2020)."""
 
 from __future__ import annotations
 
@@ -14,15 +14,16 @@ from sylva_ray.models.cohort import broadcast_clients
 
 
 class FedAWP(FedAvgAT):
-    """Every weight matrix moves by v = gamma ||w|| g / ||g|| up the loss; the step is taken at w from the gradient at w + v.
+    """Steps at w with the gradient at w + v, v = gamma ||w|| g / ||g||, for every weight matrix w.
 
-    g is the gradient on the same adversarial images (the authors' proxy takes one ascent step of SGD, which has its direction).
-    A LoRA factor that is still 0 borrows its partner's norm, a hundredth of it (our choice)."""
+    g is the gradient on the same adversarial images; the authors' proxy takes one ascent step of SGD, which has its
+    direction. For a LoRA factor that is 0, ||w|| is a hundredth of the norm of the other factor (our choice).
+    """
 
     name = "fedawp"
 
     class Parameters(FedAvgAT.Parameters):
-        """gamma 0.01, the paper's for adversarial training (0.005 with TRADES)."""
+        """Gamma 0.01, as in the paper for adversarial training (0.005 with TRADES)."""
 
         gamma: float = Field(0.01, ge=0)
 
@@ -31,9 +32,9 @@ class FedAWP(FedAvgAT):
     def gradients(
         self, context: ClientContext, params: ParameterStack, batch: Batch, x_adv: torch.Tensor, names: Sequence[str]
     ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-        """At the perturbed weights; the parameters themselves are never touched, so there is nothing to restore."""
+        """Return the gradients at the perturbed weights; ``params`` are not changed."""
         proxy = {name: value if name in names else value.clone() for name, value in params.items()}
-        ascent, _ = super().gradients(context, proxy, batch, x_adv, names)  # running statistics move at w + v alone
+        ascent, _ = super().gradients(context, proxy, batch, x_adv, names)  # batch statistics change at w + v only
         shifted = dict(params)
         for name in names:
             if params[name].ndim > 2:  # a client's matrix, with the leading client axis
@@ -44,7 +45,7 @@ class FedAWP(FedAvgAT):
 
 
 def _size(name: str, params: ParameterStack) -> torch.Tensor:
-    """``[C]`` norms of every client's matrix; of a zero LoRA factor a hundredth of its partner's."""
-    own = params[name].flatten(1).norm(dim=1)
+    """Return the norm of every client's matrix, ``[C]``; at least a hundredth of that of the other LoRA factor."""
+    norms = params[name].flatten(1).norm(dim=1)
     partner = name.replace(".lora_B", ".lora_A") if name.endswith(".lora_B") else name
-    return torch.maximum(own, 0.01 * params[partner].flatten(1).norm(dim=1))
+    return torch.maximum(norms, 0.01 * params[partner].flatten(1).norm(dim=1))

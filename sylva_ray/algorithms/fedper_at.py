@@ -1,4 +1,4 @@
-"""Personal heads on a shared, adversarially trained body: FedPer (Arivazhagan et al. 2019), FedRep (Collins et al. 2021)."""
+"""FedPer-AT (Arivazhagan et al. 2019) and FedRep-AT (Collins et al. 2021): personal heads on a shared body."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from sylva_ray.federation.parameters import Sharing
 
 
 class FedPerAT(FedAvgAT):
-    """The head never leaves the client; body and head train together."""
+    """Body and head are trained together; only the body is shared."""
 
     name = "fedper_at"
 
     class Parameters(FedAvgAT.Parameters):
-        """Only the head is personal; a last local epoch fits it to the merged body."""
+        """Personal heads, and a last local epoch that fits them to the merged body."""
 
         heads: Sharing = "local"
         final_local_epochs: int = Field(1, ge=0)
 
 
 class FedRepAT(FedPerAT):
-    """The head alone first, then the body alone."""
+    """The head is trained first, then the body."""
 
     name = "fedrep_at"
 
@@ -44,7 +44,11 @@ class FedRepAT(FedPerAT):
     parameters: Parameters
 
     def schedule(self, epochs: int, names: Sequence[str]) -> list[tuple[int, list[str]]]:
-        """E - body_epochs epochs of the head, then body_epochs of the body."""
+        """Return E - body_epochs epochs of the head, then body_epochs epochs of the body.
+
+        Raises:
+            UserError: there are too few epochs for both.
+        """
         body_epochs = self.parameters.body_epochs
         if epochs <= body_epochs:
             fix = f"fedrep_at trains the head before the body: at least {body_epochs + 1} epochs are needed"

@@ -1,8 +1,8 @@
-"""HETLoRA-AT: clients with LoRA ranks of their own (Cho et al. 2024, "Heterogeneous LoRA for Federated Fine-tuning").
+"""HETLoRA-AT: clients with unequal LoRA ranks (Cho et al. 2024, "Heterogeneous LoRA for Federated Fine-tuning").
 
-A client of rank r_k holds its factors in the first r_k slots of the common rank; the rest is 0 and stays 0, since with both
-factors 0 no gradient reaches a slot. So the fleet is one stack, and only r_k slots travel. The scaling is alpha / (common
-rank) for everybody. The paper's self-pruning of ranks is not here.
+A client of rank r_k has its factors in the first r_k slots of the common rank. The other slots are 0 and remain 0,
+because with both factors 0 no gradient reaches a slot. So all clients fit into one stack, and only r_k slots are
+uploaded. The scaling is alpha / (common rank) for all clients. The paper's self-pruning of ranks is not implemented.
 """
 
 from __future__ import annotations
@@ -22,43 +22,44 @@ from sylva_ray.federation.context import RoundUploads
 
 
 class HetLoraAT(AdversarialTraining):
-    """Zero-padded factors, averaged with weights ||B_k A_k||_F and cut to every client's rank."""
+    """Averages zero-padded factors with weights ||B_k A_k||_F and truncates the result to the rank of each client."""
 
     name = "hetlora_at"
 
     class Parameters(AdversarialTraining.Parameters):
-        """Client i has rank ``ranks[i mod len(ranks)]``, at most ``lora.rank``."""
+        """The ranks: client i has rank ``ranks[i mod len(ranks)]``, at most ``lora.rank``."""
 
         ranks: tuple[int, ...] = Field((2, 4, 8), min_length=1)
         slots: Literal["all", "owners"] = Field(
             "all",
-            description="owners: a slot is divided by the weights of those who have it, so high ranks are not diluted",
+            description="owners: a slot is averaged over the clients that have it, so high ranks are not diluted",
         )
         factor_rule: Literal["product_svd", "naive"] = "naive"
 
         @model_validator(mode="after")
         def _has_slots(self) -> Self:
             if self.model == "full" or self.factors != "both":
-                raise ValueError("hetlora_at weighs clients by their products B A: keep model=lora and factors=both")
+                raise ValueError("hetlora_at needs the products B A of the clients: keep model=lora and factors=both")
             if self.robust.rule != "mean":
                 raise ValueError(
-                    f"algorithm.robust.rule={self.robust.rule} takes a padded low rank for an outlier: hetlora_at has only mean"
+                    f"algorithm.robust.rule={self.robust.rule} would treat padded low ranks as outliers: set it to mean"
                 )
             if self.slots == "owners" and self.factor_rule != "naive":
-                raise ValueError("slots=owners divides factors slot by slot: set factor_rule=naive")
+                raise ValueError("slots=owners averages factors slot by slot: set factor_rule=naive")
             return self
 
     parameters: Parameters
 
     def rank(self, client: int) -> int:
-        """r_k."""
+        """Return r_k, the rank of a client."""
         return self.parameters.ranks[client % len(self.parameters.ranks)]
 
     def initial_state(self, client: int, state: ClientState) -> dict[str, np.ndarray]:
-        """The common state with the slots beyond r_k set to 0.
+        """Return the common state with the slots after r_k set to 0.
 
         Raises:
-            UserError: a rank below 1 or above the common one."""
+            UserError: a rank is below 1 or above the common one.
+        """
         self.common_rank = next(len(value) for name, value in state.items() if name.endswith(".lora_A"))
         if not 1 <= self.rank(client) <= self.common_rank:
             fix = f"must be between 1 and lora.rank, which is {self.common_rank}"
@@ -66,29 +67,29 @@ class HetLoraAT(AdversarialTraining):
         return self._cut(client, super().initial_state(client, state))
 
     def pack(self, client: int, state: ClientState) -> dict[str, np.ndarray]:
-        """The first r_k slots."""
+        """Return the first r_k slots of what is uploaded."""
         return {name: value[_slots(name, self.rank(client))] for name, value in super().pack(client, state).items()}
 
     def unpack(self, client: int, upload: ClientState) -> dict[str, np.ndarray]:
-        """Zero-padded to the common rank."""
+        """Pad an upload with zeros to the common rank."""
         missing = self.common_rank - self.rank(client)
         padding = {".lora_A": ((0, missing), (0, 0)), ".lora_B": ((0, 0), (0, missing))}
         return {n: np.pad(value, padding[n[-7:]]) if n[-7:] in padding else value for n, value in upload.items()}
 
     def client_weights(self, uploads: RoundUploads, clients: Sequence[int]) -> np.ndarray:
-        """||B_k A_k||_F over all modules (of a factor that is still 0: alike)."""
+        """Return ||B_k A_k||_F over all modules; equal weights while all products are 0."""
         norms = np.sqrt(np.diag(product_gram([uploads.by_client[client] for client in clients])).clip(0))
         return norms if norms.any() else np.ones(len(clients))
 
     def merge(
         self, uploads: RoundUploads, names: Sequence[str], members: Sequence[int], weights: np.ndarray, receiver: int
     ) -> dict[str, np.ndarray]:
-        """The padded mean; with ``slots=owners`` every slot over the weight of its owners only."""
+        """Return the mean of padded factors; with ``slots=owners`` a slot is averaged over the clients that have it."""
         merged = super().merge(uploads, names, members, weights, receiver)
         if self.parameters.slots == "owners":
             slots = np.arange(self.common_rank)
-            owned = sum(w * (slots < self.rank(k)) for k, w in zip(members, weights, strict=True))
-            scale = np.divide(1.0, owned, out=np.zeros(len(owned)), where=owned > 0)
+            weight_of_slot = sum(w * (slots < self.rank(k)) for k, w in zip(members, weights, strict=True))
+            scale = np.divide(1.0, weight_of_slot, out=np.zeros(len(slots)), where=weight_of_slot > 0)
             for name, value in merged.items():
                 if name.endswith(".lora_A"):
                     merged[name] = (value * scale[:, None]).astype(value.dtype)
@@ -97,16 +98,18 @@ class HetLoraAT(AdversarialTraining):
         return merged
 
     def aggregate(self, uploads: RoundUploads) -> list[dict[str, np.ndarray]]:
-        """Everybody gets the merged factors, cut to its rank.
+        """Return the merged factors, truncated to the rank of each client.
 
-        A slot that came out 0 in both factors (nobody who has it was there) stays what it was: no gradient could revive it."""
+        A slot that is 0 in both merged factors (no client that has it uploaded) keeps its value, because no gradient
+        would reach it.
+        """
         merged = [self._cut(client, state) for client, state in enumerate(super().aggregate(uploads))]
         for own, state in zip(uploads.states, merged, strict=True):
             for module in paired_modules(state):
                 a, b = f"{module}.lora_A", f"{module}.lora_B"
-                alive = np.logical_or(state[a].any(axis=1), state[b].any(axis=0))
-                state[a] = np.where(alive[:, None], state[a], own[a])
-                state[b] = np.where(alive, state[b], own[b])
+                is_merged = np.logical_or(state[a].any(axis=1), state[b].any(axis=0))
+                state[a] = np.where(is_merged[:, None], state[a], own[a])
+                state[b] = np.where(is_merged, state[b], own[b])
         return merged
 
     def _cut(self, client: int, state: ClientState) -> dict[str, np.ndarray]:
@@ -119,7 +122,7 @@ class HetLoraAT(AdversarialTraining):
 
 
 def _slots(name: str, rank: int) -> tuple[slice, ...]:
-    """Where the first ``rank`` slots of a factor lie; all of anything else."""
+    """Return the index of the first ``rank`` slots of a factor, or of everything in another parameter."""
     if name.endswith(".lora_A"):
         return (slice(rank),)
     return (slice(None), slice(rank)) if name.endswith(".lora_B") else (...,)  # type: ignore[return-value]

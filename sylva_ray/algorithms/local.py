@@ -1,4 +1,4 @@
-"""Local-only adversarial training: every client defends itself with its own data and uploads nothing (0 bytes)."""
+"""Local adversarial training: every client trains on its own data and uploads nothing."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from sylva_ray.federation.parameters import Sharing
 
 
 class PerLora(AdversarialTraining):
-    """Per-LoRA: Sylva's phase 1 without the federation; same loss, same warm-up, same number of steps."""
+    """Per-LoRA: Sylva's phase 1 without the federation, with the same loss, warm-up and number of steps."""
 
     name = "per_lora"
 
@@ -20,11 +20,11 @@ class PerLora(AdversarialTraining):
 
 
 class PerAdv(PerLora):
-    """Per-Adv: the same with the whole model."""
+    """Per-Adv: local adversarial training of the whole model."""
 
     name = "per_adv"
 
     class Parameters(PerLora.Parameters):
-        """Everything trains."""
+        """All parameters are trained."""
 
         model: Literal["lora", "full"] = "full"

@@ -1,9 +1,9 @@
-"""Lorica (arXiv 2506.05402v3), Sylva's successor: LoRA-FA, ball-tree neighbours, an adaptive loss, forward gating,
-Byzantine clients.
+"""Lorica (arXiv 2506.05402v3), the successor of Sylva.
 
-From the abstract: only the parameters of LoRA-FA travel, and phase 2 selects layers by forward gating. The form of the loss
-and of the gates is ours (docs/choices.md). A is frozen with orthogonal rows, so that averaging, distances and clipping of B
-are those of the models.
+From the abstract: LoRA-FA, of which only B is uploaded, ball-tree neighbours, an adaptive loss, forward gating of the
+    layers in
+phase 2, and Byzantine clients. The form of the loss and of the gates is our choice (docs/choices.md). A is frozen with
+orthogonal rows, so averages, distances and clipping of B are those of the models.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from sylva_ray.core.types import AttackSpec, ParameterStack
 from sylva_ray.federation.context import Batch, ClientContext
 from sylva_ray.federation.parameters import Phase2Parameters, RobustParameters, Sharing
 
-MEMORY = 0.9
-"""Of the running mean of every expert's loss."""
+DECAY = 0.9
+"""Of the running mean of each expert's loss."""
 
 
 class Lorica(AdversarialTraining):
-    """Four expert losses, weighted by how little each has fallen since the round began."""
+    """Four expert losses; the less a loss has decreased since the round began, the larger its weight."""
 
     name = "lorica"
 
     class Parameters(OwnLoss, AdversarialTraining.Parameters):
-        """``temperature`` and ``floor`` of the experts' weights; ``prior`` of the logit-adjusted expert."""
+        """Temperature and floor of the weights of the experts, prior of the logit-adjusted expert."""
 
         temperature: float = Field(1.0, gt=0)
-        floor: float = Field(0.05, ge=0, le=0.25, description="least weight of an expert")
+        floor: float = Field(0.05, ge=0, le=0.25, description="smallest weight of an expert")
         prior: float = Field(0.1, ge=0, description="times log class counts, in the logit-adjusted expert")
         factors: Literal["both", "b", "a"] = "b"
         a_init: Literal["kaiming", "orthonormal"] = "orthonormal"
@@ -43,15 +43,17 @@ class Lorica(AdversarialTraining):
     parameters: Parameters
 
     def craft(self, context: ClientContext, params: ParameterStack, batch: Batch, attack: AttackSpec) -> torch.Tensor:
-        """PGD on the cross-entropy."""
+        """Craft images by PGD on the cross-entropy."""
         return craft_ce(context, params, batch, attack)
 
     def robust_losses(
         self, context: ClientContext, params: ParameterStack, batch: Batch, x_adv: torch.Tensor
     ) -> torch.Tensor:
-        """Sum over experts e of g_e l_e: CE(x'), CE(x), KL(p(x) || p(x')), and CE(x') with logits adjusted by class counts.
+        """Return the sum over experts e of g_e l_e for every image, ``[N]``.
 
-        The weights g are detached: differentiating through them would let the model choose its easiest loss."""
+        The experts are CE(x'), CE(x), KL(p(x) || p(x')), and CE(x') with logits adjusted by class counts. The weights g
+        are detached; otherwise the model could lower its loss by changing the weights.
+        """
         clean = context.model.forward(params, batch.x, batch.owner)
         moved = context.model.forward(params, x_adv, batch.owner)
         log_counts = torch.log(context.class_counts.clamp(min=1).to(moved.dtype))
@@ -69,12 +71,14 @@ class Lorica(AdversarialTraining):
         return (context.to_images(self.gates(context, means, batch.active), batch) * experts).sum(1)
 
     def gates(self, context: ClientContext, means: torch.Tensor, active: torch.Tensor) -> torch.Tensor:
-        """``[C, 4]`` weights that sum to 1, from this step's mean losses ``[C, 4]``.
+        """Return ``[C, 4]`` weights that sum to 1, from the mean losses ``means [C, 4]`` of this step.
 
-        g = (1 - 4 floor) softmax(m / temperature) + floor, where m is the running mean of each expert's loss over its first."""
+        g = (1 - 4 floor) softmax(m / temperature) + floor, where m is the running mean of each expert's loss divided by
+        its first value. Clients that are not ``active`` keep their running means.
+        """
         first, running = context.scratch.get("experts", (means.clamp(min=1e-3), means))
-        running = torch.where(active[:, None], MEMORY * running + (1 - MEMORY) * means, running)
+        running = torch.where(active[:, None], DECAY * running + (1 - DECAY) * means, running)
         context.scratch["experts"] = (first, running)
         p = self.parameters
-        share = torch.softmax(running / first / p.temperature, dim=1)
-        return (1 - means.shape[1] * p.floor) * share + p.floor
+        weights = torch.softmax(running / first / p.temperature, dim=1)
+        return (1 - means.shape[1] * p.floor) * weights + p.floor

@@ -1,4 +1,4 @@
-"""Adversarially trained LoRA of which one factor travels: FFA-LoRA-AT (Sun et al. 2024) and FedSA-LoRA-AT (Guo et al. 2025)."""
+"""Adversarially trained LoRA with one uploaded factor: FFA-LoRA (Sun et al. 2024) and FedSA-LoRA (Guo et al. 2025)."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from sylva_ray.algorithms.adversarial import AdversarialTraining
 
 
 class FfaLoraAT(AdversarialTraining):
-    """A stays as it was drawn, the same for all; B is averaged, so the mean of the models is exact."""
+    """A is frozen and the same for all clients; B is averaged, so the mean of the models is exact."""
 
     name = "ffa_lora_at"
 
     class Parameters(AdversarialTraining.Parameters):
-        """Half the upload of LoRA where layers are square."""
+        """Only B is trained and uploaded: half the bytes of LoRA where layers are square."""
 
         factors: Literal["both", "b", "a"] = "b"
 
 
 class FedSaLoraAT(AdversarialTraining):
-    """A, the general directions, is averaged; B, what a client makes of them, stays at home."""
+    """A, the general directions, is averaged; B, which is specific to a client, is personal."""
 
     name = "fedsa_lora_at"
 
     class Parameters(AdversarialTraining.Parameters):
-        """Both factors train, A travels."""
+        """Both factors are trained, A is uploaded."""
 
         factors: Literal["both", "b", "a"] = "a"

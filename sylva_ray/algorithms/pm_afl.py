@@ -1,11 +1,12 @@
 """PM-AFL: a pre-trained teacher guides adversarial federated learning by mixture distillation.
 
-From the abstract: a frozen pre-trained teacher; vanilla mixture distillation on pairs of images and their blends;
-adversarial mixture distillation with attacked images on the student's side only; consistency of the local model under
-attack with the global model's clean prediction; a small global model. The weights and the temperature are ours.
-``backbone`` is the student, the model that travels; the teacher never does.
+From the abstract: a frozen pre-trained teacher; vanilla mixture distillation on pairs of images and their mixtures;
+    adversarial
+mixture distillation with attacked images on the side of the student only; consistency of the local model under attack
+with the clean prediction of the global model; a small global model. The weights and the temperature are our choice.
+``backbone`` is the student, which is uploaded; the teacher is not.
 
-The teacher knows the data's classes, or (``teacher_probe``) every client fits a head of its own on the frozen teacher in
+The teacher has the classes of the data, or (``teacher_probe``) every client fits its own head on the frozen teacher in
 the warm-up.
 """
 
@@ -32,20 +33,20 @@ from sylva_ray.models.backbone import Backbone, backbone_arrays, checkpoint_clas
 from sylva_ray.models.cohort import CohortModel
 
 PROBE = ("teacher_head.weight", "teacher_head.bias")
-"""The client's own head on the teacher: part of its state, never uploaded."""
+"""The client's head on the teacher. It is part of the client's state and is not uploaded."""
 
 
 class PmAfl(Algorithm):
-    """L = L_vanilla + adversarial_weight L_adversarial + consistency_weight L_consistency; no label but the teacher's."""
+    """L = L_vanilla + adversarial_weight L_adversarial + consistency_weight L_consistency, without labels."""
 
     name = "pm_afl"
 
     class Parameters(Algorithm.Parameters):
-        """``teacher`` is any backbone section; ``temperature`` softens both sides of the distillation."""
+        """The teacher, the temperature of both sides of the distillation, and the weights of the losses."""
 
         teacher: BackboneSection = BackboneSection()
         teacher_probe: bool = Field(
-            True, description="false: the teacher's own head, which must know the data's classes"
+            True, description="false: the head of the teacher, which must have the classes of the data"
         )
         temperature: float = Field(2.0, gt=0)
         adversarial_weight: float = Field(1.0, ge=0)
@@ -54,9 +55,7 @@ class PmAfl(Algorithm):
         model: Literal["lora", "full"] = "full"
         heads: Sharing = "global"
         final_local_epochs: int = Field(0, ge=0)
-        head_warmup_epochs: int = Field(
-            10, ge=0, description="of the student's head and the probe, which must be fitted"
-        )
+        head_warmup_epochs: int = Field(10, ge=0, description="of the student's head and the probe")
 
         @model_validator(mode="after")
         def _probe_is_fitted(self) -> Self:
@@ -66,13 +65,14 @@ class PmAfl(Algorithm):
 
     parameters: Parameters
 
-    # -- the teacher -----------------------------------------------------------------------------------------------------
+    # -- the teacher ------------------------------------------------------------------------------------------------
 
     def auxiliary_weights(self, num_classes: int) -> dict[str, np.ndarray]:
-        """The teacher's.
+        """Return the weights of the teacher.
 
         Raises:
-            UserError: it cannot be built, or it has other classes and no probe is fitted."""
+            UserError: it cannot be built, or it has other classes and no probe is fitted.
+        """
         p = self.parameters
         known = checkpoint_classes(p.teacher)
         if not p.teacher_probe and known != num_classes:
@@ -83,61 +83,64 @@ class PmAfl(Algorithm):
     def bind_model(
         self, model: CohortModel, num_classes: int, auxiliary: Mapping[str, np.ndarray], device: torch.device
     ) -> None:
-        """Build the teacher, frozen."""
+        """Build the frozen teacher."""
         super().bind_model(model, num_classes, auxiliary, device)
         self.teacher: Backbone = create_backbone(self.parameters.teacher, num_classes, auxiliary)
         self.teacher.requires_grad_(False).to(device)
         self.num_classes = num_classes
 
     def initial_state(self, client: int, state: ClientState) -> dict[str, np.ndarray]:
-        """With a probe of zeros where one is fitted."""
-        own = super().initial_state(client, state)
+        """Return the initial state, with a probe of zeros if one is fitted."""
+        result = super().initial_state(client, state)
         if self.parameters.teacher_probe:
             width = self.teacher.classifier.in_features
-            own[PROBE[0]] = np.zeros((self.num_classes, width), np.float32)  # type: ignore[arg-type]
-            own[PROBE[1]] = np.zeros(self.num_classes, np.float32)
-        return own
+            result[PROBE[0]] = np.zeros((self.num_classes, width), np.float32)  # type: ignore[arg-type]
+            result[PROBE[1]] = np.zeros(self.num_classes, np.float32)
+        return result
 
     def sharing(self, name: str) -> str:
-        """The probe stays at home."""
+        """Return with whom a parameter is shared; the probe is local."""
         return "local" if name in PROBE else super().sharing(name)
 
     def warm_up_names(self) -> tuple[str, ...]:
-        """The student's head and the probe."""
+        """Return the names of the student's head and of the probe."""
         return self.head_names + (PROBE if self.parameters.teacher_probe else ())
 
     def warm_up_losses(self, context: ClientContext, params: ParameterStack, batch: Batch) -> torch.Tensor:
-        """Two cross-entropies that share no parameter."""
+        """Return the sum of two cross-entropies, of the head and of the probe, which have no parameter in common."""
         losses = super().warm_up_losses(context, params, batch)
         if self.parameters.teacher_probe:
             losses = losses + cross_entropy(self.teach(params, batch.x, batch), batch.y)
         return losses
 
     def teach(self, params: ParameterStack, x: torch.Tensor, batch: Batch) -> torch.Tensor:
-        """The teacher's logits for ``x``, ``[N, num_classes]``."""
+        """Return the logits of the teacher for ``x``, ``[N, num_classes]``."""
         if not self.parameters.teacher_probe:
-            return self.teacher(x).float()
+            predictions: torch.Tensor = self.teacher(x).float()
+            return predictions
         model = self.teacher.model
         features = model.forward_features(self.teacher.preprocess(x))  # type: ignore[operator]
         features = model.forward_head(features, pre_logits=True)  # type: ignore[operator]
         weight, bias = (params[name][batch.owner.to(x.device)] for name in PROBE)
-        return torch.einsum("nd,ncd->nc", features, weight) + bias
+        logits: torch.Tensor = torch.einsum("nd,ncd->nc", features, weight) + bias
+        return logits
 
-    # -- the student -----------------------------------------------------------------------------------------------------
+    # -- the student ------------------------------------------------------------------------------------------------
 
     def craft(self, context: ClientContext, params: ParameterStack, batch: Batch, attack: AttackSpec) -> torch.Tensor:
-        """x' and the attacked blend, both as far as possible from the teacher's clean prediction.
+        """Craft images and mixtures that maximise the divergence from the teacher's clean prediction.
 
-        From a random start whatever ``attack`` says: where the two agree the divergence has no gradient."""
+        PGD always starts at random: where teacher and student agree the divergence has no gradient.
+        """
         attack = replace(attack, random_start=True)
         frozen = detached(params)
-        blend = blends(batch)
-        with torch.no_grad():  # all that only answers does so here, in evaluation mode
-            targets = [self.teach(frozen, x, batch) for x in (batch.x, blend)]
+        mixture = mixtures(batch)
+        with torch.no_grad():  # all models that are not trained predict here, in evaluation mode
+            targets = [self.teach(frozen, x, batch) for x in (batch.x, mixture)]
             broadcast = context.model.forward(context.received, batch.x, batch.owner)
         with context.stopwatch("attack"):
             attacked = []
-            for x, target in zip((batch.x, blend), targets, strict=True):
+            for x, target in zip((batch.x, mixture), targets, strict=True):
 
                 def objective(u: torch.Tensor, target: torch.Tensor = target) -> torch.Tensor:
                     if self.parameters.craft_against == "teacher":
@@ -145,34 +148,38 @@ class PmAfl(Algorithm):
                     return kl_divergence(target, context.model.forward(frozen, u, batch.owner))
 
                 attacked.append(pgd(objective, x, attack, batch.noise))
-        context.scratch["blends"], context.scratch["answers"] = (blend, attacked[1]), (*targets, broadcast)
+        context.scratch["mixtures"] = mixture, attacked[1]
+        context.scratch["predictions"] = *targets, broadcast
         return attacked[0]
 
     def sample_losses(
         self, context: ClientContext, params: ParameterStack, batch: Batch, x_adv: torch.Tensor
     ) -> torch.Tensor:
-        """Per image; the mean over a batch of pairs' halves is the batch mean, so each image is distilled once."""
+        """Return the loss of every image, ``[N]``.
+
+        Every image is in two pairs, but is distilled once: the mean over all halves of pairs is the mean over the
+            batch.
+        """
         p = self.parameters
-        blend, blend_adv = context.scratch["blends"]
-        teacher, teacher_blend, broadcast = context.scratch["answers"]
-        student, student_blend, attacked, attacked_blend = (
-            context.model.forward(params, x, batch.owner) for x in (batch.x, blend, x_adv, blend_adv)
+        mixture, mixture_adv = context.scratch["mixtures"]
+        teacher, teacher_mixture, broadcast = context.scratch["predictions"]
+        student, student_mixture, attacked, attacked_mixture = (
+            context.model.forward(params, x, batch.owner) for x in (batch.x, mixture, x_adv, mixture_adv)
         )
-        vanilla = self.distill(teacher, student) + self.distill(teacher_blend, student_blend)
-        adversarial = self.distill(teacher, attacked) + self.distill(teacher_blend, attacked_blend)
+        vanilla = self.distill(teacher, student) + self.distill(teacher_mixture, student_mixture)
+        adversarial = self.distill(teacher, attacked) + self.distill(teacher_mixture, attacked_mixture)
         consistency = kl_divergence(broadcast, attacked)
         return vanilla + p.adversarial_weight * adversarial + p.consistency_weight * consistency
 
     def distill(self, teacher: torch.Tensor, student: torch.Tensor) -> torch.Tensor:
-        """tau^2 KL(p_T || p_S) of the softened predictions (Hinton et al. 2015)."""
+        """Return tau^2 KL(p_T || p_S) of the softened predictions (Hinton et al. 2015)."""
         tau = self.parameters.temperature
         return tau**2 * kl_divergence(teacher / tau, student / tau)
 
 
-def blends(batch: Batch) -> torch.Tensor:
-    """lambda x_a + (1 - lambda) x_b: every image with a random one of the same client, lambda ~ Beta(1, 1)."""
-    draws = batch.uniforms.cpu()
-    # Owners are sorted, so nobody leaves its own block.
-    partner = torch.argsort(batch.owner + draws[:, 0].double(), stable=True)
-    share = batch.uniforms[:, 1].to(batch.x).view(-1, 1, 1, 1)
-    return share * batch.x + (1 - share) * batch.x[partner.to(batch.x.device)]
+def mixtures(batch: Batch) -> torch.Tensor:
+    """Mix every image with a random one of the same client: lambda x_a + (1 - lambda) x_b, lambda ~ Beta(1, 1)."""
+    # Owners are sorted, so every image stays in the block of its client.
+    partner = torch.argsort(batch.owner + batch.uniforms[:, 0].cpu().double(), stable=True)
+    mix = batch.uniforms[:, 1].to(batch.x).view(-1, 1, 1, 1)
+    return mix * batch.x + (1 - mix) * batch.x[partner.to(batch.x.device)]

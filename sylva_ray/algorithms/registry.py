@@ -1,4 +1,4 @@
-"""Methods by name, ours or anybody's: ``algorithm.name=my_pkg.my_module:MyMethod`` needs no change here."""
+"""Methods by name; a method outside this package is named ``my_package.my_module:MyMethod``."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ ALGORITHMS: dict[str, type[Algorithm]] = {
 
 
 def create_algorithm(section: AlgorithmSection) -> Algorithm:
-    """The method with its own parameters validated.
+    """Return the method that a configuration names, with its parameters.
 
     Raises:
-        UserError: unknown name (with the nearest one), a class that cannot be imported, a parameter that does not fit.
+        UserError: the name is unknown, the class cannot be imported, or a parameter is invalid.
     """
     method = _find(section.name)
     return method(build(method.Parameters, section.parameters, prefix="algorithm"))

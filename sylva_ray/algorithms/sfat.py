@@ -1,4 +1,4 @@
-"""Slack federated adversarial training (SFAT, Zhu et al. 2023): the mean leans towards the clients that resist best."""
+"""Slack federated adversarial training (SFAT, Zhu et al. 2023): the most robust clients have larger weights."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from sylva_ray.federation.context import RoundUploads
 
 
 class SFAT(FedAvgAT):
-    """FedAvg-AT whose ``favoured`` clients of smallest adversarial loss weigh (1 + slack) / (1 - slack) times as much."""
+    """FedAvg-AT in which the clients of smallest adversarial loss have (1 + slack) / (1 - slack) times their weight."""
 
     name = "sfat"
 
     class Parameters(FedAvgAT.Parameters):
-        """slack 1/6: a factor of 1.4, for one client."""
+        """Slack 1/6, that is a factor of 1.4, for one favoured client."""
 
         slack: float = Field(1 / 6, ge=0, lt=1)
         favoured: int = Field(1, ge=0)
@@ -25,7 +25,7 @@ class SFAT(FedAvgAT):
     parameters: Parameters
 
     def client_weights(self, uploads: RoundUploads, clients: Sequence[int]) -> np.ndarray:
-        """Plain in round 1, when the losses still say who had the easier images."""
+        """Return the weights; in round 1 those of FedAvg, because losses then depend mainly on the images."""
         weights = super().client_weights(uploads, clients)
         if uploads.round > 1:
             losses = [uploads.metrics[client]["loss"] for client in clients]

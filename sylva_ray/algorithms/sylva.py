@@ -1,9 +1,10 @@
 """Sylva (CCS 2025, arXiv 2506.05402): LoRA adversarial fine-tuning, then a layer game that refines on benign data.
 
-From the abstract: phase 1 fine-tunes LoRA adversarially on every client and uploads the LoRA parameters alone; phase 2
-selects layers by a cooperative game and refines them for benign accuracy. Our choices, where we know no more than that:
-the loss and its class balancing, product-SVD aggregation among ball-tree neighbours with local heads, the warm-up, and all
-of phase 2's constants. ``sylva_paper_like`` keeps naive averaging of the factors over everybody.
+From the abstract: phase 1 fine-tunes LoRA adversarially on every client and uploads the LoRA parameters only; phase 2
+    selects
+layers by a cooperative game and refines them for benign accuracy. We know no more of the paper. Our choices are the
+loss and its class balancing, product-SVD aggregation among ball-tree neighbours with local heads, the warm-up, and all
+constants of phase 2. ``sylva_paper_like`` averages the factors naively over all clients.
 """
 
 from __future__ import annotations
@@ -23,12 +24,12 @@ from sylva_ray.federation.stages.warm_up import WarmUp
 
 
 class Sylva(AdversarialTraining):
-    """Adversarial training of adapters that are shared among neighbours; heads stay at home."""
+    """Adversarial training of adapters that are shared among neighbours, with personal heads."""
 
     name = "sylva"
 
     class Parameters(AdversarialTraining.Parameters):
-        """Adapters are shared among neighbours, and there is a second phase."""
+        """Adapters shared among neighbours, and a phase 2."""
 
         adapters: Sharing = "neighbours"
         phase2: Phase2Parameters = Phase2Parameters()
@@ -36,7 +37,7 @@ class Sylva(AdversarialTraining):
     parameters: Parameters
 
     def stages(self, config: ResolvedConfig) -> list[Stage]:
-        """Adversarial rounds of adapters, a last local epoch; then a game over the layers and benign refinement of the chosen."""
+        """Return adversarial rounds and local epochs, then a game over layers and the refinement of those selected."""
         phase2 = self.parameters.phase2
         return [
             WarmUp(),
@@ -47,12 +48,12 @@ class Sylva(AdversarialTraining):
 
 
 class SylvaPaperLike(Sylva):
-    """The literal reading of the abstract: factors averaged separately, over the whole fleet (biased: Sum BA != BA)."""
+    """The literal reading of the abstract: factors are averaged separately, over all clients."""
 
     name = "sylva_paper_like"
 
     class Parameters(Sylva.Parameters):
-        """Only the aggregation differs."""
+        """Naive averages over all clients."""
 
         adapters: Sharing = "global"
         factor_rule: Literal["product_svd", "naive"] = "naive"

@@ -1,6 +1,6 @@
-"""The undefended fleet: federated clean fine-tuning (FedAvg of the exact LoRA products, personal heads).
+"""Federated clean fine-tuning: FedAvg of the exact LoRA products, with personal heads.
 
-What a fleet looks like before anybody thinks of attacks: good benign accuracy, and about 0 under PGD-20 at 8/255.
+Its benign accuracy is good; under PGD-20 at 8/255 its accuracy is about 0.
 """
 
 from __future__ import annotations
@@ -9,6 +9,6 @@ from sylva_ray.federation.contract import Algorithm
 
 
 class Undefended(Algorithm):
-    """The base method as it is: benign cross-entropy, global adapters, local heads."""
+    """The base method: benign cross-entropy, global adapters, local heads."""
 
     name = "undefended"

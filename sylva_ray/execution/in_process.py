@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from sylva_ray.core.errors import RunError
 from sylva_ray.federation.client.worker import CohortResult, CohortWorker
@@ -20,10 +21,10 @@ class InProcessPool:
 
     def run(
         self, tasks: Sequence[CohortTask], deadline_s: float | None = None, on_done: OnDone | None = None
-    ) -> list[CohortResult | None]:
+    ) -> list[CohortResult[Any] | None]:
         """See `ClientPool.run`; ``deadline_s`` is not used."""
         del deadline_s
-        results: list[CohortResult | None] = []
+        results: list[CohortResult[Any] | None] = []
         for task in tasks:
             try:
                 result = self.worker.run(task)

@@ -1,4 +1,4 @@
-"""Who takes part in a round, and who shares a cohort: functions of the config and the round, never of the cluster."""
+"""Participants of a round and their cohorts: functions of the configuration and the round, not of the cluster."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from sylva_ray.core.seeding import numpy_generator
 
 
 def choose_participants(config: ExperimentConfig, round: int, missing: Sequence[int]) -> list[int]:
-    """Clients of this round, sorted. Who was missing in the round before comes first; the rest is drawn."""
+    """Return the clients of a round, sorted: first those that were missing in the previous one, the rest drawn."""
     everyone = config.partition.num_clients
     wanted = config.training.clients_per_round or everyone
     order = numpy_generator(config.seed, "participants", round=round).permutation(everyone).tolist()
@@ -18,9 +18,14 @@ def choose_participants(config: ExperimentConfig, round: int, missing: Sequence[
 
 
 def make_cohorts(clients: Sequence[int], sizes: Sequence[int], cohort_size: int) -> list[tuple[int, ...]]:
-    """Deal ``clients`` into cohorts of at most ``cohort_size`` with about equal numbers of images, the largest first.
+    """Divide ``clients`` into cohorts of at most ``cohort_size`` with about equal numbers of images, the largest first.
 
-    Greedy longest-processing-time: the client with the most images goes to the cohort with the fewest so far.
+    The client with the most images goes to the cohort with the fewest so far (longest processing time first).
+
+    Args:
+        clients: their numbers.
+        sizes: training images of all clients of the fleet.
+        cohort_size: the largest number of clients in a cohort.
 
     >>> make_cohorts([0, 1, 2, 3], sizes=[10, 40, 20, 30], cohort_size=2)
     [(0, 1), (2, 3)]

@@ -1,4 +1,4 @@
-"""What a method's two halves are given: a batch and its clients, and a round's uploads."""
+"""The arguments of the two halves of a method: a batch and its clients, and the uploads of a round."""
 
 from __future__ import annotations
 
@@ -30,9 +30,15 @@ class Batch(ClientImages):
 
 @dataclass(frozen=True)
 class ClientContext:
-    """What a client's half may know: the model, its class counts ``[C, num_classes]``, and the state it received.
+    """What the client half of a method may use.
 
-    ``stopwatch("attack")`` books the seconds spent on crafting. ``scratch`` lasts for one task (one client, one round)."""
+    Attributes:
+        model: of the cohort.
+        class_counts: training images per class, ``[C, num_classes]``.
+        received: the state that the clients received in this stage.
+        stopwatch: ``with context.stopwatch("attack")`` measures the seconds of crafting.
+        scratch: for values that a method keeps from one call to the next within one task (one cohort in one stage).
+    """
 
     model: CohortModel
     class_counts: torch.Tensor
@@ -41,22 +47,23 @@ class ClientContext:
     scratch: dict[str, Any] = field(default_factory=dict)
 
     def to_images(self, values_C: torch.Tensor, batch: Batch) -> torch.Tensor:
-        """Per-client values ``[C, ...]`` -> per image ``[N, ...]``."""
+        """Repeat per-client values ``[C, ...]`` for the images of each client, ``[N, ...]``."""
         return values_C[batch.owner.to(values_C.device)]
 
 
 @dataclass(frozen=True)
 class RoundUploads:
-    """What the coordinator holds when a round's uploads are in.
+    """The uploads of a round, and what else the coordinator knows when they have arrived.
 
     Attributes:
-        round: from 1 (0 is the warm-up).
-        states: the K clients' own states after training (the simulator knows them; a method sends only what it declares).
-        received: the K states that the clients started from, which both sides know.
-        by_client, after the wire: what arrived, decoded, perhaps forged.
+        round: number of the stage, from 1 (0 is the warm-up).
+        states: the states of all K clients after training. The simulator knows them; only ``by_client`` has been
+            uploaded.
+        received: the states that the K clients started from, which both ends know.
+        by_client: ``{client: state}``, the uploads as the coordinator decodes them, some perhaps malicious.
         num_samples: training images of all K clients.
-        metrics: ``{client: {name: value}}`` that came along, e.g. the mean ``loss``.
-        seed: of the experiment, for rules that draw.
+        metrics: ``{client: {name: value}}``, e.g. the mean ``loss``.
+        seed: of the experiment, for rules that draw random numbers.
     """
 
     round: int

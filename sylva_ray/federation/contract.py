@@ -1,4 +1,7 @@
-"""The contract of a federated method: its two halves (`sylva_ray.federation.method`), and the stages of its run."""
+"""The contract of a federated method: its two halves and the stages of its run.
+
+The halves are in `sylva_ray.federation.method`, which stages import; stages are in `sylva_ray.federation.stages`.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,21 @@ from sylva_ray.federation.stages.warm_up import WarmUp
 
 
 class Algorithm(Method):
-    """One federated method. The base method trains benignly; subclasses override what differs."""
+    """A federated method. The base method trains benignly and averages; subclasses override what differs.
+
+    What a run is made of is a list of stages:
+
+    >>> from sylva_ray.config.experiment import ExperimentConfig
+    >>> class NoWarmUp(Algorithm):
+    ...     def stages(self, config):
+    ...         return federated_rounds(config)
+    >>> method = NoWarmUp(NoWarmUp.Parameters())
+    >>> [stage.title for stage in method.stages(ExperimentConfig(training={"rounds": 2}))]
+    ['phase 1: adversarial', 'phase 1: adversarial']
+
+    The hooks of the client half and of the server half, with an example, are those of
+    `sylva_ray.federation.method.Method`.
+    """
 
     def stages(self, config: ResolvedConfig) -> list[Stage]:
         """What a run is made of, in order. A method with another course overrides this.

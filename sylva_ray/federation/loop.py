@@ -1,7 +1,7 @@
 """The numbered loop: a run is a list of stages.
 
-Per stage it produces new client states and one record; it waits for the pool; it is unblocked by results or by a round's
-deadline. It knows no tracker and no Ray: records go to an `Observer`, tasks to a `ClientPool`.
+Per stage it produces new client states and one record; it waits for the pool; it is unblocked by results or by a
+round's deadline. It knows no tracker and no Ray: records go to an `Observer`, tasks to a `ClientPool`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What a run tells about itself while it goes on: to the terminal, to ``rounds.jsonl``, to MLflow, to a remote copy.
 
-An `Observer` overrides the methods that it cares about. Events are plain frozen data, so that they can cross a process border:
-the coordinator keeps them in an `EventLog`, and the driver passes them to its display with `tell`.
+An `Observer` overrides the methods that it cares about. Events are plain frozen data, so that they can cross a process
+border: the coordinator keeps them in an `EventLog`, and the driver passes them to its display with `tell`.
 """
 
 from __future__ import annotations

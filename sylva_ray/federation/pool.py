@@ -1,35 +1,48 @@
-"""Where tasks run. The coordinator sees this protocol only; `sylva_ray.execution.ray.pool` is the other implementation."""
+"""Where tasks run: the protocol that the coordinator uses.
+
+`sylva_ray.execution.ray.pool` and `sylva_ray.execution.in_process` implement it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 from sylva_ray.federation.client.worker import CohortResult
 from sylva_ray.federation.tasks import CohortTask
 
-OnDone = Callable[[CohortTask, CohortResult], None]
+OnDone = Callable[[CohortTask, CohortResult[Any]], None]
+"""Called with a finished task and its result."""
 
 
 class ClientPool(Protocol):
-    """Workers that run any task of any cohort."""
+    """Workers that run any task of any cohort.
+
+    Attributes:
+        num_actors: how many workers there are.
+    """
 
     num_actors: int
 
     def run(
         self, tasks: Sequence[CohortTask], deadline_s: float | None = None, on_done: OnDone | None = None
-    ) -> list[CohortResult | None]:
-        """Run ``tasks`` (longest first, as the caller ordered them); results in the same order.
+    ) -> list[CohortResult[Any] | None]:
+        """Run tasks, which the caller has put in descending order of their length.
 
         Args:
-            deadline_s: wall seconds after which what is not done counts as missing (its result is None).
-            on_done: called with each finished task and its result, as they arrive.
+            tasks: to run.
+            deadline_s: wall seconds after which unfinished tasks count as missing; None: no deadline.
+            on_done: called with every finished task and its result, as they arrive.
+
+        Returns:
+            The results in the order of the tasks, None for a missing one.
 
         Raises:
-            RunError: a task failed by its own exception, or its worker died too often; names stage, round and clients.
+            RunError: a task raised an exception, or its worker failed too often; the message names stage, round and
+                clients.
         """
         ...
 
     def close(self) -> None:
-        """Give the workers back."""
+        """Release the workers."""
         ...

@@ -1,6 +1,6 @@
-"""What a stage works with: the clients' states, and what the coordinator does with them on every stage's behalf.
+"""What a stage works with: the states of the clients, and what the coordinator does with them in every stage.
 
-It knows no tracker and no Ray: tasks go to a `ClientPool`, progress to a callback.
+It depends neither on a tracker nor on Ray: tasks go to a `ClientPool`, progress to an `Observer`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from sylva_ray.config.resolved import ResolvedConfig
 from sylva_ray.core.records import GameRecord, StageRecord
 from sylva_ray.core.types import ClientState, stack_states
 from sylva_ray.data.fleet import FleetData
-from sylva_ray.federation.client.training import TrainOutcome, TrainTask
+from sylva_ray.federation.client.training import TrainOutcome, TrainSettings, TrainTask
 from sylva_ray.federation.client.worker import CohortResult
 from sylva_ray.federation.cohorts import make_cohorts
 from sylva_ray.federation.context import RoundUploads
@@ -31,7 +31,17 @@ from sylva_ray.transport.wire import Traffic, Wire
 
 @dataclass
 class StageCosts:
-    """What one step costs: filled while it runs, written into its record."""
+    """What a stage costs; it is filled while the stage runs and written into its record.
+
+    Attributes:
+        seconds: ``{activity: seconds}``, summed over workers.
+        upload_bytes: bytes of the arrays from the clients.
+        download_bytes: bytes of the arrays to the clients.
+        upload_payload_bytes: bytes of the files that contain those arrays.
+        download_payload_bytes: bytes of the files that contain those arrays.
+        peak_memory_bytes: the highest resident memory of a worker.
+        dropped: clients whose training diverged.
+    """
 
     seconds: dict[str, float] = field(default_factory=dict)
     upload_bytes: int = 0
@@ -41,10 +51,10 @@ class StageCosts:
     peak_memory_bytes: int = 0
     dropped: list[int] = field(default_factory=list)
 
-    def add(self, result: CohortResult) -> None:
-        """Add a worker's seconds by stage."""
-        for stage, seconds in result.seconds.items():
-            self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
+    def add(self, result: CohortResult[Any]) -> None:
+        """Add the seconds and the memory of a task."""
+        for activity, seconds in result.seconds.items():
+            self.seconds[activity] = self.seconds.get(activity, 0.0) + seconds
         self.peak_memory_bytes = max(self.peak_memory_bytes, result.peak_memory_bytes)
 
 
@@ -53,19 +63,19 @@ class Server:
 
     Args:
         config: the experiment.
-        algorithm: with ``head_names`` set.
-        fleet: for sizes and labels (the images are the workers' business).
-        initial_states: what the K clients start from.
-        players: the layer game's players, ``{name: parameter names}``; empty for full models.
+        algorithm: the method, bound to its model.
+        fleet: for the numbers of images and the labels.
+        initial_states: the states that the K clients start from.
+        players: of the layer game, ``{name: parameter names}``; empty for full models.
         pool: where tasks run.
         folder: of the run.
-        observer: hears of finished tasks and missed deadlines.
+        observer: is told of finished tasks and missed deadlines.
 
     Attributes:
-        states: the K clients' states; a stage changes them.
-        game: what the layer game decided, or None.
-        records: of the stages before this one.
-        costs: what the present stage costs.
+        states: of the K clients; a stage changes them.
+        game: the result of the layer game, or None.
+        records: of the stages before the present one.
+        costs: of the present stage.
     """
 
     def __init__(
@@ -92,41 +102,45 @@ class Server:
 
     @property
     def previous_missing(self) -> list[int]:
-        """Participants of the stage before that missed its deadline."""
+        """Participants of the previous stage that missed its deadline."""
         return self.records[-1].missing if self.records else []
 
     # -- training and exchange -------------------------------------------------------------------------------------------
 
     def train(
-        self,
-        round: int,
-        clients: Sequence[int],
-        epsilon: float,
-        lr: float,
-        epochs: int,
-        head_epochs: int = 0,
-        deadline_s: float | None = None,
+        self, round: int, clients: Sequence[int], settings: TrainSettings, deadline_s: float | None = None
     ) -> tuple[dict[int, TrainOutcome], list[int]]:
-        """Train ``clients`` in cohorts; returns what arrived, and who is missing (only with a deadline).
+        """Train clients in cohorts.
 
-        A client whose training diverged keeps its last state, uploads nothing, and is named in the record. A deadline depends
-        on the wall clock, so who was missing is logged, and a re-run of the round replays the log."""
+        A client whose training diverged keeps its last state, uploads nothing, and is named in the record. Which
+        clients miss a deadline depends on the wall clock, so they are logged, and a repetition of the stage uses the
+        log.
+
+        Args:
+            round: number of the stage.
+            clients: the participants.
+            settings: how they train.
+            deadline_s: wall seconds after which clients count as missing; None: no deadline.
+
+        Returns:
+            ``{client: outcome}`` of the clients that finished, and the missing ones.
+        """
         replayed = None if deadline_s is None else self.folder.load_missing(round)
         tasks = [
-            TrainTask(round, cohort, self.stack(cohort), epsilon, lr, epochs, head_epochs)
+            TrainTask(round, cohort, self.stack(cohort), settings)
             for cohort in self.cohorts([client for client in clients if client not in (replayed or [])])
         ]
-        limit = deadline_s if replayed is None else None
-        outcomes: dict[int, TrainOutcome] = self.run(tasks, limit)
+        remaining_s = deadline_s if replayed is None else None
+        outcomes: dict[int, TrainOutcome] = self.run(tasks, remaining_s)
         missing = [client for client in clients if client not in outcomes]
         self.costs.dropped = sorted(c for c, outcome in outcomes.items() if not _is_finite(outcome.state))
         outcomes = {c: outcome for c, outcome in outcomes.items() if c not in self.costs.dropped}
-        if limit is not None:
+        if remaining_s is not None:
             self._note_missing(round, missing)
         return outcomes, missing
 
     def adopt_states(self, outcomes: Mapping[int, TrainOutcome]) -> dict[str, dict[str, float]]:
-        """New states from the outcomes; returns ``{metric: {client: value}}``."""
+        """Replace the states of the clients that trained, and return their metrics, ``{metric: {client: value}}``."""
         metrics: dict[str, dict[str, float]] = {}
         for client, outcome in sorted(outcomes.items()):
             self.states[client] = dict(outcome.state)
@@ -178,31 +192,31 @@ class Server:
             clients = ", ".join(map(str, missing))
             self.observer.on_notice(Notice(f"round {round}: clients {clients} missed the deadline"))
 
-    # -- who speaks for whom after phase 1 -------------------------------------------------------------------------------
+    # -- neighbourhoods after phase 1 ------------------------------------------------------------------------------------
 
     def neighbourhood(self, received: Sequence[ClientState], uploads: Mapping[int, ClientState]) -> NeighbourGraph:
-        """Whose values and guard outcomes speak for whom: by the last uploads, the newest that the coordinator knows."""
+        """Return the neighbourhoods for phase 2, from the last uploads that the coordinator knows."""
         known = [{**received[client], **uploads.get(client, {})} for client in self.everyone]
         adapters = [{n: v for n, v in state.items() if n not in self.algorithm.head_names} for state in known]
         return self.algorithm.phase2_graph(adapters, self.sizes)
 
     def recorded_neighbourhood(self) -> NeighbourGraph:
-        """The one noted at the end of phase 1: nothing but game values and outcomes travels in phase 2."""
-        noted = next(record.neighbours for record in reversed(self.records) if record.neighbours is not None)
-        return NeighbourGraph(np.array(noted.members), np.array(noted.weights))
+        """Return the neighbourhoods that the last round of phase 1 recorded; in phase 2 no adapters are uploaded."""
+        recorded = next(record.neighbours for record in reversed(self.records) if record.neighbours is not None)
+        return NeighbourGraph(np.array(recorded.members), np.array(recorded.weights))
 
     # -- cohorts and tasks -----------------------------------------------------------------------------------------------
 
     def cohorts(self, clients: Sequence[int]) -> list[tuple[int, ...]]:
-        """``clients`` in cohorts of about equal work."""
+        """Divide ``clients`` into cohorts of about equal work."""
         return make_cohorts(clients, self.sizes, self.config.training.cohort_size) if clients else []
 
     def stack(self, cohort: Sequence[int]) -> dict[str, np.ndarray]:
-        """Some clients' states, ``{name: [C, ...]}``."""
+        """Return the states of the clients of a cohort, ``{name: [C, ...]}``."""
         return stack_states([self.states[client] for client in cohort])
 
     def run(self, tasks: Sequence[CohortTask], deadline_s: float | None = None) -> dict[int, Any]:
-        """Run tasks on the pool, book what they cost; returns ``{client: outcome}`` of those that arrived."""
+        """Run tasks on the pool, add up what they cost, and return ``{client: outcome}`` of the tasks that finished."""
         outcomes: dict[int, Any] = {}
         for result in self.pool.run(tasks, deadline_s, self._task_done):
             if result is not None:
@@ -210,7 +224,7 @@ class Server:
                 outcomes |= zip(result.clients, result.outcomes, strict=True)
         return outcomes
 
-    def _task_done(self, task: CohortTask, result: CohortResult) -> None:
+    def _task_done(self, task: CohortTask, result: CohortResult[Any]) -> None:
         del result
         self.observer.on_task(TaskDone(task.stage, len(task.clients)))
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from sylva_ray.algorithms.pm_afl import PROBE, PmAfl, blends
+from sylva_ray.algorithms.pm_afl import PROBE, PmAfl, mixtures
 from sylva_ray.attacks.losses import kl_divergence
 from sylva_ray.config.experiment import BackboneSection
 from sylva_ray.core.errors import UserError
@@ -96,8 +96,8 @@ def test_without_budget_the_adversarial_half_is_the_vanilla_one() -> None:
 def test_the_loss_is_the_sum_over_pairs_as_written() -> None:
     context, params, b, made = taught(temperature=3.0, adversarial_weight=0.7, consistency_weight=0.2)
     x_adv = made.craft(context, params, b, SMALL)
-    blend, blend_adv = context.scratch["blends"]
-    torch.testing.assert_close(blend, blends(b))
+    blend, blend_adv = context.scratch["mixtures"]
+    torch.testing.assert_close(blend, mixtures(b))
 
     def student(x: torch.Tensor) -> torch.Tensor:
         return context.model.forward(params, x, b.owner)
@@ -119,7 +119,7 @@ def test_the_loss_is_the_sum_over_pairs_as_written() -> None:
 def test_both_attacks_start_from_their_clean_images_and_lead_away_from_the_teachers_answer(against: str) -> None:
     context, params, b, made = taught(craft_against=against)
     x_adv = made.craft(context, params, b, replace(SMALL, random_start=False))
-    for clean, found in ((b.x, x_adv), context.scratch["blends"]):
+    for clean, found in ((b.x, x_adv), context.scratch["mixtures"]):
         assert 0.04 < (found - clean).abs().max() <= SMALL.epsilon + 1e-6
 
         def answer(u: torch.Tensor) -> torch.Tensor:
@@ -145,14 +145,14 @@ def test_no_gradient_reaches_the_teacher_or_the_broadcast_model() -> None:
 def test_blends_stay_inside_a_clients_own_images_and_do_not_depend_on_company() -> None:
     context, params, b = toy(owned=(5, 0, 7), counts=((1, 1, 1),) * 3)
     marked = replace(b, x=b.owner.float().view(-1, 1, 1, 1).expand_as(b.x) / 2)
-    torch.testing.assert_close(blends(marked), marked.x)  # a stranger's image would shift the level
-    together = blends(b)
+    torch.testing.assert_close(mixtures(marked), marked.x)  # a stranger's image would shift the level
+    together = mixtures(b)
     assert not torch.equal(together, b.x)
     for client in (0, 2):
         *_, own = alone(context, params, b, client)
-        assert torch.equal(blends(own), together[b.owner == client])
+        assert torch.equal(mixtures(own), together[b.owner == client])
     ties = replace(b, uniforms=torch.zeros_like(b.uniforms))
-    assert torch.equal(blends(ties), b.x)
+    assert torch.equal(mixtures(ties), b.x)
 
 
 def test_a_cohorts_gradient_is_each_clients_own() -> None:

@@ -14,7 +14,7 @@ from sylva_ray.config.schema import build
 from sylva_ray.core.seeding import generator
 from sylva_ray.core.timing import Stopwatch
 from sylva_ray.core.types import AttackSpec, ClientState, ParameterStack, stack_states
-from sylva_ray.federation.client.training import TrainTask
+from sylva_ray.federation.client.training import TrainSettings, TrainTask
 from sylva_ray.federation.client.worker import CohortWorker
 from sylva_ray.federation.context import Batch, ClientContext, RoundUploads
 from sylva_ray.federation.method import Method
@@ -146,7 +146,7 @@ def trained(
     """The states of ``clients`` (None: all) after a round of real local training."""
     chosen = tuple(range(len(states)) if clients is None else clients)
     stack = stack_states([states[c] for c in chosen])
-    result = worker.run(TrainTask(round, chosen, stack, epsilon, lr, epochs, head_epochs))
+    result = worker.run(TrainTask(round, chosen, stack, TrainSettings(epsilon, lr, epochs, head_epochs)))
     return [dict(outcome.state) for outcome in result.outcomes]
 
 

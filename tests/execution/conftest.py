@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from sylva_ray.algorithms.registry import create_algorithm
-from sylva_ray.federation.client.training import TrainTask
+from sylva_ray.federation.client.training import TrainSettings, TrainTask
 from sylva_ray.federation.tasks import CohortTask
 from sylva_ray.preparation.experiment import Prepared
 
@@ -36,7 +36,7 @@ def train_task(tiny: Prepared) -> Callable[..., CohortTask]:
 
     def make(clients: tuple[int, ...], epochs: int = 1) -> CohortTask:
         states = stack_states([initial] * len(clients))
-        return TrainTask(1, clients, states, epsilon=4 / 255, lr=0.005, epochs=epochs)
+        return TrainTask(1, clients, states, TrainSettings(epsilon=4 / 255, lr=0.005, epochs=epochs))
 
     return make
 

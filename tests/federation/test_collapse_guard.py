@@ -19,7 +19,7 @@ from sylva_ray.core.timing import Stopwatch
 from sylva_ray.core.types import AttackSpec, ClientData, ParameterStack, Split
 from sylva_ray.federation.client.batches import split_draws
 from sylva_ray.federation.client.collapse_guard import MAX_ACCURACY_DROP, CollapseGuard
-from sylva_ray.federation.client.training import TrainTask, train_cohort
+from sylva_ray.federation.client.training import TrainSettings, TrainTask, train_cohort
 from sylva_ray.federation.context import Batch, ClientContext
 from sylva_ray.federation.contract import Algorithm
 from sylva_ray.preparation.resolve import resolve_config
@@ -187,7 +187,7 @@ def trained(
     stacked = {key: value.numpy() for key, value in params.items()}
     counts = torch.stack([torch.from_numpy(d.class_counts(CLASSES)) for d in DATA])
     context = ClientContext(LinearStack(), counts, {}, Stopwatch())
-    task = TrainTask(1, (0, 1, 2), stacked, epsilon=epsilon, lr=0.1, epochs=epochs)
+    task = TrainTask(1, (0, 1, 2), stacked, TrainSettings(epsilon=epsilon, lr=0.1, epochs=epochs))
     return params, train_cohort(context, algorithm, params, DATA, task, config(name))
 
 

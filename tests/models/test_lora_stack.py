@@ -18,7 +18,7 @@ from sylva_ray.core.seeding import generator
 from sylva_ray.core.timing import Stopwatch
 from sylva_ray.core.types import ClientData, ClientState, Split, stack_states, unstack_states
 from sylva_ray.federation.client.batches import cohort_batches
-from sylva_ray.federation.client.training import TrainTask, train_cohort
+from sylva_ray.federation.client.training import TrainSettings, TrainTask, train_cohort
 from sylva_ray.federation.context import ClientContext
 from sylva_ray.models.backbone import Backbone, create_backbone
 from sylva_ray.models.cohort import FunctionalStack, repeat_owner, to_arrays, to_parameters
@@ -105,10 +105,10 @@ def train_with_peft(
     params = [p for name, p in model.named_parameters() if "lora_" in name or "modules_to_save" in name]
     for p in model.parameters():
         p.requires_grad_(any(p is q for q in params))
-    optimizer = torch.optim.AdamW(params, lr=task.lr, weight_decay=config.training.weight_decay)
-    spec = config.attack.spec(task.epsilon)
+    optimizer = torch.optim.AdamW(params, lr=task.settings.lr, weight_decay=config.training.weight_decay)
+    spec = config.attack.spec(task.settings.epsilon)
     loss = torch.nn.CrossEntropyLoss()
-    for _ in range(task.epochs):
+    for _ in range(task.settings.epochs):
         for batch in cohort_batches([data], [stream], config.training.batch_size, "none", dtype, "cpu"):
             x_adv = (batch.x + spec.epsilon * batch.noise).clamp(0, 1)
             for _ in range(spec.steps):
@@ -150,7 +150,9 @@ def test_training_equals_separate_peft_models(
     config = resolve_config(build(ExperimentConfig, sections))
     stack = LoraStack(create_backbone(BACKBONE, CLASSES).to(dtype), LORA)
     states, data = random_states(stack, num_clients), clients_of_unequal_size(num_clients)
-    task = TrainTask(1, tuple(range(num_clients)), stack_states(states), epsilon=4 / 255, lr=lr, epochs=epochs)
+    task = TrainTask(
+        1, tuple(range(num_clients)), stack_states(states), TrainSettings(epsilon=4 / 255, lr=lr, epochs=epochs)
+    )
     params = to_parameters(task.states, "cpu", dtype)
     counts = torch.stack([torch.from_numpy(d.class_counts(CLASSES)) for d in data])
     context = ClientContext(stack, counts, {}, Stopwatch())

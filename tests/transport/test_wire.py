@@ -20,7 +20,7 @@ from sylva_ray.core.errors import RunError
 from sylva_ray.core.seeding import generator
 from sylva_ray.core.types import ClientState, stack_states, state_bytes
 from sylva_ray.execution.in_process import InProcessPool
-from sylva_ray.federation.client.training import TrainOutcome, TrainTask
+from sylva_ray.federation.client.training import TrainOutcome, TrainSettings, TrainTask
 from sylva_ray.federation.client.worker import build_model
 from sylva_ray.federation.contract import Algorithm
 from sylva_ray.federation.observer import Observer
@@ -524,7 +524,7 @@ def test_a_label_flipper_trains_on_flipped_labels_and_nobody_else_does() -> None
     workers = [create_worker(flipping.config, flipping.fleet, flipping.backbone)]
     workers += [create_worker(plain.config, fleet, plain.backbone) for fleet in (by_hand, plain.fleet)]
     start = stack_states([workers[0].model.initial_state(generator(0, "initial state"))] * 3)
-    task = TrainTask(1, (0, 1, 2), start, epsilon=4 / 255, lr=0.005, epochs=1)
+    task = TrainTask(1, (0, 1, 2), start, TrainSettings(epsilon=4 / 255, lr=0.005, epochs=1))
     flipped, expected, honest = (worker.run(task).outcomes for worker in workers)
     for client in range(3):
         assert same(flipped[client].state, expected[client].state)

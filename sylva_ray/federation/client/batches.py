@@ -1,7 +1,7 @@
-"""Mini-batches of a cohort: every client at its own pace, with its own random stream.
+"""Mini-batches of a cohort, in which every client has its own number of batches and its own random numbers.
 
-A client's stream (order, augmentation, attack noise) is drawn from its own generator, so it is the same whoever shares the
-cohort. Images stay uint8 until the step that uses them.
+The order, the augmentation and the attack noise of a client are drawn from its own generator, so they do not depend on
+the other clients of the cohort. Images stay uint8 until the step that uses them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from sylva_ray.federation.context import Batch
 
 
 def pixels(images: np.ndarray, dtype: torch.dtype, device: torch.device | str) -> torch.Tensor:
-    """``[n, 3, H, W] uint8`` -> the same in [0, 1]."""
+    """Convert ``[n, 3, H, W] uint8`` to floating-point numbers in [0, 1]."""
     return torch.tensor(images, device=device).to(dtype) / 255
 
 
@@ -30,7 +30,16 @@ def cohort_batches(
     dtype: torch.dtype,
     device: torch.device | str,
 ) -> Iterator[Batch]:
-    """One epoch. Ends when the client with the most images has seen all of its own; the others pause before."""
+    """Yield the batches of one epoch, as many as the client with the most images has; the others are inactive at its end.
+
+    Args:
+        data: of every client.
+        streams: the random numbers of every client.
+        batch_size: images per client in a batch.
+        augment: see `sylva_ray.data.augment.augmented`.
+        dtype: of the images and the noise.
+        device: of the batches, except for ``owner``.
+    """
     orders = [torch.randperm(len(d.train), generator=g).numpy() for d, g in zip(data, streams, strict=True)]
     num_steps = max(-(-len(order) // batch_size) for order in orders)
     for step in range(num_steps):
@@ -39,10 +48,10 @@ def cohort_batches(
         images, labels, noise, uniforms = [], [], [], []
         for client, rows in enumerate(chosen):
             if len(rows):
-                own = data[client].train.images[rows]
-                images.append(augmented(own, augment, streams[client]))
+                chosen_images = data[client].train.images[rows]
+                images.append(augmented(chosen_images, augment, streams[client]))
                 labels.append(data[client].train.labels[rows])
-                noise.append(torch.rand(own.shape, generator=streams[client]) * 2 - 1)
+                noise.append(torch.rand(chosen_images.shape, generator=streams[client]) * 2 - 1)
                 uniforms.append(torch.rand((len(rows), 2), generator=streams[client]))
         yield Batch(
             x=pixels(np.concatenate(images), dtype, device),

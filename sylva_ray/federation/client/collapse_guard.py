@@ -1,6 +1,8 @@
 """The guard of fast adversarial training: single-step training can collapse within an epoch (Wong et al. 2020, section 5.3).
 
-The tell-tale is a model that resists the single step it was trained on and nothing else: its accuracy under PGD-5 drops at once.
+A collapsed model is robust against the single step that it was trained on and against nothing else: its accuracy under
+    PGD-5
+drops suddenly.
 """
 
 from __future__ import annotations
@@ -17,17 +19,24 @@ from sylva_ray.federation.client.batches import client_images
 from sylva_ray.models.cohort import CohortModel, broadcast_clients
 
 PGD_STEPS = 5
+"""Steps of the attack that reveals a collapse."""
+
 MAX_ACCURACY_DROP = 0.2
-"""Accuracy under PGD-5 that an epoch may lose."""
+"""Largest accuracy under PGD-5 that one epoch may lose."""
 
 
 class CollapseGuard:
-    """Watches a cohort: after every epoch the clients that collapsed get the state of the epoch before back, and stop.
+    """Undoes the last epoch of clients whose training collapsed, and stops them.
 
     Args:
-        params: the stack that trains, in place.
-        watched: some training images per client (the first batch).
-        draws: for their random starts, the same at every look.
+        model: of the cohort.
+        params: the parameters that are trained, in place.
+        watched: some training images of every client (the first batch).
+        epsilon: of the training attack, in pixel units.
+        draws: for the random starts on these images, the same after every epoch.
+
+    Attributes:
+        stopped_C: which clients were stopped, ``[C] bool``.
     """
 
     def __init__(
@@ -44,17 +53,17 @@ class CollapseGuard:
         self.model, self.params = model, params
         self.attack = AttackSpec("pgd", epsilon, PGD_STEPS, default_step_size(epsilon, PGD_STEPS))
         self.stopped_C = torch.zeros(len(first), dtype=torch.bool, device=first.device)
-        self._keep(self._accuracy())
+        self._save(self._accuracy())
 
     def after_epoch(self) -> None:
-        """Roll back and stop who collapsed; remember the others."""
+        """Restore and stop the clients that collapsed in this epoch; save the states of the others."""
         accuracy_C = self._accuracy()
         self.stopped_C |= accuracy_C < self.accuracy_C - MAX_ACCURACY_DROP
         for name, value in self.params.items():
             value.copy_(torch.where(broadcast_clients(self.stopped_C, value), self.saved[name], value))
-        self._keep(torch.where(self.stopped_C, self.accuracy_C, accuracy_C))
+        self._save(torch.where(self.stopped_C, self.accuracy_C, accuracy_C))
 
-    def _keep(self, accuracy_C: torch.Tensor) -> None:
+    def _save(self, accuracy_C: torch.Tensor) -> None:
         self.accuracy_C = accuracy_C
         self.saved = {name: value.clone() for name, value in self.params.items()}
 

@@ -1,7 +1,8 @@
-"""Optimisers over a stack of C clients: each client's slice moves exactly as if it were trained alone.
+"""Optimisers over a stack of C clients: the slice of each client changes exactly as if it were trained alone.
 
-State is elementwise, so it stacks; what does not stack by itself is time. Clients have unequal numbers of batches, so every
-client counts its own steps, and a client without data in this step is left untouched: no decay, no momentum drift.
+The state of an optimiser is elementwise, so it can be stacked. Clients have unequal numbers of batches, so steps are
+counted per client, and a client without data in a step is left unchanged: neither its weights decay nor does its
+momentum.
 """
 
 from __future__ import annotations
@@ -16,14 +17,20 @@ from sylva_ray.models.cohort import broadcast_clients
 
 
 def clip_per_client(gradients: Mapping[str, torch.Tensor], max_norm: float) -> dict[str, torch.Tensor]:
-    """Scale each client's gradient to a Euclidean norm of at most ``max_norm`` (`torch.nn.utils.clip_grad_norm_`'s rule)."""
+    """Scale the gradient of each client to a norm of at most ``max_norm``, as `torch.nn.utils.clip_grad_norm_` does."""
     norms = torch.stack([g.flatten(1).norm(dim=1) for g in gradients.values()]).norm(dim=0)
     scale_C = (max_norm / (norms + 1e-6)).clamp(max=1.0)
     return {name: g * broadcast_clients(scale_C, g) for name, g in gradients.items()}
 
 
 class StackedOptimizer:
-    """AdamW (Loshchilov and Hutter 2019), or SGD with momentum 0.9 and decoupled decay, with `torch.optim`'s arithmetic."""
+    """AdamW (Loshchilov and Hutter 2019), or SGD with momentum 0.9 and decoupled decay, with the arithmetic of `torch.optim`.
+
+    Args:
+        params: of C clients, changed in place.
+        training: names the optimiser and its weight decay.
+        lr: learning rate.
+    """
 
     BETAS = (0.9, 0.999)
     EPS = 1e-8
@@ -44,9 +51,14 @@ class StackedOptimizer:
         active_C: torch.Tensor,
         masks: Mapping[str, torch.Tensor] | None = None,
     ) -> None:
-        """Move the parameters named in ``gradients`` of the clients in ``active_C [C] bool``, in place.
+        """Update parameters in place.
 
-        ``masks {name: [C] bool}`` further freezes single parameters of single clients, bit for bit."""
+        Args:
+            gradients: of the parameters to update, ``{name: [C, ...]}``.
+            active_C: the clients to update, ``[C] bool``.
+            masks: ``{name: [C] bool}``, the parameters of clients that may change; the others keep their bits. None:
+                all may.
+        """
         self.steps_C += active_C
         beta1, beta2 = self.BETAS
         for name, all_gradients in gradients.items():

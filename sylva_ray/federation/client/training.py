@@ -1,4 +1,4 @@
-"""Local training of a cohort: iterate, mask, clip, step. What a step *is* belongs to the algorithm."""
+"""Local training of a cohort: iterate over batches, mask, clip, step. The method computes the gradients of a step."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 
 from sylva_ray.attacks.losses import cross_entropy
+from sylva_ray.config.experiment import TrainingSection
 from sylva_ray.config.resolved import ResolvedConfig
 from sylva_ray.core.seeding import generator
 from sylva_ray.core.types import AttackSpec, ClientData, ClientState, ParameterStack, Split, unstack_states
@@ -22,15 +23,21 @@ from sylva_ray.federation.tasks import CohortTask
 from sylva_ray.models.cohort import CohortModel, broadcast_clients, to_arrays
 
 ClientGradients = tuple[dict[str, torch.Tensor], torch.Tensor]
-"""``(gradients {name: [C, ...]}, mean losses [C])``."""
+"""``(gradients {name: [C, ...]}, mean losses [C])`` of C clients."""
 
 GradientFunction = Callable[[ParameterStack, Batch], ClientGradients]
-"""``(params, batch) -> ClientGradients``."""
+"""Computes `ClientGradients` from parameters and a batch."""
 
 
 @dataclass(frozen=True)
 class TrainOutcome:
-    """The ``state`` after training on ``num_samples`` images; ``metrics {name: value}`` (mean loss of the last epoch)."""
+    """What local training of one client results in.
+
+    Attributes:
+        state: after training.
+        num_samples: training images.
+        metrics: ``{name: value}``, see `train_cohort`.
+    """
 
     state: ClientState
     num_samples: int
@@ -38,14 +45,27 @@ class TrainOutcome:
 
 
 @dataclass(frozen=True)
-class TrainTask(CohortTask):
-    """Local training with the experiment's algorithm. ``epsilon`` in pixel units (ramped during the warm-up);
-    ``head_epochs`` benign epochs of the head alone come first; ``lr`` is this round's learning rate."""
+class TrainSettings:
+    """How clients train in one stage.
 
-    epsilon: float = 0.0
-    lr: float = 0.0
+    Attributes:
+        epsilon: of the training attack, in pixel units.
+        lr: learning rate.
+        epochs: of the method's own training.
+        head_epochs: benign epochs of the head alone, which come first.
+    """
+
+    epsilon: float
+    lr: float
     epochs: int = 1
     head_epochs: int = 0
+
+
+@dataclass(frozen=True)
+class TrainTask(CohortTask):
+    """Local training of C clients with the method of the experiment."""
+
+    settings: TrainSettings
 
     stage: ClassVar[str] = "train"
     uses_training_precision: ClassVar[bool] = True
@@ -54,7 +74,8 @@ class TrainTask(CohortTask):
         """See `CohortTask`."""
         data = [worker.training_data(client) for client in self.clients]
         with worker.stopwatch("train"):
-            metrics = train_cohort(worker.context(self, params), worker.algorithm, params, data, self, worker.config)
+            context = worker.context(self, params)
+            metrics = train_cohort(context, worker.algorithm, params, data, self, worker.config)
         states = unstack_states(to_arrays(params))
         return [
             TrainOutcome(state, len(own.train), {name: float(values[c]) for name, values in metrics.items()})
@@ -62,34 +83,56 @@ class TrainTask(CohortTask):
         ]
 
 
+@dataclass(frozen=True)
+class EpochSettings:
+    """How parameters are trained with one optimiser.
+
+    Attributes:
+        training: the section of the configuration: batch size, augmentation, optimiser, clipping.
+        lr: learning rate.
+        epochs: how many.
+    """
+
+    training: TrainingSection
+    lr: float
+    epochs: int
+
+
 def run_epochs(
     params: ParameterStack,
     step: GradientFunction,
     data: Sequence[ClientData],
     streams: Sequence[torch.Generator],
-    config: ResolvedConfig,
-    lr: float,
-    epochs: int,
+    settings: EpochSettings,
     masks: Mapping[str, torch.Tensor] | None = None,
     after_epoch: Callable[[], None] = lambda: None,
 ) -> torch.Tensor:
-    """Train ``params`` in place with a fresh optimiser; returns every client's mean loss over the last epoch, ``[C]``.
+    """Train ``params`` in place with a fresh optimiser.
 
-    ``masks {name: [C] bool}`` holds the rows that may move; a frozen row neither moves nor counts in the clipped norm.
+    Args:
+        params: of C clients.
+        step: computes the gradients of one step.
+        data: of every client.
+        streams: random numbers of every client, which decide the order of its images, among others.
+        settings: optimiser, learning rate, epochs.
+        masks: ``{name: [C] bool}``, the rows that may change; None: all. A masked row does not change and does not
+            count in the clipped norm.
+        after_epoch: called after every epoch; it may change ``params`` in place.
+
+    Returns:
+        The mean loss of every client over the last epoch, ``[C] float64``.
     """
-    first = next(iter(params.values()))
-    optimizer = StackedOptimizer(params, config.training, lr)
+    first, training = next(iter(params.values())), settings.training
+    optimizer = StackedOptimizer(params, training, settings.lr)
     losses = torch.zeros(len(first), dtype=torch.float64)
-    for _ in range(epochs):
+    for _ in range(settings.epochs):
         total, steps = torch.zeros_like(losses), torch.zeros_like(losses)
-        for batch in cohort_batches(
-            data, streams, config.training.batch_size, config.training.augment, first.dtype, first.device
-        ):
+        for batch in cohort_batches(data, streams, training.batch_size, training.augment, first.dtype, first.device):
             gradients, losses_C = step(params, batch)
             if masks is not None:
                 gradients = {name: g * broadcast_clients(masks[name], g) for name, g in gradients.items()}
-            if config.training.clip_norm is not None:
-                gradients = clip_per_client(gradients, config.training.clip_norm)
+            if training.clip_norm is not None:
+                gradients = clip_per_client(gradients, training.clip_norm)
             optimizer.step(gradients, batch.active, masks)
             total += losses_C.double().cpu()
             steps += batch.active.cpu()
@@ -106,36 +149,47 @@ def train_cohort(
     task: TrainTask,
     config: ResolvedConfig,
 ) -> dict[str, torch.Tensor]:
-    """One round of local training, in place: first ``head_epochs`` benign epochs of the heads, then the algorithm's own.
+    """Train a cohort in place for one stage: first the benign epochs of the heads, then those of the method.
+
+    Args:
+        context: of the C clients.
+        algorithm: the method.
+        params: the states of the clients, which are changed.
+        data: of every client.
+        task: names the clients, the stage and the settings.
+        config: the experiment.
 
     Returns:
-        ``{metric: [C]}``: the mean ``loss`` of the last epoch; with fast training ``rolled_back``, 1 for a client that
-        collapsed and was taken back to the epoch before.
+        ``{metric: [C]}``: ``loss``, the mean of the last epoch; with fast adversarial training also ``rolled_back``, 1
+        for a client whose training collapsed and was undone up to the epoch before.
     """
+    settings = task.settings
     streams = [generator(config.seed, "train", client, task.round) for client in task.clients]
     metrics = {"loss": torch.zeros(len(task.clients), dtype=torch.float64)}
-    if task.head_epochs:
+    if settings.head_epochs:
         warm_up = _warm_up_step(context, algorithm)
-        metrics["loss"] = run_epochs(params, warm_up, data, streams, config, task.lr, task.head_epochs)
-    if task.epochs:
-        attack: AttackSpec = config.attack.spec(task.epsilon)
+        benign = EpochSettings(config.training, settings.lr, settings.head_epochs)
+        metrics["loss"] = run_epochs(params, warm_up, data, streams, benign)
+    if settings.epochs:
+        attack: AttackSpec = config.attack.spec(settings.epsilon)
         names = [name for name in params if context.model.trainable(name) and algorithm.is_trained(name)]
         guard = _collapse_guard(algorithm, context, params, data, task, config)
         algorithm.client_init(context)
-        for epochs, trained in algorithm.schedule(task.epochs, names):
+        for epochs, trained in algorithm.schedule(settings.epochs, names):
 
             def step(p: ParameterStack, batch: Batch, trained: list[str] = trained) -> ClientGradients:
                 return algorithm.client_step(context, p, batch, attack, trained)
 
             after_epoch = (lambda: None) if guard is None else guard.after_epoch
-            metrics["loss"] = run_epochs(params, step, data, streams, config, task.lr, epochs, after_epoch=after_epoch)
+            phase = EpochSettings(config.training, settings.lr, epochs)
+            metrics["loss"] = run_epochs(params, step, data, streams, phase, after_epoch=after_epoch)
         if guard is not None:
             metrics["rolled_back"] = guard.stopped_C.double()
     return metrics
 
 
 def _warm_up_step(context: ClientContext, algorithm: Method) -> GradientFunction:
-    """The benign warm-up, of the parameters that the algorithm names."""
+    """Return the gradients of the benign warm-up, for the parameters that the method names."""
     names = algorithm.warm_up_names()
 
     def step(params: ParameterStack, batch: Batch) -> ClientGradients:
@@ -145,7 +199,7 @@ def _warm_up_step(context: ClientContext, algorithm: Method) -> GradientFunction
 
 
 def benign_step(model: CohortModel, names: Sequence[str]) -> GradientFunction:
-    """Benign cross-entropy on the parameters in ``names``."""
+    """Return the gradients of the benign cross-entropy for the parameters in ``names``."""
 
     def step(params: ParameterStack, batch: Batch) -> ClientGradients:
         def losses(p: ParameterStack) -> torch.Tensor:
@@ -159,6 +213,7 @@ def benign_step(model: CohortModel, names: Sequence[str]) -> GradientFunction:
 def _gradients(
     params: ParameterStack, names: Sequence[str], losses: Callable[[ParameterStack], torch.Tensor]
 ) -> ClientGradients:
+    """Differentiate the sum of the clients' losses by the parameters in ``names``."""
     leaves = {name: params[name].detach().requires_grad_() for name in names}
     losses_C = losses({**params, **leaves})
     gradients = torch.autograd.grad(losses_C.sum(), list(leaves.values()))
@@ -173,11 +228,11 @@ def _collapse_guard(
     task: TrainTask,
     config: ResolvedConfig,
 ) -> CollapseGuard | None:
-    """Only fast adversarial training needs one; a method that crafts nothing is not trained so."""
+    """Return the guard of fast adversarial training; None for other attacks and for a method that crafts no images."""
     crafts = type(algorithm).craft is not Method.craft
-    if config.attack.name != "fgsm_rs" or task.epsilon == 0 or not crafts:
+    if config.attack.name != "fgsm_rs" or task.settings.epsilon == 0 or not crafts:
         return None
-    images = config.training.batch_size
-    watched = [Split(own.train.images[:images], own.train.labels[:images]) for own in data]
+    count = config.training.batch_size
+    watched = [Split(own.train.images[:count], own.train.labels[:count]) for own in data]
     draws = split_draws(config.seed, f"collapse guard/{task.round}", task.clients, watched)
-    return CollapseGuard(context.model, params, watched, task.epsilon, draws)
+    return CollapseGuard(context.model, params, watched, task.settings.epsilon, draws)

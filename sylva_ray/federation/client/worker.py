@@ -1,7 +1,7 @@
-"""A worker: a resident backbone and the data, able to execute any task of any cohort. It knows nothing of Ray.
+"""A worker: a process with the backbone and the data, which executes any task of any cohort. It does not depend on Ray.
 
-Everything that makes a client what it is comes with the task and leaves with the result, so a worker can die at any moment
-and another one does the same work again, with the same bits.
+A task contains the whole state of its clients, and its result contains their new state. If a worker fails, another one
+repeats the task and returns bit-identical results.
 """
 
 from __future__ import annotations
@@ -33,9 +33,15 @@ AUXILIARY = "auxiliary:"
 def build_model(
     algorithm: Method, config: ResolvedConfig, num_classes: int, weights: Mapping[str, np.ndarray] | None
 ) -> CohortModel:
-    """The cohort model that the algorithm trains: adapters on a frozen backbone, or everything.
+    """Return the cohort model that a method trains: adapters on a frozen backbone, or the whole model.
 
-    ``weights`` may hold auxiliary weights beside the backbone's (`split_weights`)."""
+    Args:
+        algorithm: the method.
+        config: the experiment.
+        num_classes: of the data.
+        weights: of the backbone, perhaps with auxiliary ones beside them (`split_weights`); None: those that the
+            configuration names.
+    """
     backbone = create_backbone(config.backbone, num_classes, None if weights is None else split_weights(weights)[0])
     is_full = algorithm.parameters.model == "full"
     model = FunctionalStack(backbone) if is_full else LoraStack(backbone, config.lora)
@@ -45,9 +51,9 @@ def build_model(
 
 def split_weights(weights: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Split arrays into the backbone's and the auxiliary ones (a teacher's), whose names begin with `AUXILIARY`."""
-    own = {name: value for name, value in weights.items() if not name.startswith(AUXILIARY)}
+    backbone = {name: value for name, value in weights.items() if not name.startswith(AUXILIARY)}
     auxiliary = {n.removeprefix(AUXILIARY): value for n, value in weights.items() if n.startswith(AUXILIARY)}
-    return own, auxiliary
+    return backbone, auxiliary
 
 
 OutcomeT = TypeVar("OutcomeT")
@@ -55,7 +61,14 @@ OutcomeT = TypeVar("OutcomeT")
 
 @dataclass(frozen=True)
 class CohortResult(Generic[OutcomeT]):
-    """``seconds`` is {stage: wall seconds inside the worker}, ``peak_memory_bytes`` the worker process's high-water mark."""
+    """What a task results in.
+
+    Attributes:
+        clients: of the task.
+        outcomes: one per client.
+        seconds: ``{activity: wall seconds}`` inside the worker.
+        peak_memory_bytes: the highest resident memory of the worker's process so far.
+    """
 
     clients: tuple[int, ...]
     outcomes: tuple[OutcomeT, ...]
@@ -64,11 +77,11 @@ class CohortResult(Generic[OutcomeT]):
 
 
 class Task(Protocol):
-    """What a worker executes: see `sylva_ray.federation.tasks.CohortTask`."""
+    """A task as the worker sees it: see `sylva_ray.federation.tasks.CohortTask`."""
 
     @property
     def clients(self) -> tuple[int, ...]:
-        """Whose work it is."""
+        """The C clients of the task."""
         ...
 
     @property
@@ -79,7 +92,7 @@ class Task(Protocol):
     uses_training_precision: ClassVar[bool]
 
     def execute(self, worker: CohortWorker, params: ParameterStack) -> Sequence[Any]:
-        """One outcome per client."""
+        """Return one outcome per client."""
         ...
 
 
@@ -87,10 +100,10 @@ class CohortWorker:
     """Runs tasks one after the other.
 
     Args:
-        algorithm: the method; this worker binds it to its model.
+        algorithm: the method, which the worker binds to its model.
         config: the experiment.
-        fleet: every client's data; the arrays may be shared, read-only memory.
-        backbone: the timm model's state_dict as numpy arrays.
+        fleet: the data of all clients; the arrays may be read-only shared memory.
+        backbone: the state_dict of the timm model as numpy arrays, perhaps with auxiliary weights (`split_weights`).
     """
 
     def __init__(
@@ -98,7 +111,7 @@ class CohortWorker:
     ) -> None:
         torch.set_num_threads(config.cluster.threads_per_actor)
         self.config, self.fleet = config, fleet
-        self.attackers = byzantine_clients(config)
+        self.malicious = byzantine_clients(config)
         self.device = torch.device(config.training.device)
         deterministic_kernels(self.device)
         model = build_model(algorithm, config, fleet.num_classes, backbone)
@@ -108,34 +121,34 @@ class CohortWorker:
         self.algorithm = algorithm
         self.algorithm.bind_model(model, fleet.num_classes, split_weights(backbone)[1], self.device)
 
-    def run(self, task: Task) -> CohortResult:
-        """Execute a task."""
+    def run(self, task: Task) -> CohortResult[Any]:
+        """Execute a task and measure its seconds and memory."""
         self.stopwatch = Stopwatch()
         params = to_parameters(task.states, self.device, torch.float32)
         self.model.precision = DTYPES[self.config.training.precision] if task.uses_training_precision else torch.float32
         outcomes = task.execute(self, params)
         return CohortResult(task.clients, tuple(outcomes), dict(self.stopwatch.seconds), peak_memory_bytes())
 
-    # -- what tasks ask for ------------------------------------------------------------------------------------------------
+    # -- what tasks need ---------------------------------------------------------------------------------------------------
 
     def context(self, task: Task, params: ParameterStack) -> ClientContext:
-        """What a client's half may know; the state it received is ``params`` as they are now."""
+        """Return the context of the clients of a task; a copy of ``params`` is the state that they received."""
         counts = np.stack([self.fleet.label_matrix()[client] for client in task.clients])
         received = {name: value.clone() for name, value in params.items()}
         return ClientContext(self.model, torch.from_numpy(counts).to(self.device), received, self.stopwatch)
 
     def data(self, task: Task) -> list[ClientData]:
-        """The clients' images, each in its splits."""
+        """Return the data of the clients of a task."""
         return [self.fleet.client(client) for client in task.clients]
 
     def training_data(self, client: int) -> ClientData:
-        """A client's data; an attacker by label flipping trains on flipped labels."""
+        """Return the data that a client trains on: with flipped labels if it is malicious and the attack is ``label_flip``."""
         data = self.fleet.client(client)
-        if self.config.byzantine.attack != "label_flip" or client not in self.attackers:
+        if self.config.byzantine.attack != "label_flip" or client not in self.malicious:
             return data
         return replace(data, train=Split(data.train.images, flip_labels(data.train.labels, self.fleet.num_classes)))
 
 
 def peak_memory_bytes() -> int:
-    """High-water mark of this process's resident memory."""
+    """Return the highest resident memory of this process so far."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 
 from sylva_ray.config.resolved import ResolvedConfig
+from sylva_ray.federation.client.training import TrainSettings
 from sylva_ray.federation.cohorts import choose_participants
 from sylva_ray.federation.server import Server
 from sylva_ray.federation.stages.stage import Stage, StageResult
 
 
 class FederatedRound(Stage):
-    """One round. The last one also notes the neighbourhood, where a stage that follows reads it."""
+    """One round of phase 1. The last one also records the neighbourhoods, if a later stage needs them."""
 
     name = "phase1"
     title = "phase 1: adversarial"
@@ -23,9 +24,8 @@ class FederatedRound(Stage):
         participants = choose_participants(config, round, server.previous_missing)
         epsilon, lr = epsilon_of(config, server.parameters.epsilon_warmup, round), lr_of(config, round)
         received = server.states.copy()
-        outcomes, missing = server.train(
-            round, participants, epsilon, lr, config.training.local_epochs, deadline_s=config.cluster.round_deadline_s
-        )
+        settings = TrainSettings(epsilon, lr, config.training.local_epochs)
+        outcomes, missing = server.train(round, participants, settings, config.cluster.round_deadline_s)
         metrics = server.adopt_states(outcomes)
         uploads = server.exchange(round, outcomes, received)
         is_read = round == config.training.rounds and server.parameters.phase2.enabled
@@ -34,18 +34,18 @@ class FederatedRound(Stage):
 
 
 def federated_rounds(config: ResolvedConfig) -> list[Stage]:
-    """``training.rounds`` of them."""
+    """Return ``training.rounds`` rounds."""
     return [FederatedRound() for _ in range(config.training.rounds)]
 
 
 def epsilon_of(config: ResolvedConfig, warmup: float, round: int) -> float:
-    """Ramped linearly from 0 over the first ``warmup`` (a share) of the rounds: a guard against collapse."""
+    """Return a round's epsilon, ramped linearly from 0 over the first fraction ``warmup`` of the rounds to avoid collapse."""
     ramp = math.ceil(warmup * config.training.rounds)
     return config.attack.epsilon * min(1.0, round / (ramp + 1))
 
 
 def lr_of(config: ResolvedConfig, round: int) -> float:
-    """Cosine over the rounds, from ``training.lr`` down to a tenth of it."""
+    """Return a round's learning rate: a cosine over the rounds, from ``training.lr`` down to a tenth of it, or constant."""
     training = config.training
     if training.lr_schedule == "constant" or training.rounds == 1:
         return training.lr

@@ -1,14 +1,15 @@
-"""The last local epochs, on the merged state: these weights are the deployed ones."""
+"""The last local epochs, from the merged state; without a phase 2 the result is deployed."""
 
 from __future__ import annotations
 
+from sylva_ray.federation.client.training import TrainSettings
 from sylva_ray.federation.server import Server
 from sylva_ray.federation.stages.federated_round import lr_of
 from sylva_ray.federation.stages.stage import Stage, StageResult
 
 
 class LocalEpochs(Stage):
-    """Local training at the full epsilon and the last learning rate; nothing travels."""
+    """Local training at the full epsilon and the last learning rate. Nothing is uploaded."""
 
     name = "personalise"
     title = "phase 1: local epoch"
@@ -17,10 +18,10 @@ class LocalEpochs(Stage):
         """See `Stage.run`."""
         epsilon, lr = server.config.attack.epsilon, lr_of(server.config, server.config.training.rounds)
         epochs = server.parameters.final_local_epochs
-        outcomes, _ = server.train(round, server.everyone, epsilon, lr, epochs)
+        outcomes, _ = server.train(round, server.everyone, TrainSettings(epsilon, lr, epochs))
         return StageResult(epsilon, lr, metrics=server.adopt_states(outcomes))
 
 
 def local_epochs(epochs: int) -> list[Stage]:
-    """The stage, or none where there are no epochs."""
+    """Return the stage, or no stage without epochs."""
     return [LocalEpochs()] if epochs else []

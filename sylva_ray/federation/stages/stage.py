@@ -1,7 +1,7 @@
-"""A stage of a run: what it does to the fleet, what it tells the record, when it is evaluated.
+"""A stage of a run: what it does to the clients, what it adds to the record, and when it is evaluated.
 
-A run is a list of stages (`sylva_ray.federation.contract.Method.stages`), and each is a step of everything: of the loop,
-of checkpoints, of ``rounds.jsonl``, of what a tracker is sent. A stage owns its client half and its server half.
+A run is a list of stages (`sylva_ray.federation.contract.Method.stages`), and each is a step of everything: of the
+loop, of checkpoints, of ``rounds.jsonl``, of what a tracker is sent. A stage owns its client half and its server half.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from sylva_ray.aggregation.neighbours import NeighbourGraph
 from sylva_ray.federation.server import Server
 
 Evaluated = Literal["in full", "at intervals", "never"]
-"""``at intervals``: every ``evaluation.every`` stages, with the first attack. The end of a phase and of the run are evaluated in
-full whatever a stage says, unless it says ``never``."""
+"""``at intervals``: every ``evaluation.every`` stages, with the first attack. The end of a phase and of the run are
+evaluated in full whatever a stage says, unless it says ``never``."""
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,14 @@
-"""The warm-up: every client fits its head on benign data, so that attacks have something to attack."""
+"""The warm-up: every client fits its head on benign data, because an untrained model cannot be attacked."""
 
 from __future__ import annotations
 
+from sylva_ray.federation.client.training import TrainSettings
 from sylva_ray.federation.server import Server
 from sylva_ray.federation.stages.stage import Stage, StageResult
 
 
 class WarmUp(Stage):
-    """Benign epochs of the head alone. Heads that are shared are merged at once: one model for all starts round 1 as one."""
+    """Trains the heads alone, benignly. Shared heads are then merged, so that round 1 starts from one model."""
 
     name = "warmup"
     title = "warm-up"
@@ -20,7 +21,8 @@ class WarmUp(Stage):
         if epochs == 0:
             return StageResult()
         received = server.states.copy()
-        outcomes, _ = server.train(round, server.everyone, epsilon=0.0, lr=lr, epochs=0, head_epochs=epochs)
+        settings = TrainSettings(epsilon=0.0, lr=lr, epochs=0, head_epochs=epochs)
+        outcomes, _ = server.train(round, server.everyone, settings)
         metrics = server.adopt_states(outcomes)
         server.exchange(round, outcomes, received, server.algorithm.warm_up_names())
         return StageResult(epsilon=0.0, lr=lr, metrics=metrics)

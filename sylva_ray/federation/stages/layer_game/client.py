@@ -20,7 +20,7 @@ from sylva_ray.core.precision import at_precision
 from sylva_ray.core.seeding import generator
 from sylva_ray.core.types import AttackSpec, ClientData, ClientImages, ParameterStack, Split
 from sylva_ray.federation.client.batches import client_images, split_draws
-from sylva_ray.federation.client.training import benign_step, run_epochs
+from sylva_ray.federation.client.training import EpochSettings, benign_step, run_epochs
 from sylva_ray.federation.client.worker import CohortWorker
 from sylva_ray.federation.context import ClientContext
 from sylva_ray.federation.parameters import Phase2Parameters
@@ -97,15 +97,8 @@ class Phase2Client:
         params = {name: value.clone() for name, value in self.robust.items()}
         step = benign_step(self.model, [name for names in self.players.values() for name in names])
         with at_precision(self.model, self.training_precision):
-            run_epochs(
-                params,
-                step,
-                self.data,
-                self.streams("theta_b"),
-                self.config,
-                self.phase2.benign_lr,
-                self.phase2.benign_epochs,
-            )
+            settings = EpochSettings(self.config.training, self.phase2.benign_lr, self.phase2.benign_epochs)
+            run_epochs(params, step, self.data, self.streams("theta_b"), settings)
         finite_C = torch.stack([value.flatten(1).isfinite().all(1) for value in params.values()]).all(0)
         return {name: torch.where(broadcast_clients(finite_C, v), v, self.robust[name]) for name, v in params.items()}
 
@@ -187,17 +180,9 @@ class Phase2Client:
                 outcomes.append(self._guard_outcomes(params, everyone))
 
         with at_precision(self.model, self.training_precision):
-            run_epochs(
-                params,
-                benign_step(self.model, movable),
-                self.data,
-                self.streams("refine"),
-                self.config,
-                self.phase2.refine_lr,
-                self.phase2.refine_epochs,
-                masks,
-                after_epoch,
-            )
+            settings = EpochSettings(self.config.training, self.phase2.refine_lr, self.phase2.refine_epochs)
+            step = benign_step(self.model, movable)
+            run_epochs(params, step, self.data, self.streams("refine"), settings, masks, after_epoch)
         return states, _paired(outcomes)
 
     # -- random draws --------------------------------------------------------------------------------------------------
