@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from sylva_ray.aggregation.factors import orthonormal_rows
-from sylva_ray.algorithms.lorica import MEMORY
+from sylva_ray.algorithms.lorica import DECAY
 from sylva_ray.attacks.losses import cross_entropy, kl_divergence
 from tests.algorithms.toys import (
     SMALL,
@@ -82,7 +82,7 @@ def test_gates_by_hand() -> None:
     torch.testing.assert_close(made.gates(context, alike, b.active), torch.full((2, 4), 0.25))
     means = torch.tensor([[3.0, 3.0, 3.0, 3.0], [3.0, 1.0, 6.0, 0.0]])
     found = made.gates(context, means, torch.tensor([False, True]))
-    ratio = (MEMORY * alike + (1 - MEMORY) * means)[1] / 3
+    ratio = (DECAY * alike + (1 - DECAY) * means)[1] / 3
     torch.testing.assert_close(found[1], 0.6 * F.softmax(ratio / 0.5, 0) + 0.1)
     torch.testing.assert_close(found[0], torch.full((4,), 0.25))  # who had no images remembers nothing new
     torch.testing.assert_close(found.sum(1), torch.ones(2))
