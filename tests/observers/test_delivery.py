@@ -1,4 +1,4 @@
-"""What a delivery promises of any store, shown on one that fails on command."""
+"""Delivery to a store that fails at chosen calls: retries, warnings and timestamps."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.reports.synthetic_run import make_config, make_run
 
 
 class FlakyStore:
-    """Remembers what it took; the calls whose numbers are in ``failing`` raise."""
+    """Keeps what it receives; the calls whose numbers are in ``failing`` raise."""
 
     uri = "https://ada:s3cret@store"
 
@@ -84,7 +84,7 @@ def test_what_failed_is_sent_after_the_next_record_and_only_that(tmp_path: Path)
     assert sent.warnings() == []
 
 
-def test_another_process_goes_on_where_the_first_one_died(tmp_path: Path) -> None:
+def test_another_process_continues_after_the_first_one_failed(tmp_path: Path) -> None:
     config = make_run(tmp_path)
     first, second = FlakyStore(failing=range(4, 1000)), FlakyStore()
     Delivery(RunFolder(tmp_path), config, first).send_records()
@@ -106,7 +106,7 @@ def test_the_end_is_tried_three_times_and_what_is_missing_is_named(tmp_path: Pat
     assert "s3cret" not in store.texts[0] + (tmp_path / "tracking.json").read_text()
 
 
-def test_giving_up_ends_the_tries(tmp_path: Path) -> None:
+def test_abandoning_ends_the_attempts(tmp_path: Path) -> None:
     config = make_run(tmp_path)
     store, abandoned = FlakyStore(failing=range(1000)), threading.Event()
     abandoned.set()
@@ -114,7 +114,7 @@ def test_giving_up_ends_the_tries(tmp_path: Path) -> None:
     assert store.calls == 1
 
 
-def test_damaged_state_starts_afresh_and_another_store_too(tmp_path: Path) -> None:
+def test_damaged_state_and_another_store_start_with_a_new_state(tmp_path: Path) -> None:
     state = DeliveryState.load(RunFolder(tmp_path), "sqlite:///a")
     state.update(run_id="7", records_sent=3)
     assert DeliveryState.load(RunFolder(tmp_path), "sqlite:///a") == state
@@ -125,7 +125,7 @@ def test_damaged_state_starts_afresh_and_another_store_too(tmp_path: Path) -> No
 
 
 def test_an_equal_record_always_has_an_equal_time(tmp_path: Path) -> None:
-    """Stores recognise a value sent twice by its time, so the time must not be the clock's."""
+    """Stores recognise a value that is sent twice by its timestamp, which must not depend on the clock."""
     config = make_run(tmp_path)
     times = []
     for _ in range(2):

@@ -1,4 +1,4 @@
-"""MLflow gets everything once; a dead or hanging server costs a run no more than the agreed seconds, and loses nothing."""
+"""Tracking with MLflow: everything arrives once, and an unreachable server neither delays a run nor loses data."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ mlflow = pytest.importorskip("mlflow")
 
 @pytest.fixture(scope="module")
 def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An sqlite store with its tables made (which takes MLflow seconds), to be copied."""
+    """Create an SQLite store to copy; creating its tables takes MLflow seconds."""
     path = tmp_path_factory.mktemp("store") / "mlflow.db"
     mlflow.MlflowClient(tracking_uri=f"sqlite:///{path}").search_experiments()
     return path
@@ -38,7 +38,7 @@ def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def folder(tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder of runs with the default store beside them."""
+    """Return a folder for runs, with the default store in it."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "2")
     shutil.copy(empty_store, tmp_path / "mlflow.db")
@@ -47,36 +47,36 @@ def folder(tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.fixture
 def hanging_server() -> Iterator[str]:
-    """A server whose kernel accepts connections, and which never answers."""
+    """Yield the address of a server that accepts connections and never answers."""
     with socket.create_server(("127.0.0.1", 0), backlog=16) as server:
         yield f"http://127.0.0.1:{server.getsockname()[1]}"
 
 
 @pytest.fixture
 def dead_server() -> str:
-    """An address where nobody listens."""
+    """Return an address without a server."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         return f"http://127.0.0.1:{server.getsockname()[1]}"
 
 
-def client_of(folder: Path) -> Any:
+def open_client(folder: Path) -> Any:
     return mlflow.MlflowClient(tracking_uri=f"sqlite:///{folder / 'mlflow.db'}")
 
 
 def only_run(folder: Path) -> Any:
-    client = client_of(folder)
+    client = open_client(folder)
     experiment = client.get_experiment_by_name("sylva_ray")
     (run,) = client.search_runs([experiment.experiment_id])
     return run
 
 
 def artifacts(folder: Path, run_id: str, path: str = "") -> set[str]:
-    return {file.path for file in client_of(folder).list_artifacts(run_id, path)}
+    return {file.path for file in open_client(folder).list_artifacts(run_id, path)}
 
 
 def histories(folder: Path, run_id: str, keys: list[str]) -> dict[str, list[int]]:
-    """Steps at which each metric was logged."""
-    client = client_of(folder)
+    """Return the steps at which each metric was logged."""
+    client = open_client(folder)
     return {key: [m.step for m in client.get_metric_history(run_id, key)] for key in keys}
 
 
@@ -107,7 +107,7 @@ def test_everything_arrives_in_the_default_store(folder: Path, monkeypatch: pyte
     assert histories(folder, run.info.run_id, keys) == dict.fromkeys(keys, expected)
     every_step = [r["step"] for r in records]
     assert histories(folder, run.info.run_id, ["upload_bytes"]) == {"upload_bytes": every_step}
-    history = client_of(folder).get_metric_history(run.info.run_id, "client_003.loss")
+    history = open_client(folder).get_metric_history(run.info.run_id, "client_003.loss")
     assert [m.value for m in history] == [r["metrics"]["loss"]["3"] for r in records if r["metrics"]]
     summary = RunFolder(run_dir).load_summary()
     assert summary is not None
@@ -138,7 +138,7 @@ def test_a_real_run_arrives_whole(folder: Path, tiny_config: ExperimentConfig) -
     assert artifacts(folder, run.info.run_id) == expected
 
 
-def test_a_resumed_run_goes_on_in_the_same_mlflow_run_without_duplicates(folder: Path) -> None:
+def test_a_resumed_run_continues_in_the_same_mlflow_run_without_duplicates(folder: Path) -> None:
     run_dir = folder / "run"
     config = make_run(run_dir)
     records = read_records(run_dir / "rounds.jsonl")
@@ -159,7 +159,7 @@ def test_a_resumed_run_goes_on_in_the_same_mlflow_run_without_duplicates(folder:
 
 
 def test_sending_again_after_losing_the_count_duplicates_nothing(folder: Path) -> None:
-    """A crash between a call and the note about it: the same values go out twice."""
+    """After a crash between sending and saving the count, the same values are sent twice."""
     run_dir = folder / "run"
     config = make_run(run_dir)
     assert send_run(RunFolder(run_dir), config) == []
@@ -176,7 +176,7 @@ def test_sending_again_after_losing_the_count_duplicates_nothing(folder: Path) -
     assert all(len(set(values)) == len(values) for values in steps.values())
 
 
-def test_a_dead_server_is_named_and_a_later_store_gets_all(folder: Path, dead_server: str) -> None:
+def test_an_unreachable_server_is_named_and_a_later_store_receives_all(folder: Path, dead_server: str) -> None:
     run_dir = folder / "run"
     config = make_run(run_dir, make_config(uri=dead_server.replace("//", "//ada:s3cret@")))
     follower = MlflowTracker(RunFolder(run_dir), config)
@@ -196,7 +196,7 @@ def test_a_dead_server_is_named_and_a_later_store_gets_all(folder: Path, dead_se
     assert histories(folder, run.info.run_id, ["upload_bytes"])["upload_bytes"] == list(range(total))
 
 
-def test_a_hanging_server_blocks_no_longer_than_agreed(folder: Path, hanging_server: str) -> None:
+def test_a_hanging_server_blocks_no_longer_than_the_time_limit(folder: Path, hanging_server: str) -> None:
     run_dir = folder / "run"
     config = make_run(run_dir, make_config(uri=hanging_server, flush_timeout_s=1.0))
     follower = MlflowTracker(RunFolder(run_dir), config)
@@ -219,7 +219,7 @@ def test_an_unfinished_run_is_sent_as_killed(folder: Path) -> None:
     assert only_run(folder).info.status == "KILLED"
 
 
-def test_nothing_to_say_about_a_run_that_never_began(folder: Path) -> None:
+def test_no_warnings_for_a_run_that_never_began(folder: Path) -> None:
     run_dir = folder / "run"
     run_dir.mkdir()
     assert MlflowTracker(RunFolder(run_dir), make_config()).on_end("FAILED") == []

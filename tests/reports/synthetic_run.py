@@ -1,6 +1,6 @@
-"""A run folder as a real run leaves it, made from random numbers: for tests, and for looking at the report.
+"""A synthetic run folder with random numbers, for tests and for looking at the report.
 
-``python tests/reports/synthetic_run.py FOLDER [NUM_CLIENTS]`` writes one, with its report.
+``python tests/reports/synthetic_run.py FOLDER [NUM_CLIENTS]`` writes one with its report.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ UNBOUNDED = "pgd20-eps255"
 
 
 def make_config(num_clients: int = 6, rounds: int = 8, **tracking: Any) -> ExperimentConfig:
-    """A small experiment with two evaluation attacks."""
+    """Return a small experiment with two evaluation attacks."""
     attacks = (
         PgdAttack(epsilon=8 / 255),
         PgdAttack(epsilon=4 / 255, steps=50, loss="margin", restarts=2),
@@ -71,7 +71,7 @@ def make_run(
 
 
 def make_records(config: ExperimentConfig, draw: np.random.Generator, phase2: bool) -> list[dict[str, Any]]:
-    """Warm-up, rounds, last local epoch and, with ``phase2``, the layer game and the refinement."""
+    """Return records of warm-up, rounds, local epoch and, with ``phase2``, layer game and refinement."""
     clients, rounds = list(range(config.partition.num_clients)), config.training.rounds
     stages = ["warmup", *["phase1"] * rounds, "personalise", *["layer_game", "phase2"] * phase2]
     skill = np.clip(draw.normal(0.9, 0.05, len(clients)), 0.05, 0.99)
@@ -118,7 +118,7 @@ def make_summary(
     phase2: bool,
     class_names: list[str],
 ) -> dict[str, Any]:
-    """``summary.json`` of ``records``; the last client is collapsed and one check failed."""
+    """Return ``summary.json`` of ``records``; the last client is collapsed and one check fails."""
     num_clients, num_classes = config.partition.num_clients, len(class_names)
     shares = draw.dirichlet(0.4 * np.ones(num_classes), num_clients)
     matrix = (shares * draw.integers(120, 400, (num_clients, 1))).astype(int)
@@ -196,7 +196,7 @@ def make_summary(
 
 
 def spread(values: Any) -> dict[str, Any]:
-    """The statistics that a summary keeps of a per-client quantity."""
+    """Return the statistics of a quantity per client."""
     v = np.asarray(values, float)
     names = {"mean": v.mean(), "std": v.std(), "min": v.min(), "p10": np.percentile(v, 10)}
     names |= {"median": np.median(v), "max": v.max()}

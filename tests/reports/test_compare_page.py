@@ -1,4 +1,4 @@
-"""``sylva-ray compare`` on run folders, files and a real MLflow store; its page and its plots."""
+"""``sylva-ray compare`` on run folders, files and a real MLflow store, with its page and its plots."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_a_folder_of_runs_becomes_a_table_and_files(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("sources", [["runs"], ["runs/sylva-0", "runs/sylva-1", "runs/local-0/summary.json"]])
 @pytest.mark.usefixtures("runs")
-def test_folders_and_files_say_the_same(sources: list[str]) -> None:
+def test_folders_and_files_give_the_same_rows(sources: list[str]) -> None:
     summaries, left_out = load_runs(sources)
     assert left_out == []
     assert results(compare(summaries)) == {("sylva", (0, 1)), ("local_lora", (0,))}
@@ -105,7 +105,7 @@ def test_a_plain_file_may_name_its_method(runs: Path) -> None:
     assert results(compare(load_runs(["result.json"])[0])) == {("Sylva, as published", (7,))}
 
 
-def test_an_unfinished_run_in_a_folder_is_left_out_and_said(runs: Path) -> None:
+def test_an_unfinished_run_in_a_folder_is_left_out_with_a_warning(runs: Path) -> None:
     make_run(runs / "stopped", experiment(seed=5), finished=False)
     code, text, _ = call("runs", "--out", "a.html")
     assert code == 0
@@ -170,12 +170,12 @@ def test_an_mlflow_experiment_holds_the_same_rows(runs: Path, monkeypatch: pytes
         config = experiment("local_lora" if "local" in name else "sylva", int(name[-1]), tracking=tracking)
         assert send_run(RunFolder(runs / name), config) == []
     store = f"sqlite:///{runs / 'mlflow.db'}"
-    found = experiment_files("thesis", store, ("summary.json", "config.yaml"))
-    assert found is not None
-    assert {name: set(files) for name, files in found.values()} == {
+    tracked = experiment_files("thesis", store, ("summary.json", "config.yaml"))
+    assert tracked is not None
+    assert {name: set(files) for name, files in tracked.values()} == {
         name: {"summary.json", "config.yaml"} for name in ("sylva-0", "sylva-1", "local-0")
     }
-    assert json.loads(next(files for name, files in found.values() if name == "sylva-1")["summary.json"])["seed"] == 1
+    assert json.loads(next(files for name, files in tracked.values() if name == "sylva-1")["summary.json"])["seed"] == 1
     assert experiment_files("nothing", store, ("summary.json",)) is None
 
     by_name, left_out = load_runs(["thesis"])  # runs/mlflow.db is the default
@@ -202,7 +202,7 @@ def test_an_mlflow_experiment_holds_the_same_rows(runs: Path, monkeypatch: pytes
     assert len(load_runs(["thesis"])[0]) == 3
 
 
-def test_a_dead_server_is_a_clear_line(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_server_is_one_line(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("mlflow")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "2")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
@@ -234,9 +234,9 @@ class Tags(HTMLParser):
 
 
 def summaries(methods: list[str], num_seeds: int = 2) -> list[dict[str, Any]]:
-    """Summaries with drawn accuracies, all of one fleet per seed."""
+    """Return summaries with random accuracies; those of the same seed have the same fleet."""
     draw = np.random.default_rng(1)
-    found = []
+    summaries = []
     for method in methods:
         level = {
             "benign": draw.uniform(0.4, 0.7),
@@ -250,7 +250,7 @@ def summaries(methods: list[str], num_seeds: int = 2) -> list[dict[str, Any]]:
                 spreads[condition] = {"mean": value, "worst_decile": 0.7 * value}
             attacks = {name: s for name, s in spreads.items() if name != "benign"}
             upload = int(draw.choice([0, 221_184, 10_848_040]))
-            found.append(
+            summaries.append(
                 {
                     "algorithm": method,
                     "seed": seed,
@@ -267,7 +267,7 @@ def summaries(methods: list[str], num_seeds: int = 2) -> list[dict[str, Any]]:
                     "seconds": {"total": 60.0},
                 }
             )
-    return found
+    return summaries
 
 
 def test_the_page_is_self_contained_and_complete() -> None:
@@ -335,12 +335,10 @@ def test_every_point_has_its_name_and_no_two_labels_overlap(num_methods: int, ki
 
 
 def no_overlap(figure: Figure) -> bool:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
-    renderer = FigureCanvasAgg(figure).get_renderer()
+    """Return whether no two labels overlap; assert that all of them are within the axes."""
     for axes in figure.axes:
-        boxes = [text.get_window_extent(renderer) for text in axes.texts]
-        frame = axes.get_window_extent(renderer)
+        boxes = [text.get_window_extent() for text in axes.texts]
+        frame = axes.get_window_extent()
         assert all(frame.x0 <= box.x0 and box.x1 <= frame.x1 for box in boxes)
         assert all(frame.y0 <= box.y0 and box.y1 <= frame.y1 for box in boxes)
         for index, box in enumerate(boxes):
@@ -371,7 +369,7 @@ def test_labels_that_fit_nowhere_are_refused() -> None:
     assert place_labels(axes, np.array([[0.5, 0.5], [0.6, 0.6]]), np.zeros((2, 2)), texts, 8)[1] is False
 
 
-def test_an_upload_of_nothing_has_a_place_on_the_logarithmic_axis() -> None:
+def test_an_upload_of_zero_bytes_has_a_tick_on_the_logarithmic_axis() -> None:
     points = [
         PlotPoint(1, "local", 0.0, 0.0, 0.5, 0.0, True, False),
         PlotPoint(2, "sylva", 221_184.0, 0.0, 0.6, 0.1, True, False),

@@ -1,4 +1,4 @@
-"""Rows, spread over seeds, dominance: numbers that can be worked out by hand."""
+"""Rows, spreads over seeds and dominance, on numbers that can be computed by hand."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "pgd50-eps4": {"steps": 50, "epsilon": "4/255"},
     "deepfool50-l2": {"name": "deepfool"},
 }
-"""What ``evaluation.attacks`` says of each attack here."""
+"""Settings of each attack in ``evaluation.attacks``, by label."""
 
 
 def spread(values: Any) -> dict[str, Any]:
@@ -41,7 +41,7 @@ def spread(values: Any) -> dict[str, Any]:
 
 
 def accuracies(benign: list[float], robust: list[float], attacks: tuple[str, ...] = ATTACKS) -> dict[str, Any]:
-    """Per-client accuracies, class-balanced; plain ones are 0.1 higher."""
+    """Return accuracies after a phase; the values are class-balanced, and plain ones are 0.1 higher."""
     plain = [[value + 0.1 for value in values] for values in (benign, robust)]
     return {
         "benign_accuracy": spread(plain[0]),
@@ -59,7 +59,7 @@ def summary(
     attacks: tuple[str, ...] = ATTACKS,
     **changes: Any,
 ) -> dict[str, Any]:
-    """Two clients unless told otherwise; the worst decile is then the worse one."""
+    """Return a summary, by default of two clients; the worst decile is the worse of them."""
     end = accuracies(list(benign), list(robust), attacks)
     return {
         "name": "experiment",
@@ -88,9 +88,10 @@ def summary(
 
 
 def config(**changes: Any) -> dict[str, Any]:
-    """A config.yaml as a mapping."""
+    """Return a config.yaml as a mapping."""
     base = {"partition": {"num_clients": 2}, "algorithm": {"name": "sylva"}}
-    return json.loads(build(ExperimentConfig, base | changes).model_dump_json())
+    parsed: dict[str, Any] = json.loads(build(ExperimentConfig, base | changes).model_dump_json())
+    return parsed
 
 
 def names(rows: list[Row]) -> list[str]:
@@ -111,8 +112,9 @@ def test_mean_and_sample_deviation_over_seeds() -> None:
     mean, worst = (row.value("benign", "balanced_accuracy", statistic) for statistic in ("mean", "worst_decile"))
     assert mean is not None
     assert worst is not None
-    assert (mean.mean, mean.std, mean.num_seeds) == (pytest.approx(0.7), pytest.approx(0.1), 3)
-    assert (worst.mean, worst.std) == (pytest.approx(0.5), pytest.approx(0.1))
+    assert mean.num_seeds == 3
+    assert [mean.mean, mean.std] == pytest.approx([0.7, 0.1])
+    assert [worst.mean, worst.std] == pytest.approx([0.5, 0.1])
     plain = row.value("benign", "accuracy", "mean")
     assert plain is not None
     assert plain.mean == pytest.approx(0.8)
@@ -129,7 +131,7 @@ def test_costs_and_collapsed_clients_are_means_over_seeds() -> None:
     (_, row) = compare([summary(seconds={"total": 10.0}), summary(seed=1, seconds={"total": 14.0}, clients=bad)])
     assert row.seconds is not None
     assert row.collapsed is not None
-    assert (row.seconds.mean, row.seconds.std) == (12.0, pytest.approx(math.sqrt(8)))
+    assert [row.seconds.mean, row.seconds.std] == pytest.approx([12.0, math.sqrt(8)])
     assert row.collapsed.mean == 0.5
 
 
@@ -153,7 +155,7 @@ def test_the_majority_row_is_the_mean_over_seeds_and_balanced_it_is_unknown() ->
     for condition in ("benign", *ATTACKS):
         value = majority.value(condition, "accuracy", "mean")
         assert value is not None
-        assert (value.mean, value.std) == (pytest.approx(0.55), pytest.approx(math.sqrt(0.045)))
+        assert [value.mean, value.std] == pytest.approx([0.55, math.sqrt(0.045)])
         assert majority.accuracy[condition, "accuracy", "worst_decile"].mean == pytest.approx(0.4)
         assert majority.value(condition, "balanced_accuracy", "mean") is None
 
@@ -278,7 +280,7 @@ def test_names_are_unique_even_without_sources() -> None:
         ("algorithm.phase2.shrink", "shrink"),
     ],
 )
-def test_a_key_is_as_short_as_is_clear(key: str, short: str) -> None:
+def test_the_shortest_unambiguous_key(key: str, short: str) -> None:
     assert short_key(key) == short
 
 
@@ -326,7 +328,7 @@ def test_rows_of_different_fleets_are_warned_of_and_are_not_compared(case: str) 
         ),
     ],
 )
-def test_what_else_should_agree_is_said(changes: dict[str, Any], says: str) -> None:
+def test_other_differences_are_warned_of(changes: dict[str, Any], says: str) -> None:
     assert warnings(compare([summary("a"), summary("b")])) == []
     assert says in " ".join(warnings(compare([summary("a"), summary("b", **changes)])))
 
@@ -384,7 +386,7 @@ def test_sentences_name_three_and_count_the_rest() -> None:
 
 
 @pytest.mark.parametrize(("lead", "close"), [(0.02, True), (0.2, False)])
-def test_a_lead_within_the_spread_over_seeds_is_called_so(lead: float, close: bool) -> None:
+def test_a_lead_within_the_spread_over_seeds_is_noted(lead: float, close: bool) -> None:
     runs = []
     for seed, noise in enumerate((-0.05, 0.05)):
         runs += [
@@ -413,11 +415,11 @@ def test_the_strongest_attack(attacks: tuple[str, ...], strongest: str | None) -
     assert strongest_attack(compare([summary(attacks=attacks, config=described)])) == strongest
 
 
-def test_of_attacks_that_no_config_describes_the_last_one_is_taken() -> None:
+def test_of_attacks_that_no_config_defines_the_last_one_is_taken() -> None:
     assert strongest_attack(compare([summary(attacks=("pgd20-eps8", "pgd20-eps4"))])) == "pgd20-eps4"
 
 
-def test_the_strongest_attack_is_one_that_all_rows_met() -> None:
+def test_the_strongest_attack_is_common_to_all_rows() -> None:
     rows = compare([summary("a"), summary("b", attacks=("pgd20-eps4",))])
     assert strongest_attack(rows) == "pgd20-eps4"
     none = compare([summary("a", attacks=("pgd20-eps8",)), summary("b", attacks=("pgd20-eps4",))])
@@ -530,7 +532,7 @@ BAD: dict[str, tuple[Any, list[str]]] = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_what_is_no_summary_is_named(case: str) -> None:
+def test_an_invalid_summary_is_named(case: str) -> None:
     bad, says = BAD[case]
     if isinstance(bad, dict):
         bad = bad | {"source": "runs/bad.json"}

@@ -1,4 +1,4 @@
-"""The report says everything, fetches nothing and escapes what users wrote."""
+"""The report of a run is complete, fetches nothing and escapes what comes from users."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ FIGURES = ["fleet", "accuracy", "clients", "layers", "communication", "seconds"]
 
 
 class Page(HTMLParser):
-    """Collects what matters of a page: section ids, attributes that could fetch, scripts, the visible text."""
+    """Collects section ids, tags, references and the visible text of a page."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -167,7 +167,7 @@ def test_any_size_draws_with_few_labels(tmp_path: Path, num_clients: int, num_cl
         assert len(svg(figure, name, "a figure")) < 500_000
 
 
-def test_svg_leaves_every_colour_of_ours_to_the_page_and_png_is_a_png(tmp_path: Path) -> None:
+def test_svg_leaves_the_colours_to_the_page_and_png_is_a_png(tmp_path: Path) -> None:
     make_run(tmp_path)
     drawn = figures(RunFolder(tmp_path).load_summary(), RunFolder(tmp_path).load_records(), TITLES)
     for name, figure in drawn.items():
@@ -189,7 +189,7 @@ def test_attacks_have_titles_from_the_config(tmp_path: Path) -> None:
         assert title in page.text
 
 
-def test_an_attack_that_no_config_describes_is_shown_by_its_label(tmp_path: Path) -> None:
+def test_an_attack_that_no_config_defines_is_shown_by_its_label(tmp_path: Path) -> None:
     run_dir = make_and_return(tmp_path / "run")
     (run_dir / "config.yaml").write_text("evaluation: {attacks: [{name: unheard_of}]}")
     text = Page(write_report(RunFolder(run_dir)).read_text()).text
@@ -198,5 +198,5 @@ def test_an_attack_that_no_config_describes_is_shown_by_its_label(tmp_path: Path
 
 
 @pytest.mark.parametrize("text", ["", "[", "a: 1", "evaluation: {attacks: 3}", "evaluation: {attacks: [{name: [1]}]}"])
-def test_a_config_that_says_nothing_of_attacks_gives_the_title_of_the_unbounded_one(text: str) -> None:
+def test_a_config_without_valid_attacks_gives_the_title_of_the_unbounded_one(text: str) -> None:
     assert attack_titles_from_config(text) == {"pgd20-eps255": "PGD-20 at epsilon 255/255"}

@@ -1,4 +1,4 @@
-"""Bytes: the table against arithmetic done by hand and against the wire itself; bytes to target on curves with known answers."""
+"""Traffic: the table against arithmetic by hand and against the wire; bytes to target on curves with known results."""
 
 from __future__ import annotations
 
@@ -34,6 +34,7 @@ from sylva_ray.reports.traffic import (
     traffic_table,
     write_csv,
 )
+from sylva_ray.transport.codecs import array_shapes
 from sylva_ray.transport.wire import Wire
 from tests.federation.runs import bare_record
 
@@ -43,15 +44,22 @@ FULL, WIDTH, DEPTH = 343_225_384, 768, 12
 HEAD = 4 * 10 * (WIDTH + 1)
 
 
-def of(rows: list[TrafficRow], method: str, compression: str = "none", rank: str | None = None) -> TrafficRow:
-    """The one row of a method."""
-    found = [
+def row_of(rows: list[TrafficRow], method: str, compression: str = "none", rank: str | None = None) -> TrafficRow:
+    """Return the only row of a method under a compression, at a rank."""
+    matches = [
         row
         for row in rows
         if method in row.methods and row.compression == compression and (rank is None or row.rank == rank)
     ]
-    assert len(found) == 1, found
-    return found[0]
+    assert len(matches) == 1, matches
+    return matches[0]
+
+
+def ratio_of(rows: list[TrafficRow], method: str, compression: str = "none", rank: str | None = None) -> float:
+    """Return the ratio in that row, which must have one."""
+    ratio = row_of(rows, method, compression, rank).ratio
+    assert ratio is not None
+    return ratio
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +69,7 @@ def small() -> list[TrafficRow]:
 
 @pytest.fixture(scope="module")
 def vit_base() -> list[TrafficRow]:
-    """Adapters alone: the full model is built, but only its shapes are used."""
+    """Rows of methods with adapters on ViT-B/16; the full model is built for its shapes."""
     adapters = ["sylva", "lorica", "ffa_lora_at", "fedit_at", "fedsa_lora_at", "hetlora_at", "per_lora"]
     return traffic_table(BackboneSection(name="vit_base_patch16_224"), LoraSection(), [8, 32], 10, adapters)
 
@@ -72,25 +80,19 @@ def vit_base() -> list[TrafficRow]:
 def test_vit_base_by_arithmetic(vit_base: list[TrafficRow]) -> None:
     both = 4 * 8 * DEPTH * ((WIDTH + 3 * WIDTH) + (WIDTH + WIDTH))  # qkv and proj, r (d_in + d_out) each
     b_alone = 4 * 8 * DEPTH * (3 * WIDTH + WIDTH)
-    assert of(vit_base, "sylva", rank="8").upload == both == 1_769_472
-    assert of(vit_base, "fedit_at", rank="8").upload == both + HEAD
-    assert of(vit_base, "lorica", rank="8").upload == b_alone == 1_179_648
-    assert of(vit_base, "lorica*", rank="8").upload == b_alone + HEAD
-    assert of(vit_base, "fedsa_lora_at", rank="8").upload == both - b_alone
-    assert of(vit_base, "hetlora_at", rank="2,4,8").upload == round(both * (2 + 4 + 8) / (3 * 8))
-    assert of(vit_base, "lorica", rank="32").upload == 4 * b_alone
+    assert row_of(vit_base, "sylva", rank="8").upload == both == 1_769_472
+    assert row_of(vit_base, "fedit_at", rank="8").upload == both + HEAD
+    assert row_of(vit_base, "lorica", rank="8").upload == b_alone == 1_179_648
+    assert row_of(vit_base, "lorica*", rank="8").upload == b_alone + HEAD
+    assert row_of(vit_base, "fedsa_lora_at", rank="8").upload == both - b_alone
+    assert row_of(vit_base, "hetlora_at", rank="2,4,8").upload == round(both * (2 + 4 + 8) / (3 * 8))
+    assert row_of(vit_base, "lorica", rank="32").upload == 4 * b_alone
     for row in vit_base:
         if row.compression == "none" and row.upload:
             assert row.ratio == pytest.approx(FULL / row.upload)
 
 
-def ratio_of(rows: list[TrafficRow], method: str, codec: str = "none", rank: str = "") -> float:
-    ratio = of(rows, method, codec, rank=rank).ratio
-    assert ratio is not None
-    return ratio
-
-
-def test_vit_base_reaches_the_ratios_that_we_claim(vit_base: list[TrafficRow]) -> None:
+def test_vit_base_reaches_the_expected_ratios(vit_base: list[TrafficRow]) -> None:
     for method in ("sylva", "sylva*"):
         assert ratio_of(vit_base, method, rank="8") >= 190
     for method in ("lorica", "ffa_lora_at", "lorica*", "ffa_lora_at*"):
@@ -102,9 +104,9 @@ def test_vit_base_reaches_the_ratios_that_we_claim(vit_base: list[TrafficRow]) -
 
 def test_quantised_against_quantised_the_ratio_is_that_of_the_adapters(vit_base: list[TrafficRow]) -> None:
     for method in ("sylva", "lorica*"):
-        plain = of(vit_base, method, rank="8").ratio
+        plain = ratio_of(vit_base, method, rank="8")
         for kind in ("int8", "int4"):
-            assert of(vit_base, method, kind, rank="8").ratio_alike == pytest.approx(plain, rel=1e-3)
+            assert row_of(vit_base, method, kind, rank="8").ratio_alike == pytest.approx(plain, rel=1e-3)
 
 
 # -- T11 ------------------------------------------------------------------------------------------------------------------
@@ -117,39 +119,39 @@ def test_the_payload_is_the_arithmetic_plus_a_header(small: list[TrafficRow]) ->
         assert header == 0 if row.travels == "nothing" else 0 < header <= 200 * 80
         if row.compression != "none":
             assert header < 200
-    low, high = of(small, "sylva", rank="4"), of(small, "sylva", rank="8")
+    low, high = row_of(small, "sylva", rank="4"), row_of(small, "sylva", rank="8")
     assert high.upload == 2 * low.upload
     assert abs((high.payload - high.upload) - (low.payload - low.upload)) <= 48 * 4  # only digits of shapes and offsets
 
 
 def test_b_alone_over_both_factors_is_b_over_a_plus_b(small: list[TrafficRow]) -> None:
     """T11.2."""
-    shapes = LoraStack(create_backbone(SMALL, 10), LoraSection(rank=8))._shapes
+    shapes = array_shapes(LoraStack(create_backbone(SMALL, 10), LoraSection(rank=8)).initial_state(torch.Generator()))
     size = {f: sum(int(np.prod(s)) for n, s in shapes.items() if n.endswith(f"lora_{f}")) for f in "AB"}
-    b_alone, both = of(small, "lorica", rank="8").upload, of(small, "sylva", rank="8").upload
+    b_alone, both = row_of(small, "lorica", rank="8").upload, row_of(small, "sylva", rank="8").upload
     assert b_alone / both == size["B"] / (size["A"] + size["B"])
 
 
-def test_who_trains_alone_sends_nothing(small: list[TrafficRow]) -> None:
-    """T11.3, once, at no rank."""
+def test_methods_without_sharing_send_nothing(small: list[TrafficRow]) -> None:
+    """T11.3: in one row, without a rank."""
     for method in ("per_lora", "per_adv"):
-        row = of(small, method)
+        row = row_of(small, method)
         assert (row.upload, row.payload, row.download, row.ratio, row.travels) == (0, 0, 0, None, "nothing")
 
 
 def test_a_method_against_itself_is_one(small: list[TrafficRow]) -> None:
     """T11.5, and under every compression against itself alike."""
-    assert of(small, "fedavg_at").ratio == 1
+    assert ratio_of(small, "fedavg_at") == 1
     for kind in ("none", "int8", "int4"):
-        assert of(small, "fedavg_at", kind).ratio_alike == 1
+        assert row_of(small, "fedavg_at", kind).ratio_alike == 1
 
 
-# -- the table is true ----------------------------------------------------------------------------------------------------
+# -- the table and the wire ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["none", "int8", "int4"])
 @pytest.mark.parametrize("method", ALGORITHMS)
-def test_the_table_says_what_the_wire_counts(small: list[TrafficRow], method: str, kind: str) -> None:
+def test_the_table_equals_what_the_wire_counts(small: list[TrafficRow], method: str, kind: str) -> None:
     algorithm = create_algorithm(AlgorithmSection(name=method))
     backbone = create_backbone(SMALL, 10)
     full = algorithm.parameters.model == "full"
@@ -167,12 +169,12 @@ def test_the_table_says_what_the_wire_counts(small: list[TrafficRow], method: st
         wire.download(1, client, states[client], states[client])
     counted = wire.traffic
     sends = counted.upload > 0
-    row = of(
+    row = row_of(
         small, method, kind if sends else "none", None if full or not sends else "2,4,8" if len(clients) > 1 else "8"
     )
-    found = (row.upload, row.payload, row.download)
+    in_table = (row.upload, row.payload, row.download)
     expected = (counted.upload, counted.upload_payload, counted.download)
-    assert found == tuple(round(value / len(clients)) for value in expected)
+    assert in_table == tuple(round(value / len(clients)) for value in expected)
 
 
 def test_every_method_has_its_rows_and_every_rule_one_for_each_rank(small: list[TrafficRow]) -> None:
@@ -181,22 +183,22 @@ def test_every_method_has_its_rows_and_every_rule_one_for_each_rank(small: list[
     for rule in RULES:
         rows = [row for row in small if row.methods == (f"{rule}/10",)]
         assert [row.rank for row in rows] == ["4", "8"]
-        assert all(row.upload == of(small, "sylva", rank=row.rank).upload for row in rows)
-        assert all(row.payload == of(small, "sylva", rank=row.rank).payload for row in rows)
+        assert all(row.upload == row_of(small, "sylva", rank=row.rank).upload for row in rows)
+        assert all(row.payload == row_of(small, "sylva", rank=row.rank).payload for row in rows)
         assert all(row.download == 10 * row.upload for row in rows)  # FedEx-LoRA: mean and 9 residual factors
 
 
 def test_fedex_sends_the_dense_residual_when_that_is_less() -> None:
     rows = traffic_table(SMALL, LoraSection(), [64], 10, None, num_clients=100)
-    upload = of(rows, "sylva", rank="64").upload
+    upload = row_of(rows, "sylva", rank="64").upload
     dense = sum(4 * d_in * d_out for d_in, d_out in 6 * [(192, 576), (192, 192)])
     assert next(row for row in rows if row.methods == ("FedEx-LoRA/100",)).download == upload + dense
 
 
 def test_a_chosen_method_and_other_targets(tmp_path: Path) -> None:
     rows = traffic_table(SMALL, LoraSection(target_modules=("attn.qkv",)), [2], 100, ["sylva"])
-    assert of(rows, "sylva").upload == 4 * 2 * 6 * (192 + 576)
-    assert of(rows, "sylva*").upload == of(rows, "sylva").upload + 4 * 100 * 193
+    assert row_of(rows, "sylva").upload == 4 * 2 * 6 * (192 + 576)
+    assert row_of(rows, "sylva*").upload == row_of(rows, "sylva").upload + 4 * 100 * 193
     assert {name for row in rows for name in row.methods} == {"sylva", "sylva*"}
     write_csv(rows, tmp_path / "table.csv")
     with open(tmp_path / "table.csv", newline="") as file:
@@ -216,7 +218,7 @@ def accuracies(*values: float) -> ClientAccuracies:
 def run_of(
     benign: Sequence[float | None], robust: Sequence[float | None] | None = None, each: int = 10
 ) -> list[StageRecord]:
-    """Records with one client pair per evaluation; None: a round that was not evaluated."""
+    """Return records of two clients with the given mean accuracies; None is a round without an evaluation."""
     records = []
     for number, value in enumerate(benign):
         table = {} if value is None else {"benign": accuracies(value - 0.05, value + 0.05)}
@@ -238,7 +240,7 @@ def test_rounds_to_target_on_a_curve_by_hand() -> None:
     assert bytes_to_target(run_of([0.9, 0.9]), {"benign.accuracy": 0.5}) is None  # no window of three
 
 
-def test_rounds_without_an_evaluation_cost_but_tell_nothing() -> None:
+def test_the_bytes_of_rounds_without_an_evaluation_count() -> None:
     curve = run_of([0.6, None, 0.6, None, None, 0.6])
     assert bytes_to_target(curve, {"benign.accuracy": 0.6}) == 6 * 30
 
@@ -252,7 +254,7 @@ def test_all_metrics_must_be_there_at_once() -> None:
     assert bytes_to_target(passed_over, targets) == 5 * 30
 
 
-def test_the_honest_clients_alone_may_count() -> None:
+def test_the_mean_may_be_over_honest_clients_only() -> None:
     curve = run_of([0.5, 0.5, 0.5])
     assert bytes_to_target(curve, {"benign.accuracy": 0.55}) is None
     assert bytes_to_target(curve, {"benign.accuracy": 0.55}, clients=[1]) == 90
@@ -269,7 +271,7 @@ def test_targets_are_nine_tenths_of_the_references_best() -> None:
     reference = ["fedavg_at-0", "fedavg_at-1"]
     targets = reference_targets([runs[name] for name in reference], paths)
     assert targets == pytest.approx({paths[0]: 0.9 * 0.6, paths[1]: 0.9 * 0.3})
-    found = bytes_to_reference_targets(runs, reference, paths)
-    assert found == {"fedavg_at-0": None, "fedavg_at-1": None, "sylva": 3 * 15, "weak": None}
+    needed = bytes_to_reference_targets(runs, reference, paths)
+    assert needed == {"fedavg_at-0": None, "fedavg_at-1": None, "sylva": 3 * 15, "weak": None}
     with pytest.raises(ValueError, match="set evaluation"):
         reference_targets([run_of([0.5, 0.5])], paths)

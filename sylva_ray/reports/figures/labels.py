@@ -187,7 +187,7 @@ class _Candidates:
         ways = np.tile(directions, (len(RADII), 1))
         centres = point + ways * (radii[:, None] + half)
         edges = _nearest(point, centres, 2 * half)
-        distances = np.hypot(*(edges - point).T)
+        distances = _lengths(edges - point)
         return cls(
             cost=radii / layout.scale / 4 - 0.8 * ways[:, 0],
             centres=centres,
@@ -231,8 +231,8 @@ def _place_in_order(order: np.ndarray, layout: _Layout) -> tuple[float, list[Cen
 
 def _overlap_costs(layout: _Layout, candidates: _Candidates, placed: _Placed) -> Iterator[np.ndarray]:
     """Yield the costs ``[p]`` of leaving the frame and of covering markers, labels, error bars and the path."""
-    boxes, frame = candidates.boxes, layout.frame
-    yield OVERLAP * ((boxes[:, :2] < frame[:2]).any(1) | (boxes[:, 2:] > frame[2:]).any(1))
+    boxes = candidates.boxes
+    yield OVERLAP * _leaves(boxes, layout.frame)
     yield OVERLAP * _overlaps(boxes, layout.markers).sum(1)
     if placed.boxes:
         yield OVERLAP * _overlaps(boxes, np.array(placed.boxes)).sum(1)
@@ -246,7 +246,7 @@ def _ambiguity_costs(layout: _Layout, candidates: _Candidates, index: int) -> It
     """Yield the costs ``[p]`` of being near to another point, without a leader that shows the right one."""
     extent = layout.extents[index] + 2 * GAP * layout.scale
     for other in np.delete(layout.points, index, 0):
-        distances = np.hypot(*(_nearest(other, candidates.centres, extent) - other).T)
+        distances = _lengths(_nearest(other, candidates.centres, extent) - other)
         nearer = distances < candidates.distances + MARKER * layout.scale
         yield AMBIGUOUS * (nearer & ~candidates.has_leader)
 
@@ -269,6 +269,16 @@ def _leader_costs(layout: _Layout, candidates: _Candidates, placed: _Placed, ind
 def _nearest(point: np.ndarray, centres: np.ndarray, extent: np.ndarray) -> np.ndarray:
     """Return the place in each box around ``centres`` that is nearest to the point."""
     return np.asarray(np.clip(point, centres - extent / 2, centres + extent / 2))
+
+
+def _lengths(vectors: np.ndarray) -> np.ndarray:
+    """Return the lengths ``[m]`` of ``vectors [m, 2]``."""
+    return np.asarray(np.hypot(vectors[:, 0], vectors[:, 1]))
+
+
+def _leaves(boxes: np.ndarray, frame: np.ndarray) -> np.ndarray:
+    """Return whether each of ``boxes [m, 4]`` is partly outside the frame, ``[m]``."""
+    return np.asarray((boxes[:, :2] < frame[:2]).any(1) | (boxes[:, 2:] > frame[2:]).any(1))
 
 
 def _overlaps(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
