@@ -8,9 +8,10 @@
     sylva_ray.evaluate("runs/five", attacks=["pgd:steps=100"], checks=True)
     sylva_ray.export("runs/five", to="adapters")
 
-A run is named by its folder: a path, or a URL such as ``s3://bucket/runs/a``. Wrong input raises `UserError` before anything is
-written; a failure while running raises `RunError` and can be resumed, also after Ctrl-C (`Interrupted`) and SIGTERM (`Stopped`).
-Importing this module is quick: torch, Ray and the rest are imported by the function that needs them.
+A run is named by its folder: a path, or a URL such as ``s3://bucket/runs/a``. Wrong input raises `UserError` before
+anything is written; a failure while running raises `RunError` and can be resumed, also after Ctrl-C (`Interrupted`) and
+SIGTERM (`Stopped`). Importing this module is quick: torch, Ray and the rest are imported by the function that needs
+them.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The records of a run: one per stage (``rounds.jsonl``), and what the layer game decided.
 
-`Artefact` is the base of everything that a run writes as JSON; `sylva_ray.core.summary` and `sylva_ray.core.evaluation` hold
-the others. docs/summary.md is generated from these types.
+`Artefact` is the base of everything that a run writes as JSON; `sylva_ray.core.summary` and `sylva_ray.core.evaluation`
+hold the others. docs/summary.md is generated from these types.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from sylva_ray.core.errors import UserError
 class Artefact(BaseModel):
     """A frozen JSON object in a file of a run.
 
-    Keys without a field are kept: they come from another version of this package, or from a method's own stage. Fields that a
-    file lacks have their default, and stay absent when the object is written again.
+    Keys without a field are kept: they come from another version of this package, or from a method's own stage. Fields
+    that a file lacks have their default, and stay absent when the object is written again.
     """
 
     model_config = ConfigDict(frozen=True, extra="allow", use_attribute_docstrings=True)

@@ -1,7 +1,7 @@
 """Finished measurements on disk, one file per task, so that an evaluation that was cut goes on where it was.
 
-A part's name is a hash of everything that its values depend on: the task, the clients' states, the data's settings, the seed.
-So the parts of an older state of the run, or of other settings, are simply not found.
+A part's name is a hash of everything that its values depend on: the task, the clients' states, the data's settings, the
+seed. So the parts of an older state of the run, or of other settings, are simply not found.
 """
 
 from __future__ import annotations

@@ -52,7 +52,8 @@ def subset_images_per_client(num_clients: int) -> int:
 def suite(name: str, epsilon: float, num_classes: int) -> tuple[AttackSpec, ...]:
     """The attacks of a suite, all in the L-infinity ball but what says otherwise.
 
-    ``quick``: a few gradient attacks. ``standard``: AutoAttack's standard version and more starts of PGD. ``full``: its parts by
+    ``quick``: a few gradient attacks. ``standard``: AutoAttack's standard version and more starts of PGD. ``full``: its
+        parts by
     themselves, L2, and the nearest adversarial images."""
     quick = (
         NoiseAttack(epsilon=epsilon).spec(),

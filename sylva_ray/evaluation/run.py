@@ -2,8 +2,8 @@
 
     run folder ──► clients' states ──► tasks ──► pool ──► parts on disk ──► evaluation.json
 
-`prepare_evaluation` checks everything and writes nothing. `run_evaluation` is idempotent: finished measurements are read from
-``evaluation/``, so an evaluation that was cut, or asks for more, only measures what is missing.
+`prepare_evaluation` checks everything and writes nothing. `run_evaluation` is idempotent: finished measurements are
+read from ``evaluation/``, so an evaluation that was cut, or asks for more, only measures what is missing.
 """
 
 from __future__ import annotations

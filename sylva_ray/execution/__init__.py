@@ -1,0 +1,1 @@
+"""Where an experiment runs: in this process, or on a Ray cluster."""

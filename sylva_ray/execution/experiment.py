@@ -1,10 +1,11 @@
-"""One experiment: from prepared data to records, summary, report and adapters."""
+"""Run one experiment: from prepared data to records, summary, report and adapters."""
 
 from __future__ import annotations
 
 from threadpoolctl import threadpool_limits
 
 from sylva_ray.algorithms.registry import create_algorithm
+from sylva_ray.config.resolved import ResolvedConfig
 from sylva_ray.core.errors import RunError
 from sylva_ray.core.summary import Summary
 from sylva_ray.federation.client.worker import build_model, split_weights
@@ -25,7 +26,6 @@ from sylva_ray.storage.remote_copy import RemoteFolder
 from sylva_ray.storage.run_folder import RunFolder
 
 
-@threadpool_limits.wrap(limits=1, user_api="blas")
 def run_experiment(
     prepared: Prepared,
     folder: RunFolder,
@@ -35,12 +35,13 @@ def run_experiment(
 ) -> Summary:
     """Run an experiment, or continue it from its newest checkpoint.
 
-    Numpy's linear algebra runs on one thread: the last bits of a QR or an SVD depend on the number of threads, which differs
-    between a Ray actor, a plain process and another machine. The matrices are small, so one thread is also the fastest.
+    NumPy's linear algebra runs on one thread: the last bits of a QR or an SVD depend on the number of threads, which
+    differs between a Ray actor, a plain process and another machine. The matrices are small, so that one thread is also
+    the fastest.
 
     Args:
         prepared: the experiment, its data and its backbone.
-        folder: of the run; it has been claimed.
+        folder: of the run, which has been claimed.
         pool: where tasks run.
         observer: of the run, e.g. a display.
         remote: the URL that gets a copy of the folder after every stage; None: no copy.
@@ -51,47 +52,64 @@ def run_experiment(
     Raises:
         RunError: it failed while running and can be resumed.
     """
+    with threadpool_limits(limits=1, user_api="blas"):
+        summary = _run(prepared, folder, pool, _all_observers(prepared.config, folder, observer, remote))
+    if remote is not None:
+        remote.push()
+    return summary
+
+
+def _all_observers(
+    config: ResolvedConfig, folder: RunFolder, observer: Observer, remote: RemoteFolder | None
+) -> Observers:
+    """Return the observers of a run. The records come first: the others may read their file."""
+    observers: list[Observer] = [RecordsFile(folder)]
+    if config.tracking.enabled:
+        observers.append(MlflowTracker(folder, config))
+    if remote is not None:
+        observers.append(RemoteCopy(remote, observer.on_notice))
+    return Observers([*observers, observer])
+
+
+def _run(prepared: Prepared, folder: RunFolder, pool: ClientPool, observer: Observer) -> Summary:
     config, fleet = prepared.config, prepared.fleet
     algorithm = create_algorithm(config.algorithm)
     model = build_model(algorithm, config, fleet.num_classes, prepared.backbone)
     initial = initial_states(algorithm, model, config, fleet.num_classes, prepared.backbone)
     players = model.players if isinstance(model, LoraStack) else {}
-    observers = Observers([RecordsFile(folder)])
-    if config.tracking.enabled:
-        observers.observers.append(MlflowTracker(folder, config))
-    if remote is not None:
-        observers.observers.append(RemoteCopy(remote, observer.on_notice))
-    observers.observers.append(observer)
-    server = Server(config, algorithm, fleet, initial, players, pool, folder, observers)
+    server = Server(config, algorithm, fleet, initial, players, pool, folder, observer)
     stages = algorithm.stages(config)
     warnings: list[str] = []
     status: Status = "FAILED"
     try:
         Rounds(server, stages).run()
-        observers.on_stage(StageStarted(len(stages), len(stages), "writing the report"))
-        from sylva_ray.reports.pages.run import write_report  # matplotlib: the first stage need not wait for it
-
+        observer.on_stage(StageStarted(len(stages), len(stages), "writing the report"))
         if isinstance(model, LoraStack):
             export_clients(config, server.states, range(fleet.num_clients), folder.adapters)
-        section, weights = config.backbone, split_weights(prepared.backbone)[0]
-        full_model = full_model_bytes(create_backbone(section, fleet.num_classes, weights))
-        traffic = declared_traffic(config, algorithm, initial, full_model)
+        backbone = create_backbone(config.backbone, fleet.num_classes, split_weights(prepared.backbone)[0])
+        traffic = declared_traffic(config, algorithm, initial, full_model_bytes(backbone))
         costs = RunCosts(traffic, pool.num_actors, prepared.setup_seconds)
         summary = summarise(config, fleet, server.records, server.game, costs)
         folder.write_summary(summary)
-        write_report(folder)
+        _write_report(folder)
         status = "FINISHED"
     except (SystemExit, KeyboardInterrupt):
-        status = "KILLED"  # also how a sweep prunes its trials
+        status = "KILLED"  # a sweep ends its trials in the same way
         raise
     except OSError as error:
         raise RunError(f"{error.strerror or error} while writing to {folder}: make room, then resume") from error
     finally:
-        warnings = observers.on_end(status)
+        warnings = observer.on_end(status)
     if warnings:
         summary = summary.model_copy(update={"warnings": [*summary.warnings, *warnings]})
         folder.write_summary(summary)
-        write_report(folder)
-    if remote is not None:
-        remote.push()
+        _write_report(folder)
     return summary
+
+
+def _write_report(folder: RunFolder) -> None:
+    from sylva_ray.reports.pages.run import (
+        write_report,  # imports matplotlib, which the start of a run need not wait for
+    )
+
+    write_report(folder)

@@ -1,7 +1,7 @@
-"""What a run tells about itself while it goes on: to the terminal, to ``rounds.jsonl``, to MLflow, to a remote copy.
+"""The observers of a run: the display, ``rounds.jsonl``, MLflow and the copy at a URL follow its progress.
 
-An `Observer` overrides the methods that it cares about. Events are plain frozen data, so that they can cross a process
-border: the coordinator keeps them in an `EventLog`, and the driver passes them to its display with `tell`.
+An `Observer` overrides the methods that it needs. Events are frozen data, so that they can be sent to another process:
+the coordinator collects them in an `EventLog`, and the driver gives them to its display with `dispatch`.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ Status = Literal["FINISHED", "FAILED", "KILLED"]
 
 @dataclass(frozen=True)
 class StageStarted:
-    """A stage begins.
+    """The event that a stage begins.
 
     Attributes:
         step: position of the stage in the run, from 0.
         num_steps: stages of the run.
-        title: of the stage, for people.
+        title: what is displayed.
     """
 
     step: int
@@ -33,7 +33,7 @@ class StageStarted:
 
 @dataclass(frozen=True)
 class TaskDone:
-    """A worker has finished a task.
+    """The event that a worker has finished a task.
 
     Attributes:
         work: what the task is part of, e.g. ``training``.
@@ -46,7 +46,7 @@ class TaskDone:
 
 @dataclass(frozen=True)
 class Notice:
-    """Something that a person should know.
+    """A message to the user, e.g. that a worker was lost.
 
     Attributes:
         text: one sentence, without a full stop.
@@ -59,25 +59,28 @@ Event: TypeAlias = StageStarted | TaskDone | StageRecord | Notice
 
 
 class Observer:
-    """Observes a run. Every method does nothing until it is overridden."""
+    """Observes a run. The methods of this class do nothing."""
 
     def on_resume(self, records: Sequence[StageRecord]) -> None:
-        """Hear that a run continues after ``records``."""
+        """Handle that a run continues after the stages in ``records``."""
 
     def on_stage(self, started: StageStarted) -> None:
-        """Hear that a stage begins."""
+        """Handle that a stage begins."""
 
     def on_task(self, done: TaskDone) -> None:
-        """Hear that a task is done."""
+        """Handle that a task has finished."""
 
     def on_record(self, record: StageRecord) -> None:
-        """Hear that a stage is done and its checkpoint written."""
+        """Handle that a stage has finished and its checkpoint is written."""
 
     def on_notice(self, notice: Notice) -> None:
-        """Hear of something that a person should know."""
+        """Handle a message to the user."""
 
     def on_end(self, status: Status) -> list[str]:
-        """Hear that the run has ended.
+        """Handle the end of the run.
+
+        Args:
+            status: how it ended.
 
         Returns:
             Warnings for ``summary.json``.
@@ -87,7 +90,11 @@ class Observer:
 
 
 class Observers(Observer):
-    """Passes everything on to several observers, in their order."""
+    """Passes every event on to several observers, in their order.
+
+    Args:
+        observers: the observers.
+    """
 
     def __init__(self, observers: Sequence[Observer]) -> None:
         self.observers = list(observers)
@@ -123,7 +130,11 @@ class Observers(Observer):
 
 
 class EventLog(Observer):
-    """Keeps the events of a run in ``events``, for a display in another process."""
+    """Collects the events of a run for a display in another process.
+
+    Attributes:
+        events: the oldest first.
+    """
 
     def __init__(self) -> None:
         self.events: list[Event] = []
@@ -145,8 +156,8 @@ class EventLog(Observer):
         self.events.append(notice)
 
 
-def tell(observer: Observer, event: Event) -> None:
-    """Call the method of ``observer`` that ``event`` belongs to."""
+def dispatch(observer: Observer, event: Event) -> None:
+    """Call the method of ``observer`` for an event."""
     match event:
         case StageStarted():
             observer.on_stage(event)

@@ -1,7 +1,8 @@
 """Immutable checkpoints: ``checkpoint/round_0007/`` with a manifest that is written last.
 
-A folder without a manifest, or whose files do not match the manifest's checksums, is ignored, so that after an interrupted
-write the checkpoint before it is the newest. Equal runs write equal bytes: files contain no time and no path.
+A folder without a manifest, or whose files do not match the manifest's checksums, is ignored, so that after an
+interrupted write the checkpoint before it is the newest. Equal runs write equal bytes: files contain no time and no
+path.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Files of JSON lines, such as ``rounds.jsonl``: one object per line, oldest first.
 
-A line counts once its newline is on the disk. An incomplete line at the end, left by a crash, is ignored by the reader and
-removed by the next append.
+A line counts once its newline is on the disk. An incomplete line at the end, left by a crash, is ignored by the reader
+and removed by the next append.
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@
 
     run ──► local folder ──► push, after every stage ──► URL ──► pull: resume on any machine, evaluate, export, ...
 
-A push sends the small files that change first, then every new checkpoint, its manifest last, and then deletes old checkpoints.
-Wherever it is interrupted, the URL holds a complete checkpoint: the newest, or the one before.
+A push sends the small files that change first, then every new checkpoint, its manifest last, and then deletes old
+checkpoints. Wherever it is interrupted, the URL holds a complete checkpoint: the newest, or the one before.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def is_url(where: str) -> bool:
 
 
 class RemoteFolder:
-    """The URL of a run and the local copy of it. Two processes must not use it at once; `locked` prevents it on one machine.
+    """The URL of a run and its local copy. Two processes must not use it at once; `locked` prevents that on one machine.
 
     Args:
         url: of the run folder.

@@ -63,7 +63,7 @@ class RunFolder:
     def __str__(self) -> str:
         return str(self.path)
 
-    # -- the claim -------------------------------------------------------------------------------------------------------
+    # -- the claim -----------------------------------------------------------------------------------------------------
 
     def claim(self, config: ExperimentConfig, resume: bool) -> None:
         """Write ``config.yaml``; one that is there must describe the same experiment.
@@ -93,7 +93,7 @@ class RunFolder:
         if not self.config_file.exists():
             raise UserError("RUN", str(self), f"is not a run folder (it contains no {CONFIG})")
 
-    # -- what it holds ---------------------------------------------------------------------------------------------------
+    # -- what it holds -------------------------------------------------------------------------------------------------
 
     def load_config(self, overrides: Sequence[str] = ()) -> ExperimentConfig:
         """Return the configuration, with ``KEY=VALUE`` overrides.

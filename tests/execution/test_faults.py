@@ -129,7 +129,7 @@ def test_a_killed_coordinator_goes_on_to_the_same_adapters(
         def on_record(self, record: StageRecord) -> None:
             self.steps.append(record.step)
             if len(self.steps) == 1:
-                coordinator = ray.get_actor(coordinator_name(run_dir), NAMESPACE)
+                coordinator = ray.get_actor(coordinator_name(RunFolder(run_dir)), NAMESPACE)
                 os.kill(ray.get(coordinator.pid.remote()), signal.SIGKILL)
 
     observer = KillInTheSecondStep()

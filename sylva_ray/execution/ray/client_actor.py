@@ -1,7 +1,8 @@
-"""The client actor: a `CohortWorker` in a process of its own, with the frozen backbone resident.
+"""The client actor: a `CohortWorker` in a process of its own.
 
-It holds only what is expensive and the same for all. Whoever its clients are comes with each task, so a dead actor is
-replaced by an empty one and the task is sent again. It imports neither PEFT nor a tracker: a process costs what it imports.
+An actor holds the backbone and the data, which are the same for all tasks. The states of the clients are part of each
+task, so an actor that fails is replaced by a new one, and its task is sent again. The module imports neither PEFT nor
+MLflow, which would make every actor start more slowly and use more memory.
 """
 
 from __future__ import annotations
@@ -21,12 +22,13 @@ from sylva_ray.preparation.experiment import create_worker
 
 
 class ClientActor:
-    """Runs tasks one after the other, as a `RemoteClientActor`.
+    """Runs tasks one after the other; `RemoteClientActor` starts it.
 
     Args:
         config: the experiment.
-        fleet: arrives as an object reference; its arrays are the node's one copy in shared memory, read-only.
-        backbone: likewise.
+        fleet: data of all clients. The caller passes an object reference, so that all actors of a node share one
+            read-only copy.
+        backbone: arrays of the backbone, passed in the same way.
     """
 
     def __init__(self, config: ResolvedConfig, fleet: FleetData, backbone: Mapping[str, np.ndarray]) -> None:
@@ -34,24 +36,28 @@ class ClientActor:
 
     @ray.method(concurrency_group="work")
     def start(self) -> str:
-        """Build the worker; returns the node's id. Not in the constructor, whose errors Ray reports as a death."""
+        """Build the worker. The constructor does not, since Ray reports its errors as the loss of the actor.
+
+        Returns:
+            The id of the node.
+        """
         self._worker = create_worker(*self._inputs)
         return str(ray.get_runtime_context().get_node_id())
 
     @ray.method(concurrency_group="work")
-    def run(self, task: CohortTask) -> CohortResult:
-        """See `CohortWorker.run`."""
+    def run(self, task: CohortTask) -> CohortResult[Any]:
+        """Run a task as `CohortWorker.run` does."""
         return self._worker.run(task)
 
     @ray.method(concurrency_group="ctl")
     def pid(self) -> int:
-        """The process id, also while a task runs."""
+        """Return the process id, also while a task runs."""
         return os.getpid()
 
 
 RemoteClientActor: Any = ray.remote(  # type: ignore[call-overload]
-    max_restarts=0,  # Ray would restart the process and lose the task; `RayPool` replaces both
+    max_restarts=0,  # Ray would restart the process without its task; `RayPool` replaces both
     max_task_retries=0,
-    concurrency_groups={"work": 1, "ctl": 1},  # one thread works (CUDA, torch's switches), one answers meanwhile
+    concurrency_groups={"work": 1, "ctl": 1},  # all work is done by one thread, as CUDA and torch's settings need
 )(ClientActor)
-"""`ClientActor` in a process of its own; its resources are given with ``.options``."""
+"""`ClientActor` as a Ray actor; its resources are set with ``.options``."""

@@ -1,10 +1,12 @@
-"""The coordinator actor: the numbered loop of `sylva_ray.preparation.experiment.run_experiment`, in a process that may die.
+"""The coordinator actor: runs an experiment in a process that Ray restarts after a failure.
+
+::
 
     driver ── Prepared (put once) ──► Coordinator ── tasks ──► client actors
-       ◄── events, summary ──────────      └── run folder: a checkpoint after every step
+       ◄── events, summary ──────────      └── run folder: a checkpoint after every stage
 
-It is unblocked by its pool alone. When its process dies, Ray starts another one and calls `run` again, which goes on from the
-newest checkpoint; the client actors die with it and are made anew. The objects it was given belong to the driver and stay.
+When its process fails, Ray starts another one and calls `Coordinator.run` again, which continues from the newest
+checkpoint with new client actors. The data and the backbone belong to the driver and remain in the object store.
 """
 
 from __future__ import annotations
@@ -16,10 +18,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import ray
 
 from sylva_ray.config.resolved import ResolvedConfig
 from sylva_ray.core.summary import Summary
+from sylva_ray.data.fleet import FleetData
 from sylva_ray.execution.experiment import run_experiment
 from sylva_ray.execution.ray.pool import RayPool
 from sylva_ray.federation.observer import Event, EventLog
@@ -28,73 +32,88 @@ from sylva_ray.storage.remote_copy import RemoteFolder
 from sylva_ray.storage.run_folder import RunFolder
 
 MAX_RESTARTS = 20
-"""Enough for a long run on machines that come and go; a coordinator that dies of its own work must end some time."""
+"""Enough for a long run on spot machines; a coordinator that fails because of a bug ends after them."""
 
 
 @dataclass(frozen=True)
 class Assignment:
-    """What a coordinator is to do.
+    """What a coordinator is to run.
 
     Attributes:
         config: the experiment.
-        num_actors: client actors to keep.
+        num_actors: number of client actors.
         setup_seconds: see `Prepared`.
-        fleet, backbone: references to what the driver has put. Inside a dataclass they stay references.
-        run_dir: absolute.
-        remote_url: where a copy of it goes after every step; None: nowhere.
-        working_dir: the driver's; relative paths in the config start there.
-        environment: the driver's settings for the tracker and the storage.
+        fleet: reference to the data that the driver has put. Ray passes references inside a dataclass on as references.
+        backbone: reference to the arrays of the backbone.
+        folder: of the run, with an absolute path.
+        remote_url: the URL that gets a copy of the folder after every stage; None: no copy.
+        working_dir: the driver's, which relative paths in the configuration refer to.
+        environment: the driver's settings of the tracker and the storage.
     """
 
     config: ResolvedConfig
     num_actors: int
     setup_seconds: float
-    fleet: ray.ObjectRef
-    backbone: ray.ObjectRef
-    run_dir: Path
+    fleet: ray.ObjectRef[FleetData]
+    backbone: ray.ObjectRef[dict[str, np.ndarray]]
+    folder: RunFolder
     remote_url: str | None
     working_dir: Path
     environment: Mapping[str, str]
 
 
 class Coordinator:
-    """Runs one experiment, as a `RemoteCoordinator`.
+    """Runs one experiment; `RemoteCoordinator` starts it.
 
-    Every method may be called again after a restart. It must not touch CUDA: an actor without GPUs of its own sees them all.
+    Every method may be called again after a restart. None may use CUDA: an actor without GPUs of its own can see all of
+    them.
     """
 
     def __init__(self) -> None:
-        self._life = uuid.uuid4().hex
+        self._process_key = uuid.uuid4().hex
         self._log = EventLog()
 
     @ray.method(concurrency_group="work")
-    def run(self, given: Assignment) -> Summary:
-        """Run the experiment, or go on with it, and return its summary."""
-        os.chdir(given.working_dir)
-        os.environ.update(given.environment)
-        prepared = Prepared(given.config, ray.get(given.fleet), ray.get(given.backbone), given.setup_seconds)
-        pool = RayPool(given.config, given.fleet, given.backbone, given.num_actors, self._log)
-        remote = RemoteFolder(given.remote_url, given.run_dir) if given.remote_url else None
+    def run(self, assignment: Assignment) -> Summary:
+        """Run the experiment, or continue it from its newest checkpoint.
+
+        Returns:
+            The summary, as in ``summary.json``.
+        """
+        os.chdir(assignment.working_dir)
+        os.environ.update(assignment.environment)
+        config, fleet, backbone = assignment.config, assignment.fleet, assignment.backbone
+        prepared = Prepared(config, ray.get(fleet), ray.get(backbone), assignment.setup_seconds)
+        pool = RayPool(config, fleet, backbone, assignment.num_actors, self._log)
+        remote = RemoteFolder(assignment.remote_url, assignment.folder.path) if assignment.remote_url else None
         try:
-            return run_experiment(prepared, RunFolder(given.run_dir), pool, self._log, remote)
+            return run_experiment(prepared, assignment.folder, pool, self._log, remote)
         finally:
             pool.close()
 
     @ray.method(concurrency_group="ctl")
-    def events(self, life: str, since: int) -> tuple[str, list[Event]]:
-        """This process's name, and its events from number ``since`` on; from 0 on if the caller knew another process."""
-        return self._life, self._log.events[since if life == self._life else 0 :]
+    def events(self, process_key: str, first: int) -> tuple[str, list[Event]]:
+        """Return new events.
+
+        Args:
+            process_key: what this method returned before; empty at first. After a restart it no longer fits.
+            first: number of the first event to return; 0 is used where ``process_key`` does not fit.
+
+        Returns:
+            The key of this process, and the events.
+        """
+        return self._process_key, self._log.events[first if process_key == self._process_key else 0 :]
 
     @ray.method(concurrency_group="ctl")
     def pid(self) -> int:
-        """The process id, also while the experiment runs."""
+        """Return the process id, also while the experiment runs."""
         return os.getpid()
 
 
 RemoteCoordinator: Any = ray.remote(  # type: ignore[call-overload]
-    num_cpus=0,  # it waits for its actors most of the time
+    num_cpus=0,  # it mostly waits for its client actors
     max_restarts=MAX_RESTARTS,
     max_task_retries=-1,
     concurrency_groups={"work": 1, "ctl": 1},
 )(Coordinator)
-"""`Coordinator` in a process of its own; its name and place are given with ``.options``."""
+"""`Coordinator` as a Ray actor; its name and node are set with ``.options``."""

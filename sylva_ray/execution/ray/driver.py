@@ -1,7 +1,7 @@
-"""What the driver does: connect, share the data, make the coordinator, pass its events on, and wait.
+"""The driver of an experiment: connect to Ray, share the data, start the coordinator, pass its events on, and wait.
 
-The driver owns the fleet's data and the backbone in the object store, so they outlive a coordinator. Nothing is written to the
-run folder before the cluster has turned out to be usable.
+The driver owns the data and the backbone in the object store, so they remain there when a coordinator is restarted.
+Nothing is written to the run folder before the cluster has been checked.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import ray
 from ray.actor import ActorHandle
@@ -27,7 +28,7 @@ from sylva_ray.execution.in_process import InProcessPool
 from sylva_ray.execution.ray.coordinator_actor import Assignment, RemoteCoordinator
 from sylva_ray.execution.ray.pool import RayPool
 from sylva_ray.execution.ray.session import NAMESPACE, possible_nodes, ray_session
-from sylva_ray.federation.observer import Notice, Observer, tell
+from sylva_ray.federation.observer import Event, Notice, Observer, dispatch
 from sylva_ray.federation.pool import ClientPool
 from sylva_ray.preparation.experiment import Prepared, create_worker
 from sylva_ray.provisioning.placement import resolve_num_actors
@@ -35,22 +36,22 @@ from sylva_ray.storage.remote_copy import RemoteFolder
 from sylva_ray.storage.run_folder import RunFolder
 
 POLL_S = 0.25
-"""How often the driver asks for events."""
+"""Seconds between two requests for events."""
 
 STARTUP_TIMEOUT_S = 120.0
-"""How long the coordinator's process may take to come up; it needs no free CPU."""
+"""Seconds that the coordinator's process may take to start; it needs no free CPU."""
 
 FINAL_EVENTS_TIMEOUT_S = 5.0
-"""How long the end of a run waits for the last events."""
+"""Seconds that the end of a run waits for the last events."""
 
 FORWARDED_VARIABLES = ("MLFLOW_", "AWS_", "FSSPEC_", "GOOGLE_", "AZURE_")
-"""Prefixes of the driver's environment that the coordinator needs: the tracker's and the storage's."""
+"""Prefixes of the environment variables that the coordinator gets: those of the tracker and the storage."""
 
 
 def run_prepared(
     prepared: Prepared, folder: RunFolder, resume: bool, observer: Observer, remote: RemoteFolder | None = None
 ) -> Summary:
-    """Run an experiment where its config says.
+    """Run an experiment in this process or on Ray, as ``cluster.pool`` says.
 
     Args:
         prepared: the experiment, its data and its backbone.
@@ -63,7 +64,7 @@ def run_prepared(
         The summary, as in ``summary.json``.
 
     Raises:
-        UserError: the cluster cannot hold it, or the run folder is not free; nothing was written.
+        UserError: it does not fit on the cluster, or the run folder is not free; nothing was written.
         RunError: it failed while running, and can be resumed.
     """
     config = prepared.config
@@ -78,7 +79,7 @@ def run_prepared(
 
 
 def _claim(folder: RunFolder, config: ResolvedConfig, resume: bool, remote: RemoteFolder | None) -> None:
-    """Claim the folder here and at the URL, so that storage that cannot be written is found before the first round."""
+    """Claim the folder here and at the URL, so that storage without write access is found before the first stage."""
     folder.claim(config, resume)
     if remote is not None:
         try:
@@ -92,34 +93,47 @@ def run_on_ray(
 ) -> Summary:
     """Run an experiment through a `Coordinator` on the connected cluster.
 
-    An interrupt kills the coordinator; the run can be resumed. The other arguments and the result are those of `run_prepared`.
+    An interrupt kills the coordinator; the run can be resumed.
 
     Args:
-        num_actors: client actors to start.
+        prepared: the experiment, its data and its backbone.
+        num_actors: number of client actors.
+        folder: of the run, which has been claimed.
+        observer: of the run, e.g. a display.
+        remote: the URL that gets a copy of ``folder`` after every stage; None: no copy.
+
+    Returns:
+        The summary, as in ``summary.json``.
+
+    Raises:
+        UserError: another driver on this cluster runs this folder.
+        RunError: it failed while running, and can be resumed.
     """
-    fleet, backbone = ray.put(prepared.fleet), ray.put(prepared.backbone)  # kept alive by these names
-    environment = {name: value for name, value in os.environ.items() if name.startswith(FORWARDED_VARIABLES)}
+    fleet, backbone = (
+        ray.put(prepared.fleet),
+        ray.put(prepared.backbone),
+    )  # in the store for as long as these names exist
     assignment = Assignment(
-        prepared.config,
-        num_actors,
-        prepared.setup_seconds,
-        fleet,
-        backbone,
-        folder.path.resolve(),
-        remote.url if remote else None,
-        Path.cwd(),
-        environment,
+        config=prepared.config,
+        num_actors=num_actors,
+        setup_seconds=prepared.setup_seconds,
+        fleet=fleet,
+        backbone=backbone,
+        folder=RunFolder(folder.path.resolve()),
+        remote_url=remote.url if remote else None,
+        working_dir=Path.cwd(),
+        environment={name: value for name, value in os.environ.items() if name.startswith(FORWARDED_VARIABLES)},
     )
-    coordinator = _make_coordinator(assignment.run_dir, prepared.config.cluster.connect_timeout_s)
+    coordinator = _start_coordinator(assignment.folder, prepared.config.cluster.connect_timeout_s)
     try:
         ray.get(coordinator.pid.remote(), timeout=STARTUP_TIMEOUT_S)
         return _follow(coordinator, coordinator.run.remote(assignment), observer)
     except GetTimeoutError as error:
-        raise RunError(f"the coordinator did not come up within {STARTUP_TIMEOUT_S:g} s") from error
+        raise RunError(f"the coordinator did not start within {STARTUP_TIMEOUT_S:g} s") from error
     except RayTaskError as error:
         if isinstance(error.cause, RunError | UserError):
             raise error.cause from None
-        raise  # a bug: its traceback is worth more than one line
+        raise  # a bug, whose traceback is needed
     except RayError as error:
         reason = str(error).strip().splitlines()[-1]
         raise RunError(f"the coordinator was lost: {reason}") from error
@@ -129,14 +143,17 @@ def run_on_ray(
 
 @contextmanager
 def pool_for(prepared: Prepared, observer: Observer) -> Iterator[ClientPool]:
-    """Provide a pool where the config says, for as long as the block lasts.
+    """Provide a pool, in this process or on Ray as ``cluster.pool`` says, for as long as the block lasts.
 
     Args:
         prepared: the experiment, its data and its backbone.
-        observer: hears of lost workers, and that workers are waited for.
+        observer: is notified of lost workers, and while no worker has started.
+
+    Yields:
+        The pool.
 
     Raises:
-        UserError: the cluster cannot hold it.
+        UserError: it does not fit on the cluster.
     """
     config = prepared.config
     if config.cluster.pool == "in_process":
@@ -152,13 +169,13 @@ def pool_for(prepared: Prepared, observer: Observer) -> Iterator[ClientPool]:
             pool.close()
 
 
-def coordinator_name(run_dir: Path) -> str:
-    """Unique on a cluster, and the same whenever this run folder is run: two drivers cannot run it at once."""
-    return f"coordinator-{hashlib.sha256(str(run_dir.resolve()).encode()).hexdigest()[:16]}"
+def coordinator_name(folder: RunFolder) -> str:
+    """Return the name of a run's coordinator, which is unique, so that two drivers cannot run the same folder at once."""
+    return f"coordinator-{hashlib.sha256(str(folder.path.resolve()).encode()).hexdigest()[:16]}"
 
 
 def _with_num_actors(prepared: Prepared) -> tuple[Prepared, int]:
-    """Return the experiment with ``cluster.num_actors`` as a number, and that number, by what the cluster can hold."""
+    """Return the experiment with a number for ``cluster.num_actors``, by what fits on the cluster, and the number."""
     config, section = prepared.config, prepared.config.cluster
     num_clients = prepared.fleet.num_clients
     num_cohorts = -(-num_clients // config.training.cohort_size)
@@ -167,59 +184,71 @@ def _with_num_actors(prepared: Prepared) -> tuple[Prepared, int]:
     return dataclasses.replace(prepared, config=config.model_copy(update={"cluster": cluster})), num_actors
 
 
-def _make_coordinator(run_dir: Path, timeout_s: float) -> ActorHandle:
-    """On the driver's own node, where the run folder is. A namesake that is just going away is waited for."""
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    options = {
-        "name": coordinator_name(run_dir),
-        "namespace": NAMESPACE,
-        "scheduling_strategy": here,
-    }
-    give_up = time.monotonic() + timeout_s
+def _start_coordinator(folder: RunFolder, timeout_s: float) -> ActorHandle[Any]:
+    """Start a coordinator on the driver's own node, where the run folder is.
+
+    Args:
+        folder: of the run.
+        timeout_s: how long to wait for an earlier coordinator of this run that is about to end.
+
+    Raises:
+        UserError: there is still another one.
+    """
+    own_node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    actor = RemoteCoordinator.options(name=coordinator_name(folder), namespace=NAMESPACE, scheduling_strategy=own_node)
+    deadline = time.monotonic() + timeout_s
     while True:
         try:
-            return RemoteCoordinator.options(**options).remote()
+            coordinator: ActorHandle[Any] = actor.remote()
         except ActorAlreadyExistsError:
-            if time.monotonic() > give_up:
+            if time.monotonic() > deadline:
                 fix = "is being run by another driver on this cluster; wait for it, or choose another folder"
-                raise UserError("--out", str(run_dir), fix) from None
+                raise UserError("--out", str(folder), fix) from None
             time.sleep(POLL_S)
+        else:
+            return coordinator
 
 
-def _follow(coordinator: ActorHandle, result: ray.ObjectRef, observer: Observer) -> Summary:
+def _follow(coordinator: ActorHandle[Any], result: ray.ObjectRef[Summary], observer: Observer) -> Summary:
     """Wait for the summary and pass the events on."""
     events = _EventStream(coordinator, observer)
     while not ray.wait([result], timeout=POLL_S)[0]:
         events.poll(timeout_s=0)
-    events.poll(FINAL_EVENTS_TIMEOUT_S)  # what was asked before the end,
-    events.poll(FINAL_EVENTS_TIMEOUT_S)  # and what happened since
-    summary: Summary = ray.get(result)
-    return summary
+    for _ in range(2):  # the request that is pending, and one for what happened since
+        events.poll(FINAL_EVENTS_TIMEOUT_S)
+    return ray.get(result)
 
 
 class _EventStream:
-    """A coordinator's events in order, each once per process of it. It never has more than one question open."""
+    """A coordinator's events, in order and without repetition. At most one request is pending.
 
-    def __init__(self, coordinator: ActorHandle, observer: Observer) -> None:
+    Args:
+        coordinator: the actor.
+        observer: gets the events.
+    """
+
+    def __init__(self, coordinator: ActorHandle[Any], observer: Observer) -> None:
         self._coordinator, self._observer = coordinator, observer
-        self._life, self._seen = "", 0
-        self._question: ray.ObjectRef | None = None
+        self._process_key, self._num_seen = "", 0
+        self._request: ray.ObjectRef[tuple[str, list[Event]]] | None = None
 
     def poll(self, timeout_s: float) -> None:
-        """Pass on what is new, if the answer comes within ``timeout_s`` (while it restarts, none comes)."""
-        self._question = self._question or self._coordinator.events.remote(self._life, self._seen)
-        if not ray.wait([self._question], timeout=timeout_s)[0]:
+        """Pass on new events if the answer arrives within ``timeout_s`` seconds; during a restart it does not."""
+        if self._request is None:
+            self._request = self._coordinator.events.remote(self._process_key, self._num_seen)
+        request = self._request
+        if not ray.wait([request], timeout=timeout_s)[0]:
             return
-        question, self._question = self._question, None
+        self._request = None
         try:
-            life, events = ray.get(question)
-        except RayError:  # the coordinator is gone, and `run` says why
+            process_key, events = ray.get(request)
+        except RayError:  # the coordinator is lost; the result of `run` says why
             return
-        if life != self._life:
-            if self._life:
+        if process_key != self._process_key:
+            if self._process_key:
                 text = "the coordinator failed and was restarted; it continues from the newest checkpoint"
                 self._observer.on_notice(Notice(text))
-            self._life, self._seen = life, 0
-        self._seen += len(events)
+            self._process_key, self._num_seen = process_key, 0
+        self._num_seen += len(events)
         for event in events:
-            tell(self._observer, event)
+            dispatch(self._observer, event)

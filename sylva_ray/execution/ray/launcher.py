@@ -1,7 +1,7 @@
 """Ask Ray's own cluster launcher and autoscaler, which have no public interface, about a cluster file.
 
-Everything here imports private modules of Ray; 2.60 is the version that the tests ran with. What is built on the answers is in
-`sylva_ray.provisioning`, which imports no Ray.
+This module imports private modules of Ray; it was tested with version 2.60. What is computed from the answers is in
+`sylva_ray.provisioning`, which does not import Ray.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class RayLauncher:
     """Ray's cluster launcher and autoscaler; a `sylva_ray.provisioning.launcher_file.ClusterLauncher`."""
 
     def validate(self, path: Path, raw: Mapping[str, object]) -> LauncherConfig:
-        """See `ClusterLauncher.validate`."""
+        """Validate a cluster file, as `ClusterLauncher.validate` describes."""
         try:
             from jsonschema import ValidationError
             from ray.autoscaler._private.cli_logger import cli_logger
@@ -52,7 +52,7 @@ class RayLauncher:
         return build(LauncherConfig, config)
 
     def nodes_for(self, file: LauncherFile, bundles: Sequence[Resources]) -> tuple[dict[str, int], int]:
-        """See `ClusterLauncher.nodes_for`. What fits on the head is placed there first."""
+        """Place bundles, first on the head, as `ClusterLauncher.nodes_for` describes."""
         try:
             from ray.autoscaler._private import resource_demand_scheduler
             from ray.autoscaler._private.node_provider_availability_tracker import NodeAvailabilitySummary
@@ -73,7 +73,7 @@ class RayLauncher:
 
 
 def _schema_error(error: Any) -> UserError:
-    """Turn a complaint of Ray's schema into one line, with the most similar key where one was misspelt."""
+    """Convert an error of Ray's schema into one line; for a misspelt key it names the most similar one."""
     place = ".".join(map(str, error.absolute_path))
     if error.validator == "additionalProperties":
         allowed = error.schema.get("properties", {})

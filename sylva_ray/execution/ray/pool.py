@@ -1,12 +1,14 @@
-"""`ClientPool` on Ray: a queue of tasks, and actors that take the next one when they are free.
+"""`ClientPool` on Ray: a queue of tasks, and actors that take the next one as soon as they are free.
+
+::
 
     tasks, longest first ──► [queue] ──► free actor ──► result (copied out of the object store)
                                 ▲            │
-                                └── died ◄───┘  a new actor takes its place, the task goes to the front
+                                └── lost ◄───┘  a new actor replaces it, the task goes to the front
 
-Per `run` it produces one result per task; it waits for the first actor that answers; it is unblocked by a result, a death, an
-actor that came up, or the deadline. Any actor can run any task and every random draw is named by what it is for, so the
-results depend neither on how many actors there are nor on who died.
+`RayPool.run` waits until an actor answers, is lost or has started, or until the deadline. Any actor can run any task,
+and every random number depends on its purpose alone: results are bit-identical for any number of actors and after
+failures.
 """
 
 from __future__ import annotations
@@ -17,7 +19,9 @@ import time
 from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import ray
 from ray.actor import ActorHandle
 from ray.exceptions import ActorUnavailableError, NodeDiedError, RayActorError, RayError, RayTaskError
@@ -26,7 +30,9 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from sylva_ray.config.resolved import ResolvedConfig
 from sylva_ray.core.errors import RunError
+from sylva_ray.data.fleet import FleetData
 from sylva_ray.execution.ray.client_actor import RemoteClientActor
+from sylva_ray.execution.ray.session import cluster_gpus, live_nodes
 from sylva_ray.federation.client.worker import CohortResult
 from sylva_ray.federation.observer import Notice, Observer
 from sylva_ray.federation.pool import OnDone
@@ -34,41 +40,58 @@ from sylva_ray.federation.tasks import CohortTask
 from sylva_ray.provisioning.placement import gpu_bundles
 
 STATUS_INTERVAL_S = 15.0
-"""While not a single actor is up, how often to say so: a cloud node needs minutes, an actor's imports ten seconds."""
+"""Seconds between two notices while no actor has started: a cloud node needs minutes, an actor ten seconds."""
 
 MAX_NODE_LOSSES = 20
-"""How often one cohort, or the start of one actor, may lose its node (a spot machine is nobody's fault) before the run ends."""
+"""How often a task, or the start of an actor, may lose its node before the run ends; spot machines are often lost."""
 
 
 @dataclass
 class _Slot:
-    """One of the pool's places and the actor in it. ``pending`` is what it is busy with: its start, or the task ``job``.
+    """An actor of the pool.
 
-    ``node`` is the id of the node where it came up; None: it did not yet."""
+    Attributes:
+        actor: the handle.
+        pending: what it is busy with, its start or the task ``job``; None: it is free.
+        node: id of its node; None: it has not started yet.
+        job: number of its task; None: it has none.
+    """
 
-    actor: ActorHandle
-    pending: ray.ObjectRef | None
+    actor: ActorHandle[Any]
+    pending: ray.ObjectRef[Any] | None
     node: str | None = None
     job: int | None = None
 
     @property
-    def is_up(self) -> bool:
-        """Whether it takes tasks."""
+    def has_started(self) -> bool:
+        """Whether the actor takes tasks."""
         return self.node is not None
 
 
 class _Batch:
-    """Bookkeeping of one `RayPool.run`."""
+    """The tasks of one `RayPool.run` and what has become of them.
+
+    Args:
+        tasks: in the order in which they are started.
+        on_done: see `ClientPool.run`.
+
+    Attributes:
+        queue: numbers of the tasks that wait for an actor.
+        results: of the tasks; None: not finished.
+        unfinished: number of tasks without a result.
+        process_losses: how often each task lost its actor's process.
+        node_losses: how often each task lost its actor's node.
+    """
 
     def __init__(self, tasks: Sequence[CohortTask], on_done: OnDone | None) -> None:
         self.tasks, self.on_done = tasks, on_done
         self.queue = deque(range(len(tasks)))
-        self.results: list[CohortResult | None] = [None] * len(tasks)
+        self.results: list[CohortResult[Any] | None] = [None] * len(tasks)
         self.unfinished = len(tasks)
-        self.deaths: Counter[int] = Counter()
+        self.process_losses: Counter[int] = Counter()
         self.node_losses: Counter[int] = Counter()
 
-    def finish(self, job: int, result: CohortResult) -> None:
+    def finish(self, job: int, result: CohortResult[Any]) -> None:
         self.results[job] = result
         self.unfinished -= 1
         if self.on_done is not None:
@@ -80,87 +103,86 @@ class RayPool:
 
     Args:
         config: the experiment.
-        fleet: reference to the `FleetData`, put once for all actors.
-        backbone: reference to the backbone's arrays, likewise.
-        num_actors: how many to keep.
-        observer: gets a notice when an actor was lost and its task runs again, and every `STATUS_INTERVAL_S` seconds while
-            no actor is up.
+        fleet: reference to the data of all clients, put once for all actors.
+        backbone: reference to the arrays of the backbone, likewise.
+        num_actors: number of actors.
+        observer: gets a notice when an actor was lost and its task runs again, and every `STATUS_INTERVAL_S` seconds
+            while no actor has started.
     """
 
     def __init__(
         self,
         config: ResolvedConfig,
-        fleet: ray.ObjectRef,
-        backbone: ray.ObjectRef,
+        fleet: ray.ObjectRef[FleetData],
+        backbone: ray.ObjectRef[dict[str, np.ndarray]],
         num_actors: int,
         observer: Observer,
     ) -> None:
         self.num_actors = num_actors
         self._section, self._observer = config.cluster, observer
         self._arguments = (config, fleet, backbone)
-        num_gpus = int(ray.cluster_resources().get("GPU", 0.0))
-        # inside a trial of a sweep: its own group, where a bundle for every actor follows the coordinator's
+        # a trial of a sweep has a placement group: a bundle for the coordinator, then one for every actor
         group = ray.util.get_current_placement_group()
-        self._trial = group if group is not None and group.bundle_count > num_actors else None
-        wanted = [] if self._trial else gpu_bundles(config.cluster, num_actors, num_gpus)
-        # a group each: one that finds no room yet (an autoscaler may bring it) does not hold up the others
-        self._groups = [placement_group([bundle]) for bundle in wanted]
-        self._failed_starts: Counter[tuple[int, bool]] = Counter()  # by slot, and whether its node went with it
+        self._trial_group = group if group is not None and group.bundle_count > num_actors else None
+        bundles = [] if self._trial_group else gpu_bundles(config.cluster, num_actors, int(cluster_gpus()))
+        # a group for each: a bundle that has to wait for a node from an autoscaler does not delay the others
+        self._groups = [placement_group([bundle]) for bundle in bundles]
+        self._failed_starts: Counter[tuple[int, bool]] = Counter()  # {(slot, whether its node was lost): times}
         self._slots: list[_Slot | None] = [self._start(index) for index in range(num_actors)]
 
     def run(
         self, tasks: Sequence[CohortTask], deadline_s: float | None = None, on_done: OnDone | None = None
-    ) -> list[CohortResult | None]:
-        """See `ClientPool.run`. The deadline's clock starts when an actor is up: a slow start costs no client its round."""
+    ) -> list[CohortResult[Any] | None]:
+        """Run tasks as `ClientPool.run` does. The deadline counts from when an actor has started."""
         batch = _Batch(tasks, on_done)
         self._slots = [slot or self._start(index) for index, slot in enumerate(self._slots)]
-        deadline, last_up = math.inf, time.monotonic()
+        deadline, last_started = math.inf, time.monotonic()
         try:
             while batch.unfinished:
-                any_up = any(slot.is_up for slot in self._occupied())
-                if any_up:
-                    last_up = time.monotonic()
-                if deadline_s is not None and deadline == math.inf and any_up:
+                any_started = any(slot.has_started for slot in self._occupied())
+                if any_started:
+                    last_started = time.monotonic()
+                if deadline_s is not None and deadline == math.inf and any_started:
                     deadline = time.monotonic() + deadline_s
                 self._dispatch(batch)
-                arrived = self._wait(min(deadline - time.monotonic(), math.inf if any_up else STATUS_INTERVAL_S))
-                if arrived is not None:
-                    self._collect(arrived, batch)
+                answered = self._wait(min(deadline - time.monotonic(), math.inf if any_started else STATUS_INTERVAL_S))
+                if answered is not None:
+                    self._collect(answered, batch)
                 elif time.monotonic() >= deadline:
                     self._abandon_running(restart=True)
                     break
                 else:
-                    self._report_waiting(time.monotonic() - last_up)
+                    self._report_waiting(time.monotonic() - last_started)
         except BaseException:
             self._abandon_running(restart=False)
             raise
         return batch.results
 
     def close(self) -> None:
-        """Kill the actors and give the GPUs back."""
+        """Stop the actors and release the GPUs."""
         for index in range(len(self._slots)):
             self._stop_actor(index)
         while self._groups:
             remove_placement_group(self._groups.pop())
 
-    # -- one turn of the loop ------------------------------------------------------------------------------------------
+    # -- steps of the loop ---------------------------------------------------------------------------------------------
 
     def _dispatch(self, batch: _Batch) -> None:
-        """Every free actor gets the next task. The put is here and not earlier, so the store holds only what is running."""
+        """Give the next tasks to the free actors. Tasks are put here, so that the store holds only those that run."""
         for slot in self._occupied():
-            if batch.queue and slot.is_up and slot.pending is None:
+            if batch.queue and slot.has_started and slot.pending is None:
                 slot.job = batch.queue.popleft()
                 slot.pending = slot.actor.run.remote(ray.put(batch.tasks[slot.job]))
 
     def _wait(self, timeout_s: float) -> int | None:
-        """Index of a slot whose pending work has ended, well or not; None after ``timeout_s`` seconds."""
+        """Return a slot whose pending work has ended, successfully or not; None after ``timeout_s`` seconds."""
         pending = {slot.pending: index for index, slot in enumerate(self._slots) if slot and slot.pending is not None}
         timeout = None if timeout_s == math.inf else max(0.0, timeout_s)
         ready, _ = ray.wait(list(pending), num_returns=1, timeout=timeout)
         return pending[ready[0]] if ready else None
 
     def _collect(self, index: int, batch: _Batch) -> None:
-        """Take what has arrived at a slot: a result, an actor that is up, an exception, or a death."""
+        """Handle what a slot's pending work ended with: a result, the start of the actor, an exception, or a loss."""
         slot = self._slots[index]
         assert slot is not None
         assert slot.pending is not None
@@ -180,44 +202,54 @@ class RayPool:
             self._failed_starts.pop((index, False), None)
             self._failed_starts.pop((index, True), None)
         else:
-            batch.finish(
-                job, copy.deepcopy(answer)
-            )  # Ray's arrays are read-only and pin the store as long as we keep them
+            # Ray's arrays are read-only views, which would keep the result in the object store
+            batch.finish(job, copy.deepcopy(answer))
 
     def _replace(self, index: int, where: str, batch: _Batch, error: RayError) -> None:
-        """A new actor for a slot whose actor was lost; its task, if it had one, goes to the front of the queue."""
+        """Start a new actor in a slot whose actor was lost; its task, if it had one, goes to the front of the queue.
+
+        Raises:
+            RunError: the same task, or the start of this actor, failed too often.
+        """
         slot = self._slots[index]
         assert slot is not None
         self._stop_actor(index)
-        reason = str(error).strip().splitlines()[-1]
         with_node = _lost_with_its_node(slot, error)
-        most = MAX_NODE_LOSSES if with_node else self._section.max_task_retries
-        if slot.job is None:
-            self._failed_starts[index, with_node] += 1
-            deaths = self._failed_starts[index, with_node]
-        else:
-            counter = batch.node_losses if with_node else batch.deaths
-            counter[slot.job] += 1
-            deaths = counter[slot.job]
+        num_losses = self._count_loss(index, slot.job, with_node, batch)
+        max_losses = MAX_NODE_LOSSES if with_node else self._section.max_task_retries
         is_hopeless = isinstance(error, RayActorError) and error.actor_init_failed
-        if deaths > most or is_hopeless:
-            raise RunError(f"{where}: the client actor was lost {deaths} time(s), the last time: {reason}")
+        if num_losses > max_losses or is_hopeless:
+            reason = str(error).strip().splitlines()[-1]
+            raise RunError(f"{where}: the client actor was lost {num_losses} time(s), the last time: {reason}")
         if slot.job is not None:
             batch.queue.appendleft(slot.job)
             self._observer.on_notice(Notice(f"a worker was lost during {where}; its clients run again elsewhere"))
         self._slots[index] = self._start(index)
 
+    def _count_loss(self, index: int, job: int | None, with_node: bool, batch: _Batch) -> int:
+        """Count the loss of an actor, for its task or else for its start, and return how often that happened."""
+        if job is None:
+            self._failed_starts[index, with_node] += 1
+            return self._failed_starts[index, with_node]
+        losses = batch.node_losses if with_node else batch.process_losses
+        losses[job] += 1
+        return losses[job]
+
     def _report_waiting(self, waited_s: float) -> None:
-        """No actor is up: a line for the display, or the end."""
-        section, gpus = self._section, ray.cluster_resources().get("GPU", 0.0)
-        wish = f"{section.cpus_per_actor:g} CPUs and {section.gpus_per_actor:g} GPUs"
+        """Notify the observer that no actor has started.
+
+        Raises:
+            RunError: that has lasted for ``cluster.startup_timeout_s``.
+        """
+        section, num_actors = self._section, self.num_actors
+        request = f"{section.cpus_per_actor:g} CPUs and {section.gpus_per_actor:g} GPUs"
         if waited_s >= section.startup_timeout_s:
-            reason = f"the cluster had no room for {wish} (see `ray status`)"
-            raise RunError(f"no client actor came up within {section.startup_timeout_s:g} s: {reason}")
-        nodes = sum(node["Alive"] for node in ray.nodes())
-        there = f"the cluster has {nodes} node{'s' * (nodes != 1)} and {gpus:g} GPUs"
-        waiting = f"waiting for the first of {self.num_actors} actors ({wish} each) for {waited_s:.0f} s; {there}"
-        self._observer.on_notice(Notice(waiting))
+            reason = f"the cluster had no room for {request} (see `ray status`)"
+            raise RunError(f"no client actor started within {section.startup_timeout_s:g} s: {reason}")
+        nodes = len(live_nodes())
+        present = f"the cluster has {nodes} node{'s' * (nodes != 1)} and {cluster_gpus():g} GPUs"
+        text = f"waiting for the first of {num_actors} actors ({request} each) for {waited_s:.0f} s; {present}"
+        self._observer.on_notice(Notice(text))
 
     # -- slots ---------------------------------------------------------------------------------------------------------
 
@@ -227,8 +259,8 @@ class RayPool:
     def _start(self, index: int) -> _Slot:
         section = self._section
         strategy: PlacementGroupSchedulingStrategy | None = None
-        if self._trial:
-            strategy = PlacementGroupSchedulingStrategy(self._trial, 1 + index)
+        if self._trial_group:
+            strategy = PlacementGroupSchedulingStrategy(self._trial_group, 1 + index)
         elif self._groups:
             strategy = PlacementGroupSchedulingStrategy(self._groups[index % len(self._groups)])
         resources = {"num_cpus": section.cpus_per_actor, "num_gpus": section.gpus_per_actor}
@@ -242,7 +274,7 @@ class RayPool:
             ray.kill(slot.actor)
 
     def _abandon_running(self, restart: bool) -> None:
-        """Kill the actors that are inside a task (a synchronous one cannot be cancelled), and perhaps start others."""
+        """Stop the actors that run a task, which Ray cannot cancel, and with ``restart`` start new ones."""
         for index, slot in enumerate(self._slots):
             if slot is not None and slot.job is not None:
                 self._stop_actor(index)
@@ -250,10 +282,9 @@ class RayPool:
 
 
 def _lost_with_its_node(slot: _Slot, error: RayError) -> bool:
-    """Whether a machine went, and not a process on it. Ray notices the connection first, and the death seconds later."""
+    """Return whether a machine was lost, not only a process. Ray notices the connection seconds before the node."""
     if isinstance(error, ActorUnavailableError | NodeDiedError):
         return True
     if isinstance(error, RayActorError) and error.preempted:
         return True
-    alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
-    return slot.node is not None and slot.node not in alive
+    return slot.node is not None and slot.node not in {node["NodeID"] for node in live_nodes()}

@@ -1,8 +1,8 @@
-"""The driver's connection to Ray: start one here, or join a running cluster; and what fits on it.
+"""The driver's connection to Ray: start Ray on this machine or join a running cluster, and see what fits on it.
 
-Every wait has an end of its own: Ray retries an address that does not answer for minutes, and an actor that fits no node
-waits for ever. So the address is probed first, and the resources an actor asks for are compared with the nodes there are, or
-with those that an autoscaler may bring.
+Every wait is limited. Ray itself retries an address that does not answer for minutes, and an actor that fits on no node
+waits for ever. So the address is probed first, and what an actor requests is compared with the nodes that there are, or
+that an autoscaler may add.
 """
 
 from __future__ import annotations
@@ -30,17 +30,18 @@ NAMESPACE = "sylva_ray"
 
 @contextmanager
 def ray_session(section: ClusterSection) -> Iterator[None]:
-    """Ray for as long as the block lasts. Only what was started here is stopped; a connection that exists is used.
+    """Connect to Ray for as long as the block lasts. A connection that exists already is used, and stays open.
 
     Raises:
-        UserError: nothing answers at ``cluster.address`` or it refuses our token, or no node could ever hold one of the actors.
+        UserError: no cluster answers at ``cluster.address`` or it refuses our token, or an actor fits on no node.
+        RunError: Ray cannot be started on this machine.
     """
     started = not ray.is_initialized()
     on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
         if started:
             _connect(section)
-            if callable(on_sigterm):  # Ray puts one in its place that aborts the process on the way out
+            if callable(on_sigterm):  # Ray replaces it by a handler that aborts the process
                 signal.signal(signal.SIGTERM, on_sigterm)
         check_resources(section, possible_nodes(section))
         yield
@@ -51,7 +52,7 @@ def ray_session(section: ClusterSection) -> Iterator[None]:
 
 def _connect(section: ClusterSection) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # Workers' output would tear the live display apart; their errors come back as exceptions.
+    # workers' output would disturb the live display; their errors arrive as exceptions
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "namespace": NAMESPACE}
     if section.address is None:
         try:
@@ -62,18 +63,22 @@ def _connect(section: ClusterSection) -> None:
     require_reachable(section.address, section.connect_timeout_s)
     try:
         ray.init(address=section.address, **quiet)
-    except Exception as error:  # Ray raises whatever its layers raise: version mismatch, no node here, ...
+    except Exception as error:  # Ray raises errors of many types: version mismatch, no node on this machine, ...
         raise _unreachable(section.address, _last_line(str(error))) from error
 
 
 def require_reachable(address: str, timeout_s: float) -> None:
-    """Return when a Ray cluster answers at ``address`` (``host:port`` or ``auto``) within ``timeout_s`` seconds.
+    """Check that a Ray cluster answers at an address.
 
-    A TCP probe tells a closed port at once; `ray status` in a process of its own tells a port that is not Ray's, which
-    would hold `ray.init` for minutes.
+    A TCP connection detects a closed port at once. `ray status` in another process detects a port that does not belong
+    to Ray, with which `ray.init` would wait for minutes.
+
+    Args:
+        address: ``host:port`` or ``auto``.
+        timeout_s: how long to wait for each of the two.
 
     Raises:
-        UserError: malformed address, no answer, or a token that is not the cluster's.
+        UserError: the address is malformed, nothing answers, or the cluster refuses our token.
     """
     if address != "auto":
         host, colon, port = address.rpartition(":")
@@ -110,37 +115,44 @@ def _last_line(text: str) -> str:
     return (text.strip().splitlines() or ["no reason given"])[-1].strip()
 
 
+def live_nodes() -> list[dict[str, Any]]:
+    """Return Ray's descriptions of the nodes that are alive."""
+    nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+    return [node for node in nodes if node["Alive"]]
+
+
+def cluster_gpus() -> float:
+    """Return the number of GPUs of the cluster, busy or not."""
+    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    return resources.get("GPU", 0.0)
+
+
 def node_resources() -> list[Resources]:
-    """Return what every live node has in total, busy or not."""
-    return [node["Resources"] for node in _nodes() if node["Alive"]]
+    """Return the total resources of every live node, busy or not."""
+    return [node["Resources"] for node in live_nodes()]
 
 
 def own_node_resources() -> Resources:
-    """Return what the node of this process has in total, busy or not."""
+    """Return the total resources of the node of this process, busy or not."""
     own_id = ray.get_runtime_context().get_node_id()
-    return next(node["Resources"] for node in _nodes() if node["NodeID"] == own_id)
-
-
-def _nodes() -> list[dict[str, Any]]:
-    nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
-    return nodes
+    return next(node["Resources"] for node in live_nodes() if node["NodeID"] == own_id)
 
 
 def possible_nodes(section: ClusterSection) -> list[Resources]:
-    """The nodes that there are; on a cluster with an autoscaler those that there may be.
+    """Return the resources of the nodes; on a cluster with an autoscaler, those of the nodes that it may add.
 
     Raises:
-        UserError: ``cluster.launcher`` is no such file.
+        UserError: ``cluster.launcher`` is not a cluster file.
     """
     promised = promised_cluster(section)
     return node_resources() if promised is None else largest_cluster(section, promised)
 
 
 def promised_cluster(section: ClusterSection) -> LauncherFile | None:
-    """What an autoscaler may bring to the connected cluster; None where there is none, or its file does not say.
+    """Return what an autoscaler may add to the connected cluster; None where there is none, or no file about it.
 
     Raises:
-        UserError: ``cluster.launcher`` is no such file.
+        UserError: ``cluster.launcher`` is not a cluster file.
     """
     path = Path(section.launcher).expanduser() if section.launcher else bootstrap_file()
     return load_promised(path) if section.address is not None and path is not None else None
