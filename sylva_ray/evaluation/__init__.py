@@ -1,0 +1,1 @@
+"""The command `evaluate`: attack the trained, personal models of a run."""

@@ -1,7 +1,7 @@
-"""Finished measurements on disk, one file per task, so that an evaluation that was cut goes on where it was.
+"""A cache of finished measurements on disk, one file per task, so that an interrupted evaluation can continue.
 
-A part's name is a hash of everything that its values depend on: the task, the clients' states, the data's settings, the
-seed. So the parts of an older state of the run, or of other settings, are simply not found.
+The name of a file is a hash of everything that the values depend on: the task, the states of the clients, the settings
+of the data, the seed. Measurements of older states or with other settings have other names.
 """
 
 from __future__ import annotations
@@ -9,35 +9,43 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from sylva_ray.config.experiment import ExperimentConfig
+from sylva_ray.config.resolved import ResolvedConfig
 from sylva_ray.federation.client.measuring import EvaluateOutcome
 from sylva_ray.federation.tasks import CohortTask
 from sylva_ray.storage.atomic import write_atomically
 
 SETTINGS = ("dataset", "partition", "backbone", "lora", "seed")
-"""Of the config: what images there are, and what model answers."""
+"""Keys of the configuration that decide which images and which model are measured."""
+
+HASHED_NAMES = {"num_draws": "draws"}
+"""Fields of tasks that are hashed under the name of version 0.1, whose measurements are still found."""
 
 
 class MeasurementCache:
-    """``FOLDER/<hash>.safetensors``."""
+    """Files ``FOLDER/<hash>.safetensors``.
 
-    def __init__(self, folder: Path, config: ExperimentConfig) -> None:
+    Args:
+        folder: of the files; it need not exist.
+        config: of the run.
+    """
+
+    def __init__(self, folder: Path, config: ResolvedConfig) -> None:
         self.folder = folder
         resolved = json.loads(config.model_dump_json())
         settings = {key: resolved[key] for key in SETTINGS}
-        if config.evaluation.precision != "float32":  # parts of version 0.1, which knew no other, are still found
+        if config.evaluation.precision != "float32":  # version 0.1 had no other precision, and no such setting
             settings["precision"] = config.evaluation.precision
         self._settings = json.dumps(settings, sort_keys=True)
 
     def load(self, task: CohortTask) -> list[EvaluateOutcome] | None:
-        """What was measured before, one outcome per client of the task; None if it was not, or cannot be read."""
+        """Load the outcomes of a task, one per client; None where there are none, or the file cannot be read."""
         path = self._path(task)
         if not path.exists():
             return None
@@ -50,13 +58,13 @@ class MeasurementCache:
         return [
             EvaluateOutcome(
                 {n.partition(":")[2]: v for n, v in values.items() if n.startswith(f"{client}:")},
-                {name: (int(forward), int(backward)) for name, (forward, backward) in passes.items()},
+                {name: (int(forwards), int(backwards)) for name, (forwards, backwards) in passes.items()},
             )
             for client in task.clients
         ]
 
-    def keep(self, task: CohortTask, outcomes: list[EvaluateOutcome]) -> None:
-        """Write a task's outcomes, at once or not at all."""
+    def save(self, task: CohortTask, outcomes: Sequence[EvaluateOutcome]) -> None:
+        """Save the outcomes of a task, one per client, in one atomic write."""
         self.folder.mkdir(parents=True, exist_ok=True)
         values = {
             f"{client}:{name}": np.ascontiguousarray(value)
@@ -69,16 +77,17 @@ class MeasurementCache:
         digest = hashlib.blake2b(digest_size=16)
         digest.update(f"{type(task).__name__}{self._settings}".encode())
         for field in dataclasses.fields(task):
-            digest.update(field.name.encode())
-            _feed(digest, getattr(task, field.name))
+            digest.update(HASHED_NAMES.get(field.name, field.name).encode())
+            _update(digest, getattr(task, field.name))
         return self.folder / f"{digest.hexdigest()}.safetensors"
 
 
-def _feed(digest: Any, value: Any) -> None:
+def _update(digest: hashlib.blake2b, value: object) -> None:
+    """Add a value of a task to a hash; of arrays with type and shape, of mappings in the order of their keys."""
     if isinstance(value, dict):
         for name in sorted(value):
             digest.update(name.encode())
-            _feed(digest, value[name])
+            _update(digest, value[name])
     elif isinstance(value, np.ndarray):
         digest.update(f"{value.dtype}{value.shape}".encode())
         digest.update(np.ascontiguousarray(value).tobytes())

@@ -1,4 +1,4 @@
-"""From the command line's words to an `EvaluationRequest`."""
+"""Convert the options of `sylva-ray evaluate` to an `EvaluationRequest`."""
 
 from __future__ import annotations
 
@@ -12,12 +12,16 @@ from sylva_ray.config.experiment import ExperimentConfig
 from sylva_ray.config.schema import build
 from sylva_ray.core.errors import UserError
 from sylva_ray.core.text import did_you_mean
+from sylva_ray.core.types import AttackSpec
 from sylva_ray.evaluation.plan import SUITES, EvaluationRequest, subset_images_per_client, suite
+
+DEFAULT_SIGMAS = (0.12,)
+"""Noise levels of the suite ``full``, pixel units."""
 
 
 @dataclass(frozen=True)
 class Extras:
-    """What is asked for beside attacks."""
+    """What to measure besides attacks; see `EvaluationRequest`."""
 
     checks: bool = False
     curves: bool = False
@@ -34,10 +38,21 @@ def build_request(
     num_clients: int,
     num_classes: int,
 ) -> EvaluationRequest:
-    """Suite and single attacks together; with neither, the quick suite. ``full`` asks for everything.
+    """Build the request for a suite and single attacks; with neither, for ``quick``. ``full`` measures everything.
+
+    Args:
+        config: of the run.
+        attacks: each ``NAME`` or ``NAME:key=value,...``.
+        suite_name: one of `SUITES`; None: no suite.
+        epsilon: budget of suite, curves and checks, as text; None: that of the first L-infinity attack.
+        extras: what to measure besides attacks.
+        num_clients: of the run.
+        num_classes: of the data.
 
     Raises:
-        UserError: unknown suite or attack (with the nearest), a budget out of range, too few classes."""
+        UserError: an unknown suite or attack (with the nearest name), a budget out of range, too few classes or
+            clients.
+    """
     if suite_name is not None and suite_name not in SUITES:
         hint = did_you_mean(suite_name, SUITES)
         raise UserError("--suite", suite_name, f"unknown suite; {hint}Available: {', '.join(SUITES)}")
@@ -46,28 +61,30 @@ def build_request(
             raise UserError("--certify", sigma, "must be a number above 0 (pixel units, e.g. 0.1)")
     if extras.transfer and num_clients < 2:
         raise UserError("--transfer", num_clients, "needs at least two clients")
-    own = [parse_attack(text) for text in attacks]
-    if epsilon is not None:
-        budget = build(PgdAttack, {"epsilon": epsilon}, "--epsilon").epsilon
-    else:
-        trained = [spec for spec in config.evaluation.specs if spec.norm == "linf"]
-        asked = [spec for spec in own if spec.norm == "linf"] if suite_name is None else []
-        known = [*asked, *trained]
-        budget = known[0].epsilon if known else config.attack.epsilon
+    single_attacks = [parse_attack(text) for text in attacks]
     if suite_name is None and not attacks:
         suite_name = "quick"
-    chosen = [*(suite(suite_name, budget, num_classes) if suite_name else ()), *own]
-    if all(math.isinf(spec.epsilon) for spec in chosen):  # the nearest images alone: a worst case needs a budget
-        chosen.append(PgdAttack(epsilon=budget).spec())
-    everything = suite_name == "full"
-    specs = tuple({spec.label: spec for spec in chosen}.values())
-    check_classes(specs, num_classes)
+    budget = _budget(config, epsilon, single_attacks if suite_name is None else [])
+    specs = [*(suite(suite_name, budget, num_classes) if suite_name else ()), *single_attacks]
+    if all(math.isinf(spec.epsilon) for spec in specs):  # a worst case needs an attack with a budget
+        specs.append(PgdAttack(epsilon=budget).spec())
+    unique_specs = tuple({spec.label: spec for spec in specs}.values())
+    check_classes(unique_specs, num_classes)
+    is_full = suite_name == "full"
     return EvaluationRequest(
-        attacks=specs,
+        attacks=unique_specs,
         epsilon=budget,
-        checks=extras.checks or everything,
-        curves=extras.curves or everything,
-        transfer=extras.transfer or (everything and num_clients > 1),
-        sigmas=extras.sigmas or ((0.12,) if everything else ()),
+        checks=extras.checks or is_full,
+        curves=extras.curves or is_full,
+        transfer=extras.transfer or (is_full and num_clients > 1),
+        sigmas=extras.sigmas or (DEFAULT_SIGMAS if is_full else ()),
         subset_images=subset_images_per_client(num_clients),
     )
+
+
+def _budget(config: ExperimentConfig, epsilon: str | None, attacks: Sequence[AttackSpec]) -> float:
+    """Return ``epsilon``, else the budget of the first L-infinity attack of ``attacks``, of the run, or of training."""
+    if epsilon is not None:
+        return build(PgdAttack, {"epsilon": epsilon}, "--epsilon").epsilon
+    linf = [spec for spec in (*attacks, *config.evaluation.specs) if spec.norm == "linf"]
+    return linf[0].epsilon if linf else config.attack.epsilon

@@ -1,9 +1,11 @@
-"""`sylva-ray evaluate`: attack a run's deployed, personal models again, with anything.
+"""Evaluate a finished run: attack its deployed, personal models with any attacks.
 
-    run folder ──► clients' states ──► tasks ──► pool ──► parts on disk ──► evaluation.json
+::
 
-`prepare_evaluation` checks everything and writes nothing. `run_evaluation` is idempotent: finished measurements are
-read from ``evaluation/``, so an evaluation that was cut, or asks for more, only measures what is missing.
+    run folder ──► clients' states ──► tasks ──► pool ──► measurement cache ──► evaluation.json
+
+`prepare_evaluation` checks everything and writes nothing. `run_evaluation` reads finished measurements from
+``evaluation/``, so an evaluation that was interrupted, or that asks for more, measures only what is missing.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ import numpy as np
 from sylva_ray.algorithms.registry import create_algorithm
 from sylva_ray.core.errors import UserError
 from sylva_ray.core.evaluation import CertifiedLevel, Curves, Evaluation, GalleryImage, Transfer
-from sylva_ray.core.summary import Spread
+from sylva_ray.core.summary import CheckResult, Spread
 from sylva_ray.core.types import AttackSpec, stack_states
 from sylva_ray.evaluation import tables
 from sylva_ray.evaluation.cache import MeasurementCache
@@ -49,26 +51,36 @@ from sylva_ray.storage.run_folder import RunFolder
 from sylva_ray.transport.byzantine import byzantine_clients
 
 WINDOW = 64
-"""Images per client in one task: what a cut evaluation loses at most."""
+"""Images per client in one task, which is what an interrupted evaluation loses at most."""
 
 ALPHA = 0.001
 """Probability that a certificate is wrong."""
 
 MAX_SOURCES = 15
-"""Other clients through which a client is attacked; all of them in a fleet of up to 16."""
+"""Other clients through which a client is attacked, at most; all of them in a fleet of up to 16."""
 
-GALLERY_IMAGES, SHOWN = 8, 12
-"""Images per client among which the gallery looks, and how many it shows."""
+GALLERY_CANDIDATES = 8
+"""Images per client among which those of the gallery are chosen."""
 
-FREE = ("cluster.", "training.device", "training.attention", "evaluation.precision")
-"""Settings that an evaluation may change."""
+GALLERY_SIZE = 12
+"""Images of the gallery, at most."""
+
+OVERRIDABLE = ("cluster.", "training.device", "training.attention", "evaluation.precision")
+"""Prefixes of the settings that an evaluation may override."""
 
 State = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)
 class EvaluationInput:
-    """A finished run, ready to be attacked. ``surrogates`` are other runs' states, client by client."""
+    """A finished run, ready to be attacked.
+
+    Attributes:
+        folder: of the run.
+        prepared: its experiment, with the images of the evaluation.
+        states: of the K clients.
+        surrogates: states of the K clients of other runs, by run folder.
+    """
 
     folder: RunFolder
     prepared: Prepared
@@ -79,18 +91,21 @@ class EvaluationInput:
 def prepare_evaluation(
     folder: RunFolder, images: int | None, surrogates: Sequence[RunFolder], overrides: Sequence[str]
 ) -> EvaluationInput:
-    """Load a finished run, with ``images`` test images per client in place of what it had.
+    """Load a finished run.
+
+    Args:
+        folder: of the run.
+        images: test images per client; None: as many as the run had.
+        surrogates: folders of other runs with the same clients and the same kind of model.
+        overrides: ``KEY=VALUE`` of `OVERRIDABLE` settings.
 
     Raises:
-        UserError: no finished run there, an override that would change what is measured, a surrogate of another kind.
+        UserError: there is no finished run, an override would change what is measured, or a surrogate does not match.
     """
     for override in overrides:
-        if not override.startswith(FREE):
-            raise UserError(
-                "override",
-                override,
-                "would change the run; only cluster.*, training.device, training.attention, evaluation.precision are free",
-            )
+        if not override.startswith(OVERRIDABLE):
+            allowed = "cluster.*, training.device, training.attention and evaluation.precision"
+            raise UserError("override", override, f"would change the run; only {allowed} can be overridden here")
     states = folder.load_states()
     if not folder.summary_file.exists():
         raise UserError("RUN", str(folder), f"is not finished; first: sylva-ray run {folder} --resume")
@@ -103,95 +118,113 @@ def prepare_evaluation(
     prepared = prepare(config)
     missing = [client for client in range(len(states)) if not folder.adapter(client).exists()]
     if missing and create_algorithm(config.algorithm).parameters.model == "lora":
-        raise UserError(
-            "RUN", str(folder), f"has no adapters of client {missing[0]} (adapters/ is part of a finished run)"
-        )
+        fix = f"has no adapters of client {missing[0]} in adapters/; write them with: sylva-ray run {folder} --resume"
+        raise UserError("RUN", str(folder), fix)
     return EvaluationInput(folder, prepared, states, {str(other): _surrogate(other, states) for other in surrogates})
 
 
 def _surrogate(folder: RunFolder, states: Sequence[State]) -> list[State]:
-    other = folder.load_states()
-    shapes = {name: value.shape for name, value in states[0].items()}
-    if len(other) != len(states) or {name: value.shape for name, value in other[0].items()} != shapes:
-        raise UserError(
-            "--surrogate", str(folder), "has other clients or another kind of model; transfer needs the same of both"
-        )
-    return other
+    """Return the states of another run, after a check that they fit to ``states``."""
+    other_states = folder.load_states()
+    shapes, other_shapes = ({n: value.shape for n, value in first.items()} for first in (states[0], other_states[0]))
+    if len(other_states) != len(states) or other_shapes != shapes:
+        fix = "has another number of clients or another kind of model; transfer needs the same of both"
+        raise UserError("--surrogate", str(folder), fix)
+    return other_states
 
 
 class Progress(Protocol):
-    """What an evaluation tells of its progress."""
+    """Observes the progress of an evaluation."""
 
     def on_measurement(self, name: str, num_tasks: int, num_known: int) -> None:
-        """Hear that a measurement of ``num_tasks`` tasks begins, of which ``num_known`` are on disk already."""
+        """Handle the start of a measurement of ``num_tasks`` tasks, ``num_known`` of which are in the cache."""
         ...
 
     def on_task_measured(self, name: str) -> None:
-        """Hear that one of its other tasks is done."""
+        """Handle the end of one of its other tasks."""
         ...
 
 
 def run_evaluation(
     run: EvaluationInput, request: EvaluationRequest, pool: ClientPool, progress: Progress
 ) -> Evaluation:
-    """Measure what is asked for.
+    """Measure what is requested.
 
     Args:
         run: the run.
         request: what to measure.
         pool: where it is measured.
-        progress: hears of measurements and tasks.
+        progress: is notified of measurements and tasks.
     """
-    work = _Work(run, request, pool, progress)
+    measurements = _Measurements(run, request, pool, progress)
     config, fleet = run.prepared.config, run.prepared.fleet
-    headline = work.attacks(request.attacks)
     left_out = byzantine_clients(config)
+    measured = measurements.attacks(request.attacks)
+    worst = tables.worst_answers(measured, [spec.label for spec in _main_attacks(request)])
+    collapsed = measurements.collapsed(worst, left_out)
+    images = int(sum(map(len, measured.without(left_out).labels)))
     model = threat_model(config, request.attacks)
-    bounded = [spec for spec in request.attacks if math.isfinite(spec.epsilon)]
-    main = [spec for spec in bounded if spec.norm == "linf" and spec.epsilon == request.epsilon] or bounded
-    worst = tables.worst_answers(headline, [spec.label for spec in main])
-    collapsed = work.collapsed(worst, left_out)
-    images = int(sum(map(len, headline.without(left_out).labels)))
-    transfer = work.transfer() if request.transfer else None
-    curves, checks = None, None
-    if request.curves or request.checks:
-        epsilons = dict(zip(EPSILONS, epsilon_curve(), strict=True))
-        steps = dict(zip(map(float, STEPS), steps_curve(request.epsilon), strict=True))
-        extra = check_attacks(request.epsilon, fleet.num_classes) if request.checks else {}
-        specs = [*epsilons.values(), *steps.values(), *extra.values()]
-        few = work.attacks(specs, request.subset_images).without(left_out)
-        curves = Curves(epsilon=tables.curve(epsilons, few), steps=tables.curve(steps, few))
-        if request.checks:
-            facts = RunFacts(request.epsilon, fleet.num_classes, model, images, work.deployed(), collapsed)
-            checks = run_checks(few, work.probes(), facts, transfer.strongest if transfer else None)
+    transfer = measurements.transfer() if request.transfer else None
+    is_deployed = request.checks and measurements.deployed()
+    facts = RunFacts(request.epsilon, fleet.num_classes, model, images, is_deployed, collapsed)
+    curves, checks = _curves_and_checks(measurements, facts, left_out, transfer)
     return Evaluation(
         run=config.name,
         algorithm=config.algorithm.name,
         images=images,
         threat_model=model,
-        benign=tables.condition_row(headline.answers["benign"], headline.labels, left_out),
-        attacks={spec.label: tables.attack_row(spec, headline, left_out) for spec in request.attacks},
-        worst_case=tables.worst_cases(request.attacks, headline, left_out),
-        majority=Spread.from_values(work.majority, left_out),
-        per_class=tables.per_class(headline, worst, fleet.num_classes),
-        collapsed=[client for client, bad in enumerate(collapsed) if bad],
+        benign=tables.condition_row(measured.answers["benign"], measured.labels, left_out),
+        attacks={spec.label: tables.attack_row(spec, measured, left_out) for spec in request.attacks},
+        worst_case=tables.worst_cases(request.attacks, measured, left_out),
+        majority=Spread.from_values(measurements.majority, left_out),
+        per_class=tables.per_class(measured, worst, fleet.num_classes),
+        collapsed=[client for client, is_collapsed in enumerate(collapsed) if is_collapsed],
         transfer=transfer,
         curves=curves,
         checks=checks,
-        certified=[work.certified(sigma, left_out) for sigma in request.sigmas] or None,
-        gallery=work.gallery(),
+        certified=[measurements.certified(sigma, left_out) for sigma in request.sigmas] or None,
+        gallery=measurements.gallery(),
     )
 
 
-class _Work:
-    """The measurements of one run; each asks the pool for what is not on disk."""
+def _main_attacks(request: EvaluationRequest) -> list[AttackSpec]:
+    """Return the attacks of the worst case: L-infinity with the request's budget, else all that have a budget."""
+    bounded = [spec for spec in request.attacks if math.isfinite(spec.epsilon)]
+    return [spec for spec in bounded if spec.norm == "linf" and spec.epsilon == request.epsilon] or bounded
 
-    def __init__(
-        self, given: EvaluationInput, request: EvaluationRequest, pool: ClientPool, progress: Progress
-    ) -> None:
-        self.given, self.request, self.pool, self.progress = given, request, pool, progress
-        self.config, self.fleet = given.prepared.config, given.prepared.fleet
-        self.cache = MeasurementCache(given.folder.measurements, self.config)
+
+def _curves_and_checks(
+    measurements: _Measurements, facts: RunFacts, left_out: Sequence[int], transfer: Transfer | None
+) -> tuple[Curves | None, list[CheckResult] | None]:
+    """Measure the curves, and run the checks, which need them; None for what is not requested."""
+    request = measurements.request
+    if not (request.curves or request.checks):
+        return None, None
+    epsilons = dict(zip(EPSILONS, epsilon_curve(), strict=True))
+    steps = dict(zip(map(float, STEPS), steps_curve(request.epsilon), strict=True))
+    more = check_attacks(request.epsilon, facts.num_classes) if request.checks else {}
+    specs = [*epsilons.values(), *steps.values(), *more.values()]
+    subset = measurements.attacks(specs, request.subset_images).without(left_out)
+    curves = Curves(epsilon=tables.curve(epsilons, subset), steps=tables.curve(steps, subset))
+    if not request.checks:
+        return curves, None
+    return curves, run_checks(subset, measurements.probes(), facts, transfer.strongest if transfer else None)
+
+
+class _Measurements:
+    """The measurements of one run. Each gives the pool the tasks that are not in the cache.
+
+    Args:
+        run: the run.
+        request: what to measure.
+        pool: where it is measured.
+        progress: is notified of measurements and tasks.
+    """
+
+    def __init__(self, run: EvaluationInput, request: EvaluationRequest, pool: ClientPool, progress: Progress) -> None:
+        self.run, self.request, self.pool, self.progress = run, request, pool, progress
+        self.config, self.fleet = run.prepared.config, run.prepared.fleet
+        self.cache = MeasurementCache(run.folder.measurements, self.config)
         self.everyone = range(self.fleet.num_clients)
         sizes = [len(self.fleet.test_labels(client)) for client in self.everyone]
         self.cohorts = make_cohorts(list(self.everyone), sizes, self.config.training.cohort_size)
@@ -202,98 +235,108 @@ class _Work:
     # -- measurements --------------------------------------------------------------------------------------------------
 
     def attacks(self, specs: Sequence[AttackSpec], limit: int | None = None) -> Measured:
-        """Every attack on every client's test images (the first ``limit``)."""
+        """Measure attacks on the test images of every client.
+
+        Args:
+            specs: the attacks; with none, unchanged images only.
+            limit: the first images of each client; None: all.
+        """
         length = self.longest if limit is None else min(limit, self.longest)
-        asked: list[AttackSpec | None] = list({spec.label: spec for spec in specs}.values()) or [None]
-        labels = [self.fleet.test_labels(client)[:length] for client in self.everyone]
-        measured = Measured(labels)
-        for spec in asked:
-            answers: list[list[np.ndarray]] = [[] for _ in self.everyone]
-            benign: list[list[np.ndarray]] = [[] for _ in self.everyone]
-            distances: list[list[np.ndarray]] = [[] for _ in self.everyone]
-            cost = Cost()
-            tasks = [
-                EvaluateTask(
-                    self.round, cohort, self._stack(cohort), (spec,) if spec else (), min(WINDOW, length - first), first
-                )
-                for first in range(0, length, WINDOW)
-                for cohort in self.cohorts
-            ]
-            for task, outcomes, seconds in self._run(tasks, spec.label if spec else "benign"):
-                for client, outcome in zip(task.clients, outcomes, strict=True):
-                    if not outcome.values:  # a client with fewer images than this window's first
-                        continue
-                    benign[client].append(outcome.predictions["benign"])
-                    if spec:
-                        answers[client].append(outcome.predictions[spec.label])
-                        distances[client].append(outcome.of_kind("distances")[spec.label])
-                if spec:
-                    forwards, backwards = outcomes[0].passes.get(spec.label, (0, 0))
-                    cost.forwards += forwards
-                    cost.backwards += backwards
-                if seconds:
-                    cost.seconds += seconds
-                    cost.timed_images += sum(len(outcome.predictions.get("benign", ())) for outcome in outcomes)
-            measured.answers["benign"] = [np.concatenate(own) for own in benign]
-            if spec:
-                measured.answers[spec.label] = [np.concatenate(own) for own in answers]
-                measured.distances[spec.label] = [np.concatenate(own) for own in distances]
-                measured.costs[spec.label] = cost
+        measured = Measured([self.fleet.test_labels(client)[:length] for client in self.everyone])
+        unique_specs: list[AttackSpec | None] = list({spec.label: spec for spec in specs}.values()) or [None]
+        for spec in unique_specs:
+            self._attack(spec, length, measured)
         return measured
 
+    def _attack(self, spec: AttackSpec | None, length: int, measured: Measured) -> None:
+        """Add to ``measured`` an attack (None: none) and the benign predictions, on the first ``length`` images."""
+        benign: list[list[np.ndarray]] = [[] for _ in self.everyone]
+        answers: list[list[np.ndarray]] = [[] for _ in self.everyone]
+        distances: list[list[np.ndarray]] = [[] for _ in self.everyone]
+        cost = Cost()
+        specs = () if spec is None else (spec,)
+        tasks = [
+            EvaluateTask(self.round, cohort, self._stack(cohort), specs, min(WINDOW, length - first), first)
+            for first in range(0, length, WINDOW)
+            for cohort in self.cohorts
+        ]
+        for task, outcomes, seconds in self._run(tasks, spec.label if spec else "benign"):
+            for client, outcome in zip(task.clients, outcomes, strict=True):
+                if not outcome.values:  # the client has no images in this window
+                    continue
+                benign[client].append(outcome.predictions["benign"])
+                if spec:
+                    answers[client].append(outcome.predictions[spec.label])
+                    distances[client].append(outcome.of_kind("distances")[spec.label])
+            if spec:
+                cost.add(outcomes, spec.label, seconds)
+        measured.answers["benign"] = [np.concatenate(windows) for windows in benign]
+        if spec:
+            measured.answers[spec.label] = [np.concatenate(windows) for windows in answers]
+            measured.distances[spec.label] = [np.concatenate(windows) for windows in distances]
+            measured.costs[spec.label] = cost
+
     def probes(self) -> dict[str, float]:
-        """Means over the fleet's images; of ``difference`` the largest."""
+        """Return the probes of the checks, means over the images of the fleet; of ``difference`` the largest value."""
         attack = check_attacks(self.request.epsilon, self.fleet.num_classes)["pgd"]
         tasks = [ProbeTask(self.round, c, self._stack(c), attack, self.request.subset_images) for c in self.cohorts]
-        values: dict[str, list[np.ndarray]] = {}
+        by_name: dict[str, list[np.ndarray]] = {}
         for _, outcomes, _ in self._run(tasks, "probes"):
             for outcome in outcomes:
-                for name, own in outcome.of_kind("probe").items():
-                    values.setdefault(name, []).append(own)
-        flat = {name: np.concatenate(own) for name, own in values.items()}
-        return {name: float(own.max() if name == "difference" else own.mean()) for name, own in flat.items()}
+                for name, values in outcome.of_kind("probe").items():
+                    by_name.setdefault(name, []).append(values)
+        flat = {name: np.concatenate(values) for name, values in by_name.items()}
+        return {name: float(v.max() if name == "difference" else v.mean()) for name, v in flat.items()}
 
     def transfer(self) -> Transfer:
-        """``matrix[source][target]``: accuracy of the target on images made against the source (None: not measured)."""
-        count, attack = len(self.everyone), transfer_attack(self.request.epsilon)
-        shifts = np.unique(np.linspace(0, count - 1, min(count, MAX_SOURCES + 1)).round().astype(int)).tolist()
-        matrix: list[list[float | None]] = [[None] * count for _ in self.everyone]
+        """Measure every client on images that were made against other clients and against surrogates."""
+        num_clients, attack = len(self.everyone), transfer_attack(self.request.epsilon)
+        num_shifts = min(num_clients, MAX_SOURCES + 1)
+        shifts = np.unique(np.linspace(0, num_clients - 1, num_shifts).round().astype(int)).tolist()
+        matrix: list[list[float | None]] = [[None] * num_clients for _ in self.everyone]  # [source][target]
         for shift in shifts:
-            sources = [self.given.states[(client + shift) % count] for client in self.everyone]
+            sources = [self.run.states[(client + shift) % num_clients] for client in self.everyone]
             for target, accuracy in enumerate(self._transferred(sources, attack, f"transfer {shift}")):
-                matrix[(target + shift) % count][target] = accuracy
-        others = {
+                matrix[(target + shift) % num_clients][target] = accuracy
+        surrogates = {
             name: float(np.mean(self._transferred(states, attack, f"transfer from {name}")))
-            for name, states in self.given.surrogates.items()
+            for name, states in self.run.surrogates.items()
         }
-        off = [[m for i, row in enumerate(matrix) if i != j and (m := row[j]) is not None] for j in self.everyone]
-        strongest = [min(own) for own in off if own]
+        by_target = [
+            [value for source, row in enumerate(matrix) if source != target and (value := row[target]) is not None]
+            for target in self.everyone
+        ]
+        from_others = [accuracies for accuracies in by_target if accuracies]
+        candidates = list(surrogates.values())
+        if from_others:
+            candidates.insert(0, float(np.mean([min(accuracies) for accuracies in from_others])))
         return Transfer(
             attack=attack.label,
             images_per_client=min(self.request.subset_images, self.longest),
             matrix=matrix,
-            own=float(np.mean([matrix[j][j] for j in self.everyone])),
-            others_mean=float(np.mean([np.mean(own) for own in off if own])) if strongest else None,
-            surrogates=others,
-            strongest=min([float(np.mean(strongest))] * bool(strongest) + list(others.values()), default=None),
+            own=float(np.mean([matrix[client][client] for client in self.everyone])),
+            others_mean=float(np.mean([np.mean(accuracies) for accuracies in from_others])) if from_others else None,
+            surrogates=surrogates,
+            strongest=min(candidates, default=None),
         )
 
     def _transferred(self, sources: Sequence[State], attack: AttackSpec, name: str) -> list[float]:
+        """Return the accuracy of each client on images that were made against the state of ``sources`` for it."""
         tasks = [
             TransferTask(
                 self.round, c, self._stack(c), stack_states([sources[i] for i in c]), attack, self.request.subset_images
             )
             for c in self.cohorts
         ]
-        found: dict[int, float] = {}
+        accuracies: dict[int, float] = {}
         for task, outcomes, _ in self._run(tasks, name):
             for client, outcome in zip(task.clients, outcomes, strict=True):
                 answers = outcome.predictions["transfer"]
-                found[client] = float(np.mean(answers == self.fleet.test_labels(client)[: len(answers)]))
-        return [found[client] for client in self.everyone]
+                accuracies[client] = float(np.mean(answers == self.fleet.test_labels(client)[: len(answers)]))
+        return [accuracies[client] for client in self.everyone]
 
     def certified(self, sigma: float, left_out: Sequence[int]) -> CertifiedLevel:
-        """Certified accuracy of the smoothed clients at growing L2 radius."""
+        """Measure the certified accuracy of the smoothed clients at growing L2 radius."""
         num_draws = self.request.num_draws
         tasks = [
             CertifyTask(self.round, c, self._stack(c), sigma, num_draws, self.request.subset_images)
@@ -308,7 +351,7 @@ class _Work:
                 labels = self.fleet.test_labels(client)[: len(classes)]
                 rows[client] = certified_accuracy(classes, radii, labels, RADII)
                 abstained, images = abstained + int(np.sum(classes < 0)), images + len(classes)
-        honest = [rows[client] for client in self.everyone if client not in left_out]
+        counted = [rows[client] for client in self.everyone if client not in left_out]
         return CertifiedLevel(
             sigma=sigma,
             draws=num_draws,
@@ -316,55 +359,58 @@ class _Work:
             images=images,
             abstained=abstained / images,
             radii=list(RADII),
-            mean=np.mean(honest, axis=0).tolist(),
+            mean=np.mean(counted, axis=0).tolist(),
             per_client=[rows[client] for client in self.everyone],
         )
 
     def gallery(self) -> list[GalleryImage]:
-        """The adversarial images that moved least: pixels (``[3, H, W]`` of 0..255, one decimal), labels, distance."""
+        """Return the adversarial images that are closest to the originals, the closest first."""
         attack = gallery_attack(self.request.epsilon)
-        tasks = [EvaluateTask(self.round, c, self._stack(c), (attack,), GALLERY_IMAGES, 0, True) for c in self.cohorts]
-        shown = []
+        tasks = [
+            EvaluateTask(self.round, c, self._stack(c), (attack,), GALLERY_CANDIDATES, keep=True) for c in self.cohorts
+        ]
+        candidates: list[tuple[float, int, int]] = []  # (distance, client, image)
+        by_client: dict[int, EvaluateOutcome] = {}
         for task, outcomes, _ in self._run(tasks, "gallery"):
             for client, outcome in zip(task.clients, outcomes, strict=True):
-                test = self.fleet.client(client).test
-                answers, benign = outcome.predictions[attack.label], outcome.predictions["benign"]
-                for row, distance in enumerate(outcome.of_kind("distances")[attack.label]):
-                    if np.isfinite(distance) and distance > 0 and benign[row] == test.labels[row]:
-                        shown.append(
-                            (float(distance), client, row, int(test.labels[row]), int(answers[row]), outcome, test)
-                        )
-        shown.sort(key=lambda item: item[:3])
-        names = self.fleet.dataset.class_names
+                by_client[client] = outcome
+                is_correct = outcome.predictions["benign"] == self.fleet.test_labels(client)[:GALLERY_CANDIDATES]
+                distances = outcome.of_kind("distances")[attack.label]
+                rows = np.flatnonzero(is_correct & np.isfinite(distances) & (distances > 0))
+                candidates += [(float(distances[row]), client, int(row)) for row in rows]
         return [
-            GalleryImage(
-                client=client,
-                image=row,
-                label=str(names[label]),
-                answer=str(names[answer]),
-                distance=distance,
-                clean=test.images[row].tolist(),
-                adversarial=np.round(outcome.of_kind("images")[attack.label][row] * 255, 1).tolist(),
-            )
-            for distance, client, row, label, answer, outcome, test in shown[:SHOWN]
+            self._gallery_image(client, row, by_client[client], attack.label)
+            for _, client, row in sorted(candidates)[:GALLERY_SIZE]
         ]
+
+    def _gallery_image(self, client: int, row: int, outcome: EvaluateOutcome, label: str) -> GalleryImage:
+        test, names = self.fleet.client(client).test, self.fleet.dataset.class_names
+        return GalleryImage(
+            client=client,
+            image=row,
+            label=str(names[test.labels[row]]),
+            answer=str(names[outcome.predictions[label][row]]),
+            distance=float(outcome.of_kind("distances")[label][row]),
+            clean=test.images[row].tolist(),
+            adversarial=np.round(outcome.of_kind("images")[label][row] * 255, 1).tolist(),
+        )
 
     # -- facts about the fleet -----------------------------------------------------------------------------------------
 
     def collapsed(self, worst: Sequence[np.ndarray], left_out: Sequence[int]) -> list[bool]:
-        """Whose worst case is no better than always answering the majority class."""
+        """Return whether each client is no better in the worst case than always answering its majority class."""
         flags = []
         for client, answers in enumerate(worst):
             labels = self.fleet.test_labels(client)
             one_class = predicts_one_class(answers, labels)
-            right = float(np.mean(answers == labels))
-            flags.append(client not in left_out and is_collapsed(right, self.majority[client], one_class))
+            accuracy = float(np.mean(answers == labels))
+            flags.append(client not in left_out and is_collapsed(accuracy, self.majority[client], one_class))
         return flags
 
     def deployed(self) -> bool:
-        """Whether the states attacked are, bit for bit, the exported adapters (there are none of full models)."""
-        for client, state in enumerate(self.given.states):
-            folder = self.given.folder.adapter(client)
+        """Return whether the attacked states equal the exported adapters bit for bit (full models have none)."""
+        for client, state in enumerate(self.run.states):
+            folder = self.run.folder.adapter(client)
             if not folder.exists():
                 continue
             exported = load_adapter(folder)
@@ -375,22 +421,22 @@ class _Work:
     # -- running tasks -------------------------------------------------------------------------------------------------
 
     def _stack(self, cohort: Sequence[int]) -> State:
-        return stack_states([self.given.states[client] for client in cohort])
+        return stack_states([self.run.states[client] for client in cohort])
 
     def _run(self, tasks: Sequence[CohortTask], name: str) -> Iterator[tuple[CohortTask, list[EvaluateOutcome], float]]:
-        """``(task, outcomes, worker's seconds)`` of every task; 0 seconds for what was on disk."""
-        known = [self.cache.load(task) for task in tasks]
-        missing = [task for task, part in zip(tasks, known, strict=True) if part is None]
+        """Yield ``(task, outcomes, worker seconds)`` of every task; 0 seconds for outcomes from the cache."""
+        cached = [self.cache.load(task) for task in tasks]
+        missing = [task for task, outcomes in zip(tasks, cached, strict=True) if outcomes is None]
         self.progress.on_measurement(name, len(tasks), len(tasks) - len(missing))
 
-        def keep(task: CohortTask, result: CohortResult) -> None:
-            self.cache.keep(task, list(result.outcomes))
+        def save(task: CohortTask, result: CohortResult[EvaluateOutcome]) -> None:
+            self.cache.save(task, result.outcomes)
             self.progress.on_task_measured(name)
 
-        results = iter(self.pool.run(missing, None, keep))
-        for task, part in zip(tasks, known, strict=True):
-            if part is not None:
-                yield task, part, 0.0
+        results = iter(self.pool.run(missing, None, save))
+        for task, outcomes in zip(tasks, cached, strict=True):
+            if outcomes is not None:
+                yield task, outcomes, 0.0
                 continue
             result = next(results)
             assert result is not None, "there is no deadline"

@@ -1,4 +1,4 @@
-"""What the checks S1 to S14 are held against: measurements on a few images of every client."""
+"""Run the checks S1 to S14 on measurements of a subset of every client's images."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from sylva_ray.metrics import checks
 
 @dataclass(frozen=True)
 class RunFacts:
-    """What the checks must know of the run.
+    """Facts about the run that the checks use.
 
     Attributes:
         epsilon: budget of the main attacks, pixel units.
         num_classes: of the data set.
         threat_model: in words, as in ``evaluation.json``.
-        headline_images: images on which the reported accuracies were measured.
+        images: images on which the reported accuracies were measured.
         deployed: whether the attacked weights are the exported ones.
         collapsed: whether each client is no better than a constant answer.
     """
@@ -29,7 +29,7 @@ class RunFacts:
     epsilon: float
     num_classes: int
     threat_model: Mapping[str, str]
-    headline_images: int
+    images: int
     deployed: bool
     collapsed: Sequence[bool]
 
@@ -49,34 +49,34 @@ def run_checks(
     by_epsilon = {e: measured.mean(spec.label) for e, spec in zip(EPSILONS, epsilon_curve(), strict=True)}
     by_steps = {float(k): measured.mean(spec.label) for k, spec in zip(STEPS, steps_curve(epsilon), strict=True)}
     labels = {name: spec.label for name, spec in check_attacks(epsilon, num_classes).items()}
-    at = {name: measured.mean(label) for name, label in labels.items()}
+    accuracies = {name: measured.mean(label) for name, label in labels.items()}
     benign = measured.mean("benign")
     gradient = ["pgd", "restarts", "apgd", "targeted"]
-    white_box = _mean_right(worst_answers(measured, [labels[name] for name in gradient]), measured.labels)
-    members = {labels[name]: at[name] for name in (*gradient, "fgsm", "square", "noise")}
-    worst = _mean_right(worst_answers(measured, list(members)), measured.labels)
-    black_box = {"square": at["square"], "noise": at["noise"]}
+    white_box = _mean_accuracy(worst_answers(measured, [labels[name] for name in gradient]), measured.labels)
+    members = {labels[name]: accuracies[name] for name in (*gradient, "fgsm", "square", "noise")}
+    worst = _mean_accuracy(worst_answers(measured, list(members)), measured.labels)
+    black_box = {"square": accuracies["square"], "noise": accuracies["noise"]}
     if transfer is not None:
         black_box["transfer"] = transfer
     return [
         checks.threat_model_stated(run.threat_model),
         checks.epsilon_zero(benign, by_epsilon[0.0]),
         checks.falls_with_epsilon(by_epsilon),
-        checks.unbounded_attack(at["unbounded"], num_classes),
+        checks.unbounded_attack(accuracies["unbounded"], num_classes),
         checks.falls_with_steps(by_steps),
-        checks.iterative_beats_single(at["pgd"], at["fgsm"]),
-        checks.restarts_add_little(at["pgd"], at["restarts"]),
+        checks.iterative_beats_single(accuracies["pgd"], accuracies["fgsm"]),
+        checks.restarts_add_little(accuracies["pgd"], accuracies["restarts"]),
         checks.black_box_is_weaker(white_box, black_box),
-        checks.noise_is_harmless(white_box, at["noise"], benign),
+        checks.noise_is_harmless(white_box, accuracies["noise"], benign),
         checks.gradients_are_useful(
             probes["zero_gradient"], probes["rises"], probes["difference"], probes["probabilities"]
         ),
         checks.worst_case_is_least(worst, members),
-        checks.enough_images(run.headline_images, run.deployed),
+        checks.enough_images(run.images, run.deployed),
         checks.planted_points_are_found(probes["planted"], probes["found"], probes["by_chance"]),
         checks.collapse(run.collapsed),
     ]
 
 
-def _mean_right(answers: Sequence[np.ndarray], labels: Sequence[np.ndarray]) -> float:
+def _mean_accuracy(answers: Sequence[np.ndarray], labels: Sequence[np.ndarray]) -> float:
     return float(np.mean([np.mean(a == y) for a, y in zip(answers, labels, strict=True)]))

@@ -1,4 +1,4 @@
-"""From answers, image by image, to the page of numbers in ``evaluation.json`` (schema in docs/evaluate.md)."""
+"""Compute the numbers of ``evaluation.json`` (docs/summary.md) from the predicted classes of all images."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from sylva_ray.attacks.base import epsilon_text
 from sylva_ray.core.evaluation import AttackRow, AttackSettings, ConditionRow, Curve, PerClass, WorstCaseRow
 from sylva_ray.core.summary import Spread
 from sylva_ray.core.types import AttackSpec
+from sylva_ray.federation.client.measuring import EvaluateOutcome
 from sylva_ray.metrics.accuracy import accuracy, balanced_accuracy
 
 PerClient = Sequence[np.ndarray]
@@ -20,73 +21,106 @@ PerClient = Sequence[np.ndarray]
 
 @dataclass
 class Cost:
-    """What an attack cost: images that went forward and backward, and workers' seconds (0 where all was read from disk)."""
+    """The cost of an attack.
+
+    Attributes:
+        forwards: images that were passed forward.
+        backwards: images that were passed backward.
+        seconds: worker seconds of what was measured now; 0 where all was in the cache.
+        timed_images: images that these seconds were spent on.
+    """
 
     forwards: int = 0
     backwards: int = 0
     seconds: float = 0.0
     timed_images: int = 0
 
+    def add(self, outcomes: Sequence[EvaluateOutcome], label: str, seconds: float) -> None:
+        """Add a task.
+
+        Args:
+            outcomes: of the clients in its cohort.
+            label: of the attack.
+            seconds: worker seconds; 0 where the outcomes were in the cache.
+        """
+        forwards, backwards = outcomes[0].passes.get(label, (0, 0))
+        self.forwards += forwards
+        self.backwards += backwards
+        if seconds:
+            self.seconds += seconds
+            self.timed_images += sum(len(outcome.predictions.get("benign", ())) for outcome in outcomes)
+
 
 @dataclass
 class Measured:
-    """Answers on the same images under every condition: ``answers[condition][client] [n]``, ``distances`` likewise."""
+    """Predictions for the same images under every condition, ``benign`` or the label of an attack.
+
+    Attributes:
+        labels: true classes, ``[client] [n]``.
+        answers: predicted classes, ``{condition: [client] [n]}``.
+        distances: of the smallest successful perturbations, ``{attack: [client] [n]}``; infinite where there is none.
+        costs: of the attacks.
+    """
 
     labels: list[np.ndarray]
     answers: dict[str, list[np.ndarray]] = field(default_factory=dict)
     distances: dict[str, list[np.ndarray]] = field(default_factory=dict)
     costs: dict[str, Cost] = field(default_factory=dict)
 
-    def right(self, condition: str) -> list[np.ndarray]:
-        """``[client] [n] bool``."""
+    def correct(self, condition: str) -> list[np.ndarray]:
+        """Return which predictions are correct, ``[client] [n] bool``."""
         return [a == y for a, y in zip(self.answers[condition], self.labels, strict=True)]
 
     def without(self, clients: Sequence[int]) -> Measured:
-        """The same of all other clients: attackers of the aggregation are nobody's headline."""
+        """Return the same without some clients; the costs stay those of all."""
 
-        def others(values: dict[str, list[np.ndarray]]) -> dict[str, list[np.ndarray]]:
-            return {name: [v for c, v in enumerate(own) if c not in clients] for name, own in values.items()}
+        def others(by_client: list[np.ndarray]) -> list[np.ndarray]:
+            return [values for client, values in enumerate(by_client) if client not in clients]
 
-        labels = [own for client, own in enumerate(self.labels) if client not in clients]
-        return Measured(labels, others(self.answers), others(self.distances), self.costs)
+        answers = {condition: others(by_client) for condition, by_client in self.answers.items()}
+        distances = {attack: others(by_client) for attack, by_client in self.distances.items()}
+        return Measured(others(self.labels), answers, distances, self.costs)
 
     def mean(self, condition: str) -> float:
-        """Mean accuracy over clients."""
-        return float(np.mean([own.mean() for own in self.right(condition)]))
+        """Return the mean accuracy over clients."""
+        return float(np.mean([correct.mean() for correct in self.correct(condition)]))
 
 
-def interval(right: PerClient, confidence: float = 0.95) -> tuple[float, float]:
+def interval(correct: PerClient, confidence: float = 0.95) -> tuple[float, float]:
     """Return Wilson's interval of the accuracy over all clients' images together.
 
     Args:
-        right: whether each image is answered right, ``[n_i] bool`` per client.
+        correct: whether each prediction is correct, ``[n_i] bool`` per client.
         confidence: of the interval, in (0, 1).
+
+    Returns:
+        Lower and upper bound.
     """
-    flat = np.concatenate(list(right))
-    found = binomtest(int(flat.sum()), len(flat)).proportion_ci(confidence, method="wilson")
-    return float(found.low), float(found.high)
+    flat = np.concatenate(list(correct))
+    bounds = binomtest(int(flat.sum()), len(flat)).proportion_ci(confidence, method="wilson")
+    return float(bounds.low), float(bounds.high)
 
 
 def condition_row(answers: PerClient, labels: PerClient, left_out: Sequence[int]) -> ConditionRow:
-    """Measure one condition.
+    """Summarise one condition.
 
     Args:
-        answers: class numbers of all K clients.
-        labels: the right ones.
+        answers: predicted classes, ``[client] [n]``.
+        labels: true classes, likewise.
         left_out: clients that count in no statistic.
     """
     pairs = list(zip(answers, labels, strict=True))
-    honest = [a == y for client, (a, y) in enumerate(pairs) if client not in left_out]
+    counted = [a == y for client, (a, y) in enumerate(pairs) if client not in left_out]
     return ConditionRow(
         accuracy=Spread.from_values([accuracy(a, y) for a, y in pairs], left_out),
         balanced_accuracy=Spread.from_values([balanced_accuracy(a, y) for a, y in pairs], left_out),
-        interval=interval(honest),
-        images=int(sum(map(len, honest))),
+        interval=interval(counted),
+        images=int(sum(map(len, counted))),
     )
 
 
 def attack_row(spec: AttackSpec, measured: Measured, left_out: Sequence[int]) -> AttackRow:
-    """Measure one attack: `condition_row`, and what the attack was, found and cost."""
+    """Summarise one attack: as `condition_row`, with its settings, distances and cost."""
     label = spec.label
     row = condition_row(measured.answers[label], measured.labels, left_out)
     median = float(np.median(np.concatenate(measured.distances[label])))
@@ -106,46 +140,55 @@ def attack_row(spec: AttackSpec, measured: Measured, left_out: Sequence[int]) ->
 
 
 def worst_cases(specs: Sequence[AttackSpec], measured: Measured, left_out: Sequence[int]) -> dict[str, WorstCaseRow]:
-    """Measure the worst case over the attacks of each budget (norm and epsilon) that has more than one.
+    """Summarise the worst case over the attacks of each budget (norm and epsilon) that has more than one.
 
-    An image counts as right where it is right under all of them.
+    A prediction counts as correct where it is correct under all of them.
+
+    Returns:
+        ``{budget: row}``, see `budget_name`.
     """
     groups: dict[str, list[AttackSpec]] = {}
     for spec in specs:
         if np.isfinite(spec.epsilon):
             groups.setdefault(budget_name(spec), []).append(spec)
-    found = {}
+    rows = {}
     for name, members in groups.items():
         if len(members) > 1:
             worst = worst_answers(measured, [spec.label for spec in members])
             row = condition_row(worst, measured.labels, left_out)
-            found[name] = WorstCaseRow(
+            rows[name] = WorstCaseRow(
                 accuracy=row.accuracy,
                 balanced_accuracy=row.balanced_accuracy,
                 interval=row.interval,
                 images=row.images,
                 attacks=[spec.label for spec in members],
             )
-    return found
+    return rows
 
 
 def worst_answers(measured: Measured, conditions: Sequence[str]) -> list[np.ndarray]:
-    """``[client] [n]``: the first wrong answer among the conditions, else the label."""
-    worst = [own.copy() for own in measured.labels]
+    """Return the first wrong prediction among the conditions, else the label, ``[client] [n]``."""
+    worst = [labels.copy() for labels in measured.labels]
     for condition in conditions:
-        for own, answers, y in zip(worst, measured.answers[condition], measured.labels, strict=True):
-            falls = (own == y) & (answers != y)
-            own[falls] = answers[falls]
+        for client_worst, answers, labels in zip(worst, measured.answers[condition], measured.labels, strict=True):
+            is_first = (client_worst == labels) & (answers != labels)
+            client_worst[is_first] = answers[is_first]
     return worst
 
 
 def budget_name(spec: AttackSpec) -> str:
-    """``linf-eps8`` (of 255), ``l2-eps0.5``, ``l0-eps20``."""
+    """Return the name of an attack's budget: ``linf-eps8`` (of 255), ``l2-eps0.5``, ``l0-eps20``."""
     return f"{spec.norm}-eps{epsilon_text(spec)}"
 
 
 def per_class(measured: Measured, worst: PerClient, num_classes: int) -> PerClass:
-    """Recall by true class over all clients' images, benign and in the worst case; None where a class does not occur."""
+    """Compute the recall by true class over all clients' images; None where a class does not occur.
+
+    Args:
+        measured: has the labels and the benign predictions.
+        worst: `worst_answers`.
+        num_classes: of the data.
+    """
     labels = np.concatenate(measured.labels)
 
     def recall(answers: PerClient) -> list[float | None]:
@@ -160,8 +203,13 @@ def per_class(measured: Measured, worst: PerClient, num_classes: int) -> PerClas
 
 
 def curve(points: Mapping[float, AttackSpec], measured: Measured) -> Curve:
-    """``x``, the fleet's mean accuracy and every client's at each x."""
-    rows = [[float(own.mean()) for own in measured.right(spec.label)] for spec in points.values()]
+    """Summarise accuracy against a setting of the attack.
+
+    Args:
+        points: ``{value of the setting: attack}``.
+        measured: has these attacks.
+    """
+    rows = [[float(correct.mean()) for correct in measured.correct(spec.label)] for spec in points.values()]
     return Curve(
         x=list(points),
         mean=[float(np.mean(row)) for row in rows],

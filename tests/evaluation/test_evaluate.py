@@ -318,7 +318,7 @@ def test_wrong_runs_are_one_clear_line(run_dir: Path, tmp_path: Path) -> None:
 def test_a_surrogate_of_another_kind_is_refused(run_dir: Path, tmp_path: Path) -> None:
     sections = {"algorithm": {"name": "per_lora"}, "training": TINY["training"] | {"rounds": 1}, "lora": {"rank": 1}}
     run_prepared(prepare(build(ExperimentConfig, TINY | sections)), RunFolder(tmp_path / "other"), False, Observer())
-    with pytest.raises(UserError, match="other clients or another kind of model"):
+    with pytest.raises(UserError, match="another number of clients or another kind of model"):
         prepare_evaluation(RunFolder(run_dir), None, [RunFolder(tmp_path / "other")], [])
 
 

@@ -109,7 +109,7 @@ def test_who_misses_the_deadline_is_none_and_the_pool_lives_on(
     two: RayPool, in_process: InProcessPool, train_task: MakeTask
 ) -> None:
     quick, endless = train_task((2,)), train_task((0, 1), epochs=1_000_000)
-    late, on_time = two.run([endless, quick], deadline_s=6)
+    late, on_time = two.run([endless, quick], deadline_s=15)
     assert late is None
     expected = states(in_process.run([quick]))
     assert_same_bits(states([on_time]), expected)

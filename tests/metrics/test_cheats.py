@@ -84,9 +84,9 @@ def checked(model: AttackedModel, honest_labels: bool = True) -> dict[str, Check
     values |= binarization_test(model, params, images, attack, draws)
     probes = {name: float(v.max() if name == "difference" else v.mean()) for name, v in values.items()}
     majority = [np.bincount(own).max() / len(own) for own in measured.labels]
-    worst = [own.mean() for own in measured.right(attack.label)]
+    worst = [own.mean() for own in measured.correct(attack.label)]
     collapsed = [bool(w <= m) for w, m in zip(worst, majority, strict=True)]
-    facts = RunFacts(EPSILON, CLASSES, THREAT, headline_images=5000, deployed=True, collapsed=collapsed)
+    facts = RunFacts(EPSILON, CLASSES, THREAT, images=5000, deployed=True, collapsed=collapsed)
     results = run_checks(measured, probes, facts)
     assert [check.name for check in results] == [f"S{number}" for number in range(1, 15)]
     return {check.name: check for check in results}

@@ -1,0 +1,77 @@
+"""A run folder that version 0.1 wrote is opened, resumed, evaluated and compared.
+
+``run_of_version_0_1/`` was written by that version: two clients, a warm-up, one round and local epochs. Its ``config.yaml``
+has no keys of later versions, its records have no ``compute``, and its measurements in ``evaluation/`` are those of
+PGD-2 and of randomised smoothing. The gallery was removed from ``evaluation.json``, and adapters, report and predictions
+from the folder, to keep it small.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import sylva_ray
+from sylva_ray import api
+from sylva_ray.storage.run_folder import RunFolder
+
+OLD_RUN = Path(__file__).parent / "run_of_version_0_1"
+
+PARTS_OF_GALLERY = {"0503747cd560ba7f5873fa96b903fc84", "339fb2b6e44972f5bf85b81f3273013e"}
+"""Names that version 0.1 gave to the measurements of the gallery, which are not in the folder."""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> RunFolder:
+    """A copy of the old run."""
+    return RunFolder(shutil.copytree(OLD_RUN, tmp_path / "run"))
+
+
+def test_it_opens(folder: RunFolder) -> None:
+    """What 0.1 did not write has the value that 0.1 computed with."""
+    run = sylva_ray.load_run(folder.path)
+    assert [record.stage for record in run.records] == ["warmup", "phase1", "personalise"]
+    assert all(record.compute is None for record in run.records)
+    assert run.summary is not None
+    assert run.summary.compute is None
+    assert run.evaluation is not None
+    assert run.evaluation.attacks["pgd2-eps4"].settings.steps == 2
+    assert run.config.evaluation.precision == "float32"
+    assert len(run.states) == 2
+
+
+def test_it_resumes_to_the_states_that_it_ended_with(folder: RunFolder) -> None:
+    """The last stage is computed again from the checkpoint before it; another processor may round differently."""
+    expected = folder.load_states()
+    shutil.rmtree(folder.checkpoints.root / "round_0002")
+    folder.summary_file.unlink()
+    summary = sylva_ray.resume(folder.path, show="nothing")
+    assert summary.rounds == 1
+    assert [record.stage for record in folder.load_records()] == ["warmup", "phase1", "personalise"]
+    for state, other in zip(folder.load_states(), expected, strict=True):
+        assert state.keys() == other.keys()
+        assert all(np.allclose(state[name], other[name], atol=1e-3) for name in state)
+    assert folder.adapter(1).exists()
+
+
+def test_its_measurements_are_found_again(folder: RunFolder) -> None:
+    """Nothing is measured but the gallery, and that under the old names."""
+    sylva_ray.export(folder.path, folder.adapters)
+    before = folder.load_evaluation()
+    names = {path.stem for path in folder.measurements.iterdir()}
+    found = sylva_ray.evaluate(folder.path, ["pgd:steps=2,epsilon=4/255"], certify=[0.1], show="nothing")
+    assert {path.stem for path in folder.measurements.iterdir()} == names | PARTS_OF_GALLERY
+    assert before is not None
+    for key in ("benign", "per_class", "majority", "worst_case", "certified"):
+        assert getattr(found, key) == getattr(before, key), key
+    assert found.attacks["pgd2-eps4"].accuracy == before.attacks["pgd2-eps4"].accuracy
+
+
+def test_it_is_compared_and_reported(folder: RunFolder) -> None:
+    """A summary of 0.1 has all that a comparison needs."""
+    rows = sylva_ray.compare([folder.path], show="nothing")
+    assert "sylva" in {row.method for row in rows}
+    assert "PGD" in api.report(folder.path).read_text()
