@@ -1,4 +1,4 @@
-"""The fleet's accuracies between stages: when they are measured, and on whom nothing has changed since."""
+"""Evaluation of all clients after a stage: when it takes place, and which cohorts have not changed since."""
 
 from __future__ import annotations
 
@@ -18,17 +18,23 @@ from sylva_ray.metrics.predictions import write_predictions
 
 
 class Evaluator:
-    """Evaluates a `Server`'s fleet after a stage."""
+    """Evaluates the clients of a `Server` after a stage.
+
+    Args:
+        server: with the states of the clients.
+        stages: of the run.
+    """
 
     def __init__(self, server: Server, stages: Sequence[Stage]) -> None:
         self.server, self.stages = server, stages
         self._measured: dict[tuple[int, ...], tuple[tuple[Any, ...], dict[int, Mapping[str, np.ndarray]]]] = {}
 
     def evaluate(self, index: int) -> dict[str, ClientAccuracies] | None:
-        """The accuracies after stage ``index``, or None if they are not due.
+        """Return the accuracies after stage ``index``, or None if the stage is not evaluated.
 
-        In full at the end of every phase and of the run, and where a stage asks for it; between them every
-        ``evaluation.every`` stages with the first attack."""
+        Evaluation is in full at the end of every phase and of the run, and where a stage asks for it; otherwise every
+        ``evaluation.every`` stages with the first attack.
+        """
         section, stage = self.server.config.evaluation, self.stages[index]
         following = self.stages[index + 1] if index + 1 < len(self.stages) else None
         is_last = following is None
@@ -51,20 +57,21 @@ class Evaluator:
     def _answers(
         self, round: int, attacks: tuple[AttackSpec, ...], limit: int | None
     ) -> list[Mapping[str, np.ndarray]]:
-        """All clients' predictions, ``{condition: [n]}`` each.
+        """Return the predictions of all clients, ``{condition: [n]}`` each.
 
-        A cohort of which nobody has changed since it was last measured so is not attacked again: where phase 2 refined
-        nothing, its end is phase 1's. Whole cohorts only, so that the bits are those of a resumed run."""
+        A cohort that has not changed since it was last evaluated in the same way is not attacked again, e.g. if phase 2
+        refined nothing. Only whole cohorts are reused, so that results are bit-identical to those of a resumed run.
+        """
         server = self.server
         tasks = [
             EvaluateTask(round, cohort, server.stack(cohort), attacks, limit)
             for cohort in server.cohorts(server.everyone)
         ]
         keys = {task.clients: (attacks, limit, stack_digest(task.states)) for task in tasks}
-        known = {cohort for cohort, key in keys.items() if self._measured.get(cohort, ((), {}))[0] == key}
-        found: dict[int, EvaluateOutcome] = server.run([task for task in tasks if task.clients not in known])
-        for cohort in keys.keys() - known:
-            self._measured[cohort] = keys[cohort], {client: found[client].predictions for client in cohort}
+        unchanged = {cohort for cohort, key in keys.items() if self._measured.get(cohort, ((), {}))[0] == key}
+        outcomes: dict[int, EvaluateOutcome] = server.run([task for task in tasks if task.clients not in unchanged])
+        for cohort in keys.keys() - unchanged:
+            self._measured[cohort] = keys[cohort], {client: outcomes[client].predictions for client in cohort}
         answers = {client: own for cohort in keys for client, own in self._measured[cohort][1].items()}
         return [answers[client] for client in server.everyone]
 

@@ -1,4 +1,4 @@
-"""What a method can be told: the ``algorithm`` section of the configuration, checked."""
+"""The parameters of methods: the section ``algorithm`` of the configuration, validated."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Sharing = Literal["neighbours", "global", "local"]
 
 
 class RobustParameters(Section):
-    """Aggregation that survives Byzantine uploads: the rule takes the mean's place, inside each neighbourhood."""
+    """Robust aggregation, which tolerates Byzantine clients: a rule replaces the mean within each neighbourhood."""
 
     rule: Literal[
         "mean",
@@ -27,7 +27,7 @@ class RobustParameters(Section):
         "norm_clipping",
     ] = "mean"
     assumed_fraction: float | None = Field(
-        None, ge=0, lt=1, description="bad clients that the rule reckons with; None: byzantine.fraction"
+        None, ge=0, lt=1, description="malicious clients that the rule assumes; None: byzantine.fraction"
     )
     bucket_size: int = Field(1, ge=1, description="uploads averaged at random before the rule; 1: none")
 
@@ -37,35 +37,39 @@ class Phase2Parameters(Section):
 
     enabled: bool = True
     selection: Literal["shapley", "gates", "shift", "all", "head", "random"] = Field(
-        "shapley", description="what ranks the layers; the guard decides how many of them"
+        "shapley", description="ranking of the layers; the guard decides how many are refined"
     )
-    benign_epochs: int = Field(3, ge=1, description="of all layers, to make theta^b, the game's benign end point")
+    benign_epochs: int = Field(
+        3, ge=1, description="of all layers, which result in theta^b, the benign end point of the game"
+    )
     benign_lr: float = Field(1e-3, gt=0)
     refine_epochs: int = Field(3, ge=1, description="of the selected layers only")
     refine_lr: float = Field(1e-3, gt=0)
-    attack_steps: int = Field(20, ge=1, description="of the PGD behind game values and guard, at the training epsilon")
+    attack_steps: int = Field(20, ge=1, description="of the PGD of game and guard, at the training epsilon")
     max_images: int = Field(128, ge=2, description="of a client's selection split in the game")
     sampled_pairs: int = Field(64, ge=2, description="antithetic permutation pairs beyond 13 players")
-    max_stack: int = Field(2048, ge=1, description="images times coalitions held in one forward (memory)")
+    max_stack: int = Field(2048, ge=1, description="images times coalitions in one forward; more need more memory")
     gate_steps: int = Field(200, ge=1, description="of Adam on the gates (selection=gates)")
     shrink_strength: float = Field(
-        64.0, ge=0, description="images at which own and neighbourhood values weigh the same"
+        64.0, ge=0, description="images at which values of client and neighbourhood have equal weights"
     )
-    guard_tolerance: float = Field(0.05, ge=0, le=1, description="robust accuracy that the guard's bound may lose")
+    guard_tolerance: float = Field(
+        0.05, ge=0, le=1, description="largest loss of robust accuracy by the bound of the guard"
+    )
     guard_confidence: float = Field(0.9, gt=0.5, lt=1, description="of the one-sided paired bound")
     guard_pool: int | None = Field(
         None,
         ge=1,
-        description="guard images below which neighbours' outcomes are pooled; None: as few as the bound needs",
+        description="guard images below which outcomes of neighbours are added; None: what the bound needs",
     )
 
 
 class MethodParameters(Section):
-    """What every method can be told; a subclass adds its own and changes defaults."""
+    """The parameters that every method has; a subclass adds its own and changes defaults."""
 
-    model: Literal["lora", "full"] = Field("lora", description="what trains: adapters and head, or everything")
-    adapters: Sharing = Field("global", description="who shares the adapters (with model=full: the body)")
-    heads: Sharing = Field("local", description="who shares the heads")
+    model: Literal["lora", "full"] = Field("lora", description="what is trained: adapters and head, or the whole model")
+    adapters: Sharing = Field("global", description="with whom the adapters (with model=full: the body) are shared")
+    heads: Sharing = Field("local", description="with whom the heads are shared")
     factors: Literal["both", "b", "a"] = Field(
         "both", description="b: A is frozen (FFA-LoRA, LoRA-FA); a: A is shared, B personal (FedSA-LoRA)"
     )
@@ -73,36 +77,42 @@ class MethodParameters(Section):
     factor_rule: Literal["product_svd", "naive"] = Field("product_svd", description="how LoRA factors are averaged")
     weighting: Literal["samples", "uniform"] = Field("samples", description="of clients in the mean")
     robust: RobustParameters = RobustParameters()
-    num_neighbours: int | None = Field(None, ge=1, description="including oneself; None: ceil(sqrt K), at least 2")
+    num_neighbours: int | None = Field(
+        None, ge=1, description="including the client itself; None: ceil(sqrt K), at least 2"
+    )
     head_warmup_epochs: int = Field(1, ge=0, description="benign epochs of the head before round 1")
     head_warmup_lr: float = Field(1e-2, gt=0)
-    epsilon_warmup: float = Field(0.3, ge=0, le=1, description="share of the rounds over which epsilon ramps from 0")
-    final_local_epochs: int = Field(1, ge=0, description="on the merged state, at the end: what is deployed")
+    epsilon_warmup: float = Field(
+        0.3, ge=0, le=1, description="fraction of the rounds over which epsilon is ramped from 0"
+    )
+    final_local_epochs: int = Field(1, ge=0, description="from the merged state, at the end of phase 1")
     phase2: Phase2Parameters = Phase2Parameters(enabled=False)
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         by_neighbours = "neighbours" in (self.adapters, self.heads)
         if self.model == "full" and by_neighbours:
-            raise ValueError("algorithm.model=full has no adapters to find neighbours by: use global or local sharing")
+            raise ValueError("algorithm.model=full has no adapters that define neighbours: use global or local sharing")
         if self.model == "full" and self.phase2.enabled:
             fix = "use algorithm.model=lora, or algorithm.phase2.enabled=false"
-            raise ValueError(f"algorithm.phase2.enabled=true plays with adapters: {fix}")
+            raise ValueError(f"algorithm.phase2.enabled=true needs adapters: {fix}")
         if self.adapters == "local" and self.heads == "neighbours":
             raise ValueError(
-                "algorithm.heads=neighbours finds neighbours by adapters, which adapters=local keeps at home: use global"
+                "algorithm.heads=neighbours needs uploaded adapters, and with adapters=local there are none: use global"
             )
         if self.robust.rule == "self_centred_clipping" and "global" in (self.adapters, self.heads):
             raise ValueError(
-                "algorithm.robust.rule=self_centred_clipping gives every client a centre of its own, so nothing can be "
+                "algorithm.robust.rule=self_centred_clipping has another result for every client, so nothing can be "
                 "shared globally: use neighbours or local sharing, or centred_clipping"
             )
         if self.factors == "a" and by_neighbours:
-            raise ValueError("algorithm.factors=a keeps B at home, and neighbours are found by B A: use global sharing")
+            raise ValueError(
+                "algorithm.factors=a does not upload B, and neighbours are defined by B A: use global sharing"
+            )
         pairs_travel = self.model == "lora" and self.factors == "both" and self.factor_rule == "product_svd"
         if self.robust.rule in COORDINATE_RULES and pairs_travel and self.adapters != "local":
             raise ValueError(
-                f"algorithm.robust.rule={self.robust.rule} needs coordinates that mean the same for all, and LoRA pairs "
-                "have none: set algorithm.factors=b, factor_rule=naive or model=full"
+                f"algorithm.robust.rule={self.robust.rule} needs coordinates that mean the same for all clients, which "
+                "LoRA pairs do not have: set algorithm.factors=b, factor_rule=naive or model=full"
             )
         return self

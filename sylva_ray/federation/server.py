@@ -105,7 +105,7 @@ class Server:
         """Participants of the previous stage that missed its deadline."""
         return self.records[-1].missing if self.records else []
 
-    # -- training and exchange -------------------------------------------------------------------------------------------
+    # -- training and exchange --------------------------------------------------------------------------------------
 
     def train(
         self, round: int, clients: Sequence[int], settings: TrainSettings, deadline_s: float | None = None
@@ -140,7 +140,7 @@ class Server:
         return outcomes, missing
 
     def adopt_states(self, outcomes: Mapping[int, TrainOutcome]) -> dict[str, dict[str, float]]:
-        """Replace the states of the clients that trained, and return their metrics, ``{metric: {client: value}}``."""
+        """Replace the states of the clients that trained; return their metrics, ``{metric: {client: value}}``."""
         metrics: dict[str, dict[str, float]] = {}
         for client, outcome in sorted(outcomes.items()):
             self.states[client] = dict(outcome.state)
@@ -192,7 +192,7 @@ class Server:
             clients = ", ".join(map(str, missing))
             self.observer.on_notice(Notice(f"round {round}: clients {clients} missed the deadline"))
 
-    # -- neighbourhoods after phase 1 ------------------------------------------------------------------------------------
+    # -- neighbourhoods after phase 1 -------------------------------------------------------------------------------
 
     def neighbourhood(self, received: Sequence[ClientState], uploads: Mapping[int, ClientState]) -> NeighbourGraph:
         """Return the neighbourhoods for phase 2, from the last uploads that the coordinator knows."""
@@ -205,7 +205,7 @@ class Server:
         recorded = next(record.neighbours for record in reversed(self.records) if record.neighbours is not None)
         return NeighbourGraph(np.array(recorded.members), np.array(recorded.weights))
 
-    # -- cohorts and tasks -----------------------------------------------------------------------------------------------
+    # -- cohorts and tasks ------------------------------------------------------------------------------------------
 
     def cohorts(self, clients: Sequence[int]) -> list[tuple[int, ...]]:
         """Divide ``clients`` into cohorts of about equal work."""

@@ -235,7 +235,8 @@ BLACK_BOX = ("noise", "square")
 
 _EVALUATION_PRECISION = {
     "float32": "float32 at evaluation",
-    "bfloat16": "benign answers in float32; attacks compute in bfloat16, and a success counts where float32 confirms it",
+    "bfloat16": "benign answers in float32; "
+    "attacks compute in bfloat16, and a success counts where float32 confirms it",
 }
 
 

@@ -36,7 +36,7 @@ class CohortTask(ABC):
 
     @abstractmethod
     def execute(self, worker: CohortWorker, params: ParameterStack) -> Sequence[Any]:
-        """Do the work and return one outcome per client, in their order; ``params`` are ``states`` on the worker's device."""
+        """Do the work and return one outcome per client, in their order; ``params`` are ``states`` on the device."""
 
     @property
     def where(self) -> str:

@@ -30,7 +30,7 @@ def cohort_batches(
     dtype: torch.dtype,
     device: torch.device | str,
 ) -> Iterator[Batch]:
-    """Yield the batches of one epoch, as many as the client with the most images has; the others are inactive at its end.
+    """Yield the batches of one epoch; a client with fewer images than others is inactive in the last ones.
 
     Args:
         data: of every client.

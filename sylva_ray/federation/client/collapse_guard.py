@@ -1,4 +1,4 @@
-"""The guard of fast adversarial training: single-step training can collapse within an epoch (Wong et al. 2020, section 5.3).
+"""The guard of fast adversarial training, which can collapse within an epoch (Wong et al. 2020, section 5.3).
 
 A collapsed model is robust against the single step that it was trained on and against nothing else: its accuracy under
     PGD-5

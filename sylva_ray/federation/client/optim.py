@@ -24,7 +24,7 @@ def clip_per_client(gradients: Mapping[str, torch.Tensor], max_norm: float) -> d
 
 
 class StackedOptimizer:
-    """AdamW (Loshchilov and Hutter 2019), or SGD with momentum 0.9 and decoupled decay, with the arithmetic of `torch.optim`.
+    """AdamW (Loshchilov and Hutter 2019), or SGD with momentum 0.9 and decoupled decay, as computed by `torch.optim`.
 
     Args:
         params: of C clients, changed in place.

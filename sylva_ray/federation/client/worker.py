@@ -129,7 +129,7 @@ class CohortWorker:
         outcomes = task.execute(self, params)
         return CohortResult(task.clients, tuple(outcomes), dict(self.stopwatch.seconds), peak_memory_bytes())
 
-    # -- what tasks need ---------------------------------------------------------------------------------------------------
+    # -- what tasks need --------------------------------------------------------------------------------------------
 
     def context(self, task: Task, params: ParameterStack) -> ClientContext:
         """Return the context of the clients of a task; a copy of ``params`` is the state that they received."""
@@ -142,7 +142,7 @@ class CohortWorker:
         return [self.fleet.client(client) for client in task.clients]
 
     def training_data(self, client: int) -> ClientData:
-        """Return the data that a client trains on: with flipped labels if it is malicious and the attack is ``label_flip``."""
+        """Return the data that a client trains on: with flipped labels if it attacks by ``label_flip``."""
         data = self.fleet.client(client)
         if self.config.byzantine.attack != "label_flip" or client not in self.malicious:
             return data

@@ -39,13 +39,13 @@ def federated_rounds(config: ResolvedConfig) -> list[Stage]:
 
 
 def epsilon_of(config: ResolvedConfig, warmup: float, round: int) -> float:
-    """Return a round's epsilon, ramped linearly from 0 over the first fraction ``warmup`` of the rounds to avoid collapse."""
+    """Return the epsilon of a round, ramped from 0 over a fraction ``warmup`` of the rounds to avoid collapse."""
     ramp = math.ceil(warmup * config.training.rounds)
     return config.attack.epsilon * min(1.0, round / (ramp + 1))
 
 
 def lr_of(config: ResolvedConfig, round: int) -> float:
-    """Return a round's learning rate: a cosine over the rounds, from ``training.lr`` down to a tenth of it, or constant."""
+    """Return the learning rate of a round: a cosine from ``training.lr`` down to a tenth of it, or constant."""
     training = config.training
     if training.lr_schedule == "constant" or training.rounds == 1:
         return training.lr

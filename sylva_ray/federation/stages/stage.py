@@ -1,7 +1,7 @@
 """A stage of a run: what it does to the clients, what it adds to the record, and when it is evaluated.
 
-A run is a list of stages (`sylva_ray.federation.contract.Method.stages`), and each is a step of everything: of the
-loop, of checkpoints, of ``rounds.jsonl``, of what a tracker is sent. A stage owns its client half and its server half.
+A run is a list of stages (`sylva_ray.federation.contract.Algorithm.stages`). After each there is a checkpoint, a record
+in ``rounds.jsonl``, and an update of the tracker. A stage consists of its client half and its server half.
 """
 
 from __future__ import annotations
@@ -15,20 +15,24 @@ from sylva_ray.aggregation.neighbours import NeighbourGraph
 from sylva_ray.federation.server import Server
 
 Evaluated = Literal["in full", "at intervals", "never"]
-"""``at intervals``: every ``evaluation.every`` stages, with the first attack. The end of a phase and of the run are
-evaluated in full whatever a stage says, unless it says ``never``."""
+"""When a stage is evaluated.
+
+``at intervals``: every ``evaluation.every`` stages, with the first attack. The last stage of a phase and of the run is
+evaluated in full, unless it is ``never``.
+"""
 
 
 @dataclass(frozen=True)
 class StageResult:
-    """What a stage adds to its record; None and empty where it has nothing to say.
+    """What a stage adds to its record; None and empty values where it adds nothing.
 
     Attributes:
-        epsilon, lr: of its training; epsilon in pixel units.
-        participants: client numbers; None: everybody.
-        missing: participants that did not answer before the deadline.
+        epsilon: of its training attack, in pixel units.
+        lr: learning rate of its training.
+        participants: client numbers; None: all clients.
+        missing: participants that did not finish before the deadline.
         metrics: ``{name: {client: value}}``.
-        neighbours: whose values and guard outcomes speak for whom in the stages that follow.
+        neighbours: the neighbourhoods for the stages that follow.
     """
 
     epsilon: float | None = None
@@ -40,16 +44,16 @@ class StageResult:
 
 
 class Stage(ABC):
-    """One stage. Its place in the list numbers it: the rounds of phase 1 count from 1, since a warm-up comes first."""
+    """A stage, numbered by its place in the list. Rounds of phase 1 count from 1, because a warm-up comes first."""
 
     name: ClassVar[str]
     """In records and events."""
     title: ClassVar[str]
     """For people."""
     phase: ClassVar[int] = 1
-    """0: before the defence; 1: the fleet trains together; 2 and more: what follows, each opened by its first stage."""
+    """0: before the defence; 1: federated training; 2 and more: what follows."""
     exchanges: ClassVar[bool] = False
-    """Whether it is a round of phase 1, over which traffic per client and round is counted."""
+    """Whether it is a round of phase 1; traffic per client and round is counted over these."""
     evaluated: ClassVar[Evaluated] = "at intervals"
 
     def __init_subclass__(cls) -> None:
@@ -59,7 +63,7 @@ class Stage(ABC):
 
     @abstractmethod
     def run(self, server: Server, round: int) -> StageResult:
-        """Change ``server.states``. ``round`` numbers the stage and its random draws."""
+        """Change ``server.states``; ``round`` is the number of the stage, which also names its random numbers."""
 
 
 KINDS: dict[str, type[Stage]] = {}

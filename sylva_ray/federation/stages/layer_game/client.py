@@ -1,7 +1,7 @@
-"""The client's part in phase 2: coalition values, the guard's paired outcomes, benign refinement of selected layers.
+"""The client half of phase 2: values of coalitions, paired outcomes of the guard, benign refinement of selected layers.
 
-The client only measures and trains; which coalitions, which layers and which epoch to keep is decided by the coordinator
-(`sylva_ray.federation.stages.layer_game.server`), which sees these few numbers and never an image.
+The client measures and trains. The coordinator decides about coalitions, layers and epochs
+(`sylva_ray.federation.stages.layer_game.server`); it gets a few numbers and no images.
 """
 
 from __future__ import annotations
@@ -33,10 +33,14 @@ from sylva_ray.models.lora import LoraStack
 
 @dataclass(frozen=True)
 class GuardOutcome:
-    """Paired outcomes of m candidates against theta^r on ``num_samples`` guard images, under attacks made for each.
+    """Outcomes of m candidates paired with those of theta^r on guard images, which are attacked anew for each.
 
-    ``lost [m]``: images robust with theta^r but not with the candidate; ``gained [m]``: the reverse;
-    ``benign_gain [m]``: benign accuracy of the candidate minus that of theta^r."""
+    Attributes:
+        lost: ``[m]``, images robust with theta^r but not with the candidate.
+        gained: ``[m]``, images robust with the candidate but not with theta^r.
+        benign_gain: ``[m]``, benign accuracy of the candidate minus that of theta^r.
+        num_samples: guard images.
+    """
 
     lost: np.ndarray
     gained: np.ndarray
@@ -52,7 +56,17 @@ class SelectionImages(ClientImages):
 
 
 class Phase2Client:
-    """Phase 2 for one cohort whose robust states are ``robust`` (theta^r); what the method never ``trains`` stays as it is."""
+    """Phase 2 for one cohort.
+
+    Args:
+        context: of the cohort.
+        phase2: the parameters of phase 2.
+        config: the experiment.
+        robust: theta^r, the states after phase 1.
+        task: names the clients and the stage.
+        data: of every client.
+        is_trained: tells whether the method trains a parameter; the others are not changed.
+    """
 
     def __init__(
         self,
@@ -60,16 +74,15 @@ class Phase2Client:
         phase2: Phase2Parameters,
         config: ResolvedConfig,
         robust: ParameterStack,
-        clients: Sequence[int],
+        task: CohortTask,
         data: Sequence[ClientData],
-        round: int,
-        trains: Callable[[str], bool],
+        is_trained: Callable[[str], bool],
     ) -> None:
-        assert isinstance(context.model, LoraStack), "phase 2 plays with adapters"
+        assert isinstance(context.model, LoraStack), "phase 2 needs adapters"
         self.model, self.stopwatch = context.model, context.stopwatch
         self.phase2, self.config = phase2, config
-        self.robust, self.clients, self.data, self.round = robust, clients, data, round
-        self.players = {player: [n for n in names if trains(n)] for player, names in self.model.players.items()}
+        self.robust, self.clients, self.round, self.data = robust, task.clients, task.round, data
+        self.players = {player: [n for n in names if is_trained(n)] for player, names in self.model.players.items()}
         epsilon, steps = config.attack.epsilon, phase2.attack_steps
         self.attack = AttackSpec("pgd", epsilon, steps, default_step_size(epsilon, steps))
         self.training_precision = DTYPES[config.training.precision]
@@ -77,23 +90,15 @@ class Phase2Client:
 
     @classmethod
     def from_task(cls, worker: CohortWorker, task: CohortTask, params: ParameterStack) -> Phase2Client:
-        """For the clients of a task; ``params`` are its states on the worker's device."""
+        """Create it for the clients of a task; ``params`` are its states on the worker's device."""
         method = worker.algorithm
-        return cls(
-            worker.context(task, params),
-            method.parameters.phase2,
-            worker.config,
-            params,
-            task.clients,
-            worker.data(task),
-            task.round,
-            method.is_trained,
-        )
+        phase2, data = method.parameters.phase2, worker.data(task)
+        return cls(worker.context(task, params), phase2, worker.config, params, task, data, method.is_trained)
 
-    # -- the game ------------------------------------------------------------------------------------------------------
+    # -- the game ---------------------------------------------------------------------------------------------------
 
     def benign_end_point(self) -> ParameterStack:
-        """theta^b: all layers fine-tuned from theta^r on benign data; theta^r itself for a client that diverges on the way."""
+        """Return theta^b, fine-tuned from theta^r on benign data; theta^r for a client whose training diverges."""
         params = {name: value.clone() for name, value in self.robust.items()}
         step = benign_step(self.model, [name for names in self.players.values() for name in names])
         with at_precision(self.model, self.training_precision):
@@ -103,7 +108,7 @@ class Phase2Client:
         return {name: torch.where(broadcast_clients(finite_C, v), v, self.robust[name]) for name, v in params.items()}
 
     def selection_images(self, benign: ParameterStack) -> SelectionImages:
-        """The selection split, and what PGD makes of it against theta^r and theta^b (``benign``)."""
+        """Return the selection split and the results of PGD on it against theta^r and theta^b (``benign``)."""
         splits = [_head_of(d.selection, self.phase2.max_images) for d in self.data]
         first = self.robust[next(iter(self.robust))]
         images = client_images(splits, first.dtype, first.device)
@@ -119,26 +124,26 @@ class Phase2Client:
         with at_precision(self.model, self.attack_precision):
             return pgd(loss, images.x, self.attack, noise)
 
-    # -- the guard -----------------------------------------------------------------------------------------------------
+    # -- the guard --------------------------------------------------------------------------------------------------
 
     def guard_candidates(self, benign: ParameterStack, candidates: np.ndarray) -> list[GuardOutcome]:
-        """``candidates [C, m, n]`` under attacks made freshly for each; row 0 must be the empty selection (theta^r)."""
+        """Attack ``candidates [C, m, n]`` anew, each by itself; row 0 must be the empty selection (theta^r)."""
         num_clients, num_candidates, _ = candidates.shape
         assert not candidates[:, 0].any(), "the guard compares with theta^r"
         reference = self._guard_outcomes(self.robust, range(num_clients))
         outcomes = [reference]
         for row in range(1, num_candidates):
-            fresh = [c for c in range(num_clients) if (candidates[c, row] != candidates[c, row - 1]).any()]
+            changed = [c for c in range(num_clients) if (candidates[c, row] != candidates[c, row - 1]).any()]
             latest = list(outcomes[-1])
-            if fresh:
+            if changed:
                 mixed = mix(self.robust, benign, candidates[:, row], self.model.players)
-                for client, outcome in zip(fresh, self._guard_outcomes(mixed, fresh), strict=True):
+                for client, outcome in zip(changed, self._guard_outcomes(mixed, changed), strict=True):
                     latest[client] = outcome
             outcomes.append(latest)
         return _paired(outcomes)
 
     def _guard_outcomes(self, params: ParameterStack, clients: Sequence[int]) -> list[np.ndarray]:
-        """Per client ``[2, n] bool``: right on the benign image; right under the attack."""
+        """Return ``[2, n] bool`` per client: correct on the benign image, correct under the attack."""
         clients = list(clients)
         splits = [self.data[c].guard for c in clients]
         chosen = select_clients(params, clients)
@@ -154,13 +159,13 @@ class Phase2Client:
             robust = attacked.predictions == images.y
         return [rows.T for rows in images.split_by_client(torch.stack([benign, robust], dim=1))]
 
-    # -- refinement ----------------------------------------------------------------------------------------------------
+    # -- refinement -------------------------------------------------------------------------------------------------
 
     def refine(self, selected: np.ndarray) -> tuple[list[ParameterStack], list[GuardOutcome]]:
-        """Benign epochs from theta^r on the players in ``selected [C, n]`` alone; everything else stays bit-identical.
+        """Train the players in ``selected [C, n]`` on benign data from theta^r; other parameters keep their bits.
 
         Returns:
-            the stack after every epoch, and every client's guard outcomes for theta^r and then for each epoch.
+            The stack after every epoch, and the guard outcomes of every client for theta^r and for each epoch.
         """
         params = {name: value.clone() for name, value in self.robust.items()}
         device = next(iter(params.values())).device
@@ -185,10 +190,10 @@ class Phase2Client:
             run_epochs(params, step, self.data, self.streams("refine"), settings, masks, after_epoch)
         return states, _paired(outcomes)
 
-    # -- random draws --------------------------------------------------------------------------------------------------
+    # -- random draws -----------------------------------------------------------------------------------------------
 
     def streams(self, purpose: str) -> list[torch.Generator]:
-        """One generator per client."""
+        """Return one generator per client."""
         return [generator(self.config.seed, purpose, client, self.round) for client in self.clients]
 
     def _noise(self, purpose: str, splits: Sequence[Split], like: torch.Tensor) -> torch.Tensor:
@@ -206,7 +211,7 @@ def _head_of(split: Split, limit: int) -> Split:
 
 
 def _paired(outcomes: Sequence[Sequence[np.ndarray]]) -> list[GuardOutcome]:
-    """``outcomes[m][c] [2, n] bool`` (benign, robust), m = 0 being theta^r -> one `GuardOutcome` per client."""
+    """Pair ``outcomes[m][c] [2, n] bool`` (benign, robust) with those of m = 0, theta^r, for every client."""
     paired = []
     for own in zip(*outcomes, strict=True):
         reference = own[0]

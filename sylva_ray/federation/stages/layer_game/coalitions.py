@@ -1,9 +1,9 @@
-"""Values of coalitions: what happens when the layers in S take their adapters from theta^b and the others from theta^r.
+"""Values of coalitions S: the layers in S take their adapters from theta^b, the others from theta^r.
 
-The adapters of a layer change only what comes after it, so coalitions that agree on the first l layers share everything up
-to there. Walking the tree of prefixes takes 2^(L+1) - 2 block evaluations for all 2^L coalitions of L blocks instead of
-L 2^L. Siblings run as one stack; where a stack would grow past ``max_stack`` images it is split and walked depth first, so
-memory stays bounded. Values are the same either way.
+The adapters of a layer change only what comes after it, so coalitions that agree on the first l layers share all
+activations up to there. Evaluating the tree of prefixes takes 2^(L+1) - 2 block evaluations for all 2^L coalitions of L
+blocks instead of L 2^L. Siblings run as one stack. A stack of more than ``max_stack`` images is split and evaluated
+depth first, which bounds the memory and does not change the values.
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ from sylva_ray.models.lora import LoraStack
 def mix(
     robust: ParameterStack, benign: ParameterStack, coalitions: np.ndarray, players: dict[str, tuple[str, ...]]
 ) -> ParameterStack:
-    """theta_S for C clients: ``coalitions [C, n] bool`` says which players come from ``benign``; all stacks are ``[C, ...]``.
+    """Return theta_S of C clients: players in ``coalitions [C, n] bool`` come from ``benign``, others from ``robust``.
 
-    Rows are copied, never blended: the empty coalition is theta^r and the full one theta^b, bit for bit."""
+    Values are copied: the empty coalition is theta^r and the full one theta^b, bit for bit.
+    """
     mixed = {}
     for player, names in enumerate(players.values()):
         chosen = torch.from_numpy(coalitions[:, player])
@@ -37,10 +38,16 @@ def mix(
 
 @dataclass
 class CoalitionWalk:
-    """One client's coalitions ``[m, n] bool`` on one set of images ``x [N, 3, H, W]``, ``y [N]``.
+    """The evaluation of one client's coalitions on one set of images.
 
-    ``pair`` holds theta^r and theta^b as a stack of two. After `run`, ``probabilities [m, N]`` are those of the true class and
-    ``block_evaluations`` counts blocks times prefixes.
+    Attributes:
+        model: of the client.
+        pair: theta^r and theta^b as a stack of two.
+        coalitions: ``[m, n] bool``.
+        x: images ``[N, 3, H, W]``.
+        y: labels ``[N]``.
+        max_stack: images times coalitions in one forward.
+        block_evaluations: after `run`, blocks times prefixes that were evaluated.
     """
 
     model: LoraStack
@@ -53,7 +60,7 @@ class CoalitionWalk:
 
     @torch.no_grad()
     def run(self) -> np.ndarray:
-        """``probabilities [m, N]`` float64."""
+        """Return the probability of the true class for every coalition and image, ``[m, N] float64``."""
         self.probabilities = np.zeros((len(self.coalitions), len(self.y)))
         if self.model.num_blocks is None:
             self._whole_forwards()
@@ -63,7 +70,7 @@ class CoalitionWalk:
         return self.probabilities
 
     def _descend(self, level: int, tokens_PNTd: torch.Tensor, members: Sequence[np.ndarray]) -> None:
-        """``tokens`` of P prefixes after ``level`` blocks; ``members[p]`` are the coalitions that share prefix p."""
+        """Evaluate coalitions from the tokens of P prefixes after ``level`` blocks; ``members[p]`` share prefix p."""
         children = [
             (bit, parent, own)
             for bit in (False, True)
@@ -84,10 +91,10 @@ class CoalitionWalk:
             else:
                 after = self.model.run_block(level, self.pair, flat, repeat_owner(counts))
                 self.block_evaluations += len(groups)
-                self._descend(level + 1, after.unflatten(0, (len(groups), num_images)), groups)
+                self._descend(level + 1, after.reshape(len(groups), num_images, *after.shape[1:]), groups)
 
     def _whole_forwards(self) -> None:
-        """Architectures that are no plain chain of blocks: coalitions as a stack of whole models."""
+        """Evaluate coalitions as a stack of whole models, for architectures that are not a plain chain of blocks."""
         players = self.model.players
         num_images = len(self.y)
         for first in range(0, len(self.coalitions), max(1, self.max_stack // num_images)):

@@ -1,4 +1,4 @@
-"""Benign refinement of the selected layers; every client keeps its last epoch that passes the guard."""
+"""Benign refinement of the selected layers; every client keeps the last epoch that passes the guard."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sylva_ray.federation.stages.stage import Stage, StageResult
 
 
 class Refine(Stage):
-    """Follows a `LayerGame`."""
+    """Refines the layers that a `LayerGame` selected."""
 
     name = "phase2"
     title = "phase 2: refinement"

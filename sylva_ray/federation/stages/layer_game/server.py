@@ -1,4 +1,4 @@
-"""The coordinator plays phase 2's layer game.
+"""The coordinator half of phase 2.
 
     clients ── values of coalitions [m, 2] ──►  Shapley values, shrunk towards the neighbourhood
             ◄─ candidate selections ─────────   the nested sets on the lambda path
@@ -6,7 +6,8 @@
             ◄─ selected layers ──────────────
             ── guard outcomes per epoch ─────►  the last refinement epoch that passes the same guard
 
-Only these numbers travel: no image, no weight. (The simulator moves states too, because any worker may run any client.)
+Only these numbers are uploaded, neither images nor weights. (The simulator also moves states, because any worker may
+run any client.)
 """
 
 from __future__ import annotations
@@ -24,7 +25,13 @@ from sylva_ray.federation.stages.layer_game.selection import images_needed, pair
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the guard decided for one client: the accepted row of its candidates, the images pooled, the bound it met."""
+    """What the guard decided for one client.
+
+    Attributes:
+        row: the accepted row of its candidates.
+        pooled_images: guard images that the decision is based on.
+        bound: the upper bound of the robust loss.
+    """
 
     row: int
     pooled_images: int
@@ -38,13 +45,20 @@ def largest_accepted(
     graph: NeighbourGraph,
     phase2: Phase2Parameters,
 ) -> Verdict:
-    """How far the rows can be walked while the pooled, one-sided paired bound on the robust loss stays within the tolerance.
+    """Return the last row, tested in order, whose one-sided paired bound of the robust loss is within the tolerance.
 
-    A row is a candidate selection, or an epoch of refinement; row 0 costs nothing. The walk ends at the first row that fails,
-    so however many rows there are, the chance of accepting a harmful one stays that of a single test (a fixed sequence,
-    Maurer et al. 1995). The client's own guard images decide where there are ``guard_pool`` of them (`images_needed`, if None);
-    else the nearest neighbours' outcomes *at the same row* are added, where ``has_row(neighbour, row)`` says that they have one.
-    Neighbours differ, so a pool larger than needed would refuse to one client what harms another.
+    A row is a candidate selection, or an epoch of refinement; row 0 is theta^r. The tests end at the first row that
+    fails, so for any number of rows the probability of accepting a harmful one is that of a single test (fixed-sequence
+    testing, Maurer et al. 1995). If the client has fewer guard images than are needed, outcomes of its nearest
+    neighbours *at the same row* are added, no more than necessary: neighbours differ, and what harms one need not harm
+    another.
+
+    Args:
+        client: to decide for.
+        outcomes: ``{client: outcome}``.
+        has_row: tells whether a client has an outcome of its own at a row.
+        graph: the neighbourhoods.
+        phase2: tolerance, confidence and the number of images needed (`images_needed`, if ``guard_pool`` is None).
     """
     wanted = phase2.guard_pool or images_needed(phase2.guard_tolerance, phase2.guard_confidence)
     near = graph.members[client][np.argsort(-graph.weights[client], kind="stable")]
@@ -71,7 +85,7 @@ def largest_accepted(
 def select_layers(
     candidates: np.ndarray, outcomes: Sequence[GuardOutcome], graph: NeighbourGraph, phase2: Phase2Parameters
 ) -> tuple[np.ndarray, list[Verdict]]:
-    """``selected [K, n] bool`` and the verdicts, from ``candidates [K, m, n]`` and all clients' guard outcomes."""
+    """Return the selected layers ``[K, n] bool`` of all clients and the verdicts, from ``candidates [K, m, n]``."""
 
     def is_new(client: int, row: int) -> bool:
         return bool((candidates[client, row] != candidates[client, row - 1]).any())

@@ -1,8 +1,8 @@
 """Shapley values, exact and by permutation sampling.
 
-The Shapley value of player l is its mean marginal contribution over all orders in which players can arrive (Shapley 1953). A
-value function may be vector-valued: all arrays here carry trailing axes, and linearity lets one enumeration serve every
-combination of the components.
+The Shapley value of player l is its mean marginal contribution over all orders in which players can arrive (Shapley
+1953). A value function may be vector-valued: all arrays here may have trailing axes. By linearity one enumeration gives
+the values of every combination of the components.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from math import factorial
 import numpy as np
 
 MAX_EXACT_PLAYERS = 13
-"""Players up to which all 2^n coalitions are played (ViT-B's 12 blocks and the head); sampling beyond."""
+"""Largest number of players with which all 2^n coalitions are evaluated (12 blocks of ViT-B and the head)."""
 
 
 def all_coalitions(n: int) -> np.ndarray:
-    """``[2^n, n] bool``: row s contains player l iff bit l of s is set."""
+    """Return ``[2^n, n] bool``; row s contains player l if bit l of s is set."""
     return (np.arange(2**n)[:, None] >> np.arange(n) & 1).astype(bool)
 
 
 def exact_shapley(values: np.ndarray) -> np.ndarray:
-    """``values [2^n, ...]`` in the order of `all_coalitions` -> ``[n, ...]``.
+    """Return the Shapley values ``[n, ...]`` from ``values [2^n, ...]`` in the order of `all_coalitions`.
 
     phi_l = sum over S without l of |S|! (n - |S| - 1)! / n! (v(S + l) - v(S)).
 
@@ -36,27 +36,33 @@ def exact_shapley(values: np.ndarray) -> np.ndarray:
 
 
 def banzhaf(values: np.ndarray) -> np.ndarray:
-    """Mean marginal contribution over all coalitions alike (Banzhaf 1965): robust to noise, not efficient."""
+    """Return the mean marginal contribution over all coalitions (Banzhaf 1965): robust to noise, not efficient."""
     n = _num_players(values)
     return _mean_marginals(values, np.full(n, 2.0 ** (1 - n)), all_coalitions(n).sum(1))
 
 
 def antithetic_permutations(n: int, num_pairs: int, rng: np.random.Generator) -> np.ndarray:
-    """``[2 num_pairs, n]``: random orders, each followed by its reverse (Mitchell et al. 2022).
+    """Return ``[2 num_pairs, n]`` random orders, each followed by its reverse (Mitchell et al. 2022).
 
-    One pair is exact already where players interact at most in pairs."""
+    If players interact at most in pairs, one pair of orders gives the exact values.
+    """
     forward = np.stack([rng.permutation(n) for _ in range(num_pairs)])
     return np.stack([forward, forward[:, ::-1]], axis=1).reshape(-1, n)
 
 
 def prefix_coalitions(permutations: np.ndarray) -> np.ndarray:
-    """The distinct coalitions that permutation sampling needs, ``[m, n] bool``, the empty one first, the full one last."""
+    """Return the distinct coalitions that permutation sampling needs, ``[m, n] bool``, the empty one first."""
     return np.unique(_prefixes(permutations).reshape(-1, permutations.shape[1]), axis=0)
 
 
 @dataclass(frozen=True)
 class ShapleyEstimate:
-    """``value`` and the half width of its confidence interval, both ``[n, ...]``."""
+    """An estimate of Shapley values.
+
+    Attributes:
+        value: ``[n, ...]``.
+        half_width: of the confidence intervals, ``[n, ...]``.
+    """
 
     value: np.ndarray
     half_width: np.ndarray
@@ -65,14 +71,15 @@ class ShapleyEstimate:
 def permutation_shapley(
     permutations: np.ndarray, coalitions: np.ndarray, values: np.ndarray, confidence: float = 0.95
 ) -> ShapleyEstimate:
-    """Mean marginals over antithetic pairs (Castro et al. 2009), with Student intervals from the spread between pairs.
+    """Average marginals over antithetic pairs (Castro et al. 2009), with Student intervals.
 
     Args:
         permutations: ``[2p, n]`` from `antithetic_permutations`, p >= 2.
         coalitions: ``[m, n]`` from `prefix_coalitions`, in any order.
         values: ``[m, ...]``, one row per coalition.
+        confidence: of the intervals, in (0, 1).
     """
-    from scipy import stats  # of phase 2 alone, and slow to import
+    from scipy import stats  # slow to import, and only phase 2 needs it
 
     assert len(permutations) >= 4, "an interval needs at least two antithetic pairs"
     values = np.asarray(values, np.float64)
@@ -87,7 +94,7 @@ def permutation_shapley(
 
 
 def _prefixes(permutations: np.ndarray) -> np.ndarray:
-    """``[p, n + 1, n] bool``: who is there after 0, 1, ..., n arrivals."""
+    """Return ``[p, n + 1, n] bool``: the coalition after 0, 1, ..., n arrivals."""
     arrival = np.argsort(permutations, axis=1)
     return np.stack([arrival < size for size in range(permutations.shape[1] + 1)], axis=1)
 

@@ -1,4 +1,4 @@
-"""The layer game: which layers may be refined on benign data without giving the defence away."""
+"""The layer game, which selects the layers that can be refined on benign data without losing robustness."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sylva_ray.federation.stages.stage import Stage, StageResult
 
 
 class LayerGame(Stage):
-    """1 play, 2 rank the layers, 3 candidates, 4 guard, 5 selection. The models stay as they are."""
+    """1 play, 2 rank the layers, 3 candidates, 4 guard, 5 selection. The models are not changed."""
 
     name = "layer_game"
     title = "phase 2: layer game"
@@ -35,9 +35,9 @@ class LayerGame(Stage):
         played: dict[int, GameOutcome] = server.run(
             [GameTask(round, cohort, server.stack(cohort), plan.coalitions, self.ranking) for cohort in cohorts]
         )
-        answers = [played[client] for client in everyone]
+        outcomes = [played[client] for client in everyone]
         graph = server.recorded_neighbourhood()
-        ranked = self.ranking.rank(PlayedGame(plan, answers, graph, phase2, rng))
+        ranked = self.ranking.rank(PlayedGame(plan, outcomes, graph, phase2, rng))
         candidates = ranked.candidates
         guarded: dict[int, GuardOutcome] = server.run(
             [
@@ -66,12 +66,13 @@ class LayerGame(Stage):
             candidates=[len(np.unique(rows, axis=0)) for rows in candidates],
             guard_bound=[verdict.bound for verdict in verdicts],
             guard_images=[verdict.pooled_images for verdict in verdicts],
-            coalitions_evaluated=sum(len(answer.values) for answer in answers),
-            block_evaluations=sum(answer.block_evaluations for answer in answers),
+            coalitions_evaluated=sum(len(outcome.values) for outcome in outcomes),
+            block_evaluations=sum(outcome.block_evaluations for outcome in outcomes),
             exact=plan.permutations is None,
             refined_epochs=[0] * len(everyone),
         )
-        told = [answer.values if answer.scores is None else answer.scores for answer in answers]
-        server.costs.upload_bytes += sum(t.nbytes for t in told) + sum(3 * outcome.lost.nbytes for outcome in guard)
+        reported = [outcome.values if outcome.scores is None else outcome.scores for outcome in outcomes]
+        server.costs.upload_bytes += sum(values.nbytes for values in reported)
+        server.costs.upload_bytes += sum(3 * outcome.lost.nbytes for outcome in guard)
         server.costs.download_bytes += candidates.nbytes + selected.nbytes
         return StageResult()

@@ -1,4 +1,4 @@
-"""What the coordinator asks of clients in phase 2, and what they answer."""
+"""The tasks of phase 2 and their outcomes."""
 
 from __future__ import annotations
 
@@ -19,10 +19,16 @@ from sylva_ray.models.cohort import to_arrays, to_parameters
 
 @dataclass(frozen=True)
 class GameOutcome:
-    """``values [m, 2]``: mean true-class probability on ``num_samples`` selection images, benign and robust, per coalition.
+    """What one client measured for the layer game.
 
-    ``benign_state`` is theta^b; ``block_evaluations`` counts blocks run per input set (2^(L+1) - 2 when exact); ``scores [n]``
-    are there where the layers are ranked by something else than the game."""
+    Attributes:
+        benign_state: theta^b.
+        values: ``[m, 2]``, the mean probability of the true class of every coalition on benign and on attacked
+            selection images.
+        num_samples: selection images.
+        block_evaluations: blocks run per input set; 2^(L+1) - 2 for all coalitions of L blocks.
+        scores: ``[n]`` of the layers, if a score ranks them and not the game; otherwise None.
+    """
 
     benign_state: ClientState
     values: np.ndarray
@@ -33,7 +39,12 @@ class GameOutcome:
 
 @dataclass(frozen=True)
 class RefineOutcome:
-    """``states[e]`` after benign epoch e + 1; ``guard`` has a column for theta^r and one for every epoch, ``m = 1 + epochs``."""
+    """What the refinement of one client results in.
+
+    Attributes:
+        states: after every benign epoch.
+        guard: of theta^r and of the state after every epoch, ``m = 1 + epochs``.
+    """
 
     states: tuple[ClientState, ...]
     guard: GuardOutcome
@@ -41,9 +52,12 @@ class RefineOutcome:
 
 @dataclass(frozen=True)
 class GameTask(CohortTask):
-    """Values of the layer game's coalitions. ``states`` are the robust states (theta^r); ``coalitions [m, n] bool``.
+    """Trains theta^b from the robust states theta^r (``states``) and measures what the ranking needs.
 
-    ``ranking`` says what is measured: values of the coalitions, scores of the layers, or nothing but theta^b."""
+    Attributes:
+        coalitions: ``[m, n] bool``.
+        ranking: decides what is measured: values of the coalitions, scores of the layers, or nothing.
+    """
 
     coalitions: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), bool))
     ranking: Ranking = field(default_factory=ShapleyRanking)
@@ -56,22 +70,25 @@ class GameTask(CohortTask):
             player = Phase2Client.from_task(worker, self, params)
             with worker.stopwatch("train"):
                 benign = player.benign_end_point()
-            found = self.ranking.measure(player, benign, self.coalitions)
+            measurements = self.ranking.measure(player, benign, self.coalitions)
         limit = worker.algorithm.parameters.phase2.max_images
         states = unstack_states(to_arrays(benign))
         return [
             GameOutcome(
                 states[c], own.values, min(limit, len(player.data[c].selection)), own.block_evaluations, own.scores
             )
-            for c, own in enumerate(found)
+            for c, own in enumerate(measurements)
         ]
 
 
 @dataclass(frozen=True)
 class GuardTask(CohortTask):
-    """Candidate selections under freshly made attacks on the guard split.
+    """Attacks candidate selections anew on the guard split.
 
-    ``benign_states`` (theta^b) like ``states``; ``candidates [C, m, n] bool``: m candidate coalitions per client."""
+    Attributes:
+        benign_states: theta^b, stacked like ``states`` (theta^r).
+        candidates: ``[C, m, n] bool``, m candidate coalitions per client.
+    """
 
     benign_states: StateStack = field(default_factory=dict)
     candidates: np.ndarray = field(default_factory=lambda: np.zeros((0, 0, 0), bool))
@@ -87,7 +104,11 @@ class GuardTask(CohortTask):
 
 @dataclass(frozen=True)
 class RefineTask(CohortTask):
-    """Benign refinement of the selected layers only. ``selected [C, n] bool``."""
+    """Refines the selected layers on benign data.
+
+    Attributes:
+        selected: ``[C, n] bool``.
+    """
 
     selected: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), bool))
 

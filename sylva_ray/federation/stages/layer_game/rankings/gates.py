@@ -1,4 +1,4 @@
-"""Gates between theta^r and theta^b, learned on the selection split (Lorica's forward gating, in our form)."""
+"""Gates between theta^r and theta^b, learned on the selection split: Lorica's forward gating in our form."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from sylva_ray.federation.stages.layer_game.rankings.ranking import (
 )
 
 OPEN_GATE = 0.5
-"""A layer whose gate is above this is worth refining."""
+"""Layers whose gate is above this are candidates."""
 
 
 GATE_LR, GATE_PENALTY = 0.05, 1e-3
-"""Of Adam on the gates, and of their sum (our choice)."""
+"""Learning rate of Adam on the gates, and weight of the sum of the gates in the loss (our choice)."""
 
 
 @dataclass(frozen=True)
 class GatesRanking(ScoreRanking):
-    """Layers whose gate opens, the widest first."""
+    """Ranks layers by their gates, the most open one first."""
 
     name: ClassVar[str] = "gates"
     axis: ClassVar[str] = "gate"
@@ -42,9 +42,11 @@ class GatesRanking(ScoreRanking):
 
 
 def learned_gates(player: Phase2Client, benign: ParameterStack, images: SelectionImages) -> np.ndarray:
-    """Adam on L_benign(alpha) + max(0, L_robust(alpha) - L_robust(0) - tau) + mu |alpha|_1, per client; weights stay.
+    """Minimise L_benign(alpha) + max(0, L_robust(alpha) - L_robust(0) - tau) + mu |alpha|_1 over each client's gates.
 
-    The robust loss takes the worse of the fixed images made against theta^r and theta^b, per image."""
+    The optimiser is Adam. The robust loss of an image is the larger one of two fixed adversarial images, made against
+    theta^r and theta^b.
+    """
     x, against, y, owner = images.x, images.against, images.y, images.owner
 
     def losses(gates: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

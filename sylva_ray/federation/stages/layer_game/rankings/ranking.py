@@ -1,4 +1,4 @@
-"""What ranks a fleet's layers for benign refinement: the interface of a ranking, and the candidates it yields."""
+"""Rankings of layers for benign refinement: their interface, and the candidates that they result in."""
 
 from __future__ import annotations
 
@@ -23,8 +23,13 @@ from sylva_ray.federation.stages.layer_game.shapley import (
 
 @dataclass(frozen=True)
 class LayerMeasurement:
-    """What a client measured on its selection split: ``values [m, 2]`` of coalitions (benign, robust), or ``scores [n]`` of the
-    layers, or neither. ``block_evaluations`` counts blocks run per input set."""
+    """What a client measured on its selection split.
+
+    Attributes:
+        values: ``[m, 2]`` of coalitions, benign and robust; empty if none were evaluated.
+        scores: ``[n]`` of the layers; None if there are none.
+        block_evaluations: blocks run per input set.
+    """
 
     values: np.ndarray = field(default_factory=lambda: np.zeros((0, 2)))
     scores: np.ndarray | None = None
@@ -36,37 +41,41 @@ class Answer(Protocol):
 
     @property
     def values(self) -> np.ndarray:
-        """``[m, 2]``."""
+        """Of coalitions, ``[m, 2]``: benign and robust."""
         ...
 
     @property
     def scores(self) -> np.ndarray | None:
-        """``[n]``."""
+        """Of layers, ``[n]``; or None."""
         ...
 
     @property
     def num_samples(self) -> int:
-        """Selection images behind them."""
+        """Number of selection images."""
         ...
 
 
 @dataclass(frozen=True)
 class GamePlan:
-    """Which coalitions every client evaluates; the same for all, so that they can share a stack.
+    """The coalitions that every client evaluates; they are the same for all clients, which can thus share a stack.
 
-    ``permutations`` is None when all 2^n coalitions are played and the Shapley values are exact."""
+    Attributes:
+        coalitions: ``[m, n] bool``.
+        permutations: of the players, if coalitions are sampled; None: all 2^n are evaluated, and Shapley values are
+            exact.
+    """
 
     coalitions: np.ndarray
     permutations: np.ndarray | None
 
     @property
     def num_players(self) -> int:
-        """n: layers, and the head."""
-        return self.coalitions.shape[1]
+        """The number n of layers, the head included."""
+        return int(self.coalitions.shape[1])
 
     @staticmethod
     def from_settings(num_players: int, phase2: Phase2Parameters, rng: np.random.Generator) -> GamePlan:
-        """Exact up to `MAX_EXACT_PLAYERS` players, antithetic permutation sampling beyond."""
+        """Evaluate all coalitions of up to `MAX_EXACT_PLAYERS` players, those of antithetic permutations of more."""
         if num_players <= MAX_EXACT_PLAYERS:
             return GamePlan(all_coalitions(num_players), None)
         permutations = antithetic_permutations(num_players, phase2.sampled_pairs, rng)
@@ -75,9 +84,14 @@ class GamePlan:
 
 @dataclass(frozen=True)
 class RankedLayers:
-    """How the fleet's layers were ranked: ``candidates [K, m, n]``, and what they were ranked by (None: not by that).
+    """The ranking of the layers of all clients.
 
-    ``phi [K, n, 2]`` are Shapley values with ``half_width`` if sampled; ``scores [K, n]`` are gates or the like."""
+    Attributes:
+        candidates: ``[K, m, n] bool``.
+        phi: Shapley values ``[K, n, 2]``, if they rank the layers.
+        half_width: of the Shapley values, if they are sampled.
+        scores: ``[K, n]``, if scores rank the layers.
+    """
 
     candidates: np.ndarray
     phi: np.ndarray | None = None
@@ -87,7 +101,15 @@ class RankedLayers:
 
 @dataclass(frozen=True)
 class PlayedGame:
-    """What the coordinator ranks by: the plan, all clients' ``answers``, who speaks for whom, the settings, and a generator."""
+    """What the coordinator ranks layers by.
+
+    Attributes:
+        plan: the coalitions.
+        answers: of all clients.
+        graph: the neighbourhoods.
+        phase2: the parameters of phase 2.
+        rng: for rankings that draw random numbers.
+    """
 
     plan: GamePlan
     answers: Sequence[Answer]
@@ -98,36 +120,36 @@ class PlayedGame:
 
 @dataclass(frozen=True)
 class Ranking:
-    """One way to rank layers: a client half and a server half. Frozen plain data, since it travels with the task."""
+    """A way to rank layers, with a client half and a server half; frozen plain data that is sent with the task."""
 
     name: ClassVar[str] = "none"
     """Value of ``algorithm.phase2.selection``."""
     axis: ClassVar[str] = ""
-    """What the numbers are, for a figure's colour bar; empty: there are none."""
+    """Label of the numbers on a colour bar; empty: there are no numbers."""
     caption: ClassVar[str] = ""
-    """A figure's caption, or, where there are no numbers, what was offered to the clients."""
+    """Caption of the figure, or, without numbers, what the candidates were."""
     needs_chain: ClassVar[bool] = False
     """Whether the model must be a plain chain of blocks that can be run one by one."""
 
     def measure(self, player: Phase2Client, benign: ParameterStack, coalitions: np.ndarray) -> list[LayerMeasurement]:
-        """What every client of the cohort measures; ``benign`` is theta^b, ``coalitions [m, n] bool``. Here nothing."""
+        """Measure every client of the cohort; ``benign`` is theta^b, ``coalitions [m, n] bool``. By default nothing."""
         del benign, coalitions
         return [LayerMeasurement() for _ in player.clients]
 
     def rank(self, game: PlayedGame) -> RankedLayers:
-        """Every client's candidate selections; the last player is the head."""
+        """Return the candidate selections of every client; the last player is the head."""
         raise NotImplementedError
 
 
 @dataclass(frozen=True)
 class ScoreRanking(Ranking):
-    """Layers in the order of a score that clients measure, the largest first."""
+    """Ranks layers by a score that clients measure, the largest first."""
 
     threshold: ClassVar[float] = -np.inf
-    """A layer whose score is not above this is no candidate."""
+    """A layer with this score or less is not a candidate."""
 
     def scores(self, player: Phase2Client, benign: ParameterStack, images: SelectionImages) -> np.ndarray:
-        """``[C, n]``; the arguments are those of `measure`, and the images that it is measured on."""
+        """Return scores ``[C, n]``; the arguments are those of `measure` and the images to measure on."""
         raise NotImplementedError
 
     def measure(self, player: Phase2Client, benign: ParameterStack, coalitions: np.ndarray) -> list[LayerMeasurement]:
@@ -144,11 +166,11 @@ class ScoreRanking(Ranking):
 
 
 def ranked_by(scores: np.ndarray, threshold: float = -np.inf) -> RankedLayers:
-    """Nested candidates by ``scores [K, n]`` above ``threshold``."""
+    """Return nested candidates by ``scores [K, n]`` above ``threshold``."""
     return RankedLayers(padded([nested_by_score(own, threshold) for own in scores]), scores=scores)
 
 
 def padded(nested: Sequence[np.ndarray]) -> np.ndarray:
-    """``[K, m, n] bool``: every client's nested candidates, the shorter ones padded by repeating their largest set."""
+    """Stack the nested candidates of all clients, ``[K, m, n] bool``; the largest set of shorter ones is repeated."""
     longest = max(len(rows) for rows in nested)
     return np.stack([np.concatenate([rows, np.repeat(rows[-1:], longest - len(rows), 0)]) for rows in nested])

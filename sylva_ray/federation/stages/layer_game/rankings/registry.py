@@ -15,5 +15,5 @@ RANKINGS: dict[str, type[Ranking]] = {
 
 
 def create_ranking(name: str) -> Ranking:
-    """The ranking of that name."""
+    """Return the ranking of that name."""
     return RANKINGS[name]()

@@ -1,4 +1,4 @@
-"""Shapley values of the layer game: what a layer adds to benign accuracy, and what it costs in robustness."""
+"""Ranking by Shapley values: what a layer adds to benign accuracy, and what it costs in robustness."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from sylva_ray.federation.stages.layer_game.shapley import exact_shapley, permut
 
 @dataclass(frozen=True)
 class ShapleyRanking(Ranking):
-    """Candidates along the price of robustness: phi_benign - lambda phi_robust, lambda from infinity to 0."""
+    """Ranks layers by phi_benign - lambda phi_robust, as lambda, the price of robustness, falls from infinity to 0."""
 
     name: ClassVar[str] = "shapley"
     axis: ClassVar[str] = "Shapley value"
@@ -40,10 +40,11 @@ class ShapleyRanking(Ranking):
     )
 
     def measure(self, player: Phase2Client, benign: ParameterStack, coalitions: np.ndarray) -> list[LayerMeasurement]:
-        """Mean true-class probability of every coalition on the selection split, benign and robust.
+        """Measure the mean probability of the true class of every coalition on the selection split, benign and robust.
 
-        The robust one takes, per image, the worse of two fixed adversarial images: made against theta^r and against
-        theta^b. Fixed images flatter mixtures, hence the guard's fresh attacks afterwards."""
+        The robust probability of an image is the smaller one of two fixed adversarial images, made against theta^r and
+        theta^b. Fixed images overestimate the robustness of mixtures, so the guard attacks anew.
+        """
         images = player.selection_images(benign)
         with player.stopwatch("game"):
             return [_values_of(player, benign, coalitions, images, client) for client in range(len(player.clients))]
@@ -57,7 +58,7 @@ class ShapleyRanking(Ranking):
 def shapley_of_fleet(
     plan: GamePlan, outcomes: Sequence[Answer], graph: NeighbourGraph, phase2: Phase2Parameters
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """``phi [K, n, 2]`` of all clients, shrunk towards their neighbourhood's mean; half widths ``[K, n, 2]`` if sampled."""
+    """Return ``phi [K, n, 2]``, shrunk towards the means of neighbourhoods, and half widths if sampled."""
     own = [shapley_values(plan, outcome.values) for outcome in outcomes]
     samples = np.array([outcome.num_samples for outcome in outcomes])
     phi = shrink(np.stack([value for value, _ in own]), graph.matrix(), samples, phase2.shrink_strength)
@@ -66,9 +67,11 @@ def shapley_of_fleet(
 
 
 def shapley_values(plan: GamePlan, values: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-    """``values [m, 2]`` (mean true-class probability, benign and robust) -> ``phi [n, 2]`` and its half width or None.
+    """Return ``phi [n, 2]`` and its half width, if sampled, from ``values [m, 2]``.
 
-    phi[:, 0] is the player's share of the benign gain, phi[:, 1] its share of the robust *loss* (hence the sign)."""
+    Values are mean probabilities of the true class, benign and robust. phi[:, 0] is the part of the benign gain that is
+    due to a player, phi[:, 1] the part of the robust *loss* (hence the sign).
+    """
     payoff = values * np.array([1.0, -1.0])
     if plan.permutations is None:
         return exact_shapley(payoff), None
@@ -79,7 +82,7 @@ def shapley_values(plan: GamePlan, values: np.ndarray) -> tuple[np.ndarray, np.n
 def _values_of(
     player: Phase2Client, benign: ParameterStack, coalitions: np.ndarray, images: SelectionImages, client: int
 ) -> LayerMeasurement:
-    """One client's coalition values."""
+    """Measure the coalitions of one client."""
     own = (images.owner == client).to(images.x.device)
     pair = {name: torch.stack([value[client], benign[name][client]]) for name, value in player.robust.items()}
     walks = [

@@ -1,4 +1,4 @@
-"""How little a layer's output moves under attack: a cheap ranking, without a game."""
+"""Ranking by how little the output of a layer changes under attack: cheap, without a game."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from sylva_ray.federation.stages.layer_game.rankings.ranking import (
 
 @dataclass(frozen=True)
 class ShiftRanking(ScoreRanking):
-    """Layers in the order of their relative shift under attack, the smallest first."""
+    """Ranks layers by their relative shift under attack, the smallest first."""
 
     name: ClassVar[str] = "shift"
     axis: ClassVar[str] = "minus shift under attack"
@@ -34,13 +34,13 @@ class ShiftRanking(ScoreRanking):
 
 @torch.no_grad()
 def relative_shift(player: Phase2Client, images: SelectionImages) -> np.ndarray:
-    """E ||h_l(x') - h_l(x)|| / E ||h_l(x)|| after every block, and of the logits: ``[C, n]``."""
+    """Return E ||h_l(x') - h_l(x)|| / E ||h_l(x)|| after every block and of the logits, ``[C, n]``."""
     x, x_adv, owner = images.x, images.against[0], images.owner
     clean, moved = player.model.embed(x), player.model.embed(x_adv)
     counts = images.counts.tolist()
     shifts = []
 
-    def note(before: torch.Tensor, after: torch.Tensor) -> None:
+    def record(before: torch.Tensor, after: torch.Tensor) -> None:
         distance, size = (after - before).flatten(1).norm(dim=1), before.flatten(1).norm(dim=1)
         pairs = zip(distance.split(counts), size.split(counts), strict=True)
         shifts.append([float(d.mean() / s.mean()) for d, s in pairs])
@@ -49,6 +49,6 @@ def relative_shift(player: Phase2Client, images: SelectionImages) -> np.ndarray:
     for block in range(player.model.num_blocks):
         clean = player.model.run_block(block, player.robust, clean, owner)
         moved = player.model.run_block(block, player.robust, moved, owner)
-        note(clean, moved)
-    note(*(player.model.classify(player.robust, tokens, owner) for tokens in (clean, moved)))
+        record(clean, moved)
+    record(*(player.model.classify(player.robust, tokens, owner) for tokens in (clean, moved)))
     return np.array(shifts).T

@@ -1,4 +1,4 @@
-"""Rankings that measure nothing, to compare with: a random order, all layers, the head alone."""
+"""Rankings that measure nothing, for comparison: a random order, all layers, the head alone."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from sylva_ray.federation.stages.layer_game.rankings.ranking import (
 
 @dataclass(frozen=True)
 class RandomRanking(Ranking):
-    """A random order."""
+    """Ranks layers in a random order."""
 
     name: ClassVar[str] = "random"
     axis: ClassVar[str] = "random score"
@@ -30,7 +30,7 @@ class RandomRanking(Ranking):
 
 @dataclass(frozen=True)
 class AllRanking(Ranking):
-    """One candidate: all layers."""
+    """Has one candidate: all layers."""
 
     name: ClassVar[str] = "all"
     caption: ClassVar[str] = "Every client was offered all layers; the guard decided who may refine."
@@ -42,7 +42,7 @@ class AllRanking(Ranking):
 
 @dataclass(frozen=True)
 class HeadRanking(Ranking):
-    """One candidate: the head."""
+    """Has one candidate: the head."""
 
     name: ClassVar[str] = "head"
     caption: ClassVar[str] = "Every client was offered the head alone; the guard decided who may refine."
@@ -53,5 +53,5 @@ class HeadRanking(Ranking):
 
 
 def _one_candidate(game: PlayedGame, largest: np.ndarray) -> RankedLayers:
-    """The empty selection and ``largest [n] bool``, for every client."""
+    """Return the empty selection and ``largest [n] bool`` for every client."""
     return RankedLayers(np.tile(np.stack([np.zeros(len(largest), bool), largest]), (len(game.answers), 1, 1)))
