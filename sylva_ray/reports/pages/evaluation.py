@@ -214,7 +214,7 @@ def _transfer(matrix: Sequence[Sequence[float | None]]) -> Figure:
                 axes.text(column, row, f"{100 * value:.0f}", ha="center", va="center", fontsize=7.5)
         axes.set_xticks(range(len(values)))
         axes.set_yticks(range(len(values)))
-    axes.set(xlabel="client attacked", ylabel="client that the images were made against")
+    axes.set(xlabel="attacked client", ylabel="surrogate client")
     axes.tick_params(length=0)
     return figure
 
