@@ -141,7 +141,8 @@ def test_training_equals_separate_peft_models(
 ) -> None:
     """Adversarial training with clipping, AdamW and unequal batch counts: 10 to 15 steps in float64, 2 to 3 in float32.
 
-    In float32, sign() and Adam's first steps turn rounding into full steps, so the learning rate there is small."""
+    In float32, sign() and Adam's first steps turn rounding into full steps, so the learning rate there is small.
+    """
     sections = {
         "attack": {"epsilon": "4/255", "steps": 2},
         "training": {"batch_size": 8, "clip_norm": 0.5, "weight_decay": 0.01},

@@ -150,7 +150,8 @@ def test_a_date_that_is_none_is_no_yaml(tmp_path: Path) -> None:
 def test_no_single_damage_is_a_traceback(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each key and each list entry deleted, and replaced by something else: a launcher file, or a `UserError` of one line.
 
-    The parser is replaced and not fed: it takes most of the time of a load."""
+    The parser is replaced and not fed: it takes most of the time of a load.
+    """
     lines: list[str] = []
     num_loaded = num_refused = 0
     for damaged in _damaged(list(yaml.safe_load_all(path.read_text()))):

@@ -97,20 +97,22 @@ Z90 = stats.norm.ppf(0.9)
 
 @pytest.mark.parametrize("n", [1, 10, 50, 1000])
 def test_the_bound_of_nothing_seen_is_wilsons(n: int) -> None:
-    """lost = gained = 0: the difference solves n d = z sqrt(n d (1 - d)). Nothing seen is not nothing known."""
+    """With lost = gained = 0 the difference solves n d = z sqrt(n d (1 - d)): the bound is above 0 without a single flip."""
     assert paired_upper_bound(0, 0, n, 0.9) == pytest.approx(Z90**2 / (n + Z90**2), abs=1e-6)
 
 
 def test_the_bound_of_losses_alone_is_wilsons() -> None:
-    """gained = 0 leaves a binomial with n trials, of which the score interval is Wilson's."""
+    """With gained = 0 a binomial with n trials is left, whose score interval is Wilson's."""
     for lost, n in [(1, 40), (7, 60), (30, 200)]:
         centre, radius = lost + Z90**2 / 2, Z90 * np.sqrt(lost * (n - lost) / n + Z90**2 / 4)
         assert paired_upper_bound(lost, 0, n, 0.9) == pytest.approx((centre + radius) / (n + Z90**2), abs=1e-6)
 
 
 def score(difference: float, lost: int, gained: int, n: int) -> float:
-    """Tango's statistic written as the definition: observed minus ``difference`` in standard errors, the nuisance share of
-    gained pairs put where the multinomial likelihood is largest (found numerically)."""
+    """Compute Tango's statistic by its definition: observed minus ``difference``, in standard errors.
+
+    The nuisance fraction of gained pairs is where the multinomial likelihood is largest, which is found numerically.
+    """
 
     def minus_log_likelihood(share: float) -> float:
         cells = np.array([share + difference, share, 1 - 2 * share - difference])
