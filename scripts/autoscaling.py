@@ -146,7 +146,8 @@ def adapters_in_process(out: Path, *overrides: str) -> dict[str, bytes]:
     """Return the adapters of a run in one process."""
     in_process = [*CONFIG, "cluster.pool=in_process", *overrides, "--quiet", "--out", str(out)]
     subprocess.run([*SYLVA, "run", str(DIGITS), *in_process], check=True, stdout=subprocess.DEVNULL)
-    return adapters(out)
+    files: dict[str, bytes] = adapters(out)
+    return files
 
 
 def start_head(work: Path) -> subprocess.Popen[bytes]:

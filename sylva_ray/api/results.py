@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from sylva_ray.storage.run_folder import RunFolder
 
 
-def evaluate(  # noqa: PLR0913: a notebook names what the command line has an option for
+def evaluate(  # noqa: PLR0913
     run: str | Path,
     attacks: Sequence[str] = (),
     *,

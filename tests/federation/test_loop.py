@@ -123,7 +123,7 @@ def test_resume_equals_uninterrupted(
 
 
 def test_without_learning_rate_nothing_moves(tmp_path: Path) -> None:
-    """A learning rate of 0 leaves every client what it was after the warm-up, through training, aggregation and the last epoch."""
+    """A learning rate of 0 leaves every client as the warm-up left it: in training, aggregation and the last epoch."""
     config = build(
         ExperimentConfig,
         TINY

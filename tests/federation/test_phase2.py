@@ -292,6 +292,7 @@ def test_who_did_not_change_is_not_attacked_again(tmp_path: Path, strict: bool) 
     (tmp_path / "run").mkdir()
     summary = run_experiment(made, RunFolder(tmp_path / "run"), pool, Observer())
     ends = [record for record in records_of(tmp_path / "run") if record["evaluation"]]
+    assert summary.layer_game is not None
     changed = [epochs > 0 for epochs in summary.layer_game.refined_epochs]
     assert any(changed) != strict
     assert len(pool.evaluated) == 2 * (len(ends) - strict), "three clients in two cohorts"
