@@ -136,12 +136,12 @@ def check_byzantine(config: ExperimentConfig, algorithm: Algorithm) -> None:
     merged = [(everyone, "uploads")]
     if "neighbours" in sharing:
         merged.append((neighbourhood_size(everyone, p.num_neighbours), "neighbours (algorithm.num_neighbours)"))
-    for members, who in merged:
+    for members, senders in merged:
         num_byzantine = assumed_byzantine(fraction, members)
         needed, condition = min_clients(p.robust.rule, num_byzantine)
         inputs = math.ceil(members / p.robust.bucket_size)
         if inputs < needed:
-            what = f"{members} {who}" + (f" in {inputs} buckets" if p.robust.bucket_size > 1 else "")
+            what = f"{members} {senders}" + (f" in {inputs} buckets" if p.robust.bucket_size > 1 else "")
             fix = f"{p.robust.rule} needs {condition}; here it merges {what}, {num_byzantine} of them Byzantine"
             raise UserError(key, fraction, fix)
 

@@ -92,7 +92,7 @@ def unknown_key(place: str, value: object, key: str, allowed: Collection[str]) -
 
     Args:
         place: the whole dotted key.
-        value: what stands there.
+        value: its value.
         key: its last part.
         allowed: the keys that are known there.
     """
