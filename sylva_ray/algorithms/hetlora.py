@@ -42,7 +42,7 @@ class HetLoraAT(AdversarialTraining):
                 raise ValueError("hetlora_at needs the products B A of the clients: keep model=lora and factors=both")
             if self.robust.rule != "mean":
                 raise ValueError(
-                    f"algorithm.robust.rule={self.robust.rule} would treat padded low ranks as outliers: set it to mean"
+                    f"algorithm.robust.rule={self.robust.rule} takes padded low ranks for outliers: hetlora_at has only mean"
                 )
             if self.slots == "owners" and self.factor_rule != "naive":
                 raise ValueError("slots=owners averages factors slot by slot: set factor_rule=naive")
