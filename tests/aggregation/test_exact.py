@@ -48,12 +48,12 @@ def product_svd(factors: Sequence[tuple[np.ndarray, np.ndarray]], weights: np.nd
 
 def fedex(factors: Sequence[tuple[np.ndarray, np.ndarray]], weights: np.ndarray) -> np.ndarray:
     b, a = naive(factors, weights)
-    return b @ a + fedex_residual(factors, weights)
+    return np.asarray(b @ a + fedex_residual(factors, weights))
 
 
 def fedex_low_rank(factors: Sequence[tuple[np.ndarray, np.ndarray]], weights: np.ndarray) -> np.ndarray:
     (b, a), (left, right) = naive(factors, weights), fedex_residual_factors(factors, weights)
-    return b @ a + left @ right
+    return np.asarray(b @ a + left @ right)
 
 
 EXACT = {
@@ -66,7 +66,7 @@ exact = pytest.mark.parametrize("rule", EXACT.values(), ids=EXACT)
 
 
 def mean_product(factors: Sequence[tuple[np.ndarray, np.ndarray]], weights: np.ndarray) -> np.ndarray:
-    return sum(w * b @ a for w, (b, a) in zip(weights, factors, strict=True))
+    return np.asarray(sum(w * b @ a for w, (b, a) in zip(weights, factors, strict=True)))
 
 
 @exact

@@ -41,7 +41,7 @@ def product(state: ClientState) -> np.ndarray:
 
 
 def mean_product(states: Sequence[ClientState], weights: np.ndarray) -> np.ndarray:
-    return sum(w * product(s) for w, s in zip(weights, states, strict=True))
+    return np.asarray(sum(w * product(s) for w, s in zip(weights, states, strict=True)))
 
 
 def test_the_naive_bias_is_the_covariance_of_the_factors() -> None:

@@ -60,7 +60,7 @@ def best(product: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndarray]:
 
 def product_of(triplets: tuple[np.ndarray, np.ndarray, np.ndarray]) -> np.ndarray:
     u, s, vt = triplets
-    return (u * s[..., None, :]) @ vt
+    return np.asarray((u * s[..., None, :]) @ vt)
 
 
 def assert_best(left: np.ndarray, right: np.ndarray, rank: int) -> None:

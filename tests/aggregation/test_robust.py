@@ -38,8 +38,8 @@ def aggregate(rule: str, x: npt.ArrayLike, num_byzantine: int = 0) -> np.ndarray
     if rule == "trimmed_mean":
         return trimmed_mean(x, num_byzantine)
     if rule == "self_centred_clipping":
-        return self_centred(x @ x.T, np.full(len(x), 1 / len(x)), 0) @ x
-    return combination(rule, x @ x.T, num_byzantine) @ x
+        return np.asarray(self_centred(x @ x.T, np.full(len(x), 1 / len(x)), 0) @ x)
+    return np.asarray(combination(rule, x @ x.T, num_byzantine) @ x)
 
 
 ALL_RULES = (*COMBINATION_RULES, *COORDINATE_RULES, "self_centred_clipping")
@@ -67,14 +67,14 @@ def naive_krum_scores(x: np.ndarray, num_byzantine: int) -> list[float]:
 
 def naive(rule: str, x: np.ndarray, num_byzantine: int) -> np.ndarray:
     if rule == "mean":
-        return x.mean(0)
+        return np.asarray(x.mean(0))
     if rule == "krum":
-        return x[np.argmin(naive_krum_scores(x, num_byzantine))]
+        return np.asarray(x[np.argmin(naive_krum_scores(x, num_byzantine))])
     if rule == "multi_krum":
-        return x[np.argsort(naive_krum_scores(x, num_byzantine))[: len(x) - num_byzantine]].mean(0)
+        return np.asarray(x[np.argsort(naive_krum_scores(x, num_byzantine))[: len(x) - num_byzantine]].mean(0))
     if rule == "norm_clipping":
         radius = np.median([np.linalg.norm(a) for a in x])
-        return np.mean([shrink(a, radius) for a in x], axis=0)
+        return np.asarray(np.mean([shrink(a, radius) for a in x], axis=0))
     assert rule == "centred_clipping"
     v = np.zeros(x.shape[1])
     for _ in range(3):
@@ -84,7 +84,7 @@ def naive(rule: str, x: np.ndarray, num_byzantine: int) -> np.ndarray:
 
 
 def sum_of_distances(z: np.ndarray, x: np.ndarray) -> float:
-    return np.linalg.norm(x - z, axis=1).sum()
+    return float(np.linalg.norm(x - z, axis=1).sum())
 
 
 @pytest.mark.parametrize("rule", [rule for rule in COMBINATION_RULES if rule != "geometric_median"])

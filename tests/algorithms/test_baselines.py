@@ -211,7 +211,8 @@ def perturbed_weights(
 
     def spy(p: ParameterStack, x: torch.Tensor, owner: torch.Tensor) -> torch.Tensor:
         seen.append({name: value.detach().clone() for name, value in p.items()})
-        return forward(p, x, owner)
+        logits: torch.Tensor = forward(p, x, owner)
+        return logits
 
     model.forward = spy
     gradients, _ = made.gradients(context, params, b, b.x, list(names))
@@ -265,7 +266,7 @@ def test_awp_leaves_the_weights_where_they_are_when_the_step_is_nothing() -> Non
 # -- FedRep ------------------------------------------------------------------------------------------------------------
 
 
-def test_fedrep_trains_the_head_then_the_body() -> None:
+def test_fedrep_trains_the_head_then_the_body(monkeypatch: pytest.MonkeyPatch) -> None:
     made = method("fedrep_at")
     names = ["m.lora_A", *HEADS]
     assert made.schedule(5, names) == [(4, list(HEADS)), (1, ["m.lora_A"])]
@@ -284,7 +285,7 @@ def test_fedrep_trains_the_head_then_the_body() -> None:
         seen.append({name: params[name].clone() for name in params})
         return step(self, context, params, batch, attack, trained_names)
 
-    worker.algorithm.client_step = spy.__get__(worker.algorithm)
+    monkeypatch.setattr(worker.algorithm, "client_step", spy.__get__(worker.algorithm))
     (end,) = trained(worker, states, epochs=2, clients=(0,))
     seen.append({name: torch.from_numpy(value)[None] for name, value in end.items()})
     moves = [{n for n in a if not torch.equal(a[n], b[n])} for a, b in pairwise(seen)]
@@ -425,7 +426,7 @@ RESNET = {"name": "test_resnet.r160_in1k", "image_size": 32}
     ("name", "parameters"), [("fedavg_at", {}), ("dbfat", {}), ("fedawp", {"gamma": 0}), ("fedprox_at", {})]
 )
 def test_running_statistics_move_once_per_step_for_each_client_and_never_in_crafting_or_in_references(
-    name: str, parameters: dict[str, Any]
+    name: str, parameters: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One step of two clients, against one pass of PyTorch's own module in training mode over the crafted images."""
     worker = tiny_worker(tiny_experiment(name, parameters, backbone=RESNET, training={"batch_size": 1000}))
@@ -439,13 +440,13 @@ def test_running_statistics_move_once_per_step_for_each_client_and_never_in_craf
         assert all(torch.equal(before[n], params[n]) for n in params), "crafting changed the model"
         return seen[-1][1]
 
-    worker.algorithm.craft = spy
+    monkeypatch.setattr(worker.algorithm, "craft", spy)
 
     def recorded(task: Task, params: ParameterStack) -> ClientContext:
         cohorts.append(cohort_of(task, params))
         return cohorts[-1]
 
-    worker.context = recorded
+    monkeypatch.setattr(worker, "context", recorded)
     after = trained(worker, states, clients=(1, 2), lr=0.0)
     ((batch, x_adv),) = seen
     module = worker.model.backbone

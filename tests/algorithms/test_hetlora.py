@@ -32,7 +32,9 @@ def beyond(state: ClientState, rank: int) -> list[np.ndarray]:
 
 def slots_of(state: ClientState, module: str = "m") -> np.ndarray:
     """``||b_j|| ||a_j||`` of every slot."""
-    return np.linalg.norm(state[f"{module}.lora_B"], axis=0) * np.linalg.norm(state[f"{module}.lora_A"], axis=1)
+    return np.asarray(
+        np.linalg.norm(state[f"{module}.lora_B"], axis=0) * np.linalg.norm(state[f"{module}.lora_A"], axis=1)
+    )
 
 
 def started(

@@ -240,7 +240,9 @@ def test_a_teacher_of_other_classes_without_a_probe_is_refused_in_one_line(tmp_p
     assert made.warm_up_names() == made.head_names
 
 
-def test_a_batchnorm_students_statistics_are_its_own_and_move_in_training_alone() -> None:
+def test_a_batchnorm_students_statistics_are_its_own_and_move_in_training_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     worker = tiny_worker(tiny_experiment("pm_afl", backbone=RESNET, training={"batch_size": 1000}))
     states = starting_states(worker)
     cohorts: list[ClientContext] = []
@@ -252,13 +254,13 @@ def test_a_batchnorm_students_statistics_are_its_own_and_move_in_training_alone(
         assert all(torch.equal(before[name], params[name]) for name in params), "crafting changed the student"
         return x_adv
 
-    worker.algorithm.craft = spy
+    monkeypatch.setattr(worker.algorithm, "craft", spy)
 
     def recorded(task: Task, params: ParameterStack) -> ClientContext:
         cohorts.append(cohort_of(task, params))
         return cohorts[-1]
 
-    worker.context = recorded
+    monkeypatch.setattr(worker, "context", recorded)
     together = trained(worker, states, clients=(0, 2), lr=0.0)
     received = {name: value.clone() for name, value in cohorts[0].received.items()}
     assert all(np.array_equal(value[0], states[0][name]) for name, value in received.items()), "the reference moved"

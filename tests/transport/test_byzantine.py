@@ -192,8 +192,8 @@ def aggregate(rule: str, x: np.ndarray) -> np.ndarray:
     if rule == "trimmed_mean":
         return trimmed_mean(x, NUM_BYZANTINE)
     if rule == "self_centred_clipping":
-        return self_centred(x @ x.T, np.full(N, 1 / N), 0) @ x
-    return combination(rule, x @ x.T, NUM_BYZANTINE) @ x
+        return np.asarray(self_centred(x @ x.T, np.full(N, 1 / N), 0) @ x)
+    return np.asarray(combination(rule, x @ x.T, NUM_BYZANTINE) @ x)
 
 
 ROBUST = [r for r in (*COMBINATION_RULES, *COORDINATE_RULES) if r not in ("mean", "norm_clipping")]

@@ -116,14 +116,14 @@ def score(difference: float, lost: int, gained: int, n: int) -> float:
 
     def minus_log_likelihood(share: float) -> float:
         cells = np.array([share + difference, share, 1 - 2 * share - difference])
-        return -np.sum(np.array([lost, gained, n - lost - gained]) * np.log(np.maximum(cells, 1e-300)))
+        return float(-np.sum(np.array([lost, gained, n - lost - gained]) * np.log(np.maximum(cells, 1e-300))))
 
     lowest, highest = max(0.0, -difference), (1 - difference) / 2
     found = optimize.minimize_scalar(
         minus_log_likelihood, bounds=(lowest, highest), method="bounded", options={"xatol": 1e-12}
     ).x
     share = min((lowest, found, highest), key=minus_log_likelihood)
-    return (lost - gained - n * difference) / np.sqrt(n * (2 * share + difference - difference**2))
+    return float((lost - gained - n * difference) / np.sqrt(n * (2 * share + difference - difference**2)))
 
 
 @pytest.mark.parametrize(
@@ -168,7 +168,7 @@ def wrongly_accepted(n: int, tolerance: float, p_gained: float, confidence: floa
     """Exact probability that the bound stays within ``tolerance`` although the true net loss is ``tolerance``."""
     share, lost, gained = likely_outcomes(n, tolerance + p_gained, p_gained)
     bounds = np.array([paired_upper_bound(b, c, n, confidence) for b, c in zip(lost, gained, strict=True)])
-    return share[bounds <= tolerance].sum()
+    return float(share[bounds <= tolerance].sum())
 
 
 @pytest.mark.parametrize(

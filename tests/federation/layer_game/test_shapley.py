@@ -141,7 +141,7 @@ def test_an_independent_library_agrees() -> None:
     values = np.random.default_rng(5).random(2**n)
 
     def value(rows: np.ndarray) -> np.ndarray:
-        return values[(np.atleast_2d(rows) @ (1 << np.arange(n))).astype(int)]
+        return np.asarray(values[(np.atleast_2d(rows) @ (1 << np.arange(n))).astype(int)])
 
     theirs = shapiq.ExactComputer(n_players=n, game=value)("SV")
     ours = exact_shapley(values)
