@@ -1,4 +1,4 @@
-"""The Python interface: everything that the command line can do, as functions.
+"""The Python interface: every command of the command line as a function.
 
 ::
 

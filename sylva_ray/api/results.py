@@ -1,4 +1,4 @@
-"""What finished runs are asked: attack them again, compare, report, track."""
+"""Functions for finished runs: evaluate, compare, report, track."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from sylva_ray.storage.run_folder import RunFolder
 
 
-def evaluate(  # noqa: PLR0913
+def evaluate(  # noqa: PLR0913  # a keyword for each option of the command
     run: str | Path,
     attacks: Sequence[str] = (),
     *,
@@ -36,7 +36,7 @@ def evaluate(  # noqa: PLR0913
     out: str | Path | None = None,
     show: Show = "progress",
 ) -> Evaluation:
-    """Attack the trained, personal models of a run. What was measured before is not measured again.
+    """Attack the trained, personal models of a run. Finished measurements are not repeated.
 
     Args:
         run: the folder of a finished run, a path or a URL.
@@ -54,7 +54,7 @@ def evaluate(  # noqa: PLR0913
         show: what is printed.
 
     Returns:
-        What was found, as in ``evaluation.json``.
+        The evaluation, as in ``evaluation.json``.
 
     Raises:
         UserError: no finished run, an unknown attack, a value out of range.
@@ -70,8 +70,8 @@ def evaluate(  # noqa: PLR0913
     check_target("--out", out)
     with ExitStack() as stack:
         folder, _ = stack.enter_context(run_folder_at(str(run), "change"))
-        others = [stack.enter_context(run_folder_at(str(other), "read"))[0] for other in surrogates]
-        prepared_run = prepare_evaluation(folder, images, others, overrides)
+        surrogate_folders = [stack.enter_context(run_folder_at(str(other), "read"))[0] for other in surrogates]
+        prepared_run = prepare_evaluation(folder, images, surrogate_folders, overrides)
         config, fleet = prepared_run.prepared.config, prepared_run.prepared.fleet
         extras = Extras(checks, curves, transfer or bool(surrogates), tuple(certify))
         budget = None if epsilon is None else str(epsilon)
@@ -82,14 +82,14 @@ def evaluate(  # noqa: PLR0913
             resumable(folder.measurements, "What was measured is kept: the same command goes on from there"),
             pool_for(prepared_run.prepared, display) as pool,
         ):
-            found = run_evaluation(prepared_run, request, pool, display)
-        path = folder.write_evaluation(found, out)
-        for table in evaluation_tables(found):
+            evaluation = run_evaluation(prepared_run, request, pool, display)
+        path = folder.write_evaluation(evaluation, out)
+        for table in evaluation_tables(evaluation):
             console.print(table)
         print_lines(console, [path])
         if out is None:
             print_lines(console, [_send_report(folder, config)])
-    return found
+    return evaluation
 
 
 def compare(
@@ -99,7 +99,7 @@ def compare(
     uri: str | None = None,
     show: Show = "progress",
 ) -> list[Row]:
-    """Put runs beside each other: means and spread over seeds, what dominates what, what failed its checks.
+    """Compare runs: means and spreads over seeds, which rows dominate others, and failed checks.
 
     Args:
         sources: run folders, folders of runs, summaries (``FILE.json``), MLflow experiments.
@@ -158,7 +158,7 @@ def report(run: str | Path) -> Path:
 
 
 def track(run: str | Path, overrides: Sequence[str] = ()) -> None:
-    """Send to MLflow what it lacks of a run.
+    """Send to MLflow what it has not received of a run.
 
     Args:
         run: the run folder, a path or a URL.
@@ -166,7 +166,7 @@ def track(run: str | Path, overrides: Sequence[str] = ()) -> None:
 
     Raises:
         UserError: no such run, or nothing in it yet.
-        RunError: MLflow could not be given everything.
+        RunError: MLflow did not receive everything.
     """
     from sylva_ray.observers.mlflow.tracker import send_run
     from sylva_ray.storage.remote_copy import run_folder_at

@@ -32,12 +32,12 @@ Config = str | Path | Mapping[str, Any] | ExperimentConfig
 
 @dataclass(frozen=True)
 class LoadedRun:
-    """What a run folder holds.
+    """The contents of a run folder.
 
     Attributes:
         config: the configuration, resolved.
         states: the newest state of every client, ``{parameter name: array}``.
-        records: one record per step, as in ``rounds.jsonl``.
+        records: one record per stage, as in ``rounds.jsonl``.
         summary: ``summary.json``; None while the run has not finished.
         evaluation: ``evaluation.json``; None where `evaluate` has not run.
     """
@@ -90,7 +90,7 @@ def run(
         RunError: it failed while running; `resume` continues it.
     """
     experiment = load_config(config, overrides)
-    return _carry_out(str(out or _new_folder(experiment.name)), experiment, (), "start", show)
+    return _run_in_folder(str(out or _new_folder(experiment.name)), experiment, (), "start", show)
 
 
 def resume(
@@ -112,10 +112,10 @@ def resume(
         RunError: it failed while running.
     """
     experiment = None if config is None else load_config(config, overrides)
-    return _carry_out(str(run), experiment, overrides, "resume", show)
+    return _run_in_folder(str(run), experiment, overrides, "resume", show)
 
 
-def _carry_out(
+def _run_in_folder(
     where: str,
     experiment: ExperimentConfig | None,
     overrides: Sequence[str],
@@ -164,7 +164,7 @@ def sweep(
         The trials and the points. Look at ``failed``: a trial that failed raises nothing.
 
     Raises:
-        UserError: a point is no experiment, a trial fits nowhere, the folder is not free; nothing was written.
+        UserError: a point is not a valid experiment, a trial fits nowhere, the folder is not free; nothing was written.
         RunError: the sweep failed while running; ``resume=True`` continues it.
     """
     from sylva_ray.reports.terminal import print_lines, wide_console
@@ -189,8 +189,8 @@ def sweep(
 
     sweep_dir = Path(out or _new_folder(loaded.name))
     console = wide_console(show)
-    how = f"Resume with: sylva-ray tune {sweep_dir} --resume"
-    with SweepDisplay(console, show != "progress") as display, resumable(sweep_dir / "space.yaml", how):
+    instruction = f"Resume with: sylva-ray tune {sweep_dir} --resume"
+    with SweepDisplay(console, show != "progress") as display, resumable(sweep_dir / "space.yaml", instruction):
         done = run_sweep(loaded, sweep_dir, resume, display.on_event)
     console.print(sweep_table(done))
     print_lines(console, sweep_lines(done, sweep_dir))
@@ -246,10 +246,10 @@ def export(
 
 
 def _new_folder(name: str) -> Path:
-    """A folder in ``runs/`` that is named by the time."""
+    """Return a new folder in ``runs/``, named by the time."""
     return Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
 
 
 def _copied(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy of nested mappings, so that overrides do not change the caller's."""
+    """Copy nested mappings, so that overrides do not change those of the caller."""
     return {key: _copied(value) if isinstance(value, Mapping) else value for key, value in tree.items()}

@@ -1,4 +1,4 @@
-"""What stands beside a run: pre-training, bytes per method, cluster files."""
+"""Functions besides runs: pre-train a backbone, compute bytes per method, check a cluster file."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ class AttackSettings(Artefact):
     restarts: int = 1
     """Independent starts."""
     loss: str = "ce"
-    """What it maximises."""
+    """The loss that it maximises."""
     norm: str = "linf"
     """``linf``, ``l2`` or ``l0``."""
     options: tuple[tuple[str, float], ...] = ()
@@ -61,10 +61,10 @@ class AttackSettings(Artefact):
 
 
 class AttackRow(ConditionRow):
-    """Accuracy under one attack, and what the attack cost."""
+    """Accuracy under one attack, and the cost of the attack."""
 
     settings: AttackSettings
-    """What was run."""
+    """Settings of the attack."""
     median_distance: float | None
     """Median size of the smallest successful perturbation, in the attack's norm; null where most images are robust."""
     forwards: int
@@ -72,13 +72,13 @@ class AttackRow(ConditionRow):
     backwards: int
     """Images that went backward."""
     seconds: float
-    """Worker seconds of what was measured now; 0 where all was read from disk."""
+    """Worker seconds of what was measured now; 0 where all was in the cache."""
     images_per_second: float | None
-    """Test images attacked per worker second; null where all was read from disk."""
+    """Test images attacked per worker second; null where all was in the cache."""
 
 
 class WorstCaseRow(ConditionRow):
-    """An image counts as right where it is right under every attack of the same budget."""
+    """The worst case: a prediction counts as correct where it is correct under every attack of the same budget."""
 
     attacks: list[str]
     """Labels of the attacks."""
@@ -161,19 +161,19 @@ class GalleryImage(Artefact):
     """An adversarial image that is close to the original."""
 
     client: int
-    """Whose test image."""
+    """Number of the client that the test image belongs to."""
     image: int
     """Its position in the client's test split."""
     label: str
     """Name of the true class."""
     answer: str
-    """Name of the class that the client answers."""
+    """Name of the class that the client predicts for the adversarial image."""
     distance: float
     """L-infinity distance, pixel units."""
     clean: list[list[list[float]]]
     """Pixels 0..255, ``[3][H][W]``."""
     adversarial: list[list[list[float]]]
-    """The same of the adversarial image."""
+    """Pixels of the adversarial image, likewise."""
 
 
 class Evaluation(Artefact):
@@ -200,14 +200,14 @@ class Evaluation(Artefact):
     per_class: PerClass
     """By true class."""
     collapsed: list[int]
-    """Clients that are no better than a constant answer in the worst case."""
+    """Clients that are no better in the worst case than always predicting one class."""
     transfer: Annotated[Transfer | None, omitted_if_none()] = None
-    """Where ``--transfer`` was asked for."""
+    """Where ``--transfer`` was requested."""
     curves: Annotated[Curves | None, omitted_if_none()] = None
-    """Where ``--curves`` or ``--checks`` was asked for."""
+    """Where ``--curves`` or ``--checks`` was requested."""
     checks: Annotated[list[CheckResult] | None, omitted_if_none()] = None
-    """Where ``--checks`` was asked for."""
+    """Where ``--checks`` was requested."""
     certified: Annotated[list[CertifiedLevel] | None, omitted_if_none()] = None
-    """Where ``--certify`` was asked for."""
+    """Where ``--certify`` was requested."""
     gallery: list[GalleryImage] = Field([])
-    """The smallest changes that were found."""
+    """Adversarial images that are closest to the originals."""

@@ -94,7 +94,7 @@ class Compute(Artefact):
 
 
 class StageRecord(Artefact):
-    """A line of ``rounds.jsonl``: what one stage did, what it cost, and the accuracies after it."""
+    """A line of ``rounds.jsonl``: a stage, its costs, and the accuracies after it."""
 
     description = "a record of a stage"
 

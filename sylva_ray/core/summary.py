@@ -1,4 +1,4 @@
-"""``summary.json``: what a run found, on one page of numbers."""
+"""``summary.json``: the results of a run."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class StageAccuracies(Artefact):
 
 
 class ClientSummary(Artefact):
-    """One client's data, and what became of it."""
+    """The data of one client, and whether it collapsed or is Byzantine."""
 
     client: int = -1
     """Its number."""
@@ -97,7 +97,7 @@ class ClientSummary(Artefact):
 
 
 class Communication(Artefact):
-    """Bytes that travel. A declared size is the size of the arrays; a payload is the measured size of the encoded file."""
+    """Bytes sent. A declared size is the size of the arrays; a payload is the measured size of the encoded file."""
 
     upload_bytes_per_client_round: int | float
     """Declared upload of a client in a round of phase 1 (mean over clients)."""
@@ -120,7 +120,7 @@ class Communication(Artefact):
 
 
 class RunSeconds(Artefact):
-    """Where the time of a run went, in seconds."""
+    """The seconds of a run by activity."""
 
     total: float
     """Wall time."""
@@ -141,14 +141,14 @@ class RunSeconds(Artefact):
 
 
 class CheckResult(Artefact):
-    """A check that says whether a robustness number can be believed (docs/checks.md)."""
+    """The result of a check of the robust accuracy (docs/checks.md)."""
 
     name: str
     """``S1`` to ``S14``."""
     passed: bool
     """Whether it passed."""
     value: float = math.nan
-    """The number that was tested."""
+    """The number that is checked."""
     meaning: str = ""
     """What it means, in one sentence."""
 
@@ -163,7 +163,7 @@ class ByzantineRecord(Artefact):
 
 
 class Hardware(Artefact):
-    """Where the run computed."""
+    """The machine and the workers of a run."""
 
     machine: str
     """Processor architecture."""
@@ -213,17 +213,17 @@ class Summary(Artefact):
     majority: Spread
     """Accuracy of always answering a client's most frequent training class."""
     communication: Communication
-    """Bytes that travelled."""
+    """Bytes sent."""
     layer_game: GameRecord | None = None
     """What the layer game decided; null where a method plays none."""
     seconds: RunSeconds
-    """Where the time went."""
+    """Seconds by activity."""
     peak_memory_bytes_per_actor: int = 0
     """High-water mark of the largest worker process."""
     checks: list[CheckResult] = Field([])
     """Checks of the final robust accuracy; empty where ``evaluation.checks`` is off."""
     warnings: list[str] = Field([])
-    """What a reader of the numbers must know: failed checks, missed deadlines, diverged clients, records not tracked."""
+    """Failed checks, missed deadlines, clients whose training diverged, and records that MLflow did not receive."""
     threat_model: dict[str, str] = Field({})
     """``norm``, ``training``, ``evaluation``, ``knowledge``, ``precision`` in words."""
     byzantine: ByzantineRecord | None = None
@@ -231,7 +231,7 @@ class Summary(Artefact):
     versions: dict[str, str] = Field({})
     """Versions of this package and of what it computes with."""
     hardware: Hardware | None = None
-    """Where it computed."""
+    """Machine and workers."""
     compute: Compute | None = None
     """Precisions and attention kernels."""
 

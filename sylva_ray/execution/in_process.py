@@ -1,4 +1,4 @@
-"""One worker in this process: for debugging, tests, exact comparison, and runs without a cluster."""
+"""`ClientPool` in this process, for debugging, tests, exact comparisons, and runs without a cluster."""
 
 from __future__ import annotations
 
@@ -12,7 +12,11 @@ from sylva_ray.federation.tasks import CohortTask
 
 
 class InProcessPool:
-    """One worker, in this process: for debugging, tests and exact comparison. It has no deadline to miss."""
+    """A single worker in this process, which runs the tasks one after the other and has no deadline.
+
+    Args:
+        worker: the worker.
+    """
 
     num_actors = 1
 
@@ -22,7 +26,7 @@ class InProcessPool:
     def run(
         self, tasks: Sequence[CohortTask], deadline_s: float | None = None, on_done: OnDone | None = None
     ) -> list[CohortResult[Any] | None]:
-        """See `ClientPool.run`; ``deadline_s`` is not used."""
+        """Run tasks as `ClientPool.run` does; ``deadline_s`` is ignored."""
         del deadline_s
         results: list[CohortResult[Any] | None] = []
         for task in tasks:
@@ -36,4 +40,4 @@ class InProcessPool:
         return results
 
     def close(self) -> None:
-        """Nothing to give back."""
+        """Do nothing: there is nothing to release."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -17,6 +17,19 @@ from sylva_ray.metrics.checks import S4_IMAGES, UNBOUNDED
 from sylva_ray.metrics.predictions import write_predictions
 
 
+@dataclass(frozen=True)
+class _Measurement:
+    """The predictions of a cohort, and what they depend on.
+
+    Attributes:
+        key: attacks, images per client, and a digest of the states.
+        predictions: ``{client: {condition: [n]}}``.
+    """
+
+    key: tuple[tuple[AttackSpec, ...], int | None, bytes]
+    predictions: Mapping[int, Mapping[str, np.ndarray]]
+
+
 class Evaluator:
     """Evaluates the clients of a `Server` after a stage.
 
@@ -27,17 +40,19 @@ class Evaluator:
 
     def __init__(self, server: Server, stages: Sequence[Stage]) -> None:
         self.server, self.stages = server, stages
-        self._measured: dict[tuple[int, ...], tuple[tuple[Any, ...], dict[int, Mapping[str, np.ndarray]]]] = {}
+        self._measurements: dict[tuple[int, ...], _Measurement] = {}
 
     def evaluate(self, index: int) -> dict[str, ClientAccuracies] | None:
-        """Return the accuracies after stage ``index``, or None if the stage is not evaluated.
+        """Measure the accuracies after the stage at position ``index``.
 
-        Evaluation is in full at the end of every phase and of the run, and where a stage asks for it; otherwise every
-        ``evaluation.every`` stages with the first attack.
+        A full evaluation uses all attacks and test images. It takes place at the end of every phase and of the run, and
+        where a stage asks for it. Every ``evaluation.every`` stages there is a smaller one, with the first attack.
+
+        Returns:
+            ``{condition: accuracies}``, or None where no evaluation is due.
         """
         section, stage = self.server.config.evaluation, self.stages[index]
         following = self.stages[index + 1] if index + 1 < len(self.stages) else None
-        is_last = following is None
         ends_phase = following is None or following.phase > max(stage.phase, 1)
         in_full = ends_phase or stage.evaluated == "in full"
         if stage.evaluated == "never" or not (in_full or (section.every and index % section.every == 0)):
@@ -45,16 +60,16 @@ class Evaluator:
         server = self.server
         attacks = section.specs if in_full else section.specs[:1]
         limit = None if in_full else section.max_samples
-        answers = self._answers(index, attacks, limit)
-        table = self._table(answers, limit)
-        if is_last:
-            write_predictions(server.folder, answers, [self._labels(client, limit) for client in server.everyone])
+        predictions = self._predictions(index, attacks, limit)
+        accuracies = self._accuracies(predictions, limit)
+        if following is None:
+            write_predictions(server.folder, predictions, [self._labels(client, limit) for client in server.everyone])
             if section.checks:
-                unbounded = self._answers(index, (UNBOUNDED,), S4_IMAGES)
-                table |= {UNBOUNDED.label: self._table(unbounded, S4_IMAGES)[UNBOUNDED.label]}
-        return table
+                unbounded = self._predictions(index, (UNBOUNDED,), S4_IMAGES)
+                accuracies |= {UNBOUNDED.label: self._accuracies(unbounded, S4_IMAGES)[UNBOUNDED.label]}
+        return accuracies
 
-    def _answers(
+    def _predictions(
         self, round: int, attacks: tuple[AttackSpec, ...], limit: int | None
     ) -> list[Mapping[str, np.ndarray]]:
         """Return the predictions of all clients, ``{condition: [n]}`` each.
@@ -68,15 +83,19 @@ class Evaluator:
             for cohort in server.cohorts(server.everyone)
         ]
         keys = {task.clients: (attacks, limit, stack_digest(task.states)) for task in tasks}
-        unchanged = {cohort for cohort, key in keys.items() if self._measured.get(cohort, ((), {}))[0] == key}
-        outcomes: dict[int, EvaluateOutcome] = server.run([task for task in tasks if task.clients not in unchanged])
-        for cohort in keys.keys() - unchanged:
-            self._measured[cohort] = keys[cohort], {client: outcomes[client].predictions for client in cohort}
-        answers = {client: own for cohort in keys for client, own in self._measured[cohort][1].items()}
-        return [answers[client] for client in server.everyone]
+        last = self._measurements
+        changed = [task for task in tasks if task.clients not in last or last[task.clients].key != keys[task.clients]]
+        outcomes: dict[int, EvaluateOutcome] = server.run(changed)
+        for task in changed:
+            predictions = {client: outcomes[client].predictions for client in task.clients}
+            last[task.clients] = _Measurement(keys[task.clients], predictions)
+        by_client = {client: values for cohort in keys for client, values in last[cohort].predictions.items()}
+        return [by_client[client] for client in server.everyone]
 
-    def _table(self, answers: Sequence[Mapping[str, np.ndarray]], limit: int | None) -> dict[str, ClientAccuracies]:
-        return fleet_table([evaluate_client(own, self._labels(c, limit)) for c, own in enumerate(answers)])
+    def _accuracies(
+        self, predictions: Sequence[Mapping[str, np.ndarray]], limit: int | None
+    ) -> dict[str, ClientAccuracies]:
+        return fleet_table([evaluate_client(p, self._labels(client, limit)) for client, p in enumerate(predictions)])
 
     def _labels(self, client: int, limit: int | None) -> np.ndarray:
         return self.server.fleet.test_labels(client)[:limit]

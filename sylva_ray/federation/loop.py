@@ -1,7 +1,8 @@
-"""The numbered loop: a run is a list of stages.
+"""The loop of a run over its stages.
 
-Per stage it produces new client states and one record; it waits for the pool; it is unblocked by results or by a
-round's deadline. It knows no tracker and no Ray: records go to an `Observer`, tasks to a `ClientPool`.
+Every stage produces new client states and one record. The loop waits only for the pool, until all results are there or
+the deadline of a round has passed. It depends neither on a tracker nor on Ray: records go to an `Observer`, tasks to a
+`ClientPool`.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from sylva_ray.federation.summary import compute_of
 
 
 class Rounds:
-    """Runs stages from wherever the newest checkpoint left off.
+    """Runs the stages that follow the newest checkpoint.
 
     Args:
         server: with the states that the clients start from.
@@ -30,7 +31,7 @@ class Rounds:
         self.evaluator = Evaluator(server, stages)
 
     def run(self) -> None:
-        """Resume, if there is a checkpoint; then run, evaluate, checkpoint and report every stage that is left."""
+        """Load the newest checkpoint, if there is one; then run, evaluate, save and report every stage that is left."""
         server, checkpoint = self.server, self.server.folder.checkpoints.latest()
         if checkpoint is not None:
             server.states, server.records, server.game = checkpoint.states, checkpoint.records, checkpoint.game
@@ -41,7 +42,7 @@ class Rounds:
             server.observer.on_record(self.run_stage(index))
 
     def run_stage(self, index: int) -> StageRecord:
-        """Run one stage: new states, a record, a checkpoint."""
+        """Run the stage at position ``index``: update the states, write a checkpoint and return the record."""
         started = time.perf_counter()
         server, stage = self.server, self.stages[index]
         server.costs = costs = StageCosts()

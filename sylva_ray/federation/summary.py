@@ -1,4 +1,4 @@
-"""From the records of a finished run to its ``summary.json`` (`sylva_ray.core.summary`)."""
+"""Compute the summary of a finished run (`sylva_ray.core.summary`) from its records."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class DeclaredTraffic:
 
 @dataclass(frozen=True)
 class RunCosts:
-    """What a summary says of the run's resources.
+    """The resources of a run.
 
     Attributes:
         traffic: bytes by declaration.
@@ -69,11 +69,11 @@ def summarise(
     """Summarise a finished run; the tracker's warnings are added later.
 
     Args:
-        config: resolved.
-        fleet: for sizes and labels.
-        records: all of the run, the last one with a full evaluation.
-        game: what the layer game decided; None where none was played.
-        costs: the run's resources.
+        config: of the run.
+        fleet: for the numbers of images and the labels.
+        records: of all stages; the last one has a full evaluation.
+        game: the result of the layer game; None where none was played.
+        costs: the resources of the run.
     """
     attackers = byzantine_clients(config)
     majority = [fleet.client(c).majority_share for c in range(fleet.num_clients)]
@@ -112,7 +112,7 @@ def summarise(
         ],
         initial=_accuracies(records[0].evaluation, attackers),
         phase1=_accuracies(_end_of_phase1(records), attackers),
-        final=_of_evaluation(final, attackers),
+        final=_from_evaluation(final, attackers),
         majority=Spread.from_values(majority, attackers),
         communication=_communication(config, records, costs.traffic),
         layer_game=game,
@@ -147,13 +147,13 @@ def compute_of(config: ResolvedConfig) -> Compute:
 
 
 def _accuracies(evaluation: Mapping[str, ClientAccuracies] | None, attackers: Sequence[int]) -> StageAccuracies | None:
-    return None if evaluation is None else _of_evaluation(evaluation, attackers)
+    return None if evaluation is None else _from_evaluation(evaluation, attackers)
 
 
-def _of_evaluation(evaluation: Mapping[str, ClientAccuracies], attackers: Sequence[int]) -> StageAccuracies:
+def _from_evaluation(evaluation: Mapping[str, ClientAccuracies], attackers: Sequence[int]) -> StageAccuracies:
     attacks = [condition for condition in evaluation if condition not in ("benign", UNBOUNDED.label)]
-    plain = {c: Spread.from_values(found.accuracy, attackers) for c, found in evaluation.items()}
-    balanced = {c: Spread.from_values(found.balanced_accuracy, attackers) for c, found in evaluation.items()}
+    plain = {c: Spread.from_values(accuracies.accuracy, attackers) for c, accuracies in evaluation.items()}
+    balanced = {c: Spread.from_values(accuracies.balanced_accuracy, attackers) for c, accuracies in evaluation.items()}
     return StageAccuracies(
         benign_accuracy=plain["benign"],
         benign_balanced_accuracy=balanced["benign"],
@@ -218,11 +218,13 @@ def _warnings(records: Sequence[StageRecord], checks: Sequence[CheckResult]) -> 
     warnings = [f"check {check.name} FAILED: {check.meaning}" for check in checks if not check.passed]
     for record in records:
         if record.missing:
-            who = ", ".join(map(str, record.missing))
-            warnings.append(f"round {record.round}: clients {who} missed the deadline and kept their state")
+            clients = ", ".join(map(str, record.missing))
+            warnings.append(f"round {record.round}: clients {clients} missed the deadline and kept their state")
         if record.dropped:
-            who = ", ".join(map(str, record.dropped))
-            warnings.append(f"round {record.round}: the training of clients {who} diverged; they kept their last state")
+            clients = ", ".join(map(str, record.dropped))
+            warnings.append(
+                f"round {record.round}: the training of clients {clients} diverged; they kept their last state"
+            )
     return warnings
 
 
@@ -230,8 +232,10 @@ TEST_POOLS = {"test": "test", "train": "held-out training"}
 """``dataset.test_pool`` in words."""
 
 NORMS = {"linf": "L-infinity", "l2": "L2", "l0": "L0 (pixels)"}
+"""Norms in words."""
+
 BLACK_BOX = ("noise", "square")
-"""Attacks that see answers only."""
+"""Attacks that see predictions only."""
 
 _EVALUATION_PRECISION = {
     "float32": "float32 at evaluation",
@@ -253,8 +257,8 @@ def threat_model(config: ResolvedConfig, attacks: Sequence[AttackSpec]) -> dict[
     used = {spec.norm for spec in attacks} or {"linf"}
     norms = ", ".join(words for norm, words in NORMS.items() if norm in used)
     labels = ", ".join(spec.label for spec in attacks)
-    blind = sorted({spec.name for spec in attacks} & set(BLACK_BOX))
-    box = f"white box ({' and '.join(blind)}: answers only)" if blind else "white box"
+    black_box = sorted({spec.name for spec in attacks} & set(BLACK_BOX))
+    box = f"white box ({' and '.join(black_box)}: answers only)" if black_box else "white box"
     return {
         "norm": f"{norms}, in [0, 1] pixel space at the data set's native size",
         "training": f"{_training_attack(config)} at epsilon {config.attack.epsilon * 255:.4g}/255",

@@ -38,7 +38,7 @@ def is_url(where: str) -> bool:
 
 
 class RemoteFolder:
-    """The URL of a run and its local copy. Two processes must not use it at once; `locked` prevents that on one machine.
+    """The URL of a run and its local copy. Only one process may use it at a time; see `locked`.
 
     Args:
         url: of the run folder.

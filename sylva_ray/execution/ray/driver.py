@@ -170,7 +170,7 @@ def pool_for(prepared: Prepared, observer: Observer) -> Iterator[ClientPool]:
 
 
 def coordinator_name(folder: RunFolder) -> str:
-    """Return the name of a run's coordinator, which is unique, so that two drivers cannot run the same folder at once."""
+    """Return the name of a run's coordinator, so that two drivers cannot run the same folder at once."""
     return f"coordinator-{hashlib.sha256(str(folder.path.resolve()).encode()).hexdigest()[:16]}"
 
 
