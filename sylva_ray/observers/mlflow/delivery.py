@@ -27,6 +27,9 @@ from sylva_ray.reports.attack_titles import attack_titles
 from sylva_ray.storage.atomic import write_json
 from sylva_ray.storage.run_folder import RunFolder
 
+FIGURES = "figures"
+"""Name of the folder of figures in MLflow; the run folder has none."""
+
 MAX_END_ATTEMPTS = 3
 """How often the end of a run is sent before the delivery gives up."""
 
@@ -202,18 +205,18 @@ class Delivery:
         self.store.end_run(status)
         self._mark_sent("the end of the run")
         for name in self._artifacts():
-            match name:
-                case "figures":
-                    with tempfile.TemporaryDirectory() as folder:
-                        _draw(summary, records, attack_titles(self.config.evaluation.specs), Path(folder))
-                        self.store.log_folder(Path(folder), name)
-                case "adapters":
-                    for client in sorted((self.folder.path / name).iterdir()):
-                        self.store.log_folder(client, f"{name}/{client.name}")
-                case "config.yaml":
-                    self.store.log_text(mask_credentials((self.folder.path / name).read_text()), name)
-                case _:
-                    self.store.log_file(self.folder.path / name)
+            path = self.folder.path / name
+            if name == FIGURES:
+                with tempfile.TemporaryDirectory() as figures:
+                    _draw(summary, records, attack_titles(self.config.evaluation.specs), Path(figures))
+                    self.store.log_folder(Path(figures), name)
+            elif path == self.folder.adapters:
+                for client in sorted(path.iterdir()):
+                    self.store.log_folder(client, f"{name}/{client.name}")
+            elif path == self.folder.config_file:
+                self.store.log_text(mask_credentials(path.read_text()), name)
+            else:
+                self.store.log_file(path)
             self._mark_sent(name)
         self.state.update(finished=True)
 
@@ -226,10 +229,20 @@ class Delivery:
 
     def _artifacts(self) -> list[str]:
         """Return the names of the artifacts to send; the adapters, which are the largest, come last."""
-        names = ["config.yaml", "rounds.jsonl", "summary.json", "evaluation.json", "report.html"]
+        folder = self.folder
+        files = [
+            folder.config_file,
+            folder.records_file,
+            folder.summary_file,
+            folder.evaluation_file,
+            folder.report_file,
+        ]
+        names = [path.name for path in files if path.exists()]
         if self.config.tracking.detail == "clients":
-            names += ["figures", "adapters"]
-        return [name for name in names if name == "figures" or (self.folder.path / name).exists()]
+            names.append(FIGURES)
+            if folder.adapters.exists():
+                names.append(folder.adapters.name)
+        return names
 
     def _time_ms(self, records: Sequence[StageRecord]) -> int:
         """Return the start of the run plus the wall time of ``records``, in Unix milliseconds."""

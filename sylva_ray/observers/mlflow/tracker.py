@@ -77,7 +77,7 @@ class MlflowTracker(Observer):
     """
 
     def __init__(self, folder: RunFolder, config: ExperimentConfig) -> None:
-        self._store = MlflowStore(folder.path, config)
+        self._store = MlflowStore(folder, config)
         self._delivery = Delivery(folder, config, self._store)
         self._timeout_s = config.tracking.flush_timeout_s
         self._wake = threading.Event()
@@ -139,7 +139,7 @@ def send_run(folder: RunFolder, config: ExperimentConfig) -> list[str]:
     Returns:
         Warnings, as `MlflowTracker.on_end`.
     """
-    store = MlflowStore(folder.path, config)
+    store = MlflowStore(folder, config)
     delivery = Delivery(folder, config, store)
     delivery.finish("FINISHED" if folder.load_summary() else "KILLED", store.abandoned)
     return delivery.warnings()
@@ -284,7 +284,7 @@ class MlflowStore:
     It uses a client of its own and does not touch MLflow's global active run.
 
     Args:
-        run_dir: The run folder.
+        folder: The run folder.
         config: Configuration of the run.
 
     Attributes:
@@ -293,9 +293,9 @@ class MlflowStore:
         abandoned: Once set, every further call raises ``TimeoutError``.
     """
 
-    def __init__(self, run_dir: Path, config: ExperimentConfig) -> None:
-        self.uri = tracking_uri(config.tracking, run_dir)
-        self.run_name = config.tracking.run_name or run_dir.name
+    def __init__(self, folder: RunFolder, config: ExperimentConfig) -> None:
+        self.uri = tracking_uri(config.tracking, folder.path)
+        self.run_name = config.tracking.run_name or folder.path.name
         self.config = config
         self.abandoned = threading.Event()
         self._client: Any = None
