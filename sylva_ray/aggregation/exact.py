@@ -71,12 +71,12 @@ def download_floats(rule: str, d_in: int, d_out: int, ranks: Sequence[int], rece
     ``flora``: all factors. ``fedex``: the mean factors, and the residual as factors or dense, whichever is smaller.
     Other rules: as many as the client has sent.
     """
-    own = upload_floats(rule, d_in, d_out, ranks[receiver])
+    num_uploaded = upload_floats(rule, d_in, d_out, ranks[receiver])
     if rule == "flora":
         return sum(ranks) * (d_in + d_out)
     if rule == "fedex":
-        return own + min((len(ranks) - 1) * own, d_in * d_out)
-    return own
+        return num_uploaded + min((len(ranks) - 1) * num_uploaded, d_in * d_out)
+    return num_uploaded
 
 
 def _check(weights: Weights) -> None:

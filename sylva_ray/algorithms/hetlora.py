@@ -42,7 +42,7 @@ class HetLoraAT(AdversarialTraining):
                 raise ValueError("hetlora_at needs the products B A of the clients: keep model=lora and factors=both")
             if self.robust.rule != "mean":
                 raise ValueError(
-                    f"algorithm.robust.rule={self.robust.rule} takes padded low ranks for outliers: hetlora_at has only mean"
+                    f"algorithm.robust.rule={self.robust.rule} takes padded low ranks for outliers: use only mean"
                 )
             if self.slots == "owners" and self.factor_rule != "naive":
                 raise ValueError("slots=owners averages factors slot by slot: set factor_rule=naive")
@@ -104,12 +104,12 @@ class HetLoraAT(AdversarialTraining):
         would reach it.
         """
         merged = [self._cut(client, state) for client, state in enumerate(super().aggregate(uploads))]
-        for own, state in zip(uploads.states, merged, strict=True):
+        for trained, state in zip(uploads.states, merged, strict=True):
             for module in paired_modules(state):
                 a, b = f"{module}.lora_A", f"{module}.lora_B"
                 is_merged = np.logical_or(state[a].any(axis=1), state[b].any(axis=0))
-                state[a] = np.where(is_merged[:, None], state[a], own[a])
-                state[b] = np.where(is_merged, state[b], own[b])
+                state[a] = np.where(is_merged[:, None], state[a], trained[a])
+                state[b] = np.where(is_merged, state[b], trained[b])
         return merged
 
     def _cut(self, client: int, state: ClientState) -> dict[str, np.ndarray]:

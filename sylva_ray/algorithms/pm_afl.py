@@ -74,9 +74,11 @@ class PmAfl(Algorithm):
             UserError: it cannot be built, or it has other classes and no probe is fitted.
         """
         p = self.parameters
-        known = checkpoint_classes(p.teacher)
-        if not p.teacher_probe and known != num_classes:
-            fix = f"knows {known or 'no'} classes, the data has {num_classes}; set algorithm.teacher_probe=true"
+        teacher_classes = checkpoint_classes(p.teacher)
+        if not p.teacher_probe and teacher_classes != num_classes:
+            fix = (
+                f"knows {teacher_classes or 'no'} classes, the data has {num_classes}; set algorithm.teacher_probe=true"
+            )
             raise UserError("algorithm.teacher", p.teacher.checkpoint or p.teacher.name, fix)
         return backbone_arrays(create_backbone(p.teacher, num_classes))
 

@@ -196,8 +196,8 @@ class Server:
 
     def neighbourhood(self, received: Sequence[ClientState], uploads: Mapping[int, ClientState]) -> NeighbourGraph:
         """Return the neighbourhoods for phase 2, from the last uploads that the coordinator knows."""
-        known = [{**received[client], **uploads.get(client, {})} for client in self.everyone]
-        adapters = [{n: v for n, v in state.items() if n not in self.algorithm.head_names} for state in known]
+        states = [{**received[client], **uploads.get(client, {})} for client in self.everyone]
+        adapters = [{n: v for n, v in state.items() if n not in self.algorithm.head_names} for state in states]
         return self.algorithm.phase2_graph(adapters, self.sizes)
 
     def recorded_neighbourhood(self) -> NeighbourGraph:

@@ -245,7 +245,7 @@ _EVALUATION_PRECISION = {
 
 
 def threat_model(config: ResolvedConfig, attacks: Sequence[AttackSpec]) -> dict[str, str]:
-    """Say in words what is attacked, how, and what the attacker knows.
+    """Describe what is attacked, how, and what the attacker knows.
 
     Args:
         config: of the run.

@@ -217,5 +217,5 @@ class _Collector:
 
     def outcomes(self) -> list[EvaluateOutcome]:
         """Return the outcome of every client, its batches concatenated."""
-        joined = [{name: np.concatenate(windows) for name, windows in own.items()} for own in self._values]
+        joined = [{name: np.concatenate(windows) for name, windows in by_name.items()} for by_name in self._values]
         return [EvaluateOutcome(values, self._passes) for values in joined]

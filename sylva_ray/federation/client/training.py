@@ -233,6 +233,6 @@ def _collapse_guard(
     if config.attack.name != "fgsm_rs" or task.settings.epsilon == 0 or not crafts:
         return None
     count = config.training.batch_size
-    watched = [Split(own.train.images[:count], own.train.labels[:count]) for own in data]
+    watched = [Split(client.train.images[:count], client.train.labels[:count]) for client in data]
     draws = split_draws(config.seed, f"collapse guard/{task.round}", task.clients, watched)
     return CollapseGuard(context.model, params, watched, task.settings.epsilon, draws)

@@ -213,13 +213,13 @@ def _head_of(split: Split, limit: int) -> Split:
 def _paired(outcomes: Sequence[Sequence[np.ndarray]]) -> list[GuardOutcome]:
     """Pair ``outcomes[m][c] [2, n] bool`` (benign, robust) with those of m = 0, theta^r, for every client."""
     paired = []
-    for own in zip(*outcomes, strict=True):
-        reference = own[0]
+    for candidates in zip(*outcomes, strict=True):
+        reference = candidates[0]
         paired.append(
             GuardOutcome(
-                lost=np.array([int((reference[1] & ~o[1]).sum()) for o in own]),
-                gained=np.array([int((~reference[1] & o[1]).sum()) for o in own]),
-                benign_gain=np.array([float(o[0].mean() - reference[0].mean()) for o in own]),
+                lost=np.array([int((reference[1] & ~o[1]).sum()) for o in candidates]),
+                gained=np.array([int((~reference[1] & o[1]).sum()) for o in candidates]),
+                benign_gain=np.array([float(o[0].mean() - reference[0].mean()) for o in candidates]),
                 num_samples=reference.shape[1],
             )
         )

@@ -75,9 +75,9 @@ class GameTask(CohortTask):
         states = unstack_states(to_arrays(benign))
         return [
             GameOutcome(
-                states[c], own.values, min(limit, len(player.data[c].selection)), own.block_evaluations, own.scores
+                state, measured.values, min(limit, len(data.selection)), measured.block_evaluations, measured.scores
             )
-            for c, own in enumerate(measurements)
+            for state, data, measured in zip(states, player.data, measurements, strict=True)
         ]
 
 

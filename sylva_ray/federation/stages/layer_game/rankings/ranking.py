@@ -157,7 +157,7 @@ class ScoreRanking(Ranking):
         del coalitions
         images = player.selection_images(benign)
         with player.stopwatch("game"):
-            return [LayerMeasurement(scores=own) for own in self.scores(player, benign, images)]
+            return [LayerMeasurement(scores=scores) for scores in self.scores(player, benign, images)]
 
     def rank(self, game: PlayedGame) -> RankedLayers:
         """See `Ranking.rank`."""
@@ -167,7 +167,7 @@ class ScoreRanking(Ranking):
 
 def ranked_by(scores: np.ndarray, threshold: float = -np.inf) -> RankedLayers:
     """Return nested candidates by ``scores [K, n]`` above ``threshold``."""
-    return RankedLayers(padded([nested_by_score(own, threshold) for own in scores]), scores=scores)
+    return RankedLayers(padded([nested_by_score(row, threshold) for row in scores]), scores=scores)
 
 
 def padded(nested: Sequence[np.ndarray]) -> np.ndarray:

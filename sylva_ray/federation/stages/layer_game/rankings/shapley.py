@@ -52,17 +52,17 @@ class ShapleyRanking(Ranking):
     def rank(self, game: PlayedGame) -> RankedLayers:
         """See `Ranking.rank`."""
         phi, half_width = shapley_of_fleet(game.plan, game.answers, game.graph, game.phase2)
-        return RankedLayers(padded([nested_candidates(own) for own in phi]), phi, half_width)
+        return RankedLayers(padded([nested_candidates(values) for values in phi]), phi, half_width)
 
 
 def shapley_of_fleet(
     plan: GamePlan, outcomes: Sequence[Answer], graph: NeighbourGraph, phase2: Phase2Parameters
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Return ``phi [K, n, 2]``, shrunk towards the means of neighbourhoods, and half widths if sampled."""
-    own = [shapley_values(plan, outcome.values) for outcome in outcomes]
+    estimates = [shapley_values(plan, outcome.values) for outcome in outcomes]
     samples = np.array([outcome.num_samples for outcome in outcomes])
-    phi = shrink(np.stack([value for value, _ in own]), graph.matrix(), samples, phase2.shrink_strength)
-    widths = [width for _, width in own if width is not None]
+    phi = shrink(np.stack([value for value, _ in estimates]), graph.matrix(), samples, phase2.shrink_strength)
+    widths = [width for _, width in estimates if width is not None]
     return phi, np.stack(widths) if widths else None
 
 
@@ -83,10 +83,10 @@ def _values_of(
     player: Phase2Client, benign: ParameterStack, coalitions: np.ndarray, images: SelectionImages, client: int
 ) -> LayerMeasurement:
     """Measure the coalitions of one client."""
-    own = (images.owner == client).to(images.x.device)
+    is_own = (images.owner == client).to(images.x.device)
     pair = {name: torch.stack([value[client], benign[name][client]]) for name, value in player.robust.items()}
     walks = [
-        CoalitionWalk(player.model, pair, coalitions, pixels[own], images.y[own], player.phase2.max_stack)
+        CoalitionWalk(player.model, pair, coalitions, pixels[is_own], images.y[is_own], player.phase2.max_stack)
         for pixels in (images.x, *images.against)
     ]
     clean, on_robust, on_benign = (walk.run() for walk in walks)
