@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from pydantic import Field
 
@@ -179,7 +179,7 @@ class GalleryImage(Artefact):
 class Evaluation(Artefact):
     """``evaluation.json``, written by `sylva-ray evaluate`."""
 
-    description = "an evaluation"
+    description: ClassVar[str] = "an evaluation"
 
     run: str
     """Name of the experiment."""

@@ -96,7 +96,7 @@ class Compute(Artefact):
 class StageRecord(Artefact):
     """A line of ``rounds.jsonl``: a stage, its costs, and the accuracies after it."""
 
-    description = "a record of a stage"
+    description: ClassVar[str] = "a record of a stage"
 
     step: int
     """Position of the stage in the run, from 0."""
@@ -139,7 +139,7 @@ class StageRecord(Artefact):
 class GameRecord(Artefact):
     """What the layer game of phase 2 decided. K clients, n players: the layers, the head last."""
 
-    description = "a record of a layer game"
+    description: ClassVar[str] = "a record of a layer game"
 
     players: list[str]
     """Names of the players, ``[n]``."""

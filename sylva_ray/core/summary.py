@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -180,7 +180,7 @@ class Hardware(Artefact):
 class Summary(Artefact):
     """``summary.json``, written at the end of a run."""
 
-    description = "a summary of a finished run"
+    description: ClassVar[str] = "a summary of a finished run"
 
     name: str = ""
     """Name of the experiment."""
