@@ -16,24 +16,18 @@ class RecordsFile(Observer):
 
     Args:
         folder: The run folder.
-
-    Attributes:
-        records: The records written so far, oldest first.
     """
 
     def __init__(self, folder: RunFolder) -> None:
         self.folder = folder
-        self.records: list[StageRecord] = []
 
     def on_resume(self, records: Sequence[StageRecord]) -> None:
         """Rewrite the file, which may hold more or fewer records than the checkpoint that the run continues from."""
-        self.records = list(records)
-        self.folder.write_records(self.records)
+        self.folder.write_records(records)
 
     def on_record(self, record: StageRecord) -> None:
         """See `Observer.on_record`."""
-        self.records.append(record)
-        self.folder.write_records(self.records)
+        self.folder.append_record(record)
 
 
 class RemoteCopy(Observer):

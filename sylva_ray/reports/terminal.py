@@ -224,7 +224,7 @@ class EvaluationDisplay(Display, Observer):
         self._bars: dict[str, TaskID] = {}
 
     def on_measurement(self, name: str, num_tasks: int, num_known: int) -> None:
-        """See `sylva_ray.evaluation.run.Progress.on_measurement`."""
+        """See `sylva_ray.evaluation.measurements.Progress.on_measurement`."""
         if name not in self._bars:
             self._bars[name] = self._progress.add_task(name, total=0)
         bar = self._progress.tasks[self._bars[name]]
@@ -235,7 +235,7 @@ class EvaluationDisplay(Display, Observer):
             self.print_line(f"{name}: {num_tasks} tasks{finished}")
 
     def on_task_measured(self, name: str) -> None:
-        """See `sylva_ray.evaluation.run.Progress.on_task_measured`."""
+        """See `sylva_ray.evaluation.measurements.Progress.on_task_measured`."""
         self._progress.advance(self._bars[name])
 
     def on_notice(self, notice: Notice) -> None:

@@ -132,6 +132,10 @@ class RunFolder:
         """Replace ``rounds.jsonl``."""
         rewrite_records(self.records_file, [record.to_json() for record in records])
 
+    def append_record(self, record: StageRecord) -> None:
+        """Add one line to ``rounds.jsonl``."""
+        append_record(self.records_file, record.to_json())
+
     def load_summary(self) -> Summary | None:
         """Return ``summary.json``; None while the run has not finished.
 
