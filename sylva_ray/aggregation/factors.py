@@ -90,17 +90,6 @@ def orthonormal_rows(a: np.ndarray) -> np.ndarray:
     return np.asarray(((q * np.sign(np.diag(upper))).T / INITIAL_SCALE).astype(a.dtype))
 
 
-def valid_uploads(states: Sequence[ClientState]) -> list[int]:
-    """Return the indices of the uploads that are finite and have the names and shapes of most of the others."""
-    shapes = [tuple(sorted((name, value.shape) for name, value in state.items())) for state in states]
-    usual = max(shapes, key=shapes.count, default=())
-    return [
-        index
-        for index, state in enumerate(states)
-        if shapes[index] == usual and all(np.isfinite(value).all() for value in state.values())
-    ]
-
-
 def _of_equal_shapes(anchor: ClientState, modules: Sequence[str], num_states: int) -> list[list[str]]:
     """Group ``modules`` whose factors have the same shapes, up to `STACK_SIZE` numbers per group."""
     groups: dict[tuple[int, int, int], list[str]] = {}

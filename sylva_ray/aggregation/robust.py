@@ -5,10 +5,10 @@ coefficients depend on the Gram matrix ``G[j, k] = <x_j, x_k>`` of the updates x
 at a cost of O(n^2) for any model size. With G taken between products B A (`neighbours.product_gram`) the rules act on
 models, not on one of the many pairs of factors that express a model. Only the coordinate-wise rules need coordinates.
 
-Updates are relative to the last aggregate, which is the origin. They must be finite: `factors.valid_uploads` comes
-first. The rules ignore the number of images that a client reports, because a malicious client may report any number.
-Squared distances are computed from G, with a rounding error of 1e-16 times the squared norms of the *two* inputs
-concerned, whatever the others send.
+Updates are relative to the last aggregate, which is the origin. They must be finite, which
+`sylva_ray.transport.validation` ensures. The rules ignore the number of images that a client reports, because a
+malicious client may report any number. Squared distances are computed from G, with a rounding error of 1e-16 times the
+squared norms of the *two* inputs concerned, whatever the others send.
 """
 
 from __future__ import annotations

@@ -132,6 +132,8 @@ class StageRecord(Artefact):
     """High-water mark of the largest worker process."""
     dropped: list[int] = Field([])
     """Clients whose training diverged; they kept their last state."""
+    refused: Annotated[dict[str, str] | None, omitted_if_none()] = None
+    """``{client: reason}`` of the uploads that were not merged; absent where all were."""
     compute: Annotated[Compute | None, omitted_if_none()] = None
     """Precisions and attention kernels."""
 

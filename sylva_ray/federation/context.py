@@ -60,7 +60,7 @@ class RoundUploads:
         states: the states of all K clients after training. The simulator knows them; only ``by_client`` has been
             uploaded.
         received: the states that the K clients started from, which both ends know.
-        by_client: ``{client: state}``, the uploads as the coordinator decodes them, some perhaps malicious.
+        by_client: ``{client: state}``, the valid uploads as the coordinator decodes them, some perhaps malicious.
         num_samples: training images of all K clients.
         metrics: ``{client: {name: value}}``, e.g. the mean ``loss``.
         seed: of the experiment, for rules that draw random numbers.

@@ -68,6 +68,7 @@ class Rounds:
             seconds=costs.seconds,
             peak_memory_bytes=costs.peak_memory_bytes,
             dropped=costs.dropped,
+            refused={str(client): reason for client, reason in costs.refused.items()} or None,
             compute=compute_of(server.config),
         )
         server.records.append(record)

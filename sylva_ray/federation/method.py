@@ -17,7 +17,7 @@ from typing import ClassVar
 import numpy as np
 import torch
 
-from sylva_ray.aggregation.factors import merge_factors, orthonormal_rows, valid_uploads
+from sylva_ray.aggregation.factors import merge_factors, orthonormal_rows
 from sylva_ray.aggregation.neighbours import (
     MERGING_THREADS,
     NeighbourGraph,
@@ -221,11 +221,9 @@ class Method:
         """Return the new states of all K clients.
 
         A client that uploaded nothing keeps its own state; under ``global`` sharing it gets the merged one, which it
-        would receive when it next connects. Uploads that are not finite or have unusual shapes are left out. Where a
-        robust rule has too few uploads left, clients keep what they received.
+        would receive when it next connects. Where a robust rule has too few uploads, clients keep what they received.
         """
-        clients = sorted(uploads.by_client)
-        present = [clients[index] for index in valid_uploads([uploads.by_client[client] for client in clients])]
+        present = sorted(uploads.by_client)
         result = [dict(state) for state in uploads.states]
         if not present:
             return result

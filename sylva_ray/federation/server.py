@@ -26,6 +26,7 @@ from sylva_ray.federation.observer import Notice, Observer, TaskDone
 from sylva_ray.federation.pool import ClientPool
 from sylva_ray.federation.tasks import CohortTask
 from sylva_ray.storage.run_folder import RunFolder
+from sylva_ray.transport.validation import validate_uploads
 from sylva_ray.transport.wire import Traffic, Wire
 
 
@@ -41,6 +42,7 @@ class StageCosts:
         download_payload_bytes: bytes of the files that contain those arrays.
         peak_memory_bytes: the highest resident memory of a worker.
         dropped: clients whose training diverged.
+        refused: ``{client: reason}`` of the uploads that were not merged.
     """
 
     seconds: dict[str, float] = field(default_factory=dict)
@@ -50,6 +52,7 @@ class StageCosts:
     download_payload_bytes: int = 0
     peak_memory_bytes: int = 0
     dropped: list[int] = field(default_factory=list)
+    refused: dict[int, str] = field(default_factory=dict)
 
     def add(self, result: CohortResult[Any]) -> None:
         """Add the seconds and the memory of a task."""
@@ -133,7 +136,7 @@ class Server:
         remaining_s = deadline_s if replayed is None else None
         outcomes: dict[int, TrainOutcome] = self.run(tasks, remaining_s)
         missing = [client for client in clients if client not in outcomes]
-        self.costs.dropped = sorted(c for c, outcome in outcomes.items() if not _is_finite(outcome.state))
+        self.costs.dropped = sorted(c for c, outcome in outcomes.items() if not _is_finite(outcome))
         outcomes = {c: outcome for c, outcome in outcomes.items() if c not in self.costs.dropped}
         if remaining_s is not None:
             self._note_missing(round, missing)
@@ -155,7 +158,7 @@ class Server:
         received: Sequence[ClientState],
         names: Sequence[str] | None = None,
     ) -> Mapping[int, ClientState]:
-        """Exchange trained states for merged ones: 1 uploads, 2 aggregation, 3 downloads.
+        """Exchange trained states for merged ones: 1 uploads, 2 validation, 3 aggregation, 4 downloads.
 
         Args:
             round: number of the stage.
@@ -164,19 +167,20 @@ class Server:
             names: the parameters that may travel; None: all that the method uploads.
 
         Returns:
-            ``{client: state}``, the uploads as the coordinator decodes them.
+            ``{client: state}``, the uploads that were merged, as the coordinator decodes them.
         """
         started, self.wire.traffic = time.perf_counter(), Traffic()
         trained = {client: outcome.state for client, outcome in outcomes.items()}
-        uploads = self.wire.upload(round, received, trained, names)
-        if not uploads:
-            return uploads
+        sent = self.wire.upload(round, received, trained, names)
+        if not sent:
+            return sent
+        uploads = self._validated(round, sent, received, names)
         metrics = {client: outcome.metrics for client, outcome in outcomes.items()}
         merged = self.algorithm.aggregate(
             RoundUploads(round, self.states, received, uploads, self.sizes, metrics, self.config.seed)
         )
         self.states = [
-            self.wire.download(round, client, received[client], merged[client], names, counted=client in uploads)
+            self.wire.download(round, client, received[client], merged[client], names, counted=client in sent)
             for client in self.everyone
         ]
         self.costs.seconds["aggregate"] = time.perf_counter() - started
@@ -184,6 +188,24 @@ class Server:
         self.costs.upload_payload_bytes += self.wire.traffic.upload_payload
         self.costs.download_bytes += self.wire.traffic.download
         self.costs.download_payload_bytes += self.wire.traffic.download_payload
+        return uploads
+
+    def _validated(
+        self,
+        round: int,
+        sent: Mapping[int, ClientState],
+        received: Sequence[ClientState],
+        names: Sequence[str] | None,
+    ) -> dict[int, ClientState]:
+        """Return the uploads that may be merged, and note the others."""
+        expected = {
+            client: [name for name in self.algorithm.pack(client, received[client]) if names is None or name in names]
+            for client in sent
+        }
+        uploads, self.costs.refused = validate_uploads(sent, received, expected)
+        if self.costs.refused:
+            clients = "; ".join(f"client {client}: {reason}" for client, reason in self.costs.refused.items())
+            self.observer.on_notice(Notice(f"round {round}: uploads were not merged ({clients})"))
         return uploads
 
     def _note_missing(self, round: int, missing: list[int]) -> None:
@@ -229,5 +251,6 @@ class Server:
         self.observer.on_task(TaskDone(task.stage, len(task.clients)))
 
 
-def _is_finite(state: ClientState) -> bool:
-    return all(bool(np.isfinite(value).all()) for value in state.values())
+def _is_finite(outcome: TrainOutcome) -> bool:
+    """Return whether training ended with finite arrays and metrics, which a method's weights may depend on."""
+    return all(bool(np.isfinite(value).all()) for value in (*outcome.state.values(), *outcome.metrics.values()))

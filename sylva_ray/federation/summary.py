@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -225,7 +226,16 @@ def _warnings(records: Sequence[StageRecord], checks: Sequence[CheckResult]) -> 
             warnings.append(
                 f"round {record.round}: the training of clients {clients} diverged; they kept their last state"
             )
-    return warnings
+    return warnings + _refusals(records)
+
+
+def _refusals(records: Sequence[StageRecord]) -> list[str]:
+    """Return a sentence per client and reason: in how many rounds its upload was refused."""
+    reasons = Counter(item for record in records for item in (record.refused or {}).items())
+    return [
+        f"the upload of client {client} was not merged in {count} round{'s' * (count > 1)}: {reason}"
+        for (client, reason), count in reasons.items()
+    ]
 
 
 TEST_POOLS = {"test": "test", "train": "held-out training"}

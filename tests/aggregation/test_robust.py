@@ -9,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import minimize
 
-from sylva_ray.aggregation.factors import valid_uploads
 from sylva_ray.aggregation.neighbours import product_gram
 from sylva_ray.aggregation.robust import (
     CLIPPING_ITERATIONS,
@@ -368,18 +367,6 @@ def test_wrong_input_is_refused() -> None:
         combination("mean", np.full((5, 5), np.nan), 0)
     with pytest.raises(AssertionError, match="sum to 1"):
         self_centred(np.eye(2), np.ones(2), 0)
-
-
-@pytest.mark.parametrize("rule", ALL_RULES)
-@pytest.mark.parametrize("broken", [0, 3, 7])
-def test_a_client_of_nans_is_as_if_it_were_not_there(rule: str, broken: int) -> None:
-    x = points(9, 8).astype(np.float32)
-    without = np.delete(x, broken, axis=0)
-    x[broken, 1] = np.nan
-    kept = valid_uploads([{"head.weight": row} for row in x])
-    result = aggregate(rule, x[kept], 2)
-    assert np.isfinite(result).all()
-    np.testing.assert_array_equal(result, aggregate(rule, without, 2))
 
 
 # --- bucketing --------------------------------------------------------------------------------------------------------
