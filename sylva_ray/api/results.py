@@ -86,6 +86,7 @@ def evaluate(  # noqa: PLR0913  # a keyword for each option of the command
         path = folder.write_evaluation(evaluation, out)
         for table in evaluation_tables(evaluation):
             console.print(table)
+        print_lines(console, [f"warning  {text}" for text in evaluation.warnings or ()])
         print_lines(console, [path])
         if out is None:
             print_lines(console, [_send_report(folder, config)])

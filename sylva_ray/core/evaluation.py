@@ -211,3 +211,5 @@ class Evaluation(Artefact):
     """Where ``--certify`` was requested."""
     gallery: list[GalleryImage] = Field([])
     """Adversarial images that are closest to the originals."""
+    warnings: Annotated[list[str] | None, omitted_if_none()] = None
+    """What limits the meaning of the numbers, one sentence each."""

@@ -30,7 +30,7 @@ from sylva_ray.evaluation.plan import (
 )
 from sylva_ray.evaluation.run_checks import RunFacts, run_checks
 from sylva_ray.federation.pool import ClientPool
-from sylva_ray.federation.summary import threat_model
+from sylva_ray.federation.threat_model import budget_warnings, threat_model
 from sylva_ray.preparation.experiment import prepare
 from sylva_ray.storage.run_folder import RunFolder
 from sylva_ray.transport.byzantine import byzantine_clients
@@ -123,6 +123,7 @@ def run_evaluation(
         checks=checks,
         certified=[measurements.certified(sigma, left_out) for sigma in request.sigmas] or None,
         gallery=measurements.gallery(),
+        warnings=budget_warnings(config, request.attacks, run.folder.load_records()) or None,
     )
 
 

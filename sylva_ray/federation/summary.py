@@ -23,9 +23,9 @@ from sylva_ray.core.summary import (
     StageAccuracies,
     Summary,
 )
-from sylva_ray.core.types import AttackSpec
 from sylva_ray.data.fleet import FleetData
 from sylva_ray.federation.stages.kinds import is_exchange, phase_of
+from sylva_ray.federation.threat_model import budget_warnings, threat_model
 from sylva_ray.metrics.checks import UNBOUNDED, collapse, is_collapsed, unbounded_attack
 from sylva_ray.transport.byzantine import byzantine_clients
 
@@ -120,7 +120,7 @@ def summarise(
         seconds=_seconds(records, costs),
         peak_memory_bytes_per_actor=max(record.peak_memory_bytes for record in records),
         checks=checks,
-        warnings=_warnings(records, checks),
+        warnings=[*_warnings(records, checks), *budget_warnings(config, config.evaluation.specs, records)],
         threat_model=threat_model(config, config.evaluation.specs),
         byzantine=ByzantineRecord(attack=config.byzantine.attack, attackers=attackers) if attackers else None,
         versions={"sylva_ray": __version__}
@@ -236,48 +236,3 @@ def _refusals(records: Sequence[StageRecord]) -> list[str]:
         f"the upload of client {client} was not merged in {count} round{'s' * (count > 1)}: {reason}"
         for (client, reason), count in reasons.items()
     ]
-
-
-TEST_POOLS = {"test": "test", "train": "held-out training"}
-"""``dataset.test_pool`` in words."""
-
-NORMS = {"linf": "L-infinity", "l2": "L2", "l0": "L0 (pixels)"}
-"""Norms in words."""
-
-BLACK_BOX = ("noise", "square")
-"""Attacks that see predictions only."""
-
-_EVALUATION_PRECISION = {
-    "float32": "float32 at evaluation",
-    "bfloat16": "benign answers in float32; "
-    "attacks compute in bfloat16, and a success counts where float32 confirms it",
-}
-
-
-def threat_model(config: ResolvedConfig, attacks: Sequence[AttackSpec]) -> dict[str, str]:
-    """Describe what is attacked, how, and what the attacker knows.
-
-    Args:
-        config: of the run.
-        attacks: of the evaluation.
-
-    Returns:
-        ``norm``, ``training``, ``evaluation``, ``knowledge`` and ``precision``.
-    """
-    used = {spec.norm for spec in attacks} or {"linf"}
-    norms = ", ".join(words for norm, words in NORMS.items() if norm in used)
-    labels = ", ".join(spec.label for spec in attacks)
-    black_box = sorted({spec.name for spec in attacks} & set(BLACK_BOX))
-    box = f"white box ({' and '.join(black_box)}: answers only)" if black_box else "white box"
-    return {
-        "norm": f"{norms}, in [0, 1] pixel space at the data set's native size",
-        "training": f"{_training_attack(config)} at epsilon {config.attack.epsilon * 255:.4g}/255",
-        "evaluation": f"{labels}; {box}, on every client's own {TEST_POOLS[config.dataset.test_pool]} images; "
-        "every iterate counts, the clean one too",
-        "knowledge": "the attacker knows the deployed personal weights; nothing is randomised at inference",
-        "precision": _EVALUATION_PRECISION[config.evaluation.precision],
-    }
-
-
-def _training_attack(config: ResolvedConfig) -> str:
-    return "FGSM-RS" if config.attack.name == "fgsm_rs" else f"PGD-{config.attack.steps}"

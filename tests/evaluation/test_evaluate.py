@@ -23,11 +23,9 @@ from sylva_ray.evaluation.tables import Measured, interval, worst_answers
 from sylva_ray.execution.in_process import InProcessPool
 from sylva_ray.execution.ray.driver import run_prepared
 from sylva_ray.federation.observer import Observer
-from sylva_ray.federation.summary import threat_model
 from sylva_ray.metrics.predictions import read_correct
 from sylva_ray.observers.mlflow.metrics import evaluation_metrics
 from sylva_ray.preparation.experiment import Prepared, create_worker, prepare
-from sylva_ray.preparation.resolve import resolve_config
 from sylva_ray.reports.pages.run import write_report
 from sylva_ray.storage.run_folder import RunFolder
 from tests.conftest import TINY
@@ -273,17 +271,6 @@ def test_other_settings_are_other_attacks() -> None:
     assert labels == ["pgd20-eps8", "pgd20-step2-eps8", "pgd20-fixed1-eps8"]
 
 
-def test_the_threat_model_names_what_was_measured(tiny_config: ExperimentConfig) -> None:
-    resolved = resolve_config(tiny_config)
-
-    def stated(*attacks: str) -> Any:
-        return threat_model(resolved, [parse_attack(text) for text in attacks])
-
-    assert stated("pgd:norm=l2,epsilon=0.5")["norm"].startswith("L2, in")
-    assert stated("pgd", "sparsefool")["norm"].startswith("L-infinity, L0 (pixels), in")
-    assert "white box (square: answers only)" in stated("square")["evaluation"]
-
-
 def test_attackers_of_the_aggregation_are_nobodys_headline() -> None:
     measured = Measured([np.zeros(4, int), np.zeros(2, int)], {"benign": [np.zeros(4, int), np.ones(2, int)]})
     assert measured.mean("benign") == 0.5
@@ -297,6 +284,10 @@ def test_an_l2_attack_alone_is_the_worst_case(run_dir: Path) -> None:
         sum(r * n for r, n in zip(found.per_class.benign, found.per_class.images, strict=True) if n)
     )
     assert found.collapsed
+    assert found.warnings == [
+        "training used L-infinity epsilon 4/255, but only pgd3-l2-eps30 was measured; "
+        "set attack.epsilon and evaluation.attacks to the same budget"
+    ]
 
 
 def test_a_run_without_adapters_is_refused(run_dir: Path) -> None:

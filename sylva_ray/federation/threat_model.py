@@ -1,0 +1,77 @@
+"""The threat model of a run in words, and whether it was trained for the budget at which it is measured."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from sylva_ray.config.resolved import ResolvedConfig
+from sylva_ray.core.records import StageRecord
+from sylva_ray.core.types import AttackSpec
+
+TEST_POOLS = {"test": "test", "train": "held-out training"}
+"""``dataset.test_pool`` in words."""
+
+NORMS = {"linf": "L-infinity", "l2": "L2", "l0": "L0 (pixels)"}
+"""Norms in words."""
+
+BLACK_BOX = ("noise", "square")
+"""Attacks that see predictions only."""
+
+_EVALUATION_PRECISION = {
+    "float32": "float32 at evaluation",
+    "bfloat16": "benign answers in float32; "
+    "attacks compute in bfloat16, and a success counts where float32 confirms it",
+}
+
+
+def threat_model(config: ResolvedConfig, attacks: Sequence[AttackSpec]) -> dict[str, str]:
+    """Describe what is attacked, how, and what the attacker knows.
+
+    Args:
+        config: of the run.
+        attacks: of the evaluation.
+
+    Returns:
+        ``norm``, ``training``, ``evaluation``, ``knowledge`` and ``precision``.
+    """
+    used = {spec.norm for spec in attacks} or {"linf"}
+    norms = ", ".join(words for norm, words in NORMS.items() if norm in used)
+    labels = ", ".join(spec.label for spec in attacks)
+    black_box = sorted({spec.name for spec in attacks} & set(BLACK_BOX))
+    box = f"white box ({' and '.join(black_box)}: answers only)" if black_box else "white box"
+    return {
+        "norm": f"{norms}, in [0, 1] pixel space at the data set's native size",
+        "training": f"{_training_attack(config)} at epsilon {config.attack.epsilon * 255:.4g}/255",
+        "evaluation": f"{labels}; {box}, on every client's own {TEST_POOLS[config.dataset.test_pool]} images; "
+        "every iterate counts, the clean one too",
+        "knowledge": "the attacker knows the deployed personal weights; nothing is randomised at inference",
+        "precision": _EVALUATION_PRECISION[config.evaluation.precision],
+    }
+
+
+def _training_attack(config: ResolvedConfig) -> str:
+    return "FGSM-RS" if config.attack.name == "fgsm_rs" else f"PGD-{config.attack.steps}"
+
+
+def budget_warnings(config: ResolvedConfig, attacks: Sequence[AttackSpec], records: Sequence[StageRecord]) -> list[str]:
+    """Say that no attack of an evaluation has the norm and epsilon that training and guard defend against.
+
+    Args:
+        config: of the run.
+        attacks: of the evaluation.
+        records: of the run's stages: whether they attacked images in training and played the layer game.
+
+    Returns:
+        One sentence, or none: where one of the attacks has that budget, none has a budget, or nothing was defended.
+    """
+    has_guard = any("game" in record.seconds for record in records)
+    is_adversarial = any("attack" in record.seconds and "game" not in record.seconds for record in records)
+    defended = ["training"] * is_adversarial + ["the guard of phase 2"] * has_guard
+    bounded = [spec for spec in attacks if math.isfinite(spec.epsilon)]
+    is_measured = any(spec.norm == "linf" and math.isclose(spec.epsilon, config.attack.epsilon) for spec in bounded)
+    if is_measured or not bounded or not defended:
+        return []
+    trained = f"{' and '.join(defended)} used L-infinity epsilon {config.attack.epsilon * 255:.4g}/255"
+    measured = f"only {', '.join(spec.label for spec in bounded)} was measured"
+    return [f"{trained}, but {measured}; set attack.epsilon and evaluation.attacks to the same budget"]

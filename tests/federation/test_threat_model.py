@@ -1,0 +1,67 @@
+"""The threat model in words, and the warning about a budget that was trained for but not measured."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sylva_ray.config.attacks import parse_attack
+from sylva_ray.config.experiment import ExperimentConfig
+from sylva_ray.core.records import StageRecord
+from sylva_ray.federation.threat_model import budget_warnings, threat_model
+from sylva_ray.preparation.resolve import resolve_config
+from sylva_ray.reports.terminal import closing_lines
+from tests.algorithms.toys import tiny_experiment
+from tests.federation.runs import run
+
+TRAINED, GUARDED, BENIGN = {"train": 1.0, "attack": 2.0}, {"attack": 1.0, "game": 2.0}, {"train": 1.0}
+
+
+def test_the_threat_model_names_what_was_measured(tiny_config: ExperimentConfig) -> None:
+    resolved = resolve_config(tiny_config)
+
+    def stated(*attacks: str) -> Any:
+        return threat_model(resolved, [parse_attack(text) for text in attacks])
+
+    assert stated("pgd:norm=l2,epsilon=0.5")["norm"].startswith("L2, in")
+    assert stated("pgd", "sparsefool")["norm"].startswith("L-infinity, L0 (pixels), in")
+    assert "white box (square: answers only)" in stated("square")["evaluation"]
+
+
+def record(seconds: dict[str, float]) -> StageRecord:
+    return StageRecord(step=0, stage="phase1", round=0, participants=[], seconds=seconds)
+
+
+@pytest.mark.parametrize(
+    ("attacks", "seconds", "says"),
+    [
+        (["pgd:epsilon=8/255"], [TRAINED], "training used L-infinity epsilon 4/255, but only pgd20-eps8 was measured"),
+        (["pgd:epsilon=8/255"], [TRAINED, GUARDED], "training and the guard of phase 2 used"),
+        (["pgd:epsilon=8/255"], [BENIGN, GUARDED], "the guard of phase 2 used"),
+        (["pgd:norm=l2,epsilon=0.5", "deepfool"], [TRAINED], "only pgd20-l2-eps0.5 was measured"),
+        (["pgd:epsilon=8/255", "pgd:epsilon=4/255,steps=2"], [TRAINED, GUARDED], ""),
+        (["pgd:epsilon=8/255"], [BENIGN], ""),
+        (["deepfool"], [TRAINED], ""),
+        ([], [TRAINED], ""),
+    ],
+)
+def test_a_budget_that_is_defended_but_not_measured_is_said(
+    attacks: Sequence[str], seconds: Sequence[dict[str, float]], says: str, tiny_config: ExperimentConfig
+) -> None:
+    config = resolve_config(tiny_config)
+    assert config.attack.epsilon == 4 / 255
+    texts = budget_warnings(config, [parse_attack(text) for text in attacks], [record(s) for s in seconds])
+    assert len(texts) == bool(says)
+    assert says in "".join(texts)
+
+
+def test_it_stands_in_summary_terminal_and_report(tmp_path: Path) -> None:
+    made = tiny_experiment("fedavg_at", evaluation={"attacks": [{"epsilon": "8/255", "steps": 1}], "checks": False})
+    summary = run(made, tmp_path / "run")
+    (text,) = summary.warnings
+    assert text.startswith("training used L-infinity epsilon 4/255, but only pgd1-eps8 was measured")
+    assert f"warning  {text}" in closing_lines(summary, tmp_path / "run", None)
+    assert text in (tmp_path / "run" / "report.html").read_text()
