@@ -1,0 +1,42 @@
+"""Two profiles of hypothesis: ``ci``, short and the same on every run; ``long``, 30 minutes with new examples (`make fuzz`)."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+LONG_SECONDS = 30 * 60.0
+"""How long all fuzz tests together take in the profile ``long``."""
+
+_BASE = settings(max_examples=100, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+
+settings.register_profile("ci", _BASE, derandomize=True)
+settings.register_profile("long", _BASE, derandomize=False, print_blob=True)
+
+PROFILE = os.environ.get("HYPOTHESIS_PROFILE", "ci")
+
+
+def _is_fuzz_test(item: pytest.Item) -> bool:
+    return item.path.parent == Path(__file__).parent
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _profile() -> None:
+    settings.load_profile(PROFILE)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    """Repeat a test for its share of the time in the profile ``long``; hypothesis itself counts examples only."""
+    if PROFILE != "long" or not _is_fuzz_test(pyfuncitem):
+        return None
+    num_tests = sum(map(_is_fuzz_test, pyfuncitem.session.items))
+    arguments = {name: pyfuncitem.funcargs[name] for name in pyfuncitem._fixtureinfo.argnames}
+    end = time.monotonic() + LONG_SECONDS / num_tests
+    while time.monotonic() < end:
+        pyfuncitem.obj(**arguments)
+    return True

@@ -1,0 +1,40 @@
+"""The checks of `outcome` themselves."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+
+from sylva_ray.core.errors import UserError
+from tests.fuzz.outcome import outcome
+
+
+def test_a_valid_object_and_an_error_of_one_line_pass() -> None:
+    assert outcome(lambda: 3) == 3
+    error = UserError("training.rounds", 0, "must be at least 1")
+
+    def refuse() -> int:
+        raise error
+
+    assert outcome(refuse) is error
+
+
+def _spend_time() -> None:
+    end = time.process_time() + 2.1
+    while time.process_time() < end:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("read", "says"), [(_spend_time, "s of CPU"), (lambda: len(bytearray(b"x" * 250_000_000)), "MB")]
+)
+def test_too_much_time_and_memory_fail(read: object, says: str) -> None:
+    with pytest.raises(AssertionError, match=says):
+        outcome(read)  # type: ignore[arg-type]
+
+
+def test_what_is_written_fails(tmp_path: Path) -> None:
+    with pytest.raises(AssertionError, match="written"):
+        outcome(lambda: (tmp_path / "x").touch(), untouched=tmp_path)
