@@ -55,6 +55,7 @@ def pretrain(
         Path(out),
         resume,
         lambda record: print_lines(console, [event_line(asdict(record))]),
+        lambda text: print_lines(console, [text]),
     )
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from sylva_ray.attacks.pgd import PgdAttack, default_step_size
 from sylva_ray.config.attacks import EvaluationAttack
@@ -47,6 +47,16 @@ class DatasetSection(Section):
     test_pool: Literal["test", "train"] = Field(
         "test", description="train: test on training images that max_train leaves out, to choose hyperparameters"
     )
+    label: str | None = Field(None, description="column of the labels in parquet files; None: found by rule")
+    image: str | None = Field(None, description="column of the images in parquet files; None: found by rule")
+
+    @field_validator("label", "image")
+    @classmethod
+    def _column_has_an_effect(cls, column: str | None, info: ValidationInfo) -> str | None:
+        name = info.data.get("name")
+        if column is not None and name is not None and not name.startswith("parquet:"):
+            raise ValueError(f"has no effect on {name}: only parquet data sets have columns; leave it out")
+        return column
 
 
 class PartitionSection(Section):

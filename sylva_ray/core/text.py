@@ -1,4 +1,4 @@
-"""Parsing of ``KEY=VALUE`` and hints about misspelt words."""
+"""Parsing of ``KEY=VALUE``, hints about misspelt words, and lists in messages."""
 
 from __future__ import annotations
 
@@ -41,3 +41,20 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     """
     nearest = difflib.get_close_matches(word, list(known), n=1)
     return f"did you mean {nearest[0]!r}? " if nearest else ""
+
+
+def shortened(words: Iterable[object], limit: int = 3) -> str:
+    """List the first few of many words.
+
+    Args:
+        words: what is listed.
+        limit: how many are shown.
+
+    >>> shortened(["a", "b"])
+    'a, b'
+    >>> shortened(range(6))
+    '0, 1, 2 and 3 more'
+    """
+    texts = [str(word) for word in words]
+    rest = f" and {len(texts) - limit:,} more" if len(texts) > limit else ""
+    return ", ".join(texts[:limit]) + rest

@@ -24,6 +24,9 @@ from sylva_ray.storage.atomic import write_atomically
 SETTINGS = ("dataset", "partition", "backbone", "lora", "seed")
 """Keys of the configuration that decide which images and which model are measured."""
 
+COLUMNS = ("label", "image")
+"""Settings of the data set that version 0.1 did not have; they are hashed where they are set."""
+
 HASHED_NAMES = {"num_draws": "draws"}
 """Fields of tasks that are hashed under the name of version 0.1, whose measurements are still found."""
 
@@ -40,6 +43,9 @@ class MeasurementCache:
         self.folder = folder
         resolved = json.loads(config.model_dump_json())
         settings = {key: resolved[key] for key in SETTINGS}
+        for name in COLUMNS:
+            if resolved["dataset"][name] is None:
+                del settings["dataset"][name]
         if config.evaluation.precision != "float32":  # version 0.1 had no other precision, and no such setting
             settings["precision"] = config.evaluation.precision
         self._settings = json.dumps(settings, sort_keys=True)

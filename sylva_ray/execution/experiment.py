@@ -10,7 +10,7 @@ from sylva_ray.core.errors import RunError
 from sylva_ray.core.summary import Summary
 from sylva_ray.federation.client.worker import build_model, split_weights
 from sylva_ray.federation.loop import Rounds
-from sylva_ray.federation.observer import Observer, Observers, StageStarted, Status
+from sylva_ray.federation.observer import Notice, Observer, Observers, StageStarted, Status
 from sylva_ray.federation.pool import ClientPool
 from sylva_ray.federation.server import Server
 from sylva_ray.federation.summary import RunCosts, summarise
@@ -82,6 +82,8 @@ def _run(prepared: Prepared, folder: RunFolder, pool: ClientPool, observer: Obse
     warnings: list[str] = []
     status: Status = "FAILED"
     try:
+        for text in fleet.dataset.notices:
+            observer.on_notice(Notice(text))
         Rounds(server, stages).run()
         observer.on_stage(StageStarted(len(stages), len(stages), "writing the report"))
         if isinstance(model, LoraStack):

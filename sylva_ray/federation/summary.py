@@ -120,7 +120,11 @@ def summarise(
         seconds=_seconds(records, costs),
         peak_memory_bytes_per_actor=max(record.peak_memory_bytes for record in records),
         checks=checks,
-        warnings=[*_warnings(records, checks), *budget_warnings(config, config.evaluation.specs, records)],
+        warnings=[
+            *fleet.dataset.notices,
+            *_warnings(records, checks),
+            *budget_warnings(config, config.evaluation.specs, records),
+        ],
         threat_model=threat_model(config, config.evaluation.specs),
         byzantine=ByzantineRecord(attack=config.byzantine.attack, attackers=attackers) if attackers else None,
         versions={"sylva_ray": __version__}

@@ -62,7 +62,13 @@ class EpochRecord:
     seconds: float
 
 
-def pretrain(config: PretrainConfig, out: Path, resume: bool, progress: Callable[[EpochRecord], None]) -> Path:
+def pretrain(
+    config: PretrainConfig,
+    out: Path,
+    resume: bool,
+    progress: Callable[[EpochRecord], None],
+    notify: Callable[[str], None] | None = None,
+) -> Path:
     """Train a backbone; write ``out/backbone.safetensors`` (half precision, with its head) and ``out/model_card.md``.
 
     Args:
@@ -70,6 +76,7 @@ def pretrain(config: PretrainConfig, out: Path, resume: bool, progress: Callable
         out: the folder, which also holds ``config.json``, ``log.jsonl`` and a checkpoint of the newest epoch.
         resume: continue from that checkpoint; without it, ``out`` must be empty.
         progress: called after every epoch.
+        notify: called with what the user should know about the data, one sentence each.
 
     Returns:
         The safetensors file.
@@ -80,6 +87,9 @@ def pretrain(config: PretrainConfig, out: Path, resume: bool, progress: Callable
     dataset = load_dataset(config.dataset, create_backbone(config.backbone, 2).image_size, config.seed)
     resolved = resolve_pretraining(config, dataset, out if resume else None)
     _claim(out, resolved, resume)
+    for text in dataset.notices:
+        if notify is not None:
+            notify(text)
     trainer = _Trainer(resolved, dataset)
     first = trainer.restore(out) if resume else 0
     for epoch in range(first, config.training.epochs):
