@@ -8,11 +8,22 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sylva_ray.api import LoadedRun, compare, evaluate, export, load_config, load_run, resume, run, sweep
+    from sylva_ray.api import LoadedRun, compare, evaluate, export, load_config, load_run, repair, resume, run, sweep
 
 __version__ = "0.2.0"
 
-__all__ = ["LoadedRun", "compare", "evaluate", "export", "load_config", "load_run", "resume", "run", "sweep"]
+__all__ = [
+    "LoadedRun",
+    "compare",
+    "evaluate",
+    "export",
+    "load_config",
+    "load_run",
+    "repair",
+    "resume",
+    "run",
+    "sweep",
+]
 
 
 def __getattr__(name: str) -> Any:

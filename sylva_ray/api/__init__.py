@@ -17,7 +17,7 @@ them.
 from __future__ import annotations
 
 from sylva_ray.api.results import compare, evaluate, report, track
-from sylva_ray.api.runs import Config, LoadedRun, export, load_config, load_run, resume, run, sweep
+from sylva_ray.api.runs import Config, LoadedRun, export, load_config, load_run, repair, resume, run, sweep
 from sylva_ray.api.tools import check_cluster, pretrain, traffic
 
 __all__ = [
@@ -30,6 +30,7 @@ __all__ = [
     "load_config",
     "load_run",
     "pretrain",
+    "repair",
     "report",
     "resume",
     "run",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from sylva_ray.core.summary import Summary
     from sylva_ray.core.types import ClientState
     from sylva_ray.reports.terminal import Show
+    from sylva_ray.storage.run_folder import RunFolder
     from sylva_ray.sweeps.results import Sweep
 
 
@@ -98,6 +100,8 @@ def resume(
 ) -> Summary:
     """Continue a run from its newest checkpoint, to the same result as if it had never stopped.
 
+    A run that has finished is read, and nothing is computed or written again.
+
     Args:
         run: the run folder, a path or a URL.
         overrides: ``KEY=VALUE`` with dotted keys; only ``cluster`` and ``tracking`` may change.
@@ -130,16 +134,42 @@ def _run_in_folder(
 
     console = wide_console(show)
     with run_folder_at(where, purpose) as (folder, remote):
+        if purpose == "resume":
+            folder.check_claim(None, resume=True)
         experiment = experiment or folder.load_config(overrides)
-        prepared = prepare(experiment, folder)
-        with (
-            RunDisplay(console, show != "progress") as display,
-            resumable(folder.config_file, f"Resume with: sylva-ray run {where} --resume"),
-        ):
-            summary = driver.run_prepared(prepared, folder, purpose == "resume", display, remote)
+        finished = _finished(folder, experiment) if purpose == "resume" else None
+        if finished is not None:
+            summary = finished
+            print_lines(console, [f"{where} has finished: nothing is computed or written again"])
+        else:
+            prepared = prepare(experiment, folder)
+            with (
+                RunDisplay(console, show != "progress") as display,
+                resumable(folder.config_file, f"Resume with: sylva-ray run {where} --resume"),
+            ):
+                summary = driver.run_prepared(prepared, folder, purpose == "resume", display, remote)
     console.print(closing_table(summary))
     uri = tracking_uri(experiment.tracking, folder.path) if experiment.tracking.enabled else None
     print_lines(console, closing_lines(summary, where, uri))
+    return summary
+
+
+def _finished(folder: RunFolder, experiment: ExperimentConfig) -> Summary | None:
+    """Return the summary of a run that has finished; None where something is left to do.
+
+    The folder stays as it is, but for ``tracking.json`` if MLflow lacks something of the run, which is then sent.
+
+    Raises:
+        UserError: the folder holds another experiment.
+    """
+    from sylva_ray.observers.mlflow.tracker import send_rest
+    from sylva_ray.preparation.experiment import as_stored
+
+    summary = folder.load_finished()
+    if summary is not None:
+        folder.check_same(as_stored(experiment, folder.load_config()))
+        for problem in send_rest(folder, experiment) if experiment.tracking.enabled else ():
+            print(f"warning: {problem}", file=sys.stderr)
     return summary
 
 
@@ -216,6 +246,25 @@ def load_run(run: str | Path) -> LoadedRun:
         return LoadedRun(
             folder.load_config(), states, folder.load_records(), folder.load_summary(), folder.load_evaluation()
         )
+
+
+def repair(run: str | Path) -> list[str]:
+    """Restore ``config.yaml`` and other files of a run folder from its newest checkpoint, as far as they are damaged.
+
+    Args:
+        run: the run folder, a path or a URL.
+
+    Returns:
+        One sentence for everything that was done; none where nothing was necessary.
+
+    Raises:
+        UserError: there is no checkpoint to repair from, or another process uses the folder.
+    """
+    from sylva_ray.storage.remote_copy import run_folder_at
+    from sylva_ray.storage.repair import repair_run
+
+    with run_folder_at(str(run), "repair") as (folder, _):
+        return repair_run(folder)
 
 
 def export(

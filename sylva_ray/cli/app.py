@@ -14,6 +14,7 @@ from sylva_ray.cli.compare import compare
 from sylva_ray.cli.evaluate import evaluate
 from sylva_ray.cli.export import export
 from sylva_ray.cli.pretrain import pretrain
+from sylva_ray.cli.repair import repair
 from sylva_ray.cli.report import report
 from sylva_ray.cli.run import run
 from sylva_ray.cli.track import track
@@ -70,7 +71,7 @@ def options(
         typer.echo(context.get_help())
 
 
-for command in (run, tune, evaluate, report, track, compare, export, pretrain):
+for command in (run, tune, evaluate, report, track, compare, export, pretrain, repair):
     app.command()(command)
 app.command(name="bytes")(traffic)
 app.command()(version)

@@ -41,7 +41,7 @@ class Artefact(BaseModel):
             return cls.model_validate(value)
         except ValidationError as error:
             problem = error.errors()[0]
-            where = ".".join(map(str, problem["loc"]))
+            where = " ".join(".".join(map(str, problem["loc"])).split())[:100]
             message = problem["msg"].partition(" or instance of")[0].lower()
             reason = f"{where}: {message}" if where else "a JSON object is needed"
             raise UserError("file", source, f"is not {cls.description} ({reason}); see docs/summary.md") from None

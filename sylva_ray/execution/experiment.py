@@ -6,7 +6,7 @@ from threadpoolctl import threadpool_limits
 
 from sylva_ray.algorithms.registry import create_algorithm
 from sylva_ray.config.resolved import ResolvedConfig
-from sylva_ray.core.errors import RunError
+from sylva_ray.core.errors import RunError, UserError
 from sylva_ray.core.summary import Summary
 from sylva_ray.federation.client.worker import build_model, split_weights
 from sylva_ray.federation.loop import Rounds
@@ -84,15 +84,18 @@ def _run(prepared: Prepared, folder: RunFolder, pool: ClientPool, observer: Obse
     try:
         for text in fleet.dataset.notices:
             observer.on_notice(Notice(text))
-        Rounds(server, stages).run()
+        num_run = Rounds(server, stages).run()
         observer.on_stage(StageStarted(len(stages), len(stages), "writing the report"))
         if isinstance(model, LoraStack):
             export_clients(config, server.states, range(fleet.num_clients), folder.adapters)
-        backbone = create_backbone(config.backbone, fleet.num_classes, split_weights(prepared.backbone)[0])
-        traffic = declared_traffic(config, algorithm, initial, full_model_bytes(backbone))
-        costs = RunCosts(traffic, pool.num_actors, prepared.setup_seconds)
-        summary = summarise(config, fleet, server.records, server.game, costs)
-        folder.write_summary(summary)
+        written = None if num_run else _written_summary(folder)
+        if written is None:
+            backbone = create_backbone(config.backbone, fleet.num_classes, split_weights(prepared.backbone)[0])
+            traffic = declared_traffic(config, algorithm, initial, full_model_bytes(backbone))
+            costs = RunCosts(traffic, pool.num_actors, prepared.setup_seconds)
+            written = summarise(config, fleet, server.records, server.game, costs)
+            folder.write_summary(written)
+        summary = written
         _write_report(folder)
         status = "FINISHED"
     except (SystemExit, KeyboardInterrupt):
@@ -102,11 +105,19 @@ def _run(prepared: Prepared, folder: RunFolder, pool: ClientPool, observer: Obse
         raise RunError(f"{error.strerror or error} while writing to {folder}: make room, then resume") from error
     finally:
         warnings = observer.on_end(status)
-    if warnings:
+    if set(warnings) - set(summary.warnings):
         summary = summary.model_copy(update={"warnings": [*summary.warnings, *warnings]})
         folder.write_summary(summary)
         _write_report(folder)
     return summary
+
+
+def _written_summary(folder: RunFolder) -> Summary | None:
+    """Return the summary of a run that was stopped after it had been written; None where it has to be written."""
+    try:
+        return folder.load_summary()
+    except UserError:
+        return None
 
 
 def _write_report(folder: RunFolder) -> None:

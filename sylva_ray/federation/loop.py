@@ -10,12 +10,14 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
+from sylva_ray.core.errors import UserError
 from sylva_ray.core.records import Neighbours, StageRecord
 from sylva_ray.federation.evaluator import Evaluator
-from sylva_ray.federation.observer import StageStarted
+from sylva_ray.federation.observer import Notice, StageStarted
 from sylva_ray.federation.server import Server, StageCosts
 from sylva_ray.federation.stages.stage import Stage
 from sylva_ray.federation.summary import compute_of
+from sylva_ray.storage.checkpoint import Checkpoint
 
 
 class Rounds:
@@ -30,16 +32,42 @@ class Rounds:
         self.server, self.stages = server, stages
         self.evaluator = Evaluator(server, stages)
 
-    def run(self) -> None:
-        """Load the newest checkpoint, if there is one; then run, evaluate, save and report every stage that is left."""
-        server, checkpoint = self.server, self.server.folder.checkpoints.latest()
+    def run(self) -> int:
+        """Load the newest checkpoint, if there is one; then run, evaluate, save and report every stage that is left.
+
+        Returns:
+            The number of stages that were run.
+
+        Raises:
+            UserError: the checkpoint is not one of this run.
+        """
+        server, checkpoint = self.server, self.server.folder.load_checkpoint(self.server.config)
         if checkpoint is not None:
+            self._check_fits(checkpoint)
+            for reason in checkpoint.damaged:
+                server.observer.on_notice(Notice(f"checkpoint {reason}; the run continues from an older one"))
             server.states, server.records, server.game = checkpoint.states, checkpoint.records, checkpoint.game
             server.wire.residuals = checkpoint.residuals
             server.observer.on_resume(server.records)
-        for index in range(len(server.records), len(self.stages)):
+        num_done = len(server.records)
+        for index in range(num_done, len(self.stages)):
             server.observer.on_stage(StageStarted(index, len(self.stages), self.stages[index].title))
             server.observer.on_record(self.run_stage(index))
+        return len(self.stages) - num_done
+
+    def _check_fits(self, checkpoint: Checkpoint) -> None:
+        """Check that a checkpoint has the stages of this run, and states of the form that its clients start from."""
+        done, planned = [record.stage for record in checkpoint.records], [stage.name for stage in self.stages]
+        if len(done) != checkpoint.step + 1 or done != planned[: len(done)]:
+            fix = f"its {len(done)} records are not of the first {checkpoint.step + 1} stages of this run"
+            raise UserError("checkpoint", str(self.server.folder), fix)
+        for client, (state, initial) in enumerate(zip(checkpoint.states, self.server.states, strict=True)):
+            found, expected = ({n: (v.shape, str(v.dtype)) for n, v in s.items()} for s in (state, initial))
+            wrong = sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
+            if wrong:
+                now, then = (_form(arrays.get(wrong[0])) for arrays in (expected, found))
+                fix = f"the array {wrong[0][:80]!r} of client {client} is {then} there, and {now} in this run"
+                raise UserError("checkpoint", str(self.server.folder), fix)
 
     def run_stage(self, index: int) -> StageRecord:
         """Run the stage at position ``index``: update the states, write a checkpoint and return the record."""
@@ -72,5 +100,9 @@ class Rounds:
             compute=compute_of(server.config),
         )
         server.records.append(record)
-        server.folder.checkpoints.save(index, server.states, server.records, server.game, server.wire.residuals)
+        server.folder.save_checkpoint(server.config, server.states, server.records, server.game, server.wire.residuals)
         return record
+
+
+def _form(array: tuple[tuple[int, ...], str] | None) -> str:
+    return "missing" if array is None else f"{array[1]} {list(array[0])}"

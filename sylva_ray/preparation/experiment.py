@@ -25,7 +25,7 @@ from sylva_ray.federation.stages.layer_game.rankings.registry import create_rank
 from sylva_ray.models.backbone import backbone_arrays, create_backbone
 from sylva_ray.models.cohort import CohortModel
 from sylva_ray.models.lora import LoraStack
-from sylva_ray.preparation.resolve import measure_choices, resolve_config
+from sylva_ray.preparation.resolve import kernels_of, measure_choices, resolve_config
 from sylva_ray.storage.run_folder import RunFolder
 from sylva_ray.transport.byzantine import byzantine_clients
 
@@ -77,13 +77,36 @@ def prepare(config: ExperimentConfig, folder: RunFolder | None = None, measure: 
     if needs_chain and isinstance(model, LoraStack) and model.num_blocks is None:
         fix = "needs a plain chain of transformer blocks that all have adapters; use shapley"
         raise UserError("algorithm.phase2.selection", phase2.selection, fix)
-    parameters = algorithm.parameters
+    resolved = resolved.model_copy(update={"algorithm": with_parameters(config).algorithm})
+    return Prepared(resolved, fleet, arrays, time.perf_counter() - started)
+
+
+def with_parameters(config: ExperimentConfig) -> ExperimentConfig:
+    """Return an experiment with all parameters of its method, those with a default, too.
+
+    Raises:
+        UserError: the method is unknown, or a parameter is wrong.
+    """
+    parameters = create_algorithm(config.algorithm).parameters
     if parameters.robust.assumed_fraction is None:
         robust = parameters.robust.model_copy(update={"assumed_fraction": config.byzantine.fraction})
         parameters = parameters.model_copy(update={"robust": robust})
     section = config.algorithm.model_copy(update=parameters.model_dump(mode="json"))
-    resolved = resolved.model_copy(update={"algorithm": section})
-    return Prepared(resolved, fleet, arrays, time.perf_counter() - started)
+    return config.model_copy(update={"algorithm": section})
+
+
+def as_stored(config: ExperimentConfig, stored: ExperimentConfig) -> ExperimentConfig:
+    """Resolve an experiment as ``stored``, of a run folder, was: with its choices for every ``auto``. Nothing is loaded.
+
+    Raises:
+        UserError: the method is unknown, or a parameter is wrong.
+    """
+    config = with_choices_of(with_parameters(config), stored)
+    attention = config.training.attention
+    if attention == "auto":
+        return config
+    training = config.training.model_copy(update={"attention": kernels_of(attention)})
+    return config.model_copy(update={"training": training})
 
 
 def initial_states(

@@ -30,9 +30,7 @@ def resolve_config(config: ExperimentConfig) -> ResolvedConfig:
         UserError: a GPU was asked for, and this machine, on which the run is to start Ray, has none.
     """
     training, evaluation = config.training, config.evaluation
-    attention = AttentionKernels() if training.attention == "auto" else training.attention
-    if not isinstance(attention, AttentionKernels):
-        attention = AttentionKernels(float32=attention, bfloat16=attention)
+    attention = AttentionKernels() if training.attention == "auto" else kernels_of(training.attention)
     decided_training = {
         "device": resolve_device(config),
         "cohort_size": resolve_cohort_size(config),
@@ -45,6 +43,13 @@ def resolve_config(config: ExperimentConfig) -> ResolvedConfig:
         "evaluation": ResolvedEvaluation(**dict(evaluation) | decided_evaluation),
     }
     return ResolvedConfig(**dict(config) | sections)
+
+
+def kernels_of(attention: Literal["fused", "plain"] | AttentionKernels) -> AttentionKernels:
+    """Return the attention kernel of each precision, where one name stands for both."""
+    if isinstance(attention, AttentionKernels):
+        return attention
+    return AttentionKernels(float32=attention, bfloat16=attention)
 
 
 def resolve_device(config: ExperimentConfig) -> Literal["cpu", "cuda"]:

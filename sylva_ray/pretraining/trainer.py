@@ -34,8 +34,10 @@ from sylva_ray.models.kernels import AttentionSwitch
 from sylva_ray.pretraining.augment import mixed, resized_crops
 from sylva_ray.pretraining.config import CONFIG, PretrainConfig, ResolvedPretrainConfig, load_resolved
 from sylva_ray.pretraining.resolve import resolve_device, resolve_pretraining
+from sylva_ray.storage.atomic import write_atomically
 from sylva_ray.storage.claim import check_claim, list_names, write_marker
 from sylva_ray.storage.jsonl import append_record, read_records
+from sylva_ray.storage.lock import folder_lock
 
 WEIGHTS, OPTIMIZER, DONE = "weights.safetensors", "optimizer.safetensors", "done.json"
 RESULT, CARD, LOG = "backbone.safetensors", "model_card.md", "log.jsonl"
@@ -86,11 +88,24 @@ def pretrain(
     """
     dataset = load_dataset(config.dataset, create_backbone(config.backbone, 2).image_size, config.seed)
     resolved = resolve_pretraining(config, dataset, out if resume else None)
-    _claim(out, resolved, resume)
-    for text in dataset.notices:
-        if notify is not None:
+    _check_claim(out, resolved, resume)
+    with folder_lock(out, "--out"):
+        _check_claim(out, resolved, resume)
+        write_marker(out / CONFIG, resolved.model_dump_json(indent=1))
+        for text in dataset.notices if notify is not None else ():
             notify(text)
-    trainer = _Trainer(resolved, dataset)
+        return _train(resolved, dataset, out, resume, progress)
+
+
+def _train(
+    config: ResolvedPretrainConfig,
+    dataset: Dataset,
+    out: Path,
+    resume: bool,
+    progress: Callable[[EpochRecord], None],
+) -> Path:
+    """Run the epochs that are left, in a folder that has been claimed; see `pretrain`."""
+    trainer = _Trainer(config, dataset)
     first = trainer.restore(out) if resume else 0
     for epoch in range(first, config.training.epochs):
         started = time.perf_counter()
@@ -105,7 +120,7 @@ def pretrain(
         trainer.save(out, epoch)
         append_record(out / LOG, asdict(record))
         progress(record)
-    return _finish(resolved, dataset, trainer, out)
+    return _finish(config, dataset, trainer, out)
 
 
 class _Trainer:
@@ -203,13 +218,14 @@ class _Trainer:
         moments = self.optimizer.state_dict()["state"]
         flat = {f"{index}.{name}": value.clone() for index, state in moments.items() for name, value in state.items()}
         save_file(flat, folder / OPTIMIZER)
-        (folder / DONE).write_text(json.dumps({"epoch": epoch}))
-        for old in sorted((out / "checkpoint").glob("epoch_*"))[:-1]:
+        write_atomically(folder / DONE, json.dumps({"epoch": epoch}), durable=True)
+        for old in _epoch_folders(out)[:-1]:
+            (old / DONE).unlink(missing_ok=True)  # first: without it, the rest does not count
             shutil.rmtree(old)
 
     def restore(self, out: Path) -> int:
         """Load the newest complete checkpoint; return the number of the next epoch."""
-        folders = [f for f in sorted((out / "checkpoint").glob("epoch_*")) if (f / DONE).exists()]
+        folders = [folder for folder in _epoch_folders(out) if (folder / DONE).exists()]
         if not folders:
             return 0
         self.backbone.model.load_state_dict(load_file(folders[-1] / WEIGHTS))
@@ -236,11 +252,16 @@ def top1(backbone: Backbone, split: Split, device: torch.device) -> float:
     return num_correct / len(split)
 
 
-def _claim(out: Path, config: ResolvedPretrainConfig, resume: bool) -> None:
+def _epoch_folders(out: Path) -> list[Path]:
+    """Return the folders of checkpoints, the oldest first; an epoch from 10,000 has more than four digits."""
+    folders = [path for path in (out / "checkpoint").glob("epoch_*") if path.name.removeprefix("epoch_").isdecimal()]
+    return sorted(folders, key=lambda path: int(path.name.removeprefix("epoch_")))
+
+
+def _check_claim(out: Path, config: ResolvedPretrainConfig, resume: bool) -> None:
     check_claim(str(out), list_names(out), CONFIG, "pre-training", resume)
     if resume and load_resolved(out).model_dump_json() != config.model_dump_json():
         raise UserError("--out", str(out), "holds a pre-training with another config")
-    write_marker(out / CONFIG, config.model_dump_json(indent=1))
 
 
 def _finish(config: ResolvedPretrainConfig, dataset: Dataset, trainer: _Trainer, out: Path) -> Path:

@@ -1,29 +1,37 @@
 """Immutable checkpoints: ``checkpoint/round_0007/`` with a manifest that is written last.
 
-A folder without a manifest, or whose files do not match the manifest's checksums, is ignored, so that after an
-interrupted write the checkpoint before it is the newest. Equal runs write equal bytes: files contain no time and no
-path.
+::
+
+    states.safetensors   states of the clients        config.json    settings that the results depend on
+    progress.json        records, layer game          inputs.json    digests of data and weights
+    manifest.json        checksums of all             residuals.safetensors   of error feedback, where there is any
+
+After an interrupted write, the checkpoint before it is the newest. Equal runs write equal bytes: files contain no time and
+no path but those of the configuration.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from safetensors.numpy import load_file, save
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
 
 from sylva_ray.core.errors import UserError
 from sylva_ray.core.records import GameRecord, StageRecord
 from sylva_ray.core.types import ClientState, stack_states, unstack_states
-from sylva_ray.storage.atomic import write_atomically
+from sylva_ray.storage.atomic import sync_folder, write_atomically
+from sylva_ray.storage.manifest import MANIFEST, DamagedError, folder_name, read_checked, step_of, write_manifest
+from sylva_ray.storage.reading import parse_json
 
 STATES, RESIDUALS = "states.safetensors", "residuals.safetensors"
-PROGRESS, MANIFEST = "progress.json", "manifest.json"
+PROGRESS, CONFIG_COPY, INPUTS_COPY = "progress.json", "config.json", "inputs.json"
 
 NUM_KEPT = 3
 """Checkpoints kept: the newest, and two in case that it is damaged."""
@@ -39,6 +47,9 @@ class Checkpoint:
         records: of all stages so far.
         game: what the layer game decided; None: not played yet, or not at all.
         residuals: what error feedback keeps of each client until its next upload, ``{client: {name: array}}``.
+        config: the settings that the run's results depend on; None: an older version did not store them.
+        inputs: the digests of data and weights; None: an older version did not store them.
+        damaged: newer checkpoints that are not what was written, each as ``NAME: reason``.
     """
 
     step: int
@@ -46,6 +57,22 @@ class Checkpoint:
     records: list[StageRecord]
     game: GameRecord | None
     residuals: dict[int, dict[str, np.ndarray]] = field(default_factory=dict)
+    config: dict[str, Any] | None = None
+    inputs: dict[str, Any] | None = None
+    damaged: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a run is made from; a copy is part of every checkpoint.
+
+    Attributes:
+        config: the settings that results depend on, as plain values.
+        inputs: the digests of data and weights, as plain values; None: not known.
+    """
+
+    config: Mapping[str, Any]
+    inputs: Mapping[str, Any] | None = None
 
 
 class CheckpointFolder:
@@ -65,6 +92,7 @@ class CheckpointFolder:
         records: Sequence[StageRecord],
         game: GameRecord | None,
         residuals: Mapping[int, ClientState] | None = None,
+        origin: Origin | None = None,
     ) -> None:
         """Write ``round_<step>/`` and delete all but the newest `NUM_KEPT`. A complete checkpoint is never changed.
 
@@ -74,52 +102,125 @@ class CheckpointFolder:
             records: of all stages so far.
             game: what the layer game decided.
             residuals: of error feedback; None: none.
+            origin: what the run is made from; None: not known.
         """
-        folder = self.root / f"round_{step:04d}"
+        folder = self.root / folder_name(step)
         if _is_complete(folder):
             return
-        shutil.rmtree(folder, ignore_errors=True)
+        self.remove(step)
         folder.mkdir(parents=True)
         progress = {
             "step": step,
             "records": [record.to_json() for record in records],
             "game": None if game is None else game.to_json(),
         }
-        files = {STATES: save(stack_states(states)), PROGRESS: json.dumps(progress, sort_keys=True).encode()}
+        files = {STATES: save(stack_states(states)), PROGRESS: _canonical(progress)}
         if residuals:
             files[RESIDUALS] = save(_to_arrays(residuals))
+        if origin is not None:
+            files[CONFIG_COPY] = _canonical(origin.config)
+            if origin.inputs is not None:
+                files[INPUTS_COPY] = _canonical(origin.inputs)
         for name, content in files.items():
             write_atomically(folder / name, content, durable=True)
-        checksums = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
-        manifest = json.dumps({"step": step, "sha256": checksums}, sort_keys=True)
-        write_atomically(folder / MANIFEST, manifest, durable=True)
-        for old in sorted(self.root.glob("round_*"))[:-NUM_KEPT]:
-            shutil.rmtree(old, ignore_errors=True)
+        write_atomically(folder / MANIFEST, write_manifest(step, files), durable=True)
+        sync_folder(self.root)
+        older = [old for old in self.steps() if old <= step]
+        for old in older[:-NUM_KEPT]:
+            self.remove(old)
+
+    def steps(self) -> list[int]:
+        """Return the steps that have a folder, complete or not, the oldest first."""
+        found = (step_of(path.name) for path in self.root.glob("round_*"))
+        return sorted(step for step in found if step is not None)
+
+    def remove(self, step: int) -> None:
+        """Delete the folder of a step, its manifest first: without it, the rest does not count."""
+        folder = self.root / folder_name(step)
+        (folder / MANIFEST).unlink(missing_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)
 
     def latest(self) -> Checkpoint | None:
-        """Return the newest complete checkpoint, or None where there is none yet.
+        """Return the newest checkpoint that is as it was written, or None where there is none yet.
 
         Raises:
-            UserError: there are checkpoints, and all of them are damaged.
+            UserError: all checkpoints are damaged, or one says something that this package does not write: a manifest
+                or records of another form, states with other shapes than each other, or with values that are not finite.
         """
-        folders = sorted(self.root.glob("round_*"), reverse=True)
-        for folder in folders:
-            if _is_complete(folder):
-                return _load(folder)
-        if any((folder / MANIFEST).exists() for folder in folders):
-            fix = "every checkpoint there is damaged; start again with another --out"
+        damaged: list[str] = []
+        for step in reversed(self.steps()):
+            folder = self.root / folder_name(step)
+            try:
+                files = read_checked(folder, (STATES, PROGRESS), (RESIDUALS, CONFIG_COPY, INPUTS_COPY))
+            except FileNotFoundError:
+                continue
+            except DamagedError as error:
+                damaged.append(str(error))
+                continue
+            return _parse(folder, step, files, tuple(damaged))
+        if damaged:
+            fix = f"every checkpoint there is damaged ({damaged[0]}); start again with another --out"
             raise UserError("checkpoint", str(self.root), fix)
         return None
 
 
-def _load(folder: Path) -> Checkpoint:
-    progress = json.loads((folder / PROGRESS).read_text())
-    states = unstack_states(dict(sorted(load_file(folder / STATES).items())))
-    arrays = load_file(folder / RESIDUALS) if (folder / RESIDUALS).exists() else {}
+def _canonical(content: object) -> bytes:
+    return json.dumps(content, sort_keys=True).encode()
+
+
+def _parse(folder: Path, step: int, files: Mapping[str, bytes], damaged: tuple[str, ...]) -> Checkpoint:
+    progress = _parse_object(folder / PROGRESS, files[PROGRESS])
     source = str(folder / PROGRESS)
-    records = [StageRecord.from_json(record, source) for record in progress["records"]]
-    game = None if progress["game"] is None else GameRecord.from_json(progress["game"], source)
-    return Checkpoint(progress["step"], states, records, game, _to_residuals(arrays))
+    if progress.get("step") != step or type(progress["step"]) is not int:
+        raise UserError("checkpoint", source, f"its step must be {step}, the number of its folder")
+    if not isinstance(progress.get("records"), list):
+        raise UserError("checkpoint", source, "its records must be a list")
+    game = progress.get("game")
+    residuals = _load_arrays(folder / RESIDUALS, files[RESIDUALS]) if RESIDUALS in files else {}
+    return Checkpoint(
+        step=step,
+        states=_load_states(folder / STATES, files[STATES]),
+        records=[StageRecord.from_json(record, source) for record in progress["records"]],
+        game=None if game is None else GameRecord.from_json(game, source),
+        residuals=_to_residuals(folder / RESIDUALS, residuals),
+        config=_parse_object(folder / CONFIG_COPY, files[CONFIG_COPY]) if CONFIG_COPY in files else None,
+        inputs=_parse_object(folder / INPUTS_COPY, files[INPUTS_COPY]) if INPUTS_COPY in files else None,
+        damaged=damaged,
+    )
+
+
+def _parse_object(path: Path, content: bytes) -> dict[str, Any]:
+    try:
+        value = parse_json(content)
+    except ValueError as error:
+        raise UserError("checkpoint", str(path), f"is not JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise UserError("checkpoint", str(path), "must be a JSON object")
+    return value
+
+
+def _load_arrays(path: Path, content: bytes) -> dict[str, np.ndarray]:
+    try:
+        return dict(sorted(load(content).items()))
+    except (SafetensorError, KeyError, ValueError, TypeError) as error:  # KeyError: a type that numpy does not have
+        raise UserError("checkpoint", str(path), f"is not a safetensors file ({_one_line(error)})") from None
+
+
+def _load_states(path: Path, content: bytes) -> list[dict[str, np.ndarray]]:
+    """Return the states of the K clients, after a check that all arrays are of K clients and finite."""
+    arrays = _load_arrays(path, content)
+    sizes = {value.shape[0] if value.ndim else 0 for value in arrays.values()}
+    if len(sizes) != 1 or 0 in sizes:
+        raise UserError("checkpoint", str(path), "its arrays must all have one row per client")
+    for name, value in arrays.items():
+        bad = [client for client, row in enumerate(value) if not _is_finite(row)]
+        if bad:
+            raise UserError("checkpoint", str(path), f"the array {name[:80]!r} of client {bad[0]} is not finite")
+    return unstack_states(arrays)
+
+
+def _is_finite(value: np.ndarray) -> bool:
+    return value.dtype.kind in "biuf" and bool(np.isfinite(value).all())
 
 
 def _to_arrays(residuals: Mapping[int, ClientState]) -> dict[str, np.ndarray]:
@@ -127,20 +228,26 @@ def _to_arrays(residuals: Mapping[int, ClientState]) -> dict[str, np.ndarray]:
     return {f"{client}:{name}": value for client, state in residuals.items() for name, value in state.items()}
 
 
-def _to_residuals(arrays: Mapping[str, np.ndarray]) -> dict[int, dict[str, np.ndarray]]:
+def _to_residuals(path: Path, arrays: Mapping[str, np.ndarray]) -> dict[int, dict[str, np.ndarray]]:
     """Invert `_to_arrays`."""
     residuals: dict[int, dict[str, np.ndarray]] = {}
     for key, value in sorted(arrays.items()):
-        client, _, name = key.partition(":")
+        client, colon, name = key.partition(":")
+        if not colon or not client.isascii() or not client.isdigit() or len(client) > 9:
+            raise UserError("checkpoint", str(path), f"the array {key[:80]!r} must be named CLIENT:PARAMETER")
+        if not _is_finite(value):
+            raise UserError("checkpoint", str(path), f"the array {name[:80]!r} of client {client} is not finite")
         residuals.setdefault(int(client), {})[name] = value
     return residuals
 
 
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200]
+
+
 def _is_complete(folder: Path) -> bool:
     try:
-        checksums = json.loads((folder / MANIFEST).read_text())["sha256"]
-        return all(
-            hashlib.sha256((folder / name).read_bytes()).hexdigest() == checksum for name, checksum in checksums.items()
-        )
-    except (OSError, ValueError, KeyError):
+        read_checked(folder, (STATES, PROGRESS), (RESIDUALS, CONFIG_COPY, INPUTS_COPY))
+    except (FileNotFoundError, DamagedError):
         return False
+    return True

@@ -6,7 +6,8 @@ from collections.abc import Collection
 from pathlib import Path
 
 from sylva_ray.core.errors import UserError
-from sylva_ray.storage.atomic import write_atomically
+from sylva_ray.storage.atomic import draft_of, write_atomically
+from sylva_ray.storage.lock import LOCK
 
 
 def check_claim(folder: str, names: Collection[str], marker: str, kind: str, resume: bool) -> None:
@@ -22,11 +23,12 @@ def check_claim(folder: str, names: Collection[str], marker: str, kind: str, res
     Raises:
         UserError: it is not free, or there is nothing to resume.
     """
+    leftovers = {LOCK, draft_of(Path(marker)).name}  # of a process that was killed before it wrote the marker
     if marker in names:
         if not resume:
             fix = f"already holds a {kind}; add --resume to continue it, or choose another"
             raise UserError("--out", folder, fix)
-    elif names:
+    elif set(names) - leftovers:
         raise UserError("--out", folder, f"is not empty and holds no {kind}; choose another folder")
     elif resume:
         raise UserError("--resume", folder, f"holds no {kind} to resume")
@@ -47,7 +49,7 @@ def list_names(folder: Path) -> list[str]:
 
 
 def write_marker(marker: Path, content: str) -> None:
-    """Create a folder and write the file that marks it as taken.
+    """Create a folder and write the file that marks it as taken. One that is there already is never written again.
 
     Args:
         marker: path of the file.
@@ -56,8 +58,10 @@ def write_marker(marker: Path, content: str) -> None:
     Raises:
         UserError: it cannot be written.
     """
+    if marker.exists():
+        return
     try:
         marker.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(marker, content)
+        write_atomically(marker, content, durable=True)
     except OSError as error:
         raise UserError("--out", str(marker.parent), f"cannot be written ({error.strerror})") from None

@@ -14,6 +14,7 @@ from typing import Any
 
 from sylva_ray.core.errors import UserError
 from sylva_ray.storage.atomic import write_atomically
+from sylva_ray.storage.reading import parse_json, read_file
 
 
 def append_record(path: Path, record: Mapping[str, object]) -> None:
@@ -41,7 +42,7 @@ def read_records(path: Path) -> list[dict[str, Any]]:
         UserError: a complete line is not a JSON object; names the line.
     """
     try:
-        content = Path(path).read_bytes()
+        content = read_file(Path(path), "records")
     except FileNotFoundError:
         return []
     complete_lines = content.split(b"\n")[:-1]
@@ -64,7 +65,7 @@ def _line(record: Mapping[str, object]) -> bytes:
 
 def _parse(path: Path, number: int, line: bytes) -> dict[str, Any]:
     try:
-        record = json.loads(line)
+        record = parse_json(line)
     except ValueError:
         record = None
     if not isinstance(record, dict):

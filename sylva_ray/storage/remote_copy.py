@@ -10,7 +10,6 @@ checkpoints. Wherever it is interrupted, the URL holds a complete checkpoint: th
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import shutil
@@ -22,8 +21,9 @@ from typing import Any, Literal, TypeVar
 from sylva_ray.config.experiment import CONFIG
 from sylva_ray.core.credentials import mask_credentials
 from sylva_ray.core.errors import RunError, UserError
-from sylva_ray.storage.checkpoint import MANIFEST
 from sylva_ray.storage.claim import check_claim
+from sylva_ray.storage.lock import file_lock
+from sylva_ray.storage.manifest import MANIFEST, step_of
 from sylva_ray.storage.run_folder import CHECKPOINTS, RECORDS, RunFolder
 
 T = TypeVar("T")
@@ -67,12 +67,7 @@ class RemoteFolder:
             UserError: another process has locked it.
         """
         self.local.parent.mkdir(parents=True, exist_ok=True)
-        with open(self.local.with_name(f"{self.local.name}.lock"), "w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                fix = "is being used by another process on this machine; wait for it"
-                raise UserError("run folder", str(self), fix) from None
+        with file_lock(self.local.with_name(f"{self.local.name}.lock"), "run folder", str(self)):
             yield
 
     def start(self) -> None:
@@ -84,14 +79,17 @@ class RemoteFolder:
         check_claim(str(self), self._read(self._list), CONFIG, "run", resume=False)
         shutil.rmtree(self.local, ignore_errors=True)
 
-    def pull(self) -> None:
+    def pull(self, marker: str = CONFIG) -> None:
         """Make the local folder a copy of the URL. A local folder with more records (the last pushes failed) is kept.
+
+        Args:
+            marker: the file, or the folder of files, that shows that there is a run.
 
         Raises:
             UserError: there is no run, or the URL cannot be reached.
         """
         names = self._read(self._list)
-        if CONFIG not in names:
+        if not any(name.split("/")[0] == marker for name in names):
             raise UserError("run folder", str(self), "holds no run")
         num_records = self._download(RECORDS).count(b"\n") if RECORDS in names else 0
         if RunFolder(self.local).config_file.exists() and RunFolder(self.local).num_records() > num_records:
@@ -165,7 +163,7 @@ class RemoteFolder:
 
 @contextmanager
 def run_folder_at(
-    where: str, purpose: Literal["start", "resume", "read", "change"]
+    where: str, purpose: Literal["start", "resume", "read", "change", "repair"]
 ) -> Iterator[tuple[RunFolder, RemoteFolder | None]]:
     """Provide a run folder on this machine. Of a URL it is a copy, which is sent back if the purpose is to change it.
 
@@ -181,14 +179,21 @@ def run_folder_at(
         RunError: the changes could not be sent.
     """
     if not is_url(where):
-        yield RunFolder(where), None
+        folder = RunFolder(where)
+        if purpose not in ("change", "repair"):
+            yield folder, None
+            return
+        if purpose == "change" or not folder.checkpoints.root.exists():
+            folder.check_has_run()
+        with folder.locked():
+            yield folder, None
         return
     remote = RemoteFolder(where)
     with remote.locked():
         if purpose == "start":
             remote.start()
         else:
-            remote.pull()
+            remote.pull(marker=CHECKPOINTS if purpose == "repair" else CONFIG)
         try:
             yield RunFolder(remote.local), remote
         except (KeyboardInterrupt, SystemExit, RunError):
@@ -196,7 +201,7 @@ def run_folder_at(
                 with suppress(RunError):
                     remote.push()
             raise
-        if purpose == "change":
+        if purpose in ("change", "repair"):
             remote.push()
 
 
@@ -228,10 +233,11 @@ def _is_copied(path: Path) -> bool:
     return path.is_file() and not path.name.startswith(".")
 
 
-def _order(name: str) -> tuple[bool, str, bool, str]:
+def _order(name: str) -> tuple[bool, int, str, bool, str]:
     """Sort the small files first, then checkpoint after checkpoint, the manifest of each last."""
     path = PurePosixPath(name)
-    return _is_checkpoint(name), str(path.parent), path.name == MANIFEST, path.name
+    step = step_of(path.parent.name) or 0
+    return _is_checkpoint(name), step, str(path.parent), path.name == MANIFEST, path.name
 
 
 def _reason(error: BaseException) -> str:

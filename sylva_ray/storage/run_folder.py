@@ -3,35 +3,44 @@
 ::
 
     config.yaml       the configuration, resolved        checkpoint/     client states after the last stages
-    rounds.jsonl      one record per stage               adapters/       PEFT adapters, ``client_000/`` ...
-    summary.json      the results                        predictions.safetensors   classes predicted for the test images
-    evaluation.json   results of `sylva-ray evaluate`    evaluation/     its finished measurements
-    report.html       all of it, drawn                   tracking.json   what MLflow has received
-    missing.jsonl     clients that missed a deadline
+    inputs.json       digests of data and weights        adapters/       PEFT adapters, ``client_000/`` ...
+    rounds.jsonl      one record per stage               predictions.safetensors   classes predicted for the test images
+    summary.json      the results                        evaluation/     finished measurements of `sylva-ray evaluate`
+    evaluation.json   results of `sylva-ray evaluate`    tracking.json   what MLflow has received
+    report.html       all of it, drawn                   missing.jsonl   clients that missed a deadline
+
+``config.yaml`` and ``inputs.json`` are written before the first stage and never again. Every checkpoint holds a copy of
+both, from which `sylva_ray.storage.repair` restores them.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 
-from sylva_ray.config.experiment import CONFIG, ExperimentConfig, load_run_config, with_choices_of
+from sylva_ray.config.comparison import difference, result_settings
+from sylva_ray.config.experiment import CONFIG, ExperimentConfig, load_run_config
+from sylva_ray.config.schema import build
 from sylva_ray.core.errors import UserError
 from sylva_ray.core.evaluation import Evaluation
-from sylva_ray.core.records import StageRecord
+from sylva_ray.core.inputs import Inputs
+from sylva_ray.core.records import GameRecord, StageRecord
 from sylva_ray.core.summary import Summary
+from sylva_ray.core.types import ClientState
 from sylva_ray.storage.atomic import write_json
-from sylva_ray.storage.checkpoint import CheckpointFolder
+from sylva_ray.storage.checkpoint import Checkpoint, CheckpointFolder, Origin
 from sylva_ray.storage.claim import check_claim, list_names, write_marker
 from sylva_ray.storage.jsonl import append_record, read_records, rewrite_records
+from sylva_ray.storage.lock import folder_lock
+from sylva_ray.storage.reading import read_json
 
 T = TypeVar("T")
 
-RECORDS, SUMMARY, CHECKPOINTS = "rounds.jsonl", "summary.json", "checkpoint"
+RECORDS, SUMMARY, CHECKPOINTS, INPUTS = "rounds.jsonl", "summary.json", "checkpoint", "inputs.json"
 
 
 class RunFolder:
@@ -42,6 +51,7 @@ class RunFolder:
 
     Attributes:
         checkpoints: of the run.
+        files: those directly in the folder.
         adapters: the folder of the exported adapters.
         measurements: the folder of the finished measurements of `sylva-ray evaluate`.
     """
@@ -49,6 +59,7 @@ class RunFolder:
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
         self.config_file = self.path / CONFIG
+        self.inputs_file = self.path / INPUTS
         self.records_file = self.path / RECORDS
         self.summary_file = self.path / SUMMARY
         self.evaluation_file = self.path / "evaluation.json"
@@ -59,29 +70,73 @@ class RunFolder:
         self.adapters = self.path / "adapters"
         self.measurements = self.path / "evaluation"
         self.checkpoints = CheckpointFolder(self.path / CHECKPOINTS)
+        self.files = (
+            self.config_file,
+            self.inputs_file,
+            self.records_file,
+            self.summary_file,
+            self.evaluation_file,
+            self.report_file,
+            self.predictions_file,
+            self.tracking_file,
+            self.missing_file,
+        )
 
     def __str__(self) -> str:
         return str(self.path)
 
     # -- the claim -----------------------------------------------------------------------------------------------------
 
-    def claim(self, config: ExperimentConfig, resume: bool) -> None:
-        """Write ``config.yaml``; one that is there must describe the same experiment.
+    def locked(self, driver: int | None = None, wait_s: float = 0.0) -> AbstractContextManager[None]:
+        """Lock the folder against other processes that write to it, for as long as a block lasts.
 
-        Only ``cluster`` (but its threads) and ``tracking`` may differ on resume: they do not change the result.
+        Args:
+            driver: process id of the command that started this process and with which it ends; None: there is none.
+            wait_s: seconds to wait for another process.
+
+        Raises:
+            UserError: another process is writing to it.
+        """
+        return folder_lock(self.path, "run folder", driver, wait_s)
+
+    def check_claim(self, config: ExperimentConfig | None, resume: bool) -> None:
+        """Check what `claim` checks, and write nothing; without ``config``, whatever experiment the folder holds is right."""
+        names = list_names(self.path)
+        if CONFIG not in names and CHECKPOINTS in names:
+            raise self._without_config()
+        check_claim(str(self), names, CONFIG, "run", resume)
+        if CONFIG in names:
+            if config is not None:
+                self.check_same(config)
+            self.load_checkpoint()
+
+    def check_same(self, config: ExperimentConfig) -> None:
+        """Check that ``config.yaml`` describes the same experiment.
+
+        Only ``cluster`` (but its threads) and ``tracking`` may differ: they do not change the result.
+
+        Args:
+            config: resolved.
+
+        Raises:
+            UserError: it does not; names the first key that differs.
+        """
+        found = difference(self.load_config(), config)
+        if found:
+            raise UserError("--out", str(self), f"holds a run with another config ({found})")
+
+    def claim(self, config: ExperimentConfig, resume: bool) -> None:
+        """Write ``config.yaml`` of a new run; that of a run to resume must describe the same experiment.
 
         Args:
             config: resolved.
             resume: whether the folder must hold this run already; else it must be free.
 
         Raises:
-            UserError: the folder is not free, holds no run to resume, holds another one, or cannot be written.
+            UserError: the folder is not free, holds no run to resume, holds another one or one whose checkpoints are of
+                another config, or cannot be written.
         """
-        check_claim(str(self), list_names(self.path), CONFIG, "run", resume)
-        if self.config_file.exists():
-            difference = _difference(self.load_config(), config)
-            if difference:
-                raise UserError("--out", str(self), f"holds a run with another config ({difference})")
+        self.check_claim(config, resume)
         write_marker(self.config_file, config.to_yaml())
 
     def check_has_run(self) -> None:
@@ -90,8 +145,15 @@ class RunFolder:
         Raises:
             UserError: it does not.
         """
-        if not self.config_file.exists():
-            raise UserError("RUN", str(self), f"is not a run folder (it contains no {CONFIG})")
+        if self.config_file.exists():
+            return
+        if self.checkpoints.root.exists():
+            raise self._without_config()
+        raise UserError("RUN", str(self), f"is not a run folder (it contains no {CONFIG})")
+
+    def _without_config(self) -> UserError:
+        fix = f"holds checkpoints but no {CONFIG}; restore it with: sylva-ray repair {self}"
+        return UserError("run folder", str(self), fix)
 
     # -- what it holds -------------------------------------------------------------------------------------------------
 
@@ -99,21 +161,82 @@ class RunFolder:
         """Return the configuration, with ``KEY=VALUE`` overrides.
 
         Raises:
-            UserError: as `sylva_ray.config.experiment.load_run_config`.
+            UserError: as `sylva_ray.config.experiment.load_run_config`; or the file is empty or damaged.
         """
-        return load_run_config(self.path, overrides)
+        try:
+            if self.config_file.exists() and not self.config_file.read_bytes().strip():
+                raise UserError("config", str(self.config_file), "is empty")
+            stored = load_run_config(self.path)
+        except UserError as error:
+            if not self.checkpoints.steps():
+                raise
+            fix = f"{error.fix} (in {self.config_file}; restore it with: sylva-ray repair {self})"
+            raise UserError(error.key, error.value, fix) from None
+        return load_run_config(self.path, overrides) if overrides else stored
 
     def load_states(self) -> list[dict[str, np.ndarray]]:
         """Return the newest states of the K clients.
 
         Raises:
-            UserError: no run there, or no checkpoint in it.
+            UserError: no run there, no checkpoint in it, or the newest one is damaged or of another config.
         """
         self.check_has_run()
-        checkpoint = self.checkpoints.latest()
+        checkpoint = self.load_checkpoint()
         if checkpoint is None:
             raise UserError("RUN", str(self), "has no checkpoint yet")
+        if checkpoint.damaged:
+            fix = f"is damaged; compute its stage again with: sylva-ray run {self} --resume"
+            raise UserError("checkpoint", checkpoint.damaged[0], fix)
         return checkpoint.states
+
+    def load_checkpoint(self, config: ExperimentConfig | None = None) -> Checkpoint | None:
+        """Return the newest checkpoint, after a check that it belongs to the run; None where there is none yet.
+
+        Args:
+            config: of the run; None: ``config.yaml``.
+
+        Raises:
+            UserError: see `CheckpointFolder.latest`; or it is of another config, or of another number of clients.
+        """
+        checkpoint = self.checkpoints.latest()
+        if checkpoint is None:
+            return None
+        config = config or self.load_config()
+        if checkpoint.config is not None:
+            found = difference(build(ExperimentConfig, checkpoint.config), config)
+            if found:
+                fix = f"is not the config of the run's checkpoints ({found}); restore it with: sylva-ray repair {self}"
+                raise UserError("config", str(self.config_file), fix)
+        num_clients = config.partition.num_clients
+        if len(checkpoint.states) != num_clients:
+            fix = f"{self.checkpoints.root} holds {len(checkpoint.states)} clients; start again with another --out"
+            raise UserError("partition.num_clients", num_clients, fix)
+        return checkpoint
+
+    def save_checkpoint(
+        self,
+        config: ExperimentConfig,
+        states: Sequence[ClientState],
+        records: Sequence[StageRecord],
+        game: GameRecord | None,
+        residuals: Mapping[int, ClientState],
+    ) -> None:
+        """Write the checkpoint after the last stage of ``records``; see `CheckpointFolder.save`."""
+        inputs = self.load_inputs()
+        origin = Origin(result_settings(config), inputs and inputs.to_json())
+        self.checkpoints.save(len(records) - 1, states, records, game, residuals, origin)
+
+    def load_inputs(self) -> Inputs | None:
+        """Return ``inputs.json``; None where the run is of a version that did not write it.
+
+        Raises:
+            UserError: the file is damaged.
+        """
+        return _read(self.inputs_file, Inputs.from_json, f"restore it with: sylva-ray repair {self}")
+
+    def write_inputs(self, inputs: Inputs) -> None:
+        """Write ``inputs.json``, durably."""
+        write_json(self.inputs_file, inputs.to_json(), durable=True)
 
     def load_records(self) -> list[StageRecord]:
         """Return the records of all completed stages, oldest first.
@@ -148,6 +271,23 @@ class RunFolder:
         """Write ``summary.json``."""
         write_json(self.summary_file, summary.to_json())
 
+    def load_finished(self) -> Summary | None:
+        """Return the summary of a run that has finished and has all its files; None where there is something to do.
+
+        Raises:
+            UserError: see `load_checkpoint`.
+        """
+        checkpoint = self.load_checkpoint()
+        if checkpoint is None or checkpoint.damaged or not self.report_file.exists():
+            return None
+        has_adapters = any(name.endswith(".lora_A") for name in checkpoint.states[0])
+        if has_adapters and not all(self.adapter(client).exists() for client in range(len(checkpoint.states))):
+            return None
+        try:
+            return self.load_summary() if self.load_records() == checkpoint.records else None
+        except UserError:  # the run writes both again
+            return None
+
     def load_evaluation(self) -> Evaluation | None:
         """Return ``evaluation.json``; None where `sylva-ray evaluate` has not run.
 
@@ -174,8 +314,14 @@ class RunFolder:
 
     def load_missing(self, round: int) -> list[int] | None:
         """Return the clients that missed the deadline of a round, or None where it was not logged."""
-        entries = read_records(self.missing_file)
-        return next((entry["missing"] for entry in entries if entry["round"] == round), None)
+        for number, entry in enumerate(read_records(self.missing_file), 1):
+            missing = entry.get("missing")
+            if not isinstance(missing, list) or not all(type(client) is int for client in missing):
+                fix = f"line {number} must have the key missing, a list of client numbers"
+                raise UserError("missing clients", str(self.missing_file), fix)
+            if entry.get("round") == round:
+                return missing
+        return None
 
     def log_missing(self, round: int, clients: Sequence[int]) -> None:
         """Log the clients that missed the deadline of a round, so that a resumed run repeats it."""
@@ -187,21 +333,9 @@ def adapter_folder(root: Path, client: int) -> Path:
     return root / f"client_{client:03d}"
 
 
-def _difference(stored: ExperimentConfig, config: ExperimentConfig) -> str:
-    """Return the first key that changes the result and differs, or ''. An unresolved ``auto`` accepts any choice."""
-    before, now = with_choices_of(stored, config).flat(), config.flat()
-    for key in sorted(before.keys() | now.keys()):
-        is_free = key.startswith(("cluster.", "tracking.")) and key != "cluster.threads_per_actor"
-        if not is_free and before.get(key) != now.get(key):
-            return f"{key}: {before.get(key, 'not set')} there, {now.get(key, 'not set')} now"
-    return ""
-
-
 def _read(path: Path, parse: Callable[[object, str], T], fix: str) -> T | None:
     try:
-        content = json.loads(path.read_text())
+        content = read_json(path, path.stem, fix)
     except FileNotFoundError:
         return None
-    except ValueError as error:
-        raise UserError(path.stem, str(path), f"is not JSON ({error}); {fix}") from None
     return parse(content, str(path))

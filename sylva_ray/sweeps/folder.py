@@ -11,13 +11,17 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from pathlib import Path
+
+from pydantic import ValidationError
 
 from sylva_ray.config.schema import read_yaml
 from sylva_ray.core.errors import UserError
 from sylva_ray.storage.atomic import write_atomically
 from sylva_ray.storage.claim import check_claim, list_names, write_marker
 from sylva_ray.storage.jsonl import append_record, read_records
+from sylva_ray.storage.lock import folder_lock
 from sylva_ray.storage.run_folder import RunFolder
 from sylva_ray.sweeps.events import AttemptEvent
 from sylva_ray.sweeps.space import Space, resolved_space
@@ -87,6 +91,14 @@ class SweepFolder:
         self.trials.mkdir(exist_ok=True)
         (self.root / "attempts").mkdir(exist_ok=True)
 
+    def locked(self) -> AbstractContextManager[None]:
+        """Lock the folder against other processes that run this sweep, for as long as a block lasts.
+
+        Raises:
+            UserError: another process runs it.
+        """
+        return folder_lock(self.root, "--out")
+
     def load(self) -> Space:
         """Read the resolved space.
 
@@ -111,8 +123,14 @@ class SweepFolder:
 
     def history(self, key: str) -> list[AttemptEvent]:
         """Read a trial's history, oldest line first."""
-        lines = read_records(self.root / "attempts" / f"{key}.jsonl")
-        return [AttemptEvent.model_validate(line) for line in lines]
+        path = self.root / "attempts" / f"{key}.jsonl"
+        try:
+            return [AttemptEvent.model_validate(line) for line in read_records(path)]
+        except ValidationError as error:
+            problem = error.errors()[0]
+            where = " ".join(".".join(map(str, problem["loc"])).split())[:100]
+            fix = f"is not the history of a trial ({where}: {problem['msg'].lower()}); delete it and resume the sweep"
+            raise UserError("trial", str(path), fix) from None
 
     def started_trials(self) -> list[str]:
         """Return the keys of the trials that have a history, in alphabetical order."""

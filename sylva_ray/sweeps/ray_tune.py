@@ -23,6 +23,7 @@ from ray.tune.schedulers import ASHAScheduler
 
 from sylva_ray.config.experiment import ExperimentConfig
 from sylva_ray.core.errors import RunError, UserError
+from sylva_ray.core.processes import is_running
 from sylva_ray.execution.ray.session import (
     node_resources,
     own_node_resources,
@@ -91,14 +92,20 @@ def run_sweep(space: Space, sweep_dir: Path, resume: bool, on_event: OnEvent) ->
     with ray_session(space.cluster):
         driver_node = _driver_node()
         slots = check_trials_fit(space, driver_node, promised_cluster(space.cluster))
-        folder.claim(space, resume)
-        choose_compute(folder, space)
-        tracking = SweepTracking(folder, space)
-        tracking.open()
-        for problem in tracking.problems:
-            on_event(SweepWarning(problem))
-        with watching(folder, space, on_event):
-            trials, failures = _run_trials(space, folder, driver_node, slots, tracking.trials)
+        with folder.locked():
+            folder.claim(space, resume)
+            return _run_claimed(folder, space, driver_node, slots, on_event)
+
+
+def _run_claimed(folder: SweepFolder, space: Space, driver_node: str, slots: int, on_event: OnEvent) -> Sweep:
+    """Run what is left of a sweep in its own folder; the arguments are as in `_run_trials` and `run_sweep`."""
+    choose_compute(folder, space)
+    tracking = SweepTracking(folder, space)
+    tracking.open()
+    for problem in tracking.problems:
+        on_event(SweepWarning(problem))
+    with watching(folder, space, on_event):
+        trials, failures = _run_trials(space, folder, driver_node, slots, tracking.trials)
     sweep = collect_results(folder, space, trials, failures)
     write_results(folder, sweep)
     tracking.close(sweep)
@@ -214,6 +221,7 @@ def _trainable(space: Space, folder: SweepFolder, driver_node: str, tracking: Tr
         sweep=str(folder.root),
         space=space,
         tracking=tracking,
+        driver=os.getpid(),
         working_dir=os.getcwd(),
         environment={name: value for name, value in os.environ.items() if name.startswith("MLFLOW_")},
     )
@@ -301,7 +309,7 @@ def watching(folder: SweepFolder, space: Space, on_event: OnEvent) -> Iterator[N
             for event in histories.read():
                 on_event(event)
             now = time.monotonic()
-            if any(map(_is_alive, histories.running.values())):
+            if any(map(is_running, histories.running.values())):
                 idle_since = now
             elif now - idle_since > STATUS_INTERVAL_S:
                 idle_since = now
@@ -359,14 +367,3 @@ def _waiting() -> Waiting:
     nodes = node_resources()
     cluster = f"nodes: {len(nodes)}, GPUs: {sum(node.get('GPU', 0.0) for node in nodes):g}"
     return Waiting(f"no trial runs: waiting for room, or for a process to start ({cluster})")
-
-
-def _is_alive(process: int) -> bool:
-    """Return whether a coordinator, which is on this node, exists. One that was killed did not write that it ended."""
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # it exists and belongs to another user
-        pass
-    return True

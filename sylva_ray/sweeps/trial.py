@@ -44,6 +44,9 @@ COORDINATOR_FRACTION = 0.001
 MAX_CONCURRENT_TRIALS = 1000
 """How many coordinators that resource allows."""
 
+LOCK_TIMEOUT_S = 30.0
+"""Seconds to wait for an earlier process of the same trial, which Tune has given up and which is about to end."""
+
 SHUTDOWN_TIMEOUT_S = 60
 """How long Tune waits for a pruned trial to stop before its process runs the next trial."""
 
@@ -112,6 +115,7 @@ def run_trial(
     sweep: str,
     space: Space,
     tracking: TrialTracking,
+    driver: int,
     working_dir: str,
     environment: Mapping[str, str],
 ) -> None:
@@ -122,6 +126,7 @@ def run_trial(
         sweep: The sweep's folder.
         space: Its space.
         tracking: How the trial is tracked.
+        driver: Process id of the sweep's driver.
         working_dir: Of the driver; relative paths of the experiment start there.
         environment: The driver's settings for the tracker.
     """
@@ -138,7 +143,7 @@ def run_trial(
     note(process=os.getpid(), node=ray.get_runtime_context().get_node_id())
     try:
         config = trial_config(space, trial, tracking, load_config(folder.compute))
-        _run(config, folder.trial(trial.key), note)
+        _run(config, folder.trial(trial.key), driver, note)
         outcome = "finished"
     except SystemExit:  # Tune's way to end a trial from within `report`
         outcome = "pruned"
@@ -175,12 +180,13 @@ class _TrialObserver(Observer):
         self.note(alive=time.time(), notice=notice.text)
 
 
-def _run(config: ExperimentConfig, folder: RunFolder, note: Callable[..., None]) -> None:
+def _run(config: ExperimentConfig, folder: RunFolder, driver: int, note: Callable[..., None]) -> None:
     """Report the steps that the folder holds, then continue the experiment and report every step.
 
     Args:
         config: Of the trial.
         folder: Its run folder.
+        driver: Process id of the sweep's driver.
         note: Takes the fields of an `AttemptEvent`.
     """
     records = folder.load_records()
@@ -188,10 +194,11 @@ def _run(config: ExperimentConfig, folder: RunFolder, note: Callable[..., None])
         _report(records[:known], config)
     if folder.load_summary() is None:
         prepared = prepare(config, folder)
-        folder.claim(prepared.config, resume=folder.config_file.exists())
         observer = _TrialObserver(config, records, note)
-        with pool_for(prepared, observer) as pool:
-            run_experiment(prepared, folder, pool, observer)
+        with folder.locked(driver, LOCK_TIMEOUT_S):
+            folder.claim(prepared.config, resume=folder.config_file.exists())
+            with pool_for(prepared, observer) as pool:
+                run_experiment(prepared, folder, pool, observer)
     _report(records, config, finished=True)
 
 

@@ -138,7 +138,7 @@ def test_what_an_evaluation_had_measured_when_it_was_stopped_is_at_the_url(
 
 def test_one_process_at_a_time(tmp_path: Path) -> None:
     folder = RemoteFolder("memory://bucket/other", tmp_path / "here")
-    with folder.locked(), pytest.raises(UserError, match="another process"), folder.locked():
+    with folder.locked(), pytest.raises(UserError, match="is being used by process"), folder.locked():
         pass
 
 

@@ -5,8 +5,10 @@
     driver ── Prepared (put once) ──► Coordinator ── tasks ──► client actors
        ◄── events, summary ──────────      └── run folder: a checkpoint after every stage
 
-When its process fails, Ray starts another one and calls `Coordinator.run` again, which continues from the newest
-checkpoint with new client actors. The data and the backbone belong to the driver and remain in the object store.
+It holds the lock of the run folder, because it is the process that writes there: a driver that was killed while its
+coordinator still lives cannot be followed by a second coordinator. When its process fails, Ray starts another one and calls
+`Coordinator.run` again, which continues from the newest checkpoint with new client actors. The data and the backbone
+belong to the driver and remain in the object store.
 """
 
 from __future__ import annotations
@@ -31,6 +33,9 @@ from sylva_ray.preparation.experiment import Prepared
 from sylva_ray.storage.remote_copy import RemoteFolder
 from sylva_ray.storage.run_folder import RunFolder
 
+LOCK_TIMEOUT_S = 10.0
+"""Seconds to wait for the process before this one, whose end Ray notices at about the time that it releases the folder."""
+
 MAX_RESTARTS = 20
 """Enough for a long run on spot machines; a coordinator that fails because of a bug ends after them."""
 
@@ -47,6 +52,7 @@ class Assignment:
         backbone: reference to the arrays of the backbone.
         folder: of the run, with an absolute path.
         remote_url: the URL that gets a copy of the folder after every stage; None: no copy.
+        driver: the driver's process id, on the coordinator's own node.
         working_dir: the driver's, which relative paths in the configuration refer to.
         environment: the driver's settings of the tracker and the storage.
     """
@@ -58,6 +64,7 @@ class Assignment:
     backbone: ray.ObjectRef[dict[str, np.ndarray]]
     folder: RunFolder
     remote_url: str | None
+    driver: int
     working_dir: Path
     environment: Mapping[str, str]
 
@@ -84,12 +91,13 @@ class Coordinator:
         os.environ.update(assignment.environment)
         config, fleet, backbone = assignment.config, assignment.fleet, assignment.backbone
         prepared = Prepared(config, ray.get(fleet), ray.get(backbone), assignment.setup_seconds)
-        pool = RayPool(config, fleet, backbone, assignment.num_actors, self._log)
         remote = RemoteFolder(assignment.remote_url, assignment.folder.path) if assignment.remote_url else None
-        try:
-            return run_experiment(prepared, assignment.folder, pool, self._log, remote)
-        finally:
-            pool.close()
+        with assignment.folder.locked(assignment.driver, LOCK_TIMEOUT_S):
+            pool = RayPool(config, fleet, backbone, assignment.num_actors, self._log)
+            try:
+                return run_experiment(prepared, assignment.folder, pool, self._log, remote)
+            finally:
+                pool.close()
 
     @ray.method(concurrency_group="ctl")
     def events(self, process_key: str, first: int) -> tuple[str, list[Event]]:

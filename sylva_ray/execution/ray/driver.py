@@ -69,12 +69,16 @@ def run_prepared(
     """
     config = prepared.config
     if config.cluster.pool == "in_process":
-        _claim(folder, config, resume, remote)
-        worker = create_worker(config, prepared.fleet, prepared.backbone)
-        return run_experiment(prepared, folder, InProcessPool(worker), observer, remote)
+        folder.check_claim(config, resume)
+        with folder.locked():
+            _claim(folder, config, resume, remote)
+            worker = create_worker(config, prepared.fleet, prepared.backbone)
+            return run_experiment(prepared, folder, InProcessPool(worker), observer, remote)
     with ray_session(config.cluster):
         prepared, num_actors = _with_num_actors(prepared)
-        _claim(folder, prepared.config, resume, remote)
+        folder.check_claim(prepared.config, resume)
+        with folder.locked():  # released to the coordinator, which writes
+            _claim(folder, prepared.config, resume, remote)
         return run_on_ray(prepared, num_actors, folder, observer, remote)
 
 
@@ -121,6 +125,7 @@ def run_on_ray(
         backbone=backbone,
         folder=RunFolder(folder.path.resolve()),
         remote_url=remote.url if remote else None,
+        driver=os.getpid(),
         working_dir=Path.cwd(),
         environment={name: value for name, value in os.environ.items() if name.startswith(FORWARDED_VARIABLES)},
     )

@@ -8,7 +8,6 @@ the duplicate.
 
 from __future__ import annotations
 
-import json
 import tempfile
 import threading
 import time
@@ -20,11 +19,13 @@ from typing import Any, Protocol
 
 from sylva_ray.config.experiment import ExperimentConfig
 from sylva_ray.core.credentials import mask_credentials
+from sylva_ray.core.errors import UserError
 from sylva_ray.core.records import StageRecord
 from sylva_ray.core.summary import Summary
 from sylva_ray.observers.mlflow.metrics import evaluation_metrics, record_metrics, summary_metrics, without_clients
 from sylva_ray.reports.attack_titles import attack_titles
 from sylva_ray.storage.atomic import write_json
+from sylva_ray.storage.reading import read_json
 from sylva_ray.storage.run_folder import RunFolder
 
 FIGURES = "figures"
@@ -72,12 +73,26 @@ class DeliveryState:
         Returns:
             The saved state; a new, unsaved one where there is none, it is damaged, or it belongs to another store.
         """
+        state = cls.read(folder)
+        return state if state is not None and state.uri == uri else cls(folder.tracking_file, uri)
+
+    @classmethod
+    def read(cls, folder: RunFolder) -> DeliveryState | None:
+        """Read the state of a run folder; None where there is none, or it is damaged."""
         path = folder.tracking_file
         try:
-            state = cls(path, **json.loads(path.read_text()))
-        except (OSError, ValueError, TypeError):  # missing or damaged: the run is sent again, under a new key
-            return cls(path, uri)
-        return state if state.uri == uri else cls(path, uri)
+            content = read_json(path, "tracking", "")
+            state = cls(path, **content)
+        except (FileNotFoundError, UserError, TypeError):  # the run is sent again, under a new key
+            return None
+        texts, numbers = (state.uri, state.key), (state.started_ms, state.records_sent)
+        is_valid = (
+            all(isinstance(text, str) for text in texts)
+            and all(type(number) is int and number >= 0 for number in numbers)
+            and all(isinstance(identifier, str | None) for identifier in (state.experiment_id, state.run_id))
+            and isinstance(state.finished, bool)
+        )
+        return state if is_valid else None
 
     def update(self, **changes: Any) -> None:
         """Change the fields and replace the file atomically."""

@@ -145,6 +145,27 @@ def send_run(folder: RunFolder, config: ExperimentConfig) -> list[str]:
     return delivery.warnings()
 
 
+def send_rest(folder: RunFolder, config: ExperimentConfig) -> list[str]:
+    """Send what MLflow lacks of a run that has finished, and wait until it has arrived.
+
+    Nothing is sent where everything has arrived, or where ``tracking.json`` belongs to another store.
+
+    Args:
+        folder: The run folder, which is locked meanwhile.
+        config: Configuration of the run.
+
+    Returns:
+        Warnings, as `MlflowTracker.on_end`.
+    """
+    uri = mask_credentials(tracking_uri(config.tracking, folder.path))
+    if folder.tracking_file.exists():
+        state = DeliveryState.read(folder)
+        if state is None or state.uri != uri or state.finished:
+            return []
+    with folder.locked():
+        return send_run(folder, config)
+
+
 class TrackedRun(NamedTuple):
     """A run in an MLflow experiment.
 

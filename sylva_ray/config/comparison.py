@@ -1,0 +1,34 @@
+"""Which settings a result depends on, and whether two experiments agree in them."""
+
+from __future__ import annotations
+
+import json
+
+from sylva_ray.config.experiment import ExperimentConfig, with_choices_of
+from sylva_ray.config.schema import RawConfig, flatten
+
+
+def result_settings(config: ExperimentConfig) -> RawConfig:
+    """Return the settings that results depend on, as plain values.
+
+    These are all but ``tracking`` and ``cluster``; of the latter, ``threads_per_actor`` decides about the last bits.
+    """
+    settings: RawConfig = json.loads(config.model_dump_json(exclude={"tracking": True, "cluster": True}))
+    return settings | {"cluster": {"threads_per_actor": config.cluster.threads_per_actor}}
+
+
+def difference(stored: ExperimentConfig, config: ExperimentConfig) -> str:
+    """Compare two experiments.
+
+    Args:
+        stored: of a run folder; an ``auto`` in it accepts any choice.
+        config: the other one.
+
+    Returns:
+        The first key of `result_settings` that differs, with both values; '' where there is none.
+    """
+    before, now = flatten(result_settings(with_choices_of(stored, config))), flatten(result_settings(config))
+    for key in sorted(before.keys() | now.keys()):
+        if before.get(key) != now.get(key):
+            return f"{key}: {before.get(key, 'not set')} there, {now.get(key, 'not set')} now"
+    return ""

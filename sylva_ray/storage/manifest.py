@@ -1,0 +1,120 @@
+"""The manifest of a checkpoint: which files it has, and their checksums.
+
+It is written last and in one step. A folder without a manifest is therefore what an interruption leaves, and one whose files
+do not match its manifest has been damaged since; both are passed over for an older checkpoint. A manifest that says
+something that this package does not write is refused: the folder was changed by hand, or comes from another version.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from sylva_ray.core.errors import UserError
+from sylva_ray.storage.reading import parse_json, read_file
+
+MANIFEST = "manifest.json"
+
+_FOLDER = re.compile(r"round_(\d{4,12})")
+
+
+class DamagedError(Exception):
+    """A checkpoint is not what was written; the message says which part."""
+
+
+class Manifest(BaseModel):
+    """``manifest.json``.
+
+    Attributes:
+        step: position of the stage in the run, from 0.
+        sha256: ``{file name: checksum}`` of the other files in the folder.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    step: int = Field(ge=0)
+    sha256: dict[str, str]
+
+
+def folder_name(step: int) -> str:
+    """Return the name of a step's folder; with more than 9,999 steps, names have more than four digits."""
+    return f"round_{step:04d}"
+
+
+def step_of(name: str) -> int | None:
+    """Return the step of a folder by its name; None for the names of other folders."""
+    match = _FOLDER.fullmatch(name)
+    return int(match[1]) if match and folder_name(int(match[1])) == name else None
+
+
+def write_manifest(step: int, files: Mapping[str, bytes]) -> str:
+    """Return the text of a manifest.
+
+    Args:
+        step: see `Manifest`.
+        files: ``{file name: content}``.
+    """
+    checksums = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+    return json.dumps({"step": step, "sha256": checksums}, sort_keys=True)
+
+
+def read_checked(folder: Path, needed: Iterable[str], allowed: Iterable[str]) -> dict[str, bytes]:
+    """Read the files of a checkpoint and check them against its manifest.
+
+    Args:
+        folder: of the checkpoint.
+        needed: names of the files that every checkpoint has.
+        allowed: names of the others that it may have.
+
+    Returns:
+        ``{file name: content}``.
+
+    Raises:
+        FileNotFoundError: there is no manifest: the checkpoint is not complete.
+        DamagedError: the manifest is not JSON, or a file is missing or does not match its checksum.
+        UserError: the manifest says something that this package does not write.
+    """
+    path = folder / MANIFEST
+    try:
+        raw = parse_json(read_file(path, "checkpoint"))
+    except UserError:
+        raise
+    except ValueError:
+        raise DamagedError(f"{folder.name}: {MANIFEST} is not JSON") from None
+    manifest = _validated(raw, path, set(needed), set(allowed))
+    contents = {}
+    for name, checksum in manifest.sha256.items():
+        try:
+            contents[name] = read_file(folder / name, "checkpoint")
+        except FileNotFoundError:
+            raise DamagedError(f"{folder.name}: {name} is missing") from None
+        if hashlib.sha256(contents[name]).hexdigest() != checksum:
+            raise DamagedError(f"{folder.name}: {name} does not match its checksum")
+    return contents
+
+
+def _validated(raw: object, path: Path, needed: set[str], allowed: set[str]) -> Manifest:
+    try:
+        manifest = Manifest.model_validate(raw)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        where = ascii(".".join(map(str, problem["loc"]))[:80])
+        raise _refusal(path, f"{where}: {problem['msg'].lower()}") from None
+    names = manifest.sha256.keys()
+    if strange := sorted(names - needed - allowed):
+        raise _refusal(path, f"it lists {strange[0][:80]!r}, which is no file of a checkpoint")
+    if missing := sorted(needed - names):
+        raise _refusal(path, f"it does not list {missing[0]}")
+    if folder_name(manifest.step) != path.parent.name:
+        raise _refusal(path, f"its step is {manifest.step}")
+    return manifest
+
+
+def _refusal(path: Path, reason: str) -> UserError:
+    fix = f"is not a manifest as this version writes them ({reason}); delete {path.parent.name} to use an older checkpoint"
+    return UserError("checkpoint", str(path), fix)

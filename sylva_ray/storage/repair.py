@@ -1,0 +1,150 @@
+"""Repair a run folder from its newest checkpoint: ``sylva-ray repair RUN``.
+
+Every checkpoint holds the settings that the results depend on, the digests of the inputs, and all records. From them come
+``config.yaml``, ``inputs.json`` and ``rounds.jsonl`` again. Results that cannot be read are set aside, and the commands that
+write them can be repeated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from sylva_ray.config.comparison import difference
+from sylva_ray.config.experiment import ExperimentConfig
+from sylva_ray.config.schema import RawConfig, build, read_yaml
+from sylva_ray.core.errors import UserError
+from sylva_ray.core.inputs import Inputs
+from sylva_ray.storage.atomic import write_atomically
+from sylva_ray.storage.checkpoint import Checkpoint
+from sylva_ray.storage.manifest import folder_name
+from sylva_ray.storage.run_folder import RunFolder
+
+FREE = ("cluster", "tracking")
+"""Sections of which a checkpoint holds nothing or little, because the results do not depend on them."""
+
+
+def repair_run(folder: RunFolder) -> list[str]:
+    """Restore what can be restored. What is as it should be is not written.
+
+    Args:
+        folder: of the run, which the caller has locked.
+
+    Returns:
+        One sentence for everything that was done; none where nothing was necessary.
+
+    Raises:
+        UserError: there is no checkpoint to repair from.
+    """
+    checkpoint = folder.checkpoints.latest()
+    if checkpoint is None:
+        raise UserError("RUN", str(folder), "has no checkpoint, and nothing to repair it from")
+    return [
+        *_remove_drafts(folder),
+        *_restore_config(folder, checkpoint),
+        *_restore_inputs(folder, checkpoint),
+        *_restore_records(folder, checkpoint),
+        *_remove_damaged(folder, checkpoint),
+        *_set_aside(folder.summary_file, folder.load_summary, f"sylva-ray run {folder} --resume"),
+        *_set_aside(folder.evaluation_file, folder.load_evaluation, f"sylva-ray evaluate {folder}"),
+    ]
+
+
+def _remove_drafts(folder: RunFolder) -> list[str]:
+    """Remove what writes left that were interrupted."""
+    done = []
+    for path in sorted(folder.path.iterdir()):
+        name = path.name.removeprefix(".")
+        if path.is_file() and path.name != name and (folder.path / name) in folder.files:
+            path.unlink()
+            done.append(f"{path.name}: removed, a write that was interrupted")
+    return done
+
+
+def _restore_config(folder: RunFolder, checkpoint: Checkpoint) -> list[str]:
+    path = folder.config_file
+    reason, stored = _read_config(folder)
+    if checkpoint.config is None:
+        if reason:
+            fix = f"{reason}, and a checkpoint of this version holds no copy: write the file again with the run's settings"
+            raise UserError("config", str(path), fix)
+        return []
+    config = build(ExperimentConfig, checkpoint.config)
+    if stored is not None:
+        found = difference(config, stored)
+        if not found:
+            return []
+        reason = f"differed from the checkpoint ({found})"
+    config, kept = _with_free_sections(config, path)
+    write_atomically(path, config.to_yaml(), durable=True)
+    return [f"{path.name}: {reason}; restored from {folder_name(checkpoint.step)}, {kept}"]
+
+
+def _read_config(folder: RunFolder) -> tuple[str, ExperimentConfig | None]:
+    """Return what is wrong with ``config.yaml`` ('' for nothing), and its content if it can be read."""
+    if not folder.config_file.exists():
+        return "was missing", None
+    try:
+        return "", folder.load_config()
+    except UserError:
+        return "could not be read", None
+
+
+def _with_free_sections(config: ExperimentConfig, path: Path) -> tuple[ExperimentConfig, str]:
+    """Add those sections of the old file that the checkpoint does not hold, if they can be read."""
+    raw: RawConfig = config.model_dump(mode="json")
+    try:
+        old = read_yaml(path)
+        for name in FREE:
+            raw[name] = old[name] | ({"threads_per_actor": raw[name]["threads_per_actor"]} if name == "cluster" else {})
+        return build(ExperimentConfig, raw), f"{' and '.join(FREE)} as they were"
+    except (UserError, KeyError, TypeError):
+        return config, f"{' and '.join(FREE)} with their defaults"
+
+
+def _restore_inputs(folder: RunFolder, checkpoint: Checkpoint) -> list[str]:
+    if checkpoint.inputs is None:
+        return []
+    inputs = Inputs.from_json(checkpoint.inputs, f"{folder.checkpoints.root}/{folder_name(checkpoint.step)}")
+    try:
+        stored = folder.load_inputs()
+    except UserError:
+        stored = None
+    if stored == inputs:
+        return []
+    folder.write_inputs(inputs)
+    return [f"{folder.inputs_file.name}: restored from {folder_name(checkpoint.step)}"]
+
+
+def _restore_records(folder: RunFolder, checkpoint: Checkpoint) -> list[str]:
+    try:
+        if folder.load_records() == checkpoint.records:
+            return []
+    except UserError:
+        pass
+    folder.write_records(checkpoint.records)
+    count = len(checkpoint.records)
+    return [f"{folder.records_file.name}: written again with the {count} records of {folder_name(checkpoint.step)}"]
+
+
+def _remove_damaged(folder: RunFolder, checkpoint: Checkpoint) -> list[str]:
+    """Remove newer checkpoints that are damaged or incomplete; the run computes their stages again."""
+    done = []
+    for step in folder.checkpoints.steps():
+        if step > checkpoint.step:
+            folder.checkpoints.remove(step)
+            done.append(f"{folder_name(step)}: removed, damaged or not complete")
+    if done:
+        done.append(f"continue with: sylva-ray run {folder} --resume")
+    return done
+
+
+def _set_aside(path: Path, load: Callable[[], object], command: str) -> list[str]:
+    """Rename a file that cannot be read."""
+    try:
+        load()
+    except UserError:
+        aside = path.with_name(f"{path.name}.damaged")
+        path.replace(aside)
+        return [f"{path.name}: could not be read and is now {aside.name}; write it again with: {command}"]
+    return []
