@@ -92,8 +92,9 @@ def pretrain(
     with folder_lock(out, "--out"):
         _check_claim(out, resolved, resume)
         write_marker(out / CONFIG, resolved.model_dump_json(indent=1))
-        for text in dataset.notices if notify is not None else ():
-            notify(text)
+        if notify is not None:
+            for text in dataset.notices:
+                notify(text)
         return _train(resolved, dataset, out, resume, progress)
 
 

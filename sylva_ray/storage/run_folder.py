@@ -223,7 +223,7 @@ class RunFolder:
     ) -> None:
         """Write the checkpoint after the last stage of ``records``; see `CheckpointFolder.save`."""
         inputs = self.load_inputs()
-        origin = Origin(result_settings(config), inputs and inputs.to_json())
+        origin = Origin(result_settings(config), None if inputs is None else inputs.to_json())
         self.checkpoints.save(len(records) - 1, states, records, game, residuals, origin)
 
     def load_inputs(self) -> Inputs | None:

@@ -17,7 +17,6 @@ import sylva_ray
 from sylva_ray.cli import app
 from sylva_ray.config.experiment import ExperimentConfig
 from sylva_ray.core.errors import UserError
-from sylva_ray.storage import lock
 from sylva_ray.storage.lock import LOCK, folder_lock
 from sylva_ray.storage.run_folder import RunFolder
 from sylva_ray.sweeps.folder import SweepFolder
@@ -106,7 +105,7 @@ def test_a_file_system_without_locks_is_named(tmp_path: Path, monkeypatch: pytes
     def no_locks(*_: object) -> None:
         raise OSError(95, "Operation not supported")
 
-    monkeypatch.setattr(lock.fcntl, "flock", no_locks)
+    monkeypatch.setattr("fcntl.flock", no_locks)
     with pytest.warns(UserWarning, match="without locks"), folder_lock(tmp_path, "--out"):
         pass
 

@@ -19,7 +19,8 @@ from sylva_ray.execution.experiment import run_experiment
 from sylva_ray.execution.in_process import InProcessPool
 from sylva_ray.federation.observer import Observer
 from sylva_ray.preparation.experiment import Prepared, create_worker
-from sylva_ray.storage.checkpoint import MANIFEST, CheckpointFolder
+from sylva_ray.storage.checkpoint import CheckpointFolder
+from sylva_ray.storage.manifest import MANIFEST
 from sylva_ray.storage.remote_copy import RemoteFolder, run_folder_at
 from sylva_ray.storage.run_folder import RunFolder
 from tests.conftest import TINY
