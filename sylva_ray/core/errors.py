@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from sylva_ray.core.text import abbreviated, one_line
+
 
 class UserError(ValueError):
     """Wrong input. The message is one line: key, value, and what is allowed. Exit code 2; nothing has been written.
+
+    Whatever the three hold, the message is printable, and a long value is abbreviated in it.
 
     Args:
         key: the setting or the option, e.g. ``attack.epsilon`` or ``--out``.
@@ -16,7 +20,7 @@ class UserError(ValueError):
 
     def __init__(self, key: str, value: object, fix: str) -> None:
         self.key, self.value, self.fix = key, value, fix
-        super().__init__(f"{key} = {value!r}: {fix}")
+        super().__init__(one_line(f"{abbreviated(key)} = {abbreviated(value, repr)}: {fix}"))
 
     def __reduce__(self) -> tuple[type, tuple[str, object, str]]:
         """Return the arguments of the constructor; by default, pickle would pass the message only."""

@@ -1,9 +1,9 @@
-"""Parsing of ``KEY=VALUE``, hints about misspelt words, and lists in messages."""
+"""Parsing of ``KEY=VALUE``, hints about misspelt words, and texts made fit for one line of a terminal."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 
 def split_assignment(text: str) -> tuple[str, str] | None:
@@ -39,12 +39,40 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     >>> did_you_mean("zebra", ["attack", "training"])
     ''
     """
-    nearest = difflib.get_close_matches(word, list(known), n=1)
+    nearest = difflib.get_close_matches(word[:100], list(known), n=1)
     return f"did you mean {nearest[0]!r}? " if nearest else ""
 
 
+def one_line(text: str) -> str:
+    r"""Replace line breaks and tabs by spaces, and write every other character that cannot be printed as its escape.
+
+    >>> one_line("two\nlines \x1b[31m")
+    'two lines \\x1b[31m'
+    """
+    text = " ".join(text.splitlines()).replace("\t", " ").strip()
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+def abbreviated(value: object, shown: Callable[[object], str] = str, length: int = 300) -> str:
+    """Return a value as text; of a long one, beginning and end.
+
+    Args:
+        value: anything.
+        shown: how it becomes a text, ``str`` or ``repr``.
+        length: characters of the text, at most.
+
+    >>> abbreviated("x" * 1000, length=20)
+    'xxxxxxxxxx...xxxxx'
+    """
+    try:
+        text = shown(value)
+    except (ValueError, RecursionError):  # an integer of more than 4,300 digits; mappings inside each other without end
+        text = f"a {type(value).__name__} that cannot be shown"
+    return text if len(text) <= length else f"{text[: length // 2]}...{text[-length // 4 :]}"
+
+
 def shortened(words: Iterable[object], limit: int = 3) -> str:
-    """List the first few of many words.
+    """List the first few of many words, each abbreviated to 100 characters.
 
     Args:
         words: what is listed.
@@ -55,6 +83,6 @@ def shortened(words: Iterable[object], limit: int = 3) -> str:
     >>> shortened(range(6))
     '0, 1, 2 and 3 more'
     """
-    texts = [str(word) for word in words]
+    texts = list(words)
     rest = f" and {len(texts) - limit:,} more" if len(texts) > limit else ""
-    return ", ".join(texts[:limit]) + rest
+    return ", ".join(abbreviated(text, length=100) for text in texts[:limit]) + rest

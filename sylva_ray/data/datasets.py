@@ -16,10 +16,11 @@ from PIL import Image
 from sylva_ray.config.experiment import DatasetSection
 from sylva_ray.core.errors import UserError
 from sylva_ray.core.seeding import numpy_generator
+from sylva_ray.core.text import one_line
 from sylva_ray.core.types import Split
 from sylva_ray.data.folders import read_folder
 from sylva_ray.data.published import PUBLISHED, TORCHVISION, read_digits, read_torchvision
-from sylva_ray.data.sources import Sources, missing_class_notices, rows_by_class
+from sylva_ray.data.sources import Source, Sources, missing_class_notices, rows_by_class
 
 
 @dataclass(frozen=True)
@@ -69,14 +70,9 @@ def load_dataset(section: DatasetSection, image_size: int, seed: int) -> Dataset
         test, test_rows = train, _held_out(train.labels, train_rows, section, seed)
     else:
         test_rows = _subset(test.labels, section.max_test, seed, "test")
-    side = None if _may_be_square(section) else image_size
-    splits = []
-    for source, rows in ((train, train_rows), (test, test_rows)):
-        # Photographs are resized one by one: all of them at full size would not fit into memory.
-        splits.append(([_square(source.image(row), side, source.where(row)) for row in rows], source.labels[rows]))
-    sizes = {image.size for images, _ in splits for image in images}
-    keep = len(sizes) == 1 and all(width == height for width, height in sizes)
-    halves = [Split(_pixels(images, None if keep else image_size, section.name), labels) for images, labels in splits]
+    chosen = ((train, train_rows), (test, test_rows))
+    images = _decoded(chosen, image_size, _may_be_square(section))
+    halves = [Split(_pixels(part), source.labels[rows]) for part, (source, rows) in zip(images, chosen, strict=True)]
     return Dataset(section.name, halves[0], halves[1], sources.class_names, sources.notices)
 
 
@@ -117,13 +113,10 @@ def measure_dataset(section: DatasetSection, image_size: int) -> DatasetSize:
         side = 32 if _may_be_square(section) else image_size
     else:
         sources = _sources(section)
-        in_train, in_test, num_classes = (
-            len(sources.train.labels),
-            len(sources.test.labels),
-            len(sources.class_names),
-        )
-        first = _square(sources.train.image(0), None if _may_be_square(section) else image_size, section.name)
-        side = first.width if first.width == first.height else image_size
+        in_train, in_test = len(sources.train.labels), len(sources.test.labels)
+        num_classes = len(sources.class_names)
+        first = sources.train.image(0)
+        side = first.width if _may_be_square(section) and first.width == first.height else image_size
     num_train = min(section.max_train or in_train, in_train)
     if section.test_pool == "train":
         in_test = in_train - num_train
@@ -147,7 +140,7 @@ def _sources(section: DatasetSection) -> Sources:
         if source.labels.min() < 0 or source.labels.max() >= num_classes:
             raise UserError("dataset.name", name, f"has {half} labels outside 0..{num_classes - 1}")
     notices = missing_class_notices(name, sources.train.labels, sources.test.labels, sources.class_names)
-    return replace(sources, notices=sources.notices + notices)
+    return replace(sources, notices=tuple(map(one_line, sources.notices + notices)))
 
 
 def _read(section: DatasetSection) -> Sources:
@@ -195,23 +188,47 @@ def _held_out(labels: np.ndarray, taken: np.ndarray, section: DatasetSection, se
     return held_out
 
 
-def _pixels(images: Sequence[Image.Image], size: int | None, where: str) -> np.ndarray:
-    """Return ``[n, 3, S, S] uint8``; see `_square` for ``size`` and ``where``."""
-    return np.stack([np.asarray(_square(image, size, where)).transpose(2, 0, 1) for image in images])
+def _decoded(chosen: Sequence[tuple[Source, np.ndarray]], image_size: int, may_keep: bool) -> list[list[Image.Image]]:
+    """Decode the chosen rows of each half; all images have one size afterwards.
+
+    Photographs are resized one by one: all of them at full size would not fit into memory.
+
+    Args:
+        chosen: sources and their rows.
+        image_size: side in pixels to resize to.
+        may_keep: whether images that are all of one square size are kept as they are.
+    """
+    halves: list[list[Image.Image]] = []
+    kept: int | None = None
+    for source, rows in chosen:
+        halves.append([])
+        for row in rows:
+            image = source.image(row)
+            kept = kept or image.width
+            if may_keep and image.size != (kept, kept):
+                may_keep = False
+                halves = [[_square(earlier, image_size, source.where(row)) for earlier in half] for half in halves]
+            halves[-1].append(image if may_keep else _square(image, image_size, source.where(row)))
+    return halves
 
 
-def _square(image: Image.Image, size: int | None, where: str) -> Image.Image:
+def _pixels(images: Sequence[Image.Image]) -> np.ndarray:
+    """Return images of one size as ``[n, 3, S, S] uint8``."""
+    return np.stack([np.asarray(image).transpose(2, 0, 1) for image in images])
+
+
+def _square(image: Image.Image, size: int, where: str) -> Image.Image:
     """Resize the shorter side to ``size`` and crop the centre.
 
     Args:
         image: of any size.
-        size: of the result; None keeps the image as it is.
+        size: of the result.
         where: names the image in messages.
 
     Raises:
         UserError: the image is so narrow that it would become too large before it is cropped.
     """
-    if size is None or image.size == (size, size):
+    if image.size == (size, size):
         return image
     scale = size / min(image.size)
     width, height = (max(size, round(side * scale)) for side in image.size)

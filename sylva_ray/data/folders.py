@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from sylva_ray.core.errors import UserError
-from sylva_ray.core.text import did_you_mean, shortened
+from sylva_ray.core.text import abbreviated, did_you_mean, shortened
 from sylva_ray.data.images import image_suffixes
 from sylva_ray.data.sources import Source, Sources, choose_halves, is_hidden, split_of, stratified_halves
 
@@ -41,8 +41,8 @@ class _Scan:
         return UserError("dataset.name", self.key, fix)
 
     def shown(self, path: Path) -> str:
-        """Return a path below the root as text."""
-        return f"{path.relative_to(self.root)}{'/' if path.is_dir() else ''}"
+        """Return a path below the root as text, abbreviated if it is long."""
+        return abbreviated(f"{path.relative_to(self.root)}{'/' if path.is_dir() else ''}", length=200)
 
     def entries(self, folder: Path) -> tuple[list[Path], list[Path]]:
         """Return the folders and the files in a folder, sorted. Hidden ones are left out, links are followed."""
@@ -60,7 +60,7 @@ class _Scan:
                     else:  # a broken link, a pipe, a device
                         self.unread.append(path)
         except OSError as error:
-            raise self.refuse(f"has a folder that cannot be read: {folder} ({error.strerror})") from None
+            raise self.refuse(f"has a folder that cannot be read: {self.shown(folder)} ({error.strerror})") from None
         return sorted(folders), sorted(files)
 
     def identity(self, folder: Path) -> tuple[int, int]:
@@ -68,7 +68,7 @@ class _Scan:
         try:
             found = folder.stat()
         except OSError as error:
-            raise self.refuse(f"has a folder that cannot be read: {folder} ({error.strerror})") from None
+            raise self.refuse(f"has a folder that cannot be read: {self.shown(folder)} ({error.strerror})") from None
         return found.st_dev, found.st_ino
 
     def files_below(self, folder: Path) -> Iterator[Path]:
@@ -222,6 +222,12 @@ def _notices(scan: _Scan, names: Sequence[str]) -> tuple[str, ...]:
     if scan.unread:
         count = "1 file is" if len(scan.unread) == 1 else f"{len(scan.unread):,} files are"
         notices.append(f"{scan.key}: {count} not read: {shortened(map(scan.shown, sorted(scan.unread)))}")
+    similar: dict[str, list[str]] = {}
+    for name in names:
+        similar.setdefault(name.casefold().strip(), []).append(name)
+    for group in similar.values():
+        if len(group) > 1:
+            notices.append(f"{scan.key}: classes that differ in case or blanks only: {shortened(map(repr, group))}")
     if all(name.isdecimal() for name in names) and list(map(int, names)) != list(range(len(names))):
         text = f"labels 0 to {len(names) - 1} are the class folders in the order of text: {shortened(names, 12)}"
         notices.append(f"{scan.key}: {text}")

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from sylva_ray.core.errors import UserError
-from sylva_ray.core.text import shortened
+from sylva_ray.core.text import abbreviated, shortened
 from sylva_ray.data.images import ImageError
 from sylva_ray.data.parquet_columns import Columns, choose_columns
 from sylva_ray.data.parquet_files import find_parquet
@@ -64,7 +64,7 @@ def _reading(name: str, key: str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:  # pyarrow raises errors of many types for damaged files
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        reason = abbreviated(" ".join(str(error).split())) or type(error).__name__
         raise UserError("dataset.name", key, f"{name} is not readable parquet ({reason})") from None
 
 
@@ -118,14 +118,18 @@ def _columns_of_all(files: Sequence[_File], key: str, label: str | None, image: 
 
 
 def _described(file: _File, columns: Columns) -> str:
-    return " and ".join(f"{name} ({file.schema.field(name).type})" for name in (columns.image, columns.label))
+    return " and ".join(
+        f"{abbreviated(name)} ({abbreviated(file.schema.field(name).type)})" for name in (columns.image, columns.label)
+    )
 
 
 def _numbered_classes(labels: Sequence[np.ndarray], columns: Columns, key: str) -> tuple[str, ...]:
     """Return names for class numbers without names: the numbers from 0 to the highest one."""
     highest = int(max(part.max(initial=0) for part in labels))
     if highest >= max(MAX_EMPTY_CLASSES, sum(map(len, labels))):
-        fix = f"has {highest:,} in column {columns.label}, more than it has images: this is no class number"
+        fix = (
+            f"has {highest:,} in column {abbreviated(columns.label)}, more than it has images: this is no class number"
+        )
         raise UserError("dataset.name", key, f"{fix}; name the column of the labels with dataset.label=COLUMN")
     return tuple(map(str, range(highest + 1)))
 
@@ -151,7 +155,7 @@ class _Half:
                 raise self._refuse(f"has {labels.null_count:,} empty labels in {file.name}, the first in row {row}")
 
     def _refuse(self, fix: str) -> UserError:
-        return UserError("dataset.name", self.key, f"{fix} (column {self.columns.label})")
+        return UserError("dataset.name", self.key, f"{fix} (column {abbreviated(self.columns.label)})")
 
     @property
     def texts(self) -> list[str]:
@@ -244,4 +248,6 @@ class _Images:
         path = self.paths[row].as_py() if self.paths is not None else None
         if path is None:
             raise ImageError("has no image")
-        raise ImageError(f"has only the path {str(path)[:80]!r} of an image; write the image's bytes into the file")
+        raise ImageError(
+            f"has only the path {abbreviated(path, repr)} of an image; write the image's bytes into the file"
+        )

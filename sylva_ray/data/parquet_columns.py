@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 
 from sylva_ray.core.errors import UserError
-from sylva_ray.core.text import did_you_mean, shortened
+from sylva_ray.core.text import abbreviated, did_you_mean, shortened
 
 LABEL_NAMES = ("label", "labels", "class", "target", "targets", "category", "fine_label", "class_id", "class_label")
 IMAGE_NAMES = ("image", "images", "img", "picture", "photo", "pixels")
@@ -107,7 +107,7 @@ class _Choice:
                 raise UserError("dataset.name", self.key, self._undecided(what, kinds, candidates))
             chosen = candidates[0]
         if self.schema.names.count(chosen) > 1:
-            raise UserError("dataset.name", self.key, f"{self.file} has several columns named {chosen}")
+            raise UserError("dataset.name", self.key, f"{self.file} has several columns named {abbreviated(chosen)}")
         return chosen
 
     def _given(self, what: str, given: str, kinds: Mapping[str, str]) -> str:
@@ -122,11 +122,16 @@ class _Choice:
     def _undecided(self, what: str, kinds: Mapping[str, str], candidates: Sequence[str]) -> str:
         if not kinds:
             return f"{self.file} has no {what} column, which must be of {SUITABLE[what]}; {self._columns()}"
-        found = f"several {what} columns ({', '.join(candidates)})" if candidates else f"no {what} column by its name"
+        found = (
+            f"several {what} columns ({shortened(candidates, 12)})" if candidates else f"no {what} column by its name"
+        )
         return f"{self.file} has {found}; name it with dataset.{what}=COLUMN; {self._columns()}"
 
     def _columns(self) -> str:
-        return "columns: " + shortened((f"{field.name} ({_short(field.type)})" for field in self.schema), 12)
+        return "columns: " + shortened(
+            (f"{abbreviated(field.name, length=40)} ({abbreviated(field.type, length=50)})" for field in self.schema),
+            12,
+        )
 
 
 SUITABLE = {
@@ -134,11 +139,6 @@ SUITABLE = {
     "image": "encoded images: binary, or a struct with a field bytes",
 }
 """What a column must contain."""
-
-
-def _short(data_type: pa.DataType) -> str:
-    text = " ".join(str(data_type).split())
-    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _label_kind(data_type: pa.DataType) -> str | None:

@@ -178,6 +178,12 @@ def test_numbered_classes_with_gaps_or_another_order_are_said(
     assert data.notices == (() if shown is None else (f"imagefolder:{tmp_path}: {shown}",))
 
 
+def test_classes_that_differ_in_case_only_are_said(tmp_path: Path) -> None:
+    data = load(grow(tmp_path, {"cat": 5, "Cat": 5, "dog": 5}))
+    assert data.class_names == ("Cat", "cat", "dog")
+    assert data.notices == (f"imagefolder:{tmp_path}: classes that differ in case or blanks only: 'Cat', 'cat'",)
+
+
 def test_every_suffix_that_can_be_decoded_counts(tmp_path: Path) -> None:
     for name in ("cat", "dog"):
         (tmp_path / name).mkdir()

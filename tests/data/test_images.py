@@ -239,7 +239,7 @@ def test_a_decompression_bomb_is_refused_before_it_is_decoded(side: int) -> None
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "TIFF", "WEBP", "MPO"])
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "TIFF", "WEBP", "MPO", "AVIF"])
 def test_an_image_is_turned_upright(file_format: str, orientation: int) -> None:
     """Independent oracle: Pillow's own transposition of the same pixels."""
     pixels = np.zeros((16, 48, 3), np.uint8)
@@ -251,7 +251,7 @@ def test_an_image_is_turned_upright(file_format: str, orientation: int) -> None:
     tagged = Image.open(io.BytesIO(encoded(plain, "PNG", exif=exif)))
     expected = np.asarray(ImageOps.exif_transpose(tagged)).astype(int)
     assert expected.shape == ((16, 48, 3) if orientation < 5 else (48, 16, 3))
-    options = {"lossless": True} if file_format == "WEBP" else {}
+    options = {"WEBP": {"lossless": True}, "AVIF": {"quality": 100}}.get(file_format, {})
     found = np.asarray(decode_image(encoded(plain, file_format, exif=exif, **options))).astype(int)
     assert found.shape == expected.shape
     assert np.abs(found - expected).max() < 12  # JPEG rounds

@@ -208,6 +208,11 @@ def test_keys_name_the_columns(tmp_path: Path) -> None:
     assert measure_dataset(DatasetSection(name=f"parquet:{tmp_path}", label="my label"), 8).num_classes == 2
 
 
+def test_points_in_names_of_columns_are_part_of_the_name(tmp_path: Path) -> None:
+    columns = {"a.label": ints(1, 0, 1, 0), "image": structs(4), "image.bytes": ints(9, 9, 9, 9), "a": ints(9, 9, 9, 9)}
+    assert load(pair(tmp_path, columns), label="a.label").train.labels.tolist() == [1, 0, 1, 0]
+
+
 UNDECIDED: dict[str, tuple[Arrays, Any, dict[str, str], list[str]]] = {
     "integers without a usual name": (
         {"a": ints(0, 1), "b": ints(0, 1), "image": structs(2)},
@@ -402,6 +407,22 @@ def test_images_in_parquet_are_converted_as_files_are(tmp_path: Path) -> None:
     Image.fromarray(np.full((8, 8), 257 * 99, np.uint16)).save(buffer, "PNG")
     pair(tmp_path, {"image": pa.array([buffer.getvalue()] * 2), "label": ints(0, 1)})
     assert (load(tmp_path).train.images == 99).all()
+
+
+@pytest.mark.parametrize("sizes", [(8, 8, 8, 12), (12, 8, 8, 8), (8, 8, 12, 8)])
+def test_photographs_of_several_sizes_are_all_resized(tmp_path: Path, sizes: Sequence[int]) -> None:
+    """As soon as one has another size, all are resized; the result does not depend on when that is."""
+    rng = np.random.default_rng(0)
+    images = [Image.fromarray(rng.integers(0, 256, (side, side, 3), np.uint8)) for side in sizes]
+    contents = []
+    for image in images:
+        buffer = io.BytesIO()
+        image.save(buffer, "PNG")
+        contents.append(buffer.getvalue())
+    pair(tmp_path, {"image": pa.array(contents), "label": ints(0, 1, 0, 1)})
+    data = load_dataset(DatasetSection(name=f"parquet:{tmp_path}"), 10, 0)
+    expected = np.stack([np.asarray(image.resize((10, 10), Image.Resampling.BILINEAR)) for image in images])
+    assert np.array_equal(data.train.images, expected.transpose(0, 3, 1, 2))
 
 
 # -- files -------------------------------------------------------------------------------------------------------------

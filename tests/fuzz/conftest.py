@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
+from hypothesis.errors import InvalidArgument
 
 LONG_SECONDS = 30 * 60.0
 """How long all fuzz tests together take in the profile ``long``."""
@@ -24,9 +26,13 @@ def _is_fuzz_test(item: pytest.Item) -> bool:
     return item.path.parent == Path(__file__).parent
 
 
-@pytest.fixture(autouse=True, scope="session")
-def _profile() -> None:
-    settings.load_profile(PROFILE)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give the fuzz tests the profile, and only them: loading it would change the tests of all other folders, too."""
+    functions = {item.function for item in items if isinstance(item, pytest.Function) and _is_fuzz_test(item)}
+    for function in functions:
+        if hasattr(function, "hypothesis"):
+            with suppress(InvalidArgument):  # it has settings of its own
+                settings.get_profile(PROFILE)(function)
 
 
 @pytest.hookimpl(tryfirst=True)
