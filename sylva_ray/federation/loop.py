@@ -48,7 +48,7 @@ class Rounds:
                 server.observer.on_notice(Notice(f"checkpoint {reason}; the run continues from an older one"))
             server.states, server.records, server.game = checkpoint.states, checkpoint.records, checkpoint.game
             server.wire.residuals = checkpoint.residuals
-            server.observer.on_resume(server.records)
+        server.observer.on_resume(server.records)
         num_done = len(server.records)
         for index in range(num_done, len(self.stages)):
             server.observer.on_stage(StageStarted(index, len(self.stages), self.stages[index].title))

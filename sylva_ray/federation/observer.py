@@ -62,7 +62,10 @@ class Observer:
     """Observes a run. The methods of this class do nothing."""
 
     def on_resume(self, records: Sequence[StageRecord]) -> None:
-        """Handle that a run continues after the stages in ``records``."""
+        """Handle that a run continues after the stages in ``records``; a run that starts has none.
+
+        Files of an earlier start may be there all the same: it was stopped before its first checkpoint was complete.
+        """
 
     def on_stage(self, started: StageStarted) -> None:
         """Handle that a stage begins."""

@@ -5,7 +5,8 @@
     run ──► local folder ──► push, after every stage ──► URL ──► pull: resume on any machine, evaluate, export, ...
 
 A push sends the small files that change first, then every new checkpoint, its manifest last, and then deletes old
-checkpoints. Wherever it is interrupted, the URL holds a complete checkpoint: the newest, or the one before.
+checkpoints. Wherever it is interrupted, the URL holds a complete checkpoint: the newest, or the one before. If the first
+push is interrupted there is none yet, and the run starts again.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, TypeVar
@@ -80,25 +81,43 @@ class RemoteFolder:
         shutil.rmtree(self.local, ignore_errors=True)
 
     def pull(self, marker: str = CONFIG) -> None:
-        """Make the local folder a copy of the URL. A local folder with more records (the last pushes failed) is kept.
+        """Make the local folder a copy of the URL, unless it is ahead of it because the last pushes have failed.
 
         Args:
             marker: the file, or the folder of files, that shows that there is a run.
 
         Raises:
-            UserError: there is no run, or the URL cannot be reached.
+            UserError: there is no run, the URL cannot be reached, or the local folder is ahead with another run.
         """
         names = self._read(self._list)
         if not any(name.split("/")[0] == marker for name in names):
             raise UserError("run folder", str(self), "holds no run")
-        num_records = self._download(RECORDS).count(b"\n") if RECORDS in names else 0
-        if RunFolder(self.local).config_file.exists() and RunFolder(self.local).num_records() > num_records:
+        if self._is_ahead(names):
             return
         shutil.rmtree(self.local, ignore_errors=True)
         for name in names:
             target = self.local / name
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(self._download(name))
+
+    def _is_ahead(self, names: Iterable[str]) -> bool:
+        """Return whether the local folder holds the run at the URL with more records.
+
+        Raises:
+            UserError: it holds more records, of a run that is not the one at the URL.
+        """
+        folder = RunFolder(self.local)
+        if not (folder.config_file.exists() and folder.records_file.exists()):
+            return False
+        here = _complete_lines(folder.records_file.read_bytes())
+        there = _complete_lines(self._download(RECORDS)) if RECORDS in names else []
+        if len(here) <= len(there):
+            return False
+        has_config = CONFIG in names  # without it, the local file can restore it
+        if here[: len(there)] != there or (has_config and folder.config_file.read_bytes() != self._download(CONFIG)):
+            fix = f"is not the run whose copy is in {self.local}, with more stages; move that folder elsewhere, or delete it"
+            raise UserError("run folder", str(self), fix)
+        return True
 
     def push(self) -> None:
         """Make the URL a copy of the local folder.
@@ -215,6 +234,10 @@ def _filesystem(url: str) -> tuple[Any, str]:
         fix = f"is not a URL that can be used here ({_reason(error)})"
         raise UserError("run folder", mask_credentials(url), fix) from None
     return files, root.rstrip("/")
+
+
+def _complete_lines(content: bytes) -> list[bytes]:
+    return content.split(b"\n")[:-1]
 
 
 def _is_local(files: Any) -> bool:

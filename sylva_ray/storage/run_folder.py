@@ -247,10 +247,6 @@ class RunFolder:
         lines = read_records(self.records_file)
         return [StageRecord.from_json(line, f"{self.records_file}, line {n}") for n, line in enumerate(lines, 1)]
 
-    def num_records(self) -> int:
-        """Return the number of completed stages that are recorded."""
-        return len(read_records(self.records_file))
-
     def write_records(self, records: Sequence[StageRecord]) -> None:
         """Replace ``rounds.jsonl``."""
         rewrite_records(self.records_file, [record.to_json() for record in records])

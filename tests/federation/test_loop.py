@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,16 @@ def test_a_run_leaves_what_it_promises(finished: tuple[Path, Any], tiny: Prepare
     assert game.coalitions_evaluated == 3 * 2**7
     assert np.array(game.shapley).shape == (3, 7)
     assert {check.name for check in summary.checks} == {"S4", "S14"}
+
+
+def test_a_run_without_its_checkpoints_starts_again_with_one_record_per_stage(
+    finished: tuple[Path, Any], tiny: Prepared, tmp_path: Path
+) -> None:
+    shutil.copytree(finished[0], tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoint")
+    run(tiny, tmp_path / "run")
+    assert [record.step for record in RunFolder(tmp_path / "run").load_records()] == list(range(6))
+    assert adapters(tmp_path / "run") == adapters(finished[0])
 
 
 def test_declared_bytes_are_the_serialised_ones(finished: tuple[Path, Any]) -> None:

@@ -12,6 +12,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
+from sylva_ray import api
 from sylva_ray.cli import app
 from sylva_ray.core.errors import Interrupted, RunError, UserError
 from sylva_ray.core.records import StageRecord
@@ -188,6 +189,68 @@ def test_a_run_goes_on_elsewhere_to_the_same_adapters(tiny: Prepared, tmp_path: 
     third.pull()
     assert adapters(third.local) == adapters(alone.local)
     assert (third.local / "summary.json").exists()
+
+
+def test_a_run_whose_first_push_was_cut_starts_again_with_one_record_per_stage(tiny: Prepared, tmp_path: Path) -> None:
+    """The record of the warm-up is at the URL, the checkpoint after it is not."""
+    url = (tmp_path / "shared").as_uri()
+    first = RemoteFolder(url, tmp_path / "first")
+    send, cut_at = first._send, f"checkpoint/round_0000/{MANIFEST}"
+
+    def cut(name: str, path: Path) -> None:
+        if name == cut_at:
+            raise Stop
+        send(name, path)
+
+    first._send = cut  # type: ignore[method-assign]
+    with pytest.raises(Stop):
+        run_until(tiny, first, 1)
+    assert len((tmp_path / "shared" / "rounds.jsonl").read_text().splitlines()) == 1
+    assert not (tmp_path / "shared" / cut_at).exists()
+    second = RemoteFolder(url, tmp_path / "second")
+    second.pull()
+    run_until(tiny, second, None)
+    for folder in (tmp_path / "shared", second.local):
+        assert [record.step for record in RunFolder(folder).load_records()] == list(range(6))
+
+
+def replaced_by_another_run(url: str, shared: Path, here: RemoteFolder) -> None:
+    """Machine A, ``here``, has pushed seven stages; B has deleted them and pushed three stages of another run."""
+    save_steps(here, *range(7))
+    shutil.rmtree(shared)
+    elsewhere = RemoteFolder(url, shared.with_name("elsewhere"))
+    save_steps(elsewhere, 0, 1, 2)
+    (elsewhere.local / "config.yaml").write_text("name: another\n")
+    elsewhere.push()
+
+
+@pytest.mark.parametrize("command", [api.load_run, api.report, api.resume])
+def test_a_local_copy_of_another_run_is_neither_read_nor_pushed(
+    command: Callable[[str], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    shared = tmp_path / "shared"
+    here = RemoteFolder(shared.as_uri())
+    replaced_by_another_run(shared.as_uri(), shared, here)
+    before = {path: path.read_bytes() for path in shared.rglob("*") if path.is_file()}
+    with pytest.raises(UserError, match=f"not the run whose copy is in {here.local}, with more stages; move"):
+        command(shared.as_uri())
+    assert {path: path.read_bytes() for path in shared.rglob("*") if path.is_file()} == before
+    shutil.rmtree(here.local)
+    here.pull()
+    assert (here.local / "config.yaml").read_text() == "name: another\n"
+
+
+def test_a_local_copy_with_other_records_of_the_same_experiment_is_refused(tmp_path: Path) -> None:
+    """Two machines have continued one run; which of them counts is for the user to say."""
+    here = RemoteFolder((tmp_path / "shared").as_uri(), tmp_path / "here")
+    save_steps(here, 0)
+    (here.local / "rounds.jsonl").write_text('{"a": 1}\n{"a": 2}\n')
+    with pytest.raises(UserError, match="is not the run whose copy"):
+        here.pull()
+    (here.local / "rounds.jsonl").write_text('{}\n{"torn')
+    here.pull()
+    assert (here.local / "rounds.jsonl").read_text() == "{}\n", "an incomplete line is no record"
 
 
 @pytest.fixture
