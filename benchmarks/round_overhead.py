@@ -23,6 +23,7 @@ from sylva_ray.execution.ray.pool import RayPool
 from sylva_ray.execution.ray.session import ray_session
 from sylva_ray.federation.client.training import TrainSettings, TrainTask
 from sylva_ray.federation.cohorts import make_cohorts
+from sylva_ray.federation.contract import stages_of_run
 from sylva_ray.federation.loop import Rounds
 from sylva_ray.federation.observer import Observer
 from sylva_ray.federation.server import Server
@@ -65,7 +66,7 @@ def main() -> None:
         algorithm.bind_model(worker.model, fleet.num_classes, {}, worker.device)
         initial = [state] * fleet.num_clients
         server = Server(config, algorithm, fleet, initial, {}, pool, RunFolder(folder), Observer())
-        loop = Rounds(server, algorithm.stages(config))
+        loop = Rounds(server, stages_of_run(algorithm, config))
 
         def ray_round(number: int) -> float:
             started = time.perf_counter()

@@ -15,7 +15,7 @@ from sylva_ray.algorithms.sylva import Sylva
 from sylva_ray.config.resolved import ResolvedConfig
 from sylva_ray.federation.client.training import TrainSettings
 from sylva_ray.federation.server import Server
-from sylva_ray.federation.stages.federated_round import lr_of
+from sylva_ray.federation.stages.federated_round import last_lr
 from sylva_ray.federation.stages.stage import Stage, StageResult
 
 
@@ -31,8 +31,7 @@ class Harden(Stage):
 
     def run(self, server: Server, round: int) -> StageResult:
         """See `Stage.run`."""
-        epsilon = self.factor * server.config.attack.epsilon
-        lr = lr_of(server.config, server.config.training.rounds)
+        epsilon, lr = self.factor * server.config.attack.epsilon, last_lr(server.config)
         outcomes, _ = server.train(round, server.everyone, TrainSettings(epsilon, lr, epochs=1))
         return StageResult(epsilon, lr, metrics=server.adopt_states(outcomes))
 

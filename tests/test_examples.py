@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+import sylva_ray
 from sylva_ray.algorithms.registry import create_algorithm
 from sylva_ray.config.experiment import AlgorithmSection, ExperimentConfig
 from sylva_ray.config.schema import build
@@ -21,6 +22,7 @@ from sylva_ray.federation.observer import Observer
 from sylva_ray.federation.stages.kinds import title_of
 from sylva_ray.preparation.experiment import prepare
 from sylva_ray.reports.pages.run import write_report
+from sylva_ray.reports.terminal import closing_table
 from sylva_ray.storage.jsonl import read_records
 from sylva_ray.storage.run_folder import RunFolder
 from tests.conftest import TINY
@@ -76,6 +78,27 @@ def test_a_third_phase_is_one_new_file(tmp_path: Path) -> None:
     for before, after in zip(whole, RunFolder(tmp_path / "run").load_states(), strict=True):
         assert all(np.array_equal(before[name], after[name]) for name in before)
     assert title_of("harden") == "phase 3: hardening"
+
+
+@pytest.mark.parametrize("phase2", [True, False])
+def test_the_result_of_a_third_phase_is_shown_as_such(phase2: bool, tmp_path: Path) -> None:
+    method = {"name": THIRD, "phase2": TINY["algorithm"]["phase2"] | {"enabled": phase2}, "harden_factor": 4.0}
+    run, short = tmp_path / "run", {"training": TINY["training"] | {"rounds": 1, "lr": 0.02}}
+    summary = sylva_ray.run(TINY | short | {"algorithm": method}, out=run, show="nothing")
+    assert summary.phase1 is not None
+    assert summary.final != summary.phase1
+    folder = RunFolder(run)
+    table = closing_table(summary, folder.load_records())
+    assert str(table.title).endswith("before > phase 1 > phase 3")
+    benign = [end.benign_accuracy.mean for end in (summary.initial, summary.phase1, summary.final) if end is not None]
+    assert list(table.columns[3].cells)[-2] == " > ".join(f"{100 * value:5.1f}" for value in benign)
+    page = folder.report_file.read_text()
+    assert page.count(">phase 3<") >= 1
+    assert ">phase 2<" not in page
+    assert ("phases 2 and 3" in page) == phase2, "what is shaded in the figure"
+    rows = sylva_ray.compare([run], show="nothing")
+    accuracies = {row.stage: row.accuracy["benign", "accuracy", "mean"].mean for row in rows if row.stage != "majority"}
+    assert accuracies == pytest.approx({"phase1": benign[1], "final": benign[2]})
 
 
 class Linear(FakeModel):

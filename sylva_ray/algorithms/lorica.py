@@ -15,9 +15,12 @@ from pydantic import Field
 
 from sylva_ray.algorithms.adversarial import AdversarialTraining, OwnLoss, craft_ce
 from sylva_ray.attacks.losses import cross_entropy, kl_divergence
+from sylva_ray.config.resolved import ResolvedConfig
 from sylva_ray.core.types import AttackSpec, ParameterStack
 from sylva_ray.federation.context import Batch, ClientContext
 from sylva_ray.federation.parameters import Phase2Parameters, RobustParameters, Sharing
+from sylva_ray.federation.stages.layer_game.phase import game_and_refinement
+from sylva_ray.federation.stages.stage import Stage
 
 DECAY = 0.9
 """Of the running mean of each expert's loss."""
@@ -41,6 +44,10 @@ class Lorica(AdversarialTraining):
         phase2: Phase2Parameters = Phase2Parameters(selection="gates")
 
     parameters: Parameters
+
+    def stages(self, config: ResolvedConfig) -> list[Stage]:
+        """Return the stages of federated training, then the choice of layers by gates and their refinement."""
+        return [*super().stages(config), *game_and_refinement(self.parameters.phase2)]
 
     def craft(self, context: ClientContext, params: ParameterStack, batch: Batch, attack: AttackSpec) -> torch.Tensor:
         """Craft images by PGD on the cross-entropy."""

@@ -15,9 +15,7 @@ from sylva_ray.algorithms.adversarial import AdversarialTraining
 from sylva_ray.config.resolved import ResolvedConfig
 from sylva_ray.federation.parameters import Phase2Parameters, Sharing
 from sylva_ray.federation.stages.federated_round import federated_rounds
-from sylva_ray.federation.stages.layer_game.rankings.registry import create_ranking
-from sylva_ray.federation.stages.layer_game.refine import Refine
-from sylva_ray.federation.stages.layer_game.stage import LayerGame
+from sylva_ray.federation.stages.layer_game.phase import game_and_refinement
 from sylva_ray.federation.stages.local_epochs import local_epochs
 from sylva_ray.federation.stages.stage import Stage
 from sylva_ray.federation.stages.warm_up import WarmUp
@@ -38,12 +36,11 @@ class Sylva(AdversarialTraining):
 
     def stages(self, config: ResolvedConfig) -> list[Stage]:
         """Return adversarial rounds and local epochs, then a game over layers and the refinement of those selected."""
-        phase2 = self.parameters.phase2
         return [
             WarmUp(),
             *federated_rounds(config),
             *local_epochs(self.parameters.final_local_epochs),
-            *([LayerGame(create_ranking(phase2.selection)), Refine()] if phase2.enabled else []),
+            *game_and_refinement(self.parameters.phase2),
         ]
 
 

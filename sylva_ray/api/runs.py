@@ -148,7 +148,7 @@ def _run_in_folder(
                 resumable(folder.config_file, f"Resume with: sylva-ray run {where} --resume"),
             ):
                 summary = driver.run_prepared(prepared, folder, purpose == "resume", display, remote)
-    console.print(closing_table(summary))
+        console.print(closing_table(summary, folder.load_records()))
     uri = tracking_uri(experiment.tracking, folder.path) if experiment.tracking.enabled else None
     print_lines(console, closing_lines(summary, where, uri))
     return summary

@@ -243,6 +243,11 @@ class Summary(Artefact):
             return raw | {"final": raw["phase1"]}
         return raw
 
+    @property
+    def has_later_phase(self) -> bool:
+        """Whether a phase follows phase 1, so that ``final`` is not its end (but may be equal to it)."""
+        return self.layer_game is not None or self.final != self.phase1
+
     def other_warnings(self) -> list[str]:
         """Return the warnings that do not repeat a check."""
         checks = tuple(f"check {check.name} " for check in self.checks)

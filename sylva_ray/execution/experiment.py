@@ -9,6 +9,7 @@ from sylva_ray.config.resolved import ResolvedConfig
 from sylva_ray.core.errors import RunError, UserError
 from sylva_ray.core.summary import Summary
 from sylva_ray.federation.client.worker import build_model, split_weights
+from sylva_ray.federation.contract import stages_of_run
 from sylva_ray.federation.loop import Rounds
 from sylva_ray.federation.observer import Notice, Observer, Observers, StageStarted, Status
 from sylva_ray.federation.pool import ClientPool
@@ -78,7 +79,7 @@ def _run(prepared: Prepared, folder: RunFolder, pool: ClientPool, observer: Obse
     initial = initial_states(algorithm, model, config, fleet.num_classes, prepared.backbone)
     players = model.players if isinstance(model, LoraStack) else {}
     server = Server(config, algorithm, fleet, initial, players, pool, folder, observer)
-    stages = algorithm.stages(config)
+    stages = stages_of_run(algorithm, config)
     warnings: list[str] = []
     status: Status = "FAILED"
     try:

@@ -56,7 +56,7 @@ class RoundUploads:
     """The uploads of a round, and what else the coordinator knows when they have arrived.
 
     Attributes:
-        round: number of the stage, from 1 (0 is the warm-up).
+        round: number of the round, from 1; 0: an exchange before the first round, such as the warm-up's.
         states: the states of all K clients after training. The simulator knows them; only ``by_client`` has been
             uploaded.
         received: the states that the K clients started from, which both ends know.

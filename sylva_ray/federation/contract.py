@@ -6,10 +6,10 @@ The halves are in `sylva_ray.federation.method`, which stages import; stages are
 from __future__ import annotations
 
 from sylva_ray.config.resolved import ResolvedConfig
+from sylva_ray.core.errors import UserError
 from sylva_ray.federation.method import Method
 from sylva_ray.federation.stages.federated_round import federated_rounds
-from sylva_ray.federation.stages.layer_game.rankings.registry import create_ranking
-from sylva_ray.federation.stages.layer_game.refine import Refine
+from sylva_ray.federation.stages.layer_game.phase import game_and_refinement
 from sylva_ray.federation.stages.layer_game.stage import LayerGame
 from sylva_ray.federation.stages.local_epochs import local_epochs
 from sylva_ray.federation.stages.stage import Stage
@@ -34,15 +34,32 @@ class Algorithm(Method):
     """
 
     def stages(self, config: ResolvedConfig) -> list[Stage]:
-        """What a run is made of, in order. A method with another course overrides this.
+        """Return what a run is made of, in order: a warm-up, federated rounds, and local epochs.
+
+        A method with another course overrides this.
 
         Args:
             config: the experiment.
         """
-        phase2 = self.parameters.phase2
-        return [
-            WarmUp(),
-            *federated_rounds(config),
-            *local_epochs(self.parameters.final_local_epochs),
-            *([LayerGame(create_ranking(phase2.selection)), Refine()] if phase2.enabled else []),
-        ]
+        return [WarmUp(), *federated_rounds(config), *local_epochs(self.parameters.final_local_epochs)]
+
+
+def stages_of_run(algorithm: Algorithm, config: ResolvedConfig) -> list[Stage]:
+    """Return the stages of a method, with Sylva's phase 2 where only the settings ask for one.
+
+    Args:
+        algorithm: the method.
+        config: the experiment.
+
+    Raises:
+        UserError: a stage needs neighbourhoods and no round comes before it.
+    """
+    stages, phase2 = algorithm.stages(config), algorithm.parameters.phase2
+    if not any(isinstance(stage, LayerGame) for stage in stages):
+        later = next((index for index, stage in enumerate(stages) if stage.phase > LayerGame.phase), len(stages))
+        stages = [*stages[:later], *game_and_refinement(phase2), *stages[later:]]
+    for index, stage in enumerate(stages):
+        if stage.needs_neighbours and not any(earlier.exchanges for earlier in stages[:index]):
+            fix = f"its stage {stage.name} needs the neighbourhoods of a federated round, and none comes before it"
+            raise UserError("algorithm.name", config.algorithm.name, fix)
+    return stages

@@ -14,7 +14,7 @@ from sylva_ray.core.errors import UserError
 from sylva_ray.core.records import Neighbours, StageRecord
 from sylva_ray.federation.evaluator import Evaluator
 from sylva_ray.federation.observer import Notice, StageStarted
-from sylva_ray.federation.server import Server, StageCosts
+from sylva_ray.federation.server import Place, Server, StageCosts
 from sylva_ray.federation.stages.stage import Stage
 from sylva_ray.federation.summary import compute_of
 from sylva_ray.storage.checkpoint import Checkpoint
@@ -73,9 +73,10 @@ class Rounds:
         """Run the stage at position ``index``: update the states, write a checkpoint and return the record."""
         started = time.perf_counter()
         server, stage = self.server, self.stages[index]
-        server.costs = costs = StageCosts()
+        server.place, server.costs = place_of(self.stages, index), StageCosts()
         result = stage.run(server, index)
         evaluation = self.evaluator.evaluate(index)
+        costs = server.costs
         costs.seconds["wall"] = time.perf_counter() - started
         graph = result.neighbours
         record = StageRecord(
@@ -106,3 +107,10 @@ class Rounds:
 
 def _form(array: tuple[tuple[int, ...], str] | None) -> str:
     return "missing" if array is None else f"{array[1]} {list(array[0])}"
+
+
+def place_of(stages: Sequence[Stage], index: int) -> Place:
+    """Return the place of the stage at position ``index`` in a run of ``stages``."""
+    num_rounds = sum(stage.exchanges for stage in stages[: index + 1])
+    following = next((stage for stage in stages[index + 1 :] if stage.needs_neighbours or stage.exchanges), None)
+    return Place(num_rounds, following is not None and following.needs_neighbours)

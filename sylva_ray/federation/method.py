@@ -280,8 +280,8 @@ class Method:
     def graph(self, uploads: RoundUploads, sharing: str, clients: Sequence[int], weights: np.ndarray) -> NeighbourGraph:
         """Return the neighbourhoods within which uploads are merged.
 
-        In round 1 all clients are neighbours: the products of their adapters are close to zero, and distances mean
-            nothing.
+        In round 1 and before it all clients are neighbours: the products of their adapters are close to zero, and
+        distances mean nothing.
         """
         if sharing == "global" or uploads.round <= 1:
             return global_graph(weights)

@@ -61,6 +61,19 @@ class StageCosts:
         self.peak_memory_bytes = max(self.peak_memory_bytes, result.peak_memory_bytes)
 
 
+@dataclass(frozen=True)
+class Place:
+    """The place of the present stage in its run, which depends on the stages before and after it.
+
+    Attributes:
+        num_rounds: rounds so far in which clients exchanged what they share, with the present one.
+        records_neighbours: whether a later stage needs the neighbourhoods that follow from the uploads of this one.
+    """
+
+    num_rounds: int = 0
+    records_neighbours: bool = False
+
+
 class Server:
     """The coordinator's half of a run.
 
@@ -78,6 +91,7 @@ class Server:
         states: of the K clients; a stage changes them.
         game: the result of the layer game, or None.
         records: of the stages before the present one.
+        place: of the present stage.
         costs: of the present stage.
     """
 
@@ -100,7 +114,7 @@ class Server:
         self.states: list[dict[str, np.ndarray]] = [dict(sorted(state.items())) for state in initial_states]
         self.records: list[StageRecord] = []
         self.game: GameRecord | None = None
-        self.costs = StageCosts()
+        self.place, self.costs = Place(), StageCosts()
         self.wire = Wire(algorithm, algorithm.postprocessors(config))
 
     @property
@@ -120,7 +134,7 @@ class Server:
         log.
 
         Args:
-            round: number of the stage.
+            round: position of the stage.
             clients: the participants.
             settings: how they train.
             deadline_s: wall seconds after which clients count as missing; None: no deadline.
@@ -161,7 +175,7 @@ class Server:
         """Exchange trained states for merged ones: 1 uploads, 2 validation, 3 aggregation, 4 downloads.
 
         Args:
-            round: number of the stage.
+            round: position of the stage.
             outcomes: what the participants trained, ``{client: outcome}``.
             received: the states that all K clients started from.
             names: the parameters that may travel; None: all that the method uploads.
@@ -177,7 +191,7 @@ class Server:
         uploads = self._validated(round, sent, received, names)
         metrics = {client: outcome.metrics for client, outcome in outcomes.items()}
         merged = self.algorithm.aggregate(
-            RoundUploads(round, self.states, received, uploads, self.sizes, metrics, self.config.seed)
+            RoundUploads(self.place.num_rounds, self.states, received, uploads, self.sizes, metrics, self.config.seed)
         )
         self.states = [
             self.wire.download(round, client, received[client], merged[client], names, counted=client in sent)
@@ -223,7 +237,7 @@ class Server:
         return self.algorithm.phase2_graph(adapters, self.sizes)
 
     def recorded_neighbourhood(self) -> NeighbourGraph:
-        """Return the neighbourhoods that the last round of phase 1 recorded; in phase 2 no adapters are uploaded."""
+        """Return the neighbourhoods that the last round recorded; for a stage with ``needs_neighbours``."""
         recorded = next(record.neighbours for record in reversed(self.records) if record.neighbours is not None)
         return NeighbourGraph(np.array(recorded.members), np.array(recorded.weights))
 

@@ -111,8 +111,8 @@ def summarise(
             )
             for client, data in enumerate(fleet.clients)
         ],
-        initial=_accuracies(records[0].evaluation, attackers),
-        phase1=_accuracies(_end_of_phase1(records), attackers),
+        initial=_end_of_phase(0, records, attackers),
+        phase1=_end_of_phase(1, records, attackers),
         final=_from_evaluation(final, attackers),
         majority=Spread.from_values(majority, attackers),
         communication=_communication(config, records, costs.traffic),
@@ -151,10 +151,6 @@ def compute_of(config: ResolvedConfig) -> Compute:
     )
 
 
-def _accuracies(evaluation: Mapping[str, ClientAccuracies] | None, attackers: Sequence[int]) -> StageAccuracies | None:
-    return None if evaluation is None else _from_evaluation(evaluation, attackers)
-
-
 def _from_evaluation(evaluation: Mapping[str, ClientAccuracies], attackers: Sequence[int]) -> StageAccuracies:
     attacks = [condition for condition in evaluation if condition not in ("benign", UNBOUNDED.label)]
     plain = {c: Spread.from_values(accuracies.accuracy, attackers) for c, accuracies in evaluation.items()}
@@ -167,9 +163,10 @@ def _from_evaluation(evaluation: Mapping[str, ClientAccuracies], attackers: Sequ
     )
 
 
-def _end_of_phase1(records: Sequence[StageRecord]) -> Mapping[str, ClientAccuracies] | None:
-    evaluations = [r.evaluation for r in records if phase_of(r.stage) == 1 and r.evaluation is not None]
-    return evaluations[-1] if evaluations else None
+def _end_of_phase(phase: int, records: Sequence[StageRecord], attackers: Sequence[int]) -> StageAccuracies | None:
+    """Return the last accuracies that were measured in a phase; None where there are none."""
+    evaluations = [r.evaluation for r in records if phase_of(r.stage) == phase and r.evaluation is not None]
+    return _from_evaluation(evaluations[-1], attackers) if evaluations else None
 
 
 def _communication(config: ResolvedConfig, records: Sequence[StageRecord], traffic: DeclaredTraffic) -> Communication:

@@ -20,7 +20,7 @@ from sylva_ray.core.seeding import generator
 from sylva_ray.data.datasets import load_dataset
 from sylva_ray.data.fleet import FleetData, build_fleet
 from sylva_ray.federation.client.worker import AUXILIARY, CohortWorker, build_model, split_weights
-from sylva_ray.federation.contract import Algorithm
+from sylva_ray.federation.contract import Algorithm, stages_of_run
 from sylva_ray.federation.stages.layer_game.rankings.registry import create_ranking
 from sylva_ray.models.backbone import backbone_arrays, create_backbone
 from sylva_ray.models.cohort import CohortModel
@@ -65,6 +65,7 @@ def prepare(config: ExperimentConfig, folder: RunFolder | None = None, measure: 
     resolved = resolve_config(config)
     algorithm = create_algorithm(config.algorithm)
     check_byzantine(config, algorithm)
+    stages_of_run(algorithm, resolved)  # checks their order, before anything is loaded
     image_size = create_backbone(config.backbone, num_classes=2).image_size
     fleet = build_fleet(load_dataset(config.dataset, image_size, config.seed), config.partition, config.seed)
     arrays = backbone_arrays(create_backbone(config.backbone, fleet.num_classes))

@@ -28,6 +28,7 @@ from sylva_ray.core.records import GameRecord, StageRecord
 from sylva_ray.core.summary import Spread, StageAccuracies, Summary
 from sylva_ray.federation.observer import Notice, Observer, StageStarted, TaskDone
 from sylva_ray.federation.stages.kinds import title_of
+from sylva_ray.reports.phases import phase_ends
 
 MIN_WIDTH = 100
 """Width that the tables need, in characters; it replaces the default width where standard output is not a terminal."""
@@ -136,17 +137,20 @@ def _numbers(record: StageRecord) -> str:
     return "  ".join(parts)
 
 
-def closing_table(summary: Summary) -> Table:
+def closing_table(summary: Summary, records: Sequence[StageRecord]) -> Table:
     """Tabulate each client's training images, and its benign and robust accuracy before the run and after each phase.
 
     The last rows hold the mean and the worst decile of the clients. Robust accuracy is that under the first attack.
+
+    Args:
+        summary: of the run.
+        records: of its stages.
     """
     attack = next(iter(summary.final.robust_accuracy), None)
-    game = summary.layer_game
-    ends = [summary.initial, summary.phase1, *([summary.final] if game else [])]
-    stages = [stage for stage in ends if stage is not None]
-    stage_names = " > ".join(["before", "phase 1", "phase 2"][: len(stages)])
-    table = Table(title=f"{summary.algorithm} on {summary.dataset}: accuracy in %, {stage_names}")
+    game, ends = summary.layer_game, phase_ends(summary, records)
+    stages = [end.accuracies for end in ends]
+    headings = " > ".join(end.heading for end in ends)
+    table = Table(title=f"{summary.algorithm} on {summary.dataset}: accuracy in %, {headings}")
     for name in ("client", "images", "majority", "benign", f"robust ({attack})"):
         table.add_column(name, justify="right", no_wrap=True)
     if game:

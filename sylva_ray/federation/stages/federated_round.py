@@ -12,42 +12,57 @@ from sylva_ray.federation.stages.stage import Stage, StageResult
 
 
 class FederatedRound(Stage):
-    """One round of phase 1. The last one also records the neighbourhoods, if a later stage needs them."""
+    """One round of phase 1. It also records the neighbourhoods, if the next stage that needs them reads its own.
+
+    Args:
+        number: of the round, from 1; epsilon and learning rate depend on it.
+        num_rounds: rounds of the run.
+    """
 
     name = "phase1"
     title = "phase 1: adversarial"
     exchanges = True
 
+    def __init__(self, number: int, num_rounds: int) -> None:
+        assert 1 <= number <= num_rounds, f"round {number} of {num_rounds}"
+        self.number, self.num_rounds = number, num_rounds
+
     def run(self, server: Server, round: int) -> StageResult:
         """See `Stage.run`."""
         config = server.config
         participants = choose_participants(config, round, server.previous_missing)
-        epsilon, lr = epsilon_of(config, server.parameters.epsilon_warmup, round), lr_of(config, round)
+        epsilon = epsilon_of(config, server.parameters.epsilon_warmup, self.number, self.num_rounds)
+        lr = lr_of(config, self.number, self.num_rounds)
         received = server.states.copy()
         settings = TrainSettings(epsilon, lr, config.training.local_epochs)
         outcomes, missing = server.train(round, participants, settings, config.cluster.round_deadline_s)
         metrics = server.adopt_states(outcomes)
         uploads = server.exchange(round, outcomes, received)
-        is_read = round == config.training.rounds and server.parameters.phase2.enabled
-        graph = server.neighbourhood(received, uploads) if is_read else None
+        graph = server.neighbourhood(received, uploads) if server.place.records_neighbours else None
         return StageResult(epsilon, lr, participants, missing, metrics, graph)
 
 
 def federated_rounds(config: ResolvedConfig) -> list[Stage]:
     """Return ``training.rounds`` rounds."""
-    return [FederatedRound() for _ in range(config.training.rounds)]
+    num_rounds = config.training.rounds
+    return [FederatedRound(number, num_rounds) for number in range(1, num_rounds + 1)]
 
 
-def epsilon_of(config: ResolvedConfig, warmup: float, round: int) -> float:
+def epsilon_of(config: ResolvedConfig, warmup: float, number: int, num_rounds: int) -> float:
     """Return the epsilon of a round, ramped from 0 over a fraction ``warmup`` of the rounds to avoid collapse."""
-    ramp = math.ceil(warmup * config.training.rounds)
-    return config.attack.epsilon * min(1.0, round / (ramp + 1))
+    ramp = math.ceil(warmup * num_rounds)
+    return config.attack.epsilon * min(1.0, number / (ramp + 1))
 
 
-def lr_of(config: ResolvedConfig, round: int) -> float:
+def lr_of(config: ResolvedConfig, number: int, num_rounds: int) -> float:
     """Return the learning rate of a round: a cosine from ``training.lr`` down to a tenth of it, or constant."""
     training = config.training
-    if training.lr_schedule == "constant" or training.rounds == 1:
+    if training.lr_schedule == "constant" or num_rounds == 1:
         return training.lr
-    progress = (round - 1) / (training.rounds - 1)
+    progress = (number - 1) / (num_rounds - 1)
     return training.lr * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * progress)))
+
+
+def last_lr(config: ResolvedConfig) -> float:
+    """Return the learning rate of the last round, with which stages after phase 1 train."""
+    return lr_of(config, config.training.rounds, config.training.rounds)

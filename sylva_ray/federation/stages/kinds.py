@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from sylva_ray.federation.stages.federated_round import FederatedRound
 from sylva_ray.federation.stages.layer_game.refine import Refine
 from sylva_ray.federation.stages.layer_game.stage import LayerGame
@@ -21,6 +23,18 @@ def title_of(name: str) -> str:
 def phase_of(name: str) -> int:
     """Return the phase of a stage; 2 if it is unknown, since methods add stages after phase 1."""
     return KINDS[name].phase if name in KINDS else 2
+
+
+def phase_title(names: Collection[str]) -> str:
+    """Return what the phases of some stages are called, e.g. ``phase 2`` or ``phases 2 and 3``.
+
+    Args:
+        names: of stages after phase 1. Where there are none, or one of them is unknown, it is ``after phase 1``.
+    """
+    if not names or not KINDS.keys() >= set(names):
+        return "after phase 1"
+    phases = [str(phase) for phase in sorted({KINDS[name].phase for name in names})]
+    return f"phases {', '.join(phases[:-1])} and {phases[-1]}" if len(phases) > 1 else f"phase {phases[0]}"
 
 
 def is_exchange(name: str) -> bool:

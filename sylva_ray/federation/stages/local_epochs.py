@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sylva_ray.federation.client.training import TrainSettings
 from sylva_ray.federation.server import Server
-from sylva_ray.federation.stages.federated_round import lr_of
+from sylva_ray.federation.stages.federated_round import last_lr
 from sylva_ray.federation.stages.stage import Stage, StageResult
 
 
@@ -16,7 +16,7 @@ class LocalEpochs(Stage):
 
     def run(self, server: Server, round: int) -> StageResult:
         """See `Stage.run`."""
-        epsilon, lr = server.config.attack.epsilon, lr_of(server.config, server.config.training.rounds)
+        epsilon, lr = server.config.attack.epsilon, last_lr(server.config)
         epochs = server.parameters.final_local_epochs
         outcomes, _ = server.train(round, server.everyone, TrainSettings(epsilon, lr, epochs))
         return StageResult(epsilon, lr, metrics=server.adopt_states(outcomes))

@@ -44,7 +44,7 @@ class StageResult:
 
 
 class Stage(ABC):
-    """A stage, numbered by its place in the list. Rounds of phase 1 count from 1, because a warm-up comes first."""
+    """A stage of a run. It is numbered by its position in the list, from 0."""
 
     name: ClassVar[str]
     """In records and events."""
@@ -53,7 +53,9 @@ class Stage(ABC):
     phase: ClassVar[int] = 1
     """0: before the defence; 1: federated training; 2 and more: what follows."""
     exchanges: ClassVar[bool] = False
-    """Whether it is a round of phase 1; traffic per client and round is counted over these."""
+    """Whether it is a round, in which clients exchange what they share. Traffic per round is counted over these."""
+    needs_neighbours: ClassVar[bool] = False
+    """Whether it uses `Server.recorded_neighbourhood`, which the last round before it then records."""
     evaluated: ClassVar[Evaluated] = "at intervals"
 
     def __init_subclass__(cls) -> None:
@@ -63,7 +65,7 @@ class Stage(ABC):
 
     @abstractmethod
     def run(self, server: Server, round: int) -> StageResult:
-        """Change ``server.states``; ``round`` is the number of the stage, which also names its random numbers."""
+        """Change ``server.states``; ``round`` is the position of the stage, which names its random numbers."""
 
 
 KINDS: dict[str, type[Stage]] = {}

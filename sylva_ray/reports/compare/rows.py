@@ -123,7 +123,7 @@ def compare(summaries: Sequence[Run | Mapping[str, object]]) -> list[Row]:
     rows: list[Row] = []
     for group, num_copies, conflicts in zip(groups, repeats, _conflicts(groups), strict=True):
         rows += _rows(group, num_copies, conflicts)
-    rows = _named(rows, [group[0].source for group in groups for _ in range(_has_phase2(group) + 1)])
+    rows = _named(rows, [group[0].source for group in groups for _ in range(_has_later_phase(group) + 1)])
     return [*_majority(rows), *rows]
 
 
@@ -168,12 +168,12 @@ def _conflicts(groups: Sequence[Sequence[Run]]) -> list[bool]:
     return [keys.count(key) > 1 for key in keys]
 
 
-def _has_phase2(group: Sequence[Run]) -> bool:
-    return all(run.layer_game is not None and run.phase1 is not None for run in group)
+def _has_later_phase(group: Sequence[Run]) -> bool:
+    return all(run.has_later_phase and run.phase1 is not None for run in group)
 
 
 def _rows(group: Sequence[Run], num_copies: int, conflicts: bool) -> list[Row]:
-    """Return the row of a group, after the row of its phase 1 if a second phase follows."""
+    """Return the row of a group, after the row of its phase 1 if another phase follows."""
     first = group[0]
     fingerprints = {run.seed: fingerprint for run in group if (fingerprint := run.partition_fingerprint())}
     common = Row(
@@ -210,7 +210,7 @@ def _rows(group: Sequence[Run], num_copies: int, conflicts: bool) -> list[Row]:
         repeats=num_copies,
         conflicts=conflicts,
     )
-    if not _has_phase2(group):
+    if not _has_later_phase(group):
         return [final]
     ends = [run.phase1 for run in group if run.phase1 is not None]
     return [replace(common, stage="phase1", accuracy=_accuracy(ends, first.attacks)), final]

@@ -17,10 +17,11 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from sylva_ray.core.records import FleetAccuracies, GameRecord, StageRecord
+from sylva_ray.core.records import GameRecord, StageRecord
 from sylva_ray.core.summary import Communication, RunSeconds, StageAccuracies, Summary
-from sylva_ray.federation.stages.kinds import is_exchange, phase_of
+from sylva_ray.federation.stages.kinds import is_exchange, phase_of, phase_title
 from sylva_ray.federation.stages.layer_game.rankings.registry import RANKINGS
+from sylva_ray.metrics.checks import UNBOUNDED
 from sylva_ray.reports.figures.style import LIGHT, style
 from sylva_ray.reports.pages.wording import SECONDS, bytes_text
 
@@ -60,12 +61,9 @@ def figures(summary: Summary | None, records: Sequence[StageRecord], titles: Map
 
 
 def robust_conditions(records: Sequence[StageRecord]) -> list[str]:
-    """Return the labels of the evaluation's attacks.
-
-    They are those of the first evaluation, because the last one also contains attacks that checks need.
-    """
-    first: FleetAccuracies = next((r.evaluation for r in records if r.evaluation), {})
-    return [condition for condition in first if condition != "benign"]
+    """Return the labels of the evaluation's attacks, without the one that only a check needs."""
+    conditions = dict.fromkeys(condition for record in records for condition in record.evaluation or ())
+    return [condition for condition in conditions if condition not in ("benign", UNBOUNDED.label)]
 
 
 # -- figures --------------------------------------------------------------------------------------------------------------
@@ -113,14 +111,17 @@ def _accuracy(records: Sequence[StageRecord], summary: Summary | None, titles: M
         handles.append(
             axes.axhline(majority, color=LIGHT["muted"], lw=1.2, ls=(0, (4, 3)), label="always the majority class")
         )
-    refinement = [record.step for record in records if phase_of(record.stage) > 1]
-    if refinement:
-        axes.axvspan(refinement[0] - 0.5, refinement[-1] + 0.5, color=LIGHT["grid"], alpha=0.55, lw=0, zorder=0)
-        handles.append(Patch(color=LIGHT["grid"], alpha=0.55, lw=0, label="phase 2"))
+    later = [record for record in records if phase_of(record.stage) > 1]
+    if later:
+        axes.axvspan(later[0].step - 0.5, later[-1].step + 0.5, color=LIGHT["grid"], alpha=0.55, lw=0, zorder=0)
+        handles.append(Patch(color=LIGHT["grid"], alpha=0.55, lw=0, label=phase_title([r.stage for r in later])))
+    has_warm_up = phase_of(records[0].stage) == 0
     axes.set(
         ylim=(0, 1),
         xlim=(-0.5, max(record.step for record in records) + 0.5),
-        xlabel="step (0: heads only, before any defence; then one per round)",
+        xlabel="step (0: heads only, before any defence; then one per round)"
+        if has_warm_up
+        else "step (one per round)",
     )
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=12))
     _percent_axis(axes)

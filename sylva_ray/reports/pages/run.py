@@ -9,21 +9,21 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from sylva_ray.core.credentials import mask_credentials
 from sylva_ray.core.evaluation import Evaluation
-from sylva_ray.core.records import GameRecord
-from sylva_ray.core.summary import Spread, StageAccuracies, Summary
+from sylva_ray.core.records import GameRecord, StageRecord
+from sylva_ray.core.summary import Spread, Summary
 from sylva_ray.federation.stages.layer_game.rankings.registry import RANKINGS
 from sylva_ray.reports.attack_titles import attack_titles_from_config
 from sylva_ray.reports.figures.plots import figures
 from sylva_ray.reports.figures.style import DARK, LIGHT, svg
 from sylva_ray.reports.pages.evaluation import EVALUATION_DESCRIPTIONS, attack_rows, evaluation_figures, gallery
 from sylva_ray.reports.pages.wording import bytes_text, percent
+from sylva_ray.reports.phases import PhaseEnd, phase_ends
 from sylva_ray.storage.atomic import write_atomically
 from sylva_ray.storage.run_folder import RunFolder
 
@@ -66,7 +66,7 @@ def write_report(folder: RunFolder) -> Path:
         "config": mask_credentials(config),
     }
     if summary is not None:
-        view |= _view_of_summary(summary, titles)
+        view |= _view_of_summary(summary, records, titles)
     if summary is not None and evaluation is not None:
         view |= _view_of_evaluation(evaluation)
         more = evaluation_figures(evaluation, summary.class_names)
@@ -89,9 +89,9 @@ def page_environment() -> Environment:
     return environment
 
 
-def _view_of_summary(summary: Summary, titles: Mapping[str, str]) -> dict[str, object]:
+def _view_of_summary(summary: Summary, records: Sequence[StageRecord], titles: Mapping[str, str]) -> dict[str, object]:
     """Return the template's variables of a finished run."""
-    stages, game = _stages(summary), summary.layer_game
+    stages, game = phase_ends(summary, records), summary.layer_game
     end = stages[-1].accuracies
     main_attack = next(iter(end.robust_accuracy), None)
     return {
@@ -118,13 +118,6 @@ def _view_of_evaluation(evaluation: Evaluation) -> dict[str, object]:
     }
 
 
-class _Stage(NamedTuple):
-    """A phase of the run that the tables have a column for, and the accuracies after it."""
-
-    heading: str
-    accuracies: StageAccuracies
-
-
 @dataclass(frozen=True)
 class _FleetRow:
     """A condition: mean accuracy after each phase, the last one's spread over the clients, and its balanced mean."""
@@ -148,16 +141,7 @@ class _ClientRow:
     layers: str
 
 
-def _stages(summary: Summary) -> list[_Stage]:
-    """Return the phases in chronological order; phase 1 is called "after" where no phase 2 follows."""
-    named = [("before", summary.initial)]
-    named += (
-        [("phase 1", summary.phase1), ("phase 2", summary.final)] if summary.layer_game else [("after", summary.final)]
-    )
-    return [_Stage(heading, stage) for heading, stage in named if stage]
-
-
-def _fleet_rows(summary: Summary, stages: Sequence[_Stage], titles: Mapping[str, str]) -> list[_FleetRow]:
+def _fleet_rows(summary: Summary, stages: Sequence[PhaseEnd], titles: Mapping[str, str]) -> list[_FleetRow]:
     """Return one row per condition and, last, one for the majority class."""
     end = stages[-1].accuracies
     benign = [stage.accuracies.benign_accuracy.mean for stage in stages]
@@ -171,7 +155,7 @@ def _fleet_rows(summary: Summary, stages: Sequence[_Stage], titles: Mapping[str,
     return rows
 
 
-def _client_rows(summary: Summary, stages: Sequence[_Stage]) -> list[_ClientRow]:
+def _client_rows(summary: Summary, stages: Sequence[PhaseEnd]) -> list[_ClientRow]:
     """Return one row per client; robust accuracies are those under the first attack."""
     attack = next(iter(stages[-1].accuracies.robust_accuracy), None)
     rows = []

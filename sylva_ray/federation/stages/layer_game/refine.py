@@ -16,6 +16,7 @@ class Refine(Stage):
     name = "phase2"
     title = "phase 2: refinement"
     phase = 2
+    needs_neighbours = True
 
     def run(self, server: Server, round: int) -> StageResult:
         """See `Stage.run`."""

@@ -21,6 +21,7 @@ class LayerGame(Stage):
     name = "layer_game"
     title = "phase 2: layer game"
     phase = 2
+    needs_neighbours = True
     evaluated = "never"
 
     def __init__(self, ranking: Ranking) -> None:

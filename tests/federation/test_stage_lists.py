@@ -1,0 +1,155 @@
+"""Runs of other stages than the shipped list: what a stage does depends on its round, not on its position."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sylva_ray.algorithms.registry import create_algorithm
+from sylva_ray.algorithms.sylva import Sylva
+from sylva_ray.algorithms.undefended import Undefended
+from sylva_ray.config.experiment import ExperimentConfig
+from sylva_ray.config.resolved import ResolvedConfig
+from sylva_ray.config.schema import build
+from sylva_ray.core.errors import UserError
+from sylva_ray.core.summary import Summary
+from sylva_ray.federation.contract import stages_of_run
+from sylva_ray.federation.server import Server
+from sylva_ray.federation.stages.federated_round import federated_rounds
+from sylva_ray.federation.stages.local_epochs import LocalEpochs
+from sylva_ray.federation.stages.stage import Stage, StageResult
+from sylva_ray.federation.stages.warm_up import WarmUp
+from sylva_ray.preparation.experiment import prepare
+from sylva_ray.storage.run_folder import RunFolder
+from tests.conftest import TINY
+from tests.federation.runs import run
+
+SHORT: dict[str, Any] = TINY | {
+    "evaluation": {"attacks": [{"epsilon": "4/255", "steps": 1}], "max_samples": 4, "checks": False, "every": 1}
+}
+
+
+class Pooling(Stage):
+    """Notes which clients are the neighbours of each."""
+
+    name = "pooling"
+    title = "phase 3: pooling"
+    phase = 3
+    needs_neighbours = True
+
+    def run(self, server: Server, round: int) -> StageResult:
+        """Record the number of neighbours of every client."""
+        del round
+        members = server.recorded_neighbourhood().members
+        return StageResult(metrics={"neighbours": {str(client): float(len(m)) for client, m in enumerate(members)}})
+
+
+class NoWarmUp(Sylva):
+    """Rounds alone."""
+
+    name = "no_warm_up"
+
+    def stages(self, config: ResolvedConfig) -> list[Stage]:
+        """Return the rounds."""
+        return federated_rounds(config)
+
+
+class LateRounds(Sylva):
+    """A local epoch comes before the rounds."""
+
+    name = "late_rounds"
+
+    def stages(self, config: ResolvedConfig) -> list[Stage]:
+        """Return a warm-up, a local epoch and the rounds."""
+        return [WarmUp(), LocalEpochs(), *federated_rounds(config)]
+
+
+class Pooled(Undefended):
+    """A third phase that needs neighbourhoods."""
+
+    name = "pooled"
+
+    def stages(self, config: ResolvedConfig) -> list[Stage]:
+        """Return the usual stages and `Pooling`."""
+        return [*super().stages(config), Pooling()]
+
+
+class OnlyPooling(Sylva):
+    """A stage that needs neighbourhoods, without a round before it."""
+
+    name = "only_pooling"
+
+    def stages(self, config: ResolvedConfig) -> list[Stage]:
+        """Return a list that cannot run."""
+        return [WarmUp(), Pooling(), *federated_rounds(config)]
+
+
+def config_of(method: type, **parameters: Any) -> ExperimentConfig:
+    """`SHORT` with a method of this file."""
+    return build(ExperimentConfig, SHORT | {"algorithm": {"name": f"{__name__}:{method.__name__}"} | parameters})
+
+
+def finish(method: type, folder: Path, **parameters: Any) -> Summary:
+    """Run it."""
+    return run(prepare(config_of(method, **parameters)), folder)
+
+
+@pytest.mark.parametrize(("method", "first"), [(NoWarmUp, 0), (LateRounds, 2)])
+def test_epsilon_rate_and_merge_of_a_round_are_those_of_its_number(method: type, first: int, tmp_path: Path) -> None:
+    summary = finish(method, tmp_path / "run", phase2={"enabled": False})
+    rounds = RunFolder(tmp_path / "run").load_records()[first:]
+    assert [record.stage for record in rounds] == ["phase1", "phase1"]
+    assert [record.epsilon for record in rounds] == pytest.approx([2 / 255, 4 / 255])
+    assert [record.lr for record in rounds] == pytest.approx([0.005, 0.0005])
+    assert (summary.initial is None) == (method is NoWarmUp), "there is no accuracy from before the defence"
+    assert summary.phase1 == summary.final
+    after_first_round = RunFolder(tmp_path / "run").checkpoints.root / f"round_{first:04d}" / "states.safetensors"
+    from safetensors.numpy import load_file
+
+    adapters = {name: value for name, value in load_file(after_first_round).items() if ".lora_" in name}
+    assert adapters
+    assert all(np.array_equal(value[0], value[client]) for value in adapters.values() for client in (1, 2)), (
+        "in the first round all clients are neighbours"
+    )
+
+
+def test_the_last_round_records_neighbourhoods_for_any_stage_that_needs_them(tmp_path: Path) -> None:
+    finish(Pooled, tmp_path / "run")
+    records = RunFolder(tmp_path / "run").load_records()
+    assert [record.stage for record in records] == ["warmup", "phase1", "phase1", "personalise", "pooling"]
+    assert [record.neighbours is not None for record in records] == [False, False, True, False, False]
+    assert records[-1].metrics == {"neighbours": {"0": 2.0, "1": 2.0, "2": 2.0}}
+
+
+def test_a_stage_without_the_neighbourhoods_that_it_needs_is_refused() -> None:
+    with pytest.raises(UserError, match="stage pooling needs the neighbourhoods of a federated round, and none comes"):
+        prepare(config_of(OnlyPooling, phase2={"enabled": False}))
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters", "expected"),
+    [
+        ("undefended", {}, ["warmup", "phase1", "personalise"]),
+        ("undefended", {"phase2": {"enabled": True}}, ["warmup", "phase1", "personalise", "layer_game", "phase2"]),
+        ("lorica", {}, ["warmup", "phase1", "personalise", "layer_game", "phase2"]),
+        ("sylva", {}, ["warmup", "phase1", "personalise", "layer_game", "phase2"]),
+        ("sylva", {"phase2": {"enabled": False}}, ["warmup", "phase1", "personalise"]),
+        (f"{__name__}:Pooled", {}, ["warmup", "phase1", "personalise", "pooling"]),
+        (
+            f"{__name__}:Pooled",
+            {"phase2": {"enabled": True}},
+            ["warmup", "phase1", "personalise", "layer_game", "phase2", "pooling"],
+        ),
+    ],
+)
+def test_phase_2_is_part_of_a_method_or_added_by_its_key(
+    name: str, parameters: dict[str, Any], expected: list[str]
+) -> None:
+    config = build(
+        ExperimentConfig,
+        SHORT | {"algorithm": {"name": name} | parameters, "training": SHORT["training"] | {"rounds": 1}},
+    )
+    assert [stage.name for stage in stages_of_run(create_algorithm(config.algorithm), config)] == expected
