@@ -1,8 +1,7 @@
 """Averages of client states and of the LoRA factors in them.
 
 The mean of products is not the product of means: ``sum w B A - (sum w B)(sum w A) = sum w (B - mean B)(A - mean A)``.
-    And
-``(B R)(R^-1 A) = B A`` for every invertible R, so an average of factors is not a function of the models. The rule
+And ``(B R)(R^-1 A) = B A`` for every invertible R, so an average of factors is not a function of the models. The rule
 ``naive`` averages the factors nevertheless (FedIT, Zhang et al. 2024). The rule ``product_svd`` averages the products
 and returns the best rank-r factors of the result.
 

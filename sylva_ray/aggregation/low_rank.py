@@ -1,10 +1,9 @@
 """The best rank-r approximation of a product of two long factors, ``M = left [d_out, n] @ right [n, d_in]``.
 
 The leading singular directions are computed from the smallest Gram matrix that has the squared singular values of M:
-    one of order
-n from the Gram matrices of the factors where n is small, otherwise one of order min(d_out, d_in) from M. Squaring loses
-half the digits, so singular values below about 1e-7 of the largest are lost. The others are not affected: M itself is
-projected on the directions, and the triplets are those of the projection (Rayleigh-Ritz).
+one of order n from the Gram matrices of the factors where n is small, otherwise one of order min(d_out, d_in) from M.
+Squaring loses half the digits, so singular values below about 1e-7 of the largest are lost. The others are not
+affected: M itself is projected on the directions, and the triplets are those of the projection (Rayleigh-Ritz).
 
 All functions work on stacks: ``...`` are leading axes, e.g. modules of equal shapes.
 """

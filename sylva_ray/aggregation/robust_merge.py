@@ -1,10 +1,9 @@
 """Robust rules applied to client states.
 
 A rule that returns a combination of its inputs is applied to the products B A, which do not depend on the
-    factorisation: the Gram
-matrix of the models decides the coefficients, and `sylva_ray.aggregation.factors.merge_factors` computes the
-combination. The coordinate-wise rules need arrays whose entries mean the same for every client; the parameters of a
-method check that.
+factorisation: the Gram matrix of the models decides the coefficients, and `sylva_ray.aggregation.factors.merge_factors`
+computes the combination. The coordinate-wise rules need arrays whose entries mean the same for every client; the
+parameters of a method check that.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
 """Lorica (arXiv 2506.05402v3), the successor of Sylva.
 
 From the abstract: LoRA-FA, of which only B is uploaded, ball-tree neighbours, an adaptive loss, forward gating of the
-    layers in
-phase 2, and Byzantine clients. The form of the loss and of the gates is our choice (docs/choices.md). A is frozen with
-orthogonal rows, so averages, distances and clipping of B are those of the models.
+layers in phase 2, and Byzantine clients. The form of the loss and of the gates is our choice (docs/choices.md). A is
+frozen with orthogonal rows, so averages, distances and clipping of B are those of the models.
 """
 
 from __future__ import annotations

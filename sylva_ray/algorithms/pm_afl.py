@@ -1,10 +1,9 @@
 """PM-AFL: a pre-trained teacher guides adversarial federated learning by mixture distillation.
 
 From the abstract: a frozen pre-trained teacher; vanilla mixture distillation on pairs of images and their mixtures;
-    adversarial
-mixture distillation with attacked images on the side of the student only; consistency of the local model under attack
-with the clean prediction of the global model; a small global model. The weights and the temperature are our choice.
-``backbone`` is the student, which is uploaded; the teacher is not.
+adversarial mixture distillation with attacked images on the side of the student only; consistency of the local model
+under attack with the clean prediction of the global model; a small global model. The weights and the temperature are
+our choice. ``backbone`` is the student, which is uploaded; the teacher is not.
 
 The teacher has the classes of the data, or (``teacher_probe``) every client fits its own head on the frozen teacher in
 the warm-up.
@@ -160,7 +159,7 @@ class PmAfl(Algorithm):
         """Return the loss of every image, ``[N]``.
 
         Every image is in two pairs, but is distilled once: the mean over all halves of pairs is the mean over the
-            batch.
+        batch.
         """
         p = self.parameters
         mixture, mixture_adv = context.scratch["mixtures"]

@@ -1,10 +1,9 @@
 """Sylva (CCS 2025, arXiv 2506.05402): LoRA adversarial fine-tuning, then a layer game that refines on benign data.
 
 From the abstract: phase 1 fine-tunes LoRA adversarially on every client and uploads the LoRA parameters only; phase 2
-    selects
-layers by a cooperative game and refines them for benign accuracy. We know no more of the paper. Our choices are the
-loss and its class balancing, product-SVD aggregation among ball-tree neighbours with local heads, the warm-up, and all
-constants of phase 2. ``sylva_paper_like`` averages the factors naively over all clients.
+selects layers by a cooperative game and refines them for benign accuracy. We know no more of the paper. Our choices are
+the loss and its class balancing, product-SVD aggregation among ball-tree neighbours with local heads, the warm-up, and
+all constants of phase 2. ``sylva_paper_like`` averages the factors naively over all clients.
 """
 
 from __future__ import annotations

@@ -57,8 +57,7 @@ class Method:
     >>> toy = Toy(Toy.Parameters(adapters="global", heads="global"))
 
     The client half: client 0 has the images 1 and 3, client 1 has the image 2. A gradient is the mean over the client's
-        own
-    images.
+    own images.
 
     >>> from contextlib import nullcontext
     >>> from sylva_ray.core.timing import Stopwatch
@@ -201,8 +200,7 @@ class Method:
         """Return what is applied to uploads and answers on their way, the one nearest to the model first.
 
         By default what the configuration asks for: Byzantine clients and compression. A method with noise or masks of
-            its own
-        appends them here.
+        its own appends them here.
         """
         return create_postprocessors(config, self)
 

@@ -1,10 +1,9 @@
 """Byzantine clients: which clients they are, and what they upload.
 
 The malicious clients are omniscient: they know every honest update of the round, cooperate, and wait until all honest
-    clients
-have uploaded. An update is the uploaded state minus the received one. An attack is a linear function of the updates,
-array by array. For LoRA factors that is an attack on the model to first order only: B A is bilinear, so with the
-updates of both factors negated their product stays.
+clients have uploaded. An update is the uploaded state minus the received one. An attack is a linear function of the
+updates, array by array. For LoRA factors that is an attack on the model to first order only: B A is bilinear, so with
+the updates of both factors negated their product stays.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """The guard of fast adversarial training, which can collapse within an epoch (Wong et al. 2020, section 5.3).
 
 A collapsed model is robust against the single step that it was trained on and against nothing else: its accuracy under
-    PGD-5
-drops suddenly.
+PGD-5 drops suddenly.
 """
 
 from __future__ import annotations
