@@ -22,7 +22,6 @@ from collections import Counter
 from pathlib import Path
 
 import psutil
-import yaml
 from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -40,6 +39,8 @@ from sandbox import (
     wait_until,
 )
 
+from sylva_ray.config.schema import read_yaml
+from sylva_ray.core.yaml import to_yaml
 from sylva_ray.sweeps.points import point_id
 
 ADDRESS = "127.0.0.1:6379"
@@ -61,7 +62,7 @@ RANKS = (4, 8)
 
 def fake_cluster() -> dict[str, object]:
     """Return the node types and limits of cluster.yaml for Ray's provider of fake nodes."""
-    shipped = yaml.safe_load((ROOT / "cluster.yaml").read_text())
+    shipped = read_yaml(ROOT / "cluster.yaml")
     head = shipped["head_node_type"]
     types = {
         HEAD if name == head else name: {
@@ -222,7 +223,7 @@ def main() -> None:
 
     watch = Watch()
     space = {"name": "ranks", "base": str(DIGITS), "parameters": {"lora.rank": {"grid": list(RANKS)}}}
-    (work / "space.yaml").write_text(yaml.safe_dump(space))
+    (work / "space.yaml").write_text(to_yaml(space))
     trials = {rank: sweep / "trials" / f"{point_id({'lora.rank': rank})}-s0" for rank in RANKS}
     tuned = ["tune", str(work / "space.yaml"), *CONFIG, *ON_CLUSTER, "cluster.pool=ray"]
     said = play(tuned, sweep, trials[RANKS[0]] / first, watch)

@@ -20,8 +20,6 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import yaml
-
 sys.path.insert(0, str(Path(__file__).parent))
 from sandbox import (
     RAY,
@@ -36,6 +34,9 @@ from sandbox import (
     temporary_home,
     wait_until,
 )
+
+from sylva_ray.config.schema import read_yaml
+from sylva_ray.core.yaml import to_yaml
 
 CONFIG = [*SMALL, "training.rounds=6"]
 NEEDS = ("sshd", "ssh", "rsync", "ssh-keygen", "curl")
@@ -71,7 +72,7 @@ def start_sshd(work: Path, home: Path) -> tuple[subprocess.Popen[bytes], Path]:
 
 def loopback_cluster(work: Path, key: Path, dist: Path) -> dict[str, object]:
     """Return cluster.yaml with this machine as its head, without the commands that need the internet."""
-    shipped = yaml.safe_load((ROOT / "cluster.yaml").read_text())
+    shipped = read_yaml(ROOT / "cluster.yaml")
     settings = (
         shipped["setup_commands"][0]
         .replace("s3://FILL_IN", f"file://{work}/bucket")
@@ -148,7 +149,7 @@ def main() -> None:
         f"case $- in *i*) ;; *) return ;; esac\nexport PYTHONPATH={ROOT}\n"
     )  # as Debian's begins
     file = work / "loopback.yaml"
-    file.write_text(yaml.safe_dump(cluster, sort_keys=False))
+    file.write_text(to_yaml(cluster))
     say(last_line(call([*SYLVA, "cluster", "check", str(file)]).stdout.splitlines()[0].replace(str(work), "...")))
     began = time.monotonic()
     call([*RAY, "up", "-y", "--no-config-cache", str(file)])

@@ -19,12 +19,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from sylva_ray.algorithms.registry import create_algorithm
 from sylva_ray.config.experiment import AlgorithmSection
+from sylva_ray.config.schema import read_yaml
 from sylva_ray.core.sections import Section
 from sylva_ray.core.summary import Summary
+from sylva_ray.core.yaml import to_yaml
 from sylva_ray.storage.run_folder import RunFolder
 
 HERE = Path(__file__).parent
@@ -97,14 +97,9 @@ def nested(dotted: Settings) -> Settings:
     return result
 
 
-def load(path: Path) -> Settings:
-    """Read a YAML mapping."""
-    return yaml.safe_load(path.read_text()) or {}
-
-
 def methods() -> dict[str, MethodFile]:
     """Read the files of all methods, ``{method: file}``."""
-    return {path.stem: MethodFile.model_validate(load(path)) for path in sorted((HERE / "methods").glob("*.yaml"))}
+    return {path.stem: MethodFile.model_validate(read_yaml(path)) for path in sorted((HERE / "methods").glob("*.yaml"))}
 
 
 def configuration(method: str, chosen: Settings, scale: str | None, seed: int) -> Settings:
@@ -112,8 +107,8 @@ def configuration(method: str, chosen: Settings, scale: str | None, seed: int) -
 
     Its rounds are as many as make ``epochs`` local epochs, including those after the last round.
     """
-    overlay = load(HERE / "scales" / f"{scale}.yaml") if scale else {}
-    base = merged({"name": method, "seed": seed}, load(HERE / "shared.yaml"), methods()[method].config)
+    overlay = read_yaml(HERE / "scales" / f"{scale}.yaml") if scale else {}
+    base = merged({"name": method, "seed": seed}, read_yaml(HERE / "shared.yaml"), methods()[method].config)
     config = merged(base, nested(chosen), overlay)
     parameters = create_algorithm(AlgorithmSection(**config["algorithm"])).parameters
     epochs, local_epochs = config.pop("epochs"), config["training"].get("local_epochs", 1)
@@ -124,11 +119,11 @@ def configuration(method: str, chosen: Settings, scale: str | None, seed: int) -
 def run(config: Settings, folder: Path) -> Summary:
     """Return the summary of an earlier run, or make a new one, whose output is written to ``folder``.log."""
     path, log_path = (folder.parent / f"{folder.name}.{ending}" for ending in ("yaml", "log"))
-    if path.exists() and load(path) != config:
+    if path.exists() and read_yaml(path) != config:
         raise SystemExit(f"{path} holds another configuration; remove {folder} and it, or choose another --out")
     if not (folder / "summary.json").exists():
         folder.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(yaml.safe_dump(config, sort_keys=False))
+        path.write_text(to_yaml(config))
         resume = ["--resume"] if (folder / "config.yaml").exists() else []
         with open(log_path, "w") as log:
             command = [

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from sylva_ray.algorithms.fedavg_at import FedAvgAT
 from sylva_ray.core.errors import UserError
+from sylva_ray.core.sections import Count
 from sylva_ray.federation.parameters import Sharing
 
 
@@ -32,7 +33,7 @@ class FedRepAT(FedPerAT):
     class Parameters(FedPerAT.Parameters):
         """Of ``training.local_epochs`` the last ``body_epochs`` train the body, those before the head."""
 
-        body_epochs: int = Field(1, ge=1)
+        body_epochs: Count = 1
         final_local_epochs: int = Field(2, ge=0)
 
         @model_validator(mode="after")

@@ -299,6 +299,8 @@ def _new_folder(name: str) -> Path:
     return Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
 
 
-def _copied(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """Copy nested mappings, so that overrides do not change those of the caller."""
-    return {key: _copied(value) if isinstance(value, Mapping) else value for key, value in tree.items()}
+def _copied(tree: Any) -> Any:
+    """Copy nested mappings and lists, so that overrides do not change those of the caller."""
+    if isinstance(tree, Mapping):
+        return {key: _copied(value) for key, value in tree.items()}
+    return [_copied(value) for value in tree] if isinstance(tree, list) else tree

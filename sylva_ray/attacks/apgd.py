@@ -9,13 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, replace
 from typing import ClassVar, Literal
 
-from pydantic import Field
-
 from sylva_ray.attacks.base import LinfOrL2Attack, register
 from sylva_ray.attacks.losses import cross_entropy, dlr, targeted_dlr
 from sylva_ray.attacks.norms import L2, NORMS, Linf
 from sylva_ray.attacks.state import AttackState, LogitLoss
 from sylva_ray.core.lazy import torch
+from sylva_ray.core.sections import Count
 from sylva_ray.core.seeding import ImageDraws
 from sylva_ray.core.types import AttackSpec
 
@@ -35,10 +34,10 @@ class ApgdAttack(LinfOrL2Attack):
     """
 
     name: Literal["apgd"] = "apgd"
-    steps: int = Field(100, ge=1)
-    restarts: int = Field(1, ge=1)
+    steps: Count = 100
+    restarts: Count = 1
     loss: Literal["ce", "dlr", "targeted"] = "ce"
-    targets: int = Field(9, ge=1)
+    targets: Count = 9
     display_name: ClassVar[str] = "APGD"
 
     def spec(self) -> AttackSpec:

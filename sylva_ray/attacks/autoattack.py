@@ -8,13 +8,12 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from pydantic import Field
-
 from sylva_ray.attacks.apgd import ApgdAttack
 from sylva_ray.attacks.base import Attack, LinfAttack, register
 from sylva_ray.attacks.fab import FabAttack
 from sylva_ray.attacks.square import SquareAttack
 from sylva_ray.attacks.state import AttackState
+from sylva_ray.core.sections import Count
 from sylva_ray.core.seeding import ImageDraws
 from sylva_ray.core.types import AttackSpec
 
@@ -31,7 +30,7 @@ class AutoAttack(LinfAttack):
     """
 
     name: Literal["autoattack"] = "autoattack"
-    steps: int = Field(100, ge=1)
+    steps: Count = 100
     display_name: ClassVar[str] = "AutoAttack"
     counts_steps: ClassVar[bool] = False
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar, Literal, TypeVar
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from sylva_ray.attacks.state import AttackState
 from sylva_ray.core.sections import PixelUnits, Section
@@ -42,7 +42,6 @@ class Attack(Section):
         counts_steps: whether the number of steps follows the name, as in PGD-20.
     """
 
-    model_config = ConfigDict(allow_inf_nan=False)
     display_name: ClassVar[str]
     counts_steps: ClassVar[bool] = True
 

@@ -7,12 +7,11 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from pydantic import Field
-
 from sylva_ray.attacks.base import LinfAttack, register
 from sylva_ray.attacks.gradient import gradient_attack
 from sylva_ray.attacks.pgd import default_step_size
 from sylva_ray.attacks.state import AttackState
+from sylva_ray.core.sections import Count
 from sylva_ray.core.seeding import ImageDraws
 from sylva_ray.core.types import AttackSpec
 
@@ -22,8 +21,8 @@ class CwAttack(LinfAttack):
     """Settings of PGD on the margin loss (kappa = 0) in the L-infinity ball."""
 
     name: Literal["cw"] = "cw"
-    steps: int = Field(50, ge=1)
-    restarts: int = Field(1, ge=1)
+    steps: Count = 50
+    restarts: Count = 1
     display_name: ClassVar[str] = "CW"
 
     def spec(self) -> AttackSpec:

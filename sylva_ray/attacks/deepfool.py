@@ -14,6 +14,7 @@ from sylva_ray.attacks.base import INFINITE, Attack, register
 from sylva_ray.attacks.losses import target_margin
 from sylva_ray.attacks.state import AttackState
 from sylva_ray.core.lazy import torch
+from sylva_ray.core.sections import Count
 from sylva_ray.core.seeding import ImageDraws
 from sylva_ray.core.types import AttackSpec
 
@@ -34,7 +35,7 @@ class DeepFoolAttack(Attack):
     """
 
     name: Literal["deepfool"] = "deepfool"
-    steps: int = Field(STEPS, ge=1)
+    steps: Count = STEPS
     overshoot: float = Field(OVERSHOOT, ge=0)
     epsilon: float | None = Field(None, ge=0, description="L2 norm of the perturbation")
     display_name: ClassVar[str] = "DeepFool"

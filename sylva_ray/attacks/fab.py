@@ -9,14 +9,13 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from pydantic import Field
-
 from sylva_ray.attacks.apgd import ranked_targets
 from sylva_ray.attacks.base import LinfAttack, register
 from sylva_ray.attacks.losses import target_margin
 from sylva_ray.attacks.norms import LINF
 from sylva_ray.attacks.state import AttackState
 from sylva_ray.core.lazy import torch
+from sylva_ray.core.sections import Count
 from sylva_ray.core.seeding import ImageDraws
 from sylva_ray.core.types import AttackSpec
 
@@ -34,9 +33,9 @@ class FabAttack(LinfAttack):
     """
 
     name: Literal["fab"] = "fab"
-    steps: int = Field(100, ge=1)
-    restarts: int = Field(1, ge=1)
-    targets: int = Field(9, ge=1)
+    steps: Count = 100
+    restarts: Count = 1
+    targets: Count = 9
     display_name: ClassVar[str] = "FAB"
 
     def spec(self) -> AttackSpec:

@@ -12,6 +12,7 @@ from pydantic import Field
 from sylva_ray.attacks.base import LinfOrL2Attack, register
 from sylva_ray.attacks.gradient import gradient_attack
 from sylva_ray.attacks.state import AttackState
+from sylva_ray.core.sections import Count
 from sylva_ray.core.seeding import ImageDraws
 from sylva_ray.core.types import AttackSpec
 
@@ -25,7 +26,7 @@ class MimAttack(LinfOrL2Attack):
     """
 
     name: Literal["mim"] = "mim"
-    steps: int = Field(10, ge=1)
+    steps: Count = 10
     decay: float = Field(1.0, ge=0)
     display_name: ClassVar[str] = "MIM"
 

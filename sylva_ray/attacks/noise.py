@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from pydantic import Field
-
 from sylva_ray.attacks.base import LinfOrL2Attack, register
 from sylva_ray.attacks.norms import NORMS
 from sylva_ray.attacks.state import AttackState
+from sylva_ray.core.sections import Count
 from sylva_ray.core.seeding import ImageDraws
 from sylva_ray.core.types import AttackSpec
 
@@ -22,7 +21,7 @@ class NoiseAttack(LinfOrL2Attack):
     """
 
     name: Literal["noise"] = "noise"
-    tries: int = Field(10, ge=1)
+    tries: Count = 10
     display_name: ClassVar[str] = "random noise"
 
     def spec(self) -> AttackSpec:

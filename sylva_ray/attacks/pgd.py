@@ -17,7 +17,7 @@ from sylva_ray.attacks.gradient import gradient_attack
 from sylva_ray.attacks.norms import LINF
 from sylva_ray.attacks.state import AttackState
 from sylva_ray.core.lazy import torch
-from sylva_ray.core.sections import PixelUnits
+from sylva_ray.core.sections import Count, PixelUnits
 from sylva_ray.core.seeding import ImageDraws
 from sylva_ray.core.types import AttackSpec
 
@@ -70,10 +70,10 @@ class PgdAttack(LinfOrL2Attack):
     """
 
     name: Literal["pgd"] = "pgd"
-    steps: int = Field(20, ge=1)
+    steps: Count = 20
     step_size: PixelUnits | None = Field(None, gt=0)
     random_start: bool = True
-    restarts: int = Field(1, ge=1)
+    restarts: Count = 1
     loss: Literal["ce", "margin"] = "ce"
     display_name: ClassVar[str] = "PGD"
 

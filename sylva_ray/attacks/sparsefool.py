@@ -14,6 +14,7 @@ from sylva_ray.attacks.base import INFINITE, Attack, register
 from sylva_ray.attacks.deepfool import OVERSHOOT, STEPS, step_to_boundary
 from sylva_ray.attacks.state import AttackState
 from sylva_ray.core.lazy import torch
+from sylva_ray.core.sections import Count
 from sylva_ray.core.seeding import ImageDraws
 from sylva_ray.core.types import AttackSpec
 
@@ -33,7 +34,7 @@ class SparseFoolAttack(Attack):
     """
 
     name: Literal["sparsefool"] = "sparsefool"
-    steps: int = Field(20, ge=1)
+    steps: Count = 20
     reach: float = Field(3.0, ge=1)
     overshoot: float = Field(OVERSHOOT, ge=0)
     epsilon: float | None = Field(None, ge=0, description="number of pixels")

@@ -14,6 +14,7 @@ from sylva_ray.attacks.base import LinfAttack, register
 from sylva_ray.attacks.losses import margin
 from sylva_ray.attacks.state import AttackState
 from sylva_ray.core.lazy import torch
+from sylva_ray.core.sections import Count
 from sylva_ray.core.seeding import ImageDraws
 from sylva_ray.core.types import AttackSpec
 
@@ -31,7 +32,7 @@ class SquareAttack(LinfAttack):
     """
 
     name: Literal["square"] = "square"
-    queries: int = Field(5000, ge=1)
+    queries: Count = 5000
     p_init: float = Field(0.8, gt=0, le=1)
     display_name: ClassVar[str] = "Square"
 

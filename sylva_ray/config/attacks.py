@@ -15,7 +15,7 @@ from pydantic import BeforeValidator, Field, SerializeAsAny, TypeAdapter
 from sylva_ray.attacks.base import Attack
 from sylva_ray.attacks.pgd import PgdAttack
 from sylva_ray.attacks.registry import ATTACKS
-from sylva_ray.config.schema import build
+from sylva_ray.config.schema import build, parse_value
 from sylva_ray.core.errors import UserError
 from sylva_ray.core.text import did_you_mean, split_assignment
 from sylva_ray.core.types import AttackSpec
@@ -48,13 +48,15 @@ def parse_attack(text: str) -> AttackSpec:
     if name not in ATTACKS:
         hint = did_you_mean(name, ATTACKS)
         raise UserError("--attack", text, f"unknown attack; {hint}Available: {', '.join(sorted(ATTACKS))}")
-    values: dict[str, str] = {}
+    values: dict[str, Any] = {}
     for part in filter(None, rest.split(",")):
         assignment = split_assignment(part)
         if assignment is None:
             raise UserError("--attack", text, f"{part!r} must be KEY=VALUE, e.g. pgd:steps=100,restarts=5")
         key, value = assignment
-        values[key] = value
+        if key in values:
+            raise UserError("--attack", text, f"gives {key} twice")
+        values[key] = parse_value(f"--attack {name}.{key}", value)
     return build(ATTACKS[name], values, prefix=f"--attack {name}").spec()
 
 

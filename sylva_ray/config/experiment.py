@@ -7,28 +7,32 @@ be written as fractions: 8/255.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from sylva_ray.attacks.pgd import PgdAttack, default_step_size
 from sylva_ray.config.attacks import EvaluationAttack
 from sylva_ray.config.schema import RawConfig, build, flatten, read_overridden
-from sylva_ray.core.sections import PixelUnits, Section
+from sylva_ray.core.bounds import MAX_COUNT
+from sylva_ray.core.sections import Count, Lines, PixelUnits, PlainValue, Seconds, Section, Seed
 from sylva_ray.core.types import AttackSpec
+from sylva_ray.core.yaml import to_yaml
+
+NAME = r"^[A-Za-z0-9._-]+$"
+"""Names of experiments and sweeps, which become names of folders."""
 
 OFFLINE_BACKBONE = "vit_micro_patch8_32"
 """The backbone whose checkpoint is part of this package: ViT, 32 px, patch 8, width 192, depth 6."""
 
 
-class AlgorithmSection(BaseModel):
+class AlgorithmSection(Section):
     """The method: its name, or ``package.module:Class``. All other keys are parameters of the method."""
 
-    model_config = ConfigDict(frozen=True, extra="allow")
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, PlainValue]
     name: str = "sylva"
 
     @property
@@ -63,11 +67,11 @@ class PartitionSection(Section):
     """How images are distributed to clients, and the images of a client to its four splits."""
 
     kind: Literal["iid", "dirichlet", "pathological", "quantity"] = "dirichlet"
-    num_clients: int = Field(10, ge=1)
+    num_clients: Count = 10
     alpha: float = Field(
         0.5, gt=0, description="Dirichlet concentration of labels; for `quantity`, of the numbers of images"
     )
-    classes_per_client: int = Field(2, ge=1, description="for `pathological`")
+    classes_per_client: Count = Field(2, description="for `pathological`")
     min_samples: int = Field(10, ge=5, description="minimal number of training and validation images per client")
     valid_fraction: float = Field(
         0.2, gt=0, lt=1, description="of a client's images; half for selection, half for the guard"
@@ -81,13 +85,15 @@ class BackboneSection(Section):
     name: str = OFFLINE_BACKBONE
     pretrained: bool = False
     checkpoint: str | None = Field(None, description="safetensors file of the timm model's state_dict")
-    image_size: int | None = Field(None, ge=8, description="side of the input in pixels; None: that of the model")
+    image_size: int | None = Field(
+        None, ge=8, le=4096, description="side of the input in pixels; None: that of the model"
+    )
 
 
 class LoraSection(Section):
     """LoRA on linear layers, scaled by alpha / rank (Hu et al. 2022)."""
 
-    rank: int = Field(8, ge=1)
+    rank: Count = 8
     alpha: float = Field(16.0, gt=0)
     target_modules: tuple[str, ...] = ("attn.qkv", "attn.proj")
 
@@ -102,7 +108,7 @@ class AttackSection(Section):
     name: Literal["pgd", "fgsm_rs"] = "pgd"
     norm: Literal["linf"] = "linf"
     epsilon: PixelUnits = Field(8 / 255, ge=0, le=1)
-    steps: int = Field(10, ge=1)
+    steps: Count = 10
     step_size: PixelUnits | None = Field(None, gt=0, le=1, description="None: 2.5 epsilon / steps, at most epsilon")
     random_start: bool = True
 
@@ -129,13 +135,13 @@ class AttentionKernels(Section):
 class TrainingSection(Section):
     """Rounds and local training."""
 
-    rounds: int = Field(10, ge=1)
-    clients_per_round: int | None = Field(None, ge=1, description="None: all clients in every round")
-    cohort_size: int | Literal["auto"] = Field(
+    rounds: Count = 10
+    clients_per_round: Count | None = Field(None, description="None: all clients in every round")
+    cohort_size: Count | Literal["auto"] = Field(
         "auto", description="number of clients that are trained in one batched forward"
     )
-    local_epochs: int = Field(1, ge=1)
-    batch_size: int = Field(32, ge=1, description="images per client and step")
+    local_epochs: Count = 1
+    batch_size: Count = Field(32, description="images per client and step")
     optimizer: Literal["adamw", "sgd"] = "adamw"
     lr: float = Field(1e-3, ge=0)
     lr_schedule: Literal["constant", "cosine"] = Field("cosine", description="over rounds")
@@ -152,12 +158,6 @@ class TrainingSection(Section):
     )
     device: Literal["cpu", "cuda", "auto"] = "auto"
 
-    @model_validator(mode="after")
-    def _check_cohort(self) -> TrainingSection:
-        if isinstance(self.cohort_size, int) and self.cohort_size < 1:
-            raise ValueError(f"training.cohort_size={self.cohort_size} must be at least 1, or auto")
-        return self
-
 
 class EvaluationSection(Section):
     """What is measured. The last round of each phase is always evaluated with all attacks and images."""
@@ -166,8 +166,8 @@ class EvaluationSection(Section):
         0, ge=0, description="also evaluate the first attack after every this many rounds; 0: only at the end of phases"
     )
     attacks: tuple[EvaluationAttack, ...] = (PgdAttack(),)
-    max_samples: int | None = Field(
-        None, ge=1, description="test images per client in evaluations between the ends of phases"
+    max_samples: Count | None = Field(
+        None, description="test images per client in evaluations between the ends of phases"
     )
     checks: bool = Field(True, description="run the checks S4 (unbounded attack) and S14 (collapse)")
     precision: Literal["auto", "float32", "bfloat16"] = Field(
@@ -223,22 +223,16 @@ class ClusterSection(Section):
         None,
         description="cluster.yaml of the autoscaler; None: the one of this head node, if any",
     )
-    num_actors: int | Literal["auto", "per_client"] = "auto"
-    cpus_per_actor: float = Field(1.0, gt=0)
-    gpus_per_actor: float = Field(0.0, ge=0)
-    threads_per_actor: int = Field(1, ge=1)
-    round_deadline_s: float | None = Field(None, gt=0)
+    num_actors: Count | Literal["auto", "per_client"] = "auto"
+    cpus_per_actor: float = Field(1.0, gt=0, le=MAX_COUNT)
+    gpus_per_actor: float = Field(0.0, ge=0, le=MAX_COUNT)
+    threads_per_actor: Count = 1
+    round_deadline_s: Seconds | None = None
     max_task_retries: int = Field(3, ge=0, description="how often a cohort is run again after its actor failed")
-    connect_timeout_s: float = Field(20.0, gt=0)
-    startup_timeout_s: float = Field(
-        900.0, gt=0, description="how long to wait for the first actor; a cloud node takes minutes to start"
+    connect_timeout_s: Seconds = 20.0
+    startup_timeout_s: Seconds = Field(
+        900.0, description="how long to wait for the first actor; a cloud node takes minutes to start"
     )
-
-    @model_validator(mode="after")
-    def _check_actors(self) -> ClusterSection:
-        if isinstance(self.num_actors, int) and self.num_actors < 1:
-            raise ValueError(f"cluster.num_actors={self.num_actors} must be at least 1, auto or per_client")
-        return self
 
 
 class TrackingSection(Section):
@@ -252,15 +246,15 @@ class TrackingSection(Section):
         "clients", description="fleet: no metrics of single clients, no figures and no adapters; used by sweeps"
     )
     parent_run_id: str | None = Field(None, description="MLflow run of which this run is a child")
-    tags: dict[str, str] = Field({}, description="additional tags of the MLflow run")
-    flush_timeout_s: float = Field(30.0, gt=0, description="how long to wait for the server at the end of a run")
+    tags: dict[str, Lines] = Field({}, description="additional tags of the MLflow run")
+    flush_timeout_s: Seconds = Field(30.0, description="how long to wait for the server at the end of a run")
 
 
 class ExperimentConfig(Section):
     """An experiment. Every run folder contains its resolved configuration, ``config.yaml``."""
 
-    name: str = Field("experiment", pattern=r"^[A-Za-z0-9._-]+$")
-    seed: int = Field(0, ge=0)
+    name: str = Field("experiment", pattern=NAME, max_length=100)
+    seed: Seed = 0
     algorithm: AlgorithmSection = AlgorithmSection()
     dataset: DatasetSection = DatasetSection()
     partition: PartitionSection = PartitionSection()
@@ -285,11 +279,11 @@ class ExperimentConfig(Section):
 
     def to_yaml(self) -> str:
         """Return the configuration as YAML, with keys in the order of the sections."""
-        return yaml.safe_dump(json.loads(self.model_dump_json()), sort_keys=False)
+        return to_yaml(self.model_dump(mode="json"))
 
     def flat(self) -> dict[str, str]:
         """Return ``{dotted key: value as text}``, the parameters in MLflow."""
-        return flatten(json.loads(self.model_dump_json()))
+        return flatten(self.model_dump(mode="json"))
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> ExperimentConfig:

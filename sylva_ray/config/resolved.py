@@ -8,15 +8,14 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
-
 from sylva_ray.config.experiment import AttentionKernels, EvaluationSection, ExperimentConfig, TrainingSection
+from sylva_ray.core.sections import Count
 
 
 class ResolvedTraining(TrainingSection):
     """The section ``training`` with a device, a cohort size, a precision and the attention kernels."""
 
-    cohort_size: int = Field(ge=1)
+    cohort_size: Count
     precision: Literal["float32", "bfloat16"]
     attention: AttentionKernels
     device: Literal["cpu", "cuda"]

@@ -7,17 +7,20 @@ suggests the most similar key if a key is misspelt.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, TypeVar, get_args, get_origin
 
-import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from sylva_ray.core.bounds import MAX_DEPTH
 from sylva_ray.core.errors import UserError
+from sylva_ray.core.files import read_text_file
 from sylva_ray.core.sections import Section
 from sylva_ray.core.text import did_you_mean, split_assignment
+from sylva_ray.core.yaml import EmptyYamlError, YamlError, parse_scalar, parse_yaml
 
 RawConfig: TypeAlias = dict[str, Any]
 """A mapping as read from YAML, before validation."""
@@ -46,21 +49,20 @@ def overridden(raw: RawConfig, overrides: Sequence[str]) -> RawConfig:
 
 
 def read_yaml(path: str | Path) -> RawConfig:
-    """Read a YAML mapping; an empty file is an empty mapping.
+    """Read a YAML mapping.
 
     Raises:
-        UserError: the file does not exist, cannot be read, is not valid YAML, or is not a mapping.
+        UserError: the file does not exist or cannot be read, is empty, is not valid YAML (see `sylva_ray.core.yaml`), or is
+            not a mapping.
     """
+    text = read_text_file(Path(path), "no such file; example configurations are in configs/")
     try:
-        raw = yaml.safe_load(Path(path).read_text())
-    except FileNotFoundError:
-        raise UserError("file", str(path), "no such file; example configurations are in configs/") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError("file", str(path), f"cannot be read ({error})") from None
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: looks like a date but is not one
-        raise UserError("file", str(path), f"is not valid YAML ({' '.join(str(error).split())})") from None
-    if raw is None:
-        return {}
+        raw = parse_yaml(text)
+    except EmptyYamlError:
+        fix = "is empty or damaged: it has no setting. The smallest config is `dataset: {name: digits}`"
+        raise UserError("file", str(path), fix) from None
+    except YamlError as error:
+        raise UserError("file", str(path), f"is not valid YAML ({error})") from None
     if not isinstance(raw, dict):
         raise UserError("file", str(path), "must be a mapping of sections such as dataset: and training:")
     return raw
@@ -80,47 +82,62 @@ def build(schema: type[T], raw: Any, prefix: str = "") -> T:
     try:
         return schema.model_validate(raw)
     except ValidationError as error:
-        raise _to_user_error(schema, error, prefix) from None
+        raise _to_user_error(schema, raw, error, prefix) from None
+    except RecursionError:
+        raise UserError(prefix or "config", ..., "has mappings or lists inside each other without end") from None
 
 
-def _to_user_error(schema: type[BaseModel], error: ValidationError, prefix: str) -> UserError:
-    problem = _closest(error)
-    location = [str(part) for part in problem["loc"] if not _is_alternative(part)]
-    named, _ = _follow(schema, location)
+_MESSAGES = {
+    "bool_type": "must be true or false",
+    "dict_type": "must be a section with keys of its own",
+    "model_attributes_type": "must be a section with keys of its own",
+    "model_type": "must be a section with keys of its own",
+    "string_type": "must be a text; write it in quotes",
+    "tuple_type": "must be a list, e.g. [a, b]; a single entry can be set only in a list that the file has",
+}
+"""Messages for the types of problems that pydantic describes in the words of Python."""
+
+
+def _to_user_error(schema: type[BaseModel], raw: Any, error: ValidationError, prefix: str) -> UserError:
+    problem = _closest(raw, error)
+    parts = _parts(raw, problem)
+    named = [str(part) for part, is_key in parts if is_key]
     key = ".".join([prefix, *named] if prefix else named) or "config"
-    value = problem["input"]
-    if problem["type"] == "extra_forbidden":
-        _, section = _follow(schema, location[:-1])
+    value, kind = problem["input"], problem["type"]
+    if kind == "extra_forbidden":
+        section = _section_at(schema, parts[:-1])
         allowed = list(section.model_fields) if section else []
-        hint = did_you_mean(location[-1], allowed)
-        return UserError(key, value, f"unknown key; {hint}Available: {', '.join(allowed)}")
-    if problem["type"] == "union_tag_invalid":
+        return UserError(key, value, f"unknown key; {did_you_mean(named[-1], allowed)}Available: {', '.join(allowed)}")
+    if kind == "union_tag_invalid":
         context = problem["ctx"]
         expected = [name.strip(" '") for name in str(context["expected_tags"]).split(",")]
         hint = did_you_mean(str(context["tag"]), expected)
         return UserError(f"{key}.name", context["tag"], f"is not known; {hint}Available: {', '.join(expected)}")
-    if problem["type"] in ("model_type", "model_attributes_type", "dict_type"):
-        return UserError(key, value, "must be a section with keys of its own")
+    if kind == "missing":
+        return UserError(key, None, "is missing, and must be given")
+    if kind in _MESSAGES:
+        return UserError(key, value, _MESSAGES[kind])
     message = problem["msg"].removeprefix("Value error, ")
-    if problem["type"] == "value_error" and isinstance(value, dict):  # a check of several keys, which names them itself
-        assignment, _, rest = message.partition(" ")
-        name, equals, given = assignment.partition("=")
-        if not equals:
-            return UserError(key, _abbreviated(value), message)
-        return UserError(name if "." in name or key == "config" else f"{key}.{name}", yaml.safe_load(given), rest)
+    if kind == "value_error" and isinstance(value, dict):  # a check of several keys, which names them itself
+        return _of_several_keys(key, value, message)
     description, _, _ = message.partition(", unable to parse")
-    return UserError(key, value, description.replace("Input should be", "must be"))
+    return UserError(key, value, re.sub("^(Input|String) should", "must", description))
 
 
-def _abbreviated(section: RawConfig) -> RawConfig:
-    """Replace the values of a section by dots, because an error message is one line."""
-    return dict.fromkeys(section, ...)
+def _of_several_keys(key: str, section: RawConfig, message: str) -> UserError:
+    """Convert a message that begins with ``key=value``; any other is about the whole section."""
+    assignment, _, rest = message.partition(" ")
+    name, equals, given = assignment.partition("=")
+    if not equals:
+        return UserError(key, dict.fromkeys(section, ...), message)  # dots for values: a message is one line
+    return UserError(name if "." in name or key == "config" else f"{key}.{name}", parse_scalar(given), rest)
 
 
-def _closest(error: ValidationError) -> ErrorDetails:
+def _closest(raw: Any, error: ValidationError) -> ErrorDetails:
     """Return the first problem; of the alternatives of a union, the one with the longest location."""
     first, *others = error.errors()
-    if not _is_alternative(first["loc"][-1] if first["loc"] else ""):
+    parts = _parts(raw, first)
+    if not parts or parts[-1][1]:
         return first
     field = first["loc"][:-1]
     return max(
@@ -128,23 +145,33 @@ def _closest(error: ValidationError) -> ErrorDetails:
     )
 
 
-def _is_alternative(part: int | str) -> bool:
-    """Return whether a part of a location is an alternative of a union: a type or a class, not a key."""
-    return part in ("int", "float", "str") or "literal" in str(part) or str(part)[:1].isupper()
+def _parts(raw: Any, problem: ErrorDetails) -> list[tuple[int | str, bool]]:
+    """Return the parts of a problem's location, and whether each is a key of ``raw``, not an alternative of a union."""
+    location, node, parts = problem["loc"], raw, []
+    for place, part in enumerate(location, 1):
+        is_index = isinstance(node, list | tuple) and isinstance(part, int) and part < len(node)
+        is_key = is_index or (isinstance(node, Mapping) and part in node)
+        node = node[part] if is_key else node
+        parts.append((part, is_key or (problem["type"] == "missing" and place == len(location))))
+    return parts
 
 
-def _follow(schema: type[BaseModel], location: Sequence[str]) -> tuple[list[str], type[BaseModel] | None]:
-    """Return the parts of a location that are keys of the YAML file (tags of unions are not), and the section there."""
-    sections, named = [schema], []
-    for part in location:
-        if len(sections) > 1 and not part.isdigit():
-            sections = [section for section in sections if section.model_fields["name"].default == part]
-            continue
-        named.append(part)
-        if not part.isdigit():
+def _section_at(schema: type[BaseModel], parts: Sequence[tuple[int | str, bool]]) -> type[BaseModel] | None:
+    """Return the section at a location, if the location decides it."""
+    sections = [schema]
+    for part, is_key in parts:
+        if not is_key:
+            sections = [other for other in sections if _name_of(other) == part] if len(sections) > 1 else sections
+        elif not isinstance(part, int):
             fields = sections[0].model_fields if sections else {}
             sections = _sections_in(fields[part].annotation) if part in fields else []
-    return named, sections[0] if len(sections) == 1 else None
+    return sections[0] if len(sections) == 1 else None
+
+
+def _name_of(section: type[BaseModel]) -> Any:
+    """Return the ``name`` by which a section is chosen in a union."""
+    field = section.model_fields.get("name")
+    return field.default if field else None
 
 
 def _sections_in(annotation: Any) -> list[type[BaseModel]]:
@@ -157,36 +184,79 @@ def _sections_in(annotation: Any) -> list[type[BaseModel]]:
     return [section for part in inner for section in _sections_in(part)]
 
 
+_INDICATORS = tuple("[]{}\"'!&*|>%@`#,")
+"""Characters with a meaning in YAML, with which no plain word begins."""
+
+
 def parse_override(override: str) -> tuple[str, Any]:
-    """Parse ``KEY=VALUE``: a dotted key, and a value in YAML or, if it is not valid YAML, a text.
+    """Parse ``KEY=VALUE``: a dotted key and a value as in a YAML file.
+
+    A text needs no quotes unless it begins with a character that has a meaning in YAML, such as ``[``.
 
     Raises:
-        UserError: the text is not ``KEY=VALUE``.
+        UserError: the text is not ``KEY=VALUE``, or the value is not valid YAML.
     """
     parts = split_assignment(override)
     if parts is None:
         raise UserError("override", override, "must be KEY=VALUE with a dotted key, e.g. partition.num_clients=50")
     key, text = parts
+    _check_dotted(key, text)
+    return key, parse_value(key, text)
+
+
+def parse_value(key: str, text: str) -> Any:
+    """Convert the text of a setting on the command line to the value that it has in a YAML file; nothing is an empty text.
+
+    Args:
+        key: its name, for the message.
+        text: a plain word, taken as a whole, or anything in quotes or brackets.
+
+    Raises:
+        UserError: it is not valid YAML.
+    """
     try:
-        return key, yaml.safe_load(text) if text else ""
-    except yaml.YAMLError:
-        return key, text
+        return parse_yaml(text) if text.startswith(_INDICATORS) else parse_scalar(text) if text else ""
+    except YamlError as error:
+        raise UserError(
+            key, text, f"is not valid YAML ({error}); a text with special characters needs quotes"
+        ) from None
 
 
 def set_dotted(raw: RawConfig, key: str, value: Any) -> None:
-    """Set a dotted key to ``value`` and create missing sections.
+    """Set a dotted key to ``value`` and create missing sections; a number in the key is an entry of a list, from 0.
 
     Raises:
-        UserError: a section in the key is a value in the mapping.
+        UserError: the key has an empty part, a section in it is a value in the mapping, or a list has no such entry.
     """
-    node = raw
-    *parents, leaf = key.split(".")
+    *parents, leaf = _check_dotted(key, value)
+    node: Any = raw
     for parent in parents:
-        child = node.setdefault(parent, {})
-        if not isinstance(child, dict):
+        is_list = isinstance(node, list)
+        child = node[_index(node, parent, key, value)] if is_list else node.setdefault(parent, {})
+        if not isinstance(child, dict | list):
             raise UserError(key, value, f"{parent!r} is a value, not a section")
         node = child
-    node[leaf] = value
+    if isinstance(node, list):
+        node[_index(node, leaf, key, value)] = value
+    else:
+        node[leaf] = value
+
+
+def _check_dotted(key: str, value: Any) -> list[str]:
+    """Return the parts of a dotted key; none may be empty."""
+    parts = key.split(".")
+    if not all(part.strip() for part in parts):
+        raise UserError(key, value, "is no key: a part before, between or after the dots is empty")
+    if len(parts) > MAX_DEPTH or not key.isprintable():
+        raise UserError(key, value, f"is no key: it must be printable and have at most {MAX_DEPTH} parts")
+    return parts
+
+
+def _index(entries: Sequence[Any], part: str, key: str, value: Any) -> int:
+    if not (part.isascii() and part.isdigit() and len(part) < 10 and int(part) < len(entries)):
+        has = f"0 to {len(entries) - 1}" if entries else "none"
+        raise UserError(key, value, f"{part!r} is no entry of the list there, which has {has}")
+    return int(part)
 
 
 def flatten(tree: Any, prefix: str = "") -> dict[str, str]:

@@ -1,23 +1,75 @@
-"""The base class of configuration sections, and the type of numbers in pixel units."""
+"""The base class of configuration sections, and the types of their fields.
+
+A section takes values of the declared type only: ``true`` is not 1, ``"3"`` is not a number, and 1.0 is no integer (an integer is
+a number where one is declared). Numbers are finite and within bounds, and texts are short and printable. Fields that declare no
+bounds of their own have those of `sylva_ray.core.bounds`.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
-from fractions import Fraction
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, GetCoreSchemaHandler
+from pydantic_core import CoreSchema, core_schema
+
+from sylva_ray.core.bounds import (
+    CHECKED,
+    MAX_COUNT,
+    MAX_SECONDS,
+    MAX_TEXT,
+    bounded,
+    check_plain,
+    check_printable,
+)
+
+_FRACTION = re.compile(r"([-+]?[0-9]{1,9})/([0-9]{1,9})")
+
+
+Count = Annotated[int, Field(ge=1, le=MAX_COUNT)]
+"""A number of rounds, clients, steps, or of anything else that is counted one by one."""
+
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+"""The seed of random draws."""
+
+Seconds = Annotated[float, Field(gt=0, le=MAX_SECONDS)]
+"""A duration, e.g. for which something is waited."""
 
 
 class Section(BaseModel):
-    """A frozen section of the configuration that rejects unknown keys."""
+    """A frozen section of the configuration that rejects unknown keys, and whose values are strict and bounded."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return bounded(handler(source))
 
     @classmethod
     def kinds(cls) -> Sequence[type[Section]]:
         """Return the valid classes where this one is declared: several for a union discriminated by ``name``."""
         return [cls]
+
+
+class _Lines:
+    """Allows line breaks and tabs in a text."""
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        text = core_schema.str_schema(strict=True, max_length=MAX_TEXT)
+        return core_schema.no_info_after_validator_function(self._check, text, metadata={CHECKED: True})
+
+    def _check(self, text: str) -> str:
+        check_printable(text.replace("\n", "").replace("\t", ""))
+        return text
+
+
+Lines = Annotated[str, _Lines()]
+"""A text of several lines, for what is neither printed in a line nor the name of a file."""
+
+
+PlainValue = Annotated[Any, AfterValidator(check_plain)]
+"""A value that is checked against a schema later; see `check_plain`."""
 
 
 def parse_fraction(value: Any) -> Any:
@@ -27,10 +79,10 @@ def parse_fraction(value: Any) -> Any:
         ValueError: a text with a slash is not a fraction.
     """
     if isinstance(value, str) and "/" in value:
-        try:
-            return float(Fraction(value.replace(" ", "")))
-        except (ValueError, ZeroDivisionError) as error:
-            raise ValueError("expected a number or a fraction such as 8/255") from error
+        match = _FRACTION.fullmatch(value.replace(" ", ""))
+        if match is None or int(match[2]) == 0:
+            raise ValueError("expected a number or a fraction such as 8/255")
+        return int(match[1]) / int(match[2])
     return value
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from sylva_ray.attacks.pgd import PgdAttack
 from sylva_ray.config.attacks import check_classes, parse_attack
 from sylva_ray.config.experiment import ExperimentConfig
-from sylva_ray.config.schema import build
+from sylva_ray.config.schema import build, parse_value
 from sylva_ray.core.errors import UserError
 from sylva_ray.core.text import did_you_mean
 from sylva_ray.core.types import AttackSpec
@@ -85,6 +85,6 @@ def build_request(
 def _budget(config: ExperimentConfig, epsilon: str | None, attacks: Sequence[AttackSpec]) -> float:
     """Return ``epsilon``, else the budget of the first L-infinity attack of ``attacks``, of the run, or of training."""
     if epsilon is not None:
-        return build(PgdAttack, {"epsilon": epsilon}, "--epsilon").epsilon
+        return build(PgdAttack, {"epsilon": parse_value("--epsilon", epsilon)}, "--epsilon").epsilon
     linf = [spec for spec in (*attacks, *config.evaluation.specs) if spec.norm == "linf"]
     return linf[0].epsilon if linf else config.attack.epsilon

@@ -7,7 +7,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from sylva_ray.aggregation.robust import COORDINATE_RULES
-from sylva_ray.core.sections import Section
+from sylva_ray.core.sections import Count, Section
 
 Sharing = Literal["neighbours", "global", "local"]
 
@@ -29,7 +29,7 @@ class RobustParameters(Section):
     assumed_fraction: float | None = Field(
         None, ge=0, lt=1, description="malicious clients that the rule assumes; None: byzantine.fraction"
     )
-    bucket_size: int = Field(1, ge=1, description="uploads averaged at random before the rule; 1: none")
+    bucket_size: Count = Field(1, description="uploads averaged at random before the rule; 1: none")
 
 
 class Phase2Parameters(Section):
@@ -39,17 +39,17 @@ class Phase2Parameters(Section):
     selection: Literal["shapley", "gates", "shift", "all", "head", "random"] = Field(
         "shapley", description="ranking of the layers; the guard decides how many are refined"
     )
-    benign_epochs: int = Field(
-        3, ge=1, description="of all layers, which result in theta^b, the benign end point of the game"
+    benign_epochs: Count = Field(
+        3, description="of all layers, which result in theta^b, the benign end point of the game"
     )
     benign_lr: float = Field(1e-3, gt=0)
-    refine_epochs: int = Field(3, ge=1, description="of the selected layers only")
+    refine_epochs: Count = Field(3, description="of the selected layers only")
     refine_lr: float = Field(1e-3, gt=0)
-    attack_steps: int = Field(20, ge=1, description="of the PGD of game and guard, at the training epsilon")
+    attack_steps: Count = Field(20, description="of the PGD of game and guard, at the training epsilon")
     max_images: int = Field(128, ge=2, description="of a client's selection split in the game")
     sampled_pairs: int = Field(64, ge=2, description="antithetic permutation pairs beyond 13 players")
-    max_stack: int = Field(2048, ge=1, description="images times coalitions in one forward; more need more memory")
-    gate_steps: int = Field(200, ge=1, description="of Adam on the gates (selection=gates)")
+    max_stack: Count = Field(2048, description="images times coalitions in one forward; more need more memory")
+    gate_steps: Count = Field(200, description="of Adam on the gates (selection=gates)")
     shrink_strength: float = Field(
         64.0, ge=0, description="images at which values of client and neighbourhood have equal weights"
     )
@@ -57,9 +57,8 @@ class Phase2Parameters(Section):
         0.05, ge=0, le=1, description="largest loss of robust accuracy by the bound of the guard"
     )
     guard_confidence: float = Field(0.9, gt=0.5, lt=1, description="of the one-sided paired bound")
-    guard_pool: int | None = Field(
+    guard_pool: Count | None = Field(
         None,
-        ge=1,
         description="guard images below which outcomes of neighbours are added; None: what the bound needs",
     )
 
@@ -77,8 +76,8 @@ class MethodParameters(Section):
     factor_rule: Literal["product_svd", "naive"] = Field("product_svd", description="how LoRA factors are averaged")
     weighting: Literal["samples", "uniform"] = Field("samples", description="of clients in the mean")
     robust: RobustParameters = RobustParameters()
-    num_neighbours: int | None = Field(
-        None, ge=1, description="including the client itself; None: ceil(sqrt K), at least 2"
+    num_neighbours: Count | None = Field(
+        None, description="including the client itself; None: ceil(sqrt K), at least 2"
     )
     head_warmup_epochs: int = Field(1, ge=0, description="benign epochs of the head before round 1")
     head_warmup_lr: float = Field(1e-2, gt=0)

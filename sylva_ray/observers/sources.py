@@ -7,11 +7,10 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-import yaml
-
 from sylva_ray.config.experiment import CONFIG, TrackingSection
 from sylva_ray.core.credentials import mask_credentials
 from sylva_ray.core.errors import UserError
+from sylva_ray.core.yaml import YamlError, parse_yaml
 from sylva_ray.observers.mlflow.tracker import experiment_files, tracking_uri
 from sylva_ray.reports.compare.runs import Run
 from sylva_ray.storage.run_folder import SUMMARY
@@ -78,9 +77,9 @@ def _parse(text: str, config: str | None, source: str) -> Run:
     run = Run.from_json(summary, source)
     if config is not None:
         try:
-            parsed = yaml.safe_load(config)
-        except yaml.YAMLError as error:
-            raise UserError("RUN", source, f"has a damaged {CONFIG} ({' '.join(str(error).split())})") from None
+            parsed = parse_yaml(config)
+        except YamlError as error:
+            raise UserError("RUN", source, f"has a damaged {CONFIG} ({error})") from None
         run = run.model_copy(update={"config": parsed}) if isinstance(parsed, dict) else run
     return run.model_copy(update={"source": source})
 

@@ -11,7 +11,8 @@ from pydantic import Field
 
 from sylva_ray.config.experiment import AttackSection, BackboneSection, DatasetSection
 from sylva_ray.config.schema import build, read_overridden
-from sylva_ray.core.sections import Section
+from sylva_ray.core.bounds import MAX_COUNT
+from sylva_ray.core.sections import Count, Section, Seed
 
 CONFIG = "config.json"
 """The resolved configuration in the folder of a pre-training."""
@@ -20,8 +21,8 @@ CONFIG = "config.json"
 class PretrainTraining(Section):
     """The training recipe. ``mixup`` and ``cutmix`` are the alphas of their Beta distributions; 0 turns one off."""
 
-    epochs: int = Field(100, ge=1)
-    batch_size: int = Field(256, ge=2)
+    epochs: Count = 100
+    batch_size: int = Field(256, ge=2, le=MAX_COUNT)
     lr: float = Field(1e-3, gt=0)
     warmup_epochs: float = Field(5.0, ge=0)
     weight_decay: float = Field(0.05, ge=0)
@@ -37,7 +38,7 @@ class PretrainTraining(Section):
     attention: Literal["auto", "fused", "plain"] = Field(
         "auto", description="the kernel; auto: whichever is faster here"
     )
-    threads: int = Field(2, ge=1)
+    threads: Count = 2
     device: Literal["cpu", "cuda", "auto"] = "auto"
 
 
@@ -48,7 +49,7 @@ class PretrainConfig(Section):
     ``attack``.
     """
 
-    seed: int = Field(0, ge=0)
+    seed: Seed = 0
     init: Literal["scratch", "backbone"] = "scratch"
     dataset: DatasetSection
     backbone: BackboneSection = BackboneSection()

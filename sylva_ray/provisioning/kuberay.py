@@ -15,9 +15,9 @@ from decimal import ROUND_CEILING, Decimal
 from pathlib import Path
 from typing import NamedTuple
 
-import yaml
-
 from sylva_ray.core.errors import UserError
+from sylva_ray.core.files import read_text_file
+from sylva_ray.core.yaml import YamlError, parse_documents
 
 HEAD = "headgroup"
 """The name of the head's group in Ray's autoscaler; the manifest gives it none."""
@@ -106,8 +106,8 @@ def read_manifests(path: Path) -> list[Mapping[str, object]] | None:
         UserError: the file is for Kubernetes and has no RayCluster.
     """
     try:
-        documents = [d for d in yaml.safe_load_all(path.read_text()) if isinstance(d, dict)]
-    except (OSError, ValueError, yaml.YAMLError):
+        documents = [d for d in parse_documents(read_text_file(path)) if isinstance(d, dict)]
+    except (UserError, YamlError):
         return None
     if not any({"apiVersion", "kind"} & document.keys() for document in documents):
         return None

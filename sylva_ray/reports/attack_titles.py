@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from sylva_ray.attacks.registry import attack_title
 from sylva_ray.config.attacks import EvaluationAttack
 from sylva_ray.core.types import AttackSpec
+from sylva_ray.core.yaml import YamlError, parse_yaml
 from sylva_ray.metrics.checks import UNBOUNDED
 
 _ATTACKS: TypeAdapter[list[EvaluationAttack]] = TypeAdapter(list[EvaluationAttack])
@@ -39,6 +39,6 @@ def specs_from_config(config: Any) -> tuple[AttackSpec, ...]:
 def attack_titles_from_config(text: str) -> dict[str, str]:
     """Return `attack_titles` of the evaluation's attacks in the text of a ``config.yaml``."""
     try:
-        return attack_titles(specs_from_config(yaml.safe_load(text)))
-    except yaml.YAMLError:
+        return attack_titles(specs_from_config(parse_yaml(text)))
+    except YamlError:
         return attack_titles(())

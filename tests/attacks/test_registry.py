@@ -163,7 +163,11 @@ def test_the_docs_state_every_setting_with_its_default(name: str) -> None:
             "pgd50x5-margin-eps4",
             "PGD-50 (margin loss, 5 restarts) at epsilon 4/255",
         ),
-        ("pgd:step_size=2/255,random_start=no", "pgd20-step2-fixed1-eps8", "PGD-20 (step 2, fixed 1) at epsilon 8/255"),
+        (
+            "pgd:step_size=2/255,random_start=false",
+            "pgd20-step2-fixed1-eps8",
+            "PGD-20 (step 2, fixed 1) at epsilon 8/255",
+        ),
         ("cw", "cw50-margin-eps8", "CW-50 at epsilon 8/255"),
         ("mim:norm=l2,epsilon=0.5", "mim10-l2-decay1-eps0.5", "MIM-10 (decay 1) at L2 epsilon 0.5"),
         (

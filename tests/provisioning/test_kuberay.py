@@ -11,11 +11,13 @@ from typing import Any
 import pytest
 import yaml
 
+from sylva_ray.config import schema
 from sylva_ray.core.errors import UserError
 
 pytest.importorskip("ray")
 
 from sylva_ray.execution.ray.launcher import RayLauncher
+from sylva_ray.provisioning import kuberay
 from sylva_ray.provisioning.demand import file_lines
 from sylva_ray.provisioning.kuberay import HEAD, NO_LIMIT, pod_groups
 from sylva_ray.provisioning.launcher_file import LauncherFile, load_launcher_file, load_promised
@@ -138,11 +140,19 @@ def test_a_file_for_kubernetes_without_a_raycluster_is_told_so(tmp_path: Path) -
         _load(tmp_path, {"apiVersion": "ray.io/v1", "kind": "RayJob"})
 
 
-def test_a_date_that_is_none_is_no_yaml(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("cluster_name: [", "is not valid YAML"),
+        ("cluster_name: a\ncluster_name: b\n", "line 2: the key 'cluster_name' is given twice"),
+        ("", "is empty"),
+    ],
+)
+def test_a_file_that_is_no_yaml_is_told_so(tmp_path: Path, text: str, says: str) -> None:
     path = tmp_path / "cluster.yaml"
-    path.write_text("cluster_name: 2026-13-01\n")
+    path.write_text(text)
     for load in (checked, load_promised):
-        with pytest.raises(UserError, match="is not valid YAML"):
+        with pytest.raises(UserError, match=says):
             load(path)
 
 
@@ -155,8 +165,8 @@ def test_no_single_damage_is_a_traceback(path: Path, monkeypatch: pytest.MonkeyP
     lines: list[str] = []
     num_loaded = num_refused = 0
     for damaged in _damaged(list(yaml.safe_load_all(path.read_text()))):
-        monkeypatch.setattr("yaml.safe_load_all", lambda _, given=damaged: iter(copy.deepcopy(given)))
-        monkeypatch.setattr("yaml.safe_load", lambda _, given=damaged: copy.deepcopy(given)[0])
+        monkeypatch.setattr(kuberay, "parse_documents", lambda _, given=damaged: copy.deepcopy(given))
+        monkeypatch.setattr(schema, "parse_yaml", lambda _, given=damaged: copy.deepcopy(given)[0])
         for load in (checked, load_promised):
             try:
                 launcher = load(path)

@@ -154,16 +154,16 @@ CASES: dict[str, tuple[dict[str, Any], tuple[str, ...], list[str]]] = {
         (),
         ["attack.epsilon.grid", "twice"],
     ),
-    "value that YAML reads as a date": (
+    "a date, which is a text": (
         {},
         ("parameters.lora.rank={grid: [2024-01-01]}",),
-        ["lora.rank", "is not a number"],
+        ["lora.rank", "'2024-01-01'", "integer"],
     ),
     "range without an end": (lr(uniform=[0.1, float("inf")]), (), ["parameters.training.lr.uniform", "finite"]),
     "real numbers for a whole one": (
         {"parameters": {"lora.rank": {"uniform": [1, 8]}}, "search": {"kind": "optuna", "num_points": 3}},
         (),
-        ["lora.rank", "5.3", "integer"],
+        ["lora.rank", "1.0", "integer"],
     ),
     "a section and a key of it": (
         {"parameters": {"lora.rank": {"grid": [2, 8]}, "lora": {"grid": [{"rank": 3}]}}},
