@@ -56,8 +56,9 @@ def _find(name: str) -> type[Algorithm]:
             sys.path.append(os.getcwd())
         try:
             method = getattr(importlib.import_module(module), attribute)
-        except (ImportError, AttributeError) as error:
-            raise UserError("algorithm.name", name, f"cannot be imported ({error})") from None
+        except Exception as error:  # code that is not ours may raise anything; no text is a valid name of a module
+            reason = f"{type(error).__name__}: {error}"
+            raise UserError("algorithm.name", name, f"cannot be imported ({reason})") from None
         if not (isinstance(method, type) and issubclass(method, Algorithm)):
             raise UserError("algorithm.name", name, "must be a subclass of sylva_ray.federation.contract.Algorithm")
         return method

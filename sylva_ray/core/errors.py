@@ -20,7 +20,7 @@ class UserError(ValueError):
 
     def __init__(self, key: str, value: object, fix: str) -> None:
         self.key, self.value, self.fix = key, value, fix
-        super().__init__(one_line(f"{abbreviated(key)} = {abbreviated(value, repr)}: {fix}"))
+        super().__init__(one_line(f"{abbreviated(key)} = {abbreviated(value, repr)}: {abbreviated(fix, length=1200)}"))
 
     def __reduce__(self) -> tuple[type, tuple[str, object, str]]:
         """Return the arguments of the constructor; by default, pickle would pass the message only."""

@@ -44,7 +44,8 @@ class Section(BaseModel):
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        return bounded(handler(source))
+        schema: CoreSchema = bounded(handler(source))
+        return schema
 
     @classmethod
     def kinds(cls) -> Sequence[type[Section]]:

@@ -22,15 +22,17 @@ from typing import TypeAlias
 import yaml
 from yaml.events import (
     AliasEvent,
+    CollectionStartEvent,
     DocumentStartEvent,
     Event,
     MappingEndEvent,
     MappingStartEvent,
-    NodeEvent,
     ScalarEvent,
     SequenceEndEvent,
     SequenceStartEvent,
 )
+
+from sylva_ray.core.text import abbreviated
 
 MAX_CHARACTERS = 500_000
 """Of a text: more than a sweep over 10,000 values takes."""
@@ -152,16 +154,16 @@ class _Builder:
                 yield self._value(next(self._events), 0)
 
     def _value(self, event: Event, depth: int) -> object:
-        assert isinstance(event, NodeEvent)
         if isinstance(event, AliasEvent):
             if event.anchor not in self._anchors:
-                raise _error(event, f"*{event.anchor} stands for an anchor that is not complete before it")
+                name = abbreviated(event.anchor, length=60)
+                raise _error(event, f"*{name} stands for an anchor that is not complete before it")
             return self._copy(event, self._anchors[event.anchor], depth)
+        assert isinstance(event, ScalarEvent | CollectionStartEvent)
         self._count(event, depth)
-        if getattr(event, "tag", None) is not None:
-            raise _error(
-                event, f"the tag {event.tag} is not read: write texts in quotes and everything else without tag"
-            )
+        if event.tag is not None:
+            tag = abbreviated(event.tag, length=60)
+            raise _error(event, f"the tag {tag} is not read: write texts in quotes and everything else without tag")
         value = self._content(event, depth)
         if event.anchor is not None:
             self._anchors[event.anchor] = value
@@ -188,7 +190,7 @@ class _Builder:
         mapping: dict[str, object] = {}
         lines: dict[str, int] = {}
         while not isinstance(event := next(self._events), MappingEndEvent):
-            key, line = self._value(event, depth + 1), event.start_mark.line + 1
+            key, line = self._value(event, depth + 1), _line(event)
             if not isinstance(key, str):
                 raise _error(event, f"the key {key!r} is not a text: write it in quotes")
             if key == "<<":
@@ -216,7 +218,12 @@ class _Builder:
 
 
 def _error(event: Event, problem: str) -> YamlError:
-    return YamlError(f"line {event.start_mark.line + 1}: {problem}")
+    return YamlError(f"line {_line(event)}: {problem}")
+
+
+def _line(event: Event) -> int:
+    """Return the number of the line in which an event begins, from 1."""
+    return event.start_mark.line + 1 if event.start_mark else 1
 
 
 class _Writer(yaml.SafeDumper):

@@ -115,7 +115,7 @@ class Search(Section):
     """Which points are tried: all of a grid, random ones, or those that Optuna's TPE suggests."""
 
     kind: Literal["grid", "random", "optuna"] = "grid"
-    num_points: Count | None = Field(None, description="for random and optuna")
+    num_points: int | None = Field(None, ge=1, le=MAX_GRID, description="for random and optuna")
     seed: Seed = 0
 
 

@@ -76,6 +76,7 @@ def _accepts(section: type[Section], key: str, value: Any) -> bool:
 @pytest.mark.parametrize("section", SECTIONS, ids=lambda section: section.__qualname__)
 def test_no_number_is_infinite_or_a_boolean_and_no_boolean_a_number(section: type[Section]) -> None:
     definitions = section.model_json_schema()
+    wrong: Any
     for key, field in definitions.get("properties", {}).items():
         kinds = {part.get("type") for part in field.get("anyOf", [field])}
         if kinds <= {"integer", "number", "null"}:

@@ -14,7 +14,7 @@ from hypothesis.errors import InvalidArgument
 LONG_SECONDS = 30 * 60.0
 """How long all fuzz tests together take in the profile ``long``."""
 
-_BASE = settings(max_examples=100, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+_BASE = settings(max_examples=60, deadline=None, database=None, suppress_health_check=list(HealthCheck))
 
 settings.register_profile("ci", _BASE, derandomize=True)
 settings.register_profile("long", _BASE, derandomize=False, print_blob=True)

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from sylva_ray.algorithms.registry import ALGORITHMS
 from sylva_ray.attacks.registry import ATTACKS
 from sylva_ray.core.sections import Section
+from sylva_ray.core.yaml import to_yaml
 
 Strategy = st.SearchStrategy[Any]
 
@@ -80,8 +81,8 @@ def _number(schema: Mapping[str, Any], _: object) -> Strategy:
     low, high = (schema.get(key, schema.get(f"exclusiveM{key[1:]}")) for key in ("minimum", "maximum"))
     if schema["type"] == "integer":
         return st.integers(low + ("exclusiveMinimum" in schema), high - ("exclusiveMaximum" in schema))
-    ends = {"exclude_min": "exclusiveMinimum" in schema, "exclude_max": "exclusiveMaximum" in schema}
-    return st.floats(low, high, allow_nan=False, **ends)
+    open_low, open_high = "exclusiveMinimum" in schema, "exclusiveMaximum" in schema
+    return st.floats(low, high, allow_nan=False, exclude_min=open_low, exclude_max=open_high)
 
 
 def _text(schema: Mapping[str, Any], _: object) -> Strategy:
@@ -111,7 +112,7 @@ PLAIN = st.recursive(
 
 _NUMBERS = [True, -1, 0, 2**31, 2**64, 10**50, 0.5, 1e308, float("inf"), float("nan")]
 _TEXTS = ["", "x", "3", "1:30", "a\nb", "\0", "x" * 9999]
-_TREES = [None, [], {}, [None], [[[]]], {"name": 3}, {"a": {"b": {"c": 1}}}]
+_TREES: list[Any] = [None, [], {}, [None], [[[]]], {"name": 3}, {"a": {"b": {"c": 1}}}]
 WRONG = st.sampled_from([*_NUMBERS, *_TEXTS, *_TREES])
 """What is seldom a right value."""
 
@@ -138,3 +139,45 @@ def _damaged_once(draw: st.DrawFn, tree: Any) -> Any:
     else:
         copy.append(copy[key])
     return copy
+
+
+_SIGNS = [
+    "&a ",
+    "*a",
+    "<<: ",
+    "---\n",
+    "...",
+    "? ",
+    ": ",
+    "- ",
+    "[",
+    "]",
+    "{",
+    "}",
+    "'",
+    '"',
+    "\\",
+    "|\n",
+    "#",
+    "%YAML 1.1\n",
+]
+_OTHERS = ["\n", "\t", " ", "\0", "\ufeff", "\x85", "é", "😀", "name: x\n", "!!python/name:os.system "]
+PIECES = st.sampled_from([*_SIGNS, *_OTHERS, "[" * 5000, "{a: " * 2000, "9" * 5000])
+"""Pieces with a meaning in YAML, and some that no text of ours has."""
+
+
+@st.composite
+def damaged_text(draw: st.DrawFn, text: str) -> str:
+    """Return a text with pieces inserted, parts removed, and parts repeated."""
+    for _ in range(draw(st.integers(0, 3))):
+        start = draw(st.integers(0, len(text)))
+        end = draw(st.integers(start, min(len(text), start + 40)))
+        text = text[:start] + draw(PIECES | st.just("") | st.just(text[start:end] * 2)) + text[end:]
+    return text
+
+
+def texts_like(trees: Strategy) -> Strategy:
+    """Return contents of YAML files: valid trees, damaged trees, damaged texts, and bytes of any kind."""
+    written = (trees | trees.flatmap(damaged)).map(to_yaml)
+    texts = written | written.flatmap(damaged_text) | st.lists(PIECES | TEXTS).map("".join)
+    return texts.map(lambda text: text.encode(errors="replace")) | st.binary(max_size=300)
