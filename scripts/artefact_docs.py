@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import get_args
 
 from sylva_ray.core.evaluation import Evaluation
+from sylva_ray.core.inputs import Inputs
 from sylva_ray.core.records import Artefact, StageRecord
 from sylva_ray.core.summary import Summary
 
@@ -36,6 +37,7 @@ FILES: tuple[tuple[str, type[Artefact]], ...] = (
     ("`summary.json`", Summary),
     ("A line of `rounds.jsonl`", StageRecord),
     ("`evaluation.json`", Evaluation),
+    ("`inputs.json`", Inputs),
 )
 
 

@@ -239,8 +239,8 @@ def test_one_clear_line_and_exit_code_2(case: str, here: Path) -> None:
 def test_a_run_that_fails_says_how_to_resume(
     error: BaseException | signal.Signals, code: int, says: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(prepared: Prepared, folder: RunFolder, resume: bool, observer: object, remote: object) -> None:
-        del observer, remote
+    def fail(prepared: Prepared, folder: RunFolder, resume: bool, *others: object) -> None:
+        del others
         folder.claim(prepared.config, resume)
         if isinstance(error, signal.Signals):
             os.kill(os.getpid(), error)

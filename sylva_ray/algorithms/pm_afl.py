@@ -79,7 +79,12 @@ class PmAfl(Algorithm):
                 f"knows {teacher_classes or 'no'} classes, the data has {num_classes}; set algorithm.teacher_probe=true"
             )
             raise UserError("algorithm.teacher", p.teacher.checkpoint or p.teacher.name, fix)
-        return backbone_arrays(create_backbone(p.teacher, num_classes))
+        teacher = create_backbone(p.teacher, num_classes)
+        arrays = backbone_arrays(teacher)
+        if teacher_classes != num_classes:  # a random head, whose place the probe takes
+            prefix = f"{teacher.head_name}."
+            arrays |= {name: np.zeros_like(value) for name, value in arrays.items() if name.startswith(prefix)}
+        return arrays
 
     def bind_model(
         self, model: CohortModel, num_classes: int, auxiliary: Mapping[str, np.ndarray], device: torch.device

@@ -33,6 +33,7 @@ def evaluate(  # noqa: PLR0913  # a keyword for each option of the command
     surrogates: Sequence[str | Path] = (),
     certify: Sequence[float] = (),
     overrides: Sequence[str] = (),
+    allow_changed: bool = False,
     out: str | Path | None = None,
     show: Show = "progress",
 ) -> Evaluation:
@@ -50,6 +51,7 @@ def evaluate(  # noqa: PLR0913  # a keyword for each option of the command
         surrogates: other runs, through whose models to attack as well.
         certify: noise levels for randomised smoothing.
         overrides: ``KEY=VALUE`` of ``cluster.*``, ``training.device`` and ``evaluation.precision`` only.
+        allow_changed: whether data and weights may differ from those of the run; ``evaluation.json`` then says so.
         out: the JSON file; None: ``evaluation.json`` in the run folder, whose report is written again.
         show: what is printed.
 
@@ -71,7 +73,9 @@ def evaluate(  # noqa: PLR0913  # a keyword for each option of the command
     with ExitStack() as stack:
         folder, _ = stack.enter_context(run_folder_at(str(run), "change"))
         surrogate_folders = [stack.enter_context(run_folder_at(str(other), "read"))[0] for other in surrogates]
-        prepared_run = prepare_evaluation(folder, images, surrogate_folders, overrides)
+        prepared_run = prepare_evaluation(folder, images, surrogate_folders, overrides, allow_changed)
+        for text in prepared_run.notices:
+            print(f"warning: {text}", file=sys.stderr)
         config, fleet = prepared_run.prepared.config, prepared_run.prepared.fleet
         extras = Extras(checks, curves, transfer or bool(surrogates), tuple(certify))
         budget = None if epsilon is None else str(epsilon)

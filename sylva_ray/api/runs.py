@@ -96,7 +96,12 @@ def run(
 
 
 def resume(
-    run: str | Path, overrides: Sequence[str] = (), *, config: Config | None = None, show: Show = "progress"
+    run: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    config: Config | None = None,
+    allow_changed: bool = False,
+    show: Show = "progress",
 ) -> Summary:
     """Continue a run from its newest checkpoint, to the same result as if it had never stopped.
 
@@ -106,6 +111,7 @@ def resume(
         run: the run folder, a path or a URL.
         overrides: ``KEY=VALUE`` with dotted keys; only ``cluster`` and ``tracking`` may change.
         config: the experiment that the folder must hold; None: whatever it holds.
+        allow_changed: whether data and weights may differ from those that the run began with; ``summary.json`` then says so.
         show: what is printed.
 
     Returns:
@@ -116,7 +122,7 @@ def resume(
         RunError: it failed while running.
     """
     experiment = None if config is None else load_config(config, overrides)
-    return _run_in_folder(str(run), experiment, overrides, "resume", show)
+    return _run_in_folder(str(run), experiment, overrides, "resume", show, allow_changed)
 
 
 def _run_in_folder(
@@ -125,6 +131,7 @@ def _run_in_folder(
     overrides: Sequence[str],
     purpose: Literal["start", "resume"],
     show: Show,
+    allow_changed: bool = False,
 ) -> Summary:
     from sylva_ray.execution.ray import driver
     from sylva_ray.observers.mlflow.tracker import tracking_uri
@@ -147,7 +154,7 @@ def _run_in_folder(
                 RunDisplay(console, show != "progress") as display,
                 resumable(folder.config_file, f"Resume with: sylva-ray run {where} --resume"),
             ):
-                summary = driver.run_prepared(prepared, folder, purpose == "resume", display, remote)
+                summary = driver.run_prepared(prepared, folder, purpose == "resume", display, remote, allow_changed)
         console.print(closing_table(summary, folder.load_records()))
     uri = tracking_uri(experiment.tracking, folder.path) if experiment.tracking.enabled else None
     print_lines(console, closing_lines(summary, where, uri))
@@ -179,6 +186,7 @@ def sweep(
     *,
     out: str | Path | None = None,
     resume: bool = False,
+    allow_changed: bool = False,
     show: Show = "progress",
 ) -> Sweep:
     """Run a sweep of experiments on Ray Tune (docs/sweeps.md).
@@ -188,6 +196,7 @@ def sweep(
         overrides: ``KEY=VALUE`` of the space, or of the experiment of all trials.
         out: the sweep's folder, a local or mounted one; None: ``runs/NAME-TIME``.
         resume: whether to go on with the trials that have not finished.
+        allow_changed: whether data and weights may differ from those that these trials began with.
         show: what is printed.
 
     Returns:
@@ -221,7 +230,7 @@ def sweep(
     console = wide_console(show)
     instruction = f"Resume with: sylva-ray tune {sweep_dir} --resume"
     with SweepDisplay(console, show != "progress") as display, resumable(sweep_dir / "space.yaml", instruction):
-        done = run_sweep(loaded, sweep_dir, resume, display.on_event)
+        done = run_sweep(loaded, sweep_dir, resume, display.on_event, allow_changed)
     console.print(sweep_table(done))
     print_lines(console, sweep_lines(done, sweep_dir))
     return done
@@ -268,7 +277,12 @@ def repair(run: str | Path) -> list[str]:
 
 
 def export(
-    run: str | Path, to: str | Path, clients: Sequence[int] | None = None, *, merged: bool = False
+    run: str | Path,
+    to: str | Path,
+    clients: Sequence[int] | None = None,
+    *,
+    merged: bool = False,
+    allow_changed: bool = False,
 ) -> list[Path]:
     """Write clients as PEFT adapters; load them with ``PeftModel.from_pretrained`` on the timm model.
 
@@ -277,6 +291,8 @@ def export(
         to: the folder that gets ``client_000/``, ``client_001/``, ...
         clients: which clients; None: all.
         merged: whether to write the whole model with the adapter merged in, too.
+        allow_changed: with ``merged``, whether the backbone's weights may differ from those of the run; a ``README.md``
+            beside the model then says so.
 
     Returns:
         One folder per client.
@@ -291,7 +307,26 @@ def export(
     for client in clients or ():
         if client not in everyone:
             raise UserError("--client", client, f"must be all or 0 to {len(everyone) - 1}")
-    return export_clients(loaded.config, loaded.states, everyone if clients is None else clients, Path(to), merged)
+    changed = _changed_backbone(run, loaded, allow_changed) if merged else ()
+    chosen = everyone if clients is None else clients
+    return export_clients(loaded.config, loaded.states, chosen, Path(to), merged, changed)
+
+
+def _changed_backbone(run: str | Path, loaded: LoadedRun, allow_changed: bool) -> Sequence[str]:
+    """Return how the backbone's weights differ from those of a run, in words, and print what the user should know.
+
+    Raises:
+        UserError: they differ, and ``allow_changed`` is false.
+    """
+    from sylva_ray.preparation.inputs import digest_backbone
+    from sylva_ray.storage.remote_copy import run_folder_at
+
+    now = digest_backbone(loaded.config)
+    with run_folder_at(str(run), "read") as (folder, _):
+        check = folder.check_inputs(loaded.config, now, allow_changed)
+    for text in check.notices:
+        print(f"warning: {text}", file=sys.stderr)
+    return check.changed
 
 
 def _new_folder(name: str) -> Path:

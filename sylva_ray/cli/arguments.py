@@ -11,4 +11,10 @@ Overrides = Annotated[
     typer.Argument(metavar="KEY=VALUE", help="Settings that replace those of the file, e.g. training.rounds=5."),
 ]
 RunFolder = Annotated[str, typer.Argument(metavar="RUN", help="A run folder or its URL.")]
+AllowChanged = Annotated[
+    bool,
+    typer.Option(
+        "--allow-changed", help="Go on although data or weights are not those of the run; results then say so."
+    ),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Print only the table of results at the end.")]

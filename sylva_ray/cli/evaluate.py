@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from sylva_ray.cli.arguments import RunFolder
+from sylva_ray.cli.arguments import AllowChanged, RunFolder
 
 
 def evaluate(
@@ -46,6 +46,7 @@ def evaluate(
         list[float] | None,
         typer.Option(metavar="SIGMA", help="Certify by randomised smoothing with this standard deviation."),
     ] = None,
+    allow_changed: AllowChanged = False,
     out: Annotated[
         Path | None, typer.Option(metavar="FILE", help="File of results (default: RUN/evaluation.json).")
     ] = None,
@@ -68,5 +69,6 @@ def evaluate(
         surrogates=surrogate or [],
         certify=certify or [],
         overrides=overrides or [],
+        allow_changed=allow_changed,
         out=out,
     )

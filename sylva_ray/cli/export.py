@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from sylva_ray.cli.arguments import RunFolder
+from sylva_ray.cli.arguments import AllowChanged, RunFolder
 
 
 def export(
@@ -15,6 +15,7 @@ def export(
     to: Annotated[Path, typer.Option(metavar="FOLDER", help="Output folder; adapters are in FOLDER/client_000, ...")],
     client: Annotated[str, typer.Option(metavar="NUMBER", help="Number of a client, from 0, or all.")] = "all",
     merged: Annotated[bool, typer.Option("--merged", help="Also write the whole model with merged adapter.")] = False,
+    allow_changed: AllowChanged = False,
 ) -> None:
     """Export the clients of a run as PEFT adapters.
 
@@ -25,5 +26,8 @@ def export(
 
     if client != "all" and not client.isdigit():
         raise UserError("--client", client, "must be all or the number of a client, from 0")
-    for folder in api.export(run, to, None if client == "all" else [int(client)], merged=merged):
+    if allow_changed and not merged:
+        raise UserError("--allow-changed", run, "has no effect without --merged: adapters do not contain the backbone")
+    clients = None if client == "all" else [int(client)]
+    for folder in api.export(run, to, clients, merged=merged, allow_changed=allow_changed):
         typer.echo(folder)

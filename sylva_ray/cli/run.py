@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from sylva_ray.cli.arguments import Overrides, Quiet
+from sylva_ray.cli.arguments import AllowChanged, Overrides, Quiet
 
 
 def run(
@@ -20,6 +20,7 @@ def run(
         typer.Option(metavar="FOLDER", help="Run folder or URL, e.g. s3://bucket/run (default: runs/NAME-TIME)."),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue a run from its newest checkpoint.")] = False,
+    allow_changed: AllowChanged = False,
     quiet: Quiet = False,
 ) -> None:
     """Run an experiment: training, evaluation and report."""
@@ -28,6 +29,8 @@ def run(
 
     show: Literal["progress", "result"] = "result" if quiet else "progress"
     is_run = "://" in config or Path(config).is_dir()
+    if allow_changed and not resume:
+        raise UserError("--allow-changed", config, "has no effect on a new run: use it with --resume")
     if not resume:
         if is_run and out is None:
             raise UserError(
@@ -37,8 +40,10 @@ def run(
             )
         api.run(config, overrides or [], out=out, show=show)
     elif is_run:
-        api.resume(out or config, overrides or [], config=config if out else None, show=show)
+        api.resume(
+            out or config, overrides or [], config=config if out else None, allow_changed=allow_changed, show=show
+        )
     elif out is not None:
-        api.resume(out, overrides or [], config=config, show=show)
+        api.resume(out, overrides or [], config=config, allow_changed=allow_changed, show=show)
     else:
         raise UserError("--resume", config, "needs --out FOLDER (or the run folder instead of CONFIG)")

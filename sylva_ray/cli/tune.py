@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
-from sylva_ray.cli.arguments import Overrides, Quiet
+from sylva_ray.cli.arguments import AllowChanged, Overrides, Quiet
 
 
 def tune(
@@ -17,12 +17,14 @@ def tune(
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue a sweep: run the trials that have not finished.")
     ] = False,
+    allow_changed: AllowChanged = False,
     quiet: Quiet = False,
 ) -> None:
     """Run a sweep of experiments on Ray Tune (docs/sweeps.md)."""
     from sylva_ray import api
     from sylva_ray.core.errors import RunError
 
-    sweep = api.sweep(space, overrides or [], out=out, resume=resume, show="result" if quiet else "progress")
+    show: Literal["progress", "result"] = "result" if quiet else "progress"
+    sweep = api.sweep(space, overrides or [], out=out, resume=resume, allow_changed=allow_changed, show=show)
     if sweep.failed:
         raise RunError(sweep.failure_text)

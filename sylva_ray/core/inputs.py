@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import ClassVar
 
 from pydantic import Field
 
 from sylva_ray.core.records import Artefact
 
-WORDS = {
+DATA = {
     "train": "the training images",
     "test": "the test images",
     "class_names": "the class names",
-    "partition": "the division of the images among the clients",
-    "backbone": "the weights of the backbone",
-    "auxiliary": "the weights of the method's teacher",
+    "partition": "the division among the clients",
 }
-"""What the digests are of, for messages."""
+"""What the digests of the data are of, in words."""
+
+WEIGHTS = {"backbone": "the weights of the backbone", "auxiliary": "the weights of the teacher"}
+"""What the digests of weights are of, in words."""
 
 
 class Inputs(Artefact):
@@ -32,12 +32,14 @@ class Inputs(Artefact):
     weights: dict[str, str] = Field({})
     """Digests of ``backbone`` (all arrays but its head) and, where a method has a teacher, ``auxiliary``."""
 
-    def differences(self, now: Inputs) -> list[str]:
-        """Return what differs from ``now``, in words; what one of the two does not have is not compared."""
-        pairs: list[tuple[Mapping[str, str], Mapping[str, str]]] = [(self.data, now.data), (self.weights, now.weights)]
-        return [
-            WORDS.get(name, name)
-            for before, after in pairs
-            for name in before
-            if name in after and before[name] != after[name]
-        ]
+    def changed_data(self, now: Inputs) -> list[str]:
+        """Return which data differ from those of ``now``, in words; what one of the two lacks is not compared."""
+        return _changed(self.data, now.data, DATA)
+
+    def changed_weights(self, now: Inputs) -> list[str]:
+        """Return which weights differ, likewise."""
+        return _changed(self.weights, now.weights, WEIGHTS)
+
+
+def _changed(before: dict[str, str], now: dict[str, str], words: dict[str, str]) -> list[str]:
+    return [words.get(name, name) for name in before if name in now and before[name] != now[name]]

@@ -136,6 +136,8 @@ class StageRecord(Artefact):
     """``{client: reason}`` of the uploads that were not merged; absent where all were."""
     compute: Annotated[Compute | None, omitted_if_none()] = None
     """Precisions and attention kernels."""
+    changed_inputs: Annotated[list[str] | None, omitted_if_none()] = None
+    """Data and weights that were not those that the run began with (``--allow-changed``)."""
 
 
 class GameRecord(Artefact):

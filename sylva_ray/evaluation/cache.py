@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from sylva_ray.config.resolved import ResolvedConfig
+from sylva_ray.core.inputs import Inputs
 from sylva_ray.federation.client.measuring import EvaluateOutcome
 from sylva_ray.federation.tasks import CohortTask
 from sylva_ray.storage.atomic import write_atomically
@@ -37,9 +38,10 @@ class MeasurementCache:
     Args:
         folder: of the files; it need not exist.
         config: of the run.
+        changed: the digests of data and weights, if they are not those of the run; its measurements are then not used.
     """
 
-    def __init__(self, folder: Path, config: ResolvedConfig) -> None:
+    def __init__(self, folder: Path, config: ResolvedConfig, changed: Inputs | None = None) -> None:
         self.folder = folder
         resolved = json.loads(config.model_dump_json())
         settings = {key: resolved[key] for key in SETTINGS}
@@ -48,6 +50,8 @@ class MeasurementCache:
                 del settings["dataset"][name]
         if config.evaluation.precision != "float32":  # version 0.1 had no other precision, and no such setting
             settings["precision"] = config.evaluation.precision
+        if changed is not None:
+            settings["changed inputs"] = changed.to_json()
         self._settings = json.dumps(settings, sort_keys=True)
 
     def load(self, task: CohortTask) -> list[EvaluateOutcome] | None:

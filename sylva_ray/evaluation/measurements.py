@@ -9,6 +9,7 @@ from typing import Protocol
 import numpy as np
 
 from sylva_ray.core.evaluation import CertifiedLevel, GalleryImage, Transfer
+from sylva_ray.core.inputs import Inputs
 from sylva_ray.core.types import AttackSpec, stack_states
 from sylva_ray.evaluation.cache import MeasurementCache
 from sylva_ray.evaluation.plan import (
@@ -57,12 +58,16 @@ class EvaluationInput:
         prepared: its experiment, with the images of the evaluation.
         states: of the K clients.
         surrogates: states of the K clients of other runs, by run folder.
+        inputs: digests of the data and the weights that are measured with.
+        notices: what the user should know about them.
     """
 
     folder: RunFolder
     prepared: Prepared
     states: list[State]
     surrogates: Mapping[str, list[State]]
+    inputs: Inputs | None = None
+    notices: tuple[str, ...] = ()
 
 
 class Progress(Protocol):
@@ -90,7 +95,8 @@ class Measurements:
     def __init__(self, run: EvaluationInput, request: EvaluationRequest, pool: ClientPool, progress: Progress) -> None:
         self.run, self.request, self.pool, self.progress = run, request, pool, progress
         self.config, self.fleet = run.prepared.config, run.prepared.fleet
-        self.cache = MeasurementCache(run.folder.measurements, self.config)
+        changed = run.inputs if run.prepared.changed_inputs else None
+        self.cache = MeasurementCache(run.folder.measurements, self.config, changed)
         self.everyone = range(self.fleet.num_clients)
         sizes = [len(self.fleet.test_labels(client)) for client in self.everyone]
         self.cohorts = make_cohorts(list(self.everyone), sizes, self.config.training.cohort_size)

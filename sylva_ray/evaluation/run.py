@@ -12,10 +12,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 from sylva_ray.algorithms.registry import create_algorithm
 from sylva_ray.core.errors import UserError
 from sylva_ray.core.evaluation import Curves, Evaluation, Transfer
+from sylva_ray.core.inputs import Inputs
 from sylva_ray.core.summary import CheckResult, Spread
 from sylva_ray.core.types import AttackSpec
 from sylva_ray.evaluation import tables
@@ -31,7 +33,8 @@ from sylva_ray.evaluation.plan import (
 from sylva_ray.evaluation.run_checks import RunFacts, run_checks
 from sylva_ray.federation.pool import ClientPool
 from sylva_ray.federation.threat_model import budget_warnings, threat_model
-from sylva_ray.preparation.experiment import prepare
+from sylva_ray.preparation.experiment import load_fleet, prepare
+from sylva_ray.preparation.inputs import digest_inputs
 from sylva_ray.storage.run_folder import RunFolder
 from sylva_ray.transport.byzantine import byzantine_clients
 
@@ -40,7 +43,11 @@ OVERRIDABLE = ("cluster.", "training.device", "training.attention", "evaluation.
 
 
 def prepare_evaluation(
-    folder: RunFolder, images: int | None, surrogates: Sequence[RunFolder], overrides: Sequence[str]
+    folder: RunFolder,
+    images: int | None,
+    surrogates: Sequence[RunFolder],
+    overrides: Sequence[str],
+    allow_changed: bool = False,
 ) -> EvaluationInput:
     """Load a finished run.
 
@@ -49,9 +56,11 @@ def prepare_evaluation(
         images: test images per client; None: as many as the run had.
         surrogates: folders of other runs with the same clients and the same kind of model.
         overrides: ``KEY=VALUE`` of `OVERRIDABLE` settings.
+        allow_changed: whether data and weights may differ from those that the run began with.
 
     Raises:
-        UserError: there is no finished run, an override would change what is measured, or a surrogate does not match.
+        UserError: there is no finished run, an override would change what is measured, a surrogate does not match, or data
+            or weights have changed.
     """
     for override in overrides:
         if not override.startswith(OVERRIDABLE):
@@ -60,26 +69,41 @@ def prepare_evaluation(
     states = folder.load_states()
     if not folder.summary_file.exists():
         raise UserError("RUN", str(folder), f"is not finished; first: sylva-ray run {folder} --resume")
-    config = folder.load_config(overrides)
+    config = whole = folder.load_config(overrides)
     if images is not None:
         partition = config.partition.model_copy(update={"test_samples": images})
         keep = config.dataset.test_pool == "train"
         dataset = config.dataset.model_copy(update={"max_test": config.dataset.max_test if keep else None})
         config = config.model_copy(update={"partition": partition, "dataset": dataset})
     prepared = prepare(config)
+    known = prepared if images is None else replace(prepared, fleet=load_fleet(whole))
+    inputs = digest_inputs(known)
+    check = folder.check_inputs(whole, inputs, allow_changed)
+    prepared = replace(prepared, changed_inputs=check.changed)
     missing = [client for client in range(len(states)) if not folder.adapter(client).exists()]
     if missing and create_algorithm(config.algorithm).parameters.model == "lora":
         fix = f"has no adapters of client {missing[0]} in adapters/; write them with: sylva-ray run {folder} --resume"
         raise UserError("RUN", str(folder), fix)
-    return EvaluationInput(folder, prepared, states, {str(other): _surrogate(other, states) for other in surrogates})
+    return EvaluationInput(
+        folder=folder,
+        prepared=prepared,
+        states=states,
+        surrogates={str(other): _surrogate(other, states, inputs) for other in surrogates},
+        inputs=inputs,
+        notices=check.notices,
+    )
 
 
-def _surrogate(folder: RunFolder, states: Sequence[State]) -> list[State]:
-    """Return the states of another run, after a check that they fit to ``states``."""
+def _surrogate(folder: RunFolder, states: Sequence[State], inputs: Inputs) -> list[State]:
+    """Return the states of another run, after a check that they fit to ``states`` and to the same backbone."""
     other_states = folder.load_states()
     shapes, other_shapes = ({n: value.shape for n, value in first.items()} for first in (states[0], other_states[0]))
     if len(other_states) != len(states) or other_shapes != shapes:
         fix = "has another number of clients or another kind of model; transfer needs the same of both"
+        raise UserError("--surrogate", str(folder), fix)
+    stored = folder.load_inputs()
+    if stored is not None and "backbone" in stored.weights and stored.weights["backbone"] != inputs.weights["backbone"]:
+        fix = "was trained on a backbone with other weights; transfer needs the same"
         raise UserError("--surrogate", str(folder), fix)
     return other_states
 
@@ -123,7 +147,11 @@ def run_evaluation(
         checks=checks,
         certified=[measurements.certified(sigma, left_out) for sigma in request.sigmas] or None,
         gallery=measurements.gallery(),
-        warnings=budget_warnings(config, request.attacks, run.folder.load_records()) or None,
+        warnings=[
+            *budget_warnings(config, request.attacks, run.folder.load_records()),
+            *(f"{what} are not those of the run (--allow-changed)" for what in run.prepared.changed_inputs),
+        ]
+        or None,
     )
 
 

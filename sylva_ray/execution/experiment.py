@@ -79,6 +79,7 @@ def _run(prepared: Prepared, folder: RunFolder, pool: ClientPool, observer: Obse
     initial = initial_states(algorithm, model, config, fleet.num_classes, prepared.backbone)
     players = model.players if isinstance(model, LoraStack) else {}
     server = Server(config, algorithm, fleet, initial, players, pool, folder, observer)
+    server.changed_inputs = list(prepared.changed_inputs)
     stages = stages_of_run(algorithm, config)
     warnings: list[str] = []
     status: Status = "FAILED"

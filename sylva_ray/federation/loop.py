@@ -99,6 +99,7 @@ class Rounds:
             dropped=costs.dropped,
             refused={str(client): reason for client, reason in costs.refused.items()} or None,
             compute=compute_of(server.config),
+            changed_inputs=server.changed_inputs or None,
         )
         server.records.append(record)
         server.folder.save_checkpoint(server.config, server.states, server.records, server.game, server.wire.residuals)

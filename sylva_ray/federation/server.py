@@ -93,6 +93,7 @@ class Server:
         records: of the stages before the present one.
         place: of the present stage.
         costs: of the present stage.
+        changed_inputs: data and weights that are not those that the run began with, in words.
     """
 
     def __init__(
@@ -115,6 +116,7 @@ class Server:
         self.records: list[StageRecord] = []
         self.game: GameRecord | None = None
         self.place, self.costs = Place(), StageCosts()
+        self.changed_inputs: list[str] = []
         self.wire = Wire(algorithm, algorithm.postprocessors(config))
 
     @property

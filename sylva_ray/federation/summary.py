@@ -227,7 +227,16 @@ def _warnings(records: Sequence[StageRecord], checks: Sequence[CheckResult]) -> 
             warnings.append(
                 f"round {record.round}: the training of clients {clients} diverged; they kept their last state"
             )
-    return warnings + _refusals(records)
+    return warnings + _refusals(records) + _changes(records)
+
+
+def _changes(records: Sequence[StageRecord]) -> list[str]:
+    """Say from which stage on data or weights were not those that the run began with."""
+    first: dict[str, int] = {}
+    for record in records:
+        for what in record.changed_inputs or ():
+            first.setdefault(what, record.step)
+    return [f"since step {step}, {what} are not those that the run began with" for what, step in first.items()]
 
 
 def _refusals(records: Sequence[StageRecord]) -> list[str]:

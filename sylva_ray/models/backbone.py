@@ -24,6 +24,7 @@ from torch import nn
 
 from sylva_ray.config.experiment import OFFLINE_BACKBONE, BackboneSection
 from sylva_ray.core.errors import UserError
+from sylva_ray.core.types import stack_digest
 from sylva_ray.models.kernels import project_patches
 
 OFFLINE_ARCHITECTURE: dict[str, Any] = {
@@ -168,6 +169,13 @@ def checkpoint_classes(section: BackboneSection) -> int | None:
 def backbone_arrays(backbone: Backbone) -> dict[str, np.ndarray]:
     """Return the timm model's state_dict as numpy arrays, as it is sent to workers."""
     return {name: value.detach().cpu().numpy() for name, value in backbone.model.state_dict().items()}
+
+
+def digest_weights(backbone: Backbone) -> str:
+    """Return a digest of a backbone's weights without its head, which every run replaces."""
+    prefix = f"{backbone.head_name}."
+    arrays = {name: value for name, value in backbone_arrays(backbone).items() if not name.startswith(prefix)}
+    return stack_digest(arrays).hex()
 
 
 def _architecture(section: BackboneSection, num_classes: int, pretrained: bool) -> nn.Module:

@@ -19,6 +19,7 @@ def export_clients(
     clients: Iterable[int],
     folder: Path,
     merged: bool = False,
+    changed: Sequence[str] = (),
 ) -> list[Path]:
     """Write one PEFT adapter per client to ``folder/client_000/``.
 
@@ -28,6 +29,7 @@ def export_clients(
         clients: which of them to export.
         folder: the folder of the clients' folders.
         merged: also write each client's whole model as ``model.safetensors``.
+        changed: weights that are not those of the run, in words; ``README.md`` says so.
 
     Returns:
         The clients' folders.
@@ -45,6 +47,9 @@ def export_clients(
         target = adapter_folder(folder, client)
         save_adapter(states[client], target, config.backbone, config.lora, head_names)
         if merged:
+            if changed:
+                text = f"`model.safetensors` was merged with other weights than the run had: {', '.join(changed)}.\n"
+                (target / "README.md").write_text(text)
             save_merged(states[client], target, backbone_arrays(backbone), config.lora)
         folders.append(target)
     return folders

@@ -39,12 +39,14 @@ class Prepared:
         fleet: the data of all clients.
         backbone: the timm model's state_dict as numpy arrays, and a method's auxiliary weights (`split_weights`).
         setup_seconds: how long the preparation took.
+        changed_inputs: data and weights that are not those that the run began with, in words.
     """
 
     config: ResolvedConfig
     fleet: FleetData
     backbone: dict[str, np.ndarray]
     setup_seconds: float
+    changed_inputs: tuple[str, ...] = ()
 
 
 def prepare(config: ExperimentConfig, folder: RunFolder | None = None, measure: bool = True) -> Prepared:
@@ -66,8 +68,7 @@ def prepare(config: ExperimentConfig, folder: RunFolder | None = None, measure: 
     algorithm = create_algorithm(config.algorithm)
     check_byzantine(config, algorithm)
     stages_of_run(algorithm, resolved)  # checks their order, before anything is loaded
-    image_size = create_backbone(config.backbone, num_classes=2).image_size
-    fleet = build_fleet(load_dataset(config.dataset, image_size, config.seed), config.partition, config.seed)
+    fleet = load_fleet(config)
     arrays = backbone_arrays(create_backbone(config.backbone, fleet.num_classes))
     arrays |= {AUXILIARY + n: value for n, value in algorithm.auxiliary_weights(fleet.num_classes).items()}
     model = build_model(algorithm, resolved, fleet.num_classes, arrays)
@@ -80,6 +81,16 @@ def prepare(config: ExperimentConfig, folder: RunFolder | None = None, measure: 
         raise UserError("algorithm.phase2.selection", phase2.selection, fix)
     resolved = resolved.model_copy(update={"algorithm": with_parameters(config).algorithm})
     return Prepared(resolved, fleet, arrays, time.perf_counter() - started)
+
+
+def load_fleet(config: ExperimentConfig) -> FleetData:
+    """Load the images of an experiment and divide them among its clients.
+
+    Raises:
+        UserError: the data cannot be read, or the division is impossible.
+    """
+    image_size = create_backbone(config.backbone, num_classes=2).image_size
+    return build_fleet(load_dataset(config.dataset, image_size, config.seed), config.partition, config.seed)
 
 
 def with_parameters(config: ExperimentConfig) -> ExperimentConfig:

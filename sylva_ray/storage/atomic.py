@@ -64,7 +64,12 @@ def write_json(path: Path, content: object, durable: bool = False) -> Path:
     Returns:
         ``path``.
     """
-    return write_atomically(path, json.dumps(content, indent=1) + "\n", durable)
+    return write_atomically(path, json_text(content), durable)
+
+
+def json_text(content: object) -> str:
+    """Return a JSON value as text, indented by one space."""
+    return json.dumps(content, indent=1) + "\n"
 
 
 def check_target(key: str, path: Path | None) -> None:

@@ -10,7 +10,9 @@ from sylva_ray.storage.atomic import draft_of, write_atomically
 from sylva_ray.storage.lock import LOCK
 
 
-def check_claim(folder: str, names: Collection[str], marker: str, kind: str, resume: bool) -> None:
+def check_claim(
+    folder: str, names: Collection[str], marker: str, kind: str, resume: bool, leftovers: Collection[str] = ()
+) -> None:
     """Check that a folder may be written to.
 
     Args:
@@ -19,16 +21,16 @@ def check_claim(folder: str, names: Collection[str], marker: str, kind: str, res
         marker: name of the file that every folder of this kind has.
         kind: noun for what it is to hold, e.g. ``run``.
         resume: whether it must hold one already; else it must be empty.
+        leftovers: names of files that a process may leave that is killed before it has written the marker.
 
     Raises:
         UserError: it is not free, or there is nothing to resume.
     """
-    leftovers = {LOCK, draft_of(Path(marker)).name}  # of a process that was killed before it wrote the marker
     if marker in names:
         if not resume:
             fix = f"already holds a {kind}; add --resume to continue it, or choose another"
             raise UserError("--out", folder, fix)
-    elif set(names) - leftovers:
+    elif set(names) - {LOCK, draft_of(Path(marker)).name, *leftovers}:
         raise UserError("--out", folder, f"is not empty and holds no {kind}; choose another folder")
     elif resume:
         raise UserError("--resume", folder, f"holds no {kind} to resume")
@@ -48,17 +50,18 @@ def list_names(folder: Path) -> list[str]:
         raise UserError("--out", str(folder), f"cannot be used ({error.strerror}); choose another folder") from None
 
 
-def write_marker(marker: Path, content: str) -> None:
+def write_marker(marker: Path, content: str, replace: bool = False) -> None:
     """Create a folder and write the file that marks it as taken. One that is there already is never written again.
 
     Args:
         marker: path of the file.
         content: text of the file.
+        replace: whether one that is there already is replaced after all.
 
     Raises:
         UserError: it cannot be written.
     """
-    if marker.exists():
+    if marker.exists() and not replace:
         return
     try:
         marker.parent.mkdir(parents=True, exist_ok=True)

@@ -15,7 +15,7 @@ from sylva_ray.config.experiment import ExperimentConfig
 from sylva_ray.config.schema import RawConfig, build, read_yaml
 from sylva_ray.core.errors import UserError
 from sylva_ray.core.inputs import Inputs
-from sylva_ray.storage.atomic import write_atomically
+from sylva_ray.storage.atomic import write_atomically, write_json
 from sylva_ray.storage.checkpoint import Checkpoint
 from sylva_ray.storage.manifest import folder_name
 from sylva_ray.storage.run_folder import RunFolder
@@ -112,7 +112,7 @@ def _restore_inputs(folder: RunFolder, checkpoint: Checkpoint) -> list[str]:
         stored = None
     if stored == inputs:
         return []
-    folder.write_inputs(inputs)
+    write_json(folder.inputs_file, inputs.to_json(), durable=True)
     return [f"{folder.inputs_file.name}: restored from {folder_name(checkpoint.step)}"]
 
 

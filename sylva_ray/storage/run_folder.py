@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
@@ -31,7 +31,7 @@ from sylva_ray.core.inputs import Inputs
 from sylva_ray.core.records import GameRecord, StageRecord
 from sylva_ray.core.summary import Summary
 from sylva_ray.core.types import ClientState
-from sylva_ray.storage.atomic import write_json
+from sylva_ray.storage.atomic import draft_of, json_text, write_json
 from sylva_ray.storage.checkpoint import Checkpoint, CheckpointFolder, Origin
 from sylva_ray.storage.claim import check_claim, list_names, write_marker
 from sylva_ray.storage.jsonl import append_record, read_records, rewrite_records
@@ -41,6 +41,18 @@ from sylva_ray.storage.reading import read_json
 T = TypeVar("T")
 
 RECORDS, SUMMARY, CHECKPOINTS, INPUTS = "rounds.jsonl", "summary.json", "checkpoint", "inputs.json"
+
+
+class InputCheck(NamedTuple):
+    """How the data and the weights of a run compare with those that it began with.
+
+    Attributes:
+        changed: what is different, in words.
+        notices: what the user should know, one sentence each.
+    """
+
+    changed: tuple[str, ...]
+    notices: tuple[str, ...]
 
 
 class RunFolder:
@@ -104,7 +116,7 @@ class RunFolder:
         names = list_names(self.path)
         if CONFIG not in names and CHECKPOINTS in names:
             raise self._without_config()
-        check_claim(str(self), names, CONFIG, "run", resume)
+        check_claim(str(self), names, CONFIG, "run", resume, (INPUTS, draft_of(self.inputs_file).name))
         if CONFIG in names:
             if config is not None:
                 self.check_same(config)
@@ -125,19 +137,28 @@ class RunFolder:
         if found:
             raise UserError("--out", str(self), f"holds a run with another config ({found})")
 
-    def claim(self, config: ExperimentConfig, resume: bool) -> None:
-        """Write ``config.yaml`` of a new run; that of a run to resume must describe the same experiment.
+    def claim(self, config: ExperimentConfig, resume: bool, inputs: Inputs | None = None) -> None:
+        """Write ``inputs.json`` and ``config.yaml`` of a new run; a run to resume must be of the same experiment.
 
         Args:
             config: resolved.
             resume: whether the folder must hold this run already; else it must be free.
+            inputs: of the run; None: not known.
 
         Raises:
             UserError: the folder is not free, holds no run to resume, holds another one or one whose checkpoints are of
                 another config, or cannot be written.
         """
         self.check_claim(config, resume)
-        write_marker(self.config_file, config.to_yaml())
+        if self.config_file.exists():
+            return
+        try:
+            if inputs is not None:
+                write_marker(self.inputs_file, json_text(inputs.to_json()), replace=True)
+            write_marker(self.config_file, config.to_yaml())
+        except UserError:
+            self.inputs_file.unlink(missing_ok=True)
+            raise
 
     def check_has_run(self) -> None:
         """Check that the folder holds a run.
@@ -207,6 +228,11 @@ class RunFolder:
             if found:
                 fix = f"is not the config of the run's checkpoints ({found}); restore it with: sylva-ray repair {self}"
                 raise UserError("config", str(self.config_file), fix)
+        if checkpoint.inputs is not None:
+            stored = self.load_inputs()
+            if stored is None or stored.to_json() != checkpoint.inputs:
+                fix = f"is not what the run's checkpoints hold; restore it with: sylva-ray repair {self}"
+                raise UserError("inputs", str(self.inputs_file), fix)
         num_clients = config.partition.num_clients
         if len(checkpoint.states) != num_clients:
             fix = f"{self.checkpoints.root} holds {len(checkpoint.states)} clients; start again with another --out"
@@ -234,9 +260,34 @@ class RunFolder:
         """
         return _read(self.inputs_file, Inputs.from_json, f"restore it with: sylva-ray repair {self}")
 
-    def write_inputs(self, inputs: Inputs) -> None:
-        """Write ``inputs.json``, durably."""
-        write_json(self.inputs_file, inputs.to_json(), durable=True)
+    def check_inputs(self, config: ExperimentConfig, now: Inputs, allow_changed: bool) -> InputCheck:
+        """Compare data and weights with those that the run began with.
+
+        Args:
+            config: of the run, whose names of data and weights the messages use.
+            now: what was loaded; what it lacks is not compared.
+            allow_changed: whether a difference is accepted.
+
+        Returns:
+            What has changed, and what the user should know.
+
+        Raises:
+            UserError: something has changed and ``allow_changed`` is false; names all of it.
+        """
+        stored = self.load_inputs()
+        if stored is None:
+            text = "the run is of a version that stored no digests: it cannot be checked that data and weights are the same"
+            return InputCheck((), (text,))
+        data, weights = stored.changed_data(now), stored.changed_weights(now)
+        changed = [f"{_listed(data)} of {config.dataset.name}"] if data else []
+        changed += [f"{_listed(weights)} ({config.backbone.checkpoint or config.backbone.name})"] if weights else []
+        if changed and not allow_changed:
+            fix = f"{_listed(changed)} are not those of the run; restore them, or add --allow-changed, which the results then say"
+            raise UserError("RUN", str(self), fix)
+        notices = [f"{_listed(changed)} are not those of the run (--allow-changed)"] if changed else []
+        if stored.version != now.version:
+            notices.append(f"the run began with version {stored.version} of sylva_ray, and this is {now.version}")
+        return InputCheck(tuple(changed), tuple(notices))
 
     def load_records(self) -> list[StageRecord]:
         """Return the records of all completed stages, oldest first.
@@ -322,6 +373,12 @@ class RunFolder:
     def log_missing(self, round: int, clients: Sequence[int]) -> None:
         """Log the clients that missed the deadline of a round, so that a resumed run repeats it."""
         append_record(self.missing_file, {"round": round, "missing": list(clients)})
+
+
+def _listed(parts: Sequence[str]) -> str:
+    """Return "a", "a and b", or "a, b and c"."""
+    *first, last = parts
+    return f"{', '.join(first)} and {last}" if first else last
 
 
 def adapter_folder(root: Path, client: int) -> Path:

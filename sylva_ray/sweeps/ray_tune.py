@@ -67,7 +67,7 @@ TUNE_ENVIRONMENT = {
 }
 
 
-def run_sweep(space: Space, sweep_dir: Path, resume: bool, on_event: OnEvent) -> Sweep:
+def run_sweep(space: Space, sweep_dir: Path, resume: bool, on_event: OnEvent, allow_changed: bool = False) -> Sweep:
     """Run or resume a sweep.
 
     Args:
@@ -75,6 +75,7 @@ def run_sweep(space: Space, sweep_dir: Path, resume: bool, on_event: OnEvent) ->
         sweep_dir: Its folder.
         resume: Whether to continue the sweep that the folder holds.
         on_event: Called with every event.
+        allow_changed: Whether data and weights may differ from those that the trials began with.
 
     Returns:
         The results, which are also written to the folder.
@@ -94,10 +95,12 @@ def run_sweep(space: Space, sweep_dir: Path, resume: bool, on_event: OnEvent) ->
         slots = check_trials_fit(space, driver_node, promised_cluster(space.cluster))
         with folder.locked():
             folder.claim(space, resume)
-            return _run_claimed(folder, space, driver_node, slots, on_event)
+            return _run_claimed(folder, space, driver_node, slots, on_event, allow_changed)
 
 
-def _run_claimed(folder: SweepFolder, space: Space, driver_node: str, slots: int, on_event: OnEvent) -> Sweep:
+def _run_claimed(
+    folder: SweepFolder, space: Space, driver_node: str, slots: int, on_event: OnEvent, allow_changed: bool
+) -> Sweep:
     """Run what is left of a sweep in its own folder; the arguments are as in `_run_trials` and `run_sweep`."""
     choose_compute(folder, space)
     tracking = SweepTracking(folder, space)
@@ -105,7 +108,7 @@ def _run_claimed(folder: SweepFolder, space: Space, driver_node: str, slots: int
     for problem in tracking.problems:
         on_event(SweepWarning(problem))
     with watching(folder, space, on_event):
-        trials, failures = _run_trials(space, folder, driver_node, slots, tracking.trials)
+        trials, failures = _run_trials(space, folder, driver_node, slots, tracking.trials, allow_changed)
     sweep = collect_results(folder, space, trials, failures)
     write_results(folder, sweep)
     tracking.close(sweep)
@@ -179,7 +182,7 @@ def _driver_node() -> str:
 
 
 def _run_trials(
-    space: Space, folder: SweepFolder, driver_node: str, slots: int, tracking: TrialTracking
+    space: Space, folder: SweepFolder, driver_node: str, slots: int, tracking: TrialTracking, allow_changed: bool
 ) -> tuple[list[Trial], dict[str, str]]:
     """Run the trials with Tune.
 
@@ -191,7 +194,7 @@ def _run_trials(
     """
     os.environ.update(TUNE_ENVIRONMENT)
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
-    trainable = _trainable(space, folder, driver_node, tracking)
+    trainable = _trainable(space, folder, driver_node, tracking, allow_changed)
     planned = [] if space.search.kind == "optuna" else planned_trials(space)
     if space.is_adaptive and any(folder.tune.glob("experiment_state-*")):
         results = _fit(tune.Tuner.restore(str(folder.tune), trainable, restart_errored=True))
@@ -205,7 +208,9 @@ def _run_trials(
     return ([trial for trial, _ in ran] if space.is_adaptive else planned), failures
 
 
-def _trainable(space: Space, folder: SweepFolder, driver_node: str, tracking: TrialTracking) -> Any:
+def _trainable(
+    space: Space, folder: SweepFolder, driver_node: str, tracking: TrialTracking, allow_changed: bool
+) -> Any:
     """Return what Tune runs: `run_trial` with its arguments and with the bundles that each trial reserves."""
 
     def bundles(given: dict[str, Any]) -> tune.PlacementGroupFactory:
@@ -224,6 +229,7 @@ def _trainable(space: Space, folder: SweepFolder, driver_node: str, tracking: Tr
         driver=os.getpid(),
         working_dir=os.getcwd(),
         environment={name: value for name, value in os.environ.items() if name.startswith("MLFLOW_")},
+        allow_changed=allow_changed,
     )
     return tune.with_resources(trainable, bundles)
 

@@ -27,6 +27,7 @@ from sylva_ray.execution.experiment import run_experiment
 from sylva_ray.execution.ray.driver import pool_for
 from sylva_ray.federation.observer import Notice, Observer
 from sylva_ray.preparation.experiment import prepare
+from sylva_ray.preparation.inputs import claim_run
 from sylva_ray.preparation.resolve import trial_actors
 from sylva_ray.provisioning.launcher_file import Resources
 from sylva_ray.provisioning.placement import ROUNDING
@@ -118,6 +119,7 @@ def run_trial(
     driver: int,
     working_dir: str,
     environment: Mapping[str, str],
+    allow_changed: bool = False,
 ) -> None:
     """Run a trial; the function that Tune calls.
 
@@ -129,6 +131,7 @@ def run_trial(
         driver: Process id of the sweep's driver.
         working_dir: Of the driver; relative paths of the experiment start there.
         environment: The driver's settings for the tracker.
+        allow_changed: Whether data and weights may differ from those that a trial began with.
     """
     os.chdir(working_dir)
     os.environ.update(environment)
@@ -143,7 +146,7 @@ def run_trial(
     note(process=os.getpid(), node=ray.get_runtime_context().get_node_id())
     try:
         config = trial_config(space, trial, tracking, load_config(folder.compute))
-        _run(config, folder.trial(trial.key), driver, note)
+        _run(config, folder.trial(trial.key), driver, note, allow_changed)
         outcome = "finished"
     except SystemExit:  # Tune's way to end a trial from within `report`
         outcome = "pruned"
@@ -180,7 +183,9 @@ class _TrialObserver(Observer):
         self.note(alive=time.time(), notice=notice.text)
 
 
-def _run(config: ExperimentConfig, folder: RunFolder, driver: int, note: Callable[..., None]) -> None:
+def _run(
+    config: ExperimentConfig, folder: RunFolder, driver: int, note: Callable[..., None], allow_changed: bool
+) -> None:
     """Report the steps that the folder holds, then continue the experiment and report every step.
 
     Args:
@@ -188,6 +193,7 @@ def _run(config: ExperimentConfig, folder: RunFolder, driver: int, note: Callabl
         folder: Its run folder.
         driver: Process id of the sweep's driver.
         note: Takes the fields of an `AttemptEvent`.
+        allow_changed: Whether data and weights may differ from those that the trial began with.
     """
     records = folder.load_records()
     for known in range(1, len(records) + 1):
@@ -196,7 +202,10 @@ def _run(config: ExperimentConfig, folder: RunFolder, driver: int, note: Callabl
         prepared = prepare(config, folder)
         observer = _TrialObserver(config, records, note)
         with folder.locked(driver, LOCK_TIMEOUT_S):
-            folder.claim(prepared.config, resume=folder.config_file.exists())
+            is_begun = folder.config_file.exists()
+            prepared = claim_run(
+                prepared, folder, is_begun, allow_changed, lambda text: observer.on_notice(Notice(text))
+            )
             with pool_for(prepared, observer) as pool:
                 run_experiment(prepared, folder, pool, observer)
     _report(records, config, finished=True)

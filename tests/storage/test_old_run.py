@@ -57,13 +57,15 @@ def test_it_resumes_to_the_states_that_it_ended_with(folder: RunFolder) -> None:
     assert folder.adapter(1).exists()
 
 
-def test_its_measurements_are_found_again(folder: RunFolder) -> None:
+def test_its_measurements_are_found_again(folder: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
     """Nothing is measured but the gallery, and that under the old names."""
     sylva_ray.export(folder.path, folder.adapters)
     before = folder.load_evaluation()
     names = {path.stem for path in folder.measurements.iterdir()}
     found = sylva_ray.evaluate(folder.path, ["pgd:steps=2,epsilon=4/255"], certify=[0.1], show="nothing")
     assert {path.stem for path in folder.measurements.iterdir()} == names | PARTS_OF_GALLERY
+    assert "it cannot be checked that data and weights are the same" in capsys.readouterr().err
+    assert not folder.inputs_file.exists()
     assert before is not None
     for key in ("benign", "per_class", "majority", "worst_case", "certified"):
         assert getattr(found, key) == getattr(before, key), key

@@ -48,6 +48,7 @@ class Assignment:
         config: the experiment.
         num_actors: number of client actors.
         setup_seconds: see `Prepared`.
+        changed_inputs: see `Prepared`. A restarted coordinator gets the same data and weights from the object store.
         fleet: reference to the data that the driver has put. Ray passes references inside a dataclass on as references.
         backbone: reference to the arrays of the backbone.
         folder: of the run, with an absolute path.
@@ -60,6 +61,7 @@ class Assignment:
     config: ResolvedConfig
     num_actors: int
     setup_seconds: float
+    changed_inputs: tuple[str, ...]
     fleet: ray.ObjectRef[FleetData]
     backbone: ray.ObjectRef[dict[str, np.ndarray]]
     folder: RunFolder
@@ -90,7 +92,8 @@ class Coordinator:
         os.chdir(assignment.working_dir)
         os.environ.update(assignment.environment)
         config, fleet, backbone = assignment.config, assignment.fleet, assignment.backbone
-        prepared = Prepared(config, ray.get(fleet), ray.get(backbone), assignment.setup_seconds)
+        arrays = ray.get(backbone)
+        prepared = Prepared(config, ray.get(fleet), arrays, assignment.setup_seconds, assignment.changed_inputs)
         remote = RemoteFolder(assignment.remote_url, assignment.folder.path) if assignment.remote_url else None
         with assignment.folder.locked(assignment.driver, LOCK_TIMEOUT_S):
             pool = RayPool(config, fleet, backbone, assignment.num_actors, self._log)

@@ -20,7 +20,6 @@ from ray.actor import ActorHandle
 from ray.exceptions import ActorAlreadyExistsError, GetTimeoutError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from sylva_ray.config.resolved import ResolvedConfig
 from sylva_ray.core.errors import RunError, UserError
 from sylva_ray.core.summary import Summary
 from sylva_ray.execution.experiment import run_experiment
@@ -31,6 +30,7 @@ from sylva_ray.execution.ray.session import NAMESPACE, possible_nodes, ray_sessi
 from sylva_ray.federation.observer import Event, Notice, Observer, dispatch
 from sylva_ray.federation.pool import ClientPool
 from sylva_ray.preparation.experiment import Prepared, create_worker
+from sylva_ray.preparation.inputs import claim_run
 from sylva_ray.provisioning.placement import resolve_num_actors
 from sylva_ray.storage.remote_copy import RemoteFolder
 from sylva_ray.storage.run_folder import RunFolder
@@ -49,7 +49,12 @@ FORWARDED_VARIABLES = ("MLFLOW_", "AWS_", "FSSPEC_", "GOOGLE_", "AZURE_")
 
 
 def run_prepared(
-    prepared: Prepared, folder: RunFolder, resume: bool, observer: Observer, remote: RemoteFolder | None = None
+    prepared: Prepared,
+    folder: RunFolder,
+    resume: bool,
+    observer: Observer,
+    remote: RemoteFolder | None = None,
+    allow_changed: bool = False,
 ) -> Summary:
     """Run an experiment in this process or on Ray, as ``cluster.pool`` says.
 
@@ -59,37 +64,47 @@ def run_prepared(
         resume: whether the folder holds the run already.
         observer: of the run, e.g. a display.
         remote: the URL that gets a copy of ``folder`` after every stage; None: no copy.
+        allow_changed: whether data and weights may differ from those that the run began with.
 
     Returns:
         The summary, as in ``summary.json``.
 
     Raises:
-        UserError: it does not fit on the cluster, or the run folder is not free; nothing was written.
+        UserError: it does not fit on the cluster, the run folder is not free, or data or weights have changed; nothing was
+            written.
         RunError: it failed while running, and can be resumed.
     """
     config = prepared.config
     if config.cluster.pool == "in_process":
         folder.check_claim(config, resume)
         with folder.locked():
-            _claim(folder, config, resume, remote)
+            prepared = _claim(prepared, folder, resume, allow_changed, observer, remote)
             worker = create_worker(config, prepared.fleet, prepared.backbone)
             return run_experiment(prepared, folder, InProcessPool(worker), observer, remote)
     with ray_session(config.cluster):
         prepared, num_actors = _with_num_actors(prepared)
         folder.check_claim(prepared.config, resume)
         with folder.locked():  # released to the coordinator, which writes
-            _claim(folder, prepared.config, resume, remote)
+            prepared = _claim(prepared, folder, resume, allow_changed, observer, remote)
         return run_on_ray(prepared, num_actors, folder, observer, remote)
 
 
-def _claim(folder: RunFolder, config: ResolvedConfig, resume: bool, remote: RemoteFolder | None) -> None:
+def _claim(
+    prepared: Prepared,
+    folder: RunFolder,
+    resume: bool,
+    allow_changed: bool,
+    observer: Observer,
+    remote: RemoteFolder | None,
+) -> Prepared:
     """Claim the folder here and at the URL, so that storage without write access is found before the first stage."""
-    folder.claim(config, resume)
+    prepared = claim_run(prepared, folder, resume, allow_changed, lambda text: observer.on_notice(Notice(text)))
     if remote is not None:
         try:
             remote.push()
         except RunError as error:
             raise UserError("--out", str(remote), str(error)) from None
+    return prepared
 
 
 def run_on_ray(
@@ -121,6 +136,7 @@ def run_on_ray(
         config=prepared.config,
         num_actors=num_actors,
         setup_seconds=prepared.setup_seconds,
+        changed_inputs=prepared.changed_inputs,
         fleet=fleet,
         backbone=backbone,
         folder=RunFolder(folder.path.resolve()),

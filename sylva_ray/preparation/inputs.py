@@ -1,0 +1,64 @@
+"""Whether a run still computes with the data and the weights that it began with."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import asdict
+
+from sylva_ray import __version__
+from sylva_ray.config.experiment import ExperimentConfig
+from sylva_ray.core.inputs import Inputs
+from sylva_ray.core.types import stack_digest
+from sylva_ray.data.digest import data_digest
+from sylva_ray.federation.client.worker import split_weights
+from sylva_ray.models.backbone import create_backbone, digest_weights
+from sylva_ray.preparation.experiment import Prepared
+from sylva_ray.storage.run_folder import RunFolder
+
+Notify = Callable[[str], None]
+"""Takes a sentence that the user should read."""
+
+
+def digest_inputs(prepared: Prepared) -> Inputs:
+    """Digest the data and the weights of an experiment; about a second per gigabyte."""
+    weights, auxiliary = split_weights(prepared.backbone)
+    backbone = create_backbone(prepared.config.backbone, prepared.fleet.num_classes, weights)
+    digests = {"backbone": digest_weights(backbone)}
+    if auxiliary:
+        digests["auxiliary"] = stack_digest(auxiliary).hex()
+    return Inputs(version=__version__, data=asdict(data_digest(prepared.fleet)), weights=digests)
+
+
+def digest_backbone(config: ExperimentConfig) -> Inputs:
+    """Digest the weights of an experiment's backbone alone, without the head.
+
+    Raises:
+        UserError: see `create_backbone`.
+    """
+    digest = digest_weights(create_backbone(config.backbone, num_classes=2))
+    return Inputs(version=__version__, weights={"backbone": digest})
+
+
+def claim_run(prepared: Prepared, folder: RunFolder, resume: bool, allow_changed: bool, notify: Notify) -> Prepared:
+    """Claim a run folder, which is locked, for an experiment with these data and weights.
+
+    Args:
+        prepared: the experiment.
+        folder: of the run.
+        resume: whether the folder must hold this run already; else it must be free.
+        allow_changed: whether data and weights may differ from those that the run began with.
+        notify: is called with what the user should know.
+
+    Returns:
+        The experiment, with what has changed.
+
+    Raises:
+        UserError: see `RunFolder.claim` and `RunFolder.check_inputs`.
+    """
+    inputs = digest_inputs(prepared)
+    folder.claim(prepared.config, resume, inputs)
+    check = folder.check_inputs(prepared.config, inputs, allow_changed)
+    for text in check.notices:
+        notify(text)
+    return dataclasses.replace(prepared, changed_inputs=check.changed)
