@@ -35,6 +35,8 @@ class _Scan:
     def __init__(self, root: Path) -> None:
         self.root, self.key = root, f"imagefolder:{root}"
         self.unread: list[Path] = []
+        self._entries: dict[Path, tuple[list[Path], list[Path]]] = {}
+        self._names: dict[tuple[int, int], Path] = {}
 
     def refuse(self, fix: str) -> UserError:
         """Return the error that refuses the folder."""
@@ -45,47 +47,50 @@ class _Scan:
         return abbreviated(f"{path.relative_to(self.root)}{'/' if path.is_dir() else ''}", length=200)
 
     def entries(self, folder: Path) -> tuple[list[Path], list[Path]]:
-        """Return the folders and the files in a folder, sorted. Hidden ones are left out, links are followed."""
-        folders, files = [], []
-        try:
-            with os.scandir(folder) as found:
-                for entry in found:
-                    path = folder / entry.name
-                    if is_hidden(entry.name):
-                        continue
-                    if entry.is_dir():
-                        folders.append(path)
-                    elif entry.is_file():
-                        files.append(path)
-                    else:  # a broken link, a pipe, a device
-                        self.unread.append(path)
-        except OSError as error:
-            raise self.refuse(f"has a folder that cannot be read: {self.shown(folder)} ({error.strerror})") from None
-        return sorted(folders), sorted(files)
-
-    def identity(self, folder: Path) -> tuple[int, int]:
-        """Return what a folder and a link to it have in common: device and inode."""
-        try:
-            found = folder.stat()
-        except OSError as error:
-            raise self.refuse(f"has a folder that cannot be read: {self.shown(folder)} ({error.strerror})") from None
-        return found.st_dev, found.st_ino
-
-    def files_below(self, folder: Path) -> Iterator[Path]:
-        """Yield every file in a folder and in the folders in it.
+        """Return the folders and the files in a folder, sorted. Hidden ones are left out, links are followed.
 
         Raises:
-            UserError: a link leads back to a folder that contains it.
+            UserError: the folder cannot be read, or it was read under another name: a link leads to it.
         """
-        waiting: list[tuple[Path, tuple[tuple[int, int], ...]]] = [(folder, ())]
+        if folder not in self._entries:
+            try:
+                self._refuse_second_name(folder)
+                self._entries[folder] = self._read(folder)
+            except OSError as error:
+                fix = f"has a folder that cannot be read: {self.shown(folder)} ({error.strerror})"
+                raise self.refuse(fix) from None
+        return self._entries[folder]
+
+    def _refuse_second_name(self, folder: Path) -> None:
+        """Refuse a folder that was read under another name; it would not end, or put an image into two classes."""
+        found = folder.stat()
+        other = self._names.setdefault((found.st_dev, found.st_ino), folder)
+        if other != folder and os.path.realpath(other) == os.path.realpath(folder):  # inodes are not unique everywhere
+            twice = f"{self.shown(other)} and {self.shown(folder)}"
+            raise self.refuse(f"has the same folder twice, as {twice}, one of which is a link; remove it")
+
+    def _read(self, folder: Path) -> tuple[list[Path], list[Path]]:
+        folders, files = [], []
+        with os.scandir(folder) as found:
+            for entry in found:
+                path = folder / entry.name
+                if is_hidden(entry.name):
+                    continue
+                if entry.is_dir():
+                    folders.append(path)
+                elif entry.is_file():
+                    files.append(path)
+                else:  # a broken link, a pipe, a device
+                    self.unread.append(path)
+        return sorted(folders), sorted(files)
+
+    def files_below(self, folder: Path) -> Iterator[Path]:
+        """Yield every file in a folder and in the folders in it."""
+        waiting = [folder]
         while waiting:
-            here, above = waiting.pop()
-            itself = self.identity(here)
-            if itself in above:
-                raise self.refuse(f"has a link to a folder that contains it: {self.shown(here)}; remove it")
-            folders, files = self.entries(here)
+            folders, files = self.entries(waiting.pop())
             yield from files
-            waiting += [(inner, (*above, itself)) for inner in folders]
+            waiting += folders
 
 
 def read_folder(root: Path) -> Sources:
@@ -107,7 +112,6 @@ def read_folder(root: Path) -> Sources:
     scan.unread += files
     _refuse_images_beside_splits(scan, found, others)
     halves = choose_halves(scan.key, found, EXPECTED)
-    _refuse_equal_folders(scan, (halves.train, halves.test))
     names, train = _labelled_images(scan, halves.train)
     test = _test_images(scan, halves.test, names)
     return Sources(train, test, names, halves.notices + _notices(scan, names))
@@ -133,15 +137,6 @@ def _refuse_images_beside_splits(scan: _Scan, found: Mapping[str, Mapping[str, P
                 split = next(iter(next(iter(found.values()))))
                 raise scan.refuse(f"has images in {folder.name}/ beside {split}, which is a split; {_REMEDY}")
             scan.unread.append(path)
-
-
-def _refuse_equal_folders(scan: _Scan, folders: Sequence[Path]) -> None:
-    """Refuse links that make one folder two classes, or both halves."""
-    known: dict[tuple[int, int], Path] = {}
-    for folder in folders:
-        other = known.setdefault(scan.identity(folder), folder)
-        if other != folder:
-            raise scan.refuse(f"has the same folder twice, as {scan.shown(other)} and {scan.shown(folder)}; remove one")
 
 
 def _labelled_images(scan: _Scan, top: Path) -> tuple[tuple[str, ...], Source]:
@@ -173,7 +168,6 @@ def _test_images(scan: _Scan, top: Path, names: Sequence[str]) -> Source:
             hint = did_you_mean(folder.name, names)
             fix = f"has class {folder.name!r} in {top.name}/ but not in the training half; {hint}"
             raise scan.refuse(fix.rstrip("; "))
-    _refuse_equal_folders(scan, folders)
     by_name = {folder.name: _images_of_class(scan, folder) for folder in folders}
     if not any(by_name.values()):
         held = f"; it holds {shortened(path.name for path in files)}" if files else ""
@@ -187,7 +181,6 @@ def _check_class_folders(scan: _Scan, folders: Sequence[Path]) -> None:
             raise scan.refuse(f"has {scan.shown(folder)}, the name of a split, where the folders of classes are")
         if not folder.name.isprintable():
             raise scan.refuse(f"has a class folder whose name is not printable text: {folder.name!r}; rename it")
-    _refuse_equal_folders(scan, folders)
     if len(folders) == 1:
         inner, _ = _splits_among(scan.entries(folders[0])[0])
         if inner:

@@ -52,6 +52,7 @@ def find_parquet(root: Path, key: str) -> Halves[list[Path]]:
     halves = choose_halves(key, groups, EXPECTED + _found(root, unread))
     for pattern_files in (halves.train, halves.test):
         _check_shards(root, pattern_files, key)
+    _refuse_equal_files(root, (*halves.train, *halves.test), key)
     if not unread:
         return halves
     count = "1 parquet file is" if len(unread) == 1 else f"{len(unread):,} parquet files are"
@@ -95,6 +96,17 @@ def _check_shards(root: Path, files: Sequence[Path], key: str) -> None:
     count = counts.pop()
     if len(shards) != count:
         raise UserError("dataset.name", key, f"has {len(shards)} of {count} files of one split: {names}")
+
+
+def _refuse_equal_files(root: Path, files: Sequence[Path], key: str) -> None:
+    """Refuse links that make one file two, e.g. the training half the test half."""
+    known: dict[tuple[int, int], Path] = {}
+    for file in files:
+        found = file.stat()
+        other = known.setdefault((found.st_dev, found.st_ino), file)
+        if other != file:
+            twice = f"{other.relative_to(root)} and {file.relative_to(root)}"
+            raise UserError("dataset.name", key, f"has the same file twice, as {twice}; remove one of them")
 
 
 def _found(root: Path, unread: Sequence[Path]) -> str:

@@ -148,9 +148,11 @@ def test_what_is_not_read_is_counted_and_named(tmp_path: Path) -> None:
 
 def test_a_broken_link_and_a_pipe_are_named_and_do_not_hang(tmp_path: Path) -> None:
     grow(tmp_path, CLASSES)
-    os.symlink(tmp_path / "nowhere", tmp_path / "cat" / "link.png")
+    for link in ("cat/link.png", "top.png"):
+        os.symlink(tmp_path / "nowhere", tmp_path / link)
     os.mkfifo(tmp_path / "dog" / "pipe.png")
-    assert load(tmp_path).notices == (f"imagefolder:{tmp_path}: 2 files are not read: cat/link.png, dog/pipe.png",)
+    (notice,) = load(tmp_path).notices
+    assert notice == f"imagefolder:{tmp_path}: 3 files are not read: cat/link.png, dog/pipe.png, top.png"
 
 
 def test_a_class_without_test_images_is_named(tmp_path: Path) -> None:
@@ -203,20 +205,35 @@ def test_folders_below_a_class_belong_to_it_also_through_links(tmp_path: Path) -
     assert sorted(np.bincount(np.concatenate([data.train.labels, data.test.labels])).tolist()) == [5, 10]
 
 
-@pytest.mark.parametrize("where", ["cat/up", "cat/deep/self", "loop"])
-def test_a_link_to_a_folder_above_is_refused_and_does_not_hang(tmp_path: Path, where: str) -> None:
+@pytest.mark.parametrize(
+    ("link", "target"),
+    [("cat/up", "."), ("loop", "."), ("cat/deep/self", "cat/deep"), ("tomcat", "cat"), ("cat/more", "dog")],
+)
+def test_a_folder_is_never_read_twice_through_a_link(tmp_path: Path, link: str, target: str) -> None:
+    """Loops would not end, and one image would be in two classes."""
     grow(tmp_path, {"cat": {"0.png": "image", "deep": 1}, "dog": 3})
-    os.symlink(tmp_path if where != "cat/deep/self" else tmp_path / "cat" / "deep", tmp_path / where)
-    assert "a link to a folder that contains it" in refused(tmp_path)
+    os.symlink(tmp_path / target, tmp_path / link)
+    line = refused(tmp_path)
+    assert "the same folder twice" in line
+    assert f"{link}/" in line
 
 
-def test_one_folder_under_two_names_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("test", "link", "target"), [(None, "test", "train"), ({"dog": 2}, "test/cat", "train/cat")])
+def test_the_test_half_is_no_link_to_the_training_half(
+    tmp_path: Path, test: Tree | None, link: str, target: str
+) -> None:
+    grow(tmp_path, {"train": CLASSES} | ({"test": test} if test else {}))
+    os.symlink(tmp_path / target, tmp_path / link)
+    assert f"the same folder twice, as {target}/ and {link}/" in refused(tmp_path)
+
+
+def test_links_that_multiply_are_refused_at_once(tmp_path: Path) -> None:
     grow(tmp_path, CLASSES)
-    os.symlink(tmp_path / "cat", tmp_path / "tomcat")
-    assert "same folder twice, as cat/ and tomcat/" in refused(tmp_path)
-    other = grow(tmp_path / "other", {"train": CLASSES})
-    os.symlink(other / "train", other / "test")
-    assert "same folder twice, as train/ and test/" in refused(other)
+    for depth in range(30):
+        (tmp_path / "cat" / f"{depth}").mkdir()
+        for name in ("a", "b"):
+            os.symlink(tmp_path / "cat" / f"{depth + 1}", tmp_path / "cat" / f"{depth}" / name)
+    assert "the same folder twice" in refused(tmp_path)
 
 
 def test_very_deep_folders_are_searched(tmp_path: Path) -> None:

@@ -251,8 +251,9 @@ def test_an_image_is_turned_upright(file_format: str, orientation: int) -> None:
     tagged = Image.open(io.BytesIO(encoded(plain, "PNG", exif=exif)))
     expected = np.asarray(ImageOps.exif_transpose(tagged)).astype(int)
     assert expected.shape == ((16, 48, 3) if orientation < 5 else (48, 16, 3))
-    options = {"WEBP": {"lossless": True}, "AVIF": {"quality": 100}}.get(file_format, {})
-    found = np.asarray(decode_image(encoded(plain, file_format, exif=exif, **options))).astype(int)
+    options: dict[str, dict[str, Any]] = {"WEBP": {"lossless": True}, "AVIF": {"quality": 100}}
+    data = encoded(plain, file_format, exif=exif, **options.get(file_format, {}))
+    found = np.asarray(decode_image(data)).astype(int)
     assert found.shape == expected.shape
     assert np.abs(found - expected).max() < 12  # JPEG rounds
 

@@ -568,6 +568,12 @@ def test_what_is_no_file_is_refused_and_does_not_hang(tmp_path: Path, kind: str)
     assert "train" in refused(tmp_path)
 
 
+def test_the_test_half_is_no_link_to_the_training_half(tmp_path: Path) -> None:
+    write(tmp_path / "train.parquet", {"image": structs(2), "label": ints(0, 1)})
+    os.symlink("train.parquet", tmp_path / "test.parquet")
+    assert "the same file twice, as train.parquet and test.parquet" in refused(tmp_path)
+
+
 def test_a_file_in_place_of_a_folder_names_its_folder(tmp_path: Path) -> None:
     pair(tmp_path, {"image": structs(2), "label": ints(0, 1)})
     assert f"name the folder that contains it, {tmp_path}" in refused(tmp_path / "train.parquet")
