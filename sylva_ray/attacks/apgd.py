@@ -46,6 +46,11 @@ class ApgdAttack(LinfOrL2Attack):
         return AttackSpec("apgd", self.epsilon, self.steps, 0.0, True, self.restarts, self.loss, self.norm, options)
 
     @classmethod
+    def min_classes(cls, spec: AttackSpec) -> int:
+        """Return three for the DLR, four for the targeted DLR."""
+        return {"dlr": 3, "targeted": 4}.get(spec.loss, super().min_classes(spec))
+
+    @classmethod
     def run(cls, state: AttackState, spec: AttackSpec, draws: ImageDraws) -> None:
         """Run APGD ``spec.restarts`` times; the targeted loss runs it so often for each target class."""
         if spec.loss == "targeted":

@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from sylva_ray.attacks.state import AttackState
 from sylva_ray.core.sections import PixelUnits, Section
 from sylva_ray.core.seeding import ImageDraws
-from sylva_ray.core.types import AttackSpec
+from sylva_ray.core.types import ATTACKS_WITHOUT_STEPS, AttackSpec
 
 EPSILON = 8 / 255
 """The default budget, in pixel units."""
@@ -28,6 +28,8 @@ class Attack(Section):
         class OneStepBack(LinfAttack):
             name: Literal["one_step_back"] = "one_step_back"
             display_name: ClassVar[str] = "one step back"
+            counts_steps: ClassVar[bool] = False
+            black_box: ClassVar[bool] = True
 
             def spec(self) -> AttackSpec:
                 return AttackSpec("one_step_back", self.epsilon, 1, self.epsilon, random_start=False)
@@ -39,11 +41,13 @@ class Attack(Section):
 
     Attributes:
         display_name: the name of the attack in titles.
-        counts_steps: whether the number of steps follows the name, as in PGD-20.
+        counts_steps: whether the number of steps follows the name in titles and labels, as in PGD-20.
+        black_box: whether the attack uses the answers of the model alone, no gradients.
     """
 
     display_name: ClassVar[str]
     counts_steps: ClassVar[bool] = True
+    black_box: ClassVar[bool] = False
 
     @classmethod
     def kinds(cls) -> Sequence[type[Section]]:
@@ -64,6 +68,12 @@ class Attack(Section):
             draws: the source of all random numbers.
         """
         raise NotImplementedError
+
+    @classmethod
+    def min_classes(cls, spec: AttackSpec) -> int:
+        """Return the smallest number of classes that the attack can be run with."""
+        del spec
+        return 2
 
     @classmethod
     def title(cls, spec: AttackSpec) -> str:
@@ -136,6 +146,8 @@ def register(attack: type[AttackT]) -> type[AttackT]:
     if name in ATTACKS:
         raise ValueError(f"two attacks are named {name!r}: {ATTACKS[name].__qualname__} and {attack.__qualname__}")
     ATTACKS[name] = attack
+    if not attack.counts_steps:
+        ATTACKS_WITHOUT_STEPS.add(name)
     return attack
 
 

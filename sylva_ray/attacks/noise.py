@@ -23,6 +23,7 @@ class NoiseAttack(LinfOrL2Attack):
     name: Literal["noise"] = "noise"
     tries: Count = 10
     display_name: ClassVar[str] = "random noise"
+    black_box: ClassVar[bool] = True
 
     def spec(self) -> AttackSpec:
         """See `Attack.spec`."""

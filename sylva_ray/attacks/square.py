@@ -35,6 +35,7 @@ class SquareAttack(LinfAttack):
     queries: Count = 5000
     p_init: float = Field(0.8, gt=0, le=1)
     display_name: ClassVar[str] = "Square"
+    black_box: ClassVar[bool] = True
 
     def spec(self) -> AttackSpec:
         """See `Attack.spec`."""

@@ -61,13 +61,16 @@ def parse_attack(text: str) -> AttackSpec:
 
 
 def check_classes(specs: Sequence[AttackSpec], num_classes: int) -> None:
-    """Check that the data set has enough classes for the loss of every attack.
+    """Check that the data set has enough classes for every attack.
 
     Raises:
-        UserError: the data set has fewer than three classes for the DLR, or fewer than four for the targeted DLR.
+        UserError: it has fewer than an attack needs, e.g. fewer than three for the DLR.
     """
     for spec in specs:
-        min_classes = {"dlr": 3, "targeted": 4}.get(spec.loss, 2)
-        if num_classes < min_classes:
-            needs = f"the {spec.loss} loss needs at least {min_classes} classes"
-            raise UserError("attack", spec.label, f"{needs} and the data set has {num_classes}; use loss=ce")
+        attack = ATTACKS[spec.name]
+        if num_classes < attack.min_classes(spec):
+            has_loss = "loss" in attack.model_fields
+            needs = f"{f'the {spec.loss} loss' if has_loss else attack.display_name} needs at least"
+            fix = "; use loss=ce" if has_loss else ""
+            found = f"{needs} {attack.min_classes(spec)} classes and the data set has {num_classes}{fix}"
+            raise UserError("attack", spec.label, found)

@@ -112,10 +112,20 @@ class AttackSection(Section):
     step_size: PixelUnits | None = Field(None, gt=0, le=1, description="None: 2.5 epsilon / steps, at most epsilon")
     random_start: bool = True
 
+    @property
+    def is_fast(self) -> bool:
+        """Whether it is fast adversarial training, which can collapse."""
+        return self.name == "fgsm_rs"
+
+    @property
+    def title(self) -> str:
+        """Name in texts, e.g. ``PGD-10``."""
+        return "FGSM-RS" if self.is_fast else f"PGD-{self.steps}"
+
     def spec(self, epsilon: float | None = None, loss: str = "ce") -> AttackSpec:
         """Return the attack; if ``epsilon`` is another one than in this section, the step size is scaled with it."""
         epsilon = self.epsilon if epsilon is None else epsilon
-        if self.name == "fgsm_rs":
+        if self.is_fast:
             return AttackSpec("pgd", epsilon, 1, 1.25 * epsilon, random_start=True, loss=loss)
         if self.step_size is not None:
             ratio = epsilon / self.epsilon if self.epsilon else 1.0

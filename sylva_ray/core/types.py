@@ -140,6 +140,10 @@ class ClientData:
         return float(np.mean(self.test.labels == majority))
 
 
+ATTACKS_WITHOUT_STEPS: set[str] = set()
+"""Names of attacks whose labels leave out the number of steps; `sylva_ray.attacks.base.register` adds them."""
+
+
 @dataclass(frozen=True)
 class AttackSpec:
     """An evasion attack in the pixel space [0, 1].
@@ -178,7 +182,7 @@ class AttackSpec:
         ``pgd20-eps4`` has 20 steps at epsilon 4/255; ``pgd50x5-margin-l2-eps0.5`` has 50 steps, 5 restarts, the margin
         as loss, and an L2 ball of radius 0.5.
         """
-        steps = "" if self.name in ("fgsm", "autoattack") else str(self.steps)
+        steps = "" if self.name in ATTACKS_WITHOUT_STEPS else str(self.steps)
         restarts = f"x{self.restarts}" if self.restarts > 1 else ""
         loss = "" if self.loss == "ce" else f"-{self.loss}"
         norm = "" if self.norm == "linf" else f"-{self.norm}"

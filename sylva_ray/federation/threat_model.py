@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from sylva_ray.attacks.registry import ATTACKS
 from sylva_ray.config.resolved import ResolvedConfig
 from sylva_ray.core.records import StageRecord
 from sylva_ray.core.types import AttackSpec
@@ -14,9 +15,6 @@ TEST_POOLS = {"test": "test", "train": "held-out training"}
 
 NORMS = {"linf": "L-infinity", "l2": "L2", "l0": "L0 (pixels)"}
 """Norms in words."""
-
-BLACK_BOX = ("noise", "square")
-"""Attacks that see predictions only."""
 
 _EVALUATION_PRECISION = {
     "float32": "float32 at evaluation",
@@ -38,20 +36,16 @@ def threat_model(config: ResolvedConfig, attacks: Sequence[AttackSpec]) -> dict[
     used = {spec.norm for spec in attacks} or {"linf"}
     norms = ", ".join(words for norm, words in NORMS.items() if norm in used)
     labels = ", ".join(spec.label for spec in attacks)
-    black_box = sorted({spec.name for spec in attacks} & set(BLACK_BOX))
+    black_box = sorted({spec.name for spec in attacks if ATTACKS[spec.name].black_box})
     box = f"white box ({' and '.join(black_box)}: answers only)" if black_box else "white box"
     return {
         "norm": f"{norms}, in [0, 1] pixel space at the data set's native size",
-        "training": f"{_training_attack(config)} at epsilon {config.attack.epsilon * 255:.4g}/255",
+        "training": f"{config.attack.title} at epsilon {config.attack.epsilon * 255:.4g}/255",
         "evaluation": f"{labels}; {box}, on every client's own {TEST_POOLS[config.dataset.test_pool]} images; "
         "every iterate counts, the clean one too",
         "knowledge": "the attacker knows the deployed personal weights; nothing is randomised at inference",
         "precision": _EVALUATION_PRECISION[config.evaluation.precision],
     }
-
-
-def _training_attack(config: ResolvedConfig) -> str:
-    return "FGSM-RS" if config.attack.name == "fgsm_rs" else f"PGD-{config.attack.steps}"
 
 
 def budget_warnings(config: ResolvedConfig, attacks: Sequence[AttackSpec], records: Sequence[StageRecord]) -> list[str]:

@@ -18,12 +18,14 @@ from pydantic import Field
 from sylva_ray.attacks.base import Attack, LinfAttack, register
 from sylva_ray.attacks.registry import ATTACKS, attack_stack, attack_title
 from sylva_ray.attacks.state import AttackState
-from sylva_ray.config.attacks import parse_attack
+from sylva_ray.config.attacks import check_classes, parse_attack
 from sylva_ray.config.experiment import ExperimentConfig
 from sylva_ray.config.schema import build
 from sylva_ray.core.errors import UserError
 from sylva_ray.core.seeding import ImageDraws
-from sylva_ray.core.types import AttackSpec, ClientImages
+from sylva_ray.core.types import ATTACKS_WITHOUT_STEPS, AttackSpec, ClientImages
+from sylva_ray.federation.threat_model import threat_model
+from sylva_ray.preparation.resolve import resolve_config
 from tests.attacks.models import LinearCohort, linear_batch
 
 DOCS = Path(__file__).parents[2] / "docs" / "evaluate.md"
@@ -73,6 +75,37 @@ def test_a_config_with_it_is_written_and_read_again() -> None:
     assert build(ExperimentConfig, yaml.safe_load(config.to_yaml())) == config
     section = yaml.safe_load(config.to_yaml())["evaluation"]["attacks"][0]
     assert section == {"epsilon": 8 / 255, "name": "darker", "tries": 5, "power": 1.0}
+
+
+def test_label_title_threat_model_and_classes_follow_from_its_file(tiny_config: ExperimentConfig) -> None:
+    """The example of `Attack`, which also needs three classes."""
+
+    @register
+    class OneStepBack(LinfAttack):
+        name: Literal["one_step_back"] = "one_step_back"
+        display_name: ClassVar[str] = "one step back"
+        counts_steps: ClassVar[bool] = False
+        black_box: ClassVar[bool] = True
+
+        def spec(self) -> AttackSpec:
+            return AttackSpec("one_step_back", self.epsilon, 1, self.epsilon, random_start=False)
+
+        @classmethod
+        def min_classes(cls, spec: AttackSpec) -> int:
+            del spec
+            return 3
+
+    try:
+        spec = parse_attack("one_step_back:epsilon=4/255")
+        assert (spec.label, attack_title(spec)) == ("one_step_back-eps4", "one step back at epsilon 4/255")
+        described = threat_model(resolve_config(tiny_config), [spec])["evaluation"]
+        assert described.startswith("one_step_back-eps4; white box (one_step_back: answers only)")
+        check_classes([spec], 3)
+        with pytest.raises(UserError, match=r"one step back needs at least 3 classes and the data set has 2$"):
+            check_classes([spec], 2)
+    finally:
+        del ATTACKS["one_step_back"]
+        ATTACKS_WITHOUT_STEPS.remove("one_step_back")
 
 
 def test_it_attacks(toy: type[LinfAttack]) -> None:
@@ -139,7 +172,7 @@ def test_a_file_in_the_package_is_all_that_a_new_attack_needs(tmp_path: Path) ->
     (tmp_path / "one_step_back.py").write_text(FILE + textwrap.dedent(example.partition("    Attributes:")[0]))
     command = [sys.executable, "-c", READER, str(tmp_path)]
     result = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert result.stdout == "one_step_back1-eps4, one step back-1 at epsilon 4/255\n"
+    assert result.stdout == "one_step_back-eps4, one step back at epsilon 4/255\n"
 
 
 @pytest.mark.parametrize("name", sorted(ATTACKS))

@@ -230,7 +230,7 @@ def _collapse_guard(
 ) -> CollapseGuard | None:
     """Return the guard of fast adversarial training; None for other attacks and for a method that crafts no images."""
     crafts = type(algorithm).craft is not Method.craft
-    if config.attack.name != "fgsm_rs" or task.settings.epsilon == 0 or not crafts:
+    if not config.attack.is_fast or task.settings.epsilon == 0 or not crafts:
         return None
     count = config.training.batch_size
     watched = [Split(client.train.images[:count], client.train.labels[:count]) for client in data]
