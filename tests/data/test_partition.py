@@ -63,7 +63,7 @@ def test_the_tightest_minimum_gives_everybody_exactly_that(kind: str) -> None:
     assert set(map(len, partition_labels(labelled(), section, 0))) == {20}
 
 
-@pytest.mark.parametrize("alpha", [1e6, float("inf")])
+@pytest.mark.parametrize("alpha", [1e6, 1e30])
 def test_large_alpha_gives_uniform_class_shares(alpha: float) -> None:
     labels = labelled(per_class=200)
     parts = partition_labels(labels, PartitionSection(num_clients=5, alpha=alpha), 0)
@@ -89,8 +89,8 @@ def test_vanishing_alpha_deals_whole_classes() -> None:
         assert classes_held(parts, labels) == [2] * 10
 
 
-def test_infinite_alpha_gives_equal_sizes_under_quantity_skew() -> None:
-    parts = partition_labels(labelled(), PartitionSection(kind="quantity", alpha=float("inf")), 0)
+def test_huge_alpha_gives_equal_sizes_under_quantity_skew() -> None:
+    parts = partition_labels(labelled(), PartitionSection(kind="quantity", alpha=1e30), 0)
     assert max(abs(len(part) - 100) for part in parts) <= 1
 
 

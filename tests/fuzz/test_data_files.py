@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from sylva_ray.config.experiment import DatasetSection
+from sylva_ray.config.schema import build
 from sylva_ray.core.errors import UserError
 from sylva_ray.data.datasets import Dataset, load_dataset
 from tests.fuzz.outcome import outcome
@@ -38,7 +39,8 @@ def folder() -> Iterator[Path]:
 
 def check(name: str, root: Path, **section: Any) -> None:
     """Load a data set, which must be whole or refused."""
-    result = outcome(lambda: load_dataset(DatasetSection(name=name, **section), 16, 0), untouched=root)
+    given = {"name": name, **section}
+    result = outcome(lambda: load_dataset(build(DatasetSection, given, "dataset"), 16, 0), untouched=root)
     if isinstance(result, UserError):
         return
     assert isinstance(result, Dataset)
