@@ -12,6 +12,7 @@ from typing import Annotated, Any, ClassVar, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from sylva_ray.core.errors import UserError
+from sylva_ray.core.text import abbreviated
 
 
 class Artefact(BaseModel):
@@ -41,7 +42,7 @@ class Artefact(BaseModel):
             return cls.model_validate(value)
         except ValidationError as error:
             problem = error.errors()[0]
-            where = " ".join(".".join(map(str, problem["loc"])).split())[:100]
+            where = abbreviated(".".join(map(str, problem["loc"])), length=100)
             message = problem["msg"].partition(" or instance of")[0].lower()
             reason = f"{where}: {message}" if where else "a JSON object is needed"
             raise UserError("file", source, f"is not {cls.description} ({reason}); see docs/summary.md") from None

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from sylva_ray.core.errors import UserError
+from sylva_ray.core.files import read_regular_file
 from sylva_ray.storage.atomic import write_atomically
-from sylva_ray.storage.reading import parse_json, read_file
+from sylva_ray.storage.reading import parse_json
 
 
 def append_record(path: Path, record: Mapping[str, object]) -> None:
@@ -42,7 +43,7 @@ def read_records(path: Path) -> list[dict[str, Any]]:
         UserError: a complete line is not a JSON object; names the line.
     """
     try:
-        content = read_file(Path(path), "records")
+        content = read_regular_file(Path(path), "records")
     except FileNotFoundError:
         return []
     complete_lines = content.split(b"\n")[:-1]

@@ -16,7 +16,9 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from sylva_ray.core.errors import UserError
-from sylva_ray.storage.reading import parse_json, read_file
+from sylva_ray.core.files import read_regular_file
+from sylva_ray.core.text import abbreviated
+from sylva_ray.storage.reading import parse_json
 
 MANIFEST = "manifest.json"
 
@@ -81,7 +83,7 @@ def read_checked(folder: Path, needed: Iterable[str], allowed: Iterable[str]) ->
     """
     path = folder / MANIFEST
     try:
-        raw = parse_json(read_file(path, "checkpoint"))
+        raw = parse_json(read_regular_file(path, "checkpoint"))
     except UserError:
         raise
     except ValueError:
@@ -90,7 +92,7 @@ def read_checked(folder: Path, needed: Iterable[str], allowed: Iterable[str]) ->
     contents = {}
     for name, checksum in manifest.sha256.items():
         try:
-            contents[name] = read_file(folder / name, "checkpoint")
+            contents[name] = read_regular_file(folder / name, "checkpoint")
         except FileNotFoundError:
             raise DamagedError(f"{folder.name}: {name} is missing") from None
         if hashlib.sha256(contents[name]).hexdigest() != checksum:
@@ -103,7 +105,7 @@ def _validated(raw: object, path: Path, needed: set[str], allowed: set[str]) -> 
         manifest = Manifest.model_validate(raw)
     except ValidationError as error:
         problem = error.errors()[0]
-        where = ascii(".".join(map(str, problem["loc"]))[:80])
+        where = abbreviated(".".join(map(str, problem["loc"])), length=100)
         raise _refusal(path, f"{where}: {problem['msg'].lower()}") from None
     names = manifest.sha256.keys()
     if strange := sorted(names - needed - allowed):

@@ -1,34 +1,13 @@
-"""Read the files of a run, a sweep or a cache: whatever stands there, the answer is its content or one line."""
+"""Read JSON that may be damaged."""
 
 from __future__ import annotations
 
 import json
-import stat
 from pathlib import Path
 from typing import Any
 
 from sylva_ray.core.errors import UserError
-
-
-def read_file(path: Path, key: str) -> bytes:
-    """Read a file.
-
-    Args:
-        path: the file.
-        key: what it holds, for the message.
-
-    Raises:
-        FileNotFoundError: there is none.
-        UserError: it is a folder or a device, or cannot be read.
-    """
-    try:
-        if not stat.S_ISREG(path.stat().st_mode):
-            raise UserError(key, str(path), "is not a file")
-        return path.read_bytes()
-    except FileNotFoundError:
-        raise
-    except OSError as error:
-        raise UserError(key, str(path), f"cannot be read ({error.strerror})") from None
+from sylva_ray.core.files import read_regular_file
 
 
 def parse_json(content: bytes | str) -> Any:
@@ -56,7 +35,7 @@ def read_json(path: Path, key: str, fix: str) -> Any:
         UserError: it cannot be read, or is not JSON.
     """
     try:
-        return parse_json(read_file(path, key))
+        return parse_json(read_regular_file(path, key))
     except UserError:
         raise
     except ValueError as error:

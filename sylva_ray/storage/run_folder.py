@@ -185,8 +185,6 @@ class RunFolder:
             UserError: as `sylva_ray.config.experiment.load_run_config`; or the file is empty or damaged.
         """
         try:
-            if self.config_file.exists() and not self.config_file.read_bytes().strip():
-                raise UserError("config", str(self.config_file), "is empty")
             stored = load_run_config(self.path)
         except UserError as error:
             if not self.checkpoints.steps():

@@ -18,6 +18,7 @@ from pydantic import ValidationError
 
 from sylva_ray.config.schema import read_yaml
 from sylva_ray.core.errors import UserError
+from sylva_ray.core.text import abbreviated
 from sylva_ray.storage.atomic import write_atomically
 from sylva_ray.storage.claim import check_claim, list_names, write_marker
 from sylva_ray.storage.jsonl import append_record, read_records
@@ -128,7 +129,7 @@ class SweepFolder:
             return [AttemptEvent.model_validate(line) for line in read_records(path)]
         except ValidationError as error:
             problem = error.errors()[0]
-            where = " ".join(".".join(map(str, problem["loc"])).split())[:100]
+            where = abbreviated(".".join(map(str, problem["loc"])), length=100)
             fix = f"is not the history of a trial ({where}: {problem['msg'].lower()}); delete it and resume the sweep"
             raise UserError("trial", str(path), fix) from None
 

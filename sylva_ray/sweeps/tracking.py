@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from sylva_ray.config.experiment import (
     MEASURED,
@@ -21,8 +21,10 @@ from sylva_ray.config.experiment import (
 )
 from sylva_ray.config.schema import build
 from sylva_ray.core.credentials import mask_credentials
+from sylva_ray.core.errors import UserError
 from sylva_ray.observers.mlflow.tracker import SWEEP_NAME_TAG, open_sweep, send_run, tracking_uri, update_sweep
 from sylva_ray.preparation.resolve import resolve_trial_device
+from sylva_ray.storage.reading import read_json
 from sylva_ray.sweeps.folder import SweepFolder
 from sylva_ray.sweeps.points import Trial, point_label
 from sylva_ray.sweeps.results import STATES, Sweep, markdown
@@ -131,9 +133,11 @@ class SweepTracking:
             self._try(lambda: update_sweep(self.uri, run_id, status, _numbers(sweep), markdown(sweep), self._files()))
 
     def _read_parent_run(self) -> ParentRun | None:
-        if not self.folder.parent_run.exists():
+        """Return the sweep's own run; None where there is none, or its file is damaged, so that another is made."""
+        try:
+            return ParentRun.model_validate(read_json(self.folder.parent_run, "tracking", ""))
+        except (FileNotFoundError, UserError, ValidationError):
             return None
-        return ParentRun.model_validate_json(self.folder.parent_run.read_text())
 
     def _create_parent_run(self) -> None:
         space, experiment = self.space, self.trials.experiment
