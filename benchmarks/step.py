@@ -26,8 +26,9 @@ from sylva_ray.core.types import stack_states
 from sylva_ray.models.backbone import create_backbone
 from sylva_ray.models.cohort import repeat_owner, to_parameters
 from sylva_ray.models.compute_choice import fastest
-from sylva_ray.models.kernels import DTYPES
 from sylva_ray.models.lora import LoraStack
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 REPEATS = 9
 NUM_CLASSES = 10

@@ -6,11 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal, Self
 
-import torch
 from pydantic import Field, model_validator
 
 from sylva_ray.attacks.losses import boosted_cross_entropy, cross_entropy, kl_divergence, true_class_probability
 from sylva_ray.attacks.pgd import pgd
+from sylva_ray.core.lazy import torch
 from sylva_ray.core.sections import Section
 from sylva_ray.core.types import AttackSpec, ParameterStack
 from sylva_ray.federation.context import Batch, ClientContext

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from typing import Literal
 
-import torch
 from pydantic import Field
 
 from sylva_ray.algorithms.adversarial import OwnLoss, craft_kl
 from sylva_ray.algorithms.fedavg_at import FedAvgAT
 from sylva_ray.attacks.losses import cross_entropy
+from sylva_ray.core.lazy import torch
 from sylva_ray.core.types import AttackSpec, ParameterStack
 from sylva_ray.federation.context import Batch, ClientContext
 

@@ -7,13 +7,13 @@ the weights is our choice.
 
 from __future__ import annotations
 
-import torch
 from pydantic import Field
 
 from sylva_ray.algorithms.adversarial import OwnLoss, detached
 from sylva_ray.algorithms.fedavg_at import FedAvgAT
 from sylva_ray.attacks.losses import cross_entropy, kl_divergence
 from sylva_ray.attacks.pgd import pgd
+from sylva_ray.core.lazy import torch
 from sylva_ray.core.types import AttackSpec, ParameterStack
 from sylva_ray.federation.context import Batch, ClientContext
 

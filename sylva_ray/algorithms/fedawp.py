@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from pydantic import Field
 
 from sylva_ray.algorithms.fedavg_at import FedAvgAT
+from sylva_ray.core.lazy import torch
 from sylva_ray.core.types import ParameterStack
 from sylva_ray.federation.context import Batch, ClientContext
 from sylva_ray.models.cohort import broadcast_clients

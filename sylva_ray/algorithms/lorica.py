@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from typing import Literal
 
-import torch
 from pydantic import Field
 
 from sylva_ray.algorithms.adversarial import AdversarialTraining, OwnLoss, craft_ce
 from sylva_ray.attacks.losses import cross_entropy, kl_divergence
 from sylva_ray.config.resolved import ResolvedConfig
+from sylva_ray.core.lazy import torch
 from sylva_ray.core.types import AttackSpec, ParameterStack
 from sylva_ray.federation.context import Batch, ClientContext
 from sylva_ray.federation.parameters import Phase2Parameters, RobustParameters, Sharing

@@ -13,10 +13,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Literal, Self
+from typing import TYPE_CHECKING, Literal, Self
 
 import numpy as np
-import torch
 from pydantic import Field, model_validator
 
 from sylva_ray.algorithms.adversarial import detached
@@ -24,15 +23,18 @@ from sylva_ray.attacks.losses import cross_entropy, kl_divergence
 from sylva_ray.attacks.pgd import pgd
 from sylva_ray.config.experiment import BackboneSection
 from sylva_ray.core.errors import UserError
+from sylva_ray.core.lazy import torch
 from sylva_ray.core.types import AttackSpec, ClientState, ParameterStack
 from sylva_ray.federation.context import Batch, ClientContext
 from sylva_ray.federation.contract import Algorithm
 from sylva_ray.federation.parameters import Sharing
-from sylva_ray.models.backbone import Backbone, backbone_arrays, checkpoint_classes, create_backbone
 from sylva_ray.models.cohort import CohortModel
 
 PROBE = ("teacher_head.weight", "teacher_head.bias")
 """The client's head on the teacher. It is part of the client's state and is not uploaded."""
+
+if TYPE_CHECKING:
+    from sylva_ray.models.backbone import Backbone
 
 
 class PmAfl(Algorithm):
@@ -72,6 +74,8 @@ class PmAfl(Algorithm):
         Raises:
             UserError: it cannot be built, or it has other classes and no probe is fitted.
         """
+        from sylva_ray.models.backbone import backbone_arrays, checkpoint_classes, create_backbone  # it imports timm
+
         p = self.parameters
         teacher_classes = checkpoint_classes(p.teacher)
         if not p.teacher_probe and teacher_classes != num_classes:
@@ -90,6 +94,8 @@ class PmAfl(Algorithm):
         self, model: CohortModel, num_classes: int, auxiliary: Mapping[str, np.ndarray], device: torch.device
     ) -> None:
         """Build the frozen teacher."""
+        from sylva_ray.models.backbone import create_backbone
+
         super().bind_model(model, num_classes, auxiliary, device)
         self.teacher: Backbone = create_backbone(self.parameters.teacher, num_classes, auxiliary)
         self.teacher.requires_grad_(False).to(device)

@@ -62,14 +62,17 @@ def evaluate(  # noqa: PLR0913  # a keyword for each option of the command
         UserError: no finished run, an unknown attack, a value out of range.
         RunError: it failed while running; the same call continues it.
     """
-    from sylva_ray.evaluation.request import Extras, build_request
-    from sylva_ray.evaluation.run import prepare_evaluation, run_evaluation
-    from sylva_ray.execution.ray.driver import pool_for
-    from sylva_ray.reports.terminal import EvaluationDisplay, evaluation_tables, print_lines, wide_console
-    from sylva_ray.storage.remote_copy import run_folder_at
+    from sylva_ray.evaluation.request import Extras, build_request, check_options
 
     out = None if out is None else Path(out)
     check_target("--out", out)
+    budget = None if epsilon is None else str(epsilon)
+    check_options(attacks, suite, budget, certify)
+
+    from sylva_ray.evaluation.run import prepare_evaluation, run_evaluation
+    from sylva_ray.reports.terminal import EvaluationDisplay, evaluation_tables, print_lines, wide_console
+    from sylva_ray.storage.remote_copy import run_folder_at
+
     with ExitStack() as stack:
         folder, _ = stack.enter_context(run_folder_at(str(run), "change"))
         surrogate_folders = [stack.enter_context(run_folder_at(str(other), "read"))[0] for other in surrogates]
@@ -78,8 +81,10 @@ def evaluate(  # noqa: PLR0913  # a keyword for each option of the command
             print(f"warning: {text}", file=sys.stderr)
         config, fleet = prepared_run.prepared.config, prepared_run.prepared.fleet
         extras = Extras(checks, curves, transfer or bool(surrogates), tuple(certify))
-        budget = None if epsilon is None else str(epsilon)
         request = build_request(config, attacks, suite, budget, extras, fleet.num_clients, fleet.num_classes)
+
+        from sylva_ray.execution.ray.driver import pool_for  # Ray: after what needs no cluster
+
         console = wide_console(show)
         with (
             EvaluationDisplay(console, show != "progress") as display,

@@ -133,7 +133,6 @@ def _run_in_folder(
     show: Show,
     allow_changed: bool = False,
 ) -> Summary:
-    from sylva_ray.execution.ray import driver
     from sylva_ray.observers.mlflow.tracker import tracking_uri
     from sylva_ray.preparation.experiment import prepare
     from sylva_ray.reports.terminal import RunDisplay, closing_lines, closing_table, print_lines, wide_console
@@ -141,8 +140,7 @@ def _run_in_folder(
 
     console = wide_console(show)
     with run_folder_at(where, purpose) as (folder, remote):
-        if purpose == "resume":
-            folder.check_claim(None, resume=True)
+        folder.check_claim(None, purpose == "resume")
         experiment = experiment or folder.load_config(overrides)
         finished = _finished(folder, experiment) if purpose == "resume" else None
         if finished is not None:
@@ -150,6 +148,9 @@ def _run_in_folder(
             print_lines(console, [f"{where} has finished: nothing is computed or written again"])
         else:
             prepared = prepare(experiment, folder)
+
+            from sylva_ray.execution.ray import driver  # Ray: after what needs no cluster
+
             with (
                 RunDisplay(console, show != "progress") as display,
                 resumable(folder.config_file, f"Resume with: sylva-ray run {where} --resume"),
@@ -223,14 +224,18 @@ def sweep(
     if resume and out is None:
         raise UserError("--resume", str(space), "needs --out DIR (or the sweep's folder in place of SPACE)")
 
-    from sylva_ray.sweeps.ray_tune import run_sweep
+    from sylva_ray.sweeps.points import check_sweep
     from sylva_ray.sweeps.terminal import SweepDisplay, sweep_lines, sweep_table
 
     sweep_dir = Path(out or _new_folder(loaded.name))
+    check_sweep(loaded, sweep_dir, resume)
+
+    from sylva_ray.sweeps.ray_tune import run_checked_sweep  # Ray: after what needs no cluster
+
     console = wide_console(show)
     instruction = f"Resume with: sylva-ray tune {sweep_dir} --resume"
     with SweepDisplay(console, show != "progress") as display, resumable(sweep_dir / "space.yaml", instruction):
-        done = run_sweep(loaded, sweep_dir, resume, display.on_event, allow_changed)
+        done = run_checked_sweep(loaded, sweep_dir, resume, display.on_event, allow_changed)
     console.print(sweep_table(done))
     print_lines(console, sweep_lines(done, sweep_dir))
     return done
@@ -300,8 +305,6 @@ def export(
     Raises:
         UserError: no such run or client, or the run trained full models, which have no adapters.
     """
-    from sylva_ray.models.export import export_clients
-
     loaded = load_run(run)
     everyone = range(len(loaded.states))
     for client in clients or ():
@@ -309,6 +312,9 @@ def export(
             raise UserError("--client", client, f"must be all or 0 to {len(everyone) - 1}")
     changed = _changed_backbone(run, loaded, allow_changed) if merged else ()
     chosen = everyone if clients is None else clients
+
+    from sylva_ray.models.export import export_clients  # PyTorch: after what needs no model
+
     return export_clients(loaded.config, loaded.states, chosen, Path(to), merged, changed)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sylva_ray.config.experiment import (
+    AlgorithmSection,
     BackboneSection,
     LoraSection,
 )
@@ -45,13 +46,18 @@ def pretrain(
     Raises:
         UserError: a mistake in the configuration, or a folder that is not free.
     """
-    from sylva_ray.pretraining import trainer
+    from sylva_ray.data.datasets import find_dataset
     from sylva_ray.pretraining.config import load_pretrain_config
     from sylva_ray.reports.terminal import event_line, print_lines, wide_console
 
     console = wide_console("progress" if show == "progress" else "nothing")
+    settings = load_pretrain_config(config, overrides)
+    find_dataset(settings.dataset)
+
+    from sylva_ray.pretraining import trainer  # PyTorch: after what needs no model
+
     return trainer.pretrain(
-        load_pretrain_config(config, overrides),
+        settings,
         Path(out),
         resume,
         lambda record: print_lines(console, [event_line(asdict(record))]),
@@ -94,6 +100,11 @@ def traffic(
         build(LoraSection, {"rank": rank}, "lora")
     csv = None if csv is None else Path(csv)
     check_target("--csv", csv)
+
+    from sylva_ray.algorithms.registry import create_algorithm
+
+    for name in methods:
+        create_algorithm(AlgorithmSection(name=name))
 
     from sylva_ray.reports.terminal import print_lines, wide_console
     from sylva_ray.reports.traffic import terminal_table, traffic_table, write_csv

@@ -15,6 +15,12 @@ class HasPrecision(Protocol):
     precision: torch.dtype
 
 
+def torch_dtype(precision: str) -> torch.dtype:
+    """Return torch's type for a precision of the configuration, ``float32`` or ``bfloat16``."""
+    dtype: torch.dtype = getattr(torch, precision)
+    return dtype
+
+
 @contextmanager
 def at_precision(model: HasPrecision, precision: torch.dtype | None) -> Iterator[None]:
     """Set the precision of the model inside the ``with`` block; None leaves it unchanged."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
+
+from sylva_ray.core.lazy import torch
 
 CROP_PADDING = 4
 """Pixels of reflected border around an image before a random crop, as is usual for CIFAR."""

@@ -52,28 +52,58 @@ class Dataset:
         return int(self.train.images.shape[-1])
 
 
-def load_dataset(section: DatasetSection, image_size: int, seed: int) -> Dataset:
-    """Load a data set, or a class-balanced subset of it.
+@dataclass(frozen=True)
+class FoundDataset:
+    """A data set whose files have been found and whose labels have been read.
 
-    Args:
-        section: the name, where the files are, and the sizes of the subset.
-        image_size: side in pixels to resize to if the images are not all of one square size.
-        seed: seed of the subset.
+    Attributes:
+        section: its name, where the files are, and the sizes of the subset.
+        sources: both halves.
+    """
+
+    section: DatasetSection
+    sources: Sources
+
+    def load(self, image_size: int, seed: int) -> Dataset:
+        """Decode the images, or those of a class-balanced subset.
+
+        Args:
+            image_size: side in pixels to resize to if the images are not all of one square size.
+            seed: seed of the subset.
+
+        Raises:
+            UserError: an image cannot be read.
+        """
+        section, train, test = self.section, self.sources.train, self.sources.test
+        train_rows = _subset(train.labels, section.max_train, seed, "train")
+        if section.test_pool == "train":
+            test, test_rows = train, _held_out(train.labels, train_rows, section, seed)
+        else:
+            test_rows = _subset(test.labels, section.max_test, seed, "test")
+        chosen = ((train, train_rows), (test, test_rows))
+        images = _decoded(chosen, image_size, _may_be_square(section))
+        halves = [
+            Split(_pixels(part), source.labels[rows]) for part, (source, rows) in zip(images, chosen, strict=True)
+        ]
+        return Dataset(section.name, halves[0], halves[1], self.sources.class_names, self.sources.notices)
+
+
+def find_dataset(section: DatasetSection) -> FoundDataset:
+    """Find the files of a data set and read its labels, which needs no model; images are decoded by `FoundDataset.load`.
 
     Raises:
         UserError: the name is unknown, or the files are missing or cannot be read.
     """
-    sources = _sources(section)
-    train, test = sources.train, sources.test
-    train_rows = _subset(train.labels, section.max_train, seed, "train")
-    if section.test_pool == "train":
-        test, test_rows = train, _held_out(train.labels, train_rows, section, seed)
-    else:
-        test_rows = _subset(test.labels, section.max_test, seed, "test")
-    chosen = ((train, train_rows), (test, test_rows))
-    images = _decoded(chosen, image_size, _may_be_square(section))
-    halves = [Split(_pixels(part), source.labels[rows]) for part, (source, rows) in zip(images, chosen, strict=True)]
-    return Dataset(section.name, halves[0], halves[1], sources.class_names, sources.notices)
+    return FoundDataset(section, _sources(section))
+
+
+def load_dataset(section: DatasetSection, image_size: int, seed: int) -> Dataset:
+    """Load a data set: `find_dataset`, then `FoundDataset.load`.
+
+    Raises:
+        UserError: the name is unknown, or the files are missing or cannot be read.
+    """
+    return find_dataset(section).load(image_size, seed)
 
 
 @dataclass(frozen=True)

@@ -53,12 +53,7 @@ def build_request(
         UserError: an unknown suite or attack (with the nearest name), a budget out of range, too few classes or
             clients.
     """
-    if suite_name is not None and suite_name not in SUITES:
-        hint = did_you_mean(suite_name, SUITES)
-        raise UserError("--suite", suite_name, f"unknown suite; {hint}Available: {', '.join(SUITES)}")
-    for sigma in extras.sigmas:
-        if not 0 < sigma < math.inf:
-            raise UserError("--certify", sigma, "must be a number above 0 (pixel units, e.g. 0.1)")
+    check_options(attacks, suite_name, epsilon, extras.sigmas)
     if extras.transfer and num_clients < 2:
         raise UserError("--transfer", num_clients, "needs at least two clients")
     single_attacks = [parse_attack(text) for text in attacks]
@@ -82,9 +77,31 @@ def build_request(
     )
 
 
+def check_options(attacks: Sequence[str], suite_name: str | None, epsilon: str | None, sigmas: Sequence[float]) -> None:
+    """Check what is asked for, as far as that needs no run; the arguments are as for `build_request`.
+
+    Raises:
+        UserError: an unknown suite or attack, or a budget or a noise level out of range.
+    """
+    if suite_name is not None and suite_name not in SUITES:
+        hint = did_you_mean(suite_name, SUITES)
+        raise UserError("--suite", suite_name, f"unknown suite; {hint}Available: {', '.join(SUITES)}")
+    for sigma in sigmas:
+        if not 0 < sigma < math.inf:
+            raise UserError("--certify", sigma, "must be a number above 0 (pixel units, e.g. 0.1)")
+    for text in attacks:
+        parse_attack(text)
+    if epsilon is not None:
+        _given_budget(epsilon)
+
+
+def _given_budget(epsilon: str) -> float:
+    return build(PgdAttack, {"epsilon": parse_value("--epsilon", epsilon)}, "--epsilon").epsilon
+
+
 def _budget(config: ExperimentConfig, epsilon: str | None, attacks: Sequence[AttackSpec]) -> float:
     """Return ``epsilon``, else the budget of the first L-infinity attack of ``attacks``, of the run, or of training."""
     if epsilon is not None:
-        return build(PgdAttack, {"epsilon": parse_value("--epsilon", epsilon)}, "--epsilon").epsilon
+        return _given_budget(epsilon)
     linf = [spec for spec in (*attacks, *config.evaluation.specs) if spec.norm == "linf"]
     return linf[0].epsilon if linf else config.attack.epsilon

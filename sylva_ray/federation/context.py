@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-
+from sylva_ray.core.lazy import torch
 from sylva_ray.core.timing import Stopwatch
 from sylva_ray.core.types import ClientImages, ClientState, ParameterStack
 from sylva_ray.models.cohort import CohortModel

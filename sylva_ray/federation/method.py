@@ -15,7 +15,6 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import ClassVar
 
 import numpy as np
-import torch
 
 from sylva_ray.aggregation.factors import merge_factors, orthonormal_rows
 from sylva_ray.aggregation.neighbours import (
@@ -29,6 +28,7 @@ from sylva_ray.aggregation.robust import assumed_byzantine, min_clients
 from sylva_ray.aggregation.robust_merge import RobustRule, robust_merge
 from sylva_ray.attacks.losses import cross_entropy
 from sylva_ray.config.experiment import ExperimentConfig
+from sylva_ray.core.lazy import torch
 from sylva_ray.core.sections import Section
 from sylva_ray.core.types import AttackSpec, ClientState, ParameterStack, stack_digest
 from sylva_ray.federation.context import Batch, ClientContext, RoundUploads

@@ -5,12 +5,11 @@ They access models only through `AttackedModel`, as attacks do.
 
 from __future__ import annotations
 
-import torch
-
 from sylva_ray.attacks.losses import cross_entropy
 from sylva_ray.attacks.norms import LINF
 from sylva_ray.attacks.pgd import pgd
 from sylva_ray.attacks.state import AttackedModel
+from sylva_ray.core.lazy import torch
 from sylva_ray.core.seeding import ImageDraws
 from sylva_ray.core.types import AttackSpec, ClientImages, ParameterStack
 

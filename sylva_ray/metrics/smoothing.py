@@ -6,9 +6,8 @@ from these counts in `sylva_ray.metrics.certificates`.
 
 from __future__ import annotations
 
-import torch
-
 from sylva_ray.attacks.state import AttackedModel
+from sylva_ray.core.lazy import torch, without_gradients
 from sylva_ray.core.seeding import ImageDraws
 from sylva_ray.core.types import ClientImages, ParameterStack
 
@@ -16,7 +15,7 @@ NUM_SELECTION_DRAWS = 100
 """Number of draws from which the class is selected (n0 in the paper)."""
 
 
-@torch.no_grad()
+@without_gradients
 def votes(
     model: AttackedModel,
     params: ParameterStack,

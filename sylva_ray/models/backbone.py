@@ -25,7 +25,7 @@ from torch import nn
 from sylva_ray.config.experiment import OFFLINE_BACKBONE, BackboneSection
 from sylva_ray.core.errors import UserError
 from sylva_ray.core.types import stack_digest
-from sylva_ray.models.kernels import project_patches
+from sylva_ray.models.patches import project_patches
 
 OFFLINE_ARCHITECTURE: dict[str, Any] = {
     "model_name": "vit_tiny_patch16_224",

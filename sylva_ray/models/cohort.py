@@ -11,16 +11,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
-import torch
-from torch.func import functional_call
 
 from sylva_ray.config.experiment import AttentionKernels
+from sylva_ray.core.lazy import torch
 from sylva_ray.core.types import ClientState, ParameterStack
-from sylva_ray.models.backbone import Backbone
 from sylva_ray.models.kernels import AttentionSwitch
+
+if TYPE_CHECKING:
+    from sylva_ray.models.backbone import Backbone
 
 
 class CohortModel(Protocol):
@@ -95,12 +96,12 @@ class FunctionalStack:
 
     Args:
         backbone: the model.
-        precision: of forward passes.
+        precision: of forward passes; None: float32.
     """
 
-    def __init__(self, backbone: Backbone, precision: torch.dtype = torch.float32) -> None:
+    def __init__(self, backbone: Backbone, precision: torch.dtype | None = None) -> None:
         self.backbone = backbone
-        self.precision = precision
+        self.precision = precision or torch.float32
         self.kernels = AttentionKernels()
         self._attention = AttentionSwitch(backbone.model)
         head = backbone.head_name
@@ -156,7 +157,7 @@ class FunctionalStack:
                     single = self.backbone.training and len(piece) == 1  # one image has no batch statistics
                     if single:
                         self.backbone.eval()
-                    pieces.append(functional_call(self.backbone.model, own, (piece,)))
+                    pieces.append(torch.func.functional_call(self.backbone.model, own, (piece,)))
                     if single:
                         self.backbone.train()
         logits = torch.cat(pieces)

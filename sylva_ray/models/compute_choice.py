@@ -15,13 +15,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
-import torch.nn.functional as F
-
 from sylva_ray.config.experiment import AttentionKernels
+from sylva_ray.core.lazy import torch
+from sylva_ray.core.precision import torch_dtype
 from sylva_ray.core.types import ParameterStack
 from sylva_ray.models.cohort import CohortModel, num_clients, repeat_owner
-from sylva_ray.models.kernels import DTYPES, Kernel, deterministic_kernels
+from sylva_ray.models.kernels import Kernel, deterministic_kernels
 
 Precision = Literal["float32", "bfloat16"]
 
@@ -155,13 +154,15 @@ def _step_milliseconds(
     One thread is timed by its CPU time, which other processes disturb less; several threads also wait for each other.
     """
     precision, kernel = alternative
-    model.precision, model.kernels = DTYPES[precision], AttentionKernels(float32=kernel, bfloat16=kernel)
+    model.precision, model.kernels = torch_dtype(precision), AttentionKernels(float32=kernel, bfloat16=kernel)
     labels = torch.zeros(len(x), dtype=torch.long, device=x.device)
     clock = time.process_time if threads == 1 and not x.is_cuda else time.perf_counter
     started = clock()
     try:
         leaf = x.clone().requires_grad_()
-        torch.autograd.grad(F.cross_entropy(model.forward(params, leaf, owner), labels, reduction="sum"), leaf)
+        torch.autograd.grad(
+            torch.nn.functional.cross_entropy(model.forward(params, leaf, owner), labels, reduction="sum"), leaf
+        )
         if x.is_cuda:
             torch.cuda.synchronize()
     except torch.OutOfMemoryError:

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
 from sylva_ray.aggregation.neighbours import neighbourhood_size
 from sylva_ray.aggregation.robust import assumed_byzantine, min_clients
@@ -16,16 +15,15 @@ from sylva_ray.algorithms.registry import create_algorithm
 from sylva_ray.config.experiment import ExperimentConfig, with_choices_of
 from sylva_ray.config.resolved import ResolvedConfig
 from sylva_ray.core.errors import UserError
+from sylva_ray.core.lazy import torch
 from sylva_ray.core.seeding import generator
-from sylva_ray.data.datasets import load_dataset
+from sylva_ray.data.datasets import FoundDataset, find_dataset
 from sylva_ray.data.fleet import FleetData, build_fleet
 from sylva_ray.federation.client.worker import AUXILIARY, CohortWorker, build_model, split_weights
 from sylva_ray.federation.contract import Algorithm, stages_of_run
 from sylva_ray.federation.stages.layer_game.rankings.registry import create_ranking
-from sylva_ray.models.backbone import backbone_arrays, create_backbone
 from sylva_ray.models.cohort import CohortModel
-from sylva_ray.models.lora import LoraStack
-from sylva_ray.preparation.resolve import kernels_of, measure_choices, resolve_config
+from sylva_ray.preparation.resolve import check_device, kernels_of, measure_choices, resolve_config
 from sylva_ray.storage.run_folder import RunFolder
 from sylva_ray.transport.byzantine import byzantine_clients
 
@@ -64,11 +62,17 @@ def prepare(config: ExperimentConfig, folder: RunFolder | None = None, measure: 
     started = time.perf_counter()
     if folder is not None and folder.config_file.exists():
         config = with_choices_of(config, folder.load_config())
-    resolved = resolve_config(config)
     algorithm = create_algorithm(config.algorithm)
     check_byzantine(config, algorithm)
+    check_device(config)
+    files = find_dataset(config.dataset)
+    resolved = resolve_config(config)
     stages_of_run(algorithm, resolved)  # checks their order, before anything is loaded
-    fleet = load_fleet(config)
+
+    from sylva_ray.models.backbone import backbone_arrays, create_backbone  # timm: after what needs no model
+    from sylva_ray.models.lora import LoraStack
+
+    fleet = load_fleet(config, files)
     arrays = backbone_arrays(create_backbone(config.backbone, fleet.num_classes))
     arrays |= {AUXILIARY + n: value for n, value in algorithm.auxiliary_weights(fleet.num_classes).items()}
     model = build_model(algorithm, resolved, fleet.num_classes, arrays)
@@ -83,14 +87,22 @@ def prepare(config: ExperimentConfig, folder: RunFolder | None = None, measure: 
     return Prepared(resolved, fleet, arrays, time.perf_counter() - started)
 
 
-def load_fleet(config: ExperimentConfig) -> FleetData:
+def load_fleet(config: ExperimentConfig, files: FoundDataset | None = None) -> FleetData:
     """Load the images of an experiment and divide them among its clients.
+
+    Args:
+        config: the experiment.
+        files: its data set, if it has been found already.
 
     Raises:
         UserError: the data cannot be read, or the division is impossible.
     """
+    files = files or find_dataset(config.dataset)
+
+    from sylva_ray.models.backbone import create_backbone
+
     image_size = create_backbone(config.backbone, num_classes=2).image_size
-    return build_fleet(load_dataset(config.dataset, image_size, config.seed), config.partition, config.seed)
+    return build_fleet(files.load(image_size, config.seed), config.partition, config.seed)
 
 
 def with_parameters(config: ExperimentConfig) -> ExperimentConfig:

@@ -6,18 +6,25 @@
 
 from __future__ import annotations
 
+import ctypes
+import sys
 from collections.abc import Sequence
-from typing import Literal
-
-import torch
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 from sylva_ray.config.experiment import AttentionKernels, ExperimentConfig
 from sylva_ray.config.resolved import ResolvedConfig, ResolvedEvaluation, ResolvedTraining
 from sylva_ray.core.errors import UserError
+from sylva_ray.core.lazy import torch
 from sylva_ray.core.types import ClientState, stack_states
-from sylva_ray.models.cohort import CohortModel, FunctionalStack, to_parameters
+from sylva_ray.models.cohort import FunctionalStack, to_parameters
 from sylva_ray.models.compute_choice import Alternative, can_run, fastest
-from sylva_ray.models.lora import LoraStack
+
+if TYPE_CHECKING:
+    from sylva_ray.models.lora import LoraStack
+
+NO_GPU = "this machine has no GPU; use cpu or auto"
+"""What to do where ``training.device`` is ``cuda`` and there is none."""
 
 MAX_AUTO_COHORT_SIZE = 8
 """Clients in one stacked forward, at most, where ``training.cohort_size`` is ``auto``."""
@@ -67,8 +74,29 @@ def resolve_device(config: ExperimentConfig) -> Literal["cpu", "cuda"]:
         is_wanted = cluster.gpus_per_actor > 0 or cluster.pool == "in_process"
         return "cuda" if is_wanted and (on_other_machines or torch.cuda.is_available()) else "cpu"
     if device == "cuda" and cluster.address is None and not torch.cuda.is_available():
-        raise UserError("training.device", "cuda", "this machine has no GPU; use cpu or auto")
+        raise UserError("training.device", "cuda", NO_GPU)
     return device
+
+
+def check_device(config: ExperimentConfig) -> None:
+    """Check what `resolve_device` checks, as far as that needs no PyTorch: whether there is a driver of a GPU.
+
+    Raises:
+        UserError: ``cuda`` was asked for on a machine without one.
+    """
+    if config.training.device == "cuda" and config.cluster.address is None and not may_have_gpu():
+        raise UserError("training.device", "cuda", NO_GPU)
+
+
+def may_have_gpu() -> bool:
+    """Return False if this machine has no driver of a GPU."""
+    if sys.platform != "linux" or Path("/dev/kfd").exists():  # AMD's driver
+        return True
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return False
+    return True
 
 
 def resolve_cohort_size(config: ExperimentConfig) -> int:
@@ -120,7 +148,7 @@ def trial_actors(config: ExperimentConfig) -> int:
 def measure_choices(
     asked: ExperimentConfig,
     resolved: ResolvedConfig,
-    model: CohortModel,
+    model: LoraStack | FunctionalStack,
     states: Sequence[ClientState],
     image_size: int,
     measure: bool = True,
@@ -144,7 +172,6 @@ def measure_choices(
     training, device = resolved.training, torch.device(resolved.training.device)
     if device.type == "cuda" and not torch.cuda.is_available():
         return resolved
-    assert isinstance(model, LoraStack | FunctionalStack)
     model.backbone.to(device)
     params = to_parameters(stack_states(states[: training.cohort_size]), device, torch.float32)
     precision, attention = "float32", training.attention

@@ -13,7 +13,6 @@ from sylva_ray.data.datasets import measure_dataset
 from sylva_ray.federation.client.worker import AUXILIARY, build_model
 from sylva_ray.federation.contract import Algorithm
 from sylva_ray.federation.summary import DeclaredTraffic
-from sylva_ray.models.backbone import backbone_arrays, create_backbone
 from sylva_ray.models.cohort import full_model_bytes
 from sylva_ray.preparation.experiment import check_byzantine, initial_states
 from sylva_ray.preparation.resolve import resolve_config
@@ -52,9 +51,12 @@ def estimate_traffic(config: ExperimentConfig) -> TrafficEstimate:
     Raises:
         UserError: the configuration cannot run.
     """
-    resolved = resolve_config(config)
     algorithm = create_algorithm(config.algorithm)
     check_byzantine(config, algorithm)
+    resolved = resolve_config(config)
+
+    from sylva_ray.models.backbone import backbone_arrays, create_backbone  # timm: after what needs no model
+
     section = config.backbone.model_copy(update={"pretrained": False})
     size = measure_dataset(config.dataset, create_backbone(section, num_classes=2).image_size)
     backbone = create_backbone(section, size.num_classes)

@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from sylva_ray.core.sections import parse_fraction
 from sylva_ray.core.seeding import numpy_generator
 from sylva_ray.preparation.experiment import prepare
 from sylva_ray.reports.compare.rows import short_key
+from sylva_ray.sweeps.folder import SweepFolder
 from sylva_ray.sweeps.space import Parameter, Space, check_measured
 
 MAX_CORNERS = 4096
@@ -140,6 +142,22 @@ def _draw(parameter: Parameter, rng: np.random.Generator) -> Any:
 
 
 # -- checks -------------------------------------------------------------------------------------------------------------
+
+
+def check_sweep(space: Space, sweep_dir: Path, resume: bool) -> None:
+    """Check what can be checked of a sweep without Ray: its folder, its experiments, and what their values load.
+
+    Args:
+        space: The sweep's space.
+        sweep_dir: Its folder.
+        resume: Whether the folder must hold the sweep already.
+
+    Raises:
+        UserError: A point is not a valid experiment or cannot run, or the folder is not free. Nothing was written.
+    """
+    SweepFolder(Path(sweep_dir).resolve()).check(space, resume)
+    check_space(space)
+    prepare_points(space)
 
 
 def check_space(space: Space) -> None:

@@ -36,7 +36,7 @@ from sylva_ray.provisioning.placement import largest_cluster
 from sylva_ray.sweeps.events import OnEvent, SweepStarted, SweepWarning, TrialProgress, Waiting
 from sylva_ray.sweeps.folder import SweepFolder
 from sylva_ray.sweeps.output import write_results
-from sylva_ray.sweeps.points import Trial, check_space, corners, planned_trials, prepare_points, resolve_first_point
+from sylva_ray.sweeps.points import Trial, check_sweep, corners, planned_trials, resolve_first_point
 from sylva_ray.sweeps.results import Sweep, collect_results
 from sylva_ray.sweeps.space import Space
 from sylva_ray.sweeps.tracking import SweepTracking, TrialTracking
@@ -68,7 +68,15 @@ TUNE_ENVIRONMENT = {
 
 
 def run_sweep(space: Space, sweep_dir: Path, resume: bool, on_event: OnEvent, allow_changed: bool = False) -> Sweep:
-    """Run or resume a sweep.
+    """Check a sweep with `check_sweep`, then run or resume it; the arguments are as for `run_checked_sweep`."""
+    check_sweep(space, sweep_dir, resume)
+    return run_checked_sweep(space, sweep_dir, resume, on_event, allow_changed)
+
+
+def run_checked_sweep(
+    space: Space, sweep_dir: Path, resume: bool, on_event: OnEvent, allow_changed: bool = False
+) -> Sweep:
+    """Run or resume a sweep that `check_sweep` has found right.
 
     Args:
         space: The sweep's space.
@@ -81,15 +89,12 @@ def run_sweep(space: Space, sweep_dir: Path, resume: bool, on_event: OnEvent, al
         The results, which are also written to the folder.
 
     Raises:
-        UserError: A point is not a valid experiment, a trial fits nowhere, or the folder is not free. Nothing was written.
+        UserError: A trial fits nowhere, or the folder is not free. Nothing was written.
         RunError: Ray Tune failed; the sweep can be resumed.
     """
     folder = SweepFolder(Path(sweep_dir).resolve())
-    folder.check(space, resume)
-    check_space(space)
     if space.cluster.address is not None:
         require_reachable(space.cluster.address, space.cluster.connect_timeout_s)
-    prepare_points(space)
     with ray_session(space.cluster):
         driver_node = _driver_node()
         slots = check_trials_fit(space, driver_node, promised_cluster(space.cluster))

@@ -18,8 +18,8 @@ from sylva_ray.core.types import ParameterStack, stack_states
 from sylva_ray.data.datasets import load_dataset
 from sylva_ray.models.backbone import create_backbone
 from sylva_ray.models.cohort import CohortModel, FunctionalStack, repeat_owner, to_parameters
-from sylva_ray.models.kernels import PatchProjection, project_patches
 from sylva_ray.models.lora import LoraStack
+from sylva_ray.models.patches import PatchProjection, project_patches
 
 CLASSES = 10
 

@@ -317,7 +317,7 @@ def test_equal_runs_write_equal_checkpoints(finished: RunFolder, tmp_path: Path)
 
 def test_a_finished_run_is_read_only_to_a_resume(finished: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither data nor weights are needed."""
-    monkeypatch.setattr("sylva_ray.preparation.experiment.load_dataset", lambda *_: pytest.fail("loads data"))
+    monkeypatch.setattr("sylva_ray.preparation.experiment.find_dataset", lambda *_: pytest.fail("loads data"))
     before = contents(finished.path)
     result = CliRunner().invoke(app, ["run", str(finished), "--resume"])
     assert result.exit_code == 0, result.stderr

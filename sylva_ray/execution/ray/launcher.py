@@ -23,6 +23,13 @@ class RayLauncher:
 
     def validate(self, path: Path, raw: Mapping[str, object]) -> LauncherConfig:
         """Validate a cluster file, as `ClusterLauncher.validate` describes."""
+        for key in ("cluster_name", "provider"):
+            if key not in raw:
+                raise UserError(key, str(path), "is missing; Ray's cluster launcher needs cluster_name and provider")
+        provider = raw["provider"]
+        if not isinstance(provider, dict) or "type" not in provider:
+            fix = "must be a mapping with a type, e.g. {type: aws, region: us-west-2}"
+            raise UserError("provider", provider, fix)
         try:
             from jsonschema import ValidationError
             from ray.autoscaler._private.cli_logger import cli_logger
@@ -32,13 +39,6 @@ class RayLauncher:
         for logger in ("ray.autoscaler._private.util", "ray.autoscaler._private.docker"):
             logging.getLogger(logger).setLevel(logging.ERROR)
         cli_logger.configure(verbosity=0)  # type: ignore[no-untyped-call]
-        for key in ("cluster_name", "provider"):
-            if key not in raw:
-                raise UserError(key, str(path), "is missing; Ray's cluster launcher needs cluster_name and provider")
-        provider = raw["provider"]
-        if not isinstance(provider, dict) or "type" not in provider:
-            fix = "must be a mapping with a type, e.g. {type: aws, region: us-west-2}"
-            raise UserError("provider", provider, fix)
         try:
             config = prepare_config(dict(raw))
             validate_config(config)

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-import torch
 
+from sylva_ray.core.lazy import torch
 from sylva_ray.core.seeding import ImageDraws, image_keys
 from sylva_ray.core.types import ClientData, ClientImages, Split
 from sylva_ray.data.augment import augmented

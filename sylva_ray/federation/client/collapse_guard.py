@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
-
 from sylva_ray.attacks.pgd import default_step_size
 from sylva_ray.attacks.registry import attack_stack
+from sylva_ray.core.lazy import torch
 from sylva_ray.core.seeding import ImageDraws
 from sylva_ray.core.types import AttackSpec, ParameterStack, Split
 from sylva_ray.federation.client.batches import client_images

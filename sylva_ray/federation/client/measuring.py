@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 import numpy as np
-import torch
 
 from sylva_ray.attacks.registry import attack_stack
 from sylva_ray.attacks.transfer import transfer
+from sylva_ray.core.lazy import torch
+from sylva_ray.core.precision import torch_dtype
 from sylva_ray.core.types import AttackSpec, ClientImages, ParameterStack, Split, StateStack
 from sylva_ray.federation.client.batches import client_images, split_draws
 from sylva_ray.federation.client.worker import CohortWorker
@@ -18,7 +19,6 @@ from sylva_ray.federation.tasks import CohortTask
 from sylva_ray.metrics.probe import binarization_test, gradient_health
 from sylva_ray.metrics.smoothing import votes
 from sylva_ray.models.cohort import to_parameters
-from sylva_ray.models.kernels import DTYPES
 
 EVALUATION_ROWS = 256
 """Images in one forward of an evaluation."""
@@ -81,7 +81,7 @@ class EvaluateTask(CohortTask):
                 )
             for attack in self.attacks:
                 draws = split_draws(worker.config.seed, attack.label, self.clients, pieces, first)
-                precision = DTYPES[worker.config.evaluation.precision]
+                precision = torch_dtype(worker.config.evaluation.precision)
                 result = attack_stack(worker.model, params, images, attack, draws.to(worker.device), precision)
                 collected.add(f"predictions/{attack.label}", result.predictions, images)
                 collected.add(f"distances/{attack.label}", result.distance, images)

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
-
 from sylva_ray.config.experiment import TrainingSection
+from sylva_ray.core.lazy import torch, without_gradients
 from sylva_ray.core.types import ParameterStack
 from sylva_ray.models.cohort import broadcast_clients
 
@@ -44,7 +43,7 @@ class StackedOptimizer:
         self.momentum = {name: torch.zeros_like(p) for name, p in params.items()}
         self.second = {name: torch.zeros_like(p) for name, p in params.items()} if self.adamw else {}
 
-    @torch.no_grad()
+    @without_gradients
     def step(
         self,
         gradients: Mapping[str, torch.Tensor],

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
-
-import torch
+from typing import ClassVar, TypeAlias
 
 from sylva_ray.attacks.losses import cross_entropy
 from sylva_ray.config.experiment import TrainingSection
 from sylva_ray.config.resolved import ResolvedConfig
+from sylva_ray.core.lazy import torch
 from sylva_ray.core.seeding import generator
 from sylva_ray.core.types import AttackSpec, ClientData, ClientState, ParameterStack, Split, unstack_states
 from sylva_ray.federation.client.batches import cohort_batches, split_draws
@@ -22,10 +21,10 @@ from sylva_ray.federation.method import Method
 from sylva_ray.federation.tasks import CohortTask
 from sylva_ray.models.cohort import CohortModel, broadcast_clients, to_arrays
 
-ClientGradients = tuple[dict[str, torch.Tensor], torch.Tensor]
+ClientGradients: TypeAlias = "tuple[dict[str, torch.Tensor], torch.Tensor]"
 """``(gradients {name: [C, ...]}, mean losses [C])`` of C clients."""
 
-GradientFunction = Callable[[ParameterStack, Batch], ClientGradients]
+GradientFunction: TypeAlias = "Callable[[ParameterStack, Batch], ClientGradients]"
 """Computes `ClientGradients` from parameters and a batch."""
 
 

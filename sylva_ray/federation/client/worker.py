@@ -9,22 +9,24 @@ from __future__ import annotations
 import resource
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 
 import numpy as np
-import torch
 
 from sylva_ray.config.resolved import ResolvedConfig
+from sylva_ray.core.lazy import torch
+from sylva_ray.core.precision import torch_dtype
 from sylva_ray.core.timing import Stopwatch
 from sylva_ray.core.types import ClientData, ParameterStack, Split, StateStack
 from sylva_ray.data.fleet import FleetData
 from sylva_ray.federation.context import ClientContext
 from sylva_ray.federation.method import Method
-from sylva_ray.models.backbone import create_backbone
-from sylva_ray.models.cohort import CohortModel, FunctionalStack, to_parameters
-from sylva_ray.models.kernels import DTYPES, deterministic_kernels
-from sylva_ray.models.lora import LoraStack
+from sylva_ray.models.cohort import FunctionalStack, to_parameters
+from sylva_ray.models.kernels import deterministic_kernels
 from sylva_ray.transport.byzantine import byzantine_clients, flip_labels
+
+if TYPE_CHECKING:
+    from sylva_ray.models.lora import LoraStack
 
 AUXILIARY = "auxiliary:"
 """Prefix of the auxiliary weights' names among the arrays that are sent to workers."""
@@ -32,7 +34,7 @@ AUXILIARY = "auxiliary:"
 
 def build_model(
     algorithm: Method, config: ResolvedConfig, num_classes: int, weights: Mapping[str, np.ndarray] | None
-) -> CohortModel:
+) -> LoraStack | FunctionalStack:
     """Return the cohort model that a method trains: adapters on a frozen backbone, or the whole model.
 
     Args:
@@ -42,6 +44,9 @@ def build_model(
         weights: of the backbone, perhaps with auxiliary ones beside them (`split_weights`); None: those that the
             configuration names.
     """
+    from sylva_ray.models.backbone import create_backbone  # both import timm
+    from sylva_ray.models.lora import LoraStack
+
     backbone = create_backbone(config.backbone, num_classes, None if weights is None else split_weights(weights)[0])
     is_full = algorithm.parameters.model == "full"
     model = FunctionalStack(backbone) if is_full else LoraStack(backbone, config.lora)
@@ -115,7 +120,6 @@ class CohortWorker:
         self.device = torch.device(config.training.device)
         deterministic_kernels(self.device)
         model = build_model(algorithm, config, fleet.num_classes, backbone)
-        assert isinstance(model, LoraStack | FunctionalStack)
         model.backbone.to(self.device)
         self.model = model
         self.algorithm = algorithm
@@ -125,7 +129,9 @@ class CohortWorker:
         """Execute a task and measure its seconds and memory."""
         self.stopwatch = Stopwatch()
         params = to_parameters(task.states, self.device, torch.float32)
-        self.model.precision = DTYPES[self.config.training.precision] if task.uses_training_precision else torch.float32
+        self.model.precision = (
+            torch_dtype(self.config.training.precision) if task.uses_training_precision else torch.float32
+        )
         outcomes = task.execute(self, params)
         return CohortResult(task.clients, tuple(outcomes), dict(self.stopwatch.seconds), peak_memory_bytes())
 

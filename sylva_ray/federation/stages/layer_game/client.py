@@ -10,13 +10,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
 from sylva_ray.attacks.losses import cross_entropy
 from sylva_ray.attacks.pgd import default_step_size, pgd
 from sylva_ray.attacks.registry import attack_stack
 from sylva_ray.config.resolved import ResolvedConfig
-from sylva_ray.core.precision import at_precision
+from sylva_ray.core.lazy import torch
+from sylva_ray.core.precision import at_precision, torch_dtype
 from sylva_ray.core.seeding import generator
 from sylva_ray.core.types import AttackSpec, ClientData, ClientImages, ParameterStack, Split
 from sylva_ray.federation.client.batches import client_images, split_draws
@@ -27,8 +27,6 @@ from sylva_ray.federation.parameters import Phase2Parameters
 from sylva_ray.federation.stages.layer_game.coalitions import mix
 from sylva_ray.federation.tasks import CohortTask
 from sylva_ray.models.cohort import broadcast_clients, select_clients
-from sylva_ray.models.kernels import DTYPES
-from sylva_ray.models.lora import LoraStack
 
 
 @dataclass(frozen=True)
@@ -78,6 +76,8 @@ class Phase2Client:
         data: Sequence[ClientData],
         is_trained: Callable[[str], bool],
     ) -> None:
+        from sylva_ray.models.lora import LoraStack  # it imports timm
+
         assert isinstance(context.model, LoraStack), "phase 2 needs adapters"
         self.model, self.stopwatch = context.model, context.stopwatch
         self.phase2, self.config = phase2, config
@@ -85,8 +85,8 @@ class Phase2Client:
         self.players = {player: [n for n in names if is_trained(n)] for player, names in self.model.players.items()}
         epsilon, steps = config.attack.epsilon, phase2.attack_steps
         self.attack = AttackSpec("pgd", epsilon, steps, default_step_size(epsilon, steps))
-        self.training_precision = DTYPES[config.training.precision]
-        self.attack_precision = DTYPES[config.evaluation.precision]
+        self.training_precision = torch_dtype(config.training.precision)
+        self.attack_precision = torch_dtype(config.evaluation.precision)
 
     @classmethod
     def from_task(cls, worker: CohortWorker, task: CohortTask, params: ParameterStack) -> Phase2Client:

@@ -10,14 +10,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from sylva_ray.attacks.losses import true_class_probability
+from sylva_ray.core.lazy import torch, without_gradients
 from sylva_ray.core.types import ParameterStack
 from sylva_ray.models.cohort import repeat_owner
-from sylva_ray.models.lora import LoraStack
+
+if TYPE_CHECKING:
+    from sylva_ray.models.lora import LoraStack
 
 
 def mix(
@@ -58,7 +61,7 @@ class CoalitionWalk:
     max_stack: int = 4096
     block_evaluations: int = 0
 
-    @torch.no_grad()
+    @without_gradients
     def run(self) -> np.ndarray:
         """Return the probability of the true class for every coalition and image, ``[m, N] float64``."""
         self.probabilities = np.zeros((len(self.coalitions), len(self.y)))

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
-
+from sylva_ray.core.lazy import torch
 from sylva_ray.core.types import ParameterStack
 from sylva_ray.models.cohort import broadcast_clients
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 import numpy as np
-import torch
 
+from sylva_ray.core.lazy import torch
 from sylva_ray.core.types import ClientState, ParameterStack, StateStack, unstack_states
 from sylva_ray.federation.client.worker import CohortWorker
 from sylva_ray.federation.stages.layer_game.client import GuardOutcome, Phase2Client

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
-import torch
 
 from sylva_ray.attacks.losses import cross_entropy
+from sylva_ray.core.lazy import torch
 from sylva_ray.core.types import ParameterStack
 from sylva_ray.federation.stages.layer_game.client import Phase2Client, SelectionImages
 from sylva_ray.federation.stages.layer_game.gates import blend, expected_gates, sampled_gates

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
-import torch
 
 from sylva_ray.aggregation.neighbours import NeighbourGraph
+from sylva_ray.core.lazy import torch
 from sylva_ray.core.types import ParameterStack
 from sylva_ray.federation.parameters import Phase2Parameters
 from sylva_ray.federation.stages.layer_game.client import Phase2Client, SelectionImages

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
-import torch
 
+from sylva_ray.core.lazy import torch, without_gradients
 from sylva_ray.core.types import ParameterStack
 from sylva_ray.federation.stages.layer_game.client import Phase2Client, SelectionImages
 from sylva_ray.federation.stages.layer_game.rankings.ranking import (
@@ -32,7 +32,7 @@ class ShiftRanking(ScoreRanking):
         return -relative_shift(player, images)
 
 
-@torch.no_grad()
+@without_gradients
 def relative_shift(player: Phase2Client, images: SelectionImages) -> np.ndarray:
     """Return E ||h_l(x') - h_l(x)|| / E ||h_l(x)|| after every block and of the logits, ``[C, n]``."""
     x, x_adv, owner = images.x, images.against[0], images.owner
