@@ -12,7 +12,6 @@ from sylva_ray.core.inputs import Inputs
 from sylva_ray.core.types import stack_digest
 from sylva_ray.data.digest import data_digest
 from sylva_ray.federation.client.worker import split_weights
-from sylva_ray.models.backbone import create_backbone, digest_weights
 from sylva_ray.preparation.experiment import Prepared
 from sylva_ray.storage.run_folder import RunFolder
 
@@ -22,6 +21,8 @@ Notify = Callable[[str], None]
 
 def digest_inputs(prepared: Prepared) -> Inputs:
     """Digest the data and the weights of an experiment; about a second per gigabyte."""
+    from sylva_ray.models.backbone import create_backbone, digest_weights  # timm
+
     weights, auxiliary = split_weights(prepared.backbone)
     backbone = create_backbone(prepared.config.backbone, prepared.fleet.num_classes, weights)
     digests = {"backbone": digest_weights(backbone)}
@@ -36,6 +37,8 @@ def digest_backbone(config: ExperimentConfig) -> Inputs:
     Raises:
         UserError: see `create_backbone`.
     """
+    from sylva_ray.models.backbone import create_backbone, digest_weights
+
     digest = digest_weights(create_backbone(config.backbone, num_classes=2))
     return Inputs(version=__version__, weights={"backbone": digest})
 
