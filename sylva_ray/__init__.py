@@ -8,12 +8,29 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sylva_ray.api import LoadedRun, compare, evaluate, export, load_config, load_run, repair, resume, run, sweep
+    from sylva_ray.api import (
+        Config,
+        LoadedRun,
+        RunError,
+        UserError,
+        compare,
+        evaluate,
+        export,
+        load_config,
+        load_run,
+        repair,
+        resume,
+        run,
+        sweep,
+    )
 
 __version__ = "0.2.0"
 
 __all__ = [
+    "Config",
     "LoadedRun",
+    "RunError",
+    "UserError",
     "compare",
     "evaluate",
     "export",

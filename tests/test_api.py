@@ -85,3 +85,23 @@ def test_an_interface_call_works_outside_the_main_thread(run: tuple[Path, Any]) 
     thread.start()
     thread.join()
     assert found[0].final == summary.final
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"attacks": ["pdg"]}, "--attack = 'pdg': unknown attack; did you mean 'pgd'"),
+        ({"suite": "quik"}, "--suite = 'quik': unknown suite; did you mean 'quick'"),
+        ({"epsilon": "banana"}, "--epsilon = 'banana': must be a valid number"),
+    ],
+)
+def test_a_wrong_request_is_refused_before_data_and_model_are_loaded(
+    run: tuple[Path, Any], options: dict[str, Any], says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(*_: object) -> None:
+        raise AssertionError("nothing is loaded")
+
+    monkeypatch.setattr("sylva_ray.evaluation.run.prepare", load)
+    with pytest.raises(UserError) as caught:
+        sylva_ray.evaluate(run[0], **options)
+    assert str(caught.value).startswith(says)

@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 from sylva_ray.attacks.losses import boosted_cross_entropy, cross_entropy, kl_divergence, true_class_probability
 from sylva_ray.attacks.pgd import pgd
 from sylva_ray.core.lazy import torch
-from sylva_ray.core.sections import Section
+from sylva_ray.core.sections import Section, conflict
 from sylva_ray.core.types import AttackSpec, ParameterStack
 from sylva_ray.federation.context import Batch, ClientContext
 from sylva_ray.federation.contract import Algorithm
@@ -152,7 +152,7 @@ class OwnLoss(Section):
     def _loss_would_have_no_effect(self) -> Self:
         loss = getattr(self, "loss", "ce_adv")
         if loss != "ce_adv":
-            raise ValueError(f"algorithm.loss={loss} has no effect here: this method has a loss of its own")
+            raise conflict("loss", loss, "has no effect here: this method has a loss of its own")
         return self
 
 

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from sylva_ray.algorithms.fedavg_at import FedAvgAT
 from sylva_ray.core.errors import UserError
-from sylva_ray.core.sections import Count
+from sylva_ray.core.sections import Count, conflict
 from sylva_ray.federation.parameters import Sharing
 
 
@@ -39,7 +39,8 @@ class FedRepAT(FedPerAT):
         @model_validator(mode="after")
         def _final_epochs_have_both(self) -> Self:
             if 0 < self.final_local_epochs <= self.body_epochs:
-                raise ValueError(f"final_local_epochs must be 0, or more than body_epochs, which is {self.body_epochs}")
+                fix = f"must be 0, or more than body_epochs, which is {self.body_epochs}"
+                raise conflict("final_local_epochs", self.final_local_epochs, fix)
             return self
 
     parameters: Parameters

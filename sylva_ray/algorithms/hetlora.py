@@ -17,6 +17,7 @@ from sylva_ray.aggregation.factors import paired_modules
 from sylva_ray.aggregation.neighbours import product_gram
 from sylva_ray.algorithms.adversarial import AdversarialTraining
 from sylva_ray.core.errors import UserError
+from sylva_ray.core.sections import conflict
 from sylva_ray.core.types import ClientState
 from sylva_ray.federation.context import RoundUploads
 
@@ -38,14 +39,16 @@ class HetLoraAT(AdversarialTraining):
 
         @model_validator(mode="after")
         def _has_slots(self) -> Self:
-            if self.model == "full" or self.factors != "both":
-                raise ValueError("hetlora_at needs the products B A of the clients: keep model=lora and factors=both")
+            needs_products = "has no products B A, which hetlora_at averages by: keep model=lora and factors=both"
+            if self.model == "full":
+                raise conflict("model", self.model, needs_products)
+            if self.factors != "both":
+                raise conflict("factors", self.factors, needs_products)
             if self.robust.rule != "mean":
-                raise ValueError(
-                    f"algorithm.robust.rule={self.robust.rule} takes padded low ranks for outliers: use only mean"
-                )
+                fix = "takes padded low ranks for outliers: use only mean"
+                raise conflict("algorithm.robust.rule", self.robust.rule, fix)
             if self.slots == "owners" and self.factor_rule != "naive":
-                raise ValueError("slots=owners averages factors slot by slot: set factor_rule=naive")
+                raise conflict("slots", self.slots, "averages factors slot by slot: set factor_rule=naive")
             return self
 
     parameters: Parameters

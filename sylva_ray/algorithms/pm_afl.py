@@ -24,6 +24,7 @@ from sylva_ray.attacks.pgd import pgd
 from sylva_ray.config.experiment import BackboneSection
 from sylva_ray.core.errors import UserError
 from sylva_ray.core.lazy import torch
+from sylva_ray.core.sections import conflict
 from sylva_ray.core.types import AttackSpec, ClientState, ParameterStack
 from sylva_ray.federation.context import Batch, ClientContext
 from sylva_ray.federation.contract import Algorithm
@@ -61,7 +62,9 @@ class PmAfl(Algorithm):
         @model_validator(mode="after")
         def _probe_is_fitted(self) -> Self:
             if self.teacher_probe and self.head_warmup_epochs == 0:
-                raise ValueError("teacher_probe is fitted in the warm-up: head_warmup_epochs must be at least 1")
+                raise conflict(
+                    "head_warmup_epochs", 0, "must be at least 1, because the warm-up fits the teacher_probe"
+                )
             return self
 
     parameters: Parameters

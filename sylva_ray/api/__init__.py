@@ -19,10 +19,13 @@ from __future__ import annotations
 from sylva_ray.api.results import compare, evaluate, report, track
 from sylva_ray.api.runs import Config, LoadedRun, export, load_config, load_run, repair, resume, run, sweep
 from sylva_ray.api.tools import check_cluster, pretrain, traffic
+from sylva_ray.core.errors import RunError, UserError
 
 __all__ = [
     "Config",
     "LoadedRun",
+    "RunError",
+    "UserError",
     "check_cluster",
     "compare",
     "evaluate",

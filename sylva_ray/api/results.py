@@ -8,15 +8,16 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sylva_ray.api.arguments import check_show, check_texts
 from sylva_ray.config.experiment import ExperimentConfig
-from sylva_ray.core.errors import RunError
+from sylva_ray.core.errors import RunError, UserError
 from sylva_ray.core.resumable import resumable
+from sylva_ray.core.text import Show
 from sylva_ray.storage.atomic import check_target
 
 if TYPE_CHECKING:
     from sylva_ray.core.evaluation import Evaluation
     from sylva_ray.reports.compare.rows import Row
-    from sylva_ray.reports.terminal import Show
     from sylva_ray.storage.run_folder import RunFolder
 
 
@@ -62,6 +63,12 @@ def evaluate(  # noqa: PLR0913  # a keyword for each option of the command
         UserError: no finished run, an unknown attack, a value out of range.
         RunError: it failed while running; the same call continues it.
     """
+    check_show(show)
+    for name, values in (("attacks", attacks), ("surrogates", surrogates), ("overrides", overrides)):
+        check_texts(name, values)
+    if images is not None and (type(images) is not int or images < 1):
+        raise UserError("--images", images, "must be an integer of at least 1; leave it out for as many as the run had")
+
     from sylva_ray.evaluation.request import Extras, build_request, check_options
 
     out = None if out is None else Path(out)
@@ -69,19 +76,22 @@ def evaluate(  # noqa: PLR0913  # a keyword for each option of the command
     budget = None if epsilon is None else str(epsilon)
     check_options(attacks, suite, budget, certify)
 
-    from sylva_ray.evaluation.run import prepare_evaluation, run_evaluation
+    from sylva_ray.evaluation.run import check_finished, prepare_evaluation, run_evaluation
     from sylva_ray.reports.terminal import EvaluationDisplay, evaluation_tables, print_lines, wide_console
     from sylva_ray.storage.remote_copy import run_folder_at
 
     with ExitStack() as stack:
         folder, _ = stack.enter_context(run_folder_at(str(run), "change"))
         surrogate_folders = [stack.enter_context(run_folder_at(str(other), "read"))[0] for other in surrogates]
+        summary = check_finished(folder)
+        extras = Extras(checks, curves, transfer or bool(surrogates), tuple(certify))
+        request = build_request(
+            folder.load_config(), attacks, suite, budget, extras, summary.num_clients, summary.num_classes
+        )
         prepared_run = prepare_evaluation(folder, images, surrogate_folders, overrides, allow_changed)
         for text in prepared_run.notices:
             print(f"warning: {text}", file=sys.stderr)
-        config, fleet = prepared_run.prepared.config, prepared_run.prepared.fleet
-        extras = Extras(checks, curves, transfer or bool(surrogates), tuple(certify))
-        request = build_request(config, attacks, suite, budget, extras, fleet.num_clients, fleet.num_classes)
+        config = prepared_run.prepared.config
 
         from sylva_ray.execution.ray.driver import pool_for  # Ray: after what needs no cluster
 
@@ -123,6 +133,9 @@ def compare(
     Raises:
         UserError: a source that is not a finished run, a file that cannot be written.
     """
+    check_show(show)
+    check_texts("sources", sources)
+    check_texts("out", out)
     from sylva_ray.observers.sources import load_runs
     from sylva_ray.reports import compare as comparison
     from sylva_ray.reports.compare.files import check_targets, write
@@ -178,6 +191,7 @@ def track(run: str | Path, overrides: Sequence[str] = ()) -> None:
         UserError: no such run, or nothing in it yet.
         RunError: MLflow did not receive everything.
     """
+    check_texts("overrides", overrides)
     from sylva_ray.observers.mlflow.tracker import send_run
     from sylva_ray.storage.remote_copy import run_folder_at
 

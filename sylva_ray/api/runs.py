@@ -9,6 +9,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from sylva_ray.api.arguments import check_clients, check_show, check_texts
 from sylva_ray.config.experiment import (
     ExperimentConfig,
     load_run_config,
@@ -17,13 +18,14 @@ from sylva_ray.config.experiment import load_config as load_config_file
 from sylva_ray.config.schema import build, overridden
 from sylva_ray.core.errors import UserError
 from sylva_ray.core.resumable import resumable
+from sylva_ray.core.text import Show
 
 if TYPE_CHECKING:
     from sylva_ray.core.evaluation import Evaluation
     from sylva_ray.core.records import StageRecord
     from sylva_ray.core.summary import Summary
     from sylva_ray.core.types import ClientState
-    from sylva_ray.reports.terminal import Show
+    from sylva_ray.federation.observer import Observer
     from sylva_ray.storage.run_folder import RunFolder
     from sylva_ray.sweeps.results import Sweep
 
@@ -64,17 +66,30 @@ def load_config(config: Config, overrides: Sequence[str] = ()) -> ExperimentConf
     Raises:
         UserError: a missing file, an unknown key, a value out of range.
     """
+    check_texts("overrides", overrides)
     if isinstance(config, ExperimentConfig):
         return build(ExperimentConfig, overridden(config.model_dump(mode="json"), overrides)) if overrides else config
     if isinstance(config, Mapping):
         return build(ExperimentConfig, overridden(_copied(config), overrides))
+    if not isinstance(config, str | Path):
+        fix = "must be a YAML file, a run folder, a mapping of sections, or an ExperimentConfig"
+        raise UserError("config", config, fix)
+    if "://" in str(config):
+        raise UserError(
+            "config", str(config), "is a URL, which only `resume` takes; give a YAML file or a local folder"
+        )
     if Path(config).is_dir():
         return load_run_config(Path(config), overrides)
     return load_config_file(config, overrides)
 
 
 def run(
-    config: Config, overrides: Sequence[str] = (), *, out: str | Path | None = None, show: Show = "progress"
+    config: Config,
+    overrides: Sequence[str] = (),
+    *,
+    out: str | Path | None = None,
+    show: Show = "progress",
+    observer: Observer | None = None,
 ) -> Summary:
     """Run one experiment: both phases, evaluation, report.
 
@@ -83,6 +98,8 @@ def run(
         overrides: ``KEY=VALUE`` with dotted keys.
         out: the run folder, a path or a URL; None: ``runs/NAME-TIME``.
         show: what is printed.
+        observer: is told of stages, tasks, records and notices as they come (`sylva_ray.federation.observer.Observer`);
+            its errors end the run, which can then be resumed.
 
     Returns:
         The summary, as in ``summary.json``.
@@ -91,8 +108,9 @@ def run(
         UserError: the experiment cannot run, or the run folder is not free; nothing was written.
         RunError: it failed while running; `resume` continues it.
     """
+    check_show(show)
     experiment = load_config(config, overrides)
-    return _run_in_folder(str(out or _new_folder(experiment.name)), experiment, (), "start", show)
+    return _run_in_folder(str(out or _new_folder(experiment.name)), experiment, (), "start", show, observer=observer)
 
 
 def resume(
@@ -102,6 +120,7 @@ def resume(
     config: Config | None = None,
     allow_changed: bool = False,
     show: Show = "progress",
+    observer: Observer | None = None,
 ) -> Summary:
     """Continue a run from its newest checkpoint, to the same result as if it had never stopped.
 
@@ -113,6 +132,7 @@ def resume(
         config: the experiment that the folder must hold; None: whatever it holds.
         allow_changed: whether data and weights may differ from those that the run began with; ``summary.json`` then says so.
         show: what is printed.
+        observer: as of `run`.
 
     Returns:
         The summary, as in ``summary.json``.
@@ -121,8 +141,10 @@ def resume(
         UserError: the folder holds no run, or another one.
         RunError: it failed while running.
     """
+    check_show(show)
+    check_texts("overrides", overrides)
     experiment = None if config is None else load_config(config, overrides)
-    return _run_in_folder(str(run), experiment, overrides, "resume", show, allow_changed)
+    return _run_in_folder(str(run), experiment, overrides, "resume", show, allow_changed, observer)
 
 
 def _run_in_folder(
@@ -132,7 +154,9 @@ def _run_in_folder(
     purpose: Literal["start", "resume"],
     show: Show,
     allow_changed: bool = False,
+    observer: Observer | None = None,
 ) -> Summary:
+    from sylva_ray.federation.observer import Guarded, Observers
     from sylva_ray.observers.mlflow.tracker import tracking_uri
     from sylva_ray.preparation.experiment import prepare
     from sylva_ray.reports.terminal import RunDisplay, closing_lines, closing_table, print_lines, wide_console
@@ -155,7 +179,8 @@ def _run_in_folder(
                 RunDisplay(console, show != "progress") as display,
                 resumable(folder.config_file, f"Resume with: sylva-ray run {where} --resume"),
             ):
-                summary = driver.run_prepared(prepared, folder, purpose == "resume", display, remote, allow_changed)
+                observers = Observers([Guarded(display), *([] if observer is None else [observer])])
+                summary = driver.run_prepared(prepared, folder, purpose == "resume", observers, remote, allow_changed)
         console.print(closing_table(summary, folder.load_records()))
     uri = tracking_uri(experiment.tracking, folder.path) if experiment.tracking.enabled else None
     print_lines(console, closing_lines(summary, where, uri))
@@ -207,6 +232,8 @@ def sweep(
         UserError: a point is not a valid experiment, a trial fits nowhere, the folder is not free; nothing was written.
         RunError: the sweep failed while running; ``resume=True`` continues it.
     """
+    check_show(show)
+    check_texts("overrides", overrides)
     from sylva_ray.reports.terminal import print_lines, wide_console
     from sylva_ray.sweeps.folder import SweepFolder
     from sylva_ray.sweeps.space import load_space
@@ -307,9 +334,7 @@ def export(
     """
     loaded = load_run(run)
     everyone = range(len(loaded.states))
-    for client in clients or ():
-        if client not in everyone:
-            raise UserError("--client", client, f"must be all or 0 to {len(everyone) - 1}")
+    check_clients(clients, len(everyone))
     changed = _changed_backbone(run, loaded, allow_changed) if merged else ()
     chosen = everyone if clients is None else clients
 

@@ -14,12 +14,13 @@ from sylva_ray.config.experiment import (
 )
 from sylva_ray.config.schema import build
 from sylva_ray.core.errors import UserError
+from sylva_ray.core.text import Show
 from sylva_ray.storage.atomic import check_target
 
 if TYPE_CHECKING:
-    from sylva_ray.reports.terminal import Show
     from sylva_ray.reports.traffic import TrafficRow
 
+from sylva_ray.api.arguments import check_show, check_texts
 from sylva_ray.api.runs import Config, load_config
 
 
@@ -46,6 +47,8 @@ def pretrain(
     Raises:
         UserError: a mistake in the configuration, or a folder that is not free.
     """
+    check_show(show)
+    check_texts("overrides", overrides)
     from sylva_ray.data.datasets import find_dataset
     from sylva_ray.pretraining.config import load_pretrain_config
     from sylva_ray.reports.terminal import event_line, print_lines, wide_console
@@ -94,6 +97,9 @@ def traffic(
     Raises:
         UserError: an unknown backbone or method, a rank that does not fit, a file that cannot be written.
     """
+    check_show(show)
+    check_texts("methods", methods)
+    check_texts("target_modules", target_modules)
     lora = LoraSection(**({"target_modules": tuple(target_modules)} if target_modules else {}))
     ranks = ranks or [lora.rank]
     for rank in ranks:
@@ -136,6 +142,7 @@ def check_cluster(file: str | Path, config: Config | None = None, overrides: Seq
     Raises:
         UserError: a mistake in one of the files.
     """
+    check_texts("overrides", overrides)
     if overrides and config is None:
         raise UserError("override", overrides[0], "changes a run's config, and there is none: add --config CONFIG")
 

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal, TypeVar
 from pydantic import Field, model_validator
 
 from sylva_ray.attacks.state import AttackState
-from sylva_ray.core.sections import PixelUnits, Section
+from sylva_ray.core.sections import PixelUnits, Section, conflict
 from sylva_ray.core.seeding import ImageDraws
 from sylva_ray.core.types import ATTACKS_WITHOUT_STEPS, AttackSpec
 
@@ -126,7 +126,7 @@ class LinfOrL2Attack(Attack):
     @model_validator(mode="after")
     def _epsilon_is_in_pixels(self) -> LinfOrL2Attack:
         if self.norm == "linf" and self.epsilon > 1:
-            raise ValueError(f"epsilon={self.epsilon:g} must be in [0, 1] pixel units (8/255, not 8)")
+            raise conflict("epsilon", self.epsilon, "must be in [0, 1] pixel units (8/255, not 8)")
         return self
 
 

@@ -32,12 +32,11 @@ def run(
     if allow_changed and not resume:
         raise UserError("--allow-changed", config, "has no effect on a new run: use it with --resume")
     if not resume:
+        if "://" in config:
+            raise UserError("CONFIG", config, "is a URL; use --resume to continue the run there, or give a YAML file")
         if is_run and out is None:
-            raise UserError(
-                "CONFIG",
-                config,
-                "is a folder; use --resume to continue the run in it, or --out for a new run with its config",
-            )
+            fix = "is a folder; use --resume to continue the run in it, or --out for a new run with its config"
+            raise UserError("CONFIG", config, fix)
         api.run(config, overrides or [], out=out, show=show)
     elif is_run:
         api.resume(

@@ -17,12 +17,9 @@ from sylva_ray.attacks.pgd import PgdAttack, default_step_size
 from sylva_ray.config.attacks import EvaluationAttack
 from sylva_ray.config.schema import RawConfig, build, flatten, read_overridden
 from sylva_ray.core.bounds import MAX_COUNT
-from sylva_ray.core.sections import Count, Lines, PixelUnits, PlainValue, Seconds, Section, Seed
+from sylva_ray.core.sections import Count, Lines, Name, PixelUnits, PlainValue, Seconds, Section, Seed, conflict
 from sylva_ray.core.types import AttackSpec
 from sylva_ray.core.yaml import to_yaml
-
-NAME = r"^[A-Za-z0-9._-]+$"
-"""Names of experiments and sweeps, which become names of folders."""
 
 OFFLINE_BACKBONE = "vit_micro_patch8_32"
 """The backbone whose checkpoint is part of this package: ViT, 32 px, patch 8, width 192, depth 6."""
@@ -190,7 +187,7 @@ class EvaluationSection(Section):
         labels = [attack.spec().label for attack in self.attacks]
         for label in labels:
             if labels.count(label) > 1:
-                raise ValueError(f"evaluation.attacks={label} is listed twice")
+                raise conflict("attacks", label, "is listed twice")
         return self
 
     @property
@@ -211,7 +208,7 @@ class ByzantineSection(Section):
     @model_validator(mode="after")
     def _strength_has_an_effect(self) -> ByzantineSection:
         if self.strength is not None and self.attack in ("label_flip", "mimic", "nan"):
-            raise ValueError(f"byzantine.strength={self.strength:g} has no effect on {self.attack}: leave it out")
+            raise conflict("strength", self.strength, f"has no effect on {self.attack}: leave it out")
         return self
 
 
@@ -263,7 +260,7 @@ class TrackingSection(Section):
 class ExperimentConfig(Section):
     """An experiment. Every run folder contains its resolved configuration, ``config.yaml``."""
 
-    name: str = Field("experiment", pattern=NAME, max_length=100)
+    name: Name = "experiment"
     seed: Seed = 0
     algorithm: AlgorithmSection = AlgorithmSection()
     dataset: DatasetSection = DatasetSection()
@@ -282,9 +279,9 @@ class ExperimentConfig(Section):
     def _check_across_sections(self) -> ExperimentConfig:
         clients, per_round = self.partition.num_clients, self.training.clients_per_round
         if per_round is not None and per_round > clients:
-            raise ValueError(f"training.clients_per_round={per_round} must be at most partition.num_clients, {clients}")
+            raise conflict("training.clients_per_round", per_round, f"must be at most partition.num_clients, {clients}")
         if self.cluster.num_actors == "per_client" and self.training.cohort_size not in (1, "auto"):
-            raise ValueError("cluster.num_actors=per_client needs training.cohort_size=1")
+            raise conflict("cluster.num_actors", "per_client", "needs training.cohort_size=1")
         return self
 
     def to_yaml(self) -> str:

@@ -18,7 +18,7 @@ from pydantic_core import ErrorDetails
 from sylva_ray.core.bounds import MAX_DEPTH
 from sylva_ray.core.errors import UserError
 from sylva_ray.core.files import read_text_file
-from sylva_ray.core.sections import Section
+from sylva_ray.core.sections import CONFLICT, Section
 from sylva_ray.core.text import did_you_mean, split_assignment
 from sylva_ray.core.yaml import EmptyYamlError, YamlError, parse_scalar, parse_yaml
 
@@ -89,6 +89,7 @@ def build(schema: type[T], raw: Any, prefix: str = "") -> T:
 
 _MESSAGES = {
     "bool_type": "must be true or false",
+    "invalid_key": "must be a name: the keys of a section are texts",
     "dict_type": "must be a section with keys of its own",
     "model_attributes_type": "must be a section with keys of its own",
     "model_type": "must be a section with keys of its own",
@@ -113,24 +114,16 @@ def _to_user_error(schema: type[BaseModel], raw: Any, error: ValidationError, pr
         expected = [name.strip(" '") for name in str(context["expected_tags"]).split(",")]
         hint = did_you_mean(str(context["tag"]), expected)
         return UserError(f"{key}.name", context["tag"], f"is not known; {hint}Available: {', '.join(expected)}")
+    if kind == CONFLICT:
+        name, is_absolute = problem["ctx"]["key"], "." in problem["ctx"]["key"] or key == "config"
+        return UserError(name if is_absolute else f"{key}.{name}", problem["ctx"]["value"], problem["ctx"]["fix"])
     if kind == "missing":
         return UserError(key, None, "is missing, and must be given")
     if kind in _MESSAGES:
         return UserError(key, value, _MESSAGES[kind])
     message = problem["msg"].removeprefix("Value error, ")
-    if kind == "value_error" and isinstance(value, dict):  # a check of several keys, which names them itself
-        return _of_several_keys(key, value, message)
     description, _, _ = message.partition(", unable to parse")
     return UserError(key, value, re.sub("^(Input|String) should", "must", description))
-
-
-def _of_several_keys(key: str, section: RawConfig, message: str) -> UserError:
-    """Convert a message that begins with ``key=value``; any other is about the whole section."""
-    assignment, _, rest = message.partition(" ")
-    name, equals, given = assignment.partition("=")
-    if not equals:
-        return UserError(key, dict.fromkeys(section, ...), message)  # dots for values: a message is one line
-    return UserError(name if "." in name or key == "config" else f"{key}.{name}", parse_scalar(given), rest)
 
 
 def _closest(raw: Any, error: ValidationError) -> ErrorDetails:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, GetCoreSchemaHandler
-from pydantic_core import CoreSchema, core_schema
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from sylva_ray.core.bounds import (
     CHECKED,
@@ -23,6 +23,9 @@ from sylva_ray.core.bounds import (
     check_plain,
     check_printable,
 )
+
+CONFLICT = "conflict"
+"""The type of the errors of `conflict`."""
 
 _FRACTION = re.compile(r"([-+]?[0-9]{1,9})/([0-9]{1,9})")
 
@@ -51,6 +54,27 @@ class Section(BaseModel):
     def kinds(cls) -> Sequence[type[Section]]:
         """Return the valid classes where this one is declared: several for a union discriminated by ``name``."""
         return [cls]
+
+
+def conflict(key: str, value: object, fix: str) -> PydanticCustomError:
+    """Return the error that a check of several settings raises; it becomes a `UserError` about one of them.
+
+    Args:
+        key: of the setting, in the section that is checked, or dotted from the top of the configuration.
+        value: of the setting.
+        fix: what it conflicts with, and what to do.
+    """
+    return PydanticCustomError(CONFLICT, "{key} = {value}: {fix}", {"key": key, "value": value, "fix": fix})
+
+
+def _check_name(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9._-]+", text):
+        raise ValueError("must consist of letters, digits, '.', '_' and '-', because it names a folder")
+    return text
+
+
+Name = Annotated[str, Field(max_length=100), AfterValidator(_check_name)]
+"""The name of an experiment or of a sweep, which becomes the name of a folder."""
 
 
 class _Lines:

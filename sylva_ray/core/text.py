@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Iterable
+from typing import Literal
+
+Show = Literal["progress", "result", "nothing"]
+"""What is printed on standard output: progress and closing tables, the tables only, or nothing."""
 
 
 def split_assignment(text: str) -> tuple[str, str] | None:

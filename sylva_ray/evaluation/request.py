@@ -96,7 +96,10 @@ def check_options(attacks: Sequence[str], suite_name: str | None, epsilon: str |
 
 
 def _given_budget(epsilon: str) -> float:
-    return build(PgdAttack, {"epsilon": parse_value("--epsilon", epsilon)}, "--epsilon").epsilon
+    try:
+        return build(PgdAttack, {"epsilon": parse_value("--epsilon", epsilon)}).epsilon
+    except UserError as error:
+        raise UserError("--epsilon", error.value, error.fix) from None
 
 
 def _budget(config: ExperimentConfig, epsilon: str | None, attacks: Sequence[AttackSpec]) -> float:

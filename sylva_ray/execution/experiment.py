@@ -104,7 +104,9 @@ def _run(prepared: Prepared, folder: RunFolder, pool: ClientPool, observer: Obse
         status = "KILLED"  # a sweep ends its trials in the same way
         raise
     except OSError as error:
-        raise RunError(f"{error.strerror or error} while writing to {folder}: make room, then resume") from error
+        raise RunError(
+            f"{error.strerror or error} while writing to {folder}: free some disk space, then resume"
+        ) from error
     finally:
         warnings = observer.on_end(status)
     if set(warnings) - set(summary.warnings):

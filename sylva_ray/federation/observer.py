@@ -6,7 +6,8 @@ the coordinator collects them in an `EventLog`, and the driver gives them to its
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
@@ -128,8 +129,69 @@ class Observers(Observer):
             observer.on_notice(notice)
 
     def on_end(self, status: Status) -> list[str]:
+        """See `Observer.on_end`. An observer that raises here is a warning: the others, and the run, still end."""
+        warnings = []
+        for observer in self.observers:
+            try:
+                warnings += observer.on_end(status)
+            except Exception as error:
+                warnings.append(_failure(observer, error))
+        return warnings
+
+
+class Guarded(Observer):
+    """Passes events on to a display until it raises an error, which does not end the run.
+
+    The error is printed on standard error, and is a warning of the run; further events are not passed on. Other observers
+    end the run with their errors, because what they do is part of it: they write its files.
+
+    Args:
+        display: the observer that only shows the run.
+    """
+
+    def __init__(self, display: Observer) -> None:
+        self.display = display
+        self.problem = ""
+
+    def on_resume(self, records: Sequence[StageRecord]) -> None:
+        """See `Observer.on_resume`."""
+        self._tell(lambda: self.display.on_resume(records))
+
+    def on_stage(self, started: StageStarted) -> None:
+        """See `Observer.on_stage`."""
+        self._tell(lambda: self.display.on_stage(started))
+
+    def on_task(self, done: TaskDone) -> None:
+        """See `Observer.on_task`."""
+        self._tell(lambda: self.display.on_task(done))
+
+    def on_record(self, record: StageRecord) -> None:
+        """See `Observer.on_record`."""
+        self._tell(lambda: self.display.on_record(record))
+
+    def on_notice(self, notice: Notice) -> None:
+        """See `Observer.on_notice`."""
+        self._tell(lambda: self.display.on_notice(notice))
+
+    def on_end(self, status: Status) -> list[str]:
         """See `Observer.on_end`."""
-        return [warning for observer in self.observers for warning in observer.on_end(status)]
+        warnings: list[str] = []
+        self._tell(lambda: warnings.extend(self.display.on_end(status)))
+        return [*warnings, *([self.problem] if self.problem else [])]
+
+    def _tell(self, tell: Callable[[], None]) -> None:
+        if self.problem:
+            return
+        try:
+            tell()
+        except Exception as error:
+            self.problem = f"{_failure(self.display, error)}; the run went on without it"
+            print(f"warning: {self.problem}", file=sys.stderr)
+
+
+def _failure(observer: Observer, error: Exception) -> str:
+    reason = " ".join(str(error).split())[:200]
+    return f"the observer {type(observer).__name__} failed ({type(error).__name__}: {reason})"
 
 
 class EventLog(Observer):

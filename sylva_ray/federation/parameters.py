@@ -7,7 +7,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from sylva_ray.aggregation.robust import COORDINATE_RULES
-from sylva_ray.core.sections import Count, Section
+from sylva_ray.core.sections import Count, Section, conflict
 
 Sharing = Literal["neighbours", "global", "local"]
 
@@ -91,27 +91,27 @@ class MethodParameters(Section):
     def _fits_together(self) -> Self:
         by_neighbours = "neighbours" in (self.adapters, self.heads)
         if self.model == "full" and by_neighbours:
-            raise ValueError("algorithm.model=full has no adapters that define neighbours: use global or local sharing")
+            raise conflict("model", self.model, "has no adapters that define neighbours: use global or local sharing")
         if self.model == "full" and self.phase2.enabled:
-            fix = "use algorithm.model=lora, or algorithm.phase2.enabled=false"
-            raise ValueError(f"algorithm.phase2.enabled=true needs adapters: {fix}")
+            fix = "needs adapters: use algorithm.model=lora, or algorithm.phase2.enabled=false"
+            raise conflict("algorithm.phase2.enabled", True, fix)
         if self.adapters == "local" and self.heads == "neighbours":
-            raise ValueError(
-                "algorithm.heads=neighbours needs uploaded adapters, and with adapters=local there are none: use global"
-            )
+            fix = "needs uploaded adapters, and with adapters=local there are none: use global"
+            raise conflict("heads", self.heads, fix)
         if self.robust.rule == "self_centred_clipping" and "global" in (self.adapters, self.heads):
-            raise ValueError(
-                "algorithm.robust.rule=self_centred_clipping has another result for every client, so nothing can be "
-                "shared globally: use neighbours or local sharing, or centred_clipping"
+            fix = (
+                "has another result for every client, so nothing can be shared globally: "
+                "use neighbours or local sharing, or centred_clipping"
             )
+            raise conflict("algorithm.robust.rule", self.robust.rule, fix)
         if self.factors == "a" and by_neighbours:
-            raise ValueError(
-                "algorithm.factors=a does not upload B, and neighbours are defined by B A: use global sharing"
-            )
+            fix = "does not upload B, and neighbours are defined by B A: use global sharing"
+            raise conflict("factors", self.factors, fix)
         pairs_travel = self.model == "lora" and self.factors == "both" and self.factor_rule == "product_svd"
         if self.robust.rule in COORDINATE_RULES and pairs_travel and self.adapters != "local":
-            raise ValueError(
-                f"algorithm.robust.rule={self.robust.rule} needs coordinates that mean the same for all clients, which "
-                "LoRA pairs do not have: set algorithm.factors=b, factor_rule=naive or model=full"
+            fix = (
+                "needs coordinates that mean the same for all clients, which LoRA pairs do not have: "
+                "set algorithm.factors=b, factor_rule=naive or model=full"
             )
+            raise conflict("algorithm.robust.rule", self.robust.rule, fix)
         return self

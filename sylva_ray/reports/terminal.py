@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from operator import attrgetter
 from pathlib import Path
-from typing import Literal, Self
+from typing import Self
 
 from rich.console import Console
 from rich.markup import escape
@@ -26,15 +26,13 @@ from rich.table import Table
 from sylva_ray.core.evaluation import AttackRow, ConditionRow, Evaluation
 from sylva_ray.core.records import GameRecord, StageRecord
 from sylva_ray.core.summary import Spread, StageAccuracies, Summary
+from sylva_ray.core.text import Show
 from sylva_ray.federation.observer import Notice, Observer, StageStarted, TaskDone
 from sylva_ray.federation.stages.kinds import title_of
 from sylva_ray.reports.phases import phase_ends
 
 MIN_WIDTH = 100
 """Width that the tables need, in characters; it replaces the default width where standard output is not a terminal."""
-
-Show = Literal["progress", "result", "nothing"]
-"""What is printed on standard output: progress and closing tables, the tables only, or nothing."""
 
 
 def wide_console(show: Show = "progress") -> Console:

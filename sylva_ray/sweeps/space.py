@@ -26,10 +26,10 @@ from typing import Any, Literal
 from pydantic import Field, JsonValue, field_validator, model_validator
 
 from sylva_ray.algorithms.registry import create_algorithm
-from sylva_ray.config.experiment import NAME, ClusterSection, ExperimentConfig
+from sylva_ray.config.experiment import ClusterSection, ExperimentConfig
 from sylva_ray.config.schema import build, parse_override, read_overridden, read_yaml, set_dotted
 from sylva_ray.core.errors import UserError
-from sylva_ray.core.sections import Count, PixelUnits, PlainValue, Section, Seed, parse_fraction
+from sylva_ray.core.sections import Count, Name, PixelUnits, PlainValue, Section, Seed, conflict, parse_fraction
 from sylva_ray.core.yaml import to_yaml
 from sylva_ray.preparation.resolve import resolve_trial
 from sylva_ray.sweeps.metrics import METRICS, needs_attack
@@ -137,7 +137,7 @@ class Trials(Section):
 class Space(Section):
     """A sweep. After `load_space`, ``experiment`` is the whole base with the changes merged in."""
 
-    name: str = Field("sweep", pattern=NAME, max_length=100)
+    name: Name = "sweep"
     base: str | None = None
     experiment: dict[str, PlainValue] = Field({})
     parameters: dict[str, Parameter]
@@ -165,26 +165,27 @@ class Space(Section):
     def _check_together(self) -> Space:
         search, is_grid = self.search, self.search.kind == "grid"
         for key, parameter in self.parameters.items():
-            given = f"parameters.{key}={parameter.kind}"
+            given = f"parameters.{key}", parameter.kind
             if key.split(".")[0] in NOT_SWEPT:
                 fix = "seeds are listed under `seeds`" if key == "seed" else "it changes no result"
-                raise ValueError(f"{given} cannot be swept: {fix}")
+                raise conflict(*given, f"cannot be swept: {fix}")
             inner = next((other for other in self.parameters if other.startswith(f"{key}.")), None)
             if inner is not None:
-                raise ValueError(f"{given} is a section that holds {inner}, which is swept as well: sweep one of them")
+                raise conflict(*given, f"is a section that holds {inner}, which is swept as well: sweep one of them")
             if is_grid != (parameter.kind == "grid"):
                 wanted = "lists under `grid`" if is_grid else "`choice` or a range"
-                raise ValueError(f"{given} does not go with {search.kind} search: use {wanted}")
+                raise conflict(*given, f"does not go with {search.kind} search: use {wanted}")
         if is_grid and math.prod(len(parameter.values) for parameter in self.parameters.values()) > MAX_GRID:
-            raise ValueError(f"search.kind=grid has more than {MAX_GRID} points: use random or optuna")
+            raise conflict("search.kind", "grid", f"has more than {MAX_GRID} points: use random or optuna")
         if not is_grid and search.num_points is None:
-            raise ValueError(f"search.num_points=None must be given for {search.kind} search")
+            raise conflict("search.num_points", None, f"must be given for {search.kind} search")
         if is_grid and search.num_points is not None:
-            raise ValueError(f"search.num_points={search.num_points} has no effect on a grid: leave it out")
-        if len({objective.metric for objective in self.objectives}) < len(self.objectives):
-            raise ValueError("objectives.metric is the same twice")
+            raise conflict("search.num_points", search.num_points, "has no effect on a grid: leave it out")
+        metrics = [objective.metric for objective in self.objectives]
+        if len(set(metrics)) < len(metrics):
+            raise conflict("objectives", metrics, "must be different metrics")
         if self.scheduler.kind == "asha" and len(self.objectives) > 1:
-            raise ValueError("scheduler.kind=asha prunes by one metric: use fifo with several objectives")
+            raise conflict("scheduler.kind", "asha", "prunes by one metric: use fifo with several objectives")
         return self
 
     # -- experiments -----------------------------------------------------------------------------------------------------

@@ -153,3 +153,16 @@ def test_phase_2_is_part_of_a_method_or_added_by_its_key(
         SHORT | {"algorithm": {"name": name} | parameters, "training": SHORT["training"] | {"rounds": 1}},
     )
     assert [stage.name for stage in stages_of_run(create_algorithm(config.algorithm), config)] == expected
+
+
+def test_two_stages_of_one_name_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"two stages are named 'phase1': FederatedRound and .*Mine"):
+
+        class Mine(Stage):
+            name = "phase1"
+            title = "mine"
+
+            def run(self, server: Server, round: int) -> StageResult:
+                """Do nothing."""
+                del server, round
+                return StageResult()

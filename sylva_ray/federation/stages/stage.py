@@ -61,7 +61,10 @@ class Stage(ABC):
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
         if "name" in vars(cls):
-            KINDS[cls.name] = cls
+            known = KINDS.setdefault(cls.name, cls)
+            if (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
+                raise ValueError(f"two stages are named {cls.name!r}: {known.__qualname__} and {cls.__qualname__}")
+            KINDS[cls.name] = cls  # the same class, of a module that was loaded again
 
     @abstractmethod
     def run(self, server: Server, round: int) -> StageResult:

@@ -1,0 +1,54 @@
+"""Checks of the arguments of the Python interface that the command line checks by their form."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import get_args
+
+from sylva_ray.core.errors import UserError
+from sylva_ray.core.text import Show
+
+
+def check_texts(name: str, values: Sequence[str | Path]) -> None:
+    """Check that an argument is a list of texts or paths, and not one text, whose letters would be taken for its entries.
+
+    Args:
+        name: of the argument.
+        values: its value.
+
+    Raises:
+        UserError: it is not such a list.
+    """
+    if isinstance(values, str | Path):
+        raise UserError(name, values, f"must be a list: [{str(values)!r}]")
+    if not isinstance(values, Sequence) or not all(isinstance(value, str | Path) for value in values):
+        raise UserError(name, values, "must be a list of texts")
+
+
+def check_clients(clients: Sequence[int] | None, num_clients: int) -> None:
+    """Check that an argument is a list of clients of a run.
+
+    Args:
+        clients: the argument; None: all clients.
+        num_clients: of the run.
+
+    Raises:
+        UserError: it is not a list, or there is no such client.
+    """
+    allowed = f"must be all or 0 to {num_clients - 1}"
+    if clients is not None and (not isinstance(clients, Sequence) or isinstance(clients, str)):
+        raise UserError("--client", clients, f"must be a list of client numbers; each {allowed}")
+    for client in clients or ():
+        if type(client) is not int or client not in range(num_clients):
+            raise UserError("--client", client, allowed)
+
+
+def check_show(show: Show) -> None:
+    """Check the argument ``show``.
+
+    Raises:
+        UserError: it is not one of the values of `Show`.
+    """
+    if show not in get_args(Show):
+        raise UserError("show", show, f"must be one of {', '.join(get_args(Show))}")
