@@ -1,6 +1,6 @@
 """A method with a third phase: after Sylva's refinement, every client hardens its model for one more adversarial epoch.
 
-    sylva-ray run configs/digits.yaml algorithm.name=examples.third_phase:HardenedSylva
+    sylva-ray run configs/digits.yaml --import . algorithm.name=examples.third_phase:HardenedSylva
 
 A stage is a class with a name for records, a title for people, and a phase. It uses the fleet and the workers through
 the `Server`. The loop, checkpoints, records, the evaluation at the end of a phase, reports and resuming need no further

@@ -100,7 +100,7 @@ CASES = {
     "unknown method": ((*RUN, "algorithm.name=silva"), ["algorithm.name", "silva", "did you mean 'sylva'"]),
     "method that cannot be imported": (
         (*RUN, "algorithm.name=no.such:Thing"),
-        ["algorithm.name", "cannot be imported"],
+        ["algorithm.name", "no module no.such is installed", "--import DIR"],
     ),
     "unknown parameter of the method": (
         (*RUN, "algorithm.adaptrs=global"),

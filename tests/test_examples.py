@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,7 @@ import sylva_ray
 from sylva_ray.algorithms.registry import create_algorithm
 from sylva_ray.config.experiment import AlgorithmSection, ExperimentConfig
 from sylva_ray.config.schema import build
+from sylva_ray.core.own_code import importing_from
 from sylva_ray.core.timing import Stopwatch
 from sylva_ray.core.types import AttackSpec, ParameterStack
 from sylva_ray.execution.ray.driver import run_prepared
@@ -35,8 +36,9 @@ THIRD = "examples.third_phase:HardenedSylva"
 
 
 @pytest.fixture(autouse=True)
-def _at_the_root(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(ROOT)
+def _import_from_the_root() -> Iterator[None]:
+    with importing_from([ROOT]):
+        yield
 
 
 def test_the_example_is_short_and_quoted_verbatim() -> None:
@@ -126,17 +128,3 @@ def test_loss_attack_and_weights_by_hand() -> None:
     assert moved.flatten().tolist() == pytest.approx([-0.1, 0.1, 0.1, -0.1, 0.1, -0.1], abs=1e-6)
     uploads = RoundUploads(1, [], [], {}, num_samples=[1, 4, 9])
     assert method.client_weights(uploads, [0, 2]).tolist() == [1, 3]
-
-
-def test_a_method_is_found_in_the_current_directory_but_hides_nothing(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    """A console script has its own folder on the path, not the current one."""
-    (tmp_path / "my_own_method.py").write_text(EXAMPLE.read_text())
-    (tmp_path / "timm.py").write_text("raise AssertionError('hidden')")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry not in ("", str(tmp_path))])
-    monkeypatch.delitem(sys.modules, "my_own_method", raising=False)
-    assert create_algorithm(AlgorithmSection(name="my_own_method:MarginAT")).name == "margin_at"
-    assert sys.path[-1] == str(tmp_path)
-    monkeypatch.delitem(sys.modules, "my_own_method")

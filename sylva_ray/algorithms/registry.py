@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import os
-import sys
-
 from sylva_ray.algorithms.calfat import CalFAT
 from sylva_ray.algorithms.dbfat import DBFAT
 from sylva_ray.algorithms.fedavg_at import FedAvgAT, FedAvgATFineTuned, FedItAT, FedMart, FedTrades
@@ -23,6 +19,7 @@ from sylva_ray.algorithms.undefended import Undefended
 from sylva_ray.config.experiment import AlgorithmSection
 from sylva_ray.config.schema import build
 from sylva_ray.core.errors import UserError
+from sylva_ray.core.own_code import load_attribute
 from sylva_ray.core.text import did_you_mean
 from sylva_ray.federation.contract import Algorithm
 
@@ -49,16 +46,7 @@ def create_algorithm(section: AlgorithmSection) -> Algorithm:
 
 def _find(name: str) -> type[Algorithm]:
     if ":" in name:
-        module, _, attribute = name.partition(":")
-        if (
-            os.getcwd() not in sys.path
-        ):  # a console script does not look there; last, so that nothing installed is hidden
-            sys.path.append(os.getcwd())
-        try:
-            method = getattr(importlib.import_module(module), attribute)
-        except Exception as error:  # code that is not ours may raise anything; no text is a valid name of a module
-            reason = f"{type(error).__name__}: {error}"
-            raise UserError("algorithm.name", name, f"cannot be imported ({reason})") from None
+        method = load_attribute("algorithm.name", name)
         if not (isinstance(method, type) and issubclass(method, Algorithm)):
             raise UserError("algorithm.name", name, "must be a subclass of sylva_ray.federation.contract.Algorithm")
         return method

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from sylva_ray.api.arguments import check_show, check_texts
 from sylva_ray.config.experiment import ExperimentConfig
 from sylva_ray.core.errors import RunError, UserError
+from sylva_ray.core.own_code import importing_from
 from sylva_ray.core.resumable import resumable
 from sylva_ray.core.text import Show
 from sylva_ray.storage.atomic import check_target
@@ -35,6 +36,7 @@ def evaluate(  # noqa: PLR0913  # a keyword for each option of the command
     certify: Sequence[float] = (),
     overrides: Sequence[str] = (),
     allow_changed: bool = False,
+    imports: Sequence[str | Path] = (),
     out: str | Path | None = None,
     show: Show = "progress",
 ) -> Evaluation:
@@ -53,6 +55,7 @@ def evaluate(  # noqa: PLR0913  # a keyword for each option of the command
         certify: noise levels for randomised smoothing.
         overrides: ``KEY=VALUE`` of ``cluster.*``, ``training.device`` and ``evaluation.precision`` only.
         allow_changed: whether data and weights may differ from those of the run; ``evaluation.json`` then says so.
+        imports: directories of your own methods' code; what a configuration names is imported from no other.
         out: the JSON file; None: ``evaluation.json`` in the run folder, whose report is written again.
         show: what is printed.
 
@@ -81,6 +84,7 @@ def evaluate(  # noqa: PLR0913  # a keyword for each option of the command
     from sylva_ray.storage.remote_copy import run_folder_at
 
     with ExitStack() as stack:
+        stack.enter_context(importing_from(imports))
         folder, _ = stack.enter_context(run_folder_at(str(run), "change"))
         surrogate_folders = [stack.enter_context(run_folder_at(str(other), "read"))[0] for other in surrogates]
         summary = check_finished(folder)

@@ -17,6 +17,7 @@ from sylva_ray.config.experiment import (
 from sylva_ray.config.experiment import load_config as load_config_file
 from sylva_ray.config.schema import build, overridden
 from sylva_ray.core.errors import UserError
+from sylva_ray.core.own_code import import_options, importing_from
 from sylva_ray.core.resumable import resumable
 from sylva_ray.core.text import Show
 
@@ -88,6 +89,7 @@ def run(
     overrides: Sequence[str] = (),
     *,
     out: str | Path | None = None,
+    imports: Sequence[str | Path] = (),
     show: Show = "progress",
     observer: Observer | None = None,
 ) -> Summary:
@@ -97,6 +99,7 @@ def run(
         config: see `Config`.
         overrides: ``KEY=VALUE`` with dotted keys.
         out: the run folder, a path or a URL; None: ``runs/NAME-TIME``.
+        imports: directories of your own methods' code; what a configuration names is imported from no other.
         show: what is printed.
         observer: is told of stages, tasks, records and notices as they come (`sylva_ray.federation.observer.Observer`);
             its errors end the run, which can then be resumed.
@@ -110,7 +113,9 @@ def run(
     """
     check_show(show)
     experiment = load_config(config, overrides)
-    return _run_in_folder(str(out or _new_folder(experiment.name)), experiment, (), "start", show, observer=observer)
+    with importing_from(imports):
+        where = str(out or _new_folder(experiment.name))
+        return _run_in_folder(where, experiment, (), "start", show, observer=observer)
 
 
 def resume(
@@ -119,6 +124,7 @@ def resume(
     *,
     config: Config | None = None,
     allow_changed: bool = False,
+    imports: Sequence[str | Path] = (),
     show: Show = "progress",
     observer: Observer | None = None,
 ) -> Summary:
@@ -131,6 +137,7 @@ def resume(
         overrides: ``KEY=VALUE`` with dotted keys; only ``cluster`` and ``tracking`` may change.
         config: the experiment that the folder must hold; None: whatever it holds.
         allow_changed: whether data and weights may differ from those that the run began with; ``summary.json`` then says so.
+        imports: directories of your own methods' code; what a configuration names is imported from no other.
         show: what is printed.
         observer: as of `run`.
 
@@ -144,7 +151,8 @@ def resume(
     check_show(show)
     check_texts("overrides", overrides)
     experiment = None if config is None else load_config(config, overrides)
-    return _run_in_folder(str(run), experiment, overrides, "resume", show, allow_changed, observer)
+    with importing_from(imports):
+        return _run_in_folder(str(run), experiment, overrides, "resume", show, allow_changed, observer)
 
 
 def _run_in_folder(
@@ -177,7 +185,7 @@ def _run_in_folder(
 
             with (
                 RunDisplay(console, show != "progress") as display,
-                resumable(folder.config_file, f"Resume with: sylva-ray run {where} --resume"),
+                resumable(folder.config_file, f"Resume with: sylva-ray run {where} --resume{import_options()}"),
             ):
                 observers = Observers([Guarded(display), *([] if observer is None else [observer])])
                 summary = driver.run_prepared(prepared, folder, purpose == "resume", observers, remote, allow_changed)
@@ -213,6 +221,7 @@ def sweep(
     out: str | Path | None = None,
     resume: bool = False,
     allow_changed: bool = False,
+    imports: Sequence[str | Path] = (),
     show: Show = "progress",
 ) -> Sweep:
     """Run a sweep of experiments on Ray Tune (docs/sweeps.md).
@@ -223,6 +232,7 @@ def sweep(
         out: the sweep's folder, a local or mounted one; None: ``runs/NAME-TIME``.
         resume: whether to go on with the trials that have not finished.
         allow_changed: whether data and weights may differ from those that these trials began with.
+        imports: directories of your own methods' code; what a configuration names is imported from no other.
         show: what is printed.
 
     Returns:
@@ -234,6 +244,19 @@ def sweep(
     """
     check_show(show)
     check_texts("overrides", overrides)
+    with importing_from(imports):
+        return _run_sweep(space, overrides, out, resume, allow_changed, show)
+
+
+def _run_sweep(
+    space: str | Path,
+    overrides: Sequence[str],
+    out: str | Path | None,
+    resume: bool,
+    allow_changed: bool,
+    show: Show,
+) -> Sweep:
+    """Run a sweep; the arguments are those of `sweep`."""
     from sylva_ray.reports.terminal import print_lines, wide_console
     from sylva_ray.sweeps.folder import SweepFolder
     from sylva_ray.sweeps.space import load_space
@@ -260,7 +283,7 @@ def sweep(
     from sylva_ray.sweeps.ray_tune import run_checked_sweep  # Ray: after what needs no cluster
 
     console = wide_console(show)
-    instruction = f"Resume with: sylva-ray tune {sweep_dir} --resume"
+    instruction = f"Resume with: sylva-ray tune {sweep_dir} --resume{import_options()}"
     with SweepDisplay(console, show != "progress") as display, resumable(sweep_dir / "space.yaml", instruction):
         done = run_checked_sweep(loaded, sweep_dir, resume, display.on_event, allow_changed)
     console.print(sweep_table(done))

@@ -14,6 +14,7 @@ from sylva_ray.config.experiment import (
 )
 from sylva_ray.config.schema import build
 from sylva_ray.core.errors import UserError
+from sylva_ray.core.own_code import importing_from
 from sylva_ray.core.text import Show
 from sylva_ray.storage.atomic import check_target
 
@@ -68,7 +69,7 @@ def pretrain(
     )
 
 
-def traffic(
+def traffic(  # noqa: PLR0913  # a keyword for each option of the command
     backbone: str | None = None,
     *,
     ranks: Sequence[int] = (),
@@ -77,6 +78,7 @@ def traffic(
     methods: Sequence[str] = (),
     num_clients: int = 10,
     csv: str | Path | None = None,
+    imports: Sequence[str | Path] = (),
     show: Show = "progress",
 ) -> list[TrafficRow]:
     """Compute the bytes per client and round of every method, and compare them to the full model.
@@ -89,6 +91,7 @@ def traffic(
         methods: names of methods; none: all.
         num_clients: how many clients' factors FLoRA and FedEx-LoRA send down.
         csv: a file that gets the table, too.
+        imports: directories of your own methods' code; what a configuration names is imported from no other.
         show: what is printed.
 
     Returns:
@@ -116,7 +119,8 @@ def traffic(
     from sylva_ray.reports.traffic import terminal_table, traffic_table, write_csv
 
     section = BackboneSection(name=backbone) if backbone else BackboneSection()
-    rows = traffic_table(section, lora, ranks, num_classes, methods or None, num_clients)
+    with importing_from(imports):
+        rows = traffic_table(section, lora, ranks, num_classes, methods or None, num_clients)
     title = f"{section.name}, {num_classes} classes, {', '.join(lora.target_modules)}: bytes per client and round"
     console = wide_console(show)
     if not console.is_terminal:
@@ -128,13 +132,20 @@ def traffic(
     return rows
 
 
-def check_cluster(file: str | Path, config: Config | None = None, overrides: Sequence[str] = ()) -> list[str]:
+def check_cluster(
+    file: str | Path,
+    config: Config | None = None,
+    overrides: Sequence[str] = (),
+    *,
+    imports: Sequence[str | Path] = (),
+) -> list[str]:
     """Check a cluster file offline, and say what a run would ask of the cluster. Nothing is started.
 
     Args:
         file: a ``cluster.yaml`` for ``ray up``.
         config: an experiment; None: the file alone is checked.
         overrides: ``KEY=VALUE`` of the experiment.
+        imports: directories of your own methods' code; what a configuration names is imported from no other.
 
     Returns:
         Lines of text.
@@ -154,5 +165,6 @@ def check_cluster(file: str | Path, config: Config | None = None, overrides: Seq
     loaded = load_launcher_file(Path(file), launcher)
     lines = file_lines(loaded)
     if config is not None:
-        lines += demand_lines(estimate_demand(load_config(config, overrides), loaded, launcher), loaded)
+        with importing_from(imports):
+            lines += demand_lines(estimate_demand(load_config(config, overrides), loaded, launcher), loaded)
     return lines

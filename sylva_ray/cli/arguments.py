@@ -17,4 +17,12 @@ AllowChanged = Annotated[
         "--allow-changed", help="Go on although data or weights are not those of the run; results then say so."
     ),
 ]
+Imports = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--import",
+        metavar="DIR",
+        help="Import your own methods (package.module:Class) from this directory, too. Can be given several times.",
+    ),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Print only the table of results at the end.")]

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from sylva_ray.cli.arguments import Imports
+
 
 def traffic(
     backbone: Annotated[
@@ -28,6 +30,7 @@ def traffic(
         int, typer.Option(metavar="N", min=1, help="Clients, for methods whose download grows with them.")
     ] = 10,
     csv: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write the table to this CSV file.")] = None,
+    imports: Imports = None,
 ) -> None:
     """Print the traffic of every method.
 
@@ -44,4 +47,5 @@ def traffic(
         methods=method or [],
         num_clients=num_clients,
         csv=csv,
+        imports=imports or [],
     )

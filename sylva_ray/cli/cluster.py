@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from sylva_ray.cli.arguments import Overrides
+from sylva_ray.cli.arguments import Imports, Overrides
 
 cluster = typer.Typer(help="Check cluster files (docs/clusters.md).", rich_markup_mode=None)
 
@@ -27,6 +27,7 @@ def check(
         Path | None,
         typer.Option(metavar="CONFIG", help="Also list the resources that a run of this configuration requests."),
     ] = None,
+    imports: Imports = None,
 ) -> None:
     """Validate a cluster.yaml without starting anything.
 
@@ -34,5 +35,5 @@ def check(
     """
     from sylva_ray import api
 
-    for line in api.check_cluster(file, config, overrides or []):
+    for line in api.check_cluster(file, config, overrides or [], imports=imports or []):
         typer.echo(line)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from sylva_ray.cli.arguments import AllowChanged, RunFolder
+from sylva_ray.cli.arguments import AllowChanged, Imports, RunFolder
 
 
 def evaluate(
@@ -47,6 +47,7 @@ def evaluate(
         typer.Option(metavar="SIGMA", help="Certify by randomised smoothing with this standard deviation."),
     ] = None,
     allow_changed: AllowChanged = False,
+    imports: Imports = None,
     out: Annotated[
         Path | None, typer.Option(metavar="FILE", help="File of results (default: RUN/evaluation.json).")
     ] = None,
@@ -70,5 +71,6 @@ def evaluate(
         certify=certify or [],
         overrides=overrides or [],
         allow_changed=allow_changed,
+        imports=imports or [],
         out=out,
     )

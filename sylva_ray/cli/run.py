@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from sylva_ray.cli.arguments import AllowChanged, Overrides, Quiet
+from sylva_ray.cli.arguments import AllowChanged, Imports, Overrides, Quiet
 
 
 def run(
@@ -21,12 +21,14 @@ def run(
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue a run from its newest checkpoint.")] = False,
     allow_changed: AllowChanged = False,
+    imports: Imports = None,
     quiet: Quiet = False,
 ) -> None:
     """Run an experiment: training, evaluation and report."""
     from sylva_ray import api
     from sylva_ray.core.errors import UserError
 
+    imports = imports or []
     show: Literal["progress", "result"] = "result" if quiet else "progress"
     is_run = "://" in config or Path(config).is_dir()
     if allow_changed and not resume:
@@ -37,12 +39,11 @@ def run(
         if is_run and out is None:
             fix = "is a folder; use --resume to continue the run in it, or --out for a new run with its config"
             raise UserError("CONFIG", config, fix)
-        api.run(config, overrides or [], out=out, show=show)
+        api.run(config, overrides or [], out=out, imports=imports, show=show)
     elif is_run:
-        api.resume(
-            out or config, overrides or [], config=config if out else None, allow_changed=allow_changed, show=show
-        )
+        folder, expected = (out, config) if out else (config, None)
+        api.resume(folder, overrides or [], config=expected, allow_changed=allow_changed, imports=imports, show=show)
     elif out is not None:
-        api.resume(out, overrides or [], config=config, allow_changed=allow_changed, show=show)
+        api.resume(out, overrides or [], config=config, allow_changed=allow_changed, imports=imports, show=show)
     else:
         raise UserError("--resume", config, "needs --out FOLDER (or the run folder instead of CONFIG)")

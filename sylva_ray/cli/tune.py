@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from sylva_ray.cli.arguments import AllowChanged, Overrides, Quiet
+from sylva_ray.cli.arguments import AllowChanged, Imports, Overrides, Quiet
 
 
 def tune(
@@ -18,6 +18,7 @@ def tune(
         bool, typer.Option("--resume", help="Continue a sweep: run the trials that have not finished.")
     ] = False,
     allow_changed: AllowChanged = False,
+    imports: Imports = None,
     quiet: Quiet = False,
 ) -> None:
     """Run a sweep of experiments on Ray Tune (docs/sweeps.md)."""
@@ -25,6 +26,14 @@ def tune(
     from sylva_ray.core.errors import RunError
 
     show: Literal["progress", "result"] = "result" if quiet else "progress"
-    sweep = api.sweep(space, overrides or [], out=out, resume=resume, allow_changed=allow_changed, show=show)
+    sweep = api.sweep(
+        space,
+        overrides or [],
+        out=out,
+        resume=resume,
+        allow_changed=allow_changed,
+        imports=imports or [],
+        show=show,
+    )
     if sweep.failed:
         raise RunError(sweep.failure_text)

@@ -24,6 +24,7 @@ from ray.tune.schedulers import ASHAScheduler
 from sylva_ray.config.experiment import ExperimentConfig
 from sylva_ray.core.errors import RunError, UserError
 from sylva_ray.core.processes import is_running
+from sylva_ray.execution.ray.driver_context import DriverContext
 from sylva_ray.execution.ray.session import (
     node_resources,
     own_node_resources,
@@ -231,9 +232,7 @@ def _trainable(
         sweep=str(folder.root),
         space=space,
         tracking=tracking,
-        driver=os.getpid(),
-        working_dir=os.getcwd(),
-        environment={name: value for name, value in os.environ.items() if name.startswith("MLFLOW_")},
+        driver=DriverContext.of_this_process(),
         allow_changed=allow_changed,
     )
     return tune.with_resources(trainable, bundles)

@@ -25,6 +25,7 @@ from sylva_ray.core.errors import UserError
 from sylva_ray.core.records import StageRecord
 from sylva_ray.execution.experiment import run_experiment
 from sylva_ray.execution.ray.driver import pool_for
+from sylva_ray.execution.ray.driver_context import DriverContext
 from sylva_ray.federation.observer import Notice, Observer
 from sylva_ray.preparation.experiment import prepare
 from sylva_ray.preparation.inputs import claim_run
@@ -116,9 +117,7 @@ def run_trial(
     sweep: str,
     space: Space,
     tracking: TrialTracking,
-    driver: int,
-    working_dir: str,
-    environment: Mapping[str, str],
+    driver: DriverContext,
     allow_changed: bool = False,
 ) -> None:
     """Run a trial; the function that Tune calls.
@@ -128,13 +127,10 @@ def run_trial(
         sweep: The sweep's folder.
         space: Its space.
         tracking: How the trial is tracked.
-        driver: Process id of the sweep's driver.
-        working_dir: Of the driver; relative paths of the experiment start there.
-        environment: The driver's settings for the tracker.
+        driver: The sweep's driver.
         allow_changed: Whether data and weights may differ from those that a trial began with.
     """
-    os.chdir(working_dir)
-    os.environ.update(environment)
+    driver.enter()
     os.environ.setdefault("TUNE_FUNCTION_THREAD_TIMEOUT_S", str(SHUTDOWN_TIMEOUT_S))
     trial, folder, began = Trial(**given["trial"]), SweepFolder(Path(sweep)), time.time()
     outcome: Outcome = "died"
@@ -146,7 +142,7 @@ def run_trial(
     note(process=os.getpid(), node=ray.get_runtime_context().get_node_id())
     try:
         config = trial_config(space, trial, tracking, load_config(folder.compute))
-        _run(config, folder.trial(trial.key), driver, note, allow_changed)
+        _run(config, folder.trial(trial.key), driver.process, note, allow_changed)
         outcome = "finished"
     except SystemExit:  # Tune's way to end a trial from within `report`
         outcome = "pruned"

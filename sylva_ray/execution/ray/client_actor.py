@@ -8,13 +8,14 @@ MLflow, which would make every actor start more slowly and use more memory.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import ray
 
 from sylva_ray.config.resolved import ResolvedConfig
+from sylva_ray.core.own_code import allow
 from sylva_ray.data.fleet import FleetData
 from sylva_ray.federation.client.worker import CohortResult
 from sylva_ray.federation.tasks import CohortTask
@@ -29,10 +30,17 @@ class ClientActor:
         fleet: data of all clients. The caller passes an object reference, so that all actors of a node share one
             read-only copy.
         backbone: arrays of the backbone, passed in the same way.
+        imports: directories of the user's own code (`sylva_ray.core.own_code`).
     """
 
-    def __init__(self, config: ResolvedConfig, fleet: FleetData, backbone: Mapping[str, np.ndarray]) -> None:
-        self._inputs = config, fleet, backbone
+    def __init__(
+        self,
+        config: ResolvedConfig,
+        fleet: FleetData,
+        backbone: Mapping[str, np.ndarray],
+        imports: Sequence[str] = (),
+    ) -> None:
+        self._inputs, self._imports = (config, fleet, backbone), imports
 
     @ray.method(concurrency_group="work")
     def start(self) -> str:
@@ -41,6 +49,7 @@ class ClientActor:
         Returns:
             The id of the node.
         """
+        allow(self._imports)
         self._worker = create_worker(*self._inputs)
         return str(ray.get_runtime_context().get_node_id())
 

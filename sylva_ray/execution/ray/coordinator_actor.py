@@ -15,9 +15,7 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,6 +25,7 @@ from sylva_ray.config.resolved import ResolvedConfig
 from sylva_ray.core.summary import Summary
 from sylva_ray.data.fleet import FleetData
 from sylva_ray.execution.experiment import run_experiment
+from sylva_ray.execution.ray.driver_context import DriverContext
 from sylva_ray.execution.ray.pool import RayPool
 from sylva_ray.federation.observer import Event, EventLog
 from sylva_ray.preparation.experiment import Prepared
@@ -53,9 +52,7 @@ class Assignment:
         backbone: reference to the arrays of the backbone.
         folder: of the run, with an absolute path.
         remote_url: the URL that gets a copy of the folder after every stage; None: no copy.
-        driver: the driver's process id, on the coordinator's own node.
-        working_dir: the driver's, which relative paths in the configuration refer to.
-        environment: the driver's settings of the tracker and the storage.
+        driver: the driver, on the coordinator's own node.
     """
 
     config: ResolvedConfig
@@ -66,9 +63,7 @@ class Assignment:
     backbone: ray.ObjectRef[dict[str, np.ndarray]]
     folder: RunFolder
     remote_url: str | None
-    driver: int
-    working_dir: Path
-    environment: Mapping[str, str]
+    driver: DriverContext
 
 
 class Coordinator:
@@ -89,13 +84,12 @@ class Coordinator:
         Returns:
             The summary, as in ``summary.json``.
         """
-        os.chdir(assignment.working_dir)
-        os.environ.update(assignment.environment)
+        assignment.driver.enter()
         config, fleet, backbone = assignment.config, assignment.fleet, assignment.backbone
         arrays = ray.get(backbone)
         prepared = Prepared(config, ray.get(fleet), arrays, assignment.setup_seconds, assignment.changed_inputs)
         remote = RemoteFolder(assignment.remote_url, assignment.folder.path) if assignment.remote_url else None
-        with assignment.folder.locked(assignment.driver, LOCK_TIMEOUT_S):
+        with assignment.folder.locked(assignment.driver.process, LOCK_TIMEOUT_S):
             pool = RayPool(config, fleet, backbone, assignment.num_actors, self._log)
             try:
                 return run_experiment(prepared, assignment.folder, pool, self._log, remote)

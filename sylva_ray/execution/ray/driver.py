@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -25,6 +23,7 @@ from sylva_ray.core.summary import Summary
 from sylva_ray.execution.experiment import run_experiment
 from sylva_ray.execution.in_process import InProcessPool
 from sylva_ray.execution.ray.coordinator_actor import Assignment, RemoteCoordinator
+from sylva_ray.execution.ray.driver_context import DriverContext
 from sylva_ray.execution.ray.pool import RayPool
 from sylva_ray.execution.ray.session import NAMESPACE, possible_nodes, ray_session
 from sylva_ray.federation.observer import Event, Notice, Observer, dispatch
@@ -43,9 +42,6 @@ STARTUP_TIMEOUT_S = 120.0
 
 FINAL_EVENTS_TIMEOUT_S = 5.0
 """Seconds that the end of a run waits for the last events."""
-
-FORWARDED_VARIABLES = ("MLFLOW_", "AWS_", "FSSPEC_", "GOOGLE_", "AZURE_")
-"""Prefixes of the environment variables that the coordinator gets: those of the tracker and the storage."""
 
 
 def run_prepared(
@@ -141,9 +137,7 @@ def run_on_ray(
         backbone=backbone,
         folder=RunFolder(folder.path.resolve()),
         remote_url=remote.url if remote else None,
-        driver=os.getpid(),
-        working_dir=Path.cwd(),
-        environment={name: value for name, value in os.environ.items() if name.startswith(FORWARDED_VARIABLES)},
+        driver=DriverContext.of_this_process(),
     )
     coordinator = _start_coordinator(assignment.folder, prepared.config.cluster.connect_timeout_s)
     try:

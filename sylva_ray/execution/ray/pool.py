@@ -30,6 +30,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from sylva_ray.config.resolved import ResolvedConfig
 from sylva_ray.core.errors import RunError
+from sylva_ray.core.own_code import allowed_directories
 from sylva_ray.data.fleet import FleetData
 from sylva_ray.execution.ray.client_actor import RemoteClientActor
 from sylva_ray.execution.ray.session import cluster_gpus, live_nodes
@@ -120,7 +121,7 @@ class RayPool:
     ) -> None:
         self.num_actors = num_actors
         self._section, self._observer = config.cluster, observer
-        self._arguments = (config, fleet, backbone)
+        self._arguments = (config, fleet, backbone, allowed_directories())
         # a trial of a sweep has a placement group: a bundle for the coordinator, then one for every actor
         group = ray.util.get_current_placement_group()
         self._trial_group = group if group is not None and group.bundle_count > num_actors else None
