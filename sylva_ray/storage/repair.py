@@ -75,7 +75,7 @@ def _restore_config(folder: RunFolder, checkpoint: Checkpoint) -> list[str]:
         if not found:
             return []
         reason = f"differed from the checkpoint ({found})"
-    config, kept = _with_free_sections(config, path)
+    config, kept = _with_free_sections(config, folder)
     write_atomically(path, config.to_yaml(), durable=True)
     return [f"{path.name}: {reason}; restored from {folder_name(checkpoint.step)}, {kept}"]
 
@@ -90,16 +90,22 @@ def _read_config(folder: RunFolder) -> tuple[str, ExperimentConfig | None]:
         return "could not be read", None
 
 
-def _with_free_sections(config: ExperimentConfig, path: Path) -> tuple[ExperimentConfig, str]:
-    """Add those sections of the old file that the checkpoint does not hold, if they can be read."""
+def _with_free_sections(config: ExperimentConfig, folder: RunFolder) -> tuple[ExperimentConfig, str]:
+    """Add those sections of the old file that the checkpoint does not hold, if they can be read.
+
+    Otherwise they have their defaults, but that a run which was not tracked is not tracked from now on either.
+    """
     raw: RawConfig = config.model_dump(mode="json")
     try:
-        old = read_yaml(path)
+        old = read_yaml(folder.config_file)
         for name in FREE:
             raw[name] = old[name] | ({"threads_per_actor": raw[name]["threads_per_actor"]} if name == "cluster" else {})
         return build(ExperimentConfig, raw), f"{' and '.join(FREE)} as they were"
     except (UserError, KeyError, TypeError):
-        return config, f"{' and '.join(FREE)} with their defaults"
+        is_tracked = folder.tracking_file.exists()
+        tracking = config.tracking.model_copy(update={"enabled": is_tracked})
+        state = "on" if is_tracked else "off"
+        return config.model_copy(update={"tracking": tracking}), f"{' and '.join(FREE)} with defaults, tracking {state}"
 
 
 def _restore_inputs(folder: RunFolder, checkpoint: Checkpoint) -> list[str]:

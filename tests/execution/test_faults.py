@@ -134,7 +134,9 @@ def test_a_killed_coordinator_goes_on_to_the_same_adapters(
 
     observer = KillInTheSecondStep()
     summary = run_prepared(on_ray, RunFolder(run_dir), False, observer)
-    texts = [text for text in observer.texts if not text.startswith("waiting for")]  # a busy machine starts actors slowly
+    texts = [
+        text for text in observer.texts if not text.startswith("waiting for")
+    ]  # a busy machine starts actors slowly
     assert texts == ["the coordinator failed and was restarted; it continues from the newest checkpoint"]
     assert adapter_files(run_dir) == undisturbed
     assert summary.rounds == on_ray.config.training.rounds

@@ -117,7 +117,11 @@ def test_a_config_that_is_not_the_runs_is_refused_by_every_command_and_restored(
     restored, config = finished.load_config(), ExperimentConfig.model_validate(yaml.safe_load(original))
     assert restored.model_dump(exclude={"cluster", "tracking"}) == config.model_dump(exclude={"cluster", "tracking"})
     assert all(np.array_equal(a[n], b[n]) for a, b in zip(states, finished.load_states(), strict=True) for n in a)
+    assert not restored.tracking.enabled, "the run was not tracked"
     assert CliRunner().invoke(app, ["repair", run]).stdout == "nothing to repair\n"
+    before = contents(finished.path)
+    sylva_ray.resume(run, show="nothing")
+    assert contents(finished.path) == before
 
 
 def test_a_repair_keeps_the_sections_that_no_result_depends_on(finished: RunFolder) -> None:
