@@ -92,7 +92,7 @@ class LoraSection(Section):
 
     rank: Count = 8
     alpha: float = Field(16.0, gt=0)
-    target_modules: tuple[str, ...] = ("attn.qkv", "attn.proj")
+    target_modules: tuple[str, ...] = Field(("attn.qkv", "attn.proj"), min_length=1)
 
 
 class AttackSection(Section):

@@ -41,6 +41,10 @@ OFFLINE_ARCHITECTURE: dict[str, Any] = {
 OFFLINE_CHECKPOINT = Path(str(files("sylva_ray") / "assets" / f"{OFFLINE_BACKBONE}.safetensors"))
 
 
+INITIAL_SEED = 0
+"""Seed of weights that come from nowhere else, so that every command builds the same model."""
+
+
 class Backbone(nn.Module):
     """A timm classifier behind resizing and normalisation: ``x [N, 3, H, W] in [0, 1] -> logits [N, num_classes]``.
 
@@ -178,6 +182,18 @@ def digest_weights(backbone: Backbone) -> str:
     return stack_digest(arrays).hex()
 
 
+def head_companions(backbone: Backbone) -> dict[str, np.ndarray]:
+    """Return the arrays of the modules whose names end like that of the classifier, ``{name: array}``.
+
+    PEFT finds the modules that an adapter's file replaces by the ends of their names: in VOLO, ``head`` is also the end
+    of ``aux_head``, which has as many outputs.
+    """
+    head = backbone.head_name
+    names = [name for name, _ in backbone.model.named_modules() if name.endswith(head) and name != head]
+    arrays = backbone_arrays(backbone)
+    return {key: value for key, value in arrays.items() if key.rpartition(".")[0] in names}
+
+
 def _architecture(section: BackboneSection, num_classes: int, pretrained: bool) -> nn.Module:
     if section.name == OFFLINE_BACKBONE:
         if section.pretrained:
@@ -195,11 +211,13 @@ def _architecture(section: BackboneSection, num_classes: int, pretrained: bool) 
             "input_size": (3, section.image_size, section.image_size)
         }
     try:
-        try:
-            return timm.create_model(**arguments, num_classes=num_classes, pretrained=pretrained)
-        except TypeError:  # a convolutional network has no image size; `Backbone` resizes for it
-            arguments.pop("img_size", None)
-            return timm.create_model(**arguments, num_classes=num_classes, pretrained=pretrained)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(INITIAL_SEED)
+            try:
+                return timm.create_model(**arguments, num_classes=num_classes, pretrained=pretrained)
+            except TypeError:  # a convolutional network has no image size; `Backbone` resizes for it
+                arguments.pop("img_size", None)
+                return timm.create_model(**arguments, num_classes=num_classes, pretrained=pretrained)
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
         if pretrained:

@@ -98,6 +98,19 @@ class StackedLora(nn.Module):
         self.name, self.scaling = name, scaling
         self.inputs = inputs
 
+    @property
+    def weight(self) -> torch.Tensor:
+        """The weight of a linear layer, which does not exist here: it differs from client to client.
+
+        Raises:
+            UserError: always. The attention of BEiT, for example, reads this weight instead of calling the layer, so
+                that an adapter has no effect, in PEFT neither.
+        """
+        fix = (
+            "the model reads the weights of this layer instead of calling it, so an adapter has no effect: leave it out"
+        )
+        raise UserError("lora.target_modules", self.name, fix)
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Compute the layer for rows of all images."""
         layout = self.inputs.layout
@@ -292,7 +305,8 @@ def target_layers(backbone: Backbone, lora: LoraSection) -> dict[str, nn.Linear]
         matches = [name for name in modules if name == target or name.endswith(f".{target}")]
         if not matches:
             linear = sorted({_tail(name) for name, m in modules.items() if isinstance(m, nn.Linear) and "." in name})
-            raise UserError("lora.target_modules", target, f"matches no layer; this model has {', '.join(linear)}")
+            known = f"this model has {', '.join(linear)}" if linear else "this model has no linear layer but its head"
+            raise UserError("lora.target_modules", target, f"matches no layer; {known}")
         for name in matches:
             layer = modules[name]
             if not isinstance(layer, nn.Linear) or name == backbone.head_name:

@@ -19,7 +19,12 @@ CONFIG = "adapter_config.json"
 
 
 def save_adapter(
-    state: ClientState, folder: Path, backbone: BackboneSection, lora: LoraSection, head_names: tuple[str, ...]
+    state: ClientState,
+    folder: Path,
+    backbone: BackboneSection,
+    lora: LoraSection,
+    head_names: tuple[str, ...],
+    companions: Mapping[str, np.ndarray] | None = None,
 ) -> Path:
     """Write one client as an adapter that ``PeftModel.from_pretrained(timm_model, folder)`` loads.
 
@@ -32,6 +37,7 @@ def save_adapter(
         backbone: the model that the adapter belongs to.
         lora: rank, alpha and adapted layers.
         head_names: names of the classifier's weight and bias.
+        companions: `sylva_ray.models.backbone.head_companions`, which PEFT expects in the file, too; None: none.
 
     Returns:
         The folder.
@@ -40,7 +46,8 @@ def save_adapter(
     adapter = {  # without the probe of a teacher
         name: value for name, value in state.items() if name.endswith((".lora_A", ".lora_B")) or name in head_names
     }
-    arrays = {_peft_name(name): np.ascontiguousarray(value) for name, value in sorted(adapter.items())}
+    saved = {**adapter, **(companions or {})}
+    arrays = {_peft_name(name): np.ascontiguousarray(value) for name, value in sorted(saved.items())}
     save_file(arrays, folder / WEIGHTS)
     head = head_names[0].rsplit(".", 1)[0]
     modules = sorted({name.rsplit(".", 1)[0] for name in adapter if name not in head_names})

@@ -71,12 +71,14 @@ def prepare(config: ExperimentConfig, folder: RunFolder | None = None, measure: 
 
     from sylva_ray.models.backbone import backbone_arrays, create_backbone  # timm: after what needs no model
     from sylva_ray.models.lora import LoraStack
+    from sylva_ray.models.trial import try_model
 
     fleet = load_fleet(config, files)
     arrays = backbone_arrays(create_backbone(config.backbone, fleet.num_classes))
     arrays |= {AUXILIARY + n: value for n, value in algorithm.auxiliary_weights(fleet.num_classes).items()}
     model = build_model(algorithm, resolved, fleet.num_classes, arrays)
     states = initial_states(algorithm, model, resolved, fleet.num_classes, arrays)
+    try_model(model, states[0], fleet.dataset.image_size, config.backbone, config.lora, split_weights(arrays)[0])
     resolved = measure_choices(config, resolved, model, states, fleet.dataset.image_size, measure)
     phase2 = algorithm.parameters.phase2
     needs_chain = phase2.enabled and create_ranking(phase2.selection).needs_chain
