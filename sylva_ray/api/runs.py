@@ -274,11 +274,11 @@ def _run_sweep(
     if resume and out is None:
         raise UserError("--resume", str(space), "needs --out DIR (or the sweep's folder in place of SPACE)")
 
-    from sylva_ray.sweeps.points import check_sweep
+    from sylva_ray.sweeps.check import check_sweep
     from sylva_ray.sweeps.terminal import SweepDisplay, sweep_lines, sweep_table
 
     sweep_dir = Path(out or _new_folder(loaded.name))
-    check_sweep(loaded, sweep_dir, resume)
+    loaded = check_sweep(loaded, sweep_dir, resume)
 
     from sylva_ray.sweeps.ray_tune import run_checked_sweep  # Ray: after what needs no cluster
 

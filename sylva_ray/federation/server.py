@@ -5,6 +5,7 @@ It depends neither on a tracker nor on Ray: tasks go to a `ClientPool`, progress
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -269,4 +270,5 @@ class Server:
 
 def _is_finite(outcome: TrainOutcome) -> bool:
     """Return whether training ended with finite arrays and metrics, which a method's weights may depend on."""
-    return all(bool(np.isfinite(value).all()) for value in (*outcome.state.values(), *outcome.metrics.values()))
+    arrays_are_finite = all(bool(np.isfinite(value).all()) for value in outcome.state.values())
+    return arrays_are_finite and all(map(math.isfinite, outcome.metrics.values()))

@@ -7,6 +7,7 @@
             attempts/POINT-sSEED.jsonl   the history of each trial
             tune/                        the state of Ray Tune and of the search, for --resume
             mlflow.json                  the parent run
+            search.json                  the state of an Optuna search when its driver started last
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ from sylva_ray.storage.claim import check_claim, list_names, write_marker
 from sylva_ray.storage.jsonl import append_record, read_records
 from sylva_ray.storage.lock import folder_lock
 from sylva_ray.storage.run_folder import RunFolder
-from sylva_ray.sweeps.events import AttemptEvent
+from sylva_ray.sweeps.events import AttemptEvent, Outcome
+from sylva_ray.sweeps.growth import grown_space
 from sylva_ray.sweeps.space import Space, resolved_space
 
 
@@ -39,6 +41,7 @@ class SweepFolder:
         compute: The configuration of the first point, whose precision and attention kernels all trials use.
         trials: Run folders of the trials.
         tune: State of Ray Tune and of the search.
+        search: State of an Optuna search when the driver started last; ``tune`` holds newer ones.
         results: ``sweep.json``.
         report: The HTML page.
         best: Configuration of the best point, with one objective.
@@ -52,18 +55,22 @@ class SweepFolder:
         self.compute = self.root / "compute.yaml"
         self.trials = self.root / "trials"
         self.tune = self.root / "tune"
+        self.search = self.root / "search.json"
         self.results = self.root / "sweep.json"
         self.report = self.root / "report.html"
         self.best = self.root / "best.yaml"
         self.pareto = self.root / "pareto"
         self.parent_run = self.root / "mlflow.json"
 
-    def check(self, space: Space, resume: bool) -> None:
+    def check(self, space: Space, resume: bool) -> Space:
         """Check that the folder is free for this sweep, or holds it already if ``resume``. Writes nothing.
 
         Args:
             space: The sweep's space.
             resume: Whether the sweep is to be continued.
+
+        Returns:
+            The space to run: in the spelling of the folder's, where it holds one (`grown_space`).
 
         Raises:
             UserError: It holds something else or another sweep, or ``resume`` does not fit.
@@ -71,11 +78,11 @@ class SweepFolder:
         where = str(self.root)
         check_claim(where, list_names(self.root), self.space.name, "sweep", resume)
         if self.space.exists():
-            if self.load().to_yaml() != space.to_yaml():
-                raise UserError("--out", where, "holds a sweep of another space (see its space.yaml)")
-            if any(self.tune.glob("searcher-state-*.pkl")) and not any(self.tune.glob("searcher-state-*.json")):
+            space = grown_space(self.load(), space, where)
+            if any(self.tune.glob("searcher-state-*.pkl")) and not self.search_states():
                 fix = "holds an Optuna search that an older version saved as a pickle: start it again in another folder"
                 raise UserError("--resume", where, fix)
+        return space
 
     def claim(self, space: Space, resume: bool) -> None:
         """Check the folder as `check` does, then create it and write the space.
@@ -87,8 +94,10 @@ class SweepFolder:
         Raises:
             UserError: See `check`; or it cannot be written.
         """
-        self.check(space, resume)
+        space = self.check(space, resume)
         write_marker(self.space, space.to_yaml())
+        if self.load() != space:
+            self.write(self.space, space.to_yaml())
         self.trials.mkdir(exist_ok=True)
         (self.root / "attempts").mkdir(exist_ok=True)
 
@@ -110,6 +119,12 @@ class SweepFolder:
             raise UserError("SWEEP", str(self.root), "is not the folder of a sweep (no space.yaml in it)")
         return resolved_space(read_yaml(self.space))
 
+    def search_states(self) -> list[Path]:
+        """Return the saved states of an Optuna search, oldest first."""
+        saved = [*self.tune.glob("searcher-state-*.json")]
+        started = [self.search] if self.search.exists() else []
+        return started + sorted(saved, key=lambda path: path.stat().st_mtime)
+
     def trial(self, key: str) -> RunFolder:
         """Return the run folder of a trial."""
         return RunFolder(self.trials / key)
@@ -117,6 +132,14 @@ class SweepFolder:
     def is_finished(self, key: str) -> bool:
         """Return whether a trial has its result."""
         return self.trial(key).summary_file.exists()
+
+    def has_ended(self, key: str) -> bool:
+        """Return whether a trial has its result or has been pruned."""
+        return self.is_finished(key) or self.outcome(key) == "pruned"
+
+    def outcome(self, key: str) -> Outcome | None:
+        """Return how the last attempt of a trial ended that was not killed; None where there is none."""
+        return next((event.outcome for event in reversed(self.history(key)) if event.outcome is not None), None)
 
     def add_event(self, key: str, event: AttemptEvent) -> None:
         """Append a line to a trial's history."""

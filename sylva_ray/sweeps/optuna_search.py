@@ -9,7 +9,7 @@ search is one JSON file beside Tune's own: a resumed search suggests what the un
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,9 @@ from pydantic import BaseModel, JsonValue, ValidationError
 from ray.tune.search import Searcher
 
 from sylva_ray.core.errors import RunError
-from sylva_ray.sweeps.points import PointValues, point_id
+from sylva_ray.storage.atomic import write_atomically
+from sylva_ray.sweeps.folder import SweepFolder
+from sylva_ray.sweeps.points import PointValues, Trial, point_id
 from sylva_ray.sweeps.space import Parameter, Space
 
 MAX_REPEATS = 50
@@ -60,18 +62,20 @@ class SearchState(BaseModel):
     Attributes:
         points_left: Points that are still to be suggested.
         queue: Trials of the newest point that are still to be suggested.
-        point_of: The point of each trial that has not ended, by Tune's name of the trial.
+        running: The trials that have not ended, by Tune's name of the trial.
         points: By name.
         journal: Optuna's own log of the study, one JSON object per operation.
         random_states: Of the sampler; the journal does not hold them.
+        is_exhausted: Whether the space has no other points.
     """
 
     points_left: int
     queue: list[TrialChoice] = []
-    point_of: dict[str, str] = {}
+    running: dict[str, TrialChoice] = {}
     points: dict[str, PointProgress] = {}
     journal: list[str] = []
     random_states: list[RandomState] = []
+    is_exhausted: bool = False
 
 
 class JournalLines(BaseJournalBackend):
@@ -153,6 +157,43 @@ class PointSearch(Searcher):
         """Optuna's view of the points: one trial per suggestion."""
         return self._study
 
+    @property
+    def num_left(self) -> int:
+        """Trials that are still to be suggested."""
+        return len(self._state.queue) + self._state.points_left * len(self._space.seeds)
+
+    @property
+    def trials(self) -> list[Trial]:
+        """The trials of all points that have been suggested, in that order, seeds innermost."""
+        suggested = self._study.get_trials(deepcopy=False)
+        points = [suggested[point.number].params for point in self._state.points.values()]
+        values = [{key: self._value(key, value) for key, value in params.items()} for params in points]
+        return [Trial(point, seed) for point in values for seed in self._space.seeds]
+
+    def plan(self, failed: Sequence[Trial]) -> None:
+        """Plan what a sweep that continues has left.
+
+        First come the trials whose results the study does not have, then the points that ``search.num_points`` has
+        beyond those that have been suggested, and the trials that failed.
+
+        Args:
+            failed: trials that are to be tried again.
+        """
+        assert self._space.search.num_points is not None
+        state = self._state
+        state.queue = [*state.running.values(), *state.queue]
+        queued = [(choice.values, choice.seed) for choice in state.queue]
+        again = [trial for trial in failed if (trial.values, trial.seed) not in queued]
+        state.queue += [TrialChoice(values=dict(trial.values), seed=trial.seed) for trial in again]
+        state.running = {}
+        left = self._space.search.num_points - len(state.points)
+        state.points_left = 0 if state.is_exhausted else left
+
+    def to_json(self) -> str:
+        """Return the state as `restore` reads it."""
+        self._state.random_states = self._sampler.random_states
+        return self._state.model_dump_json()
+
     def suggest(self, trial_id: str) -> Any:
         """Return the configuration of Tune's next trial; see `Searcher.suggest`."""
         state = self._state
@@ -161,11 +202,13 @@ class PointSearch(Searcher):
             values = self._new_point()
             if values is not None:
                 state.queue = [TrialChoice(values=dict(values), seed=seed) for seed in self._space.seeds]
+            else:
+                state.is_exhausted = True
         if not state.queue:
             state.points_left = 0
             return Searcher.FINISHED
         choice = state.queue.pop(0)
-        state.point_of[trial_id] = point_id(choice.values)
+        state.running[trial_id] = choice
         return {"trial": choice.model_dump()}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
@@ -173,20 +216,19 @@ class PointSearch(Searcher):
 
         Results of single rounds do not reach the study.
         """
-        name = self._state.point_of.pop(trial_id, None)
-        if name is None:
+        choice = self._state.running.pop(trial_id, None)
+        if choice is None:
             return
         is_result = not error and result is not None and result.get("finished")
         values = [result[objective.metric] for objective in self._space.objectives] if is_result and result else None
-        point = self._state.points[name]
+        point = self._state.points[point_id(choice.values)]
         point.results.append(values)
         if len(point.results) == len(self._space.seeds):
             self._tell(point.number, self._mean(point))
 
     def save(self, checkpoint_path: str) -> None:
         """Write the state as JSON; see `Searcher.save`."""
-        self._state.random_states = self._sampler.random_states
-        Path(checkpoint_path).write_text(self._state.model_dump_json())
+        write_atomically(Path(checkpoint_path), self.to_json())
 
     def restore(self, checkpoint_path: str) -> None:
         """Continue from a saved state; see `Searcher.restore`.
@@ -228,6 +270,19 @@ class PointSearch(Searcher):
 
     def _tell(self, number: int, values: list[float] | None) -> None:
         self._study.tell(number, values, state=TrialState.FAIL if values is None else TrialState.COMPLETE)
+
+
+def open_search(space: Space, folder: SweepFolder) -> PointSearch:
+    """Return the search of a sweep, new or from its newest saved state, with what is left planned.
+
+    Raises:
+        RunError: the saved state is damaged.
+    """
+    search = PointSearch(space)
+    if states := folder.search_states():
+        search.restore(str(states[-1]))
+        search.plan([trial for trial in search.trials if folder.outcome(trial.key) == "died"])
+    return search
 
 
 def _distribution(parameter: Parameter) -> BaseDistribution:

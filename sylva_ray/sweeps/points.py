@@ -9,19 +9,18 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from pydantic import JsonValue
 
+from sylva_ray.config.comparison import result_settings
 from sylva_ray.config.experiment import ExperimentConfig
 from sylva_ray.core.errors import UserError
 from sylva_ray.core.sections import parse_fraction
 from sylva_ray.core.seeding import numpy_generator
-from sylva_ray.preparation.experiment import prepare
+from sylva_ray.preparation.experiment import prepare, with_parameters
 from sylva_ray.reports.compare.rows import short_key
-from sylva_ray.sweeps.folder import SweepFolder
 from sylva_ray.sweeps.space import Parameter, Space, check_measured
 
 MAX_CORNERS = 4096
@@ -144,22 +143,6 @@ def _draw(parameter: Parameter, rng: np.random.Generator) -> Any:
 # -- checks -------------------------------------------------------------------------------------------------------------
 
 
-def check_sweep(space: Space, sweep_dir: Path, resume: bool) -> None:
-    """Check what can be checked of a sweep without Ray: its folder, its experiments, and what their values load.
-
-    Args:
-        space: The sweep's space.
-        sweep_dir: Its folder.
-        resume: Whether the folder must hold the sweep already.
-
-    Raises:
-        UserError: A point is not a valid experiment or cannot run, or the folder is not free. Nothing was written.
-    """
-    SweepFolder(Path(sweep_dir).resolve()).check(space, resume)
-    check_space(space)
-    prepare_points(space)
-
-
 def check_space(space: Space) -> None:
     """Check the experiment of every point or, in a continuous space, of every corner and of a point inside each range.
 
@@ -167,9 +150,25 @@ def check_space(space: Space) -> None:
         UserError: For the first that cannot run; names its values.
     """
     drawn = [trial.values for trial in planned_trials(space)] if space.search.kind == "random" else []
+    known: dict[str, PointValues] = {}
     for values in itertools.chain(corners(space), _inner_points(space), drawn):
         with _named_errors(values):
-            check_measured(space, space.config(values, space.seeds[0]))
+            config = built_experiment(space, values, space.seeds[0])
+            check_measured(space, config)
+        other = known.setdefault(json.dumps(result_settings(config), sort_keys=True), values)
+        if other != values:
+            key = next(key for key, value in values.items() if value != other[key])
+            fix = f"makes the same experiment as {other[key]!r} (at {point_label(values)}): leave one of them out"
+            raise UserError(f"parameters.{key}", values[key], fix)
+
+
+def built_experiment(space: Space, values: PointValues, seed: int) -> ExperimentConfig:
+    """Return the experiment of a trial with every parameter of its method, so that spellings make no difference.
+
+    Raises:
+        UserError: The values do not make a valid experiment.
+    """
+    return with_parameters(space.config(values, seed))
 
 
 def prepare_points(space: Space) -> None:

@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler
@@ -34,10 +34,11 @@ from sylva_ray.execution.ray.session import (
 )
 from sylva_ray.provisioning.launcher_file import LauncherFile, Resources
 from sylva_ray.provisioning.placement import largest_cluster
+from sylva_ray.sweeps.check import check_sweep
 from sylva_ray.sweeps.events import OnEvent, SweepStarted, SweepWarning, TrialProgress, Waiting
 from sylva_ray.sweeps.folder import SweepFolder
 from sylva_ray.sweeps.output import write_results
-from sylva_ray.sweeps.points import Trial, check_sweep, corners, planned_trials, resolve_first_point
+from sylva_ray.sweeps.points import Trial, corners, planned_trials, resolve_first_point
 from sylva_ray.sweeps.results import Sweep, collect_results
 from sylva_ray.sweeps.space import Space
 from sylva_ray.sweeps.tracking import SweepTracking, TrialTracking
@@ -48,6 +49,9 @@ from sylva_ray.sweeps.trial import (
     trial_bundles,
     trials_that_fit,
 )
+
+if TYPE_CHECKING:
+    from sylva_ray.sweeps.optuna_search import PointSearch
 
 POLL_INTERVAL_S = 1.0
 """How often the driver reads the histories of the trials."""
@@ -70,8 +74,7 @@ TUNE_ENVIRONMENT = {
 
 def run_sweep(space: Space, sweep_dir: Path, resume: bool, on_event: OnEvent, allow_changed: bool = False) -> Sweep:
     """Check a sweep with `check_sweep`, then run or resume it; the arguments are as for `run_checked_sweep`."""
-    check_sweep(space, sweep_dir, resume)
-    return run_checked_sweep(space, sweep_dir, resume, on_event, allow_changed)
+    return run_checked_sweep(check_sweep(space, sweep_dir, resume), sweep_dir, resume, on_event, allow_changed)
 
 
 def run_checked_sweep(
@@ -192,8 +195,8 @@ def _run_trials(
 ) -> tuple[list[Trial], dict[str, str]]:
     """Run the trials with Tune.
 
-    An adaptive sweep continues from Tune's state on disk. Otherwise the trials are known, and those without a result are
-    run.
+    Tune always starts anew, since its own state on disk is a pickle, which could execute code. What a sweep needs to
+    continue is in the run folders of its trials and, with Optuna, in the JSON state of the search.
 
     Returns:
         All trials of the sweep, and Tune's errors of those that died in every attempt, by key.
@@ -201,17 +204,31 @@ def _run_trials(
     os.environ.update(TUNE_ENVIRONMENT)
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
     trainable = _trainable(space, folder, driver_node, tracking, allow_changed)
-    planned = [] if space.search.kind == "optuna" else planned_trials(space)
-    if space.is_adaptive and any(folder.tune.glob("experiment_state-*")):
-        results = _fit(tune.Tuner.restore(str(folder.tune), trainable, restart_errored=True))
+    if space.search.kind == "optuna":
+        from sylva_ray.sweeps.optuna_search import open_search
+
+        search = open_search(space, folder)
+        folder.write(folder.search, search.to_json())
+        results = _fit(_new_tuner(space, folder, trainable, slots, search=search)) if search.num_left else []
+        trials = open_search(space, folder).trials
     else:
-        shutil.rmtree(folder.tune, ignore_errors=True)
-        left = planned if space.is_adaptive else [t for t in planned if not folder.is_finished(t.key)]
-        is_over = bool(planned) and not left
-        results = [] if is_over else _fit(_new_tuner(space, folder, trainable, slots, left))
+        trials = planned_trials(space)
+        left = trials_left(space, folder, trials)
+        results = _fit(_new_tuner(space, folder, trainable, slots, left)) if left else []
     ran = [(Trial(**result.config["trial"]), result.error) for result in results]
-    failures = {trial.key: str(error).strip().splitlines()[-1] for trial, error in ran if error}
-    return ([trial for trial, _ in ran] if space.is_adaptive else planned), failures
+    return trials, {trial.key: str(error).strip().splitlines()[-1] for trial, error in ran if error}
+
+
+def trials_left(space: Space, folder: SweepFolder, trials: Sequence[Trial]) -> list[Trial]:
+    """Return the planned trials that Tune is to run, in this order; none where all have ended.
+
+    With ASHA these are all of them, because it compares every trial with the others: first those that have ended, which
+    only report again what they had.
+    """
+    open_trials = [trial for trial in trials if not folder.has_ended(trial.key)]
+    if space.scheduler.kind == "fifo" or not open_trials:
+        return open_trials
+    return [*(trial for trial in trials if trial not in open_trials), *open_trials]
 
 
 def _trainable(
@@ -245,20 +262,25 @@ def _fit(tuner: tune.Tuner) -> Any:
         raise RunError(f"Ray Tune: {str(error).strip().splitlines()[-1]}") from error
 
 
-def _new_tuner(space: Space, folder: SweepFolder, trainable: Any, slots: int, planned: Sequence[Trial]) -> tune.Tuner:
-    """Return a Tuner for a new sweep, or for the planned trials of one that is not adaptive."""
+def _new_tuner(
+    space: Space,
+    folder: SweepFolder,
+    trainable: Any,
+    slots: int,
+    planned: Sequence[Trial] = (),
+    search: PointSearch | None = None,
+) -> tune.Tuner:
+    """Return a Tuner for the points that ``search`` suggests or, without one, for the planned trials."""
+    shutil.rmtree(folder.tune, ignore_errors=True)
     config = tune.TuneConfig(
         reuse_actors=True,  # a process's imports take longer than a small trial
         trial_dirname_creator=_trial_key,
         scheduler=asha(space) if space.scheduler.kind == "asha" else None,
     )
     param_space = {}
-    if space.search.kind == "optuna":
-        from sylva_ray.sweeps.optuna_search import PointSearch
-
-        assert space.search.num_points is not None
-        config.search_alg = PointSearch(space)
-        config.num_samples = space.search.num_points * len(space.seeds)
+    if search is not None:
+        config.search_alg = search
+        config.num_samples = search.num_left
         config.max_concurrent_trials = slots  # a suggestion made before it can run knows fewer results
     else:
         trials = [{"values": dict(trial.values), "seed": trial.seed} for trial in planned]

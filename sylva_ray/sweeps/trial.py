@@ -133,6 +133,7 @@ def run_trial(
     driver.enter()
     os.environ.setdefault("TUNE_FUNCTION_THREAD_TIMEOUT_S", str(SHUTDOWN_TIMEOUT_S))
     trial, folder, began = Trial(**given["trial"]), SweepFolder(Path(sweep)), time.time()
+    was_pruned = folder.outcome(trial.key) == "pruned"
     outcome: Outcome = "died"
     error = ""
 
@@ -142,8 +143,12 @@ def run_trial(
     note(process=os.getpid(), node=ray.get_runtime_context().get_node_id())
     try:
         config = trial_config(space, trial, tracking, load_config(folder.compute))
-        _run(config, folder.trial(trial.key), driver.process, note, allow_changed)
-        outcome = "finished"
+        records = _replay(config, folder.trial(trial.key))
+        if was_pruned:
+            outcome = "pruned"
+        else:
+            _run(config, folder.trial(trial.key), records, driver.process, note, allow_changed)
+            outcome = "finished"
     except SystemExit:  # Tune's way to end a trial from within `report`
         outcome = "pruned"
         raise
@@ -179,21 +184,32 @@ class _TrialObserver(Observer):
         self.note(alive=time.time(), notice=notice.text)
 
 
+def _replay(config: ExperimentConfig, folder: RunFolder) -> list[StageRecord]:
+    """Report the steps that the folder of a trial holds, and return their records."""
+    records = folder.load_records()
+    for known in range(1, len(records) + 1):
+        _report(records[:known], config)
+    return records
+
+
 def _run(
-    config: ExperimentConfig, folder: RunFolder, driver: int, note: Callable[..., None], allow_changed: bool
+    config: ExperimentConfig,
+    folder: RunFolder,
+    records: list[StageRecord],
+    driver: int,
+    note: Callable[..., None],
+    allow_changed: bool,
 ) -> None:
-    """Report the steps that the folder holds, then continue the experiment and report every step.
+    """Continue the experiment of a trial and report every step.
 
     Args:
         config: Of the trial.
         folder: Its run folder.
+        records: Of the steps that are done already; it grows.
         driver: Process id of the sweep's driver.
         note: Takes the fields of an `AttemptEvent`.
         allow_changed: Whether data and weights may differ from those that the trial began with.
     """
-    records = folder.load_records()
-    for known in range(1, len(records) + 1):
-        _report(records[:known], config)
     if folder.load_summary() is None:
         prepared = prepare(config, folder)
         observer = _TrialObserver(config, records, note)

@@ -24,9 +24,8 @@ from sylva_ray.preparation.experiment import prepare
 from tests.conftest import TINY
 
 PAGE = Path(__file__).parents[2] / "docs" / "backbones.md"
-ROWS = [
-    tuple(cell.strip(" `") for cell in line.split("|")[1:5]) for line in PAGE.read_text().splitlines() if "| `" in line
-]
+ROW = re.compile(r"^\| ([^|]+) \| `([^|]+)` \| `([^|]+)` \| ([^|]+) \|$", re.MULTILINE)
+ROWS = ROW.findall(PAGE.read_text())
 QUICK = ("edgenext_xx_small", "mobilevit_xxs", "pvt_v2_b0")
 """Small ones of three kinds: channel attention, unfolded patches, reduced keys."""
 
@@ -86,7 +85,7 @@ def test_a_model_that_mixes_images_cannot_be_stacked() -> None:
 
 
 def test_an_export_that_peft_computes_differently_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    save = trial.save_adapter
+    save = save_adapter
 
     def half(state, *arguments):  # type: ignore[no-untyped-def]
         save({name: value / 2 if name.endswith("lora_B") else value for name, value in state.items()}, *arguments)

@@ -11,13 +11,13 @@ import pytest
 
 from sylva_ray.core.errors import RunError, UserError
 from sylva_ray.sweeps.folder import SweepFolder
-from sylva_ray.sweeps.points import point_id
+from sylva_ray.sweeps.space import Space
 from tests.sweeps.toys import space_of
 
 pytest.importorskip("ray")
 pytest.importorskip("optuna")
 
-from sylva_ray.sweeps.optuna_search import PointSearch
+from sylva_ray.sweeps.optuna_search import PointSearch, open_search
 
 OBJECTIVES = [{"metric": "benign_accuracy"}, {"metric": "robust_accuracy"}]
 
@@ -110,6 +110,30 @@ def test_a_resumed_search_suggests_what_the_uninterrupted_one_does(
     assert len(whole) == 40
 
 
+def test_a_search_that_grows_goes_on_where_it_ended(tmp_path: Path) -> None:
+    """Its first points stay, and TPE knows their results."""
+
+    def outcome(trial: dict[str, Any]) -> dict[str, Any]:
+        return {"robust_accuracy": -((trial["values"]["training.lr"] - 0.3) ** 2)}
+
+    def space_with(num_points: int) -> Space:
+        search = {"kind": "optuna", "num_points": num_points, "seed": 5}
+        return space_of(tmp_path, parameters=MIXED, seeds=[0, 1], search=search)
+
+    folder = SweepFolder(tmp_path / "sweep")
+    folder.tune.mkdir(parents=True)
+    whole = play(PointSearch(space_with(12)), outcome)
+    first = PointSearch(space_with(5))
+    assert play(first, outcome) == whole[:10]
+    first.save(str(folder.tune / "searcher-state-1.json"))
+    grown = open_search(space_with(12), folder)
+    assert grown.num_left == 14
+    assert [trial.values for trial in grown.trials] == [trial["values"] for trial in whole[:10]]
+    assert play(grown, outcome) == whole[10:]
+    assert [(trial.values, trial.seed) for trial in grown.trials] == [(t["values"], t["seed"]) for t in whole]
+    assert open_search(space_with(5), folder).num_left == 0
+
+
 def test_the_state_of_a_search_is_json(tmp_path: Path) -> None:
     """Also with values that are lists or mappings."""
     methods = [{"name": "sylva"}, {"name": "lorica"}]
@@ -119,7 +143,7 @@ def test_the_state_of_a_search_is_json(tmp_path: Path) -> None:
     search = PointSearch(space)
     first = search.suggest("a")["trial"]
     search.save(str(tmp_path / "state"))
-    assert json.loads((tmp_path / "state").read_text())["point_of"] == {"a": point_id(first["values"])}
+    assert json.loads((tmp_path / "state").read_text())["running"] == {"a": first}
     resumed = PointSearch(space)
     resumed.restore(str(tmp_path / "state"))
     resumed.on_trial_complete("a", {"finished": True, "robust_accuracy": 0.5})

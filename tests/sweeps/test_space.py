@@ -286,7 +286,7 @@ def test_a_folder_that_is_not_free(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="add --resume"):
         folder.claim(space, resume=False)
     folder.claim(space, resume=True)
-    with pytest.raises(UserError, match="another space"):
+    with pytest.raises(UserError, match=r"another space \(seeds differs"):
         folder.claim(space_of(tmp_path, seeds=[5]), resume=True)
     occupied = tmp_path / "occupied"
     occupied.mkdir()

@@ -1,0 +1,29 @@
+"""What can be checked of a sweep before Ray is imported."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sylva_ray.sweeps.folder import SweepFolder
+from sylva_ray.sweeps.points import check_space, prepare_points
+from sylva_ray.sweeps.space import Space
+
+
+def check_sweep(space: Space, sweep_dir: Path, resume: bool) -> Space:
+    """Check what can be checked of a sweep without Ray: its folder, its experiments, and what their values load.
+
+    Args:
+        space: the sweep's space.
+        sweep_dir: its folder.
+        resume: whether the folder must hold the sweep already.
+
+    Returns:
+        The space to run, see `SweepFolder.check`.
+
+    Raises:
+        UserError: a point is not a valid experiment or cannot run, or the folder is not free. Nothing was written.
+    """
+    space = SweepFolder(Path(sweep_dir).resolve()).check(space, resume)
+    check_space(space)
+    prepare_points(space)
+    return space
