@@ -35,7 +35,7 @@ def keys(space: Space) -> list[str]:
 
 def test_more_values_and_seeds_keep_the_names_of_the_trials_there_are(tmp_path: Path) -> None:
     before = space_of(tmp_path, seeds=[3])
-    after = grown(tmp_path, {"seeds": [3]}, {"seeds": [0, 3], "parameters": {"lora.rank": {"grid": [4, 2.0, 1]}}})
+    after = grown(tmp_path, {"seeds": [3]}, {"seeds": [0, 3], "parameters": {"lora.rank": {"grid": [4, 2, 1]}}})
     assert after.parameters["lora.rank"].values == (1, 2, 4)
     assert after.seeds == (3, 0)
     assert set(keys(before)) < set(keys(after))
@@ -47,18 +47,13 @@ def test_more_values_and_seeds_keep_the_names_of_the_trials_there_are(tmp_path: 
     [
         ("attack.epsilon", ["4/255", 4 / 255]),
         ("algorithm", [{"name": "fedit_at"}, {"name": "fedit_at", "beta": 6}]),
-        ("training.lr", [0.001, "1e-3"]),
+        ("lora.alpha", [16, 16.0]),
     ],
 )
 def test_two_spellings_are_one_point(key: str, spellings: list[Any], tmp_path: Path) -> None:
     """Experiments are compared as they are built: with defaults, as numbers."""
     first, second = ({"parameters": {key: {"grid": [value]}}} for value in spellings)
-    try:
-        after = grown(tmp_path, first, second)
-    except UserError as error:
-        if "must be" in str(error):
-            pytest.skip("the second spelling is not valid")
-        raise
+    after = grown(tmp_path, first, second)
     assert after.parameters[key].values == (spellings[0],)
 
 
@@ -122,7 +117,7 @@ def test_a_real_sweep_grows_and_what_was_finished_stays(before: dict[str, Any], 
     from sylva_ray.sweeps.ray_tune import run_sweep
 
     experiment = SMALL | {"training": SMALL["training"] | {"rounds": 1}}
-    more: dict[str, Any] = {"seeds": [0, 1], "parameters": {"lora.rank": {"grid": [1.0, 2, 3]}}}
+    more: dict[str, Any] = {"seeds": [0, 1], "parameters": {"lora.rank": {"grid": [3, 2, 1]}}}
     now = before | {"search": before["search"] | {"num_points": 5}} if before else more
     root = tmp_path / "sweep"
     first = run_sweep(space_of(tmp_path / "a", experiment, **before), root, resume=False, on_event=ignore)
