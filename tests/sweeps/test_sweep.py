@@ -290,18 +290,18 @@ def test_a_trial_that_cannot_run_is_named_and_not_tried_again(tmp_path: Path) ->
 def test_a_point_of_optunas_that_is_no_experiment_is_refused_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Corners and an inner point are checked before; here the inner point is a corner, and no suggested rank is whole."""
+    """Corners and an inner point are checked before; here the inner point is a corner, and no suggested fraction is a client."""
     monkeypatch.setattr("sylva_ray.sweeps.points.GOLDEN", 0.0)
     space = space_of(
         tmp_path / "s",
-        parameters={"lora.rank": {"uniform": [1, 2]}},
+        parameters={"byzantine.fraction": {"uniform": [0.0, 0.34]}},
         search={"kind": "optuna", "num_points": 3},
     )
     sweep = run_sweep(space, tmp_path / "sweep", resume=False, on_event=ignore)
     assert [trial.state for trial in sweep.trials] == ["refused"] * 3
-    assert all("lora.rank" in trial.error and "integer" in trial.error for trial in sweep.failed)
+    assert all("byzantine.fraction" in trial.error and "less than 1" in trial.error for trial in sweep.failed)
     assert [len(trial.spans) for trial in sweep.trials] == [1] * 3, "it was tried again"
-    assert "was refused: lora.rank" in (tmp_path / "sweep" / "report.html").read_text()
+    assert "was refused: byzantine.fraction" in (tmp_path / "sweep" / "report.html").read_text()
 
 
 @pytest.mark.slow
