@@ -22,7 +22,7 @@ from sylva_ray.core.types import ClientState, stack_states
 from sylva_ray.models.backbone import create_backbone, head_companions
 from sylva_ray.models.cohort import CohortModel, repeat_owner, to_parameters
 from sylva_ray.models.lora import LoraStack
-from sylva_ray.models.peft_format import save_adapter
+from sylva_ray.models.peft_format import load_in_peft, save_adapter
 
 TOLERANCE = 1e-3
 """Largest difference between logits that should be equal, relative to the largest logit."""
@@ -108,13 +108,11 @@ def _logits_in_peft(
     weights: Mapping[str, np.ndarray],
 ) -> torch.Tensor:
     """Return the logits of an exported client, loaded by PEFT."""
-    from peft import PeftModel  # takes 2 s and 70 MB, which other architectures need not pay
-
     plain = create_backbone(backbone, len(state[head_names[1]]), weights)
     with tempfile.TemporaryDirectory() as folder:
         try:
             save_adapter(state, Path(folder), backbone, lora, head_names, head_companions(plain))
-            loaded = PeftModel.from_pretrained(plain.model, folder).eval()
+            loaded = load_in_peft(plain.model, Path(folder))
         except Exception as error:  # PEFT refuses architectures in many ways
             fix = f"its adapters cannot be loaded by PEFT: {_one_line(error)}"
             raise UserError("backbone.name", backbone.name, fix) from error

@@ -30,6 +30,7 @@ RULES = get_args(RobustParameters.model_fields["rule"].annotation)
 SCALES = {"small": 1e-3, "huge": 1e30, "inf": np.inf, "nan": np.nan}
 """What a malicious client multiplies its upload by, after the attack."""
 NUM_CLIENTS, LIARS = 5, (1,)
+EXTRA: dict[str, dict[str, Any]] = {"hetlora_at": {"ranks": [1, 2, 4]}}
 FLEET = {
     "dataset": {"name": "digits", "max_train": 200, "max_test": 40},
     "partition": {"num_clients": NUM_CLIENTS, "alpha": 1.0, "min_samples": 10, "test_samples": 4},
@@ -58,7 +59,7 @@ class Scaled(Postprocessor):
 @cache
 def server_of(name: str) -> Server:
     """A coordinator of a method, with states of one transformer block and the head, which is enough for merging."""
-    made = tiny_experiment(name, {"ranks": [1, 2, 4]} if name == "hetlora_at" else {}, **FLEET)
+    made = tiny_experiment(name, EXTRA.get(name, {}), **FLEET)
     worker = tiny_worker(made)
     states = [
         {n: value for n, value in state.items() if "blocks." not in n or "blocks.0." in n}
@@ -69,7 +70,7 @@ def server_of(name: str) -> Server:
 
 
 def section_of(name: str, rule: str) -> AlgorithmSection:
-    return AlgorithmSection(name=name, robust={"rule": rule, "assumed_fraction": 0.2})
+    return AlgorithmSection(name=name, robust={"rule": rule, "assumed_fraction": 0.2}, **EXTRA.get(name, {}))
 
 
 def takes(name: str, rule: str) -> bool:
