@@ -240,6 +240,12 @@ class ClusterSection(Section):
     startup_timeout_s: Seconds = Field(
         900.0, description="how long to wait for the first actor; a cloud node takes minutes to start"
     )
+    hang_timeout_s: Seconds = Field(
+        120.0, description="how long an actor may give no sign of life before it is replaced"
+    )
+    task_deadline_s: Seconds | None = Field(
+        None, description="how long a task may take before its actor is replaced; None: by the pace of earlier tasks"
+    )
 
 
 class TrackingSection(Section):

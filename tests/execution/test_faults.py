@@ -87,6 +87,47 @@ def test_a_killed_client_actor_is_replaced_and_its_clients_run_again(on_ray: Pre
     assert_same_bits(states(results), states(InProcessPool(worker).run(tasks)))
 
 
+@pytest.mark.usefixtures("local_ray")
+def test_an_actor_that_hangs_is_replaced(on_ray: Prepared, train_task: MakeTask) -> None:
+    """Stopped inside a task, it answers nothing, and Ray takes it for alive."""
+    tasks = [train_task((0, 1), epochs=20)]
+    notices = Notices()
+    cluster = on_ray.config.cluster.model_copy(update={"hang_timeout_s": 6.0})
+    patient = dataclasses.replace(on_ray, config=on_ray.config.model_copy(update={"cluster": cluster}))
+    pool = make_pool(patient, notices)
+    stopped: list[int] = []
+
+    def stop_when_busy() -> None:
+        while (slot := pool._slots[0]) is None or slot.job is None:
+            time.sleep(0.01)
+        stopped.append(ray.get(slot.actor.pid.remote()))
+        os.kill(stopped[0], signal.SIGSTOP)
+
+    threading.Thread(target=stop_when_busy, daemon=True).start()
+    try:
+        results = pool.run(tasks)
+    finally:
+        pool.close()
+    assert notices.texts == ["a worker was lost during train, round 1, clients 0, 1; its clients run again elsewhere"]
+    psutil.wait_procs([psutil.Process(pid) for pid in stopped if psutil.pid_exists(pid)], timeout=30)
+    assert not psutil.pid_exists(stopped[0])
+    worker = create_worker(on_ray.config, on_ray.fleet, on_ray.backbone)
+    assert_same_bits(states(results), states(InProcessPool(worker).run(tasks)))
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_a_task_beyond_its_deadline_ends_the_run(on_ray: Prepared, train_task: MakeTask) -> None:
+    """It is tried again once, and then the error names the setting."""
+    cluster = on_ray.config.cluster.model_copy(update={"task_deadline_s": 0.5})
+    hasty = dataclasses.replace(on_ray, config=on_ray.config.model_copy(update={"cluster": cluster}))
+    pool = make_pool(hasty, Notices())
+    try:
+        with pytest.raises(RunError, match=r"2 time\(s\).*longer than 0.5 s \(cluster.task_deadline_s\)"):
+            pool.run([train_task((0, 1), epochs=500)])
+    finally:
+        pool.close()
+
+
 class Poison:
     """Ends the process that receives it."""
 
@@ -173,6 +214,29 @@ def test_a_killed_driver_leaves_no_process_and_a_run_that_resumes(
         driver.kill()
         driver.wait()
     assert not (run_dir / "adapters").exists(), "the driver was to die before the end"
+    _, alive = psutil.wait_procs(family, timeout=30)
+    assert alive == []
+    resumed = subprocess.run([*command, "--resume"], capture_output=True, text=True, timeout=300, check=False)
+    assert resumed.returncode == 0, resumed.stderr
+    assert adapter_files(run_dir) == undisturbed
+
+
+@pytest.mark.parametrize("service", ["raylet", "gcs_server"])
+def test_the_loss_of_a_service_of_ray_ends_in_one_line(
+    service: str, on_ray: Prepared, undisturbed: dict[str, bytes], tmp_path: Path
+) -> None:
+    """Ray ends the driver at once, without an exception: another process says how to go on."""
+    config, run_dir = tmp_path / "config.yaml", tmp_path / "run"
+    config.write_text(on_ray.config.to_yaml())
+    command = [sys.executable, "-m", "sylva_ray.cli", "run", str(config), "--out", str(run_dir)]
+    driver = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    _wait_until((run_dir / "checkpoint" / "round_0001" / "manifest.json").exists, driver)
+    family = psutil.Process(driver.pid).children(recursive=True)
+    next(process for process in family if process.name() == service).kill()
+    _, errors = driver.communicate(timeout=120)
+    assert driver.returncode != 0
+    assert errors.strip().splitlines()[-1].endswith(f"Resume with: sylva-ray run {run_dir} --resume")
+    assert "Traceback" not in errors
     _, alive = psutil.wait_procs(family, timeout=30)
     assert alive == []
     resumed = subprocess.run([*command, "--resume"], capture_output=True, text=True, timeout=300, check=False)

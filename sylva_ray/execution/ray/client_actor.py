@@ -43,15 +43,15 @@ class ClientActor:
         self._inputs, self._imports = (config, fleet, backbone), imports
 
     @ray.method(concurrency_group="work")
-    def start(self) -> str:
+    def start(self) -> tuple[str, int]:
         """Build the worker. The constructor does not, since Ray reports its errors as the loss of the actor.
 
         Returns:
-            The id of the node.
+            The id of the node, and the process id there.
         """
         allow(self._imports)
         self._worker = create_worker(*self._inputs)
-        return str(ray.get_runtime_context().get_node_id())
+        return str(ray.get_runtime_context().get_node_id()), os.getpid()
 
     @ray.method(concurrency_group="work")
     def run(self, task: CohortTask) -> CohortResult[Any]:

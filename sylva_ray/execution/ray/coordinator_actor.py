@@ -97,7 +97,7 @@ class Coordinator:
                 pool.close()
 
     @ray.method(concurrency_group="ctl")
-    def events(self, process_key: str, first: int) -> tuple[str, list[Event]]:
+    def events(self, process_key: str, first: int) -> tuple[str, int, list[Event]]:
         """Return new events.
 
         Args:
@@ -105,9 +105,10 @@ class Coordinator:
             first: number of the first event to return; 0 is used where ``process_key`` does not fit.
 
         Returns:
-            The key of this process, and the events.
+            The key of this process, its id, and the events.
         """
-        return self._process_key, self._log.events[first if process_key == self._process_key else 0 :]
+        new = self._log.events[first if process_key == self._process_key else 0 :]
+        return self._process_key, os.getpid(), new
 
     @ray.method(concurrency_group="ctl")
     def pid(self) -> int:

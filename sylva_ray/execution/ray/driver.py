@@ -6,8 +6,11 @@ Nothing is written to the run folder before the cluster has been checked.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
+import os
+import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -142,7 +145,8 @@ def run_on_ray(
     coordinator = _start_coordinator(assignment.folder, prepared.config.cluster.connect_timeout_s)
     try:
         ray.get(coordinator.pid.remote(), timeout=STARTUP_TIMEOUT_S)
-        return _follow(coordinator, coordinator.run.remote(assignment), observer)
+        hang_timeout_s = prepared.config.cluster.hang_timeout_s
+        return _follow(coordinator, coordinator.run.remote(assignment), observer, hang_timeout_s)
     except GetTimeoutError as error:
         raise RunError(f"the coordinator did not start within {STARTUP_TIMEOUT_S:g} s") from error
     except RayTaskError as error:
@@ -224,11 +228,14 @@ def _start_coordinator(folder: RunFolder, timeout_s: float) -> ActorHandle[Any]:
             return coordinator
 
 
-def _follow(coordinator: ActorHandle[Any], result: ray.ObjectRef[Summary], observer: Observer) -> Summary:
-    """Wait for the summary and pass the events on."""
+def _follow(
+    coordinator: ActorHandle[Any], result: ray.ObjectRef[Summary], observer: Observer, hang_timeout_s: float
+) -> Summary:
+    """Wait for the summary and pass the events on; end a coordinator that hangs, so that Ray restarts it."""
     events = _EventStream(coordinator, observer)
     while not ray.wait([result], timeout=POLL_S)[0]:
         events.poll(timeout_s=0)
+        events.end_if_hung(hang_timeout_s)
     for _ in range(2):  # the request that is pending, and one for what happened since
         events.poll(FINAL_EVENTS_TIMEOUT_S)
     return ray.get(result)
@@ -245,7 +252,9 @@ class _EventStream:
     def __init__(self, coordinator: ActorHandle[Any], observer: Observer) -> None:
         self._coordinator, self._observer = coordinator, observer
         self._process_key, self._num_seen = "", 0
-        self._request: ray.ObjectRef[tuple[str, list[Event]]] | None = None
+        self._process: int | None = None
+        self._answered = time.monotonic()
+        self._request: ray.ObjectRef[tuple[str, int, list[Event]]] | None = None
 
     def poll(self, timeout_s: float) -> None:
         """Pass on new events if the answer arrives within ``timeout_s`` seconds; during a restart it does not."""
@@ -256,7 +265,8 @@ class _EventStream:
             return
         self._request = None
         try:
-            process_key, events = ray.get(request)
+            process_key, self._process, events = ray.get(request)
+            self._answered = time.monotonic()
         except RayError:  # the coordinator is lost; the result of `run` says why
             return
         if process_key != self._process_key:
@@ -267,3 +277,12 @@ class _EventStream:
         self._num_seen += len(events)
         for event in events:
             dispatch(self._observer, event)
+
+    def end_if_hung(self, timeout_s: float) -> None:
+        """Kill the coordinator's process, which runs on this machine, if it did not answer for ``timeout_s`` seconds."""
+        if self._process is None or time.monotonic() - self._answered <= timeout_s:
+            return
+        self._observer.on_notice(Notice(f"the coordinator gave no sign of life for {timeout_s:.0f} s and is restarted"))
+        with contextlib.suppress(ProcessLookupError):  # it has just been restarted
+            os.kill(self._process, signal.SIGKILL)
+        self._process, self._answered = None, time.monotonic()

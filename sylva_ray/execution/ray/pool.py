@@ -6,15 +6,19 @@
                                 ▲            │
                                 └── lost ◄───┘  a new actor replaces it, the task goes to the front
 
-`RayPool.run` waits until an actor answers, is lost or has started, or until the deadline. Any actor can run any task,
-and every random number depends on its purpose alone: results are bit-identical for any number of actors and after
-failures.
+`RayPool.run` waits until an actor answers, is lost or has started, or until the deadline. An actor that hangs is lost,
+too: one whose process does not answer (it was stopped, or its machine is out of memory), or whose task takes much longer
+than others of its kind did. Any actor can run any task, and every random number depends on its purpose alone: results
+are bit-identical for any number of actors and after failures.
 """
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
+import os
+import signal
 import time
 from collections import Counter, deque
 from collections.abc import Sequence
@@ -40,6 +44,12 @@ from sylva_ray.federation.pool import OnDone
 from sylva_ray.federation.tasks import CohortTask
 from sylva_ray.provisioning.placement import gpu_bundles
 
+CHECK_INTERVAL_S = 5.0
+"""Seconds between two questions whether busy actors are alive."""
+
+MIN_TASK_SECONDS, TASK_PATIENCE = 600.0, 30
+"""A task may take so many seconds, or so many times what the slowest earlier task of its kind took."""
+
 STATUS_INTERVAL_S = 15.0
 """Seconds between two notices while no actor has started: a cloud node needs minutes, an actor ten seconds."""
 
@@ -55,18 +65,50 @@ class _Slot:
         actor: the handle.
         pending: what it is busy with, its start or the task ``job``; None: it is free.
         node: id of its node; None: it has not started yet.
+        process: its process id there; None: it has not started yet.
         job: number of its task; None: it has none.
+        busy_since: when it got its task.
+        answered: when its process last gave a sign of life.
+        ping: the question that its process has not answered yet; None: there is none.
     """
 
     actor: ActorHandle[Any]
     pending: ray.ObjectRef[Any] | None
     node: str | None = None
+    process: int | None = None
     job: int | None = None
+    busy_since: float = 0.0
+    answered: float = 0.0
+    ping: ray.ObjectRef[int] | None = None
 
     @property
     def has_started(self) -> bool:
         """Whether the actor takes tasks."""
         return self.node is not None
+
+
+@dataclass(frozen=True)
+class _Loss:
+    """Why an actor was lost.
+
+    Attributes:
+        reason: in words.
+        with_node: whether a machine was lost, not only a process.
+        is_hopeless: whether another actor would be lost in the same way.
+    """
+
+    reason: str
+    with_node: bool = False
+    is_hopeless: bool = False
+
+    @classmethod
+    def from_error(cls, slot: _Slot, error: RayError) -> _Loss:
+        """Return the loss that Ray reports. It notices a lost connection seconds before a lost node."""
+        with_node = isinstance(error, ActorUnavailableError | NodeDiedError)
+        with_node |= isinstance(error, RayActorError) and error.preempted
+        with_node |= slot.node is not None and slot.node not in {node["NodeID"] for node in live_nodes()}
+        is_hopeless = isinstance(error, RayActorError) and error.actor_init_failed
+        return cls(str(error).strip().splitlines()[-1], with_node, is_hopeless)
 
 
 class _Batch:
@@ -129,6 +171,7 @@ class RayPool:
         # a group for each: a bundle that has to wait for a node from an autoscaler does not delay the others
         self._groups = [placement_group([bundle]) for bundle in bundles]
         self._failed_starts: Counter[tuple[int, bool]] = Counter()  # {(slot, whether its node was lost): times}
+        self._slowest: dict[type[CohortTask], float] = {}  # seconds of the slowest finished task of each kind
         self._slots: list[_Slot | None] = [self._start(index) for index in range(num_actors)]
 
     def run(
@@ -146,12 +189,15 @@ class RayPool:
                 if deadline_s is not None and deadline == math.inf and any_started:
                     deadline = time.monotonic() + deadline_s
                 self._dispatch(batch)
-                answered = self._wait(min(deadline - time.monotonic(), math.inf if any_started else STATUS_INTERVAL_S))
+                interval = CHECK_INTERVAL_S if any_started else STATUS_INTERVAL_S
+                answered = self._wait(min(deadline - time.monotonic(), interval))
                 if answered is not None:
                     self._collect(answered, batch)
                 elif time.monotonic() >= deadline:
                     self._abandon_running(restart=True)
                     break
+                elif any_started:
+                    self._replace_hung(batch)
                 else:
                     self._report_waiting(time.monotonic() - last_started)
         except BaseException:
@@ -174,6 +220,8 @@ class RayPool:
             if batch.queue and slot.has_started and slot.pending is None:
                 slot.job = batch.queue.popleft()
                 slot.pending = slot.actor.run.remote(ray.put(batch.tasks[slot.job]))
+                slot.busy_since = slot.answered = time.monotonic()
+                slot.ping = None
 
     def _wait(self, timeout_s: float) -> int | None:
         """Return a slot whose pending work has ended, successfully or not; None after ``timeout_s`` seconds."""
@@ -195,18 +243,51 @@ class RayPool:
             slot.pending = slot.job = None
             raise RunError(f"{where}: {type(error.cause).__name__}: {error.cause}") from error
         except RayError as error:  # the actor, its node or its result is lost
-            self._replace(index, where, batch, error)
+            self._replace(index, where, batch, _Loss.from_error(slot, error))
             return
         slot.pending = slot.job = None
         if job is None:
-            slot.node = answer
+            slot.node, slot.process = answer
             self._failed_starts.pop((index, False), None)
             self._failed_starts.pop((index, True), None)
         else:
             # Ray's arrays are read-only views, which would keep the result in the object store
             batch.finish(job, copy.deepcopy(answer))
+            kind, seconds = type(batch.tasks[job]), time.monotonic() - slot.busy_since
+            self._slowest[kind] = max(seconds, self._slowest.get(kind, 0.0))
 
-    def _replace(self, index: int, where: str, batch: _Batch, error: RayError) -> None:
+    def _replace_hung(self, batch: _Batch) -> None:
+        """Ask the busy actors for a sign of life, and replace those that hang.
+
+        Raises:
+            RunError: as `_replace`.
+        """
+        now = time.monotonic()
+        for index, slot in enumerate(self._slots):
+            if slot is None or slot.job is None:
+                continue
+            if slot.ping is not None and ray.wait([slot.ping], timeout=0)[0]:
+                slot.ping, slot.answered = None, now  # also if it is lost: `_collect` hears of that
+            if slot.ping is None:
+                slot.ping = slot.actor.pid.remote()
+            task = batch.tasks[slot.job]
+            if now - slot.answered > self._section.hang_timeout_s:
+                reason = f"its process gave no sign of life for {now - slot.answered:.0f} s"
+            elif now - slot.busy_since > self._task_deadline_s(task):
+                reason = f"its task took longer than {self._task_deadline_s(task):g} s (cluster.task_deadline_s)"
+            else:
+                continue
+            _kill_process(slot)
+            self._replace(index, task.where, batch, _Loss(reason))
+
+    def _task_deadline_s(self, task: CohortTask) -> float:
+        """Return how long a task may take; without a setting, for ever until one of its kind has finished."""
+        if self._section.task_deadline_s is not None:
+            return self._section.task_deadline_s
+        slowest = self._slowest.get(type(task))
+        return math.inf if slowest is None else max(MIN_TASK_SECONDS, TASK_PATIENCE * slowest)
+
+    def _replace(self, index: int, where: str, batch: _Batch, loss: _Loss) -> None:
         """Start a new actor in a slot whose actor was lost; its task, if it had one, goes to the front of the queue.
 
         Raises:
@@ -215,13 +296,10 @@ class RayPool:
         slot = self._slots[index]
         assert slot is not None
         self._stop_actor(index)
-        with_node = _lost_with_its_node(slot, error)
-        num_losses = self._count_loss(index, slot.job, with_node, batch)
-        max_losses = MAX_NODE_LOSSES if with_node else self._section.max_task_retries
-        is_hopeless = isinstance(error, RayActorError) and error.actor_init_failed
-        if num_losses > max_losses or is_hopeless:
-            reason = str(error).strip().splitlines()[-1]
-            raise RunError(f"{where}: the client actor was lost {num_losses} time(s), the last time: {reason}")
+        num_losses = self._count_loss(index, slot.job, loss.with_node, batch)
+        max_losses = MAX_NODE_LOSSES if loss.with_node else self._section.max_task_retries
+        if num_losses > max_losses or loss.is_hopeless:
+            raise RunError(f"{where}: the client actor was lost {num_losses} time(s), the last time: {loss.reason}")
         if slot.job is not None:
             batch.queue.appendleft(slot.job)
             self._observer.on_notice(Notice(f"a worker was lost during {where}; its clients run again elsewhere"))
@@ -282,10 +360,8 @@ class RayPool:
                 self._slots[index] = self._start(index) if restart else None
 
 
-def _lost_with_its_node(slot: _Slot, error: RayError) -> bool:
-    """Return whether a machine was lost, not only a process. Ray notices the connection seconds before the node."""
-    if isinstance(error, ActorUnavailableError | NodeDiedError):
-        return True
-    if isinstance(error, RayActorError) and error.preempted:
-        return True
-    return slot.node is not None and slot.node not in {node["NodeID"] for node in live_nodes()}
+def _kill_process(slot: _Slot) -> None:
+    """Kill an actor's process on this machine; a stopped process does not hear Ray, which kills the others."""
+    if slot.process is not None and slot.node == ray.get_runtime_context().get_node_id():
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(slot.process, signal.SIGKILL)

@@ -27,6 +27,10 @@ from sylva_ray.provisioning.placement import check_resources, largest_cluster
 
 NAMESPACE = "sylva_ray"
 
+GCS_TIMEOUT_S = "15"
+"""Seconds after which Ray's processes on this machine end, once its control service (GCS) has been lost. On a cluster Ray's
+default (60) stays, in which a head may restart it."""
+
 
 @contextmanager
 def ray_session(section: ClusterSection) -> Iterator[None]:
@@ -55,10 +59,11 @@ def _connect(section: ClusterSection) -> None:
     # workers' output would disturb the live display; their errors arrive as exceptions
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "namespace": NAMESPACE}
     if section.address is None:
+        os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", GCS_TIMEOUT_S)
         try:
             ray.init(address="local", include_dashboard=False, **quiet)
-        except (RuntimeError, OSError, TimeoutError) as error:
-            raise RunError(f"Ray does not start on this machine: {error}") from error
+        except Exception as error:  # Ray raises errors of many types, e.g. if one of its processes is killed meanwhile
+            raise RunError(f"Ray does not start on this machine: {_last_line(str(error))}") from error
         return
     require_reachable(section.address, section.connect_timeout_s)
     try:
