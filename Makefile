@@ -17,7 +17,7 @@ define REQUIRE_PYTHON
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast test-slow witness check format docs fuzz bench ledger ledger-smoke dist clean
+.PHONY: help setup demo test test-fast test-slow witness check format docs fuzz chaos bench ledger ledger-smoke dist clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -47,6 +47,9 @@ test-slow: $(READY) ## run the tests that kill processes or train for longer
 
 fuzz: $(READY) ## feed every reader with wrong files and settings for 30 minutes
 	HYPOTHESIS_PROFILE=long $(BIN)/python -m pytest -q tests/fuzz
+
+chaos: $(READY) ## kill 50 runs in every way and resume them (about half an hour)
+	$(BIN)/python scripts/chaos.py
 
 witness: $(READY) ## somebody else's attack on exported adapters, in a process that imports nothing of ours
 	$(BIN)/python -m pytest -q tests/test_witness.py -k 'not pyautoattack'

@@ -75,6 +75,12 @@ def test_merging(run_here: Callable[..., str]) -> None:
 
 
 @pytest.mark.slow
+def test_chaos(tmp_path: Path) -> None:
+    lines = run("scripts/chaos.py", "--faults", 2, "--only", "kill,torn", "--folder", tmp_path / "runs").splitlines()
+    assert [line.split()[0] for line in lines] == ["survived", "survived", "2"]
+
+
+@pytest.mark.slow
 def test_sizing() -> None:
     assert run("benchmarks/sizing.py", "--cohorts", 1).splitlines()[-1].startswith("| 1 | ")
 
