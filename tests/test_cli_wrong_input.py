@@ -74,7 +74,7 @@ CASES = {
         (*RUN, "training.clients_per_round=9"),
         ["training.clients_per_round = 9", "at most partition.num_clients, 3"],
     ),
-    "no such protocol": ((*RUN, "--out", "s4://bucket/run"), ["run folder", "s4://bucket/run", "not a URL"]),
+    "no such protocol": ((*RUN, "--out", "s4://bucket/run"), ["--out", "s4://bucket/run", "not a URL", "s3"]),
     "no such cluster file": (("cluster", "check", "nowhere.yaml"), ["nowhere.yaml", "no such file"]),
     "no cluster file": (("cluster", "check", "good.yaml"), ["cluster_name", "good.yaml", "missing"]),
     "an override of nothing": (("cluster", "check", "good.yaml", "seed=1"), ["override", "seed=1", "--config"]),

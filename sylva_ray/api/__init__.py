@@ -17,7 +17,18 @@ them.
 from __future__ import annotations
 
 from sylva_ray.api.results import compare, evaluate, report, track
-from sylva_ray.api.runs import Config, LoadedRun, export, load_config, load_run, repair, resume, run, sweep
+from sylva_ray.api.runs import (
+    Config,
+    LoadedRun,
+    export,
+    is_run_folder,
+    load_config,
+    load_run,
+    repair,
+    resume,
+    run,
+    sweep,
+)
 from sylva_ray.api.tools import check_cluster, pretrain, traffic
 from sylva_ray.core.errors import RunError, UserError
 
@@ -30,6 +41,7 @@ __all__ = [
     "compare",
     "evaluate",
     "export",
+    "is_run_folder",
     "load_config",
     "load_run",
     "pretrain",

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 from sylva_ray.api.arguments import check_show, check_texts
 from sylva_ray.config.experiment import ExperimentConfig
 from sylva_ray.core.errors import RunError, UserError
+from sylva_ray.core.locations import output_path
 from sylva_ray.core.own_code import importing_from
 from sylva_ray.core.resumable import resumable
 from sylva_ray.core.text import Show
-from sylva_ray.storage.atomic import check_target
 
 if TYPE_CHECKING:
     from sylva_ray.core.evaluation import Evaluation
@@ -74,8 +74,7 @@ def evaluate(  # noqa: PLR0913  # a keyword for each option of the command
 
     from sylva_ray.evaluation.request import Extras, build_request, check_options
 
-    out = None if out is None else Path(out)
-    check_target("--out", out)
+    out = None if out is None else output_path("--out", out, "file")
     budget = None if epsilon is None else str(epsilon)
     check_options(attacks, suite, budget, certify)
 
@@ -146,8 +145,7 @@ def compare(
     from sylva_ray.reports.terminal import print_lines, wide_console
     from sylva_ray.storage.remote_copy import run_folder_at
 
-    targets = [Path(target) for target in out]
-    check_targets(targets)
+    targets = check_targets(out)
     with ExitStack() as stack:
         local = [str(stack.enter_context(run_folder_at(str(source), "read"))[0]) for source in sources]
         summaries, left_out = load_runs(local, uri)

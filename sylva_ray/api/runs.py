@@ -17,6 +17,7 @@ from sylva_ray.config.experiment import (
 from sylva_ray.config.experiment import load_config as load_config_file
 from sylva_ray.config.schema import build, overridden
 from sylva_ray.core.errors import UserError
+from sylva_ray.core.locations import is_url, local_path, output_path, run_location
 from sylva_ray.core.own_code import import_options, importing_from
 from sylva_ray.core.resumable import resumable
 from sylva_ray.core.text import Show
@@ -79,9 +80,8 @@ def load_config(config: Config, overrides: Sequence[str] = ()) -> ExperimentConf
         raise UserError(
             "config", str(config), "is a URL, which only `resume` takes; give a YAML file or a local folder"
         )
-    if Path(config).is_dir():
-        return load_run_config(Path(config), overrides)
-    return load_config_file(config, overrides)
+    path = local_path("CONFIG", config)
+    return load_run_config(path, overrides) if path.is_dir() else load_config_file(path, overrides)
 
 
 def run(
@@ -114,7 +114,7 @@ def run(
     check_show(show)
     experiment = load_config(config, overrides)
     with importing_from(imports):
-        where = str(out or _new_folder(experiment.name))
+        where = _new_folder(experiment.name) if out is None else run_location("--out", out)
         return _run_in_folder(where, experiment, (), "start", show, observer=observer)
 
 
@@ -152,7 +152,7 @@ def resume(
     check_texts("overrides", overrides)
     experiment = None if config is None else load_config(config, overrides)
     with importing_from(imports):
-        return _run_in_folder(str(run), experiment, overrides, "resume", show, allow_changed, observer)
+        return _run_in_folder(run_location("RUN", run), experiment, overrides, "resume", show, allow_changed, observer)
 
 
 def _run_in_folder(
@@ -261,23 +261,21 @@ def _run_sweep(
     from sylva_ray.sweeps.folder import SweepFolder
     from sylva_ray.sweeps.space import load_space
 
-    for name, place in (("SPACE", space), ("--out", out)):
-        if place is not None and ":/" in str(place):
-            raise UserError(name, str(place), "is a URL: a sweep's folder is a local or mounted one")
-    if Path(space).is_dir():
+    path, out = local_path("SPACE", space), None if out is None else local_path("--out", out)
+    if path.is_dir():
         if overrides or not resume:
             fix = "is a folder: add --resume, without overrides, to go on with its sweep"
             raise UserError("SPACE", str(space), fix)
-        loaded, out = SweepFolder(Path(space)).load(), out or space
+        loaded, out = SweepFolder(path).load(), path if out is None else out
     else:
-        loaded = load_space(Path(space), overrides)
+        loaded = load_space(path, overrides)
     if resume and out is None:
         raise UserError("--resume", str(space), "needs --out DIR (or the sweep's folder in place of SPACE)")
 
     from sylva_ray.sweeps.check import check_sweep
     from sylva_ray.sweeps.terminal import SweepDisplay, sweep_lines, sweep_table
 
-    sweep_dir = Path(out or _new_folder(loaded.name))
+    sweep_dir = output_path("--out", _new_folder(loaded.name) if out is None else out, "folder")
     loaded = check_sweep(loaded, sweep_dir, resume)
 
     from sylva_ray.sweeps.ray_tune import run_checked_sweep  # Ray: after what needs no cluster
@@ -363,7 +361,7 @@ def export(
 
     from sylva_ray.models.export import export_clients  # PyTorch: after what needs no model
 
-    return export_clients(loaded.config, loaded.states, chosen, Path(to), merged, changed)
+    return export_clients(loaded.config, loaded.states, chosen, output_path("--to", to, "folder"), merged, changed)
 
 
 def _changed_backbone(run: str | Path, loaded: LoadedRun, allow_changed: bool) -> Sequence[str]:
@@ -383,9 +381,19 @@ def _changed_backbone(run: str | Path, loaded: LoadedRun, allow_changed: bool) -
     return check.changed
 
 
-def _new_folder(name: str) -> Path:
+def is_run_folder(where: str | Path) -> bool:
+    """Return whether a text names a folder or a URL, where a run may be, and not a file such as a configuration.
+
+    Raises:
+        UserError: it is neither a path nor a URL.
+    """
+    text = str(where)
+    return is_url(text) or local_path("CONFIG", text).is_dir()
+
+
+def _new_folder(name: str) -> str:
     """Return a new folder in ``runs/``, named by the time."""
-    return Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
+    return f"runs/{name}-{datetime.now():%Y%m%d-%H%M%S}"
 
 
 def _copied(tree: Any) -> Any:

@@ -14,9 +14,9 @@ from sylva_ray.config.experiment import (
 )
 from sylva_ray.config.schema import build
 from sylva_ray.core.errors import UserError
+from sylva_ray.core.locations import local_path, output_path
 from sylva_ray.core.own_code import importing_from
 from sylva_ray.core.text import Show
-from sylva_ray.storage.atomic import check_target
 
 if TYPE_CHECKING:
     from sylva_ray.reports.traffic import TrafficRow
@@ -62,7 +62,7 @@ def pretrain(
 
     return trainer.pretrain(
         settings,
-        Path(out),
+        output_path("--out", out, "folder"),
         resume,
         lambda record: print_lines(console, [event_line(asdict(record))]),
         lambda text: print_lines(console, [text]),
@@ -107,8 +107,7 @@ def traffic(  # noqa: PLR0913  # a keyword for each option of the command
     ranks = ranks or [lora.rank]
     for rank in ranks:
         build(LoraSection, {"rank": rank}, "lora")
-    csv = None if csv is None else Path(csv)
-    check_target("--csv", csv)
+    csv = None if csv is None else output_path("--csv", csv, "file")
 
     from sylva_ray.algorithms.registry import create_algorithm
 
@@ -162,7 +161,7 @@ def check_cluster(
     from sylva_ray.provisioning.launcher_file import load_launcher_file
 
     launcher = RayLauncher()
-    loaded = load_launcher_file(Path(file), launcher)
+    loaded = load_launcher_file(local_path("file", file), launcher)
     lines = file_lines(loaded)
     if config is not None:
         with importing_from(imports):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -29,7 +28,7 @@ def traffic(
     num_clients: Annotated[
         int, typer.Option(metavar="N", min=1, help="Clients, for methods whose download grows with them.")
     ] = 10,
-    csv: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write the table to this CSV file.")] = None,
+    csv: Annotated[str | None, typer.Option(metavar="FILE", help="Also write the table to this CSV file.")] = None,
     imports: Imports = None,
 ) -> None:
     """Print the traffic of every method.

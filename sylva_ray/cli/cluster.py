@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -21,10 +20,10 @@ def commands(context: typer.Context) -> None:
 
 @cluster.command()
 def check(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="A cluster.yaml for `ray up`.")],
+    file: Annotated[str, typer.Argument(metavar="FILE", help="A cluster.yaml for `ray up`.")],
     overrides: Overrides = None,
     config: Annotated[
-        Path | None,
+        str | None,
         typer.Option(metavar="CONFIG", help="Also list the resources that a run of this configuration requests."),
     ] = None,
     imports: Imports = None,

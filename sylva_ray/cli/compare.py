@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -17,7 +16,7 @@ def compare(
         ),
     ],
     out: Annotated[
-        list[Path] | None,
+        list[str] | None,
         typer.Option(metavar="FILE", help="Also write a .html, .csv or .md file. Can be given several times."),
     ] = None,
     uri: Annotated[

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -49,7 +48,7 @@ def evaluate(
     allow_changed: AllowChanged = False,
     imports: Imports = None,
     out: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="File of results (default: RUN/evaluation.json).")
+        str | None, typer.Option(metavar="FILE", help="File of results (default: RUN/evaluation.json).")
     ] = None,
 ) -> None:
     """Attack the models of a finished run.

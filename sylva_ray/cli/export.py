@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -12,7 +11,7 @@ from sylva_ray.cli.arguments import AllowChanged, RunFolder
 
 def export(
     run: RunFolder,
-    to: Annotated[Path, typer.Option(metavar="FOLDER", help="Output folder; adapters are in FOLDER/client_000, ...")],
+    to: Annotated[str, typer.Option(metavar="FOLDER", help="Output folder; adapters are in FOLDER/client_000, ...")],
     client: Annotated[str, typer.Option(metavar="NUMBER", help="Number of a client, from 0, or all.")] = "all",
     merged: Annotated[bool, typer.Option("--merged", help="Also write the whole model with merged adapter.")] = False,
     allow_changed: AllowChanged = False,

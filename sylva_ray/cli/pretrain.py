@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -12,12 +11,12 @@ from sylva_ray.cli.arguments import Overrides
 
 def pretrain(
     config: Annotated[
-        Path, typer.Argument(metavar="CONFIG", help="A YAML file, e.g. configs/pretrain_tiny_imagenet.yaml.")
+        str, typer.Argument(metavar="CONFIG", help="A YAML file, e.g. configs/pretrain_tiny_imagenet.yaml.")
     ],
     overrides: Overrides = None,
-    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder for checkpoints, log and result.")] = Path(
-        "runs/pretrain"
-    ),
+    out: Annotated[
+        str, typer.Option(metavar="FOLDER", help="Folder for checkpoints, log and result.")
+    ] = "runs/pretrain",
     resume: Annotated[bool, typer.Option("--resume", help="Continue from the newest checkpoint in --out.")] = False,
 ) -> None:
     """Pretrain a backbone on labelled images."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
@@ -30,7 +29,7 @@ def run(
 
     imports = imports or []
     show: Literal["progress", "result"] = "result" if quiet else "progress"
-    is_run = "://" in config or Path(config).is_dir()
+    is_run = api.is_run_folder(config)
     if allow_changed and not resume:
         raise UserError("--allow-changed", config, "has no effect on a new run: use it with --resume")
     if not resume:

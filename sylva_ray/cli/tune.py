@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
@@ -11,9 +10,9 @@ from sylva_ray.cli.arguments import AllowChanged, Imports, Overrides, Quiet
 
 
 def tune(
-    space: Annotated[Path, typer.Argument(metavar="SPACE", help="A YAML file; with --resume, the folder of a sweep.")],
+    space: Annotated[str, typer.Argument(metavar="SPACE", help="A YAML file; with --resume, the folder of a sweep.")],
     overrides: Overrides = None,
-    out: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Sweep folder (default: runs/NAME-TIME).")] = None,
+    out: Annotated[str | None, typer.Option(metavar="FOLDER", help="Sweep folder (default: runs/NAME-TIME).")] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue a sweep: run the trials that have not finished.")
     ] = False,

@@ -7,9 +7,9 @@ be written as fractions: 8/255.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
@@ -17,6 +17,7 @@ from sylva_ray.attacks.pgd import PgdAttack, default_step_size
 from sylva_ray.config.attacks import EvaluationAttack
 from sylva_ray.config.schema import RawConfig, build, flatten, read_overridden
 from sylva_ray.core.bounds import MAX_COUNT
+from sylva_ray.core.locations import StoredPath, stored_path
 from sylva_ray.core.sections import Count, Lines, Name, PixelUnits, PlainValue, Seconds, Section, Seed, conflict
 from sylva_ray.core.types import AttackSpec
 from sylva_ray.core.yaml import to_yaml
@@ -38,11 +39,23 @@ class AlgorithmSection(Section):
         return dict(self.model_extra or {})
 
 
+def stored_dataset(name: str) -> str:
+    """Return the name of a data set, with the path in it as `stored_path` returns it.
+
+    Raises:
+        ValueError: the path is not one.
+    """
+    kind, _, path = name.partition(":")
+    return f"{kind}:{stored_path(path)}" if path and kind in ("imagefolder", "parquet") else name
+
+
 class DatasetSection(Section):
     """The data set: digits, cifar10, cifar100, stl10, gtsrb, ``imagefolder:PATH`` or ``parquet:PATH``."""
 
     name: str = "digits"
-    root: str = Field("~/.cache/sylva_ray/datasets", description="folder of the data sets that torchvision downloads")
+    root: StoredPath = Field(
+        "~/.cache/sylva_ray/datasets", description="folder of the data sets that torchvision downloads"
+    )
     max_train: int | None = Field(None, ge=1, description="use a random, class-balanced subset of the training images")
     max_test: int | None = Field(None, ge=1, description="the same for the images from which test sets are drawn")
     test_pool: Literal["test", "train"] = Field(
@@ -50,6 +63,11 @@ class DatasetSection(Section):
     )
     label: str | None = Field(None, description="column of the labels in parquet files; None: found by rule")
     image: str | None = Field(None, description="column of the images in parquet files; None: found by rule")
+
+    @field_validator("name")
+    @classmethod
+    def _store_path(cls, name: str) -> str:
+        return stored_dataset(name)
 
     @field_validator("label", "image")
     @classmethod
@@ -81,7 +99,7 @@ class BackboneSection(Section):
 
     name: str = OFFLINE_BACKBONE
     pretrained: bool = False
-    checkpoint: str | None = Field(None, description="safetensors file of the timm model's state_dict")
+    checkpoint: StoredPath | None = Field(None, description="safetensors file of the timm model's state_dict")
     image_size: int | None = Field(
         None, ge=8, le=4096, description="side of the input in pixels; None: that of the model"
     )
@@ -226,7 +244,7 @@ class ClusterSection(Section):
 
     pool: Literal["ray", "in_process"] = "ray"
     address: str | None = Field(None, description="None: start Ray on this machine; else host:port, or `auto`")
-    launcher: str | None = Field(
+    launcher: StoredPath | None = Field(
         None,
         description="cluster.yaml of the autoscaler; None: the one of this head node, if any",
     )
@@ -300,12 +318,42 @@ class ExperimentConfig(Section):
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> ExperimentConfig:
-    """Read a YAML file and apply ``KEY=VALUE`` overrides. Paths in the file are not changed.
+    """Read a YAML file and apply ``KEY=VALUE`` overrides. Relative paths in it start in the current directory.
 
     Raises:
         UserError: the file is missing or malformed, a key is unknown, or a value has a wrong type or is out of range.
     """
     return build(ExperimentConfig, read_overridden(path, overrides))
+
+
+PATHS: dict[str, Callable[[str], str]] = {
+    "dataset.name": stored_dataset,
+    "dataset.root": stored_path,
+    "backbone.checkpoint": stored_path,
+    "algorithm.teacher.checkpoint": stored_path,
+    "cluster.launcher": stored_path,
+}
+"""Settings that are or contain a path, and how it becomes an absolute one."""
+
+
+def with_stored_paths(tree: Any, key: str = "") -> Any:
+    """Return settings that are not checked yet with absolute paths; what is no path stays as it is.
+
+    Args:
+        tree: settings, sections in each other.
+        key: dotted, of ``tree`` itself; empty: it is a whole experiment.
+    """
+    if isinstance(tree, Mapping):
+        return {
+            name: with_stored_paths(value, key if key in PATHS else f"{key}.{name}".strip("."))
+            for name, value in tree.items()
+        }
+    if isinstance(tree, list):
+        return [with_stored_paths(value, key) for value in tree]
+    try:
+        return PATHS[key](tree) if isinstance(tree, str) and key in PATHS else tree
+    except ValueError:  # the check of the experiment says what is wrong
+        return tree
 
 
 CONFIG = "config.yaml"

@@ -18,6 +18,7 @@ from pydantic_core import ErrorDetails
 from sylva_ray.core.bounds import MAX_DEPTH
 from sylva_ray.core.errors import UserError
 from sylva_ray.core.files import read_text_file
+from sylva_ray.core.locations import local_path
 from sylva_ray.core.sections import CONFLICT, Section
 from sylva_ray.core.text import did_you_mean, split_assignment
 from sylva_ray.core.yaml import EmptyYamlError, YamlError, parse_scalar, parse_yaml
@@ -55,7 +56,7 @@ def read_yaml(path: str | Path) -> RawConfig:
         UserError: the file does not exist or cannot be read, is empty, is not valid YAML (see `sylva_ray.core.yaml`), or is
             not a mapping.
     """
-    text = read_text_file(Path(path), "no such file; example configurations are in configs/")
+    text = read_text_file(local_path("file", path), "no such file; example configurations are in configs/")
     try:
         raw = parse_yaml(text)
     except EmptyYamlError:

@@ -25,6 +25,7 @@ from pathlib import Path
 from types import ModuleType
 
 from sylva_ray.core.errors import UserError
+from sylva_ray.core.locations import local_path
 
 _allowed: list[str] = []
 
@@ -57,10 +58,11 @@ def allow(directories: Sequence[str | Path]) -> None:
     """
     if isinstance(directories, str | Path):
         raise UserError("imports", directories, f"must be a list: [{str(directories)!r}]")
-    for directory in directories:
-        if not os.path.isdir(directory):
-            raise UserError("--import", str(directory), "is not a directory")
-    for path in map(os.path.abspath, directories):
+    paths = [local_path("--import", directory) for directory in directories]
+    for path in paths:
+        if not path.is_dir():
+            raise UserError("--import", str(path), "is not a directory")
+    for path in map(os.path.abspath, paths):
         if path not in _allowed:
             _allowed.append(path)
         if path not in sys.path:  # for what the module itself imports; last, so that nothing installed is hidden

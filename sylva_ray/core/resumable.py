@@ -72,7 +72,9 @@ class _LastWords:
     SCRIPT = '[ "$(cat)" = cancelled ] || { [ -e "$1" ] && echo "$2" >&2; }'
 
     def __init__(self, marker: Path, instruction: str) -> None:
-        text = f"sylva-ray: ended without a message: it was killed, or Ray lost a service of this machine. {instruction}"
+        text = (
+            f"sylva-ray: ended without a message: it was killed, or Ray lost a service of this machine. {instruction}"
+        )
         self._process = subprocess.Popen(
             ["/bin/sh", "-c", self.SCRIPT, "sh", str(marker), text],
             stdin=subprocess.PIPE,

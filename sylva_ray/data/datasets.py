@@ -15,6 +15,7 @@ from PIL import Image
 
 from sylva_ray.config.experiment import DatasetSection
 from sylva_ray.core.errors import UserError
+from sylva_ray.core.locations import local_path
 from sylva_ray.core.seeding import numpy_generator
 from sylva_ray.core.text import one_line
 from sylva_ray.core.types import Split
@@ -178,7 +179,7 @@ def _read(section: DatasetSection) -> Sources:
     if section.name == "digits":
         return read_digits()
     if section.name in TORCHVISION:
-        return read_torchvision(section.name, Path(section.root).expanduser())
+        return read_torchvision(section.name, local_path("dataset.root", section.root))
     if kind == "imagefolder":
         return read_folder(_existing(section.name, path))
     if kind == "parquet":
@@ -190,10 +191,12 @@ def _read(section: DatasetSection) -> Sources:
 
 
 def _existing(name: str, path: str) -> Path:
-    root = Path(path).expanduser()
-    if path and root.is_file():
+    if not path:
+        raise UserError("dataset.name", name, "no such folder")
+    root = local_path("dataset.name", path)
+    if root.is_file():
         raise UserError("dataset.name", name, f"is a file; name the folder that contains it, {root.parent}")
-    if not path or not root.is_dir():
+    if not root.is_dir():
         raise UserError("dataset.name", name, "no such folder")
     return root
 

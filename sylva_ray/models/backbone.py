@@ -24,6 +24,7 @@ from torch import nn
 
 from sylva_ray.config.experiment import OFFLINE_BACKBONE, BackboneSection
 from sylva_ray.core.errors import UserError
+from sylva_ray.core.locations import local_path
 from sylva_ray.core.types import stack_digest
 from sylva_ray.models.patches import project_patches
 
@@ -148,7 +149,7 @@ def create_backbone(
     if weights is not None:
         model.load_state_dict({name: torch.from_numpy(np.array(value)) for name, value in weights.items()})
     elif section.checkpoint is not None:
-        _load_checkpoint(backbone, Path(section.checkpoint).expanduser(), "backbone.checkpoint")
+        _load_checkpoint(backbone, local_path("backbone.checkpoint", section.checkpoint), "backbone.checkpoint")
     elif section.name == OFFLINE_BACKBONE:
         _load_checkpoint(backbone, OFFLINE_CHECKPOINT, "backbone.name")
     return backbone.eval()
@@ -163,7 +164,8 @@ def checkpoint_classes(section: BackboneSection) -> int | None:
     if section.checkpoint is None and section.name != OFFLINE_BACKBONE:
         known = timm.get_pretrained_cfg_value(section.name, "num_classes") if section.pretrained else None
         return int(known) if known else None
-    path = Path(section.checkpoint).expanduser() if section.checkpoint is not None else OFFLINE_CHECKPOINT
+    checkpoint = section.checkpoint
+    path = OFFLINE_CHECKPOINT if checkpoint is None else local_path("backbone.checkpoint", checkpoint)
     head = create_backbone(section, num_classes=2).head_name
     with safe_open(path, "pt") as file:
         name = f"{head}.bias"
@@ -227,6 +229,8 @@ def _architecture(section: BackboneSection, num_classes: int, pretrained: bool) 
 
 
 def _load_checkpoint(backbone: Backbone, path: Path, key: str) -> None:
+    if path.exists() and not path.is_file():  # to read a pipe might never end
+        raise UserError(key, str(path), "is a folder" if path.is_dir() else "is not a regular file")
     try:
         state = load_file(path)
     except FileNotFoundError:

@@ -16,11 +16,12 @@ from typing import Protocol
 
 from sylva_ray.config.schema import build, read_yaml
 from sylva_ray.core.errors import UserError
+from sylva_ray.core.locations import local_path
 from sylva_ray.provisioning.aws import NODE_CONFIG, aws_warnings, check_aws
 from sylva_ray.provisioning.kuberay import manifest_warnings, pod_groups, read_manifests
 from sylva_ray.provisioning.launcher_config import PROVIDER_KEYS, LauncherConfig, check_keys
 
-BOOTSTRAP = Path("~/ray_bootstrap_config.yaml")
+BOOTSTRAP = "~/ray_bootstrap_config.yaml"
 """Where `ray up` leaves the cluster file on the head that it makes."""
 
 FILL_IN = "FILL_IN"
@@ -152,7 +153,10 @@ def load_promised(path: Path) -> LauncherFile | None:
 
 def bootstrap_file() -> Path | None:
     """Return the file that made this machine the head of a cluster, or None."""
-    path = BOOTSTRAP.expanduser()
+    try:
+        path = local_path("cluster.launcher", BOOTSTRAP)
+    except UserError:  # the user has no home folder
+        return None
     return path if path.is_file() else None
 
 

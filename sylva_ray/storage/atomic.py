@@ -6,8 +6,6 @@ import json
 import os
 from pathlib import Path
 
-from sylva_ray.core.errors import UserError
-
 
 def draft_of(path: Path) -> Path:
     """Return the hidden file beside ``path`` that becomes it."""
@@ -70,17 +68,3 @@ def write_json(path: Path, content: object, durable: bool = False) -> Path:
 def json_text(content: object) -> str:
     """Return a JSON value as text, indented by one space."""
     return json.dumps(content, indent=1) + "\n"
-
-
-def check_target(key: str, path: Path | None) -> None:
-    """Check that a file can be created, before the work whose result it gets.
-
-    Args:
-        key: name of the setting, for the message.
-        path: the file; None is accepted.
-
-    Raises:
-        UserError: it is a folder, or its folder does not exist.
-    """
-    if path is not None and (path.is_dir() or not path.parent.is_dir()):
-        raise UserError(key, str(path), "is a folder" if path.is_dir() else "its folder does not exist")

@@ -22,6 +22,7 @@ from typing import Any, Literal, TypeVar
 from sylva_ray.config.experiment import CONFIG
 from sylva_ray.core.credentials import mask_credentials
 from sylva_ray.core.errors import RunError, UserError
+from sylva_ray.core.locations import is_url, local_path, output_path, run_location
 from sylva_ray.storage.claim import check_claim
 from sylva_ray.storage.lock import file_lock
 from sylva_ray.storage.manifest import MANIFEST, step_of
@@ -29,13 +30,8 @@ from sylva_ray.storage.run_folder import CHECKPOINTS, RECORDS, RunFolder
 
 T = TypeVar("T")
 
-CACHE = Path("~/.cache/sylva_ray/runs")
+CACHE = "~/.cache/sylva_ray/runs"
 """Where the local folders are."""
-
-
-def is_url(where: str) -> bool:
-    """Return whether the name of a run folder is a URL and not a path."""
-    return "://" in where
 
 
 class RemoteFolder:
@@ -52,7 +48,7 @@ class RemoteFolder:
     def __init__(self, url: str, local: Path | None = None) -> None:
         self.url = url.rstrip("/")
         digest = hashlib.sha256(self.url.encode()).hexdigest()[:12]
-        self.local = local or CACHE.expanduser() / f"{PurePosixPath(self.url).name}-{digest}"
+        self.local = local or local_path("run folder", CACHE) / f"{PurePosixPath(self.url).name}-{digest}"
         self._files, self._root = _filesystem(self.url)
         self._sent: dict[str, tuple[int, int]] = {}  # {name: (size, time of change)} of local files
         self._remote_sizes: dict[str, int] | None = None  # {name: bytes} at the URL; None: not listed yet
@@ -197,8 +193,9 @@ def run_folder_at(
         UserError: the URL cannot be used, holds no run, or is not free.
         RunError: the changes could not be sent.
     """
+    where = run_location("run folder", where)
     if not is_url(where):
-        folder = RunFolder(where)
+        folder = RunFolder(output_path("--out", where, "folder") if purpose == "start" else where)
         if purpose not in ("change", "repair"):
             yield folder, None
             return

@@ -17,6 +17,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -26,9 +27,10 @@ from typing import Any, Literal
 from pydantic import Field, JsonValue, field_validator, model_validator
 
 from sylva_ray.algorithms.registry import create_algorithm
-from sylva_ray.config.experiment import ClusterSection, ExperimentConfig
+from sylva_ray.config.experiment import ClusterSection, ExperimentConfig, with_stored_paths
 from sylva_ray.config.schema import build, parse_override, read_overridden, read_yaml, set_dotted
 from sylva_ray.core.errors import UserError
+from sylva_ray.core.locations import local_path
 from sylva_ray.core.sections import Count, Name, PixelUnits, PlainValue, Section, Seed, conflict, parse_fraction
 from sylva_ray.core.yaml import to_yaml
 from sylva_ray.preparation.resolve import resolve_trial
@@ -89,7 +91,8 @@ class Parameter(Section):
 
 def _canonical(value: Any) -> str:
     """Return the same text for two spellings of a value, e.g. 2 and 2.0, 4/255 and 0.0156..."""
-    value = parse_fraction(value)
+    with suppress(ValueError):  # a text with a slash may be a path
+        value = parse_fraction(value)
     return json.dumps(float(value) if isinstance(value, int) and not isinstance(value, bool) else value)
 
 
@@ -242,13 +245,17 @@ def load_space(path: Path, overrides: Sequence[str] = ()) -> Space:
     changes = [{key: value} for key, value in given.experiment]
     if raw.get("base") is not None:
         changes.append(experiment)
-        base = path.parent / str(raw["base"])
+        base = path.parent / local_path("base", str(raw["base"]))
         if not base.is_file():
             raise UserError("base", raw["base"], f"there is no such file beside {path}")
         experiment = _merge(read_yaml(base), experiment)
     for key, value in given.experiment:
         set_dotted(experiment, key, value)
-    space = resolved_space(raw | {"experiment": experiment, "parameters": parameters | given.parameters, "base": None})
+    parameters = {
+        str(key): with_stored_paths(values, str(key)) for key, values in (parameters | given.parameters).items()
+    }
+    changed = {"experiment": with_stored_paths(experiment), "parameters": parameters, "base": None}
+    space = resolved_space(raw | changed)
     for change in changes:
         _check_not_swept(space, change)
     return space

@@ -300,7 +300,7 @@ def test_two_columns_of_one_name_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("key", ["label", "image"])
-@pytest.mark.parametrize("name", ["digits", "cifar10", "imagefolder:here"])
+@pytest.mark.parametrize("name", ["digits", "cifar10", "imagefolder:/here"])
 def test_a_column_of_another_kind_of_data_set_is_refused(name: str, key: str) -> None:
     with pytest.raises(UserError, match=rf"^dataset\.{key} = 'my column': has no effect on {name}") as caught:
         build(ExperimentConfig, {"dataset": {"name": name, key: "my column"}})

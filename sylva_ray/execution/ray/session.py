@@ -15,13 +15,13 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import ray
 
 from sylva_ray.config.experiment import ClusterSection
 from sylva_ray.core.errors import RunError, UserError
+from sylva_ray.core.locations import local_path
 from sylva_ray.provisioning.launcher_file import LauncherFile, Resources, bootstrap_file, load_promised
 from sylva_ray.provisioning.placement import check_resources, largest_cluster
 
@@ -159,5 +159,5 @@ def promised_cluster(section: ClusterSection) -> LauncherFile | None:
     Raises:
         UserError: ``cluster.launcher`` is not a cluster file.
     """
-    path = Path(section.launcher).expanduser() if section.launcher else bootstrap_file()
+    path = local_path("cluster.launcher", section.launcher) if section.launcher else bootstrap_file()
     return load_promised(path) if section.address is not None and path is not None else None

@@ -6,27 +6,31 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sylva_ray.core.errors import UserError
+from sylva_ray.core.locations import output_path
 from sylva_ray.reports.compare.rows import Row
 from sylva_ray.reports.compare.tables import csv_text, markdown, page
-from sylva_ray.storage.atomic import check_target, write_atomically
+from sylva_ray.storage.atomic import write_atomically
 
 FORMATS = (".html", ".csv", ".md")
 """Suffixes of the files that can be written."""
 
 
-def check_targets(paths: Sequence[Path]) -> None:
+def check_targets(paths: Sequence[str | Path]) -> list[Path]:
     """Check that the files can be written, before the comparison is computed.
 
     Args:
         paths: The files.
 
+    Returns:
+        The same, with the home folder in place of ``~``.
+
     Raises:
         UserError: Unknown suffix, or a place where no file can be written.
     """
     for path in paths:
-        if path.suffix.lower() not in FORMATS:
+        if Path(path).suffix.lower() not in FORMATS:
             raise UserError("--out", str(path), f"must end in one of {', '.join(FORMATS)}")
-        check_target("--out", path)
+    return [output_path("--out", path, "file") for path in paths]
 
 
 def write(rows: Sequence[Row], path: Path, left_out: Sequence[str] = ()) -> None:
