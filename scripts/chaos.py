@@ -143,8 +143,10 @@ class Command:
         said = self.log.read_text(errors="replace").strip()
         if "Traceback" in said:
             raise LostError(f"exit {code} with a traceback: {said.splitlines()[-1][:200]}")
-        if code != 0 and "--resume" not in (said.splitlines() or [""])[-1]:
-            raise LostError(f"exit {code} without a line that says how to resume: {said[-200:]!r}")
+        last = (said.splitlines() or [""])[-1]
+        is_claimed = (self.log.parent / "run" / "config.yaml").exists()
+        if (code != 0 and not last.startswith("sylva-ray: ")) or (code != 0 and is_claimed and "--resume" not in last):
+            raise LostError(f"exit {code} without a line that says how to go on: {said[-200:]!r}")
         return code
 
     def _check_orphans(self) -> None:
