@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 
 
 def is_running(pid: int) -> bool:
@@ -14,3 +15,26 @@ def is_running(pid: int) -> bool:
     except PermissionError:  # it exists and belongs to another user
         pass
     return True
+
+
+class AfterDeath:
+    """A shell script that runs if this process ends without cancelling it: killed, or aborted by Ray.
+
+    Ray ends a process at once when its node's services are lost, and the kernel when memory is. The shell waits at a pipe,
+    whose end means that this process has gone.
+
+    Args:
+        script: for ``/bin/sh``.
+        arguments: ``$1``, ``$2``, ... of the script.
+    """
+
+    def __init__(self, script: str, *arguments: str) -> None:
+        self._process = subprocess.Popen(
+            ["/bin/sh", "-c", f'[ "$(cat)" = cancelled ] || {{ {script}; }}', "sh", *arguments],
+            stdin=subprocess.PIPE,
+            start_new_session=True,  # a signal to the process group must not end it
+        )
+
+    def cancel(self) -> None:
+        """End the shell without running the script."""
+        self._process.communicate(b"cancelled")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import subprocess
 import sys
 import threading
 from collections.abc import Iterator
@@ -12,6 +11,7 @@ from pathlib import Path
 from types import FrameType
 
 from sylva_ray.core.errors import Interrupted, RunError, Stopped
+from sylva_ray.core.processes import AfterDeath
 
 
 @contextmanager
@@ -35,7 +35,8 @@ def resumable(marker: Path, instruction: str) -> Iterator[None]:
         received.append(signum)
         sys.exit(128 + signum)
 
-    last_words = _LastWords(marker, instruction)
+    text = f"sylva-ray: ended without a message: it was killed, or Ray lost a service of this machine. {instruction}"
+    last_words = AfterDeath('[ -e "$1" ] && echo "$2" >&2', str(marker), text)
     # Python handles signals in the main thread only. `ray_session` replaces the handler that Ray installs.
     in_main_thread = threading.current_thread() is threading.main_thread()
     before = signal.signal(signal.SIGTERM, stop) if in_main_thread else None
@@ -56,31 +57,3 @@ def resumable(marker: Path, instruction: str) -> Iterator[None]:
         last_words.cancel()
         if in_main_thread:
             signal.signal(signal.SIGTERM, before)
-
-
-class _LastWords:
-    """A second process that says how to resume if this one ends without a chance to: killed, or aborted by Ray.
-
-    Ray ends a process at once when its node's services are lost, and the kernel when memory is. The other process waits at
-    a pipe, whose end means that this one has gone.
-
-    Args:
-        marker: see `resumable`.
-        instruction: see `resumable`.
-    """
-
-    SCRIPT = '[ "$(cat)" = cancelled ] || { [ -e "$1" ] && echo "$2" >&2; }'
-
-    def __init__(self, marker: Path, instruction: str) -> None:
-        text = (
-            f"sylva-ray: ended without a message: it was killed, or Ray lost a service of this machine. {instruction}"
-        )
-        self._process = subprocess.Popen(
-            ["/bin/sh", "-c", self.SCRIPT, "sh", str(marker), text],
-            stdin=subprocess.PIPE,
-            start_new_session=True,  # a signal to the process group must not end it
-        )
-
-    def cancel(self) -> None:
-        """End the other process: this one can speak for itself."""
-        self._process.communicate(b"cancelled")

@@ -22,10 +22,22 @@ import ray
 from sylva_ray.config.experiment import ClusterSection
 from sylva_ray.core.errors import RunError, UserError
 from sylva_ray.core.locations import local_path
+from sylva_ray.core.processes import AfterDeath
 from sylva_ray.provisioning.launcher_file import LauncherFile, Resources, bootstrap_file, load_promised
 from sylva_ray.provisioning.placement import check_resources, largest_cluster
 
 NAMESPACE = "sylva_ray"
+
+END_SESSION = """
+sleep 5
+for process in /proc/[0-9]*; do
+    case "$(cat "$process/comm" 2>/dev/null)" in
+        ray*|gcs_server*) ls -l "$process/fd" 2>/dev/null | grep -qF "$1/" && kill -9 "${process#/proc/}" ;;
+    esac
+done
+"""
+"""A script that ends what is left of a session of Ray on this machine: Ray's processes with a file of it open. Most of them
+end by themselves when the driver dies; Ray's agents first try for a minute to reach a service that is gone."""
 
 GCS_TIMEOUT_S = "15"
 """Seconds after which Ray's processes on this machine end, once its control service (GCS) has been lost. On a cluster Ray's
@@ -42,9 +54,10 @@ def ray_session(section: ClusterSection) -> Iterator[None]:
     """
     started = not ray.is_initialized()
     on_sigterm = signal.getsignal(signal.SIGTERM)
+    cleaner: AfterDeath | None = None
     try:
         if started:
-            _connect(section)
+            cleaner = _connect(section)
             if callable(on_sigterm):  # Ray replaces it by a handler that aborts the process
                 signal.signal(signal.SIGTERM, on_sigterm)
         check_resources(section, possible_nodes(section))
@@ -52,24 +65,28 @@ def ray_session(section: ClusterSection) -> Iterator[None]:
     finally:
         if started:
             ray.shutdown()
+        if cleaner is not None:
+            cleaner.cancel()
 
 
-def _connect(section: ClusterSection) -> None:
+def _connect(section: ClusterSection) -> AfterDeath | None:
+    """Join the cluster, or start one on this machine; return what ends the processes of the latter with this one."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # workers' output would disturb the live display; their errors arrive as exceptions
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "namespace": NAMESPACE}
     if section.address is None:
         os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", GCS_TIMEOUT_S)
         try:
-            ray.init(address="local", include_dashboard=False, **quiet)
+            context: Any = ray.init(address="local", include_dashboard=False, **quiet)
         except Exception as error:  # Ray raises errors of many types, e.g. if one of its processes is killed meanwhile
             raise RunError(f"Ray does not start on this machine: {_last_line(str(error))}") from error
-        return
+        return AfterDeath(END_SESSION, context.address_info["session_dir"])
     require_reachable(section.address, section.connect_timeout_s)
     try:
         ray.init(address=section.address, **quiet)
     except Exception as error:  # Ray raises errors of many types: version mismatch, no node on this machine, ...
         raise _unreachable(section.address, _last_line(str(error))) from error
+    return None
 
 
 def require_reachable(address: str, timeout_s: float) -> None:
