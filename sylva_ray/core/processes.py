@@ -30,7 +30,7 @@ class AfterDeath:
 
     def __init__(self, script: str, *arguments: str) -> None:
         self._process = subprocess.Popen(
-            ["/bin/sh", "-c", f'[ "$(cat)" = cancelled ] || {{ {script}; }}', "sh", *arguments],
+            ["/bin/sh", "-c", f'[ "$(cat)" = cancelled ] || {{ {script}\n}}', "sh", *arguments],
             stdin=subprocess.PIPE,
             start_new_session=True,  # a signal to the process group must not end it
         )
