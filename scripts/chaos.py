@@ -306,6 +306,8 @@ def main() -> None:
     kinds = arguments.only.split(",")
     if unknown := sorted(set(kinds) - set(STRIKES)):
         parser.error(f"unknown fault {unknown[0]}; known are {', '.join(STRIKES)}")
+    if arguments.folder and arguments.folder.exists() and any(arguments.folder.iterdir()):
+        parser.error(f"{arguments.folder} is not empty")
     root = arguments.folder or Path(tempfile.mkdtemp(prefix="chaos-"))
     lost = campaign(kinds, arguments.faults, arguments.seed, root)
     print(f"{arguments.faults - len(lost)} of {arguments.faults} survived" + (f"; see {root}" if lost else ""))
