@@ -12,6 +12,7 @@ push is interrupted there is none yet, and the run starts again.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
@@ -233,8 +234,13 @@ def _filesystem(url: str) -> tuple[Any, str]:
     return files, root.rstrip("/")
 
 
-def _complete_lines(content: bytes) -> list[bytes]:
-    return content.split(b"\n")[:-1]
+def _complete_lines(content: bytes) -> list[object]:
+    """Return the records of a ``rounds.jsonl``; a resume writes the same ones again with their keys in another order."""
+    lines = content.split(b"\n")[:-1]
+    try:
+        return [json.loads(line) for line in lines]
+    except ValueError:  # damaged: the same only if all bytes are
+        return [*lines]
 
 
 def _is_local(files: Any) -> bool:

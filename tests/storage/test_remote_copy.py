@@ -107,6 +107,19 @@ def test_a_folder_that_is_ahead_of_its_url_is_kept(url: str, tmp_path: Path) -> 
     assert (here.local / "rounds.jsonl").read_text().count("\n") == 3
 
 
+def test_a_resume_that_could_not_push_is_still_ahead(url: str, tmp_path: Path) -> None:
+    """It writes the records of its checkpoint again, with the keys in another order: client 10 before client 2."""
+    here = RemoteFolder(url, tmp_path / "here")
+    save_steps(here, 0)
+    records = here.local / "rounds.jsonl"
+    records.write_text('{"step": 0, "metrics": {"2": 1.0, "10": 2.0}}\n')
+    here.push()
+    again = '{"metrics": {"10": 2.0, "2": 1.0}, "step": 0}\n{"step": 1}\n'
+    records.write_text(again)
+    here.pull()
+    assert records.read_text() == again
+
+
 def test_a_url_that_holds_something_is_refused(url: str, tmp_path: Path) -> None:
     here = RemoteFolder(url, tmp_path / "here")
     with pytest.raises(UserError, match="holds no run"):
