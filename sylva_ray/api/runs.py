@@ -16,6 +16,7 @@ from sylva_ray.config.experiment import (
 )
 from sylva_ray.config.experiment import load_config as load_config_file
 from sylva_ray.config.schema import build, overridden
+from sylva_ray.core.credentials import mask_value
 from sylva_ray.core.errors import UserError
 from sylva_ray.core.locations import is_url, local_path, output_path, run_location
 from sylva_ray.core.own_code import import_options, importing_from
@@ -177,7 +178,7 @@ def _run_in_folder(
         finished = _finished(folder, experiment) if purpose == "resume" else None
         if finished is not None:
             summary = finished
-            print_lines(console, [f"{where} has finished: nothing is computed or written again"])
+            print_lines(console, [f"{mask_value(where)} has finished: nothing is computed or written again"])
         else:
             prepared = prepare(experiment, folder)
 
@@ -185,13 +186,15 @@ def _run_in_folder(
 
             with (
                 RunDisplay(console, show != "progress") as display,
-                resumable(folder.config_file, f"Resume with: sylva-ray run {where} --resume{import_options()}"),
+                resumable(
+                    folder.config_file, f"Resume with: sylva-ray run {mask_value(where)} --resume{import_options()}"
+                ),
             ):
                 observers = Observers([Guarded(display), *([] if observer is None else [observer])])
                 summary = driver.run_prepared(prepared, folder, purpose == "resume", observers, remote, allow_changed)
         console.print(closing_table(summary, folder.load_records()))
     uri = tracking_uri(experiment.tracking, folder.path) if experiment.tracking.enabled else None
-    print_lines(console, closing_lines(summary, where, uri))
+    print_lines(console, closing_lines(summary, mask_value(where), uri))
     return summary
 
 

@@ -20,7 +20,7 @@ from sylva_ray.cli.run import run
 from sylva_ray.cli.track import track
 from sylva_ray.cli.tune import tune
 from sylva_ray.cli.version import version
-from sylva_ray.core.errors import RunError, UserError
+from sylva_ray.core.errors import RunError, UserError, error_line
 
 
 class Commands(TyperGroup):
@@ -44,7 +44,7 @@ class Commands(TyperGroup):
 
 
 def _fail(message: str, code: int) -> NoReturn:
-    print(f"sylva-ray: {' '.join(message.split())}", file=sys.stderr)
+    print(f"sylva-ray: {error_line(message)}", file=sys.stderr)
     sys.exit(code)
 
 

@@ -248,6 +248,9 @@ class ClusterSection(Section):
         None,
         description="cluster.yaml of the autoscaler; None: the one of this head node, if any",
     )
+    allow_unauthenticated: bool = Field(
+        False, description="accept RAY_AUTH_MODE=disabled: whoever reaches Ray's ports can run code"
+    )
     num_actors: Count | Literal["auto", "per_client"] = "auto"
     cpus_per_actor: float = Field(1.0, gt=0, le=MAX_COUNT)
     gpus_per_actor: float = Field(0.0, ge=0, le=MAX_COUNT)

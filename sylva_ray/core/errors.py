@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from sylva_ray.core.credentials import mask_credentials, mask_value
 from sylva_ray.core.text import abbreviated, one_line
+
+
+def error_line(message: str) -> str:
+    """Return a message as one line without credentials."""
+    return mask_credentials(" ".join(message.split()))
 
 
 class UserError(ValueError):
     """Wrong input. The message is one line: key, value, and what is allowed. Exit code 2; nothing has been written.
 
-    Whatever the three hold, the message is printable, and a long value is abbreviated in it.
+    Whatever the three hold, the message is printable and without credentials, and a long value is abbreviated in it.
 
     Args:
         key: the setting or the option, e.g. ``attack.epsilon`` or ``--out``.
@@ -20,7 +26,10 @@ class UserError(ValueError):
 
     def __init__(self, key: str, value: object, fix: str) -> None:
         self.key, self.value, self.fix = key, value, fix
-        super().__init__(one_line(f"{abbreviated(key)} = {abbreviated(value, repr)}: {abbreviated(fix, length=1200)}"))
+        fix = abbreviated(mask_credentials(fix), length=1200)
+        super().__init__(
+            one_line(f"{abbreviated(mask_credentials(key))} = {abbreviated(mask_value(value), repr)}: {fix}")
+        )
 
     def __reduce__(self) -> tuple[type, tuple[str, object, str]]:
         """Return the arguments of the constructor; by default, pickle would pass the message only."""
@@ -28,9 +37,16 @@ class UserError(ValueError):
 
 
 class RunError(RuntimeError):
-    """A failure during a run; the message names the round and the clients. Exit code 1; the run can be resumed."""
+    """A failure during a run; the message names the round and the clients. Exit code 1; the run can be resumed.
+
+    Args:
+        message: what failed; the credentials in it are not shown.
+    """
 
     exit_code = 1
+
+    def __init__(self, message: str) -> None:
+        super().__init__(mask_credentials(message))
 
 
 class Interrupted(RunError):

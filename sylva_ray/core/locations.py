@@ -17,7 +17,6 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator
 
-from sylva_ray.core.credentials import mask_credentials
 from sylva_ray.core.errors import UserError
 
 MAX_NAME = 255
@@ -56,7 +55,7 @@ def local_path(key: str, value: str | Path) -> Path:
     try:
         return Path(_expanded(_without_file_scheme(str(value))))
     except ValueError as error:
-        raise UserError(key, mask_credentials(str(value)), str(error)) from None
+        raise UserError(key, str(value), str(error)) from None
 
 
 def output_path(key: str, value: str | Path, kind: Kind) -> Path:
@@ -90,7 +89,7 @@ def run_location(key: str, value: str | Path) -> str:
         _check_text(text)
         _check_url(text)
     except ValueError as error:
-        raise UserError(key, mask_credentials(text), str(error)) from None
+        raise UserError(key, text, str(error)) from None
     return text
 
 

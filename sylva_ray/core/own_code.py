@@ -62,11 +62,11 @@ def allow(directories: Sequence[str | Path]) -> None:
     for path in paths:
         if not path.is_dir():
             raise UserError("--import", str(path), "is not a directory")
-    for path in map(os.path.abspath, paths):
-        if path not in _allowed:
-            _allowed.append(path)
-        if path not in sys.path:  # for what the module itself imports; last, so that nothing installed is hidden
-            sys.path.append(path)
+    for absolute in map(os.path.abspath, paths):
+        if absolute not in _allowed:
+            _allowed.append(absolute)
+        if absolute not in sys.path:  # for what the module itself imports; last, so that nothing installed is hidden
+            sys.path.append(absolute)
 
 
 def allowed_directories() -> tuple[str, ...]:

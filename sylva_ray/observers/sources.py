@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sylva_ray.config.experiment import CONFIG, TrackingSection
-from sylva_ray.core.credentials import mask_credentials
+from sylva_ray.core.credentials import mask_credentials, mask_value
 from sylva_ray.core.errors import UserError
 from sylva_ray.core.yaml import YamlError, parse_yaml
 from sylva_ray.observers.mlflow.tracker import experiment_files, tracking_uri
@@ -107,7 +107,7 @@ def _from_folder(folder: Path) -> tuple[list[Run], list[Path]]:
 def _from_mlflow(experiment: str, uri: str | None) -> tuple[list[Run], list[str]]:
     """Return the finished runs of an MLflow experiment, and the names of the others."""
     store = tracking_uri(TrackingSection(uri=uri), Path("runs") / "any")
-    shown_uri = mask_credentials(store)
+    shown_uri = mask_value(store)
     if not _may_exist(store):
         reason = f"there is no MLflow store at {shown_uri} (choose another with --uri)"
         raise UserError("RUN", experiment, f"is not a file or folder, and {reason}; {ALLOWED}")
@@ -117,7 +117,7 @@ def _from_mlflow(experiment: str, uri: str | None) -> tuple[list[Run], list[str]
             name, _, sweep = experiment.rpartition("/")
             runs = experiment_files(name, store, (SUMMARY, CONFIG), sweep)
     except Exception as error:  # a server, a driver or a proxy may raise anything
-        reason = mask_credentials(" ".join(str(error).split())[:200]) or type(error).__name__
+        reason = mask_credentials(" ".join(str(error).split()), store)[:200] or type(error).__name__
         raise UserError("--uri", shown_uri, f"the request for experiment {experiment!r} failed ({reason})") from None
     if runs is None:
         reason = f"MLflow at {shown_uri} has no experiment of that name"

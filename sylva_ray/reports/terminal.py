@@ -23,6 +23,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from sylva_ray.core.credentials import mask_value
 from sylva_ray.core.evaluation import AttackRow, ConditionRow, Evaluation
 from sylva_ray.core.records import GameRecord, StageRecord
 from sylva_ray.core.summary import Spread, StageAccuracies, Summary
@@ -209,7 +210,7 @@ def closing_lines(summary: Summary, run_dir: Path | str, tracking_uri: str | Non
     lines += [f"warning  {text}" for text in summary.other_warnings()]
     lines += [f"report   {run_dir}/report.html", f"run      {run_dir}"]
     if tracking_uri is not None:
-        lines.append(f"mlflow   mlflow ui --backend-store-uri {tracking_uri}")
+        lines.append(f"mlflow   mlflow ui --backend-store-uri {mask_value(tracking_uri)}")
     return lines
 
 

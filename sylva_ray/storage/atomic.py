@@ -6,6 +6,8 @@ import json
 import os
 from pathlib import Path
 
+from sylva_ray.core.credentials import has_credentials
+
 
 def draft_of(path: Path) -> Path:
     """Return the hidden file beside ``path`` that becomes it."""
@@ -17,7 +19,7 @@ def write_atomically(path: Path, content: bytes | str, durable: bool = False) ->
 
     Args:
         path: the file; its folder must exist.
-        content: text is written as UTF-8.
+        content: text is written as UTF-8; one with credentials in it can be read by its owner only.
         durable: whether the file is on the disk, under its name, when this returns, so that it survives a loss of power.
 
     Returns:
@@ -27,8 +29,10 @@ def write_atomically(path: Path, content: bytes | str, durable: bool = False) ->
         OSError: it cannot be written; the old content stays, and nothing beside it.
     """
     draft = draft_of(path)
+    is_private = isinstance(content, str) and has_credentials(content)
     try:
-        with open(draft, "wb") as file:
+        draft.unlink(missing_ok=True)  # one that was left may have other permissions
+        with open(draft, "wb", opener=_open_private if is_private else None) as file:
             file.write(content.encode() if isinstance(content, str) else content)
             if durable:
                 file.flush()
@@ -40,6 +44,10 @@ def write_atomically(path: Path, content: bytes | str, durable: bool = False) ->
     if durable:
         sync_folder(path.parent)
     return path
+
+
+def _open_private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
 
 
 def sync_folder(folder: Path) -> None:

@@ -21,7 +21,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal, TypeVar
 
 from sylva_ray.config.experiment import CONFIG
-from sylva_ray.core.credentials import mask_credentials
+from sylva_ray.core.credentials import mask_credentials, mask_value
 from sylva_ray.core.errors import RunError, UserError
 from sylva_ray.core.locations import is_url, local_path, output_path, run_location
 from sylva_ray.storage.claim import check_claim
@@ -55,7 +55,7 @@ class RemoteFolder:
         self._remote_sizes: dict[str, int] | None = None  # {name: bytes} at the URL; None: not listed yet
 
     def __str__(self) -> str:
-        return mask_credentials(self.url)
+        return str(mask_value(self.url))
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -230,7 +230,7 @@ def _filesystem(url: str) -> tuple[Any, str]:
         files, root = fsspec.core.url_to_fs(url)
     except (ValueError, ImportError, OSError) as error:
         fix = f"is not a URL that can be used here ({_reason(error)})"
-        raise UserError("run folder", mask_credentials(url), fix) from None
+        raise UserError("run folder", url, fix) from None
     return files, root.rstrip("/")
 
 
@@ -267,4 +267,4 @@ def _order(name: str) -> tuple[bool, int, str, bool, str]:
 
 
 def _reason(error: BaseException) -> str:
-    return mask_credentials(" ".join(str(error).split())[:200] or type(error).__name__)
+    return mask_credentials(" ".join(str(error).split()))[:200] or type(error).__name__

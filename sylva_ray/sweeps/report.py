@@ -10,7 +10,7 @@ from jinja2 import ChoiceLoader, FileSystemLoader
 from markupsafe import Markup
 
 from sylva_ray.attacks.registry import attack_title
-from sylva_ray.core.credentials import mask_credentials
+from sylva_ray.core.credentials import mask_credentials, mask_yaml
 from sylva_ray.reports.compare.rows import short_key
 from sylva_ray.reports.figures.style import DARK, LIGHT, svg
 from sylva_ray.reports.pages.run import page_environment
@@ -135,7 +135,7 @@ def _page(sweep: Sweep) -> SweepPage:
         num_seeds=len(space.seeds),
         on_test=config.dataset.test_pool == "test",
         sizes_differ=any(key.startswith(("partition.", "dataset.", "evaluation.")) for key in space.parameters),
-        space=mask_credentials(space.to_yaml()),
+        space=mask_yaml(space.to_yaml()),
     )
 
 

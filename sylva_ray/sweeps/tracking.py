@@ -20,7 +20,7 @@ from sylva_ray.config.experiment import (
     with_choices_of,
 )
 from sylva_ray.config.schema import build
-from sylva_ray.core.credentials import mask_credentials
+from sylva_ray.core.credentials import mask_credentials, mask_value
 from sylva_ray.core.errors import UserError
 from sylva_ray.observers.mlflow.tracker import SWEEP_NAME_TAG, open_sweep, send_run, tracking_uri, update_sweep
 from sylva_ray.preparation.resolve import resolve_trial_device
@@ -110,7 +110,7 @@ class SweepTracking:
         """Create the parent run, or continue that of a sweep that is resumed."""
         if not self.enabled:
             return
-        known, uri = self._read_parent_run(), mask_credentials(self.uri)
+        known, uri = self._read_parent_run(), mask_value(self.uri)
         if known is not None and (known.uri, known.experiment) == (uri, self.trials.experiment):
             self._run_id = known.run_id
             self._try(lambda: update_sweep(self.uri, known.run_id, "RUNNING", {}, "", []))
@@ -150,7 +150,7 @@ class SweepTracking:
         }
         name = f"sweep {self.folder.root.name}"
         self._run_id = open_sweep(self.uri, experiment, name, params, self.trials.tags)
-        parent = ParentRun(uri=mask_credentials(self.uri), experiment=experiment, run_id=self._run_id)
+        parent = ParentRun(uri=mask_value(self.uri), experiment=experiment, run_id=self._run_id)
         self.folder.write(self.folder.parent_run, json.dumps(parent.model_dump()) + "\n")
 
     def _files(self) -> list[Path]:
@@ -162,10 +162,8 @@ class SweepTracking:
         try:
             send()
         except Exception as error:  # whatever a server, a driver or a proxy raises: the sweep continues
-            reason = mask_credentials(" ".join(str(error).split())[:160])
-            self.problems.append(
-                f"MLflow at {mask_credentials(self.uri)} did not receive the sweep's own run: {reason}"
-            )
+            reason = mask_credentials(" ".join(str(error).split()), self.uri)[:160]
+            self.problems.append(f"MLflow at {mask_value(self.uri)} did not receive the sweep's own run: {reason}")
 
 
 def trial_config(

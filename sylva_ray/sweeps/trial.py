@@ -21,6 +21,7 @@ import ray
 from ray import tune
 
 from sylva_ray.config.experiment import ExperimentConfig, load_config
+from sylva_ray.core.credentials import mask_credentials
 from sylva_ray.core.errors import UserError
 from sylva_ray.core.records import StageRecord
 from sylva_ray.execution.experiment import run_experiment
@@ -155,7 +156,7 @@ def run_trial(
     except UserError as problem:  # it would happen again: the trial is not repeated
         outcome, error = "refused", str(problem)
     except BaseException as problem:
-        error = f"{type(problem).__name__}: {problem}"
+        error = mask_credentials(f"{type(problem).__name__}: {problem}")
         raise
     finally:
         note(ended=time.time(), outcome=outcome, error=error)

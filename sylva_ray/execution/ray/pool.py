@@ -32,6 +32,7 @@ from ray.exceptions import ActorUnavailableError, NodeDiedError, RayActorError, 
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from sylva_ray.config.experiment import TrackingSection
 from sylva_ray.config.resolved import ResolvedConfig
 from sylva_ray.core.errors import RunError
 from sylva_ray.core.own_code import allowed_directories
@@ -163,6 +164,7 @@ class RayPool:
     ) -> None:
         self.num_actors = num_actors
         self._section, self._observer = config.cluster, observer
+        config = config.model_copy(update={"tracking": TrackingSection()})  # clients send nothing to the store
         self._arguments = (config, fleet, backbone, allowed_directories())
         # a trial of a sweep has a placement group: a bundle for the coordinator, then one for every actor
         group = ray.util.get_current_placement_group()

@@ -43,13 +43,21 @@ GCS_TIMEOUT_S = "15"
 """Seconds after which Ray's processes on this machine end, once its control service (GCS) has been lost. On a cluster Ray's
 default (60) stays, in which a head may restart it."""
 
+LOOPBACK = "127.0.0.1"
+"""The address of a Ray that this process starts."""
+
+STORE_VARIABLES = "MLFLOW_"
+"""Prefix of the variables that hold the address and the password of MLflow's store. The coordinator gets them in a message, and
+the environment of Ray's processes does not show them."""
+
 
 @contextmanager
 def ray_session(section: ClusterSection) -> Iterator[None]:
     """Connect to Ray for as long as the block lasts. A connection that exists already is used, and stays open.
 
     Raises:
-        UserError: no cluster answers at ``cluster.address`` or it refuses our token, or an actor fits on no node.
+        UserError: no cluster answers at ``cluster.address`` or it refuses our token, Ray would ask for no token, or an actor
+            fits on no node.
         RunError: Ray cannot be started on this machine.
     """
     started = not ray.is_initialized()
@@ -69,18 +77,45 @@ def ray_session(section: ClusterSection) -> Iterator[None]:
             cleaner.cancel()
 
 
+@contextmanager
+def _without(prefix: str) -> Iterator[None]:
+    """Hide environment variables from the processes that the block starts."""
+    hidden = {name: os.environ.pop(name) for name in list(os.environ) if name.startswith(prefix)}
+    try:
+        yield
+    finally:
+        os.environ.update(hidden)
+
+
+def check_authentication(section: ClusterSection) -> None:
+    """Check that Ray asks every process for its token.
+
+    Raises:
+        UserError: it would not, and the configuration does not say that this is meant.
+    """
+    mode = os.environ.get("RAY_AUTH_MODE")
+    if mode is not None and mode.lower() != "token" and not section.allow_unauthenticated:
+        fix = (
+            "whoever reaches a port of Ray could run code: unset it, or set it to token "
+            "(or accept that with cluster.allow_unauthenticated=true)"
+        )
+        raise UserError("RAY_AUTH_MODE", mode, fix)
+
+
 def _connect(section: ClusterSection) -> AfterDeath | None:
     """Join the cluster, or start one on this machine; return what ends the processes of the latter with this one."""
+    check_authentication(section)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # workers' output would disturb the live display; their errors arrive as exceptions
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "namespace": NAMESPACE}
     if section.address is None:
         os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", GCS_TIMEOUT_S)
         try:
-            context: Any = ray.init(address="local", include_dashboard=False, **quiet)
+            with _without(STORE_VARIABLES):
+                context: Any = ray.init(address="local", include_dashboard=False, _node_ip_address=LOOPBACK, **quiet)
+                return AfterDeath(END_SESSION, context.address_info["session_dir"])
         except Exception as error:  # Ray raises errors of many types, e.g. if one of its processes is killed meanwhile
             raise RunError(f"Ray does not start on this machine: {_last_line(str(error))}") from error
-        return AfterDeath(END_SESSION, context.address_info["session_dir"])
     require_reachable(section.address, section.connect_timeout_s)
     try:
         ray.init(address=section.address, **quiet)

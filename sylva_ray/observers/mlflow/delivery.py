@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from sylva_ray.config.experiment import ExperimentConfig
-from sylva_ray.core.credentials import mask_credentials
+from sylva_ray.core.credentials import mask_credentials, mask_value, mask_yaml
 from sylva_ray.core.errors import UserError
 from sylva_ray.core.records import StageRecord
 from sylva_ray.core.summary import Summary
@@ -146,7 +146,7 @@ class Delivery:
 
     def __init__(self, folder: RunFolder, config: ExperimentConfig, store: Store) -> None:
         self.folder, self.config, self.store = folder, config, store
-        self.state = DeliveryState.load(folder, mask_credentials(store.uri))
+        self.state = DeliveryState.load(folder, mask_value(store.uri))
         self.problem: str | None = None
         self._unsent: list[str] = []
 
@@ -184,7 +184,7 @@ class Delivery:
         missing = [f"{num_missing} of {total} records"] * (num_missing > 0) + self._unsent
         if not missing:
             return []
-        uri, reason = mask_credentials(self.store.uri), self.problem or "no answer"
+        uri, reason = mask_value(self.store.uri), self.problem or "no answer"
         command = f"sylva-ray track {self.folder}"
         return [f"MLflow at {uri} did not receive {', '.join(missing)}: {reason}; send them with: {command}"]
 
@@ -192,7 +192,7 @@ class Delivery:
         try:
             send()
         except Exception as error:  # a server, a driver or a proxy may raise anything, and the run must continue
-            self.problem = mask_credentials(_reason(error))
+            self.problem = _reason(error, self.store.uri)
             return False
         self.problem = None
         return True
@@ -229,7 +229,7 @@ class Delivery:
                 for client in sorted(path.iterdir()):
                     self.store.log_folder(client, f"{name}/{client.name}")
             elif path == self.folder.config_file:
-                self.store.log_text(mask_credentials(path.read_text()), name)
+                self.store.log_text(mask_yaml(path.read_text()), name)
             else:
                 self.store.log_file(path)
             self._mark_sent(name)
@@ -273,10 +273,11 @@ def _draw(summary: Summary | None, records: Sequence[StageRecord], titles: Mappi
         (folder / f"{name}.png").write_bytes(png(figure))
 
 
-def _reason(error: BaseException) -> str:
-    """Return the start of an exception's message and of its root cause's ("connection refused")."""
+def _reason(error: BaseException, uri: str) -> str:
+    """Return the start of an exception's message and of its root cause's ("connection refused"), without credentials."""
     root = error
     while (cause := root.__cause__ or root.__context__) is not None:
         root = cause
-    message, root_message = (" ".join(str(e).split())[:120] or type(e).__name__ for e in (error, root))
+    texts = (mask_credentials(" ".join(str(e).split()), uri) for e in (error, root))
+    message, root_message = (text[:120] or type(e).__name__ for text, e in zip(texts, (error, root), strict=True))
     return message if root_message in message else f"{message} ... ({root_message})"

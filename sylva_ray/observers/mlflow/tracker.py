@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 from sylva_ray import __version__
 from sylva_ray.config.experiment import ExperimentConfig, TrackingSection
-from sylva_ray.core.credentials import mask_credentials
+from sylva_ray.core.credentials import mask_value, mask_yaml
 from sylva_ray.core.records import StageRecord
 from sylva_ray.federation.observer import Observer, Status
 from sylva_ray.observers.mlflow.delivery import Delivery, DeliveryState
@@ -157,7 +157,7 @@ def send_rest(folder: RunFolder, config: ExperimentConfig) -> list[str]:
     Returns:
         Warnings, as `MlflowTracker.on_end`.
     """
-    uri = mask_credentials(tracking_uri(config.tracking, folder.path))
+    uri = mask_value(tracking_uri(config.tracking, folder.path))
     if folder.tracking_file.exists():
         state = DeliveryState.read(folder)
         if state is None or state.uri != uri or state.finished:
@@ -266,7 +266,7 @@ def open_sweep(uri: str, experiment: str, name: str, params: Mapping[str, str], 
     all_tags = {SWEEP_TAG: "sweep", "sylva_ray_version": __version__, "mlflow.source.name": "sylva-ray", **tags}
     run = client.create_run(_experiment_id(client, experiment, uri), tags=all_tags, run_name=name)
     for key, value in params.items():
-        client.log_param(run.info.run_id, key, mask_credentials(value)[:MAX_PARAM_LENGTH])
+        client.log_param(run.info.run_id, key, str(mask_value(value))[:MAX_PARAM_LENGTH])
     return str(run.info.run_id)
 
 
@@ -292,7 +292,10 @@ def update_sweep(
     if note:
         client.set_tag(run_id, "mlflow.note.content", note)
     for path in files:
-        client.log_artifact(run_id, str(path))
+        if path.suffix == ".yaml":
+            client.log_text(run_id, mask_yaml(path.read_text()), path.name)
+        else:
+            client.log_artifact(run_id, str(path))
     if status == "RUNNING":
         client.update_run(run_id, status)
     else:
@@ -386,7 +389,7 @@ class MlflowStore:
         """
         from mlflow.entities import Param
 
-        values = {key: mask_credentials(value)[:MAX_PARAM_LENGTH] for key, value in self.config.flat().items()}
+        values = {key: str(mask_value(value))[:MAX_PARAM_LENGTH] for key, value in self.config.flat().items()}
         params = (Param(key, value) for key, value in values.items() if key not in logged)
         for batch in _batches(params, MAX_PARAMS_PER_BATCH):
             self._call(client.log_batch, self._run_id, params=batch)

@@ -13,7 +13,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from sylva_ray.core.credentials import mask_credentials
+from sylva_ray.core.credentials import mask_yaml
 from sylva_ray.core.evaluation import Evaluation
 from sylva_ray.core.records import GameRecord, StageRecord
 from sylva_ray.core.summary import Spread, Summary
@@ -63,7 +63,7 @@ def write_report(folder: RunFolder) -> Path:
         "last": records[-1] if records else None,
         "light": LIGHT,
         "dark": DARK,
-        "config": mask_credentials(config),
+        "config": mask_yaml(config),
     }
     if summary is not None:
         view |= _view_of_summary(summary, records, titles)
