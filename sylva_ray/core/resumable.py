@@ -35,8 +35,10 @@ def resumable(marker: Path, instruction: str) -> Iterator[None]:
         received.append(signum)
         sys.exit(128 + signum)
 
-    text = f"sylva-ray: ended without a message: it was killed, or Ray lost a service of this machine. {instruction}"
-    last_words = AfterDeath('[ -e "$1" ] && echo "$2" >&2', str(marker), text)
+    ended = "sylva-ray: ended without a message: it was killed, or Ray lost a service of this machine."
+    again = f"{ended} Nothing was begun: the same command starts again"
+    script = 'if [ -e "$1" ]; then echo "$2"; else echo "$3"; fi >&2'
+    last_words = AfterDeath(script, str(marker), f"{ended} {instruction}", again)
     # Python handles signals in the main thread only. `ray_session` replaces the handler that Ray installs.
     in_main_thread = threading.current_thread() is threading.main_thread()
     before = signal.signal(signal.SIGTERM, stop) if in_main_thread else None
