@@ -6,9 +6,12 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
+from tests.conftest import TINY
 from tests.test_architecture import LAYERS, ROOT
 
 sys.path.insert(0, str(ROOT / "scripts"))
@@ -66,3 +69,17 @@ def test_the_table_of_packages_is_the_order_of_layers() -> None:
 def test_the_page_about_files_is_generated_from_their_types() -> None:
     """After a change of a type: ``python scripts/artefact_docs.py``."""
     assert (ROOT / "docs" / "summary.md").read_text() == artefact_docs.page()
+
+
+def test_the_python_code_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a smaller experiment in place of ``configs/digits.yaml``."""
+    (code,) = re.findall(r"^```python\n(import sylva_ray\n.*?)^```", (ROOT / "README.md").read_text(), re.M | re.S)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "digits.yaml").write_text(yaml.safe_dump(TINY))
+    names: dict[str, Any] = {}
+    exec(compile(code, "README.md", "exec"), names)
+    assert names["summary"].rounds == 5
+    assert list(names["evaluation"].attacks) == ["pgd10-eps8"]
+    assert [folder.name for folder in names["folders"]] == ["client_000"]
+    assert (tmp_path / "runs" / "five.html").exists()

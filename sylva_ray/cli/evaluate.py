@@ -13,7 +13,10 @@ def evaluate(
     run: RunFolder,
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(metavar="KEY=VALUE", help="Settings: cluster.*, training.device and evaluation.precision only."),
+        typer.Argument(
+            metavar="KEY=VALUE",
+            help="Settings: cluster.*, training.device, training.attention and evaluation.precision only.",
+        ),
     ] = None,
     attack: Annotated[
         list[str] | None,

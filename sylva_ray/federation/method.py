@@ -197,7 +197,7 @@ class Method:
         return is_factor and p.model == "lora" and p.factors == "both" and p.factor_rule == "product_svd"
 
     def postprocessors(self, config: ExperimentConfig) -> list[Postprocessor]:
-        """Return what is applied to uploads and answers on their way, the one nearest to the model first.
+        """Return what is applied to uploads and downloads, the one nearest to the model first.
 
         By default what the configuration asks for: Byzantine clients and compression. A method with noise or masks of
         its own appends them here.

@@ -130,7 +130,7 @@ def demand_lines(demand: Demand, file: LauncherFile) -> list[str]:
     cohorts = f"{demand.participants} clients a round in {demand.num_cohorts} cohorts of {demand.cohort_size}"
     shared = f"{_mb(traffic.data_bytes)} data + {_mb(traffic.backbone_bytes)} backbone once"
     lines = [
-        f"a run of {demand.config.name} ({demand.config.algorithm.name}) asks for",
+        f"a run of {demand.config.name} ({demand.config.algorithm.name}) requests",
         f"  actors        {demand.num_actors} with {per_actor}; {cohorts}",
         f"  bundles       {_bundles(demand.bundles)}",
         f"  nodes         {_nodes(demand, file)}",

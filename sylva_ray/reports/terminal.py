@@ -33,7 +33,7 @@ from sylva_ray.federation.stages.kinds import title_of
 from sylva_ray.reports.phases import phase_ends
 
 MIN_WIDTH = 100
-"""Width that the tables need, in characters; it replaces the default width where standard output is not a terminal."""
+"""Smallest width of printed tables, in characters: on a narrower terminal, and in a file, they are this wide."""
 
 
 def wide_console(show: Show = "progress") -> Console:

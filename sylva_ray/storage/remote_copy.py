@@ -181,7 +181,7 @@ class RemoteFolder:
 def run_folder_at(
     where: str, purpose: Literal["start", "resume", "read", "change", "repair"]
 ) -> Iterator[tuple[RunFolder, RemoteFolder | None]]:
-    """Provide a run folder on this machine. Of a URL it is a copy, which is sent back if the purpose is to change it.
+    """Provide a run folder on this machine. For a URL this is a local copy, which is sent back if it may be changed.
 
     Args:
         where: a path, or a URL.

@@ -199,7 +199,7 @@ def _run_trials(
     continue is in the run folders of its trials and, with Optuna, in the JSON state of the search.
 
     Returns:
-        All trials of the sweep, and Tune's errors of those that died in every attempt, by key.
+        All trials of the sweep, and for each trial that failed in every attempt, by key, the error that Tune reports.
     """
     os.environ.update(TUNE_ENVIRONMENT)
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
@@ -389,7 +389,7 @@ class _Histories:
             self._num_read[key] = len(history)
 
     def skip(self) -> None:
-        """Take the lines so far as read and their processes as gone."""
+        """Skip the lines that are there already: their processes have ended."""
         for _ in self.read():
             pass
         self.running.clear()

@@ -272,7 +272,7 @@ def test_a_stopped_evaluation_goes_on_to_what_one_process_finds(tiny: Prepared, 
     driver.terminate()
     _, errors = driver.communicate(timeout=60)
     assert driver.returncode == 143
-    said = "sylva-ray: stopped. What was measured is kept: the same command goes on from there"
+    said = "sylva-ray: stopped. What was measured is kept; run the same command again to continue"
     assert errors.strip().splitlines()[-1] == said
     found = {}
     for pool, run_dir in run_dirs.items():

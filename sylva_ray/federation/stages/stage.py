@@ -47,9 +47,9 @@ class Stage(ABC):
     """A stage of a run. It is numbered by its position in the list, from 0."""
 
     name: ClassVar[str]
-    """In records and events."""
+    """Identifies the stage in records; unique among all stages."""
     title: ClassVar[str]
-    """For people."""
+    """Is shown in the progress display and in tables."""
     phase: ClassVar[int] = 1
     """0: before the defence; 1: federated training; 2 and more: what follows."""
     exchanges: ClassVar[bool] = False
