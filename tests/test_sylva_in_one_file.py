@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from safetensors.torch import save_file
 
 from examples import sylva_in_one_file as plain
 from sylva_ray.config.experiment import ExperimentConfig
@@ -44,13 +45,22 @@ SETTINGS = plain.Settings(
     dtype=torch.float64,
 )
 BACKBONE = {"name": "test_vit", "image_size": 32}
-"""Six blocks, 64 wide, four patches; its weights are drawn."""
+"""Six blocks, 64 wide, four patches; its weights are drawn by `drawn_weights`."""
 
 TOLERANCE = 1e-11
 """Of states and values, absolute; parameters are of order 0.1. In float32 rounding alone would be 1e-8."""
 
 
-def config_of(s: plain.Settings) -> ExperimentConfig:
+def drawn_weights(path: Path) -> Path:
+    """Write weights with which the game selects some of the layers, and the guard accepts some of the epochs."""
+    torch.manual_seed(0)
+    for num_classes in (2, 10):  # the second model, whose weights follow those of the first in the stream
+        model = timm.create_model(str(BACKBONE["name"]), img_size=BACKBONE["image_size"], num_classes=num_classes)
+    save_file(model.state_dict(), path)
+    return path
+
+
+def config_of(s: plain.Settings, checkpoint: Path) -> ExperimentConfig:
     phase2 = {
         "benign_epochs": s.benign_epochs,
         "benign_lr": s.benign_lr,
@@ -74,7 +84,7 @@ def config_of(s: plain.Settings) -> ExperimentConfig:
             },
             "dataset": {"name": "digits", "max_train": 150, "max_test": 60},
             "partition": {"num_clients": 3, "min_samples": 30, "valid_fraction": 0.4, "test_samples": 12},
-            "backbone": BACKBONE,
+            "backbone": BACKBONE | {"checkpoint": str(checkpoint)},
             "lora": {"rank": s.rank, "alpha": s.alpha},
             "attack": {"epsilon": s.epsilon, "steps": s.steps},
             "training": {
@@ -117,9 +127,8 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """One run by the package and one by the file: states and records of every stage, and both games."""
     s = SETTINGS
     torch.set_num_threads(1)
-    torch.manual_seed(0)
-    made = prepare(config_of(s))
     folder = tmp_path_factory.mktemp("package") / "run"
+    made = prepare(config_of(s, drawn_weights(folder.parent / "vit.safetensors")))
     package, records = [], []
 
     class Recorder(Observer):

@@ -212,7 +212,7 @@ def test_the_probe_is_a_linear_head_on_the_teachers_features(worker: CohortWorke
 
 
 def test_a_probe_that_nothing_would_fit_is_refused() -> None:
-    with pytest.raises(UserError, match="head_warmup_epochs must be at least 1"):
+    with pytest.raises(UserError, match="head_warmup_epochs = 0: must be at least 1"):
         method("pm_afl", head_warmup_epochs=0)
     assert method("pm_afl", head_warmup_epochs=0, teacher_probe=False).parameters.head_warmup_epochs == 0
 

@@ -62,9 +62,12 @@ class Stage(ABC):
         super().__init_subclass__()
         if "name" in vars(cls):
             known = KINDS.setdefault(cls.name, cls)
-            if (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
+            is_shipped = known.__module__.startswith("sylva_ray.") and known.__module__ != cls.__module__
+            if is_shipped or known.__qualname__ != cls.__qualname__:
                 raise ValueError(f"two stages are named {cls.name!r}: {known.__qualname__} and {cls.__qualname__}")
-            KINDS[cls.name] = cls  # the same class, of a module that was loaded again
+            KINDS[cls.name] = (
+                cls  # the same class again: of a cell of a notebook, or of a file that is run and imported
+            )
 
     @abstractmethod
     def run(self, server: Server, round: int) -> StageResult:
