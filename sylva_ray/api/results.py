@@ -79,7 +79,7 @@ def evaluate(  # noqa: PLR0913  # a keyword for each option of the command
     budget = None if epsilon is None else str(epsilon)
     check_options(attacks, suite, budget, certify)
 
-    from sylva_ray.evaluation.run import check_finished, prepare_evaluation, run_evaluation
+    from sylva_ray.evaluation.run import prepare_evaluation, run_evaluation
     from sylva_ray.reports.terminal import EvaluationDisplay, evaluation_tables, print_lines, wide_console
     from sylva_ray.storage.remote_copy import run_folder_at
 
@@ -87,15 +87,12 @@ def evaluate(  # noqa: PLR0913  # a keyword for each option of the command
         stack.enter_context(importing_from(imports))
         folder, _ = stack.enter_context(run_folder_at(str(run), "change"))
         surrogate_folders = [stack.enter_context(run_folder_at(str(other), "read"))[0] for other in surrogates]
-        summary = check_finished(folder)
-        extras = Extras(checks, curves, transfer or bool(surrogates), tuple(certify))
-        request = build_request(
-            folder.load_config(), attacks, suite, budget, extras, summary.num_clients, summary.num_classes
-        )
         prepared_run = prepare_evaluation(folder, images, surrogate_folders, overrides, allow_changed)
         for text in prepared_run.notices:
             print(f"warning: {text}", file=sys.stderr)
-        config = prepared_run.prepared.config
+        config, fleet = prepared_run.prepared.config, prepared_run.prepared.fleet
+        extras = Extras(checks, curves, transfer or bool(surrogates), tuple(certify))
+        request = build_request(config, attacks, suite, budget, extras, fleet.num_clients, fleet.num_classes)
 
         from sylva_ray.execution.ray.driver import pool_for  # Ray: after what needs no cluster
 

@@ -18,7 +18,7 @@ from sylva_ray.algorithms.registry import create_algorithm
 from sylva_ray.core.errors import UserError
 from sylva_ray.core.evaluation import Curves, Evaluation, Transfer
 from sylva_ray.core.inputs import Inputs
-from sylva_ray.core.summary import CheckResult, Spread, Summary
+from sylva_ray.core.summary import CheckResult, Spread
 from sylva_ray.core.types import AttackSpec
 from sylva_ray.evaluation import tables
 from sylva_ray.evaluation.measurements import EvaluationInput, Measurements, Progress, State
@@ -40,19 +40,6 @@ from sylva_ray.transport.byzantine import byzantine_clients
 
 OVERRIDABLE = ("cluster.", "training.device", "training.attention", "evaluation.precision")
 """Prefixes of the settings that an evaluation may override."""
-
-
-def check_finished(folder: RunFolder) -> Summary:
-    """Return the summary of a run that can be evaluated.
-
-    Raises:
-        UserError: there is no run, or it has not finished.
-    """
-    folder.check_has_run()
-    summary = folder.load_summary()
-    if summary is None:
-        raise UserError("RUN", str(folder), f"is not finished; first: sylva-ray run {folder} --resume")
-    return summary
 
 
 def prepare_evaluation(
@@ -79,7 +66,9 @@ def prepare_evaluation(
         if not override.startswith(OVERRIDABLE):
             allowed = "cluster.*, training.device, training.attention and evaluation.precision"
             raise UserError("override", override, f"would change the run; only {allowed} can be overridden here")
-    check_finished(folder)
+    folder.check_has_run()
+    if not folder.summary_file.exists():
+        raise UserError("RUN", str(folder), f"is not finished; first: sylva-ray run {folder} --resume")
     states = folder.load_states()
     config = whole = folder.load_config(overrides)
     if images is not None:

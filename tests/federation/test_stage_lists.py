@@ -23,6 +23,7 @@ from sylva_ray.federation.stages.local_epochs import LocalEpochs
 from sylva_ray.federation.stages.stage import Stage, StageResult
 from sylva_ray.federation.stages.warm_up import WarmUp
 from sylva_ray.preparation.experiment import prepare
+from sylva_ray.preparation.resolve import resolve_config
 from sylva_ray.storage.run_folder import RunFolder
 from tests.conftest import TINY
 from tests.federation.runs import run
@@ -152,7 +153,9 @@ def test_phase_2_is_part_of_a_method_or_added_by_its_key(
         ExperimentConfig,
         SHORT | {"algorithm": {"name": name} | parameters, "training": SHORT["training"] | {"rounds": 1}},
     )
-    assert [stage.name for stage in stages_of_run(create_algorithm(config.algorithm), config)] == expected
+    assert [
+        stage.name for stage in stages_of_run(create_algorithm(config.algorithm), resolve_config(config))
+    ] == expected
 
 
 def test_two_stages_of_one_name_are_refused() -> None:
