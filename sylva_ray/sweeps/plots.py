@@ -13,8 +13,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FormatStrFormatter, LogLocator, MaxNLocator, NullFormatter, PercentFormatter
 
 from sylva_ray.reports.compare.rows import short_key
-from sylva_ray.reports.figures.plots import WIDTH
-from sylva_ray.reports.figures.style import LIGHT, style
+from sylva_ray.reports.figures.style import LIGHT, new_figure, style
 from sylva_ray.reports.figures.tradeoff import Panel, PlotPoint, draw_tradeoff
 from sylva_ray.sweeps.metrics import ACCURACIES, COSTS
 from sylva_ray.sweeps.points import number_of, value_text
@@ -47,10 +46,6 @@ def figures(sweep: Sweep) -> dict[str, Figure]:
         return {name: figure for name, figure in drawn.items() if figure is not None}
 
 
-def _figure(height: float) -> Figure:
-    return Figure(figsize=(WIDTH, height), layout="constrained")
-
-
 def _tradeoff(points: Sequence[Point]) -> Figure | None:
     """Draw benign against robust accuracy; the first points on the front, in the order of the table, have a label."""
     measured = [point for point in points if {BENIGN, ROBUST} <= point.metrics.keys()]
@@ -72,7 +67,7 @@ def _effects(sweep: Sweep, points: Sequence[Point]) -> Figure:
     keys = list(sweep.space.parameters)[:MAX_PANELS]
     columns = min(3, len(keys))
     rows = -(-len(keys) // columns)
-    figure = _figure(0.5 + 2.5 * rows)
+    figure = new_figure(0.5 + 2.5 * rows)
     panels = figure.subplots(rows, columns, squeeze=False, sharey=True).ravel()
     for axes, key in zip(panels, keys, strict=False):
         _effect(axes, key, sweep.space.parameters[key], points)
@@ -155,7 +150,7 @@ def _parallel(sweep: Sweep, points: Sequence[Point]) -> Figure:
         columns.append(_stretched(values))
         texts = [f"{v:,.0f}" if metric in COSTS else f"{100 * v:.1f}%" for v in (min(values), max(values))]
         labels.append({0.0: texts[0], 1.0: texts[1]})
-    figure = _figure(3.4)
+    figure = new_figure(3.4)
     axes = figure.subplots()
     lines = np.array(columns).T
     order = sorted(range(len(points)), key=lambda index: points[index].chosen)
@@ -200,7 +195,7 @@ def _timeline(sweep: Sweep) -> Figure:
         "failed": LIGHT["series-2"],
         "refused": LIGHT["series-2"],
     }
-    figure = _figure(0.8 + min(4.5, 0.16 * len(trials)))
+    figure = new_figure(0.8 + min(4.5, 0.16 * len(trials)))
     axes = figure.subplots()
     for row, trial in enumerate(trials):
         for began, ended in trial.spans:

@@ -22,11 +22,8 @@ from sylva_ray.core.summary import Communication, RunSeconds, StageAccuracies, S
 from sylva_ray.federation.stages.kinds import is_exchange, phase_of, phase_title
 from sylva_ray.federation.stages.layer_game.rankings.registry import RANKINGS
 from sylva_ray.metrics.checks import UNBOUNDED
-from sylva_ray.reports.figures.style import LIGHT, style
+from sylva_ray.reports.figures.style import LIGHT, accuracy_axis, new_figure, style
 from sylva_ray.reports.pages.wording import SECONDS, bytes_text
-
-WIDTH = 7.4
-"""Width of every figure in inches."""
 
 MAX_LABELLED_CLIENTS, MAX_DOTTED_CLIENTS = 24, 150
 """Greatest number of clients with a label each, and with a dot per selected layer."""
@@ -69,15 +66,11 @@ def robust_conditions(records: Sequence[StageRecord]) -> list[str]:
 # -- figures --------------------------------------------------------------------------------------------------------------
 
 
-def _figure(height: float) -> Figure:
-    return Figure(figsize=(WIDTH, height), layout="constrained")
-
-
 def _fleet(summary: Summary) -> Figure:
     """Draw the number of training images per class (rows) and client (columns) as a heatmap."""
     counts = np.asarray(summary.label_matrix).T
     num_classes, num_clients = counts.shape
-    figure = _figure(1.1 + 0.24 * min(num_classes, 18))
+    figure = new_figure(1.1 + 0.24 * min(num_classes, 18))
     axes, bar = figure.subplots(1, 2, width_ratios=[40, 1])
     _heatmap(axes, counts / max(1, counts.max()))
     if num_clients * num_classes <= 240:
@@ -94,7 +87,7 @@ def _fleet(summary: Summary) -> Figure:
 
 def _accuracy(records: Sequence[StageRecord], summary: Summary | None, titles: Mapping[str, str]) -> Figure:
     """Draw mean accuracy over rounds per condition; the band holds the middle 80 % of the clients."""
-    figure = _figure(3.3)
+    figure = new_figure(3.3)
     axes = figure.subplots()
     evaluated = [(record.step, record.evaluation) for record in records if record.evaluation]
     handles: list[Any] = []
@@ -124,7 +117,7 @@ def _accuracy(records: Sequence[StageRecord], summary: Summary | None, titles: M
         else "step (one per round)",
     )
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=12))
-    _percent_axis(axes)
+    accuracy_axis(axes)
     columns = 3 if max(len(handle.get_label()) for handle in handles) <= 30 else 2
     figure.legend(handles=handles, loc="outside upper left", ncols=columns, borderpad=0.3)
     return figure
@@ -137,7 +130,7 @@ def _clients(summary: Summary, before: StageAccuracies, titles: Mapping[str, str
     for label in list(after.robust_accuracy)[:1]:
         robust = before.robust_accuracy[label], after.robust_accuracy[label]
         panels.append((titles.get(label, label), *robust, LIGHT["series-2"]))
-    figure = _figure(0.5 + 2.1 * len(panels))
+    figure = new_figure(0.5 + 2.1 * len(panels))
     majority = np.array(summary.majority.per_client)
     num_clients = len(majority)
     size = 6 if num_clients <= MAX_LABELLED_CLIENTS else max(1.5, 6 - num_clients / 40)
@@ -154,7 +147,7 @@ def _clients(summary: Summary, before: StageAccuracies, titles: Mapping[str, str
         axes.plot(x, accuracy_before[order], "o", ms=size, mfc=LIGHT["surface"], mec=colour, mew=size / 5)
         axes.plot(x, accuracy_after[order], "o", ms=size, color=colour)
         axes.set(title=title, ylim=(-0.03, 1.03), xlim=(-0.6, num_clients - 0.4))
-        _percent_axis(axes)
+        accuracy_axis(axes)
         if num_clients <= MAX_LABELLED_CLIENTS:
             _client_axis(axes, num_clients)
         else:
@@ -177,7 +170,7 @@ def _layers(game: GameRecord) -> Figure:
     values, selected = np.array(game.shapley or game.scores).T, np.array(game.selected, bool).T
     num_layers, num_clients = values.shape
     top = float(np.percentile(np.abs(values), 98)) or 1.0  # without clipping, a few outliers would fade all others
-    figure = _figure(1.2 + 0.25 * num_layers)
+    figure = new_figure(1.2 + 0.25 * num_layers)
     axes, fraction, bar = figure.subplots(1, 3, width_ratios=[30, 7, 1])
     _heatmap(axes, np.clip(values / top, -1, 1))
     if num_clients <= MAX_DOTTED_CLIENTS:
@@ -200,7 +193,7 @@ def _communication(communication: Communication, records: Sequence[StageRecord])
         ("one client uploads in one round", communication.upload_bytes_per_client_round, full),
         ("the whole run, all clients, up and down", communication.total_bytes, 2 * full * exchanges),
     ]
-    figure = _figure(1.35)
+    figure = new_figure(1.35)
     for axes, (title, this_run, full_model) in zip(figure.subplots(1, 2, sharey=True), panels, strict=True):
         ratio = f"  ({full_model / this_run:,.0f}x)" if this_run and full_model else ""
         texts = [bytes_text(this_run), bytes_text(full_model) + ratio]
@@ -213,7 +206,7 @@ def _seconds(seconds: RunSeconds) -> Figure:
     """Draw the seconds per kind of work, summed over the workers."""
     by_work = {title: getattr(seconds, key) for key, title in SECONDS.items()}
     total = sum(by_work.values()) or 1.0
-    figure = _figure(0.4 + 0.26 * len(by_work))
+    figure = new_figure(0.4 + 0.26 * len(by_work))
     texts = [f"{value:,.1f} s  ({value / total:.0%})" for value in by_work.values()]
     colours = [LIGHT["muted"] if title == SECONDS["idle"] else LIGHT["series-1"] for title in by_work]
     _bars(figure.subplots(), list(by_work), list(by_work.values()), texts, colours)
@@ -255,13 +248,6 @@ def _client_axis(axes: Axes, num_clients: int) -> None:
     else:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=10))
     axes.set_xlabel("client")
-
-
-def _percent_axis(axes: Axes) -> None:
-    axes.yaxis.set_major_formatter(PercentFormatter(1))
-    axes.grid(axis="y")
-    axes.tick_params(length=0)
-    axes.set_ylabel("accuracy")
 
 
 def _bars(axes: Axes, names: list[str], values: list[float], texts: list[str], colours: list[str]) -> None:

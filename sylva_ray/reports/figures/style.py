@@ -16,7 +16,12 @@ from html import escape
 from typing import Any
 
 import matplotlib
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+
+WIDTH = 7.4
+"""Width of every figure in inches."""
 
 LIGHT = {
     "ink": "#1c2430",
@@ -69,6 +74,19 @@ _STYLE = {
     "lines.linewidth": 2,
 }
 _LOCK = threading.RLock()  # matplotlib's settings are global to the process, and the tracker draws in a thread
+
+
+def new_figure(height: float) -> Figure:
+    """Return an empty figure of the width of a page, `WIDTH`; ``height`` is in inches."""
+    return Figure(figsize=(WIDTH, height), layout="constrained")
+
+
+def accuracy_axis(axes: Axes) -> None:
+    """Show accuracies on the vertical axis: in percent, with grid lines."""
+    axes.yaxis.set_major_formatter(PercentFormatter(1))
+    axes.grid(axis="y")
+    axes.tick_params(length=0)
+    axes.set_ylabel("accuracy")
 
 
 @contextmanager

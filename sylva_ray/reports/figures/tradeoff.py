@@ -15,8 +15,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from sylva_ray.reports.figures.labels import place_labels, write_labels
-from sylva_ray.reports.figures.plots import WIDTH
-from sylva_ray.reports.figures.style import LIGHT, style
+from sylva_ray.reports.figures.style import LIGHT, WIDTH, style
 from sylva_ray.reports.pages.wording import bytes_text
 
 LABEL_SIZE = 8.0

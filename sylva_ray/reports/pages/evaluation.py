@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 from PIL import Image
@@ -17,10 +16,7 @@ from sylva_ray.attacks.base import epsilon_text
 from sylva_ray.attacks.registry import attack_title
 from sylva_ray.core.evaluation import AttackRow, CertifiedLevel, ConditionRow, Curve, Evaluation, PerClass
 from sylva_ray.core.types import AttackSpec
-from sylva_ray.reports.figures.style import LIGHT, style
-
-WIDTH = 7.4
-"""Width of every figure in inches."""
+from sylva_ray.reports.figures.style import LIGHT, accuracy_axis, new_figure, style
 
 SHOWN_SIDE = 96
 """Least side of an image in the gallery, in pixels."""
@@ -165,7 +161,7 @@ def _distance(row: AttackRow) -> str:
 
 
 def _curve(curve: Curve, x: Sequence[float], label: str, ticks: Sequence[float], majority: float) -> Figure:
-    figure = Figure(figsize=(WIDTH, 2.9), layout="constrained")
+    figure = new_figure(2.9)
     axes = figure.subplots()
     for accuracies in curve.per_client:
         axes.plot(x, accuracies, color=LIGHT["series-2"], lw=0.8, alpha=0.35)
@@ -175,14 +171,14 @@ def _curve(curve: Curve, x: Sequence[float], label: str, ticks: Sequence[float],
     axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     axes.minorticks_off()
     axes.set(xlim=(min(x) - 0.1, 1.1 * max(x)), ylim=(0, 1), xlabel=label)
-    _percent(axes)
+    accuracy_axis(axes)
     figure.legend(loc="outside upper left", ncols=2, borderpad=0.3)
     return figure
 
 
 def _classes(per_class: PerClass, names: Sequence[str]) -> Figure:
     seen = [c for c, count in enumerate(per_class.images) if count]
-    figure = Figure(figsize=(WIDTH, 1.0 + 0.26 * len(seen)), layout="constrained")
+    figure = new_figure(1.0 + 0.26 * len(seen))
     axes = figure.subplots()
     bars = (
         (-0.18, per_class.benign, "benign", LIGHT["series-1"]),
@@ -202,7 +198,7 @@ def _classes(per_class: PerClass, names: Sequence[str]) -> Figure:
 
 def _transfer(matrix: Sequence[Sequence[float | None]]) -> Figure:
     values = np.array([[np.nan if v is None else v for v in row] for row in matrix])
-    figure = Figure(figsize=(WIDTH, min(7.0, 1.4 + 0.34 * len(values))), layout="constrained")
+    figure = new_figure(min(7.0, 1.4 + 0.34 * len(values)))
     axes = figure.subplots()
     image = np.empty((*values.shape, 4))
     image[..., :3] = [int(LIGHT["series-1"][i : i + 2], 16) / 255 for i in (1, 3, 5)]
@@ -220,22 +216,15 @@ def _transfer(matrix: Sequence[Sequence[float | None]]) -> Figure:
 
 
 def _certified(levels: Sequence[CertifiedLevel]) -> Figure:
-    figure = Figure(figsize=(WIDTH, 2.7), layout="constrained")
+    figure = new_figure(2.7)
     axes = figure.subplots()
     for index, level in enumerate(levels):
         colour = LIGHT[f"series-{index % 6 + 1}"]
         axes.step(level.radii, level.mean, where="post", color=colour, label=f"sigma {level.sigma:g}")
     axes.set(ylim=(0, 1), xlim=(0, None), xlabel="L2 radius (pixel units, whole image)")
-    _percent(axes)
+    accuracy_axis(axes)
     figure.legend(loc="outside upper left", ncols=4, borderpad=0.3)
     return figure
-
-
-def _percent(axes: Axes) -> None:
-    axes.yaxis.set_major_formatter(PercentFormatter(1))
-    axes.grid(axis="y")
-    axes.tick_params(length=0)
-    axes.set_ylabel("accuracy")
 
 
 def _png(pixels: np.ndarray) -> str:
