@@ -111,7 +111,7 @@ def test_a_password_in_the_tracking_uri_is_not_shown(tmp_path: Path) -> None:
     assert "https://***@example.org" in page.text
 
 
-def test_without_a_second_phase_before_and_after_remain(tmp_path: Path) -> None:
+def test_without_a_second_phase_the_ends_before_and_after_phase_1_remain(tmp_path: Path) -> None:
     run_dir = make_and_return(tmp_path / "run")
     summary = json.loads((run_dir / "summary.json").read_text())
     summary |= {"final": None, "layer_game": None, "checks": []}
@@ -120,7 +120,13 @@ def test_without_a_second_phase_before_and_after_remain(tmp_path: Path) -> None:
     page = Page(write_report(RunFolder(run_dir)).read_text())
     assert page.sections == list(SECTIONS)
     assert page.tags.count("svg") == len(FIGURES) - 1
-    for expected in ("no second phase", "nothing is shared", "the robust accuracies are unverified"):
+    for expected in (
+        "before",
+        "phase 1",
+        "plays no layer game",
+        "nothing is shared",
+        "the robust accuracies are unverified",
+    ):
         assert expected in page.text
 
 
