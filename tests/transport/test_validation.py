@@ -18,7 +18,7 @@ def start() -> dict[str, np.ndarray]:
 def moved_by(norm: float) -> dict[str, np.ndarray]:
     """An upload whose update has this norm."""
     received = start()
-    return {"head": np.float32([norm, 0, 0]), "m.lora_A": received["m.lora_A"]}
+    return {"head": np.array([norm, 0, 0], np.float32), "m.lora_A": received["m.lora_A"]}
 
 
 def check(*uploads: ClientState) -> tuple[list[int], dict[int, str]]:
