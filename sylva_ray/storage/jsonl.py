@@ -26,8 +26,11 @@ def append_record(path: Path, record: Mapping[str, object]) -> None:
         record: a JSON object.
     """
     with open(path, "ab+") as file:
-        file.seek(0)
-        file.truncate(file.read().rfind(b"\n") + 1)
+        if size := file.tell():
+            file.seek(size - 1)
+            if file.read(1) != b"\n":  # a line that was cut by a kill
+                file.seek(0)
+                file.truncate(file.read().rfind(b"\n") + 1)
         file.write(_line(record))
         file.flush()
         os.fsync(file.fileno())

@@ -62,12 +62,9 @@ class Stage(ABC):
         super().__init_subclass__()
         if "name" in vars(cls):
             known = KINDS.setdefault(cls.name, cls)
-            is_shipped = known.__module__.startswith("sylva_ray.") and known.__module__ != cls.__module__
-            if is_shipped or known.__qualname__ != cls.__qualname__:
+            if not _is_same(known, cls):
                 raise ValueError(f"two stages are named {cls.name!r}: {known.__qualname__} and {cls.__qualname__}")
-            KINDS[cls.name] = (
-                cls  # the same class again: of a cell of a notebook, or of a file that is run and imported
-            )
+            KINDS[cls.name] = cls
 
     @abstractmethod
     def run(self, server: Server, round: int) -> StageResult:
@@ -76,3 +73,15 @@ class Stage(ABC):
 
 KINDS: dict[str, type[Stage]] = {}
 """Every stage that has been imported, by name (`sylva_ray.federation.stages.kinds`)."""
+
+
+def _is_same(known: type[Stage], new: type[Stage]) -> bool:
+    """Return whether two classes come from one definition that was executed twice.
+
+    That is a cell of a notebook that is run again, or a file that has two names: a script is ``__main__``, and is imported
+    by its own name where a configuration names a method in it.
+    """
+    if known.__qualname__ != new.__qualname__:
+        return False
+    files = [getattr(getattr(cls.run, "__code__", None), "co_filename", cls.__module__) for cls in (known, new)]
+    return known.__module__ == new.__module__ or files[0] == files[1]
