@@ -119,8 +119,9 @@ def test_an_adapter_that_is_never_used_is_refused() -> None:
 
 def test_weights_from_nowhere_are_the_same_in_every_command() -> None:
     """A notebook runs and evaluates in one process: the second model must be the first."""
-    first, second = (create_backbone(BackboneSection(name="pvt_v2_b0"), 5) for _ in range(2))
-    torch.rand(1)
+    first = create_backbone(BackboneSection(name="pvt_v2_b0"), 5)
+    torch.rand(1)  # whatever is drawn in between
+    second = create_backbone(BackboneSection(name="pvt_v2_b0"), 5)
     for a, b in zip(first.parameters(), second.parameters(), strict=True):
         assert torch.equal(a, b)
 

@@ -134,6 +134,20 @@ def test_a_search_that_grows_goes_on_where_it_ended(tmp_path: Path) -> None:
     assert open_search(space_with(5), folder).num_left == 0
 
 
+def test_a_trial_whose_result_is_not_known_comes_first_again(tmp_path: Path) -> None:
+    """The driver was killed while it ran: another point in its place would be one too many."""
+    space = space_of(tmp_path, parameters=MIXED, seeds=[0, 1], search={"kind": "optuna", "num_points": 3})
+    folder = SweepFolder(tmp_path / "sweep")
+    folder.tune.mkdir(parents=True)
+    search = PointSearch(space)
+    first = search.suggest("a")["trial"]
+    search.save(str(folder.tune / "searcher-state-1.json"))
+    resumed = open_search(space, folder)
+    assert resumed.num_left == 6
+    assert resumed.suggest("b")["trial"] == first
+    assert {trial.seed for trial in resumed.trials} == {0, 1}
+
+
 def test_the_state_of_a_search_is_json(tmp_path: Path) -> None:
     """Also with values that are lists or mappings."""
     methods = [{"name": "sylva"}, {"name": "lorica"}]
