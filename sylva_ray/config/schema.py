@@ -123,8 +123,8 @@ def _to_user_error(schema: type[BaseModel], raw: Any, error: ValidationError, pr
     if kind in _MESSAGES:
         return UserError(key, value, _MESSAGES[kind])
     message = problem["msg"].removeprefix("Value error, ")
-    description, _, _ = message.partition(", unable to parse")
-    return UserError(key, value, re.sub("^(Input|String) should", "must", description))
+    description = re.sub("( after validation, not .*|, unable to parse.*)$", "", message)
+    return UserError(key, value, re.sub(r"^\w+ should", "must", description))
 
 
 def _closest(raw: Any, error: ValidationError) -> ErrorDetails:
