@@ -9,7 +9,7 @@ coalitions are in no record, so a worker is asked for them.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,18 +33,20 @@ from sylva_ray.models.cohort import to_arrays, to_parameters
 from sylva_ray.preparation.experiment import create_worker, prepare
 from sylva_ray.storage.run_folder import RunFolder
 
-SETTINGS = plain.Settings(
-    rank=2,
-    rounds=2,
-    epsilon=4 / 255,
-    steps=2,
-    benign_epochs=2,
-    benign_lr=0.01,
-    refine_lr=0.01,
-    attack_steps=2,
-    max_images=6,
-    dtype=torch.float64,
-)
+SETTINGS = {
+    "DTYPE": torch.float64,
+    "RANK": 2,
+    "ROUNDS": 2,
+    "EPSILON": 4 / 255,
+    "STEPS": 2,
+    "BENIGN_EPOCHS": 2,
+    "BENIGN_LR": 0.01,
+    "REFINE_LR": 0.01,
+    "ATTACK_STEPS": 2,
+    "MAX_IMAGES": 6,
+}
+"""Constants of the file that are other here."""
+
 BACKBONE = {"name": "test_vit", "image_size": 32}
 """Six blocks, 64 wide, four patches; its weights are drawn by `drawn_weights`."""
 
@@ -61,43 +63,47 @@ def drawn_weights(path: Path) -> Path:
     return path
 
 
-def config_of(s: plain.Settings, checkpoint: Path) -> ExperimentConfig:
-    phase2 = {
-        "benign_epochs": s.benign_epochs,
-        "benign_lr": s.benign_lr,
-        "refine_epochs": s.refine_epochs,
-        "refine_lr": s.refine_lr,
-        "attack_steps": s.attack_steps,
-        "max_images": s.max_images,
-        "shrink_strength": s.shrink_strength,
-        "guard_tolerance": s.guard_tolerance,
-        "guard_confidence": s.guard_confidence,
-    }
+def config_of(checkpoint: Path) -> ExperimentConfig:
+    """The settings of the file, as the package has them; what the file leaves at a default is not given here."""
     return build(
         ExperimentConfig,
         {
-            "seed": s.seed,
+            "seed": plain.SEED,
             "algorithm": {
                 "name": "sylva",
-                "head_warmup_lr": s.head_warmup_lr,
-                "epsilon_warmup": s.epsilon_warmup,
-                "phase2": phase2,
+                "head_warmup_lr": plain.HEAD_WARMUP_LR,
+                "epsilon_warmup": plain.EPSILON_WARMUP,
+                "phase2": {
+                    "benign_epochs": plain.BENIGN_EPOCHS,
+                    "benign_lr": plain.BENIGN_LR,
+                    "refine_epochs": plain.REFINE_EPOCHS,
+                    "refine_lr": plain.REFINE_LR,
+                    "attack_steps": plain.ATTACK_STEPS,
+                    "max_images": plain.MAX_IMAGES,
+                    "shrink_strength": plain.SHRINK_STRENGTH,
+                    "guard_tolerance": plain.GUARD_TOLERANCE,
+                    "guard_confidence": plain.GUARD_CONFIDENCE,
+                },
             },
             "dataset": {"name": "digits", "max_train": 150, "max_test": 60},
             "partition": {"num_clients": 3, "min_samples": 30, "valid_fraction": 0.4, "test_samples": 12},
             "backbone": BACKBONE | {"checkpoint": str(checkpoint)},
-            "lora": {"rank": s.rank, "alpha": s.alpha},
-            "attack": {"epsilon": s.epsilon, "steps": s.steps},
+            "lora": {"rank": plain.RANK, "alpha": plain.ALPHA},
+            "attack": {"epsilon": plain.EPSILON, "steps": plain.STEPS},
             "training": {
-                "rounds": s.rounds,
-                "batch_size": s.batch_size,
-                "lr": s.lr,
-                "weight_decay": s.weight_decay,
-                "clip_norm": s.clip_norm,
+                "rounds": plain.ROUNDS,
+                "batch_size": plain.BATCH_SIZE,
+                "lr": plain.LR,
+                "weight_decay": plain.WEIGHT_DECAY,
+                "clip_norm": plain.CLIP_NORM,
                 "precision": "float32",
                 "attention": "fused",
             },
-            "evaluation": {"attacks": [{"epsilon": s.epsilon, "steps": 3}], "checks": False, "precision": "float32"},
+            "evaluation": {
+                "attacks": [{"epsilon": plain.EPSILON, "steps": 3}],
+                "checks": False,
+                "precision": "float32",
+            },
             "cluster": {"pool": "in_process"},
             "tracking": {"enabled": False},
         },
@@ -124,18 +130,24 @@ def arrays(client: plain.Client) -> dict[str, np.ndarray]:
 
 
 @pytest.fixture(scope="module")
-def both(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def both(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
     """One run by the package and one by the file: states and records of every stage, and both games."""
-    s = SETTINGS
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        for name, value in SETTINGS.items():
+            monkeypatch.setattr(plain, name, value)
+        yield compare(tmp_path_factory.mktemp("package"))
+
+
+def compare(folder: Path) -> dict[str, Any]:
     torch.set_num_threads(1)
-    folder = tmp_path_factory.mktemp("package") / "run"
-    made = prepare(config_of(s, drawn_weights(folder.parent / "vit.safetensors")))
+    made = prepare(config_of(drawn_weights(folder / "vit.safetensors")))
+    run = RunFolder(folder / "run")
     package, records = [], []
 
     class Recorder(Observer):
         def on_record(self, record: StageRecord) -> None:
             records.append(record)
-            package.append(RunFolder(folder).load_states())
+            package.append(run.load_states())
 
     with pytest.MonkeyPatch.context() as monkeypatch:
         replace_everywhere(monkeypatch, create_backbone, lambda *a, **k: create_backbone(*a, **k).double())
@@ -143,31 +155,31 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
             monkeypatch, to_parameters, lambda stack, device, _: to_parameters(stack, device, torch.float64)
         )
         replace_everywhere(monkeypatch, to_arrays, lambda params: {n: v.numpy().copy() for n, v in params.items()})
-        summary = run_prepared(made, RunFolder(folder), False, Recorder())
+        summary = run_prepared(made, run, False, Recorder())
         before_game = package[[record.stage for record in records].index("layer_game")]
-        task = GameTask(s.rounds + 2, (0, 1, 2), stack_states(before_game), all_coalitions(7))
+        task = GameTask(plain.ROUNDS + 2, (0, 1, 2), stack_states(before_game), all_coalitions(7))
         played = create_worker(made.config, made.fleet, made.backbone).run(task).outcomes
 
     vit = timm.create_model(str(BACKBONE["name"]), img_size=BACKBONE["image_size"], num_classes=made.fleet.num_classes)
     vit.load_state_dict({name: torch.from_numpy(value) for name, value in made.backbone.items()})
-    clients = [plain.Client(i, made.fleet.client(i), vit, s) for i in range(3)]
+    clients = [plain.Client(i, made.fleet.client(i), vit) for i in range(3)]
     file, accuracies = [], []
 
     def look() -> None:
         file.append([arrays(client) for client in clients])
-        label = f"pgd3-eps{s.epsilon * 255:.4g}"
+        label = f"pgd3-eps{plain.EPSILON * 255:.4g}"
         accuracies.append([[r.mean() for r in plain.answers(c, c.data.test, 3, label)] for c in clients])
 
     plain.warm_up(clients)
     look()
-    for round in range(1, s.rounds + 1):
+    for round in range(1, plain.ROUNDS + 1):
         near = plain.federated_round(clients, round)
         look()
-    plain.local_epoch(clients)
+    plain.adversarial_epoch(clients, plain.ROUNDS + 1)
     look()
-    game = plain.layer_game(clients, near)
+    games = plain.layer_game(clients, near)
     look()
-    kept = plain.refine(clients, game, near)
+    kept = plain.refine(clients, games, near)
     look()
     return {
         "package": package,
@@ -177,7 +189,7 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         "summary": summary,
         "played": played,
         "near": near,
-        "game": game,
+        "games": games,
         "kept": kept,
     }
 
@@ -206,24 +218,24 @@ def test_neighbours_are_the_same(both: dict[str, Any]) -> None:
 
 
 def test_coalition_and_shapley_values_are_the_same(both: dict[str, Any]) -> None:
-    game, summary = both["game"], both["summary"].layer_game
-    for values, benign, outcome in zip(game.values, game.benign, both["played"], strict=True):
-        np.testing.assert_allclose(outcome.values, values, rtol=0, atol=TOLERANCE)
-        for name, value in benign.items():
-            np.testing.assert_allclose(outcome.benign_state[own_name(name)], value.numpy(), rtol=0, atol=TOLERANCE)
+    summary = both["summary"].layer_game
+    for game, outcome in zip(both["games"], both["played"], strict=True):
+        np.testing.assert_allclose(outcome.values, game["values"], rtol=0, atol=TOLERANCE)
+    shapley = np.stack([game["shapley"] for game in both["games"]])
     for column, key in enumerate(("shapley_benign", "shapley_robust")):
-        assert np.abs(game.shapley[:, :, column]).max() > 1e-3
-        np.testing.assert_allclose(getattr(summary, key), game.shapley[:, :, column], rtol=0, atol=TOLERANCE)
+        assert np.abs(shapley[:, :, column]).max() > 1e-3
+        np.testing.assert_allclose(getattr(summary, key), shapley[:, :, column], rtol=0, atol=TOLERANCE)
 
 
 def test_every_decision_is_the_same_and_something_is_decided(both: dict[str, Any]) -> None:
-    game, summary = both["game"], both["summary"].layer_game
-    assert summary.candidates == [len(rows) for rows in game.candidates]
-    assert np.array_equal(summary.selected, game.selected)
+    candidates, selected = ([game[key] for game in both["games"]] for key in ("candidates", "selected"))
+    summary = both["summary"].layer_game
+    assert summary.candidates == [len(rows) for rows in candidates]
+    assert np.array_equal(summary.selected, selected)
     assert summary.refined_epochs == both["kept"]
-    accepted, proposed = np.sum(game.selected), sum(rows[-1].sum() for rows in game.candidates)
+    accepted, proposed = np.sum(selected), sum(rows[-1].sum() for rows in candidates)
     assert 0 < accepted < proposed, "the guard refuses something, but not everything"
-    assert 0 < sum(both["kept"]) < 3 * SETTINGS.refine_epochs
+    assert 0 < sum(both["kept"]) < 3 * plain.REFINE_EPOCHS
 
 
 def test_accuracies_are_the_same(both: dict[str, Any]) -> None:
