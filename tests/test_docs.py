@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
+import sylva_ray
 from tests.conftest import TINY
 from tests.test_architecture import LAYERS, ROOT
 
@@ -56,6 +57,14 @@ def test_every_source_file_and_name_in_the_text_exists(page: Path) -> None:
             place, folder = Path(ROOT, *name.split(".")), Path(ROOT, *module.split("."))
             source = folder / "__init__.py" if folder.is_dir() else folder.with_suffix(".py")
             assert place.is_dir() or place.with_suffix(".py").exists() or last in source.read_text(), name
+
+
+def test_the_citation_names_the_newest_release() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    newest = re.search(r"^## (\d\S*) - (\S+)$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert newest is not None
+    assert (citation["version"], str(citation["date-released"])) == newest.groups()
+    assert citation["version"] == sylva_ray.__version__
 
 
 def test_the_table_of_packages_is_the_order_of_layers() -> None:
