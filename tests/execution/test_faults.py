@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -64,6 +65,16 @@ def make_pool(prepared: Prepared, notices: Notices) -> RayPool:
     return RayPool(prepared.config, fleet, backbone, 1, notices)
 
 
+def busy_actor() -> psutil.Process:
+    """Wait until a client actor runs a task, which Ray writes into the title of its process."""
+    while True:
+        for process in psutil.Process().children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                if "ray::ClientActor.run" in process.cmdline():
+                    return process
+        time.sleep(0.01)
+
+
 @pytest.mark.usefixtures("local_ray")
 def test_a_killed_client_actor_is_replaced_and_its_clients_run_again(on_ray: Prepared, train_task: MakeTask) -> None:
     """One actor, killed inside a task: what the new one makes of it is what nobody's death would have changed."""
@@ -71,13 +82,7 @@ def test_a_killed_client_actor_is_replaced_and_its_clients_run_again(on_ray: Pre
     notices = Notices()
     pool = make_pool(on_ray, notices)
 
-    def kill_when_busy() -> None:
-        while (slot := pool._slots[0]) is None or slot.job is None:
-            time.sleep(0.01)
-        os.kill(ray.get(slot.actor.pid.remote()), signal.SIGKILL)
-
-    killer = threading.Thread(target=kill_when_busy, daemon=True)
-    killer.start()
+    threading.Thread(target=lambda: busy_actor().kill(), daemon=True).start()
     try:
         results = pool.run(tasks)
     finally:
@@ -95,13 +100,11 @@ def test_an_actor_that_hangs_is_replaced(on_ray: Prepared, train_task: MakeTask)
     cluster = on_ray.config.cluster.model_copy(update={"hang_timeout_s": 6.0})
     patient = dataclasses.replace(on_ray, config=on_ray.config.model_copy(update={"cluster": cluster}))
     pool = make_pool(patient, notices)
-    stopped: list[int] = []
+    stopped: list[psutil.Process] = []
 
     def stop_when_busy() -> None:
-        while (slot := pool._slots[0]) is None or slot.job is None:
-            time.sleep(0.01)
-        stopped.append(ray.get(slot.actor.pid.remote()))
-        os.kill(stopped[0], signal.SIGSTOP)
+        stopped.append(busy_actor())
+        stopped[0].suspend()
 
     threading.Thread(target=stop_when_busy, daemon=True).start()
     try:
@@ -109,8 +112,8 @@ def test_an_actor_that_hangs_is_replaced(on_ray: Prepared, train_task: MakeTask)
     finally:
         pool.close()
     assert notices.texts == ["a worker was lost during train, round 1, clients 0, 1; its clients run again elsewhere"]
-    psutil.wait_procs([psutil.Process(pid) for pid in stopped if psutil.pid_exists(pid)], timeout=30)
-    assert not psutil.pid_exists(stopped[0])
+    _, alive = psutil.wait_procs(stopped, timeout=30)
+    assert alive == []
     worker = create_worker(on_ray.config, on_ray.fleet, on_ray.backbone)
     assert_same_bits(states(results), states(InProcessPool(worker).run(tasks)))
 

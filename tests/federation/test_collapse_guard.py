@@ -50,12 +50,13 @@ def images(seed: int, n: int = 24) -> Split:
 
 DATA = [ClientData(*[images(seed)] * 4) for seed in range(3)]
 EPSILON = 8 / 255
+FAST = {"name": "fgsm_rs"}
 
 
-def config(name: str = "fgsm_rs", **training: Any) -> ResolvedConfig:
+def config(attack: dict[str, Any], **training: Any) -> ResolvedConfig:
     sections = {
         "partition": {"num_clients": 3},
-        "attack": {"name": name, "epsilon": EPSILON},
+        "attack": {"epsilon": EPSILON} | attack,
         "training": {"batch_size": 12, "optimizer": "sgd", "clip_norm": None, "weight_decay": 0} | training,
     }
     return resolve_config(build(ExperimentConfig, sections))
@@ -181,14 +182,14 @@ class Saboteur(AdversarialTraining):
 
 
 def trained(
-    algorithm: Algorithm, epochs: int, name: str = "fgsm_rs", epsilon: float = EPSILON
+    algorithm: Algorithm, epochs: int, attack: dict[str, Any] = FAST, epsilon: float = EPSILON
 ) -> tuple[ParameterStack, Any]:
     params = {key: value.clone() for key, value in good().items()}
     stacked = {key: value.numpy() for key, value in params.items()}
     counts = torch.stack([torch.from_numpy(d.class_counts(CLASSES)) for d in DATA])
     context = ClientContext(LinearStack(), counts, {}, Stopwatch())
     task = TrainTask(1, (0, 1, 2), stacked, TrainSettings(epsilon=epsilon, lr=0.1, epochs=epochs))
-    return params, train_cohort(context, algorithm, params, DATA, task, config(name))
+    return params, train_cohort(context, algorithm, params, DATA, task, config(attack))
 
 
 def test_training_takes_back_who_collapses_and_trains_the_others_on() -> None:
@@ -206,20 +207,20 @@ def test_training_takes_back_who_collapses_and_trains_the_others_on() -> None:
 def test_only_fast_training_with_an_epsilon_is_guarded() -> None:
     plain = AdversarialTraining(AdversarialTraining.Parameters())
     assert set(trained(plain, 1)[1]) == {"loss", "rolled_back"}
-    assert set(trained(plain, 1, name="pgd")[1]) == {"loss"}
+    assert set(trained(plain, 1, {"name": "pgd"})[1]) == {"loss"}
     assert set(trained(plain, 1, epsilon=0.0)[1]) == {"loss"}
     assert set(trained(Undefended(Undefended.Parameters()), 1)[1]) == {"loss"}, "benign training cannot overfit to FGSM"
-    unguarded, metrics = trained(Saboteur(), 3, name="pgd")
+    unguarded, metrics = trained(Saboteur(), 3, {"name": "pgd"})
     assert set(metrics) == {"loss"}
     x = torch.from_numpy(DATA[1].train.images).float() / 255
     predictions = LinearStack().forward(unguarded, x, torch.ones(24, dtype=torch.long)).argmax(1)
     assert (predictions.numpy() == DATA[1].train.labels).mean() < 0.5, "without the guard client 1 is lost"
 
 
-def test_the_guards_noise_is_not_the_trainings(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_guards_noise_is_not_the_trainings() -> None:
     """Its draws come from a stream of their own: with a guard that never fires, the weights are those without one."""
     guarded, _ = trained(AdversarialTraining(AdversarialTraining.Parameters()), 2)
-    monkeypatch.setattr("sylva_ray.federation.client.training._collapse_guard", lambda *_: None)
-    free, metrics = trained(AdversarialTraining(AdversarialTraining.Parameters()), 2)
+    same_step = {"name": "pgd", "steps": 1, "step_size": 1.25 * EPSILON}
+    free, metrics = trained(AdversarialTraining(AdversarialTraining.Parameters()), 2, same_step)
     assert set(metrics) == {"loss"}
     assert all(torch.equal(guarded[name], free[name]) for name in free)
