@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from sylva_ray.preparation.experiment import Prepared
@@ -70,6 +71,15 @@ def tiny(tiny_config: ExperimentConfig) -> Prepared:
     from sylva_ray.preparation.experiment import prepare
 
     return prepare(tiny_config)
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An SQLite store to copy; creating its tables takes MLflow seconds."""
+    mlflow = pytest.importorskip("mlflow")
+    path = tmp_path_factory.mktemp("store") / "mlflow.db"
+    mlflow.MlflowClient(tracking_uri=f"sqlite:///{path}").search_experiments()
+    return path
 
 
 @pytest.fixture(scope="session")

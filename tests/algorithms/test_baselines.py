@@ -18,7 +18,6 @@ from sylva_ray.config.experiment import TrainingSection
 from sylva_ray.core.errors import UserError
 from sylva_ray.core.types import AttackSpec, ParameterStack
 from sylva_ray.federation.client.optim import StackedOptimizer
-from sylva_ray.federation.client.worker import Task
 from sylva_ray.federation.context import Batch, ClientContext
 from sylva_ray.federation.contract import Algorithm
 from tests.algorithms.toys import (
@@ -35,6 +34,7 @@ from tests.algorithms.toys import (
     tiny_worker,
     toy,
     trained,
+    watch,
 )
 
 BASELINES = [
@@ -430,25 +430,10 @@ def test_running_statistics_move_once_per_step_for_each_client_and_never_in_craf
 ) -> None:
     """One step of two clients, against one pass of PyTorch's own module in training mode over the crafted images."""
     worker = tiny_worker(tiny_experiment(name, parameters, backbone=RESNET, training={"batch_size": 1000}))
-    states, seen = starting_states(worker), []
-    cohorts: list[ClientContext] = []
-    craft, cohort_of = worker.algorithm.craft, worker.context
-
-    def spy(context: ClientContext, params: ParameterStack, batch: Batch, attack: AttackSpec) -> torch.Tensor:
-        before = {n: v.clone() for n, v in params.items()}
-        seen.append((batch, craft(context, params, batch, attack)))
-        assert all(torch.equal(before[n], params[n]) for n in params), "crafting changed the model"
-        return seen[-1][1]
-
-    monkeypatch.setattr(worker.algorithm, "craft", spy)
-
-    def recorded(task: Task, params: ParameterStack) -> ClientContext:
-        cohorts.append(cohort_of(task, params))
-        return cohorts[-1]
-
-    monkeypatch.setattr(worker, "context", recorded)
+    states = starting_states(worker)
+    contexts, crafted = watch(worker, monkeypatch)
     after = trained(worker, states, clients=(1, 2), lr=0.0)
-    ((batch, x_adv),) = seen
+    ((batch, x_adv),) = crafted
     module = worker.model.backbone
     for row, state in enumerate(after):
         module.model.load_state_dict({n: torch.from_numpy(v) for n, v in states[1].items()}, strict=False)
@@ -457,4 +442,4 @@ def test_running_statistics_move_once_per_step_for_each_client_and_never_in_craf
         assert statistics.keys() == moved(states[1], state)
         for key, value in statistics.items():
             np.testing.assert_allclose(state[key], value.numpy(), rtol=1e-4, atol=1e-5)
-    assert all(np.array_equal(v[row], states[1][n]) for row in (0, 1) for n, v in cohorts[0].received.items())
+    assert all(np.array_equal(v[row], states[1][n]) for row in (0, 1) for n, v in contexts[0].received.items())

@@ -15,7 +15,7 @@ from sylva_ray.attacks.losses import kl_divergence
 from sylva_ray.config.experiment import BackboneSection
 from sylva_ray.core.errors import UserError
 from sylva_ray.core.types import AttackSpec, ParameterStack
-from sylva_ray.federation.client.worker import CohortWorker, Task
+from sylva_ray.federation.client.worker import CohortWorker
 from sylva_ray.federation.context import Batch, ClientContext
 from sylva_ray.models.backbone import create_backbone
 from tests.algorithms.toys import (
@@ -31,6 +31,7 @@ from tests.algorithms.toys import (
     tiny_worker,
     toy,
     trained,
+    watch,
 )
 
 RESNET = {"name": "test_resnet.r160_in1k", "image_size": 32}
@@ -245,24 +246,9 @@ def test_a_batchnorm_students_statistics_are_its_own_and_move_in_training_alone(
 ) -> None:
     worker = tiny_worker(tiny_experiment("pm_afl", backbone=RESNET, training={"batch_size": 1000}))
     states = starting_states(worker)
-    cohorts: list[ClientContext] = []
-    craft, cohort_of = worker.algorithm.craft, worker.context
-
-    def spy(context: ClientContext, params: ParameterStack, batch: Batch, attack: AttackSpec) -> torch.Tensor:
-        before = {name: value.clone() for name, value in params.items()}
-        x_adv = craft(context, params, batch, attack)
-        assert all(torch.equal(before[name], params[name]) for name in params), "crafting changed the student"
-        return x_adv
-
-    monkeypatch.setattr(worker.algorithm, "craft", spy)
-
-    def recorded(task: Task, params: ParameterStack) -> ClientContext:
-        cohorts.append(cohort_of(task, params))
-        return cohorts[-1]
-
-    monkeypatch.setattr(worker, "context", recorded)
+    contexts, _ = watch(worker, monkeypatch)
     together = trained(worker, states, clients=(0, 2), lr=0.0)
-    received = {name: value.clone() for name, value in cohorts[0].received.items()}
+    received = {name: value.clone() for name, value in contexts[0].received.items()}
     assert all(np.array_equal(value[0], states[0][name]) for name, value in received.items()), "the reference moved"
     for row, client in enumerate((0, 2)):
         (own,) = trained(worker, states, clients=(client,), lr=0.0)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 
 from sylva_ray.algorithms.registry import create_algorithm
@@ -15,7 +16,7 @@ from sylva_ray.core.seeding import generator
 from sylva_ray.core.timing import Stopwatch
 from sylva_ray.core.types import AttackSpec, ClientState, ParameterStack, stack_states
 from sylva_ray.federation.client.training import TrainSettings, TrainTask
-from sylva_ray.federation.client.worker import CohortWorker
+from sylva_ray.federation.client.worker import CohortWorker, Task
 from sylva_ray.federation.context import Batch, ClientContext, RoundUploads
 from sylva_ray.federation.method import Method
 from sylva_ray.models.cohort import select_clients
@@ -148,6 +149,29 @@ def trained(
     stack = stack_states([states[c] for c in chosen])
     result = worker.run(TrainTask(round, chosen, stack, TrainSettings(epsilon, lr, epochs, head_epochs)))
     return [dict(outcome.state) for outcome in result.outcomes]
+
+
+def watch(
+    worker: CohortWorker, monkeypatch: pytest.MonkeyPatch
+) -> tuple[list[ClientContext], list[tuple[Batch, torch.Tensor]]]:
+    """The contexts that a worker makes and the images that it crafts, in lists that grow; crafting may change no parameter."""
+    contexts: list[ClientContext] = []
+    crafted: list[tuple[Batch, torch.Tensor]] = []
+    craft, context_of = worker.algorithm.craft, worker.context
+
+    def spied_craft(context: ClientContext, params: ParameterStack, batch: Batch, attack: AttackSpec) -> torch.Tensor:
+        before = {name: value.clone() for name, value in params.items()}
+        crafted.append((batch, craft(context, params, batch, attack)))
+        assert all(torch.equal(before[name], params[name]) for name in params), "crafting changed the model"
+        return crafted[-1][1]
+
+    def spied_context(task: Task, params: ParameterStack) -> ClientContext:
+        contexts.append(context_of(task, params))
+        return contexts[-1]
+
+    monkeypatch.setattr(worker.algorithm, "craft", spied_craft)
+    monkeypatch.setattr(worker, "context", spied_context)
+    return contexts, crafted
 
 
 def moved(before: ClientState, after: ClientState) -> set[str]:

@@ -28,14 +28,6 @@ from tests.reports.synthetic_run import make_config, make_run
 mlflow = pytest.importorskip("mlflow")
 
 
-@pytest.fixture(scope="module")
-def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Create an SQLite store to copy; creating its tables takes MLflow seconds."""
-    path = tmp_path_factory.mktemp("store") / "mlflow.db"
-    mlflow.MlflowClient(tracking_uri=f"sqlite:///{path}").search_experiments()
-    return path
-
-
 @pytest.fixture
 def folder(tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Return a folder for runs, with the default store in it."""

@@ -54,14 +54,6 @@ def played(folder: SweepFolder, space: Space, tracking: SweepTracking, pruned: T
     return sweep
 
 
-@pytest.fixture(scope="module")
-def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An sqlite store with its tables made (which takes MLflow seconds), to be copied."""
-    path = tmp_path_factory.mktemp("store") / "mlflow.db"
-    mlflow.MlflowClient(tracking_uri=f"sqlite:///{path}").search_experiments()
-    return path
-
-
 @pytest.fixture
 def runs(tmp_path: Path, empty_store: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder of runs with the default store beside them."""
