@@ -8,10 +8,9 @@ Data, clients, number of local epochs and evaluation are the same. Runs that are
 from __future__ import annotations
 
 import argparse
-import subprocess
-import sys
 from pathlib import Path
 
+import sylva_ray
 from sylva_ray.core.summary import Spread, StageAccuracies, Summary
 from sylva_ray.storage.run_folder import RunFolder
 
@@ -20,19 +19,11 @@ METHODS = ("undefended", "per_lora", "sylva")
 
 def run(method: str, out: Path, overrides: list[str]) -> Summary:
     """Return the summary of one method, from an earlier run or a new one."""
+    config = sylva_ray.load_config("configs/cifar10.yaml", [f"algorithm.name={method}", *overrides])
     folder = out / method
-    if not (folder / "summary.json").exists():
-        command = [
-            Path(sys.executable).with_name("sylva-ray"),
-            "run",
-            "configs/cifar10.yaml",
-            f"algorithm.name={method}",
-        ]
-        resume = ["--resume"] if (folder / "config.yaml").exists() else []
-        subprocess.run([*map(str, command), *overrides, "--out", str(folder), *resume], check=True)
-    summary = RunFolder(folder).load_summary()
-    assert summary is not None
-    return summary
+    if RunFolder(folder).config_file.exists():
+        return sylva_ray.resume(folder, config=config)
+    return sylva_ray.run(config, out=folder)
 
 
 def row(name: str, accuracies: StageAccuracies, summary: Summary) -> list[str]:

@@ -18,12 +18,13 @@ import tempfile
 import time
 from pathlib import Path
 
+from sylva_ray.config.experiment import CONFIG
 from sylva_ray.execution.experiment import run_experiment
 from sylva_ray.execution.in_process import InProcessPool
 from sylva_ray.federation.observer import Observer
 from sylva_ray.observers.mlflow.tracker import experiment_files, open_sweep, send_run
 from sylva_ray.preparation.experiment import create_worker, prepare
-from sylva_ray.storage.run_folder import RunFolder
+from sylva_ray.storage.run_folder import SUMMARY, RunFolder
 from sylva_ray.sweeps.space import load_space
 
 SPACE = Path(__file__).parents[1] / "tune_spaces" / "smoke.yaml"
@@ -72,11 +73,11 @@ def main() -> None:
         filling = time.perf_counter() - started
         pairs = [(run(f"without{n}", False), run(f"with{n}", True)) for n in range(arguments.pairs)]
         started = time.perf_counter()
-        found = experiment_files("sweep", uri, ("summary.json", "config.yaml"))
+        found = experiment_files("sweep", uri, (SUMMARY, CONFIG))
         reading = time.perf_counter() - started
         assert found is not None
         assert len(found) == arguments.trials + 1 + arguments.pairs, "every trial has arrived"
-        state = json.loads((root / "with0" / "tracking.json").read_text())
+        state = json.loads(RunFolder(root / "with0").tracking_file.read_text())
         assert state["finished"], "the last record has arrived"
     without, with_tracking = ([pair[i] for pair in pairs] for i in (0, 1))
     steps = [statistics.median(value for value, _ in side) for side in (without, with_tracking)]

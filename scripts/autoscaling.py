@@ -25,23 +25,14 @@ import psutil
 from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID
 
 sys.path.insert(0, str(Path(__file__).parent))
-from sandbox import (
-    RAY,
-    ROOT,
-    SMALL,
-    SYLVA,
-    adapters,
-    enter,
-    finish,
-    result_file,
-    say,
-    temporary_home,
-    wait_until,
-)
+from sandbox import RAY, ROOT, SMALL, SYLVA, adapters, enter, finish, result_file, say, temporary_home, wait_until
 
 from sylva_ray.config.schema import read_yaml
 from sylva_ray.core.yaml import to_yaml
-from sylva_ray.sweeps.points import point_id
+from sylva_ray.storage.manifest import MANIFEST, folder_name
+from sylva_ray.storage.run_folder import RunFolder
+from sylva_ray.sweeps.folder import SweepFolder
+from sylva_ray.sweeps.points import Trial
 
 ADDRESS = "127.0.0.1:6379"
 DIGITS = ROOT / "configs/digits.yaml"
@@ -168,14 +159,15 @@ def start_head(work: Path) -> subprocess.Popen[bytes]:
     return head
 
 
-def play(command: list[str], out: Path, first_checkpoint: Path, watch: Watch) -> list[str]:
-    """Run `sylva-ray` to its end, and kill one worker once ``first_checkpoint`` exists; return its output."""
+def play(command: list[str], out: Path, run: Path, watch: Watch) -> list[str]:
+    """Run `sylva-ray` to its end, and kill one worker after the first round of ``run``; return its output."""
     driver = subprocess.Popen(
         [*SYLVA, *command, "--out", str(out)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
     assert driver.stdout is not None
     os.set_blocking(driver.stdout.fileno(), False)
     said: list[str] = []
+    first_checkpoint = RunFolder(run).checkpoints.root / folder_name(1) / MANIFEST
     lost = False
     while True:
         over = driver.poll() is not None
@@ -207,9 +199,8 @@ def main() -> None:
     head, watch = start_head(work), Watch()
     say("the head is up, without a GPU and without workers")
 
-    first = "checkpoint/round_0001/manifest.json"
     together = work / "together"
-    said = play(["run", str(DIGITS), *CONFIG, *ON_CLUSTER], together, together / first, watch)
+    said = play(["run", str(DIGITS), *CONFIG, *ON_CLUSTER], together, together, watch)
     same = adapters(together) == run_alone != {}
     say(f"the run's {len(run_alone)} adapter files: {'the same bits' if same else 'DIFFERENT BITS'} as in one process")
     wait_until(lambda: not watch.look(), "without a worker again", 120)
@@ -224,9 +215,9 @@ def main() -> None:
     watch = Watch()
     space = {"name": "ranks", "base": str(DIGITS), "parameters": {"lora.rank": {"grid": list(RANKS)}}}
     (work / "space.yaml").write_text(to_yaml(space))
-    trials = {rank: sweep / "trials" / f"{point_id({'lora.rank': rank})}-s0" for rank in RANKS}
+    trials = {rank: SweepFolder(sweep).trial(Trial({"lora.rank": rank}, 0).key).path for rank in RANKS}
     tuned = ["tune", str(work / "space.yaml"), *CONFIG, *ON_CLUSTER, "cluster.pool=ray"]
-    said = play(tuned, sweep, trials[RANKS[0]] / first, watch)
+    said = play(tuned, sweep, trials[RANKS[0]], watch)
     same = all(adapters(trials[rank]) == trials_alone[rank] != {} for rank in RANKS)
     say(f"the sweep's {len(RANKS)} trials: {'the same bits' if same else 'DIFFERENT BITS'} as in one process")
     wait_until(lambda: not watch.look(), "without a worker again", 120)

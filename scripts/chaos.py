@@ -34,21 +34,21 @@ from pathlib import Path
 
 import psutil
 
-CONFIG: dict[str, object] = {
-    "name": "chaos",
-    "dataset": {"name": "digits", "max_train": 150, "max_test": 60},
-    "partition": {"num_clients": 3, "alpha": 0.5, "min_samples": 20, "test_samples": 12},
-    "algorithm": {
-        "name": "sylva",
-        "phase2": {"benign_epochs": 1, "refine_epochs": 1, "attack_steps": 2, "max_images": 4},
-    },
-    "lora": {"rank": 2},
-    "attack": {"epsilon": "4/255", "steps": 1},
-    "training": {"rounds": 2, "batch_size": 16, "lr": 0.005, "precision": "float32", "attention": "fused"},
-    "evaluation": {"attacks": [{"epsilon": "4/255", "steps": 2}], "precision": "float32"},
-    "cluster": {"num_actors": 1, "hang_timeout_s": 8.0},
-    "tracking": {"enabled": False},
-}
+sys.path.insert(0, str(Path(__file__).parent))
+from sandbox import ROOT, SMALL, SYLVA
+
+from sylva_ray.storage.checkpoint import STATES
+from sylva_ray.storage.manifest import MANIFEST, folder_name
+from sylva_ray.storage.run_folder import RunFolder
+
+CHANGES = [
+    *SMALL,
+    *("training.rounds=2", "lora.rank=2", "evaluation.attacks.0.steps=2"),
+    "algorithm.phase2={benign_epochs: 1, refine_epochs: 1, attack_steps: 2, max_images: 4}",
+    *("cluster.num_actors=1", "cluster.hang_timeout_s=8"),
+]
+"""Changes of configs/digits.yaml."""
+
 LAST_STEP = 5
 """Position of the last stage of this run, whose checkpoint is ``round_0005``."""
 
@@ -86,8 +86,8 @@ class Command:
     @classmethod
     def start(cls, folder: Path, pool: str, resume: bool, limit: int | None = None) -> Command:
         """Start ``sylva-ray run`` for the run ``folder/run``; ``limit`` is the largest file in bytes."""
-        arguments = [sys.executable, "-m", "sylva_ray.cli", "run", str(folder / "config.yaml")]
-        arguments += ["--out", str(folder / "run"), f"cluster.pool={pool}", *(["--resume"] if resume else [])]
+        arguments = [*SYLVA, "run", str(ROOT / "configs/digits.yaml"), *CHANGES, f"cluster.pool={pool}"]
+        arguments += ["--out", str(folder / "run"), *(["--resume"] if resume else [])]
         log = folder / "stderr.txt"
 
         def limit_files() -> None:
@@ -144,7 +144,7 @@ class Command:
         if "Traceback" in said:
             raise LostError(f"exit {code} with a traceback: {said.splitlines()[-1][:200]}")
         last = (said.splitlines() or [""])[-1]
-        is_claimed = (self.log.parent / "run" / "config.yaml").exists()
+        is_claimed = RunFolder(self.log.parent / "run").config_file.exists()
         if (code != 0 and not last.startswith("sylva-ray: ")) or (code != 0 and is_claimed and "--resume" not in last):
             raise LostError(f"exit {code} without a line that says how to go on: {said[-200:]!r}")
         return code
@@ -213,7 +213,7 @@ def disturbed_run(kind: str, folder: Path, rng: random.Random) -> str:
         LostError: see the module.
     """
     pool = "in_process" if kind in IN_PROCESS else "ray"
-    run = folder / "run"
+    run = RunFolder(folder / "run")
     command = Command.start(folder, pool, resume=False, limit=MAX_FILE_BYTES if kind == "full_disk" else None)
     try:
         step, delay = rng.randint(-1, LAST_STEP - 1), rng.uniform(0, 1.5)
@@ -224,7 +224,7 @@ def disturbed_run(kind: str, folder: Path, rng: random.Random) -> str:
             moment = f"with files of at most {MAX_FILE_BYTES:,} bytes"
         else:
             moment = f"{delay:.1f} s after " + ("config.yaml" if step < 0 else f"step {step}")
-            sign = run / "config.yaml" if step < 0 else run / "checkpoint" / f"round_{step:04d}" / "manifest.json"
+            sign = run.config_file if step < 0 else run.checkpoints.root / folder_name(step) / MANIFEST
             if command.wait_for(sign.exists):
                 until = time.monotonic() + delay
                 command.wait_for(lambda: time.monotonic() > until)
@@ -233,7 +233,7 @@ def disturbed_run(kind: str, folder: Path, rng: random.Random) -> str:
         if kind == "torn":
             moment += f", {tear(run, rng)} cut in half"
         while codes[-1] != 0 and len(codes) < 4:
-            command = Command.start(folder, pool, resume=(run / "config.yaml").exists())
+            command = Command.start(folder, pool, resume=run.config_file.exists())
             codes.append(command.end())
     finally:
         command.kill()
@@ -242,23 +242,26 @@ def disturbed_run(kind: str, folder: Path, rng: random.Random) -> str:
     return f"{moment}, exit codes {codes}"
 
 
-def tear(run: Path, rng: random.Random) -> str:
+def tear(run: RunFolder, rng: random.Random) -> str:
     """Cut a random file of the run in half, as a loss of power may; return its name."""
-    files = sorted(path for path in run.rglob("*") if path.is_file() and path.name not in ("config.yaml", ".lock"))
-    newest = max((run / "checkpoint").glob("round_*"), default=None)
-    files = [path for path in files if newest is None or newest in path.parents or path.parent == run]
+    kept = run.config_file.name, ".lock"
+    files = sorted(path for path in run.path.rglob("*") if path.is_file() and path.name not in kept)
+    newest = max(run.checkpoints.root.glob("round_*"), default=None)
+    files = [path for path in files if newest is None or newest in path.parents or path.parent == run.path]
     if not files:
         return "nothing"
     chosen = rng.choice(files)
     os.truncate(chosen, chosen.stat().st_size // 2)
-    return str(chosen.relative_to(run))
+    return str(chosen.relative_to(run.path))
 
 
-def digest(run: Path) -> str:
+def digest(run: RunFolder) -> str:
     """Return a digest of what a run left: adapters, and the states of its newest checkpoint."""
-    files = [*(run / "adapters").rglob("*"), run / "checkpoint" / f"round_{LAST_STEP:04d}" / "states.safetensors"]
+    files = [*run.adapters.rglob("*"), run.checkpoints.root / folder_name(LAST_STEP) / STATES]
     sums = {
-        str(path.relative_to(run)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files if path.is_file()
+        str(path.relative_to(run.path)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in files
+        if path.is_file()
     }
     return hashlib.sha256(json.dumps(sums, sort_keys=True).encode()).hexdigest()
 
@@ -266,17 +269,19 @@ def digest(run: Path) -> str:
 def campaign(kinds: Sequence[str], faults: int, seed: int, root: Path) -> list[str]:
     """Run the faults one after the other, print a line for each, and return the lines of those that were lost."""
     rng = random.Random(seed)
-    folder = new_folder(root / "undisturbed")
+    folder = root / "undisturbed"
+    folder.mkdir(parents=True)
     if Command.start(folder, "in_process", resume=False).end() != 0:
         raise SystemExit((folder / "stderr.txt").read_text())
-    expected = digest(folder / "run")
+    expected = digest(RunFolder(folder / "run"))
     lost = []
     for number in range(faults):
         kind, started = kinds[number % len(kinds)], time.monotonic()
-        folder = new_folder(root / f"{number:03d}-{kind}")
+        folder = root / f"{number:03d}-{kind}"
+        folder.mkdir()
         try:
             text = disturbed_run(kind, folder, rng)
-            if digest(folder / "run") != expected:
+            if digest(RunFolder(folder / "run")) != expected:
                 raise LostError(f"{text}: other adapters or states than the undisturbed run")
         except LostError as error:
             lost.append(f"{number:03d} {kind}: {error}")
@@ -286,13 +291,6 @@ def campaign(kinds: Sequence[str], faults: int, seed: int, root: Path) -> list[s
         if verdict == "survived":
             shutil.rmtree(folder)
     return lost
-
-
-def new_folder(folder: Path) -> Path:
-    """Make a folder with the configuration in it."""
-    folder.mkdir(parents=True)
-    (folder / "config.yaml").write_text(json.dumps(CONFIG))
-    return folder
 
 
 def main() -> None:

@@ -21,22 +21,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
-from sandbox import (
-    RAY,
-    ROOT,
-    SMALL,
-    SYLVA,
-    adapters,
-    enter,
-    finish,
-    result_file,
-    say,
-    temporary_home,
-    wait_until,
-)
+from sandbox import RAY, ROOT, SMALL, SYLVA, adapters, enter, finish, result_file, say, temporary_home, wait_until
 
 from sylva_ray.config.schema import read_yaml
 from sylva_ray.core.yaml import to_yaml
+from sylva_ray.storage.run_folder import RunFolder
 
 CONFIG = [*SMALL, "training.rounds=6"]
 NEEDS = ("sshd", "ssh", "rsync", "ssh-keygen", "curl")
@@ -192,7 +181,7 @@ def main() -> None:
     hint = next((line for line in log.splitlines() if "Resume with" in line), "")
     result["log_resume"] = hint
     result["job"] = last_line(call([*RAY, "job", "status", "--address", DASHBOARD, "fleet"], False).stdout)
-    result["finished_too_early"] = (shared / "summary.json").exists()
+    result["finished_too_early"] = RunFolder(shared).summary_file.exists()
     say(f"`ray job stop`: {result['log_steps']} steps in the log, and: {hint.replace(str(work), '...')}")
 
     again = [*SYLVA, "run", url, "cluster.pool=in_process", "cluster.address=null", "--resume", "--quiet"]

@@ -21,6 +21,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from sylva_ray.storage.run_folder import RunFolder
+
 ROOT = Path(__file__).resolve().parents[1]
 STARTED = time.monotonic()
 RAY = [sys.executable, "-m", "ray.scripts.scripts"]
@@ -92,7 +94,7 @@ def wait_until(condition: Callable[[], object], what: str, timeout_s: float) -> 
 
 def adapters(run_dir: Path) -> dict[str, bytes]:
     """Read the files that a run exported, by their paths."""
-    files = sorted((run_dir / "adapters").rglob("*"))
+    files = sorted(RunFolder(run_dir).adapters.rglob("*"))
     return {str(path.relative_to(run_dir)): path.read_bytes() for path in files if path.is_file()}
 
 

@@ -21,7 +21,7 @@ from typing import Any
 
 from sylva_ray.algorithms.registry import create_algorithm
 from sylva_ray.config.experiment import AlgorithmSection
-from sylva_ray.config.schema import read_yaml
+from sylva_ray.config.schema import merged, read_yaml, set_dotted
 from sylva_ray.core.sections import Section
 from sylva_ray.core.summary import Summary
 from sylva_ray.core.yaml import to_yaml
@@ -77,23 +77,11 @@ def load_search() -> dict[str, SearchResult]:
     return {method: SearchResult.model_validate(result) for method, result in found.items()}
 
 
-def merged(*parts: Settings) -> Settings:
-    """Merge nested mappings; later ones take precedence."""
-    result: Settings = {}
-    for part in parts:
-        for key, value in part.items():
-            both = isinstance(value, dict) and isinstance(result.get(key), dict)
-            result[key] = merged(result[key], value) if both else value
-    return result
-
-
 def nested(dotted: Settings) -> Settings:
     """Turn ``{"training.lr": 1}`` into ``{"training": {"lr": 1}}``."""
     result: Settings = {}
     for key, value in dotted.items():
-        for part in reversed(key.split(".")):
-            value = {part: value}
-        result = merged(result, value)
+        set_dotted(result, key, value)
     return result
 
 
@@ -121,26 +109,17 @@ def run(config: Settings, folder: Path) -> Summary:
     path, log_path = (folder.parent / f"{folder.name}.{ending}" for ending in ("yaml", "log"))
     if path.exists() and read_yaml(path) != config:
         raise SystemExit(f"{path} holds another configuration; remove {folder} and it, or choose another --out")
-    if not (folder / "summary.json").exists():
+    run_folder = RunFolder(folder)
+    if not run_folder.summary_file.exists():
         folder.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(to_yaml(config))
-        resume = ["--resume"] if (folder / "config.yaml").exists() else []
+        command = [sys.executable, "-m", "sylva_ray.cli", "run", str(path), "--out", str(folder), "--quiet"]
+        resume = ["--resume"] if run_folder.config_file.exists() else []
         with open(log_path, "w") as log:
-            command = [
-                sys.executable,
-                "-m",
-                "sylva_ray.cli",
-                "run",
-                str(path),
-                "--out",
-                str(folder),
-                "--quiet",
-                *resume,
-            ]
-            done = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, check=False)
+            done = subprocess.run([*command, *resume], stdout=log, stderr=subprocess.STDOUT, check=False)
         if done.returncode:
             raise SystemExit(f"{folder.name} failed: {log_path.read_text()[-500:]}")
-    summary = RunFolder(folder).load_summary()
+    summary = run_folder.load_summary()
     assert summary is not None
     return summary
 
@@ -148,8 +127,8 @@ def run(config: Settings, folder: Path) -> Summary:
 def trajectory(folder: Path) -> list[dict[str, object]]:
     """Return what bytes-to-target needs of a run's records."""
     keys = ("round", "stage", "upload_bytes", "download_bytes", "evaluation")
-    lines = (folder / "rounds.jsonl").read_text().splitlines()
-    return [{key: record[key] for key in keys} for record in map(json.loads, lines)]
+    records = [record.to_json() for record in RunFolder(folder).load_records()]
+    return [{key: record[key] for key in keys} for record in records]
 
 
 def search(names: Sequence[str], out: Path, pool: ThreadPoolExecutor) -> None:

@@ -121,14 +121,15 @@ def paired(runs: Path) -> dict[str, dict[str, list[float]]]:
     path = HERE / "paired.json"
     found: dict[str, dict[str, list[float]]] = json.loads(path.read_text()) if path.exists() else {}
     for first, second in PAIRS:
-        folders = [[runs / f"{name}-{seed}" for seed in range(3)] for name in (first, second)]
-        if not all((folder / "predictions.safetensors").exists() for seeds in folders for folder in seeds):
+        folders = [[RunFolder(runs / f"{name}-{seed}") for seed in range(3)] for name in (first, second)]
+        if not all(folder.predictions_file.exists() for seeds in folders for folder in seeds):
             continue
-        attacks = json.loads((folders[0][0] / "summary.json").read_text())["final"]["robust_accuracy"]
+        summary = folders[0][0].load_summary()
+        assert summary is not None, "a run with predictions has finished"
         rng = np.random.default_rng(0)
         found[f"{first} - {second}"] = {
             condition: list(paired_difference(*correct_of(folders, condition), rng, confidence=0.9))
-            for condition in ("benign", *attacks)
+            for condition in ("benign", *summary.final.robust_accuracy)
         }
     path.write_text(json.dumps(found, indent=1) + "\n")
     return found
@@ -138,9 +139,9 @@ Correct = list[list[np.ndarray]]
 """Of a method, which images are classified correctly, by seed and client."""
 
 
-def correct_of(folders: Sequence[Sequence[Path]], condition: str) -> tuple[Correct, Correct]:
+def correct_of(folders: Sequence[Sequence[RunFolder]], condition: str) -> tuple[Correct, Correct]:
     """Return which images each of the two methods classifies correctly."""
-    first, second = ([read_correct(RunFolder(folder), condition) for folder in seeds] for seeds in folders)
+    first, second = ([read_correct(folder, condition) for folder in seeds] for seeds in folders)
     return first, second
 
 

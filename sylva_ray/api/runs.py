@@ -16,6 +16,7 @@ from sylva_ray.config.experiment import (
 )
 from sylva_ray.config.experiment import load_config as load_config_file
 from sylva_ray.config.schema import build, overridden
+from sylva_ray.core.bounds import MAX_DEPTH
 from sylva_ray.core.credentials import mask_value
 from sylva_ray.core.errors import UserError
 from sylva_ray.core.locations import is_url, local_path, output_path, run_location
@@ -276,6 +277,7 @@ def _run_sweep(
         raise UserError("--resume", str(space), "needs --out DIR (or the sweep's folder in place of SPACE)")
 
     from sylva_ray.sweeps.check import check_sweep
+    from sylva_ray.sweeps.folder import SweepFolder
     from sylva_ray.sweeps.terminal import SweepDisplay, sweep_lines, sweep_table
 
     sweep_dir = output_path("--out", _new_folder(loaded.name) if out is None else out, "folder")
@@ -285,7 +287,7 @@ def _run_sweep(
 
     console = wide_console(show)
     instruction = f"Resume with: sylva-ray tune {sweep_dir} --resume{import_options()}"
-    with SweepDisplay(console, show != "progress") as display, resumable(sweep_dir / "space.yaml", instruction):
+    with SweepDisplay(console, show != "progress") as display, resumable(SweepFolder(sweep_dir).space, instruction):
         done = run_checked_sweep(loaded, sweep_dir, resume, display.on_event, allow_changed)
     console.print(sweep_table(done))
     print_lines(console, sweep_lines(done, sweep_dir))
@@ -399,8 +401,15 @@ def _new_folder(name: str) -> str:
     return f"runs/{name}-{datetime.now():%Y%m%d-%H%M%S}"
 
 
-def _copied(tree: Any) -> Any:
-    """Copy nested mappings and lists, so that overrides do not change those of the caller."""
+def _copied(tree: Any, depth: int = 0) -> Any:
+    """Copy nested mappings and lists, so that overrides do not change those of the caller.
+
+    Raises:
+        UserError: they are nested too deeply, perhaps without end.
+    """
+    if depth > MAX_DEPTH:
+        fix = f"has more than {MAX_DEPTH} lists and mappings inside each other"
+        raise UserError("config", type(tree).__name__, fix)
     if isinstance(tree, Mapping):
-        return {key: _copied(value) for key, value in tree.items()}
-    return [_copied(value) for value in tree] if isinstance(tree, list) else tree
+        return {key: _copied(value, depth + 1) for key, value in tree.items()}
+    return [_copied(value, depth + 1) for value in tree] if isinstance(tree, list) else tree

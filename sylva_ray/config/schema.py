@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, TypeVar, get_args, get_origin
 
@@ -85,7 +85,9 @@ def build(schema: type[T], raw: Any, prefix: str = "") -> T:
     except ValidationError as error:
         raise _to_user_error(schema, raw, error, prefix) from None
     except RecursionError:
-        raise UserError(prefix or "config", ..., "has mappings or lists inside each other without end") from None
+        raise UserError(
+            prefix or "config", type(raw).__name__, "has mappings or lists inside each other without end"
+        ) from None
 
 
 _MESSAGES = {
@@ -103,11 +105,13 @@ _MESSAGES = {
 def _to_user_error(schema: type[BaseModel], raw: Any, error: ValidationError, prefix: str) -> UserError:
     problem = _closest(raw, error)
     parts = _parts(raw, problem)
+    section = _section_at(schema, parts[:-1])
+    if parts and section is not None and parts[-1][0] in section.model_fields:  # a default may be wrong, too
+        parts[-1] = parts[-1][0], True
     named = [str(part) for part, is_key in parts if is_key]
     key = ".".join([prefix, *named] if prefix else named) or "config"
     value, kind = problem["input"], problem["type"]
     if kind == "extra_forbidden":
-        section = _section_at(schema, parts[:-1])
         allowed = list(section.model_fields) if section else []
         return UserError(key, value, f"unknown key; {did_you_mean(named[-1], allowed)}Available: {', '.join(allowed)}")
     if kind == "union_tag_invalid":
@@ -122,9 +126,9 @@ def _to_user_error(schema: type[BaseModel], raw: Any, error: ValidationError, pr
         return UserError(key, None, "is missing, and must be given")
     if kind in _MESSAGES:
         return UserError(key, value, _MESSAGES[kind])
-    message = problem["msg"].removeprefix("Value error, ")
+    message = re.sub("^(Value error|Assertion failed), *", "", problem["msg"])
     description = re.sub("( after validation, not .*|, unable to parse.*)$", "", message)
-    return UserError(key, value, re.sub(r"^\w+ should", "must", description))
+    return UserError(key, value, re.sub(r"^\w+ should", "must", description) or "is not valid")
 
 
 def _closest(raw: Any, error: ValidationError) -> ErrorDetails:
@@ -253,11 +257,36 @@ def _index(entries: Sequence[Any], part: str, key: str, value: Any) -> int:
     return int(part)
 
 
-def flatten(tree: Any, prefix: str = "") -> dict[str, str]:
-    """Convert a nested mapping to ``{dotted key: value as text}``."""
-    if isinstance(tree, dict):
-        flat: dict[str, str] = {}
+def leaves(tree: Any, prefix: str = "", into_lists: bool = False) -> Iterator[tuple[str, Any]]:
+    """Yield the dotted keys of a nested mapping with their values; an empty mapping is a value.
+
+    Args:
+        tree: the mapping.
+        prefix: the dotted key of ``tree`` itself.
+        into_lists: whether the entries of a list are yielded one by one, under the key of the list; else a list is a value.
+    """
+    if isinstance(tree, Mapping) and tree:
         for key, value in tree.items():
-            flat |= flatten(value, f"{prefix}.{key}" if prefix else str(key))
-        return flat
-    return {prefix: json.dumps(tree) if isinstance(tree, list) else str(tree)}
+            yield from leaves(value, f"{prefix}.{key}" if prefix else str(key), into_lists)
+    elif into_lists and isinstance(tree, list):
+        for value in tree:
+            yield from leaves(value, prefix, into_lists)
+    else:
+        yield prefix, tree
+
+
+def flatten(tree: RawConfig) -> dict[str, str]:
+    """Convert a nested mapping to ``{dotted key: value as text}``."""
+    return {
+        key: json.dumps(value) if isinstance(value, list) else str(value) for key, value in leaves(tree) if value != {}
+    }
+
+
+def merged(*parts: RawConfig) -> RawConfig:
+    """Merge nested mappings key by key; of everything else, the last one counts."""
+    result: RawConfig = {}
+    for part in parts:
+        for key, value in part.items():
+            known = result.get(key)
+            result[key] = merged(known, value) if isinstance(known, dict) and isinstance(value, dict) else value
+    return result

@@ -24,11 +24,7 @@ INNER_RADIUS = 0.5
 
 
 def gradient_health(
-    model: AttackedModel,
-    params: ParameterStack,
-    images: ClientImages,
-    spec: AttackSpec,
-    draws: ImageDraws,
+    model: AttackedModel, params: ParameterStack, images: ClientImages, spec: AttackSpec, draws: ImageDraws
 ) -> dict[str, torch.Tensor]:
     """Measure for check S10 whether gradients are useful to an attack.
 
@@ -69,11 +65,7 @@ def loss_gradient(
 
 
 def binarization_test(
-    model: AttackedModel,
-    params: ParameterStack,
-    images: ClientImages,
-    spec: AttackSpec,
-    draws: ImageDraws,
+    model: AttackedModel, params: ParameterStack, images: ClientImages, spec: AttackSpec, draws: ImageDraws
 ) -> dict[str, torch.Tensor]:
     """Measure for check S13 whether the attack finds an adversarial point that is known to exist.
 

@@ -13,7 +13,7 @@ from sylva_ray.core.errors import UserError
 from sylva_ray.core.yaml import YamlError, parse_yaml
 from sylva_ray.observers.mlflow.tracker import experiment_files, tracking_uri
 from sylva_ray.reports.compare.runs import Run
-from sylva_ray.storage.run_folder import SUMMARY
+from sylva_ray.storage.run_folder import SPACE, SUMMARY, TRIALS
 
 ALLOWED = (
     "give a run folder, a folder of run folders, a summary as FILE.json, or an MLflow EXPERIMENT (or EXPERIMENT/SWEEP)"
@@ -25,15 +25,15 @@ def load_runs(sources: Sequence[str], uri: str | None = None) -> tuple[list[Run]
     """Load finished runs, for `sylva_ray.reports.compare.compare`.
 
     Args:
-        sources: Run folders, folders of run folders (or of a sweep), JSON files with a summary, and names of MLflow
+        sources: run folders, folders of run folders (or of a sweep), JSON files with a summary, and names of MLflow
             experiments, each optionally followed by ``/`` and the name of a sweep.
-        uri: Address of the MLflow store; default ``MLFLOW_TRACKING_URI``, else ``runs/mlflow.db``.
+        uri: address of the MLflow store; default ``MLFLOW_TRACKING_URI``, else ``runs/mlflow.db``.
 
     Returns:
         The runs, and one sentence for each run of a folder or experiment that is left out because it has not finished.
 
     Raises:
-        UserError: A source is none of these, cannot be read, or holds no finished run.
+        UserError: a source is none of these, cannot be read, or holds no finished run.
     """
     runs: list[Run] = []
     left_out: list[str] = []
@@ -87,9 +87,9 @@ def _parse(text: str, config: str | None, source: str) -> Run:
 def _from_folder(folder: Path) -> tuple[list[Run], list[Path]]:
     """Return the finished runs in a folder of run folders, and the folders of the others.
 
-    A sweep keeps its runs in the folder ``trials``.
+    A sweep keeps its runs in a folder of their own.
     """
-    folder = folder / "trials" if (folder / "space.yaml").is_file() else folder
+    folder = folder / TRIALS if (folder / SPACE).is_file() else folder
     if (folder / CONFIG).is_file():
         raise UserError("RUN", str(folder), f"has not finished; resume it with: sylva-ray run {folder} --resume")
     run_folders = sorted(path for path in folder.iterdir() if (path / CONFIG).is_file() or (path / SUMMARY).is_file())

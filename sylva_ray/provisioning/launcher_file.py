@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from sylva_ray.config.schema import build, read_yaml
+from sylva_ray.config.schema import build, leaves, read_yaml
 from sylva_ray.core.errors import UserError
 from sylva_ray.core.locations import local_path
 from sylva_ray.provisioning.aws import NODE_CONFIG, aws_warnings, check_aws
@@ -240,18 +240,7 @@ def _has_token(config: LauncherConfig) -> bool:
 def _blanks(raw: Mapping[str, object]) -> tuple[str, ...]:
     """Return the places that hold `FILL_IN`; of a value with an anchor, which has several, the first."""
     places: dict[str, str] = {}
-    for place, value in _leaves(raw, ""):
+    for place, value in leaves(raw, into_lists=True):
         if FILL_IN in str(value):
             places.setdefault(str(value), place)
     return tuple(places.values())
-
-
-def _leaves(tree: object, place: str) -> Iterator[tuple[str, object]]:
-    if isinstance(tree, Mapping):
-        for key, value in tree.items():
-            yield from _leaves(value, f"{place}.{key}" if place else str(key))
-    elif isinstance(tree, list):
-        for value in tree:
-            yield from _leaves(value, place)
-    else:
-        yield place, tree

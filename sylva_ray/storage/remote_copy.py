@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -24,6 +23,7 @@ from sylva_ray.config.experiment import CONFIG
 from sylva_ray.core.credentials import mask_credentials, mask_value
 from sylva_ray.core.errors import RunError, UserError
 from sylva_ray.core.locations import is_url, local_path, output_path, run_location
+from sylva_ray.storage.atomic import write_atomically
 from sylva_ray.storage.claim import check_claim
 from sylva_ray.storage.lock import file_lock
 from sylva_ray.storage.manifest import MANIFEST, step_of
@@ -144,14 +144,12 @@ class RemoteFolder:
         if self._sent.get(name) == stamp or (_is_checkpoint(name) and self._remote_sizes.get(name) == status.st_size):
             return
         content = path.read_bytes()
-        target = PurePosixPath(self._remote_path(name))
-        if _is_local(self._files):  # object stores write atomically; here, write a draft and rename it
-            self._files.makedirs(str(target.parent), exist_ok=True)
-            draft = target.with_name(f".{target.name}")
-            self._files.pipe_file(str(draft), content)
-            os.replace(draft, target)
-        else:
-            self._files.pipe_file(str(target), content)
+        target = self._remote_path(name)
+        if _is_local(self._files):
+            Path(target).parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(Path(target), content)
+        else:  # object stores write atomically
+            self._files.pipe_file(target, content)
         self._sent[name], self._remote_sizes[name] = stamp, len(content)
 
     def _list(self) -> dict[str, int]:

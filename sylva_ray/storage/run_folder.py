@@ -42,6 +42,9 @@ T = TypeVar("T")
 
 RECORDS, SUMMARY, CHECKPOINTS, INPUTS = "rounds.jsonl", "summary.json", "checkpoint", "inputs.json"
 
+SPACE, TRIALS = "space.yaml", "trials"
+"""In the folder of a sweep: its space, and the folder of its run folders; see `sylva_ray.sweeps.folder`."""
+
 
 class InputCheck(NamedTuple):
     """How the data and the weights of a run compare with those that it began with.

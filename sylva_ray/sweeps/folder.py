@@ -24,7 +24,7 @@ from sylva_ray.storage.atomic import write_atomically
 from sylva_ray.storage.claim import check_claim, list_names, write_marker
 from sylva_ray.storage.jsonl import append_record, read_records
 from sylva_ray.storage.lock import folder_lock
-from sylva_ray.storage.run_folder import RunFolder
+from sylva_ray.storage.run_folder import SPACE, TRIALS, RunFolder
 from sylva_ray.sweeps.events import AttemptEvent, Outcome
 from sylva_ray.sweeps.growth import grown_space
 from sylva_ray.sweeps.space import Space, resolved_space
@@ -34,26 +34,28 @@ class SweepFolder:
     """The paths of a sweep's files. Creating one writes nothing.
 
     Args:
-        root: The folder, which need not exist.
+        root: the folder, which need not exist.
 
     Attributes:
-        space: The resolved space, without a base.
-        compute: The configuration of the first point, whose precision and attention kernels all trials use.
-        trials: Run folders of the trials.
-        tune: State of Ray Tune and of the search.
-        search: State of an Optuna search when the driver started last; ``tune`` holds newer ones.
+        space: the resolved space, without a base.
+        compute: the configuration of the first point, whose precision and attention kernels all trials use.
+        trials: run folders of the trials.
+        attempts: the history of each trial.
+        tune: state of Ray Tune and of the search.
+        search: state of an Optuna search when the driver started last; ``tune`` holds newer ones.
         results: ``sweep.json``.
-        report: The HTML page.
-        best: Configuration of the best point, with one objective.
-        pareto: Configurations of the points on the front, with several objectives.
-        parent_run: The sweep's own run in MLflow.
+        report: the HTML page.
+        best: configuration of the best point, with one objective.
+        pareto: configurations of the points on the front, with several objectives.
+        parent_run: the sweep's own run in MLflow.
     """
 
     def __init__(self, root: Path) -> None:
         self.root = Path(root)
-        self.space = self.root / "space.yaml"
+        self.space = self.root / SPACE
         self.compute = self.root / "compute.yaml"
-        self.trials = self.root / "trials"
+        self.trials = self.root / TRIALS
+        self.attempts = self.root / "attempts"
         self.tune = self.root / "tune"
         self.search = self.root / "search.json"
         self.results = self.root / "sweep.json"
@@ -66,14 +68,14 @@ class SweepFolder:
         """Check that the folder is free for this sweep, or holds it already if ``resume``. Writes nothing.
 
         Args:
-            space: The sweep's space.
-            resume: Whether the sweep is to be continued.
+            space: the sweep's space.
+            resume: whether the sweep is to be continued.
 
         Returns:
             The space to run: in the spelling of the folder's, where it holds one (`grown_space`).
 
         Raises:
-            UserError: It holds something else or another sweep, or ``resume`` does not fit.
+            UserError: it holds something else or another sweep, or ``resume`` does not fit.
         """
         where = str(self.root)
         check_claim(where, list_names(self.root), self.space.name, "sweep", resume)
@@ -88,18 +90,18 @@ class SweepFolder:
         """Check the folder as `check` does, then create it and write the space.
 
         Args:
-            space: The sweep's space.
-            resume: Whether the sweep is to be continued.
+            space: the sweep's space.
+            resume: whether the sweep is to be continued.
 
         Raises:
-            UserError: See `check`; or it cannot be written.
+            UserError: see `check`; or it cannot be written.
         """
         space = self.check(space, resume)
         write_marker(self.space, space.to_yaml())
         if self.load() != space:
             self.write(self.space, space.to_yaml())
         self.trials.mkdir(exist_ok=True)
-        (self.root / "attempts").mkdir(exist_ok=True)
+        self.attempts.mkdir(exist_ok=True)
 
     def locked(self) -> AbstractContextManager[None]:
         """Lock the folder against other processes that run this sweep, for as long as a block lasts.
@@ -113,10 +115,10 @@ class SweepFolder:
         """Read the resolved space.
 
         Raises:
-            UserError: The folder holds no sweep.
+            UserError: the folder holds no sweep.
         """
         if not self.space.exists():
-            raise UserError("SWEEP", str(self.root), "is not the folder of a sweep (no space.yaml in it)")
+            raise UserError("SWEEP", str(self.root), f"is not the folder of a sweep (no {SPACE} in it)")
         return resolved_space(read_yaml(self.space))
 
     def search_states(self) -> list[Path]:
@@ -143,11 +145,11 @@ class SweepFolder:
 
     def add_event(self, key: str, event: AttemptEvent) -> None:
         """Append a line to a trial's history."""
-        append_record(self.root / "attempts" / f"{key}.jsonl", event.model_dump(exclude_none=True))
+        append_record(self.attempts / f"{key}.jsonl", event.model_dump(exclude_none=True))
 
     def history(self, key: str) -> list[AttemptEvent]:
         """Read a trial's history, oldest line first."""
-        path = self.root / "attempts" / f"{key}.jsonl"
+        path = self.attempts / f"{key}.jsonl"
         try:
             return [AttemptEvent.model_validate(line) for line in read_records(path)]
         except ValidationError as error:
@@ -158,7 +160,7 @@ class SweepFolder:
 
     def started_trials(self) -> list[str]:
         """Return the keys of the trials that have a history, in alphabetical order."""
-        return sorted(path.stem for path in (self.root / "attempts").glob("*.jsonl"))
+        return sorted(path.stem for path in self.attempts.glob("*.jsonl"))
 
     def write(self, path: Path, text: str) -> Path:
         """Write a file of the sweep in one step, so that a reader sees the old content or the new."""

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -28,7 +28,7 @@ from pydantic import Field, JsonValue, field_validator, model_validator
 
 from sylva_ray.algorithms.registry import create_algorithm
 from sylva_ray.config.experiment import ClusterSection, ExperimentConfig, with_stored_paths
-from sylva_ray.config.schema import build, parse_override, read_overridden, read_yaml, set_dotted
+from sylva_ray.config.schema import build, leaves, merged, parse_override, read_overridden, read_yaml, set_dotted
 from sylva_ray.core.errors import UserError
 from sylva_ray.core.locations import local_path
 from sylva_ray.core.sections import Count, Name, PixelUnits, PlainValue, Section, Seed, conflict, parse_fraction
@@ -197,11 +197,11 @@ class Space(Section):
         """Return the experiment of one trial.
 
         Args:
-            values: Of the parameters.
-            seed: Of the experiment.
+            values: of the parameters.
+            seed: of the experiment.
 
         Raises:
-            UserError: The values do not make a valid experiment.
+            UserError: the values do not make a valid experiment.
         """
         raw = deepcopy(self.experiment)
         for key, value in values.items():
@@ -234,7 +234,7 @@ def load_space(path: Path, overrides: Sequence[str] = ()) -> Space:
             (``training.rounds=5``) the experiment of all trials.
 
     Raises:
-        UserError: Names key, value and fix.
+        UserError: names key, value and fix.
     """
     given = _Overrides.from_texts(overrides)
     raw = read_overridden(path, given.space)
@@ -248,7 +248,7 @@ def load_space(path: Path, overrides: Sequence[str] = ()) -> Space:
         base = path.parent / local_path("base", str(raw["base"]))
         if not base.is_file():
             raise UserError("base", raw["base"], f"there is no such file beside {path}")
-        experiment = _merge(read_yaml(base), experiment)
+        experiment = merged(read_yaml(base), experiment)
     for key, value in given.experiment:
         set_dotted(experiment, key, value)
     parameters = {
@@ -265,7 +265,7 @@ def resolved_space(raw: Mapping[str, Any]) -> Space:
     """Build a space that needs no other file, from the mapping that `Space.to_yaml` writes.
 
     Raises:
-        UserError: Names key, value and fix.
+        UserError: names key, value and fix.
     """
     parameters = raw.get("parameters") or {}
     if not isinstance(parameters, Mapping):
@@ -277,18 +277,9 @@ def resolved_space(raw: Mapping[str, Any]) -> Space:
 def _check_not_swept(space: Space, change: Mapping[str, JsonValue]) -> None:
     """Refuse a change of the experiment that a parameter would override in every trial."""
     for swept in space.parameters:
-        for key, value in _leaves(change):
+        for key, value in leaves(change):
             if key == swept or key.startswith(f"{swept}."):
                 raise UserError(key, value, f"is swept by this space; change parameters.{swept}")
-
-
-def _leaves(tree: Mapping[str, JsonValue], prefix: str = "") -> Iterator[tuple[str, JsonValue]]:
-    """Yield the dotted keys of a nested mapping with their values."""
-    for key, value in tree.items():
-        if isinstance(value, Mapping) and value:
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 @dataclass
@@ -296,9 +287,9 @@ class _Overrides:
     """Overrides by what they change.
 
     Attributes:
-        space: Texts ``KEY=VALUE`` with a key of the space.
-        parameters: Whole parameters, e.g. of ``parameters.lora.rank={grid: [2]}``.
-        experiment: Dotted keys and values of the experiment of all trials.
+        space: texts ``KEY=VALUE`` with a key of the space.
+        parameters: whole parameters, e.g. of ``parameters.lora.rank={grid: [2]}``.
+        experiment: dotted keys and values of the experiment of all trials.
     """
 
     space: list[str] = field(default_factory=list)
@@ -322,20 +313,11 @@ class _Overrides:
         return overrides
 
 
-def _merge(base: Mapping[str, JsonValue], changes: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
-    """Merge sections key by key; everything else is replaced."""
-    merged = dict(base)
-    for key, value in changes.items():
-        known = merged.get(key)
-        merged[key] = _merge(known, value) if isinstance(known, dict) and isinstance(value, dict) else value
-    return merged
-
-
 def check_measured(space: Space, config: ExperimentConfig) -> None:
     """Check that an experiment is evaluated as the scheduler and the objectives need it.
 
     Raises:
-        UserError: Names key, value and fix.
+        UserError: names key, value and fix.
     """
     robust = [objective.metric for objective in space.objectives if needs_attack(objective.metric)]
     if robust and not config.evaluation.attacks:

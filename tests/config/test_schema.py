@@ -11,7 +11,7 @@ from typing import Any, Literal
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 import sylva_ray
 from sylva_ray.algorithms.registry import create_algorithm
@@ -295,6 +295,55 @@ def test_an_empty_file_runs_nothing(text: str, tmp_path: Path) -> None:
 def test_the_smallest_config_that_the_message_shows_is_one(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("dataset: {name: digits}")
     assert load_config(tmp_path / "config.yaml") == ExperimentConfig()
+
+
+class OwnParameters(Section):
+    """The parameters of somebody's own method, whose checks raise plain errors."""
+
+    width: int = 9
+    depth: int = 0
+
+    @field_validator("width", "depth")
+    @classmethod
+    def _check_one(cls, value: int) -> int:
+        if value in (1, 2):
+            raise AssertionError(*["must not be 1"] * (value == 1))
+        if value > 5:
+            raise ValueError("must be at most 5")
+        if value == 5:
+            raise ValueError
+        return value
+
+    @model_validator(mode="after")
+    def _check_together(self) -> OwnParameters:
+        if self.depth > self.width:
+            raise ValueError("is deeper than wide")
+        return self
+
+
+@pytest.mark.parametrize(
+    ("raw", "message"),
+    [
+        ({"width": 7}, "algorithm.width = 7: must be at most 5"),
+        ({}, "algorithm.width = 9: must be at most 5"),
+        ({"width": 5}, "algorithm.width = 5: is not valid"),
+        ({"width": 1}, "algorithm.width = 1: must not be 1"),
+        ({"width": 2}, "algorithm.width = 2: is not valid"),
+        ({"width": 3, "depth": 4}, "algorithm = {'width': 3, 'depth': 4}: is deeper than wide"),
+    ],
+)
+def test_a_plain_error_of_a_check_is_one_line_about_the_setting(raw: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        build(OwnParameters, raw, "algorithm")
+    assert str(caught.value) == message
+
+
+def test_a_mapping_that_contains_itself_is_one_line() -> None:
+    endless: dict[str, Any] = {}
+    endless["parameters"] = {"lora.rank": endless}
+    with pytest.raises(UserError, match=r"^\S+ = .*(without end|more than)") as caught:
+        sylva_ray.load_config({"algorithm": endless})
+    assert "Ellipsis" not in str(caught.value)
 
 
 def test_a_section_that_is_given_twice_is_not_dropped(tmp_path: Path) -> None:
