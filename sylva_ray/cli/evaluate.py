@@ -32,7 +32,9 @@ def evaluate(
     ] = None,
     epsilon: Annotated[
         str | None,
-        typer.Option(metavar="EPSILON", help="Of suites, curves and checks (default: that of the run's first attack)."),
+        typer.Option(
+            metavar="EPSILON", help="Epsilon of suites, curves and checks (default: that of the run's first attack)."
+        ),
     ] = None,
     checks: Annotated[bool, typer.Option("--checks", help="Run the checks S1 to S14 (docs/checks.md).")] = False,
     curves: Annotated[

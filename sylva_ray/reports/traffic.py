@@ -54,26 +54,26 @@ class TrafficRow:
     Bytes are per client and round; where clients have different ranks, they are the mean over the ranks.
 
     Attributes:
-        methods: Names of the methods.
+        methods: names of the methods.
         rank: LoRA rank or ranks; empty for full models and where nothing is sent.
-        travels: What is sent, e.g. ``A, B, head``.
-        compression: Value of ``compression.kind``.
-        upload: Bytes of an upload, by arithmetic.
-        payload: Bytes of the encoded file of an upload.
-        download: Bytes of a download, by arithmetic.
-        ratio: Upload of full-model training in fp32, divided by ``upload``; None where nothing is sent.
-        ratio_alike: The same with the full model under the same compression.
+        content: what is sent, e.g. ``A, B, head``.
+        compression: value of ``compression.kind``.
+        upload: bytes of an upload, by arithmetic.
+        payload: bytes of the encoded file of an upload.
+        download: bytes of a download, by arithmetic.
+        ratio: upload of full-model training in fp32, divided by ``upload``; None where nothing is sent.
+        ratio_same_compression: the same with the full model under the same compression.
     """
 
     methods: tuple[str, ...]
     rank: str
-    travels: str
+    content: str
     compression: str
     upload: int
     payload: int
     download: int
     ratio: float | None
-    ratio_alike: float | None
+    ratio_same_compression: float | None
 
 
 def traffic_table(
@@ -87,18 +87,18 @@ def traffic_table(
     """Compute the traffic of methods: full models first, then adapters by rank.
 
     Args:
-        backbone: Settings of the backbone; its weights are not loaded.
-        lora: Settings of the adapters; ``rank`` is ignored.
+        backbone: settings of the backbone; its weights are not loaded.
+        lora: settings of the adapters; ``rank`` is ignored.
         ranks: LoRA ranks. A method with heterogeneous ranks is computed with a quarter, a half and the whole of each.
-        num_classes: Number of classes, which determines the size of the head.
-        methods: Names of methods; None for every registered method, and `RULES`.
-        num_clients: Number of clients, which the downloads of `RULES` grow with.
+        num_classes: number of classes, which determines the size of the head.
+        methods: names of methods; None for every registered method, and `RULES`.
+        num_clients: number of clients, which the downloads of `RULES` grow with.
 
     Returns:
         One row per distinct upload and compression.
 
     Raises:
-        UserError: Unknown backbone or method, target modules that match nothing, or a rank that is too large.
+        UserError: unknown backbone or method, target modules that match nothing, or a rank that is too large.
     """
     model = create_backbone(backbone.model_copy(update={"pretrained": False}), num_classes)
     full = _InitialModel.from_model(FunctionalStack(model), num_classes)
@@ -126,30 +126,30 @@ def terminal_table(rows: Sequence[TrafficRow], title: str) -> Table:
     """Format rows for the terminal: those that differ only in the compression become one row with several lines.
 
     Args:
-        rows: As from `traffic_table`.
-        title: Title of the table.
+        rows: as from `traffic_table`.
+        title: title of the table.
     """
     table = Table(title=title, box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), title_justify="left")
     table.caption = (
-        f"full: {REFERENCE} in fp32; alike: under the same compression; {WITH_HEAD} with algorithm.heads=global; "
-        "RULE/N: N clients"
+        f"ratio: upload of the full model ({REFERENCE}), in fp32 or under the same codec, divided by this upload; "
+        f"{WITH_HEAD}: with algorithm.heads=global; NAME/N: with N clients"
     )
     table.caption_justify = "left"
     table.add_column("method", overflow="fold")
-    for heading in ("rank", "travels", "coded"):
+    for heading in ("rank", "content", "codec"):
         table.add_column(heading, no_wrap=True)
-    for heading in ("upload", "payload", "download", "full/up", "alike/up"):
+    for heading in ("upload", "payload", "download", "ratio,\nfp32", "ratio,\nsame codec"):
         table.add_column(heading, justify="right", no_wrap=True)
     groups: dict[tuple[Any, ...], list[TrafficRow]] = {}
     for row in rows:
-        groups.setdefault((row.methods, row.rank, row.travels), []).append(row)
-    for (methods, rank, travels), group in groups.items():
+        groups.setdefault((row.methods, row.rank, row.content), []).append(row)
+    for (methods, rank, content), group in groups.items():
         cells = [
             [row.compression.replace("none", "fp32"), f"{row.upload:,}", f"{row.payload:,}", f"{row.download:,}"]
-            + ["-" if ratio is None else f"{ratio:,.1f}x" for ratio in (row.ratio, row.ratio_alike)]
+            + ["-" if ratio is None else f"{ratio:,.1f}x" for ratio in (row.ratio, row.ratio_same_compression)]
             for row in group
         ]
-        table.add_row(", ".join(methods), rank, travels, *("\n".join(column) for column in zip(*cells, strict=True)))
+        table.add_row(", ".join(methods), rank, content, *("\n".join(column) for column in zip(*cells, strict=True)))
     return table
 
 
@@ -180,18 +180,18 @@ class _Traffic:
     """The arrays that a method sends.
 
     Attributes:
-        method: Name of the method.
-        label: Name with the mark `WITH_HEAD` where it applies.
-        rank: As in `TrafficRow`.
-        travels: As in `TrafficRow`.
-        packed: An upload per rank, of one client each.
-        keeps_head: Whether the method sends everything that it trains but the head.
+        method: name of the method.
+        label: name with the mark `WITH_HEAD` where it applies.
+        rank: as in `TrafficRow`.
+        content: as in `TrafficRow`.
+        packed: an upload per rank, of one client each.
+        keeps_head: whether the method sends everything that it trains but the head.
     """
 
     method: str
     label: str
     rank: str
-    travels: str
+    content: str
     packed: tuple[ClientState, ...]
     keeps_head: bool
 
@@ -212,7 +212,7 @@ class _Traffic:
             method=name,
             label=name + (WITH_HEAD if changes.get("heads") == "global" else ""),
             rank=",".join(map(str, ranks)) if packed[0] else "",
-            travels=_content(algorithm, packed[0]),
+            content=_content(algorithm, packed[0]),
             packed=packed,
             keeps_head=bool(packed[0]) and not any(name in packed[0] for name in algorithm.head_names),
         )
@@ -247,7 +247,7 @@ def _rows(traffic: Sequence[_Traffic], full: Mapping[str, int]) -> list[TrafficR
             upload = first.upload(kind)
             ratios = (full["none"] / upload, full[kind] / upload) if upload else (None, None)
             rows.append(
-                TrafficRow(labels, first.rank, first.travels, kind, upload, first.payload(kind), upload, *ratios)
+                TrafficRow(labels, first.rank, first.content, kind, upload, first.payload(kind), upload, *ratios)
             )
     return rows
 
@@ -290,11 +290,11 @@ def bytes_to_target(
     """Compute the bytes, up and down and of all clients, until all metrics have reached their targets simultaneously.
 
     Args:
-        records: Records of a run, oldest first.
-        targets: Targets of metrics, e.g. ``{"benign.accuracy": 0.6, "pgd20-eps4.accuracy": 0.3}``. A key consists of a
+        records: records of a run, oldest first.
+        targets: targets of metrics, e.g. ``{"benign.accuracy": 0.6, "pgd20-eps4.accuracy": 0.3}``. A key consists of a
             condition and a metric of a record's evaluation; its value is the mean over ``clients``.
-        window: Number of consecutive evaluations that a metric is averaged over before it is compared.
-        clients: Clients to average over; None for all. Under attack, pass the honest ones.
+        window: number of consecutive evaluations that a metric is averaged over before it is compared.
+        clients: clients to average over; None for all. Under attack, pass the honest ones.
 
     Returns:
         The bytes; None if the targets are never reached, or there are fewer than ``window`` evaluations.
@@ -315,17 +315,17 @@ def reference_targets(
     """Derive targets from runs of a reference method.
 
     Args:
-        runs: Records of each run.
-        paths: Keys of the targets, as in `bytes_to_target`.
-        fraction: A target as a fraction of the best smoothed value of the metric in any of the runs.
-        window: As in `bytes_to_target`.
-        clients: As in `bytes_to_target`.
+        runs: records of each run.
+        paths: keys of the targets, as in `bytes_to_target`.
+        fraction: a target as a fraction of the best smoothed value of the metric in any of the runs.
+        window: as in `bytes_to_target`.
+        clients: as in `bytes_to_target`.
 
     Returns:
         The targets.
 
     Raises:
-        ValueError: No run has ``window`` evaluations with all of these metrics.
+        ValueError: no run has ``window`` evaluations with all of these metrics.
     """
     smoothed = [means for records in runs for _, means in _smoothed(records, paths, window, clients)]
     if not smoothed:
@@ -344,12 +344,12 @@ def bytes_to_reference_targets(
     """Compute `bytes_to_target` of every run, with the targets of `reference_targets`.
 
     Args:
-        runs: Records of each run, by name.
-        reference: Names of the runs that determine the targets.
-        paths: As in `reference_targets`.
-        fraction: As in `reference_targets`.
-        window: As in `bytes_to_target`.
-        clients: As in `bytes_to_target`.
+        runs: records of each run, by name.
+        reference: names of the runs that determine the targets.
+        paths: as in `reference_targets`.
+        fraction: as in `reference_targets`.
+        window: as in `bytes_to_target`.
+        clients: as in `bytes_to_target`.
 
     Returns:
         The bytes of each run, by name.

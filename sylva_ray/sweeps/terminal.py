@@ -20,8 +20,8 @@ class SweepDisplay(Display):
     """Shows the events of a sweep; use as a context manager.
 
     Args:
-        console: Where to print.
-        quiet: Whether to show warnings only.
+        console: where to print.
+        quiet: whether to show warnings only.
     """
 
     def __init__(self, console: Console, quiet: bool) -> None:
@@ -57,7 +57,7 @@ class SweepDisplay(Display):
             if self._plain:
                 reason = f": {event.error}" if event.error else ""
                 seconds = event.ended - event.began
-                self.print_line(f"trial {key}  {event.outcome:<9} {seconds:6.1f} s  ({len(self._over)} over){reason}")
+                self.print_line(f"trial {key}  {event.outcome:<9} {seconds:6.1f} s  ({len(self._over)} done){reason}")
         running = "  ".join(f"{name} step {step}" for name, step in self._running.items())
         self._progress.update(self._bar, completed=len(self._over), detail=running)
 
@@ -66,8 +66,8 @@ def sweep_table(sweep: Sweep, max_points: int = 30) -> Table:
     """Build the table of points: the swept values, the objectives, accuracies and costs.
 
     Args:
-        sweep: The results.
-        max_points: How many points to show, the best first.
+        sweep: the results.
+        max_points: how many points to show, the best first.
     """
     space, num_hidden = sweep.space, len(sweep.points) - max_points
     goals = ", ".join(f"{objective.mode} {objective.metric}" for objective in space.objectives)

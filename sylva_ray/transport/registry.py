@@ -12,8 +12,8 @@ from sylva_ray.transport.postprocessor import Packing, Postprocessor
 def create_postprocessors(config: ExperimentConfig, packing: Packing) -> list[Postprocessor]:
     """Return the postprocessors that a configuration asks for, the one nearest to the model first.
 
-    Byzantine clients come before compression, so the coordinator first decodes what was sent and then meets the
-    malicious updates: a codec neither weakens nor reveals them.
+    Byzantine clients come before compression. Uploads are received in the reverse order: the coordinator decodes them
+    and then replaces those of the malicious clients, so that no codec weakens or reveals a malicious update.
     """
     postprocessors: list[Postprocessor] = []
     malicious = byzantine_clients(config)

@@ -106,7 +106,7 @@ def test_quantised_against_quantised_the_ratio_is_that_of_the_adapters(vit_base:
     for method in ("sylva", "lorica*"):
         plain = ratio_of(vit_base, method, rank="8")
         for kind in ("int8", "int4"):
-            assert row_of(vit_base, method, kind, rank="8").ratio_alike == pytest.approx(plain, rel=1e-3)
+            assert row_of(vit_base, method, kind, rank="8").ratio_same_compression == pytest.approx(plain, rel=1e-3)
 
 
 # -- T11 ------------------------------------------------------------------------------------------------------------------
@@ -116,7 +116,7 @@ def test_the_payload_is_the_arithmetic_plus_a_header(small: list[TrafficRow]) ->
     """T11.1: the header names the arrays; a codec's wire has two, whatever the model."""
     for row in small:
         header = row.payload - row.upload
-        assert header == 0 if row.travels == "nothing" else 0 < header <= 200 * 80
+        assert header == 0 if row.content == "nothing" else 0 < header <= 200 * 80
         if row.compression != "none":
             assert header < 200
     low, high = row_of(small, "sylva", rank="4"), row_of(small, "sylva", rank="8")
@@ -136,14 +136,14 @@ def test_methods_without_sharing_send_nothing(small: list[TrafficRow]) -> None:
     """T11.3: in one row, without a rank."""
     for method in ("per_lora", "per_adv"):
         row = row_of(small, method)
-        assert (row.upload, row.payload, row.download, row.ratio, row.travels) == (0, 0, 0, None, "nothing")
+        assert (row.upload, row.payload, row.download, row.ratio, row.content) == (0, 0, 0, None, "nothing")
 
 
 def test_a_method_against_itself_is_one(small: list[TrafficRow]) -> None:
     """T11.5, and under every compression against itself alike."""
     assert ratio_of(small, "fedavg_at") == 1
     for kind in ("none", "int8", "int4"):
-        assert row_of(small, "fedavg_at", kind).ratio_alike == 1
+        assert row_of(small, "fedavg_at", kind).ratio_same_compression == 1
 
 
 # -- the table and the wire ----------------------------------------------------------------------------------------------------
