@@ -9,9 +9,9 @@ def dominates(a: Sequence[float], b: Sequence[float], maximize: Sequence[bool]) 
     """Return whether ``a`` is at least as good as ``b`` in every objective and better in at least one.
 
     Args:
-        a: One value per objective.
-        b: The same of the other point.
-        maximize: Per objective, whether more is better; otherwise, less is.
+        a: one value per objective.
+        b: the same of the other point.
+        maximize: per objective, whether more is better; otherwise, less is.
     """
     pairs = [(x, y) if more else (y, x) for x, y, more in zip(a, b, maximize, strict=True)]
     return all(x >= y for x, y in pairs) and any(x > y for x, y in pairs)
@@ -27,7 +27,7 @@ def dominators(points: Sequence[Sequence[float]], maximize: Sequence[bool]) -> l
 
     Args:
         points: ``[point][objective]``.
-        maximize: Per objective, whether more is better; otherwise, less is.
+        maximize: per objective, whether more is better; otherwise, less is.
 
     Returns:
         For each point, the indices of the points that dominate it, in ascending order.

@@ -13,9 +13,9 @@ class SeedMean:
     """A quantity over several seeds.
 
     Attributes:
-        mean: Mean over the seeds.
-        std: Sample standard deviation; None for a single seed.
-        num_seeds: Number of seeds, at least 1.
+        mean: mean over the seeds.
+        std: sample standard deviation; None for a single seed.
+        num_seeds: number of seeds, at least 1.
     """
 
     mean: float

@@ -15,7 +15,7 @@ class RecordsFile(Observer):
     """Writes ``rounds.jsonl``, one line per stage.
 
     Args:
-        folder: The run folder.
+        folder: the run folder.
     """
 
     def __init__(self, folder: RunFolder) -> None:
@@ -36,8 +36,8 @@ class RemoteCopy(Observer):
     A failed copy is reported as a notice and does not stop the run; the next copy includes whatever is missing.
 
     Args:
-        remote: The URL and the local folder that is copied to it.
-        notify: Receives the notice of a failure.
+        remote: the URL and the local folder that is copied to it.
+        notify: receives the notice of a failure.
     """
 
     def __init__(self, remote: RemoteFolder, notify: Callable[[Notice], None]) -> None:

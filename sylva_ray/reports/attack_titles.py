@@ -25,7 +25,7 @@ def specs_from_config(config: Any) -> tuple[AttackSpec, ...]:
     """Read the evaluation's attacks from a run's configuration.
 
     Args:
-        config: A parsed ``config.yaml``.
+        config: a parsed ``config.yaml``.
 
     Returns:
         The attacks; empty if they are missing or not valid in this version of the package.

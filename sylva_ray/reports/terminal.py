@@ -40,7 +40,7 @@ def wide_console(show: Show = "progress") -> Console:
     """Return a console on standard output, or in a notebook's cell, that is at least `MIN_WIDTH` wide.
 
     Args:
-        show: With ``nothing``, the console prints nothing.
+        show: with ``nothing``, the console prints nothing.
     """
     console = Console(quiet=show == "nothing")
     console.width = max(console.width, MIN_WIDTH)
@@ -57,9 +57,9 @@ class Display:
     """Progress bars, shown on a terminal only; a context manager.
 
     Args:
-        console: Where to print.
-        quiet: Whether to show neither bars nor lines about progress; `print_line` still prints.
-        columns: Columns of a bar after its description, the bar and the count.
+        console: where to print.
+        quiet: whether to show neither bars nor lines about progress; `print_line` still prints.
+        columns: columns of a bar after its description, the bar and the count.
     """
 
     def __init__(self, console: Console, quiet: bool, *columns: ProgressColumn) -> None:
@@ -85,8 +85,8 @@ class RunDisplay(Display, Observer):
     """Shows the progress of a run: one bar over its stages, or one line per stage where there is no terminal.
 
     Args:
-        console: Where to print.
-        quiet: Whether to show notices only.
+        console: where to print.
+        quiet: whether to show notices only.
     """
 
     def __init__(self, console: Console, quiet: bool) -> None:
@@ -193,9 +193,9 @@ def closing_lines(summary: Summary, run_dir: Path | str, tracking_uri: str | Non
     """Return the lines that follow the closing table: upload, seconds, checks, warnings, and where the files are.
 
     Args:
-        summary: Summary of the run.
-        run_dir: Path or URL of the run folder.
-        tracking_uri: Address of the MLflow store; None if the run is not tracked.
+        summary: summary of the run.
+        run_dir: path or URL of the run folder.
+        tracking_uri: address of the MLflow store; None if the run is not tracked.
     """
     communication = summary.communication
     ratio = communication.full_model_ratio
@@ -218,8 +218,8 @@ class EvaluationDisplay(Display, Observer):
     """Shows the progress of `sylva-ray evaluate`, one bar per measurement.
 
     Args:
-        console: Where to print.
-        quiet: Whether to show notices only.
+        console: where to print.
+        quiet: whether to show notices only.
     """
 
     def __init__(self, console: Console, quiet: bool = False) -> None:

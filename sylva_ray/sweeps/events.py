@@ -16,15 +16,15 @@ class AttemptEvent(BaseModel):
     """A line of a trial's history ``attempts/POINT-sSEED.jsonl``. Keys without a value are absent; times are Unix seconds.
 
     Attributes:
-        began: When the attempt began; identifies the attempt.
-        process: Of its coordinator, in the first line of an attempt.
+        began: when the attempt began; identifies the attempt.
+        process: of its coordinator, in the first line of an attempt.
         node: Ray's id of the coordinator's node, in the first line of an attempt.
-        alive: When it did a ``step`` or had a ``notice``.
-        step: The last step of the experiment that is done.
-        notice: What a person should know, e.g. that a worker was lost.
-        ended: When the attempt ended; absent where it was killed.
-        outcome: How it ended.
-        error: Why it died or was refused; else empty.
+        alive: when it did a ``step`` or had a ``notice``.
+        step: the last step of the experiment that is done.
+        notice: what a person should know, e.g. that a worker was lost.
+        ended: when the attempt ended; absent where it was killed.
+        outcome: how it ended.
+        error: why it died or was refused; else empty.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -45,8 +45,8 @@ class SweepStarted:
     """The trials are about to start.
 
     Attributes:
-        num_trials: All trials of the sweep.
-        finished: Keys of those that finished before the sweep was resumed.
+        num_trials: all trials of the sweep.
+        finished: keys of those that finished before the sweep was resumed.
     """
 
     num_trials: int
@@ -58,8 +58,8 @@ class TrialProgress:
     """A new line in a trial's history.
 
     Attributes:
-        key: The trial.
-        event: The line.
+        key: the trial.
+        event: the line.
     """
 
     key: str
@@ -71,7 +71,7 @@ class Waiting:
     """No trial runs.
 
     Attributes:
-        text: What the sweep waits for.
+        text: what the sweep waits for.
     """
 
     text: str
@@ -82,7 +82,7 @@ class SweepWarning:
     """Something went wrong that does not stop the sweep.
 
     Attributes:
-        text: One sentence, without a full stop.
+        text: one sentence, without a full stop.
     """
 
     text: str

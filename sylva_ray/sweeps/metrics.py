@@ -32,8 +32,8 @@ def step_metrics(records: Sequence[StageRecord], config: ExperimentConfig) -> di
     evaluation there are only costs.
 
     Args:
-        records: Of all steps so far, at least one.
-        config: Of the trial.
+        records: of all steps so far, at least one.
+        config: of the trial.
     """
     values = {
         "total_bytes": float(sum(record.upload_bytes + record.download_bytes for record in records)),

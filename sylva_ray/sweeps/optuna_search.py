@@ -48,8 +48,8 @@ class PointProgress(BaseModel):
     """What is known of a suggested point.
 
     Attributes:
-        number: Its number in the study.
-        results: The objectives of each of its trials that ended, None for a trial that was pruned or failed.
+        number: its number in the study.
+        results: the objectives of each of its trials that ended, None for a trial that was pruned or failed.
     """
 
     number: int
@@ -60,13 +60,13 @@ class SearchState(BaseModel):
     """Everything that a search needs to continue.
 
     Attributes:
-        points_left: Points that are still to be suggested.
-        queue: Trials of the newest point that are still to be suggested.
-        running: The trials that have not ended, by Tune's name of the trial.
-        points: By name.
+        points_left: points that are still to be suggested.
+        queue: trials of the newest point that are still to be suggested.
+        running: the trials that have not ended, by Tune's name of the trial.
+        points: by name.
         journal: Optuna's own log of the study, one JSON object per operation.
-        random_states: Of the sampler; the journal does not hold them.
-        is_exhausted: Whether the space has no other points.
+        random_states: of the sampler; the journal does not hold them.
+        is_exhausted: whether the space has no other points.
     """
 
     points_left: int
@@ -85,7 +85,7 @@ class JournalLines(BaseJournalBackend):
     exactly as old as that state. So the journal is saved with it.
 
     Args:
-        lines: One JSON object per operation; grows with the study.
+        lines: one JSON object per operation; grows with the study.
     """
 
     def __init__(self, lines: list[str]) -> None:
@@ -104,7 +104,7 @@ class ResumableTPESampler(optuna.samplers.TPESampler):
     """TPE whose random state can be read and set, which Optuna offers only by pickle.
 
     Args:
-        seed: Of the search.
+        seed: of the search.
     """
 
     def __init__(self, seed: int) -> None:
@@ -132,7 +132,7 @@ class PointSearch(Searcher):
     had and is not run again.
 
     Args:
-        space: With ``search.kind: optuna``.
+        space: with ``search.kind: optuna``.
     """
 
     CKPT_FILE_TMPL = "searcher-state-{}.json"
@@ -234,7 +234,7 @@ class PointSearch(Searcher):
         """Continue from a saved state; see `Searcher.restore`.
 
         Raises:
-            RunError: The file is damaged.
+            RunError: the file is damaged.
         """
         try:
             self._state = SearchState.model_validate_json(Path(checkpoint_path).read_text())

@@ -42,8 +42,8 @@ class Trial:
     """One experiment of a sweep: a point with a seed.
 
     Attributes:
-        values: Values of the parameters.
-        seed: Seed of the experiment.
+        values: values of the parameters.
+        seed: seed of the experiment.
     """
 
     values: PointValues
@@ -147,7 +147,7 @@ def check_space(space: Space) -> None:
     """Check the experiment of every point or, in a continuous space, of every corner and of a point inside each range.
 
     Raises:
-        UserError: For the first that cannot run; names its values.
+        UserError: for the first that cannot run; names its values.
     """
     drawn = [trial.values for trial in planned_trials(space)] if space.search.kind == "random" else []
     known: dict[str, PointValues] = {}
@@ -166,7 +166,7 @@ def built_experiment(space: Space, values: PointValues, seed: int) -> Experiment
     """Return the experiment of a trial with every parameter of its method, so that spellings make no difference.
 
     Raises:
-        UserError: The values do not make a valid experiment.
+        UserError: the values do not make a valid experiment.
     """
     return with_parameters(space.config(values, seed))
 
@@ -175,7 +175,7 @@ def prepare_points(space: Space) -> None:
     """Prepare one experiment for each value of each parameter: data, backbone and method. Writes nothing.
 
     Raises:
-        UserError: For the first that cannot run; names its values.
+        UserError: for the first that cannot run; names its values.
     """
     for values in _one_at_a_time(space):
         with _named_errors(values):

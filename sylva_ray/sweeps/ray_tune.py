@@ -83,17 +83,17 @@ def run_checked_sweep(
     """Run or resume a sweep that `check_sweep` has found right.
 
     Args:
-        space: The sweep's space.
-        sweep_dir: Its folder.
-        resume: Whether to continue the sweep that the folder holds.
-        on_event: Called with every event.
-        allow_changed: Whether data and weights may differ from those that the trials began with.
+        space: the sweep's space.
+        sweep_dir: its folder.
+        resume: whether to continue the sweep that the folder holds.
+        on_event: called with every event.
+        allow_changed: whether data and weights may differ from those that the trials began with.
 
     Returns:
         The results, which are also written to the folder.
 
     Raises:
-        UserError: A trial fits nowhere, or the folder is not free. Nothing was written.
+        UserError: a trial fits nowhere, or the folder is not free. Nothing was written.
         RunError: Ray Tune failed; the sweep can be resumed.
     """
     folder = SweepFolder(Path(sweep_dir).resolve())
@@ -133,8 +133,8 @@ def choose_compute(folder: SweepFolder, space: Space) -> None:
     the precision of the configuration with fused attention: nothing is measured there.
 
     Args:
-        folder: The sweep's folder; it has been claimed.
-        space: Its space.
+        folder: the sweep's folder; it has been claimed.
+        space: its space.
     """
     if not folder.compute.exists():
         is_from_an_older_version = any(folder.trials.iterdir())
@@ -145,12 +145,12 @@ def check_trials_fit(space: Space, driver_node: str, promised: LauncherFile | No
     """Return how many of the largest trials fit on the empty cluster at once, at most ``trials.at_once``.
 
     Args:
-        space: The sweep's space.
-        driver_node: The resource that only the node of this process has.
-        promised: The cluster's file, if it has an autoscaler; its largest cluster counts.
+        space: the sweep's space.
+        driver_node: the resource that only the node of this process has.
+        promised: the cluster's file, if it has an autoscaler; its largest cluster counts.
 
     Raises:
-        UserError: Not even one fits.
+        UserError: not even one fits.
     """
     live = node_resources()
     here = next(node for node in live if driver_node in node)
@@ -328,9 +328,9 @@ def watching(folder: SweepFolder, space: Space, on_event: OnEvent) -> Iterator[N
     """Pass on new lines of the trials' histories, from a thread, for as long as the block lasts.
 
     Args:
-        folder: The sweep's folder.
-        space: Its space.
-        on_event: Called with every event.
+        folder: the sweep's folder.
+        space: its space.
+        on_event: called with every event.
     """
     num_trials = (space.search.num_points or 0) * len(space.seeds) or len(planned_trials(space))
     histories, done = _Histories(folder), threading.Event()
@@ -365,10 +365,10 @@ class _Histories:
     """Reads new lines of the trials' histories.
 
     Args:
-        folder: The sweep's folder.
+        folder: the sweep's folder.
 
     Attributes:
-        running: Coordinator processes of the trials that began and did not end, by key.
+        running: coordinator processes of the trials that began and did not end, by key.
     """
 
     def __init__(self, folder: SweepFolder) -> None:

@@ -24,14 +24,14 @@ class PointRow:
     """A row of the table of points.
 
     Attributes:
-        name: Name of the point.
-        label: Its values, in one text.
-        chosen: Whether it is the best or on the front.
-        state: States of its trials if it is incomplete, else empty.
-        checks: Names of failed checks, else empty.
-        values: One cell per swept key.
-        cells: One cell per metric.
-        seeds: How many seeds are done.
+        name: name of the point.
+        label: its values, in one text.
+        chosen: whether it is the best or on the front.
+        state: states of its trials if it is incomplete, else empty.
+        checks: names of failed checks, else empty.
+        values: one cell per swept key.
+        cells: one cell per metric.
+        seeds: how many seeds are done.
     """
 
     name: str
@@ -58,24 +58,24 @@ class SweepPage:
     """What the page says, as plain text.
 
     Attributes:
-        title: Name of the space.
-        subtitle: How many points and trials, and how they were found.
-        several: Whether there are several objectives.
-        goals: One text per objective.
-        attack: Title of the attack that robust accuracy is under; empty if there is none.
-        keys: Headings of the swept keys.
-        metrics: Headings of the metrics.
-        rows: All points, best first.
-        counts: Number of trials per state.
-        failed: Trials that failed or were refused.
-        checks: Names of all checks that failed.
-        busy: Fraction of the workers' time spent computing.
-        workers: Most workers at once.
-        seconds: Seconds in which trials ran.
-        num_seeds: Seeds per point.
-        on_test: Whether points are measured on the test images.
-        sizes_differ: Whether points differ in their clients or in what they are measured with.
-        space: The space as YAML.
+        title: name of the space.
+        subtitle: how many points and trials, and how they were found.
+        several: whether there are several objectives.
+        goals: one text per objective.
+        attack: title of the attack that robust accuracy is under; empty if there is none.
+        keys: headings of the swept keys.
+        metrics: headings of the metrics.
+        rows: all points, best first.
+        counts: number of trials per state.
+        failed: trials that failed or were refused.
+        checks: names of all checks that failed.
+        busy: fraction of the workers' time spent computing.
+        workers: most workers at once.
+        seconds: seconds in which trials ran.
+        num_seeds: seeds per point.
+        on_test: whether points are measured on the test images.
+        sizes_differ: whether points differ in their clients or in what they are measured with.
+        space: the space as YAML.
     """
 
     title: str

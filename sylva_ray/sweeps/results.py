@@ -32,19 +32,19 @@ class TrialResult:
     """One experiment.
 
     Attributes:
-        key: Name of the trial and of its run folder.
-        point: Name of its point.
-        values: Values of the parameters.
-        seed: Seed of the experiment.
+        key: name of the trial and of its run folder.
+        point: name of its point.
+        values: values of the parameters.
+        seed: seed of the experiment.
         state: ``finished``, ``pruned`` (by the scheduler), ``failed`` or ``refused`` (``error`` says why).
-        metrics: After its last step, see `sylva_ray.sweeps.metrics`.
+        metrics: after its last step, see `sylva_ray.sweeps.metrics`.
         history: ``[(step, metrics)]`` after every step.
-        rounds: Rounds of phase 1 that it did.
+        rounds: rounds of phase 1 that it did.
         spans: ``[(began, ended)]`` in Unix seconds, one per attempt.
-        workers: Workers that computed for it.
-        busy: Seconds that they spent computing, summed over the workers.
-        checks: Names of the checks that failed.
-        error: Why it failed or was refused; else empty.
+        workers: workers that computed for it.
+        busy: seconds that they spent computing, summed over the workers.
+        checks: names of the checks that failed.
+        error: why it failed or was refused; else empty.
     """
 
     key: str
@@ -67,15 +67,15 @@ class Point:
     """One choice of the parameters.
 
     Attributes:
-        name: Hash of the values, the same in every sweep.
-        label: The values, for people.
-        values: Values of the parameters.
-        seeds: Seeds of its trials.
-        states: States of its trials, in the order of the seeds.
-        metrics: Over the seeds that finished.
-        complete: Whether all seeds of the space finished.
-        chosen: Whether it is the best point or, with several objectives, on the Pareto front.
-        checks: Names of the checks that failed in one of its trials.
+        name: hash of the values, the same in every sweep.
+        label: the values, for people.
+        values: values of the parameters.
+        seeds: seeds of its trials.
+        states: states of its trials, in the order of the seeds.
+        metrics: over the seeds that finished.
+        complete: whether all seeds of the space finished.
+        chosen: whether it is the best point or, with several objectives, on the Pareto front.
+        checks: names of the checks that failed in one of its trials.
     """
 
     name: str
@@ -94,10 +94,10 @@ class Sweep:
     """The results of a sweep.
 
     Attributes:
-        space: What was searched.
-        trials: All of them; those of a grid or a random search in the order of `planned_trials`.
-        points: Best first by the first objective, incomplete ones last.
-        folder: The sweep's folder.
+        space: what was searched.
+        trials: all of them; those of a grid or a random search in the order of `planned_trials`.
+        points: best first by the first objective, incomplete ones last.
+        folder: the sweep's folder.
     """
 
     space: Space
@@ -158,13 +158,13 @@ class SweepSummary:
     """``sweep.json``.
 
     Attributes:
-        name: Of the space.
-        objectives: What was sought.
-        workers: See `Sweep.workers`.
-        seconds: See `Sweep.seconds`.
-        busy_share: See `Sweep.busy_share`.
-        points: Best first.
-        trials: All of them.
+        name: of the space.
+        objectives: what was sought.
+        workers: see `Sweep.workers`.
+        seconds: see `Sweep.seconds`.
+        busy_share: see `Sweep.busy_share`.
+        points: best first.
+        trials: all of them.
     """
 
     name: str
@@ -215,9 +215,9 @@ def collect_results(folder: SweepFolder, space: Space, trials: Sequence[Trial], 
     """Read the results from the run folders.
 
     Args:
-        folder: The sweep's folder.
-        space: Its space.
-        trials: All of its trials.
+        folder: the sweep's folder.
+        space: its space.
+        trials: all of its trials.
         failures: Tune's errors of trials that died in every attempt, by key.
     """
     results = [_read_trial(folder, space, trial, failures.get(trial.key)) for trial in trials]

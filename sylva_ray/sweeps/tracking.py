@@ -35,9 +35,9 @@ class ParentRun(BaseModel):
     """``mlflow.json``: the sweep's own run.
 
     Attributes:
-        uri: The store, without credentials.
-        experiment: The experiment in the store.
-        run_id: The run.
+        uri: the store, without credentials.
+        experiment: the experiment in the store.
+        run_id: the run.
     """
 
     uri: str
@@ -50,11 +50,11 @@ class TrialTracking:
     """How all trials of a sweep are tracked.
 
     Attributes:
-        experiment: The experiment in MLflow.
-        tags: On every trial, beside its own.
-        detail: See `TrackingSection`.
-        uri: The store; None: as the space says, which may be the environment.
-        parent_run_id: The sweep's own run; None if it could not be made.
+        experiment: the experiment in MLflow.
+        tags: on every trial, beside its own.
+        detail: see `TrackingSection`.
+        uri: the store; None: as the space says, which may be the environment.
+        parent_run_id: the sweep's own run; None if it could not be made.
     """
 
     experiment: str
@@ -82,13 +82,13 @@ class SweepTracking:
     """Tracks one sweep. No method raises; what went wrong is listed in ``problems``.
 
     Args:
-        folder: The sweep's folder.
-        space: Its space.
+        folder: the sweep's folder.
+        space: its space.
 
     Attributes:
-        enabled: Whether anything is sent.
-        trials: How the trials are tracked.
-        problems: One sentence per failure.
+        enabled: whether anything is sent.
+        trials: how the trials are tracked.
+        problems: one sentence per failure.
     """
 
     def __init__(self, folder: SweepFolder, space: Space) -> None:
@@ -172,13 +172,13 @@ def trial_config(
     """Return a trial's experiment, tracked as a child of the sweep's run.
 
     Args:
-        space: The sweep's space.
-        trial: The trial.
-        tracking: How it is tracked.
-        compute: A configuration whose precision and attention kernels replace ``auto``; None: ``auto`` stays.
+        space: the sweep's space.
+        trial: the trial.
+        tracking: how it is tracked.
+        compute: a configuration whose precision and attention kernels replace ``auto``; None: ``auto`` stays.
 
     Raises:
-        UserError: The values do not make a valid experiment.
+        UserError: the values do not make a valid experiment.
     """
     config = space.config(trial.values, trial.seed)
     if compute is not None:

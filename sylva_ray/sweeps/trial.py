@@ -60,8 +60,8 @@ def trial_bundles(config: ExperimentConfig, driver_node: str) -> list[dict[str, 
     The coordinator waits most of the time and takes no CPU. In process, one bundle does all the work.
 
     Args:
-        config: Of the trial.
-        driver_node: A resource that only the node with the sweep's folder has, e.g. ``node:10.0.0.1``; the coordinator
+        config: of the trial.
+        driver_node: a resource that only the node with the sweep's folder has, e.g. ``node:10.0.0.1``; the coordinator
             runs there.
     """
     section = config.cluster
@@ -80,9 +80,9 @@ def trials_that_fit(
     Places each trial's bundles, the largest first, on the first node with room.
 
     Args:
-        bundles: Of one trial.
-        nodes: Resources of each node.
-        limit: The largest answer.
+        bundles: of one trial.
+        nodes: resources of each node.
+        limit: the largest answer.
     """
     free = [_FreeResources(node) for node in nodes]
     ordered = sorted(bundles, key=lambda bundle: (-bundle.get("GPU", 0.0), -bundle.get("CPU", 0.0)))
@@ -125,11 +125,11 @@ def run_trial(
 
     Args:
         given: ``{"trial": {"values": ..., "seed": ...}}``.
-        sweep: The sweep's folder.
-        space: Its space.
-        tracking: How the trial is tracked.
-        driver: The sweep's driver.
-        allow_changed: Whether data and weights may differ from those that a trial began with.
+        sweep: the sweep's folder.
+        space: its space.
+        tracking: how the trial is tracked.
+        driver: the sweep's driver.
+        allow_changed: whether data and weights may differ from those that a trial began with.
     """
     driver.enter()
     os.environ.setdefault("TUNE_FUNCTION_THREAD_TIMEOUT_S", str(SHUTDOWN_TIMEOUT_S))
@@ -166,9 +166,9 @@ class _TrialObserver(Observer):
     """Reports every step to Tune, and adds what happens to the trial's history.
 
     Args:
-        config: Of the trial.
-        records: Of the steps that are done already; it grows.
-        note: Takes the fields of an `AttemptEvent`.
+        config: of the trial.
+        records: of the steps that are done already; it grows.
+        note: takes the fields of an `AttemptEvent`.
     """
 
     def __init__(self, config: ExperimentConfig, records: list[StageRecord], note: Callable[..., None]) -> None:
@@ -204,12 +204,12 @@ def _run(
     """Continue the experiment of a trial and report every step.
 
     Args:
-        config: Of the trial.
-        folder: Its run folder.
-        records: Of the steps that are done already; it grows.
-        driver: Process id of the sweep's driver.
-        note: Takes the fields of an `AttemptEvent`.
-        allow_changed: Whether data and weights may differ from those that the trial began with.
+        config: of the trial.
+        folder: its run folder.
+        records: of the steps that are done already; it grows.
+        driver: process id of the sweep's driver.
+        note: takes the fields of an `AttemptEvent`.
+        allow_changed: whether data and weights may differ from those that the trial began with.
     """
     if folder.load_summary() is None:
         prepared = prepare(config, folder)

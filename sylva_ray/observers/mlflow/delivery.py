@@ -43,14 +43,14 @@ class DeliveryState:
     """Progress of a delivery, kept in ``tracking.json`` in the run folder so that it survives a crash of the run.
 
     Attributes:
-        path: The file.
-        uri: The store's URI, without credentials; a delivery to another store begins with a new state.
-        key: A random tag of the run in the store.
+        path: the file.
+        uri: the store's URI, without credentials; a delivery to another store begins with a new state.
+        key: a random tag of the run in the store.
         started_ms: Unix time in milliseconds that the metrics' timestamps count from.
-        experiment_id: Identifier of the experiment in the store.
-        run_id: Identifier of the run in the store.
-        records_sent: Number of lines of ``rounds.jsonl`` that have arrived.
-        finished: Whether the artifacts have arrived as well.
+        experiment_id: identifier of the experiment in the store.
+        run_id: identifier of the run in the store.
+        records_sent: number of lines of ``rounds.jsonl`` that have arrived.
+        finished: whether the artifacts have arrived as well.
     """
 
     path: Path
@@ -67,8 +67,8 @@ class DeliveryState:
         """Read the state of a run folder.
 
         Args:
-            folder: The run folder.
-            uri: The store's URI, without credentials.
+            folder: the run folder.
+            uri: the store's URI, without credentials.
 
         Returns:
             The saved state; a new, unsaved one where there is none, it is damaged, or it belongs to another store.
@@ -105,7 +105,7 @@ class Store(Protocol):
     """Interface of a tracking store. Its methods may block and may raise any exception.
 
     Attributes:
-        uri: Address of the store; may contain credentials.
+        uri: address of the store; may contain credentials.
     """
 
     uri: str
@@ -135,13 +135,13 @@ class Delivery:
     The public methods block as long as the store does. An error of the store is kept in ``problem`` and never raised.
 
     Args:
-        folder: The run folder.
-        config: Configuration of the run.
-        store: Receives the run.
+        folder: the run folder.
+        config: configuration of the run.
+        store: receives the run.
 
     Attributes:
-        state: What has arrived.
-        problem: Why the last attempt failed; None if it succeeded.
+        state: what has arrived.
+        problem: why the last attempt failed; None if it succeeded.
     """
 
     def __init__(self, folder: RunFolder, config: ExperimentConfig, store: Store) -> None:
@@ -162,8 +162,8 @@ class Delivery:
         """Send everything that is missing and end the run, in up to `MAX_END_ATTEMPTS` attempts.
 
         Args:
-            status: How the run ended.
-            abandoned: Ends the attempts when set.
+            status: how the run ended.
+            abandoned: ends the attempts when set.
 
         Returns:
             Whether everything arrived.

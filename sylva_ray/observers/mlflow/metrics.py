@@ -23,8 +23,8 @@ def record_metrics(record: StageRecord, attacks: Collection[str]) -> dict[str, f
     Robust accuracy comes first, because MLflow's comparison page opens with the first metric that was logged.
 
     Args:
-        record: Record of a stage.
-        attacks: Labels of the evaluation's attacks. Any other attack in the record was made for a check (an unbounded attack
+        record: record of a stage.
+        attacks: labels of the evaluation's attacks. Any other attack in the record was made for a check (an unbounded attack
             must break every defence), so its metric is ``check_accuracy`` instead of ``robust_accuracy``.
 
     Returns:

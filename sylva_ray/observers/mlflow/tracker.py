@@ -56,8 +56,8 @@ def tracking_uri(section: TrackingSection, run_dir: Path) -> str:
     """Return the address of the MLflow store of a run.
 
     Args:
-        section: Tracking section of the configuration.
-        run_dir: The run folder.
+        section: tracking section of the configuration.
+        run_dir: the run folder.
 
     Returns:
         ``tracking.uri``, else ``MLFLOW_TRACKING_URI``, else an SQLite file next to the run folder.
@@ -72,8 +72,8 @@ class MlflowTracker(Observer):
     Only `on_end` waits for the server, for at most ``tracking.flush_timeout_s`` seconds.
 
     Args:
-        folder: The run folder.
-        config: Configuration of the run.
+        folder: the run folder.
+        config: configuration of the run.
     """
 
     def __init__(self, folder: RunFolder, config: ExperimentConfig) -> None:
@@ -103,7 +103,7 @@ class MlflowTracker(Observer):
         """Send what is missing and end the MLflow run; stop waiting after ``tracking.flush_timeout_s`` seconds.
 
         Args:
-            status: How the run ended.
+            status: how the run ended.
 
         Returns:
             Warnings that say what has not arrived, why, and how to send it; empty if everything has.
@@ -133,8 +133,8 @@ def send_run(folder: RunFolder, config: ExperimentConfig) -> list[str]:
     A run without a summary is marked as killed; resuming the run corrects the mark.
 
     Args:
-        folder: The run folder.
-        config: Configuration of the run.
+        folder: the run folder.
+        config: configuration of the run.
 
     Returns:
         Warnings, as `MlflowTracker.on_end`.
@@ -151,8 +151,8 @@ def send_rest(folder: RunFolder, config: ExperimentConfig) -> list[str]:
     Nothing is sent where everything has arrived, or where ``tracking.json`` belongs to another store.
 
     Args:
-        folder: The run folder, which is locked meanwhile.
-        config: Configuration of the run.
+        folder: the run folder, which is locked meanwhile.
+        config: configuration of the run.
 
     Returns:
         Warnings, as `MlflowTracker.on_end`.
@@ -170,8 +170,8 @@ class TrackedRun(NamedTuple):
     """A run in an MLflow experiment.
 
     Attributes:
-        name: Name of the run.
-        files: Contents of its text artifacts by file name.
+        name: name of the run.
+        files: contents of its text artifacts by file name.
     """
 
     name: str
@@ -184,16 +184,16 @@ def experiment_files(
     """Download text artifacts of the runs in an experiment. Parent runs of sweeps are left out.
 
     Args:
-        experiment: Name of the experiment.
-        uri: Address of the store.
-        names: Names of the artifacts; a run may lack some of them.
-        sweep: If given, only the trials of the sweep of that name.
+        experiment: name of the experiment.
+        uri: address of the store.
+        names: names of the artifacts; a run may lack some of them.
+        sweep: if given, only the trials of the sweep of that name.
 
     Returns:
         The runs by their identifier, oldest first; None if there is no such experiment.
 
     Raises:
-        Exception: Any error of the store.
+        Exception: any error of the store.
     """
     client = _client(uri)
     entry = client.get_experiment_by_name(experiment)
@@ -250,17 +250,17 @@ def open_sweep(uri: str, experiment: str, name: str, params: Mapping[str, str], 
     """Create the parent run of a sweep, under which MLflow shows the trials.
 
     Args:
-        uri: Address of the store.
-        experiment: Name of the experiment, which is created if it does not exist.
-        name: Name of the run.
-        params: Parameters to log.
-        tags: Tags besides those that every sweep has.
+        uri: address of the store.
+        experiment: name of the experiment, which is created if it does not exist.
+        name: name of the run.
+        params: parameters to log.
+        tags: tags besides those that every sweep has.
 
     Returns:
         The identifier of the run.
 
     Raises:
-        Exception: Any error of the store.
+        Exception: any error of the store.
     """
     client = _client(uri)
     all_tags = {SWEEP_TAG: "sweep", "sylva_ray_version": __version__, "mlflow.source.name": "sylva-ray", **tags}
@@ -276,15 +276,15 @@ def update_sweep(
     """Update the parent run of a sweep.
 
     Args:
-        uri: Address of the store.
-        run_id: Identifier of the run.
+        uri: address of the store.
+        run_id: identifier of the run.
         status: ``RUNNING`` when a sweep is resumed, else how it ended.
-        metrics: Metrics to log.
+        metrics: metrics to log.
         note: Markdown that MLflow shows above the run; empty to leave it as it is.
-        files: Files to attach.
+        files: files to attach.
 
     Raises:
-        Exception: Any error of the store.
+        Exception: any error of the store.
     """
     client = _client(uri)
     for key, value in metrics.items():
@@ -308,13 +308,13 @@ class MlflowStore:
     It uses a client of its own and does not touch MLflow's global active run.
 
     Args:
-        folder: The run folder.
-        config: Configuration of the run.
+        folder: the run folder.
+        config: configuration of the run.
 
     Attributes:
-        uri: Address of the store; may contain credentials.
-        run_name: Name of the run in MLflow.
-        abandoned: Once set, every further call raises ``TimeoutError``.
+        uri: address of the store; may contain credentials.
+        run_name: name of the run in MLflow.
+        abandoned: once set, every further call raises ``TimeoutError``.
     """
 
     def __init__(self, folder: RunFolder, config: ExperimentConfig) -> None:

@@ -19,13 +19,13 @@ def check_targets(paths: Sequence[str | Path]) -> list[Path]:
     """Check that the files can be written, before the comparison is computed.
 
     Args:
-        paths: The files.
+        paths: the files.
 
     Returns:
         The same, with the home folder in place of ``~``.
 
     Raises:
-        UserError: Unknown suffix, or a place where no file can be written.
+        UserError: unknown suffix, or a place where no file can be written.
     """
     for path in paths:
         if Path(path).suffix.lower() not in FORMATS:
@@ -37,12 +37,12 @@ def write(rows: Sequence[Row], path: Path, left_out: Sequence[str] = ()) -> None
     """Write a comparison in the format that the file's suffix names.
 
     Args:
-        rows: Rows of the comparison.
-        path: The file.
-        left_out: Sentences about runs that were left out; they are shown in HTML only.
+        rows: rows of the comparison.
+        path: the file.
+        left_out: sentences about runs that were left out; they are shown in HTML only.
 
     Raises:
-        UserError: The file cannot be written.
+        UserError: the file cannot be written.
     """
     check_targets([path])
     match path.suffix.lower():

@@ -40,30 +40,30 @@ class Row:
     A quantity is None if the summaries do not hold it, or if it has no meaning for the row.
 
     Attributes:
-        name: Unique name of the row.
-        method: Name of the method.
+        name: unique name of the row.
+        method: name of the method.
         stage: ``final`` for the end of the runs, ``phase1`` for the end of their phase 1, ``majority`` for a reference.
-        seeds: Seeds of the runs.
-        attacks: Labels of the attacks.
-        accuracy: By condition (``benign`` or an attack's label), kind (`KINDS`) and statistic (`STATISTICS`).
-        num_clients: Number of clients.
-        num_honest: Number of clients that count in the accuracies.
-        fleet: Settings that must agree with those of another row for the two to be comparable.
-        fingerprints: Per seed, a hash of the number of images per client and class.
-        majority: Per seed and statistic, the accuracy of always predicting a client's most frequent class.
-        settings: Settings that the runs share besides those of the fleet.
-        attack_specs: The attacks by label, as far as the configurations define them.
-        collapsed: Number of collapsed clients.
-        upload_bytes: Upload per client and round.
-        full_model_ratio: Size of the full model divided by the upload.
-        total_bytes: All bytes of a run.
-        seconds: Wall time of a run.
-        failed: Per check, the seeds whose check failed.
-        meanings: Per failed check, its meaning.
-        warnings: Warnings of the runs.
-        checked: Whether all runs have checks.
-        repeats: How many of the given runs were copies of others.
-        conflicts: Whether another row has the same settings and a common seed, but another result.
+        seeds: seeds of the runs.
+        attacks: labels of the attacks.
+        accuracy: by condition (``benign`` or an attack's label), kind (`KINDS`) and statistic (`STATISTICS`).
+        num_clients: number of clients.
+        num_honest: number of clients that count in the accuracies.
+        fleet: settings that must agree with those of another row for the two to be comparable.
+        fingerprints: per seed, a hash of the number of images per client and class.
+        majority: per seed and statistic, the accuracy of always predicting a client's most frequent class.
+        settings: settings that the runs share besides those of the fleet.
+        attack_specs: the attacks by label, as far as the configurations define them.
+        collapsed: number of collapsed clients.
+        upload_bytes: upload per client and round.
+        full_model_ratio: size of the full model divided by the upload.
+        total_bytes: all bytes of a run.
+        seconds: wall time of a run.
+        failed: per check, the seeds whose check failed.
+        meanings: per failed check, its meaning.
+        warnings: warnings of the runs.
+        checked: whether all runs have checks.
+        repeats: how many of the given runs were copies of others.
+        conflicts: whether another row has the same settings and a common seed, but another result.
     """
 
     name: str
@@ -103,7 +103,7 @@ def compare(summaries: Sequence[Run | Mapping[str, object]]) -> list[Row]:
     """Group runs into rows.
 
     Args:
-        summaries: Parsed ``summary.json`` files. Each may have three additional keys: ``method`` (the row's name in place of
+        summaries: parsed ``summary.json`` files. Each may have three additional keys: ``method`` (the row's name in place of
             ``algorithm``), ``config`` (the run's ``config.yaml`` as a mapping) and ``source`` (a path, for messages).
 
     Returns:
@@ -111,7 +111,7 @@ def compare(summaries: Sequence[Run | Mapping[str, object]]) -> list[Row]:
         if the method has a second phase.
 
     Raises:
-        UserError: The sequence is empty, or an item is not a summary.
+        UserError: the sequence is empty, or an item is not a summary.
     """
     runs = [
         summary if isinstance(summary, Run) else Run.from_json(summary, _source(summary, number))

@@ -123,7 +123,7 @@ def stage_spread(stage: StageAccuracies, condition: str, kind: str) -> Spread | 
     """Return the spread of an accuracy over the clients.
 
     Args:
-        stage: Accuracies after a phase of a run.
+        stage: accuracies after a phase of a run.
         condition: ``benign`` or the label of an attack.
         kind: ``accuracy`` or ``balanced_accuracy``.
 

@@ -45,9 +45,9 @@ class Column:
     """A column of the table, as text.
 
     Attributes:
-        group: Heading that adjacent columns share: a condition, ``cost``, or empty.
-        heading: Heading of the column.
-        cells: One cell per row.
+        group: heading that adjacent columns share: a condition, ``cost``, or empty.
+        heading: heading of the column.
+        cells: one cell per row.
         kind: ``accuracy`` if each cell is "mean/worst decile"; else how the column is aligned.
     """
 
@@ -143,8 +143,8 @@ def terminal_tables(rows: Sequence[Row], width: int) -> list[Table]:
     """Split the table into as few as possible that fit the terminal; each repeats the names of the rows.
 
     Args:
-        rows: Rows of the comparison.
-        width: Width of the terminal in characters.
+        rows: rows of the comparison.
+        width: width of the terminal in characters.
     """
     labels = row_names(rows)
     name_width = min(max(len(label) for label in labels), max(24, width // 4))
@@ -175,8 +175,8 @@ def remarks(rows: Sequence[Row], left_out: Sequence[str] = ()) -> list[tuple[str
     """Return the texts below the tables on a terminal, the most urgent first.
 
     Args:
-        rows: Rows of the comparison.
-        left_out: Sentences about runs that were left out.
+        rows: rows of the comparison.
+        left_out: sentences about runs that were left out.
 
     Returns:
         Pairs of a style of `rich` and the lines in it.
@@ -253,15 +253,15 @@ def plot(rows: Sequence[Row], path: Path, kind: Literal["tradeoff", "bytes"] = "
     """Write a plot as PNG.
 
     Args:
-        rows: Rows of the comparison.
-        path: The file.
+        rows: rows of the comparison.
+        path: the file.
         kind: ``tradeoff`` for robust against benign accuracy, ``bytes`` for both against the upload.
 
     Returns:
         The path of the file.
 
     Raises:
-        ValueError: No attack is common to all rows.
+        ValueError: no attack is common to all rows.
     """
     from sylva_ray.reports.figures.style import png
     from sylva_ray.reports.figures.tradeoff import draw_tradeoff
@@ -277,8 +277,8 @@ def page(rows: Sequence[Row], left_out: Sequence[str] = ()) -> Page:
     """Collect the contents of the HTML page, which `sylva_ray.reports.pages.compare.render` lays out.
 
     Args:
-        rows: Rows of the comparison.
-        left_out: Sentences about runs that were left out.
+        rows: rows of the comparison.
+        left_out: sentences about runs that were left out.
     """
     from sylva_ray.reports.pages.compare import Cell, Page, TableColumn
 

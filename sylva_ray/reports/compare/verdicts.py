@@ -79,8 +79,8 @@ def dominance(rows: Sequence[Row], statistic: str) -> dict[str, list[str]]:
     Rows of different fleets are not compared.
 
     Args:
-        rows: All rows of the table.
-        statistic: Statistic over the clients, ``mean`` or ``worst_decile``.
+        rows: all rows of the table.
+        statistic: statistic over the clients, ``mean`` or ``worst_decile``.
 
     Returns:
         Per measured row, the names of the rows that dominate it, those on the Pareto front first; empty for the rows on the

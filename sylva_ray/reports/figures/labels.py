@@ -45,12 +45,12 @@ def place_labels(
     """Find places for the labels of points.
 
     Args:
-        axes: The axes, with their final limits and layout.
+        axes: the axes, with their final limits and layout.
         points: ``[n, 2]`` in data coordinates.
         bars: ``[n, 2]``, half lengths of the error bars in data coordinates.
-        texts: The labels, ``[n]``.
-        size: Font size in typographic points.
-        path: Vertices of a line in data coordinates that labels avoid where possible.
+        texts: the labels, ``[n]``.
+        size: font size in typographic points.
+        path: vertices of a line in data coordinates that labels avoid where possible.
 
     Returns:
         The centres of the labels in pixels of the figure, and whether no label overlaps anything.
@@ -83,11 +83,11 @@ def write_labels(axes: Axes, points: np.ndarray, centres: Sequence[Centre], text
     """Write the labels, each with a leader where it is far from its point.
 
     Args:
-        axes: The axes.
+        axes: the axes.
         points: ``[n, 2]`` in data coordinates.
-        centres: From `place_labels`.
-        texts: The labels, ``[n]``.
-        size: Font size in typographic points.
+        centres: from `place_labels`.
+        texts: the labels, ``[n]``.
+        size: font size in typographic points.
     """
     to_data = axes.transData.inverted()
     scale = axes.figure.dpi / 72
@@ -111,12 +111,12 @@ class _Layout:
 
     Attributes:
         points: ``[n, 2]``.
-        markers: Boxes of the markers, ``[n, 4]``.
-        bars: Boxes of the horizontal and of the vertical error bars, two times ``[n, 4]``.
-        path: Vertices of the line to avoid, ``[m, 2]``.
-        extents: Width and height of the labels, ``[n, 2]``.
-        frame: Box of the axes, ``[4]``.
-        scale: Pixels per typographic point.
+        markers: boxes of the markers, ``[n, 4]``.
+        bars: boxes of the horizontal and of the vertical error bars, two times ``[n, 4]``.
+        path: vertices of the line to avoid, ``[m, 2]``.
+        extents: width and height of the labels, ``[n, 2]``.
+        frame: box of the axes, ``[4]``.
+        scale: pixels per typographic point.
     """
 
     points: np.ndarray
@@ -163,12 +163,12 @@ class _Candidates:
     """Candidate places of one label, in pixels.
 
     Attributes:
-        cost: Cost by distance and direction alone, ``[p]``: near and to the right is cheap.
+        cost: cost by distance and direction alone, ``[p]``: near and to the right is cheap.
         centres: ``[p, 2]``.
         boxes: ``[p, 4]``, with the space around the label.
-        edges: The place on each box that is nearest to the point, where a leader ends, ``[p, 2]``.
-        distances: Between the point and ``edges``, ``[p]``.
-        has_leader: Whether the distance requires a leader, ``[p]``.
+        edges: the place on each box that is nearest to the point, where a leader ends, ``[p, 2]``.
+        distances: between the point and ``edges``, ``[p]``.
+        has_leader: whether the distance requires a leader, ``[p]``.
     """
 
     cost: np.ndarray

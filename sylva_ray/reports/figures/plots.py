@@ -33,9 +33,9 @@ def figures(summary: Summary | None, records: Sequence[StageRecord], titles: Map
     """Draw the figures of a run that its files allow.
 
     Args:
-        summary: Summary of the run; None while it has not finished.
-        records: Records of its stages, oldest first.
-        titles: Titles of the attacks, by label; an attack without one is shown by its label.
+        summary: summary of the run; None while it has not finished.
+        records: records of its stages, oldest first.
+        titles: titles of the attacks, by label; an attack without one is shown by its label.
 
     Returns:
         The figures by name, in the order of the report.

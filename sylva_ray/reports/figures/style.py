@@ -94,7 +94,7 @@ def style(**extra: Any) -> Iterator[None]:
     """Apply the style while the block lasts.
 
     Args:
-        extra: Further settings of matplotlib.
+        extra: further settings of matplotlib.
     """
     settings: Any = _STYLE | extra
     with _LOCK, warnings.catch_warnings(), matplotlib.rc_context(settings):
@@ -106,9 +106,9 @@ def svg(figure: Figure, name: str, description: str) -> str:
     """Export a figure as an ``<svg>`` element, for a page that defines the CSS variables ``--ink``, ``--series-1``, ...
 
     Args:
-        figure: The figure.
-        name: Unique name within the page; makes the identifiers in the element unique and reproducible.
-        description: Alternative text, for screen readers.
+        figure: the figure.
+        name: unique name within the page; makes the identifiers in the element unique and reproducible.
+        description: alternative text, for screen readers.
     """
     buffer = io.StringIO()
     no_metadata = {"Creator": None, "Date": None, "Format": None, "Type": None}

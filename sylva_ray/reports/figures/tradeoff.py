@@ -30,15 +30,15 @@ class PlotPoint:
     """A point of the plot. Accuracies are fractions in [0, 1].
 
     Attributes:
-        number: Label where names would overlap, e.g. the row in the table beside the plot.
-        name: Label otherwise.
-        x: Accuracy or cost on the horizontal axis.
-        x_std: Standard deviation of ``x`` over seeds; 0 if there is none.
-        y: Accuracy on the vertical axis.
-        y_std: Standard deviation of ``y`` over seeds; 0 if there is none.
-        on_front: Whether no other point dominates it; such a point is filled.
-        phase1: Whether it shows runs after phase 1; such a point is a diamond.
-        labelled: Whether it has a label.
+        number: label where names would overlap, e.g. the row in the table beside the plot.
+        name: label otherwise.
+        x: accuracy or cost on the horizontal axis.
+        x_std: standard deviation of ``x`` over seeds; 0 if there is none.
+        y: accuracy on the vertical axis.
+        y_std: standard deviation of ``y`` over seeds; 0 if there is none.
+        on_front: whether no other point dominates it; such a point is filled.
+        phase1: whether it shows runs after phase 1; such a point is a diamond.
+        labelled: whether it has a label.
     """
 
     number: int
@@ -57,13 +57,13 @@ class Panel:
     """A pair of axes of the plot.
 
     Attributes:
-        title: Title above the axes.
-        x_label: Label of the horizontal axis.
-        y_label: Label of the vertical axis.
-        points: The points, at least one.
-        in_bytes: Whether x is a size in bytes, shown on a logarithmic axis with an additional tick for 0; otherwise x is a
+        title: title above the axes.
+        x_label: label of the horizontal axis.
+        y_label: label of the vertical axis.
+        points: the points, at least one.
+        in_bytes: whether x is a size in bytes, shown on a logarithmic axis with an additional tick for 0; otherwise x is a
             fraction.
-        joined: Whether a line joins the points on the front.
+        joined: whether a line joins the points on the front.
     """
 
     title: str

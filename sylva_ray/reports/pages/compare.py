@@ -23,9 +23,9 @@ class Cell:
     """A cell of the table.
 
     Attributes:
-        text: First line.
-        small: Second line, in small print.
-        marks: Marks of failed checks, after the text.
+        text: first line.
+        small: second line, in small print.
+        marks: marks of failed checks, after the text.
     """
 
     text: str
@@ -38,9 +38,9 @@ class TableColumn:
     """A column of the table.
 
     Attributes:
-        group: Heading that it shares with adjacent columns of the same group.
-        heading: Heading of the column.
-        cells: One cell per row.
+        group: heading that it shares with adjacent columns of the same group.
+        heading: heading of the column.
+        cells: one cell per row.
     """
 
     group: str
@@ -53,17 +53,17 @@ class Page:
     """Contents of the page as plain text.
 
     Attributes:
-        subtitle: Line below the title.
-        attack: Title of the attack that dominance refers to; empty if there is none.
-        names: Names of the rows.
-        muted: Per row, whether it is a reference, shown in grey.
-        warned: Per row, whether its runs have warnings.
-        columns: Columns of the table.
-        warnings: Reasons why the numbers may not be comparable.
-        sentences: Which rows are dominated; the first one names those that are not.
-        footnotes: Failed checks and the runs' warnings.
-        notes: Explanations below the table.
-        panels: Panels of each plot, by name.
+        subtitle: line below the title.
+        attack: title of the attack that dominance refers to; empty if there is none.
+        names: names of the rows.
+        muted: per row, whether it is a reference, shown in grey.
+        warned: per row, whether its runs have warnings.
+        columns: columns of the table.
+        warnings: reasons why the numbers may not be comparable.
+        sentences: which rows are dominated; the first one names those that are not.
+        footnotes: failed checks and the runs' warnings.
+        notes: explanations below the table.
+        panels: panels of each plot, by name.
     """
 
     subtitle: str

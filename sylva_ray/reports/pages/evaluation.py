@@ -36,13 +36,13 @@ class TableRow:
     """A row of the table of attacks. Accuracies are fractions in [0, 1].
 
     Attributes:
-        name: Title of the condition.
-        mean: Accuracy, mean over the clients.
-        low: Lower end of the 95 % interval over images.
-        high: Its upper end.
-        worst: Accuracy, mean over the worst tenth of the clients.
-        balanced: Class-balanced accuracy, mean over the clients.
-        distance: Median size of the smallest successful perturbation, with its unit; empty if it was not measured.
+        name: title of the condition.
+        mean: accuracy, mean over the clients.
+        low: lower end of the 95 % interval over images.
+        high: its upper end.
+        worst: accuracy, mean over the worst tenth of the clients.
+        balanced: class-balanced accuracy, mean over the clients.
+        distance: median size of the smallest successful perturbation, with its unit; empty if it was not measured.
     """
 
     name: str
@@ -59,14 +59,14 @@ class GalleryFigure:
     """An adversarial image and the original; images are PNG data URIs.
 
     Attributes:
-        client: Number of the client whose test image it is.
-        label: Name of the true class.
-        answer: Name of the class that the client predicts.
+        client: number of the client whose test image it is.
+        label: name of the true class.
+        answer: name of the class that the client predicts.
         size: L-infinity distance, as text.
-        amplified: Factor by which ``delta`` is amplified, as text.
-        clean: The original.
-        delta: The perturbation, on grey.
-        adversarial: Their sum.
+        amplified: factor by which ``delta`` is amplified, as text.
+        clean: the original.
+        delta: the perturbation, on grey.
+        adversarial: their sum.
     """
 
     client: int
@@ -105,8 +105,8 @@ def evaluation_figures(evaluation: Evaluation, class_names: Sequence[str]) -> di
     """Draw the figures of an evaluation, by name; a figure is missing where its quantity was not measured.
 
     Args:
-        evaluation: The evaluation.
-        class_names: Names of the classes.
+        evaluation: the evaluation.
+        class_names: names of the classes.
     """
     with style():
         drawn: dict[str, Figure] = {}

@@ -42,13 +42,13 @@ def write_report(folder: RunFolder) -> Path:
     """Write ``report.html`` of a run; replace it if it exists. The report of an unfinished run says so.
 
     Args:
-        folder: The run folder.
+        folder: the run folder.
 
     Returns:
         The path of the report.
 
     Raises:
-        UserError: A file in the folder is damaged.
+        UserError: a file in the folder is damaged.
     """
     records, summary = folder.load_records(), folder.load_summary()
     evaluation = folder.load_evaluation() if summary is not None else None
