@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -130,21 +131,21 @@ def test_another_precision_is_measured_anew_and_says_so(run_dir: Path) -> None:
 
 def test_what_was_measured_is_not_measured_again_and_a_cut_evaluation_goes_on(run_dir: Path) -> None:
     more = parse_attack("mim:epsilon=4/255,steps=1"), parse_attack("noise:epsilon=4/255")
-    request = EvaluationRequest((*QUICK.attacks, *more), EPSILON)
-    whole, pool = evaluated(run_dir, request)
+    request = replace(QUICK, attacks=(*QUICK.attacks, *more))
+    whole, pool = evaluated(run_dir, request, images=4)
     assert pool.done > 4
     shutil.rmtree(RunFolder(run_dir).measurements)
     with pytest.raises(KeyboardInterrupt):
-        evaluated(run_dir, request, lives=3)
-    resumed, second = evaluated(run_dir, request)
+        evaluated(run_dir, request, images=4, lives=3)
+    resumed, second = evaluated(run_dir, request, images=4)
     assert second.done == pool.done - 3
     for part in ("benign", "worst_case", "per_class", "gallery"):
         assert getattr(resumed, part) == getattr(whole, part), part
-    _, third = evaluated(run_dir, request)
+    _, third = evaluated(run_dir, request, images=4)
     assert third.done == 0
     damaged = next((RunFolder(run_dir).measurements).iterdir())
     damaged.write_bytes(damaged.read_bytes()[:40])
-    again, fourth = evaluated(run_dir, request)
+    again, fourth = evaluated(run_dir, request, images=4)
     assert fourth.done == 1
     assert again.attacks.keys() == whole.attacks.keys()
     assert again.worst_case == whole.worst_case

@@ -38,6 +38,8 @@ from tests.federation.runs import newest, records_of, run
 
 PLAYERS = 7
 SHORT = TINY | {
+    "dataset": TINY["dataset"] | {"max_train": 90, "max_test": 30},
+    "partition": TINY["partition"] | {"min_samples": 16, "test_samples": 6},
     "training": TINY["training"] | {"rounds": 1},
     "evaluation": {"attacks": [{"epsilon": "4/255", "steps": 1}], "checks": False},
 }
@@ -143,7 +145,7 @@ def test_an_empty_selection_is_legal_and_leaves_phase_1_as_it_was(selection: str
 @pytest.fixture(scope="module")
 def player(phase1: Path) -> Phase2Client:
     """Two clients of unequal size at the end of phase 1, about to score their layers."""
-    made = prepared({"gate_steps": 40, "max_images": 6})
+    made = prepared({"gate_steps": 40, "max_images": 4})
     worker = create_worker(made.config, made.fleet, made.backbone)
     states = stack_states([newest(phase1).states[client] for client in (0, 2)])
     params = to_parameters(states, "cpu", torch.float32)
@@ -167,7 +169,7 @@ def test_gates_open_where_it_pays_and_shut_where_nothing_differs(
     player: Phase2Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """theta^r's head knows nothing, theta^b's the class frequencies. In the other layers only the price per open gate acts."""
-    labels = [own.selection.labels[:6] for own in player.data]
+    labels = [own.selection.labels[:4] for own in player.data]
     frequencies = torch.stack([torch.bincount(torch.from_numpy(own), minlength=10) / len(own) for own in labels])
     knowing = with_bias(player, (frequencies + 0.01).log())
     misled = with_bias(player, -5 * frequencies)
@@ -223,7 +225,7 @@ def test_shift_is_the_relative_distance_after_every_block(player: Phase2Client) 
 
 
 def test_a_run_on_held_out_images_says_so_and_measures_them(tmp_path: Path) -> None:
-    made = prepared(dataset={"name": "digits", "max_train": 200, "test_pool": "train"})
+    made = prepared(dataset={"name": "digits", "max_train": 130, "test_pool": "train"})
     assert set(map(bytes, made.fleet.dataset.test.images)).isdisjoint(map(bytes, made.fleet.dataset.train.images))
     summary = run(made, tmp_path / "run")
     pool = create_worker(made.config, made.fleet, made.backbone)
