@@ -1,4 +1,8 @@
-"""Wrong input is answered before PyTorch, timm or Ray are imported, which takes most of the seconds of a wrong answer."""
+"""Wrong input is answered before PyTorch, timm or Ray are imported, which takes most of the seconds of a wrong answer.
+
+What only the model itself can tell is not listed: names in ``lora.target_modules``, a ``lora.rank`` above a layer's
+smaller side, a checkpoint of another model. It takes the imports, about four seconds of CPU time.
+"""
 
 from __future__ import annotations
 
@@ -28,6 +32,15 @@ WRONG = {
     "an unknown parameter of the method": (*RUN, "algorithm.adaptrs=global"),
     "a parameter out of range": (*RUN, "algorithm.phase2.guard_confidence=2"),
     "too many Byzantine clients": (*RUN, "byzantine.fraction=0.4", "algorithm={name: fedit_at, robust: {rule: krum}}"),
+    "an unknown backbone": (*RUN, "backbone.name=vit_tiny_patch16_222"),
+    "a backbone that is never fetched": (*RUN, "backbone.pretrained=true"),
+    "a checkpoint that is missing": (*RUN, "backbone.checkpoint=nowhere.safetensors"),
+    "a checkpoint that is none": (*RUN, "backbone.checkpoint=empty.yaml"),
+    "an unknown teacher": (*RUN, "algorithm={name: pm_afl, teacher: {name: vit_tny}}"),
+    "too many clients for the data": (*RUN, "partition.num_clients=1000"),
+    "too many classes for the data": (*RUN, "partition={kind: pathological, classes_per_client: 11}"),
+    "too many images per client": (*RUN, "partition.min_samples=1000"),
+    "a space with an unknown backbone": (*TUNE, "parameters.backbone.name={grid: [vit_tny]}"),
     "an unknown data set": (*RUN, "dataset.name=imagnet"),
     "a missing data set": (*RUN, "dataset.name=parquet:nowhere"),
     "a data set without files": (*RUN, "dataset.name=imagefolder:empty"),
@@ -52,6 +65,8 @@ WRONG = {
     "no such cluster file": ("cluster", "check", "nowhere.yaml"),
     "no cluster file": ("cluster", "check", str(ROOT / "configs/digits.yaml")),
     "bytes of an unknown method": ("bytes", "--method", "silva"),
+    "bytes of an unknown backbone": ("bytes", "--backbone", "vit_tny"),
+    "pre-training of an unknown backbone": (*PRETRAIN, "dataset.name=digits", "backbone.name=vit_tny"),
     "bytes at rank 0": ("bytes", "--rank", "0"),
 }
 

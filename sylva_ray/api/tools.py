@@ -51,11 +51,13 @@ def pretrain(
     check_show(show)
     check_texts("overrides", overrides)
     from sylva_ray.data.datasets import find_dataset
+    from sylva_ray.models.availability import check_available
     from sylva_ray.pretraining.config import load_pretrain_config
     from sylva_ray.reports.terminal import event_line, print_lines, wide_console
 
     console = wide_console("progress" if show == "progress" else "nothing")
     settings = load_pretrain_config(config, overrides)
+    check_available(settings.backbone)
     find_dataset(settings.dataset)
 
     from sylva_ray.pretraining import trainer  # PyTorch: after what needs no model
@@ -110,14 +112,16 @@ def traffic(  # noqa: PLR0913  # a keyword for each option of the command
     csv = None if csv is None else output_path("--csv", csv, "file")
 
     from sylva_ray.algorithms.registry import create_algorithm
+    from sylva_ray.models.availability import check_available
 
+    section = BackboneSection(name=backbone) if backbone else BackboneSection()
+    check_available(section)
     for name in methods:
         create_algorithm(AlgorithmSection(name=name))
 
     from sylva_ray.reports.terminal import print_lines, wide_console
     from sylva_ray.reports.traffic import terminal_table, traffic_table, write_csv
 
-    section = BackboneSection(name=backbone) if backbone else BackboneSection()
     with importing_from(imports):
         rows = traffic_table(section, lora, ranks, num_classes, methods or None, num_clients)
     title = f"{section.name}, {num_classes} classes, {', '.join(lora.target_modules)}: bytes per client and round"

@@ -48,9 +48,31 @@ class Dataset:
         return len(self.class_names)
 
     @property
+    def labels(self) -> Labels:
+        """The labels alone."""
+        return Labels(self.name, self.train.labels, self.test.labels, self.class_names)
+
+    @property
     def image_size(self) -> int:
         """Side S of the images in pixels."""
         return int(self.train.images.shape[-1])
+
+
+@dataclass(frozen=True)
+class Labels:
+    """The labels of a data set.
+
+    Attributes:
+        name: of the data set, as in the configuration.
+        train: ``[n] int64``, in 0..num_classes-1.
+        test: likewise.
+        class_names: the classes, in the order of their labels.
+    """
+
+    name: str
+    train: np.ndarray
+    test: np.ndarray
+    class_names: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -75,18 +97,25 @@ class FoundDataset:
         Raises:
             UserError: an image cannot be read.
         """
+        chosen = self._chosen(seed)
+        images = _decoded(chosen, image_size, _may_be_square(self.section))
+        train, test = (
+            Split(_pixels(part), source.labels[rows]) for part, (source, rows) in zip(images, chosen, strict=True)
+        )
+        return Dataset(self.section.name, train, test, self.sources.class_names, self.sources.notices)
+
+    def labels(self, seed: int) -> Labels:
+        """Return the labels of what `load` returns, without decoding an image."""
+        train, test = (source.labels[rows] for source, rows in self._chosen(seed))
+        return Labels(self.section.name, train, test, self.sources.class_names)
+
+    def _chosen(self, seed: int) -> list[tuple[Source, np.ndarray]]:
+        """Return the sources of the training half and the test half, and the rows of each."""
         section, train, test = self.section, self.sources.train, self.sources.test
         train_rows = _subset(train.labels, section.max_train, seed, "train")
         if section.test_pool == "train":
-            test, test_rows = train, _held_out(train.labels, train_rows, section, seed)
-        else:
-            test_rows = _subset(test.labels, section.max_test, seed, "test")
-        chosen = ((train, train_rows), (test, test_rows))
-        images = _decoded(chosen, image_size, _may_be_square(section))
-        halves = [
-            Split(_pixels(part), source.labels[rows]) for part, (source, rows) in zip(images, chosen, strict=True)
-        ]
-        return Dataset(section.name, halves[0], halves[1], self.sources.class_names, self.sources.notices)
+            return [(train, train_rows), (train, _held_out(train.labels, train_rows, section, seed))]
+        return [(train, train_rows), (test, _subset(test.labels, section.max_test, seed, "test"))]
 
 
 def find_dataset(section: DatasetSection) -> FoundDataset:

@@ -16,7 +16,7 @@ from sylva_ray.config.experiment import PartitionSection
 from sylva_ray.core.errors import UserError
 from sylva_ray.core.seeding import numpy_generator
 from sylva_ray.core.types import ClientData, Split
-from sylva_ray.data.datasets import Dataset
+from sylva_ray.data.datasets import Dataset, Labels
 from sylva_ray.data.partition import largest_remainder, partition_labels
 
 
@@ -88,10 +88,15 @@ class FleetData:
 
 
 def build_fleet(dataset: Dataset, section: PartitionSection, seed: int) -> FleetData:
-    """Partition a data set among clients and split each client's images.
+    """Divide a data set among clients; see `divide`."""
+    return FleetData(dataset, divide(dataset.labels, section, seed))
+
+
+def divide(labels: Labels, section: PartitionSection, seed: int) -> tuple[ClientIndices, ...]:
+    """Partition images among clients and split each client's images, by their labels alone.
 
     Args:
-        dataset: the images.
+        labels: of both halves of the data set.
         section: number of clients, kind of partition, sizes of the splits.
         seed: seed of the experiment.
 
@@ -100,24 +105,25 @@ def build_fleet(dataset: Dataset, section: PartitionSection, seed: int) -> Fleet
             image of a client's classes.
     """
     clients = []
-    for client, indices in enumerate(partition_labels(dataset.train.labels, section, seed)):
+    num_classes = len(labels.class_names)
+    for client, indices in enumerate(partition_labels(labels.train, section, seed)):
         rng = numpy_generator(seed, "splits", client)
-        labels = dataset.train.labels[indices]
+        own = labels.train[indices]
         num_valid = min(max(2, round(section.valid_fraction * len(indices))), len(indices) - 1)
-        valid = stratified_choice(labels, num_valid, rng)
-        selection = valid[stratified_choice(labels[valid], num_valid // 2, rng)]
+        valid = stratified_choice(own, num_valid, rng)
+        selection = valid[stratified_choice(own[valid], num_valid // 2, rng)]
         guard = np.setdiff1d(valid, selection)
         train = np.setdiff1d(np.arange(len(indices)), valid)
-        proportions = np.bincount(labels, minlength=dataset.num_classes) / len(labels)
-        test = draw_with_proportions(dataset.test.labels, proportions, section.test_samples, rng)
+        proportions = np.bincount(own, minlength=num_classes) / len(own)
+        test = draw_with_proportions(labels.test, proportions, section.test_samples, rng)
         if not len(test):
-            wanted = ", ".join(dataset.class_names[c] for c in np.flatnonzero(proportions))
+            wanted = ", ".join(labels.class_names[c] for c in np.flatnonzero(proportions))
             fix = (
                 f"has no test image of client {client}'s classes ({wanted}); raise dataset.max_test or add test images"
             )
-            raise UserError("dataset.name", dataset.name, fix)
+            raise UserError("dataset.name", labels.name, fix)
         clients.append(ClientIndices(indices[train], indices[selection], indices[guard], test))
-    return FleetData(dataset, tuple(clients))
+    return tuple(clients)
 
 
 def stratified_choice(labels: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:

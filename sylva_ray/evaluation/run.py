@@ -77,7 +77,8 @@ def prepare_evaluation(
         dataset = config.dataset.model_copy(update={"max_test": config.dataset.max_test if keep else None})
         config = config.model_copy(update={"partition": partition, "dataset": dataset})
     prepared = prepare(config)
-    known = prepared if images is None else replace(prepared, fleet=load_fleet(whole))
+    assert prepared.facts is not None
+    known = prepared if images is None else replace(prepared, fleet=load_fleet(whole, prepared.facts.image_size))
     inputs = digest_inputs(known)
     check = folder.check_inputs(whole, inputs, allow_changed)
     prepared = replace(prepared, changed_inputs=check.changed)

@@ -8,7 +8,7 @@ from sylva_ray.algorithms.registry import create_algorithm
 from sylva_ray.config.resolved import ResolvedConfig
 from sylva_ray.core.errors import RunError, UserError
 from sylva_ray.core.summary import Summary
-from sylva_ray.federation.client.worker import build_model, split_weights
+from sylva_ray.federation.client.worker import cohort_model, split_weights
 from sylva_ray.federation.contract import stages_of_run
 from sylva_ray.federation.loop import Rounds
 from sylva_ray.federation.observer import Notice, Observer, Observers, StageStarted, Status
@@ -75,7 +75,9 @@ def _all_observers(
 def _run(prepared: Prepared, folder: RunFolder, pool: ClientPool, observer: Observer) -> Summary:
     config, fleet = prepared.config, prepared.fleet
     algorithm = create_algorithm(config.algorithm)
-    model = build_model(algorithm, config, fleet.num_classes, prepared.backbone)
+    backbone = create_backbone(config.backbone, fleet.num_classes, split_weights(prepared.backbone)[0])
+    full_model = full_model_bytes(backbone)  # before it becomes a part of the clients' model
+    model = cohort_model(algorithm, config, backbone)
     initial = initial_states(algorithm, model, config, fleet.num_classes, prepared.backbone)
     players = model.players if isinstance(model, LoraStack) else {}
     server = Server(config, algorithm, fleet, initial, players, pool, folder, observer)
@@ -92,8 +94,7 @@ def _run(prepared: Prepared, folder: RunFolder, pool: ClientPool, observer: Obse
             export_clients(config, server.states, range(fleet.num_clients), folder.adapters)
         written = None if num_run else _written_summary(folder)
         if written is None:
-            backbone = create_backbone(config.backbone, fleet.num_classes, split_weights(prepared.backbone)[0])
-            traffic = declared_traffic(config, algorithm, initial, full_model_bytes(backbone))
+            traffic = declared_traffic(config, algorithm, initial, full_model)
             costs = RunCosts(traffic, pool.num_actors, prepared.setup_seconds)
             written = summarise(config, fleet, server.records, server.game, costs)
             folder.write_summary(written)

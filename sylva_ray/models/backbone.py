@@ -26,6 +26,7 @@ from sylva_ray.config.experiment import OFFLINE_BACKBONE, BackboneSection
 from sylva_ray.core.errors import UserError
 from sylva_ray.core.locations import local_path
 from sylva_ray.core.types import stack_digest
+from sylva_ray.models.availability import check_available, check_safetensors, unknown_model
 from sylva_ray.models.patches import project_patches
 
 OFFLINE_ARCHITECTURE: dict[str, Any] = {
@@ -142,6 +143,8 @@ def create_backbone(
         UserError: the model is unknown or its classifier is not one linear layer; a checkpoint is missing, corrupt or
             does not fit; or the hub cannot be reached.
     """
+    if weights is None:
+        check_available(section)
     model = _architecture(section, num_classes, pretrained=section.pretrained and weights is None)
     backbone = Backbone(model)
     if not isinstance(backbone.classifier, nn.Linear):
@@ -177,11 +180,14 @@ def backbone_arrays(backbone: Backbone) -> dict[str, np.ndarray]:
     return {name: value.detach().cpu().numpy() for name, value in backbone.model.state_dict().items()}
 
 
-def digest_weights(backbone: Backbone) -> str:
-    """Return a digest of a backbone's weights without its head, which every run replaces."""
-    prefix = f"{backbone.head_name}."
-    arrays = {name: value for name, value in backbone_arrays(backbone).items() if not name.startswith(prefix)}
-    return stack_digest(arrays).hex()
+def digest_weights(arrays: Mapping[str, np.ndarray], head_name: str) -> str:
+    """Return a digest of a backbone's weights without its head, which every run replaces.
+
+    Args:
+        arrays: as of `backbone_arrays`.
+        head_name: of the backbone.
+    """
+    return stack_digest({name: value for name, value in arrays.items() if not name.startswith(f"{head_name}.")}).hex()
 
 
 def head_companions(backbone: Backbone) -> dict[str, np.ndarray]:
@@ -198,15 +204,11 @@ def head_companions(backbone: Backbone) -> dict[str, np.ndarray]:
 
 def _architecture(section: BackboneSection, num_classes: int, pretrained: bool) -> nn.Module:
     if section.name == OFFLINE_BACKBONE:
-        if section.pretrained:
-            raise UserError("backbone.pretrained", True, f"{OFFLINE_BACKBONE} ships with this package: leave it false")
         arguments = dict(OFFLINE_ARCHITECTURE)
     elif timm.is_model(section.name.split(".")[0]):
         arguments = {"model_name": section.name}
     else:
-        near = timm.list_models(f"*{section.name[:8]}*")[:3]
-        hint = f"did you mean {' or '.join(near)}? " if near else ""
-        raise UserError("backbone.name", section.name, f"is not a timm model; {hint}`timm.list_models()` lists them")
+        raise unknown_model("backbone.name", section.name, timm.list_models())
     if section.image_size is not None:
         arguments["img_size"] = section.image_size
         arguments["pretrained_cfg_overlay"] = arguments.get("pretrained_cfg_overlay", {}) | {
@@ -229,12 +231,9 @@ def _architecture(section: BackboneSection, num_classes: int, pretrained: bool) 
 
 
 def _load_checkpoint(backbone: Backbone, path: Path, key: str) -> None:
-    if path.exists() and not path.is_file():  # to read a pipe might never end
-        raise UserError(key, str(path), "is a folder" if path.is_dir() else "is not a regular file")
+    check_safetensors(path, key)
     try:
         state = load_file(path)
-    except FileNotFoundError:
-        raise UserError(key, str(path), "no such file; `sylva-ray pretrain` makes one") from None
     except (SafetensorError, OSError, ValueError) as error:
         raise UserError(key, str(path), f"is not a readable safetensors file ({error})") from None
     own = backbone.model.state_dict()

@@ -12,20 +12,34 @@ import numpy as np
 from sylva_ray.aggregation.neighbours import neighbourhood_size
 from sylva_ray.aggregation.robust import assumed_byzantine, min_clients
 from sylva_ray.algorithms.registry import create_algorithm
-from sylva_ray.config.experiment import ExperimentConfig, with_choices_of
+from sylva_ray.config.experiment import BackboneSection, ExperimentConfig, with_choices_of
 from sylva_ray.config.resolved import ResolvedConfig
 from sylva_ray.core.errors import UserError
 from sylva_ray.core.lazy import torch
 from sylva_ray.core.seeding import generator
-from sylva_ray.data.datasets import FoundDataset, find_dataset
-from sylva_ray.data.fleet import FleetData, build_fleet
-from sylva_ray.federation.client.worker import AUXILIARY, CohortWorker, build_model, split_weights
+from sylva_ray.data.datasets import find_dataset, load_dataset
+from sylva_ray.data.fleet import FleetData, build_fleet, divide
+from sylva_ray.federation.client.worker import AUXILIARY, CohortWorker, cohort_model, split_weights
 from sylva_ray.federation.contract import Algorithm, stages_of_run
 from sylva_ray.federation.stages.layer_game.rankings.registry import create_ranking
+from sylva_ray.models.availability import check_available
 from sylva_ray.models.cohort import CohortModel
 from sylva_ray.preparation.resolve import check_device, kernels_of, measure_choices, resolve_config
 from sylva_ray.storage.run_folder import RunFolder
 from sylva_ray.transport.byzantine import byzantine_clients
+
+
+@dataclass(frozen=True)
+class BackboneFacts:
+    """What a timm model says of itself.
+
+    Attributes:
+        image_size: side in pixels of what it sees.
+        head_name: name of its final layer.
+    """
+
+    image_size: int
+    head_name: str
 
 
 @dataclass(frozen=True)
@@ -38,6 +52,7 @@ class Prepared:
         backbone: the timm model's state_dict as numpy arrays, and a method's auxiliary weights (`split_weights`).
         setup_seconds: how long the preparation took.
         changed_inputs: data and weights that are not those that the run began with, in words.
+        facts: of the backbone; None in a coordinator, which does not need them.
     """
 
     config: ResolvedConfig
@@ -45,10 +60,13 @@ class Prepared:
     backbone: dict[str, np.ndarray]
     setup_seconds: float
     changed_inputs: tuple[str, ...] = ()
+    facts: BackboneFacts | None = None
 
 
 def prepare(config: ExperimentConfig, folder: RunFolder | None = None, measure: bool = True) -> Prepared:
     """Load the data and the backbone, partition the images, and check everything that can be checked before a run.
+
+    What needs less is checked first: settings, files and labels, then the model, and last what needs images.
 
     Args:
         config: the experiment.
@@ -65,7 +83,14 @@ def prepare(config: ExperimentConfig, folder: RunFolder | None = None, measure: 
     algorithm = create_algorithm(config.algorithm)
     check_byzantine(config, algorithm)
     check_device(config)
+    check_available(config.backbone)
+    for key, value in algorithm.parameters:
+        if isinstance(value, BackboneSection):
+            check_available(value, f"algorithm.{key}")
     files = find_dataset(config.dataset)
+    labels = files.labels(config.seed)
+    clients = divide(labels, config.partition, config.seed)
+    num_classes = len(labels.class_names)
     resolved = resolve_config(config)
     stages_of_run(algorithm, resolved)  # checks their order, before anything is loaded
 
@@ -73,11 +98,14 @@ def prepare(config: ExperimentConfig, folder: RunFolder | None = None, measure: 
     from sylva_ray.models.lora import LoraStack
     from sylva_ray.models.trial import try_model
 
-    fleet = load_fleet(config, files)
-    arrays = backbone_arrays(create_backbone(config.backbone, fleet.num_classes))
-    arrays |= {AUXILIARY + n: value for n, value in algorithm.auxiliary_weights(fleet.num_classes).items()}
-    model = build_model(algorithm, resolved, fleet.num_classes, arrays)
-    states = initial_states(algorithm, model, resolved, fleet.num_classes, arrays)
+    backbone = create_backbone(config.backbone, num_classes)
+    facts = BackboneFacts(backbone.image_size, backbone.head_name)
+    # copies: batch normalisation counts its batches in place
+    arrays = {name: np.array(value) for name, value in backbone_arrays(backbone).items()}
+    arrays |= {AUXILIARY + n: value for n, value in algorithm.auxiliary_weights(num_classes).items()}
+    model = cohort_model(algorithm, resolved, backbone)
+    states = initial_states(algorithm, model, resolved, num_classes, arrays)
+    fleet = FleetData(files.load(facts.image_size, config.seed), clients)
     try_model(model, states[0], fleet.dataset.image_size, config.backbone, config.lora, split_weights(arrays)[0])
     resolved = measure_choices(config, resolved, model, states, fleet.dataset.image_size, measure)
     phase2 = algorithm.parameters.phase2
@@ -86,25 +114,20 @@ def prepare(config: ExperimentConfig, folder: RunFolder | None = None, measure: 
         fix = "needs a plain chain of transformer blocks that all have adapters; use shapley"
         raise UserError("algorithm.phase2.selection", phase2.selection, fix)
     resolved = resolved.model_copy(update={"algorithm": with_parameters(config).algorithm})
-    return Prepared(resolved, fleet, arrays, time.perf_counter() - started)
+    return Prepared(resolved, fleet, arrays, time.perf_counter() - started, facts=facts)
 
 
-def load_fleet(config: ExperimentConfig, files: FoundDataset | None = None) -> FleetData:
+def load_fleet(config: ExperimentConfig, image_size: int) -> FleetData:
     """Load the images of an experiment and divide them among its clients.
 
     Args:
         config: the experiment.
-        files: its data set, if it has been found already.
+        image_size: side in pixels of what the backbone sees.
 
     Raises:
         UserError: the data cannot be read, or the division is impossible.
     """
-    files = files or find_dataset(config.dataset)
-
-    from sylva_ray.models.backbone import create_backbone
-
-    image_size = create_backbone(config.backbone, num_classes=2).image_size
-    return build_fleet(files.load(image_size, config.seed), config.partition, config.seed)
+    return build_fleet(load_dataset(config.dataset, image_size, config.seed), config.partition, config.seed)
 
 
 def with_parameters(config: ExperimentConfig) -> ExperimentConfig:

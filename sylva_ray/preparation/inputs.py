@@ -21,11 +21,11 @@ Notify = Callable[[str], None]
 
 def digest_inputs(prepared: Prepared) -> Inputs:
     """Digest the data and the weights of an experiment; about a second per gigabyte."""
-    from sylva_ray.models.backbone import create_backbone, digest_weights  # timm
+    from sylva_ray.models.backbone import digest_weights  # timm
 
+    assert prepared.facts is not None
     weights, auxiliary = split_weights(prepared.backbone)
-    backbone = create_backbone(prepared.config.backbone, prepared.fleet.num_classes, weights)
-    digests = {"backbone": digest_weights(backbone)}
+    digests = {"backbone": digest_weights(weights, prepared.facts.head_name)}
     if auxiliary:
         digests["auxiliary"] = stack_digest(auxiliary).hex()
     return Inputs(version=__version__, data=asdict(data_digest(prepared.fleet)), weights=digests)
@@ -37,9 +37,10 @@ def digest_backbone(config: ExperimentConfig) -> Inputs:
     Raises:
         UserError: see `create_backbone`.
     """
-    from sylva_ray.models.backbone import create_backbone, digest_weights
+    from sylva_ray.models.backbone import backbone_arrays, create_backbone, digest_weights
 
-    digest = digest_weights(create_backbone(config.backbone, num_classes=2))
+    backbone = create_backbone(config.backbone, num_classes=2)
+    digest = digest_weights(backbone_arrays(backbone), backbone.head_name)
     return Inputs(version=__version__, weights={"backbone": digest})
 
 

@@ -10,9 +10,10 @@ from sylva_ray.config.experiment import ExperimentConfig
 from sylva_ray.config.resolved import ResolvedConfig
 from sylva_ray.core.types import ClientState, state_bytes
 from sylva_ray.data.datasets import measure_dataset
-from sylva_ray.federation.client.worker import AUXILIARY, build_model
+from sylva_ray.federation.client.worker import AUXILIARY, cohort_model
 from sylva_ray.federation.contract import Algorithm
 from sylva_ray.federation.summary import DeclaredTraffic
+from sylva_ray.models.availability import check_available
 from sylva_ray.models.cohort import full_model_bytes
 from sylva_ray.preparation.experiment import check_byzantine, initial_states
 from sylva_ray.preparation.resolve import resolve_config
@@ -53,6 +54,7 @@ def estimate_traffic(config: ExperimentConfig) -> TrafficEstimate:
     """
     algorithm = create_algorithm(config.algorithm)
     check_byzantine(config, algorithm)
+    check_available(config.backbone)
     resolved = resolve_config(config)
 
     from sylva_ray.models.backbone import backbone_arrays, create_backbone  # timm: after what needs no model
@@ -62,11 +64,10 @@ def estimate_traffic(config: ExperimentConfig) -> TrafficEstimate:
     backbone = create_backbone(section, size.num_classes)
     arrays = backbone_arrays(backbone)
     arrays |= {AUXILIARY + n: value for n, value in algorithm.auxiliary_weights(size.num_classes).items()}
-    untrained = resolved.model_copy(update={"backbone": section})
-    states = initial_states(
-        algorithm, build_model(algorithm, untrained, size.num_classes, arrays), config, size.num_classes, arrays
-    )
-    traffic = declared_traffic(config, algorithm, states, full_model_bytes(backbone))
+    full_model = full_model_bytes(backbone)  # before it becomes a part of the clients' model
+    model = cohort_model(algorithm, resolved, backbone)
+    states = initial_states(algorithm, model, config, size.num_classes, arrays)
+    traffic = declared_traffic(config, algorithm, states, full_model)
     indices = 8 * (size.num_train + config.partition.num_clients * config.partition.test_samples)
     return TrafficEstimate(
         resolved,

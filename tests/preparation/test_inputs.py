@@ -7,9 +7,11 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
+import timm
 import torch
 from PIL import Image
 from safetensors.numpy import load_file, save_file
@@ -20,7 +22,7 @@ from sylva_ray.cli import app
 from sylva_ray.config.experiment import ExperimentConfig
 from sylva_ray.config.schema import build
 from sylva_ray.core.errors import UserError
-from sylva_ray.models.backbone import OFFLINE_CHECKPOINT
+from sylva_ray.models.backbone import OFFLINE_CHECKPOINT, backbone_arrays, create_backbone
 from sylva_ray.preparation.experiment import prepare
 from sylva_ray.preparation.inputs import digest_inputs
 from sylva_ray.storage.run_folder import RunFolder
@@ -217,6 +219,22 @@ def test_inputs_that_were_edited_or_lost_are_refused_and_restored(home: Path) ->
         assert "sylva-ray repair" in refused("evaluate", str(run)) or text == "{}"
         assert sylva_ray.repair(run.path) == ["inputs.json: restored from round_0002"]
         assert json.loads(run.inputs_file.read_text()) == json.loads(stored)
+
+
+def test_a_backbone_is_built_once_for_everything_before_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    create = Mock(wraps=timm.create_model)
+    monkeypatch.setattr(timm, "create_model", create)
+    digest_inputs(prepare(build(ExperimentConfig, TINY)))
+    assert create.call_count == 1
+
+
+def test_preparing_leaves_the_weights_as_they_are() -> None:
+    """The trial of a model shares nothing with what is sent to workers; batch normalisation counts batches in place."""
+    raw = TINY | {"algorithm": {"name": "fedavg_at"}, "backbone": {"name": "resnet18", "image_size": 32}}
+    prepared = prepare(build(ExperimentConfig, raw))
+    weights = backbone_arrays(create_backbone(prepared.config.backbone, 10))
+    assert weights.keys() == prepared.backbone.keys()
+    assert all(np.array_equal(weights[name], prepared.backbone[name]) for name in weights)
 
 
 @pytest.mark.parametrize("method", ["sylva", "pm_afl", "fedavg_at"])

@@ -26,6 +26,7 @@ from sylva_ray.models.kernels import deterministic_kernels
 from sylva_ray.transport.byzantine import byzantine_clients, flip_labels
 
 if TYPE_CHECKING:
+    from sylva_ray.models.backbone import Backbone
     from sylva_ray.models.lora import LoraStack
 
 AUXILIARY = "auxiliary:"
@@ -33,21 +34,31 @@ AUXILIARY = "auxiliary:"
 
 
 def build_model(
-    algorithm: Method, config: ResolvedConfig, num_classes: int, weights: Mapping[str, np.ndarray] | None
+    algorithm: Method, config: ResolvedConfig, num_classes: int, weights: Mapping[str, np.ndarray]
 ) -> LoraStack | FunctionalStack:
-    """Return the cohort model that a method trains: adapters on a frozen backbone, or the whole model.
+    """Return the cohort model that a method trains, on a backbone with given weights.
 
     Args:
         algorithm: the method.
         config: the experiment.
         num_classes: of the data.
-        weights: of the backbone, perhaps with auxiliary ones beside them (`split_weights`); None: those that the
-            configuration names.
+        weights: of the backbone, perhaps with auxiliary ones beside them (`split_weights`).
     """
-    from sylva_ray.models.backbone import create_backbone  # both import timm
-    from sylva_ray.models.lora import LoraStack
+    from sylva_ray.models.backbone import create_backbone  # timm
 
-    backbone = create_backbone(config.backbone, num_classes, None if weights is None else split_weights(weights)[0])
+    return cohort_model(algorithm, config, create_backbone(config.backbone, num_classes, split_weights(weights)[0]))
+
+
+def cohort_model(algorithm: Method, config: ResolvedConfig, backbone: Backbone) -> LoraStack | FunctionalStack:
+    """Return the cohort model that a method trains: adapters on a frozen backbone, or the whole model.
+
+    Args:
+        algorithm: the method.
+        config: the experiment.
+        backbone: becomes a part of the model.
+    """
+    from sylva_ray.models.lora import LoraStack  # timm
+
     is_full = algorithm.parameters.model == "full"
     model = FunctionalStack(backbone) if is_full else LoraStack(backbone, config.lora)
     model.kernels = config.training.attention
