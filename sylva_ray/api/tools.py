@@ -31,6 +31,7 @@ def pretrain(
     *,
     out: str | Path = "runs/pretrain",
     resume: bool = False,
+    allow_changed: bool = False,
     show: Show = "progress",
 ) -> Path:
     """Train a backbone where none can be downloaded.
@@ -39,35 +40,47 @@ def pretrain(
         config: a YAML file.
         overrides: ``KEY=VALUE`` with dotted keys.
         out: the folder of checkpoints, log and result.
-        resume: whether to go on from the newest checkpoint.
+        resume: whether to go on from the newest checkpoint; one that has finished is left as it is.
+        allow_changed: whether data and initial weights may differ from those that the pre-training began with; the model
+            card then says so.
         show: what is printed.
 
     Returns:
         The backbone, a safetensors file.
 
     Raises:
-        UserError: a mistake in the configuration, or a folder that is not free.
+        UserError: a mistake in the configuration, a folder that is not free, or data that have changed.
+        RunError: the training diverged.
     """
     check_show(show)
+    if allow_changed and not resume:
+        raise UserError("--allow-changed", config, "has no effect on a new pre-training: use it with --resume")
     check_texts("overrides", overrides)
     from sylva_ray.data.datasets import find_dataset
     from sylva_ray.models.availability import check_available
+    from sylva_ray.preparation.resolve import check_device
     from sylva_ray.pretraining.config import load_pretrain_config
+    from sylva_ray.pretraining.folder import PretrainFolder
     from sylva_ray.reports.terminal import event_line, print_lines, wide_console
 
     console = wide_console("progress" if show == "progress" else "nothing")
     settings = load_pretrain_config(config, overrides)
+    folder = output_path("--out", out, "folder")
+    PretrainFolder(folder).check_claim(settings, resume)
+    check_device(settings.training.device)
     check_available(settings.backbone)
-    find_dataset(settings.dataset)
+    if not resume:
+        find_dataset(settings.dataset)
 
     from sylva_ray.pretraining import trainer  # PyTorch: after what needs no model
 
     return trainer.pretrain(
         settings,
-        output_path("--out", out, "folder"),
+        folder,
         resume,
         lambda record: print_lines(console, [event_line(asdict(record))]),
         lambda text: print_lines(console, [text]),
+        allow_changed,
     )
 
 

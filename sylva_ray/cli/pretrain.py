@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from sylva_ray.cli.arguments import Overrides
+from sylva_ray.cli.arguments import AllowChanged, Overrides
 
 
 def pretrain(
@@ -18,8 +18,9 @@ def pretrain(
         str, typer.Option(metavar="FOLDER", help="Folder for checkpoints, log and result.")
     ] = "runs/pretrain",
     resume: Annotated[bool, typer.Option("--resume", help="Continue from the newest checkpoint in --out.")] = False,
+    allow_changed: AllowChanged = False,
 ) -> None:
     """Pretrain a backbone on labelled images."""
     from sylva_ray import api
 
-    typer.echo(api.pretrain(config, overrides or [], out=out, resume=resume))
+    typer.echo(api.pretrain(config, overrides or [], out=out, resume=resume, allow_changed=allow_changed))

@@ -13,6 +13,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 
 from sylva_ray.core.types import Split
+from sylva_ray.data.datasets import Dataset
 from sylva_ray.data.fleet import ClientIndices, FleetData
 
 
@@ -47,12 +48,16 @@ def data_digest(fleet: FleetData) -> DataDigest:
     Returns:
         One digest per part.
     """
-    return DataDigest(
-        train=_split_digest(fleet.dataset.train),
-        test=_split_digest(fleet.dataset.test),
-        class_names=_names_digest(fleet.dataset.class_names),
-        partition=_partition_digest(fleet.clients),
-    )
+    return DataDigest(**dataset_digests(fleet.dataset), partition=_partition_digest(fleet.clients))
+
+
+def dataset_digests(dataset: Dataset) -> dict[str, str]:
+    """Return the digests of a data set that is not divided, ``{part: digest}``; the parts are those of `DataDigest`."""
+    return {
+        "train": _split_digest(dataset.train),
+        "test": _split_digest(dataset.test),
+        "class_names": _names_digest(dataset.class_names),
+    }
 
 
 def _split_digest(split: Split) -> str:

@@ -67,7 +67,7 @@ def check_safetensors(path: Path, key: str) -> None:
         raise UserError(key, str(path), f"cannot be read ({error.strerror})") from None
     header = int.from_bytes(start[:8], "little")
     if len(start) < 9 or start[8:] != b"{" or header > min(MAX_HEADER, size - 8):
-        raise UserError(key, str(path), "is not a safetensors file, or a part of one")
+        raise UserError(key, str(path), "is not a readable safetensors file, or a part of one")
 
 
 def _may_be_in_timm(name: str) -> bool:

@@ -82,7 +82,8 @@ def prepare(config: ExperimentConfig, folder: RunFolder | None = None, measure: 
         config = with_choices_of(config, folder.load_config())
     algorithm = create_algorithm(config.algorithm)
     check_byzantine(config, algorithm)
-    check_device(config)
+    if config.cluster.address is None:
+        check_device(config.training.device)
     check_available(config.backbone)
     for key, value in algorithm.parameters:
         if isinstance(value, BackboneSection):

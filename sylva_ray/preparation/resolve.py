@@ -72,19 +72,28 @@ def resolve_device(config: ExperimentConfig) -> Literal["cpu", "cuda"]:
     if device == "auto":
         on_other_machines = cluster.pool == "ray" and cluster.address is not None
         is_wanted = cluster.gpus_per_actor > 0 or cluster.pool == "in_process"
-        return "cuda" if is_wanted and (on_other_machines or torch.cuda.is_available()) else "cpu"
-    if device == "cuda" and cluster.address is None and not torch.cuda.is_available():
+        return "cuda" if is_wanted and (on_other_machines or local_device("auto") == "cuda") else "cpu"
+    return local_device(device) if cluster.address is None else device
+
+
+def local_device(device: Literal["cpu", "cuda", "auto"]) -> Literal["cpu", "cuda"]:
+    """Return the device that this machine computes on; ``auto`` is a GPU if there is one.
+
+    Raises:
+        UserError: ``cuda`` was asked for on a machine without a GPU.
+    """
+    if device == "cuda" and not torch.cuda.is_available():
         raise UserError("training.device", "cuda", NO_GPU)
-    return device
+    return "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
 
 
-def check_device(config: ExperimentConfig) -> None:
-    """Check what `resolve_device` checks, as far as that needs no PyTorch: whether there is a driver of a GPU.
+def check_device(device: Literal["cpu", "cuda", "auto"]) -> None:
+    """Check what `local_device` checks, as far as that needs no PyTorch: whether there is a driver of a GPU.
 
     Raises:
         UserError: ``cuda`` was asked for on a machine without one.
     """
-    if config.training.device == "cuda" and config.cluster.address is None and not may_have_gpu():
+    if device == "cuda" and not may_have_gpu():
         raise UserError("training.device", "cuda", NO_GPU)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -12,7 +11,9 @@ from pydantic import Field
 from sylva_ray.config.experiment import AttackSection, BackboneSection, DatasetSection
 from sylva_ray.config.schema import build, read_overridden
 from sylva_ray.core.bounds import MAX_COUNT
+from sylva_ray.core.errors import UserError
 from sylva_ray.core.sections import Count, Section, Seed
+from sylva_ray.storage.reading import read_json
 
 CONFIG = "config.json"
 """The resolved configuration in the folder of a pre-training."""
@@ -86,6 +87,8 @@ def load_resolved(out: Path) -> ResolvedPretrainConfig:
     Raises:
         UserError: it is not one.
     """
-    raw = json.loads((out / CONFIG).read_text())
+    raw = read_json(out / CONFIG, "config", "it is damaged; start again with another --out")
+    if not isinstance(raw, dict) or not isinstance(raw.get("training"), dict):
+        raise UserError("config", str(out / CONFIG), "is not the configuration of a pre-training")
     raw["training"] = {"attention": "fused"} | raw["training"]  # version 0.1 had no other kernel
     return build(ResolvedPretrainConfig, raw)

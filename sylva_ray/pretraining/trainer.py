@@ -7,40 +7,55 @@ the seed and the epoch alone, so a resumed run ends with the same bits as an uni
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import platform
-import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 
+from sylva_ray import __version__
 from sylva_ray.attacks.pgd import pgd
 from sylva_ray.config.experiment import AttentionKernels
-from sylva_ray.core.errors import UserError
+from sylva_ray.core.errors import RunError, UserError
+from sylva_ray.core.inputs import Inputs
 from sylva_ray.core.seeding import generator
-from sylva_ray.core.types import Split
+from sylva_ray.core.text import one_line
+from sylva_ray.core.types import Split, stack_digest
 from sylva_ray.data.augment import augmented
 from sylva_ray.data.datasets import Dataset, load_dataset
-from sylva_ray.models.backbone import Backbone, create_backbone
+from sylva_ray.data.digest import dataset_digests
+from sylva_ray.models.backbone import Backbone, backbone_arrays, create_backbone
 from sylva_ray.models.kernels import AttentionSwitch
+from sylva_ray.preparation.resolve import local_device
 from sylva_ray.pretraining.augment import mixed, resized_crops
-from sylva_ray.pretraining.config import CONFIG, PretrainConfig, ResolvedPretrainConfig, load_resolved
-from sylva_ray.pretraining.resolve import resolve_device, resolve_pretraining
-from sylva_ray.storage.atomic import write_atomically
-from sylva_ray.storage.claim import check_claim, list_names, write_marker
-from sylva_ray.storage.jsonl import append_record, read_records
+from sylva_ray.pretraining.config import PretrainConfig, ResolvedPretrainConfig
+from sylva_ray.pretraining.folder import CHECKPOINTS, PretrainFolder
+from sylva_ray.pretraining.resolve import resolve_pretraining
+from sylva_ray.storage.atomic import json_text, write_atomically
+from sylva_ray.storage.jsonl import append_record, rewrite_records
 from sylva_ray.storage.lock import folder_lock
+from sylva_ray.storage.manifest import DamagedError, folder_name, read_checked, remove_step, steps_in, write_step
+from sylva_ray.storage.reading import parse_json
 
-WEIGHTS, OPTIMIZER, DONE = "weights.safetensors", "optimizer.safetensors", "done.json"
-RESULT, CARD, LOG = "backbone.safetensors", "model_card.md", "log.jsonl"
+WEIGHTS, OPTIMIZER, PROGRESS = "weights.safetensors", "optimizer.safetensors", "progress.json"
+UNIT = "epoch"
+"""What a checkpoint's folder is named after."""
+
+OLD_MARKER = "done.json"
+"""What checkpoints had in place of a manifest until version 0.1."""
+
+NUM_KEPT = 2
+"""Checkpoints kept: the newest, and one in case that it is damaged."""
+
 EVALUATION_BATCH = 500
 """Images in one forward pass of `top1`."""
 
@@ -55,6 +70,7 @@ class EpochRecord:
         top1: accuracy on the test split, in [0, 1].
         lr: learning rate of the last step.
         seconds: wall-clock time.
+        changed_inputs: data and weights that are not those that the pre-training began with, in words; None: none.
     """
 
     epoch: int
@@ -62,6 +78,7 @@ class EpochRecord:
     top1: float
     lr: float
     seconds: float
+    changed_inputs: list[str] | None = None
 
 
 def pretrain(
@@ -70,58 +87,69 @@ def pretrain(
     resume: bool,
     progress: Callable[[EpochRecord], None],
     notify: Callable[[str], None] | None = None,
+    allow_changed: bool = False,
 ) -> Path:
     """Train a backbone; write ``out/backbone.safetensors`` (half precision, with its head) and ``out/model_card.md``.
 
+    A pre-training that has finished is left as it is.
+
     Args:
         config: the run.
-        out: the folder, which also holds ``config.json``, ``log.jsonl`` and a checkpoint of the newest epoch.
-        resume: continue from that checkpoint; without it, ``out`` must be empty.
+        out: the folder (`sylva_ray.pretraining.folder`).
+        resume: continue from its newest checkpoint; without it, ``out`` must be empty.
         progress: called after every epoch.
         notify: called with what the user should know about the data, one sentence each.
+        allow_changed: whether data and initial weights may differ from those that the pre-training began with; the
+            model card then says so.
 
     Returns:
         The safetensors file.
 
     Raises:
-        UserError: the folder is not free or holds another config, or the data cannot be read.
+        UserError: the folder is not free or holds another config, or the data cannot be read or have changed.
+        RunError: the training diverged.
     """
+    folder = PretrainFolder(out)
+    folder.check_claim(config, resume)
+    finished = folder.finished() if resume else None
+    if finished is not None:
+        return finished
     dataset = load_dataset(config.dataset, create_backbone(config.backbone, 2).image_size, config.seed)
-    resolved = resolve_pretraining(config, dataset, out if resume else None)
-    _check_claim(out, resolved, resume)
+    resolved = folder.as_started(config) if resume else resolve_pretraining(config, dataset)
+    trainer = _Trainer(resolved, dataset)
+    inputs = Inputs(version=__version__, data=dataset_digests(dataset), weights=trainer.initial_digest())
     with folder_lock(out, "--out"):
-        _check_claim(out, resolved, resume)
-        write_marker(out / CONFIG, resolved.model_dump_json(indent=1))
+        check = folder.claim(resolved, inputs, resume, allow_changed)
         if notify is not None:
-            for text in dataset.notices:
+            for text in (*dataset.notices, *check.notices):
                 notify(text)
-        return _train(resolved, dataset, out, resume, progress)
+        return _train(trainer, folder, progress, check.changed)
 
 
 def _train(
-    config: ResolvedPretrainConfig,
-    dataset: Dataset,
-    out: Path,
-    resume: bool,
-    progress: Callable[[EpochRecord], None],
+    trainer: _Trainer, folder: PretrainFolder, progress: Callable[[EpochRecord], None], changed: Sequence[str]
 ) -> Path:
     """Run the epochs that are left, in a folder that has been claimed; see `pretrain`."""
-    trainer = _Trainer(config, dataset)
-    first = trainer.restore(out) if resume else 0
-    for epoch in range(first, config.training.epochs):
+    records = trainer.restore(folder.path / CHECKPOINTS)
+    rewrite_records(folder.log, records)
+    for epoch in range(len(records), trainer.config.training.epochs):
         started = time.perf_counter()
         loss = trainer.epoch(epoch)
+        if not math.isfinite(loss):
+            raise RunError(f"the loss of epoch {epoch + 1} is not finite: start again with a lower training.lr")
         record = EpochRecord(
             epoch=epoch + 1,
             loss=loss,
-            top1=top1(trainer.backbone, dataset.test, trainer.device),
+            top1=top1(trainer.backbone, trainer.dataset.test, trainer.device),
             lr=trainer.optimizer.param_groups[0]["lr"],
             seconds=time.perf_counter() - started,
+            changed_inputs=list(changed) or None,
         )
-        trainer.save(out, epoch)
-        append_record(out / LOG, asdict(record))
+        records.append(asdict(record))
+        trainer.save(folder.path / CHECKPOINTS, epoch, records)
+        append_record(folder.log, records[-1])
         progress(record)
-    return _finish(config, dataset, trainer, out)
+    return _finish(trainer, folder, records)
 
 
 class _Trainer:
@@ -133,8 +161,9 @@ class _Trainer:
     """
 
     def __init__(self, config: ResolvedPretrainConfig, dataset: Dataset) -> None:
-        self.config, self.train, self.num_classes = config, dataset.train, dataset.num_classes
-        self.device = resolve_device(config.training)
+        self.config, self.dataset = config, dataset
+        self.train, self.num_classes = dataset.train, dataset.num_classes
+        self.device = torch.device(local_device(config.training.device))
         torch.set_num_threads(config.training.threads)
         with torch.random.fork_rng():
             torch.manual_seed(config.seed)  # timm draws from torch's global generator
@@ -150,6 +179,12 @@ class _Trainer:
         groups = [{"params": matrices, "weight_decay": decay}, {"params": others, "weight_decay": 0.0}]
         self.optimizer = torch.optim.AdamW(groups, lr=config.training.lr)
         self.steps_per_epoch = len(self.train) // min(config.training.batch_size, len(self.train))
+
+    def initial_digest(self) -> dict[str, str]:
+        """Return the digest of the weights that the training starts from; none where they are drawn from the seed."""
+        if self.config.init == "scratch":
+            return {}
+        return {"backbone": stack_digest(backbone_arrays(self.backbone)).hex()}
 
     def epoch(self, epoch: int) -> float:
         """Train for one epoch, in an order that depends on its number; return the mean loss."""
@@ -208,34 +243,56 @@ class _Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = training.lr * factor
 
-    # -- checkpoints: a folder per epoch, complete once it holds `done.json` -------------------------------------------
+    # -- checkpoints: a folder per epoch, complete once it holds a manifest --------------------------------------------
 
-    def save(self, out: Path, epoch: int) -> None:
-        """Write ``checkpoint/epoch_<n>/`` and remove the older ones."""
-        folder = out / "checkpoint" / f"epoch_{epoch:04d}"
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        save_file(self._weights(), folder / WEIGHTS)
+    def save(self, root: Path, epoch: int, records: Sequence[Mapping[str, object]]) -> None:
+        """Write ``epoch_<n>/`` with the records so far, and remove all but the newest `NUM_KEPT` epochs."""
+        folder = root / folder_name(epoch, UNIT)
+        remove_step(folder)
         moments = self.optimizer.state_dict()["state"]
         flat = {f"{index}.{name}": value.clone() for index, state in moments.items() for name, value in state.items()}
-        save_file(flat, folder / OPTIMIZER)
-        write_atomically(folder / DONE, json.dumps({"epoch": epoch}), durable=True)
-        for old in _epoch_folders(out)[:-1]:
-            (old / DONE).unlink(missing_ok=True)  # first: without it, the rest does not count
-            shutil.rmtree(old)
+        files = {WEIGHTS: save(self._weights()), OPTIMIZER: save(flat), PROGRESS: json_text(list(records)).encode()}
+        write_step(folder, epoch, files)
+        for old in steps_in(root, UNIT)[:-NUM_KEPT]:
+            remove_step(root / folder_name(old, UNIT))
 
-    def restore(self, out: Path) -> int:
-        """Load the newest complete checkpoint; return the number of the next epoch."""
-        folders = [folder for folder in _epoch_folders(out) if (folder / DONE).exists()]
-        if not folders:
-            return 0
-        self.backbone.model.load_state_dict(load_file(folders[-1] / WEIGHTS))
+    def restore(self, root: Path) -> list[dict[str, Any]]:
+        """Load the newest checkpoint that is as it was written; return its records, one per epoch.
+
+        Raises:
+            UserError: all checkpoints are damaged, or of a version that wrote no manifests.
+        """
+        problem = ""
+        for epoch in reversed(steps_in(root, UNIT)):
+            folder = root / folder_name(epoch, UNIT)
+            try:
+                files = read_checked(folder, (WEIGHTS, OPTIMIZER, PROGRESS), ())
+                records = parse_json(files[PROGRESS])
+                self.backbone.model.load_state_dict(load(files[WEIGHTS]))
+                self._load_optimizer(load(files[OPTIMIZER]))
+            except FileNotFoundError:  # what an interruption leaves
+                problem = f"{folder.name} is of an earlier version" if (folder / OLD_MARKER).exists() else problem
+                continue
+            except DamagedError as error:
+                problem = problem or str(error)
+                continue
+            except (SafetensorError, RuntimeError, ValueError, KeyError) as error:
+                raise UserError(
+                    "checkpoint", str(folder), f"is not of this pre-training ({one_line(str(error))})"
+                ) from None
+            if len(records) == epoch + 1:
+                return list(records)
+            raise UserError("checkpoint", str(folder), f"must have {epoch + 1} records")
+        if problem:
+            raise UserError("checkpoint", str(root), f"none can be used ({problem}); start again with another --out")
+        return []
+
+    def _load_optimizer(self, moments: Mapping[str, torch.Tensor]) -> None:
         state = self.optimizer.state_dict()
-        for key, value in load_file(folders[-1] / OPTIMIZER).items():
+        for key, value in moments.items():
             index, name = key.split(".")
             state["state"].setdefault(int(index), {})[name] = value
         self.optimizer.load_state_dict(state)
-        return int(json.loads((folders[-1] / DONE).read_text())["epoch"]) + 1
 
     def _weights(self) -> dict[str, torch.Tensor]:
         return {name: value.detach().cpu().contiguous() for name, value in self.backbone.model.state_dict().items()}
@@ -253,28 +310,21 @@ def top1(backbone: Backbone, split: Split, device: torch.device) -> float:
     return num_correct / len(split)
 
 
-def _epoch_folders(out: Path) -> list[Path]:
-    """Return the folders of checkpoints, the oldest first; an epoch from 10,000 has more than four digits."""
-    folders = [path for path in (out / "checkpoint").glob("epoch_*") if path.name.removeprefix("epoch_").isdecimal()]
-    return sorted(folders, key=lambda path: int(path.name.removeprefix("epoch_")))
+def _finish(trainer: _Trainer, folder: PretrainFolder, records: Sequence[Mapping[str, Any]]) -> Path:
+    """Write the backbone in half precision, and its model card with the accuracy of that file.
 
-
-def _check_claim(out: Path, config: ResolvedPretrainConfig, resume: bool) -> None:
-    check_claim(str(out), list_names(out), CONFIG, "pre-training", resume)
-    if resume and load_resolved(out).model_dump_json() != config.model_dump_json():
-        raise UserError("--out", str(out), "holds a pre-training with another config")
-
-
-def _finish(config: ResolvedPretrainConfig, dataset: Dataset, trainer: _Trainer, out: Path) -> Path:
-    """Write the backbone in half precision, and its model card with the accuracy of that file."""
-    result = out / RESULT
+    Raises:
+        RunError: a weight is too large for half precision.
+    """
+    config, dataset = trainer.config, trainer.dataset
     weights = {
         name: value.detach().cpu().half().contiguous() for name, value in trainer.backbone.model.state_dict().items()
     }
-    save_file(weights, result)
-    section = config.backbone.model_copy(update={"checkpoint": str(result), "pretrained": False})
+    if not all(bool(torch.isfinite(value).all()) for value in weights.values()):
+        raise RunError("the weights are not finite in half precision: start again with a lower training.lr")
+    write_atomically(folder.result, save(weights), durable=True)
+    section = config.backbone.model_copy(update={"checkpoint": str(folder.result), "pretrained": False})
     accuracy = top1(create_backbone(section, dataset.num_classes).to(trainer.device), dataset.test, trainer.device)
-    records = read_records(out / LOG)
     seconds = sum(record["seconds"] for record in records)
     lines = [
         f"# {config.backbone.name}",
@@ -285,7 +335,18 @@ def _finish(config: ResolvedPretrainConfig, dataset: Dataset, trainer: _Trainer,
         f"* Adversarial: {config.attack.model_dump_json() if config.adversarial else 'no'}",
         f"* Seconds: {seconds:,.0f} on {platform.machine()}, {os.cpu_count()} CPUs, {trainer.device.type},"
         f" {config.training.threads} threads.",
+        *_changed_lines(records),
         f"* Top-1 of this half-precision file on {len(dataset.test):,} test images: {100 * accuracy:.1f} %.",
     ]
-    (out / CARD).write_text("\n".join(lines) + "\n")
-    return result
+    write_atomically(folder.card, "\n".join(lines) + "\n", durable=True)
+    return folder.result
+
+
+def _changed_lines(records: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the lines of a model card about changed inputs, one for every set of them, with its first epoch."""
+    first: dict[str, int] = {}
+    for record in records:
+        for text in record.get("changed_inputs") or ():
+            first.setdefault(text, record["epoch"])
+    what = "are not those that the pre-training began with (--allow-changed)"
+    return [f"* Since epoch {epoch}, {text} {what}." for text, epoch in first.items()]

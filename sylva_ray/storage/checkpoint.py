@@ -13,7 +13,6 @@ no path but those of the configuration.
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,8 +25,7 @@ from safetensors.numpy import load, save
 from sylva_ray.core.errors import UserError
 from sylva_ray.core.records import GameRecord, StageRecord
 from sylva_ray.core.types import ClientState, stack_states, unstack_states
-from sylva_ray.storage.atomic import sync_folder, write_atomically
-from sylva_ray.storage.manifest import MANIFEST, DamagedError, folder_name, read_checked, step_of, write_manifest
+from sylva_ray.storage.manifest import DamagedError, folder_name, read_checked, remove_step, steps_in, write_step
 from sylva_ray.storage.reading import parse_json
 
 STATES, RESIDUALS = "states.safetensors", "residuals.safetensors"
@@ -108,7 +106,6 @@ class CheckpointFolder:
         if _is_complete(folder):
             return
         self.remove(step)
-        folder.mkdir(parents=True)
         progress = {
             "step": step,
             "records": [record.to_json() for record in records],
@@ -121,24 +118,18 @@ class CheckpointFolder:
             files[CONFIG_COPY] = _canonical(origin.config)
             if origin.inputs is not None:
                 files[INPUTS_COPY] = _canonical(origin.inputs)
-        for name, content in files.items():
-            write_atomically(folder / name, content, durable=True)
-        write_atomically(folder / MANIFEST, write_manifest(step, files), durable=True)
-        sync_folder(self.root)
+        write_step(folder, step, files)
         older = [old for old in self.steps() if old <= step]
         for old in older[:-NUM_KEPT]:
             self.remove(old)
 
     def steps(self) -> list[int]:
         """Return the steps that have a folder, complete or not, the oldest first."""
-        found = (step_of(path.name) for path in self.root.glob("round_*"))
-        return sorted(step for step in found if step is not None)
+        return steps_in(self.root)
 
     def remove(self, step: int) -> None:
         """Delete the folder of a step, its manifest first: without it, the rest does not count."""
-        folder = self.root / folder_name(step)
-        (folder / MANIFEST).unlink(missing_ok=True)
-        shutil.rmtree(folder, ignore_errors=True)
+        remove_step(self.root / folder_name(step))
 
     def latest(self) -> Checkpoint | None:
         """Return the newest checkpoint that is as it was written, or None where there is none yet.

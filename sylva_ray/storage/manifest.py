@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -18,11 +19,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from sylva_ray.core.errors import UserError
 from sylva_ray.core.files import read_regular_file
 from sylva_ray.core.text import abbreviated
+from sylva_ray.storage.atomic import sync_folder, write_atomically
 from sylva_ray.storage.reading import parse_json
 
 MANIFEST = "manifest.json"
 
-_FOLDER = re.compile(r"round_(\d{4,12})")
+_FOLDER = re.compile(r"([a-z]+)_(\d{4,12})")
 
 
 class DamagedError(Exception):
@@ -43,15 +45,42 @@ class Manifest(BaseModel):
     sha256: dict[str, str]
 
 
-def folder_name(step: int) -> str:
+def folder_name(step: int, unit: str = "round") -> str:
     """Return the name of a step's folder; with more than 9,999 steps, names have more than four digits."""
-    return f"round_{step:04d}"
+    return f"{unit}_{step:04d}"
 
 
-def step_of(name: str) -> int | None:
+def step_of(name: str, unit: str = "round") -> int | None:
     """Return the step of a folder by its name; None for the names of other folders."""
     match = _FOLDER.fullmatch(name)
-    return int(match[1]) if match and folder_name(int(match[1])) == name else None
+    return int(match[2]) if match and folder_name(int(match[2]), unit) == name else None
+
+
+def steps_in(root: Path, unit: str = "round") -> list[int]:
+    """Return the steps that have a folder in ``root``, complete or not, the oldest first."""
+    found = (step_of(path.name, unit) for path in root.glob(f"{unit}_*"))
+    return sorted(step for step in found if step is not None)
+
+
+def remove_step(folder: Path) -> None:
+    """Delete the folder of a step, its manifest first: without it, the rest does not count."""
+    (folder / MANIFEST).unlink(missing_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def write_step(folder: Path, step: int, files: Mapping[str, bytes]) -> None:
+    """Write the folder of a step, which must not exist, so that it survives a loss of power; the manifest comes last.
+
+    Args:
+        folder: of the step.
+        step: see `Manifest`.
+        files: ``{file name: content}``.
+    """
+    folder.mkdir(parents=True)
+    for name, content in files.items():
+        write_atomically(folder / name, content, durable=True)
+    write_atomically(folder / MANIFEST, write_manifest(step, files), durable=True)
+    sync_folder(folder.parent)
 
 
 def write_manifest(step: int, files: Mapping[str, bytes]) -> str:
@@ -112,7 +141,7 @@ def _validated(raw: object, path: Path, needed: set[str], allowed: set[str]) -> 
         raise _refusal(path, f"it lists {strange[0][:80]!r}, which is no file of a checkpoint")
     if missing := sorted(needed - names):
         raise _refusal(path, f"it does not list {missing[0]}")
-    if folder_name(manifest.step) != path.parent.name:
+    if folder_name(manifest.step, path.parent.name.partition("_")[0]) != path.parent.name:
         raise _refusal(path, f"its step is {manifest.step}")
     return manifest
 

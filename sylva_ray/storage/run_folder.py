@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
@@ -34,28 +34,17 @@ from sylva_ray.core.types import ClientState
 from sylva_ray.storage.atomic import draft_of, json_text, write_json
 from sylva_ray.storage.checkpoint import Checkpoint, CheckpointFolder, Origin
 from sylva_ray.storage.claim import check_claim, list_names, write_marker
+from sylva_ray.storage.inputs import INPUTS, InputCheck, compare_inputs, load_inputs
 from sylva_ray.storage.jsonl import append_record, read_records, rewrite_records
 from sylva_ray.storage.lock import folder_lock
 from sylva_ray.storage.reading import read_json
 
 T = TypeVar("T")
 
-RECORDS, SUMMARY, CHECKPOINTS, INPUTS = "rounds.jsonl", "summary.json", "checkpoint", "inputs.json"
+RECORDS, SUMMARY, CHECKPOINTS = "rounds.jsonl", "summary.json", "checkpoint"
 
 SPACE, TRIALS = "space.yaml", "trials"
 """In the folder of a sweep: its space, and the folder of its run folders; see `sylva_ray.sweeps.folder`."""
-
-
-class InputCheck(NamedTuple):
-    """How the data and the weights of a run compare with those that it began with.
-
-    Attributes:
-        changed: what is different, in words.
-        notices: what the user should know, one sentence each.
-    """
-
-    changed: tuple[str, ...]
-    notices: tuple[str, ...]
 
 
 class RunFolder:
@@ -259,7 +248,7 @@ class RunFolder:
         Raises:
             UserError: the file is damaged.
         """
-        return _read(self.inputs_file, Inputs.from_json, f"restore it with: sylva-ray repair {self}")
+        return load_inputs(self.path, f"restore it with: sylva-ray repair {self}")
 
     def check_inputs(self, config: ExperimentConfig, now: Inputs, allow_changed: bool) -> InputCheck:
         """Compare data and weights with those that the run began with.
@@ -275,20 +264,9 @@ class RunFolder:
         Raises:
             UserError: something has changed and ``allow_changed`` is false; names all of it.
         """
+        weights = config.backbone.checkpoint or config.backbone.name
         stored = self.load_inputs()
-        if stored is None:
-            text = "the run is of a version that stored no digests: it cannot be checked that data and weights are the same"
-            return InputCheck((), (text,))
-        data, weights = stored.changed_data(now), stored.changed_weights(now)
-        changed = [f"{_listed(data)} of {config.dataset.name}"] if data else []
-        changed += [f"{_listed(weights)} ({config.backbone.checkpoint or config.backbone.name})"] if weights else []
-        if changed and not allow_changed:
-            fix = f"{_listed(changed)} are not those of the run; restore them, or add --allow-changed, which the results then say"
-            raise UserError("RUN", str(self), fix)
-        notices = [f"{_listed(changed)} are not those of the run (--allow-changed)"] if changed else []
-        if stored.version != now.version:
-            notices.append(f"the run began with version {stored.version} of sylva_ray, and this is {now.version}")
-        return InputCheck(tuple(changed), tuple(notices))
+        return compare_inputs(stored, now, "RUN", self.path, "run", config.dataset.name, weights, allow_changed)
 
     def load_records(self) -> list[StageRecord]:
         """Return the records of all completed stages, oldest first.
@@ -374,12 +352,6 @@ class RunFolder:
     def log_missing(self, round: int, clients: Sequence[int]) -> None:
         """Log the clients that missed the deadline of a round, so that a resumed run repeats it."""
         append_record(self.missing_file, {"round": round, "missing": list(clients)})
-
-
-def _listed(parts: Sequence[str]) -> str:
-    """Return "a", "a and b", or "a, b and c"."""
-    *first, last = parts
-    return f"{', '.join(first)} and {last}" if first else last
 
 
 def adapter_folder(root: Path, client: int) -> Path:

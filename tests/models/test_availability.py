@@ -36,5 +36,5 @@ def test_the_message_names_models_that_are_like_it() -> None:
 def test_what_is_no_safetensors_file_is_refused(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "weights.safetensors"
     path.write_bytes(content)
-    with pytest.raises(UserError, match="is not a safetensors file, or a part of one"):
+    with pytest.raises(UserError, match="is not a readable safetensors file, or a part of one"):
         check_available(BackboneSection(checkpoint=str(path)))

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
-from sylva_ray.config.experiment import AttentionKernels, DatasetSection
+from sylva_ray.config.experiment import AttentionKernels, BackboneSection, DatasetSection
 from sylva_ray.config.schema import build
-from sylva_ray.core.errors import UserError
+from sylva_ray.core.errors import RunError, UserError
 from sylva_ray.core.seeding import generator
 from sylva_ray.data.datasets import load_dataset
 from sylva_ray.models.backbone import OFFLINE_CHECKPOINT, create_backbone
@@ -23,6 +23,8 @@ from sylva_ray.pretraining import trainer as module
 from sylva_ray.pretraining.augment import mixed, resized_crops
 from sylva_ray.pretraining.config import PretrainConfig
 from sylva_ray.pretraining.trainer import EpochRecord, pretrain, top1
+from tests.preparation.test_inputs import draw_images
+from tests.storage.conftest import contents
 
 
 def config(**training: Any) -> PretrainConfig:
@@ -65,6 +67,104 @@ def test_a_resumed_pretraining_computes_as_it_began(tmp_path: Path, monkeypatch:
     pretrain(unset, tmp_path / "run", True, lambda _: None)
     begun = json.loads((tmp_path / "run" / "config.json").read_text())["training"]
     assert (begun["precision"], begun["attention"]) == ("bfloat16", "plain")
+
+
+def stop_at(epoch: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Interrupt the next pre-training before an epoch, counted from 0."""
+    compute = module._Trainer.epoch
+
+    def stops(self: module._Trainer, number: int) -> float:
+        if number == epoch:
+            monkeypatch.setattr(module._Trainer, "epoch", compute)
+            raise KeyboardInterrupt
+        return compute(self, number)
+
+    monkeypatch.setattr(module._Trainer, "epoch", stops)
+
+
+def interrupted(settings: PretrainConfig, out: Path, epoch: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    stop_at(epoch, monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        pretrain(settings, out, False, lambda _: None)
+
+
+@pytest.mark.parametrize("name", [module.WEIGHTS, module.OPTIMIZER, module.PROGRESS])
+def test_a_damaged_checkpoint_is_computed_again(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = pretrain(config(epochs=3), tmp_path / "whole", False, lambda _: None)
+    interrupted(config(epochs=3), tmp_path / "cut", 2, monkeypatch)
+    damaged = tmp_path / "cut" / "checkpoint" / "epoch_0001" / name
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    seen: list[EpochRecord] = []
+    resumed = pretrain(config(epochs=3), tmp_path / "cut", True, seen.append)
+    assert [record.epoch for record in seen] == [2, 3]
+    assert whole.read_bytes() == resumed.read_bytes()
+    assert [json.loads(line)["epoch"] for line in (tmp_path / "cut" / "log.jsonl").read_text().splitlines()] == [
+        1,
+        2,
+        3,
+    ]
+
+
+def test_a_pretraining_whose_checkpoints_are_all_damaged_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interrupted(config(), tmp_path / "cut", 1, monkeypatch)
+    (tmp_path / "cut" / "checkpoint" / "epoch_0000" / module.WEIGHTS).write_bytes(b"")
+    with pytest.raises(UserError, match="none can be used"):
+        pretrain(config(), tmp_path / "cut", True, lambda _: None)
+
+
+def test_changed_images_are_refused_or_said_in_the_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    draw_images(tmp_path / "images", 20)
+    settings = config(batch_size=8).model_copy(
+        update={"dataset": DatasetSection(name=f"imagefolder:{tmp_path}/images")}
+    )
+    interrupted(settings, tmp_path / "run", 1, monkeypatch)
+    draw_images(tmp_path / "images", 5, seed=1)
+    before = contents(tmp_path / "run")
+    with pytest.raises(UserError, match=r"the training images and the test images of imagefolder:.*--allow-changed"):
+        pretrain(settings, tmp_path / "run", True, lambda _: None)
+    assert contents(tmp_path / "run") == before
+    notices: list[str] = []
+    pretrain(settings, tmp_path / "run", True, lambda _: None, notices.append, allow_changed=True)
+    assert any("(--allow-changed)" in text for text in notices)
+    card = (tmp_path / "run" / "model_card.md").read_text()
+    assert "* Since epoch 2, the training images and the test images of imagefolder:" in card
+
+
+def test_other_initial_weights_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "start.safetensors"
+    weights = load_file(OFFLINE_CHECKPOINT)
+    save_file(weights, path)
+    backbone = BackboneSection(checkpoint=str(path))
+    settings = config().model_copy(update={"init": "backbone", "backbone": backbone})
+    interrupted(settings, tmp_path / "run", 1, monkeypatch)
+    save_file(weights | {"norm.bias": weights["norm.bias"] + 1}, path)
+    with pytest.raises(UserError, match=r"the weights of the backbone .* are not those of the pre-training"):
+        pretrain(settings, tmp_path / "run", True, lambda _: None)
+
+
+def test_a_finished_pretraining_is_only_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done = pretrain(config(), tmp_path / "run", False, lambda _: None)
+    before = contents(tmp_path / "run")
+    monkeypatch.setattr(module, "load_dataset", lambda *_: pytest.fail("loaded"))
+    assert pretrain(config(), tmp_path / "run", True, lambda _: None) == done
+    with pytest.raises(UserError, match="another config"):
+        pretrain(config(epochs=3), tmp_path / "run", True, lambda _: None)
+    assert contents(tmp_path / "run") == before
+
+
+def test_a_pretraining_that_diverges_says_so(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"lower training\.lr"):
+        pretrain(config(lr=1e30), tmp_path / "run", False, lambda _: None)
+    assert not (tmp_path / "run" / "backbone.safetensors").exists()
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"training": {"epochs": "x"}}'])
+def test_a_damaged_configuration_is_refused(text: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(UserError):
+        pretrain(config(), tmp_path, True, lambda _: None)
 
 
 def test_it_learns_something_adversarially_too(tmp_path: Path) -> None:
