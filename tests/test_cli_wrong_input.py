@@ -177,6 +177,10 @@ CASES = {
         ),
         ["algorithm.phase2.selection", "'shift'", "chain of transformer blocks"],
     ),
+    "image size that patches do not divide": (
+        (*RUN, "backbone.image_size=33"),
+        ["backbone.image_size", "33", "multiple of 8"],
+    ),
     "no attention kernel": ((*RUN, "training.attention=flash"), ["training.attention", "flash", "'fused' or 'plain'"]),
     "no attention kernel of a precision": (
         (*RUN, "training.attention={bfloat16: foo}"),

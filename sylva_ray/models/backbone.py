@@ -146,6 +146,7 @@ def create_backbone(
     if weights is None:
         check_available(section)
     model = _architecture(section, num_classes, pretrained=section.pretrained and weights is None)
+    _check_patches(section, model)
     backbone = Backbone(model)
     if not isinstance(backbone.classifier, nn.Linear):
         raise UserError("backbone.name", section.name, "needs a model whose classifier is one linear layer")
@@ -228,6 +229,15 @@ def _architecture(section: BackboneSection, num_classes: int, pretrained: bool) 
             fix = f"the weights could not be fetched from the hub ({reason}); set backbone.checkpoint to a local file"
             raise UserError("backbone.pretrained", True, fix) from error
         raise UserError("backbone.image_size", section.image_size, f"{section.name} refuses it ({reason})") from error
+
+
+def _check_patches(section: BackboneSection, model: nn.Module) -> None:
+    """Refuse an image size of the user's that patches do not divide: timm drops the pixels of the rest."""
+    patch = getattr(getattr(model, "patch_embed", None), "patch_size", None)
+    side = patch[0] if isinstance(patch, tuple) else patch
+    if section.image_size is not None and isinstance(side, int) and section.image_size % side:
+        fix = f"must be a multiple of {side}, the side of this model's patches: the pixels beyond would not be seen"
+        raise UserError("backbone.image_size", section.image_size, fix)
 
 
 def _load_checkpoint(backbone: Backbone, path: Path, key: str) -> None:

@@ -65,4 +65,5 @@ def claim_run(prepared: Prepared, folder: RunFolder, resume: bool, allow_changed
     check = folder.check_inputs(prepared.config, inputs, allow_changed)
     for text in check.notices:
         notify(text)
-    return dataclasses.replace(prepared, changed_inputs=check.changed)
+    changed = dict.fromkeys([*prepared.changed_inputs, *check.changed])
+    return dataclasses.replace(prepared, changed_inputs=tuple(changed))

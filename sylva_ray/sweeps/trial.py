@@ -10,6 +10,7 @@ does the clients' work as well.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
 import time
@@ -29,7 +30,7 @@ from sylva_ray.execution.ray.driver import pool_for
 from sylva_ray.execution.ray.driver_context import DriverContext
 from sylva_ray.federation.observer import Notice, Observer
 from sylva_ray.preparation.experiment import prepare
-from sylva_ray.preparation.inputs import claim_run
+from sylva_ray.preparation.inputs import claim_run, digest_inputs
 from sylva_ray.preparation.resolve import trial_actors
 from sylva_ray.provisioning.launcher_file import Resources
 from sylva_ray.provisioning.placement import ROUNDING
@@ -216,12 +217,29 @@ def _run(
         observer = _TrialObserver(config, records, note)
         with folder.locked(driver, LOCK_TIMEOUT_S):
             is_begun = folder.config_file.exists()
+            other = None if is_begun else _on_the_same_data(folder, config)
+            if other is not None:  # points are compared with each other
+                check = other.check_inputs(config, digest_inputs(prepared), allow_changed)
+                prepared = dataclasses.replace(prepared, changed_inputs=check.changed)
             prepared = claim_run(
                 prepared, folder, is_begun, allow_changed, lambda text: observer.on_notice(Notice(text))
             )
             with pool_for(prepared, observer) as pool:
                 run_experiment(prepared, folder, pool, observer)
     _report(records, config, finished=True)
+
+
+def _on_the_same_data(folder: RunFolder, config: ExperimentConfig) -> RunFolder | None:
+    """Return another trial of the sweep that is to have the same data and backbone; None: there is none yet."""
+    sections = ("dataset", "partition", "backbone", "seed")
+    for path in sorted(folder.path.parent.iterdir()):
+        other = RunFolder(path)
+        if path == folder.path or not other.config_file.exists() or other.load_inputs() is None:
+            continue
+        stored = other.load_config()
+        if all(getattr(stored, name) == getattr(config, name) for name in sections):
+            return other
+    return None
 
 
 def _report(records: list[StageRecord], config: ExperimentConfig, finished: bool = False) -> None:

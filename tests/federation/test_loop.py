@@ -118,10 +118,10 @@ def test_resume_equals_uninterrupted(
             raise OSError(errno.ENOSPC, "No space left on device")
         write_atomically(path, content, durable)
 
-    monkeypatch.setattr("sylva_ray.storage.checkpoint.write_atomically", full_disk)
+    monkeypatch.setattr("sylva_ray.storage.manifest.write_atomically", full_disk)
     with pytest.raises(RunError, match="No space left"):
         run(tiny, folder)
-    monkeypatch.setattr("sylva_ray.storage.checkpoint.write_atomically", write_atomically)
+    monkeypatch.setattr("sylva_ray.storage.manifest.write_atomically", write_atomically)
     run(tiny, folder)
     assert adapters(folder) == adapters(finished[0])
     strip = [json.loads(line) for line in (folder / "rounds.jsonl").read_text().splitlines()]

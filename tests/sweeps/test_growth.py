@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from sylva_ray.sweeps.folder import SweepFolder
 from sylva_ray.sweeps.growth import grown_space
 from sylva_ray.sweeps.points import check_space, planned_trials
 from sylva_ray.sweeps.space import Space
+from tests.preparation.test_inputs import draw_images, interrupt
 from tests.sweeps.toys import SMALL, ignore, space_of
 
 RANDOM: dict[str, Any] = {
@@ -129,3 +131,38 @@ def test_a_real_sweep_grows_and_what_was_finished_stays(before: dict[str, Any], 
         assert (root / "trials" / key / "summary.json").read_bytes() == content
     third = run_sweep(SweepFolder(root).load(), root, resume=True, on_event=ignore)
     assert [trial.key for trial in third.trials] == [trial.key for trial in second.trials]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("local_ray")
+def test_a_sweep_on_changed_images_is_refused_or_says_so(tmp_path: Path) -> None:
+    """One trial is interrupted, and another has not begun: neither goes on with other images than the rest had."""
+    from sylva_ray.sweeps.ray_tune import run_sweep
+
+    draw_images(tmp_path / "images", 30)
+    data = {"name": f"imagefolder:{tmp_path}/images"}
+    partition = {"num_clients": 2, "kind": "iid", "min_samples": 8, "test_samples": 4}
+    sections = {"dataset": data, "partition": partition, "training": SMALL["training"] | {"rounds": 1}}
+    space = space_of(tmp_path / "a", SMALL | sections, parameters={"lora.rank": {"grid": [1, 2, 3]}})
+    root = tmp_path / "sweep"
+    finished, begun, new = (trial.key for trial in run_sweep(space, root, resume=False, on_event=ignore).trials)
+    folder = SweepFolder(root)
+    interrupt(folder.trial(begun))
+    shutil.rmtree(folder.trial(new).path)
+    before = folder.trial(finished).summary_file.read_bytes()
+    draw_images(tmp_path / "images", 9, seed=1)
+
+    states = {trial.key: trial for trial in run_sweep(space, root, resume=True, on_event=ignore).trials}
+    assert [states[key].state for key in (finished, begun, new)] == ["finished", "refused", "refused"]
+    for key in (begun, new):
+        assert "are not those of the run; restore them, or add --allow-changed" in states[key].error
+        assert "\n" not in states[key].error
+    assert not folder.trial(new).config_file.exists()
+
+    last = run_sweep(space, root, resume=True, on_event=ignore, allow_changed=True)
+    assert [trial.state for trial in last.trials] == ["finished"] * 3
+    for key in (begun, new):
+        summary = folder.trial(key).load_summary()
+        assert summary is not None
+        assert any("are not those" in text or "the training images" in text for text in summary.warnings)
+    assert folder.trial(finished).summary_file.read_bytes() == before

@@ -436,10 +436,10 @@ def test_a_run_with_residuals_resumes_with_the_same_bits(
             raise OSError(errno.ENOSPC, "No space left on device")
         write_atomically(path, content, durable)
 
-    monkeypatch.setattr("sylva_ray.storage.checkpoint.write_atomically", full_disk)
+    monkeypatch.setattr("sylva_ray.storage.manifest.write_atomically", full_disk)
     with pytest.raises(RunError, match="No space left"):
         run(quantised, tmp_path / "cut")
-    monkeypatch.setattr("sylva_ray.storage.checkpoint.write_atomically", write_atomically)
+    monkeypatch.setattr("sylva_ray.storage.manifest.write_atomically", write_atomically)
     after_one = newest(tmp_path / "cut")
     assert after_one.step == 1
     run(quantised, tmp_path / "cut")
