@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import get_args
@@ -23,15 +24,17 @@ INTRODUCTION = """\
 # Files of a run
 
 Every file below is JSON, and every object a type in `sylva_ray.core.records`, `sylva_ray.core.summary` or
-`sylva_ray.core.evaluation`; this page is generated from them by `scripts/artefact_docs.py`. Python reads a run folder with
-`sylva_ray.load_run`, whose objects have the keys as attributes: `run.summary.final.benign_accuracy.mean`.
+`sylva_ray.core.evaluation`; this page is generated from them by `scripts/artefact_docs.py`. Python reads a run folder
+with `sylva_ray.load_run`, whose objects have the keys as attributes: `run.summary.final.benign_accuracy.mean`.
 
-Accuracies are fractions in [0, 1], epsilons are in pixel units (8/255 is 0.0314), K is the number of clients. An attack's label
-reads `pgd20-eps4`: 20 steps at epsilon 4/255; `x5` after the steps means 5 restarts, `-margin` a loss other than cross-entropy.
-Keys that a file lacks have the default of the type; readers must accept keys that are not listed.
+Accuracies are fractions in [0, 1], epsilons are in pixel units (8/255 is 0.0314), K is the number of clients. An
+attack's label reads `pgd20-eps4`: 20 steps at epsilon 4/255; `x5` after the steps means 5 restarts, `-margin` a loss
+other than cross-entropy. Keys that a file lacks have the default of the type; readers must accept keys that are not
+listed.
 
-`predictions.safetensors` beside them holds the final model's answers, class numbers as `[n] int16`: `{benign|ATTACK}/{client}`,
-and `labels/{client}`. With it, `sylva_ray.metrics.predictions.paired_difference` compares runs image by image.
+`predictions.safetensors` beside them holds the final model's answers, class numbers as `[n] int16`:
+`{benign|ATTACK}/{client}`, and `labels/{client}`. With it, `sylva_ray.metrics.predictions.paired_difference` compares
+runs image by image.
 """
 FILES: tuple[tuple[str, type[Artefact]], ...] = (
     ("`summary.json`", Summary),
@@ -90,7 +93,8 @@ def _parts_of(kind: type[Artefact]) -> Iterator[type[Artefact]]:
 
 
 def _summary_line(kind: type[Artefact]) -> str:
-    return " ".join((kind.__doc__ or "").split()).replace("``", "`")
+    text = (kind.__doc__ or "").replace("``", "`")
+    return textwrap.fill(" ".join(text.split()), 120, break_long_words=False, break_on_hyphens=False)
 
 
 def main() -> None:

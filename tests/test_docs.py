@@ -20,7 +20,8 @@ sys.path.insert(0, str(ROOT / "scripts"))
 import artefact_docs
 
 TRACKED = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False).stdout.split()
-PAGES = [name for name in TRACKED if name.endswith(".md") and not name.endswith(".template.md")]
+MARKDOWN = [name for name in TRACKED if name.endswith(".md")]
+PAGES = [name for name in MARKDOWN if not name.endswith(".template.md")]
 pytestmark = pytest.mark.skipif(not TRACKED, reason="needs a git checkout, whose list of files it reads")
 
 
@@ -57,6 +58,13 @@ def test_every_source_file_and_name_in_the_text_exists(page: Path) -> None:
             place, folder = Path(ROOT, *name.split(".")), Path(ROOT, *module.split("."))
             source = folder / "__init__.py" if folder.is_dir() else folder.with_suffix(".py")
             assert place.is_dir() or place.with_suffix(".py").exists() or last in source.read_text(), name
+
+
+@pytest.mark.parametrize("page", MARKDOWN)
+def test_lines_of_prose_have_at_most_120_characters(page: Path) -> None:
+    """So that a diff shows what changed. Rows of tables, and a URL that fills a line, cannot be broken."""
+    long = [line.strip() for line in prose(ROOT / page).splitlines() if len(line) > 120]
+    assert not [line for line in long if not line.startswith("|") and " " in line]
 
 
 def test_the_citation_names_the_newest_release() -> None:

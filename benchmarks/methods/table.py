@@ -12,6 +12,7 @@ import argparse
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from textwrap import TextWrapper
 
 import numpy as np
 from run import SearchResult, load_search
@@ -76,8 +77,9 @@ def main() -> None:
 
 
 def bullets(lines: Sequence[str]) -> str:
-    """Write a Markdown list."""
-    return "\n".join(f"* {line}" for line in lines)
+    """Write a Markdown list, in lines of at most 120 characters."""
+    items = TextWrapper(120, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+    return "\n".join(items.fill(f"* {line}") for line in lines)
 
 
 def to_target(results: Sequence[Result]) -> str:
@@ -96,7 +98,7 @@ def to_target(results: Sequence[Result]) -> str:
         ratio = f"{full / count:,.0f}x" if count and full else ("0 bytes" if count == 0 else "")
         lines.append(f"| {method} | {shown} | {ratio} |")
     stated = ", ".join(f"{condition} {100 * value:.1f} %" for condition, value in targets.items())
-    return f"Targets (class-balanced, moving mean of 3 evaluations): {stated}.\n\n" + "\n".join(lines)
+    return f"Targets (class-balanced, moving mean of 3 evaluations):\n{stated}.\n\n" + "\n".join(lines)
 
 
 def search_table(found: Mapping[str, SearchResult]) -> str:
