@@ -1,10 +1,12 @@
 """Hooks of MkDocs: what the site shows beside the files in docs/, and a check of the finished site.
 
-* README, changelog, contributing and the pages of benchmarks/ become pages of the site where they stand; nothing is copied.
+* README, changelog, contributing and the pages of benchmarks/ become pages of the site where they stand; nothing is
+  copied.
 * A link to any other file or folder of the repository leads to a page that shows it. The same link works on GitHub.
 * The API reference has one page per package, in the order of layers that `tests/test_architecture.py` holds.
 * Doctests in docstrings are shown as code.
-* After the build every link, anchor and resource of the HTML is looked up. A page that loads something from elsewhere fails.
+* After the build every link, anchor and resource of the HTML is looked up. A page that loads something from elsewhere
+  fails.
 
 A warning ends the build, since `make docs` is strict.
 """

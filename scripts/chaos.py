@@ -3,14 +3,14 @@
     python scripts/chaos.py                       50 faults, about 30 minutes on two cores
     python scripts/chaos.py --faults 3 --only client,sigterm
 
-Each fault meets a run of its own at a random moment: the start, between two operations, or within a stage. A run survives
-if it ends by itself or after ``--resume``, with the same adapters and client states; if every command that failed said in
-one line how to go on, without a traceback; and if no process of it is alive half a minute after any end.
+Each fault meets a run of its own at a random moment: the start, between two operations, or within a stage. A run
+survives if it ends by itself or after ``--resume``, with the same adapters and client states; if every command that
+failed said in one line how to go on, without a traceback; and if no process of it is alive half a minute after any end.
 
 Faults on Ray: ``client`` and ``coordinator`` (SIGKILL), ``stop_client`` and ``stop_coordinator`` (SIGSTOP: they hang),
-``raylet``, ``gcs`` and ``gcs_at_start`` (SIGKILL of Ray's services), ``driver`` (SIGKILL), ``sigterm``, ``sigint``. In one
-process: ``kill``, ``terminate``, ``interrupt``, ``full_disk`` (a limit on the size of files), ``torn`` (a kill, then a file
-cut in half).
+``raylet``, ``gcs`` and ``gcs_at_start`` (SIGKILL of Ray's services), ``driver`` (SIGKILL), ``sigterm``, ``sigint``. In
+one process: ``kill``, ``terminate``, ``interrupt``, ``full_disk`` (a limit on the size of files), ``torn`` (a kill,
+then a file cut in half).
 """
 
 from __future__ import annotations

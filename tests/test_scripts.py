@@ -1,6 +1,7 @@
 """Every script of benchmarks/, examples/ and scripts/ starts, and runs once where that can be made small.
 
-The scripts in scripts/ run in full in `tests/execution/test_without_a_cloud.py`, the example in `tests/test_examples.py`.
+The scripts in scripts/ run in full in `tests/execution/test_without_a_cloud.py`, the example in
+`tests/test_examples.py`.
 """
 
 from __future__ import annotations

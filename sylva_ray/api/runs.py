@@ -138,7 +138,8 @@ def resume(
         run: the run folder, a path or a URL.
         overrides: ``KEY=VALUE`` with dotted keys; only ``cluster`` and ``tracking`` may change.
         config: the experiment that the folder must hold; None: whatever it holds.
-        allow_changed: whether data and weights may differ from those that the run began with; ``summary.json`` then says so.
+        allow_changed: whether data and weights may differ from those that the run began with; ``summary.json`` then
+            says so.
         imports: directories of your own methods' code; what a configuration names is imported from no other.
         show: what is printed.
         observer: as of `run`.

@@ -41,8 +41,8 @@ def pretrain(
         overrides: ``KEY=VALUE`` with dotted keys.
         out: the folder of checkpoints, log and result.
         resume: whether to go on from the newest checkpoint; one that has finished is left as it is.
-        allow_changed: whether data and initial weights may differ from those that the pre-training began with; the model
-            card then says so.
+        allow_changed: whether data and initial weights may differ from those that the pre-training began with; the
+            model card then says so.
         show: what is printed.
 
     Returns:

@@ -30,8 +30,8 @@ class ResolvedEvaluation(EvaluationSection):
 class ResolvedConfig(ExperimentConfig):
     """One experiment, every setting that its result depends on decided.
 
-    Only ``cluster.num_actors`` may still be ``auto``: it depends on the nodes that a cluster has when the run starts, and no
-    result depends on it.
+    Only ``cluster.num_actors`` may still be ``auto``: it depends on the nodes that a cluster has when the run starts,
+    and no result depends on it.
     """
 
     training: ResolvedTraining

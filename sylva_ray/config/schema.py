@@ -53,8 +53,8 @@ def read_yaml(path: str | Path) -> RawConfig:
     """Read a YAML mapping.
 
     Raises:
-        UserError: the file does not exist or cannot be read, is empty, is not valid YAML (see `sylva_ray.core.yaml`), or is
-            not a mapping.
+        UserError: the file does not exist or cannot be read, is empty, is not valid YAML (see `sylva_ray.core.yaml`),
+            or is not a mapping.
     """
     text = read_text_file(local_path("file", path), "no such file; example configurations are in configs/")
     try:
@@ -263,7 +263,8 @@ def leaves(tree: Any, prefix: str = "", into_lists: bool = False) -> Iterator[tu
     Args:
         tree: the mapping.
         prefix: the dotted key of ``tree`` itself.
-        into_lists: whether the entries of a list are yielded one by one, under the key of the list; else a list is a value.
+        into_lists: whether the entries of a list are yielded one by one, under the key of the list; else a list is a
+            value.
     """
     if isinstance(tree, Mapping) and tree:
         for key, value in tree.items():

@@ -1,7 +1,7 @@
 """Removal of credentials from URLs before they are shown, logged, written to results or sent.
 
-Credentials are a user and a password, the values of a query (``?token=...``) and a fragment. What is not understood is removed:
-of a malformed URL only the protocol stays.
+Credentials are a user and a password, the values of a query (``?token=...``) and a fragment. What is not understood is
+removed: of a malformed URL only the protocol stays.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Paths and URLs that a user gives, read in one way by every argument, option and setting.
 
-``~`` and ``~user`` are home folders. Variables such as ``$HOME`` are not expanded, because the shell does that. A relative path
-starts in the current directory, and a setting is stored with an absolute one, so that later commands find the same file
-from anywhere; a path that begins with ``~/`` is stored as it is.
+``~`` and ``~user`` are home folders. Variables such as ``$HOME`` are not expanded, because the shell does that. A
+relative path starts in the current directory, and a setting is stored with an absolute one, so that later commands find
+the same file from anywhere; a path that begins with ``~/`` is stored as it is.
 """
 
 from __future__ import annotations

@@ -1,13 +1,14 @@
 """Classes that a configuration names as ``package.module:Class``, and where their code may come from.
 
-A configuration may be somebody else's, for example in the folder of a run. So it does not decide which code runs. A module
-is used if it
+A configuration may be somebody else's, for example in the folder of a run. So it does not decide which code runs. A
+module is used if it
 
 * has been imported already,
 * is installed, which means that its file is in ``site-packages``, or
 * is in a directory that the user names: ``--import DIR``, in Python ``imports=[DIR]``.
 
-The current directory, ``PYTHONPATH`` and editable installations, which contain other things than code, are none of these.
+The current directory, ``PYTHONPATH`` and editable installations, which contain other things than code, are none of
+these.
 """
 
 from __future__ import annotations
@@ -104,8 +105,8 @@ def load_attribute(key: str, name: str) -> object:
 def _import(name: str) -> ModuleType | None:
     """Import a module from what is installed or allowed; None if it is in neither.
 
-    Python's own search would begin with the current directory where the program is started with ``python -m``. Hence the
-    packages around the module are looked for only where the module is.
+    Python's own search would begin with the current directory where the program is started with ``python -m``. Hence
+    the packages around the module are looked for only where the module is.
     """
     importlib.invalidate_caches()  # a file may be younger than the listing of its directory
     directory = _directory_of(name, [*_installed(), *_allowed])

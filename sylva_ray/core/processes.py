@@ -20,8 +20,8 @@ def is_running(pid: int) -> bool:
 class AfterDeath:
     """A shell script that runs if this process ends without cancelling it: killed, or aborted by Ray.
 
-    Ray ends a process at once when its node's services are lost, and the kernel when memory is. The shell waits at a pipe,
-    whose end means that this process has gone.
+    Ray ends a process at once when its node's services are lost, and the kernel when memory is. The shell waits at a
+    pipe, whose end means that this process has gone.
 
     Args:
         script: for ``/bin/sh``.

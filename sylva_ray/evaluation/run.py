@@ -59,8 +59,8 @@ def prepare_evaluation(
         allow_changed: whether data and weights may differ from those that the run began with.
 
     Raises:
-        UserError: there is no finished run, an override would change what is measured, a surrogate does not match, or data
-            or weights have changed.
+        UserError: there is no finished run, an override would change what is measured, a surrogate does not match, or
+            data or weights have changed.
     """
     for override in overrides:
         if not override.startswith(OVERRIDABLE):

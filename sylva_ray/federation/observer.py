@@ -142,8 +142,8 @@ class Observers(Observer):
 class Guarded(Observer):
     """Passes events on to a display until it raises an error, which does not end the run.
 
-    The error is printed on standard error, and is a warning of the run; further events are not passed on. Other observers
-    end the run with their errors, because what they do is part of it: they write its files.
+    The error is printed on standard error, and is a warning of the run; further events are not passed on. Other
+    observers end the run with their errors, because what they do is part of it: they write its files.
 
     Args:
         display: the observer that only shows the run.

@@ -1,9 +1,9 @@
 """Traffic in bytes: what a client sends and receives per round under each method, and how much it takes to reach a target.
 
-The table follows from the methods themselves: `Algorithm.pack` of a model's initial state gives the arrays that are sent, the
-codec gives their size by arithmetic, and the file that would be sent is encoded and measured (the payload). The two sizes
-differ by the header of the file. Because comparing a quantised adapter to a full model in fp32 exaggerates the gain, the
-table also gives the ratio to a full model under the same compression.
+The table follows from the methods themselves: `Algorithm.pack` of a model's initial state gives the arrays that are
+sent, the codec gives their size by arithmetic, and the file that would be sent is encoded and measured (the payload).
+The two sizes differ by the header of the file. Because comparing a quantised adapter to a full model in fp32
+exaggerates the gain, the table also gives the ratio to a full model under the same compression.
 """
 
 from __future__ import annotations
@@ -281,7 +281,7 @@ def _mean(values: Sequence[int]) -> int:
     return round(sum(values) / len(values))
 
 
-# -- bytes to target ------------------------------------------------------------------------------------------------------
+# -- bytes to target ---------------------------------------------------------------------------------------------------
 
 
 def bytes_to_target(

@@ -20,7 +20,8 @@ def write_atomically(path: Path, content: bytes | str, durable: bool = False) ->
     Args:
         path: the file; its folder must exist.
         content: text is written as UTF-8; one with credentials in it can be read by its owner only.
-        durable: whether the file is on the disk, under its name, when this returns, so that it survives a loss of power.
+        durable: whether the file is on the disk, under its name, when this returns, so that it survives a loss of
+            power.
 
     Returns:
         ``path``.

@@ -6,8 +6,8 @@
     progress.json        records, layer game          inputs.json    digests of data and weights
     manifest.json        checksums of all             residuals.safetensors   of error feedback, where there is any
 
-After an interrupted write, the checkpoint before it is the newest. Equal runs write equal bytes: files contain no time and
-no path but those of the configuration.
+After an interrupted write, the checkpoint before it is the newest. Equal runs write equal bytes: files contain no time
+and no path but those of the configuration.
 """
 
 from __future__ import annotations
@@ -136,7 +136,8 @@ class CheckpointFolder:
 
         Raises:
             UserError: all checkpoints are damaged, or one says something that this package does not write: a manifest
-                or records of another form, states with other shapes than each other, or with values that are not finite.
+                or records of another form, states with other shapes than each other, or with values that are not
+                finite.
         """
         damaged: list[str] = []
         for step in reversed(self.steps()):

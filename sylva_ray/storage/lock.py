@@ -1,8 +1,8 @@
 """A lock on a folder: one process at a time writes to a run, a sweep or a pre-training.
 
-The operating system holds the lock on the file ``.lock`` and releases it when the process ends, however it ends, so that
-a lock never remains behind a dead process. The content of the file says who holds it. Readers need no lock: files are
-replaced in one step, and checkpoints do not change.
+The operating system holds the lock on the file ``.lock`` and releases it when the process ends, however it ends, so
+that a lock never remains behind a dead process. The content of the file says who holds it. Readers need no lock: files
+are replaced in one step, and checkpoints do not change.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """The manifest of a checkpoint: which files it has, and their checksums.
 
-It is written last and in one step. A folder without a manifest is therefore what an interruption leaves, and one whose files
-do not match its manifest has been damaged since; both are passed over for an older checkpoint. A manifest that says
-something that this package does not write is refused: the folder was changed by hand, or comes from another version.
+It is written last and in one step. A folder without a manifest is therefore what an interruption leaves, and one whose
+files do not match its manifest has been damaged since; both are passed over for an older checkpoint. A manifest that
+says something that this package does not write is refused: the folder was changed by hand, or comes from another
+version.
 """
 
 from __future__ import annotations

@@ -5,8 +5,8 @@
     run ──► local folder ──► push, after every stage ──► URL ──► pull: resume on any machine, evaluate, export, ...
 
 A push sends the small files that change first, then every new checkpoint, its manifest last, and then deletes old
-checkpoints. Wherever it is interrupted, the URL holds a complete checkpoint: the newest, or the one before. If the first
-push is interrupted there is none yet, and the run starts again.
+checkpoints. Wherever it is interrupted, the URL holds a complete checkpoint: the newest, or the one before. If the
+first push is interrupted there is none yet, and the run starts again.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Repair a run folder from its newest checkpoint: ``sylva-ray repair RUN``.
 
-Every checkpoint holds the settings that the results depend on, the digests of the inputs, and all records. From them come
-``config.yaml``, ``inputs.json`` and ``rounds.jsonl`` again. Results that cannot be read are set aside, and the commands that
-write them can be repeated.
+Every checkpoint holds the settings that the results depend on, the digests of the inputs, and all records. From them
+come ``config.yaml``, ``inputs.json`` and ``rounds.jsonl`` again. Results that cannot be read are set aside, and the
+commands that write them can be repeated.
 """
 
 from __future__ import annotations

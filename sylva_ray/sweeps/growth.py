@@ -18,8 +18,8 @@ from sylva_ray.sweeps.space import Parameter, Space
 def grown_space(stored: Space, asked: Space, folder: str) -> Space:
     """Return the space that a folder holds, grown to the one that was asked for.
 
-    A value that was there before keeps its spelling (``4/255`` for a decimal), because the names of trials are made from
-    it. ``trials``, which changes no result, is taken from ``asked``.
+    A value that was there before keeps its spelling (``4/255`` for a decimal), because the names of trials are made
+    from it. ``trials``, which changes no result, is taken from ``asked``.
 
     Args:
         stored: the space in the folder.

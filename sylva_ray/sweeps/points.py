@@ -140,7 +140,7 @@ def _draw(parameter: Parameter, rng: np.random.Generator) -> Any:
             return values[int(rng.integers(len(values)))]
 
 
-# -- checks -------------------------------------------------------------------------------------------------------------
+# -- checks ------------------------------------------------------------------------------------------------------------
 
 
 def check_space(space: Space) -> None:

@@ -129,8 +129,8 @@ def _run_claimed(
 def choose_compute(folder: SweepFolder, space: Space) -> None:
     """Choose precision and attention kernels once for all trials, which could not be compared otherwise.
 
-    The choice is kept in ``compute.yaml``. A folder that holds trials but no choice comes from version 0.1, which computed in
-    the precision of the configuration with fused attention: nothing is measured there.
+    The choice is kept in ``compute.yaml``. A folder that holds trials but no choice comes from version 0.1, which
+    computed in the precision of the configuration with fused attention: nothing is measured there.
 
     Args:
         folder: the sweep's folder; it has been claimed.

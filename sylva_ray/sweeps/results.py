@@ -303,7 +303,7 @@ def front_of(points: Sequence[Point], objectives: Sequence[Objective]) -> list[P
     return [point for point, indices in zip(points, above, strict=True) if not indices]
 
 
-# -- files --------------------------------------------------------------------------------------------------------------
+# -- files -------------------------------------------------------------------------------------------------------------
 
 
 def value_cell(metric: str, value: SeedMean | None) -> str:

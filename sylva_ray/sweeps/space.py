@@ -191,7 +191,7 @@ class Space(Section):
             raise conflict("scheduler.kind", "asha", "prunes by one metric: use fifo with several objectives")
         return self
 
-    # -- experiments -----------------------------------------------------------------------------------------------------
+    # -- experiments ---------------------------------------------------------------------------------------------------
 
     def config(self, values: Mapping[str, JsonValue], seed: int) -> ExperimentConfig:
         """Return the experiment of one trial.

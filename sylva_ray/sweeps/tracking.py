@@ -1,7 +1,8 @@
 """A sweep in MLflow: a parent run, and its trials as runs under it.
 
-Each trial sends itself from a thread, as any run does (`sylva_ray.observers.mlflow`). What a trial did not send, because it
-was pruned or killed, is sent at the end. If MLflow does not answer, the sweep continues and ends with a warning.
+Each trial sends itself from a thread, as any run does (`sylva_ray.observers.mlflow`). What a trial did not send,
+because it was pruned or killed, is sent at the end. If MLflow does not answer, the sweep continues and ends with a
+warning.
 """
 
 from __future__ import annotations

@@ -3,9 +3,9 @@
     Tune ── values, seed ──► trial = coordinator (bundle 0) ── tasks ──► client actors (bundles 1, 2, ...)
       ◄── metrics per step ───       └── SWEEP/trials/POINT-sSEED: an ordinary run folder
 
-The run folder is the checkpoint. A trial that is repeated, or resumed with the sweep, first reports the steps that its folder
-holds and continues after the last of them; one that has finished only reports. With ``cluster.pool=in_process`` the process
-does the clients' work as well.
+The run folder is the checkpoint. A trial that is repeated, or resumed with the sweep, first reports the steps that its
+folder holds and continues after the last of them; one that has finished only reports. With ``cluster.pool=in_process``
+the process does the clients' work as well.
 """
 
 from __future__ import annotations

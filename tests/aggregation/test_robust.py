@@ -208,7 +208,8 @@ def test_known_geometric_medians() -> None:
     np.testing.assert_allclose(aggregate("geometric_median", [[0, 0], [1, 0], [10, 0]]), [1, 0], atol=1e-9)
     triangle = np.array([[0, 0], [1, 0], [0.5, np.sqrt(0.75)]])
     np.testing.assert_allclose(aggregate("geometric_median", triangle), [0.5, 0.288675], atol=1e-6)
-    # Fermat's point of a right isosceles triangle sees every side under 120 degrees: t (1, 1) with t = (3 - sqrt 3) / 6.
+    # Fermat's point of a right isosceles triangle sees every side under 120 degrees:
+    # t (1, 1) with t = (3 - sqrt 3) / 6.
     fermat = (3 - np.sqrt(3)) / 6
     np.testing.assert_allclose(aggregate("geometric_median", [[0, 0], [1, 0], [0, 1]]), [fermat, fermat], atol=1e-5)
     # A corner of more than 120 degrees is the median itself.

@@ -57,7 +57,7 @@ def merge(
     return robust_merge(settings, states, weights, own, origin, "product_svd", frozen)
 
 
-# -- the rules on states -------------------------------------------------------------------------------------------------
+# -- the rules on states -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("rule", ROBUST)
@@ -155,7 +155,7 @@ def test_buckets_are_drawn_per_round_and_average_before_the_rule() -> None:
     assert any(not np.array_equal(own["head.weight"], first["head.weight"]) for own in rounds)
 
 
-# -- in a method ---------------------------------------------------------------------------------------------------------
+# -- in a method -------------------------------------------------------------------------------------------------------
 
 
 def method(rule: str, fraction: float = 0.2, **parameters: Any) -> Algorithm:

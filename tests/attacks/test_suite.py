@@ -60,7 +60,7 @@ def test_every_attack_is_tested_here() -> None:
     assert {spec_of(text).name for text in EVERY} == set(ATTACKS)
 
 
-# -- promises that all of them keep --------------------------------------------------------------------------------------
+# -- promises that all of them keep ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("text", EVERY)
@@ -120,7 +120,7 @@ def test_a_constant_model_yields_no_nan_and_falls_nowhere(text: str) -> None:
     assert found.x_adv.isfinite().all()
 
 
-# -- closed forms --------------------------------------------------------------------------------------------------------
+# -- closed forms ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("text", LINF)
@@ -217,7 +217,7 @@ def test_autoattack_is_at_least_as_strong_as_its_parts_and_costs_nothing_on_the_
     assert (fallen_at_once.forwards, fallen_at_once.backwards) == (60, 0)
 
 
-# -- parts ---------------------------------------------------------------------------------------------------------------
+# -- parts -------------------------------------------------------------------------------------------------------------
 
 
 def test_dlr_ignores_scale_and_shift() -> None:
@@ -292,7 +292,7 @@ def test_norms_project_climb_and_start_in_their_ball(name: str) -> None:
         assert (g * norm.surface(x, draws, turn)).sum() < best
 
 
-# -- randomness ----------------------------------------------------------------------------------------------------------
+# -- randomness --------------------------------------------------------------------------------------------------------
 
 
 def test_image_draws_depend_on_the_image_and_the_turn_alone() -> None:
@@ -326,7 +326,7 @@ def test_image_draws_are_uniform_and_normal() -> None:
     assert abs(float(neighbours)) < 0.01
 
 
-# -- wrong input ---------------------------------------------------------------------------------------------------------
+# -- wrong input -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -151,7 +151,7 @@ def test_parameters_of_a_method_are_checked_before_the_method_is_known(value: ob
     assert str(caught.value).isprintable()
 
 
-# -- what is written is read back -------------------------------------------------------------------------------------------
+# -- what is written is read back --------------------------------------------------------------------------------------
 
 
 def _built(schema: type[Any], raw: Any) -> Any:
@@ -203,7 +203,7 @@ def test_a_pretraining_config_is_read_back() -> None:
     assert build(PretrainConfig, parse_yaml(to_yaml(config.model_dump(mode="json")))) == config
 
 
-# -- overrides ----------------------------------------------------------------------------------------------------------------
+# -- overrides ---------------------------------------------------------------------------------------------------------
 
 VALUES = {
     "3": 3,
@@ -282,7 +282,7 @@ def test_a_wrong_override_is_one_line(override: str, config_file: Path) -> None:
     assert len(str(caught.value)) < 1000
 
 
-# -- whole files ---------------------------------------------------------------------------------------------------------------
+# -- whole files -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("text", ["", "# a comment\n"])

@@ -79,7 +79,7 @@ def watching(params: ParameterStack, data: Sequence[ClientData], watched: int = 
     return CollapseGuard(LinearStack(), params, splits, EPSILON, split_draws(0, "guard", [0, 1, 2], splits))
 
 
-# -- the attack ----------------------------------------------------------------------------------------------------------
+# -- the attack --------------------------------------------------------------------------------------------------------
 
 
 def test_fgsm_rs_is_one_step_of_five_quarters_epsilon_from_a_random_start() -> None:
@@ -97,7 +97,7 @@ def test_fgsm_rs_stays_in_the_ball_and_reaches_its_border() -> None:
     torch.testing.assert_close(x_adv, torch.tensor([[0.6], [0.6], [0.525]]))
 
 
-# -- the guard -----------------------------------------------------------------------------------------------------------
+# -- the guard ---------------------------------------------------------------------------------------------------------
 
 
 def test_a_client_that_collapses_gets_its_state_back_bit_for_bit_and_stops() -> None:
@@ -159,7 +159,7 @@ def test_a_drop_of_a_fifth_is_the_most_that_is_allowed(
     assert guard.stopped_C.tolist() == [False, stops, False]
 
 
-# -- in training ---------------------------------------------------------------------------------------------------------
+# -- in training -------------------------------------------------------------------------------------------------------
 
 
 class Saboteur(AdversarialTraining):

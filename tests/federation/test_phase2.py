@@ -139,7 +139,7 @@ def test_an_empty_selection_is_legal_and_leaves_phase_1_as_it_was(selection: str
     assert (tmp_path / "run" / "report.html").exists()
 
 
-# -- the scores of layers ------------------------------------------------------------------------------------------------
+# -- the scores of layers ----------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -221,7 +221,7 @@ def test_shift_is_the_relative_distance_after_every_block(player: Phase2Client) 
     assert not relative_shift(player, unmoved).any()
 
 
-# -- what is measured, and when ------------------------------------------------------------------------------------------
+# -- what is measured, and when ----------------------------------------------------------------------------------------
 
 
 def test_a_run_on_held_out_images_says_so_and_measures_them(tmp_path: Path) -> None:

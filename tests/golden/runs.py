@@ -4,8 +4,9 @@
 
 `tests/golden/digests.json` holds what was recorded before the code was moved into its present tree.
 
-A digest covers what a user can measure: the adapters' files, the clients' newest states, every record and the summary, without
-times, memory, versions and hardware. It belongs to one torch version and one processor: floating-point kernels differ.
+A digest covers what a user can measure: the adapters' files, the clients' newest states, every record and the summary,
+without times, memory, versions and hardware. It belongs to one torch version and one processor: floating-point kernels
+differ.
 """
 
 from __future__ import annotations

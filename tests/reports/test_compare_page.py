@@ -59,7 +59,7 @@ def results(rows: list[Any]) -> set[tuple[str, tuple[int, ...]]]:
     return {(row.name, row.seeds) for row in rows if row.stage == "final"}
 
 
-# -- the command --------------------------------------------------------------------------------------------------------
+# -- the command -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.usefixtures("runs")
@@ -114,7 +114,7 @@ def test_an_unfinished_run_in_a_folder_is_left_out_with_a_warning(runs: Path) ->
     assert said in Path("a.html").read_text()
 
 
-# -- bad input ----------------------------------------------------------------------------------------------------------
+# -- bad input ---------------------------------------------------------------------------------------------------------
 
 BAD = {
     "nothing of that name": (("nowhere",), ["nowhere", "is not a file or folder", "run folder", "--uri"]),
@@ -160,7 +160,7 @@ def test_bad_input_is_one_line_and_writes_nothing(case: str, runs: Path, tmp_pat
     assert sorted(tmp_path.rglob("*")) == before
 
 
-# -- MLflow -------------------------------------------------------------------------------------------------------------
+# -- MLflow ------------------------------------------------------------------------------------------------------------
 
 
 def test_an_mlflow_experiment_holds_the_same_rows(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -211,7 +211,7 @@ def test_an_unreachable_server_is_one_line(runs: Path, monkeypatch: pytest.Monke
     assert "s3cret" not in str(caught.value)
 
 
-# -- the page -----------------------------------------------------------------------------------------------------------
+# -- the page ----------------------------------------------------------------------------------------------------------
 
 
 class Tags(HTMLParser):
@@ -318,7 +318,7 @@ def test_without_a_common_attack_there_is_a_table_and_no_plot() -> None:
     assert "No attack is common to all rows" in tags.text
 
 
-# -- the plots ----------------------------------------------------------------------------------------------------------
+# -- the plots ---------------------------------------------------------------------------------------------------------
 
 
 def texts_of(figure: Figure) -> list[str]:

@@ -98,7 +98,7 @@ def names(rows: list[Row]) -> list[str]:
     return [row.name for row in rows if row.stage != "majority"]
 
 
-# -- rows over seeds ----------------------------------------------------------------------------------------------------
+# -- rows over seeds ---------------------------------------------------------------------------------------------------
 
 
 def test_mean_and_sample_deviation_over_seeds() -> None:
@@ -171,7 +171,7 @@ def test_phase_1_is_a_row_where_a_phase_2_follows() -> None:
     assert (first.seconds, first.total_bytes, first.collapsed) == (None, None, None)
 
 
-# -- what becomes one row -----------------------------------------------------------------------------------------------
+# -- what becomes one row ----------------------------------------------------------------------------------------------
 
 RANK_4 = config(lora={"rank": 4})
 RANK_8 = config(lora={"rank": 8})
@@ -284,7 +284,7 @@ def test_the_shortest_unambiguous_key(key: str, short: str) -> None:
     assert short_key(key) == short
 
 
-# -- comparability ------------------------------------------------------------------------------------------------------
+# -- comparability -----------------------------------------------------------------------------------------------------
 
 FLEETS: dict[str, tuple[dict[str, Any], str | None]] = {
     "the same": ({}, None),
@@ -338,7 +338,7 @@ def test_attacks_of_other_step_sizes_have_other_labels() -> None:
     assert labels == {"pgd20-step2-eps8", "pgd20-step3-eps8"}
 
 
-# -- dominance ----------------------------------------------------------------------------------------------------------
+# -- dominance ---------------------------------------------------------------------------------------------------------
 
 DOMINANCE: dict[str, tuple[dict[str, tuple[float, float]], dict[str, list[str]]]] = {
     "better in both": ({"a": (0.6, 0.4), "b": (0.5, 0.3)}, {"a": [], "b": ["a"]}),
@@ -426,7 +426,7 @@ def test_the_strongest_attack_is_common_to_all_rows() -> None:
     assert sentences(none) == ["No attack is common to all rows, so dominance is not defined."]
 
 
-# -- the table ----------------------------------------------------------------------------------------------------------
+# -- the table ---------------------------------------------------------------------------------------------------------
 
 FAILED = [{"name": "S4", "passed": False, "meaning": "masked"}, {"name": "S14", "passed": True, "meaning": ""}]
 
@@ -518,7 +518,7 @@ def test_a_plot_needs_an_attack(tmp_path: Any) -> None:
         plot(compare([summary(attacks=())]), tmp_path / "x.png")
 
 
-# -- bad input ----------------------------------------------------------------------------------------------------------
+# -- bad input ---------------------------------------------------------------------------------------------------------
 
 BAD: dict[str, tuple[Any, list[str]]] = {
     "no object": ([1, 2], ["a JSON object is needed"]),

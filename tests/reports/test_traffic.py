@@ -74,7 +74,7 @@ def vit_base() -> list[TrafficRow]:
     return traffic_table(BackboneSection(name="vit_base_patch16_224"), LoraSection(), [8, 32], 10, adapters)
 
 
-# -- ViT-B/16, by hand ----------------------------------------------------------------------------------------------------
+# -- ViT-B/16, by hand -------------------------------------------------------------------------------------------------
 
 
 def test_vit_base_by_arithmetic(vit_base: list[TrafficRow]) -> None:
@@ -109,7 +109,7 @@ def test_quantised_against_quantised_the_ratio_is_that_of_the_adapters(vit_base:
             assert row_of(vit_base, method, kind, rank="8").ratio_same_compression == pytest.approx(plain, rel=1e-3)
 
 
-# -- T11 ------------------------------------------------------------------------------------------------------------------
+# -- T11 ---------------------------------------------------------------------------------------------------------------
 
 
 def test_the_payload_is_the_arithmetic_plus_a_header(small: list[TrafficRow]) -> None:
@@ -146,7 +146,7 @@ def test_a_method_against_itself_is_one(small: list[TrafficRow]) -> None:
         assert row_of(small, "fedavg_at", kind).ratio_same_compression == 1
 
 
-# -- the table and the wire ----------------------------------------------------------------------------------------------------
+# -- the table and the wire --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["none", "int8", "int4"])
@@ -208,7 +208,7 @@ def test_a_chosen_method_and_other_targets(tmp_path: Path) -> None:
     assert terminal_table(rows, "title").row_count == 2
 
 
-# -- bytes to target ------------------------------------------------------------------------------------------------------
+# -- bytes to target ---------------------------------------------------------------------------------------------------
 
 
 def accuracies(*values: float) -> ClientAccuracies:

@@ -1,9 +1,9 @@
 """A run folder that version 0.1 wrote is opened, resumed, evaluated and compared.
 
-``run_of_version_0_1/`` was written by that version: two clients, a warm-up, one round and local epochs. Its ``config.yaml``
-has no keys of later versions, its records have no ``compute``, and its measurements in ``evaluation/`` are those of
-PGD-2 and of randomised smoothing. The gallery was removed from ``evaluation.json``, and adapters, report and predictions
-from the folder, to keep it small.
+``run_of_version_0_1/`` was written by that version: two clients, a warm-up, one round and local epochs. Its
+``config.yaml`` has no keys of later versions, its records have no ``compute``, and its measurements in ``evaluation/``
+are those of PGD-2 and of randomised smoothing. The gallery was removed from ``evaluation.json``, and adapters, report
+and predictions from the folder, to keep it small.
 """
 
 from __future__ import annotations

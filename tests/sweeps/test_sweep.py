@@ -45,7 +45,7 @@ def adapters_of(sweep: Sweep, root: Path) -> dict[str, dict[str, bytes]]:
     return {trial.key: adapter_files(root / "trials" / trial.key) for trial in sweep.trials}
 
 
-# -- what a trial reserves ------------------------------------------------------------------------------------------------
+# -- what a trial reserves ---------------------------------------------------------------------------------------------
 
 
 def test_a_trial_reserves_its_coordinator_and_its_actors(tmp_path: Path) -> None:
@@ -180,7 +180,7 @@ def test_a_trial_that_fits_nowhere_is_refused_and_nothing_written(
     assert not (tmp_path / "sweep").exists()
 
 
-# -- pruning, without trials ----------------------------------------------------------------------------------------------
+# -- pruning, without trials -------------------------------------------------------------------------------------------
 
 
 def test_asha_counts_on_the_longest_of_the_trials(tmp_path: Path) -> None:
@@ -214,7 +214,7 @@ def test_asha_keeps_the_best_third_at_every_rung_and_lets_them_finish(tmp_path: 
     assert sum(step == 1 for step in stopped.values()) >= 5
 
 
-# -- whole sweeps -----------------------------------------------------------------------------------------------------------
+# -- whole sweeps ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow

@@ -80,7 +80,7 @@ def same(a: ClientState, b: ClientState) -> bool:
     return a.keys() == b.keys() and all(np.array_equal(a[name], b[name], equal_nan=True) for name in a)
 
 
-# -- without compression -------------------------------------------------------------------------------------------------
+# -- without compression -----------------------------------------------------------------------------------------------
 
 
 def test_without_compression_the_wire_is_the_identity_and_counts_what_it_carries() -> None:
@@ -117,7 +117,7 @@ def test_a_method_that_shares_nothing_sends_nothing() -> None:
     assert (link.traffic.upload, link.traffic.upload_payload, link.residuals) == (0, 0, {})
 
 
-# -- compression ---------------------------------------------------------------------------------------------------------
+# -- compression -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", CODECS)
@@ -232,7 +232,7 @@ def test_answers_that_are_not_compressed_arrive_as_they_are(compression: dict[st
     assert link.traffic.download == 4 * (200 + 148)
 
 
-# -- attackers -----------------------------------------------------------------------------------------------------------
+# -- attackers ---------------------------------------------------------------------------------------------------------
 
 
 def byzantine_wire(attack: str) -> tuple[Wire, list[int]]:
@@ -321,7 +321,7 @@ def test_a_malicious_upload_is_no_larger_than_what_its_client_may_send() -> None
     assert not attacked[0]["m.lora_B"][:, 1:].any()
 
 
-# -- a postprocessor of one's own ----------------------------------------------------------------------------------------
+# -- a postprocessor of one's own --------------------------------------------------------------------------------------
 
 
 class Offset(Postprocessor):
@@ -394,7 +394,7 @@ def test_byzantine_clients_come_before_compression() -> None:
     assert [type(postprocessor) for postprocessor in link.postprocessors] == [ByzantineUploads, Compression]
 
 
-# -- whole rounds --------------------------------------------------------------------------------------------------------
+# -- whole rounds ------------------------------------------------------------------------------------------------------
 
 BRIEF = TINY | {
     "algorithm": {"name": "sylva", "head_warmup_epochs": 0, "final_local_epochs": 0, "phase2": {"enabled": False}},

@@ -6,9 +6,9 @@
        ◄── events, summary ──────────      └── run folder: a checkpoint after every stage
 
 It holds the lock of the run folder, because it is the process that writes there: a driver that was killed while its
-coordinator still lives cannot be followed by a second coordinator. When its process fails, Ray starts another one and calls
-`Coordinator.run` again, which continues from the newest checkpoint with new client actors. The data and the backbone
-belong to the driver and remain in the object store.
+coordinator still lives cannot be followed by a second coordinator. When its process fails, Ray starts another one and
+calls `Coordinator.run` again, which continues from the newest checkpoint with new client actors. The data and the
+backbone belong to the driver and remain in the object store.
 """
 
 from __future__ import annotations

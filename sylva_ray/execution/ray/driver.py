@@ -69,8 +69,8 @@ def run_prepared(
         The summary, as in ``summary.json``.
 
     Raises:
-        UserError: it does not fit on the cluster, the run folder is not free, or data or weights have changed; nothing was
-            written.
+        UserError: it does not fit on the cluster, the run folder is not free, or data or weights have changed; nothing
+            was written.
         RunError: it failed while running, and can be resumed.
     """
     config = prepared.config

@@ -7,9 +7,9 @@
                                 └── lost ◄───┘  a new actor replaces it, the task goes to the front
 
 `RayPool.run` waits until an actor answers, is lost or has started, or until the deadline. An actor that hangs is lost,
-too: one whose process does not answer (it was stopped, or its machine is out of memory), or whose task takes much longer
-than others of its kind did. Any actor can run any task, and every random number depends on its purpose alone: results
-are bit-identical for any number of actors and after failures.
+too: one whose process does not answer (it was stopped, or its machine is out of memory), or whose task takes much
+longer than others of its kind did. Any actor can run any task, and every random number depends on its purpose alone:
+results are bit-identical for any number of actors and after failures.
 """
 
 from __future__ import annotations

@@ -36,19 +36,19 @@ for process in /proc/[0-9]*; do
     esac
 done
 """
-"""A script that ends what is left of a session of Ray on this machine: Ray's processes with a file of it open. Most of them
-end by themselves when the driver dies; Ray's agents first try for a minute to reach a service that is gone."""
+"""A script that ends what is left of a session of Ray on this machine: Ray's processes with a file of it open. Most of
+them end by themselves when the driver dies; Ray's agents first try for a minute to reach a service that is gone."""
 
 GCS_TIMEOUT_S = "15"
-"""Seconds after which Ray's processes on this machine end, once its control service (GCS) has been lost. On a cluster Ray's
-default (60) stays, in which a head may restart it."""
+"""Seconds after which Ray's processes on this machine end, once its control service (GCS) has been lost. On a cluster
+Ray's default (60) stays, in which a head may restart it."""
 
 LOOPBACK = "127.0.0.1"
 """The address of a Ray that this process starts."""
 
 STORE_VARIABLES = "MLFLOW_"
-"""Prefix of the variables that hold the address and the password of MLflow's store. The coordinator gets them in a message, and
-the environment of Ray's processes does not show them."""
+"""Prefix of the variables that hold the address and the password of MLflow's store. The coordinator gets them in a
+message, and the environment of Ray's processes does not show them."""
 
 
 @contextmanager
@@ -56,8 +56,8 @@ def ray_session(section: ClusterSection) -> Iterator[None]:
     """Connect to Ray for as long as the block lasts. A connection that exists already is used, and stays open.
 
     Raises:
-        UserError: no cluster answers at ``cluster.address`` or it refuses our token, Ray would ask for no token, or an actor
-            fits on no node.
+        UserError: no cluster answers at ``cluster.address`` or it refuses our token, Ray would ask for no token, or an
+            actor fits on no node.
         RunError: Ray cannot be started on this machine.
     """
     started = not ray.is_initialized()

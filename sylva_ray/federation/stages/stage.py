@@ -78,8 +78,8 @@ KINDS: dict[str, type[Stage]] = {}
 def _is_same(known: type[Stage], new: type[Stage]) -> bool:
     """Return whether two classes come from one definition that was executed twice.
 
-    That is a cell of a notebook that is run again, or a file that has two names: a script is ``__main__``, and is imported
-    by its own name where a configuration names a method in it.
+    That is a cell of a notebook that is run again, or a file that has two names: a script is ``__main__``, and is
+    imported by its own name where a configuration names a method in it.
     """
     if known.__qualname__ != new.__qualname__:
         return False

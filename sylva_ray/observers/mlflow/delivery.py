@@ -1,9 +1,9 @@
 """Delivery of a run folder to a tracking store: what is sent, in which order, and what has arrived.
 
-Everything is read from the run folder. What an unreachable or slow store did not accept is sent again after the next record,
-at the end of the run, when the run is resumed, and by ``sylva-ray track RUN``; a warning lists it until then. Sending a value
-twice does no harm: its timestamp is the start of the run plus the wall seconds of its records, so that the store recognises
-the duplicate.
+Everything is read from the run folder. What an unreachable or slow store did not accept is sent again after the next
+record, at the end of the run, when the run is resumed, and by ``sylva-ray track RUN``; a warning lists it until then.
+Sending a value twice does no harm: its timestamp is the start of the run plus the wall seconds of its records, so that
+the store recognises the duplicate.
 """
 
 from __future__ import annotations

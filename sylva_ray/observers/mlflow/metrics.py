@@ -1,8 +1,8 @@
 """Records, summaries and evaluations flattened to ``{metric: number}``, as MLflow shows them.
 
 Examples of metrics: ``benign_accuracy.mean``, ``robust_accuracy.pgd20-eps4.p10`` and ``loss.mean`` of the fleet,
-``client_003.benign_accuracy`` of a client, ``upload_bytes`` and ``seconds.train`` of a step. Accuracies are fractions in
-[0, 1].
+``client_003.benign_accuracy`` of a client, ``upload_bytes`` and ``seconds.train`` of a step. Accuracies are fractions
+in [0, 1].
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ def record_metrics(record: StageRecord, attacks: Collection[str]) -> dict[str, f
 
     Args:
         record: record of a stage.
-        attacks: labels of the evaluation's attacks. Any other attack in the record was made for a check (an unbounded attack
-            must break every defence), so its metric is ``check_accuracy`` instead of ``robust_accuracy``.
+        attacks: labels of the evaluation's attacks. Any other attack in the record was made for a check (an unbounded
+            attack must break every defence), so its metric is ``check_accuracy`` instead of ``robust_accuracy``.
 
     Returns:
         The metrics that have a value.

@@ -1,7 +1,7 @@
 """Tracking with MLflow: the observer of a run, the runs of sweeps, and the client behind them.
 
-A thread reads the run folder and sends it, so that the run never waits for the server. This is the only module that imports
-mlflow, inside functions, because the import takes 2 to 3 seconds::
+A thread reads the run folder and sends it, so that the run never waits for the server. This is the only module that
+imports mlflow, inside functions, because the import takes 2 to 3 seconds::
 
     run ── rounds.jsonl, summary.json, ... ──► Delivery ──► MlflowStore
      └──── on_record(), on_end() ──► MlflowTracker's thread ──┘   (tracking.json: what has arrived)

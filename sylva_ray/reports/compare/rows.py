@@ -96,19 +96,20 @@ class Row:
         return self.accuracy.get((condition, kind, statistic))
 
 
-# -- rows ---------------------------------------------------------------------------------------------------------------
+# -- rows --------------------------------------------------------------------------------------------------------------
 
 
 def compare(summaries: Sequence[Run | Mapping[str, object]]) -> list[Row]:
     """Group runs into rows.
 
     Args:
-        summaries: parsed ``summary.json`` files. Each may have three additional keys: ``method`` (the row's name in place of
-            ``algorithm``), ``config`` (the run's ``config.yaml`` as a mapping) and ``source`` (a path, for messages).
+        summaries: parsed ``summary.json`` files. Each may have three additional keys: ``method`` (the row's name in
+            place of ``algorithm``), ``config`` (the run's ``config.yaml`` as a mapping) and ``source`` (a path, for
+            messages).
 
     Returns:
-        One row per fleet for always predicting a client's most frequent class; then one row per method and settings, or two
-        if the method has a second phase.
+        One row per fleet for always predicting a client's most frequent class; then one row per method and settings, or
+        two if the method has a second phase.
 
     Raises:
         UserError: the sequence is empty, or an item is not a summary.
@@ -236,8 +237,8 @@ def _num_collapsed(run: Run) -> float | None:
 def _majority(rows: Sequence[Row]) -> list[Row]:
     """Return a row per fleet for always predicting a client's most frequent class.
 
-    Its accuracy is the same under every attack. Its balanced accuracy is 1 divided by the number of the client's classes,
-    which a summary does not hold.
+    Its accuracy is the same under every attack. Its balanced accuracy is 1 divided by the number of the client's
+    classes, which a summary does not hold.
     """
     references = []
     keys = differing_keys([row.fleet for row in rows])
@@ -278,7 +279,7 @@ def _majority(rows: Sequence[Row]) -> list[Row]:
     )
 
 
-# -- fleets and names ---------------------------------------------------------------------------------------------------
+# -- fleets and names --------------------------------------------------------------------------------------------------
 
 
 def fleets(rows: Sequence[Row]) -> list[list[Row]]:
@@ -295,8 +296,8 @@ def fleets(rows: Sequence[Row]) -> list[list[Row]]:
 def same_fleet(a: Row, b: Row) -> bool:
     """Return whether two rows are comparable.
 
-    Their data set and partition must agree and, for every common seed, the number of images per client and class. What is
-    not available for one of the rows is not compared.
+    Their data set and partition must agree and, for every common seed, the number of images per client and class. What
+    is not available for one of the rows is not compared.
     """
     shared = a.fleet.keys() & b.fleet.keys()
     if any(a.fleet[key] != b.fleet[key] for key in shared):

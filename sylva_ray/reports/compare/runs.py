@@ -36,8 +36,8 @@ IGNORED_KEYS = (
     "byzantine.fraction",
     "byzantine.attack",
 )
-"""Config keys, or beginnings of keys, that do not distinguish experiments: names, places, and where or how often something
-is computed. The kind and number of Byzantine clients are taken from the summary instead."""
+"""Config keys, or beginnings of keys, that do not distinguish experiments: names, places, and where or how often
+something is computed. The kind and number of Byzantine clients are taken from the summary instead."""
 
 
 class Run(Summary):

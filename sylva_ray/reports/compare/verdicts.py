@@ -36,7 +36,7 @@ MAX_NAMES = 3
 """Number of rows that a sentence names, and of warnings that are shown per row."""
 
 
-# -- dominance ----------------------------------------------------------------------------------------------------------
+# -- dominance ---------------------------------------------------------------------------------------------------------
 
 
 def attack_labels(rows: Sequence[Row]) -> list[str]:
@@ -53,8 +53,8 @@ def attack_title_from(rows: Sequence[Row], attack: str) -> str:
 def strongest_attack(rows: Sequence[Row]) -> str | None:
     """Return the label of the strongest attack that all rows were measured under; None if there is no such attack.
 
-    Attacks are ordered by epsilon, then by the number of steps, then by position. An attack that no configuration defines is
-    weaker than all others.
+    Attacks are ordered by epsilon, then by the number of steps, then by position. An attack that no configuration
+    defines is weaker than all others.
     """
     rows = method_rows(rows)
     common = [attack for attack in attack_labels(rows) if all(attack in row.attacks for row in rows)]
@@ -83,8 +83,8 @@ def dominance(rows: Sequence[Row], statistic: str) -> dict[str, list[str]]:
         statistic: statistic over the clients, ``mean`` or ``worst_decile``.
 
     Returns:
-        Per measured row, the names of the rows that dominate it, those on the Pareto front first; empty for the rows on the
-        front.
+        Per measured row, the names of the rows that dominate it, those on the Pareto front first; empty for the rows on
+        the front.
     """
     attack = strongest_attack(rows)
     if attack is None:
@@ -173,7 +173,7 @@ def front_membership(rows: Sequence[Row]) -> dict[str, str]:
     return {name: "both" if name in mean & worst else "mean" if name in mean else "worst" for name in mean | worst}
 
 
-# -- texts beside the numbers --------------------------------------------------------------------------------------------
+# -- texts beside the numbers ------------------------------------------------------------------------------------------
 
 AGREEING_SETTINGS = {
     "backbone.name": "backbone",

@@ -1,7 +1,7 @@
 """Placement of labels beside points without overlaps.
 
-Labels are placed one after the other, the one of the most crowded point first. Each takes the cheapest of the candidate places
-on rings around its point. A label that is far from its point gets a leader, a thin line to the point.
+Labels are placed one after the other, the one of the most crowded point first. Each takes the cheapest of the candidate
+places on rings around its point. A label that is far from its point gets a leader, a thin line to the point.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ NUM_ORDERS = 3
 """Orders of the labels that are tried: the most crowded point first, then random orders."""
 
 OVERLAP, CROSSING, ON_BAR, AMBIGUOUS = 1000.0, 40.0, 4.0, 15.0
-"""Costs of covering a label or a marker, of crossing a leader, of covering an error bar, and of being nearer to another point
-than to the label's own point without a leader."""
+"""Costs of covering a label or a marker, of crossing a leader, of covering an error bar, and of being nearer to another
+point than to the label's own point without a leader."""
 
 Centre = tuple[float, float]
 
@@ -263,7 +263,7 @@ def _leader_costs(layout: _Layout, candidates: _Candidates, placed: _Placed, ind
         yield CROSSING / 4 * (candidates.has_leader & _leads_through(point, candidates.edges, box))
 
 
-# -- geometry -------------------------------------------------------------------------------------------------------------
+# -- geometry ----------------------------------------------------------------------------------------------------------
 
 
 def _nearest(point: np.ndarray, centres: np.ndarray, extent: np.ndarray) -> np.ndarray:

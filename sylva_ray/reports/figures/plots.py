@@ -1,7 +1,7 @@
 """Figures of a run, for the report (as SVG) and for MLflow (as PNG).
 
-Heatmaps encode magnitude by the opacity of one hue, or of two for signed values, so that zero is the colour of the page, light or
-dark. The module does not use pyplot, whose state is global.
+Heatmaps encode magnitude by the opacity of one hue, or of two for signed values, so that zero is the colour of the
+page, light or dark. The module does not use pyplot, whose state is global.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def robust_conditions(records: Sequence[StageRecord]) -> list[str]:
     return [condition for condition in conditions if condition not in ("benign", UNBOUNDED.label)]
 
 
-# -- figures --------------------------------------------------------------------------------------------------------------
+# -- figures -----------------------------------------------------------------------------------------------------------
 
 
 def _fleet(summary: Summary) -> Figure:
@@ -213,7 +213,7 @@ def _seconds(seconds: RunSeconds) -> Figure:
     return figure
 
 
-# -- parts of figures -----------------------------------------------------------------------------------------------------
+# -- parts of figures --------------------------------------------------------------------------------------------------
 
 
 def _heatmap(axes: Axes, values: np.ndarray) -> None:

@@ -1,7 +1,8 @@
 """Style of the figures and their export, as SVG that follows the reader's light or dark scheme, or as PNG.
 
-Figures are drawn in the colours of the light scheme; `svg` replaces each of them by a CSS variable that the page defines. Text
-stays text. The order of the series' colours keeps neighbours distinguishable under common colour vision deficiencies.
+Figures are drawn in the colours of the light scheme; `svg` replaces each of them by a CSS variable that the page
+defines. Text stays text. The order of the series' colours keeps neighbours distinguishable under common colour vision
+deficiencies.
 """
 
 from __future__ import annotations

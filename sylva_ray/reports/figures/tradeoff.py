@@ -61,8 +61,8 @@ class Panel:
         x_label: label of the horizontal axis.
         y_label: label of the vertical axis.
         points: the points, at least one.
-        in_bytes: whether x is a size in bytes, shown on a logarithmic axis with an additional tick for 0; otherwise x is a
-            fraction.
+        in_bytes: whether x is a size in bytes, shown on a logarithmic axis with an additional tick for 0; otherwise x
+            is a fraction.
         joined: whether a line joins the points on the front.
     """
 
