@@ -1,4 +1,4 @@
-"""Fixtures shared by all tests: small real experiments on the embedded digits, and one thread, so that bits are stable."""
+"""Fixtures of all tests: small real experiments on the embedded digits, and one thread, so that bits are stable."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ TINY: dict[str, Any] = {
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Divide the tests among the workers of pytest-xdist: whole files, and everything that starts Ray to the same worker."""
+    """Divide the tests among pytest-xdist's workers: whole files, and everything that starts Ray to one worker."""
     if not config.pluginmanager.hasplugin("xdist"):
         return
     for item in items:
@@ -53,7 +53,7 @@ def _one_thread() -> None:
 
 @pytest.fixture(autouse=True)
 def _no_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What ``auto`` becomes depends on the machine; here it is float32 and fused attention, but in the tests of the choice."""
+    """``auto`` depends on the machine; here it is float32 and fused attention, but in the tests of the choice."""
     monkeypatch.setattr(
         "sylva_ray.preparation.resolve.fastest", lambda *_: ComputeChoice("float32", AttentionKernels(), {})
     )

@@ -1,4 +1,4 @@
-"""Arguments of the Python interface that no command line could pass: one line that names the argument, and nothing written."""
+"""Arguments of the Python interface that no command line could pass: a line that names it, and nothing written."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The structure that the design promises: layers, one home per heavy library, shipped files that work, nothing downloaded."""
+"""The structure that the design promises: layers, one home per heavy library, shipped files that work."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ LAYERS = (
     "api",
     "cli",
 )
-"""One layer per package, the lowest first. A file imports its own package and the ones before it, wherever the import stands."""
+"""One layer per package, the lowest first. A file imports its own package and those before it, also in functions."""
 
 RAY = ("sylva_ray/execution/ray/", "sylva_ray/sweeps/")
 HOMES = {

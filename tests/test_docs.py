@@ -1,4 +1,4 @@
-"""The documentation keeps up with the repository: links, paths and the table of packages. `make docs` looks up the rest."""
+"""The documentation keeps up with the repository: links, paths, commands. `make docs` looks up the rest."""
 
 from __future__ import annotations
 

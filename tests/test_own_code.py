@@ -1,4 +1,4 @@
-"""A configuration names a class, and only the user decides whether its code runs: installed, imported, or ``--import``."""
+"""A configuration names a class; only the user decides whether its code runs: installed, imported or ``--import``."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def call(*arguments: str) -> tuple[int, str]:
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run, an unfinished one and a sweep, of a method whose file is beside them, as somebody would pack them."""
+    """A finished run, an unfinished one and a sweep of a method whose file is beside them, as one would pack them."""
     root = tmp_path_factory.mktemp("shared")
     (root / "a_payload.py").write_text(EXAMPLE.read_text())
     sylva_ray.run(TINY | SHORT, out=root / "run", imports=[root], show="nothing")
@@ -88,7 +88,7 @@ WITHOUT_CODE = {
 
 @pytest.fixture
 def here(shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of what was packed, as current directory, which Python looks into first (``python -m``, ``PYTHONPATH``)."""
+    """A copy of what was packed, as current directory, where Python looks first (``python -m``, ``PYTHONPATH``)."""
     folder = tmp_path / "here"
     shutil.copytree(shared, folder)
     monkeypatch.chdir(folder)

@@ -1,4 +1,4 @@
-"""The number that we report, found again by a process that imports nothing of ours: PEFT, timm and other people's attacks."""
+"""The number that we report, found again by a process that imports nothing of ours: PEFT, timm, others' attacks."""
 
 from __future__ import annotations
 

@@ -117,5 +117,5 @@ def _trace(gram: np.ndarray) -> np.ndarray:
 
 @cache
 def _start(size: int, block: int) -> np.ndarray:
-    """Return the start of the iteration: the same normal random numbers every time, so that no direction is left out."""
+    """Return the start of the iteration: the same normal random numbers every time, which leave no direction out."""
     return np.random.default_rng(0).normal(size=(size, block))

@@ -11,7 +11,7 @@ from sylva_ray.core.text import Show
 
 
 def check_texts(name: str, values: Sequence[str | Path]) -> None:
-    """Check that an argument is a list of texts or paths, and not one text, whose letters would be taken for its entries.
+    """Check that an argument is a list of texts or paths, not one text, whose letters would be taken for entries.
 
     Args:
         name: of the argument.

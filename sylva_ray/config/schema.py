@@ -203,7 +203,7 @@ def parse_override(override: str) -> tuple[str, Any]:
 
 
 def parse_value(key: str, text: str) -> Any:
-    """Convert the text of a setting on the command line to the value that it has in a YAML file; nothing is an empty text.
+    """Convert the text of a setting on the command line to its value in a YAML file; nothing is an empty text.
 
     Args:
         key: its name, for the message.

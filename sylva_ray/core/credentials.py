@@ -106,7 +106,7 @@ def _masked(url: str) -> str:
 
 
 def _split(url: str) -> SplitResult:
-    """Split a URL at the last ``@`` before the query, because a password may hold any character that nobody has escaped.
+    """Split a URL at the last ``@`` before the query: a password may hold any character that nobody has escaped.
 
     Raises:
         ValueError: it is malformed.

@@ -71,7 +71,7 @@ def allow(directories: Sequence[str | Path]) -> None:
 
 
 def allowed_directories() -> tuple[str, ...]:
-    """Return the directories that the user has named, with absolute paths, so that other processes can allow them, too."""
+    """Return the absolute paths of the directories that the user has named, for other processes to allow them, too."""
     return tuple(_allowed)
 
 

@@ -119,7 +119,7 @@ class FoundDataset:
 
 
 def find_dataset(section: DatasetSection) -> FoundDataset:
-    """Find the files of a data set and read its labels, which needs no model; images are decoded by `FoundDataset.load`.
+    """Find the files of a data set and read its labels, without a model; `FoundDataset.load` decodes images.
 
     Raises:
         UserError: the name is unknown, or the files are missing or cannot be read.

@@ -25,7 +25,7 @@ SPELLINGS = {
     "evaluation": ("eval", "evaluation"),
     "development": ("dev",),
 }
-"""The splits of a data set and their spellings. Of all but the first, the first one that exists becomes the test half."""
+"""Splits of a data set and their spellings. Of all but the first, the first one that exists is the test half."""
 
 SUFFIXES_OF_SPLITS = ("set", "split", "data", "images")
 """Words that may follow a split's name, as in ``training_set``."""

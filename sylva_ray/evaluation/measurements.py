@@ -1,4 +1,4 @@
-"""What an evaluation measures on the clients of a run, task by task; finished tasks are read from the measurement cache."""
+"""What an evaluation measures on a run's clients, task by task; finished tasks are read from the measurement cache."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The patch embedding of a backbone as a matrix product; it changes the last bits of what is computed and nothing else."""
+"""The patch embedding of a backbone as a matrix product, which changes only the last bits of what is computed."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ class RecordsFile(Observer):
         self.folder = folder
 
     def on_resume(self, records: Sequence[StageRecord]) -> None:
-        """Rewrite the file, which may hold more or fewer records than the checkpoint, if any, that the run continues from."""
+        """Rewrite the file, which may hold more or fewer records than the checkpoint that the run continues from."""
         self.folder.write_records(records)
 
     def on_record(self, record: StageRecord) -> None:

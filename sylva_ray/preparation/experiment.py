@@ -146,7 +146,7 @@ def with_parameters(config: ExperimentConfig) -> ExperimentConfig:
 
 
 def as_stored(config: ExperimentConfig, stored: ExperimentConfig) -> ExperimentConfig:
-    """Resolve an experiment as ``stored``, of a run folder, was: with its choices for every ``auto``. Nothing is loaded.
+    """Resolve an experiment with the choices of ``stored``, of a run folder, for every ``auto``; load nothing.
 
     Raises:
         UserError: the method is unknown, or a parameter is wrong.

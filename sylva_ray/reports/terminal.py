@@ -174,7 +174,7 @@ def _value_of_client(spread: Spread, client: int) -> float:
 def _accuracy_cells(
     stages: Sequence[StageAccuracies], attack: str | None, read: Callable[[Spread], float]
 ) -> list[str]:
-    """Return a cell of benign and one of robust accuracies, each with a number per stage; ``read`` takes it of a spread."""
+    """Return cells of benign and of robust accuracies, with a number per stage, which ``read`` takes of a spread."""
     benign = [read(stage.benign_accuracy) for stage in stages]
     robust = [read(stage.robust_accuracy[attack]) for stage in stages] if attack else []
     return [" > ".join(f"{100 * value:5.1f}" for value in values) for values in (benign, robust)]

@@ -1,4 +1,4 @@
-"""Traffic in bytes: what a client sends and receives per round under each method, and how much it takes to reach a target.
+"""Traffic in bytes: what a client sends and receives per round under each method, and what it takes to reach a target.
 
 The table follows from the methods themselves: `Algorithm.pack` of a model's initial state gives the arrays that are
 sent, the codec gives their size by arithmetic, and the file that would be sent is encoded and measured (the payload).
@@ -44,7 +44,7 @@ WITH_HEAD = "*"
 """Mark of a method whose head, personal by default, is shared here (``algorithm.heads=global``)."""
 
 RULES = {"FLoRA": "flora", "FedEx-LoRA": "fedex"}
-"""Aggregation rules of `sylva_ray.aggregation.exact`, which change the frozen weights; no registered method uses them."""
+"""Rules of `sylva_ray.aggregation.exact`, which change the frozen weights; no registered method uses them."""
 
 
 @dataclass(frozen=True)

@@ -61,14 +61,14 @@ def compare_inputs(
         UserError: something has changed and ``allow_changed`` is false; names all of it.
     """
     if stored is None:
-        text = f"the {kind} is of a version that stored no digests: it cannot be checked that data and weights are the same"
-        return InputCheck((), (text,))
+        text = f"the {kind} is of a version that stored no digests"
+        return InputCheck((), (f"{text}: it cannot be checked that data and weights are the same",))
     other_data, other_weights = stored.changed_data(now), stored.changed_weights(now)
     changed = [f"{_listed(other_data)} of {data}"] if other_data else []
     changed += [f"{_listed(other_weights)} ({weights})"] if other_weights else []
     if changed and not allow_changed:
-        fix = f"{_listed(changed)} are not those of the {kind}; restore them, or add --allow-changed, which the results then say"
-        raise UserError(key, str(folder), fix)
+        fix = "restore them, or add --allow-changed, which the results then say"
+        raise UserError(key, str(folder), f"{_listed(changed)} are not those of the {kind}; {fix}")
     notices = [f"{_listed(changed)} are not those of the {kind} (--allow-changed)"] if changed else []
     if stored.version != now.version:
         notices.append(f"the {kind} began with version {stored.version} of sylva_ray, and this is {now.version}")

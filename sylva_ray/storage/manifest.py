@@ -148,5 +148,5 @@ def _validated(raw: object, path: Path, needed: set[str], allowed: set[str]) -> 
 
 
 def _refusal(path: Path, reason: str) -> UserError:
-    fix = f"is not a manifest as this version writes them ({reason}); delete {path.parent.name} to use an older checkpoint"
-    return UserError("checkpoint", str(path), fix)
+    fix = f"delete {path.parent.name} to use an older checkpoint"
+    return UserError("checkpoint", str(path), f"is not a manifest as this version writes them ({reason}); {fix}")

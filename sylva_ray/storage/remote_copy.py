@@ -112,8 +112,8 @@ class RemoteFolder:
             return False
         has_config = CONFIG in names  # without it, the local file can restore it
         if here[: len(there)] != there or (has_config and folder.config_file.read_bytes() != self._download(CONFIG)):
-            fix = f"is not the run whose copy is in {self.local}, with more stages; move that folder elsewhere, or delete it"
-            raise UserError("run folder", str(self), fix)
+            fix = f"is not the run whose copy is in {self.local}, with more stages"
+            raise UserError("run folder", str(self), f"{fix}; move that folder elsewhere, or delete it")
         return True
 
     def push(self) -> None:
@@ -233,7 +233,7 @@ def _filesystem(url: str) -> tuple[Any, str]:
 
 
 def _complete_lines(content: bytes) -> list[object]:
-    """Return the records of a ``rounds.jsonl``; a resume writes the same ones again with their keys in another order."""
+    """Return the records of a ``rounds.jsonl``; a resume writes the same ones with their keys in another order."""
     lines = content.split(b"\n")[:-1]
     try:
         return [json.loads(line) for line in lines]

@@ -66,8 +66,8 @@ def _restore_config(folder: RunFolder, checkpoint: Checkpoint) -> list[str]:
     reason, stored = _read_config(folder)
     if checkpoint.config is None:
         if reason:
-            fix = f"{reason}, and a checkpoint of this version holds no copy: write the file again with the run's settings"
-            raise UserError("config", str(path), fix)
+            fix = "a checkpoint of this version holds no copy: write the file again with the run's settings"
+            raise UserError("config", str(path), f"{reason}, and {fix}")
         return []
     config = build(ExperimentConfig, checkpoint.config)
     if stored is not None:

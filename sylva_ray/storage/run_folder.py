@@ -104,7 +104,7 @@ class RunFolder:
         return folder_lock(self.path, "run folder", driver, wait_s)
 
     def check_claim(self, config: ExperimentConfig | None, resume: bool) -> None:
-        """Check what `claim` checks, and write nothing; without ``config``, whatever experiment the folder holds is right."""
+        """Check what `claim` checks, and write nothing; without ``config``, the folder may hold any experiment."""
         names = list_names(self.path)
         if CONFIG not in names and CHECKPOINTS in names:
             raise self._without_config()

@@ -13,7 +13,7 @@ Outcome = Literal["finished", "pruned", "refused", "died"]
 
 
 class AttemptEvent(BaseModel):
-    """A line of a trial's history ``attempts/POINT-sSEED.jsonl``. Keys without a value are absent; times are Unix seconds.
+    """A line of a trial's history ``attempts/POINT-sSEED.jsonl``: keys without a value are absent, times Unix seconds.
 
     Attributes:
         began: when the attempt began; identifies the attempt.

@@ -13,7 +13,7 @@ ACCURACIES = ("benign_accuracy", "robust_accuracy", "benign_balanced_accuracy", 
 WORST = "worst_decile"
 COSTS = ("total_bytes", "seconds")
 METRICS = (*ACCURACIES, *(f"{name}.{WORST}" for name in ACCURACIES), *COSTS)
-"""Accuracies, in [0, 1]: mean of the clients, or of the worst tenth of them. Costs so far: bytes up and down, wall seconds."""
+"""Accuracies in [0, 1]: mean of the clients, or of their worst tenth. Costs so far: bytes up and down, wall seconds."""
 
 COMPUTING = ("train", "attack", "game", "evaluate")
 """Parts of a worker's time that count as computing; see ``seconds`` in docs/summary.md."""

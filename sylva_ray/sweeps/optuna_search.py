@@ -259,7 +259,7 @@ class PointSearch(Searcher):
         return None
 
     def _value(self, key: str, suggested: Any) -> Any:
-        """Return the value of a parameter; of a choice, Optuna suggests the index (choices may be lists or mappings)."""
+        """Return a parameter's value; of a choice, Optuna suggests the index (choices may be lists or mappings)."""
         parameter = self._space.parameters[key]
         return parameter.values[suggested] if parameter.kind == "choice" else suggested
 

@@ -39,6 +39,7 @@ def chosen_config(folder: SweepFolder, sweep: Sweep, point: Point) -> str:
         lines.append("# Chosen on images held out of training; for the number to report: dataset.test_pool=test")
     else:
         lines.append(
-            "# Chosen on the test images: its accuracy is the best of many, which tends to be too high. Confirm with other seeds."
+            "# Chosen on the test images: its accuracy is the best of many, which tends to be too high. "
+            "Confirm with other seeds."
         )
     return "\n".join([*lines, config.to_yaml()])

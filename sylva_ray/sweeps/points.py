@@ -183,12 +183,12 @@ def prepare_points(space: Space) -> None:
 
 
 def resolve_first_point(space: Space, measure: bool) -> ExperimentConfig:
-    """Resolve the first point, whose precision and attention kernels the whole sweep uses; ``measure`` as in `prepare`."""
+    """Resolve the first point, whose precision and attention kernels the sweep uses; ``measure`` as in `prepare`."""
     return prepare(space.config(next(_one_at_a_time(space)), space.seeds[0]), measure=measure).config
 
 
 def corners(space: Space) -> Iterable[dict[str, JsonValue]]:
-    """List the points of a grid; otherwise all combinations of listed values and ends of ranges, up to `MAX_CORNERS`."""
+    """List a grid's points; otherwise all combinations of listed values and ends of ranges, up to `MAX_CORNERS`."""
     if space.search.kind != "grid" and math.prod(len(p.values) for p in space.parameters.values()) > MAX_CORNERS:
         return _one_at_a_time(space)
     return _grid(space)

@@ -310,7 +310,7 @@ def max_rounds(space: Space) -> int:
 
 
 def asha(space: Space) -> ASHAScheduler:
-    """Return successive halving on rounds of phase 1; a trial that reaches the last rung runs to its end, phase 2 included."""
+    """Return successive halving on rounds of phase 1; a trial that reaches the last rung runs to its end."""
     objective, section = space.objectives[0], space.scheduler
     return ASHAScheduler(
         time_attr="step",

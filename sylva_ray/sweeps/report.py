@@ -1,4 +1,4 @@
-"""The report of a sweep, one self-contained HTML page. Words and rows are made here, `sweep.html.jinja` lays them out."""
+"""The report of a sweep, a self-contained HTML page. Words and rows are made here, `sweep.html.jinja` lays them out."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The results of a sweep, from its trials' run folders: one row per point, over its seeds; the best or the Pareto front.
+"""The results of a sweep, from its trials' run folders: a row per point, over its seeds; the best or the Pareto front.
 
 Only a point whose seeds have all finished can be chosen: a trial with fewer rounds than the others is not comparable.
 """

@@ -123,7 +123,7 @@ class Search(Section):
 
 
 class Scheduler(Section):
-    """Which trials are pruned. ``asha`` (Li et al. 2020): of the trials that reach a rung, ``1 / reduction_factor`` continue."""
+    """Which trials are pruned; ``asha`` (Li et al. 2020) continues ``1 / reduction_factor`` of those at a rung."""
 
     kind: Literal["fifo", "asha"] = "fifo"
     grace_rounds: Count = Field(1, description="the first rung; the others are this times powers of reduction_factor")

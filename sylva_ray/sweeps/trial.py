@@ -1,4 +1,4 @@
-"""One trial of a sweep: an experiment whose coordinator is Tune's process, inside the placement group that Tune reserved.
+"""One trial of a sweep: an experiment whose coordinator is Tune's process, in the placement group that Tune reserved.
 
     Tune ── values, seed ──► trial = coordinator (bundle 0) ── tasks ──► client actors (bundles 1, 2, ...)
       ◄── metrics per step ───       └── SWEEP/trials/POINT-sSEED: an ordinary run folder

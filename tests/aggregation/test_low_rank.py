@@ -115,7 +115,7 @@ def unrelated_clients(count: int, d_out: int, d_in: int, rank: int, seed: int = 
 @pytest.mark.parametrize("count", [10, 40])
 @pytest.mark.parametrize("clients", [moved_clients, unrelated_clients])
 def test_adapters_of_the_offline_backbone(clients: Callable[..., tuple[np.ndarray, np.ndarray]], count: int) -> None:
-    """The qkv layer of width 192, rank 8: ten neighbours, and so many clients that their stack is wider than the product."""
+    """Layer qkv of width 192, rank 8: ten neighbours, or so many clients that their stack is wider than the product."""
     assert_best(*clients(count, 576, 192, 8), 8)
 
 

@@ -97,7 +97,7 @@ def test_the_gram_matrix_suffices(rule: str, seed: int, num_byzantine: int, extr
 @few
 @given(seed=seeds, n=st.integers(3, 12), d=st.integers(1, 5), heavy=st.integers(0, 3))
 def test_the_geometric_median_minimises_the_sum_of_distances(seed: int, n: int, d: int, heavy: int) -> None:
-    """Against a general optimiser, which has every input as a further candidate; ``heavy`` repeats one of the inputs."""
+    """Against a general optimiser, which has every input as a further candidate; ``heavy`` repeats an input."""
     x = points(seed, n, d)
     x = np.concatenate([x, np.repeat(x[:1], heavy, axis=0)])
     starts = [*x, minimize(sum_of_distances, x.mean(0), args=(x,), method="Nelder-Mead", options={"xatol": 1e-9}).x]
@@ -296,7 +296,7 @@ def test_one_gross_outlier_among_five(size: float, direction: int) -> None:
 
 @pytest.mark.parametrize("size", [1e4, 1e9, 1e30])
 def test_an_outlier_does_not_blur_the_others(size: float) -> None:
-    """How far away a liar is must not matter to the last digits: the results are those of a liar infinitely far away."""
+    """How far away a liar is must not matter to the last digits: it might as well be infinitely far away."""
     x = points(8, 5, d=6)
     far = np.array([1, -1, 1, 1, -1, 1.0])
     unit = far / np.linalg.norm(far)

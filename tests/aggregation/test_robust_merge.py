@@ -177,7 +177,7 @@ def arrived(
 
 
 def test_the_median_of_b_is_taken_by_coordinates() -> None:
-    """factors=b: A never travels and never moves, so B's coordinates mean the same for all; one liar of five is outvoted."""
+    """factors=b: A never moves, so B's coordinates mean the same for all; one liar of five is outvoted."""
     made = method("coordinate_median", factors="b")
     start = state(0)
     received = [dict(start) for _ in range(5)]
@@ -217,7 +217,7 @@ def test_with_too_few_uploads_all_clients_keep_what_they_received(rule: str, nee
 
 
 def test_a_personal_b_does_not_enter_the_distance_of_a() -> None:
-    """factors=a: the coordinator sees no B, not even the first client's; in round 1 every B is 0 and A decides alone."""
+    """factors=a: the coordinator sees no B, not even the first client's; in round 1 all B are 0 and A decides."""
     made = method("krum", factors="a")
     start = state(0) | {"m.lora_B": np.zeros((5, 2), np.float32), "n.lora_B": np.zeros((3, 2), np.float32)}
     received = [dict(start) for _ in range(7)]

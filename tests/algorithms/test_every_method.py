@@ -1,4 +1,4 @@
-"""Every registered method through the whole machine: one tiny round, and the bytes it declares against the bytes it sends."""
+"""Every registered method through the whole machine: one tiny round, and the bytes declared against those sent."""
 
 from __future__ import annotations
 

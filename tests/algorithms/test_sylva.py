@@ -133,7 +133,7 @@ def test_one_merge_serves_all_in_round_1(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_a_robust_merge_is_shared_by_those_who_received_the_same(
     rule: str, shared: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Updates are measured from what the receiver had; self-centred clipping has every receiver's own upload as its centre."""
+    """Updates start from what the receiver had; self-centred clipping is centred on every receiver's own upload."""
     made, (start, other, *states) = method("sylva", robust={"rule": rule}), fleet(8)
     receivers = count_merges(made, monkeypatch)
     made.aggregate(arrive(made, states, received=[start] * 6, round=1))

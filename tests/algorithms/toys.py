@@ -154,7 +154,7 @@ def trained(
 def watch(
     worker: CohortWorker, monkeypatch: pytest.MonkeyPatch
 ) -> tuple[list[ClientContext], list[tuple[Batch, torch.Tensor]]]:
-    """The contexts that a worker makes and the images that it crafts, in lists that grow; crafting may change no parameter."""
+    """The contexts that a worker makes and the images that it crafts; crafting may change no parameter."""
     contexts: list[ClientContext] = []
     crafted: list[tuple[Batch, torch.Tensor]] = []
     craft, context_of = worker.algorithm.craft, worker.context

@@ -36,7 +36,7 @@ class WavyCohort(LinearCohort):
 def linear_batch(
     num_classes: int = 2, n: int = 40, clients: int = 2, seed: int = 0, spread: float = 0.2
 ) -> LinearBatch:
-    """Parameters, images well inside [0, 1], labels that the model gives, owners: no attack of small epsilon is clipped."""
+    """Parameters, images well inside [0, 1] (nothing small is clipped), labels that the model gives, owners."""
     g = torch.Generator().manual_seed(seed)
     params = {
         "w": torch.randn(clients, num_classes, PIXELS, generator=g),

@@ -79,7 +79,7 @@ def test_as_strong_as_torchattacks(case: LinearBatch, text: str, attack: Callabl
     ],
 )
 def test_as_strong_as_pyautoattack(case: LinearBatch, text: str, names: list[str]) -> None:
-    """Not weaker by more than 1 point, and not much stronger (random starts differ), each part alone and the cascade."""
+    """Not weaker by more than 1 point, not much stronger (random starts differ): each part, and the cascade."""
     pyautoattack = pytest.importorskip("pyautoattack", reason="pyautoattack is not installed (make test installs it)")
     params, x, y, _ = case
     model = Alone(params).eval()

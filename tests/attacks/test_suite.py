@@ -1,4 +1,4 @@
-"""Every evaluation attack: within its budget, against closed forms where there are any, and a function of the image alone."""
+"""Every evaluation attack: within its budget, against closed forms if there are any, and a function of the image."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def test_a_constant_model_yields_no_nan_and_falls_nowhere(text: str) -> None:
 
 @pytest.mark.parametrize("text", LINF)
 def test_linf_attacks_break_exactly_what_can_be_broken_of_a_linear_model(text: str) -> None:
-    """An image of a two-class linear model falls exactly if its lead is less than epsilon times the L1 norm of the weights."""
+    """An image of a two-class linear model falls if and only if its lead is less than epsilon * |weights|_1."""
     params, x, y, owner = linear_batch(n=200)
     lead, w = gap(params, x, y, owner)
     needed = lead / w.abs().sum(1)
@@ -181,7 +181,7 @@ def test_sparsefool_moves_the_pixels_of_the_largest_weights_first() -> None:
 
 
 def test_sparsefool_overshoots_what_it_tries_and_not_where_it_is() -> None:
-    """Half of what is left in every turn: 1.02 (1 - 1/2^k) is above 1 from k = 6 on; 5 would do if the overshoot added up."""
+    """Half of the rest in every turn: 1.02 (1 - 1/2^k) > 1 from k = 6 on; 5 would do if the overshoot added up."""
     params, x, y, owner = linear_batch(n=40, spread=0.05)
     lead, _ = gap(params, x, y, owner)
     far = lead > lead.median()  # beyond the least move that the solver makes
@@ -352,7 +352,7 @@ def test_a_fraction_is_an_epsilon_on_the_command_line_too() -> None:
 
 
 class TwoPrecisions:
-    """Two-class linear models of the first pixel, right below ``border`` in float32, and below ``coarse`` in bfloat16."""
+    """Two-class linear models of the first pixel, just below ``border`` in float32, below ``coarse`` in bfloat16."""
 
     head_names = ("w", "b")
     precision = torch.float32

@@ -1,4 +1,4 @@
-"""Every section of every configuration: strict types, finite bounded numbers, and texts that are read back as written."""
+"""Every section of every configuration: strict types, finite bounded numbers, texts that are read as written."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whoever is killed, the adapters are the same: a client actor, the coordinator, the driver. Real SIGKILLs, by process id."""
+"""Whoever is killed (a client actor, the coordinator, the driver; SIGKILL by process id), the adapters are the same."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The scripts that stand in for a cloud, and what must be true of what they saw. Each runs in a namespace of its own."""
+"""The scripts that stand in for a cloud, each in a namespace of its own, and what must be true of what they saw."""
 
 from __future__ import annotations
 

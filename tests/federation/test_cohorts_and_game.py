@@ -96,7 +96,7 @@ def test_who_has_enough_guard_images_decides_alone() -> None:
 
 
 def test_padding_rows_are_never_evidence() -> None:
-    """A client with a short path repeats its last set; that repetition says nothing about its neighbour's larger one."""
+    """A client with a short path repeats its last set, which says nothing about its neighbour's larger one."""
     candidates = padded([nested_candidates(np.array(phi)) for phi in ([[1.0, 0], [1, 0]], [[1.0, 0], [-1, 0]])])
     assert candidates.shape == (2, 3, 2)
     outcomes = [guard([0, 0, 0], [0, 0, 0], 10), guard([0, 0, 0], [0, 0, 0], 300)]

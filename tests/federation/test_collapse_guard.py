@@ -1,4 +1,4 @@
-"""Fast adversarial training: one step of 1.25 epsilon, and a client that collapses is taken back without touching the others."""
+"""Fast adversarial training: one step of 1.25 epsilon; a client that collapses is taken back, the others are not."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def test_a_client_that_collapses_gets_its_state_back_bit_for_bit_and_stops() -> 
 
 
 def test_what_counts_is_the_accuracy_under_pgd_not_the_benign_one() -> None:
-    """Huge weights on the difference of two pixels that are equal in every clean image: harmless until somebody attacks."""
+    """Huge weights on the difference of two pixels, equal in every clean image: harmless until somebody attacks."""
     twins = [d.train.images.copy() for d in DATA]
     for twin in twins:
         twin[..., 0, 1] = twin[..., 0, 0]

@@ -270,7 +270,7 @@ def test_a_client_that_diverges_keeps_its_last_state_and_is_named(
 
 
 def test_a_benign_end_point_that_diverges_plays_a_game_worth_nothing(tiny: Prepared) -> None:
-    """Its NaN must not reach the neighbours' Shapley values: theta^b falls back to theta^r, and every layer is worth 0."""
+    """Its NaN must not reach the neighbours' Shapley values: theta^b becomes theta^r, every layer is worth 0."""
     from sylva_ray.core.seeding import generator
     from sylva_ray.core.types import stack_states
     from sylva_ray.federation.stages.layer_game.shapley import all_coalitions

@@ -168,7 +168,7 @@ def with_bias(player: Phase2Client, bias: torch.Tensor) -> dict[str, torch.Tenso
 def test_gates_open_where_it_pays_and_shut_where_nothing_differs(
     player: Phase2Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """theta^r's head knows nothing, theta^b's the class frequencies. In the other layers only the price per open gate acts."""
+    """theta^r's head knows nothing, theta^b's the class frequencies; elsewhere only the price of a gate acts."""
     labels = [own.selection.labels[:4] for own in player.data]
     frequencies = torch.stack([torch.bincount(torch.from_numpy(own), minlength=10) / len(own) for own in labels])
     knowing = with_bias(player, (frequencies + 0.01).log())
@@ -284,7 +284,7 @@ class CountingPool(InProcessPool):
 
 @pytest.mark.parametrize("strict", [True, False])
 def test_who_did_not_change_is_not_attacked_again(tmp_path: Path, strict: bool) -> None:
-    """A guard that refuses everything leaves phase 1's end, whose numbers then stand; otherwise all are attacked again."""
+    """A guard that refuses everything leaves phase 1's end and its numbers; otherwise all are attacked again."""
     phase2 = {
         "guard_tolerance": 0.0 if strict else 1.0,
         "guard_confidence": 0.999 if strict else 0.51,

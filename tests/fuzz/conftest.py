@@ -1,4 +1,4 @@
-"""Two profiles of hypothesis: ``ci``, short and the same on every run; ``long``, 30 minutes with new examples (`make fuzz`)."""
+"""Profiles of hypothesis: ``ci``, short and always the same; ``long``, 30 minutes with new examples (`make fuzz`)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every reader of this package promises for any input whatever: a valid object, or one line that says what is wrong."""
+"""What every reader of this package promises for any input: a valid object, or one line that says what is wrong."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ TEXTS = st.sampled_from(TRICKY_TEXTS) | st.text(max_size=20).filter(str.isprinta
 
 
 def valid(section: type[Section]) -> Strategy:
-    """Return mappings with some of the keys of a section. Each value is valid; rules over several keys may be broken."""
+    """Return mappings with some of a section's keys; each value is valid, rules over several keys may be broken."""
     schema = section.model_json_schema()
     return _from_schema(schema, schema.get("$defs", {}))
 

@@ -1,4 +1,4 @@
-"""Damaged files of runs and sweeps: a valid object, or one line; `repair` gives back a run that opens, or says why not."""
+"""Damaged files of runs and sweeps: a valid object, or one line; `repair` returns a run that opens, or says why not."""
 
 from __future__ import annotations
 

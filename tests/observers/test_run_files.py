@@ -13,7 +13,7 @@ from tests.federation.runs import bare_record
 
 @pytest.mark.parametrize("on_disk", [0, 1, 2, 4], ids=lambda lines: f"{lines} lines on disk")
 def test_a_resume_continues_behind_the_checkpoint(on_disk: int, tmp_path: Path) -> None:
-    """The run was stopped between a checkpoint and its record, or the newest checkpoint was damaged: two stages count."""
+    """Stopped between a checkpoint and its record, or the newest checkpoint was damaged: two stages count."""
     folder = RunFolder(tmp_path)
     folder.write_records([bare_record(step) for step in range(on_disk)])
     observer = RecordsFile(folder)

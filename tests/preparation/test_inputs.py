@@ -1,4 +1,4 @@
-"""Data and weights that are not those of a run are refused by every command that loads them, or named in what it writes."""
+"""Data and weights other than a run's are refused by every command that loads them, or named in what it writes."""
 
 from __future__ import annotations
 

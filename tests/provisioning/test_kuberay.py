@@ -1,4 +1,4 @@
-"""A RayCluster is read as Ray's own autoscaler reads it; any damage to it, or to cluster.yaml, is one line and no traceback."""
+"""A RayCluster is read as Ray's own autoscaler reads it; any damage to it, or to cluster.yaml, is one line."""
 
 from __future__ import annotations
 
@@ -158,7 +158,7 @@ def test_a_file_that_is_no_yaml_is_told_so(tmp_path: Path, text: str, says: str)
 
 @pytest.mark.parametrize("path", [MANIFEST, ROOT / "cluster.yaml"])
 def test_no_single_damage_is_a_traceback(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each key and each list entry deleted, and replaced by something else: a launcher file, or a `UserError` of one line.
+    """Each key and list entry deleted, and replaced by something else: a launcher file, or a `UserError` of one line.
 
     The parser is replaced and not fed: it takes most of the time of a load.
     """

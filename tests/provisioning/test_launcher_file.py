@@ -1,4 +1,4 @@
-"""cluster.yaml: the shipped one is valid and closed to the world, typos are found without a cloud, demand is Ray's own."""
+"""cluster.yaml: the shipped one is valid and closed to the world, typos are found offline, demand is Ray's own."""
 
 from __future__ import annotations
 
@@ -238,7 +238,7 @@ def test_a_launcher_file_counts_only_on_a_cluster(tmp_path: Path) -> None:
 
 
 def test_what_a_running_cluster_was_made_from_is_not_judged(changed: Callable[[Change], Path]) -> None:
-    """Ray adds keys of its own on the way to the head; where nodes are found out at their start, the file does not count."""
+    """Ray adds keys on the way to the head; where nodes are found out at their start, the file does not count."""
 
     def as_ray_does(config: dict[str, Any]) -> None:
         config.update(head_node={})
@@ -278,7 +278,7 @@ def test_nodes_are_those_that_rays_autoscaler_adds(bundles: list[dict[str, int]]
 
 
 def test_demand_of_a_run(launcher: LauncherFile) -> None:
-    """Six clients, two cohorts of three: two quarter-GPU actors share one GPU. Bytes are those that the run will count."""
+    """Six clients, two cohorts of three: two quarter-GPU actors share one GPU; bytes are those of the run."""
     overrides = ["cluster.gpus_per_actor=0.25", "training.device=cpu"]
     demand = estimate_demand(load_config(ROOT / "configs/digits.yaml", overrides), launcher, RayLauncher())
     assert (demand.num_cohorts, demand.cohort_size, demand.num_actors) == (2, 3, 2)

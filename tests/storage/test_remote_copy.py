@@ -1,4 +1,4 @@
-"""A run folder at a URL: whoever goes on with it, wherever and whenever the last push was cut, gets the same adapters."""
+"""A run folder at a URL: who goes on with it, wherever and whenever the last push was cut, gets the same adapters."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from tests.conftest import TINY
 
 @pytest.fixture(params=["memory", "file", "s3"])
 def url(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """A place of each kind: one that forgets, one whose writes are not one step, and S3 as moto plays it on the loopback."""
+    """A place of each kind: one that forgets, one whose writes are not one step, and moto's S3 on the loopback."""
     if request.param == "file":
         yield (tmp_path / "shared" / "run").as_uri()
     elif request.param == "memory":

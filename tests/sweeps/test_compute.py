@@ -1,4 +1,4 @@
-"""Precision and attention kernels of a sweep: measured once for all of its trials, and never for a sweep of version 0.1."""
+"""Precision and attention kernels of a sweep: measured once for all trials, and never for a sweep of version 0.1."""
 
 from __future__ import annotations
 

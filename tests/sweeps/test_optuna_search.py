@@ -46,7 +46,7 @@ def test_optuna_is_told_of_a_point_once_all_its_seeds_are_done(tmp_path: Path) -
 
 
 def test_optuna_finds_the_front_of_two_objectives(tmp_path: Path) -> None:
-    """Benign falls and robust rises with epsilon; a bad learning rate costs both: the front is at good learning rates."""
+    """Benign falls and robust rises with epsilon; a bad learning rate costs both, so the front is at good ones."""
     parameters = {"attack.epsilon": {"uniform": [0.0, 0.1]}, "training.lr": {"uniform": [0.0, 1.0]}}
     space = space_of(
         tmp_path, parameters=parameters, objectives=OBJECTIVES, search={"kind": "optuna", "num_points": 60, "seed": 1}

@@ -1,4 +1,4 @@
-"""Sweeps on a real Ray Tune: trials inside their own reservation, pruned, retried, resumed; compared in a real MLflow store."""
+"""Sweeps on a real Ray Tune: trials inside their reservation, pruned, retried, resumed, compared in a real MLflow."""
 
 from __future__ import annotations
 
@@ -290,7 +290,7 @@ def test_a_trial_that_cannot_run_is_named_and_not_tried_again(tmp_path: Path) ->
 def test_a_point_of_optunas_that_is_no_experiment_is_refused_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Corners and an inner point are checked before; here the inner point is a corner, and no suggested fraction is a client."""
+    """Corners and an inner point are checked before; here that is a corner, and no suggested fraction is a client."""
     monkeypatch.setattr("sylva_ray.sweeps.points.GOLDEN", 0.0)
     space = space_of(
         tmp_path / "s",
@@ -307,7 +307,7 @@ def test_a_point_of_optunas_that_is_no_experiment_is_refused_alone(
 @pytest.mark.slow
 @pytest.mark.usefixtures("local_ray")
 def test_asha_prunes_real_trials_and_mlflow_shows_them_under_the_sweep(tmp_path: Path) -> None:
-    """By bytes, the smallest adapter is the best after any round: it comes first, and the others go after their first round."""
+    """By bytes, the smallest adapter is the best after any round: the others go after their first round."""
     mlflow = pytest.importorskip("mlflow")
     experiment = {**SMALL, "tracking": {"enabled": True}, "training": {**SMALL["training"], "rounds": 3}}
     space = space_of(

@@ -1,4 +1,4 @@
-"""A sweep in a real MLflow store, without the training: a parent, its trials under it, and a comparison that reads them."""
+"""A sweep in a real MLflow store, without training: a parent, its trials under it, a comparison that reads them."""
 
 from __future__ import annotations
 

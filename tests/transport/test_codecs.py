@@ -301,7 +301,7 @@ def test_a_wire_of_another_model_is_refused(codec: Codec) -> None:
 
 @pytest.mark.parametrize("classes", [0, 10])
 def test_four_bits_send_a_thousandth_of_vit_b16(classes: int) -> None:
-    """LoRA r = 8 on qkv and proj of ViT-B/16, against 85,798,656 parameters in float32; scales and file header included."""
+    """LoRA r = 8 on qkv and proj of ViT-B/16 against 85,798,656 float32 parameters; scales and header included."""
     width, rank = 768, 8
     shapes: dict[str, tuple[int, ...]] = {}
     for layer in range(12):

@@ -33,7 +33,7 @@ from sylva_ray.storage.remote_copy import RemoteFolder
 from sylva_ray.storage.run_folder import RunFolder
 
 LOCK_TIMEOUT_S = 10.0
-"""Seconds to wait for the process before this one, whose end Ray notices at about the time that it releases the folder."""
+"""Seconds to wait for the process before this one, whose end Ray notices at about the time it releases the folder."""
 
 MAX_RESTARTS = 20
 """Enough for a long run on spot machines; a coordinator that fails because of a bug ends after them."""

@@ -279,7 +279,7 @@ class _EventStream:
             dispatch(self._observer, event)
 
     def end_if_hung(self, timeout_s: float) -> None:
-        """Kill the coordinator's process, which runs on this machine, if it did not answer for ``timeout_s`` seconds."""
+        """Kill the coordinator's process, on this machine, if it did not answer for ``timeout_s`` seconds."""
         if self._process is None or time.monotonic() - self._answered <= timeout_s:
             return
         self._observer.on_notice(Notice(f"the coordinator gave no sign of life for {timeout_s:.0f} s and is restarted"))

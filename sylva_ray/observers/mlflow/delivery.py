@@ -274,7 +274,7 @@ def _draw(summary: Summary | None, records: Sequence[StageRecord], titles: Mappi
 
 
 def _reason(error: BaseException, uri: str) -> str:
-    """Return the start of an exception's message and of its root cause's ("connection refused"), without credentials."""
+    """Return the start of an exception's message and of its root cause's (connection refused), without credentials."""
     root = error
     while (cause := root.__cause__ or root.__context__) is not None:
         root = cause

@@ -48,7 +48,7 @@ def record_metrics(record: StageRecord, attacks: Collection[str]) -> dict[str, f
 
 
 def summary_metrics(summary: Summary) -> dict[str, float]:
-    """Flatten what ``summary.json`` adds to the records: accuracies after each phase, totals, checks, the layer game."""
+    """Flatten what ``summary.json`` adds to the records: accuracies after each phase, totals, checks, layer game."""
     values: dict[str, float | None] = {}
     for stage in ("initial", "phase1", "final"):
         values |= {f"{stage}.{name}": value for name, value in _stage(getattr(summary, stage))}

@@ -1,4 +1,4 @@
-"""Rows of a comparison: runs of one method and the same settings become one row, with means and spreads over their seeds.
+"""Rows of a comparison: runs of one method with the same settings are one row, with statistics over their seeds.
 
 ::
 

@@ -85,7 +85,7 @@ COSTS: Mapping[str, Callable[[Row], str]] = {
     "total": lambda row: bytes_text(row.total_bytes.mean) if row.total_bytes else "–",
     "seconds": lambda row: _number_cell(row.seconds) if row.seconds else "–",
 }
-"""Columns of costs: collapsed clients, upload per client and round, full model / upload, bytes and wall seconds of a run."""
+"""Columns of costs: collapsed clients, upload per client and round, full model / upload, a run's bytes and seconds."""
 
 
 def _accuracy_cell(row: Row, condition: str, kind: str) -> str:

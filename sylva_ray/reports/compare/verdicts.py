@@ -166,7 +166,7 @@ def _names(names: Sequence[str]) -> str:
 
 
 def front_membership(rows: Sequence[Row]) -> dict[str, str]:
-    """Return ``both``, ``mean`` or ``worst`` for each row on a Pareto front: the statistics for which it is on the front."""
+    """Return ``both``, ``mean`` or ``worst`` for each row on a Pareto front: the statistics for which it is on it."""
     mean, worst = (
         {name for name, above in dominance(rows, statistic).items() if not above} for statistic in STATISTICS
     )

@@ -22,7 +22,7 @@ DIRECTIONS = np.linspace(0, 2 * np.pi, 24, endpoint=False)
 """Directions from a point to its label, in radians."""
 
 MIN_LEADER, MARKER, GAP = 7.0, 4.0, 1.5
-"""Distance from which a label has a leader, half the side of a marker, and space around a label, in typographic points."""
+"""In points: distance from which a label has a leader, half the side of a marker, and space around a label."""
 
 NUM_ORDERS = 3
 """Orders of the labels that are tried: the most crowded point first, then random orders."""

@@ -163,7 +163,7 @@ def _clients(summary: Summary, before: StageAccuracies, titles: Mapping[str, str
 
 
 def _layers(game: GameRecord) -> Figure:
-    """Draw the scores of the layers (rows, input first) per client (columns) as a heatmap, with dots at selected layers.
+    """Draw the scores of layers (rows, input first) and clients (columns) as a heatmap, with dots at selected layers.
 
     Bars on the right show which fraction of the clients selected a layer.
     """

@@ -1,4 +1,4 @@
-"""Scatter plots of accuracies against each other or against a cost, with the Pareto front, for comparisons and sweeps."""
+"""Scatter plots of accuracies against each other or a cost, with the Pareto front, for comparisons and sweeps."""
 
 from __future__ import annotations
 

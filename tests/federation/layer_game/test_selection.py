@@ -97,7 +97,7 @@ Z90 = stats.norm.ppf(0.9)
 
 @pytest.mark.parametrize("n", [1, 10, 50, 1000])
 def test_the_bound_of_nothing_seen_is_wilsons(n: int) -> None:
-    """With lost = gained = 0 the difference solves n d = z sqrt(n d (1 - d)): the bound is above 0 without a single flip."""
+    """With lost = gained = 0 the difference solves n d = z sqrt(n d (1 - d)): the bound is above 0 without a flip."""
     assert paired_upper_bound(0, 0, n, 0.9) == pytest.approx(Z90**2 / (n + Z90**2), abs=1e-6)
 
 
@@ -187,7 +187,7 @@ def wrongly_accepted(n: int, tolerance: float, p_gained: float, confidence: floa
 def test_how_often_the_guard_is_fooled_at_its_tolerance(
     n: int, tolerance: float, p_gained: float, expected: float
 ) -> None:
-    """What the docstring says, summed over all outcomes: nominally 0.1, between 0.05 and 0.14 as outcomes are counts."""
+    """What the docstring says, over all outcomes: nominally 0.1, between 0.05 and 0.14 as outcomes are counts."""
     assert wrongly_accepted(n, tolerance, p_gained) == pytest.approx(expected, abs=1e-3)
 
 

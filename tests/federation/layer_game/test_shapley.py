@@ -94,7 +94,7 @@ def test_sampling_is_efficient_too_and_within_hoeffding() -> None:
 
 
 def test_half_width_by_hand() -> None:
-    """Three players who achieve 1 together and nothing apart: of every pair, the first and the last of the order get 1/2.
+    """Three players who achieve 1 together and nothing apart: of every pair, first and last of the order get 1/2.
 
     The pairs of (0, 1, 2) and (0, 2, 1) give players 1 and 2 the shares (0, 1/2): standard error
     sqrt(1/8) / sqrt(2) = 1/4. Student's t at 97.5 % with one degree of freedom is tan(0.475 pi).
