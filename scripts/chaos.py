@@ -4,8 +4,9 @@
     python scripts/chaos.py --faults 3 --only client,sigterm
 
 Each fault meets a run of its own at a random moment: the start, between two operations, or within a stage. A run
-survives if it ends by itself or after ``--resume``, with the same adapters and client states; if every command that
-failed said in one line how to go on, without a traceback; and if no process of it is alive half a minute after any end.
+survives if it ends by itself or after ``--resume`` (after ``sylva-ray repair``, where the line says so), with the same
+adapters and client states; if every command that failed said in one line how to go on, without a traceback; and if no
+process of it is alive half a minute after any end.
 
 Faults on Ray: ``client`` and ``coordinator`` (SIGKILL), ``stop_client`` and ``stop_coordinator`` (SIGSTOP: they hang),
 ``raylet``, ``gcs`` and ``gcs_at_start`` (SIGKILL of Ray's services), ``driver`` (SIGKILL), ``sigterm``, ``sigint``. In
@@ -63,6 +64,10 @@ MAX_FILE_BYTES = 60_000
 
 NAMES = {"client": "ray::ClientActor", "coordinator": "ray::Coordinator", "raylet": "raylet", "gcs": "gcs_server"}
 """How the processes of Ray are called."""
+
+
+REPAIR = "sylva-ray repair"
+"""The command that a line may name before ``--resume`` goes on."""
 
 
 class LostError(Exception):
@@ -145,8 +150,11 @@ class Command:
             raise LostError(f"exit {code} with a traceback: {said.splitlines()[-1][:200]}")
         last = (said.splitlines() or [""])[-1]
         is_claimed = RunFolder(self.log.parent / "run").config_file.exists()
-        if (code != 0 and not last.startswith("sylva-ray: ")) or (code != 0 and is_claimed and "--resume" not in last):
+        says_how = not is_claimed or "--resume" in last or REPAIR in last
+        if code != 0 and not (last.startswith("sylva-ray: ") and says_how):
             raise LostError(f"exit {code} without a line that says how to go on: {said[-200:]!r}")
+        if code != 0 and REPAIR in last:
+            subprocess.run([*SYLVA, *REPAIR.split()[1:], str(self.log.parent / "run")], check=True, capture_output=True)
         return code
 
     def _check_orphans(self) -> None:

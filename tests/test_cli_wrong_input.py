@@ -181,6 +181,10 @@ CASES = {
         (*RUN, "backbone.image_size=33"),
         ["backbone.image_size", "33", "multiple of 8"],
     ),
+    "tracking address without a protocol": (
+        (*RUN, "tracking.uri=ada:s3cret@host:5000"),
+        ["tracking.uri", "neither a URL nor a path"],
+    ),
     "no attention kernel": ((*RUN, "training.attention=flash"), ["training.attention", "flash", "'fused' or 'plain'"]),
     "no attention kernel of a precision": (
         (*RUN, "training.attention={bfloat16: foo}"),

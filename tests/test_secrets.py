@@ -46,7 +46,12 @@ MASKED = {
     "https://host:99999/s3cret": "https://***",
     "sqlite:////runs/mlflow.db": "sqlite:////runs/mlflow.db",
     "https://host:5000/a/@b": "https://***@b",  # it may be a password with a slash
-    "https://host/a@b": "https://host/a@b",
+    "https://to/s3cret@host/x": "https://***@host/x",  # a token with a slash looks like a path
+    "https://host/a@b": "https://***@b",
+    "s3://bucket/a@b": "s3://bucket/a@b",
+    "https://host/x?to=a@b": "https://host/x?to=***",
+    "jdbc:sqlserver://host;user=ada;password=s3cret/x": "jdbc:sqlserver://host;user=***;password=***/x",
+    "https://host/x;token=s3cret": "https://host/x;token=***",
     "file:///a/b": "file:///a/b",
     "https://": "https://",
     "no URL: a@b, 8/255": "no URL: a@b, 8/255",

@@ -283,6 +283,13 @@ class TrackingSection(Section):
     tags: dict[str, Lines] = Field({}, description="additional tags of the MLflow run")
     flush_timeout_s: Seconds = Field(30.0, description="how long to wait for the server at the end of a run")
 
+    @field_validator("uri")
+    @classmethod
+    def _is_a_url_or_a_path(cls, uri: str | None) -> str | None:
+        if uri is not None and "://" not in uri and ("@" in uri or uri.startswith("//")):
+            raise ValueError("is neither a URL nor a path; begin with the protocol, as in https://")
+        return uri
+
 
 class ExperimentConfig(Section):
     """An experiment. Every run folder contains its resolved configuration, ``config.yaml``."""

@@ -20,6 +20,11 @@ _BEGINNING = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _END = re.compile(r"""[\s"'<>`|\\^{}]|[),.;:]+(?=\s|$)""")
 """What ends a URL in a text: a character that no URL has, or punctuation before a space."""
 
+_PARAMETER = re.compile(r";([^;=/@]*)=([^;/]*)")
+
+_SERVERS = frozenset({"http", "https", "ftp", "sftp", "postgresql", "postgres", "mysql", "mariadb", "mssql", "oracle"})
+"""Protocols in whose addresses an ``@`` after a slash ends a password rather than being part of a path."""
+
 _HARMLESS = frozenset(
     {"", "region", "charset", "driver", "sslmode", "ssl_mode", "timeout", "check_same_thread", "cache"}
 )
@@ -100,9 +105,15 @@ def _masked(url: str) -> str:
     except ValueError:
         return f"{scheme}://{MASK}"
     address = f"{MASK}@{parts.netloc.rpartition('@')[2]}" if "@" in parts.netloc else parts.netloc
+    address, path = _PARAMETER.sub(_masked_parameter, address), _PARAMETER.sub(_masked_parameter, parts.path)
     query = "&".join(_masked_pair(pair) for pair in parts.query.split("&")) if parts.query else ""
-    ending = (f"?{query}" if "?" in url.rpartition("@")[2] else "") + (f"#{MASK}" if parts.fragment else "")
-    return f"{scheme}://{address}{parts.path}{ending}"
+    ending = (f"?{query}" if parts.query or url.endswith("?") else "") + (f"#{MASK}" if parts.fragment else "")
+    return f"{scheme}://{address}{path}{ending}"
+
+
+def _masked_parameter(found: re.Match[str]) -> str:
+    """Return ``;key=value`` without the value, as connections to SQL Server and old web servers have them."""
+    return found.group() if found[1].lower() in _HARMLESS else f";{found[1]}={MASK}"
 
 
 def _split(url: str) -> SplitResult:
@@ -113,7 +124,8 @@ def _split(url: str) -> SplitResult:
     """
     scheme, _, rest = url.partition("://")
     before, at, after = rest.rpartition("@")
-    if at and ":" in before.partition("/")[0]:  # user:password@, with whatever is in the password
+    is_server = scheme.partition("+")[0].lower() in _SERVERS and "?" not in before
+    if at and (is_server or ":" in before.partition("/")[0]):  # user:password@, with whatever is in the password
         parts = urlsplit(f"{scheme}://{after}")
         return parts._replace(netloc=f"{before}@{parts.netloc}")
     return urlsplit(url)
@@ -147,5 +159,6 @@ def _secrets_of(url: str) -> set[str]:
     secrets = {user_info, password, *([] if password else [user]), parts.fragment}
     secrets |= {pair.partition("=")[2] for pair in parts.query.split("&") if pair.partition("=")[0] not in _HARMLESS}
     secrets |= {value for key, value in parse_qsl(parts.query) if key.lower() not in _HARMLESS}
+    secrets |= {value for key, value in _PARAMETER.findall(url) if key.lower() not in _HARMLESS}
     secrets |= {unquote(secret) for secret in secrets}
     return secrets | {quote(secret, safe="") for secret in secrets}

@@ -14,7 +14,7 @@ import numpy as np
 from sylva_ray.core.errors import UserError
 from sylva_ray.core.text import abbreviated, did_you_mean, shortened
 from sylva_ray.data.images import image_suffixes
-from sylva_ray.data.sources import Source, Sources, choose_halves, is_hidden, split_of, stratified_halves
+from sylva_ray.data.sources import Source, Sources, choose_halves, is_hidden, split_of, splits_in, stratified_halves
 
 EXPECTED = "PATH/train/CLASS/*.png and PATH/test/CLASS/*.png, or PATH/CLASS/*.png"
 
@@ -176,6 +176,10 @@ def _test_images(scan: _Scan, top: Path, names: Sequence[str]) -> Source:
 
 
 def _check_class_folders(scan: _Scan, folders: Sequence[Path]) -> None:
+    words = [splits_in(folder.name) for folder in folders]
+    if all(words) and len(set().union(*words)) > 1:
+        names = shortened(f"{folder.name}/" for folder in folders)
+        raise scan.refuse(f"has {names}, names of splits, where the folders of classes are; {_REMEDY}")
     for folder in folders:
         if split_of(folder.name) is not None:
             raise scan.refuse(f"has {scan.shown(folder)}, the name of a split, where the folders of classes are")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +20,8 @@ TEST_FRACTION = 0.2
 """Fraction of the images that becomes the test half of a data set without one."""
 
 SPELLINGS = {
-    "train": ("train", "training"),
-    "test": ("test", "testing"),
+    "train": ("train", "training", "trn"),
+    "test": ("test", "testing", "tst"),
     "validation": ("val", "valid", "validation"),
     "evaluation": ("eval", "evaluation"),
     "development": ("dev",),
@@ -106,6 +107,15 @@ def split_of(name: str) -> str | None:
     word = "".join(letter for letter in name.casefold() if letter not in "-_ ")
     words = {word, *(word.removesuffix(suffix) for suffix in SUFFIXES_OF_SPLITS)}
     return next((split for split, spellings in SPELLINGS.items() if words.intersection(spellings)), None)
+
+
+def splits_in(name: str) -> set[str]:
+    """Return the splits that the words of a name stand for.
+
+    >>> splits_in("seg_train"), splits_in("test_1"), splits_in("cats")
+    ({'train'}, {'test'}, set())
+    """
+    return {split for word in re.split(r"[-_. ]+", name) if (split := split_of(word)) is not None}
 
 
 @dataclass(frozen=True)

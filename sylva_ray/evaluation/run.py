@@ -69,6 +69,7 @@ def prepare_evaluation(
     folder.check_has_run()
     if not folder.summary_file.exists():
         raise UserError("RUN", str(folder), f"is not finished; first: sylva-ray run {folder} --resume")
+    folder.load_summary()  # a damaged one is refused before anything is computed
     states = folder.load_states()
     config = whole = folder.load_config(overrides)
     if images is not None:

@@ -228,6 +228,8 @@ def _architecture(section: BackboneSection, num_classes: int, pretrained: bool) 
         if pretrained:
             fix = f"the weights could not be fetched from the hub ({reason}); set backbone.checkpoint to a local file"
             raise UserError("backbone.pretrained", True, fix) from error
+        if section.image_size is None:
+            raise UserError("backbone.name", section.name, f"timm cannot build it ({reason})") from error
         raise UserError("backbone.image_size", section.image_size, f"{section.name} refuses it ({reason})") from error
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,10 +9,12 @@ from pathlib import Path
 from sylva_ray.config.experiment import CONFIG, TrackingSection
 from sylva_ray.core.credentials import mask_credentials, mask_value
 from sylva_ray.core.errors import UserError
+from sylva_ray.core.files import read_regular_file, read_text_file
 from sylva_ray.core.yaml import YamlError, parse_yaml
 from sylva_ray.observers.mlflow.tracker import experiment_files, tracking_uri
 from sylva_ray.reports.compare.runs import Run
-from sylva_ray.storage.run_folder import SPACE, SUMMARY, TRIALS
+from sylva_ray.storage.reading import parse_json
+from sylva_ray.storage.run_folder import SPACE, SUMMARY, TRIALS, RunFolder
 
 ALLOWED = (
     "give a run folder, a folder of run folders, a summary as FILE.json, or an MLflow EXPERIMENT (or EXPERIMENT/SWEEP)"
@@ -55,26 +56,27 @@ def load_runs(sources: Sequence[str], uri: str | None = None) -> tuple[list[Run]
 
 
 def _from_file(path: Path, source: str | None = None) -> Run:
-    """Read a summary, and the ``config.yaml`` beside it if there is one."""
+    """Read a summary. In a run folder its ``config.yaml`` is read, too, and must be that of the checkpoints."""
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError("RUN", str(path), f"cannot be read ({error}); {ALLOWED}") from None
-    config = path.with_name(CONFIG)
-    try:
-        config_text = config.read_text(encoding="utf-8") if config.is_file() else None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError("RUN", str(config), f"cannot be read ({error})") from None
-    return _parse(text, config_text, source or str(path))
+        content = read_regular_file(path, "RUN")
+    except FileNotFoundError:
+        raise UserError("RUN", str(path), f"is gone; {ALLOWED}") from None
+    folder = RunFolder(path.parent)
+    if path != folder.summary_file:
+        return _parse(content, None, source or str(path))
+    if folder.checkpoints.root.exists():
+        folder.check_has_run()
+        folder.load_checkpoint()
+    config = read_text_file(folder.config_file) if folder.config_file.exists() else None
+    return _parse(content, config, source or str(path))
 
 
-def _parse(text: str, config: str | None, source: str) -> Run:
+def _parse(summary: bytes | str, config: str | None, source: str) -> Run:
     """Parse a summary and its config (None: not available)."""
     try:
-        summary = json.loads(text)
+        run = Run.from_json(parse_json(summary), source)
     except ValueError as error:
         raise UserError("RUN", source, f"is not JSON ({error}); {ALLOWED}") from None
-    run = Run.from_json(summary, source)
     if config is not None:
         try:
             parsed = parse_yaml(config)

@@ -7,10 +7,12 @@ are replaced in one step, and checkpoints do not change.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
 import socket
+import stat
 import time
 import warnings
 from collections.abc import Iterator
@@ -126,7 +128,7 @@ def file_lock(path: Path, key: str, what: str, driver: int | None = None, wait_s
 def _try_to_lock(path: Path) -> IO[str] | None:
     """Open and lock a file; None where another process holds it."""
     while True:
-        file = open(path, "a")  # noqa: SIM115  # the caller closes it, which releases the lock
+        file = _open(path)
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -142,6 +144,21 @@ def _try_to_lock(path: Path) -> IO[str] | None:
             if os.path.samestat(os.fstat(file.fileno()), path.stat()):
                 return file
         file.close()  # the process that held it has removed it in the meantime
+
+
+def _open(path: Path) -> IO[str]:
+    """Open or create a lock file; opening a pipe by that name might never end."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NONBLOCK | os.O_NOFOLLOW
+    try:
+        file = open(os.open(path, flags, 0o666), "a")  # noqa: SIM115  # the caller closes it, which releases the lock
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENXIO, errno.EISDIR):  # a link, a pipe, a folder
+            raise UserError("lock", str(path), "is not a file of ours; remove it") from None
+        raise
+    if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        return file
+    file.close()
+    raise UserError("lock", str(path), "is not a file of ours; remove it")
 
 
 def _remove_if_empty(folder: Path) -> None:

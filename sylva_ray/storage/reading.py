@@ -14,12 +14,16 @@ def parse_json(content: bytes | str) -> Any:
     """Parse JSON.
 
     Raises:
-        ValueError: it is not JSON, or nested too deeply; the message is one line.
+        ValueError: it is not JSON, contains NaN or Infinity, or is nested too deeply; the message is one line.
     """
     try:
-        return json.loads(content)
+        return json.loads(content, parse_constant=_refuse)
     except RecursionError:
         raise ValueError("nested too deeply") from None
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is not a number in JSON")
 
 
 def read_json(path: Path, key: str, fix: str) -> Any:

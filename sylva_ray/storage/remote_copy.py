@@ -134,7 +134,7 @@ class RemoteFolder:
                 self._files.rm_file(self._remote_path(name))
                 del self._remote_sizes[name]
         except Exception as error:  # every storage raises errors of its own types
-            raise RunError(f"{self} could not be written ({_reason(error)})") from error
+            raise RunError(f"{self} could not be written ({_reason(error, self.url)})") from error
 
     def _send(self, name: str, path: Path) -> None:
         """Send a file unless it is there already. A checkpoint's files never change: one of equal size is the same."""
@@ -172,7 +172,7 @@ class RemoteFolder:
         try:
             return read()
         except Exception as error:  # every storage raises errors of its own types
-            raise UserError("run folder", str(self), f"cannot be reached ({_reason(error)})") from None
+            raise UserError("run folder", str(self), f"cannot be reached ({_reason(error, self.url)})") from None
 
 
 @contextmanager
@@ -227,7 +227,7 @@ def _filesystem(url: str) -> tuple[Any, str]:
     try:
         files, root = fsspec.core.url_to_fs(url)
     except (ValueError, ImportError, OSError) as error:
-        fix = f"is not a URL that can be used here ({_reason(error)})"
+        fix = f"is not a URL that can be used here ({_reason(error, url)})"
         raise UserError("run folder", url, fix) from None
     return files, root.rstrip("/")
 
@@ -264,5 +264,5 @@ def _order(name: str) -> tuple[bool, int, str, bool, str]:
     return _is_checkpoint(name), step, str(path.parent), path.name == MANIFEST, path.name
 
 
-def _reason(error: BaseException) -> str:
-    return mask_credentials(" ".join(str(error).split()))[:200] or type(error).__name__
+def _reason(error: BaseException, url: str) -> str:
+    return mask_credentials(" ".join(str(error).split()), url)[:200] or type(error).__name__

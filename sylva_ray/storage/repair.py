@@ -63,6 +63,8 @@ def _remove_drafts(folder: RunFolder) -> list[str]:
 
 def _restore_config(folder: RunFolder, checkpoint: Checkpoint) -> list[str]:
     path = folder.config_file
+    if path.is_dir():
+        raise UserError("config", str(path), "is a folder; move it away, and repair again")
     reason, stored = _read_config(folder)
     if checkpoint.config is None:
         if reason:

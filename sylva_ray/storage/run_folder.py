@@ -132,6 +132,8 @@ class RunFolder:
     def claim(self, config: ExperimentConfig, resume: bool, inputs: Inputs | None = None) -> None:
         """Write ``inputs.json`` and ``config.yaml`` of a new run; a run to resume must be of the same experiment.
 
+        ``inputs.json`` of a run without a checkpoint is written again.
+
         Args:
             config: resolved.
             resume: whether the folder must hold this run already; else it must be free.
@@ -143,6 +145,8 @@ class RunFolder:
         """
         self.check_claim(config, resume)
         if self.config_file.exists():
+            if inputs is not None and not self.checkpoints.steps():  # nothing has been computed with others yet
+                write_marker(self.inputs_file, json_text(inputs.to_json()), replace=True)
             return
         try:
             if inputs is not None:

@@ -20,15 +20,20 @@ Honest norms differ because clients take different numbers of optimiser steps: b
 below this limit are left to the robust rules."""
 
 
+MAX_GROWTH = 1e6
+"""An update is refused, too, if its norm exceeds the median norm of the received arrays by this factor, so that uploads of
+1e30 do not pass where they are the majority, or the only ones."""
+
+
 def validate_uploads(
     uploads: Mapping[int, ClientState], received: Sequence[ClientState], names: Mapping[int, Collection[str]]
 ) -> tuple[dict[int, ClientState], dict[int, str]]:
     """Divide the uploads of a round into those that may be merged and those that are refused.
 
-    An upload is accepted if it has the expected arrays in the expected shapes, all entries are finite, and the norm of
-    its update (upload minus received state, over all arrays) is at most `MAX_NORM_RATIO` times the lower median of the
-    norms. Where that median is 0, because most clients did not move, the median norm of the received arrays takes its
-    place.
+    An upload is accepted if it has the expected arrays of floats in the expected shapes, all entries are finite, and the
+    norm of its update (upload minus received state, over all arrays) is at most `MAX_NORM_RATIO` times the lower median of
+    the norms. Where that median is 0, because most clients did not move, the median norm of the received arrays takes its
+    place. Unless the received arrays are all 0, it is also at most `MAX_GROWTH` times their median norm.
 
     Args:
         uploads: ``{client: state}`` as the coordinator decodes it.
@@ -49,10 +54,12 @@ def validate_uploads(
             refused[client] = "not finite"
     updates = sorted(norm for client, norm in norms.items() if client not in refused)
     origins = (_root_of_squares([received[client][name] for name in names[client]]) for client in uploads)
-    scale = _lower_median(updates) or _lower_median(sorted(origins))
+    median, origin = _lower_median(updates), _lower_median(sorted(origins))
     for client, norm in norms.items():
-        if client not in refused and norm > MAX_NORM_RATIO * scale:
+        if client not in refused and norm > MAX_NORM_RATIO * (median or origin):
             refused[client] = f"the norm of the update exceeds {MAX_NORM_RATIO:,.0f} times the median"
+        elif client not in refused and norm > MAX_GROWTH * origin > 0:
+            refused[client] = f"the norm of the update exceeds {MAX_GROWTH:,.0f} times that of what was received"
     accepted = {client: upload for client, upload in uploads.items() if client not in refused}
     return accepted, dict(sorted(refused.items()))
 
@@ -64,6 +71,8 @@ def _shape_problem(upload: ClientState, received: ClientState, names: Collection
             return f"{name} is missing"
         if name not in names:
             return f"{name} was not asked for"
+        if upload[name].dtype.kind != "f":
+            return f"{name} has dtype {upload[name].dtype}, not a float"
         shape, expected = list(upload[name].shape), list(received[name].shape)
         if shape != expected:
             return f"{name} has shape {shape}, not {expected}"

@@ -96,6 +96,8 @@ MALFORMED: dict[str, tuple[Tree, list[str]]] = {
     "a split's name as a class": ({"cat": 5, "dog": 5, "test": 5}, ["cat/", "beside test/"]),
     "training as class in training": ({"train": {"train": CLASSES}, "test": FEW}, ["train/train/", "split"]),
     "classes with splits in them": ({"cat": {"train": 3, "test": 2}, "dog": 3}, ["train/", "class folder cat/"]),
+    "splits as words of names": ({"seg_train": 9, "seg_test": 9}, ["seg_test/", "seg_train/", "names of splits"]),
+    "splits with numbers": ({"train_1": 9, "test_1": 9}, ["test_1/", "names of splits"]),
     "splits two folders deep": ({"a": {"b": {"train": CLASSES}}, "c": 1}, ["train/", "class folder a/"]),
     "splits one folder deep": (
         {"data": {"train": CLASSES, "test": FEW}},

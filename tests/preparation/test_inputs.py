@@ -24,7 +24,7 @@ from sylva_ray.config.schema import build
 from sylva_ray.core.errors import UserError
 from sylva_ray.models.backbone import OFFLINE_CHECKPOINT, backbone_arrays, create_backbone
 from sylva_ray.preparation.experiment import prepare
-from sylva_ray.preparation.inputs import digest_inputs
+from sylva_ray.preparation.inputs import claim_run, digest_inputs
 from sylva_ray.storage.run_folder import RunFolder
 from tests.conftest import TINY
 from tests.storage.conftest import contents
@@ -219,6 +219,17 @@ def test_inputs_that_were_edited_or_lost_are_refused_and_restored(home: Path) ->
         assert "sylva-ray repair" in refused("evaluate", str(run)) or text == "{}"
         assert sylva_ray.repair(run.path) == ["inputs.json: restored from round_0002"]
         assert json.loads(run.inputs_file.read_text()) == json.loads(stored)
+
+
+@pytest.mark.parametrize("text", ["", '{"version": "0', None], ids=["empty", "torn", "missing"])
+def test_a_run_that_has_computed_nothing_begins_with_the_inputs_of_now(text: str | None, tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "run")
+    prepared = prepare(build(ExperimentConfig, TINY))
+    claim_run(prepared, run, False, False, print)
+    stored = run.inputs_file.read_text()
+    run.inputs_file.unlink() if text is None else run.inputs_file.write_text(text)
+    assert claim_run(prepared, run, True, False, print).changed_inputs == ()
+    assert run.inputs_file.read_text() == stored
 
 
 def test_a_backbone_is_built_once_for_everything_before_a_run(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -346,3 +346,38 @@ def test_what_a_finished_run_has_lost_is_written_again_and_the_rest_kept(lost: s
     assert after["summary.json"] == before["summary.json"]
     assert finished.load_records() == records
     assert all(after[name][0] == before[name][0] for name in before if name not in ("report.html", "rounds.jsonl"))
+
+
+# -- compare -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda run: run.config_file.write_text(run.config_file.read_text().replace("seed: 0", "seed: 7")), "seed"),
+        (lambda run: run.config_file.unlink(), "config.yaml"),
+        (lambda run: run.config_file.write_text(""), "config.yaml"),
+    ],
+    ids=["edited", "removed", "emptied"],
+)
+def test_a_comparison_refuses_a_config_that_is_not_the_runs(
+    change: Callable[[RunFolder], object], says: str, finished: RunFolder
+) -> None:
+    change(finished)
+    result = CliRunner().invoke(app, ["compare", str(finished.path)])
+    assert result.exit_code == 2
+    assert says in result.stderr
+    assert f"sylva-ray repair {finished.path}" in " ".join(result.stderr.split())
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"benign": NaN}', "{"])
+@pytest.mark.parametrize("command", ["compare", "report", "evaluate"])
+def test_a_summary_that_is_no_json_is_refused_before_anything_is_computed(
+    command: str, text: str, finished: RunFolder
+) -> None:
+    finished.summary_file.write_text(text)
+    before = contents(finished.path)
+    result = CliRunner().invoke(app, [command, str(finished.path)])
+    assert result.exit_code == 2
+    assert "is not JSON" in " ".join(result.stderr.split())
+    assert contents(finished.path) == before

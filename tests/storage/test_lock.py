@@ -169,3 +169,11 @@ def test_a_resolved_config_is_claimed_once(tiny_config: ExperimentConfig, tmp_pa
         folder.claim(tiny_config, resume=False)
     with pytest.raises(UserError, match="already holds a run"), folder.locked():
         folder.claim(tiny_config, resume=False)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "folder", "link"])
+def test_a_lock_that_is_no_file_is_named_at_once(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / LOCK
+    {"pipe": lambda: os.mkfifo(path), "folder": path.mkdir, "link": lambda: path.symlink_to("nowhere")}[kind]()
+    with pytest.raises(UserError, match=r"\.lock.*is not a file of ours; remove it"), folder_lock(tmp_path, "--out"):
+        pass

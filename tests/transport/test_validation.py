@@ -72,3 +72,20 @@ def test_other_arrays_than_the_expected_ones_are_named() -> None:
 
 def test_without_uploads_there_is_nothing_to_refuse() -> None:
     assert check() == ([], {})
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_huge_updates_are_refused_where_they_are_the_majority(count: int) -> None:
+    """Every upload is its own median then; they are compared with what the clients received."""
+    accepted, refused = check(*[moved_by(1e30)] * count, moved_by(1))
+    assert accepted == [count]
+    assert set(refused) == set(range(count))
+    assert check(moved_by(1e30))[0] == []
+
+
+@pytest.mark.parametrize("dtype", ["complex64", "int64", "bool", "object"])
+def test_an_upload_of_another_kind_of_number_is_refused(dtype: str) -> None:
+    other = moved_by(1)
+    name = sorted(other)[0]
+    other[name] = np.zeros(other[name].shape, dtype)
+    assert check(moved_by(1), other)[1] == {1: f"{name} has dtype {dtype}, not a float"}
