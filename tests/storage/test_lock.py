@@ -174,6 +174,11 @@ def test_a_resolved_config_is_claimed_once(tiny_config: ExperimentConfig, tmp_pa
 @pytest.mark.parametrize("kind", ["pipe", "folder", "link"])
 def test_a_lock_that_is_no_file_is_named_at_once(kind: str, tmp_path: Path) -> None:
     path = tmp_path / LOCK
-    {"pipe": lambda: os.mkfifo(path), "folder": path.mkdir, "link": lambda: path.symlink_to("nowhere")}[kind]()
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        path.symlink_to("nowhere")
     with pytest.raises(UserError, match=r"\.lock.*is not a file of ours; remove it"), folder_lock(tmp_path, "--out"):
         pass
