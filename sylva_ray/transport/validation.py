@@ -21,8 +21,9 @@ below this limit are left to the robust rules."""
 
 
 MAX_GROWTH = 1e6
-"""An update is refused, too, if its norm exceeds the median norm of the received arrays by this factor, so that uploads of
-1e30 do not pass where they are the majority, or the only ones."""
+"""An update is refused, too, if its norm exceeds the median norm of the received arrays by this factor.
+
+So uploads of 1e30 do not pass where they are the majority, or the only ones."""
 
 
 def validate_uploads(
@@ -30,10 +31,11 @@ def validate_uploads(
 ) -> tuple[dict[int, ClientState], dict[int, str]]:
     """Divide the uploads of a round into those that may be merged and those that are refused.
 
-    An upload is accepted if it has the expected arrays of floats in the expected shapes, all entries are finite, and the
-    norm of its update (upload minus received state, over all arrays) is at most `MAX_NORM_RATIO` times the lower median of
-    the norms. Where that median is 0, because most clients did not move, the median norm of the received arrays takes its
-    place. Unless the received arrays are all 0, it is also at most `MAX_GROWTH` times their median norm.
+    An upload is accepted if it has the expected arrays of floats in the expected shapes, all entries are finite, and
+    the norm of its update (upload minus received state, over all arrays) is at most `MAX_NORM_RATIO` times the lower
+    median of the norms. Where that median is 0, because most clients did not move, the median norm of the received
+    arrays takes its place. Unless the received arrays are all 0, it is also at most `MAX_GROWTH` times their median
+    norm.
 
     Args:
         uploads: ``{client: state}`` as the coordinator decodes it.
