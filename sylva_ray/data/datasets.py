@@ -192,11 +192,14 @@ def _sources(section: DatasetSection) -> Sources:
     """Return both halves of a data set, with labels that have a class."""
     sources = _read(section)
     name, num_classes = section.name, len(sources.class_names)
+    if not len(sources.train.labels):
+        raise UserError("dataset.name", name, "has no training images")
     if num_classes < 2:
         raise UserError("dataset.name", name, f"has {num_classes} class; a classifier needs at least 2")
+    if not len(sources.test.labels):
+        fix = "has no test images; without a test split, a class needs at least 3 images, of which a fifth becomes one"
+        raise UserError("dataset.name", name, fix)
     for source, half in ((sources.train, "training"), (sources.test, "test")):
-        if not len(source.labels):
-            raise UserError("dataset.name", name, f"has no {half} images")
         if source.labels.min() < 0 or source.labels.max() >= num_classes:
             raise UserError("dataset.name", name, f"has {half} labels outside 0..{num_classes - 1}")
     notices = missing_class_notices(name, sources.train.labels, sources.test.labels, sources.class_names)

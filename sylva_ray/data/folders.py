@@ -6,6 +6,7 @@ docs/datasets.md has the rules.
 from __future__ import annotations
 
 import os
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -165,7 +166,9 @@ def _test_images(scan: _Scan, top: Path, names: Sequence[str]) -> Source:
     scan.unread += files
     for folder in folders:
         if folder.name not in names:
-            hint = did_you_mean(folder.name, names)
+            spelling = unicodedata.normalize("NFC", folder.name)
+            is_same = spelling in {unicodedata.normalize("NFC", name) for name in names}
+            hint = "it is there in another Unicode spelling" if is_same else did_you_mean(folder.name, names)
             fix = f"has class {folder.name!r} in {top.name}/ but not in the training half; {hint}"
             raise scan.refuse(fix.rstrip("; "))
     by_name = {folder.name: _images_of_class(scan, folder) for folder in folders}

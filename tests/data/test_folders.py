@@ -117,7 +117,11 @@ MALFORMED: dict[str, tuple[Tree, list[str]]] = {
     "one class": ({"cat": 5}, ["1 class"]),
     "a name that cannot be printed": ({"cat": 3, "do\ng": 3}, ["'do\\ng'", "printable"]),
     "nothing": ({}, ["no folders of classes"]),
-    "too few images to split": ({"cat": 1, "dog": 2}, ["no test images"]),
+    "too few images to split": ({"cat": 1, "dog": 2}, ["no test images", "at least 3 images"]),
+    "another spelling": (
+        {"train": {"caf\u00e9": 5, "dog": 5}, "test": {"cafe\u0301": 3, "dog": 3}},
+        ["another Unicode spelling"],
+    ),
 }
 
 

@@ -339,7 +339,7 @@ LABELS: dict[str, tuple[pa.Array, Any, list[str]]] = {
     "empty texts": (pa.array(["a", None, "b", "a"]), None, ["1 empty labels", "row 1"]),
     "blank texts": (pa.array(["a", "", "b", "a"]), None, ["''", "no printable text"]),
     "one class": (ints(0, 0, 0, 0), None, ["1 class"]),
-    "no rows": (ints(), None, ["class"]),
+    "no rows": (ints(), None, ["no training images"]),
 }
 
 
