@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from sylva_ray.core.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from sylva_ray.api import (
         Config,
@@ -23,8 +25,6 @@ if TYPE_CHECKING:
         run,
         sweep,
     )
-
-__version__ = "0.2.0"
 
 __all__ = [
     "Config",

@@ -6,10 +6,10 @@ import dataclasses
 from collections.abc import Callable
 from dataclasses import asdict
 
-from sylva_ray import __version__
 from sylva_ray.config.experiment import ExperimentConfig
 from sylva_ray.core.inputs import Inputs
 from sylva_ray.core.types import stack_digest
+from sylva_ray.core.version import __version__
 from sylva_ray.data.digest import data_digest
 from sylva_ray.federation.client.worker import split_weights
 from sylva_ray.preparation.experiment import Prepared

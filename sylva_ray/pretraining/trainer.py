@@ -22,7 +22,6 @@ import torch.nn.functional as F
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
-from sylva_ray import __version__
 from sylva_ray.attacks.pgd import pgd
 from sylva_ray.config.experiment import AttentionKernels
 from sylva_ray.core.errors import RunError, UserError
@@ -30,6 +29,7 @@ from sylva_ray.core.inputs import Inputs
 from sylva_ray.core.seeding import generator
 from sylva_ray.core.text import one_line
 from sylva_ray.core.types import Split, stack_digest
+from sylva_ray.core.version import __version__
 from sylva_ray.data.augment import augmented
 from sylva_ray.data.datasets import Dataset, load_dataset
 from sylva_ray.data.digest import dataset_digests

@@ -18,10 +18,10 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sylva_ray import __version__
 from sylva_ray.config.experiment import ExperimentConfig, TrackingSection
 from sylva_ray.core.credentials import mask_value, mask_yaml
 from sylva_ray.core.records import StageRecord
+from sylva_ray.core.version import __version__
 from sylva_ray.federation.observer import Observer, Status
 from sylva_ray.observers.mlflow.delivery import Delivery, DeliveryState
 from sylva_ray.storage.run_folder import RunFolder
