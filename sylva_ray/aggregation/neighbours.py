@@ -59,7 +59,7 @@ class NeighbourGraph:
         return list(groups.values())
 
 
-def product_gram(states: Sequence[ClientState], scaling: float = 1.0) -> np.ndarray:
+def product_gram(states: Sequence[ClientState]) -> np.ndarray:
     """Return the ``[K, K]`` float64 inner products of the clients' weight updates, in O(r^2 d) per pair and module.
 
     The factors of all clients are stacked, so that the pairs of `GRAM_ROWS` / r clients are two matrix products. For
@@ -71,7 +71,7 @@ def product_gram(states: Sequence[ClientState], scaling: float = 1.0) -> np.ndar
     with ThreadPoolExecutor(MERGING_THREADS) as threads:
         for summand in threads.map(lambda module: _module_gram(states, module), modules):  # in the order of the modules
             upper += summand
-    return scaling**2 * (np.triu(upper) + np.triu(upper, 1).T)
+    return np.asarray(np.triu(upper) + np.triu(upper, 1).T)
 
 
 def _module_gram(states: Sequence[ClientState], module: str) -> np.ndarray:
@@ -103,24 +103,16 @@ def neighbourhood_size(num_clients: int, k: int | None = None) -> int:
     return min(num_clients, k if k is not None else max(2, math.ceil(math.sqrt(num_clients))))
 
 
-def neighbour_graph(
-    gram: np.ndarray,
-    num_samples: np.ndarray,
-    k: int | None = None,
-    floor: bool = True,
-    uniform: bool = False,
-) -> NeighbourGraph:
+def neighbour_graph(gram: np.ndarray, num_samples: np.ndarray, k: int | None = None) -> NeighbourGraph:
     """Return the k nearest clients of every client, itself included, weighted by ``n_j exp(-d^2 / (2 sigma_i^2))``.
 
     sigma_i is the distance to the k-th neighbour (1 where that is 0). Of equal distances the lower client number is
-    nearer.
+    nearer. A client's own weight is at least 1/k.
 
     Args:
         gram: ``[K, K]`` from `product_gram`.
         num_samples: training images per client, ``[K]``.
         k: see `neighbourhood_size`.
-        floor: whether a client's own weight is at least 1/k.
-        uniform: whether sigma is infinite; with ``k = K`` and no floor this is FedAvg.
     """
     from sklearn.neighbors import BallTree  # takes seconds to import; few processes need it
 
@@ -136,11 +128,11 @@ def neighbour_graph(
         order = np.lexsort((near, distance, near != i))[:k]  # the client itself, then by distance, then by number
         chosen = np.sort(near[order])
         d = np.linalg.norm(points[chosen] - points[i], axis=1)
-        sigma = np.inf if uniform else (radius if radius > TIE else 1.0)
+        sigma = radius if radius > TIE else 1.0
         w = np.asarray(num_samples, np.float64)[chosen] * np.exp(-(d**2) / (2 * sigma**2))
         w /= w.sum()
         is_self = chosen == i
-        if floor and w[is_self] < 1 / k:
+        if w[is_self] < 1 / k:
             w = np.where(is_self, 1 / k, w * (1 - 1 / k) / max(w[~is_self].sum(), 1e-300))
         members[i], weights[i] = chosen, w / w.sum()
     return NeighbourGraph(members, weights)

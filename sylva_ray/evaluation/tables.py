@@ -86,18 +86,17 @@ class Measured:
         return float(np.mean([correct.mean() for correct in self.correct(condition)]))
 
 
-def interval(correct: PerClient, confidence: float = 0.95) -> tuple[float, float]:
-    """Return Wilson's interval of the accuracy over all clients' images together.
+def interval(correct: PerClient) -> tuple[float, float]:
+    """Return Wilson's 95 % interval of the accuracy over all clients' images together.
 
     Args:
         correct: whether each prediction is correct, ``[n_i] bool`` per client.
-        confidence: of the interval, in (0, 1).
 
     Returns:
         Lower and upper bound.
     """
     flat = np.concatenate(list(correct))
-    bounds = binomtest(int(flat.sum()), len(flat)).proportion_ci(confidence, method="wilson")
+    bounds = binomtest(int(flat.sum()), len(flat)).proportion_ci(0.95, method="wilson")
     return float(bounds.low), float(bounds.high)
 
 

@@ -164,18 +164,19 @@ class FunctionalStack:
         return logits if logits.dtype == torch.float64 else logits.float()
 
 
-def initial_head(
-    shape: tuple[int, ...], names: tuple[str, ...], rng: torch.Generator, std: float = 0.01
-) -> dict[str, np.ndarray]:
+HEAD_STD = 0.01
+"""Standard deviation of the weights that a head begins with."""
+
+
+def initial_head(shape: tuple[int, ...], names: tuple[str, ...], rng: torch.Generator) -> dict[str, np.ndarray]:
     """Draw a small random head; with zeros, the first attack and the first gradient of the adapters would be zero.
 
     Args:
         shape: ``(num_classes, width)``.
         names: of the weight and the bias.
         rng: source of the random numbers.
-        std: standard deviation of the weight; the bias is zero.
     """
-    weight = torch.randn(shape, generator=rng) * std
+    weight = torch.randn(shape, generator=rng) * HEAD_STD
     return {names[0]: weight.numpy(), names[1]: np.zeros(shape[0], np.float32)}
 
 

@@ -34,7 +34,6 @@ from sylva_ray.execution.ray.session import (
 )
 from sylva_ray.provisioning.launcher_file import LauncherFile, Resources
 from sylva_ray.provisioning.placement import largest_cluster
-from sylva_ray.sweeps.check import check_sweep
 from sylva_ray.sweeps.events import OnEvent, SweepStarted, SweepWarning, TrialProgress, Waiting
 from sylva_ray.sweeps.folder import SweepFolder
 from sylva_ray.sweeps.output import write_results
@@ -72,11 +71,6 @@ TUNE_ENVIRONMENT = {
 }
 
 
-def run_sweep(space: Space, sweep_dir: Path, resume: bool, on_event: OnEvent, allow_changed: bool = False) -> Sweep:
-    """Check a sweep with `check_sweep`, then run or resume it; the arguments are as for `run_checked_sweep`."""
-    return run_checked_sweep(check_sweep(space, sweep_dir, resume), sweep_dir, resume, on_event, allow_changed)
-
-
 def run_checked_sweep(
     space: Space, sweep_dir: Path, resume: bool, on_event: OnEvent, allow_changed: bool = False
 ) -> Sweep:
@@ -110,7 +104,7 @@ def run_checked_sweep(
 def _run_claimed(
     folder: SweepFolder, space: Space, driver_node: str, slots: int, on_event: OnEvent, allow_changed: bool
 ) -> Sweep:
-    """Run what is left of a sweep in its own folder; the arguments are as in `_run_trials` and `run_sweep`."""
+    """Run what is left of a sweep in its own folder; the arguments are as in `_run_trials` and `run_checked_sweep`."""
     choose_compute(folder, space)
     tracking = SweepTracking(folder, space)
     tracking.open()

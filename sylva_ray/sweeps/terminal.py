@@ -62,21 +62,20 @@ class SweepDisplay(Display):
         self._progress.update(self._bar, completed=len(self._over), detail=running)
 
 
-def sweep_table(sweep: Sweep, max_points: int = 30) -> Table:
-    """Build the table of points: the swept values, the objectives, accuracies and costs.
+MAX_POINTS = 30
+"""Points in the table."""
 
-    Args:
-        sweep: the results.
-        max_points: how many points to show, the best first.
-    """
-    space, num_hidden = sweep.space, len(sweep.points) - max_points
+
+def sweep_table(sweep: Sweep) -> Table:
+    """Build the table of the best points: the swept values, the objectives, accuracies and costs."""
+    space, num_hidden = sweep.space, len(sweep.points) - MAX_POINTS
     goals = ", ".join(f"{objective.mode} {objective.metric}" for objective in space.objectives)
     caption = f"and {num_hidden} more in sweep.json" if num_hidden > 0 else None
     table = Table(title=f"{space.name}: {goals}; accuracies in %", caption=caption)
     keys, metrics = list(space.parameters), shown_metrics(space)
     for name in ("", *(short_key(key) for key in keys), *metrics, "seeds"):
         table.add_column(name.replace("_", " "), justify="right")
-    for point in sweep.points[:max_points]:
+    for point in sweep.points[:MAX_POINTS]:
         mark = "*" if point.chosen else "" if point.complete else "/".join(sorted(set(point.states)))
         mark += " !" if point.checks else ""
         values = [value_text(point.values[key]) for key in keys]

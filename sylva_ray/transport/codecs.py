@@ -177,12 +177,12 @@ class TopK:
         return 8 * self.count(_entries(shapes))
 
 
-def create_codec(kind: str, *, block: int = 64, fraction: float = 0.01) -> Codec:
-    """Return the codec ``none``, ``int8`` or ``int4`` (both with ``block``), or ``topk`` (with ``fraction``)."""
+def create_codec(kind: str, *, fraction: float = 0.01) -> Codec:
+    """Return the codec ``none``, ``int8``, ``int4`` or ``topk`` (with ``fraction``)."""
     if kind == "topk":
         return TopK(fraction)
     if kind in ("int8", "int4"):
-        return BlockQuantizer(int(kind.removeprefix("int")), block)
+        return BlockQuantizer(int(kind.removeprefix("int")))
     assert kind == "none", f"there is no codec {kind}"
     return Full()
 

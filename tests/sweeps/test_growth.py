@@ -14,7 +14,7 @@ from sylva_ray.sweeps.growth import grown_space
 from sylva_ray.sweeps.points import check_space, planned_trials
 from sylva_ray.sweeps.space import Space
 from tests.preparation.test_inputs import draw_images, interrupt
-from tests.sweeps.toys import SMALL, ignore, space_of
+from tests.sweeps.toys import SMALL, ignore, run_sweep, space_of
 
 RANDOM: dict[str, Any] = {
     "search": {"kind": "random", "num_points": 3},
@@ -116,8 +116,6 @@ def test_the_folder_keeps_the_grown_space(tmp_path: Path) -> None:
 @pytest.mark.parametrize("before", [{}, OPTUNA], ids=["grid", "optuna"])
 def test_a_real_sweep_grows_and_what_was_finished_stays(before: dict[str, Any], tmp_path: Path) -> None:
     """A grid by a seed and a value, a search by two points; then nothing is left to do."""
-    from sylva_ray.sweeps.ray_tune import run_sweep
-
     experiment = SMALL | {"training": SMALL["training"] | {"rounds": 1}}
     more: dict[str, Any] = {"seeds": [0, 1], "parameters": {"lora.rank": {"grid": [3, 2, 1]}}}
     now = before | {"search": before["search"] | {"num_points": 5}} if before else more
@@ -137,8 +135,6 @@ def test_a_real_sweep_grows_and_what_was_finished_stays(before: dict[str, Any], 
 @pytest.mark.usefixtures("local_ray")
 def test_a_sweep_on_changed_images_is_refused_or_says_so(tmp_path: Path) -> None:
     """One trial is interrupted, and another has not begun: neither goes on with other images than the rest had."""
-    from sylva_ray.sweeps.ray_tune import run_sweep
-
     draw_images(tmp_path / "images", 30)
     data = {"name": f"imagefolder:{tmp_path}/images"}
     partition = {"num_clients": 2, "kind": "iid", "min_samples": 8, "test_samples": 4}

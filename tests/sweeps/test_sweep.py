@@ -25,14 +25,14 @@ from sylva_ray.sweeps.results import Sweep
 from sylva_ray.sweeps.space import load_space
 from tests.conftest import TINY
 from tests.execution.conftest import adapter_files
-from tests.sweeps.toys import SMALL, ignore, space_of
+from tests.sweeps.toys import SMALL, ignore, run_sweep, space_of
 
 ray = pytest.importorskip("ray")
 optuna = pytest.importorskip("optuna")
 
 from sylva_ray.provisioning.launcher_file import load_promised  # noqa: E402
 from sylva_ray.sweeps.optuna_search import PointSearch  # noqa: E402
-from sylva_ray.sweeps.ray_tune import asha, check_trials_fit, max_rounds, run_sweep, watching  # noqa: E402
+from sylva_ray.sweeps.ray_tune import asha, check_trials_fit, max_rounds, watching  # noqa: E402
 from sylva_ray.sweeps.trial import trial_bundles, trials_that_fit  # noqa: E402
 from tests.sweeps.test_optuna_search import play  # noqa: E402
 

@@ -8,6 +8,9 @@ from typing import Any
 
 import yaml
 
+from sylva_ray.sweeps.check import check_sweep
+from sylva_ray.sweeps.events import OnEvent
+from sylva_ray.sweeps.results import Sweep
 from sylva_ray.sweeps.space import Space, load_space
 from tests.conftest import TINY
 
@@ -25,6 +28,13 @@ def space_of(folder: Path, experiment: Mapping[str, Any] = SMALL, **keys: Any) -
     folder.mkdir(exist_ok=True)
     (folder / "space.yaml").write_text(yaml.safe_dump(raw, sort_keys=False))
     return load_space(folder / "space.yaml")
+
+
+def run_sweep(space: Space, folder: Path, resume: bool, on_event: OnEvent, allow_changed: bool = False) -> Sweep:
+    """Check a sweep, then run it or go on with it."""
+    from sylva_ray.sweeps.ray_tune import run_checked_sweep
+
+    return run_checked_sweep(check_sweep(space, folder, resume), folder, resume, on_event, allow_changed)
 
 
 def ignore(event: object) -> None:

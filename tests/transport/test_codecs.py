@@ -29,7 +29,7 @@ CODECS = {
     "none": create_codec("none"),
     "int8": create_codec("int8"),
     "int4": create_codec("int4"),
-    "int4-block5": create_codec("int4", block=5),
+    "int4-block5": BlockQuantizer(4, block=5),
     "topk": create_codec("topk", fraction=0.1),
 }
 LOSSY = {name: codec for name, codec in CODECS.items() if name != "none"}
@@ -327,7 +327,7 @@ def test_four_bits_send_a_thousandth_of_vit_b16(classes: int) -> None:
         lambda: create_codec("zip"),
         lambda: create_codec("int2"),
         lambda: BlockQuantizer(5),
-        lambda: create_codec("int4", block=0),
+        lambda: BlockQuantizer(4, block=0),
         lambda: create_codec("topk", fraction=0),
     ],
 )

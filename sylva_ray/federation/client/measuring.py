@@ -24,10 +24,6 @@ EVALUATION_ROWS = 256
 """Images in one forward of an evaluation."""
 
 
-NO_ATTACK = AttackSpec("pgd", 0.0, 1, 0.0)
-"""An attack that changes nothing."""
-
-
 @dataclass(frozen=True)
 class EvaluateOutcome:
     """What was measured on n images of a client.
@@ -102,8 +98,8 @@ class TransferTask(CohortTask):
         first: position of the first one.
     """
 
-    sources: StateStack = field(default_factory=dict)
-    attack: AttackSpec = NO_ATTACK
+    sources: StateStack
+    attack: AttackSpec
     max_samples: int | None = None
     first: int = 0
 
@@ -130,7 +126,7 @@ class ProbeTask(CohortTask):
         first: position of the first one.
     """
 
-    attack: AttackSpec = NO_ATTACK
+    attack: AttackSpec
     max_samples: int | None = None
     first: int = 0
 
@@ -159,7 +155,7 @@ class CertifyTask(CohortTask):
         first: position of the first one.
     """
 
-    sigma: float = 0.0
+    sigma: float
     num_draws: int = 1000
     max_samples: int | None = None
     first: int = 0

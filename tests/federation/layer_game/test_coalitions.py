@@ -64,7 +64,7 @@ def test_sampled_coalitions_in_any_order(
 ) -> None:
     coalitions = all_coalitions(7)[[127, 0, 3, 90, 64]]
     np.testing.assert_allclose(
-        CoalitionWalk(stack, pair, coalitions, *images).run(), naive(stack, pair, coalitions, *images), atol=1e-5
+        CoalitionWalk(stack, pair, coalitions, *images, 4096).run(), naive(stack, pair, coalitions, *images), atol=1e-5
     )
 
 
@@ -74,7 +74,7 @@ def test_a_layer_that_does_not_differ_is_worth_nothing(
     same = dict(pair)
     for name in stack.players["blocks.2"]:
         same[name] = pair[name][:1].repeat(2, *[1] * (pair[name].ndim - 1))
-    phi = exact_shapley(CoalitionWalk(stack, same, all_coalitions(7), *images).run().mean(1))
+    phi = exact_shapley(CoalitionWalk(stack, same, all_coalitions(7), *images, 4096).run().mean(1))
     assert abs(phi[2]) < 1e-7
     assert np.abs(np.delete(phi, 2)).max() > 1e-4
 

@@ -14,7 +14,6 @@ from sylva_ray.federation.stages.layer_game.shapley import (
     ShapleyEstimate,
     all_coalitions,
     antithetic_permutations,
-    banzhaf,
     exact_shapley,
     permutation_shapley,
     prefix_coalitions,
@@ -41,7 +40,6 @@ def test_coalitions_are_counted_in_bits() -> None:
 def test_gloves_and_airport() -> None:
     gloves = game(lambda s: float(0 in s and bool(s & {1, 2})), 3)
     np.testing.assert_allclose(exact_shapley(gloves), [2 / 3, 1 / 6, 1 / 6])
-    np.testing.assert_allclose(banzhaf(gloves), [3 / 4, 1 / 4, 1 / 4])
     airport = game(lambda s: max((p + 1 for p in s), default=0), 3)
     np.testing.assert_allclose(exact_shapley(airport), [1 / 3, 5 / 6, 11 / 6])
 
@@ -56,7 +54,6 @@ def quadratic(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
 def test_a_quadratic_game_splits_each_interaction_in_half() -> None:
     values, expected = quadratic(5, 0)
     np.testing.assert_allclose(exact_shapley(values), expected)
-    np.testing.assert_allclose(banzhaf(values), expected)
 
 
 def test_one_antithetic_pair_is_exact_for_pairwise_interactions() -> None:

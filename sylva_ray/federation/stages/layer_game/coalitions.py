@@ -58,7 +58,7 @@ class CoalitionWalk:
     coalitions: np.ndarray
     x: torch.Tensor
     y: torch.Tensor
-    max_stack: int = 4096
+    max_stack: int
     block_evaluations: int = 0
 
     @without_gradients

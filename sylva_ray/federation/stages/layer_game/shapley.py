@@ -35,12 +35,6 @@ def exact_shapley(values: np.ndarray) -> np.ndarray:
     return _mean_marginals(values, weight_of_size, sizes)
 
 
-def banzhaf(values: np.ndarray) -> np.ndarray:
-    """Return the mean marginal contribution over all coalitions (Banzhaf 1965): robust to noise, not efficient."""
-    n = _num_players(values)
-    return _mean_marginals(values, np.full(n, 2.0 ** (1 - n)), all_coalitions(n).sum(1))
-
-
 def antithetic_permutations(n: int, num_pairs: int, rng: np.random.Generator) -> np.ndarray:
     """Return ``[2 num_pairs, n]`` random orders, each followed by its reverse (Mitchell et al. 2022).
 
