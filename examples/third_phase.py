@@ -29,10 +29,10 @@ class Harden(Stage):
     def __init__(self, factor: float) -> None:
         self.factor = factor
 
-    def run(self, server: Server, round: int) -> StageResult:
+    def run(self, server: Server, step: int) -> StageResult:
         """See `Stage.run`."""
         epsilon, lr = self.factor * server.config.attack.epsilon, last_lr(server.config)
-        outcomes, _ = server.train(round, server.everyone, TrainSettings(epsilon, lr, epochs=1))
+        outcomes, _ = server.train(step, server.everyone, TrainSettings(epsilon, lr, epochs=1))
         return StageResult(epsilon, lr, metrics=server.adopt_states(outcomes))
 
 

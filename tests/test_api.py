@@ -58,6 +58,8 @@ def test_evaluation_export_and_comparison(
     assert [path.name for path in sylva_ray.export(folder, tmp_path / "out", [2, 0])] == ["client_002", "client_000"]
     with pytest.raises(UserError, match="all or 0 to 2"):
         sylva_ray.export(folder, tmp_path / "out", [3])
+    with pytest.raises(sylva_ray.UserError, match="has no effect without --merged"):
+        sylva_ray.export(folder, tmp_path / "out", allow_changed=True)
     rows = sylva_ray.compare([folder], out=[tmp_path / "table.md"], show="nothing")
     assert {row.stage for row in rows} >= {"final"}
     assert (tmp_path / "table.md").exists()

@@ -240,7 +240,7 @@ def test_one_clear_line_and_exit_code_2(case: str, here: Path) -> None:
     [
         (KeyboardInterrupt(), 130, "interrupted"),
         (signal.SIGTERM, 143, "stopped"),
-        (RunError("train, round 3, clients 1: boom"), 1, "round 3"),
+        (RunError("train, step 3, clients 1: boom"), 1, "step 3"),
         (OSError(28, "No space left on device"), 1, "No space left"),
     ],
 )

@@ -20,12 +20,14 @@ import torch
 from safetensors.torch import save_file
 
 from examples import sylva_in_one_file as plain
+from sylva_ray.algorithms.registry import create_algorithm
 from sylva_ray.config.experiment import ExperimentConfig
 from sylva_ray.config.schema import build
 from sylva_ray.core.records import StageRecord
 from sylva_ray.core.types import stack_states
 from sylva_ray.execution.ray.driver import run_prepared
 from sylva_ray.federation.observer import Observer
+from sylva_ray.federation.stages.layer_game.rankings.shapley import ShapleyRanking
 from sylva_ray.federation.stages.layer_game.shapley import all_coalitions
 from sylva_ray.federation.stages.layer_game.tasks import GameTask
 from sylva_ray.models.backbone import create_backbone
@@ -157,7 +159,9 @@ def compare(folder: Path) -> dict[str, Any]:
         replace_everywhere(monkeypatch, to_arrays, lambda params: {n: v.numpy().copy() for n, v in params.items()})
         summary = run_prepared(made, run, False, Recorder())
         before_game = package[[record.stage for record in records].index("layer_game")]
-        task = GameTask(plain.ROUNDS + 2, (0, 1, 2), stack_states(before_game), all_coalitions(7))
+        phase2 = create_algorithm(made.config.algorithm).parameters.phase2
+        states = stack_states(before_game)
+        task = GameTask(plain.ROUNDS + 2, (0, 1, 2), states, phase2, all_coalitions(7), ShapleyRanking())
         played = create_worker(made.config, made.fleet, made.backbone).run(task).outcomes
 
     vit = timm.create_model(str(BACKBONE["name"]), img_size=BACKBONE["image_size"], num_classes=made.fleet.num_classes)

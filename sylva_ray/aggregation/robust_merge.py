@@ -37,7 +37,7 @@ class RobustRule:
         num_byzantine: how many of the merged states may be malicious.
         bucket_size: states averaged at random before the rule; 1: none. It has no effect on self-centred clipping.
         seed: of the experiment, for the buckets.
-        round: number of the stage, for the buckets.
+        round: its number, for the buckets.
     """
 
     name: str

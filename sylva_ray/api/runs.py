@@ -10,11 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from sylva_ray.api.arguments import check_clients, check_show, check_texts
-from sylva_ray.config.experiment import (
-    ExperimentConfig,
-    load_run_config,
-)
-from sylva_ray.config.experiment import load_config as load_config_file
+from sylva_ray.config import experiment as experiments
+from sylva_ray.config.experiment import ExperimentConfig
 from sylva_ray.config.schema import build, overridden
 from sylva_ray.core.bounds import MAX_DEPTH
 from sylva_ray.core.credentials import mask_value
@@ -83,7 +80,7 @@ def load_config(config: Config, overrides: Sequence[str] = ()) -> ExperimentConf
             "config", str(config), "is a URL, which only `resume` takes; give a YAML file or a local folder"
         )
     path = local_path("CONFIG", config)
-    return load_run_config(path, overrides) if path.is_dir() else load_config_file(path, overrides)
+    return experiments.load_run_config(path, overrides) if path.is_dir() else experiments.load_config(path, overrides)
 
 
 def run(
@@ -357,8 +354,11 @@ def export(
         One folder per client.
 
     Raises:
-        UserError: no such run or client, or the run trained full models, which have no adapters.
+        UserError: no such run or client, the run trained full models, which have no adapters, or ``allow_changed``
+            would have no effect.
     """
+    if allow_changed and not merged:
+        raise UserError("--allow-changed", run, "has no effect without --merged: adapters do not contain the backbone")
     loaded = load_run(run)
     everyone = range(len(loaded.states))
     check_clients(clients, len(everyone))

@@ -7,11 +7,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sylva_ray.config.experiment import (
-    AlgorithmSection,
-    BackboneSection,
-    LoraSection,
-)
+from sylva_ray.api.arguments import check_show, check_texts
+from sylva_ray.api.runs import Config, load_config
+from sylva_ray.config.experiment import AlgorithmSection, BackboneSection, LoraSection
 from sylva_ray.config.schema import build
 from sylva_ray.core.errors import UserError
 from sylva_ray.core.locations import local_path, output_path
@@ -20,9 +18,6 @@ from sylva_ray.core.text import Show
 
 if TYPE_CHECKING:
     from sylva_ray.reports.traffic import TrafficRow
-
-from sylva_ray.api.arguments import check_show, check_texts
-from sylva_ray.api.runs import Config, load_config
 
 
 def pretrain(

@@ -25,8 +25,6 @@ def export(
 
     if client != "all" and not client.isdigit():
         raise UserError("--client", client, "must be all or the number of a client, from 0")
-    if allow_changed and not merged:
-        raise UserError("--allow-changed", run, "has no effect without --merged: adapters do not contain the backbone")
     clients = None if client == "all" else [int(client)]
     for folder in api.export(run, to, clients, merged=merged, allow_changed=allow_changed):
         typer.echo(folder)

@@ -6,7 +6,6 @@ hold the others. docs/summary.md is generated from these types.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -68,10 +67,6 @@ class ClientAccuracies(Artefact):
     """1 where a client answers a single class, else 0, ``[K]``; of the benign condition only."""
 
 
-FleetAccuracies = Mapping[str, ClientAccuracies]
-"""``{condition: accuracies}``; a condition is ``benign`` or an attack's label."""
-
-
 class Neighbours(Artefact):
     """The neighbourhood of every client, which phase 2 pools values and guard outcomes over."""
 
@@ -104,7 +99,7 @@ class StageRecord(Artefact):
     stage: str
     """Name of the stage: ``warmup``, ``phase1``, ``personalise``, ``layer_game``, ``phase2``, or a method's own."""
     round: int
-    """Same as ``step``: the rounds of phase 1 count from 1, since the warm-up comes first."""
+    """Same as ``step``, which it is in the files of every version."""
     epsilon: float | None = None
     """Attack budget of its training, in pixel units; null where nothing is attacked."""
     lr: float | None = None

@@ -101,7 +101,7 @@ class Measurements:
         sizes = [len(self.fleet.test_labels(client)) for client in self.everyone]
         self.cohorts = make_cohorts(list(self.everyone), sizes, self.config.training.cohort_size)
         self.longest = max(sizes)
-        self.round = self.config.training.rounds
+        self.step = self.config.training.rounds
         self.majority = [self.fleet.client(client).majority_share for client in self.everyone]
 
     # -- measurements --------------------------------------------------------------------------------------------------
@@ -128,7 +128,7 @@ class Measurements:
         cost = Cost()
         specs = () if spec is None else (spec,)
         tasks = [
-            EvaluateTask(self.round, cohort, self._stack(cohort), specs, min(WINDOW, length - first), first)
+            EvaluateTask(self.step, cohort, self._stack(cohort), specs, min(WINDOW, length - first), first)
             for first in range(0, length, WINDOW)
             for cohort in self.cohorts
         ]
@@ -151,7 +151,7 @@ class Measurements:
     def probes(self) -> dict[str, float]:
         """Return the probes of the checks, means over the images of the fleet; of ``difference`` the largest value."""
         attack = check_attacks(self.request.epsilon, self.fleet.num_classes)["pgd"]
-        tasks = [ProbeTask(self.round, c, self._stack(c), attack, self.request.subset_images) for c in self.cohorts]
+        tasks = [ProbeTask(self.step, c, self._stack(c), attack, self.request.subset_images) for c in self.cohorts]
         by_name: dict[str, list[np.ndarray]] = {}
         for _, outcomes, _ in self._run(tasks, "probes"):
             for outcome in outcomes:
@@ -196,7 +196,7 @@ class Measurements:
         """Return the accuracy of each client on images that were made against the state of ``sources`` for it."""
         tasks = [
             TransferTask(
-                self.round, c, self._stack(c), stack_states([sources[i] for i in c]), attack, self.request.subset_images
+                self.step, c, self._stack(c), stack_states([sources[i] for i in c]), attack, self.request.subset_images
             )
             for c in self.cohorts
         ]
@@ -211,7 +211,7 @@ class Measurements:
         """Measure the certified accuracy of the smoothed clients at growing L2 radius."""
         num_draws = self.request.num_draws
         tasks = [
-            CertifyTask(self.round, c, self._stack(c), sigma, num_draws, self.request.subset_images)
+            CertifyTask(self.step, c, self._stack(c), sigma, num_draws, self.request.subset_images)
             for c in self.cohorts
         ]
         rows: dict[int, list[float]] = {}
@@ -239,7 +239,7 @@ class Measurements:
         """Return the adversarial images that are closest to the originals, the closest first."""
         attack = gallery_attack(self.request.epsilon)
         tasks = [
-            EvaluateTask(self.round, c, self._stack(c), (attack,), GALLERY_CANDIDATES, keep=True) for c in self.cohorts
+            EvaluateTask(self.step, c, self._stack(c), (attack,), GALLERY_CANDIDATES, keep=True) for c in self.cohorts
         ]
         candidates: list[tuple[float, int, int]] = []  # (distance, client, image)
         by_client: dict[int, EvaluateOutcome] = {}

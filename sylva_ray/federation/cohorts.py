@@ -1,4 +1,4 @@
-"""Participants of a round and their cohorts: functions of the configuration and the round, not of the cluster."""
+"""Participants of a round and their cohorts: functions of the configuration and the step, not of the cluster."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from sylva_ray.config.experiment import ExperimentConfig
 from sylva_ray.core.seeding import numpy_generator
 
 
-def choose_participants(config: ExperimentConfig, round: int, missing: Sequence[int]) -> list[int]:
+def choose_participants(config: ExperimentConfig, step: int, missing: Sequence[int]) -> list[int]:
     """Return the clients of a round, sorted: first those that were missing in the previous one, the rest drawn."""
     everyone = config.partition.num_clients
     wanted = config.training.clients_per_round or everyone
-    order = numpy_generator(config.seed, "participants", round=round).permutation(everyone).tolist()
+    order = numpy_generator(config.seed, "participants", round=step).permutation(everyone).tolist()
     queue = [*missing, *(client for client in order if client not in missing)]
     return sorted(queue[:wanted])
 

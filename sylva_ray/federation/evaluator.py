@@ -70,7 +70,7 @@ class Evaluator:
         return accuracies
 
     def _predictions(
-        self, round: int, attacks: tuple[AttackSpec, ...], limit: int | None
+        self, step: int, attacks: tuple[AttackSpec, ...], limit: int | None
     ) -> list[Mapping[str, np.ndarray]]:
         """Return the predictions of all clients, ``{condition: [n]}`` each.
 
@@ -79,7 +79,7 @@ class Evaluator:
         """
         server = self.server
         tasks = [
-            EvaluateTask(round, cohort, server.stack(cohort), attacks, limit)
+            EvaluateTask(step, cohort, server.stack(cohort), attacks, limit)
             for cohort in server.cohorts(server.everyone)
         ]
         keys = {task.clients: (attacks, limit, stack_digest(task.states)) for task in tasks}

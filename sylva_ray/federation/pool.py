@@ -38,7 +38,7 @@ class ClientPool(Protocol):
             The results in the order of the tasks, None for a missing one.
 
         Raises:
-            RunError: a task raised an exception, or its worker failed too often; the message names stage, round and
+            RunError: a task raised an exception, or its worker failed too often; the message names stage, step and
                 clients.
         """
         ...

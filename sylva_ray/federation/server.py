@@ -58,8 +58,12 @@ class StageCosts:
     def add(self, result: CohortResult[Any]) -> None:
         """Add the seconds and the memory of a task."""
         for activity, seconds in result.seconds.items():
-            self.seconds[activity] = self.seconds.get(activity, 0.0) + seconds
+            self.add_seconds(activity, seconds)
         self.peak_memory_bytes = max(self.peak_memory_bytes, result.peak_memory_bytes)
+
+    def add_seconds(self, activity: str, seconds: float) -> None:
+        """Add the seconds of an activity."""
+        self.seconds[activity] = self.seconds.get(activity, 0.0) + seconds
 
 
 @dataclass(frozen=True)
@@ -128,7 +132,7 @@ class Server:
     # -- training and exchange --------------------------------------------------------------------------------------
 
     def train(
-        self, round: int, clients: Sequence[int], settings: TrainSettings, deadline_s: float | None = None
+        self, step: int, clients: Sequence[int], settings: TrainSettings, deadline_s: float | None = None
     ) -> tuple[dict[int, TrainOutcome], list[int]]:
         """Train clients in cohorts.
 
@@ -137,7 +141,7 @@ class Server:
         log.
 
         Args:
-            round: position of the stage.
+            step: position of the stage.
             clients: the participants.
             settings: how they train.
             deadline_s: wall seconds after which clients count as missing; None: no deadline.
@@ -145,18 +149,19 @@ class Server:
         Returns:
             ``{client: outcome}`` of the clients that finished, and the missing ones.
         """
-        replayed = None if deadline_s is None else self.folder.load_missing(round)
+        replayed = None if deadline_s is None else self.folder.load_missing(step)
         tasks = [
-            TrainTask(round, cohort, self.stack(cohort), settings)
+            TrainTask(step, cohort, self.stack(cohort), settings)
             for cohort in self.cohorts([client for client in clients if client not in (replayed or [])])
         ]
         remaining_s = deadline_s if replayed is None else None
         outcomes: dict[int, TrainOutcome] = self.run(tasks, remaining_s)
         missing = [client for client in clients if client not in outcomes]
-        self.costs.dropped = sorted(c for c, outcome in outcomes.items() if not _is_finite(outcome))
-        outcomes = {c: outcome for c, outcome in outcomes.items() if c not in self.costs.dropped}
+        diverged = {client for client, outcome in outcomes.items() if not _is_finite(outcome)}
+        self.costs.dropped = sorted({*self.costs.dropped, *diverged})
+        outcomes = {client: outcome for client, outcome in outcomes.items() if client not in diverged}
         if remaining_s is not None:
-            self._note_missing(round, missing)
+            self._note_missing(step, missing)
         return outcomes, missing
 
     def adopt_states(self, outcomes: Mapping[int, TrainOutcome]) -> dict[str, dict[str, float]]:
@@ -170,7 +175,7 @@ class Server:
 
     def exchange(
         self,
-        round: int,
+        step: int,
         outcomes: Mapping[int, TrainOutcome],
         received: Sequence[ClientState],
         names: Sequence[str] | None = None,
@@ -178,7 +183,7 @@ class Server:
         """Exchange trained states for merged ones: 1 uploads, 2 validation, 3 aggregation, 4 downloads.
 
         Args:
-            round: position of the stage.
+            step: position of the stage.
             outcomes: what the participants trained, ``{client: outcome}``.
             received: the states that all K clients started from.
             names: the parameters that may travel; None: all that the method uploads.
@@ -188,19 +193,19 @@ class Server:
         """
         started, self.wire.traffic = time.perf_counter(), Traffic()
         trained = {client: outcome.state for client, outcome in outcomes.items()}
-        sent = self.wire.upload(round, received, trained, names)
+        sent = self.wire.upload(step, received, trained, names)
         if not sent:
             return sent
-        uploads = self._validated(round, sent, received, names)
+        uploads = self._validated(step, sent, received, names)
         metrics = {client: outcome.metrics for client, outcome in outcomes.items()}
         merged = self.algorithm.aggregate(
             RoundUploads(self.place.num_rounds, self.states, received, uploads, self.sizes, metrics, self.config.seed)
         )
         self.states = [
-            self.wire.download(round, client, received[client], merged[client], names, counted=client in sent)
+            self.wire.download(step, client, received[client], merged[client], names, counted=client in sent)
             for client in self.everyone
         ]
-        self.costs.seconds["aggregate"] = time.perf_counter() - started
+        self.costs.add_seconds("aggregate", time.perf_counter() - started)
         self.costs.upload_bytes += self.wire.traffic.upload
         self.costs.upload_payload_bytes += self.wire.traffic.upload_payload
         self.costs.download_bytes += self.wire.traffic.download
@@ -209,7 +214,7 @@ class Server:
 
     def _validated(
         self,
-        round: int,
+        step: int,
         sent: Mapping[int, ClientState],
         received: Sequence[ClientState],
         names: Sequence[str] | None,
@@ -219,17 +224,18 @@ class Server:
             client: [name for name in self.algorithm.pack(client, received[client]) if names is None or name in names]
             for client in sent
         }
-        uploads, self.costs.refused = validate_uploads(sent, received, expected)
-        if self.costs.refused:
-            clients = "; ".join(f"client {client}: {reason}" for client, reason in self.costs.refused.items())
-            self.observer.on_notice(Notice(f"round {round}: uploads were not merged ({clients})"))
+        uploads, refused = validate_uploads(sent, received, expected)
+        if refused:
+            self.costs.refused |= refused
+            clients = "; ".join(f"client {client}: {reason}" for client, reason in refused.items())
+            self.observer.on_notice(Notice(f"step {step}: uploads were not merged ({clients})"))
         return uploads
 
-    def _note_missing(self, round: int, missing: list[int]) -> None:
-        self.folder.log_missing(round, missing)
+    def _note_missing(self, step: int, missing: list[int]) -> None:
+        self.folder.log_missing(step, missing)
         if missing:
             clients = ", ".join(map(str, missing))
-            self.observer.on_notice(Notice(f"round {round}: clients {clients} missed the deadline"))
+            self.observer.on_notice(Notice(f"step {step}: clients {clients} missed the deadline"))
 
     # -- neighbourhoods after phase 1 -------------------------------------------------------------------------------
 

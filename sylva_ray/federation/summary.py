@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 
-from sylva_ray import __version__
 from sylva_ray.config.resolved import ResolvedConfig
 from sylva_ray.core.records import ClientAccuracies, Compute, GameRecord, StageRecord
 from sylva_ray.core.summary import (
@@ -23,6 +22,7 @@ from sylva_ray.core.summary import (
     StageAccuracies,
     Summary,
 )
+from sylva_ray.core.version import __version__
 from sylva_ray.data.fleet import FleetData
 from sylva_ray.federation.stages.kinds import is_exchange, phase_of
 from sylva_ray.federation.threat_model import budget_warnings, threat_model
@@ -221,11 +221,11 @@ def _warnings(records: Sequence[StageRecord], checks: Sequence[CheckResult]) -> 
     for record in records:
         if record.missing:
             clients = ", ".join(map(str, record.missing))
-            warnings.append(f"round {record.round}: clients {clients} missed the deadline and kept their state")
+            warnings.append(f"step {record.step}: clients {clients} missed the deadline and kept their state")
         if record.dropped:
             clients = ", ".join(map(str, record.dropped))
             warnings.append(
-                f"round {record.round}: the training of clients {clients} diverged; they kept their last state"
+                f"step {record.step}: the training of clients {clients} diverged; they kept their last state"
             )
     return warnings + _refusals(records) + _changes(records)
 

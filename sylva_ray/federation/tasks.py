@@ -20,12 +20,12 @@ class CohortTask(ABC):
     """Work on C clients at once.
 
     Attributes:
-        round: number of the stage.
+        step: position of the stage in the run, from 0.
         clients: their numbers.
         states: ``{name: [C, ...]}``; row c belongs to ``clients[c]``.
     """
 
-    round: int
+    step: int
     clients: tuple[int, ...]
     states: StateStack
 
@@ -40,5 +40,5 @@ class CohortTask(ABC):
 
     @property
     def where(self) -> str:
-        """Stage, round and clients, for error messages."""
-        return f"{self.stage}, round {self.round}, clients {', '.join(map(str, self.clients))}"
+        """Stage, step and clients, for error messages."""
+        return f"{self.stage}, step {self.step}, clients {', '.join(map(str, self.clients))}"

@@ -21,7 +21,6 @@ from sylva_ray.data.datasets import find_dataset, load_dataset
 from sylva_ray.data.fleet import FleetData, build_fleet, divide
 from sylva_ray.federation.client.worker import AUXILIARY, CohortWorker, cohort_model, split_weights
 from sylva_ray.federation.contract import Algorithm, stages_of_run
-from sylva_ray.federation.stages.layer_game.rankings.registry import create_ranking
 from sylva_ray.models.availability import check_available
 from sylva_ray.models.cohort import CohortModel
 from sylva_ray.preparation.resolve import check_device, kernels_of, measure_choices, resolve_config
@@ -93,10 +92,9 @@ def prepare(config: ExperimentConfig, folder: RunFolder | None = None, measure: 
     clients = divide(labels, config.partition, config.seed)
     num_classes = len(labels.class_names)
     resolved = resolve_config(config)
-    stages_of_run(algorithm, resolved)  # checks their order, before anything is loaded
+    stages = stages_of_run(algorithm, resolved)  # checks their order, before anything is loaded
 
     from sylva_ray.models.backbone import backbone_arrays, create_backbone  # timm: after what needs no model
-    from sylva_ray.models.lora import LoraStack
     from sylva_ray.models.trial import try_model
 
     backbone = create_backbone(config.backbone, num_classes)
@@ -105,15 +103,12 @@ def prepare(config: ExperimentConfig, folder: RunFolder | None = None, measure: 
     arrays = {name: np.array(value) for name, value in backbone_arrays(backbone).items()}
     arrays |= {AUXILIARY + n: value for n, value in algorithm.auxiliary_weights(num_classes).items()}
     model = cohort_model(algorithm, resolved, backbone)
+    for stage in stages:
+        stage.check(model)
     states = initial_states(algorithm, model, resolved, num_classes, arrays)
     fleet = FleetData(files.load(facts.image_size, config.seed), clients)
     try_model(model, states[0], fleet.dataset.image_size, config.backbone, config.lora, split_weights(arrays)[0])
     resolved = measure_choices(config, resolved, model, states, fleet.dataset.image_size, measure)
-    phase2 = algorithm.parameters.phase2
-    needs_chain = phase2.enabled and create_ranking(phase2.selection).needs_chain
-    if needs_chain and isinstance(model, LoraStack) and model.num_blocks is None:
-        fix = "needs a plain chain of transformer blocks that all have adapters; use shapley"
-        raise UserError("algorithm.phase2.selection", phase2.selection, fix)
     resolved = resolved.model_copy(update={"algorithm": with_parameters(config).algorithm})
     return Prepared(resolved, fleet, arrays, time.perf_counter() - started, facts=facts)
 

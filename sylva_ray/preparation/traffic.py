@@ -17,7 +17,7 @@ from sylva_ray.models.availability import check_available
 from sylva_ray.models.cohort import full_model_bytes
 from sylva_ray.preparation.experiment import check_byzantine, initial_states
 from sylva_ray.preparation.resolve import resolve_config
-from sylva_ray.transport.codecs import array_shapes, codec_from_config
+from sylva_ray.transport.postprocessor import Direction
 
 
 @dataclass(frozen=True)
@@ -90,13 +90,16 @@ def declared_traffic(
         states: what the clients start from.
         full_model: bytes of the full model.
     """
-    plain, coded = [], []
-    section = config.compression
-    codec = codec_from_config(section)
-    for client, state in enumerate(states):
-        packed = algorithm.pack(client, state)
-        plain.append(state_bytes(packed))
-        coded.append(plain[-1] if codec is None or not packed else codec.num_bytes(array_shapes(packed)))
-    upload = round(sum(coded) / len(coded))
-    download = upload if section.download and section.kind != "topk" else round(sum(plain) / len(plain))
-    return DeclaredTraffic(upload, download, full_model)
+    postprocessors = algorithm.postprocessors(config)
+    packed = [algorithm.pack(client, state) for client, state in enumerate(states)]
+
+    def mean(direction: Direction) -> int:
+        sizes = []
+        for state in packed:
+            size = state_bytes(state)
+            for postprocessor in postprocessors if state else ():
+                size = postprocessor.num_bytes(size, state, direction)
+            sizes.append(size)
+        return round(sum(sizes) / len(sizes))
+
+    return DeclaredTraffic(mean("upload"), mean("download"), full_model)

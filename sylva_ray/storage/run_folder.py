@@ -342,20 +342,20 @@ class RunFolder:
         """Return the folder of a client's exported adapter."""
         return adapter_folder(self.adapters, client)
 
-    def load_missing(self, round: int) -> list[int] | None:
-        """Return the clients that missed the deadline of a round, or None where it was not logged."""
+    def load_missing(self, step: int) -> list[int] | None:
+        """Return the clients that missed the deadline of a stage, or None where it was not logged."""
         for number, entry in enumerate(read_records(self.missing_file), 1):
             missing = entry.get("missing")
             if not isinstance(missing, list) or not all(type(client) is int for client in missing):
                 fix = f"line {number} must have the key missing, a list of client numbers"
                 raise UserError("missing clients", str(self.missing_file), fix)
-            if entry.get("round") == round:
+            if entry.get("round") == step:
                 return missing
         return None
 
-    def log_missing(self, round: int, clients: Sequence[int]) -> None:
-        """Log the clients that missed the deadline of a round, so that a resumed run repeats it."""
-        append_record(self.missing_file, {"round": round, "missing": list(clients)})
+    def log_missing(self, step: int, clients: Sequence[int]) -> None:
+        """Log the clients that missed the deadline of a stage, so that a resumed run repeats it."""
+        append_record(self.missing_file, {"round": step, "missing": list(clients)})
 
 
 def adapter_folder(root: Path, client: int) -> Path:

@@ -50,7 +50,7 @@ class ByzantineUploads(Postprocessor):
         benign = [updates[client] for client in sorted(updates) if client not in self.malicious]
         attack_uploads = {}
         for client in attackers:
-            rng = numpy_generator(self.seed, "forged", client, messages[client].round)
+            rng = numpy_generator(self.seed, "forged", client, messages[client].step)
             update = malicious_update(
                 self.section.attack,
                 updates[client],

@@ -16,7 +16,7 @@ import numpy as np
 from sylva_ray.config.experiment import CompressionSection
 from sylva_ray.core.types import ClientState
 from sylva_ray.transport.codecs import Codec, array_shapes
-from sylva_ray.transport.postprocessor import Message, Packing, Postprocessor, add, subtract
+from sylva_ray.transport.postprocessor import Direction, Message, Packing, Postprocessor, add, subtract
 
 
 class Compression(Postprocessor):
@@ -38,7 +38,7 @@ class Compression(Postprocessor):
 
     def encode(self, arrays: ClientState, message: Message) -> ClientState:
         """Code the update; of an upload with error feedback, plus the client's residual, which is then replaced."""
-        if not self._codes(message):
+        if not self._codes(message.direction):
             return arrays
         update = subtract(arrays, message.reference)
         if message.direction == "download" or not self.error_feedback:
@@ -52,12 +52,16 @@ class Compression(Postprocessor):
 
     def decode(self, arrays: ClientState, message: Message) -> ClientState:
         """Return the reference plus the decoded update."""
-        if not self._codes(message):
+        if not self._codes(message.direction):
             return arrays
         return add(message.reference, self.codec.decode(arrays, array_shapes(message.reference)))
 
-    def _codes(self, message: Message) -> bool:
-        return message.direction == "upload" or self.codes_downloads
+    def num_bytes(self, before: int, state: ClientState, direction: Direction) -> int:
+        """Return the bytes of a coded update of that form."""
+        return self.codec.num_bytes(array_shapes(state)) if self._codes(direction) else before
+
+    def _codes(self, direction: Direction) -> bool:
+        return direction == "upload" or self.codes_downloads
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ removes, is one more class:
 ...
 ...     def decode(self, arrays, message):
 ...         return {name: value - 8 for name, value in arrays.items()}
->>> mask, message = Masked(), Message("upload", client=0, round=1, reference={})
+>>> mask, message = Masked(), Message("upload", client=0, step=1, reference={})
 >>> sent = mask.encode({"x": np.float32([1, 2])}, message)
 >>> sent["x"].tolist(), mask.decode(sent, message)["x"].tolist()
 ([9.0, 10.0], [1.0, 2.0])
@@ -27,6 +27,9 @@ from typing import Literal, Protocol
 import numpy as np
 
 from sylva_ray.core.types import ClientState
+
+Direction = Literal["upload", "download"]
+"""From the client to the coordinator, or back."""
 
 
 class Packing(Protocol):
@@ -50,18 +53,18 @@ class Message:
     """One transfer between a client and the coordinator, as both ends know it.
 
     Attributes:
-        direction: ``upload`` (from the client to the coordinator) or ``download``.
+        direction: see `Direction`.
         client: number of the client.
-        round: number of the stage.
+        step: position of the stage in the run.
         reference: the packed state that the client started the round from. Both ends have it, so updates relative to it
             can travel instead of states.
         residual: ``{name: array}`` that the client keeps until its next upload. A postprocessor may change it in
             `encode`, under names that no other one uses. Checkpoints store it.
     """
 
-    direction: Literal["upload", "download"]
+    direction: Direction
     client: int
-    round: int
+    step: int
     reference: ClientState
     residual: dict[str, np.ndarray] = field(default_factory=dict)
 
@@ -82,6 +85,17 @@ class Postprocessor:
         """Return what the receiver makes of ``arrays``, with the names and shapes that `encode` was given."""
         del message
         return arrays
+
+    def num_bytes(self, before: int, state: ClientState, direction: Direction) -> int:
+        """Return the bytes of what `encode` returns, without encoding anything; by default as many as before.
+
+        Args:
+            before: bytes of what `encode` is given.
+            state: the packed state at the beginning of the list, for the shapes of its arrays.
+            direction: of the transfer.
+        """
+        del state, direction
+        return before
 
     def decode_round(
         self, uploads: Mapping[int, ClientState], messages: Mapping[int, Message]

@@ -49,7 +49,7 @@ class Wire:
 
     def upload(
         self,
-        round: int,
+        step: int,
         received: Sequence[ClientState],
         trained: Mapping[int, ClientState],
         names: Sequence[str] | None = None,
@@ -57,7 +57,7 @@ class Wire:
         """Carry the uploads of a round to the coordinator.
 
         Args:
-            round: number of the stage.
+            step: position of the stage in the run.
             received: the states that all K clients started from.
             trained: the states of the clients that upload, ``{client: state}``.
             names: the parameters that may travel; None: all that the method uploads.
@@ -73,7 +73,7 @@ class Wire:
             if not arrays:
                 continue
             reference = self._pack(client, received[client], names)
-            message = Message("upload", client, round, reference, dict(self.residuals.get(client, {})))
+            message = Message("upload", client, step, reference, dict(self.residuals.get(client, {})))
             for postprocessor in self.postprocessors:
                 arrays = postprocessor.encode(arrays, message)
             self.traffic.upload += state_bytes(arrays)
@@ -88,7 +88,7 @@ class Wire:
 
     def download(
         self,
-        round: int,
+        step: int,
         client: int,
         received: ClientState,
         merged: ClientState,
@@ -98,7 +98,7 @@ class Wire:
         """Carry the coordinator's answer to one client.
 
         Args:
-            round: number of the stage.
+            step: position of the stage in the run.
             client: number of the client.
             received: the state that the client started the round from.
             merged: the state that the coordinator computed for it.
@@ -109,7 +109,7 @@ class Wire:
             The state that the client has afterwards.
         """
         packed = self._pack(client, merged, names)
-        message = Message("download", client, round, self._pack(client, received, names))
+        message = Message("download", client, step, self._pack(client, received, names))
         arrays: ClientState = packed
         for postprocessor in self.postprocessors:
             arrays = postprocessor.encode(arrays, message)

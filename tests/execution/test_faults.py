@@ -87,7 +87,7 @@ def test_a_killed_client_actor_is_replaced_and_its_clients_run_again(on_ray: Pre
         results = pool.run(tasks)
     finally:
         pool.close()
-    assert notices.texts == ["a worker was lost during train, round 1, clients 0, 1; its clients run again elsewhere"]
+    assert notices.texts == ["a worker was lost during train, step 1, clients 0, 1; its clients run again elsewhere"]
     worker = create_worker(on_ray.config, on_ray.fleet, on_ray.backbone)
     assert_same_bits(states(results), states(InProcessPool(worker).run(tasks)))
 
@@ -111,7 +111,7 @@ def test_an_actor_that_hangs_is_replaced(on_ray: Prepared, train_task: MakeTask)
         results = pool.run(tasks)
     finally:
         pool.close()
-    assert notices.texts == ["a worker was lost during train, round 1, clients 0, 1; its clients run again elsewhere"]
+    assert notices.texts == ["a worker was lost during train, step 1, clients 0, 1; its clients run again elsewhere"]
     _, alive = psutil.wait_procs(stopped, timeout=30)
     assert alive == []
     worker = create_worker(on_ray.config, on_ray.fleet, on_ray.backbone)
@@ -152,11 +152,11 @@ def test_a_task_that_always_kills_its_actor_ends_the_run(on_ray: Prepared) -> No
     pool = make_pool(on_ray, notices)
     poisoned = LethalTask(3, (1, 2), {"weight": Poison()})  # type: ignore[dict-item]
     try:
-        with pytest.raises(RunError, match=r"work, round 3, clients 1, 2: the client actor was lost 2 time"):
+        with pytest.raises(RunError, match=r"work, step 3, clients 1, 2: the client actor was lost 2 time"):
             pool.run([poisoned])
     finally:
         pool.close()
-    assert notices.texts == ["a worker was lost during work, round 3, clients 1, 2; its clients run again elsewhere"]
+    assert notices.texts == ["a worker was lost during work, step 3, clients 1, 2; its clients run again elsewhere"]
 
 
 @pytest.mark.usefixtures("local_ray")
@@ -195,7 +195,7 @@ def test_errors_of_the_coordinator_arrive_as_themselves(on_ray: Prepared, tmp_pa
     first, *others = on_ray.fleet.clients
     beyond = dataclasses.replace(first, guard=np.array([10**9]))  # only who takes client 0's images will notice
     broken = dataclasses.replace(on_ray, fleet=dataclasses.replace(on_ray.fleet, clients=(beyond, *others)))
-    with pytest.raises(RunError, match=r"^train, round 0, clients 0, .*: IndexError: ") as caught:
+    with pytest.raises(RunError, match=r"^train, step 0, clients 0, .*: IndexError: ") as caught:
         run_prepared(broken, RunFolder(tmp_path / "run"), False, Observer())
     assert type(caught.value) is RunError
 

@@ -164,7 +164,8 @@ def test_refinement_touches_the_selected_layers_alone(tiny: Prepared) -> None:
     selected = np.zeros((3, 7), bool)
     selected[0, [1, 6]] = True
     selected[2, 3] = True
-    result = worker.run(RefineTask(5, (0, 1, 2), stack_states([start] * 3), selected))
+    phase2 = worker.algorithm.parameters.phase2
+    result = worker.run(RefineTask(5, (0, 1, 2), stack_states([start] * 3), phase2, selected))
     assert isinstance(worker.model, LoraStack)
     players = list(worker.model.players.values())
     for client, outcome in enumerate(result.outcomes):
@@ -208,7 +209,7 @@ class LatePool(InProcessPool):
     def run(self, tasks: Sequence[Any], deadline_s: float | None = None, on_done: Any = None) -> Any:
         self.limits.append(deadline_s)
         results = super().run(tasks, deadline_s, on_done)
-        late = deadline_s is not None and tasks and tasks[0].round == self.late_round
+        late = deadline_s is not None and tasks and tasks[0].step == self.late_round
         return [None, *results[1:]] if late else results
 
 
@@ -256,7 +257,7 @@ def test_a_client_that_diverges_keeps_its_last_state_and_is_named(
 
     def diverge(task: TrainTask, worker: CohortWorker, params: ParameterStack) -> Any:
         outcomes = train(task, worker, params)
-        if task.round == 1:
+        if task.step == 1:
             where = task.clients.index(1) if 1 in task.clients else None
             if where is not None:
                 outcomes[where].state["head.bias"][0] = np.nan
@@ -273,15 +274,15 @@ def test_a_benign_end_point_that_diverges_plays_a_game_worth_nothing(tiny: Prepa
     """Its NaN must not reach the neighbours' Shapley values: theta^b becomes theta^r, every layer is worth 0."""
     from sylva_ray.core.seeding import generator
     from sylva_ray.core.types import stack_states
+    from sylva_ray.federation.stages.layer_game.rankings.shapley import ShapleyRanking
     from sylva_ray.federation.stages.layer_game.shapley import all_coalitions
     from sylva_ray.federation.stages.layer_game.tasks import GameTask
 
     worker = create_worker(tiny.config, tiny.fleet, tiny.backbone)
-    parameters = worker.algorithm.parameters
-    reckless = parameters.phase2.model_copy(update={"benign_lr": float("inf")})
-    worker.algorithm.parameters = parameters.model_copy(update={"phase2": reckless})
+    reckless = worker.algorithm.parameters.phase2.model_copy(update={"benign_lr": float("inf")})
     start = worker.model.initial_state(generator(0, "initial state"))
-    (outcome,) = worker.run(GameTask(5, (0,), stack_states([start]), all_coalitions(7)[:4])).outcomes
+    task = GameTask(5, (0,), stack_states([start]), reckless, all_coalitions(7)[:4], ShapleyRanking())
+    (outcome,) = worker.run(task).outcomes
     assert np.isfinite(outcome.values).all()
     assert np.ptp(outcome.values, axis=0).max() < 1e-6
     assert all(np.array_equal(outcome.benign_state[name], start[name]) for name in start)

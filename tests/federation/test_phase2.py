@@ -149,9 +149,10 @@ def player(phase1: Path) -> Phase2Client:
     worker = create_worker(made.config, made.fleet, made.backbone)
     states = stack_states([newest(phase1).states[client] for client in (0, 2)])
     params = to_parameters(states, "cpu", torch.float32)
-    task = GameTask(3, (0, 2), states, np.zeros((1, PLAYERS), bool))
+    phase2 = worker.algorithm.parameters.phase2
+    task = GameTask(3, (0, 2), states, phase2, np.zeros((1, PLAYERS), bool), create_ranking("shapley"))
     worker.run(task)  # gives the worker its clock
-    return Phase2Client.from_task(worker, task, params)
+    return Phase2Client.from_task(worker, task, params, phase2)
 
 
 def layer_scores(player: Phase2Client, benign: ParameterStack, kind: str) -> np.ndarray:

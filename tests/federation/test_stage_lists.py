@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import runpy
+import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +19,15 @@ from sylva_ray.config.resolved import ResolvedConfig
 from sylva_ray.config.schema import build
 from sylva_ray.core.errors import UserError
 from sylva_ray.core.summary import Summary
+from sylva_ray.core.types import ParameterStack
+from sylva_ray.federation.client.training import TrainOutcome, TrainSettings, TrainTask
+from sylva_ray.federation.client.worker import CohortWorker
+from sylva_ray.federation.context import RoundUploads
 from sylva_ray.federation.contract import stages_of_run
 from sylva_ray.federation.server import Server
 from sylva_ray.federation.stages.federated_round import federated_rounds
+from sylva_ray.federation.stages.layer_game.rankings.shift import ShiftRanking
+from sylva_ray.federation.stages.layer_game.stage import LayerGame
 from sylva_ray.federation.stages.local_epochs import LocalEpochs
 from sylva_ray.federation.stages.stage import KINDS, Stage, StageResult
 from sylva_ray.federation.stages.warm_up import WarmUp
@@ -42,9 +50,9 @@ class Pooling(Stage):
     phase = 3
     needs_neighbours = True
 
-    def run(self, server: Server, round: int) -> StageResult:
+    def run(self, server: Server, step: int) -> StageResult:
         """Record the number of neighbours of every client."""
-        del round
+        del step
         members = server.recorded_neighbourhood().members
         return StageResult(metrics={"neighbours": {str(client): float(len(m)) for client, m in enumerate(members)}})
 
@@ -66,7 +74,7 @@ class LateRounds(Sylva):
 
     def stages(self, config: ResolvedConfig) -> list[Stage]:
         """Return a warm-up, a local epoch and the rounds."""
-        return [WarmUp(), LocalEpochs(), *federated_rounds(config)]
+        return [WarmUp(), LocalEpochs(1), *federated_rounds(config)]
 
 
 class Pooled(Undefended):
@@ -87,6 +95,62 @@ class OnlyPooling(Sylva):
     def stages(self, config: ResolvedConfig) -> list[Stage]:
         """Return a list that cannot run."""
         return [WarmUp(), Pooling(), *federated_rounds(config)]
+
+
+class OwnGame(Undefended):
+    """A layer game that the method names itself, whatever the settings of phase 2 say."""
+
+    name = "own_game"
+
+    def stages(self, config: ResolvedConfig) -> list[Stage]:
+        """Return the rounds and the game."""
+        return [*federated_rounds(config), LayerGame(ShiftRanking(), self.parameters.phase2)]
+
+
+class TwoExchanges(Stage):
+    """Trains and exchanges twice; the upload of client 2 is damaged the first time."""
+
+    name = "two_exchanges"
+    title = "two exchanges"
+    exchanges = True
+
+    def run(self, server: Server, step: int) -> StageResult:
+        """Do both in one stage."""
+        for epochs in (1, 2):
+            received = server.states.copy()
+            outcomes, _ = server.train(step, server.everyone, TrainSettings(0.0, 0.005, epochs))
+            server.adopt_states(outcomes)
+            if epochs == 1:
+                huge = {name: value * np.float32(1e30) for name, value in outcomes[2].state.items()}
+                outcomes[2] = replace(outcomes[2], state=huge)
+            server.exchange(step, outcomes, received)
+        return StageResult()
+
+
+class Twice(Undefended):
+    """One stage with two exchanges, each of which takes a while."""
+
+    name = "twice"
+
+    def aggregate(self, uploads: RoundUploads) -> list[dict[str, np.ndarray]]:
+        """Sleep first."""
+        time.sleep(0.02)
+        return super().aggregate(uploads)
+
+    def stages(self, config: ResolvedConfig) -> list[Stage]:
+        """Return that stage."""
+        del config
+        return [TwoExchanges()]
+
+
+class LongEpilogue(Undefended):
+    """Local epochs of another number than the parameter says."""
+
+    name = "long_epilogue"
+
+    def stages(self, config: ResolvedConfig) -> list[Stage]:
+        """Return the rounds and two local epochs."""
+        return [*federated_rounds(config), LocalEpochs(2)]
 
 
 def config_of(method: type, **parameters: Any) -> ExperimentConfig:
@@ -132,6 +196,54 @@ def test_a_stage_without_the_neighbourhoods_that_it_needs_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"algorithm": {"model": "full"}}, "algorithm.model = .full.: the stage layer_game needs adapters: use lora"),
+        ({"lora": {"target_modules": ["blocks.0.attn.qkv"]}}, "ranking = .shift.: needs a plain chain of transformer"),
+    ],
+)
+def test_a_layer_game_that_a_method_names_itself_is_checked_before_the_run(
+    sections: dict[str, Any], message: str
+) -> None:
+    config = SHORT | {"lora": {"rank": 2}} | sections
+    algorithm = {"name": f"{__name__}:OwnGame", "phase2": {"enabled": False}} | sections.get("algorithm", {})
+    with pytest.raises(UserError, match=message):
+        prepare(build(ExperimentConfig, config | {"algorithm": algorithm}))
+
+
+def test_a_stage_with_two_exchanges_records_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    execute = TrainTask.execute
+
+    def diverge(task: TrainTask, worker: CohortWorker, params: ParameterStack) -> list[TrainOutcome]:
+        """One client at a time: client 0 in the first training, client 1 in the second."""
+        outcomes, diverging = execute(task, worker, params), task.settings.epochs - 1
+        if diverging in task.clients:
+            outcomes[task.clients.index(diverging)].state["head.bias"][0] = np.nan
+        return outcomes
+
+    monkeypatch.setattr(TrainTask, "execute", diverge)
+    summary = finish(Twice, tmp_path / "run")
+    (record,) = RunFolder(tmp_path / "run").load_records()
+    assert record.dropped == [0, 1]
+    assert record.refused is not None
+    assert list(record.refused) == ["2"]
+    assert record.seconds["aggregate"] >= 0.04
+    assert record.upload_bytes == 4 * summary.communication.upload_bytes_per_client_round, "two clients, two times"
+
+
+def test_local_epochs_are_as_many_as_the_stage_was_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trained, train = [], Server.train
+
+    def noted(server: Server, step: int, clients: Any, settings: TrainSettings, *deadline: float | None) -> Any:
+        trained.append(settings.epochs)
+        return train(server, step, clients, settings, *deadline)
+
+    monkeypatch.setattr(Server, "train", noted)
+    finish(LongEpilogue, tmp_path / "run")
+    assert trained == [1, 1, 2]
+
+
+@pytest.mark.parametrize(
     ("name", "parameters", "expected"),
     [
         ("undefended", {}, ["warmup", "phase1", "personalise"]),
@@ -166,9 +278,9 @@ def test_two_stages_of_one_name_are_refused() -> None:
             name = "phase1"
             title = "mine"
 
-            def run(self, server: Server, round: int) -> StageResult:
+            def run(self, server: Server, step: int) -> StageResult:
                 """Do nothing."""
-                del server, round
+                del server, step
                 return StageResult()
 
 
@@ -179,7 +291,7 @@ class Twice(Stage):
     name = "defined_twice"
     title = "twice"
 
-    def run(self, server, round):
+    def run(self, server, step):
         return StageResult()
 """
 

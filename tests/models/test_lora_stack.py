@@ -159,7 +159,7 @@ def test_training_equals_separate_peft_models(
     context = ClientContext(stack, counts, {}, Stopwatch())
     train_cohort(context, create_algorithm(AlgorithmSection(name="sylva")), params, data, task, config)
     for client in range(num_clients):
-        stream = generator(config.seed, "train", client, task.round)
+        stream = generator(config.seed, "train", client, task.step)
         expected = train_with_peft(
             states[client], tmp_path / str(client), stack.head_names, data[client], stream, config, task, dtype
         )

@@ -188,7 +188,7 @@ def make_summary(
             {"name": "S4", "passed": True, "value": 0.0, "meaning": "an attack without bound leaves 0.0% standing"},
             {"name": "S14", "passed": False, "value": 1 / num_clients, "meaning": "1 client shows no defence"},
         ],
-        "warnings": ["check S14 FAILED: 1 client shows no defence", "round 3: clients 2 missed the deadline"],
+        "warnings": ["check S14 FAILED: 1 client shows no defence", "step 3: clients 2 missed the deadline"],
         "threat_model": {"norm": "L-infinity, in [0, 1] pixel space", "knowledge": "white box: all weights are known"},
         "versions": {"sylva_ray": "0.1.0", "torch": "2.15.0"},
         "hardware": {"machine": "x86_64", "cpus": 2, "threads_per_actor": 1},

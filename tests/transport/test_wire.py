@@ -26,13 +26,14 @@ from sylva_ray.federation.contract import Algorithm
 from sylva_ray.federation.observer import Observer
 from sylva_ray.federation.server import Server
 from sylva_ray.preparation.experiment import Prepared, create_worker, initial_states, prepare
+from sylva_ray.preparation.traffic import declared_traffic
 from sylva_ray.storage.atomic import write_atomically
 from sylva_ray.storage.checkpoint import CheckpointFolder
 from sylva_ray.storage.run_folder import RunFolder
 from sylva_ray.transport.byzantine import ByzantineUploads, alie_z, byzantine_clients, flip_labels
 from sylva_ray.transport.codecs import array_shapes, create_codec
 from sylva_ray.transport.compression import Compression
-from sylva_ray.transport.postprocessor import Message, Postprocessor
+from sylva_ray.transport.postprocessor import Direction, Message, Postprocessor
 from sylva_ray.transport.wire import Wire
 from tests.conftest import TINY
 from tests.federation.runs import newest, records_of, run
@@ -335,7 +336,7 @@ class Offset(Postprocessor):
         return {name: value + 8 for name, value in arrays.items()}
 
     def decode(self, arrays: ClientState, message: Message) -> ClientState:
-        self.seen.append((message.direction, message.client, message.round, float(arrays["m.lora_A"].min())))
+        self.seen.append((message.direction, message.client, message.step, float(arrays["m.lora_A"].min())))
         return {name: value - 8 for name, value in arrays.items()}
 
 
@@ -360,6 +361,45 @@ def test_a_method_adds_a_postprocessor_that_the_coordinator_reverses() -> None:
     masked = float(own["m.lora_A"].min()) + 8
     assert offset.seen == [("upload", 2, 1, masked), ("download", 2, 1, masked)]
     assert link.traffic.upload == link.traffic.download == state_bytes(sent)
+
+
+class Signed(Postprocessor):
+    """Adds a signature of 16 bytes, which the receiver takes off."""
+
+    def encode(self, arrays: ClientState, message: Message) -> ClientState:
+        del message
+        return {**arrays, "signature": np.zeros(16, np.uint8)}
+
+    def decode(self, arrays: ClientState, message: Message) -> ClientState:
+        del message
+        return {name: value for name, value in arrays.items() if name != "signature"}
+
+    def num_bytes(self, before: int, state: ClientState, direction: Direction) -> int:
+        del state, direction
+        return before + 16
+
+
+class SignedMethod(Algorithm):
+    """A method that signs what it sends."""
+
+    def postprocessors(self, config: ExperimentConfig) -> list[Postprocessor]:
+        return [*super().postprocessors(config), Signed()]
+
+
+@pytest.mark.parametrize(
+    "compression", [{}, {"kind": "int8"}, {"kind": "int8", "download": False}, {"kind": "topk", "fraction": 0.1}]
+)
+def test_declared_bytes_are_those_that_the_postprocessors_of_a_method_send(compression: dict[str, Any]) -> None:
+    config = build(ExperimentConfig, {"partition": {"num_clients": 2}, "compression": compression})
+    algorithm = SignedMethod(SignedMethod.Parameters(adapters="global", heads="local"))
+    algorithm.head_names = HEADS
+    states = [state(0), state(1)]
+    declared = declared_traffic(config, algorithm, states, full_model=1)
+    link = Wire(algorithm, algorithm.postprocessors(config))
+    link.upload(1, states, dict(enumerate(states)))
+    for client, own in enumerate(states):
+        link.download(1, client, own, own)
+    assert (link.traffic.upload, link.traffic.download) == (2 * declared.upload, 2 * declared.download)
 
 
 class Recorder(Postprocessor):

@@ -163,7 +163,7 @@ def train_cohort(
         for a client whose training collapsed and was undone up to the epoch before.
     """
     settings = task.settings
-    streams = [generator(config.seed, "train", client, task.round) for client in task.clients]
+    streams = [generator(config.seed, "train", client, task.step) for client in task.clients]
     metrics = {"loss": torch.zeros(len(task.clients), dtype=torch.float64)}
     if settings.head_epochs:
         warm_up = _warm_up_step(context, algorithm)
@@ -233,5 +233,5 @@ def _collapse_guard(
         return None
     count = config.training.batch_size
     watched = [Split(client.train.images[:count], client.train.labels[:count]) for client in data]
-    draws = split_draws(config.seed, f"collapse guard/{task.round}", task.clients, watched)
+    draws = split_draws(config.seed, f"collapse guard/{task.step}", task.clients, watched)
     return CollapseGuard(context.model, params, watched, task.settings.epsilon, draws)

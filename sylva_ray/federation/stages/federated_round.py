@@ -27,17 +27,17 @@ class FederatedRound(Stage):
         assert 1 <= number <= num_rounds, f"round {number} of {num_rounds}"
         self.number, self.num_rounds = number, num_rounds
 
-    def run(self, server: Server, round: int) -> StageResult:
+    def run(self, server: Server, step: int) -> StageResult:
         """See `Stage.run`."""
         config = server.config
-        participants = choose_participants(config, round, server.previous_missing)
+        participants = choose_participants(config, step, server.previous_missing)
         epsilon = epsilon_of(config, server.parameters.epsilon_warmup, self.number, self.num_rounds)
         lr = lr_of(config, self.number, self.num_rounds)
         received = server.states.copy()
         settings = TrainSettings(epsilon, lr, config.training.local_epochs)
-        outcomes, missing = server.train(round, participants, settings, config.cluster.round_deadline_s)
+        outcomes, missing = server.train(step, participants, settings, config.cluster.round_deadline_s)
         metrics = server.adopt_states(outcomes)
-        uploads = server.exchange(round, outcomes, received)
+        uploads = server.exchange(step, outcomes, received)
         graph = server.neighbourhood(received, uploads) if server.place.records_neighbours else None
         return StageResult(epsilon, lr, participants, missing, metrics, graph)
 

@@ -9,19 +9,26 @@ from sylva_ray.federation.stages.stage import Stage, StageResult
 
 
 class LocalEpochs(Stage):
-    """Local training at the full epsilon and the last learning rate. Nothing is uploaded."""
+    """Local training at the full epsilon and the last learning rate. Nothing is uploaded.
+
+    Args:
+        epochs: at least 1.
+    """
 
     name = "personalise"
     title = "phase 1: local epoch"
 
-    def run(self, server: Server, round: int) -> StageResult:
+    def __init__(self, epochs: int) -> None:
+        assert epochs >= 1, f"{epochs} local epochs"
+        self.epochs = epochs
+
+    def run(self, server: Server, step: int) -> StageResult:
         """See `Stage.run`."""
         epsilon, lr = server.config.attack.epsilon, last_lr(server.config)
-        epochs = server.parameters.final_local_epochs
-        outcomes, _ = server.train(round, server.everyone, TrainSettings(epsilon, lr, epochs))
+        outcomes, _ = server.train(step, server.everyone, TrainSettings(epsilon, lr, self.epochs))
         return StageResult(epsilon, lr, metrics=server.adopt_states(outcomes))
 
 
 def local_epochs(epochs: int) -> list[Stage]:
     """Return the stage, or no stage without epochs."""
-    return [LocalEpochs()] if epochs else []
+    return [LocalEpochs(epochs)] if epochs else []

@@ -13,6 +13,7 @@ from typing import ClassVar, Literal
 
 from sylva_ray.aggregation.neighbours import NeighbourGraph
 from sylva_ray.federation.server import Server
+from sylva_ray.models.cohort import CohortModel
 
 Evaluated = Literal["in full", "at intervals", "never"]
 """When a stage is evaluated.
@@ -66,9 +67,17 @@ class Stage(ABC):
                 raise ValueError(f"two stages are named {cls.name!r}: {known.__qualname__} and {cls.__qualname__}")
             KINDS[cls.name] = cls
 
+    def check(self, model: CohortModel) -> None:
+        """Check, before a run, that the stage can work with the model that clients train. By default any will do.
+
+        Raises:
+            UserError: it cannot.
+        """
+        del model
+
     @abstractmethod
-    def run(self, server: Server, round: int) -> StageResult:
-        """Change ``server.states``; ``round`` is the position of the stage, which names its random numbers."""
+    def run(self, server: Server, step: int) -> StageResult:
+        """Change ``server.states``; ``step`` is the position of the stage, which names its random numbers."""
 
 
 KINDS: dict[str, type[Stage]] = {}

@@ -15,14 +15,14 @@ class WarmUp(Stage):
     phase = 0
     evaluated = "in full"
 
-    def run(self, server: Server, round: int) -> StageResult:
+    def run(self, server: Server, step: int) -> StageResult:
         """See `Stage.run`."""
         epochs, lr = server.parameters.head_warmup_epochs, server.parameters.head_warmup_lr
         if epochs == 0:
             return StageResult()
         received = server.states.copy()
         settings = TrainSettings(epsilon=0.0, lr=lr, epochs=0, head_epochs=epochs)
-        outcomes, _ = server.train(round, server.everyone, settings)
+        outcomes, _ = server.train(step, server.everyone, settings)
         metrics = server.adopt_states(outcomes)
-        server.exchange(round, outcomes, received, server.algorithm.warm_up_names())
+        server.exchange(step, outcomes, received, server.algorithm.warm_up_names())
         return StageResult(epsilon=0.0, lr=lr, metrics=metrics)

@@ -81,7 +81,7 @@ class Phase2Client:
         assert isinstance(context.model, LoraStack), "phase 2 needs adapters"
         self.model, self.stopwatch = context.model, context.stopwatch
         self.phase2, self.config = phase2, config
-        self.robust, self.clients, self.round, self.data = robust, task.clients, task.round, data
+        self.robust, self.clients, self.step, self.data = robust, task.clients, task.step, data
         self.players = {player: [n for n in names if is_trained(n)] for player, names in self.model.players.items()}
         epsilon, steps = config.attack.epsilon, phase2.attack_steps
         self.attack = AttackSpec("pgd", epsilon, steps, default_step_size(epsilon, steps))
@@ -89,11 +89,12 @@ class Phase2Client:
         self.attack_precision = torch_dtype(config.evaluation.precision)
 
     @classmethod
-    def from_task(cls, worker: CohortWorker, task: CohortTask, params: ParameterStack) -> Phase2Client:
+    def from_task(
+        cls, worker: CohortWorker, task: CohortTask, params: ParameterStack, phase2: Phase2Parameters
+    ) -> Phase2Client:
         """Create it for the clients of a task; ``params`` are its states on the worker's device."""
-        method = worker.algorithm
-        phase2, data = method.parameters.phase2, worker.data(task)
-        return cls(worker.context(task, params), phase2, worker.config, params, task, data, method.is_trained)
+        context, data, is_trained = worker.context(task, params), worker.data(task), worker.algorithm.is_trained
+        return cls(context, phase2, worker.config, params, task, data, is_trained)
 
     # -- the game ---------------------------------------------------------------------------------------------------
 
@@ -120,7 +121,7 @@ class Phase2Client:
         def loss(u: torch.Tensor) -> torch.Tensor:
             return cross_entropy(self.model.forward(params, u, images.owner), images.y)
 
-        noise = self._noise("game", splits, images.x)
+        noise = self._noise(splits, images.x)
         with at_precision(self.model, self.attack_precision):
             return pgd(loss, images.x, self.attack, noise)
 
@@ -150,7 +151,7 @@ class Phase2Client:
         first = chosen[next(iter(chosen))]
         images = client_images(splits, first.dtype, first.device)
         with self.stopwatch("attack"):
-            draws = split_draws(self.config.seed, f"guard/{self.round}", [self.clients[c] for c in clients], splits)
+            draws = split_draws(self.config.seed, f"guard/{self.step}", [self.clients[c] for c in clients], splits)
             with torch.no_grad():
                 benign = self.model.forward(chosen, images.x, images.owner).argmax(1) == images.y
             attacked = attack_stack(
@@ -194,13 +195,11 @@ class Phase2Client:
 
     def streams(self, purpose: str) -> list[torch.Generator]:
         """Return one generator per client."""
-        return [generator(self.config.seed, purpose, client, self.round) for client in self.clients]
+        return [generator(self.config.seed, purpose, client, self.step) for client in self.clients]
 
-    def _noise(self, purpose: str, splits: Sequence[Split], like: torch.Tensor) -> torch.Tensor:
+    def _noise(self, splits: Sequence[Split], like: torch.Tensor) -> torch.Tensor:
         draws = [
-            torch.rand(
-                split.images.shape, generator=generator(self.config.seed, f"{purpose}/noise", client, self.round)
-            )
+            torch.rand(split.images.shape, generator=generator(self.config.seed, "game/noise", client, self.step))
             for client, split in zip(self.clients, splits, strict=True)
         ]
         return (torch.cat(draws) * 2 - 1).to(like.device, like.dtype)

@@ -11,4 +11,4 @@ from sylva_ray.federation.stages.stage import Stage
 
 def game_and_refinement(settings: Phase2Parameters) -> list[Stage]:
     """Return the layer game and the refinement of the layers that it selects; no stage if phase 2 is not enabled."""
-    return [LayerGame(create_ranking(settings.selection)), Refine()] if settings.enabled else []
+    return [LayerGame(create_ranking(settings.selection), settings), Refine(settings)] if settings.enabled else []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from sylva_ray.federation.parameters import Phase2Parameters
 from sylva_ray.federation.server import Server
 from sylva_ray.federation.stages.layer_game.server import largest_accepted
 from sylva_ray.federation.stages.layer_game.tasks import RefineOutcome, RefineTask
@@ -11,29 +12,35 @@ from sylva_ray.federation.stages.stage import Stage, StageResult
 
 
 class Refine(Stage):
-    """Refines the layers that a `LayerGame` selected."""
+    """Refines the layers that a `LayerGame` selected.
+
+    Args:
+        phase2: the parameters of phase 2.
+    """
 
     name = "phase2"
     title = "phase 2: refinement"
     phase = 2
     needs_neighbours = True
 
-    def run(self, server: Server, round: int) -> StageResult:
+    def __init__(self, phase2: Phase2Parameters) -> None:
+        self.phase2 = phase2
+
+    def run(self, server: Server, step: int) -> StageResult:
         """See `Stage.run`."""
         assert server.game is not None, "the layer game comes before the refinement"
-        phase2 = server.parameters.phase2
         selected = np.array(server.game.selected, bool)
         refining = [client for client in server.everyone if selected[client].any()]
         if not refining:
             return StageResult(participants=[])
         refined: dict[int, RefineOutcome] = server.run(
-            [RefineTask(round, c, server.stack(c), selected[list(c)]) for c in server.cohorts(refining)]
+            [RefineTask(step, c, server.stack(c), self.phase2, selected[list(c)]) for c in server.cohorts(refining)]
         )
         guard = {client: outcome.guard for client, outcome in refined.items()}
         graph = server.recorded_neighbourhood()
         refined_epochs = list(server.game.refined_epochs)
         for client in refining:
-            verdict = largest_accepted(client, guard, lambda other, _: other in guard, graph, phase2)
+            verdict = largest_accepted(client, guard, lambda other, _: other in guard, graph, self.phase2)
             refined_epochs[client] = verdict.row
             if verdict.row:
                 server.states[client] = dict(refined[client].states[verdict.row - 1])

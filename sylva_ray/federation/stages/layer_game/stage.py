@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import numpy as np
 
+from sylva_ray.core.errors import UserError
 from sylva_ray.core.records import GameRecord
 from sylva_ray.core.seeding import numpy_generator
 from sylva_ray.core.types import stack_states
+from sylva_ray.federation.parameters import Phase2Parameters
 from sylva_ray.federation.server import Server
 from sylva_ray.federation.stages.layer_game.client import GuardOutcome
 from sylva_ray.federation.stages.layer_game.rankings.ranking import GamePlan, PlayedGame, Ranking
 from sylva_ray.federation.stages.layer_game.server import select_layers
 from sylva_ray.federation.stages.layer_game.tasks import GameOutcome, GameTask, GuardTask
 from sylva_ray.federation.stages.stage import Stage, StageResult
+from sylva_ray.models.cohort import CohortModel
 
 
 class LayerGame(Stage):
-    """1 play, 2 rank the layers, 3 candidates, 4 guard, 5 selection. The models are not changed."""
+    """1 play, 2 rank the layers, 3 candidates, 4 guard, 5 selection. The models are not changed.
+
+    Args:
+        ranking: of the layers.
+        phase2: the parameters of phase 2.
+    """
 
     name = "layer_game"
     title = "phase 2: layer game"
@@ -24,17 +32,30 @@ class LayerGame(Stage):
     needs_neighbours = True
     evaluated = "never"
 
-    def __init__(self, ranking: Ranking) -> None:
-        self.ranking = ranking
+    def __init__(self, ranking: Ranking, phase2: Phase2Parameters) -> None:
+        self.ranking, self.phase2 = ranking, phase2
 
-    def run(self, server: Server, round: int) -> StageResult:
+    def check(self, model: CohortModel) -> None:
+        """See `Stage.check`: the model needs adapters, and for some rankings blocks that can be run one by one."""
+        from sylva_ray.models.lora import LoraStack  # it imports timm
+
+        if not isinstance(model, LoraStack):
+            raise UserError("algorithm.model", "full", f"the stage {self.name} needs adapters: use lora")
+        if self.ranking.needs_chain and model.num_blocks is None:
+            fix = (
+                "needs a plain chain of transformer blocks that all have adapters; "
+                "use shapley (algorithm.phase2.selection)"
+            )
+            raise UserError("ranking", self.ranking.name, fix)
+
+    def run(self, server: Server, step: int) -> StageResult:
         """See `Stage.run`."""
-        phase2, everyone = server.parameters.phase2, server.everyone
-        rng = numpy_generator(server.config.seed, "game", round=round)
+        phase2, everyone = self.phase2, server.everyone
+        rng = numpy_generator(server.config.seed, "game", round=step)
         plan = GamePlan.from_settings(len(server.players), phase2, rng)
         cohorts = server.cohorts(everyone)
         played: dict[int, GameOutcome] = server.run(
-            [GameTask(round, cohort, server.stack(cohort), plan.coalitions, self.ranking) for cohort in cohorts]
+            [GameTask(step, cohort, server.stack(cohort), phase2, plan.coalitions, self.ranking) for cohort in cohorts]
         )
         outcomes = [played[client] for client in everyone]
         graph = server.recorded_neighbourhood()
@@ -43,9 +64,10 @@ class LayerGame(Stage):
         guarded: dict[int, GuardOutcome] = server.run(
             [
                 GuardTask(
-                    round,
+                    step,
                     cohort,
                     server.stack(cohort),
+                    phase2,
                     stack_states([played[client].benign_state for client in cohort]),
                     candidates[list(cohort)],
                 )

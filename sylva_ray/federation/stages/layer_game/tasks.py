@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
@@ -10,9 +10,9 @@ import numpy as np
 from sylva_ray.core.lazy import torch
 from sylva_ray.core.types import ClientState, ParameterStack, StateStack, unstack_states
 from sylva_ray.federation.client.worker import CohortWorker
+from sylva_ray.federation.parameters import Phase2Parameters
 from sylva_ray.federation.stages.layer_game.client import GuardOutcome, Phase2Client
 from sylva_ray.federation.stages.layer_game.rankings.ranking import Ranking
-from sylva_ray.federation.stages.layer_game.rankings.shapley import ShapleyRanking
 from sylva_ray.federation.tasks import CohortTask
 from sylva_ray.models.cohort import to_arrays, to_parameters
 
@@ -55,23 +55,25 @@ class GameTask(CohortTask):
     """Trains theta^b from the robust states theta^r (``states``) and measures what the ranking needs.
 
     Attributes:
+        phase2: the parameters of phase 2.
         coalitions: ``[m, n] bool``.
         ranking: decides what is measured: values of the coalitions, scores of the layers, or nothing.
     """
 
-    coalitions: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), bool))
-    ranking: Ranking = field(default_factory=ShapleyRanking)
+    phase2: Phase2Parameters
+    coalitions: np.ndarray
+    ranking: Ranking
 
     stage: ClassVar[str] = "layer game"
 
     def execute(self, worker: CohortWorker, params: ParameterStack) -> list[GameOutcome]:
         """See `CohortTask`."""
         with worker.stopwatch("game"):
-            player = Phase2Client.from_task(worker, self, params)
+            player = Phase2Client.from_task(worker, self, params, self.phase2)
             with worker.stopwatch("train"):
                 benign = player.benign_end_point()
             measurements = self.ranking.measure(player, benign, self.coalitions)
-        limit = worker.algorithm.parameters.phase2.max_images
+        limit = self.phase2.max_images
         states = unstack_states(to_arrays(benign))
         return [
             GameOutcome(
@@ -86,12 +88,14 @@ class GuardTask(CohortTask):
     """Attacks candidate selections anew on the guard split.
 
     Attributes:
+        phase2: the parameters of phase 2.
         benign_states: theta^b, stacked like ``states`` (theta^r).
         candidates: ``[C, m, n] bool``, m candidate coalitions per client.
     """
 
-    benign_states: StateStack = field(default_factory=dict)
-    candidates: np.ndarray = field(default_factory=lambda: np.zeros((0, 0, 0), bool))
+    phase2: Phase2Parameters
+    benign_states: StateStack
+    candidates: np.ndarray
 
     stage: ClassVar[str] = "guard"
 
@@ -99,7 +103,7 @@ class GuardTask(CohortTask):
         """See `CohortTask`."""
         with worker.stopwatch("game"):
             benign = to_parameters(self.benign_states, worker.device, torch.float32)
-            return Phase2Client.from_task(worker, self, params).guard_candidates(benign, self.candidates)
+            return Phase2Client.from_task(worker, self, params, self.phase2).guard_candidates(benign, self.candidates)
 
 
 @dataclass(frozen=True)
@@ -107,16 +111,18 @@ class RefineTask(CohortTask):
     """Refines the selected layers on benign data.
 
     Attributes:
+        phase2: the parameters of phase 2.
         selected: ``[C, n] bool``.
     """
 
-    selected: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), bool))
+    phase2: Phase2Parameters
+    selected: np.ndarray
 
     stage: ClassVar[str] = "refine"
 
     def execute(self, worker: CohortWorker, params: ParameterStack) -> list[RefineOutcome]:
         """See `CohortTask`."""
         with worker.stopwatch("game"):
-            epochs, guard = Phase2Client.from_task(worker, self, params).refine(self.selected)
+            epochs, guard = Phase2Client.from_task(worker, self, params, self.phase2).refine(self.selected)
         states = [unstack_states(to_arrays(epoch)) for epoch in epochs]
         return [RefineOutcome(tuple(epoch[c] for epoch in states), guard[c]) for c in range(len(self.clients))]
