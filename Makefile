@@ -7,7 +7,7 @@ DOCS := .venv-docs
 DOCS_READY := $(DOCS)/.ready
 # Independent attacks, for tests only; torchattacks pins an old requests that it hardly uses, hence without dependencies.
 ORACLES := torchattacks==3.5.1 pyautoattack==0.2.0
-# Closed forms, axioms, codecs and layers: no Ray, no MLflow, no training run.
+# Closed forms, axioms, codecs, layers and documents: nothing starts Ray or MLflow, and nothing trains a fleet.
 FAST := tests/aggregation tests/attacks/test_pgd.py tests/attacks/test_suite.py tests/data/test_partition.py \
 	tests/federation/layer_game tests/federation/test_batches.py tests/federation/test_optim.py \
 	tests/metrics/test_certificates.py tests/metrics/test_predictions.py tests/storage/test_jsonl.py \

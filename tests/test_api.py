@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
-import sylva_ray
+import sylva_ray.api
 from sylva_ray.config.experiment import ExperimentConfig
 from sylva_ray.core.errors import UserError
 from tests.conftest import TINY
+from tests.test_architecture import ROOT
 
 
 @pytest.fixture(scope="module")
@@ -25,6 +28,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
 def test_every_public_name_exists() -> None:
     assert all(getattr(sylva_ray, name) for name in sylva_ray.__all__)
     assert set(sylva_ray.__all__) <= set(dir(sylva_ray))
+    assert sylva_ray.__all__ == sylva_ray.api.__all__
     with pytest.raises(AttributeError, match="no attribute 'rum'"):
         sylva_ray.rum  # noqa: B018
 
@@ -107,3 +111,17 @@ def test_a_wrong_request_is_refused_before_data_and_model_are_loaded(
     with pytest.raises(UserError) as caught:
         sylva_ray.evaluate(run[0], **options)
     assert str(caught.value).startswith(says)
+
+
+def test_the_python_code_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a smaller experiment in place of ``configs/digits.yaml``."""
+    (code,) = re.findall(r"^```python\n(import sylva_ray\n.*?)^```", (ROOT / "README.md").read_text(), re.M | re.S)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "digits.yaml").write_text(yaml.safe_dump(TINY | {"algorithm": {"name": "undefended"}}))
+    names: dict[str, Any] = {}
+    exec(compile(code, "README.md", "exec"), names)
+    assert names["summary"].rounds == 5
+    assert list(names["evaluation"].attacks) == ["pgd10-eps8"]
+    assert [folder.name for folder in names["folders"]] == ["client_000"]
+    assert (tmp_path / "runs" / "five.html").exists()

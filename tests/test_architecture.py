@@ -191,21 +191,3 @@ def test_every_shipped_config_is_valid(path: Path) -> None:
         load_pretrain_config(path, [])
     else:
         create_algorithm(load_config(path).algorithm)
-
-
-def test_the_readme_names_only_commands_that_exist() -> None:
-    text = (ROOT / "README.md").read_text()
-    targets = {
-        line.split(":")[0]
-        for line in (ROOT / "Makefile").read_text().splitlines()
-        if ": " in line and line[0].isalpha()
-    }
-    for line in text.splitlines():
-        if line.startswith("make "):
-            assert line.split()[1] in targets, line
-    helped = subprocess.run(
-        [sys.executable, "-m", "sylva_ray.cli", "--help"], capture_output=True, text=True, check=True
-    ).stdout
-    for line in text.splitlines():
-        if line.startswith("sylva-ray "):
-            assert line.split()[1] in helped, line

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 import yaml
+from typer.core import TyperCommand, TyperGroup
 
-import sylva_ray
-from tests.conftest import TINY
+import sylva_ray.cli
 from tests.test_architecture import LAYERS, ROOT
 
 sys.path.insert(0, str(ROOT / "scripts"))
@@ -37,7 +38,7 @@ def anchors(path: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_every_relative_link_leads_somewhere(page: Path) -> None:
+def test_every_relative_link_leads_somewhere(page: str) -> None:
     """On GitHub; the site turns the same links into its own."""
     path = ROOT / page
     text = re.sub(r"`[^`\n]+`", "", prose(path))
@@ -48,7 +49,7 @@ def test_every_relative_link_leads_somewhere(page: Path) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_every_source_file_and_name_in_the_text_exists(page: Path) -> None:
+def test_every_source_file_and_name_in_the_text_exists(page: str) -> None:
     """``federation/loop.py`` may be named from any folder on; ``sylva_ray.federation.contract.Algorithm`` in full."""
     for span in re.findall(r"`([^`\n]+)`", prose(ROOT / page)):
         for name in re.findall(r"[\w./-]+\.py\b", span):
@@ -61,7 +62,7 @@ def test_every_source_file_and_name_in_the_text_exists(page: Path) -> None:
 
 
 @pytest.mark.parametrize("page", MARKDOWN)
-def test_lines_of_prose_have_at_most_120_characters(page: Path) -> None:
+def test_lines_of_prose_have_at_most_120_characters(page: str) -> None:
     """So that a diff shows what changed. Rows of tables, and a URL that fills a line, cannot be broken."""
     long = [line.strip() for line in prose(ROOT / page).splitlines() if len(line) > 120]
     assert not [line for line in long if not line.startswith("|") and " " in line]
@@ -88,15 +89,48 @@ def test_the_page_about_files_is_generated_from_their_types() -> None:
     assert (ROOT / "docs" / "summary.md").read_text() == artefact_docs.page()
 
 
-def test_the_python_code_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a smaller experiment in place of ``configs/digits.yaml``."""
-    (code,) = re.findall(r"^```python\n(import sylva_ray\n.*?)^```", (ROOT / "README.md").read_text(), re.M | re.S)
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "configs").mkdir()
-    (tmp_path / "configs" / "digits.yaml").write_text(yaml.safe_dump(TINY | {"algorithm": {"name": "undefended"}}))
-    names: dict[str, Any] = {}
-    exec(compile(code, "README.md", "exec"), names)
-    assert names["summary"].rounds == 5
-    assert list(names["evaluation"].attacks) == ["pgd10-eps8"]
-    assert [folder.name for folder in names["folders"]] == ["client_000"]
-    assert (tmp_path / "runs" / "five.html").exists()
+APP = typer.main.get_command(sylva_ray.cli.app)
+COMMAND = re.compile(r"(?:^|`|-- )sylva-ray ((?:[^`\n#\\]|\\\n)+)", re.MULTILINE)
+"""At the start of a line or of a span of code, or after the ``--`` of another command."""
+
+OTHERS = {"--instance-types", "--no-wait"}
+"""Options of ``aws`` and ``ray`` in the text."""
+
+
+def command_of(words: list[str]) -> tuple[TyperCommand, list[str]]:
+    """The command that the first words name, and the words after them."""
+    command: Any = APP
+    while isinstance(command, TyperGroup) and not words[0].startswith("-"):
+        command, words = command.commands[words[0]], words[1:]
+    return command, words
+
+
+def options_of(command: Any) -> set[str]:
+    """The options of a command, or of all commands of a group."""
+    inner = command.commands.values() if isinstance(command, TyperGroup) else ()
+    own = {option for parameter in command.params for option in parameter.opts}
+    return own.union(*map(options_of, inner), {"--help"})
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_command_in_a_block_of_code_is_parsed(page: str) -> None:
+    """Its name, its options with their values, and whether an argument is missing."""
+    for block in re.findall(r"^```.*?^```", (ROOT / page).read_text(), re.MULTILINE | re.DOTALL):
+        for text in COMMAND.findall(block):
+            command, words = command_of(text.replace("\\\n", " ").split())
+            command.make_context(text, words)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_command_and_option_in_the_text_exists(page: str) -> None:
+    for text in COMMAND.findall(prose(ROOT / page)):
+        command, words = command_of(text.split())
+        assert {word for word in words if word.startswith("--")} <= options_of(command), text
+    if not page.startswith("benchmarks/"):  # those of its scripts are in `tests/test_scripts.py`
+        assert set(re.findall(r"`(--[a-z-]+)", prose(ROOT / page))) <= options_of(APP) | OTHERS
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_target_of_make_exists(page: str) -> None:
+    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert set(re.findall(r"(?:^|`)make ([a-z-]+)", (ROOT / page).read_text(), re.MULTILINE)) <= set(targets)

@@ -144,12 +144,12 @@ WRONG_PLACES = {
     "good.yaml/x": ("folder", "good.yaml is not a folder"),
     "good.yaml/x/y/z": ("folder", "good.yaml is not a folder"),
     "good.yaml": ("folder", "is a file, and a folder is needed"),
-    "pipe": ("folder", "is no folder"),
+    "pipe": ("folder", "is not a folder"),
     "dangling": ("folder", "is a symbolic link to nowhere, which does not exist"),
     "circle": ("folder", "is a symbolic link to circle, which does not exist"),
     "spaces": ("file", "is a folder"),
-    "pipe/": ("file", "is no file"),
-    "/dev/null": ("file", "is no file"),
+    "pipe/": ("file", "is not a file"),
+    "/dev/null": ("file", "is not a file"),
     "none/x.csv": ("file", "its folder does not exist"),
     "good.yaml/x.csv": ("file", "good.yaml is not a folder"),
     "dangling/x.csv": ("file", "does not exist"),
@@ -167,7 +167,7 @@ def test_places_where_nothing_can_be_written(place: str) -> None:
 def test_sockets_and_folders_without_permission(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with tempfile.TemporaryDirectory(dir="/tmp") as short, socket.socket(socket.AF_UNIX) as listening:
         listening.bind(f"{short}/s")
-        with pytest.raises(UserError, match="is no folder"):
+        with pytest.raises(UserError, match="is not a folder"):
             output_path("--out", f"{short}/s", "folder")
     monkeypatch.setattr(os, "access", lambda *_: False)  # root may write everywhere
     with pytest.raises(UserError, match=f"cannot be written: no permission to write to {here}$"):

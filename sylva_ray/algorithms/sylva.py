@@ -2,8 +2,9 @@
 
 From the abstract: phase 1 fine-tunes LoRA adversarially on every client and uploads the LoRA parameters only; phase 2
 selects layers by a cooperative game and refines them for benign accuracy. We know no more of the paper. Our choices are
-the loss and its class balancing, product-SVD aggregation among ball-tree neighbours with local heads, the warm-up, and
-all constants of phase 2. ``sylva_paper_like`` averages the factors naively over all clients.
+the loss (cross-entropy on PGD's images; ``class_balance`` is off), product-SVD aggregation among ball-tree neighbours
+with local heads, the warm-up, and all constants of phase 2. ``sylva_paper_like`` averages the factors naively over all
+clients.
 """
 
 from __future__ import annotations

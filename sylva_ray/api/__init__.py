@@ -30,12 +30,14 @@ from sylva_ray.api.runs import (
     sweep,
 )
 from sylva_ray.api.tools import check_cluster, pretrain, traffic
-from sylva_ray.core.errors import RunError, UserError
+from sylva_ray.core.errors import Interrupted, RunError, Stopped, UserError
 
 __all__ = [
     "Config",
+    "Interrupted",
     "LoadedRun",
     "RunError",
+    "Stopped",
     "UserError",
     "check_cluster",
     "compare",

@@ -38,7 +38,7 @@ def check_clients(clients: Sequence[int] | None, num_clients: int) -> None:
     """
     allowed = f"must be all or 0 to {num_clients - 1}"
     if clients is not None and (not isinstance(clients, Sequence) or isinstance(clients, str)):
-        raise UserError("--client", clients, f"must be a list of client numbers; each {allowed}")
+        raise UserError("clients", clients, f"must be a list of client numbers; each {allowed}")
     for client in clients or ():
         if type(client) is not int or client not in range(num_clients):
             raise UserError("--client", client, allowed)

@@ -71,7 +71,7 @@ def evaluate(  # noqa: PLR0913  # a keyword for each option of the command
     for name, values in (("attacks", attacks), ("surrogates", surrogates), ("overrides", overrides)):
         check_texts(name, values)
     if images is not None and (type(images) is not int or images < 1):
-        raise UserError("--images", images, "must be an integer of at least 1; leave it out for as many as the run had")
+        raise UserError("images", images, "must be an integer of at least 1; leave it out for as many as the run had")
 
     from sylva_ray.evaluation.request import Extras, build_request, check_options
 

@@ -188,7 +188,7 @@ class EvaluationSection(Section):
     """What is measured. The last round of each phase is always evaluated with all attacks and images."""
 
     every: int = Field(
-        0, ge=0, description="also evaluate the first attack after every this many rounds; 0: only at the end of phases"
+        0, ge=0, description="n: also after stages 0, n, 2n, ..., with the first attack; 0: only at the end of phases"
     )
     attacks: tuple[EvaluationAttack, ...] = (PgdAttack(),)
     max_samples: Count | None = Field(

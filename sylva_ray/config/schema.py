@@ -244,16 +244,16 @@ def _check_dotted(key: str, value: Any) -> list[str]:
     """Return the parts of a dotted key; none may be empty."""
     parts = key.split(".")
     if not all(part.strip() for part in parts):
-        raise UserError(key, value, "is no key: a part before, between or after the dots is empty")
+        raise UserError(key, value, "is not a key: a part before, between or after the dots is empty")
     if len(parts) > MAX_DEPTH or not key.isprintable():
-        raise UserError(key, value, f"is no key: it must be printable and have at most {MAX_DEPTH} parts")
+        raise UserError(key, value, f"is not a key: it must be printable and have at most {MAX_DEPTH} parts")
     return parts
 
 
 def _index(entries: Sequence[Any], part: str, key: str, value: Any) -> int:
     if not (part.isascii() and part.isdigit() and len(part) < 10 and int(part) < len(entries)):
         has = f"0 to {len(entries) - 1}" if entries else "none"
-        raise UserError(key, value, f"{part!r} is no entry of the list there, which has {has}")
+        raise UserError(key, value, f"{part!r} is not an entry of the list there, which has {has}")
     return int(part)
 
 

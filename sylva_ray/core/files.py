@@ -19,8 +19,8 @@ def read_text_file(path: Path, missing: str = "no such file") -> str:
         missing: what to say if there is none.
 
     Raises:
-        UserError: it does not exist, is no regular file (a folder, a pipe, a device), cannot be read, is too large, or
-            is not UTF-8.
+        UserError: it does not exist, is not a regular file (a folder, a pipe, a device), cannot be read, is too large,
+            or is not UTF-8.
     """
     try:
         content = read_regular_file(path, "file", MAX_BYTES + 1)
@@ -48,7 +48,7 @@ def read_regular_file(path: Path, key: str, limit: int = -1) -> bytes:
 
     Raises:
         FileNotFoundError: there is none.
-        UserError: it is no regular file (a folder, a pipe, a device), or cannot be read.
+        UserError: it is not a regular file (a folder, a pipe, a device), or cannot be read.
     """
     try:
         status = path.stat()

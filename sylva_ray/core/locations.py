@@ -50,7 +50,7 @@ def local_path(key: str, value: str | Path) -> Path:
         value: what was given, a path or a ``file://`` URL.
 
     Raises:
-        UserError: it is no path of this system, or a home folder in it is not known.
+        UserError: it is not a path of this system, or a home folder in it is not known.
     """
     try:
         return Path(_expanded(_without_file_scheme(str(value))))
@@ -97,7 +97,7 @@ def stored_path(text: str) -> str:
     """Return a path as it is stored in a configuration: absolute, or as it is if it begins with ``~/``.
 
     Raises:
-        ValueError: it is no path of this system, or begins with the name of an unknown user.
+        ValueError: it is not a path of this system, or begins with the name of an unknown user.
     """
     text = _without_file_scheme(text)
     _check_path(text)
@@ -141,7 +141,7 @@ def _check_path(text: str) -> None:
     if os.name == "posix" and _WINDOWS.match(text):
         raise ValueError("is a path of Windows, and this system has none of them")
     if scheme and (text[scheme.end() :].startswith("/") or scheme[1] in _BUCKETS):
-        raise ValueError(f"is no URL: that needs {scheme[1]}:// with two slashes; a folder of this name is ./{text}")
+        raise ValueError(f"is not a URL: that needs {scheme[1]}:// with two slashes; a folder of this name is ./{text}")
     if _VARIABLE.search(text) and not os.path.lexists(text):
         raise ValueError("has a variable in it, and variables are not expanded here; write the path without")
     size, longest = len(os.fsencode(text)), max(len(os.fsencode(part)) for part in text.split("/"))
@@ -217,7 +217,7 @@ def _why_not_writable(path: Path, kind: Kind) -> str | None:
         if kind == "file" and stat.S_ISDIR(mode):
             return "is a folder"
         if not (stat.S_ISDIR(mode) or (kind == "file" and stat.S_ISREG(mode))):
-            return "is a file, and a folder is needed" if stat.S_ISREG(mode) else f"is no {kind}"
+            return "is a file, and a folder is needed" if stat.S_ISREG(mode) else f"is not a {kind}"
         existing = path if kind == "folder" else path.absolute().parent
     elif not stat.S_ISDIR(mode):
         return f"{existing} is not a folder"

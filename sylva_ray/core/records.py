@@ -111,7 +111,7 @@ class StageRecord(Artefact):
     metrics: dict[str, dict[str, float]] = Field({})
     """``{metric: {client: value}}`` from training, e.g. ``loss``."""
     neighbours: Annotated[Neighbours | None, omitted_if_none()] = None
-    """In the last record of phase 1, where a second phase follows."""
+    """In the record of the last round before a stage that needs neighbourhoods."""
     evaluation: dict[str, ClientAccuracies] | None = None
     """``{condition: accuracies}`` after the stage; null where no evaluation was due."""
     upload_bytes: int = 0

@@ -1,7 +1,7 @@
 """The base class of configuration sections, and the types of their fields.
 
-A section takes values of the declared type only: ``true`` is not 1, ``"3"`` is not a number, and 1.0 is no integer (an
-integer is a number where one is declared). Numbers are finite and within bounds, and texts are short and printable.
+A section takes values of the declared type only: ``true`` is not 1, ``"3"`` is not a number, and 1.0 is not an integer
+(an integer is a number where one is declared). Numbers are finite and within bounds, and texts are short and printable.
 Fields that declare no bounds of their own have those of `sylva_ray.core.bounds`.
 """
 

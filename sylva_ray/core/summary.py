@@ -223,7 +223,9 @@ class Summary(Artefact):
     checks: list[CheckResult] = Field([])
     """Checks of the final robust accuracy; empty where ``evaluation.checks`` is off."""
     warnings: list[str] = Field([])
-    """Failed checks, missed deadlines, clients whose training diverged, and records that MLflow did not receive."""
+    """Notices about the data set, failed checks, missed deadlines, clients whose training diverged, refused uploads,
+    changed inputs, budgets of training and evaluation that differ, records that MLflow did not receive, and observers
+    that failed."""
     threat_model: dict[str, str] = Field({})
     """``norm``, ``training``, ``evaluation``, ``knowledge``, ``precision`` in words."""
     byzantine: ByzantineRecord | None = None

@@ -127,10 +127,12 @@ def _numbered_classes(labels: Sequence[np.ndarray], columns: Columns, key: str) 
     """Return names for class numbers without names: the numbers from 0 to the highest one."""
     highest = int(max(part.max(initial=0) for part in labels))
     if highest >= max(MAX_EMPTY_CLASSES, sum(map(len, labels))):
-        fix = (
-            f"has {highest:,} in column {abbreviated(columns.label)}, more than it has images: this is no class number"
+        fix = f"has {highest:,} in column {abbreviated(columns.label)}, more than it has images"
+        raise UserError(
+            "dataset.name",
+            key,
+            f"{fix}: this is not a class number; name the column of the labels with dataset.label=COLUMN",
         )
-        raise UserError("dataset.name", key, f"{fix}; name the column of the labels with dataset.label=COLUMN")
     return tuple(map(str, range(highest + 1)))
 
 
@@ -173,7 +175,7 @@ class _Half:
         if unknown := sorted(set(texts) - numbers.keys()):
             raise self._refuse(f"has test labels that no training image has: {shortened(map(repr, unknown))}")
         if blank := [name for name in names if not name.strip() or not name.isprintable()]:
-            raise self._refuse(f"has labels that are no printable text: {shortened(map(repr, blank))}")
+            raise self._refuse(f"has labels that are not printable text: {shortened(map(repr, blank))}")
         return np.array([numbers[text] for text in texts], np.int64)
 
     def numbers(self) -> np.ndarray:

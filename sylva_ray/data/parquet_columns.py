@@ -66,7 +66,7 @@ def choose_columns(schema: pa.Schema, key: str, file: str, label: str | None, im
     label = choice.make("label", label, label_kinds, marked_labels, LABEL_NAMES)
     names = features.get(label, {}).get("names", ()) if label_kinds[label] == "integers" else ()
     if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
-        raise UserError("dataset.name", key, f"{file} has class names in its metadata that are no list of texts")
+        raise UserError("dataset.name", key, f"{file} has class names in its metadata that are not a list of texts")
     if len(set(names)) < len(names):
         raise UserError("dataset.name", key, f"{file} has equal class names in its metadata: {shortened(names, 12)}")
     return Columns(label, image, label_kinds[label], image_kinds[image], tuple(names))
@@ -113,7 +113,7 @@ class _Choice:
     def _given(self, what: str, given: str, kinds: Mapping[str, str]) -> str:
         if given not in self.schema.names:
             hint = did_you_mean(given, self.schema.names)
-            raise UserError(f"dataset.{what}", given, f"is no column of {self.file}; {hint}{self._columns()}")
+            raise UserError(f"dataset.{what}", given, f"is not a column of {self.file}; {hint}{self._columns()}")
         if given not in kinds:
             needed = SUITABLE[what]
             raise UserError(f"dataset.{what}", given, f"must be a column of {needed}; {self.file}: {self._columns()}")

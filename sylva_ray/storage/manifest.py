@@ -139,7 +139,7 @@ def _validated(raw: object, path: Path, needed: set[str], allowed: set[str]) -> 
         raise _refusal(path, f"{where}: {problem['msg'].lower()}") from None
     names = manifest.sha256.keys()
     if strange := sorted(names - needed - allowed):
-        raise _refusal(path, f"it lists {strange[0][:80]!r}, which is no file of a checkpoint")
+        raise _refusal(path, f"it lists {strange[0][:80]!r}, which is not a file of a checkpoint")
     if missing := sorted(needed - names):
         raise _refusal(path, f"it does not list {missing[0]}")
     if folder_name(manifest.step, path.parent.name.partition("_")[0]) != path.parent.name:

@@ -261,7 +261,7 @@ UNDECIDED: dict[str, tuple[Arrays, Any, dict[str, str], list[str]]] = {
         {"image": structs(2), "label": ints(0, 1)},
         None,
         {"label": "lable"},
-        ["dataset.label = 'lable'", "no column of train.parquet", "did you mean 'label'"],
+        ["dataset.label = 'lable'", "not a column of train.parquet", "did you mean 'label'"],
     ),
     "a key of another type": (
         {"image": structs(2), "label": ints(0, 1)},
@@ -279,7 +279,7 @@ UNDECIDED: dict[str, tuple[Arrays, Any, dict[str, str], list[str]]] = {
         {"image": structs(2), "label": ints(0, 1)},
         {"label": {"_type": "ClassLabel", "names": [1, {}]}},
         {},
-        ["no list of texts"],
+        ["not a list of texts"],
     ),
 }
 
@@ -334,10 +334,10 @@ LABELS: dict[str, tuple[pa.Array, Any, list[str]]] = {
     "empty labels": (ints(0, None, 1, None), None, ["2 empty labels in train.parquet, the first in row 1"]),
     "negative labels": (ints(0, 1, -1, 1), None, ["label -1 in train.parquet, row 2", "counted from 0"]),
     "labels beyond the names": (ints(0, 1, 2, 1), {"label": CLASS_LABEL}, ["label 2 in", "row 2", "classes 0 to 1"]),
-    "labels that are no classes": (ints(3, 10**15, 7, 1), None, ["1,000,000,000,000,000", "no class number"]),
+    "labels that are no classes": (ints(3, 10**15, 7, 1), None, ["1,000,000,000,000,000", "not a class number"]),
     "the highest unsigned number": (ints(0, 2**64 - 1, 1, 1, kind=pa.uint64()), None, ["18446744073709551615"]),
     "empty texts": (pa.array(["a", None, "b", "a"]), None, ["1 empty labels", "row 1"]),
-    "blank texts": (pa.array(["a", "", "b", "a"]), None, ["''", "no printable text"]),
+    "blank texts": (pa.array(["a", "", "b", "a"]), None, ["''", "not printable text"]),
     "one class": (ints(0, 0, 0, 0), None, ["1 class"]),
     "no rows": (ints(), None, ["no training images"]),
 }

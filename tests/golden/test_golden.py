@@ -15,7 +15,8 @@ from threadpoolctl import threadpool_limits
 from tests.golden.runs import RUNS, digests
 
 GOLDEN = json.loads((Path(__file__).parent / "digests.json").read_text())
-"""``{"machines": {fingerprint: torch version}, "runs": {run: {part: digest}}}``, written by `tests.golden.runs`."""
+"""``{"machines": {fingerprint: description}, "runs": {run: {part: digest}}}``. ``runs`` is what `tests.golden.runs`
+writes. A machine is added by hand, with the fingerprint that the skipped test prints, once its digests are these."""
 
 
 @threadpool_limits.wrap(limits=1, user_api="blas")

@@ -12,7 +12,7 @@ from sylva_ray.federation.stages.stage import Stage, StageResult
 
 
 class FederatedRound(Stage):
-    """One round of phase 1. It also records the neighbourhoods, if the next stage that needs them reads its own.
+    """One round of phase 1. The last one before a stage that needs neighbourhoods also records them.
 
     Args:
         number: of the round, from 1; epsilon and learning rate depend on it.

@@ -61,7 +61,7 @@ class Phase2Client:
         phase2: the parameters of phase 2.
         config: the experiment.
         robust: theta^r, the states after phase 1.
-        task: names the clients and the stage.
+        task: its clients, and the position of the stage, which names the random numbers.
         data: of every client.
         is_trained: tells whether the method trains a parameter; the others are not changed.
     """
