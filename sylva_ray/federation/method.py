@@ -138,7 +138,17 @@ class Method:
         """Prepare a task, before its first batch. The base method does nothing."""
 
     def craft(self, context: ClientContext, params: ParameterStack, batch: Batch, attack: AttackSpec) -> torch.Tensor:
-        """Return the images that the loss is computed on, ``[N, 3, H, W]`` without a graph; by default ``batch.x``."""
+        """Return the images that the loss is computed on; by default those of the batch.
+
+        Args:
+            context: of the cohort.
+            params: parameters of the C clients, each ``[C, ...]``.
+            batch: N images of the C clients.
+            attack: the training attack; epsilon is that of the stage, in pixel units.
+
+        Returns:
+            ``[N, 3, H, W]`` in [0, 1], without a graph.
+        """
         del context, params, attack
         return batch.x
 
@@ -155,6 +165,13 @@ class Method:
 
         The sum over clients of their own mean losses is differentiated, so the gradient of each client is that of
         training alone.
+
+        Args:
+            context: of the cohort.
+            params: parameters of the C clients, each ``[C, ...]``.
+            batch: N images of the C clients.
+            x_adv: the result of `craft`, ``[N, 3, H, W]`` in [0, 1].
+            names: the parameters that are trained.
         """
         leaves = {name: params[name].detach().requires_grad_() for name in names}
         with context.model.training():
@@ -165,7 +182,18 @@ class Method:
     def client_step(
         self, context: ClientContext, params: ParameterStack, batch: Batch, attack: AttackSpec, names: Sequence[str]
     ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-        """Return the gradients and losses of one optimiser step: `craft`, then `gradients`."""
+        """Compute one optimiser step: `craft`, then `gradients`.
+
+        Args:
+            context: of the cohort.
+            params: parameters of the C clients, each ``[C, ...]``.
+            batch: N images of the C clients.
+            attack: the training attack; epsilon is that of the stage, in pixel units.
+            names: the parameters that are trained.
+
+        Returns:
+            The gradients of the parameters in ``names``, each ``[C, ...]``, and the mean losses ``[C]``.
+        """
         x_adv = self.craft(context, params, batch, attack)
         return self.gradients(context, params, batch, x_adv, names)
 
@@ -280,6 +308,15 @@ class Method:
 
         In round 1 and before it all clients are neighbours: the products of their adapters are close to zero, and
         distances mean nothing.
+
+        Args:
+            uploads: of the round.
+            sharing: ``neighbours`` or ``global``.
+            clients: the k clients that have uploaded, in ascending order.
+            weights: ``[k]``, the result of `client_weights` for them.
+
+        Returns:
+            The graph over these clients; its members are positions in ``clients``.
         """
         if sharing == "global" or uploads.round <= 1:
             return global_graph(weights)

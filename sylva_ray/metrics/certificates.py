@@ -46,6 +46,16 @@ def lower_bound(hits: int, trials: int, alpha: float) -> float:
 def certified_accuracy(
     classes: np.ndarray, radii: np.ndarray, labels: np.ndarray, levels: Sequence[float]
 ) -> list[float]:
-    """Return, for each radius in ``levels``, the fraction of images that are classified correctly with that radius."""
+    """Compute the fraction of images that are classified correctly with at least each of some radii.
+
+    Args:
+        classes: certified class of each image, or `ABSTAINS`, ``[n]``.
+        radii: certified L2 radius of each image, in pixel units, ``[n]``.
+        labels: ``[n]``.
+        levels: radii, in pixel units.
+
+    Returns:
+        One fraction in [0, 1] per level.
+    """
     right = classes == labels
     return [float(np.mean(right & (radii >= level))) for level in levels]

@@ -28,6 +28,13 @@ def gradient_health(
 ) -> dict[str, torch.Tensor]:
     """Measure for check S10 whether gradients are useful to an attack.
 
+    Args:
+        model: the stack of models.
+        params: the parameters of the C clients.
+        images: N images of the C clients.
+        spec: PGD under L-infinity; epsilon and step size are in pixel units.
+        draws: random numbers of the N images, for the attack's start.
+
     Returns:
         ``[N]`` float each: ``zero_gradient`` (1 where the gradient of the loss is exactly zero), ``rises`` (1 where the
         loss after the attack is at least that before it), ``difference`` (the largest difference between the logits of
@@ -74,6 +81,13 @@ def binarization_test(
     the inner points (the image and `NUM_POINTS` random points of radius `INNER_RADIUS` epsilon) to the most distant
     of `NUM_POINTS` random corners of the ball. The threshold is half-way between that corner and the largest d . z of
     the inner points, so that the corner is adversarial by construction.
+
+    Args:
+        model: the stack of models.
+        params: the parameters of the C clients.
+        images: N images of the C clients; the labels are not used.
+        spec: PGD under L-infinity; epsilon, the radius of the ball, and step size are in pixel units.
+        draws: random numbers of the N images, for points and the attack's start.
 
     Returns:
         ``[N]`` float each: ``planted`` (1 where the classifier separates the corner from the inner points), ``found``

@@ -274,7 +274,17 @@ class LoraStack:
         return tokens
 
     def run_block(self, index: int, params: ParameterStack, tokens: torch.Tensor, owner: torch.Tensor) -> torch.Tensor:
-        """Apply one block to ``tokens [N, T, d]``."""
+        """Apply one transformer block.
+
+        Args:
+            index: of the block, from 0.
+            params: the parameters of the C clients, each ``[C, ...]``.
+            tokens: ``[N, T, d]``, the tokens before the block.
+            owner: the client of each image, ``[N]`` in 0..C-1, sorted, on the CPU.
+
+        Returns:
+            ``[N, T, d]``, the tokens after the block.
+        """
         model = self._with_inputs(params, owner, tokens.device).model
         output: torch.Tensor = model.blocks[index](tokens)  # type: ignore[index, operator]
         return output

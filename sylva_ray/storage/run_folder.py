@@ -241,7 +241,15 @@ class RunFolder:
         game: GameRecord | None,
         residuals: Mapping[int, ClientState],
     ) -> None:
-        """Write the checkpoint after the last stage of ``records``; see `CheckpointFolder.save`."""
+        """Write the checkpoint after a stage; see `CheckpointFolder.save`.
+
+        Args:
+            config: of the run; the settings that results depend on are copied.
+            states: of the K clients.
+            records: of all stages so far; the last one's position names the checkpoint.
+            game: what the layer game decided; None before it.
+            residuals: ``{client: residual}`` of error feedback.
+        """
         inputs = self.load_inputs()
         origin = Origin(result_settings(config), None if inputs is None else inputs.to_json())
         self.checkpoints.save(len(records) - 1, states, records, game, residuals, origin)

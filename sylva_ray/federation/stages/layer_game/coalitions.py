@@ -26,9 +26,18 @@ if TYPE_CHECKING:
 def mix(
     robust: ParameterStack, benign: ParameterStack, coalitions: np.ndarray, players: dict[str, tuple[str, ...]]
 ) -> ParameterStack:
-    """Return theta_S of C clients: players in ``coalitions [C, n] bool`` come from ``benign``, others from ``robust``.
+    """Return theta_S of C clients: the players in S come from theta^b, the others from theta^r.
 
     Values are copied: the empty coalition is theta^r and the full one theta^b, bit for bit.
+
+    Args:
+        robust: theta^r, each parameter ``[C, ...]``.
+        benign: theta^b, likewise.
+        coalitions: ``[C, n] bool``, the S of each client.
+        players: ``{player: its parameter names}``, n in all.
+
+    Returns:
+        The parameters of the players, each ``[C, ...]``.
     """
     mixed = {}
     for player, names in enumerate(players.values()):

@@ -20,7 +20,17 @@ LOW, HIGH, TEMPERATURE = -0.1, 1.1, 2 / 3
 def blend(
     robust: ParameterStack, benign: ParameterStack, gates: torch.Tensor, players: Mapping[str, tuple[str, ...]]
 ) -> ParameterStack:
-    """Interpolate C clients, differentiably in ``gates [C, n]``: adapters of twice the rank, heads interpolated."""
+    """Interpolate between two states of C clients, differentiably in the gates.
+
+    Args:
+        robust: theta^r, each parameter ``[C, ...]``.
+        benign: theta^b, likewise.
+        gates: ``[C, n]`` in [0, 1], one per client and player; 0 is theta^r.
+        players: ``{player: its parameter names}``, n in all.
+
+    Returns:
+        The parameters of the players: adapters of twice the rank, heads of the same shape.
+    """
     mixed: ParameterStack = {}
     for player, names in enumerate(players.values()):
         gate = gates[:, player]

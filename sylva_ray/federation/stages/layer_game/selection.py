@@ -64,6 +64,15 @@ def paired_upper_bound(lost: int, gained: int, num_images: int, confidence: floa
     ``lost``. It is approximate, but accurate for few images and small losses, where Wald's interval is much too narrow:
     a candidate whose true net loss equals the tolerance passes a 90 % bound with a probability of 0.05 to 0.14
     (computed exactly in the tests).
+
+    Args:
+        lost: images whose outcome is right before and wrong after.
+        gained: images whose outcome is wrong before and right after.
+        num_images: n, at least 1, with the images whose outcome stays.
+        confidence: in (0, 1); the true net loss exceeds the bound with a probability of about 1 minus this.
+
+    Returns:
+        The bound, a fraction of the images.
     """
     from scipy import stats  # slow to import, and only phase 2 needs it
     from scipy.optimize import brentq
