@@ -39,7 +39,7 @@ demo: $(READY) ## run Sylva, both phases, on the embedded digits (about 90 secon
 test: $(READY) ## run the tests (under 8 minutes on 2 cores)
 	$(BIN)/python -m pytest -q -m 'not slow' --numprocesses auto --maxprocesses 4 --dist loadgroup
 
-test-fast: $(READY) ## run the tests of the inner loop: mathematics and structure, without Ray or training
+test-fast: $(READY) ## run the tests of the inner loop: mathematics and structure; none starts Ray or trains
 	$(BIN)/python -m pytest -q -m 'not slow' $(FAST)
 
 test-slow: $(READY) ## run the tests that kill processes or train for longer
