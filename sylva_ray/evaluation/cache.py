@@ -28,7 +28,7 @@ SETTINGS = ("dataset", "partition", "backbone", "lora", "seed")
 COLUMNS = ("label", "image")
 """Settings of the data set that version 0.1 did not have; they are hashed where they are set."""
 
-HASHED_NAMES = {"num_draws": "draws"}
+HASHED_NAMES = {"num_draws": "draws", "step": "round"}
 """Fields of tasks that are hashed under the name of version 0.1, whose measurements are still found."""
 
 

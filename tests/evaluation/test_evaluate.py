@@ -17,16 +17,19 @@ from sylva_ray.config.experiment import ExperimentConfig
 from sylva_ray.config.schema import build
 from sylva_ray.core.errors import UserError
 from sylva_ray.core.evaluation import AttackSettings
+from sylva_ray.evaluation.cache import MeasurementCache
 from sylva_ray.evaluation.plan import EvaluationRequest, suite
 from sylva_ray.evaluation.request import Extras, build_request
 from sylva_ray.evaluation.run import prepare_evaluation, run_evaluation
 from sylva_ray.evaluation.tables import Measured, interval, worst_answers
 from sylva_ray.execution.in_process import InProcessPool
 from sylva_ray.execution.ray.driver import run_prepared
+from sylva_ray.federation.client.measuring import EvaluateOutcome, EvaluateTask
 from sylva_ray.federation.observer import Observer
 from sylva_ray.metrics.predictions import read_correct
 from sylva_ray.observers.mlflow.metrics import evaluation_metrics
 from sylva_ray.preparation.experiment import Prepared, create_worker, prepare
+from sylva_ray.preparation.resolve import resolve_config
 from sylva_ray.reports.pages.run import write_report
 from sylva_ray.storage.run_folder import RunFolder
 from tests.conftest import TINY
@@ -320,3 +323,12 @@ def test_the_settings_in_the_file_say_which_attack_it_was(epsilon: float) -> Non
     assert any(np.isinf(spec.epsilon) for spec in specs)
     texts = [json.dumps(AttackSettings.from_spec(spec).to_json(), allow_nan=False) for spec in specs]
     assert [AttackSettings.from_json(json.loads(text), "").to_spec() for text in texts] == list(specs)
+
+
+def test_a_measurement_has_the_name_that_earlier_versions_gave_it(tmp_path: Path) -> None:
+    """Fields of tasks and settings are hashed into it; those that were renamed, under their first name."""
+    config = resolve_config(build(ExperimentConfig, TINY))
+    task = EvaluateTask(2, (0, 1), {"w": np.ones((2, 3), np.float32)}, (parse_attack("fgsm"),), 8)
+    cache = MeasurementCache(tmp_path, config)
+    cache.save(task, [EvaluateOutcome({"predictions/benign": np.zeros(8, int)}, {})] * 2)
+    assert [path.name for path in tmp_path.iterdir()] == ["0b67d2bcd460f833345c667941504a88.safetensors"]
