@@ -22,7 +22,7 @@ import torch
 
 from sylva_ray.attacks.losses import cross_entropy
 from sylva_ray.attacks.registry import attack_stack
-from sylva_ray.config.experiment import CONFIG, load_config
+from sylva_ray.config.experiment import RUN_CONFIG, load_config
 from sylva_ray.core.types import AttackSpec, ParameterStack, Split, stack_states
 from sylva_ray.evaluation.plan import suite
 from sylva_ray.federation.client.batches import client_images, split_draws
@@ -48,7 +48,9 @@ class Bench:
 
     def __init__(self, run_dir: Path, clients: int, images: int) -> None:
         config, states = RunFolder(run_dir).load_config(), RunFolder(run_dir).load_states()
-        prepared = prepare(load_config(run_dir / CONFIG, ["cluster.pool=in_process", "cluster.threads_per_actor=1"]))
+        prepared = prepare(
+            load_config(run_dir / RUN_CONFIG, ["cluster.pool=in_process", "cluster.threads_per_actor=1"])
+        )
         self.worker = create_worker(prepared.config, prepared.fleet, prepared.backbone)
         self.clients = list(range(min(clients, len(states))))
         tests = [prepared.fleet.client(client).test for client in self.clients]

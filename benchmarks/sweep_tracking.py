@@ -18,7 +18,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from sylva_ray.config.experiment import CONFIG
+from sylva_ray.config.experiment import RUN_CONFIG
 from sylva_ray.execution.experiment import run_experiment
 from sylva_ray.execution.in_process import InProcessPool
 from sylva_ray.federation.observer import Observer
@@ -73,7 +73,7 @@ def main() -> None:
         filling = time.perf_counter() - started
         pairs = [(run(f"without{n}", False), run(f"with{n}", True)) for n in range(arguments.pairs)]
         started = time.perf_counter()
-        found = experiment_files("sweep", uri, (SUMMARY, CONFIG))
+        found = experiment_files("sweep", uri, (SUMMARY, RUN_CONFIG))
         reading = time.perf_counter() - started
         assert found is not None
         assert len(found) == arguments.trials + 1 + arguments.pairs, "every trial has arrived"

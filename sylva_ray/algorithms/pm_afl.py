@@ -113,7 +113,7 @@ class PmAfl(Algorithm):
             result[PROBE[1]] = np.zeros(self.num_classes, np.float32)
         return result
 
-    def sharing(self, name: str) -> str:
+    def sharing(self, name: str) -> Sharing:
         """Return with whom a parameter is shared; the probe is local."""
         return "local" if name in PROBE else super().sharing(name)
 

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
+from sylva_ray.attacks.byzantine import BYZANTINE_ATTACKS
 from sylva_ray.attacks.pgd import PgdAttack, default_step_size
 from sylva_ray.config.attacks import EvaluationAttack
 from sylva_ray.config.schema import RawConfig, build, flatten, read_overridden
@@ -225,7 +226,7 @@ class ByzantineSection(Section):
 
     @model_validator(mode="after")
     def _strength_has_an_effect(self) -> ByzantineSection:
-        if self.strength is not None and self.attack in ("label_flip", "mimic", "nan"):
+        if self.strength is not None and not BYZANTINE_ATTACKS[self.attack].takes_strength:
             raise conflict("strength", self.strength, f"has no effect on {self.attack}: leave it out")
         return self
 
@@ -366,7 +367,7 @@ def with_stored_paths(tree: Any, key: str = "") -> Any:
         return tree
 
 
-CONFIG = "config.yaml"
+RUN_CONFIG = "config.yaml"
 """File name of the resolved configuration in a run folder."""
 
 DEFAULTS_OF_0_1: dict[str, RawConfig] = {
@@ -382,7 +383,7 @@ def load_run_config(run_dir: Path, overrides: Sequence[str] = ()) -> ExperimentC
     Raises:
         UserError: see `load_config`.
     """
-    raw = read_overridden(run_dir / CONFIG, overrides)
+    raw = read_overridden(run_dir / RUN_CONFIG, overrides)
     for section, values in DEFAULTS_OF_0_1.items():
         if isinstance(raw.get(section), dict):
             raw[section] = values | raw[section]

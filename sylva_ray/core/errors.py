@@ -11,6 +11,16 @@ def error_line(message: str) -> str:
     return mask_credentials(" ".join(message.split()))
 
 
+def reason_of(error: BaseException, *urls: str) -> str:
+    """Return the beginning of an exception's message as one line without credentials; its type if it has no message.
+
+    Args:
+        error: the exception.
+        urls: addresses whose credentials the message may quote.
+    """
+    return mask_credentials(" ".join(str(error).split()), *urls)[:200] or type(error).__name__
+
+
 class UserError(ValueError):
     """Wrong input. The message is one line: key, value, and what is allowed. Exit code 2; nothing has been written.
 

@@ -32,6 +32,7 @@ from yaml.events import (
     SequenceStartEvent,
 )
 
+from sylva_ray.core.bounds import MAX_DEPTH
 from sylva_ray.core.text import abbreviated
 
 MAX_CHARACTERS = 500_000
@@ -39,9 +40,6 @@ MAX_CHARACTERS = 500_000
 
 MAX_VALUES = 50_000
 """Of one text, with the copies that its aliases stand for."""
-
-MAX_DEPTH = 32
-"""Of lists and mappings inside each other."""
 
 MAX_DIGITS = 100
 """Characters of a number."""

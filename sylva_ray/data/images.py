@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError
 from PIL.ExifTags import Base as ExifTag
 
-from sylva_ray.core.text import abbreviated
+from sylva_ray.core.errors import reason_of
 
 BACKGROUND = (255, 255, 255, 255)
 """The colour behind transparent pixels: white."""
@@ -104,7 +104,7 @@ def decode_image(source: Path | bytes) -> Image.Image:
             limit = f"{Image.MAX_IMAGE_PIXELS:,} pixels"
             raise ImageError(f"has more than {limit}, the limit of Pillow; scale it down") from None
         except Exception as error:  # decoders of damaged files raise errors of many types
-            reason = abbreviated(" ".join(str(error).split())) or type(error).__name__
+            reason = reason_of(error)
             if isinstance(error, UnidentifiedImageError):
                 reason = "its format is not known, or it is empty"
             raise ImageError(f"is not a readable image ({reason})") from None

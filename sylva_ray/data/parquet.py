@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from sylva_ray.core.errors import UserError
+from sylva_ray.core.errors import UserError, reason_of
 from sylva_ray.core.text import abbreviated, shortened
 from sylva_ray.data.images import ImageError
 from sylva_ray.data.parquet_columns import Columns, choose_columns
@@ -64,7 +64,7 @@ def _reading(name: str, key: str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:  # pyarrow raises errors of many types for damaged files
-        reason = abbreviated(" ".join(str(error).split())) or type(error).__name__
+        reason = reason_of(error)
         raise UserError("dataset.name", key, f"{name} is not readable parquet ({reason})") from None
 
 

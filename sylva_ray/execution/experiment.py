@@ -126,8 +126,6 @@ def _written_summary(folder: RunFolder) -> Summary | None:
 
 
 def _write_report(folder: RunFolder) -> None:
-    from sylva_ray.reports.pages.run import (
-        write_report,  # imports matplotlib, which the start of a run need not wait for
-    )
+    from sylva_ray.reports.pages.run import write_report  # matplotlib, which the start of a run need not wait for
 
     write_report(folder)

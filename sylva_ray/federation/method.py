@@ -32,8 +32,8 @@ from sylva_ray.core.lazy import torch
 from sylva_ray.core.sections import Section
 from sylva_ray.core.types import AttackSpec, ClientState, ParameterStack, stack_digest
 from sylva_ray.federation.context import Batch, ClientContext, RoundUploads
-from sylva_ray.federation.parameters import MethodParameters
-from sylva_ray.models.cohort import CohortModel
+from sylva_ray.federation.parameters import MethodParameters, Sharing
+from sylva_ray.models.cohort import CohortModel, client_gradients
 from sylva_ray.transport.postprocessor import Postprocessor
 from sylva_ray.transport.registry import create_postprocessors
 
@@ -173,11 +173,12 @@ class Method:
             x_adv: the result of `craft`, ``[N, 3, H, W]`` in [0, 1].
             names: the parameters that are trained.
         """
-        leaves = {name: params[name].detach().requires_grad_() for name in names}
-        with context.model.training():
-            losses_C = batch.mean_by_client(self.sample_losses(context, {**params, **leaves}, batch, x_adv))
-        gradients = torch.autograd.grad(losses_C.sum(), list(leaves.values()))
-        return dict(zip(leaves, gradients, strict=True)), losses_C.detach()
+
+        def losses(p: ParameterStack) -> torch.Tensor:
+            with context.model.training():
+                return batch.mean_by_client(self.sample_losses(context, p, batch, x_adv))
+
+        return client_gradients(params, names, losses)
 
     def client_step(
         self, context: ClientContext, params: ParameterStack, batch: Batch, attack: AttackSpec, names: Sequence[str]
@@ -199,8 +200,8 @@ class Method:
 
     # -- what travels ------------------------------------------------------------------------------------------
 
-    def sharing(self, name: str) -> str:
-        """Return with whom a parameter is shared: ``neighbours``, ``global`` or ``local``."""
+    def sharing(self, name: str) -> Sharing:
+        """Return with whom a parameter is shared."""
         return self.parameters.heads if name in self.head_names else self.parameters.adapters
 
     def is_uploaded(self, name: str) -> bool:
@@ -303,7 +304,9 @@ class Method:
         """Return how many of ``num_members`` uploads a robust rule assumes to be malicious."""
         return assumed_byzantine(self.parameters.robust.assumed_fraction or 0.0, num_members)
 
-    def graph(self, uploads: RoundUploads, sharing: str, clients: Sequence[int], weights: np.ndarray) -> NeighbourGraph:
+    def graph(
+        self, uploads: RoundUploads, sharing: Sharing, clients: Sequence[int], weights: np.ndarray
+    ) -> NeighbourGraph:
         """Return the neighbourhoods within which uploads are merged.
 
         In round 1 and before it all clients are neighbours: the products of their adapters are close to zero, and

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
+from sylva_ray.core.errors import reason_of
 from sylva_ray.core.records import StageRecord
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
@@ -190,8 +191,7 @@ class Guarded(Observer):
 
 
 def _failure(observer: Observer, error: Exception) -> str:
-    reason = " ".join(str(error).split())[:200]
-    return f"the observer {type(observer).__name__} failed ({type(error).__name__}: {reason})"
+    return f"the observer {type(observer).__name__} failed ({type(error).__name__}: {reason_of(error)})"
 
 
 class EventLog(Observer):

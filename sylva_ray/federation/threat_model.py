@@ -9,6 +9,8 @@ from sylva_ray.attacks.registry import ATTACKS
 from sylva_ray.config.resolved import ResolvedConfig
 from sylva_ray.core.records import StageRecord
 from sylva_ray.core.types import AttackSpec
+from sylva_ray.federation.stages.layer_game.refine import Refine
+from sylva_ray.federation.stages.layer_game.stage import LayerGame
 
 TEST_POOLS = {"test": "test", "train": "held-out training"}
 """``dataset.test_pool`` in words."""
@@ -59,8 +61,9 @@ def budget_warnings(config: ResolvedConfig, attacks: Sequence[AttackSpec], recor
     Returns:
         One sentence, or none: where one of the attacks has that budget, none has a budget, or nothing was defended.
     """
-    has_guard = any("game" in record.seconds for record in records)
-    is_adversarial = any("attack" in record.seconds and "game" not in record.seconds for record in records)
+    guarded = {LayerGame.name, Refine.name}
+    has_guard = any(record.stage in guarded for record in records)
+    is_adversarial = any("attack" in record.seconds for record in records if record.stage not in guarded)
     defended = ["training"] * is_adversarial + ["the guard of phase 2"] * has_guard
     bounded = [spec for spec in attacks if math.isfinite(spec.epsilon)]
     is_measured = any(spec.norm == "linf" and math.isclose(spec.epsilon, config.attack.epsilon) for spec in bounded)

@@ -23,7 +23,7 @@ from timm.layers.pos_embed import resample_abs_pos_embed
 from torch import nn
 
 from sylva_ray.config.experiment import OFFLINE_BACKBONE, BackboneSection
-from sylva_ray.core.errors import UserError
+from sylva_ray.core.errors import UserError, reason_of
 from sylva_ray.core.locations import local_path
 from sylva_ray.core.types import stack_digest
 from sylva_ray.models.availability import check_available, check_safetensors, unknown_model
@@ -224,7 +224,7 @@ def _architecture(section: BackboneSection, num_classes: int, pretrained: bool) 
                 arguments.pop("img_size", None)
                 return timm.create_model(**arguments, num_classes=num_classes, pretrained=pretrained)
     except Exception as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = reason_of(error)
         if pretrained:
             fix = f"the weights could not be fetched from the hub ({reason}); set backbone.checkpoint to a local file"
             raise UserError("backbone.pretrained", True, fix) from error

@@ -9,7 +9,7 @@ implementations:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Protocol
 
@@ -75,6 +75,25 @@ class CohortModel(Protocol):
         A BatchNorm then uses batch statistics and updates the running ones in ``params``.
         """
         ...
+
+
+def client_gradients(
+    params: ParameterStack, names: Sequence[str], losses: Callable[[ParameterStack], torch.Tensor]
+) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    """Differentiate the sum of the clients' losses, so that the gradient of each client is that of training alone.
+
+    Args:
+        params: ``{name: [C, ...]}``.
+        names: the parameters to differentiate by.
+        losses: returns the loss of every client, ``[C]``, for some parameters.
+
+    Returns:
+        The gradients ``{name: [C, ...]}`` and the losses ``[C]``.
+    """
+    leaves = {name: params[name].detach().requires_grad_() for name in names}
+    losses_C = losses({**params, **leaves})
+    gradients = torch.autograd.grad(losses_C.sum(), list(leaves.values()))
+    return dict(zip(leaves, gradients, strict=True)), losses_C.detach()
 
 
 def to_parameters(stack: Mapping[str, np.ndarray], device: torch.device | str, dtype: torch.dtype) -> ParameterStack:

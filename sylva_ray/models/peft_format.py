@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 PREFIX = "base_model.model."
 WEIGHTS = "adapter_model.safetensors"
-CONFIG = "adapter_config.json"
+ADAPTER_CONFIG = "adapter_config.json"
 
 
 def save_adapter(
@@ -67,7 +67,7 @@ def save_adapter(
         "bias": "none",
         "inference_mode": True,
     }
-    (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    (folder / ADAPTER_CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     return folder
 
 

@@ -16,7 +16,7 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 
 from sylva_ray.config.experiment import BackboneSection, LoraSection
-from sylva_ray.core.errors import UserError
+from sylva_ray.core.errors import UserError, reason_of
 from sylva_ray.core.seeding import generator
 from sylva_ray.core.types import ClientState, stack_states
 from sylva_ray.models.backbone import create_backbone, head_companions
@@ -127,4 +127,4 @@ def _compare(found: torch.Tensor, expected: torch.Tensor, error: UserError) -> N
 
 
 def _one_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    return f"{type(error).__name__}: {reason_of(error)}"

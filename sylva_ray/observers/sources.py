@@ -6,9 +6,9 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from sylva_ray.config.experiment import CONFIG, TrackingSection
-from sylva_ray.core.credentials import mask_credentials, mask_value
-from sylva_ray.core.errors import UserError
+from sylva_ray.config.experiment import RUN_CONFIG, TrackingSection
+from sylva_ray.core.credentials import mask_value
+from sylva_ray.core.errors import UserError, reason_of
 from sylva_ray.core.files import read_regular_file, read_text_file
 from sylva_ray.core.yaml import YamlError, parse_yaml
 from sylva_ray.observers.mlflow.tracker import experiment_files, tracking_uri
@@ -42,8 +42,8 @@ def load_runs(sources: Sequence[str], uri: str | None = None) -> tuple[list[Run]
         path = Path(source)
         if path.is_file():
             runs.append(_from_file(path))
-        elif (path / SUMMARY).is_file():
-            runs.append(_from_file(path / SUMMARY, str(path)))
+        elif RunFolder(path).summary_file.is_file():
+            runs.append(_from_file(RunFolder(path).summary_file, str(path)))
         elif path.is_dir():
             finished, folders = _from_folder(path)
             runs += finished
@@ -81,7 +81,7 @@ def _parse(summary: bytes | str, config: str | None, source: str) -> Run:
         try:
             parsed = parse_yaml(config)
         except YamlError as error:
-            raise UserError("RUN", source, f"has a damaged {CONFIG} ({error})") from None
+            raise UserError("RUN", source, f"has a damaged {RUN_CONFIG} ({error})") from None
         run = run.model_copy(update={"config": parsed}) if isinstance(parsed, dict) else run
     return run.model_copy(update={"source": source})
 
@@ -92,42 +92,42 @@ def _from_folder(folder: Path) -> tuple[list[Run], list[Path]]:
     A sweep keeps its runs in a folder of their own.
     """
     folder = folder / TRIALS if (folder / SPACE).is_file() else folder
-    if (folder / CONFIG).is_file():
+    if RunFolder(folder).config_file.is_file():
         raise UserError("RUN", str(folder), f"has not finished; resume it with: sylva-ray run {folder} --resume")
-    run_folders = sorted(path for path in folder.iterdir() if (path / CONFIG).is_file() or (path / SUMMARY).is_file())
-    finished = [path for path in run_folders if (path / SUMMARY).is_file()]
-    unfinished = [path for path in run_folders if path not in finished]
+    runs = [RunFolder(path) for path in sorted(folder.iterdir())]
+    finished = [run for run in runs if run.summary_file.is_file()]
+    unfinished = [run.path for run in runs if run.config_file.is_file() and run not in finished]
     if not finished and unfinished:
         raise UserError(
             "RUN", str(folder), f"holds no finished run; resume with: sylva-ray run {unfinished[0]} --resume"
         )
     if not finished:
         raise UserError("RUN", str(folder), f"is not a run folder and does not contain one; {ALLOWED}")
-    return [_from_file(path / SUMMARY, str(path)) for path in finished], unfinished
+    return [_from_file(run.summary_file, str(run)) for run in finished], unfinished
 
 
 def _from_mlflow(experiment: str, uri: str | None) -> tuple[list[Run], list[str]]:
     """Return the finished runs of an MLflow experiment, and the names of the others."""
-    store = tracking_uri(TrackingSection(uri=uri), Path("runs") / "any")
+    store = tracking_uri(TrackingSection(uri=uri), Path("runs/NAME"))  # where runs are by default
     shown_uri = mask_value(store)
     if not _may_exist(store):
         reason = f"there is no MLflow store at {shown_uri} (choose another with --uri)"
         raise UserError("RUN", experiment, f"is not a file or folder, and {reason}; {ALLOWED}")
     try:
-        runs = experiment_files(experiment, store, (SUMMARY, CONFIG))
+        runs = experiment_files(experiment, store, (SUMMARY, RUN_CONFIG))
         if runs is None and "/" in experiment:
             name, _, sweep = experiment.rpartition("/")
-            runs = experiment_files(name, store, (SUMMARY, CONFIG), sweep)
+            runs = experiment_files(name, store, (SUMMARY, RUN_CONFIG), sweep)
     except Exception as error:  # a server, a driver or a proxy may raise anything
-        reason = mask_credentials(" ".join(str(error).split()), store)[:200] or type(error).__name__
-        raise UserError("--uri", shown_uri, f"the request for experiment {experiment!r} failed ({reason})") from None
+        fix = f"the request for experiment {experiment!r} failed ({reason_of(error, store)})"
+        raise UserError("--uri", shown_uri, fix) from None
     if runs is None:
         reason = f"MLflow at {shown_uri} has no experiment of that name"
         raise UserError("RUN", experiment, f"is not a file or folder, and {reason}; {ALLOWED}")
     finished = [run for run in runs.values() if SUMMARY in run.files]
     if not finished:
         raise UserError("RUN", experiment, f"the MLflow experiment at {shown_uri} has no run with a {SUMMARY}")
-    loaded = [_parse(run.files[SUMMARY], run.files.get(CONFIG), f"{experiment}/{run.name}") for run in finished]
+    loaded = [_parse(run.files[SUMMARY], run.files.get(RUN_CONFIG), f"{experiment}/{run.name}") for run in finished]
     return loaded, [run.name for run in runs.values() if SUMMARY not in run.files]
 
 

@@ -15,7 +15,7 @@ from sylva_ray.core.errors import UserError
 from sylva_ray.core.sections import Count, Section, Seed
 from sylva_ray.storage.reading import read_json
 
-CONFIG = "config.json"
+PRETRAIN_CONFIG = "config.json"
 """The resolved configuration in the folder of a pre-training."""
 
 
@@ -87,8 +87,8 @@ def load_resolved(out: Path) -> ResolvedPretrainConfig:
     Raises:
         UserError: it is not one.
     """
-    raw = read_json(out / CONFIG, "config", "it is damaged; start again with another --out")
+    raw = read_json(out / PRETRAIN_CONFIG, "config", "it is damaged; start again with another --out")
     if not isinstance(raw, dict) or not isinstance(raw.get("training"), dict):
-        raise UserError("config", str(out / CONFIG), "is not the configuration of a pre-training")
+        raise UserError("config", str(out / PRETRAIN_CONFIG), "is not the configuration of a pre-training")
     raw["training"] = {"attention": "fused"} | raw["training"]  # version 0.1 had no other kernel
     return build(ResolvedPretrainConfig, raw)

@@ -14,7 +14,7 @@ from pathlib import Path
 from sylva_ray.core.errors import UserError
 from sylva_ray.core.inputs import Inputs
 from sylva_ray.pretraining.config import (
-    CONFIG,
+    PRETRAIN_CONFIG,
     PretrainConfig,
     ResolvedPretrainConfig,
     ResolvedPretrainTraining,
@@ -49,7 +49,7 @@ class PretrainFolder:
             UserError: it does not.
         """
         leftovers = (INPUTS, draft_of(Path(INPUTS)).name)
-        check_claim(str(self.path), list_names(self.path), CONFIG, "pre-training", resume, leftovers)
+        check_claim(str(self.path), list_names(self.path), PRETRAIN_CONFIG, "pre-training", resume, leftovers)
         if resume and self.as_started(config) != load_resolved(self.path):
             raise UserError("--out", str(self.path), "holds a pre-training with another config")
 
@@ -82,7 +82,7 @@ class PretrainFolder:
         self.check_claim(config, resume)
         if not resume:
             write_marker(self.path / INPUTS, json_text(inputs.to_json()), replace=True)
-            write_marker(self.path / CONFIG, config.model_dump_json(indent=1))
+            write_marker(self.path / PRETRAIN_CONFIG, config.model_dump_json(indent=1))
         stored = load_inputs(self.path, "it is damaged; start again with another --out")
         weights = config.backbone.checkpoint or config.backbone.name
         return compare_inputs(

@@ -22,7 +22,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from sylva_ray.core.errors import UserError
+from sylva_ray.core.errors import UserError, reason_of
 from sylva_ray.core.records import GameRecord, StageRecord
 from sylva_ray.core.types import ClientState, stack_states, unstack_states
 from sylva_ray.storage.manifest import DamagedError, folder_name, read_checked, remove_step, steps_in, write_step
@@ -195,7 +195,7 @@ def _load_arrays(path: Path, content: bytes) -> dict[str, np.ndarray]:
     try:
         return dict(sorted(load(content).items()))
     except (SafetensorError, KeyError, ValueError, TypeError) as error:  # KeyError: a type that numpy does not have
-        raise UserError("checkpoint", str(path), f"is not a safetensors file ({_one_line(error)})") from None
+        raise UserError("checkpoint", str(path), f"is not a safetensors file ({reason_of(error)})") from None
 
 
 def _load_states(path: Path, content: bytes) -> list[dict[str, np.ndarray]]:
@@ -231,10 +231,6 @@ def _to_residuals(path: Path, arrays: Mapping[str, np.ndarray]) -> dict[int, dic
             raise UserError("checkpoint", str(path), f"the array {name[:80]!r} of client {client} is not finite")
         residuals.setdefault(int(client), {})[name] = value
     return residuals
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200]
 
 
 def _is_complete(folder: Path) -> bool:

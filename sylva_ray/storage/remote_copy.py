@@ -19,9 +19,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, TypeVar
 
-from sylva_ray.config.experiment import CONFIG
-from sylva_ray.core.credentials import mask_credentials, mask_value
-from sylva_ray.core.errors import RunError, UserError
+from sylva_ray.config.experiment import RUN_CONFIG
+from sylva_ray.core.credentials import mask_value
+from sylva_ray.core.errors import RunError, UserError, reason_of
 from sylva_ray.core.locations import is_url, local_path, output_path, run_location
 from sylva_ray.storage.atomic import write_atomically
 from sylva_ray.storage.claim import check_claim
@@ -74,10 +74,10 @@ class RemoteFolder:
         Raises:
             UserError: the URL is not free, or cannot be reached.
         """
-        check_claim(str(self), self._read(self._list), CONFIG, "run", resume=False)
+        check_claim(str(self), self._read(self._list), RUN_CONFIG, "run", resume=False)
         shutil.rmtree(self.local, ignore_errors=True)
 
-    def pull(self, marker: str = CONFIG) -> None:
+    def pull(self, marker: str = RUN_CONFIG) -> None:
         """Make the local folder a copy of the URL, unless it is ahead of it because the last pushes have failed.
 
         Args:
@@ -110,8 +110,10 @@ class RemoteFolder:
         there = _complete_lines(self._download(RECORDS)) if RECORDS in names else []
         if len(here) <= len(there):
             return False
-        has_config = CONFIG in names  # without it, the local file can restore it
-        if here[: len(there)] != there or (has_config and folder.config_file.read_bytes() != self._download(CONFIG)):
+        has_config = RUN_CONFIG in names  # without it, the local file can restore it
+        if here[: len(there)] != there or (
+            has_config and folder.config_file.read_bytes() != self._download(RUN_CONFIG)
+        ):
             fix = f"is not the run whose copy is in {self.local}, with more stages"
             raise UserError("run folder", str(self), f"{fix}; move that folder elsewhere, or delete it")
         return True
@@ -134,7 +136,7 @@ class RemoteFolder:
                 self._files.rm_file(self._remote_path(name))
                 del self._remote_sizes[name]
         except Exception as error:  # every storage raises errors of its own types
-            raise RunError(f"{self} could not be written ({_reason(error, self.url)})") from error
+            raise RunError(f"{self} could not be written ({reason_of(error, self.url)})") from error
 
     def _send(self, name: str, path: Path) -> None:
         """Send a file unless it is there already. A checkpoint's files never change: one of equal size is the same."""
@@ -172,7 +174,7 @@ class RemoteFolder:
         try:
             return read()
         except Exception as error:  # every storage raises errors of its own types
-            raise UserError("run folder", str(self), f"cannot be reached ({_reason(error, self.url)})") from None
+            raise UserError("run folder", str(self), f"cannot be reached ({reason_of(error, self.url)})") from None
 
 
 @contextmanager
@@ -208,7 +210,7 @@ def run_folder_at(
         if purpose == "start":
             remote.start()
         else:
-            remote.pull(marker=CHECKPOINTS if purpose == "repair" else CONFIG)
+            remote.pull(marker=CHECKPOINTS if purpose == "repair" else RUN_CONFIG)
         try:
             yield RunFolder(remote.local), remote
         except (KeyboardInterrupt, SystemExit, RunError):
@@ -227,7 +229,7 @@ def _filesystem(url: str) -> tuple[Any, str]:
     try:
         files, root = fsspec.core.url_to_fs(url)
     except (ValueError, ImportError, OSError) as error:
-        fix = f"is not a URL that can be used here ({_reason(error, url)})"
+        fix = f"is not a URL that can be used here ({reason_of(error, url)})"
         raise UserError("run folder", url, fix) from None
     return files, root.rstrip("/")
 
@@ -262,7 +264,3 @@ def _order(name: str) -> tuple[bool, int, str, bool, str]:
     path = PurePosixPath(name)
     step = step_of(path.parent.name) or 0
     return _is_checkpoint(name), step, str(path.parent), path.name == MANIFEST, path.name
-
-
-def _reason(error: BaseException, url: str) -> str:
-    return mask_credentials(" ".join(str(error).split()), url)[:200] or type(error).__name__

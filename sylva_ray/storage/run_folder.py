@@ -23,7 +23,7 @@ from typing import TypeVar
 import numpy as np
 
 from sylva_ray.config.comparison import difference, result_settings
-from sylva_ray.config.experiment import CONFIG, ExperimentConfig, load_run_config
+from sylva_ray.config.experiment import RUN_CONFIG, ExperimentConfig, load_run_config
 from sylva_ray.config.schema import build
 from sylva_ray.core.errors import UserError
 from sylva_ray.core.evaluation import Evaluation
@@ -62,7 +62,7 @@ class RunFolder:
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
-        self.config_file = self.path / CONFIG
+        self.config_file = self.path / RUN_CONFIG
         self.inputs_file = self.path / INPUTS
         self.records_file = self.path / RECORDS
         self.summary_file = self.path / SUMMARY
@@ -106,10 +106,10 @@ class RunFolder:
     def check_claim(self, config: ExperimentConfig | None, resume: bool) -> None:
         """Check what `claim` checks, and write nothing; without ``config``, the folder may hold any experiment."""
         names = list_names(self.path)
-        if CONFIG not in names and CHECKPOINTS in names:
+        if RUN_CONFIG not in names and CHECKPOINTS in names:
             raise self._without_config()
-        check_claim(str(self), names, CONFIG, "run", resume, (INPUTS, draft_of(self.inputs_file).name))
-        if CONFIG in names:
+        check_claim(str(self), names, RUN_CONFIG, "run", resume, (INPUTS, draft_of(self.inputs_file).name))
+        if RUN_CONFIG in names:
             if config is not None:
                 self.check_same(config)
             self.load_checkpoint()
@@ -166,10 +166,10 @@ class RunFolder:
             return
         if self.checkpoints.root.exists():
             raise self._without_config()
-        raise UserError("RUN", str(self), f"is not a run folder (it contains no {CONFIG})")
+        raise UserError("RUN", str(self), f"is not a run folder (it contains no {RUN_CONFIG})")
 
     def _without_config(self) -> UserError:
-        fix = f"holds checkpoints but no {CONFIG}; restore it with: sylva-ray repair {self}"
+        fix = f"holds checkpoints but no {RUN_CONFIG}; restore it with: sylva-ray repair {self}"
         return UserError("run folder", str(self), fix)
 
     # -- what it holds -------------------------------------------------------------------------------------------------

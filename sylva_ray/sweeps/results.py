@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -265,7 +265,7 @@ def _points(space: Space, trials: Sequence[TrialResult]) -> list[Point]:
     front = {point.name for point in front_of(complete, space.objectives)}
     if len(space.objectives) == 1 and front:
         front = {max(complete, key=lambda point: _score(point, space.objectives[0])).name}
-    marked = [Point(**{**vars(point), "chosen": point.name in front}) for point in points]
+    marked = [replace(point, chosen=point.name in front) for point in points]
     return sorted(marked, key=lambda point: (not point.complete, -_score(point, space.objectives[0])))
 
 

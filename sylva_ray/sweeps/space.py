@@ -36,7 +36,7 @@ from sylva_ray.core.yaml import to_yaml
 from sylva_ray.preparation.resolve import resolve_trial
 from sylva_ray.sweeps.metrics import METRICS, needs_attack
 
-KINDS = ("grid", "choice", "uniform", "loguniform", "randint")
+PARAMETER_KINDS = ("grid", "choice", "uniform", "loguniform", "randint")
 MAX_GRID = 10_000
 """Points of a grid, all of which are checked before anything starts."""
 
@@ -71,9 +71,9 @@ class Parameter(Section):
 
     @model_validator(mode="after")
     def _check_kind(self) -> Parameter:
-        given = [kind for kind in KINDS if getattr(self, kind) is not None]
+        given = [kind for kind in PARAMETER_KINDS if getattr(self, kind) is not None]
         if len(given) != 1:
-            raise ValueError(f"must have exactly one of {', '.join(KINDS)}")
+            raise ValueError(f"must have exactly one of {', '.join(PARAMETER_KINDS)}")
         if self.loguniform and self.loguniform[0] <= 0:
             raise ValueError("a loguniform range must begin above 0")
         return self
@@ -81,7 +81,7 @@ class Parameter(Section):
     @property
     def kind(self) -> str:
         """Which of the five is given."""
-        return next(kind for kind in KINDS if getattr(self, kind) is not None)
+        return next(kind for kind in PARAMETER_KINDS if getattr(self, kind) is not None)
 
     @property
     def values(self) -> tuple[Any, ...]:

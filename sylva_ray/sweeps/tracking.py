@@ -21,8 +21,8 @@ from sylva_ray.config.experiment import (
     with_choices_of,
 )
 from sylva_ray.config.schema import build
-from sylva_ray.core.credentials import mask_credentials, mask_value
-from sylva_ray.core.errors import UserError
+from sylva_ray.core.credentials import mask_value
+from sylva_ray.core.errors import UserError, reason_of
 from sylva_ray.observers.mlflow.tracker import SWEEP_NAME_TAG, open_sweep, send_run, tracking_uri, update_sweep
 from sylva_ray.preparation.resolve import resolve_trial_device
 from sylva_ray.storage.reading import read_json
@@ -163,7 +163,7 @@ class SweepTracking:
         try:
             send()
         except Exception as error:  # whatever a server, a driver or a proxy raises: the sweep continues
-            reason = mask_credentials(" ".join(str(error).split()), self.uri)[:160]
+            reason = reason_of(error, self.uri)
             self.problems.append(f"MLflow at {mask_value(self.uri)} did not receive the sweep's own run: {reason}")
 
 

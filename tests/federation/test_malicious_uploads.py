@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from sylva_ray.algorithms.registry import ALGORITHMS, create_algorithm
+from sylva_ray.attacks.byzantine import BYZANTINE_ATTACKS
 from sylva_ray.config.experiment import AlgorithmSection, ByzantineSection
 from sylva_ray.core.errors import UserError
 from sylva_ray.core.types import ClientState
@@ -20,7 +21,7 @@ from sylva_ray.federation.observer import Observer
 from sylva_ray.federation.parameters import RobustParameters
 from sylva_ray.federation.server import Server
 from sylva_ray.storage.run_folder import RunFolder
-from sylva_ray.transport.byzantine import ATTACKS, ByzantineUploads
+from sylva_ray.transport.byzantine import ByzantineUploads
 from sylva_ray.transport.postprocessor import Message, Postprocessor
 from sylva_ray.transport.wire import Wire
 from tests.algorithms.toys import starting_states, tiny_experiment, tiny_worker
@@ -105,7 +106,7 @@ def test_honest_clients_stay_finite_and_what_is_refused_is_known(name: str, rule
     server.algorithm.parameters = server.parameters
     algorithm, start = server.algorithm, [dict(state) for state in server.states]
     outcomes = trained(start)
-    for attack in ATTACKS:
+    for attack in BYZANTINE_ATTACKS:
         for word, scale in SCALES.items():
             server.states = [dict(state) for state in start]
             malicious = ByzantineUploads(ByzantineSection(attack=attack), 0, LIARS, algorithm)

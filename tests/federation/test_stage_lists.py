@@ -29,7 +29,7 @@ from sylva_ray.federation.stages.federated_round import federated_rounds
 from sylva_ray.federation.stages.layer_game.rankings.shift import ShiftRanking
 from sylva_ray.federation.stages.layer_game.stage import LayerGame
 from sylva_ray.federation.stages.local_epochs import LocalEpochs
-from sylva_ray.federation.stages.stage import KINDS, Stage, StageResult
+from sylva_ray.federation.stages.stage import STAGES, Stage, StageResult
 from sylva_ray.federation.stages.warm_up import WarmUp
 from sylva_ray.preparation.experiment import prepare
 from sylva_ray.preparation.resolve import resolve_config
@@ -300,13 +300,13 @@ def test_a_file_that_is_run_as_a_script_and_imported_by_its_name_defines_one_sta
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As a method is that the script which starts the run defines; a copy in another file is another stage."""
-    monkeypatch.setitem(KINDS, "defined_twice", WarmUp)
-    del KINDS["defined_twice"]
+    monkeypatch.setitem(STAGES, "defined_twice", WarmUp)
+    del STAGES["defined_twice"]
     script, copy = tmp_path / "my_script.py", tmp_path / "my_copy.py"
     script.write_text(STAGE_FILE)
     copy.write_text(STAGE_FILE)
     runpy.run_path(str(script), run_name="__main__")
     imported = runpy.run_path(str(script), run_name="my_script")["Twice"]
-    assert KINDS["defined_twice"] is imported
+    assert STAGES["defined_twice"] is imported
     with pytest.raises(ValueError, match="two stages are named 'defined_twice': Twice and Twice"):
         runpy.run_path(str(copy), run_name="my_copy")

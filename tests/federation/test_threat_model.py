@@ -17,7 +17,9 @@ from sylva_ray.reports.terminal import closing_lines
 from tests.algorithms.toys import tiny_experiment
 from tests.federation.runs import run
 
-TRAINED, GUARDED, BENIGN = {"train": 1.0, "attack": 2.0}, {"attack": 1.0, "game": 2.0}, {"train": 1.0}
+TRAINED = StageRecord(step=1, stage="phase1", round=1, participants=[], seconds={"train": 1.0, "attack": 2.0})
+BENIGN = TRAINED.model_copy(update={"seconds": {"train": 1.0}})
+GUARDED = TRAINED.model_copy(update={"stage": "layer_game", "seconds": {"attack": 1.0, "game": 2.0}})
 
 
 def test_the_threat_model_names_what_was_measured(tiny_config: ExperimentConfig) -> None:
@@ -31,12 +33,8 @@ def test_the_threat_model_names_what_was_measured(tiny_config: ExperimentConfig)
     assert "white box (square: answers only)" in stated("square")["evaluation"]
 
 
-def record(seconds: dict[str, float]) -> StageRecord:
-    return StageRecord(step=0, stage="phase1", round=0, participants=[], seconds=seconds)
-
-
 @pytest.mark.parametrize(
-    ("attacks", "seconds", "says"),
+    ("attacks", "records", "says"),
     [
         (["pgd:epsilon=8/255"], [TRAINED], "training used L-infinity epsilon 4/255, but only pgd20-eps8 was measured"),
         (["pgd:epsilon=8/255"], [TRAINED, GUARDED], "training and the guard of phase 2 used"),
@@ -49,11 +47,11 @@ def record(seconds: dict[str, float]) -> StageRecord:
     ],
 )
 def test_a_budget_that_is_defended_but_not_measured_is_said(
-    attacks: Sequence[str], seconds: Sequence[dict[str, float]], says: str, tiny_config: ExperimentConfig
+    attacks: Sequence[str], records: Sequence[StageRecord], says: str, tiny_config: ExperimentConfig
 ) -> None:
     config = resolve_config(tiny_config)
     assert config.attack.epsilon == 4 / 255
-    texts = budget_warnings(config, [parse_attack(text) for text in attacks], [record(s) for s in seconds])
+    texts = budget_warnings(config, [parse_attack(text) for text in attacks], records)
     assert len(texts) == bool(says)
     assert says in "".join(texts)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -18,8 +18,10 @@ from sylva_ray.aggregation.robust import (
     self_centred,
     trimmed_mean,
 )
+from sylva_ray.attacks.byzantine import BYZANTINE_ATTACKS, ByzantineAttack, alie_z, flip_labels
+from sylva_ray.config.experiment import ByzantineSection
 from sylva_ray.core.types import ClientState
-from sylva_ray.transport.byzantine import ATTACKS, alie_z, draw_byzantine_clients, flip_labels, malicious_update
+from sylva_ray.transport.byzantine import draw_byzantine_clients, malicious_update
 
 N, NUM_BYZANTINE = 13, 3
 
@@ -53,7 +55,7 @@ def flat(update: ClientState) -> np.ndarray:
     return np.concatenate([np.asarray(value, float).ravel() for value in update.values()])
 
 
-@pytest.mark.parametrize("attack", ATTACKS)
+@pytest.mark.parametrize("attack", BYZANTINE_ATTACKS)
 def test_a_malicious_update_looks_like_an_update(attack: str) -> None:
     updates = honest_updates()
     before = [flat(update) for update in updates]
@@ -66,6 +68,19 @@ def test_a_malicious_update_looks_like_an_update(attack: str) -> None:
     np.testing.assert_array_equal(before, [flat(update) for update in updates])
     with pytest.raises(AssertionError, match="there is no attack"):
         attack_update(attack + "s")
+
+
+def test_the_settings_name_every_attack() -> None:
+    assert get_args(ByzantineSection.model_fields["attack"].annotation) == tuple(BYZANTINE_ATTACKS)
+
+
+@pytest.mark.parametrize(("name", "attack"), BYZANTINE_ATTACKS.items())
+def test_a_strength_is_refused_where_it_has_no_effect(name: str, attack: ByzantineAttack) -> None:
+    same = np.array_equal(flat(attack_update(name)), flat(attack_update(name, strength=7.0)), equal_nan=True)
+    assert same != attack.takes_strength
+    if same:
+        with pytest.raises(ValueError, match="has no effect on"):
+            ByzantineSection(attack=name, strength=7.0)
 
 
 def test_known_lies() -> None:
@@ -97,7 +112,7 @@ def test_gaussian_noise_is_ten_times_the_honest_spread_of_each_array(strength: f
 
 def test_only_noise_is_random() -> None:
     updates = honest_updates()
-    for attack in ATTACKS:
+    for attack in BYZANTINE_ATTACKS:
         first, second = (
             flat(malicious_update(attack, updates[-1], updates[:-1], np.random.default_rng(seed), N, 1))
             for seed in (0, 1)
@@ -113,7 +128,7 @@ def test_who_colludes_sends_the_same() -> None:
     np.testing.assert_array_equal(flat(attack_update("mimic")), flat(updates[0]))
 
 
-@pytest.mark.parametrize("attack", ATTACKS)
+@pytest.mark.parametrize("attack", BYZANTINE_ATTACKS)
 def test_an_attack_without_honest_clients(attack: str) -> None:
     own = {"w": np.array([4.0, -2.0])}
     result = attack_update(attack, own=own, benign=[], num_clients=2, num_byzantine=2)["w"]
@@ -206,7 +221,7 @@ def distance_and_radius(result: np.ndarray, x: np.ndarray) -> tuple[float, float
 
 
 @pytest.mark.parametrize("rule", [*ROBUST, "self_centred_clipping"])
-@pytest.mark.parametrize("attack", [a for a in ATTACKS if a != "nan"])
+@pytest.mark.parametrize("attack", [a for a in BYZANTINE_ATTACKS if a != "nan"])
 @settings(max_examples=10, deadline=None)
 @given(seed=st.integers(0, 999))
 def test_a_robust_result_is_among_the_honest(rule: str, attack: str, seed: int) -> None:

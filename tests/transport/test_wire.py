@@ -14,6 +14,7 @@ from safetensors.numpy import load_file, save
 
 from sylva_ray.algorithms.hetlora import HetLoraAT
 from sylva_ray.algorithms.registry import create_algorithm
+from sylva_ray.attacks.byzantine import alie_z, flip_labels
 from sylva_ray.config.experiment import ExperimentConfig
 from sylva_ray.config.schema import build
 from sylva_ray.core.errors import RunError
@@ -30,7 +31,7 @@ from sylva_ray.preparation.traffic import declared_traffic
 from sylva_ray.storage.atomic import write_atomically
 from sylva_ray.storage.checkpoint import CheckpointFolder
 from sylva_ray.storage.run_folder import RunFolder
-from sylva_ray.transport.byzantine import ByzantineUploads, alie_z, byzantine_clients, flip_labels
+from sylva_ray.transport.byzantine import ByzantineUploads, byzantine_clients
 from sylva_ray.transport.codecs import array_shapes, create_codec
 from sylva_ray.transport.compression import Compression
 from sylva_ray.transport.postprocessor import Direction, Message, Postprocessor

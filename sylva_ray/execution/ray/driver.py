@@ -127,10 +127,8 @@ def run_on_ray(
         UserError: another driver on this cluster runs this folder.
         RunError: it failed while running, and can be resumed.
     """
-    fleet, backbone = (
-        ray.put(prepared.fleet),
-        ray.put(prepared.backbone),
-    )  # in the store for as long as these names exist
+    # in the store for as long as these names exist
+    fleet, backbone = ray.put(prepared.fleet), ray.put(prepared.backbone)
     assignment = Assignment(
         config=prepared.config,
         num_actors=num_actors,

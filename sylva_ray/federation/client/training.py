@@ -19,7 +19,7 @@ from sylva_ray.federation.client.worker import CohortWorker
 from sylva_ray.federation.context import Batch, ClientContext
 from sylva_ray.federation.method import Method
 from sylva_ray.federation.tasks import CohortTask
-from sylva_ray.models.cohort import CohortModel, broadcast_clients, to_arrays
+from sylva_ray.models.cohort import CohortModel, broadcast_clients, client_gradients, to_arrays
 
 ClientGradients: TypeAlias = "tuple[dict[str, torch.Tensor], torch.Tensor]"
 """``(gradients {name: [C, ...]}, mean losses [C])`` of C clients."""
@@ -188,35 +188,33 @@ def train_cohort(
 
 
 def _warm_up_step(context: ClientContext, algorithm: Method) -> GradientFunction:
-    """Return the gradients of the benign warm-up, for the parameters that the method names."""
+    """Return the gradients of the benign warm-up, for the parameters that the method names.
+
+    Forwards are those of evaluation: with the heads alone trained, a BatchNorm below them keeps its statistics.
+    """
     names = algorithm.warm_up_names()
 
     def step(params: ParameterStack, batch: Batch) -> ClientGradients:
-        return _gradients(params, names, lambda p: batch.mean_by_client(algorithm.warm_up_losses(context, p, batch)))
+        return client_gradients(
+            params, names, lambda p: batch.mean_by_client(algorithm.warm_up_losses(context, p, batch))
+        )
 
     return step
 
 
 def benign_step(model: CohortModel, names: Sequence[str]) -> GradientFunction:
-    """Return the gradients of the benign cross-entropy for the parameters in ``names``."""
+    """Return the gradients of the benign cross-entropy for the parameters in ``names``.
+
+    Forwards are those of evaluation, as in the game and the guard, with which the result is compared.
+    """
 
     def step(params: ParameterStack, batch: Batch) -> ClientGradients:
         def losses(p: ParameterStack) -> torch.Tensor:
             return batch.mean_by_client(cross_entropy(model.forward(p, batch.x, batch.owner), batch.y))
 
-        return _gradients(params, names, losses)
+        return client_gradients(params, names, losses)
 
     return step
-
-
-def _gradients(
-    params: ParameterStack, names: Sequence[str], losses: Callable[[ParameterStack], torch.Tensor]
-) -> ClientGradients:
-    """Differentiate the sum of the clients' losses by the parameters in ``names``."""
-    leaves = {name: params[name].detach().requires_grad_() for name in names}
-    losses_C = losses({**params, **leaves})
-    gradients = torch.autograd.grad(losses_C.sum(), list(leaves.values()))
-    return dict(zip(leaves, gradients, strict=True)), losses_C.detach()
 
 
 def _collapse_guard(

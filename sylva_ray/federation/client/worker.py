@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 
 import numpy as np
 
+from sylva_ray.attacks.byzantine import BYZANTINE_ATTACKS, flip_labels
 from sylva_ray.config.resolved import ResolvedConfig
 from sylva_ray.core.lazy import torch
 from sylva_ray.core.precision import torch_dtype
@@ -23,7 +24,7 @@ from sylva_ray.federation.context import ClientContext
 from sylva_ray.federation.method import Method
 from sylva_ray.models.cohort import FunctionalStack, to_parameters
 from sylva_ray.models.kernels import deterministic_kernels
-from sylva_ray.transport.byzantine import byzantine_clients, flip_labels
+from sylva_ray.transport.byzantine import byzantine_clients
 
 if TYPE_CHECKING:
     from sylva_ray.models.backbone import Backbone
@@ -159,9 +160,9 @@ class CohortWorker:
         return [self.fleet.client(client) for client in task.clients]
 
     def training_data(self, client: int) -> ClientData:
-        """Return the data that a client trains on: with flipped labels if it attacks by ``label_flip``."""
+        """Return the data that a client trains on: with flipped labels if its attack flips them."""
         data = self.fleet.client(client)
-        if self.config.byzantine.attack != "label_flip" or client not in self.malicious:
+        if client not in self.malicious or not BYZANTINE_ATTACKS[self.config.byzantine.attack].flips_labels:
             return data
         return replace(data, train=Split(data.train.images, flip_labels(data.train.labels, self.fleet.num_classes)))
 

@@ -62,10 +62,10 @@ class Stage(ABC):
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
         if "name" in vars(cls):
-            known = KINDS.setdefault(cls.name, cls)
+            known = STAGES.setdefault(cls.name, cls)
             if not _is_same(known, cls):
                 raise ValueError(f"two stages are named {cls.name!r}: {known.__qualname__} and {cls.__qualname__}")
-            KINDS[cls.name] = cls
+            STAGES[cls.name] = cls
 
     def check(self, model: CohortModel) -> None:
         """Check, before a run, that the stage can work with the model that clients train. By default any will do.
@@ -80,7 +80,7 @@ class Stage(ABC):
         """Change ``server.states``; ``step`` is the position of the stage, which names its random numbers."""
 
 
-KINDS: dict[str, type[Stage]] = {}
+STAGES: dict[str, type[Stage]] = {}
 """Every stage that has been imported, by name (`sylva_ray.federation.stages.kinds`)."""
 
 

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from sylva_ray.config.experiment import ExperimentConfig
-from sylva_ray.core.credentials import mask_credentials, mask_value, mask_yaml
-from sylva_ray.core.errors import UserError
+from sylva_ray.core.credentials import mask_value, mask_yaml
+from sylva_ray.core.errors import UserError, reason_of
 from sylva_ray.core.records import StageRecord
 from sylva_ray.core.summary import Summary
 from sylva_ray.observers.mlflow.metrics import evaluation_metrics, record_metrics, summary_metrics, without_clients
@@ -278,6 +278,5 @@ def _reason(error: BaseException, uri: str) -> str:
     root = error
     while (cause := root.__cause__ or root.__context__) is not None:
         root = cause
-    texts = (mask_credentials(" ".join(str(e).split()), uri) for e in (error, root))
-    message, root_message = (text[:120] or type(e).__name__ for text, e in zip(texts, (error, root), strict=True))
+    message, root_message = (reason_of(e, uri)[:120] for e in (error, root))
     return message if root_message in message else f"{message} ... ({root_message})"

@@ -13,7 +13,7 @@ from sylva_ray.core.evaluation import Evaluation
 from sylva_ray.core.records import StageRecord
 from sylva_ray.core.summary import Spread, StageAccuracies, Summary
 
-STATISTICS = ("mean", "std", "min", "p10", "median", "max")
+SENT_STATISTICS = ("mean", "std", "min", "p10", "median", "max")
 """Statistics over the clients, as `Spread` names them."""
 
 
@@ -96,11 +96,11 @@ def evaluation_metrics(evaluation: Evaluation) -> dict[str, float]:
 
 
 def _fleet(name: str, by_client: Mapping[int, float]) -> dict[str, float]:
-    """Flatten a value per client: `STATISTICS` over the clients, and each client's value."""
+    """Flatten a value per client: `SENT_STATISTICS` over the clients, and each client's value."""
     if not by_client:
         return {}
     spread = Spread.from_values(list(by_client.values()))
-    values = {f"{name}.{statistic}": float(getattr(spread, statistic)) for statistic in STATISTICS}
+    values = {f"{name}.{statistic}": float(getattr(spread, statistic)) for statistic in SENT_STATISTICS}
     return values | {f"client_{client:03d}.{name}": value for client, value in by_client.items()}
 
 

@@ -23,7 +23,7 @@ from sylva_ray.core.types import AttackSpec
 from sylva_ray.metrics.seeds import SeedMean
 from sylva_ray.reports.compare.runs import BENIGN, Run, stage_spread
 
-KINDS = ("accuracy", "balanced_accuracy")
+ACCURACIES = ("accuracy", "balanced_accuracy")
 """Kinds of accuracy."""
 
 STATISTICS = ("mean", "worst_decile")
@@ -45,7 +45,7 @@ class Row:
         stage: ``final`` for the end of the runs, ``phase1`` for the end of their phase 1, ``majority`` for a reference.
         seeds: seeds of the runs.
         attacks: labels of the attacks.
-        accuracy: by condition (``benign`` or an attack's label), kind (`KINDS`) and statistic (`STATISTICS`).
+        accuracy: by condition (``benign`` or an attack's label), kind (`ACCURACIES`) and statistic (`STATISTICS`).
         num_clients: number of clients.
         num_honest: number of clients that count in the accuracies.
         fleet: settings that must agree with those of another row for the two to be comparable.
@@ -220,7 +220,7 @@ def _rows(group: Sequence[Run], num_copies: int, conflicts: bool) -> list[Row]:
 def _accuracy(ends: Sequence[StageAccuracies], attacks: Sequence[str]) -> dict[tuple[str, str, str], SeedMean]:
     table = {}
     for condition in (BENIGN, *attacks):
-        for kind in KINDS:
+        for kind in ACCURACIES:
             spreads = [stage_spread(end, condition, kind) for end in ends]
             for statistic in STATISTICS:
                 value = SeedMean.from_values([getattr(s, statistic) if s is not None else None for s in spreads])

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sylva_ray.metrics.seeds import SeedMean
-from sylva_ray.reports.compare.rows import KINDS, STATISTICS, Row, fleets
+from sylva_ray.reports.compare.rows import ACCURACIES, STATISTICS, Row, fleets
 from sylva_ray.reports.compare.runs import BENIGN
 from sylva_ray.reports.compare.verdicts import (
     WARNING_MARK,
@@ -65,7 +65,7 @@ def columns(rows: Sequence[Row]) -> list[Column]:
         Column("", "front", tuple(front.get(row.name, "") for row in rows), "text"),
     ]
     for condition in (BENIGN, *attack_labels(rows)):
-        for kind, heading in zip(KINDS, ("plain", "balanced"), strict=True):
+        for kind, heading in zip(ACCURACIES, ("plain", "balanced"), strict=True):
             cells = tuple(_accuracy_cell(row, condition, kind) for row in rows)
             table.append(Column(condition, heading, cells, "accuracy"))
     for heading, cell in COSTS.items():
@@ -228,7 +228,7 @@ def _csv_line(row: Row, statistic: str, attacks: Sequence[str], above: Mapping[s
         "num_clients": row.num_clients,
     }
     for condition in (BENIGN, *attacks):
-        for kind in KINDS:
+        for kind in ACCURACIES:
             name = f"benign_{kind}" if condition == BENIGN else f"robust_{kind}.{condition}"
             line |= _csv_value(name, row.value(condition, kind, statistic))
     line |= _csv_value("collapsed_clients", row.collapsed)
@@ -291,7 +291,7 @@ def page(rows: Sequence[Row], left_out: Sequence[str] = ()) -> Page:
     shown = []
     for column in columns(rows):
         if column.kind == "accuracy":
-            kind = KINDS[column.heading == "balanced"]
+            kind = ACCURACIES[column.heading == "balanced"]
             cells = [cell(row, column.group, kind) for row in rows]
         else:
             cells = [Cell(text) for text in column.cells]

@@ -12,9 +12,7 @@ from sylva_ray.core.lazy import torch
 from sylva_ray.core.types import ParameterStack
 from sylva_ray.federation.stages.layer_game.client import Phase2Client, SelectionImages
 from sylva_ray.federation.stages.layer_game.gates import blend, expected_gates, sampled_gates
-from sylva_ray.federation.stages.layer_game.rankings.ranking import (
-    ScoreRanking,
-)
+from sylva_ray.federation.stages.layer_game.rankings.ranking import ScoreRanking
 
 OPEN_GATE = 0.5
 """Layers whose gate is above this are candidates."""

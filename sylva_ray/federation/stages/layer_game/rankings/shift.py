@@ -10,9 +10,7 @@ import numpy as np
 from sylva_ray.core.lazy import torch, without_gradients
 from sylva_ray.core.types import ParameterStack
 from sylva_ray.federation.stages.layer_game.client import Phase2Client, SelectionImages
-from sylva_ray.federation.stages.layer_game.rankings.ranking import (
-    ScoreRanking,
-)
+from sylva_ray.federation.stages.layer_game.rankings.ranking import ScoreRanking
 
 
 @dataclass(frozen=True)

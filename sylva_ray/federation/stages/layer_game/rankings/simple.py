@@ -7,12 +7,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from sylva_ray.federation.stages.layer_game.rankings.ranking import (
-    PlayedGame,
-    RankedLayers,
-    Ranking,
-    ranked_by,
-)
+from sylva_ray.federation.stages.layer_game.rankings.ranking import PlayedGame, RankedLayers, Ranking, ranked_by
 
 
 @dataclass(frozen=True)
