@@ -11,12 +11,16 @@ from sylva_ray.preparation.experiment import Prepared
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
+import hypothesis
 import pytest
 import torch
 
 from sylva_ray.config.experiment import AttentionKernels, ExperimentConfig
 from sylva_ray.config.schema import build
 from sylva_ray.models.compute_choice import ComputeChoice
+
+hypothesis.settings.register_profile("untimed", deadline=None)  # a busy machine is no fault of ours
+hypothesis.settings.load_profile("untimed")
 
 TINY: dict[str, Any] = {
     "name": "tiny",

@@ -17,7 +17,11 @@ def parse_json(content: bytes | str) -> Any:
         ValueError: it is not JSON, contains NaN or Infinity, or is nested too deeply; the message is one line.
     """
     try:
-        return json.loads(content, parse_constant=_refuse)
+        text = content.decode() if isinstance(content, bytes) else content
+    except UnicodeDecodeError:
+        raise ValueError("not a text in UTF-8") from None
+    try:
+        return json.loads(text, parse_constant=_refuse)
     except RecursionError:
         raise ValueError("nested too deeply") from None
 

@@ -72,6 +72,10 @@ def _restore_config(folder: RunFolder, checkpoint: Checkpoint) -> list[str]:
             raise UserError("config", str(path), f"{reason}, and {fix}")
         return []
     config = build(ExperimentConfig, checkpoint.config)
+    if config.partition.num_clients != len(checkpoint.states):
+        found = f"the settings of {config.partition.num_clients} clients and the states of {len(checkpoint.states)}"
+        place = f"{folder.checkpoints.root}/{folder_name(checkpoint.step)}"
+        raise UserError("checkpoint", place, f"holds {found}, so nothing can be repaired from it; remove it")
     if stored is not None:
         found = difference(config, stored)
         if not found:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -35,6 +36,6 @@ def test_too_much_time_and_memory_fail(read: object, says: str) -> None:
         outcome(read)  # type: ignore[arg-type]
 
 
-def test_what_is_written_fails(tmp_path: Path) -> None:
-    with pytest.raises(AssertionError, match="written"):
-        outcome(lambda: (tmp_path / "x").touch(), untouched=tmp_path)
+def test_what_is_written_fails() -> None:
+    with TemporaryDirectory() as folder, pytest.raises(AssertionError, match="written"):
+        outcome(lambda: Path(folder, "x").touch(), untouched=Path(folder))

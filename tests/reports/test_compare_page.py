@@ -122,7 +122,7 @@ BAD = {
     "a file that is no JSON": (("notes.txt",), ["notes.txt", "is not JSON"]),
     "JSON that is no summary": (("other.json",), ["other.json", "is not a summary of a finished run", "algorithm"]),
     "JSON that is a list": (("list.json",), ["list.json", "a JSON object is needed"]),
-    "a binary file": (("binary.json",), ["binary.json", "cannot be read"]),
+    "a binary file": (("binary.json",), ["binary.json", "not a text in UTF-8"]),
     "an unfinished run": (("stopped",), ["stopped", "has not finished", "sylva-ray run stopped --resume"]),
     "a folder of unfinished runs": (("half",), ["half", "holds no finished run", "--resume"]),
     "a damaged config": (("damaged",), ["damaged", "config.yaml"]),

@@ -21,6 +21,7 @@ from sylva_ray.cli import app
 from sylva_ray.config.experiment import ExperimentConfig
 from sylva_ray.core.errors import UserError
 from sylva_ray.storage.checkpoint import CheckpointFolder
+from sylva_ray.storage.manifest import write_manifest
 from sylva_ray.storage.run_folder import RunFolder
 from tests.conftest import TINY
 from tests.federation.runs import bare_record
@@ -380,4 +381,17 @@ def test_a_summary_that_is_no_json_is_refused_before_anything_is_computed(
     result = CliRunner().invoke(app, [command, str(finished.path)])
     assert result.exit_code == 2
     assert "is not JSON" in " ".join(result.stderr.split())
+    assert contents(finished.path) == before
+
+
+def test_settings_that_are_not_those_of_their_checkpoint_are_not_restored(finished: RunFolder) -> None:
+    """Its checksums fit, but the settings name ten clients, and the states are those of fewer."""
+    step = finished.checkpoints.steps()[-1]
+    folder = finished.checkpoints.root / f"round_{step:04d}"
+    (folder / "config.json").write_text("{}")
+    files = {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "manifest.json"}
+    (folder / "manifest.json").write_text(write_manifest(step, files))
+    before = contents(finished.path)
+    with pytest.raises(UserError, match="holds the settings of 10 clients and the states of"):
+        sylva_ray.repair(finished.path)
     assert contents(finished.path) == before
