@@ -26,6 +26,9 @@ from sylva_ray.core.yaml import to_yaml
 OFFLINE_BACKBONE = "vit_micro_patch8_32"
 """The backbone whose checkpoint is part of this package: ViT, 32 px, patch 8, width 192, depth 6."""
 
+ALL_LINEAR = "all_linear"
+"""In ``lora.target_modules``: every linear layer of every block, as PEFT's ``all-linear``, but never a classifier."""
+
 
 class AlgorithmSection(Section):
     """The method: its name, or ``package.module:Class``. All other keys are parameters of the method."""
@@ -111,7 +114,16 @@ class LoraSection(Section):
 
     rank: Count = 8
     alpha: float = Field(16.0, gt=0)
-    target_modules: tuple[str, ...] = Field(("attn.qkv", "attn.proj"), min_length=1)
+    target_modules: tuple[str, ...] = Field(
+        ("attn.qkv", "attn.proj"),
+        min_length=1,
+        description="names of layers or ends of names; all_linear: those of all blocks",
+    )
+
+    @field_validator("target_modules", mode="before")
+    @classmethod
+    def _all_linear_needs_no_list(cls, value: object) -> object:
+        return (value,) if value == ALL_LINEAR else value
 
 
 class AttackSection(Section):

@@ -16,12 +16,15 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from sylva_ray.config.experiment import AttentionKernels, LoraSection
+from sylva_ray.config.experiment import ALL_LINEAR, AttentionKernels, LoraSection
 from sylva_ray.core.errors import UserError
 from sylva_ray.core.types import ParameterStack
 from sylva_ray.models.backbone import Backbone
 from sylva_ray.models.cohort import initial_head, num_clients
 from sylva_ray.models.kernels import AttentionSwitch
+
+BLOCK = re.compile(r"(?:.*\.)?blocks\.\d+")
+"""The beginning of the name of a module that is in a block."""
 
 HEAD_PLAYER = "head"
 """Name of the head among the players of the layer game."""
@@ -224,7 +227,7 @@ class LoraStack:
         for name in self._shapes:
             if name not in self.head_names:
                 module = name.rsplit(".", 1)[0]
-                block = re.match(r"(?:.*\.)?blocks\.\d+", module)
+                block = BLOCK.match(module)
                 groups.setdefault(block.group() if block else module, []).append(name)
         return {player: tuple(names) for player, names in groups.items()} | {HEAD_PLAYER: self.head_names}
 
@@ -299,7 +302,8 @@ class LoraStack:
 def target_layers(backbone: Backbone, lora: LoraSection) -> dict[str, nn.Linear]:
     """Return the layers that ``lora.target_modules`` names, in the order of the forward pass.
 
-    A name matches as in PEFT: it is the layer's whole name, or its end after a dot.
+    A name matches as in PEFT: it is the layer's whole name, or its end after a dot. ``all_linear`` matches the linear
+    layers of all blocks.
 
     Args:
         backbone: the model.
@@ -312,7 +316,10 @@ def target_layers(backbone: Backbone, lora: LoraSection) -> dict[str, nn.Linear]
     modules = dict(backbone.model.named_modules())
     found: dict[str, nn.Linear] = {}
     for target in lora.target_modules:
-        matches = [name for name in modules if name == target or name.endswith(f".{target}")]
+        if target == ALL_LINEAR:
+            matches = [name for name, module in modules.items() if isinstance(module, nn.Linear) and BLOCK.match(name)]
+        else:
+            matches = [name for name in modules if name == target or name.endswith(f".{target}")]
         if not matches:
             linear = sorted({_tail(name) for name, m in modules.items() if isinstance(m, nn.Linear) and "." in name})
             known = f"this model has {', '.join(linear)}" if linear else "this model has no linear layer but its head"

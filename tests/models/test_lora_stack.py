@@ -28,6 +28,7 @@ from sylva_ray.preparation.resolve import resolve_config
 
 BACKBONE = BackboneSection()
 LORA = LoraSection(rank=4)
+EVERYWHERE = build(LoraSection, {"rank": 4, "target_modules": "all_linear"}, "lora")
 CLASSES = 10
 
 
@@ -41,25 +42,39 @@ def random_states(stack: LoraStack, count: int, scale: float = 0.05) -> list[dic
 
 
 def peft_model(
-    state: ClientState, folder: Path, head_names: tuple[str, ...], dtype: torch.dtype, trainable: bool = False
+    state: ClientState,
+    folder: Path,
+    head_names: tuple[str, ...],
+    dtype: torch.dtype,
+    trainable: bool = False,
+    lora: LoraSection = LORA,
 ) -> tuple[PeftModel, Backbone]:
     """An ordinary PEFT model of one client, and the backbone that normalises for it."""
-    save_adapter(state, folder, BACKBONE, LORA, head_names)
+    save_adapter(state, folder, BACKBONE, lora, head_names)
     backbone = create_backbone(BACKBONE, CLASSES).to(dtype)
     return PeftModel.from_pretrained(backbone.model, str(folder), is_trainable=trainable).to(dtype).eval(), backbone
 
 
+@pytest.mark.parametrize("lora", [LORA, EVERYWHERE], ids=["attention", "all linear layers"])
 @pytest.mark.parametrize("counts", [[3, 3], [2, 5, 1], [4, 0, 1]], ids=["even", "uneven", "one without images"])
-def test_forward_equals_peft(counts: list[int], tmp_path: Path) -> None:
-    stack = LoraStack(create_backbone(BACKBONE, CLASSES).double(), LORA)
+def test_forward_equals_peft(counts: list[int], lora: LoraSection, tmp_path: Path) -> None:
+    stack = LoraStack(create_backbone(BACKBONE, CLASSES).double(), lora)
     states = random_states(stack, len(counts))
     x = torch.rand(sum(counts), 3, 32, 32, dtype=torch.float64, generator=generator(0, "x"))
     owner = repeat_owner(counts)
     logits = stack.forward(to_parameters(stack_states(states), "cpu", torch.float64), x, owner)
     for client, state in enumerate(states):
-        model, backbone = peft_model(state, tmp_path / str(client), stack.head_names, torch.float64)
+        folder = tmp_path / str(client)
+        model, backbone = peft_model(state, folder, stack.head_names, torch.float64, lora=lora)
         expected = model(backbone.preprocess(x[owner == client]))
         torch.testing.assert_close(logits[owner == client], expected, rtol=0, atol=1e-12)
+
+
+def test_all_linear_layers_are_those_of_the_blocks() -> None:
+    names = list(target_layers(create_backbone(BACKBONE, CLASSES), EVERYWHERE))
+    assert names == [f"blocks.{n}.{end}" for n in range(6) for end in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")]
+    with pytest.raises(UserError, match="matches no layer"):
+        target_layers(create_backbone(BackboneSection(name="resnet18", image_size=32), CLASSES), EVERYWHERE)
 
 
 def test_peft_round_trip_is_exact(tmp_path: Path) -> None:
