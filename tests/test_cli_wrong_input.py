@@ -185,6 +185,10 @@ CASES = {
         (*RUN, "tracking.uri=ada:s3cret@host:5000"),
         ["tracking.uri", "neither a URL nor a path"],
     ),
+    "a word in place of the list of layers": (
+        (*RUN, "lora.target_modules=all_linears"),
+        ["lora.target_modules", "must be a list", "or all_linear"],
+    ),
     "no attention kernel": ((*RUN, "training.attention=flash"), ["training.attention", "flash", "'fused' or 'plain'"]),
     "no attention kernel of a precision": (
         (*RUN, "training.attention={bfloat16: foo}"),

@@ -123,6 +123,8 @@ class LoraSection(Section):
     @field_validator("target_modules", mode="before")
     @classmethod
     def _all_linear_needs_no_list(cls, value: object) -> object:
+        if isinstance(value, str) and value != ALL_LINEAR:
+            raise ValueError(f"must be a list, e.g. [attn.qkv, attn.proj], or {ALL_LINEAR}")
         return (value,) if value == ALL_LINEAR else value
 
 

@@ -65,8 +65,7 @@ def _from_file(path: Path, source: str | None = None) -> Run:
     if path != folder.summary_file:
         return _parse(content, None, source or str(path))
     if folder.checkpoints.root.exists():
-        folder.check_has_run()
-        folder.load_checkpoint()
+        folder.check_config()
     config = read_text_file(folder.config_file) if folder.config_file.exists() else None
     return _parse(content, config, source or str(path))
 

@@ -23,9 +23,18 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from sylva_ray.core.errors import UserError, reason_of
+from sylva_ray.core.files import read_regular_file
 from sylva_ray.core.records import GameRecord, StageRecord
 from sylva_ray.core.types import ClientState, stack_states, unstack_states
-from sylva_ray.storage.manifest import DamagedError, folder_name, read_checked, remove_step, steps_in, write_step
+from sylva_ray.storage.manifest import (
+    MANIFEST,
+    DamagedError,
+    folder_name,
+    read_checked,
+    remove_step,
+    steps_in,
+    write_step,
+)
 from sylva_ray.storage.reading import parse_json
 
 STATES, RESIDUALS = "states.safetensors", "residuals.safetensors"
@@ -153,6 +162,24 @@ class CheckpointFolder:
         if damaged:
             fix = f"every checkpoint there is damaged ({damaged[0]}); start again with another --out"
             raise UserError("checkpoint", str(self.root), fix)
+        return None
+
+    def settings(self) -> dict[str, Any] | None:
+        """Return the settings that the newest complete checkpoint holds; its states are not read.
+
+        Returns:
+            None where there is no checkpoint yet, or it is of a version that held no copy.
+
+        Raises:
+            UserError: the copy cannot be read, or is not a JSON object.
+        """
+        for step in reversed(self.steps()):
+            folder = self.root / folder_name(step)
+            if (folder / MANIFEST).exists():
+                try:
+                    return _parse_object(folder / CONFIG_COPY, read_regular_file(folder / CONFIG_COPY, "checkpoint"))
+                except FileNotFoundError:
+                    return None
         return None
 
 

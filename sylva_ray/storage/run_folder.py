@@ -24,7 +24,7 @@ import numpy as np
 
 from sylva_ray.config.comparison import difference, result_settings
 from sylva_ray.config.experiment import RUN_CONFIG, ExperimentConfig, load_run_config
-from sylva_ray.config.schema import build
+from sylva_ray.config.schema import RawConfig, build
 from sylva_ray.core.errors import UserError
 from sylva_ray.core.evaluation import Evaluation
 from sylva_ray.core.inputs import Inputs
@@ -189,6 +189,22 @@ class RunFolder:
             raise UserError(error.key, error.value, fix) from None
         return load_run_config(self.path, overrides) if overrides else stored
 
+    def check_config(self) -> None:
+        """Check that ``config.yaml`` is there and is that of the checkpoints; no states are read.
+
+        Raises:
+            UserError: it is not.
+        """
+        self.check_has_run()
+        self._check_settings(self.load_config(), self.checkpoints.settings())
+
+    def _check_settings(self, config: ExperimentConfig, copy: RawConfig | None) -> None:
+        """Compare a configuration with the copy in a checkpoint; None: it holds none."""
+        found = difference(build(ExperimentConfig, copy), config) if copy is not None else ""
+        if found:
+            fix = f"is not the config of the run's checkpoints ({found}); restore it with: sylva-ray repair {self}"
+            raise UserError("config", str(self.config_file), fix)
+
     def load_states(self) -> list[dict[str, np.ndarray]]:
         """Return the newest states of the K clients.
 
@@ -217,11 +233,7 @@ class RunFolder:
         if checkpoint is None:
             return None
         config = config or self.load_config()
-        if checkpoint.config is not None:
-            found = difference(build(ExperimentConfig, checkpoint.config), config)
-            if found:
-                fix = f"is not the config of the run's checkpoints ({found}); restore it with: sylva-ray repair {self}"
-                raise UserError("config", str(self.config_file), fix)
+        self._check_settings(config, checkpoint.config)
         if checkpoint.inputs is not None:
             stored = self.load_inputs()
             if stored is None or stored.to_json() != checkpoint.inputs:
