@@ -18,10 +18,10 @@ def is_running(pid: int) -> bool:
 
 
 class AfterDeath:
-    """A shell script that runs if this process ends without cancelling it: killed, or aborted by Ray.
+    """A shell script that runs when this process ends or closes it, unless it is cancelled before.
 
-    Ray ends a process at once when its node's services are lost, and the kernel when memory is. The shell waits at a
-    pipe, whose end means that this process has gone.
+    It runs even where no code of this process does any more: Ray ends a process at once when its node's services are
+    lost, and the kernel when memory is. The shell waits at a pipe, whose end means that this process has gone.
 
     Args:
         script: for ``/bin/sh``.
@@ -38,3 +38,8 @@ class AfterDeath:
     def cancel(self) -> None:
         """End the shell without running the script."""
         self._process.communicate(b"cancelled")
+
+    def close(self) -> None:
+        """Let the script begin, unless it was cancelled, and do not wait for it."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()

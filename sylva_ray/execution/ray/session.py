@@ -29,15 +29,26 @@ from sylva_ray.provisioning.placement import check_resources, largest_cluster
 NAMESPACE = "sylva_ray"
 
 END_SESSION = """
+exec > /dev/null 2>&1
+passes_without=0
 sleep 5
-for process in /proc/[0-9]*; do
-    case "$(cat "$process/comm" 2>/dev/null)" in
-        ray*|gcs_server*) ls -l "$process/fd" 2>/dev/null | grep -qF "$1/" && kill -9 "${process#/proc/}" ;;
-    esac
+while [ $passes_without -lt 3 ]; do
+    passes_without=$((passes_without + 1))
+    for process in /proc/[0-9]*; do
+        case "$(cat "$process/comm")" in
+            ray*|gcs_server*) shown=$(ls -l "$process/fd") ;;
+            python*) shown=$(tr '\\0' ' ' < "$process/cmdline") ;;
+            *) continue ;;
+        esac
+        case "$shown" in *"$1/"*) kill -9 "${process#/proc/}" && passes_without=0 ;; esac
+    done
+    sleep 2
 done
 """
-"""A script that ends what is left of a session of Ray on this machine: Ray's processes with a file of it open. Most of
-them end by themselves when the driver dies; Ray's agents first try for a minute to reach a service that is gone."""
+"""A script that ends what is left of a session of Ray on this machine: Ray's processes with a file of it open, and
+those that have just been started and so are still called Python, with a path of it among their arguments. It looks
+until three passes find none, since Ray's services replace their agents. Most processes end by themselves when the
+driver dies; the agents first try for a minute to reach a service that is gone."""
 
 GCS_TIMEOUT_S = "15"
 """Seconds after which Ray's processes on this machine end, once its control service (GCS) has been lost. On a cluster
@@ -73,8 +84,8 @@ def ray_session(section: ClusterSection) -> Iterator[None]:
     finally:
         if started:
             ray.shutdown()
-        if cleaner is not None:
-            cleaner.cancel()
+        if cleaner is not None:  # if Ray has lost a service, `shutdown` does not end all others, and says nothing
+            cleaner.close()
 
 
 @contextmanager
