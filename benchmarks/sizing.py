@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 
-from sylva_ray.config.experiment import OFFLINE_BACKBONE, load_config
+from sylva_ray.config.experiment import DEFAULT_BACKBONE, load_config
 from sylva_ray.preparation.experiment import create_worker
 
 BATCH = 32
@@ -59,7 +59,7 @@ def one(backbone: str, cohort: int, device: str) -> dict[str, float]:
 def main() -> None:
     """Measure every row in a process of its own, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--backbone", default=OFFLINE_BACKBONE)
+    parser.add_argument("--backbone", default=DEFAULT_BACKBONE)
     parser.add_argument("--cohorts", type=int, nargs="+", default=[1, 2, 4, 8])
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--one", type=int, help=argparse.SUPPRESS)

@@ -20,7 +20,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from sylva_ray.attacks.losses import cross_entropy
-from sylva_ray.config.experiment import OFFLINE_BACKBONE, AttentionKernels, BackboneSection, LoraSection
+from sylva_ray.config.experiment import DEFAULT_BACKBONE, AttentionKernels, BackboneSection, LoraSection
 from sylva_ray.core.seeding import generator
 from sylva_ray.core.types import stack_states
 from sylva_ray.models.backbone import create_backbone
@@ -37,7 +37,7 @@ NUM_CLASSES = 10
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--backbone", default=OFFLINE_BACKBONE)
+    parser.add_argument("--backbone", default=DEFAULT_BACKBONE)
     parser.add_argument("--images", type=int, default=128)
     parser.add_argument("--clients", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1)

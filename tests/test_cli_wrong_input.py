@@ -93,7 +93,7 @@ CASES = {
         (
             *RUN,
             "backbone.name=vit_tiny_patch16_224",
-            "backbone.checkpoint=" + str(files("sylva_ray") / "assets/vit_micro_patch8_32.safetensors"),
+            "backbone.checkpoint=" + str(files("sylva_ray") / "assets/vit_micro.safetensors"),
         ),
         ["backbone.checkpoint", "does not fit"],
     ),

@@ -20,8 +20,9 @@ from sylva_ray.evaluation.plan import EvaluationRequest
 from sylva_ray.evaluation.run import prepare_evaluation, run_evaluation
 from sylva_ray.execution.ray.driver import pool_for, run_prepared
 from sylva_ray.federation.observer import Observer
-from sylva_ray.models.backbone import OFFLINE_ARCHITECTURE, OFFLINE_CHECKPOINT
+from sylva_ray.models.backbone import IMAGENET_STATISTICS
 from sylva_ray.models.export import export_clients
+from sylva_ray.models.shipped import SHIPPED
 from sylva_ray.preparation.experiment import prepare
 from sylva_ray.storage.run_folder import RunFolder
 from tests.conftest import TINY
@@ -59,13 +60,12 @@ def hand_over(run_dir: Path, folder: Path, **settings: Any) -> None:
         test = fleet.client(client).test
         arrays |= {f"x_{client}": test.images, f"y_{client}": test.labels}
     np.savez(folder / "images.npz", **arrays)
-    (folder / "backbone.safetensors").write_bytes(OFFLINE_CHECKPOINT.read_bytes())
-    architecture = dict(OFFLINE_ARCHITECTURE)
-    cfg = architecture.pop("pretrained_cfg_overlay")
+    (folder / "backbone.safetensors").write_bytes(SHIPPED["vit_micro"].checkpoint.read_bytes())
+    architecture = dict(SHIPPED["vit_micro"].architecture)
     name = architecture.pop("model_name")
     architecture["num_classes"] = fleet.num_classes
     told = {"num_clients": fleet.num_clients, "timm_name": name, "timm_arguments": architecture}
-    told |= {"mean": cfg["mean"], "std": cfg["std"], "threads": 1}
+    told |= IMAGENET_STATISTICS | {"threads": 1}
     (folder / "witness.json").write_text(json.dumps(told | settings))
 
 

@@ -23,8 +23,8 @@ from sylva_ray.core.sections import Count, Lines, Name, PixelUnits, PlainValue, 
 from sylva_ray.core.types import AttackSpec
 from sylva_ray.core.yaml import to_yaml
 
-OFFLINE_BACKBONE = "vit_micro_patch8_32"
-"""The backbone whose checkpoint is part of this package: ViT, 32 px, patch 8, width 192, depth 6."""
+DEFAULT_BACKBONE = "vit_micro"
+"""One of the backbones whose weights are part of this package (`sylva_ray.models.shipped`)."""
 
 ALL_LINEAR = "all_linear"
 """In ``lora.target_modules``: every linear layer of every block, as PEFT's ``all-linear``, but never a classifier."""
@@ -101,7 +101,7 @@ class PartitionSection(Section):
 class BackboneSection(Section):
     """A timm model. Its weights are those of the hub (`pretrained`), of a `checkpoint`, or those in this package."""
 
-    name: str = OFFLINE_BACKBONE
+    name: str = DEFAULT_BACKBONE
     pretrained: bool = False
     checkpoint: StoredPath | None = Field(None, description="safetensors file of the timm model's state_dict")
     image_size: int | None = Field(

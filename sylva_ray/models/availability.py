@@ -8,9 +8,10 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
-from sylva_ray.config.experiment import OFFLINE_BACKBONE, BackboneSection
+from sylva_ray.config.experiment import BackboneSection
 from sylva_ray.core.errors import UserError
 from sylva_ray.core.locations import local_path
+from sylva_ray.models.shipped import SHIPPED
 
 MAX_HEADER = 100_000_000
 """Largest header of a safetensors file in bytes, as its format defines."""
@@ -28,9 +29,9 @@ def check_available(section: BackboneSection, key: str = "backbone") -> None:
     Raises:
         UserError: the model is unknown, or its checkpoint is missing or no safetensors file.
     """
-    if section.name == OFFLINE_BACKBONE:
+    if section.name in SHIPPED:
         if section.pretrained:
-            fix = f"{OFFLINE_BACKBONE} ships with this package: leave it false"
+            fix = f"{section.name} ships with this package: leave it false"
             raise UserError(f"{key}.pretrained", True, fix)
     elif not _may_be_in_timm(section.name.split(".")[0]):
         raise unknown_model(f"{key}.name", section.name, _registered())

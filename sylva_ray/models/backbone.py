@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -22,26 +21,16 @@ from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers.pos_embed import resample_abs_pos_embed
 from torch import nn
 
-from sylva_ray.config.experiment import OFFLINE_BACKBONE, BackboneSection
+from sylva_ray.config.experiment import BackboneSection
 from sylva_ray.core.errors import UserError, reason_of
 from sylva_ray.core.locations import local_path
 from sylva_ray.core.types import stack_digest
 from sylva_ray.models.availability import check_available, check_safetensors, unknown_model
 from sylva_ray.models.patches import project_patches
+from sylva_ray.models.shipped import SHIPPED
 
-OFFLINE_ARCHITECTURE: dict[str, Any] = {
-    "model_name": "vit_tiny_patch16_224",
-    "img_size": 32,
-    "patch_size": 8,
-    "depth": 6,
-    "embed_dim": 192,
-    "num_heads": 3,
-    "pretrained_cfg_overlay": {"input_size": (3, 32, 32), "mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD},
-}
-"""Arguments of `timm.create_model` for `OFFLINE_BACKBONE`."""
-
-OFFLINE_CHECKPOINT = Path(str(files("sylva_ray") / "assets" / f"{OFFLINE_BACKBONE}.safetensors"))
-
+IMAGENET_STATISTICS = {"mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD}
+"""With which pixels are normalised for the backbones of this package."""
 
 INITIAL_SEED = 0
 """Seed of weights that come from nowhere else, so that every command builds the same model."""
@@ -154,8 +143,8 @@ def create_backbone(
         model.load_state_dict({name: torch.from_numpy(np.array(value)) for name, value in weights.items()})
     elif section.checkpoint is not None:
         _load_checkpoint(backbone, local_path("backbone.checkpoint", section.checkpoint), "backbone.checkpoint")
-    elif section.name == OFFLINE_BACKBONE:
-        _load_checkpoint(backbone, OFFLINE_CHECKPOINT, "backbone.name")
+    elif section.name in SHIPPED:
+        _load_checkpoint(backbone, SHIPPED[section.name].checkpoint, "backbone.name")
     return backbone.eval()
 
 
@@ -165,11 +154,11 @@ def checkpoint_classes(section: BackboneSection) -> int | None:
     Raises:
         UserError: the checkpoint cannot be read.
     """
-    if section.checkpoint is None and section.name != OFFLINE_BACKBONE:
+    if section.checkpoint is None and section.name not in SHIPPED:
         known = timm.get_pretrained_cfg_value(section.name, "num_classes") if section.pretrained else None
         return int(known) if known else None
     checkpoint = section.checkpoint
-    path = OFFLINE_CHECKPOINT if checkpoint is None else local_path("backbone.checkpoint", checkpoint)
+    path = SHIPPED[section.name].checkpoint if checkpoint is None else local_path("backbone.checkpoint", checkpoint)
     head = create_backbone(section, num_classes=2).head_name
     with safe_open(path, "pt") as file:
         name = f"{head}.bias"
@@ -204,8 +193,11 @@ def head_companions(backbone: Backbone) -> dict[str, np.ndarray]:
 
 
 def _architecture(section: BackboneSection, num_classes: int, pretrained: bool) -> nn.Module:
-    if section.name == OFFLINE_BACKBONE:
-        arguments = dict(OFFLINE_ARCHITECTURE)
+    arguments: dict[str, Any]
+    if section.name in SHIPPED:
+        arguments = dict(SHIPPED[section.name].architecture)
+        side = arguments["img_size"]
+        arguments["pretrained_cfg_overlay"] = {"input_size": (3, side, side)} | IMAGENET_STATISTICS
     elif timm.is_model(section.name.split(".")[0]):
         arguments = {"model_name": section.name}
     else:

@@ -12,16 +12,20 @@ from sylva_ray.config.experiment import BackboneSection
 from sylva_ray.core.errors import UserError
 from sylva_ray.core.seeding import generator
 from sylva_ray.core.types import ParameterStack, stack_states
-from sylva_ray.models.backbone import OFFLINE_CHECKPOINT, checkpoint_classes, create_backbone
+from sylva_ray.models.backbone import checkpoint_classes, create_backbone
 from sylva_ray.models.cohort import FunctionalStack, repeat_owner, to_parameters
+from sylva_ray.models.shipped import SHIPPED
 
 
 def test_a_checkpoint_says_how_many_classes_it_knows(tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
     assert checkpoint_classes(BackboneSection()) == 200
-    assert checkpoint_classes(BackboneSection(checkpoint=str(OFFLINE_CHECKPOINT))) == 200
-    headless = {name: value for name, value in load_file(OFFLINE_CHECKPOINT).items() if not name.startswith("head")}
+    checkpoint = SHIPPED["vit_micro"].checkpoint
+    assert checkpoint_classes(BackboneSection(checkpoint=str(checkpoint))) == 200
+    headless = {
+        name: value for name, value in load_file(checkpoint).items() if not name.startswith("head")
+    }
     save_file(headless, tmp_path / "headless.safetensors")
     assert checkpoint_classes(BackboneSection(checkpoint=str(tmp_path / "headless.safetensors"))) is None
 

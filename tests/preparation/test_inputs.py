@@ -22,7 +22,8 @@ from sylva_ray.cli import app
 from sylva_ray.config.experiment import ExperimentConfig
 from sylva_ray.config.schema import build
 from sylva_ray.core.errors import UserError
-from sylva_ray.models.backbone import OFFLINE_CHECKPOINT, backbone_arrays, create_backbone
+from sylva_ray.models.backbone import backbone_arrays, create_backbone
+from sylva_ray.models.shipped import SHIPPED
 from sylva_ray.preparation.experiment import prepare
 from sylva_ray.preparation.inputs import claim_run, digest_inputs
 from sylva_ray.storage.run_folder import RunFolder
@@ -55,7 +56,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with images, a backbone, and a run on them."""
     home = tmp_path_factory.mktemp("inputs")
     draw_images(home / "images", 30)
-    shutil.copy(OFFLINE_CHECKPOINT, home / "backbone.safetensors")
+    shutil.copy(SHIPPED["vit_micro"].checkpoint, home / "backbone.safetensors")
     sylva_ray.run(experiment(home), out=home / "run", show="nothing")
     return home
 
@@ -69,7 +70,7 @@ def home(made: Path) -> Iterator[Path]:
     for part in ("run", "images"):
         shutil.rmtree(made / part)
         shutil.move(made / "kept" / part, made / part)
-    shutil.copy(OFFLINE_CHECKPOINT, made / "backbone.safetensors")
+    shutil.copy(SHIPPED["vit_micro"].checkpoint, made / "backbone.safetensors")
 
 
 def interrupt(run: RunFolder) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,9 @@ from sylva_ray.config.schema import build
 from sylva_ray.core.errors import RunError, UserError
 from sylva_ray.core.seeding import generator
 from sylva_ray.data.datasets import load_dataset
-from sylva_ray.models.backbone import OFFLINE_CHECKPOINT, create_backbone
+from sylva_ray.models.backbone import create_backbone
 from sylva_ray.models.compute_choice import ComputeChoice
+from sylva_ray.models.shipped import SHIPPED
 from sylva_ray.pretraining import resolve
 from sylva_ray.pretraining import trainer as module
 from sylva_ray.pretraining.augment import mixed, resized_crops
@@ -134,7 +136,7 @@ def test_changed_images_are_refused_or_said_in_the_card(tmp_path: Path, monkeypa
 
 def test_other_initial_weights_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "start.safetensors"
-    weights = load_file(OFFLINE_CHECKPOINT)
+    weights = load_file(SHIPPED["vit_micro"].checkpoint)
     save_file(weights, path)
     backbone = BackboneSection(checkpoint=str(path))
     settings = config().model_copy(update={"init": "backbone", "backbone": backbone})
@@ -224,21 +226,26 @@ def test_resized_crops_of_the_whole_area_change_little_and_stay_in_range() -> No
     assert (resized_crops(gradient, 0.2, generator(1, "crop")).diff(dim=-1) >= -1e-6).all()  # crops do not mirror
 
 
-def test_the_shipped_checkpoint_is_small_half_precision_and_knows_its_classes() -> None:
-    weights = load_file(OFFLINE_CHECKPOINT)
-    assert OFFLINE_CHECKPOINT.stat().st_size <= 6e6
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_shipped_checkpoint_is_small_half_precision_and_knows_its_classes(name: str) -> None:
+    shipped = SHIPPED[name]
+    weights = load_file(shipped.checkpoint)
+    assert shipped.checkpoint.stat().st_size <= 6e6
     assert all(value.dtype == torch.float16 for value in weights.values())
     assert weights["head.weight"].shape == (200, 192)
-    assert OFFLINE_CHECKPOINT.with_suffix(".md").exists()
+    assert shipped.card.exists()
 
 
-def test_the_shipped_checkpoint_has_the_top1_of_its_card(tiny_imagenet: DatasetSection) -> None:
-    """On 1,000 of the 10,000 validation images, within four standard errors of the 22.8 % on its card."""
+@pytest.mark.parametrize("name", ["vit_micro", "vit_micro_robust"])
+def test_a_shipped_checkpoint_has_the_accuracy_of_its_card(name: str, tiny_imagenet: DatasetSection) -> None:
+    """On 1,000 of the 10,000 validation images, within four standard errors of the top-1 on its card."""
+    stated = re.search(r"^\* Top-1 .*: ([\d.]+) %", SHIPPED[name].card.read_text(), re.MULTILINE)
+    assert stated is not None
+    expected = float(stated[1]) / 100
     dataset = load_dataset(tiny_imagenet, 32, 0)
-    section = config().backbone.model_copy(update={"checkpoint": str(OFFLINE_CHECKPOINT)})
-    accuracy = top1(create_backbone(section, 200), dataset.test, torch.device("cpu"))
-    error = np.sqrt(0.228 * 0.772 / len(dataset.test))
-    assert abs(accuracy - 0.228) < 4 * error
+    accuracy = top1(create_backbone(BackboneSection(name=name), 200), dataset.test, torch.device("cpu"))
+    error = np.sqrt(expected * (1 - expected) / len(dataset.test))
+    assert abs(accuracy - expected) < 4 * error
 
 
 @pytest.fixture

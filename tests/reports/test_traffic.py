@@ -13,7 +13,7 @@ import torch
 
 from sylva_ray.algorithms.registry import ALGORITHMS, create_algorithm
 from sylva_ray.config.experiment import (
-    OFFLINE_BACKBONE,
+    DEFAULT_BACKBONE,
     AlgorithmSection,
     BackboneSection,
     CompressionSection,
@@ -38,7 +38,7 @@ from sylva_ray.transport.codecs import array_shapes
 from sylva_ray.transport.wire import Wire
 from tests.federation.runs import bare_record
 
-SMALL = BackboneSection(name=OFFLINE_BACKBONE)
+SMALL = BackboneSection(name=DEFAULT_BACKBONE)
 FULL, WIDTH, DEPTH = 343_225_384, 768, 12
 """ViT-B/16 with a 10-class head: 85,798,656 + 7,690 parameters of 4 bytes."""
 HEAD = 4 * 10 * (WIDTH + 1)
