@@ -34,7 +34,8 @@ SEED, DTYPE, RANK, ALPHA = 0, torch.float32, 8, 16
 ROUNDS, BATCH_SIZE, LR, HEAD_WARMUP_LR, WEIGHT_DECAY, CLIP_NORM = 3, 16, 0.01, 0.01, 1e-4, 1.0
 EPSILON, STEPS, EPSILON_WARMUP = 8 / 255, 3, 0.3  # of PGD in training
 BENIGN_EPOCHS, BENIGN_LR, REFINE_EPOCHS, REFINE_LR = 3, 1e-3, 2, 1e-3
-ATTACK_STEPS, MAX_IMAGES, SHRINK_STRENGTH, GUARD_TOLERANCE, GUARD_CONFIDENCE = 5, 8, 64.0, 0.1, 0.9  # of phase 2
+STRENGTHS, ATTACK_STEPS, MAX_IMAGES, SHRINK_STRENGTH = (0.5, 0.75, 1.0), 5, 8, 64.0  # of phase 2
+TOLERANCE, CONFIDENCE, BENIGN_TOLERANCE, BENIGN_CONFIDENCE = 0.1, 0.9, 0.0, 0.8  # of the guard
 
 State = dict[str, torch.Tensor]  # adapters and head of a client, by PEFT's names
 
@@ -126,13 +127,14 @@ def answers(client: Client, split: Split, steps: int, purpose: str) -> tuple[np.
     return correct[0].numpy(), correct.all(0).numpy()
 
 
-# -- Phase 1: adapters are trained against attacks and merged among neighbours; heads stay with the client -----------
+# -- Phase 1: adapters and heads are trained against attacks and merged over all clients; the last epoch is local -----
 
 
 def warm_up(clients: Sequence[Client]) -> None:
-    """Fit every client's head to benign images (round 0); attacks on a random head would mean nothing."""
+    """Fit the heads to benign images and average them (round 0); attacks on a random head would mean nothing."""
     for client in clients:
         train(client, client.players["head"], "train", 0, HEAD_WARMUP_LR)
+    exchange(clients, [client.players["head"] for client in clients])
 
 
 def adversarial_epoch(clients: Sequence[Client], round: int) -> None:
@@ -148,15 +150,24 @@ def adversarial_epoch(clients: Sequence[Client], round: int) -> None:
 
 
 def federated_round(clients: Sequence[Client], round: int) -> np.ndarray:
-    """Run one local epoch, upload, merge and download; return the weights of neighbours, ``[K, K]``."""
+    """Run one local epoch, then exchange adapters and heads; return the weights of neighbours, ``[K, K]``."""
     adversarial_epoch(clients, round)
-    uploads = [{name: value for name, value in client.state().items() if "lora_" in name} for client in clients]
-    sizes = np.array([len(client.data.train) for client in clients])
-    near = neighbourhoods(uploads, sizes)
-    weights = near if round > 1 else np.tile(sizes / sizes.sum(), (len(clients), 1))  # first updates are too small
-    for client, own, row in zip(clients, uploads, weights, strict=True):
-        client.load(merge(uploads, row, own))
+    near = neighbourhoods([client.state() for client in clients], images(clients))
+    exchange(clients, [list(client.parameters) for client in clients])
     return near
+
+
+def images(clients: Sequence[Client]) -> np.ndarray:
+    """Return the numbers of training images, ``[K]``."""
+    return np.array([len(client.data.train) for client in clients])
+
+
+def exchange(clients: Sequence[Client], names: Sequence[Sequence[str]]) -> None:
+    """Upload the named parameters, merge them with weights by training images, and download the result."""
+    uploads = [{name: client.state()[name] for name in own} for client, own in zip(clients, names, strict=True)]
+    merged = merge(uploads, images(clients) / images(clients).sum())
+    for client in clients:
+        client.load(merged)
 
 
 def products(upload: State) -> State:
@@ -164,13 +175,15 @@ def products(upload: State) -> State:
     return {a: upload[a.replace("lora_A", "lora_B")].double() @ upload[a].double() for a in upload if "lora_A" in a}
 
 
-def merge(uploads: Sequence[State], weights: np.ndarray, own: State) -> State:
+def merge(uploads: Sequence[State], weights: Sequence[float] | np.ndarray) -> State:
     """Return the factors of rank r that are nearest to the weighted mean of all ``B A`` (Eckart and Young 1936).
 
     The mean of the factors would be wrong: the product of means is not the mean of products. Where the mean has fewer
-    than r directions, B is 0 and A keeps the rows of ``own``, so that they can still learn.
+    than r directions, B is 0 and A keeps the first upload's rows, so that they can still learn. Heads are averaged.
     """
-    merged = {}
+    merged: State = {}
+    for name in (name for name in uploads[0] if "lora_" not in name):
+        merged[name] = torch.stack([float(w) * own[name] for w, own in zip(weights, uploads, strict=True)]).sum(0)
     dense = [products(upload) for upload in uploads]
     for name in dense[0]:
         mean = sum(float(weight) * update[name] for weight, update in zip(weights, dense, strict=True))
@@ -179,7 +192,7 @@ def merge(uploads: Sequence[State], weights: np.ndarray, own: State) -> State:
         sign = u.gather(0, u.abs().argmax(0, keepdim=True))[0].sign()  # an SVD leaves the sign open
         nonzero = sigma > 1e-7 * sigma[0]
         merged[name.replace("lora_A", "lora_B")] = u * (sign * sigma * scale * nonzero)
-        merged[name] = torch.where(nonzero[:, None], sign[:, None] * vt / scale, own[name])
+        merged[name] = torch.where(nonzero[:, None], sign[:, None] * vt / scale, uploads[0][name])
     return merged
 
 
@@ -214,7 +227,7 @@ def layer_game(clients: Sequence[Client], near: np.ndarray) -> list[dict[str, np
     Returns:
         By client: ``values [2^n, 2]`` of coalitions, benign and robust, where coalition c has player l if bit l of c
         is set; ``shapley [n, 2]``, shares of benign gain and robust loss; ``candidates [m, n] bool``, each a subset of
-        the next, the first one empty; ``selected [n] bool``, the last one that the guard accepts.
+        the next, the first one empty; ``selected [n] bool``, the last one whose robust loss is bounded.
     """
     games, outcomes, ends = [], {}, []
     for client in clients:
@@ -230,10 +243,10 @@ def layer_game(clients: Sequence[Client], near: np.ndarray) -> list[dict[str, np
         games[i]["shapley"] = trust * games[i]["own"] + (1 - trust) * among
         games[i]["candidates"] = nested_candidates(games[i]["shapley"])
         states = [mixed(client, *ends[i], row) for row in games[i]["candidates"]]
-        outcomes[i] = guard_outcomes(client, states, ROUNDS + 2)
+        outcomes[i] = outcomes_of(client, states, f"candidates/{ROUNDS + 2}", client.data.selection, MAX_IMAGES)
         client.load(ends[i][0])
     for i, game in enumerate(games):
-        game["selected"] = game["candidates"][last_accepted(i, outcomes, near)]
+        game["selected"] = game["candidates"][last_accepted(i, outcomes, near, benign_tolerance=1.0)]
     return games
 
 
@@ -283,41 +296,59 @@ def nested_candidates(phi: np.ndarray) -> np.ndarray:
     return np.array([np.isin(range(len(phi)), order[:size]) for size in range(len(order) + 1)])
 
 
-def guard_outcomes(client: Client, states: Sequence[State], round: int) -> np.ndarray:
-    """Return which guard images withstand an attack made against each state; ``[len(states), n] bool``."""
-    return np.stack([answers(client.load(s), client.data.guard, ATTACK_STEPS, f"guard/{round}")[1] for s in states])
+def outcomes_of(
+    client: Client, states: Sequence[State], purpose: str, split: Split, limit: int | None = None
+) -> np.ndarray:
+    """Return which images are right, benign and under an attack made against each state; ``[states, 2, n] bool``."""
+    chosen = Split(split.images[:limit], split.labels[:limit])
+    return np.stack([answers(client.load(state), chosen, ATTACK_STEPS, purpose) for state in states])
 
 
-def last_accepted(i: int, outcomes: dict[int, np.ndarray], near: np.ndarray) -> int:
-    """Return the last row of ``outcomes[i]`` before one whose robust loss against row 0 may exceed the tolerance.
+def last_accepted(i: int, outcomes: dict[int, np.ndarray], near: np.ndarray, benign_tolerance: float) -> int:
+    """Return the last row of ``outcomes[i]`` before one whose losses against row 0 may exceed the tolerances.
 
-    If client i has too few guard images, those of its nearest neighbours with such a row are added.
+    If client i has too few images, those of other clients with such a row are added, the nearest clients first:
+    neighbours, then their neighbours, then the others.
     """
-    enough = images_needed(GUARD_TOLERANCE, GUARD_CONFIDENCE)
+    enough = images_needed(TOLERANCE, CONFIDENCE)
+    order = [i]
+    for j in order:
+        order += [m for m in np.argsort(-near[j], kind="stable").tolist() if near[j, m] > 0 and m not in order]
+    order += [j for j in range(len(near)) if j not in order]
     for row in range(1, len(outcomes[i])):
         pool = outcomes[i][[0, row]]
-        for j in map(int, np.argsort(-near[i], kind="stable")):
-            if j != i and near[i, j] > 0 and j in outcomes and row < len(outcomes[j]) and pool.shape[1] < enough:
-                pool = np.hstack([pool, outcomes[j][[0, row]]])
-        lost, gained = int((pool[0] & ~pool[1]).sum()), int((~pool[0] & pool[1]).sum())
-        if paired_upper_bound(lost, gained, pool.shape[1], GUARD_CONFIDENCE) > GUARD_TOLERANCE:
+        for j in order[1:]:
+            if pool.shape[2] < enough and j in outcomes and row < len(outcomes[j]):
+                pool = np.concatenate([pool, outcomes[j][[0, row]]], axis=2)
+        lost, gained = (pool[0] & ~pool[1]).sum(1), (~pool[0] & pool[1]).sum(1)
+        benign = paired_upper_bound(lost[0], gained[0], pool.shape[2], BENIGN_CONFIDENCE)
+        robust = paired_upper_bound(lost[1], gained[1], pool.shape[2], CONFIDENCE)
+        if benign > benign_tolerance or robust > TOLERANCE:
             return row - 1
     return len(outcomes[i]) - 1
 
 
-def refine(clients: Sequence[Client], games: Sequence[dict[str, np.ndarray]], near: np.ndarray) -> list[int]:
-    """Train the selected layers on benign images, up to the last epoch that passes the guard; return these epochs."""
+def refine(clients: Sequence[Client], games: Sequence[dict[str, np.ndarray]], near: np.ndarray) -> list[float]:
+    """Train the selected layers on benign images; keep the largest strength that the guard accepts, and return it.
+
+    Strength a means ``theta_r + a (refined - theta_r)``, of adapters the nearest product. On held-out images the guard
+    wants a bounded robust loss and a benign gain.
+    """
     states, outcomes = {}, {}
     for i, client in enumerate(clients):
         if games[i]["selected"].any():
+            robust = client.state()
             players = zip(client.players.values(), games[i]["selected"], strict=True)
             names = [name for names, inside in players if inside for name in names]
-            states[i] = [client.state(), *train(client, names, "refine", ROUNDS + 3, REFINE_LR, REFINE_EPOCHS)]
-            outcomes[i] = guard_outcomes(client, states[i], ROUNDS + 3)
-    kept = [last_accepted(i, outcomes, near) if i in outcomes else 0 for i in range(len(clients))]
+            refined = train(client, names, "refine", ROUNDS + 3, REFINE_LR, REFINE_EPOCHS)[-1]
+            ends = [{name: state[name] for name in names} for state in (robust, refined)]
+            between = [robust | merge(ends, [1 - a, a]) for a in STRENGTHS if a < 1]
+            states[i] = [robust, *between, refined]
+            outcomes[i] = outcomes_of(client, states[i], f"guard/{ROUNDS + 3}", client.data.guard)
+    rows = [last_accepted(i, outcomes, near, BENIGN_TOLERANCE) if i in outcomes else 0 for i in range(len(clients))]
     for i in states:
-        clients[i].load(states[i][kept[i]])
-    return kept
+        clients[i].load(states[i][rows[i]])
+    return [(0.0, *STRENGTHS)[row] for row in rows]
 
 
 # -- The whole run ---------------------------------------------------------------------------------------------------
@@ -348,4 +379,4 @@ if __name__ == "__main__":
     kept = refine(clients, games, near)
     report("phase 2", clients)
     for i, game in enumerate(games):
-        print(f"client {i}: players {np.flatnonzero(game['selected'])} selected, {kept[i]} epochs of refinement kept")
+        print(f"client {i}: players {np.flatnonzero(game['selected'])} selected, {kept[i]:.0%} of the refinement kept")

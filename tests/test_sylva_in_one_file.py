@@ -42,8 +42,9 @@ SETTINGS = {
     "EPSILON": 4 / 255,
     "STEPS": 2,
     "BENIGN_EPOCHS": 2,
-    "BENIGN_LR": 0.01,
-    "REFINE_LR": 0.01,
+    "BENIGN_LR": 0.03,
+    "REFINE_LR": 0.02,
+    "TOLERANCE": 0.25,
     "ATTACK_STEPS": 2,
     "MAX_IMAGES": 6,
 }
@@ -57,7 +58,7 @@ TOLERANCE = 1e-11
 
 
 def drawn_weights(path: Path) -> Path:
-    """Write weights with which the game selects some of the layers, and the guard accepts some of the epochs."""
+    """Write weights with which the game selects some of the layers, and the guard accepts some of the refinements."""
     torch.manual_seed(0)
     for num_classes in (2, 10):  # the second model, whose weights follow those of the first in the stream
         model = timm.create_model(str(BACKBONE["name"]), img_size=BACKBONE["image_size"], num_classes=num_classes)
@@ -83,8 +84,11 @@ def config_of(checkpoint: Path) -> ExperimentConfig:
                     "attack_steps": plain.ATTACK_STEPS,
                     "max_images": plain.MAX_IMAGES,
                     "shrink_strength": plain.SHRINK_STRENGTH,
-                    "guard_tolerance": plain.GUARD_TOLERANCE,
-                    "guard_confidence": plain.GUARD_CONFIDENCE,
+                    "strengths": plain.STRENGTHS,
+                    "guard_tolerance": plain.TOLERANCE,
+                    "guard_confidence": plain.CONFIDENCE,
+                    "benign_tolerance": plain.BENIGN_TOLERANCE,
+                    "benign_confidence": plain.BENIGN_CONFIDENCE,
                 },
             },
             "dataset": {"name": "digits", "max_train": 150, "max_test": 60},
@@ -236,10 +240,10 @@ def test_every_decision_is_the_same_and_something_is_decided(both: dict[str, Any
     summary = both["summary"].layer_game
     assert summary.candidates == [len(rows) for rows in candidates]
     assert np.array_equal(summary.selected, selected)
-    assert summary.refined_epochs == both["kept"]
+    assert summary.strength == both["kept"]
     accepted, proposed = np.sum(selected), sum(rows[-1].sum() for rows in candidates)
     assert 0 < accepted < proposed, "the guard refuses something, but not everything"
-    assert 0 < sum(both["kept"]) < 3 * plain.REFINE_EPOCHS
+    assert 0 < sum(both["kept"]) < 3
 
 
 def test_accuracies_are_the_same(both: dict[str, Any]) -> None:

@@ -2,9 +2,9 @@
 
 From the abstract: phase 1 fine-tunes LoRA adversarially on every client and uploads the LoRA parameters only; phase 2
 selects layers by a cooperative game and refines them for benign accuracy. We know no more of the paper. Our choices are
-the loss (cross-entropy on PGD's images; ``class_balance`` is off), product-SVD aggregation among ball-tree neighbours
-with local heads, the warm-up, and all constants of phase 2. ``sylva_paper_like`` averages the factors naively over all
-clients.
+the loss (cross-entropy on PGD's images; ``class_balance`` is off), product-SVD aggregation of everybody's adapters and
+averages of everybody's heads, both tuned at home afterwards, the warm-up, and all constants of phase 2.
+``sylva_paper_like`` averages the factors naively, and its heads stay with the clients.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from sylva_ray.federation.stages.warm_up import WarmUp
 
 
 class Sylva(AdversarialTraining):
-    """Adversarial training of adapters that are shared among neighbours, with personal heads."""
+    """Adversarial training of adapters and heads that all clients share, tuned at home, and a phase 2."""
 
     name = "sylva"
 
     class Parameters(AdversarialTraining.Parameters):
-        """Adapters shared among neighbours, and a phase 2."""
+        """Adapters and heads of everybody, and a phase 2."""
 
-        adapters: Sharing = "neighbours"
+        heads: Sharing = "global"
         phase2: Phase2Parameters = Phase2Parameters()
 
     parameters: Parameters
@@ -52,5 +52,5 @@ class SylvaPaperLike(Sylva):
     class Parameters(Sylva.Parameters):
         """Naive averages over all clients."""
 
-        adapters: Sharing = "global"
+        heads: Sharing = "local"
         factor_rule: Literal["product_svd", "naive"] = "naive"

@@ -159,18 +159,24 @@ class GameRecord(Artefact):
     """Layers that a client may refine, ``[K][n]``."""
     candidates: list[int] = Field([])
     """Number of distinct candidate selections of every client, ``[K]``."""
-    guard_bound: list[float] = Field([])
-    """Upper bound of the accepted selection's robust loss, ``[K]``."""
+    strength: list[float] = Field([])
+    """How much of the refinement a client kept, ``[K]`` in [0, 1]; 0: the guard accepted nothing."""
     guard_images: list[int] = Field([])
-    """Guard images that the bound rests on, neighbours' included, ``[K]``."""
+    """Guard images that the decision rests on, other clients' included, ``[K]``; 0 where nothing was accepted."""
+    benign_bound: list[float] = Field([])
+    """Upper bound of the loss of benign accuracy by what was kept, ``[K]``; negative for a gain."""
+    guard_bound: list[float] = Field([])
+    """Upper bound of the loss of robust accuracy by what was kept, ``[K]``."""
     coalitions_evaluated: int = 0
     """Coalitions evaluated by all clients."""
     block_evaluations: int = 0
     """Model blocks run for them, per set of images."""
     exact: bool = True
     """Whether every coalition was evaluated; else permutations were sampled."""
-    refined_epochs: list[int] = Field([])
-    """Refinement epochs that a client kept, ``[K]``; 0: no epoch passed the guard."""
+
+    def kept(self, client: int) -> bool:
+        """Return whether a client kept a part of its refinement. Version 0.1 noted epochs instead of a strength."""
+        return bool((self.strength or (self.model_extra or {})["refined_epochs"])[client])
 
     def selected_layers(self, client: int) -> list[str]:
         """Return the names of a client's selected layers; a block's name is its number."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from itertools import pairwise
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -45,6 +46,11 @@ class Phase2Parameters(Section):
     benign_lr: float = Field(1e-3, gt=0)
     refine_epochs: Count = Field(3, description="of the selected layers only")
     refine_lr: float = Field(1e-3, gt=0)
+    strengths: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(
+        (0.5, 0.75, 1.0),
+        min_length=1,
+        description="how far from the robust to the refined layers a client may go; the guard tests them in this order",
+    )
     attack_steps: Count = Field(20, description="of the PGD of game and guard, at the training epsilon")
     max_images: int = Field(128, ge=2, description="of a client's selection split in the game")
     sampled_pairs: int = Field(64, ge=2, description="antithetic permutation pairs beyond 13 players")
@@ -56,11 +62,21 @@ class Phase2Parameters(Section):
     guard_tolerance: float = Field(
         0.05, ge=0, le=1, description="largest loss of robust accuracy by the bound of the guard"
     )
-    guard_confidence: float = Field(0.9, gt=0.5, lt=1, description="of the one-sided paired bound")
+    guard_confidence: float = Field(0.9, gt=0.5, lt=1, description="of the bound of the robust loss, one-sided, paired")
+    benign_tolerance: float = Field(
+        0.0, ge=0, le=1, description="likewise of benign accuracy; 0: it must have risen by the bound"
+    )
+    benign_confidence: float = Field(0.8, gt=0.5, lt=1, description="of the bound of the benign loss")
     guard_pool: Count | None = Field(
         None,
-        description="guard images below which outcomes of neighbours are added; None: what the bound needs",
+        description="guard images below which outcomes of other clients are added; None: what the bound needs",
     )
+
+    @model_validator(mode="after")
+    def _strengths_rise(self) -> Self:
+        if any(low >= high for low, high in pairwise(self.strengths)):
+            raise conflict("strengths", list(self.strengths), "must be in ascending order, each once")
+        return self
 
 
 class MethodParameters(Section):

@@ -184,9 +184,7 @@ def _refined_layers(game: GameRecord, client: int) -> str:
     layers = game.selected_layers(client)
     if not layers:
         return "none"
-    if not game.refined_epochs[client]:
-        return f"{' '.join(layers)} (no epoch accepted)"
-    return " ".join(layers)
+    return " ".join(layers) + ("" if game.kept(client) else " (not kept)")
 
 
 def closing_lines(summary: Summary, run_dir: Path | str, tracking_uri: str | None) -> list[str]:

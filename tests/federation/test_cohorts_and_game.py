@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,12 +12,12 @@ from sylva_ray.config.experiment import ExperimentConfig
 from sylva_ray.config.schema import build
 from sylva_ray.federation.cohorts import choose_participants, make_cohorts
 from sylva_ray.federation.parameters import Phase2Parameters
-from sylva_ray.federation.stages.layer_game.client import GuardOutcome
+from sylva_ray.federation.stages.layer_game.client import PairedOutcomes
 from sylva_ray.federation.stages.layer_game.rankings.ranking import GamePlan, PlayedGame, padded
 from sylva_ray.federation.stages.layer_game.rankings.registry import create_ranking
 from sylva_ray.federation.stages.layer_game.rankings.shapley import shapley_values
 from sylva_ray.federation.stages.layer_game.selection import nested_candidates
-from sylva_ray.federation.stages.layer_game.server import largest_accepted, select_layers
+from sylva_ray.federation.stages.layer_game.server import Verdict, largest_accepted, nearest_first, select_layers
 from sylva_ray.federation.stages.layer_game.tasks import GameOutcome
 
 
@@ -43,8 +43,13 @@ def test_who_was_missing_comes_first() -> None:
     assert choose_participants(config(), 1, []) == list(range(10))
 
 
-def guard(lost: Sequence[int], gained: Sequence[int], images: int = 100) -> GuardOutcome:
-    return GuardOutcome(np.array(lost), np.array(gained), np.zeros(len(lost)), images)
+def guard(
+    lost: Sequence[int], gained: Sequence[int], images: int = 100, benign: Sequence[int] | None = None
+) -> PairedOutcomes:
+    """Robust images that are lost and gained at every row, and the net gain of benign images (by default none)."""
+    net = np.array(benign or [0] * len(lost))
+    benign_lost, benign_gained = np.maximum(-net, 0), np.maximum(net, 0)
+    return PairedOutcomes(np.stack([benign_lost, lost], 1), np.stack([benign_gained, gained], 1), images)
 
 
 def alone(k: int) -> NeighbourGraph:
@@ -58,41 +63,78 @@ def everybody(k: int) -> NeighbourGraph:
 PHASE2 = Phase2Parameters(guard_tolerance=0.05, guard_confidence=0.9, guard_pool=200)
 
 
+def largest(
+    client: int,
+    outcomes: dict[int, PairedOutcomes],
+    graph: NeighbourGraph,
+    phase2: Phase2Parameters = PHASE2,
+    has_row: Callable[[int, int], bool] = lambda *_: True,
+    benign_tolerance: float = 1.0,
+) -> Verdict:
+    return largest_accepted(client, outcomes, has_row, graph, phase2, benign_tolerance)
+
+
 def test_the_guard_takes_the_largest_row_within_the_tolerance() -> None:
     outcomes = {0: guard([0, 0, 1, 40], [0, 0, 0, 0], images=200)}
-    assert largest_accepted(0, outcomes, lambda *_: True, alone(1), PHASE2).row == 2
+    assert largest(0, outcomes, alone(1)).row == 2
     outcomes = {0: guard([0, 60, 60, 60], [0, 0, 0, 0], images=200)}
-    assert largest_accepted(0, outcomes, lambda *_: True, alone(1), PHASE2).row == 0
+    assert largest(0, outcomes, alone(1)).row == 0
 
 
 def test_the_walk_up_ends_at_the_first_row_that_fails() -> None:
     """Rows 3 and 4 would pass on their own; looking past row 2 would be another chance to be fooled."""
     outcomes = {0: guard([0, 0, 40, 0, 0], [0, 0, 0, 0, 0], images=200)}
-    assert largest_accepted(0, outcomes, lambda *_: True, alone(1), PHASE2).row == 1
-    without_row_2 = largest_accepted(0, outcomes, lambda _, row: row != 2, alone(1), PHASE2)
+    assert largest(0, outcomes, alone(1)).row == 1
+    without_row_2 = largest(0, outcomes, alone(1), has_row=lambda _, row: row != 2)
     assert without_row_2.row == 4, "a row that the client does not have is not a failure"
     outcomes = {0: guard([0, 40, 0], [0, 0, 0], images=200)}
-    assert largest_accepted(0, outcomes, lambda *_: True, alone(1), PHASE2).row == 0
+    assert largest(0, outcomes, alone(1)).row == 0
 
 
 def test_small_clients_borrow_their_neighbours_outcomes() -> None:
     """Ten images prove nothing; the neighbours' hundreds do, in either direction."""
     harmless = {0: guard([0, 0], [0, 0], 10), 1: guard([0, 0], [0, 0], 300)}
-    assert largest_accepted(0, harmless, lambda *_: True, alone(2), PHASE2).row == 0
-    verdict = largest_accepted(0, harmless, lambda *_: True, everybody(2), PHASE2)
+    assert largest(0, {0: harmless[0]}, alone(1)).row == 0
+    verdict = largest(0, harmless, alone(2))
     assert (verdict.row, verdict.pooled_images) == (1, 310)
     harmful = {0: guard([0, 0], [0, 0], 10), 1: guard([0, 90], [0, 0], 300)}
-    assert largest_accepted(0, harmful, lambda *_: True, everybody(2), PHASE2).row == 0
+    assert largest(0, harmful, everybody(2)).row == 0
 
 
 def test_who_has_enough_guard_images_decides_alone() -> None:
     """What harms the neighbour is not refused to a client of whose own images it breaks none."""
-    outcomes = {0: guard([0, 1], [0, 1], 48), 1: guard([0, 30], [0, 0], 48)}
+    outcomes = {0: guard([0, 1], [0, 1], 227), 1: guard([0, 30], [0, 0], 227)}
     alone_enough = PHASE2.model_copy(update={"guard_pool": None})
-    verdict = largest_accepted(0, outcomes, lambda *_: True, everybody(2), alone_enough)
-    assert (verdict.row, verdict.pooled_images) == (1, 48)
-    assert largest_accepted(1, outcomes, lambda *_: True, everybody(2), alone_enough).row == 0
-    assert largest_accepted(0, outcomes, lambda *_: True, everybody(2), PHASE2).row == 0
+    verdict = largest(0, outcomes, everybody(2), alone_enough)
+    assert (verdict.row, verdict.pooled_images) == (1, 227)
+    assert largest(1, outcomes, everybody(2), alone_enough).row == 0
+    more = PHASE2.model_copy(update={"guard_pool": 400})
+    assert largest(0, outcomes, everybody(2), more).row == 0
+
+
+def test_what_is_kept_must_have_raised_benign_accuracy() -> None:
+    """Refinement that overfits loses benign accuracy on held-out images, and no robust one: it is not kept."""
+    harmless = [0, 0, 0]
+    overfit = {0: guard(harmless, harmless, 300, benign=[0, -9, -20])}
+    assert largest(0, overfit, alone(1), benign_tolerance=0.0).row == 0
+    assert largest(0, overfit, alone(1), benign_tolerance=1.0).row == 2
+    unchanged = {0: guard(harmless, harmless, 300)}
+    assert largest(0, unchanged, alone(1), benign_tolerance=0.0).row == 0, "nothing rose"
+    better = {0: guard(harmless, harmless, 300, benign=[0, 9, -1])}
+    verdict = largest(0, better, alone(1), benign_tolerance=0.0)
+    assert verdict.row == 1
+    assert verdict.benign_bound < 0 < verdict.robust_bound
+    at_a_price = {0: guard([0, 30, 30], harmless, 300, benign=[0, 30, 30])}
+    assert largest(0, at_a_price, alone(1), benign_tolerance=0.0).row == 0, "robust accuracy fell"
+
+
+def test_the_nearest_come_first_and_everybody_once() -> None:
+    """0's neighbour is 1, whose neighbours are 3 and then 2; nobody is near 4."""
+    members = np.array([[0, 1, 1], [1, 2, 3], [2, 2, 2], [3, 3, 3], [4, 4, 4]])
+    weights = np.array([[0.5, 0.3, 0.2], [0.6, 0.1, 0.3], [1, 0, 0], [1, 0, 0], [1, 0, 0]])
+    graph = NeighbourGraph(members, weights)
+    assert list(nearest_first(0, graph)) == [1, 3, 2, 4]
+    assert list(nearest_first(4, graph)) == [0, 1, 2, 3]
 
 
 def test_padding_rows_are_never_evidence() -> None:
@@ -100,9 +142,7 @@ def test_padding_rows_are_never_evidence() -> None:
     candidates = padded([nested_candidates(np.array(phi)) for phi in ([[1.0, 0], [1, 0]], [[1.0, 0], [-1, 0]])])
     assert candidates.shape == (2, 3, 2)
     outcomes = [guard([0, 0, 0], [0, 0, 0], 10), guard([0, 0, 0], [0, 0, 0], 300)]
-    selected, verdicts = select_layers(candidates, outcomes, everybody(2), PHASE2)
-    assert verdicts[0].row == 1
-    assert verdicts[1].row == 1
+    selected = select_layers(candidates, outcomes, everybody(2), PHASE2)
     assert selected.tolist() == [[True, False], [True, False]]
 
 

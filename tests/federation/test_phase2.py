@@ -78,7 +78,9 @@ def go_on(phase1: Path, folder: Path, **phase2: Any) -> Summary:
 @pytest.mark.parametrize("selection", ["shapley", "gates", "shift", "all", "head", "random"])
 def test_every_selection_runs_to_the_end(selection: str, phase1: Path, tmp_path: Path) -> None:
     """With a guard that lets everything pass, what is selected is the largest candidate."""
-    summary = go_on(phase1, tmp_path / "run", selection=selection, guard_tolerance=1.0, gate_steps=5)
+    summary = go_on(
+        phase1, tmp_path / "run", selection=selection, guard_tolerance=1.0, benign_tolerance=1.0, gate_steps=5
+    )
     game = summary.layer_game
     assert game is not None
     assert game.selection == selection
@@ -102,7 +104,7 @@ def test_every_selection_runs_to_the_end(selection: str, phase1: Path, tmp_path:
     if selection == "shift":
         assert (scores < 0).all(), "minus the relative shift"
     start, end = newest(phase1).states, newest(tmp_path / "run").states
-    refined = [client for client in range(3) if game.refined_epochs[client]]
+    refined = [client for client in range(3) if game.kept(client)]
     assert refined == [client for client in range(3) if selected[client].any()]
     players = layers_of(prepared({}))
     for client in range(3):
@@ -126,8 +128,7 @@ def test_an_empty_selection_is_legal_and_leaves_phase_1_as_it_was(selection: str
     game = summary.layer_game
     assert game is not None
     assert not np.array(game.selected).any()
-    assert game.refined_epochs == [0, 0, 0]
-    assert game.guard_bound == [0, 0, 0]
+    assert game.strength == game.guard_bound == game.benign_bound == [0, 0, 0]
     records = records_of(tmp_path / "run")
     assert [record["stage"] for record in records[-2:]] == ["layer_game", "phase2"]
     assert records[-1]["participants"] == []
@@ -288,7 +289,7 @@ def test_who_did_not_change_is_not_attacked_again(tmp_path: Path, strict: bool) 
     """A guard that refuses everything leaves phase 1's end and its numbers; otherwise all are attacked again."""
     phase2 = {
         "guard_tolerance": 0.0 if strict else 1.0,
-        "guard_confidence": 0.999 if strict else 0.51,
+        "benign_tolerance": 0.0 if strict else 1.0,
         "selection": "head",
     }
     made = prepared(phase2)
@@ -297,7 +298,7 @@ def test_who_did_not_change_is_not_attacked_again(tmp_path: Path, strict: bool) 
     summary = run_experiment(made, RunFolder(tmp_path / "run"), pool, Observer())
     ends = [record for record in records_of(tmp_path / "run") if record["evaluation"]]
     assert summary.layer_game is not None
-    changed = [epochs > 0 for epochs in summary.layer_game.refined_epochs]
+    changed = [strength > 0 for strength in summary.layer_game.strength]
     assert any(changed) != strict
     assert len(pool.evaluated) == 2 * (len(ends) - strict), "three clients in two cohorts"
     if strict:
@@ -307,10 +308,10 @@ def test_who_did_not_change_is_not_attacked_again(tmp_path: Path, strict: bool) 
 @pytest.mark.parametrize("method", [{"name": "lorica"}, {"name": "ffa_lora_at"}])
 def test_phase_2_leaves_alone_what_the_method_never_trains(tmp_path: Path, method: dict[str, Any]) -> None:
     """A that is frozen in phase 1 stays the same for all clients, in the benign end point and in what is refined."""
-    phase2 = {"selection": "all", "guard_tolerance": 1.0, "refine_lr": 0.01, "benign_lr": 0.01}
+    phase2 = {"selection": "all", "guard_tolerance": 1.0, "benign_tolerance": 1.0, "refine_lr": 0.01, "benign_lr": 0.01}
     summary = run(prepared(phase2, method), tmp_path / "run")
     assert summary.layer_game is not None
-    assert all(summary.layer_game.refined_epochs)
+    assert all(summary.layer_game.strength)
     states = newest(tmp_path / "run").states
     frozen = [name for name in states[0] if name.endswith(".lora_A")]
     for name in frozen:
@@ -320,11 +321,11 @@ def test_phase_2_leaves_alone_what_the_method_never_trains(tmp_path: Path, metho
 
 
 def test_pm_afl_of_adapters_has_a_phase_2_and_exports_no_probe(tmp_path: Path) -> None:
-    phase2 = {"enabled": True, "selection": "all", "guard_tolerance": 1.0}
+    phase2 = {"enabled": True, "selection": "all", "guard_tolerance": 1.0, "benign_tolerance": 1.0}
     method = {"name": "pm_afl", "model": "lora", "head_warmup_epochs": 1}
     summary = run(prepared(phase2, method), tmp_path / "run")
     assert summary.layer_game is not None
-    assert all(summary.layer_game.refined_epochs)
+    assert all(summary.layer_game.strength)
     states = newest(tmp_path / "run").states
     exported = load_adapter(tmp_path / "run" / "adapters" / "client_000")
     assert set(states[0]) - set(exported) == {"teacher_head.weight", "teacher_head.bias"}

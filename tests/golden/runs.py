@@ -39,10 +39,24 @@ SMALL: dict[str, Any] = {
     "cluster": {"pool": "in_process"},
     "tracking": {"enabled": False},
 }
-PHASE2 = {"benign_epochs": 1, "refine_epochs": 2, "attack_steps": 2, "max_images": 4, "guard_tolerance": 1.0}
+PHASE2 = {
+    "benign_epochs": 1,
+    "refine_epochs": 2,
+    "attack_steps": 2,
+    "max_images": 4,
+    "guard_tolerance": 1.0,
+    "benign_tolerance": 1.0,
+}
 BYZANTINE = {
     "partition": {"num_clients": 5, "alpha": 1.0, "min_samples": 10, "test_samples": 6},
-    "algorithm": {"name": "sylva", "phase2": PHASE2, "robust": {"rule": "geometric_median"}, "num_neighbours": 3},
+    "algorithm": {
+        "name": "sylva",
+        "phase2": PHASE2,
+        "adapters": "neighbours",
+        "heads": "local",
+        "robust": {"rule": "geometric_median"},
+        "num_neighbours": 3,
+    },
     "byzantine": {"fraction": 0.2, "attack": "sign_flip"},
     "compression": {"kind": "int4"},
 }

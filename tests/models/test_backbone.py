@@ -23,9 +23,7 @@ def test_a_checkpoint_says_how_many_classes_it_knows(tmp_path: Path) -> None:
     assert checkpoint_classes(BackboneSection()) == 200
     checkpoint = SHIPPED["vit_micro"].checkpoint
     assert checkpoint_classes(BackboneSection(checkpoint=str(checkpoint))) == 200
-    headless = {
-        name: value for name, value in load_file(checkpoint).items() if not name.startswith("head")
-    }
+    headless = {name: value for name, value in load_file(checkpoint).items() if not name.startswith("head")}
     save_file(headless, tmp_path / "headless.safetensors")
     assert checkpoint_classes(BackboneSection(checkpoint=str(tmp_path / "headless.safetensors"))) is None
 

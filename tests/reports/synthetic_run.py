@@ -135,7 +135,7 @@ def make_summary(
             "shapley_robust": np.full_like(shapley, 0.01).tolist(),
             "half_width": None,
             "selected": (shapley > 0.012).tolist(),
-            "refined_epochs": [client % 3 for client in range(num_clients)],
+            "strength": [client % 3 / 2 for client in range(num_clients)],
             "coalitions_evaluated": 128 * num_clients,
             "exact": True,
         }

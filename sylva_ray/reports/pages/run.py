@@ -175,4 +175,4 @@ def _layers(game: GameRecord | None, client: int) -> str:
         return ""
     selected = game.selected_layers(client)
     names = ", ".join(selected) or "none"
-    return f"{names} (not kept)" if selected and not game.refined_epochs[client] else names
+    return f"{names} (not kept)" if selected and not game.kept(client) else names

@@ -1,6 +1,6 @@
-"""The client half of phase 2: values of coalitions, paired outcomes of the guard, benign refinement of selected layers.
+"""The client half of phase 2: values of coalitions, outcomes of candidates, benign refinement.
 
-The client measures and trains. The coordinator decides about coalitions, layers and epochs
+The client measures and trains. The coordinator decides about coalitions, layers and strengths
 (`sylva_ray.federation.stages.layer_game.server`); it gets a few numbers and no images.
 """
 
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from sylva_ray.aggregation.factors import merge_factors
 from sylva_ray.attacks.losses import cross_entropy
 from sylva_ray.attacks.pgd import default_step_size, pgd
 from sylva_ray.attacks.registry import attack_stack
@@ -18,7 +19,17 @@ from sylva_ray.config.resolved import ResolvedConfig
 from sylva_ray.core.lazy import torch
 from sylva_ray.core.precision import at_precision, torch_dtype
 from sylva_ray.core.seeding import generator
-from sylva_ray.core.types import AttackSpec, ClientData, ClientImages, ParameterStack, Split
+from sylva_ray.core.types import (
+    AttackSpec,
+    ClientData,
+    ClientImages,
+    ClientState,
+    ParameterStack,
+    Split,
+    StateStack,
+    stack_states,
+    unstack_states,
+)
 from sylva_ray.federation.client.batches import client_images, split_draws
 from sylva_ray.federation.client.training import EpochSettings, benign_step, run_epochs
 from sylva_ray.federation.client.worker import CohortWorker
@@ -26,24 +37,27 @@ from sylva_ray.federation.context import ClientContext
 from sylva_ray.federation.parameters import Phase2Parameters
 from sylva_ray.federation.stages.layer_game.coalitions import mix
 from sylva_ray.federation.tasks import CohortTask
-from sylva_ray.models.cohort import broadcast_clients, select_clients
+from sylva_ray.models.cohort import broadcast_clients, select_clients, to_arrays, to_parameters
 
 
 @dataclass(frozen=True)
-class GuardOutcome:
-    """Outcomes of m candidates paired with those of theta^r on guard images, which are attacked anew for each.
+class PairedOutcomes:
+    """Outcomes of m states paired with those of theta^r on held-out images, which are attacked anew for each state.
 
     Attributes:
-        lost: ``[m]``, images robust with theta^r but not with the candidate.
-        gained: ``[m]``, images robust with the candidate but not with theta^r.
-        benign_gain: ``[m]``, benign accuracy of the candidate minus that of theta^r.
-        num_samples: guard images.
+        lost: ``[m, 2]``, images that theta^r classifies correctly and the state does not: benign, and under attack.
+        gained: ``[m, 2]``, the reverse.
+        num_samples: images.
     """
 
     lost: np.ndarray
     gained: np.ndarray
-    benign_gain: np.ndarray
     num_samples: int
+
+    @property
+    def num_bytes(self) -> int:
+        """What a client uploads."""
+        return self.lost.nbytes + self.gained.nbytes
 
 
 @dataclass(frozen=True)
@@ -125,49 +139,71 @@ class Phase2Client:
         with at_precision(self.model, self.attack_precision):
             return pgd(loss, images.x, self.attack, noise)
 
-    # -- the guard --------------------------------------------------------------------------------------------------
+    # -- candidate selections ---------------------------------------------------------------------------------------
 
-    def guard_candidates(self, benign: ParameterStack, candidates: np.ndarray) -> list[GuardOutcome]:
-        """Attack ``candidates [C, m, n]`` anew, each by itself; row 0 must be the empty selection (theta^r)."""
+    def try_candidates(self, benign: ParameterStack, candidates: np.ndarray) -> list[PairedOutcomes]:
+        """Attack ``candidates [C, m, n]`` on the selection split, each anew; row 0 must be empty, which is theta^r."""
         num_clients, num_candidates, _ = candidates.shape
-        assert not candidates[:, 0].any(), "the guard compares with theta^r"
-        reference = self._guard_outcomes(self.robust, range(num_clients))
+        assert not candidates[:, 0].any(), "candidates are compared with theta^r"
+        splits = [_head_of(own.selection, self.phase2.max_images) for own in self.data]
+        reference = self._outcomes(self.robust, splits, "candidates")
         outcomes = [reference]
         for row in range(1, num_candidates):
             changed = [c for c in range(num_clients) if (candidates[c, row] != candidates[c, row - 1]).any()]
             latest = list(outcomes[-1])
             if changed:
                 mixed = mix(self.robust, benign, candidates[:, row], self.model.players)
-                for client, outcome in zip(changed, self._guard_outcomes(mixed, changed), strict=True):
+                for client, outcome in zip(changed, self._outcomes(mixed, splits, "candidates", changed), strict=True):
                     latest[client] = outcome
             outcomes.append(latest)
         return _paired(outcomes)
 
-    def _guard_outcomes(self, params: ParameterStack, clients: Sequence[int]) -> list[np.ndarray]:
-        """Return ``[2, n] bool`` per client: correct on the benign image, correct under the attack."""
-        clients = list(clients)
-        splits = [self.data[c].guard for c in clients]
-        chosen = select_clients(params, clients)
+    def _outcomes(
+        self, params: ParameterStack, splits: Sequence[Split], purpose: str, rows: Sequence[int] | None = None
+    ) -> list[np.ndarray]:
+        """Return ``[2, n] bool`` per client, or for those in ``rows``: correct on the benign image, under the attack.
+
+        ``splits`` has the images of every client, and ``purpose`` names the random numbers of the attack.
+        """
+        rows = range(len(self.clients)) if rows is None else rows
+        splits = [splits[c] for c in rows]
+        chosen = select_clients(params, list(rows))
         first = chosen[next(iter(chosen))]
         images = client_images(splits, first.dtype, first.device)
         with self.stopwatch("attack"):
-            draws = split_draws(self.config.seed, f"guard/{self.step}", [self.clients[c] for c in clients], splits)
+            draws = split_draws(self.config.seed, f"{purpose}/{self.step}", [self.clients[c] for c in rows], splits)
             with torch.no_grad():
                 benign = self.model.forward(chosen, images.x, images.owner).argmax(1) == images.y
             attacked = attack_stack(
                 self.model, chosen, images, self.attack, draws.to(first.device), self.attack_precision
             )
             robust = attacked.predictions == images.y
-        return [rows.T for rows in images.split_by_client(torch.stack([benign, robust], dim=1))]
+        return [outcome.T for outcome in images.split_by_client(torch.stack([benign, robust], dim=1))]
 
     # -- refinement -------------------------------------------------------------------------------------------------
 
-    def refine(self, selected: np.ndarray) -> tuple[list[ParameterStack], list[GuardOutcome]]:
-        """Train the players in ``selected [C, n]`` on benign data from theta^r; other parameters keep their bits.
+    def refine(self, selected: np.ndarray) -> tuple[list[StateStack], list[PairedOutcomes]]:
+        """Train the players in ``selected [C, n]`` on benign data from theta^r, and go back towards it.
 
         Returns:
-            The stack after every epoch, and the guard outcomes of every client for theta^r and for each epoch.
+            The states at every strength, stacked, and every client's outcomes on its guard split for theta^r and for
+            each strength.
         """
+        robust, refined = (unstack_states(to_arrays(stack)) for stack in (self.robust, self._refined(selected)))
+        movable = [
+            [name for names, moves in zip(self.players.values(), own, strict=True) if moves for name in names]
+            for own in selected
+        ]
+        stacks: list[StateStack] = [
+            stack_states([interpolate(*ends, strength) for ends in zip(robust, refined, movable, strict=True)])
+            for strength in self.phase2.strengths
+        ]
+        device, splits = self.robust[next(iter(self.robust))].device, [own.guard for own in self.data]
+        states = [self.robust, *(to_parameters(stack, device, torch.float32) for stack in stacks)]
+        return stacks, _paired([self._outcomes(params, splits, "guard") for params in states])
+
+    def _refined(self, selected: np.ndarray) -> ParameterStack:
+        """Return theta^r with the players in ``selected`` trained on benign data; other parameters keep their bits."""
         params = {name: value.clone() for name, value in self.robust.items()}
         device = next(iter(params.values())).device
         masks = {
@@ -175,21 +211,11 @@ class Phase2Client:
             for player, names in enumerate(self.players.values())
             for name in names
         }
-        movable = [name for name, rows in masks.items() if bool(rows.any())]
-        everyone = range(len(self.clients))
-        outcomes = [self._guard_outcomes(self.robust, everyone)]
-        states: list[ParameterStack] = []
-
-        def after_epoch() -> None:
-            states.append({name: value.clone() for name, value in params.items()})
-            with at_precision(self.model, torch.float32):
-                outcomes.append(self._guard_outcomes(params, everyone))
-
+        step = benign_step(self.model, [name for name, rows in masks.items() if bool(rows.any())])
+        settings = EpochSettings(self.config.training, self.phase2.refine_lr, self.phase2.refine_epochs)
         with at_precision(self.model, self.training_precision):
-            settings = EpochSettings(self.config.training, self.phase2.refine_lr, self.phase2.refine_epochs)
-            step = benign_step(self.model, movable)
-            run_epochs(params, step, self.data, self.streams("refine"), settings, masks, after_epoch)
-        return states, _paired(outcomes)
+            run_epochs(params, step, self.data, self.streams("refine"), settings, masks)
+        return params
 
     # -- random draws -----------------------------------------------------------------------------------------------
 
@@ -209,17 +235,26 @@ def _head_of(split: Split, limit: int) -> Split:
     return Split(split.images[:limit], split.labels[:limit])
 
 
-def _paired(outcomes: Sequence[Sequence[np.ndarray]]) -> list[GuardOutcome]:
+def interpolate(robust: ClientState, refined: ClientState, names: Sequence[str], strength: float) -> ClientState:
+    """Return ``robust + strength (refined - robust)``, of LoRA pairs the nearest product ``B A`` of their rank.
+
+    Args:
+        robust: the state at strength 0.
+        refined: the state at strength 1, whose bits are returned for it.
+        names: of the parameters in which the two may differ; the others keep their bits.
+        strength: in (0, 1].
+    """
+    if strength == 1:
+        return dict(refined)
+    start, end = ({name: state[name] for name in names} for state in (robust, refined))
+    return dict(robust) | merge_factors(start, [start, end], [1 - strength, strength], "product_svd")
+
+
+def _paired(outcomes: Sequence[Sequence[np.ndarray]]) -> list[PairedOutcomes]:
     """Pair ``outcomes[m][c] [2, n] bool`` (benign, robust) with those of m = 0, theta^r, for every client."""
     paired = []
     for candidates in zip(*outcomes, strict=True):
-        reference = candidates[0]
-        paired.append(
-            GuardOutcome(
-                lost=np.array([int((reference[1] & ~o[1]).sum()) for o in candidates]),
-                gained=np.array([int((~reference[1] & o[1]).sum()) for o in candidates]),
-                benign_gain=np.array([float(o[0].mean() - reference[0].mean()) for o in candidates]),
-                num_samples=reference.shape[1],
-            )
-        )
+        before, after = candidates[0], np.stack(candidates)
+        lost, gained = (before & ~after).sum(2), (~before & after).sum(2)
+        paired.append(PairedOutcomes(lost, gained, before.shape[1]))
     return paired

@@ -1,4 +1,4 @@
-"""Benign refinement of the selected layers; every client keeps the last epoch that passes the guard."""
+"""Benign refinement of the selected layers; every client keeps as much as the guard accepts."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 
 from sylva_ray.federation.parameters import Phase2Parameters
 from sylva_ray.federation.server import Server
-from sylva_ray.federation.stages.layer_game.server import largest_accepted
+from sylva_ray.federation.stages.layer_game.server import NOTHING_KEPT, columns, largest_accepted
 from sylva_ray.federation.stages.layer_game.tasks import RefineOutcome, RefineTask
 from sylva_ray.federation.stages.stage import Stage, StageResult
 
@@ -38,12 +38,13 @@ class Refine(Stage):
         )
         guard = {client: outcome.guard for client, outcome in refined.items()}
         graph = server.recorded_neighbourhood()
-        refined_epochs = list(server.game.refined_epochs)
+        verdicts = [NOTHING_KEPT] * len(server.everyone)
         for client in refining:
-            verdict = largest_accepted(client, guard, lambda other, _: other in guard, graph, self.phase2)
-            refined_epochs[client] = verdict.row
+            verdict = verdicts[client] = largest_accepted(
+                client, guard, lambda *_: True, graph, self.phase2, self.phase2.benign_tolerance
+            )
             if verdict.row:
                 server.states[client] = dict(refined[client].states[verdict.row - 1])
-        server.game = server.game.model_copy(update={"refined_epochs": refined_epochs})
-        server.costs.upload_bytes += sum(3 * outcome.lost.nbytes for outcome in guard.values())
+        server.game = server.game.model_copy(update=columns(verdicts, self.phase2.strengths))
+        server.costs.upload_bytes += sum(outcome.num_bytes for outcome in guard.values())
         return StageResult(participants=refining)

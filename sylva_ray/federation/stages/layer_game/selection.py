@@ -10,7 +10,10 @@ from __future__ import annotations
 import numpy as np
 
 MAX_GUARD_IMAGES = 1000
-"""Guard images with which a client never needs outcomes of its neighbours."""
+"""Images with which a client never needs outcomes of others."""
+
+CHANGING = 0.04
+"""Share of the images that a typical refinement breaks, and as many that it mends, under attack."""
 
 
 def shrink(phi: np.ndarray, neighbours: np.ndarray, num_samples: np.ndarray, strength: float = 64.0) -> np.ndarray:
@@ -59,7 +62,7 @@ def _nested(order: np.ndarray, num_players: int) -> np.ndarray:
     return rows
 
 
-def paired_upper_bound(lost: int, gained: int, num_images: int, confidence: float) -> float:
+def paired_upper_bound(lost: float, gained: float, num_images: int, confidence: float) -> float:
     """Return a one-sided upper confidence bound of the net loss (lost - gained) / n of paired outcomes.
 
     It is the largest difference that a score test does not reject (Tango 1998), between -1 and 1, and increases with
@@ -96,14 +99,17 @@ def paired_upper_bound(lost: int, gained: int, num_images: int, confidence: floa
 
 
 def images_needed(tolerance: float, confidence: float) -> int:
-    """Return the fewest images with which one lost and one gained image pass `paired_upper_bound`.
+    """Return the images with which a change that does no harm passes `paired_upper_bound` as often as ``confidence``.
 
-    48 at a tolerance of 0.05 and 90 % confidence, 23 at 0.1; at most `MAX_GUARD_IMAGES`, as for a tolerance of 0.
+    That is where the bound of a change with equal losses and gains, each `CHANGING` of the images, is half the
+    tolerance: 227 at a tolerance of 0.05 and 90 % confidence, 66 at 0.1; at most `MAX_GUARD_IMAGES`, as for a tolerance
+    of 0.
     """
     low, high = 2, MAX_GUARD_IMAGES
     while low < high:  # the bound falls with the number of images
         middle = (low + high) // 2
-        if paired_upper_bound(1, 1, middle, confidence) <= tolerance:
+        changing = CHANGING * middle
+        if paired_upper_bound(changing, changing, middle, confidence) <= tolerance / 2:
             high = middle
         else:
             low = middle + 1

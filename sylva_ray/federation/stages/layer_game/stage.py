@@ -10,16 +10,16 @@ from sylva_ray.core.seeding import numpy_generator
 from sylva_ray.core.types import stack_states
 from sylva_ray.federation.parameters import Phase2Parameters
 from sylva_ray.federation.server import Server
-from sylva_ray.federation.stages.layer_game.client import GuardOutcome
+from sylva_ray.federation.stages.layer_game.client import PairedOutcomes
 from sylva_ray.federation.stages.layer_game.rankings.ranking import GamePlan, PlayedGame, Ranking
-from sylva_ray.federation.stages.layer_game.server import select_layers
-from sylva_ray.federation.stages.layer_game.tasks import GameOutcome, GameTask, GuardTask
+from sylva_ray.federation.stages.layer_game.server import NOTHING_KEPT, columns, select_layers
+from sylva_ray.federation.stages.layer_game.tasks import CandidatesTask, GameOutcome, GameTask
 from sylva_ray.federation.stages.stage import Stage, StageResult
 from sylva_ray.models.cohort import CohortModel
 
 
 class LayerGame(Stage):
-    """1 play, 2 rank the layers, 3 candidates, 4 guard, 5 selection. The models are not changed.
+    """1 play, 2 rank the layers, 3 try candidates, 4 select. The models are not changed.
 
     Args:
         ranking: of the layers.
@@ -61,9 +61,9 @@ class LayerGame(Stage):
         graph = server.recorded_neighbourhood()
         ranked = self.ranking.rank(PlayedGame(plan, outcomes, graph, phase2, rng))
         candidates = ranked.candidates
-        guarded: dict[int, GuardOutcome] = server.run(
+        tried: dict[int, PairedOutcomes] = server.run(
             [
-                GuardTask(
+                CandidatesTask(
                     step,
                     cohort,
                     server.stack(cohort),
@@ -74,8 +74,7 @@ class LayerGame(Stage):
                 for cohort in cohorts
             ]
         )
-        guard = [guarded[client] for client in everyone]
-        selected, verdicts = select_layers(candidates, guard, graph, phase2)
+        selected = select_layers(candidates, [tried[client] for client in everyone], graph, phase2)
         phi, width, scores = ranked.phi, ranked.half_width, ranked.scores
         server.game = GameRecord(
             players=list(server.players),
@@ -87,15 +86,13 @@ class LayerGame(Stage):
             scores=None if scores is None else scores.tolist(),
             selected=selected.tolist(),
             candidates=[len(np.unique(rows, axis=0)) for rows in candidates],
-            guard_bound=[verdict.bound for verdict in verdicts],
-            guard_images=[verdict.pooled_images for verdict in verdicts],
             coalitions_evaluated=sum(len(outcome.values) for outcome in outcomes),
             block_evaluations=sum(outcome.block_evaluations for outcome in outcomes),
             exact=plan.permutations is None,
-            refined_epochs=[0] * len(everyone),
+            **columns([NOTHING_KEPT] * len(everyone), phase2.strengths),
         )
         reported = [outcome.values if outcome.scores is None else outcome.scores for outcome in outcomes]
         server.costs.upload_bytes += sum(values.nbytes for values in reported)
-        server.costs.upload_bytes += sum(3 * outcome.lost.nbytes for outcome in guard)
+        server.costs.upload_bytes += sum(outcome.num_bytes for outcome in tried.values())
         server.costs.download_bytes += candidates.nbytes + selected.nbytes
         return StageResult()

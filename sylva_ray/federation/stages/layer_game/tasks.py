@@ -11,7 +11,7 @@ from sylva_ray.core.lazy import torch
 from sylva_ray.core.types import ClientState, ParameterStack, StateStack, unstack_states
 from sylva_ray.federation.client.worker import CohortWorker
 from sylva_ray.federation.parameters import Phase2Parameters
-from sylva_ray.federation.stages.layer_game.client import GuardOutcome, Phase2Client
+from sylva_ray.federation.stages.layer_game.client import PairedOutcomes, Phase2Client
 from sylva_ray.federation.stages.layer_game.rankings.ranking import Ranking
 from sylva_ray.federation.tasks import CohortTask
 from sylva_ray.models.cohort import to_arrays, to_parameters
@@ -42,12 +42,12 @@ class RefineOutcome:
     """What the refinement of one client results in.
 
     Attributes:
-        states: after every benign epoch.
-        guard: of theta^r and of the state after every epoch, ``m = 1 + epochs``.
+        states: at every strength.
+        guard: of theta^r and of the state at every strength, ``m = 1 + strengths``, on the guard split.
     """
 
     states: tuple[ClientState, ...]
-    guard: GuardOutcome
+    guard: PairedOutcomes
 
 
 @dataclass(frozen=True)
@@ -84,8 +84,8 @@ class GameTask(CohortTask):
 
 
 @dataclass(frozen=True)
-class GuardTask(CohortTask):
-    """Attacks candidate selections anew on the guard split.
+class CandidatesTask(CohortTask):
+    """Attacks candidate selections, each anew, on the selection split.
 
     Attributes:
         phase2: the parameters of phase 2.
@@ -97,13 +97,13 @@ class GuardTask(CohortTask):
     benign_states: StateStack
     candidates: np.ndarray
 
-    stage: ClassVar[str] = "guard"
+    stage: ClassVar[str] = "candidates"
 
-    def execute(self, worker: CohortWorker, params: ParameterStack) -> list[GuardOutcome]:
+    def execute(self, worker: CohortWorker, params: ParameterStack) -> list[PairedOutcomes]:
         """See `CohortTask`."""
         with worker.stopwatch("game"):
             benign = to_parameters(self.benign_states, worker.device, torch.float32)
-            return Phase2Client.from_task(worker, self, params, self.phase2).guard_candidates(benign, self.candidates)
+            return Phase2Client.from_task(worker, self, params, self.phase2).try_candidates(benign, self.candidates)
 
 
 @dataclass(frozen=True)
@@ -123,6 +123,6 @@ class RefineTask(CohortTask):
     def execute(self, worker: CohortWorker, params: ParameterStack) -> list[RefineOutcome]:
         """See `CohortTask`."""
         with worker.stopwatch("game"):
-            epochs, guard = Phase2Client.from_task(worker, self, params, self.phase2).refine(self.selected)
-        states = [unstack_states(to_arrays(epoch)) for epoch in epochs]
-        return [RefineOutcome(tuple(epoch[c] for epoch in states), guard[c]) for c in range(len(self.clients))]
+            stacks, guard = Phase2Client.from_task(worker, self, params, self.phase2).refine(self.selected)
+        by_strength = [unstack_states(stack) for stack in stacks]
+        return [RefineOutcome(states, own) for states, own in zip(zip(*by_strength, strict=True), guard, strict=True)]
