@@ -75,6 +75,12 @@ def test_merging(run_here: Callable[..., str]) -> None:
     assert [row.split(" | ")[:2] for row in rows] == [["| moved", "4"], ["| unrelated", "4"]]
 
 
+def test_guard(run_here: Callable[..., str]) -> None:
+    rows = run_here("benchmarks/guard.py", "--fleets", 3).splitlines()
+    assert len(rows) == 8
+    assert all(row.count("%") == 8 for row in rows[2:])
+
+
 @pytest.mark.slow
 def test_chaos(tmp_path: Path) -> None:
     lines = run("scripts/chaos.py", "--faults", 2, "--only", "kill,torn", "--folder", tmp_path / "runs").splitlines()
