@@ -35,6 +35,15 @@ def shared_memory(node: Mapping[str, Any]) -> int:
     return int(stats.store_stats.object_store_bytes_used)
 
 
+def place(_: object) -> tuple[str, str]:
+    """Return where an actor runs: its node and its GPU."""
+    import ray
+
+    context = ray.get_runtime_context()
+    (gpu,) = context.get_accelerator_ids()["GPU"]
+    return context.get_node_id(), gpu
+
+
 def main() -> None:
     """Run the scenario."""
     out = result_file(__doc__)
@@ -61,11 +70,7 @@ def main() -> None:
     fleet, backbone = ray.put(prepared.fleet), ray.put(prepared.backbone)
     pool = RayPool(prepared.config, fleet, backbone, num_actors=NODES * ACTORS_PER_GPU, observer=Observer())
     slots = [slot for slot in pool._slots if slot is not None]
-    nodes = ray.get([slot.pending for slot in slots if slot.pending is not None])
-    where: list[dict[str, list[str]]] = ray.get(
-        [s.actor.__ray_call__.remote(lambda _: ray.get_runtime_context().get_accelerator_ids()) for s in slots]
-    )
-    places = Counter((node, *ids["GPU"]) for node, ids in zip(nodes, where, strict=True))
+    places: Counter[tuple[str, str]] = Counter(ray.get([slot.actor.__ray_call__.remote(place) for slot in slots]))
     say(f"{len(slots)} actors of half a GPU on {len(places)} GPUs, {sorted(places.values())} on each")
 
     live = ray.nodes()  # type: ignore[no-untyped-call]

@@ -147,7 +147,12 @@ CASES = {
         ["algorithm.loss", "'trades'", "a loss of its own"],
     ),
     "more liars than a neighbourhood bears": (
-        (*RUN, "partition.num_clients=5", "algorithm.robust={rule: geometric_median, assumed_fraction: 0.4}"),
+        (
+            *RUN,
+            "partition.num_clients=5",
+            "algorithm.adapters=neighbours",
+            "algorithm.robust={rule: geometric_median, assumed_fraction: 0.4}",
+        ),
         ["algorithm.robust.assumed_fraction", "0.4", "n >= 2f + 1", "3 neighbours", "2 of them Byzantine"],
     ),
     "coordinates of LoRA pairs": (

@@ -11,9 +11,13 @@ from sylva_ray.config.schema import RawConfig, flatten
 def result_settings(config: ExperimentConfig) -> RawConfig:
     """Return the settings that results depend on, as plain values.
 
-    These are all but ``tracking`` and ``cluster``; of the latter, ``threads_per_actor`` decides about the last bits.
+    These are all but ``tracking`` and ``cluster``; of the latter, ``threads_per_actor`` decides about the last bits. Of
+    a phase 2 that is switched off nothing else is used.
     """
     settings: RawConfig = json.loads(config.model_dump_json(exclude={"tracking": True, "cluster": True}))
+    phase2 = settings["algorithm"].get("phase2")
+    if isinstance(phase2, dict) and phase2.get("enabled") is False:
+        settings["algorithm"]["phase2"] = {"enabled": False}
     return settings | {"cluster": {"threads_per_actor": config.cluster.threads_per_actor}}
 
 

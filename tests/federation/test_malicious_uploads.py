@@ -143,6 +143,6 @@ def test_a_whole_run_with_both_phases_ends_and_says_who_was_refused(attack: dict
     assert summary.byzantine is not None
     (liar,) = summary.byzantine.attackers
     assert [list(record["refused"]) for record in rounds] == [[str(liar)]] * 2
-    assert any(f"client {liar} was not merged in 2 rounds" in warning for warning in summary.warnings)
+    assert any(f"client {liar} was not merged in 3 rounds" in warning for warning in summary.warnings)
     for client, state in enumerate(RunFolder(tmp_path / "run").load_states()):
         assert client == liar or all(np.isfinite(value).all() for value in state.values())

@@ -70,7 +70,7 @@ def small() -> list[TrafficRow]:
 @pytest.fixture(scope="module")
 def vit_base() -> list[TrafficRow]:
     """Rows of methods with adapters on ViT-B/16; the full model is built for its shapes."""
-    adapters = ["sylva", "lorica", "ffa_lora_at", "fedit_at", "fedsa_lora_at", "hetlora_at", "per_lora"]
+    adapters = ["sylva_paper_like", "lorica", "ffa_lora_at", "fedit_at", "fedsa_lora_at", "hetlora_at", "per_lora"]
     return traffic_table(BackboneSection(name="vit_base_patch16_224"), LoraSection(), [8, 32], 10, adapters)
 
 
@@ -80,7 +80,7 @@ def vit_base() -> list[TrafficRow]:
 def test_vit_base_by_arithmetic(vit_base: list[TrafficRow]) -> None:
     both = 4 * 8 * DEPTH * ((WIDTH + 3 * WIDTH) + (WIDTH + WIDTH))  # qkv and proj, r (d_in + d_out) each
     b_alone = 4 * 8 * DEPTH * (3 * WIDTH + WIDTH)
-    assert row_of(vit_base, "sylva", rank="8").upload == both == 1_769_472
+    assert row_of(vit_base, "sylva_paper_like", rank="8").upload == both == 1_769_472
     assert row_of(vit_base, "fedit_at", rank="8").upload == both + HEAD
     assert row_of(vit_base, "lorica", rank="8").upload == b_alone == 1_179_648
     assert row_of(vit_base, "lorica*", rank="8").upload == b_alone + HEAD
@@ -93,17 +93,17 @@ def test_vit_base_by_arithmetic(vit_base: list[TrafficRow]) -> None:
 
 
 def test_vit_base_reaches_the_expected_ratios(vit_base: list[TrafficRow]) -> None:
-    for method in ("sylva", "sylva*"):
+    for method in ("sylva_paper_like", "sylva_paper_like*"):
         assert ratio_of(vit_base, method, rank="8") >= 190
     for method in ("lorica", "ffa_lora_at", "lorica*", "ffa_lora_at*"):
         assert ratio_of(vit_base, method, rank="8") >= 280
         assert ratio_of(vit_base, method, "int4", rank="8") >= 1000
-    for method in ("sylva", "sylva*"):
+    for method in ("sylva_paper_like", "sylva_paper_like*"):
         assert ratio_of(vit_base, method, "int4", rank="8") >= 1000
 
 
 def test_quantised_against_quantised_the_ratio_is_that_of_the_adapters(vit_base: list[TrafficRow]) -> None:
-    for method in ("sylva", "lorica*"):
+    for method in ("sylva_paper_like", "lorica*"):
         plain = ratio_of(vit_base, method, rank="8")
         for kind in ("int8", "int4"):
             assert row_of(vit_base, method, kind, rank="8").ratio_same_compression == pytest.approx(plain, rel=1e-3)
@@ -119,7 +119,7 @@ def test_the_payload_is_the_arithmetic_plus_a_header(small: list[TrafficRow]) ->
         assert header == 0 if row.content == "nothing" else 0 < header <= 200 * 80
         if row.compression != "none":
             assert header < 200
-    low, high = row_of(small, "sylva", rank="4"), row_of(small, "sylva", rank="8")
+    low, high = row_of(small, "sylva_paper_like", rank="4"), row_of(small, "sylva_paper_like", rank="8")
     assert high.upload == 2 * low.upload
     assert abs((high.payload - high.upload) - (low.payload - low.upload)) <= 48 * 4  # only digits of shapes and offsets
 
@@ -128,7 +128,7 @@ def test_b_alone_over_both_factors_is_b_over_a_plus_b(small: list[TrafficRow]) -
     """T11.2."""
     shapes = array_shapes(LoraStack(create_backbone(SMALL, 10), LoraSection(rank=8)).initial_state(torch.Generator()))
     size = {f: sum(int(np.prod(s)) for n, s in shapes.items() if n.endswith(f"lora_{f}")) for f in "AB"}
-    b_alone, both = row_of(small, "lorica", rank="8").upload, row_of(small, "sylva", rank="8").upload
+    b_alone, both = row_of(small, "lorica", rank="8").upload, row_of(small, "sylva_paper_like", rank="8").upload
     assert b_alone / both == size["B"] / (size["A"] + size["B"])
 
 
@@ -183,28 +183,28 @@ def test_every_method_has_its_rows_and_every_rule_one_for_each_rank(small: list[
     for rule in RULES:
         rows = [row for row in small if row.methods == (f"{rule}/10",)]
         assert [row.rank for row in rows] == ["4", "8"]
-        assert all(row.upload == row_of(small, "sylva", rank=row.rank).upload for row in rows)
-        assert all(row.payload == row_of(small, "sylva", rank=row.rank).payload for row in rows)
+        assert all(row.upload == row_of(small, "sylva_paper_like", rank=row.rank).upload for row in rows)
+        assert all(row.payload == row_of(small, "sylva_paper_like", rank=row.rank).payload for row in rows)
         assert all(row.download == 10 * row.upload for row in rows)  # FedEx-LoRA: mean and 9 residual factors
 
 
 def test_fedex_sends_the_dense_residual_when_that_is_less() -> None:
     rows = traffic_table(SMALL, LoraSection(), [64], 10, None, num_clients=100)
-    upload = row_of(rows, "sylva", rank="64").upload
+    upload = row_of(rows, "sylva_paper_like", rank="64").upload
     dense = sum(4 * d_in * d_out for d_in, d_out in 6 * [(192, 576), (192, 192)])
     assert next(row for row in rows if row.methods == ("FedEx-LoRA/100",)).download == upload + dense
 
 
 def test_a_chosen_method_and_other_targets(tmp_path: Path) -> None:
-    rows = traffic_table(SMALL, LoraSection(target_modules=("attn.qkv",)), [2], 100, ["sylva"])
-    assert row_of(rows, "sylva").upload == 4 * 2 * 6 * (192 + 576)
-    assert row_of(rows, "sylva*").upload == row_of(rows, "sylva").upload + 4 * 100 * 193
-    assert {name for row in rows for name in row.methods} == {"sylva", "sylva*"}
+    rows = traffic_table(SMALL, LoraSection(target_modules=("attn.qkv",)), [2], 100, ["sylva_paper_like"])
+    assert row_of(rows, "sylva_paper_like").upload == 4 * 2 * 6 * (192 + 576)
+    assert row_of(rows, "sylva_paper_like*").upload == row_of(rows, "sylva_paper_like").upload + 4 * 100 * 193
+    assert {name for row in rows for name in row.methods} == {"sylva_paper_like", "sylva_paper_like*"}
     write_csv(rows, tmp_path / "table.csv")
     with open(tmp_path / "table.csv", newline="") as file:
         lines = list(csv.DictReader(file))
     assert len(lines) == len(rows) == 6
-    assert (lines[0]["methods"], int(lines[0]["upload"])) == ("sylva", rows[0].upload)
+    assert (lines[0]["methods"], int(lines[0]["upload"])) == ("sylva_paper_like", rows[0].upload)
     assert terminal_table(rows, "title").row_count == 2
 
 
