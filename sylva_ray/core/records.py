@@ -6,6 +6,7 @@ hold the others. docs/summary.md is generated from these types.
 
 from __future__ import annotations
 
+from itertools import groupby
 from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -178,7 +179,17 @@ class GameRecord(Artefact):
         """Return whether a client kept a part of its refinement. Version 0.1 noted epochs instead of a strength."""
         return bool((self.strength or (self.model_extra or {})["refined_epochs"])[client])
 
-    def selected_layers(self, client: int) -> list[str]:
-        """Return the names of a client's selected layers; a block's name is its number."""
-        names = (player.removeprefix("blocks.") for player in self.players)
-        return [name for name, chosen in zip(names, self.selected[client], strict=True) if chosen]
+    def refined(self, client: int) -> str:
+        """Return a client's selected layers and how much of their refinement it kept, e.g. ``1-5, head (50 %)``.
+
+        A block's name is its number.
+        """
+        names = [player.removeprefix("blocks.") for player in self.players]
+        parts = []
+        for chosen, run in groupby(enumerate(self.selected[client]), key=lambda layer: layer[1]):
+            layers = [names[position] for position, _ in run] if chosen else []
+            blocks = [name for name in layers if name.isdecimal()]
+            parts += [f"{blocks[0]}-{blocks[-1]}"] if len(blocks) > 2 else blocks
+            parts += [name for name in layers if not name.isdecimal()]
+        strength = f"{100 * self.strength[client]:.0f} %" if self.strength else "kept"
+        return f"{', '.join(parts)} ({strength if self.kept(client) else 'not kept'})" if parts else "none"

@@ -25,7 +25,7 @@ from rich.table import Table
 
 from sylva_ray.core.credentials import mask_value
 from sylva_ray.core.evaluation import AttackRow, ConditionRow, Evaluation
-from sylva_ray.core.records import GameRecord, StageRecord
+from sylva_ray.core.records import StageRecord
 from sylva_ray.core.summary import Spread, StageAccuracies, Summary
 from sylva_ray.core.text import Show
 from sylva_ray.federation.observer import Notice, Observer, StageStarted, TaskDone
@@ -158,7 +158,7 @@ def closing_table(summary: Summary, records: Sequence[StageRecord]) -> Table:
         mark = " collapsed" if client.collapsed else ""
         cells = [f"{client.client}{mark}", str(client.train), f"{100 * client.majority_share:.1f}"]
         cells += _accuracy_cells(stages, attack, partial(_value_of_client, client=client.client))
-        table.add_row(*cells, *([_refined_layers(game, client.client)] if game else []))
+        table.add_row(*cells, *([game.refined(client.client)] if game else []))
     table.add_section()
     for name, statistic in (("mean", "mean"), ("worst decile", "worst_decile")):
         read: Callable[[Spread], float] = attrgetter(statistic)
@@ -178,13 +178,6 @@ def _accuracy_cells(
     benign = [read(stage.benign_accuracy) for stage in stages]
     robust = [read(stage.robust_accuracy[attack]) for stage in stages] if attack else []
     return [" > ".join(f"{100 * value:5.1f}" for value in values) for values in (benign, robust)]
-
-
-def _refined_layers(game: GameRecord, client: int) -> str:
-    layers = game.selected_layers(client)
-    if not layers:
-        return "none"
-    return " ".join(layers) + ("" if game.kept(client) else " (not kept)")
 
 
 def closing_lines(summary: Summary, run_dir: Path | str, tracking_uri: str | None) -> list[str]:

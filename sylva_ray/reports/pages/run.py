@@ -15,7 +15,7 @@ from markupsafe import Markup
 
 from sylva_ray.core.credentials import mask_yaml
 from sylva_ray.core.evaluation import Evaluation
-from sylva_ray.core.records import GameRecord, StageRecord
+from sylva_ray.core.records import StageRecord
 from sylva_ray.core.summary import Spread, Summary
 from sylva_ray.federation.stages.layer_game.rankings.registry import RANKINGS
 from sylva_ray.reports.attack_titles import attack_titles_from_config
@@ -163,16 +163,7 @@ def _client_rows(summary: Summary, stages: Sequence[PhaseEnd]) -> list[_ClientRo
         i = client.client
         benign = [stage.accuracies.benign_accuracy.per_client[i] for stage in stages]
         robust = [stage.accuracies.robust_accuracy[attack].per_client[i] for stage in stages] if attack else []
-        layers = _layers(summary.layer_game, i)
+        layers = "" if summary.layer_game is None else summary.layer_game.refined(i)
         collapsed = bool(client.collapsed)
         rows.append(_ClientRow(i, client.train, client.majority_share, collapsed, benign, robust, layers))
     return rows
-
-
-def _layers(game: GameRecord | None, client: int) -> str:
-    """Return the names of a client's selected layers as text."""
-    if game is None:
-        return ""
-    selected = game.selected_layers(client)
-    names = ", ".join(selected) or "none"
-    return f"{names} (not kept)" if selected and not game.kept(client) else names
