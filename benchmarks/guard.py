@@ -51,7 +51,8 @@ def accepted(scenario: str, images: int, fleets: int) -> tuple[float, float]:
     """
     benign, robust = SCENARIOS[scenario]
     phase2 = Phase2Parameters()
-    graph = neighbour_graph(np.ones((NUM_CLIENTS, NUM_CLIENTS)), np.ones(NUM_CLIENTS), k=4)
+    updates = np.random.default_rng(0).normal(size=(NUM_CLIENTS, 20))
+    graph = neighbour_graph(updates @ updates.T, np.ones(NUM_CLIENTS))
     kept, false = 0, 0
     for fleet in range(fleets):
         rng = np.random.default_rng([fleet, images])

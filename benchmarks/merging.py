@@ -2,8 +2,8 @@
 
     python benchmarks/merging.py [--clients 10 100 300] [--repeats 3]
 
-Uploads have the shapes of the offline backbone (`vit_micro`: 6 blocks of width 192, qkv and proj of every
-block adapted, rank 8). In *moved* fleets, every client has moved away from a common state, as after a round of
+Uploads have the shapes of the backbone `vit_micro` (6 blocks of width 192, qkv and proj of every block adapted, rank
+8). In *moved* fleets, every client has moved away from a common state, as after a round of
 training. In *unrelated* fleets, the clients have nothing in common: the singular values of a mean of products then fall
 slowly, which is the worst case. The numbers are CPU seconds of `Algorithm.aggregate`, the lowest of the repeats:
 

@@ -35,7 +35,7 @@ ROUNDS, BATCH_SIZE, LR, HEAD_WARMUP_LR, WEIGHT_DECAY, CLIP_NORM = 3, 16, 0.01, 0
 EPSILON, STEPS, EPSILON_WARMUP = 8 / 255, 3, 0.3  # of PGD in training
 BENIGN_EPOCHS, BENIGN_LR, REFINE_EPOCHS, REFINE_LR = 3, 1e-3, 2, 1e-3
 STRENGTHS, ATTACK_STEPS, MAX_IMAGES, SHRINK_STRENGTH = (0.5, 0.75, 1.0), 5, 8, 64.0  # of phase 2
-TOLERANCE, CONFIDENCE, BENIGN_TOLERANCE, BENIGN_CONFIDENCE = 0.1, 0.9, 0.0, 0.8  # of the guard
+TOLERANCE, CONFIDENCE, BENIGN_TOLERANCE, BENIGN_CONFIDENCE = 0.05, 0.9, 0.0, 0.8  # of the guard
 
 State = dict[str, torch.Tensor]  # adapters and head of a client, by PEFT's names
 
@@ -243,7 +243,7 @@ def layer_game(clients: Sequence[Client], near: np.ndarray) -> list[dict[str, np
         games[i]["shapley"] = trust * games[i]["own"] + (1 - trust) * among
         games[i]["candidates"] = nested_candidates(games[i]["shapley"])
         states = [mixed(client, *ends[i], row) for row in games[i]["candidates"]]
-        outcomes[i] = outcomes_of(client, states, f"candidates/{ROUNDS + 2}", client.data.selection, MAX_IMAGES)
+        outcomes[i] = outcomes_of(client, states, f"candidates/{ROUNDS + 2}", client.data.selection)
         client.load(ends[i][0])
     for i, game in enumerate(games):
         game["selected"] = game["candidates"][last_accepted(i, outcomes, near, benign_tolerance=1.0)]
@@ -296,25 +296,21 @@ def nested_candidates(phi: np.ndarray) -> np.ndarray:
     return np.array([np.isin(range(len(phi)), order[:size]) for size in range(len(order) + 1)])
 
 
-def outcomes_of(
-    client: Client, states: Sequence[State], purpose: str, split: Split, limit: int | None = None
-) -> np.ndarray:
+def outcomes_of(client: Client, states: Sequence[State], purpose: str, split: Split) -> np.ndarray:
     """Return which images are right, benign and under an attack made against each state; ``[states, 2, n] bool``."""
-    chosen = Split(split.images[:limit], split.labels[:limit])
-    return np.stack([answers(client.load(state), chosen, ATTACK_STEPS, purpose) for state in states])
+    return np.stack([answers(client.load(state), split, ATTACK_STEPS, purpose) for state in states])
 
 
 def last_accepted(i: int, outcomes: dict[int, np.ndarray], near: np.ndarray, benign_tolerance: float) -> int:
     """Return the last row of ``outcomes[i]`` before one whose losses against row 0 may exceed the tolerances.
 
     If client i has too few images, those of other clients with such a row are added, the nearest clients first:
-    neighbours, then their neighbours, then the others.
+    neighbours, then their neighbours, and so on.
     """
     enough = images_needed(TOLERANCE, CONFIDENCE)
     order = [i]
     for j in order:
         order += [m for m in np.argsort(-near[j], kind="stable").tolist() if near[j, m] > 0 and m not in order]
-    order += [j for j in range(len(near)) if j not in order]
     for row in range(1, len(outcomes[i])):
         pool = outcomes[i][[0, row]]
         for j in order[1:]:

@@ -76,9 +76,13 @@ def test_merging(run_here: Callable[..., str]) -> None:
 
 
 def test_guard(run_here: Callable[..., str]) -> None:
-    rows = run_here("benchmarks/guard.py", "--fleets", 3).splitlines()
-    assert len(rows) == 8
-    assert all(row.count("%") == 8 for row in rows[2:])
+    """The draws have fixed seeds; of 40 fleets, 30 more or less keep a true gain, and some of the overfitted ones."""
+    rows = run_here("benchmarks/guard.py", "--fleets", 40).splitlines()[2:]
+    kept = {cells[1].strip(): float(cells[4].split("%")[0]) for cells in (row.split("|") for row in rows)}
+    assert len(kept) == 6
+    assert kept["overfit: benign -2, robust 0"] < 15
+    assert kept["harm: benign +2, robust -10"] < 30
+    assert kept["gain: benign +3, robust 0"] > 50
 
 
 @pytest.mark.slow

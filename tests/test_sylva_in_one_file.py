@@ -44,7 +44,7 @@ SETTINGS = {
     "BENIGN_EPOCHS": 2,
     "BENIGN_LR": 0.03,
     "REFINE_LR": 0.02,
-    "TOLERANCE": 0.25,
+    "TOLERANCE": 0.2,
     "ATTACK_STEPS": 2,
     "MAX_IMAGES": 6,
 }
@@ -243,7 +243,7 @@ def test_every_decision_is_the_same_and_something_is_decided(both: dict[str, Any
     assert summary.strength == both["kept"]
     accepted, proposed = np.sum(selected), sum(rows[-1].sum() for rows in candidates)
     assert 0 < accepted < proposed, "the guard refuses something, but not everything"
-    assert 0 < sum(both["kept"]) < 3
+    assert any(0 < strength < 1 for strength in both["kept"])
 
 
 def test_accuracies_are_the_same(both: dict[str, Any]) -> None:

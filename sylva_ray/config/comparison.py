@@ -11,13 +11,9 @@ from sylva_ray.config.schema import RawConfig, flatten
 def result_settings(config: ExperimentConfig) -> RawConfig:
     """Return the settings that results depend on, as plain values.
 
-    These are all but ``tracking`` and ``cluster``; of the latter, ``threads_per_actor`` decides about the last bits. Of
-    a phase 2 that is switched off nothing else is used.
+    These are all but ``tracking`` and ``cluster``; of the latter, ``threads_per_actor`` decides about the last bits.
     """
     settings: RawConfig = json.loads(config.model_dump_json(exclude={"tracking": True, "cluster": True}))
-    phase2 = settings["algorithm"].get("phase2")
-    if isinstance(phase2, dict) and phase2.get("enabled") is False:
-        settings["algorithm"]["phase2"] = {"enabled": False}
     return settings | {"cluster": {"threads_per_actor": config.cluster.threads_per_actor}}
 
 
@@ -32,7 +28,11 @@ def difference(stored: ExperimentConfig, config: ExperimentConfig) -> str:
         The first key of `result_settings` that differs, with both values; '' where there is none.
     """
     before, now = flatten(result_settings(with_choices_of(stored, config))), flatten(result_settings(config))
+    phase2 = "algorithm.phase2."
+    is_off = before.get(f"{phase2}enabled") == now.get(f"{phase2}enabled") == str(False)
     for key in sorted(before.keys() | now.keys()):
+        if key.startswith(phase2) and not (key in before and key in now) and is_off:
+            continue  # one of the two is of a version without this setting, which has no effect there
         if before.get(key) != now.get(key):
             return f"{key}: {before.get(key, 'not set')} there, {now.get(key, 'not set')} now"
     return ""

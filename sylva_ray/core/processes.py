@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 
@@ -30,16 +31,18 @@ class AfterDeath:
 
     def __init__(self, script: str, *arguments: str) -> None:
         self._process = subprocess.Popen(
-            ["/bin/sh", "-c", f'[ "$(cat)" = cancelled ] || {{ {script}\n}}', "sh", *arguments],
+            ["/bin/sh", "-c", f'read -r word; [ "$word" = cancelled ] || {{ {script}\n}}', "sh", *arguments],
             stdin=subprocess.PIPE,
             start_new_session=True,  # a signal to the process group must not end it
         )
 
     def cancel(self) -> None:
         """End the shell without running the script."""
-        self._process.communicate(b"cancelled")
+        self._process.communicate(b"cancelled\n")
 
     def close(self) -> None:
         """Let the script begin, unless it was cancelled, and do not wait for it."""
-        assert self._process.stdin is not None
-        self._process.stdin.close()
+        if self._process.stdin is not None and not self._process.stdin.closed:
+            with contextlib.suppress(BrokenPipeError):  # the shell was ended by somebody else
+                self._process.stdin.write(b"closed\n")
+                self._process.stdin.close()

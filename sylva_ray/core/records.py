@@ -69,7 +69,7 @@ class ClientAccuracies(Artefact):
 
 
 class Neighbours(Artefact):
-    """The neighbourhood of every client, which phase 2 pools values and guard outcomes over."""
+    """The neighbourhood of every client, over which phase 2 pools values and outcomes of clients with few images."""
 
     members: list[list[int]]
     """Client numbers, ``[K][1 + neighbours]``, the client itself included."""
@@ -184,12 +184,13 @@ class GameRecord(Artefact):
 
         A block's name is its number.
         """
-        names = [player.removeprefix("blocks.") for player in self.players]
+        players = zip(self.players, self.selected[client], strict=True)
+        names = [player.removeprefix("blocks.") for player, chosen in players if chosen]
+        blocks = [int(name) for name in names if name.isdecimal()]
         parts = []
-        for chosen, run in groupby(enumerate(self.selected[client]), key=lambda layer: layer[1]):
-            layers = [names[position] for position, _ in run] if chosen else []
-            blocks = [name for name in layers if name.isdecimal()]
-            parts += [f"{blocks[0]}-{blocks[-1]}"] if len(blocks) > 2 else blocks
-            parts += [name for name in layers if not name.isdecimal()]
+        for _, run in groupby(enumerate(blocks), key=lambda block: block[1] - block[0]):  # equal where consecutive
+            numbers = [str(number) for _, number in run]
+            parts += [f"{numbers[0]}-{numbers[-1]}"] if len(numbers) > 2 else numbers
+        parts += [name for name in names if not name.isdecimal()]
         strength = f"{100 * self.strength[client]:.0f} %" if self.strength else "kept"
         return f"{', '.join(parts)} ({strength if self.kept(client) else 'not kept'})" if parts else "none"

@@ -85,7 +85,7 @@ class ClientSummary(Artefact):
     selection: int = 0
     """Validation images that choose layers."""
     guard: int = 0
-    """Validation images that accept or reject the choice."""
+    """Validation images that decide how much of a refinement is kept."""
     test: int = 0
     """Test images."""
     majority_share: float = math.nan

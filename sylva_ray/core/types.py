@@ -120,7 +120,7 @@ class ClientData:
     Attributes:
         train: trains the weights.
         selection: one half of the validation data, with which layers are chosen.
-        guard: the other half of the validation data, with which the choice is accepted or rejected.
+        guard: the other half of the validation data, which decides how much of a refinement is kept.
         test: for evaluation.
     """
 

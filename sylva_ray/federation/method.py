@@ -327,7 +327,7 @@ class Method:
         return neighbour_graph(product_gram(known), weights, self.parameters.num_neighbours)
 
     def phase2_graph(self, adapters: Sequence[ClientState], num_samples: Sequence[int]) -> NeighbourGraph:
-        """Return the neighbourhoods whose game values and guard outcomes are pooled in phase 2.
+        """Return the neighbourhoods over which game values and paired outcomes are pooled in phase 2.
 
         A client that shares no adapters is its own neighbourhood.
         """

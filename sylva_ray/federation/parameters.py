@@ -69,7 +69,7 @@ class Phase2Parameters(Section):
     benign_confidence: float = Field(0.8, gt=0.5, lt=1, description="of the bound of the benign loss")
     guard_pool: Count | None = Field(
         None,
-        description="guard images below which outcomes of other clients are added; None: what the bound needs",
+        description="images below which outcomes of other clients are added; None: what the robust bound needs",
     )
 
     @model_validator(mode="after")

@@ -15,7 +15,7 @@ from sylva_ray.attacks.losses import cross_entropy
 from sylva_ray.config.experiment import AlgorithmSection
 from sylva_ray.federation.context import RoundUploads
 from sylva_ray.federation.contract import Algorithm
-from tests.algorithms.toys import HEADS, NOTHING, SMALL, alone, arrive, equal, fleet, method, toy
+from tests.algorithms.toys import NOTHING, SMALL, alone, arrive, equal, fleet, method, toy
 
 
 def test_class_weights_in_their_limits() -> None:
@@ -86,8 +86,7 @@ def test_heads_stay_at_home_and_identical_clients_stay_what_they_are(name: str, 
 
 
 def test_global_sharing_gives_everybody_the_same_bits() -> None:
-    made = Algorithm(Algorithm.Parameters(adapters="global", heads="global"))
-    made.head_names = HEADS
+    made = method("sylva")
     states = fleet(3)
     merged = made.aggregate(arrive(made, states, clients=[0, 2], sizes=[1, 1, 2]))
     assert equal(merged[0], merged[1])

@@ -29,6 +29,12 @@ def test_what_was_refined_in_words(selected: list[int], strength: float, text: s
     assert game(selected, strength=[strength]).refined(0) == text
 
 
+def test_blocks_without_adapters_are_not_named() -> None:
+    players = ["blocks.0", "blocks.3", "blocks.4", "blocks.5", "head"]
+    record = GameRecord(players=players, selected=[[True] * 5], strength=[1.0])
+    assert record.refined(0) == "0, 3-5, head (100 %)"
+
+
 def test_version_0_1_noted_epochs_instead_of_a_strength() -> None:
     assert game([1, 6], refined_epochs=[2]).refined(0) == "1, head (kept)"
     assert game([1, 6], refined_epochs=[0]).refined(0) == "1, head (not kept)"

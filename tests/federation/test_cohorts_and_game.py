@@ -95,7 +95,7 @@ def test_small_clients_borrow_their_neighbours_outcomes() -> None:
     """Ten images prove nothing; the neighbours' hundreds do, in either direction."""
     harmless = {0: guard([0, 0], [0, 0], 10), 1: guard([0, 0], [0, 0], 300)}
     assert largest(0, {0: harmless[0]}, alone(1)).row == 0
-    verdict = largest(0, harmless, alone(2))
+    verdict = largest(0, harmless, everybody(2))
     assert (verdict.row, verdict.pooled_images) == (1, 310)
     harmful = {0: guard([0, 0], [0, 0], 10), 1: guard([0, 90], [0, 0], 300)}
     assert largest(0, harmful, everybody(2)).row == 0
@@ -129,12 +129,12 @@ def test_what_is_kept_must_have_raised_benign_accuracy() -> None:
 
 
 def test_the_nearest_come_first_and_everybody_once() -> None:
-    """0's neighbour is 1, whose neighbours are 3 and then 2; nobody is near 4."""
+    """0's neighbour is 1, whose neighbours are 3 and then 2; 4 is nobody's neighbour and has none."""
     members = np.array([[0, 1, 1], [1, 2, 3], [2, 2, 2], [3, 3, 3], [4, 4, 4]])
     weights = np.array([[0.5, 0.3, 0.2], [0.6, 0.1, 0.3], [1, 0, 0], [1, 0, 0], [1, 0, 0]])
     graph = NeighbourGraph(members, weights)
-    assert list(nearest_first(0, graph)) == [1, 3, 2, 4]
-    assert list(nearest_first(4, graph)) == [0, 1, 2, 3]
+    assert list(nearest_first(0, graph)) == [1, 3, 2]
+    assert list(nearest_first(4, graph)) == []
 
 
 def test_padding_rows_are_never_evidence() -> None:

@@ -30,14 +30,14 @@ NAMESPACE = "sylva_ray"
 
 END_SESSION = """
 exec > /dev/null 2>&1
-passes_without=0
+passes=0 passes_without=0
 sleep 5
-while [ $passes_without -lt 3 ]; do
-    passes_without=$((passes_without + 1))
+while [ $passes_without -lt 3 ] && [ $passes -lt 30 ]; do
+    passes=$((passes + 1)) passes_without=$((passes_without + 1))
     for process in /proc/[0-9]*; do
         case "$(cat "$process/comm")" in
             ray*|gcs_server*) shown=$(ls -l "$process/fd") ;;
-            python*) shown=$(tr '\\0' ' ' < "$process/cmdline") ;;
+            python*) shown=$(tr '\\0' ' ' < "$process/cmdline" | grep 'ray/_private/\\|ray/dashboard/') ;;
             *) continue ;;
         esac
         case "$shown" in *"$1/"*) kill -9 "${process#/proc/}" && passes_without=0 ;; esac
@@ -46,9 +46,10 @@ while [ $passes_without -lt 3 ]; do
 done
 """
 """A script that ends what is left of a session of Ray on this machine: Ray's processes with a file of it open, and
-those that have just been started and so are still called Python, with a path of it among their arguments. It looks
-until three passes find none, since Ray's services replace their agents. Most processes end by themselves when the
-driver dies; the agents first try for a minute to reach a service that is gone."""
+those that have just been started and so are still called Python: a program of Ray's, with a path of the session among
+its arguments. It looks until three passes find none, for about a minute at most, since Ray's services replace their
+agents. Most processes end by themselves when the driver dies; the agents first try for a minute to reach a service that
+is gone."""
 
 GCS_TIMEOUT_S = "15"
 """Seconds after which Ray's processes on this machine end, once its control service (GCS) has been lost. On a cluster

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sylva_ray.aggregation.factors import merge_factors
+from sylva_ray.aggregation.factors import merge_factors, paired_modules
 from sylva_ray.attacks.losses import cross_entropy
 from sylva_ray.attacks.pgd import default_step_size, pgd
 from sylva_ray.attacks.registry import attack_stack
@@ -119,8 +119,7 @@ class Phase2Client:
         with at_precision(self.model, self.training_precision):
             settings = EpochSettings(self.config.training, self.phase2.benign_lr, self.phase2.benign_epochs)
             run_epochs(params, step, self.data, self.streams("theta_b"), settings)
-        finite_C = torch.stack([value.flatten(1).isfinite().all(1) for value in params.values()]).all(0)
-        return {name: torch.where(broadcast_clients(finite_C, v), v, self.robust[name]) for name, v in params.items()}
+        return self._finite_or_robust(params)
 
     def selection_images(self, benign: ParameterStack) -> SelectionImages:
         """Return the selection split and the results of PGD on it against theta^r and theta^b (``benign``)."""
@@ -145,7 +144,7 @@ class Phase2Client:
         """Attack ``candidates [C, m, n]`` on the selection split, each anew; row 0 must be empty, which is theta^r."""
         num_clients, num_candidates, _ = candidates.shape
         assert not candidates[:, 0].any(), "candidates are compared with theta^r"
-        splits = [_head_of(own.selection, self.phase2.max_images) for own in self.data]
+        splits = [own.selection for own in self.data]
         reference = self._outcomes(self.robust, splits, "candidates")
         outcomes = [reference]
         for row in range(1, num_candidates):
@@ -203,7 +202,10 @@ class Phase2Client:
         return stacks, _paired([self._outcomes(params, splits, "guard") for params in states])
 
     def _refined(self, selected: np.ndarray) -> ParameterStack:
-        """Return theta^r with the players in ``selected`` trained on benign data; other parameters keep their bits."""
+        """Return theta^r with the players in ``selected`` trained on benign data; other parameters keep their bits.
+
+        A client whose training diverges stays at theta^r.
+        """
         params = {name: value.clone() for name, value in self.robust.items()}
         device = next(iter(params.values())).device
         masks = {
@@ -215,7 +217,12 @@ class Phase2Client:
         settings = EpochSettings(self.config.training, self.phase2.refine_lr, self.phase2.refine_epochs)
         with at_precision(self.model, self.training_precision):
             run_epochs(params, step, self.data, self.streams("refine"), settings, masks)
-        return params
+        return self._finite_or_robust(params)
+
+    def _finite_or_robust(self, params: ParameterStack) -> ParameterStack:
+        """Return ``params``, and theta^r for the clients of which an entry is not finite."""
+        finite_C = torch.stack([value.flatten(1).isfinite().all(1) for value in params.values()]).all(0)
+        return {name: torch.where(broadcast_clients(finite_C, v), v, self.robust[name]) for name, v in params.items()}
 
     # -- random draws -----------------------------------------------------------------------------------------------
 
@@ -236,7 +243,9 @@ def _head_of(split: Split, limit: int) -> Split:
 
 
 def interpolate(robust: ClientState, refined: ClientState, names: Sequence[str], strength: float) -> ClientState:
-    """Return ``robust + strength (refined - robust)``, of LoRA pairs the nearest product ``B A`` of their rank.
+    """Return ``robust + strength (refined - robust)``, of LoRA pairs the nearest product ``B A`` of the client's rank.
+
+    A slot of a pair that is zero in both states stays zero: the client's rank is lower than the arrays'.
 
     Args:
         robust: the state at strength 0.
@@ -247,7 +256,23 @@ def interpolate(robust: ClientState, refined: ClientState, names: Sequence[str],
     if strength == 1:
         return dict(refined)
     start, end = ({name: state[name] for name in names} for state in (robust, refined))
-    return dict(robust) | merge_factors(start, [start, end], [1 - strength, strength], "product_svd")
+    used = {
+        module: np.any(
+            [state[f"{module}.lora_A"].any(1) | state[f"{module}.lora_B"].any(0) for state in (start, end)], 0
+        )
+        for module in paired_modules(start)
+    }
+    for state in (start, end):
+        for module, slots in used.items():
+            a, b = f"{module}.lora_A", f"{module}.lora_B"
+            state[a], state[b] = state[a][slots], state[b][:, slots]
+    between = dict(robust) | merge_factors(start, [start, end], [1 - strength, strength], "product_svd")
+    for module, slots in used.items():
+        a, b = f"{module}.lora_A", f"{module}.lora_B"
+        whole_a, whole_b = np.zeros_like(robust[a]), np.zeros_like(robust[b])
+        whole_a[slots], whole_b[:, slots] = between[a], between[b]
+        between |= {a: whole_a, b: whole_b}
+    return between
 
 
 def _paired(outcomes: Sequence[Sequence[np.ndarray]]) -> list[PairedOutcomes]:

@@ -47,4 +47,5 @@ class Refine(Stage):
                 server.states[client] = dict(refined[client].states[verdict.row - 1])
         server.game = server.game.model_copy(update=columns(verdicts, self.phase2.strengths))
         server.costs.upload_bytes += sum(outcome.num_bytes for outcome in guard.values())
+        server.costs.download_bytes += np.dtype(float).itemsize * len(refining)  # the accepted strength
         return StageResult(participants=refining)

@@ -5,6 +5,7 @@
             ── outcomes, selection split ────►  the largest set whose robust loss is bounded
             ◄─ selected layers ──────────────
             ── outcomes, guard split ────────►  the largest strength with bounded robust loss and a benign gain
+            ◄─ strength ─────────────────────
 
 Only these numbers are uploaded, neither images nor weights. (The simulator also moves states, because any worker may
 run any client.) The guard split decides once, about the refined layers: what was looked at before is the selection
@@ -57,10 +58,12 @@ def largest_accepted(
     """Return the last row, tested in order, whose one-sided paired bounds of both losses are within the tolerances.
 
     A row is a candidate selection, or a strength of the refinement; row 0 is theta^r. The tests end at the first row
-    that fails, so for any number of rows the probability of accepting a harmful one is that of a single test
-    (fixed-sequence testing, Maurer et al. 1995). If the client has fewer images than are needed, outcomes of other
-    clients *at the same row* are added, the nearest first and no more than necessary: clients differ, and what harms
-    one need not harm another.
+    that fails. For strengths, whose order is fixed beforehand, the probability of accepting a harmful one is therefore
+    that of a single test (fixed-sequence testing, Maurer et al. 1995); candidates were ordered by the same images.
+
+    If the client has fewer images than the test of the robust loss needs, outcomes of other clients *at the same row*
+    are added, the nearest first and no more than necessary: clients differ, and what harms one need not harm another.
+    The decision is then about the mean of the pool, and believes what its members report.
 
     Args:
         client: to decide for.
@@ -94,7 +97,7 @@ def largest_accepted(
 
 
 def nearest_first(client: int, graph: NeighbourGraph) -> Iterator[int]:
-    """Yield all other clients once: neighbours by weight, then their neighbours, and at the end who is none."""
+    """Yield the other clients that a walk over neighbours reaches, once: neighbours by weight, then theirs, ..."""
     queue, seen = [client], {client}
     for receiver in queue:
         for near in graph.members[receiver][np.argsort(-graph.weights[receiver], kind="stable")].tolist():
@@ -102,7 +105,6 @@ def nearest_first(client: int, graph: NeighbourGraph) -> Iterator[int]:
                 seen.add(near)
                 queue.append(near)
                 yield near
-    yield from (other for other in range(len(graph.members)) if other not in seen)
 
 
 def select_layers(
