@@ -305,12 +305,13 @@ def last_accepted(i: int, outcomes: dict[int, np.ndarray], near: np.ndarray, ben
     """Return the last row of ``outcomes[i]`` before one whose losses against row 0 may exceed the tolerances.
 
     If client i has too few images, those of other clients with such a row are added, the nearest clients first:
-    neighbours, then their neighbours, and so on.
+    neighbours, then their neighbours, and at the end the others.
     """
     enough = images_needed(TOLERANCE, CONFIDENCE)
     order = [i]
     for j in order:
         order += [m for m in np.argsort(-near[j], kind="stable").tolist() if near[j, m] > 0 and m not in order]
+    order += [j for j in range(len(near)) if j not in order]
     for row in range(1, len(outcomes[i])):
         pool = outcomes[i][[0, row]]
         for j in order[1:]:

@@ -129,11 +129,11 @@ def test_what_is_kept_must_have_raised_benign_accuracy() -> None:
 
 
 def test_the_nearest_come_first_and_everybody_once() -> None:
-    """0's neighbour is 1, whose neighbours are 3 and then 2; 4 is nobody's neighbour and has none."""
+    """0's neighbour is 1, whose neighbours are 3 and then 2; 4 is nobody's neighbour and has none, so it comes last."""
     members = np.array([[0, 1, 1], [1, 2, 3], [2, 2, 2], [3, 3, 3], [4, 4, 4]])
     weights = np.array([[0.5, 0.3, 0.2], [0.6, 0.1, 0.3], [1, 0, 0], [1, 0, 0], [1, 0, 0]])
     graph = NeighbourGraph(members, weights)
-    assert list(nearest_first(0, graph)) == [1, 3, 2]
+    assert list(nearest_first(0, graph)) == [1, 3, 2, 4]
     assert list(nearest_first(4, graph)) == []
 
 

@@ -97,7 +97,10 @@ def largest_accepted(
 
 
 def nearest_first(client: int, graph: NeighbourGraph) -> Iterator[int]:
-    """Yield the other clients that a walk over neighbours reaches, once: neighbours by weight, then theirs, ..."""
+    """Yield the other clients once: neighbours by weight, then theirs, ..., and those that the walk does not reach.
+
+    A client without neighbours shares nothing that others could be compared by, and has none.
+    """
     queue, seen = [client], {client}
     for receiver in queue:
         for near in graph.members[receiver][np.argsort(-graph.weights[receiver], kind="stable")].tolist():
@@ -105,6 +108,8 @@ def nearest_first(client: int, graph: NeighbourGraph) -> Iterator[int]:
                 seen.add(near)
                 queue.append(near)
                 yield near
+    if len(seen) > 1:
+        yield from (other for other in range(len(graph.members)) if other not in seen)
 
 
 def select_layers(
