@@ -41,9 +41,11 @@ def check_available(section: BackboneSection, key: str = "backbone") -> None:
 
 def unknown_model(key: str, name: str, known: list[str]) -> UserError:
     """Return the error for a model that timm does not have, with names that are like it."""
-    near = difflib.get_close_matches(name.split(".")[0], known, n=3)
+    near = difflib.get_close_matches(name.split(".")[0], [*SHIPPED, *known], n=3)
     hint = f"did you mean {' or '.join(near)}? " if near else ""
-    return UserError(key, name, f"is not a timm model; {hint}`timm.list_models()` lists them")
+    return UserError(
+        key, name, f"is neither a model of this package nor of timm; {hint}`timm.list_models()` lists them"
+    )
 
 
 def check_safetensors(path: Path, key: str) -> None:

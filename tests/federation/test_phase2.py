@@ -19,6 +19,7 @@ from sylva_ray.core.types import ParameterStack, stack_states
 from sylva_ray.execution.experiment import run_experiment
 from sylva_ray.execution.in_process import InProcessPool
 from sylva_ray.federation.client.measuring import EvaluateTask
+from sylva_ray.federation.client.training import run_epochs
 from sylva_ray.federation.client.worker import CohortWorker
 from sylva_ray.federation.contract import Algorithm
 from sylva_ray.federation.observer import Observer, StageStarted
@@ -196,6 +197,27 @@ def test_gates_and_shifts_are_each_clients_own(player: Phase2Client, monkeypatch
     benign = player.benign_end_point()
     for kind, scores in together.items():
         np.testing.assert_allclose(layer_scores(player, benign, kind)[0], scores[1], rtol=0.05, atol=0.02)
+
+
+def test_a_refinement_that_diverges_leaves_the_client_at_theta_r(
+    player: Phase2Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first of two clients gets an infinite entry; no mixture of its states may be computed from that."""
+    train = run_epochs
+
+    def diverging(params: dict[str, torch.Tensor], *args: Any, **kwargs: Any) -> torch.Tensor:
+        losses = train(params, *args, **kwargs)
+        params["head.bias"][0] = float("inf")
+        return losses
+
+    monkeypatch.setattr("sylva_ray.federation.stages.layer_game.client.run_epochs", diverging)
+    stacks, outcomes = player.refine(np.ones((2, PLAYERS), bool))
+    for stack in stacks:
+        robust = {name: value[0].numpy() for name, value in player.robust.items()}
+        assert all(np.allclose(stack[name][0], value, atol=1e-6) for name, value in robust.items())
+        assert not all(np.array_equal(stack[name][1], value[1]) for name, value in player.robust.items())
+    assert not outcomes[0].lost.any()
+    assert not outcomes[0].gained.any()
 
 
 def test_shift_is_the_relative_distance_after_every_block(player: Phase2Client) -> None:
