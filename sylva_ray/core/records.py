@@ -180,7 +180,7 @@ class GameRecord(Artefact):
         return bool((self.strength or (self.model_extra or {})["refined_epochs"])[client])
 
     def refined(self, client: int) -> str:
-        """Return a client's selected layers and how much of their refinement it kept, e.g. ``1-5, head (50 %)``.
+        """Return a client's selected layers, and how much of their refinement it kept if not all: ``1-5 head 50%``.
 
         A block's name is its number.
         """
@@ -192,5 +192,9 @@ class GameRecord(Artefact):
             numbers = [str(number) for _, number in run]
             parts += [f"{numbers[0]}-{numbers[-1]}"] if len(numbers) > 2 else numbers
         parts += [name for name in names if not name.isdecimal()]
-        strength = f"{100 * self.strength[client]:.0f} %" if self.strength else "kept"
-        return f"{', '.join(parts)} ({strength if self.kept(client) else 'not kept'})" if parts else "none"
+        if not parts:
+            return "none"
+        if not self.kept(client):
+            return " ".join([*parts, "(not kept)"])
+        is_part = self.strength and self.strength[client] < 1
+        return " ".join([*parts, f"{self.strength[client]:.0%}"] if is_part else parts)
