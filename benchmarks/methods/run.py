@@ -1,11 +1,12 @@
 """Run the ledger: every method on the same clients, with the same number of local epochs and the same search.
 
     python benchmarks/methods/run.py --search            # hyperparameters, on held-out images  -> search.json
-    python benchmarks/methods/run.py                     # every (method, seed) that is missing  -> results/*.json
+    python benchmarks/methods/run.py                     # every run that is missing            -> results/
     python benchmarks/methods/run.py --scale smoke --out runs/smoke --results runs/smoke/results
-    python benchmarks/methods/table.py                   # README.md and ledger.png from results/
+    python benchmarks/methods/run.py --ledger benchmarks/methods/small     # the first edition
+    python benchmarks/methods/table.py                   # README.md and its figures from results/
 
-A method's configuration is shared.yaml, then its own file, then what the search chose, then the scale.
+An interrupted run goes on where it stopped when the command is given again. ledger.py describes the files.
 """
 
 from __future__ import annotations
@@ -17,91 +18,26 @@ import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
-from sylva_ray.algorithms.registry import create_algorithm
-from sylva_ray.config.experiment import AlgorithmSection
-from sylva_ray.config.schema import merged, read_yaml, set_dotted
-from sylva_ray.core.sections import Section
+from ledger import HERE, Candidate, Ledger, SearchResult, Settings, run_name
+
+from sylva_ray.config.schema import read_yaml
 from sylva_ray.core.summary import Summary
 from sylva_ray.core.yaml import to_yaml
 from sylva_ray.storage.run_folder import RunFolder
 
-HERE = Path(__file__).parent
-RESULTS, SEARCH = HERE / "results", HERE / "search.json"
 LR = "training.lr"
 LEFT_OUT = ("label_matrix", "class_names", "peak_memory_bytes_per_actor", "threat_model")
 """Keys of summary.json that are the same in every row, or large."""
 
 
-Settings = dict[str, Any]
-"""A part of an experiment, as in YAML: nested sections, or dotted keys."""
+class Job(NamedTuple):
+    """A run of the ledger."""
 
-
-class SearchSpace(Section):
-    """What the search tries for a method: learning rates, then a variant at the better one, then its other designs."""
-
-    lr: tuple[float, ...]
-    variant: Settings | None = None
-    designs: tuple[Settings, ...] = ()
-
-
-class MethodFile(Section):
-    """A file in methods/. ``search_as`` names the method whose chosen hyperparameters this one takes."""
-
-    seeds: int
-    search: SearchSpace | None = None
-    search_as: str | None = None
-    config: Settings
-
-
-class Candidate(Section):
-    """What the search tried once, and the class-balanced accuracies that it reached; ``score`` is their sum."""
-
-    changes: Settings
-    benign_balanced: float
-    robust_balanced: float
-    score: float
-
-
-class SearchResult(Section):
-    """What the search found for a method: the changes of the best candidate, and all candidates."""
-
-    chosen: Settings
-    candidates: tuple[Candidate, ...]
-
-
-def load_search() -> dict[str, SearchResult]:
-    """Return what the search has found so far, ``{method: result}``."""
-    found = json.loads(SEARCH.read_text()) if SEARCH.exists() else {}
-    return {method: SearchResult.model_validate(result) for method, result in found.items()}
-
-
-def nested(dotted: Settings) -> Settings:
-    """Turn ``{"training.lr": 1}`` into ``{"training": {"lr": 1}}``."""
-    result: Settings = {}
-    for key, value in dotted.items():
-        set_dotted(result, key, value)
-    return result
-
-
-def methods() -> dict[str, MethodFile]:
-    """Read the files of all methods, ``{method: file}``."""
-    return {path.stem: MethodFile.model_validate(read_yaml(path)) for path in sorted((HERE / "methods").glob("*.yaml"))}
-
-
-def configuration(method: str, chosen: Settings, scale: str | None, seed: int) -> Settings:
-    """Return the experiment of one method and seed.
-
-    Its rounds are as many as make ``epochs`` local epochs, including those after the last round.
-    """
-    overlay = read_yaml(HERE / "scales" / f"{scale}.yaml") if scale else {}
-    base = merged({"name": method, "seed": seed}, read_yaml(HERE / "shared.yaml"), methods()[method].config)
-    config = merged(base, nested(chosen), overlay)
-    parameters = create_algorithm(AlgorithmSection(**config["algorithm"])).parameters
-    epochs, local_epochs = config.pop("epochs"), config["training"].get("local_epochs", 1)
-    config["training"]["rounds"] = max(1, (epochs - parameters.final_local_epochs) // local_epochs)
-    return config
+    method: str
+    regime: str
+    seed: int
 
 
 def run(config: Settings, folder: Path) -> Summary:
@@ -131,17 +67,17 @@ def trajectory(folder: Path) -> list[dict[str, object]]:
     return [{key: record[key] for key in keys} for record in records]
 
 
-def search(names: Sequence[str], out: Path, pool: ThreadPoolExecutor) -> None:
-    """Choose hyperparameters by one rule for all methods: see `SearchSpace`."""
-    found = load_search()
-    spaces = {method: space for method in names if (space := methods()[method].search) is not None}
+def search(ledger: Ledger, names: Sequence[str], regime: str, out: Path, pool: ThreadPoolExecutor) -> None:
+    """Choose hyperparameters by one rule for all methods: see `ledger.SearchSpace`."""
+    found = ledger.searched()
+    spaces = {method: space for method in names if (space := ledger.methods[method].search) is not None}
     tried: dict[str, list[Candidate]] = {method: [] for method in spaces}
 
     def best(method: str) -> Settings:
         return max(tried[method], key=lambda candidate: candidate.score).changes
 
     def attempt(candidates: Sequence[tuple[str, Settings]]) -> None:
-        jobs = [(method, pool.submit(candidate, method, changes, out)) for method, changes in candidates]
+        jobs = [(method, pool.submit(candidate, ledger, method, regime, changes, out)) for method, changes in candidates]
         for method, job in jobs:
             tried[method].append(job.result())
 
@@ -151,13 +87,12 @@ def search(names: Sequence[str], out: Path, pool: ThreadPoolExecutor) -> None:
     for method in spaces:
         found[method] = SearchResult(chosen=best(method), candidates=tuple(tried[method]))
         print(f"{method}: {found[method].chosen}", flush=True)
-    results = {method: result.model_dump(mode="json") for method, result in sorted(found.items())}
-    SEARCH.write_text(json.dumps(results, indent=1) + "\n")
+    ledger.write_searched(found)
 
 
-def candidate(method: str, changes: Settings, out: Path) -> Candidate:
-    """Try some changes: half the rounds on another seed, scored by accuracies on images held out of training."""
-    config = configuration(method, changes, "search", seed=100)
+def candidate(ledger: Ledger, method: str, regime: str, changes: Settings, out: Path) -> Candidate:
+    """Try some changes: fewer epochs on another seed, scored by accuracies on images held out of training."""
+    config = ledger.configuration(method, regime, changes, "search", seed=100)
     label = "-".join(f"{key.rpartition('.')[2]}={value}" for key, value in changes.items())
     final = run(config, out / f"search-{method}-{label}").final
     benign = final.benign_balanced_accuracy.mean
@@ -165,57 +100,72 @@ def candidate(method: str, changes: Settings, out: Path) -> Candidate:
     return Candidate(changes=changes, benign_balanced=benign, robust_balanced=robust, score=benign + robust)
 
 
-def ledger(
-    jobs: Sequence[tuple[str, int]], scale: str | None, out: Path, results: Path, pool: ThreadPoolExecutor
+def fill(
+    ledger: Ledger, jobs: Sequence[Job], scale: str | None, out: Path, results: Path, pool: ThreadPoolExecutor
 ) -> None:
-    """Run what has no result yet, and write one JSON file per method and seed."""
-    if scale != "smoke" and not SEARCH.exists():
-        raise SystemExit(f"no {SEARCH.name} yet; first: {sys.executable} {Path(__file__).name} --search")
-    searched = load_search()
-    results.mkdir(parents=True, exist_ok=True)
+    """Run what has no result yet, and write one JSON file per run."""
+    if scale != "smoke" and not ledger.search_file.exists():
+        raise SystemExit(f"no {ledger.search_file} yet; first: {sys.executable} {Path(__file__).name} --search")
 
-    def one(method: str, seed: int) -> str:
-        path = results / f"{method}-{seed}.json"
+    def one(job: Job) -> str:
+        name = run_name(*job)
+        path = results / f"{name}.json"
         if not path.exists():
-            source = methods()[method].search_as or method
-            config = configuration(method, searched[source].chosen if source in searched else {}, scale, seed)
-            summary = run(config, out / f"{method}-{seed}")
-            row: Settings = {"method": method, "seed": seed, "scale": scale or "cpu", "config": config}
+            config = ledger.configuration(job.method, job.regime, ledger.chosen(job.method), scale, job.seed)
+            summary = run(config, out / name)
+            row: Settings = {"method": job.method, "seed": job.seed, "scale": scale or "cpu", "config": config}
             row |= {key: value for key, value in summary.to_json().items() if key not in LEFT_OUT}
-            row["records"] = trajectory(out / f"{method}-{seed}")
+            row["records"] = trajectory(out / name)
+            path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps(row) + "\n")
         final = json.loads(path.read_text())["final"]
         robust = next(iter(final["robust_accuracy"].values()))["mean"]
-        return f"{method} {seed}: benign {100 * final['benign_accuracy']['mean']:.1f} robust {100 * robust:.1f}"
+        return f"{name}: benign {100 * final['benign_accuracy']['mean']:.1f} robust {100 * robust:.1f}"
 
-    for future in [pool.submit(one, method, seed) for method, seed in jobs]:
+    for future in [pool.submit(one, job) for job in jobs]:
         print(future.result(), flush=True)
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Read the command line, and check its names."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--ledger", type=lambda text: Ledger(Path(text)), default=Ledger(HERE), help="its folder")
+    parser.add_argument("--search", action="store_true", help="choose hyperparameters, in one regime")
+    parser.add_argument("--method", action="append", help="only this one (may be given again)")
+    parser.add_argument("--regime", action="append", help="likewise; the search uses the first one")
+    parser.add_argument("--scale", help="changes for another machine, or smoke")
+    parser.add_argument("--seeds", type=int, help="seeds per method (default: what its file says)")
+    parser.add_argument("--workers", type=int, default=2, help="runs at a time, one thread each")
+    parser.add_argument("--out", type=Path, default=Path("runs/ledger"), help="run folders and logs")
+    parser.add_argument("--results", type=Path, help="default: results/ of the ledger")
+    arguments = parser.parse_args()
+    ledger: Ledger = arguments.ledger
+    arguments.method = arguments.method or list(ledger.methods)
+    arguments.regime = arguments.regime or ledger.regimes
+    arguments.results = arguments.results or ledger.folder / "results"
+    scales = [arguments.scale] if arguments.scale else []
+    for what, given, known in [
+        ("method", arguments.method, list(ledger.methods)),
+        ("regime", arguments.regime, ledger.regimes),
+        ("scale", scales, ledger.scales),
+    ]:
+        if unknown := sorted(set(given) - set(known)):
+            parser.error(f"no such {what}: {', '.join(unknown)}; {ledger.folder} has: {', '.join(known)}")
+    return arguments
 
 
 def main() -> None:
     """Search, or fill in the ledger."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--search", action="store_true", help="choose hyperparameters")
-    parser.add_argument("--method", action="append", help="only this one (may be given again)")
-    parser.add_argument("--scale", choices=sorted(path.stem for path in (HERE / "scales").glob("*.yaml")))
-    parser.add_argument("--seeds", type=int, help="seeds per method (default: what its file says)")
-    parser.add_argument("--workers", type=int, default=2, help="runs at a time, one thread each")
-    parser.add_argument("--out", type=Path, default=Path("runs/ledger"), help="run folders and logs")
-    parser.add_argument("--results", type=Path, default=RESULTS)
-    arguments = parser.parse_args()
-    unknown = set(arguments.method or ()) - set(methods())
-    if unknown:
-        parser.error(f"no such method: {', '.join(sorted(unknown))}; known: {', '.join(methods())}")
-    names = arguments.method or list(methods())
+    arguments = parse_arguments()
+    ledger, names, scale = arguments.ledger, arguments.method, arguments.scale
     with ThreadPoolExecutor(arguments.workers) as pool:
         if arguments.search:
-            search(names, arguments.out, pool)
+            search(ledger, names, arguments.regime[0], arguments.out, pool)
             return
-        seeds = {
-            name: arguments.seeds or (1 if arguments.scale == "smoke" else methods()[name].seeds) for name in names
-        }
-        order = sorted((-seeds[name], seed, name) for name in names for seed in range(seeds[name]))
-        ledger([(name, seed) for _, seed, name in order], arguments.scale, arguments.out, arguments.results, pool)
+        seeds = {name: arguments.seeds or (1 if scale == "smoke" else ledger.methods[name].seeds) for name in names}
+        jobs = [Job(name, regime, seed) for name in names for regime in arguments.regime for seed in range(seeds[name])]
+        jobs.sort(key=lambda job: (arguments.regime.index(job.regime), -seeds[job.method], job.seed, job.method))
+        fill(ledger, jobs, scale, arguments.out, arguments.results, pool)
 
 
 if __name__ == "__main__":
