@@ -77,7 +77,9 @@ def search(ledger: Ledger, names: Sequence[str], regime: str, out: Path, pool: T
         return max(tried[method], key=lambda candidate: candidate.score).changes
 
     def attempt(candidates: Sequence[tuple[str, Settings]]) -> None:
-        jobs = [(method, pool.submit(candidate, ledger, method, regime, changes, out)) for method, changes in candidates]
+        jobs = [
+            (method, pool.submit(candidate, ledger, method, regime, changes, out)) for method, changes in candidates
+        ]
         for method, job in jobs:
             tried[method].append(job.result())
 

@@ -16,7 +16,7 @@ from sylva_ray.config.resolved import ResolvedConfig
 from sylva_ray.federation.parameters import Phase2Parameters, Sharing
 from sylva_ray.federation.stages.federated_round import federated_rounds
 from sylva_ray.federation.stages.layer_game.phase import game_and_refinement
-from sylva_ray.federation.stages.local_epochs import local_epochs
+from sylva_ray.federation.stages.mixture.stage import final_epochs
 from sylva_ray.federation.stages.stage import Stage
 from sylva_ray.federation.stages.warm_up import WarmUp
 
@@ -39,7 +39,7 @@ class Sylva(AdversarialTraining):
         return [
             WarmUp(),
             *federated_rounds(config),
-            *local_epochs(self.parameters.final_local_epochs),
+            *final_epochs(self.parameters),
             *game_and_refinement(self.parameters.phase2),
         ]
 

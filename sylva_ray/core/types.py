@@ -112,6 +112,10 @@ class Split:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def first(self, limit: int) -> Split:
+        """Return the first ``limit`` images, or all if these are fewer."""
+        return Split(self.images[:limit], self.labels[:limit])
+
 
 @dataclass(frozen=True)
 class ClientData:

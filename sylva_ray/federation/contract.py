@@ -11,7 +11,7 @@ from sylva_ray.federation.method import Method
 from sylva_ray.federation.stages.federated_round import federated_rounds
 from sylva_ray.federation.stages.layer_game.phase import game_and_refinement
 from sylva_ray.federation.stages.layer_game.stage import LayerGame
-from sylva_ray.federation.stages.local_epochs import local_epochs
+from sylva_ray.federation.stages.mixture.stage import final_epochs
 from sylva_ray.federation.stages.stage import Stage
 from sylva_ray.federation.stages.warm_up import WarmUp
 
@@ -41,7 +41,7 @@ class Algorithm(Method):
         Args:
             config: the experiment.
         """
-        return [WarmUp(), *federated_rounds(config), *local_epochs(self.parameters.final_local_epochs)]
+        return [WarmUp(), *federated_rounds(config), *final_epochs(self.parameters)]
 
 
 def stages_of_run(algorithm: Algorithm, config: ResolvedConfig) -> list[Stage]:

@@ -254,27 +254,40 @@ class Method:
         result = [dict(state) for state in uploads.states]
         if not present:
             return result
-        weights = self.client_weights(uploads, present)
         for sharing in sorted({self.sharing(name) for name in uploads.by_client[present[0]]}):
             names = [name for name in uploads.by_client[present[0]] if self.sharing(name) == sharing]
-            graph = self.graph(uploads, sharing, present, weights)
-            if sharing == "global":  # one merge for all, so that all have the same bits
-                common = self.merge(uploads, names, present, graph.weights[0], present[0])
-                result = [state | common for state in result]
-                continue
-            groups = graph.group_receivers([self._receiver_key(uploads, names, client) for client in present])
-
-            def merge_group(
-                rows: Sequence[int], names: Sequence[str] = names, graph: NeighbourGraph = graph
-            ) -> dict[str, np.ndarray]:
-                members = [present[member] for member in graph.members[rows[0]]]
-                return self.merge(uploads, names, members, graph.weights[rows[0]], present[rows[0]])
-
-            with ThreadPoolExecutor(MERGING_THREADS) as threads:  # a merge runs on one thread, so bits do not change
-                for rows, common in zip(groups, threads.map(merge_group, groups), strict=True):
-                    for row in rows:
-                        result[present[row]] |= common
+            for client, common in self.merge_for_all(uploads, names, sharing).items():
+                result[client] |= common
         return result
+
+    def merge_for_all(
+        self, uploads: RoundUploads, names: Sequence[str], sharing: Sharing
+    ) -> dict[int, dict[str, np.ndarray]]:
+        """Merge parameters for every client that receives the result.
+
+        Args:
+            uploads: of the round; at least one.
+            names: the parameters, which every client has uploaded.
+            sharing: ``global``: one merge for all K clients, so that all have the same bits; ``neighbours``: one for
+                each client that has uploaded.
+
+        Returns:
+            ``{client: {name: array}}``.
+        """
+        present = sorted(uploads.by_client)
+        graph = self.graph(uploads, sharing, present, self.client_weights(uploads, present))
+        if sharing == "global":
+            common = self.merge(uploads, names, present, graph.weights[0], present[0])
+            return dict.fromkeys(range(len(uploads.states)), common)
+        groups = graph.group_receivers([self._receiver_key(uploads, names, client) for client in present])
+
+        def merge_group(rows: Sequence[int]) -> dict[str, np.ndarray]:
+            members = [present[member] for member in graph.members[rows[0]]]
+            return self.merge(uploads, names, members, graph.weights[rows[0]], present[rows[0]])
+
+        with ThreadPoolExecutor(MERGING_THREADS) as threads:  # a merge runs on one thread, so bits do not change
+            merged = threads.map(merge_group, groups)
+            return {present[row]: common for rows, common in zip(groups, merged, strict=True) for row in rows}
 
     def merge(
         self, uploads: RoundUploads, names: Sequence[str], members: Sequence[int], weights: np.ndarray, receiver: int

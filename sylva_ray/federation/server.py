@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -191,26 +192,48 @@ class Server:
         Returns:
             ``{client: state}``, the uploads that were merged, as the coordinator decodes them.
         """
-        started, self.wire.traffic = time.perf_counter(), Traffic()
         trained = {client: outcome.state for client, outcome in outcomes.items()}
-        sent = self.wire.upload(step, received, trained, names)
-        if not sent:
-            return sent
-        uploads = self._validated(step, sent, received, names)
         metrics = {client: outcome.metrics for client, outcome in outcomes.items()}
-        merged = self.algorithm.aggregate(
-            RoundUploads(self.place.num_rounds, self.states, received, uploads, self.sizes, metrics, self.config.seed)
-        )
-        self.states = [
-            self.wire.download(step, client, received[client], merged[client], names, counted=client in sent)
-            for client in self.everyone
-        ]
+        with self.exchanging():
+            uploads, sent = self.collect(step, trained, received, metrics, names)
+            if sent:
+                merged = self.algorithm.aggregate(uploads)
+                self.states = [
+                    self.wire.download(step, client, received[client], merged[client], names, counted=client in sent)
+                    for client in self.everyone
+                ]
+        return uploads.by_client
+
+    @contextmanager
+    def exchanging(self) -> Iterator[None]:
+        """Add the seconds and the bytes of an exchange to the costs of the stage."""
+        started, self.wire.traffic = time.perf_counter(), Traffic()
+        yield
         self.costs.add_seconds("aggregate", time.perf_counter() - started)
         self.costs.upload_bytes += self.wire.traffic.upload
         self.costs.upload_payload_bytes += self.wire.traffic.upload_payload
         self.costs.download_bytes += self.wire.traffic.download
         self.costs.download_payload_bytes += self.wire.traffic.download_payload
-        return uploads
+
+    def collect(
+        self,
+        step: int,
+        trained: Mapping[int, ClientState],
+        received: Sequence[ClientState],
+        metrics: Mapping[int, Mapping[str, float]],
+        names: Sequence[str] | None = None,
+    ) -> tuple[RoundUploads, Collection[int]]:
+        """Upload and validate states, the first half of `exchange`.
+
+        Returns:
+            The valid uploads, and the clients that have uploaded anything.
+        """
+        sent = self.wire.upload(step, received, trained, names)
+        valid = self._validated(step, sent, received, names) if sent else {}
+        uploads = RoundUploads(
+            self.place.num_rounds, self.states, received, valid, self.sizes, metrics, self.config.seed
+        )
+        return uploads, sent.keys()
 
     def _validated(
         self,

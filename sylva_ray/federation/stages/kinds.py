@@ -8,10 +8,11 @@ from sylva_ray.federation.stages.federated_round import FederatedRound
 from sylva_ray.federation.stages.layer_game.refine import Refine
 from sylva_ray.federation.stages.layer_game.stage import LayerGame
 from sylva_ray.federation.stages.local_epochs import LocalEpochs
+from sylva_ray.federation.stages.mixture.stage import Mixture
 from sylva_ray.federation.stages.stage import STAGES
 from sylva_ray.federation.stages.warm_up import WarmUp
 
-SHIPPED = (WarmUp, FederatedRound, LocalEpochs, LayerGame, Refine)
+SHIPPED = (WarmUp, FederatedRound, LocalEpochs, Mixture, LayerGame, Refine)
 """The stages of this package; those of other methods are known once their modules are imported."""
 
 

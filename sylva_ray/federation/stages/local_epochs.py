@@ -27,8 +27,3 @@ class LocalEpochs(Stage):
         epsilon, lr = server.config.attack.epsilon, last_lr(server.config)
         outcomes, _ = server.train(step, server.everyone, TrainSettings(epsilon, lr, self.epochs))
         return StageResult(epsilon, lr, metrics=server.adopt_states(outcomes))
-
-
-def local_epochs(epochs: int) -> list[Stage]:
-    """Return the stage, or no stage without epochs."""
-    return [LocalEpochs(epochs)] if epochs else []

@@ -11,10 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sylva_ray.aggregation.factors import merge_factors, paired_modules
+from sylva_ray.aggregation.interpolation import interpolate
 from sylva_ray.attacks.losses import cross_entropy
 from sylva_ray.attacks.pgd import default_step_size, pgd
-from sylva_ray.attacks.registry import attack_stack
 from sylva_ray.config.resolved import ResolvedConfig
 from sylva_ray.core.lazy import torch
 from sylva_ray.core.precision import at_precision, torch_dtype
@@ -23,7 +22,6 @@ from sylva_ray.core.types import (
     AttackSpec,
     ClientData,
     ClientImages,
-    ClientState,
     ParameterStack,
     Split,
     StateStack,
@@ -31,6 +29,7 @@ from sylva_ray.core.types import (
     unstack_states,
 )
 from sylva_ray.federation.client.batches import client_images, split_draws
+from sylva_ray.federation.client.outcomes import outcomes
 from sylva_ray.federation.client.training import EpochSettings, benign_step, run_epochs
 from sylva_ray.federation.client.worker import CohortWorker
 from sylva_ray.federation.context import ClientContext
@@ -123,7 +122,7 @@ class Phase2Client:
 
     def selection_images(self, benign: ParameterStack) -> SelectionImages:
         """Return the selection split and the results of PGD on it against theta^r and theta^b (``benign``)."""
-        splits = [_head_of(d.selection, self.phase2.max_images) for d in self.data]
+        splits = [own.selection.first(self.phase2.max_images) for own in self.data]
         first = self.robust[next(iter(self.robust))]
         images = client_images(splits, first.dtype, first.device)
         with self.stopwatch("attack"):
@@ -146,16 +145,16 @@ class Phase2Client:
         assert not candidates[:, 0].any(), "candidates are compared with theta^r"
         splits = [own.selection for own in self.data]
         reference = self._outcomes(self.robust, splits, "candidates")
-        outcomes = [reference]
+        found = [reference]
         for row in range(1, num_candidates):
             changed = [c for c in range(num_clients) if (candidates[c, row] != candidates[c, row - 1]).any()]
-            latest = list(outcomes[-1])
+            latest = list(found[-1])
             if changed:
                 mixed = mix(self.robust, benign, candidates[:, row], self.model.players)
                 for client, outcome in zip(changed, self._outcomes(mixed, splits, "candidates", changed), strict=True):
                     latest[client] = outcome
-            outcomes.append(latest)
-        return _paired(outcomes)
+            found.append(latest)
+        return _paired(found)
 
     def _outcomes(
         self, params: ParameterStack, splits: Sequence[Split], purpose: str, rows: Sequence[int] | None = None
@@ -166,18 +165,10 @@ class Phase2Client:
         """
         rows = range(len(self.clients)) if rows is None else rows
         splits = [splits[c] for c in rows]
-        chosen = select_clients(params, list(rows))
-        first = chosen[next(iter(chosen))]
-        images = client_images(splits, first.dtype, first.device)
+        draws = split_draws(self.config.seed, f"{purpose}/{self.step}", [self.clients[c] for c in rows], splits)
         with self.stopwatch("attack"):
-            draws = split_draws(self.config.seed, f"{purpose}/{self.step}", [self.clients[c] for c in rows], splits)
-            with torch.no_grad():
-                benign = self.model.forward(chosen, images.x, images.owner).argmax(1) == images.y
-            attacked = attack_stack(
-                self.model, chosen, images, self.attack, draws.to(first.device), self.attack_precision
-            )
-            robust = attacked.predictions == images.y
-        return [outcome.T for outcome in images.split_by_client(torch.stack([benign, robust], dim=1))]
+            chosen = select_clients(params, list(rows))
+            return outcomes(self.model, chosen, splits, self.attack, draws, self.attack_precision)
 
     # -- refinement -------------------------------------------------------------------------------------------------
 
@@ -236,43 +227,6 @@ class Phase2Client:
             for client, split in zip(self.clients, splits, strict=True)
         ]
         return (torch.cat(draws) * 2 - 1).to(like.device, like.dtype)
-
-
-def _head_of(split: Split, limit: int) -> Split:
-    return Split(split.images[:limit], split.labels[:limit])
-
-
-def interpolate(robust: ClientState, refined: ClientState, names: Sequence[str], strength: float) -> ClientState:
-    """Return ``robust + strength (refined - robust)``, of LoRA pairs the nearest product ``B A`` of the client's rank.
-
-    A slot of a pair that is zero in both states stays zero: the client's rank is lower than the arrays'.
-
-    Args:
-        robust: the state at strength 0.
-        refined: the state at strength 1, whose bits are returned for it.
-        names: of the parameters in which the two may differ; the others keep their bits.
-        strength: in (0, 1].
-    """
-    if strength == 1:
-        return dict(refined)
-    start, end = ({name: state[name] for name in names} for state in (robust, refined))
-    used = {
-        module: np.any(
-            [state[f"{module}.lora_A"].any(1) | state[f"{module}.lora_B"].any(0) for state in (start, end)], 0
-        )
-        for module in paired_modules(start)
-    }
-    for state in (start, end):
-        for module, slots in used.items():
-            a, b = f"{module}.lora_A", f"{module}.lora_B"
-            state[a], state[b] = state[a][slots], state[b][:, slots]
-    between = dict(robust) | merge_factors(start, [start, end], [1 - strength, strength], "product_svd")
-    for module, slots in used.items():
-        a, b = f"{module}.lora_A", f"{module}.lora_B"
-        whole_a, whole_b = np.zeros_like(robust[a]), np.zeros_like(robust[b])
-        whole_a[slots], whole_b[:, slots] = between[a], between[b]
-        between |= {a: whole_a, b: whole_b}
-    return between
 
 
 def _paired(outcomes: Sequence[Sequence[np.ndarray]]) -> list[PairedOutcomes]:

@@ -1,11 +1,11 @@
-"""Between theta_r and the refined layers: products are interpolated, ranks and other parameters stay."""
+"""Between two states: products are interpolated, ranks and other parameters stay."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from sylva_ray.federation.stages.layer_game.client import interpolate
+from sylva_ray.aggregation.interpolation import interpolate
 
 NAMES = ["m.lora_A", "m.lora_B", "head.weight"]
 
@@ -50,6 +50,9 @@ def test_a_factor_alone_is_interpolated_exactly(alone: str) -> None:
     assert all(between[name] is robust[name] for name in robust if name != alone)
 
 
-def test_full_strength_has_the_bits_of_the_refined_state() -> None:
+@pytest.mark.parametrize("share", [0, 1])
+def test_the_ends_have_the_bits_of_the_states(share: int) -> None:
     robust, refined = pair(0), pair(1)
-    assert all(value is refined[name] for name, value in interpolate(robust, refined, NAMES, 1.0).items())
+    between = interpolate(robust, refined, NAMES, share)
+    assert all(between[name] is (robust, refined)[share][name] for name in NAMES)
+    assert between["o"] is robust["o"]

@@ -1,0 +1,98 @@
+"""The last local epochs with a mixture: what clients end with, what travels, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sylva_ray.aggregation.interpolation import interpolate
+from sylva_ray.config.experiment import ExperimentConfig
+from sylva_ray.config.schema import build
+from sylva_ray.core.errors import UserError
+from sylva_ray.federation.parameters import MethodParameters
+from sylva_ray.federation.stages.mixture import stage as mixture_stage
+from sylva_ray.preparation.experiment import prepare
+from sylva_ray.storage.run_folder import RunFolder
+from tests.conftest import TINY
+from tests.federation.runs import records_of, run
+
+SHORT = TINY | {
+    "dataset": TINY["dataset"] | {"max_train": 90, "max_test": 30},
+    "partition": TINY["partition"] | {"min_samples": 16, "test_samples": 6},
+    "training": TINY["training"] | {"rounds": 1},
+    "evaluation": {"attacks": [{"epsilon": "4/255", "steps": 1}], "checks": False},
+}
+
+
+def finished(
+    folder: Path, mixture: dict[str, Any], **method: Any
+) -> tuple[list[dict[str, np.ndarray]], dict[str, Any]]:
+    """The states at the end of a run of one round, and the record of its last stage."""
+    algorithm = {"name": "fedavg_at_ft", "model": "lora", "mixture": {"attack_steps": 1} | mixture} | method
+    run(prepare(build(ExperimentConfig, SHORT | {"algorithm": algorithm})), folder)
+    return [dict(state) for state in RunFolder(folder).load_states()], records_of(folder)[-1]
+
+
+def test_every_client_ends_where_its_record_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Own states and received ones are those of a run without; every client is made to like a candidate of its own."""
+    own, last = finished(tmp_path / "own", {})
+    shared, _ = finished(tmp_path / "shared", {}, final_local_epochs=0)
+    assert last["stage"] == "personalise"
+
+    def preferred(reported: list[Any]) -> np.ndarray:
+        gains = np.full((len(reported), 2), -1.0)
+        gains[1, 0], gains[2, 1] = 0.1, 0.1  # client 0 likes neither
+        return gains
+
+    monkeypatch.setattr(mixture_stage, "expected_gains", preferred)
+    mixed, record = finished(tmp_path / "mixed", {"enabled": True, "own_shares": [0.5, 0.0]})
+    assert record["stage"] == "mixture"
+    shares = {"0": 0.0, "1": 0.5, "2": 1.0}
+    for client, share in shares.items():
+        for metric in ("adapters_from_global", "heads_from_global"):
+            assert record["metrics"][metric][client] == share
+        start, end, found = (states[int(client)] for states in (own, shared, mixed))
+        adapters = [name for name in start if "lora" in name]
+        heads = [name for name in start if "lora" not in name]
+        expected = interpolate(interpolate(start, end, adapters, share), end, heads, share)
+        for name, value in expected.items():
+            np.testing.assert_array_equal(found[name], value)
+
+
+def test_what_was_received_costs_no_upload_and_others_cost_one(tmp_path: Path) -> None:
+    _, free = finished(tmp_path / "free", {"enabled": True, "own_shares": [0.5]})
+    _, paid = finished(tmp_path / "paid", {"enabled": True, "own_shares": [0.5], "partners": ["global", "neighbours"]})
+    rounds = records_of(tmp_path / "paid")[1]
+    num_clients, numbers = len(free["participants"]), 16
+    assert free["upload_bytes"] == 2 * num_clients * numbers  # adapters and heads, one candidate
+    assert paid["upload_bytes"] == rounds["upload_bytes"] + 2 * num_clients * 2 * numbers
+    assert free["download_bytes"] == 2 * num_clients * 8
+    assert paid["download_bytes"] == rounds["download_bytes"] + 2 * num_clients * 8
+    assert set(paid["metrics"]) >= {f"{g}_from_{p}" for g in ("adapters", "heads") for p in ("global", "neighbours")}
+
+
+def test_a_head_that_stays_at_home_is_not_mixed(tmp_path: Path) -> None:
+    _, record = finished(tmp_path, {"enabled": True, "own_shares": [0.5]}, heads="local")
+    assert [name for name in record["metrics"] if "_from_" in name] == ["adapters_from_global"]
+
+
+def test_a_whole_model_is_mixed_like_a_head(tmp_path: Path) -> None:
+    _, record = finished(tmp_path, {"enabled": True, "own_shares": [0.5]}, model="full")
+    assert set(record["metrics"]) == {"loss", "adapters_from_global", "heads_from_global"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "fix"),
+    [
+        ({"final_local_epochs": 0}, "final_local_epochs to 1"),
+        ({"adapters": "local", "heads": "local"}, "adapters or heads to global"),
+        ({"model": "full", "mixture": {"enabled": True, "partners": ["neighbours"]}}, "global or local sharing"),
+        ({"mixture": {"enabled": True, "own_shares": [1.0]}}, "less than 1"),
+    ],
+)
+def test_what_cannot_be_mixed_is_refused(changes: dict[str, Any], fix: str) -> None:
+    with pytest.raises(UserError, match=fix):
+        build(MethodParameters, {"mixture": {"enabled": True}} | changes)
