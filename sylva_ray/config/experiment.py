@@ -115,10 +115,11 @@ class LoraSection(Section):
     rank: Count = 8
     alpha: float = Field(16.0, gt=0)
     target_modules: tuple[str, ...] = Field(
-        ("attn.qkv", "attn.proj"),
+        ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2"),
         min_length=1,
-        description="names of layers or ends of names; all_linear: those of all blocks",
+        description="names of layers or ends of names; all_linear: the linear layers of all blocks",
     )
+    train_norms: bool = Field(False, description="also train the layer norms of all blocks, as personal weights")
 
     @field_validator("target_modules", mode="before")
     @classmethod

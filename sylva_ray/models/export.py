@@ -8,7 +8,8 @@ from pathlib import Path
 from sylva_ray.config.experiment import ExperimentConfig
 from sylva_ray.core.errors import UserError
 from sylva_ray.core.types import ClientState
-from sylva_ray.models.backbone import backbone_arrays, create_backbone, head_companions
+from sylva_ray.models.backbone import backbone_arrays, create_backbone
+from sylva_ray.models.lora import adapter_layout
 from sylva_ray.models.peft_format import save_adapter, save_merged
 from sylva_ray.storage.run_folder import adapter_folder
 
@@ -38,15 +39,14 @@ def export_clients(
         UserError: the run trained full models, which have no adapters.
     """
     probe = create_backbone(config.backbone, num_classes=2)
-    head_names = (f"{probe.head_name}.weight", f"{probe.head_name}.bias")
-    backbone = create_backbone(config.backbone, len(states[0][head_names[1]]))
+    backbone = create_backbone(config.backbone, num_classes=len(states[0][f"{probe.head_name}.bias"]))
     if not any(name.endswith(".lora_A") for name in states[0]):
         raise UserError("algorithm.model", "full", "has no adapters to export")
-    companions = head_companions(backbone)
+    layout = adapter_layout(backbone, config.lora)
     folders = []
     for client in clients:
         target = adapter_folder(folder, client)
-        save_adapter(states[client], target, config.backbone, config.lora, head_names, companions)
+        save_adapter(states[client], target, config.backbone, config.lora, layout)
         if merged:
             if changed:
                 text = f"`model.safetensors` was merged with other weights than the run had: {', '.join(changed)}.\n"

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -19,134 +18,25 @@ from torch import nn
 from sylva_ray.config.experiment import ALL_LINEAR, AttentionKernels, LoraSection
 from sylva_ray.core.errors import UserError
 from sylva_ray.core.types import ParameterStack
-from sylva_ray.models.backbone import Backbone
+from sylva_ray.models.backbone import Backbone, head_companions
 from sylva_ray.models.cohort import initial_head, num_clients
 from sylva_ray.models.kernels import AttentionSwitch
+from sylva_ray.models.patches import PatchProjection
+from sylva_ray.models.peft_format import AdapterLayout
+from sylva_ray.models.stacked_layers import (
+    OwnerLayout,
+    StackedConvLora,
+    StackedHead,
+    StackedLora,
+    StackedNorm,
+    StackInputs,
+)
 
 BLOCK = re.compile(r"(?:.*\.)?blocks\.\d+")
 """The beginning of the name of a module that is in a block."""
 
 HEAD_PLAYER = "head"
 """Name of the head among the players of the layer game."""
-
-
-@dataclass(frozen=True)
-class OwnerLayout:
-    """How a flat batch, sorted by owner, becomes ``[C, rows, d]``.
-
-    It is a view if all clients own equally many images, and padded with zeros otherwise.
-
-    Attributes:
-        num_clients: C.
-        widest: images of the client with the most.
-        slots: ``[N]``, each image's place in the padded batch; None if nothing is padded.
-    """
-
-    num_clients: int
-    widest: int
-    slots: torch.Tensor | None
-
-    @staticmethod
-    def from_owner(owner: torch.Tensor, num_clients: int, device: torch.device) -> OwnerLayout:
-        """Make the layout of a sorted owner vector ``[N]``, which is on the CPU; ``device`` is the images'."""
-        counts = torch.bincount(owner, minlength=num_clients)
-        widest = int(counts.max())
-        if int(counts.min()) == widest:
-            return OwnerLayout(num_clients, widest, None)
-        first = torch.cumsum(counts, 0) - counts
-        slots = owner * widest + torch.arange(len(owner)) - first[owner]
-        return OwnerLayout(num_clients, widest, slots.to(device))
-
-    def pad(self, x_Nd: torch.Tensor) -> torch.Tensor:
-        """Arrange ``[N, ..., d]`` as ``[C, rows, d]``."""
-        if self.slots is not None:
-            padded = x_Nd.new_zeros((self.num_clients * self.widest, *x_Nd.shape[1:]))
-            x_Nd = padded.index_copy(0, self.slots, x_Nd)
-        return x_Nd.reshape(self.num_clients, -1, x_Nd.shape[-1])
-
-    def unpad(self, x_Crd: torch.Tensor, inner: tuple[int, ...]) -> torch.Tensor:
-        """Arrange ``[C, rows, d]`` as ``[N, *inner, d]``, without the padding."""
-        flat = x_Crd.reshape(self.num_clients * self.widest, *inner, x_Crd.shape[-1])
-        return flat if self.slots is None else flat.index_select(0, self.slots)
-
-
-class StackInputs:
-    """What the stacked layers read during a forward pass.
-
-    Attributes:
-        params: ``{name: [C, ...]}``.
-        layout: of the images.
-        num_images: N.
-    """
-
-    def __init__(self) -> None:
-        self.params: ParameterStack = {}
-        self.layout: OwnerLayout | None = None
-        self.num_images = 0
-
-
-class StackedLora(nn.Module):
-    """A frozen linear layer plus C low-rank updates.
-
-    Args:
-        base: the frozen layer.
-        name: its name in the model.
-        scaling: alpha / r.
-        inputs: parameters and layout, shared by all stacked layers.
-    """
-
-    def __init__(self, base: nn.Linear, name: str, scaling: float, inputs: StackInputs) -> None:
-        super().__init__()
-        self.base = base
-        self.name, self.scaling = name, scaling
-        self.inputs = inputs
-
-    @property
-    def weight(self) -> torch.Tensor:
-        """The weight of a linear layer, which does not exist here: it differs from client to client.
-
-        Raises:
-            UserError: always. The attention of BEiT, for example, reads this weight instead of calling the layer, so
-                that an adapter has no effect, in PEFT neither.
-        """
-        fix = (
-            "the model reads the weights of this layer instead of calling it, so an adapter has no effect: leave it out"
-        )
-        raise UserError("lora.target_modules", self.name, fix)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Compute the layer for rows of all images."""
-        layout = self.inputs.layout
-        assert layout is not None, "a stacked layer was called outside LoraStack"
-        a_Crd, b_Cdr = self.inputs.params[f"{self.name}.lora_A"], self.inputs.params[f"{self.name}.lora_B"]
-        # Windowed attention puts windows into the batch; the rows of an image stay together, so they can be regrouped.
-        rows = x.reshape(self.inputs.num_images, -1, x.shape[-1])
-        low_rank = layout.pad(rows) @ a_Crd.to(x.dtype).transpose(1, 2) * self.scaling
-        b_Crd = b_Cdr.to(x.dtype).transpose(1, 2)
-        frozen: torch.Tensor = self.base(x)
-        if layout.slots is None:  # without padding, one kernel adds the two products
-            return torch.baddbmm(frozen.reshape(*low_rank.shape[:2], -1), low_rank, b_Crd).reshape(frozen.shape)
-        return frozen + layout.unpad(low_rank @ b_Crd, (rows.shape[1],)).reshape(frozen.shape)
-
-
-class StackedHead(nn.Module):
-    """C linear classifiers, computed in the precision of their parameters.
-
-    Args:
-        name: of the classifier in the model.
-        inputs: parameters and layout, shared by all stacked layers.
-    """
-
-    def __init__(self, name: str, inputs: StackInputs) -> None:
-        super().__init__()
-        self.name, self.inputs = name, inputs
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return the logits ``[N, num_classes]`` of features ``[N, d]``."""
-        layout = self.inputs.layout
-        assert layout is not None, "a stacked layer was called outside LoraStack"
-        weight, bias = self.inputs.params[f"{self.name}.weight"], self.inputs.params[f"{self.name}.bias"]
-        return layout.unpad(layout.pad(x.to(weight.dtype)) @ weight.transpose(1, 2) + bias[:, None], ())
 
 
 class LoraStack:
@@ -168,11 +58,10 @@ class LoraStack:
         self.kernels = AttentionKernels()
         self._inputs = StackInputs()
         self._shapes: dict[str, tuple[int, ...]] = {}
+        self._initial: dict[str, np.ndarray] = {}
         model = backbone.model
-        for name, layer in target_layers(backbone, lora).items():
-            model.set_submodule(name, StackedLora(layer, name, lora.alpha / lora.rank, self._inputs))
-            self._shapes[f"{name}.lora_A"] = (lora.rank, layer.in_features)
-            self._shapes[f"{name}.lora_B"] = (layer.out_features, lora.rank)
+        for name, layer in trained_layers(backbone, lora).items():
+            model.set_submodule(name, self._stacked(name, layer, lora))
         head = backbone.head_name
         self.head_names: tuple[str, ...] = (f"{head}.weight", f"{head}.bias")
         classifier = model.get_submodule(head)
@@ -182,6 +71,22 @@ class LoraStack:
         model.set_submodule(head, StackedHead(head, self._inputs))
         self._attention = {torch.float32: AttentionSwitch(model)}
         self._backbones = {torch.float32: self.backbone}
+
+    def _stacked(self, name: str, layer: nn.Module, lora: LoraSection) -> nn.Module:
+        """Return the stacked form of a layer, and note the shapes of its parameters."""
+        if isinstance(layer, nn.LayerNorm):
+            self._initial |= {
+                f"{name}.{end}": getattr(layer, end).detach().numpy().copy() for end in ("weight", "bias")
+            }
+            self._shapes |= {key: value.shape for key, value in self._initial.items() if key.startswith(f"{name}.")}
+            return StackedNorm(layer, name, self._inputs)
+        assert isinstance(layer, (nn.Linear, nn.Conv2d))
+        num_outputs, num_inputs = matrix_shape(layer)
+        self._shapes[f"{name}.lora_A"] = (lora.rank, num_inputs)
+        self._shapes[f"{name}.lora_B"] = (num_outputs, lora.rank)
+        if isinstance(layer, nn.Conv2d):
+            return StackedConvLora(layer, name, lora.alpha / lora.rank, self._inputs)
+        return StackedLora(layer, name, lora.alpha / lora.rank, self._inputs)
 
     @property
     def num_attention_layers(self) -> int:
@@ -198,7 +103,8 @@ class LoraStack:
     def initial_state(self, rng: torch.Generator) -> dict[str, np.ndarray]:
         """Draw A and the head; B is 0, so that the adapters change nothing at first.
 
-        A is uniform in +-1/sqrt(d_in), as in PEFT (Kaiming-uniform with a = sqrt 5).
+        A is uniform in +-1/sqrt(d_in), as in PEFT (Kaiming-uniform with a = sqrt 5). Trained norms start as those of
+        the backbone.
         """
         state = {}
         for name, shape in self._shapes.items():
@@ -206,10 +112,12 @@ class LoraStack:
                 state[name] = ((torch.rand(shape, generator=rng) * 2 - 1) / shape[1] ** 0.5).numpy()
             elif name.endswith("lora_B"):
                 state[name] = np.zeros(shape, np.float32)
+            elif name in self._initial:
+                state[name] = self._initial[name].astype(np.float32)
         return state | initial_head(self._shapes[self.head_names[0]], self.head_names, rng)
 
     def trainable(self, name: str) -> bool:
-        """Return whether ``name`` belongs to an adapter or the head."""
+        """Return whether ``name`` belongs to an adapter, a trained norm or the head."""
         return name in self._shapes
 
     def training(self) -> AbstractContextManager[None]:
@@ -299,22 +207,45 @@ class LoraStack:
         return _at_least_float32(model.forward_head(model.norm(tokens)))
 
 
-def target_layers(backbone: Backbone, lora: LoraSection) -> dict[str, nn.Linear]:
+def trained_layers(backbone: Backbone, lora: LoraSection) -> dict[str, nn.Module]:
+    """Return the layers of `target_layers` and, if ``lora.train_norms``, the layer norms of all blocks.
+
+    They are in the order of the forward pass.
+    """
+    targets = target_layers(backbone, lora)
+    norms = {
+        name: module
+        for name, module in backbone.model.named_modules()
+        if lora.train_norms and isinstance(module, nn.LayerNorm) and module.elementwise_affine and BLOCK.match(name)
+    }
+    return {name: m for name, m in backbone.model.named_modules() if name in targets or name in norms}
+
+
+def adapter_layout(backbone: Backbone, lora: LoraSection) -> AdapterLayout:
+    """Return what the file of a client's adapter holds beside its factors."""
+    layers = trained_layers(backbone, lora)
+    whole = [backbone.head_name, *(name for name, layer in layers.items() if isinstance(layer, nn.LayerNorm))]
+    kernels = {name: tuple(layer.weight.shape) for name, layer in layers.items() if isinstance(layer, nn.Conv2d)}
+    names = tuple(f"{name}.{end}" for name in whole for end in ("weight", "bias"))
+    return AdapterLayout(names, kernels, head_companions(backbone))
+
+
+def target_layers(backbone: Backbone, lora: LoraSection) -> dict[str, nn.Linear | nn.Conv2d]:
     """Return the layers that ``lora.target_modules`` names, in the order of the forward pass.
 
     A name matches as in PEFT: it is the layer's whole name, or its end after a dot. ``all_linear`` matches the linear
-    layers of all blocks.
+    layers of all blocks. A convolution, as of the patch embedding, can be named, too.
 
     Args:
         backbone: the model.
         lora: rank and target modules.
 
     Raises:
-        UserError: a name matches no layer, or one that is not a linear layer of a block; or the rank exceeds a
-            layer's smaller side.
+        UserError: a name matches no layer, or one that is neither linear nor a plain convolution, or the classifier;
+            or the rank exceeds the smaller side of a layer's matrix.
     """
     modules = dict(backbone.model.named_modules())
-    found: dict[str, nn.Linear] = {}
+    found: dict[str, nn.Linear | nn.Conv2d] = {}
     for target in lora.target_modules:
         if target == ALL_LINEAR:
             matches = [name for name, module in modules.items() if isinstance(module, nn.Linear) and BLOCK.match(name)]
@@ -324,24 +255,38 @@ def target_layers(backbone: Backbone, lora: LoraSection) -> dict[str, nn.Linear]
             linear = sorted({_tail(name) for name, m in modules.items() if isinstance(m, nn.Linear) and "." in name})
             known = f"this model has {', '.join(linear)}" if linear else "this model has no linear layer but its head"
             raise UserError("lora.target_modules", target, f"matches no layer; {known}")
+        adaptable = {name for name in matches if _is_adaptable(modules[name]) and name != backbone.head_name}
         for name in matches:
             layer = modules[name]
-            if not isinstance(layer, nn.Linear) or name == backbone.head_name:
-                near = sorted(
-                    {_tail(n) for n in matches if isinstance(modules[n], nn.Linear) and n != backbone.head_name}
-                )
-                fix = f"also matches {name}" if near else f"matches {name}"
-                advice = f"; write {', '.join(near)}" if near else ""
-                raise UserError("lora.target_modules", target, f"{fix}, which is not a linear layer of a block{advice}")
-            smaller = min(layer.in_features, layer.out_features)
-            if lora.rank > smaller:
-                raise UserError(
-                    "lora.rank",
-                    lora.rank,
-                    f"must be at most {smaller}; {name} is {layer.in_features} to {layer.out_features}",
-                )
+            if name not in adaptable:
+                fix = f"also matches {name}" if adaptable else f"matches {name}"
+                advice = f"; write {', '.join(sorted(map(_tail, adaptable)))}" if adaptable else ""
+                kind = "the classifier" if name == backbone.head_name else f"a {type(layer).__name__}"
+                needed = "an adapter needs a linear layer or a plain convolution"
+                raise UserError("lora.target_modules", target, f"{fix}, {kind}: {needed}{advice}")
+            assert isinstance(layer, (nn.Linear, nn.Conv2d))
+            num_outputs, num_inputs = matrix_shape(layer)
+            if lora.rank > (smaller := min(num_inputs, num_outputs)):
+                fix = f"must be at most {smaller}; {name} is {num_inputs} to {num_outputs}"
+                raise UserError("lora.rank", lora.rank, fix)
             found[name] = layer
     return {name: found[name] for name in modules if name in found}  # forward order
+
+
+def matrix_shape(layer: nn.Linear | nn.Conv2d) -> tuple[int, int]:
+    """Return outputs and inputs of the weight as a matrix; the inputs of a convolution are the pixels of its kernel."""
+    return layer.weight.shape[0], layer.weight[0].numel()
+
+
+def _is_adaptable(layer: nn.Module) -> bool:
+    """Return whether a low-rank update of the layer's weight is what PEFT computes.
+
+    Subclasses of the convolution may compute with other weights than theirs, e.g. standardised ones.
+    """
+    if isinstance(layer, nn.Linear):
+        return True
+    is_plain = type(layer) in (nn.Conv2d, PatchProjection)
+    return is_plain and isinstance(layer, nn.Conv2d) and layer.groups == 1 and layer.padding_mode == "zeros"
 
 
 def _tail(name: str) -> str:

@@ -7,19 +7,21 @@ import torch.nn.functional as F
 from torch import nn
 
 
-class PatchProjection(nn.Module):
+class PatchProjection(nn.Conv2d):
     """A convolution whose stride equals its kernel size, as one matrix product.
 
     It has the convolution's parameters, under the same names, so state_dicts do not change. It computes in their
-    precision, also under autocast: an attack moves a pixel by less than bfloat16 resolves.
-
-    Args:
-        convolution: the convolution, with kernel ``p x q`` and ``d`` outputs.
+    precision, also under autocast: an attack moves a pixel by less than bfloat16 resolves. It is made like a
+    convolution, because PEFT makes its own layers of the class that it adapts.
     """
 
-    def __init__(self, convolution: nn.Conv2d) -> None:
-        super().__init__()
-        self.weight, self.bias = convolution.weight, convolution.bias
+    @classmethod
+    def of(cls, convolution: nn.Conv2d) -> PatchProjection:
+        """Return the projection that shares the parameters of a convolution."""
+        (d, channels, p, q), has_bias = convolution.weight.shape, convolution.bias is not None
+        projection = cls(channels, d, (p, q), (p, q), bias=has_bias, device="meta")
+        projection.weight, projection.bias = convolution.weight, convolution.bias
+        return projection
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Project ``[N, c, H, W]`` to ``[N, d, H / p, W / q]``."""
@@ -40,4 +42,4 @@ def project_patches(model: nn.Module) -> None:
         return
     is_tiling = convolution.stride == convolution.kernel_size and convolution.padding in ((0, 0), 0, "valid")
     if is_tiling and convolution.dilation == (1, 1) and convolution.groups == 1:
-        embedding.proj = PatchProjection(convolution)
+        embedding.proj = PatchProjection.of(convolution)

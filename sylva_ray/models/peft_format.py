@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,39 +23,54 @@ WEIGHTS = "adapter_model.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
 
 
+@dataclass(frozen=True)
+class AdapterLayout:
+    """What an adapter's file holds beside the factors of linear layers.
+
+    Attributes:
+        whole: names of the parameters that are saved as they are: the classifier's weight and bias, and trained norms.
+        kernels: shapes of the weights of adapted convolutions, ``{module: (out, in, height, width)}``.
+        companions: `sylva_ray.models.backbone.head_companions`, which PEFT expects in the file, too.
+    """
+
+    whole: tuple[str, ...]
+    kernels: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    companions: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+
 def save_adapter(
     state: ClientState,
     folder: Path,
     backbone: BackboneSection,
     lora: LoraSection,
-    head_names: tuple[str, ...],
-    companions: Mapping[str, np.ndarray] | None = None,
+    layout: AdapterLayout,
 ) -> Path:
     """Write one client as an adapter that ``PeftModel.from_pretrained(timm_model, folder)`` loads.
 
-    The head is part of the file (``modules_to_save``). Equal states write equal bytes: there is no time or path in
-    them.
+    The head and trained norms are part of the file (``modules_to_save``). Equal states write equal bytes: there is no
+    time or path in them.
 
     Args:
         state: the client's state.
         folder: the adapter's folder; made if it does not exist.
         backbone: the model that the adapter belongs to.
         lora: rank, alpha and adapted layers.
-        head_names: names of the classifier's weight and bias.
-        companions: `sylva_ray.models.backbone.head_companions`, which PEFT expects in the file, too; None: none.
+        layout: which arrays the file has beside the factors, and in what shapes.
 
     Returns:
         The folder.
     """
     folder.mkdir(parents=True, exist_ok=True)
     adapter = {  # without the probe of a teacher
-        name: value for name, value in state.items() if name.endswith((".lora_A", ".lora_B")) or name in head_names
+        name: value for name, value in state.items() if name.endswith((".lora_A", ".lora_B")) or name in layout.whole
     }
-    saved = {**adapter, **(companions or {})}
+    saved = {**adapter, **layout.companions}
+    for module, (_, *inputs) in layout.kernels.items():
+        saved[f"{module}.lora_A"] = saved[f"{module}.lora_A"].reshape(-1, *inputs)
+        saved[f"{module}.lora_B"] = saved[f"{module}.lora_B"][:, :, None, None]
     arrays = {_peft_name(name): np.ascontiguousarray(value) for name, value in sorted(saved.items())}
     save_file(arrays, folder / WEIGHTS)
-    head = head_names[0].rsplit(".", 1)[0]
-    modules = sorted({name.rsplit(".", 1)[0] for name in adapter if name not in head_names})
+    modules = sorted({name.rsplit(".", 1)[0] for name in adapter if name not in layout.whole})
     config = {
         "peft_type": "LORA",
         "task_type": None,
@@ -63,7 +79,7 @@ def save_adapter(
         "lora_alpha": lora.alpha,
         "lora_dropout": 0.0,
         "target_modules": modules,  # full names: PEFT's suffix rule then matches exactly these
-        "modules_to_save": [head],
+        "modules_to_save": sorted({name.rsplit(".", 1)[0] for name in layout.whole}),
         "bias": "none",
         "inference_mode": True,
     }
@@ -88,7 +104,9 @@ def save_merged(state: ClientState, folder: Path, backbone: Mapping[str, np.ndar
         if name.endswith(".lora_A"):
             module = name.removesuffix(".lora_A")
             update = lora.alpha / lora.rank * state[f"{module}.lora_B"].astype(np.float64) @ value
-            merged[f"{module}.weight"] = (merged[f"{module}.weight"] + update).astype(np.float32)
+            merged[f"{module}.weight"] = (
+                merged[f"{module}.weight"] + update.reshape(merged[f"{module}.weight"].shape)
+            ).astype(np.float32)
         elif name in merged:
             merged[name] = value
     path = folder / "model.safetensors"
@@ -109,7 +127,12 @@ def load_adapter(folder: Path) -> dict[str, np.ndarray]:
         raw = load_file(folder / WEIGHTS)
     except Exception as error:
         raise UserError("adapter", str(folder), f"has no readable {WEIGHTS} ({error})") from None
-    return {_state_name(name): np.asarray(value, np.float32) for name, value in raw.items()}
+    return {
+        name: np.asarray(value, np.float32).reshape(len(value), -1)
+        if "lora_" in name
+        else np.asarray(value, np.float32)
+        for name, value in ((_state_name(name), value) for name, value in raw.items())
+    }
 
 
 def load_in_peft(model: nn.Module, folder: Path) -> nn.Module:

@@ -19,9 +19,9 @@ from sylva_ray.config.experiment import BackboneSection, LoraSection
 from sylva_ray.core.errors import UserError, reason_of
 from sylva_ray.core.seeding import generator
 from sylva_ray.core.types import ClientState, stack_states
-from sylva_ray.models.backbone import create_backbone, head_companions
+from sylva_ray.models.backbone import create_backbone
 from sylva_ray.models.cohort import CohortModel, repeat_owner, to_parameters
-from sylva_ray.models.lora import LoraStack
+from sylva_ray.models.lora import LoraStack, adapter_layout
 from sylva_ray.models.peft_format import load_in_peft, save_adapter
 
 TOLERANCE = 1e-3
@@ -111,7 +111,7 @@ def _logits_in_peft(
     plain = create_backbone(backbone, len(state[head_names[1]]), weights)
     with tempfile.TemporaryDirectory() as folder:
         try:
-            save_adapter(state, Path(folder), backbone, lora, head_names, head_companions(plain))
+            save_adapter(state, Path(folder), backbone, lora, adapter_layout(plain, lora))
             loaded = load_in_peft(plain.model, Path(folder))
         except Exception as error:  # PEFT refuses architectures in many ways
             fix = f"its adapters cannot be loaded by PEFT: {_one_line(error)}"

@@ -56,7 +56,7 @@ def test_a_patch_projection_is_its_convolution(side: int, patch: int | tuple[int
     assert convolution.bias is not None
     inputs = [convolution.weight, convolution.bias]
     x = torch.rand(2, 3, side, side, dtype=torch.float64, requires_grad=True)
-    ours, theirs = PatchProjection(convolution)(x), convolution(x)
+    ours, theirs = PatchProjection.of(convolution)(x), convolution(x)
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
     gradients = [torch.autograd.grad(y.square().sum(), [x, *inputs]) for y in (ours, theirs)]
     for one, other in zip(*gradients, strict=True):

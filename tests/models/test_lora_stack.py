@@ -22,13 +22,16 @@ from sylva_ray.federation.client.training import TrainSettings, TrainTask, train
 from sylva_ray.federation.context import ClientContext
 from sylva_ray.models.backbone import Backbone, create_backbone
 from sylva_ray.models.cohort import FunctionalStack, repeat_owner, to_arrays, to_parameters
-from sylva_ray.models.lora import LoraStack, target_layers
+from sylva_ray.models.lora import LoraStack, adapter_layout, target_layers
 from sylva_ray.models.peft_format import load_adapter, save_adapter
 from sylva_ray.preparation.resolve import resolve_config
 
 BACKBONE = BackboneSection()
-LORA = LoraSection(rank=4)
+LORA = LoraSection(rank=4, target_modules=("attn.qkv", "attn.proj"))
 EVERYWHERE = build(LoraSection, {"rank": 4, "target_modules": "all_linear"}, "lora")
+EVERYTHING = build(
+    LoraSection, {"rank": 3, "target_modules": ["all_linear", "patch_embed.proj"], "train_norms": True}, "lora"
+)
 CLASSES = 10
 
 
@@ -44,18 +47,18 @@ def random_states(stack: LoraStack, count: int, scale: float = 0.05) -> list[dic
 def peft_model(
     state: ClientState,
     folder: Path,
-    head_names: tuple[str, ...],
     dtype: torch.dtype,
     trainable: bool = False,
     lora: LoraSection = LORA,
 ) -> tuple[PeftModel, Backbone]:
     """An ordinary PEFT model of one client, and the backbone that normalises for it."""
-    save_adapter(state, folder, BACKBONE, lora, head_names)
-    backbone = create_backbone(BACKBONE, CLASSES).to(dtype)
+    backbone = create_backbone(BACKBONE, CLASSES)
+    save_adapter(state, folder, BACKBONE, lora, adapter_layout(backbone, lora))
+    backbone = backbone.to(dtype)
     return PeftModel.from_pretrained(backbone.model, str(folder), is_trainable=trainable).to(dtype).eval(), backbone
 
 
-@pytest.mark.parametrize("lora", [LORA, EVERYWHERE], ids=["attention", "all linear layers"])
+@pytest.mark.parametrize("lora", [LORA, EVERYWHERE, EVERYTHING], ids=["attention", "all linear layers", "everything"])
 @pytest.mark.parametrize("counts", [[3, 3], [2, 5, 1], [4, 0, 1]], ids=["even", "uneven", "one without images"])
 def test_forward_equals_peft(counts: list[int], lora: LoraSection, tmp_path: Path) -> None:
     stack = LoraStack(create_backbone(BACKBONE, CLASSES).double(), lora)
@@ -65,7 +68,7 @@ def test_forward_equals_peft(counts: list[int], lora: LoraSection, tmp_path: Pat
     logits = stack.forward(to_parameters(stack_states(states), "cpu", torch.float64), x, owner)
     for client, state in enumerate(states):
         folder = tmp_path / str(client)
-        model, backbone = peft_model(state, folder, stack.head_names, torch.float64, lora=lora)
+        model, backbone = peft_model(state, folder, torch.float64, lora=lora)
         expected = model(backbone.preprocess(x[owner == client]))
         torch.testing.assert_close(logits[owner == client], expected, rtol=0, atol=1e-12)
 
@@ -77,22 +80,51 @@ def test_all_linear_layers_are_those_of_the_blocks() -> None:
         target_layers(create_backbone(BackboneSection(name="resnet18", image_size=32), CLASSES), EVERYWHERE)
 
 
-def test_peft_round_trip_is_exact(tmp_path: Path) -> None:
-    stack = LoraStack(create_backbone(BACKBONE, CLASSES), LORA)
-    (state,) = random_states(stack, 1)
-    back = load_adapter(save_adapter(state, tmp_path, BACKBONE, LORA, stack.head_names))
+@pytest.mark.parametrize("lora", [LORA, EVERYTHING], ids=["attention", "everything"])
+def test_peft_round_trip_is_exact(lora: LoraSection, tmp_path: Path) -> None:
+    layout = adapter_layout(create_backbone(BACKBONE, CLASSES), lora)
+    (state,) = random_states(LoraStack(create_backbone(BACKBONE, CLASSES), lora), 1)
+    back = load_adapter(save_adapter(state, tmp_path, BACKBONE, lora, layout))
     assert back.keys() == state.keys()
     assert all(np.array_equal(back[name], state[name]) for name in state)
 
 
-def test_an_adapter_saved_by_peft_is_read(tmp_path: Path) -> None:
-    stack = LoraStack(create_backbone(BACKBONE, CLASSES), LORA)
-    (state,) = random_states(stack, 1)
-    model, _ = peft_model(state, tmp_path / "ours", stack.head_names, torch.float32)
+@pytest.mark.parametrize("lora", [LORA, EVERYTHING], ids=["attention", "everything"])
+def test_an_adapter_saved_by_peft_is_read(lora: LoraSection, tmp_path: Path) -> None:
+    (state,) = random_states(LoraStack(create_backbone(BACKBONE, CLASSES), lora), 1)
+    model, _ = peft_model(state, tmp_path / "ours", torch.float32, lora=lora)
     model.save_pretrained(str(tmp_path / "theirs"))
     back = load_adapter(tmp_path / "theirs")
     assert back.keys() == state.keys()
     assert all(np.array_equal(back[name], state[name]) for name in state)
+
+
+def test_trained_norms_start_as_the_backbones_and_belong_to_their_blocks() -> None:
+    plain, stack = create_backbone(BACKBONE, CLASSES), LoraStack(create_backbone(BACKBONE, CLASSES), EVERYTHING)
+    state = stack.initial_state(generator(0, "initial state"))
+    norm = plain.model.get_submodule("blocks.2.norm1")
+    assert isinstance(norm, torch.nn.LayerNorm)
+    np.testing.assert_array_equal(state["blocks.2.norm1.weight"], norm.weight.detach().numpy())
+    assert {"blocks.2.norm1.weight", "blocks.2.norm2.bias"} <= set(stack.players["blocks.2"])
+    assert next(iter(stack.players)) == "patch_embed.proj"
+    assert stack.num_blocks is None  # the embedding differs between clients, so the game runs whole forward passes
+    params = to_parameters(stack_states([state]), "cpu", torch.float32)
+    x = torch.rand(2, 3, 32, 32, generator=generator(0, "x"))
+    head = {name: torch.from_numpy(state[name]) for name in stack.head_names}
+    plain.model.load_state_dict(head, strict=False)
+    torch.testing.assert_close(stack.forward(params, x, repeat_owner([2])), plain(x), rtol=0, atol=1e-5)
+
+
+def test_a_convolution_that_computes_with_other_weights_has_no_adapter() -> None:
+    section = BackboneSection(name="vit_tiny_r_s16_p8_224", image_size=32)
+    backbone = create_backbone(section, CLASSES)
+    with pytest.raises(
+        UserError, match=r"backbone\.conv, a StdConv2dSame: an adapter needs a linear layer or a plain conv"
+    ):
+        target_layers(backbone, LoraSection(rank=2, target_modules=("backbone.conv",)))
+    assert list(target_layers(backbone, LoraSection(rank=2, target_modules=("patch_embed.proj",)))) == [
+        "patch_embed.proj"
+    ]
 
 
 def clients_of_unequal_size(count: int) -> list[ClientData]:
@@ -108,7 +140,6 @@ def clients_of_unequal_size(count: int) -> list[ClientData]:
 def train_with_peft(
     state: ClientState,
     folder: Path,
-    head_names: tuple[str, ...],
     data: ClientData,
     stream: torch.Generator,
     config: ExperimentConfig,
@@ -116,7 +147,7 @@ def train_with_peft(
     dtype: torch.dtype,
 ) -> dict[str, np.ndarray]:
     """The same training written plainly for one client: PEFT, torch's own AdamW and clipping, textbook PGD."""
-    model, backbone = peft_model(state, folder, head_names, dtype, trainable=True)
+    model, backbone = peft_model(state, folder, dtype, trainable=True)
     params = [p for name, p in model.named_parameters() if "lora_" in name or "modules_to_save" in name]
     for p in model.parameters():
         p.requires_grad_(any(p is q for q in params))
@@ -175,9 +206,7 @@ def test_training_equals_separate_peft_models(
     train_cohort(context, create_algorithm(AlgorithmSection(name="sylva")), params, data, task, config)
     for client in range(num_clients):
         stream = generator(config.seed, "train", client, task.step)
-        expected = train_with_peft(
-            states[client], tmp_path / str(client), stack.head_names, data[client], stream, config, task, dtype
-        )
+        expected = train_with_peft(states[client], tmp_path / str(client), data[client], stream, config, task, dtype)
         assert expected.keys() == params.keys()
         for name, value in expected.items():
             np.testing.assert_allclose(params[name][client].numpy(), value, rtol=0, atol=tolerance, err_msg=name)
@@ -224,9 +253,9 @@ def test_states_survive_the_way_through_tensors() -> None:
 @pytest.mark.parametrize(
     ("section", "says"),
     [
-        ({"target_modules": ["proj"]}, "patch_embed.proj"),
+        ({"target_modules": ["norm1"]}, "a LayerNorm: an adapter needs"),
         ({"target_modules": ["atn.qkv"]}, "matches no layer"),
-        ({"target_modules": ["head"]}, "not a linear layer of a block"),
+        ({"target_modules": ["head"]}, "the classifier: an adapter needs"),
         ({"rank": 193}, "at most 192"),
     ],
 )

@@ -15,9 +15,9 @@ from sylva_ray.core.errors import UserError
 from sylva_ray.core.seeding import generator
 from sylva_ray.core.types import stack_states
 from sylva_ray.models import trial
-from sylva_ray.models.backbone import backbone_arrays, create_backbone, head_companions
+from sylva_ray.models.backbone import backbone_arrays, create_backbone
 from sylva_ray.models.cohort import repeat_owner, to_parameters
-from sylva_ray.models.lora import LoraStack
+from sylva_ray.models.lora import LoraStack, adapter_layout
 from sylva_ray.models.peft_format import save_adapter
 from sylva_ray.models.trial import try_model
 from sylva_ray.preparation.experiment import prepare
@@ -133,7 +133,7 @@ def test_a_loaded_export_of_volo_has_both_of_its_heads(tmp_path: Path) -> None:
     backbone = create_backbone(section, num_classes=5)
     stack = LoraStack(create_backbone(section, num_classes=5), lora)
     state = stack.initial_state(generator(0, "initial state"))
-    save_adapter(state, tmp_path, section, lora, stack.head_names, head_companions(backbone))
+    save_adapter(state, tmp_path, section, lora, adapter_layout(backbone, lora))
     with torch.no_grad():
         backbone.model.aux_head.weight.normal_()  # type: ignore[union-attr, operator]
         x = torch.rand(2, 3, 32, 32)

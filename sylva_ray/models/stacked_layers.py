@@ -1,0 +1,191 @@
+"""Layers of C models in one: what differs between clients is batched over C, what is frozen is computed once.
+
+A layer finds the parameters of the C clients and the layout of the images in `StackInputs`, which all layers share.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from sylva_ray.core.errors import UserError
+from sylva_ray.core.types import ParameterStack
+
+
+@dataclass(frozen=True)
+class OwnerLayout:
+    """How a flat batch, sorted by owner, becomes ``[C, rows, d]``.
+
+    It is a view if all clients own equally many images, and padded with zeros otherwise.
+
+    Attributes:
+        num_clients: C.
+        widest: images of the client with the most.
+        slots: ``[N]``, each image's place in the padded batch; None if nothing is padded.
+    """
+
+    num_clients: int
+    widest: int
+    slots: torch.Tensor | None
+
+    @staticmethod
+    def from_owner(owner: torch.Tensor, num_clients: int, device: torch.device) -> OwnerLayout:
+        """Make the layout of a sorted owner vector ``[N]``, which is on the CPU; ``device`` is the images'."""
+        counts = torch.bincount(owner, minlength=num_clients)
+        widest = int(counts.max())
+        if int(counts.min()) == widest:
+            return OwnerLayout(num_clients, widest, None)
+        first = torch.cumsum(counts, 0) - counts
+        slots = owner * widest + torch.arange(len(owner)) - first[owner]
+        return OwnerLayout(num_clients, widest, slots.to(device))
+
+    def pad(self, x_Nd: torch.Tensor) -> torch.Tensor:
+        """Arrange ``[N, ..., d]`` as ``[C, rows, d]``."""
+        if self.slots is not None:
+            padded = x_Nd.new_zeros((self.num_clients * self.widest, *x_Nd.shape[1:]))
+            x_Nd = padded.index_copy(0, self.slots, x_Nd)
+        return x_Nd.reshape(self.num_clients, -1, x_Nd.shape[-1])
+
+    def unpad(self, x_Crd: torch.Tensor, inner: tuple[int, ...]) -> torch.Tensor:
+        """Arrange ``[C, rows, d]`` as ``[N, *inner, d]``, without the padding."""
+        flat = x_Crd.reshape(self.num_clients * self.widest, *inner, x_Crd.shape[-1])
+        return flat if self.slots is None else flat.index_select(0, self.slots)
+
+
+class StackInputs:
+    """What the stacked layers read during a forward pass.
+
+    Attributes:
+        params: ``{name: [C, ...]}``.
+        layout: of the images.
+        num_images: N.
+    """
+
+    def __init__(self) -> None:
+        self.params: ParameterStack = {}
+        self.layout: OwnerLayout | None = None
+        self.num_images = 0
+
+    def in_forward(self) -> OwnerLayout:
+        """Return the layout of the images of the present forward pass."""
+        assert self.layout is not None, "a stacked layer was called outside LoraStack"
+        return self.layout
+
+
+class StackedLora(nn.Module):
+    """A frozen linear layer plus C low-rank updates.
+
+    Args:
+        base: the frozen layer.
+        name: its name in the model.
+        scaling: alpha / r.
+        inputs: parameters and layout, shared by all stacked layers.
+    """
+
+    def __init__(self, base: nn.Linear, name: str, scaling: float, inputs: StackInputs) -> None:
+        super().__init__()
+        self.base = base
+        self.name, self.scaling = name, scaling
+        self.inputs = inputs
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """The weight of a linear layer, which does not exist here: it differs from client to client.
+
+        Raises:
+            UserError: always. The attention of BEiT, for example, reads this weight instead of calling the layer, so
+                that an adapter has no effect, in PEFT neither.
+        """
+        fix = (
+            "the model reads the weights of this layer instead of calling it, so an adapter has no effect: leave it out"
+        )
+        raise UserError("lora.target_modules", self.name, fix)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Compute the layer for rows of all images."""
+        layout = self.inputs.in_forward()
+        a_Crd, b_Cdr = self.inputs.params[f"{self.name}.lora_A"], self.inputs.params[f"{self.name}.lora_B"]
+        # Windowed attention puts windows into the batch; the rows of an image stay together, so they can be regrouped.
+        rows = x.reshape(self.inputs.num_images, -1, x.shape[-1])
+        low_rank = layout.pad(rows) @ a_Crd.to(x.dtype).transpose(1, 2) * self.scaling
+        b_Crd = b_Cdr.to(x.dtype).transpose(1, 2)
+        frozen: torch.Tensor = self.base(x)
+        if layout.slots is None:  # without padding, one kernel adds the two products
+            return torch.baddbmm(frozen.reshape(*low_rank.shape[:2], -1), low_rank, b_Crd).reshape(frozen.shape)
+        return frozen + layout.unpad(low_rank @ b_Crd, (rows.shape[1],)).reshape(frozen.shape)
+
+
+class StackedConvLora(nn.Module):
+    """A frozen convolution plus C low-rank updates, which PEFT computes as two convolutions.
+
+    The first has the kernel, stride and padding of the frozen one and r output channels (A), the second is one by one
+    (B). A is ``[r, in_channels * height * width]`` here, so that ``B A`` is the update of the kernel as a matrix.
+
+    Args:
+        base: the frozen layer.
+        name: its name in the model.
+        scaling: alpha / r.
+        inputs: parameters and layout, shared by all stacked layers.
+    """
+
+    def __init__(self, base: nn.Conv2d, name: str, scaling: float, inputs: StackInputs) -> None:
+        super().__init__()
+        self.base = base
+        self.name, self.scaling = name, scaling
+        self.inputs = inputs
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Compute the layer for all images ``[N, in_channels, H, W]``."""
+        layout, base = self.inputs.in_forward(), self.base
+        a_Crd, b_Cdr = self.inputs.params[f"{self.name}.lora_A"], self.inputs.params[f"{self.name}.lora_B"]
+        frozen: torch.Tensor = base(x)
+        patches = F.unfold(x, base.kernel_size, base.dilation, base.padding, base.stride)  # type: ignore[arg-type]
+        rows = patches.transpose(1, 2)
+        low_rank = layout.pad(rows) @ a_Crd.to(x.dtype).transpose(1, 2) @ b_Cdr.to(x.dtype).transpose(1, 2)
+        update = layout.unpad(low_rank, (rows.shape[1],)) * self.scaling
+        return frozen + update.transpose(1, 2).reshape(frozen.shape)
+
+
+class StackedNorm(nn.Module):
+    """A layer normalisation with C weights and biases, computed in their precision.
+
+    Args:
+        base: the layer normalisation, whose own weight and bias are not used.
+        name: its name in the model.
+        inputs: parameters and layout, shared by all stacked layers.
+    """
+
+    def __init__(self, base: nn.LayerNorm, name: str, inputs: StackInputs) -> None:
+        super().__init__()
+        self.shape, self.eps = base.normalized_shape, base.eps
+        self.name, self.inputs = name, inputs
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Normalise the last axis of rows of all images."""
+        layout = self.inputs.in_forward()
+        weight_Cd, bias_Cd = self.inputs.params[f"{self.name}.weight"], self.inputs.params[f"{self.name}.bias"]
+        rows = F.layer_norm(x, self.shape, eps=self.eps).reshape(self.inputs.num_images, -1, x.shape[-1])
+        scaled = layout.pad(rows).to(weight_Cd.dtype) * weight_Cd[:, None] + bias_Cd[:, None]
+        return layout.unpad(scaled, (rows.shape[1],)).reshape(x.shape).to(x.dtype)
+
+
+class StackedHead(nn.Module):
+    """C linear classifiers, computed in the precision of their parameters.
+
+    Args:
+        name: of the classifier in the model.
+        inputs: parameters and layout, shared by all stacked layers.
+    """
+
+    def __init__(self, name: str, inputs: StackInputs) -> None:
+        super().__init__()
+        self.name, self.inputs = name, inputs
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the logits ``[N, num_classes]`` of features ``[N, d]``."""
+        layout = self.inputs.in_forward()
+        weight, bias = self.inputs.params[f"{self.name}.weight"], self.inputs.params[f"{self.name}.bias"]
+        return layout.unpad(layout.pad(x.to(weight.dtype)) @ weight.transpose(1, 2) + bias[:, None], ())
