@@ -79,9 +79,9 @@ bench: $(READY) ## measure a step by precision and kernel, and a round through R
 	$(BIN)/python benchmarks/round_overhead.py
 
 ledger-smoke: $(READY) ## run every method of the ledger once, tiny (under 10 minutes)
-	$(BIN)/python benchmarks/methods/run.py --scale smoke --out runs/ledger-smoke --results runs/ledger-smoke/results
+	$(BIN)/python benchmarks/methods/run.py --scale smoke --regime robust-0.3 --out runs/ledger-smoke --results runs/ledger-smoke/results
 
-ledger: $(READY) ## fill benchmarks/methods/results with what is missing (about an hour on 2 cores) and write its table
+ledger: $(READY) ## fill benchmarks/methods/results with what is missing (many hours on 2 cores) and write its table
 	$(BIN)/python benchmarks/methods/run.py
 	$(BIN)/python benchmarks/methods/table.py
 

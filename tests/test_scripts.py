@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).parents[1]
@@ -85,6 +86,23 @@ def test_guard(run_here: Callable[..., str]) -> None:
     assert kept["gain: benign +3, robust 0"] > 50
 
 
+def test_the_claim_of_the_ledger(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Better on every image in both accuracies: dominates always. In one of them, or the same: never."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks" / "methods"))
+    differences = runpy.run_path(str(ROOT / "benchmarks" / "methods" / "claim.py"))["differences"]
+    rng = np.random.default_rng(0)
+    labels = [[rng.integers(0, 3, 40) for _ in range(4)] for _ in range(2)]
+    ours = [[np.stack([y == y, y == 9]) for y in seed] for seed in labels]  # all right, and none under attack
+    better = [[np.stack([y == y, y == 1]) for y in seed] for seed in labels]
+    worse = [[np.stack([y == 1, y == 1]) for y in seed] for seed in labels]
+    found = differences({"ours": ours, "same": ours, "gains": better, "mixed": worse}, labels, "ours", rng, 50)
+    for statistic in ("mean", "worst decile"):
+        same, gains, mixed = (found[name][statistic] for name in ("same", "gains", "mixed"))
+        assert (same.benign, same.dominates, same.is_ahead) == ((0, 0, 0), 0, False)
+        assert (gains.benign, gains.robust[0], gains.is_ahead) == ((0, 0, 0), pytest.approx(1 / 3), True)
+        assert (mixed.benign[0], mixed.is_ahead, mixed.dominates) == (pytest.approx(-2 / 3), False, 0)
+
+
 @pytest.mark.slow
 def test_chaos(tmp_path: Path) -> None:
     lines = run("scripts/chaos.py", "--faults", 2, "--only", "kill,torn", "--folder", tmp_path / "runs").splitlines()
@@ -132,11 +150,11 @@ def test_startup() -> None:
 
 @pytest.mark.slow
 def test_one_method_of_the_ledger(tmp_path: Path) -> None:
-    options = ["--scale", "smoke", "--method", "undefended", "--seeds", 1, "--workers", 1]
-    assert "undefended 0: benign" in run(
+    options = ["--scale", "smoke", "--method", "undefended", "--regime", "robust-0.3", "--seeds", 1, "--workers", 1]
+    assert "robust-0.3/undefended-0: benign" in run(
         "benchmarks/methods/run.py", *options, "--out", tmp_path, "--results", tmp_path / "results"
     )
-    assert (tmp_path / "results" / "undefended-0.json").is_file()
+    assert (tmp_path / "results" / "robust-0.3" / "undefended-0.json").is_file()
 
 
 @pytest.mark.slow

@@ -3,7 +3,7 @@
     python benchmarks/methods/run.py --search            # hyperparameters, on held-out images  -> search.json
     python benchmarks/methods/run.py                     # every run that is missing            -> results/
     python benchmarks/methods/run.py --scale smoke --out runs/smoke --results runs/smoke/results
-    python benchmarks/methods/run.py --ledger benchmarks/methods/small     # the first edition
+    python benchmarks/methods/run.py --ledger benchmarks/methods/ablation  # one design at a time
     python benchmarks/methods/table.py                   # README.md and its figures from results/
 
 An interrupted run goes on where it stopped when the command is given again. ledger.py describes the files.
@@ -106,7 +106,8 @@ def fill(
     ledger: Ledger, jobs: Sequence[Job], scale: str | None, out: Path, results: Path, pool: ThreadPoolExecutor
 ) -> None:
     """Run what has no result yet, and write one JSON file per run."""
-    if scale != "smoke" and not ledger.search_file.exists():
+    has_search = any(ledger.methods[job.method].search for job in jobs)
+    if scale != "smoke" and has_search and not ledger.search_file.exists():
         raise SystemExit(f"no {ledger.search_file} yet; first: {sys.executable} {Path(__file__).name} --search")
 
     def one(job: Job) -> str:

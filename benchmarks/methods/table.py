@@ -1,104 +1,175 @@
-"""Write the ledger's page: tables, plots, dominance, bytes to target, what the search chose, and 4-bit against 32-bit.
+"""Write the ledger's page from README.template.md: tables, figures, who dominates whom, and what the search chose.
 
     python benchmarks/methods/table.py [--runs runs/ledger]
 
-Everything comes from results/*.json and search.json. Paired differences need the run folders, which hold every
-prediction; they are kept in paired.json, so that the page can be written without the folders.
+Everything comes from results/ and search.json. Paired differences need the run folders, which hold every prediction;
+they are kept in claim.json, so that the page can be written without the folders.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from textwrap import TextWrapper
 
 import numpy as np
-from run import SearchResult, load_search
+from claim import STATISTICS, Difference, differences
+from ledger import HERE, Ledger, SearchResult, run_name
 
-from sylva_ray.core.records import StageRecord
-from sylva_ray.metrics.predictions import paired_difference, read_correct
-from sylva_ray.reports.compare import compare
+from sylva_ray.metrics.predictions import read_correct, read_labels
+from sylva_ray.reports.compare import Row, compare
 from sylva_ray.reports.compare.runs import Run
 from sylva_ray.reports.compare.tables import markdown_table, plot
-from sylva_ray.reports.compare.verdicts import footnotes, notes, sentences, warnings
-from sylva_ray.reports.traffic import bytes_to_target, reference_targets
+from sylva_ray.reports.compare.verdicts import footnotes, method_rows, notes, sentences, strongest_attack, warnings
 from sylva_ray.storage.run_folder import RunFolder
 
-HERE = Path(__file__).parent
-MARGIN = 0.02
-"""Accuracy that quantised adapters may lose and still count as not inferior."""
+REFERENCE = "sylva"
+CLAIM = HERE / "claim.json"
+MARKER = re.compile(r"<!-- (\w+) ?([\w.-]*) -->")
+"""A place in the template: what to insert, and of which regime."""
 
-PAIRS = (
-    ("sylva_int4", "sylva"),
-    *(("sylva", other) for other in ("per_lora", "fedavg_at_ft", "sylva_paper_like", "lorica", "undefended")),
-)
-"""Methods of three seeds that are compared image by image."""
-
-
-class Result(Run):
-    """A row of the ledger: the summary of a run, and of its records what bytes-to-target needs."""
-
-    records: list[StageRecord]
-
-
-def load_result(path: Path) -> Result:
-    """Read a file in results/."""
-    raw = json.loads(path.read_text())
-    raw["records"] = [{"step": record["round"], "participants": []} | record for record in raw["records"]]
-    return Result.from_json(raw, str(path))
+Claims = dict[str, dict[str, dict[str, Difference]]]
+"""``{regime: {method: {statistic: difference}}}``."""
 
 
 def main() -> None:
-    """Write README.md, ledger.png and bytes.png."""
+    """Write README.md, one figure per regime, and claim.json."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=Path, default=Path("runs/ledger"), help="run folders, for predictions")
     arguments = parser.parse_args()
-    results = [load_result(path) for path in sorted((HERE / "results").glob("*.json"))]
-    rows = compare(results)
-    differences = paired(arguments.runs)
-    plot(rows, HERE / "ledger.png")
-    plot(rows, HERE / "bytes.png", kind="bytes")
-    parts = {
-        "TABLE": markdown_table(rows),
-        "VERDICTS": bullets([*sentences(rows), *warnings(rows)]),
-        "FOOTNOTES": bullets([*footnotes(rows), *notes(rows)]),
-        "TARGET": to_target(results),
-        "SEARCH": search_table(load_search()),
-        "QUANTISED": noninferiority(differences["sylva_int4 - sylva"]),
-        "PAIRED": against(differences),
+    ledger = Ledger()
+    rows = {regime: load_rows(ledger, regime) for regime in ledger.regimes}
+    claims = load_claims()
+    for regime, of_regime in rows.items():
+        if of_regime:
+            plot(of_regime, HERE / f"{regime}.png")
+            claims |= {regime: claim} if (claim := compare_images(arguments.runs, regime, of_regime)) else {}
+    CLAIM.write_text(json.dumps({name: to_json(claim) for name, claim in sorted(claims.items())}, indent=1) + "\n")
+    parts: dict[str, Callable[[str], str]] = {
+        "TABLE": lambda regime: markdown_table(rows[regime]),
+        "VERDICTS": lambda regime: bullets([*sentences(rows[regime]), *warnings(rows[regime])]),
+        "FOOTNOTES": lambda regime: bullets([*footnotes(rows[regime]), *notes(rows[regime])]),
+        "CLAIM": lambda regime: claim_table(claims.get(regime, {})),
+        "BYTES": lambda regime: equal_bytes(rows[regime]),
+        "SEARCH": lambda _: search_table(ledger.searched()),
     }
-    text = (HERE / "README.template.md").read_text()
-    for name, part in parts.items():
-        text = text.replace(f"<!-- {name} -->", part)
-    (HERE / "README.md").write_text(text)
-    print(parts["TABLE"])
+    template = (HERE / "README.template.md").read_text()
+    (HERE / "README.md").write_text(MARKER.sub(lambda place: parts[place[1]](place[2]), template))
+
+
+def load_rows(ledger: Ledger, regime: str) -> list[Row]:
+    """Return the rows of a regime's comparison; none if it has no results yet."""
+    paths = sorted((ledger.folder / "results" / regime).glob("*.json"))
+    results = [Run.from_json(json.loads(path.read_text()), str(path)) for path in paths]
+    return compare(results) if results else []
+
+
+# -- the claim -------------------------------------------------------------------------------------------
+
+
+def load_claims() -> Claims:
+    """Read claim.json."""
+    raw = json.loads(CLAIM.read_text()) if CLAIM.exists() else {}
+    return {
+        regime: {
+            method: {statistic: Difference.model_validate(value) for statistic, value in of_method.items()}
+            for method, of_method in claim.items()
+        }
+        for regime, claim in raw.items()
+    }
+
+
+def to_json(claim: Mapping[str, Mapping[str, Difference]]) -> dict[str, dict[str, object]]:
+    """Return the claim of a regime as plain values."""
+    return {
+        method: {statistic: value.model_dump(mode="json") for statistic, value in of_method.items()}
+        for method, of_method in claim.items()
+    }
+
+
+def compare_images(runs: Path, regime: str, rows: Sequence[Row]) -> dict[str, dict[str, Difference]] | None:
+    """Compare all methods that have the reference's seeds with it, image by image; None without their run folders."""
+    final = {row.name: row for row in method_rows(rows) if row.stage == "final"}
+    attack = strongest_attack(rows)
+    if REFERENCE not in final or attack is None:
+        return None
+    seeds = final[REFERENCE].seeds
+    folders = {
+        name: [RunFolder(runs / run_name(name, regime, seed)) for seed in seeds]
+        for name, row in final.items()
+        if row.seeds == seeds
+    }
+    if not all(folder.predictions_file.exists() for of_method in folders.values() for folder in of_method):
+        return None
+    correct = {
+        name: [
+            [np.stack(pair) for pair in zip(read_correct(folder, "benign"), read_correct(folder, attack), strict=True)]
+            for folder in of_method
+        ]
+        for name, of_method in folders.items()
+    }
+    labels = [read_labels(folder) for folder in folders[REFERENCE]]
+    found: dict[str, dict[str, Difference]] = differences(correct, labels, REFERENCE, np.random.default_rng(0))
+    return found
+
+
+def claim_table(claim: Mapping[str, Mapping[str, Difference]]) -> str:
+    """Write every method minus Sylva, in points, with 90 % intervals."""
+    if not claim:
+        return "Not all runs of this regime have finished."
+    lines = [
+        f"| minus {REFERENCE}, points | statistic | benign | robust | better in both, share of resamples |",
+        "|---|---|---|---|---:|",
+    ]
+    for method, of_method in claim.items():
+        for statistic in STATISTICS:
+            d = of_method[statistic]
+            cells = [
+                f"{100 * at:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})" for at, low, high in (d.benign, d.robust)
+            ]
+            share = f"**{d.dominates:.2f}**" if d.is_ahead else f"{d.dominates:.2f}"
+            lines.append(f"| {method} | {statistic} | {' | '.join(cells)} | {share} |")
+    return "\n".join(lines)
+
+
+def equal_bytes(rows: Sequence[Row]) -> str:
+    """Say which methods that upload no more than Sylva are not dominated among themselves."""
+    final = {row.name: row for row in method_rows(rows) if row.stage == "final"}
+    attack = strongest_attack(rows)
+    if REFERENCE not in final or attack is None:
+        return "Not all runs of this regime have finished."
+    limit = final[REFERENCE].upload_bytes
+    assert limit is not None, "every run counts its bytes"
+    cheap = {name: row for name, row in final.items() if row.upload_bytes and row.upload_bytes.mean <= limit.mean}
+    texts = []
+    for statistic in ("mean", "worst_decile"):
+        at = {
+            name: tuple(
+                value.mean
+                for condition in ("benign", attack)
+                if (value := row.value(condition, "balanced_accuracy", statistic)) is not None
+            )
+            for name, row in cheap.items()
+        }
+        front = [
+            name
+            for name, own in at.items()
+            if not any(o != own and min(b - a for a, b in zip(own, o, strict=True)) >= 0 for o in at.values())
+        ]
+        texts.append(f"{statistic.replace('_', ' ')}: {', '.join(sorted(front))}")
+    return bullets(texts)
+
+
+# -- texts -----------------------------------------------------------------------------------------------
 
 
 def bullets(lines: Sequence[str]) -> str:
     """Write a Markdown list, in lines of at most 120 characters."""
     items = TextWrapper(120, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
     return "\n".join(items.fill(f"* {line}") for line in lines)
-
-
-def to_target(results: Sequence[Result]) -> str:
-    """Write the bytes until benign and robust balanced accuracy both reach 0.9 of FedAvg-AT's best (seed 0)."""
-    by_method = {result.label: result for result in results if result.seed == 0}
-    reference = by_method["fedavg_at"]
-    attack = reference.attacks[0]
-    paths = [f"{condition}.balanced_accuracy" for condition in ("benign", attack)]
-    targets = reference_targets([reference.records], paths)
-    lines = ["| method | bytes to target | fedavg_at / this |", "|---|---|---|"]
-    needed = {method: bytes_to_target(result.records, targets) for method, result in sorted(by_method.items())}
-    full = needed["fedavg_at"]
-    for method, count in needed.items():
-        total = sum(record.upload_bytes + record.download_bytes for record in by_method[method].records)
-        shown = f"{count / 1e6:,.1f} MB" if count is not None else f"> {total / 1e6:,.1f} MB (not reached)"
-        ratio = f"{full / count:,.0f}x" if count and full else ("0 bytes" if count == 0 else "")
-        lines.append(f"| {method} | {shown} | {ratio} |")
-    stated = ", ".join(f"{condition} {100 * value:.1f} %" for condition, value in targets.items())
-    return f"Targets (class-balanced, moving mean of 3 evaluations):\n{stated}.\n\n" + "\n".join(lines)
 
 
 def search_table(found: Mapping[str, SearchResult]) -> str:
@@ -111,59 +182,6 @@ def search_table(found: Mapping[str, SearchResult]) -> str:
             text = f"{changes}: {100 * candidate.benign_balanced:.1f} + {100 * candidate.robust_balanced:.1f}"
             cells.append(f"**{text}**" if candidate.changes == result.chosen else text)
         lines.append(f"| {method} | {'; '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def paired(runs: Path) -> dict[str, dict[str, list[float]]]:
-    """Compare `PAIRS`, or read paired.json for those without run folders.
-
-    Returns:
-        ``{"A - B": {condition: [difference, low, high]}}``.
-    """
-    path = HERE / "paired.json"
-    found: dict[str, dict[str, list[float]]] = json.loads(path.read_text()) if path.exists() else {}
-    for first, second in PAIRS:
-        folders = [[RunFolder(runs / f"{name}-{seed}") for seed in range(3)] for name in (first, second)]
-        if not all(folder.predictions_file.exists() for seeds in folders for folder in seeds):
-            continue
-        summary = folders[0][0].load_summary()
-        assert summary is not None, "a run with predictions has finished"
-        rng = np.random.default_rng(0)
-        found[f"{first} - {second}"] = {
-            condition: list(paired_difference(*correct_of(folders, condition), rng, confidence=0.9))
-            for condition in ("benign", *summary.final.robust_accuracy)
-        }
-    path.write_text(json.dumps(found, indent=1) + "\n")
-    return found
-
-
-Correct = list[list[np.ndarray]]
-"""Of a method, which images are classified correctly, by seed and client."""
-
-
-def correct_of(folders: Sequence[Sequence[RunFolder]], condition: str) -> tuple[Correct, Correct]:
-    """Return which images each of the two methods classifies correctly."""
-    first, second = ([read_correct(folder, condition) for folder in seeds] for seeds in folders)
-    return first, second
-
-
-def noninferiority(found: dict[str, list[float]]) -> str:
-    """Write the difference of Sylva with 4-bit updates and Sylva."""
-    lines = ["| condition | 4-bit minus 32-bit, points | 95 % lower bound | within 2 points |", "|---|---|---|---|"]
-    for condition, (difference, low, _) in found.items():
-        verdict = "yes" if low > -MARGIN else "not shown"
-        lines.append(f"| {condition} | {100 * difference:+.1f} | {100 * low:+.1f} | {verdict} |")
-    return "\n".join(lines)
-
-
-def against(found: dict[str, dict[str, list[float]]]) -> str:
-    """Write the difference of Sylva and each other method of three seeds, with its 90 % interval."""
-    rows = {name.removeprefix("sylva - "): row for name, row in found.items() if name.startswith("sylva - ")}
-    conditions = list(next(iter(rows.values())))
-    lines = [f"| sylva minus | {' | '.join(conditions)} |", f"|---|{'---|' * len(conditions)}"]
-    for name, row in rows.items():
-        cells = [f"{100 * d:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})" for d, low, high in row.values()]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

@@ -46,15 +46,35 @@ def read_correct(folder: RunFolder, condition: str) -> list[np.ndarray]:
     Raises:
         UserError: the run has no predictions, or none for this condition.
     """
-    path = folder.predictions_file
-    if not path.exists():
-        raise UserError("RUN", str(folder), f"has no {path.name}: it is not finished, or of an older version")
-    arrays = load_file(path)
+    arrays = _read(folder)
     names = sorted(name for name in arrays if name.startswith(f"{LABELS}/"))
     conditions = sorted({name.rpartition("/")[0] for name in arrays} - {LABELS})
     if condition not in conditions:
         raise UserError("condition", condition, f"was not evaluated in {folder}; available: {', '.join(conditions)}")
     return [arrays[name] == arrays[name.replace(LABELS, condition, 1)] for name in names]
+
+
+def read_labels(folder: RunFolder) -> list[np.ndarray]:
+    """Read the labels of the images that `read_correct` is about.
+
+    Args:
+        folder: of the run.
+
+    Returns:
+        Per client, ``[n]``.
+
+    Raises:
+        UserError: the run has no predictions.
+    """
+    arrays = _read(folder)
+    return [arrays[name] for name in sorted(arrays) if name.startswith(f"{LABELS}/")]
+
+
+def _read(folder: RunFolder) -> dict[str, np.ndarray]:
+    path = folder.predictions_file
+    if not path.exists():
+        raise UserError("RUN", str(folder), f"has no {path.name}: it is not finished, or of an older version")
+    return dict(load_file(path))
 
 
 def paired_difference(

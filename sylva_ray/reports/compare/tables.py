@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -347,7 +348,27 @@ def _tradeoff_points(rows: Sequence[Row], attack: str, statistic: str) -> Iterat
         accuracies = balanced_accuracies(row, attack, statistic)
         if row.stage != "majority" and accuracies is not None:
             x, y = (_mean_and_std(value) for value in accuracies)
-            yield PlotPoint(number, row.name, *x, *y, not above[row.name], row.stage == "phase1")
+            on_front, is_phase1 = not above[row.name], row.stage == "phase1"
+            size = 5.0 if is_phase1 else _marker_size(row, rows)
+            yield PlotPoint(number, row.name, *x, *y, on_front, is_phase1, size=size)
+
+
+SMALLEST, LARGEST = 4.5, 11.0
+"""Diameters of the markers of the rows that upload least and most, in typographic points."""
+
+
+def _marker_size(row: Row, rows: Sequence[Row]) -> float:
+    """Return the diameter of a row's marker: the logarithm of its upload, on the scale of all rows.
+
+    All have the same size if the uploads are unknown or equal.
+    """
+    uploads = [max(other.upload_bytes.mean, 1.0) for other in rows if other.upload_bytes is not None]
+    positive = [upload for upload in uploads if upload > 1]
+    if row.upload_bytes is None or len(set(uploads)) < 2:
+        return 6.0
+    low, high = math.log(min(positive)) - 1, math.log(max(positive))  # no upload is a step below the smallest
+    own = max(math.log(max(row.upload_bytes.mean, 1.0)), low)
+    return SMALLEST + (LARGEST - SMALLEST) * (own - low) / (high - low)
 
 
 def _cost_points(rows: Sequence[Row], attack: str, index: int) -> Iterator[PlotPoint]:
@@ -360,7 +381,9 @@ def _cost_points(rows: Sequence[Row], attack: str, index: int) -> Iterator[PlotP
         if row.stage != "majority" and accuracies is not None and row.upload_bytes is not None:
             y = _mean_and_std(accuracies[index])
             upload = row.upload_bytes.mean
-            yield PlotPoint(number, row.name, upload, 0.0, *y, not above[row.name], row.stage == "phase1")
+            is_phase1 = row.stage == "phase1"
+            size = 5.0 if is_phase1 else 6.0
+            yield PlotPoint(number, row.name, upload, 0.0, *y, not above[row.name], is_phase1, size=size)
 
 
 def _mean_and_std(value: SeedMean) -> tuple[float, float]:

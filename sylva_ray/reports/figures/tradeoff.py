@@ -39,6 +39,7 @@ class PlotPoint:
         on_front: whether no other point dominates it; such a point is filled.
         phase1: whether it shows runs after phase 1; such a point is a diamond.
         labelled: whether it has a label.
+        size: diameter of its marker, in typographic points.
     """
 
     number: int
@@ -50,6 +51,7 @@ class PlotPoint:
     on_front: bool
     phase1: bool = False
     labelled: bool = True
+    size: float = 6.0
 
 
 @dataclass(frozen=True)
@@ -162,7 +164,7 @@ def _draw_points(axes: Axes, panel: Panel) -> None:
                 zorder=2,
             )
         marker = "D" if point.phase1 else "o"
-        axes.plot(x, point.y, marker, ms=5 if point.phase1 else 6, mfc=face, mec=LIGHT["series-1"], mew=1.3, zorder=3)
+        axes.plot(x, point.y, marker, ms=point.size, mfc=face, mec=LIGHT["series-1"], mew=1.3, zorder=3)
     front = _front(panel)
     if len(front) > 1:
         axes.plot(*zip(*front, strict=True), color=LIGHT["series-1"], lw=1, alpha=0.35, zorder=1)
@@ -225,4 +227,6 @@ def _legend(figure: Figure, panels: Sequence[Panel]) -> None:
         handles.append(marker(marker="D", mfc=LIGHT["surface"], label="after phase 1", ms=5))
     if any(point.x_std or point.y_std for point in shown):
         handles.append(Line2D([], [], color=LIGHT["series-1"], lw=0.9, alpha=0.55, label="± std over seeds"))
-    figure.legend(handles=handles, loc="outside upper left", ncols=4, borderpad=0.3)
+    if len({point.size for point in shown if not point.phase1}) > 1:
+        handles.append(marker(marker="o", mfc=LIGHT["surface"], label="larger: uploads more", ms=9))
+    figure.legend(handles=handles, loc="outside upper left", ncols=3, borderpad=0.3)
