@@ -20,7 +20,6 @@ from sylva_ray.evaluation.plan import EvaluationRequest
 from sylva_ray.evaluation.run import prepare_evaluation, run_evaluation
 from sylva_ray.execution.ray.driver import pool_for, run_prepared
 from sylva_ray.federation.observer import Observer
-from sylva_ray.models.backbone import IMAGENET_STATISTICS
 from sylva_ray.models.export import export_clients
 from sylva_ray.models.shipped import SHIPPED
 from sylva_ray.preparation.experiment import prepare
@@ -61,11 +60,11 @@ def hand_over(run_dir: Path, folder: Path, **settings: Any) -> None:
         arrays |= {f"x_{client}": test.images, f"y_{client}": test.labels}
     np.savez(folder / "images.npz", **arrays)
     (folder / "backbone.safetensors").write_bytes(SHIPPED["vit_micro"].checkpoint.read_bytes())
-    architecture = dict(SHIPPED["vit_micro"].architecture)
-    name = architecture.pop("model_name")
-    architecture["num_classes"] = fleet.num_classes
-    told = {"num_clients": fleet.num_clients, "timm_name": name, "timm_arguments": architecture}
-    told |= IMAGENET_STATISTICS | {"threads": 1}
+    architecture = SHIPPED["vit_micro"].architecture
+    arguments = {**architecture.arguments, "num_classes": fleet.num_classes}
+    name = arguments.pop("model_name")
+    told = {"num_clients": fleet.num_clients, "timm_name": name, "timm_arguments": arguments}
+    told |= {"mean": architecture.mean, "std": architecture.std, "threads": 1}
     (folder / "witness.json").write_text(json.dumps(told | settings))
 
 

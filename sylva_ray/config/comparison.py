@@ -17,6 +17,13 @@ def result_settings(config: ExperimentConfig) -> RawConfig:
     return settings | {"cluster": {"threads_per_actor": config.cluster.threads_per_actor}}
 
 
+OPTIONAL_PARTS = ("algorithm.mixture", "algorithm.phase2")
+"""Parts of a method that are off without ``enabled``."""
+
+OFF = {None, str(False)}
+"""Values of ``enabled`` with which a part is off; None: the version did not have it."""
+
+
 def difference(stored: ExperimentConfig, config: ExperimentConfig) -> str:
     """Compare two experiments.
 
@@ -28,10 +35,11 @@ def difference(stored: ExperimentConfig, config: ExperimentConfig) -> str:
         The first key of `result_settings` that differs, with both values; '' where there is none.
     """
     before, now = flatten(result_settings(with_choices_of(stored, config))), flatten(result_settings(config))
-    phase2 = "algorithm.phase2."
-    is_off = before.get(f"{phase2}enabled") == now.get(f"{phase2}enabled") == str(False)
+    off = tuple(
+        f"{part}." for part in OPTIONAL_PARTS if {before.get(f"{part}.enabled"), now.get(f"{part}.enabled")} <= OFF
+    )
     for key in sorted(before.keys() | now.keys()):
-        if key.startswith(phase2) and not (key in before and key in now) and is_off:
+        if key.startswith(off) and not (key in before and key in now):
             continue  # one of the two is of a version without this setting, which has no effect there
         if before.get(key) != now.get(key):
             return f"{key}: {before.get(key, 'not set')} there, {now.get(key, 'not set')} now"

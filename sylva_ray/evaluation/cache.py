@@ -25,8 +25,8 @@ from sylva_ray.storage.atomic import write_atomically
 SETTINGS = ("dataset", "partition", "backbone", "lora", "seed")
 """Keys of the configuration that decide which images and which model are measured."""
 
-COLUMNS = ("label", "image")
-"""Settings of the data set that version 0.1 did not have; they are hashed where they are set."""
+NEW_SETTINGS = {("dataset", "label"): None, ("dataset", "image"): None, ("lora", "train_norms"): False}
+"""Settings that version 0.1 did not have, with their defaults; they are hashed where they have another value."""
 
 HASHED_NAMES = {"num_draws": "draws", "step": "round"}
 """Fields of tasks that are hashed under the name of version 0.1, whose measurements are still found."""
@@ -45,9 +45,9 @@ class MeasurementCache:
         self.folder = folder
         resolved = json.loads(config.model_dump_json())
         settings = {key: resolved[key] for key in SETTINGS}
-        for name in COLUMNS:
-            if resolved["dataset"][name] is None:
-                del settings["dataset"][name]
+        for (section, name), default in NEW_SETTINGS.items():
+            if resolved[section][name] == default:
+                del settings[section][name]
         if config.evaluation.precision != "float32":  # version 0.1 had no other precision, and no such setting
             settings["precision"] = config.evaluation.precision
         if changed is not None:

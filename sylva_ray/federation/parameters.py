@@ -61,7 +61,7 @@ class Phase2Parameters(Section):
     """Phase 2: which layers may be refined on benign data, the guard over the choice, and the refinement."""
 
     enabled: bool = True
-    selection: Literal["shapley", "gates", "shift", "all", "head", "random"] = Field(
+    selection: Literal["shapley", "greedy", "gates", "shift", "all", "head", "random"] = Field(
         "shapley", description="ranking of the layers; the guard decides how many are refined"
     )
     benign_epochs: Count = Field(
@@ -75,7 +75,7 @@ class Phase2Parameters(Section):
         min_length=1,
         description="how far from the robust to the refined layers a client may go; the guard tests them in this order",
     )
-    attack_steps: Count = Field(20, description="of the PGD of game and guard, at the training epsilon")
+    attack_steps: Count = Field(10, description="of the PGD of game and guard, at the training epsilon")
     max_images: int = Field(128, ge=2, description="of a client's selection split in the game")
     sampled_pairs: int = Field(64, ge=2, description="antithetic permutation pairs beyond 13 players")
     max_stack: Count = Field(2048, description="images times coalitions in one forward; more need more memory")

@@ -11,7 +11,7 @@ from pathlib import Path
 from sylva_ray.config.experiment import BackboneSection
 from sylva_ray.core.errors import UserError
 from sylva_ray.core.locations import local_path
-from sylva_ray.models.shipped import SHIPPED
+from sylva_ray.models.shipped import RETIRED, SHIPPED
 
 MAX_HEADER = 100_000_000
 """Largest header of a safetensors file in bytes, as its format defines."""
@@ -29,7 +29,13 @@ def check_available(section: BackboneSection, key: str = "backbone") -> None:
     Raises:
         UserError: the model is unknown, or its checkpoint is missing or no safetensors file.
     """
-    if section.name in SHIPPED:
+    if section.name in RETIRED and section.checkpoint is None:
+        fix = (
+            "is of an earlier version, whose weights are not part of this one: set backbone.checkpoint to its file in "
+            "sylva_ray/assets/ of that version, or use vit_micro"
+        )
+        raise UserError(f"{key}.name", section.name, fix)
+    if section.name in SHIPPED.keys() | RETIRED.keys():
         if section.pretrained:
             fix = f"{section.name} ships with this package: leave it false"
             raise UserError(f"{key}.pretrained", True, fix)

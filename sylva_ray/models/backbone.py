@@ -17,7 +17,6 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from timm.data.config import resolve_model_data_config
-from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers.pos_embed import resample_abs_pos_embed
 from torch import nn
 
@@ -27,10 +26,7 @@ from sylva_ray.core.locations import local_path
 from sylva_ray.core.types import stack_digest
 from sylva_ray.models.availability import check_available, check_safetensors, unknown_model
 from sylva_ray.models.patches import project_patches
-from sylva_ray.models.shipped import SHIPPED
-
-IMAGENET_STATISTICS = {"mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD}
-"""With which pixels are normalised for the backbones of this package."""
+from sylva_ray.models.shipped import RETIRED, SHIPPED
 
 INITIAL_SEED = 0
 """Seed of weights that come from nowhere else, so that every command builds the same model."""
@@ -194,10 +190,12 @@ def head_companions(backbone: Backbone) -> dict[str, np.ndarray]:
 
 def _architecture(section: BackboneSection, num_classes: int, pretrained: bool) -> nn.Module:
     arguments: dict[str, Any]
-    if section.name in SHIPPED:
-        arguments = dict(SHIPPED[section.name].architecture)
-        side = arguments["img_size"]
-        arguments["pretrained_cfg_overlay"] = {"input_size": (3, side, side)} | IMAGENET_STATISTICS
+    own = {name: shipped.architecture for name, shipped in SHIPPED.items()} | dict(RETIRED)
+    if section.name in own:
+        architecture = own[section.name]
+        arguments = dict(architecture.arguments)
+        overlay = {"input_size": (3, arguments["img_size"], arguments["img_size"])}
+        arguments["pretrained_cfg_overlay"] = overlay | {"mean": architecture.mean, "std": architecture.std}
     elif timm.is_model(section.name.split(".")[0]):
         arguments = {"model_name": section.name}
     else:

@@ -327,7 +327,12 @@ def test_the_settings_in_the_file_say_which_attack_it_was(epsilon: float) -> Non
 
 def test_a_measurement_has_the_name_that_earlier_versions_gave_it(tmp_path: Path) -> None:
     """Fields of tasks and settings are hashed into it; those that were renamed, under their first name."""
-    config = resolve_config(build(ExperimentConfig, TINY | {"backbone": {"name": "vit_micro_patch8_32"}}))
+    config = resolve_config(
+        build(
+            ExperimentConfig,
+            TINY | {"backbone": {"name": "vit_micro_patch8_32"}, "lora": {"target_modules": ["attn.qkv", "attn.proj"]}},
+        )
+    )
     task = EvaluateTask(2, (0, 1), {"w": np.ones((2, 3), np.float32)}, (parse_attack("fgsm"),), 8)
     cache = MeasurementCache(tmp_path, config)
     cache.save(task, [EvaluateOutcome({"predictions/benign": np.zeros(8, int)}, {})] * 2)

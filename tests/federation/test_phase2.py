@@ -76,7 +76,7 @@ def go_on(phase1: Path, folder: Path, **phase2: Any) -> Summary:
     return run(prepared(phase2), folder)
 
 
-@pytest.mark.parametrize("selection", ["shapley", "gates", "shift", "all", "head", "random"])
+@pytest.mark.parametrize("selection", ["shapley", "greedy", "gates", "shift", "all", "head", "random"])
 def test_every_selection_runs_to_the_end(selection: str, phase1: Path, tmp_path: Path) -> None:
     """With a guard that lets everything pass, what is selected is the largest candidate."""
     summary = go_on(
@@ -89,7 +89,7 @@ def test_every_selection_runs_to_the_end(selection: str, phase1: Path, tmp_path:
     assert selected.shape == (3, PLAYERS)
     assert (game.shapley is not None) == (selection == "shapley")
     assert (game.scores is not None) == (selection in ("gates", "shift", "random"))
-    assert game.coalitions_evaluated == (3 * 2**PLAYERS if selection == "shapley" else 0)
+    assert game.coalitions_evaluated == (3 * 2**PLAYERS if selection in ("shapley", "greedy") else 0)
     scores = np.array(game.scores)
     match selection:
         case "shapley":
@@ -100,6 +100,8 @@ def test_every_selection_runs_to_the_end(selection: str, phase1: Path, tmp_path:
             assert np.array_equal(selected, scores > 0.5)
         case "head":
             assert selected.astype(int).tolist() == [[0] * (PLAYERS - 1) + [1]] * 3
+        case "greedy":
+            assert selected.any()
         case _:
             assert selected.all()
     if selection == "shift":

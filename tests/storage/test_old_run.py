@@ -16,6 +16,9 @@ import pytest
 
 import sylva_ray
 from sylva_ray import api
+from sylva_ray.core.errors import UserError
+from sylva_ray.models import availability
+from sylva_ray.models.shipped import SHIPPED, VIT_MICRO_PATCH8, ShippedBackbone
 from sylva_ray.storage.run_folder import RunFolder
 
 OLD_RUN = Path(__file__).parent / "run_of_version_0_1"
@@ -24,9 +27,19 @@ PARTS_OF_GALLERY = {"0503747cd560ba7f5873fa96b903fc84", "339fb2b6e44972f5bf85b81
 """Names that version 0.1 gave to the measurements of the gallery, which are not in the folder."""
 
 
+class OldBackbone(ShippedBackbone):
+    """The backbone of version 0.1, whose weights are beside the old run."""
+
+    @property
+    def checkpoint(self) -> Path:
+        return OLD_RUN / "vit_micro_patch8_32.safetensors"
+
+
 @pytest.fixture
-def folder(tmp_path: Path) -> RunFolder:
-    """A copy of the old run."""
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunFolder:
+    """A copy of the old run, and the weights that were part of its version."""
+    monkeypatch.setitem(SHIPPED, "vit_micro_patch8_32", OldBackbone("", VIT_MICRO_PATCH8))
+    monkeypatch.setattr(availability, "RETIRED", {})
     return RunFolder(shutil.copytree(OLD_RUN, tmp_path / "run"))
 
 
@@ -41,6 +54,17 @@ def test_it_opens(folder: RunFolder) -> None:
     assert run.evaluation.attacks["pgd2-eps4"].settings.steps == 2
     assert run.config.evaluation.precision == "float32"
     assert len(run.states) == 2
+
+
+def test_without_its_weights_it_says_where_they_are_and_takes_them(tmp_path: Path) -> None:
+    folder = RunFolder(shutil.copytree(OLD_RUN, tmp_path / "run"))
+    folder.summary_file.unlink()
+    with pytest.raises(UserError, match=r"set backbone\.checkpoint to its file in sylva_ray/assets/ of that version"):
+        sylva_ray.resume(folder.path, show="nothing")
+    weights = OLD_RUN / "vit_micro_patch8_32.safetensors"
+    text = folder.config_file.read_text()
+    folder.config_file.write_text(text.replace("  checkpoint: null", f"  checkpoint: {weights}"))
+    assert sylva_ray.resume(folder.path, show="nothing").rounds == 1
 
 
 def test_it_resumes_to_the_states_that_it_ended_with(folder: RunFolder) -> None:

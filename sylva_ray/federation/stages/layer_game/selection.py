@@ -44,17 +44,17 @@ def nested_candidates(phi: np.ndarray) -> np.ndarray:
     useful = np.flatnonzero((gain > 0) & np.isfinite(phi).all(1))  # NaN does not count as "no robust loss"
     price = np.where(cost[useful] > 0, gain[useful] / np.maximum(cost[useful], 1e-300), np.inf)
     order = useful[np.lexsort((useful, -gain[useful], -price))]
-    return _nested(order, len(phi))
+    return nested_by_order(order, len(phi))
 
 
 def nested_by_score(scores: np.ndarray, threshold: float = -np.inf) -> np.ndarray:
     """Return nested selections of the players with a score above ``threshold``, ``[m, n] bool``, row 0 empty."""
     useful = np.flatnonzero(scores > threshold)
     order = useful[np.argsort(-scores[useful], kind="stable")]
-    return _nested(order, len(scores))
+    return nested_by_order(order, len(scores))
 
 
-def _nested(order: np.ndarray, num_players: int) -> np.ndarray:
+def nested_by_order(order: np.ndarray, num_players: int) -> np.ndarray:
     """Return the selections of the first 0, 1, ..., m players of ``order [m]``, ``[m + 1, n] bool``."""
     rows = np.zeros((len(order) + 1, num_players), bool)
     for size, player in enumerate(order, start=1):

@@ -13,6 +13,7 @@ from sylva_ray.federation.server import Server
 from sylva_ray.federation.stages.layer_game.client import PairedOutcomes
 from sylva_ray.federation.stages.layer_game.rankings.ranking import GamePlan, PlayedGame, Ranking
 from sylva_ray.federation.stages.layer_game.server import NOTHING_KEPT, columns, select_layers
+from sylva_ray.federation.stages.layer_game.shapley import MAX_EXACT_PLAYERS
 from sylva_ray.federation.stages.layer_game.tasks import CandidatesTask, GameOutcome, GameTask
 from sylva_ray.federation.stages.stage import Stage, StageResult
 from sylva_ray.models.cohort import CohortModel
@@ -47,6 +48,9 @@ class LayerGame(Stage):
                 "use shapley (algorithm.phase2.selection)"
             )
             raise UserError("ranking", self.ranking.name, fix)
+        if self.ranking.needs_all_coalitions and len(model.players) > MAX_EXACT_PLAYERS:
+            fix = f"evaluates all coalitions of at most {MAX_EXACT_PLAYERS} layers, and there are {len(model.players)}"
+            raise UserError("algorithm.phase2.selection", self.ranking.name, f"{fix}; use shapley")
 
     def run(self, server: Server, step: int) -> StageResult:
         """See `Stage.run`."""

@@ -130,6 +130,8 @@ class Ranking:
     """Caption of the figure, or, without numbers, what the candidates were."""
     needs_chain: ClassVar[bool] = False
     """Whether the model must be a plain chain of blocks that can be run one by one."""
+    needs_all_coalitions: ClassVar[bool] = False
+    """Whether the values of all 2^n coalitions are needed, and not a sample of them."""
 
     def measure(self, player: Phase2Client, benign: ParameterStack, coalitions: np.ndarray) -> list[LayerMeasurement]:
         """Measure every client of the cohort; ``benign`` is theta^b, ``coalitions [m, n] bool``. By default nothing."""

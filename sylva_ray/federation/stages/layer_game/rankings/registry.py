@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from sylva_ray.federation.stages.layer_game.rankings.gates import GatesRanking
+from sylva_ray.federation.stages.layer_game.rankings.greedy import GreedyRanking
 from sylva_ray.federation.stages.layer_game.rankings.ranking import Ranking
 from sylva_ray.federation.stages.layer_game.rankings.shapley import ShapleyRanking
 from sylva_ray.federation.stages.layer_game.rankings.shift import ShiftRanking
@@ -10,7 +11,15 @@ from sylva_ray.federation.stages.layer_game.rankings.simple import AllRanking, H
 
 RANKINGS: dict[str, type[Ranking]] = {
     ranking.name: ranking
-    for ranking in (ShapleyRanking, GatesRanking, ShiftRanking, AllRanking, HeadRanking, RandomRanking)
+    for ranking in (
+        ShapleyRanking,
+        GreedyRanking,
+        GatesRanking,
+        ShiftRanking,
+        AllRanking,
+        HeadRanking,
+        RandomRanking,
+    )
 }
 
 
