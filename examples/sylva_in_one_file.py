@@ -34,8 +34,11 @@ SEED, DTYPE, RANK, ALPHA = 0, torch.float32, 8, 16
 ROUNDS, BATCH_SIZE, LR, HEAD_WARMUP_LR, WEIGHT_DECAY, CLIP_NORM = 3, 16, 0.01, 0.01, 1e-4, 1.0
 EPSILON, STEPS, EPSILON_WARMUP = 8 / 255, 3, 0.3  # of PGD in training
 BENIGN_EPOCHS, BENIGN_LR, REFINE_EPOCHS, REFINE_LR = 3, 1e-3, 2, 1e-3
+OWN_SHARES, MIXTURE_STEPS, MIXTURE_IMAGES, BALANCE, MIXTURE_SHRINK = (0.75, 0.5, 0.25, 0.0), 5, 128, 0.25, 4.0
 STRENGTHS, ATTACK_STEPS, MAX_IMAGES, SHRINK_STRENGTH = (0.5, 0.75, 1.0), 5, 8, 64.0  # of phase 2
 TOLERANCE, CONFIDENCE, BENIGN_TOLERANCE, BENIGN_CONFIDENCE = 0.05, 0.9, 0.0, 0.8  # of the guard
+
+TARGETS = ["attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2"]  # the adapted layers
 
 State = dict[str, torch.Tensor]  # adapters and head of a client, by PEFT's names
 
@@ -45,7 +48,7 @@ class Client:
 
     def __init__(self, number: int, data: ClientData, vit: nn.Module) -> None:
         self.number, self.data = number, data
-        lora = LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=["attn.qkv", "attn.proj"], modules_to_save=["head"])
+        lora = LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=TARGETS, modules_to_save=["head"])
         mean, std = (torch.tensor(resolve_model_data_config(vit)[key]) for key in ("mean", "std"))
         self.model = nn.Sequential(Normalize(mean, std), get_peft_model(copy.deepcopy(vit), lora)).to(DTYPE).eval()
         self.parameters = {n: p for n, p in self.model.named_parameters() if "lora_" in n or "modules_to_save" in n}
@@ -127,6 +130,11 @@ def answers(client: Client, split: Split, steps: int, purpose: str) -> tuple[np.
     return correct[0].numpy(), correct.all(0).numpy()
 
 
+def outcomes_of(client: Client, states: Sequence[State], purpose: str, split: Split, steps: int) -> np.ndarray:
+    """Return which images are right, benign and under an attack made against each state; ``[states, 2, n] bool``."""
+    return np.stack([answers(client.load(state), split, steps, purpose) for state in states])
+
+
 # -- Phase 1: adapters and heads are trained against attacks and merged over all clients; the last epoch is local -----
 
 
@@ -140,7 +148,7 @@ def warm_up(clients: Sequence[Client]) -> None:
 def adversarial_epoch(clients: Sequence[Client], round: int) -> None:
     """Train adapters and head for one epoch; the learning rate follows a cosine, and epsilon grows at first.
 
-    The epoch after the last round ends phase 1: its result is theta_r, the robust state.
+    The epoch after the last round is local: its results are not exchanged.
     """
     progress = min(1.0, (round - 1) / max(1, ROUNDS - 1))
     lr = LR * (0.1 + 0.45 * (1 + math.cos(math.pi * progress)))
@@ -155,6 +163,29 @@ def federated_round(clients: Sequence[Client], round: int) -> np.ndarray:
     near = neighbourhoods([client.state() for client in clients], images(clients))
     exchange(clients, [list(client.parameters) for client in clients])
     return near
+
+
+def mix_in_others(clients: Sequence[Client], received: State) -> None:
+    """Mix what all had received into the tuned adapters, then into the heads; the result is theta_r, the robust state.
+
+    A share of the own model is good where many held-out images are right, benign and attacked, and rare classes count
+    more. What a client measures is shrunk to the mean of all, more so with few images.
+    """
+    is_head = {name: "head" in name for name in received}
+    for names in ([n for n in received if not is_head[n]], [n for n in received if is_head[n]]):
+        states, gains, sizes = [], [], []
+        for client in clients:
+            own, split = client.state(), client.data.selection
+            split = Split(split.images[:MIXTURE_IMAGES], split.labels[:MIXTURE_IMAGES])
+            ends = [{name: end[name] for name in names} for end in (own, received)]
+            states.append([own, *(own | (merge(ends, [a, 1 - a]) if a else ends[1]) for a in OWN_SHARES)])
+            right = outcomes_of(client, states[-1], f"mixture/{ROUNDS + 1}", split, MIXTURE_STEPS).mean(1)
+            weights = np.bincount(split.labels)[split.labels].astype(float) ** -BALANCE
+            gains.append((right - right[0]) @ weights / weights.sum())
+            sizes.append(len(split))
+        for client, tried, gain, size in zip(clients, states, gains, sizes, strict=True):
+            own_weight = size / (size + MIXTURE_SHRINK)
+            client.load(tried[np.argmax(own_weight * gain + (1 - own_weight) * np.mean(gains, axis=0))])
 
 
 def images(clients: Sequence[Client]) -> np.ndarray:
@@ -243,7 +274,7 @@ def layer_game(clients: Sequence[Client], near: np.ndarray) -> list[dict[str, np
         games[i]["shapley"] = trust * games[i]["own"] + (1 - trust) * among
         games[i]["candidates"] = nested_candidates(games[i]["shapley"])
         states = [mixed(client, *ends[i], row) for row in games[i]["candidates"]]
-        outcomes[i] = outcomes_of(client, states, f"candidates/{ROUNDS + 2}", client.data.selection)
+        outcomes[i] = outcomes_of(client, states, f"candidates/{ROUNDS + 2}", client.data.selection, ATTACK_STEPS)
         client.load(ends[i][0])
     for i, game in enumerate(games):
         game["selected"] = game["candidates"][last_accepted(i, outcomes, near, benign_tolerance=1.0)]
@@ -296,11 +327,6 @@ def nested_candidates(phi: np.ndarray) -> np.ndarray:
     return np.array([np.isin(range(len(phi)), order[:size]) for size in range(len(order) + 1)])
 
 
-def outcomes_of(client: Client, states: Sequence[State], purpose: str, split: Split) -> np.ndarray:
-    """Return which images are right, benign and under an attack made against each state; ``[states, 2, n] bool``."""
-    return np.stack([answers(client.load(state), split, ATTACK_STEPS, purpose) for state in states])
-
-
 def last_accepted(i: int, outcomes: dict[int, np.ndarray], near: np.ndarray, benign_tolerance: float) -> int:
     """Return the last row of ``outcomes[i]`` before one whose losses against row 0 may exceed the tolerances.
 
@@ -339,9 +365,8 @@ def refine(clients: Sequence[Client], games: Sequence[dict[str, np.ndarray]], ne
             names = [name for names, inside in players if inside for name in names]
             refined = train(client, names, "refine", ROUNDS + 3, REFINE_LR, REFINE_EPOCHS)[-1]
             ends = [{name: state[name] for name in names} for state in (robust, refined)]
-            between = [robust | merge(ends, [1 - a, a]) for a in STRENGTHS if a < 1]
-            states[i] = [robust, *between, refined]
-            outcomes[i] = outcomes_of(client, states[i], f"guard/{ROUNDS + 3}", client.data.guard)
+            states[i] = [robust, *(robust | merge(ends, [1 - a, a]) if a < 1 else refined for a in STRENGTHS)]
+            outcomes[i] = outcomes_of(client, states[i], f"guard/{ROUNDS + 3}", client.data.guard, ATTACK_STEPS)
     rows = [last_accepted(i, outcomes, near, BENIGN_TOLERANCE) if i in outcomes else 0 for i in range(len(clients))]
     for i in states:
         clients[i].load(states[i][rows[i]])
@@ -370,7 +395,9 @@ if __name__ == "__main__":
     for round in range(1, ROUNDS + 1):
         near = federated_round(clients, round)
         report(f"round {round}", clients)
+    received = clients[0].state()  # all clients have received the same
     adversarial_epoch(clients, ROUNDS + 1)
+    mix_in_others(clients, received)
     report("phase 1", clients)
     games = layer_game(clients, near)
     kept = refine(clients, games, near)

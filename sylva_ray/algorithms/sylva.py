@@ -3,7 +3,8 @@
 From the abstract: phase 1 fine-tunes LoRA adversarially on every client and uploads the LoRA parameters only; phase 2
 selects layers by a cooperative game and refines them for benign accuracy. We know no more of the paper. Our choices are
 the loss (cross-entropy on PGD's images; ``class_balance`` is off), product-SVD aggregation of everybody's adapters and
-averages of everybody's heads, both tuned at home afterwards, the warm-up, and all constants of phase 2.
+averages of everybody's heads, both tuned at home afterwards and mixed with what was received, the warm-up, and all
+constants of phase 2.
 ``sylva_paper_like`` averages the factors naively, and its heads stay with the clients.
 """
 
@@ -13,7 +14,7 @@ from typing import Literal
 
 from sylva_ray.algorithms.adversarial import AdversarialTraining
 from sylva_ray.config.resolved import ResolvedConfig
-from sylva_ray.federation.parameters import Phase2Parameters, Sharing
+from sylva_ray.federation.parameters import MixtureParameters, Phase2Parameters, Sharing
 from sylva_ray.federation.stages.federated_round import federated_rounds
 from sylva_ray.federation.stages.layer_game.phase import game_and_refinement
 from sylva_ray.federation.stages.mixture.stage import final_epochs
@@ -27,15 +28,16 @@ class Sylva(AdversarialTraining):
     name = "sylva"
 
     class Parameters(AdversarialTraining.Parameters):
-        """Adapters and heads of everybody, and a phase 2."""
+        """Adapters and heads of everybody, a mixture, and a phase 2."""
 
         heads: Sharing = "global"
+        mixture: MixtureParameters = MixtureParameters()
         phase2: Phase2Parameters = Phase2Parameters()
 
     parameters: Parameters
 
     def stages(self, config: ResolvedConfig) -> list[Stage]:
-        """Return adversarial rounds and local epochs, then a game over layers and the refinement of those selected."""
+        """Return adversarial rounds, local epochs and a mixture, then a game over layers and their refinement."""
         return [
             WarmUp(),
             *federated_rounds(config),
@@ -50,7 +52,8 @@ class SylvaPaperLike(Sylva):
     name = "sylva_paper_like"
 
     class Parameters(Sylva.Parameters):
-        """Naive averages over all clients."""
+        """Naive averages over all clients, and no mixture."""
 
         heads: Sharing = "local"
+        mixture: MixtureParameters = MixtureParameters(enabled=False)
         factor_rule: Literal["product_svd", "naive"] = "naive"

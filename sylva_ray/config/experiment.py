@@ -388,6 +388,7 @@ RUN_CONFIG = "config.yaml"
 DEFAULTS_OF_0_1: dict[str, RawConfig] = {
     "training": {"attention": {"float32": "fused", "bfloat16": "fused"}},
     "evaluation": {"precision": "float32"},
+    "algorithm": {"mixture": {"enabled": False}},
 }
 """Settings that run folders of version 0.1 do not contain, with the values of that version."""
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from itertools import pairwise, product
+from itertools import pairwise
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
@@ -37,11 +36,11 @@ class RobustParameters(Section):
 class MixtureParameters(Section):
     """How much of others' models every client mixes into its own after its last local epochs, by held-out images."""
 
-    enabled: bool = False
-    partners: tuple[Literal["global", "neighbours"], ...] = Field(
-        ("global",),
+    enabled: bool = Field(True, description="it needs last local epochs, and something that is shared")
+    partners: tuple[Literal["global", "neighbours"], ...] | None = Field(
+        None,
         min_length=1,
-        description="whose models are tried; those that the method does not share by need one more upload",
+        description="whose models are tried; None: what the client had received; others need one more upload",
     )
     own_shares: tuple[Annotated[float, Field(ge=0, lt=1)], ...] = Field(
         (0.75, 0.5, 0.25, 0.0), min_length=1, description="shares of the client's own model that are tried, besides 1"
@@ -49,12 +48,11 @@ class MixtureParameters(Section):
     attack_steps: Count = Field(10, description="of the PGD against every candidate, at the training epsilon")
     max_images: int = Field(128, ge=2, description="of a client's selection split")
     balance: float = Field(
-        0.5, ge=0, le=1, description="an image counts 1 / n_class^balance; 0: images count the same, 1: classes do"
+        0.25, ge=0, le=1, description="an image counts 1 / n_class^balance; 0: images count the same, 1: classes do"
     )
-
-    def candidates(self) -> Iterator[tuple[int, float]]:
-        """Yield the partner (its position) and the own share of every candidate."""
-        return product(range(len(self.partners)), self.own_shares)
+    shrink_strength: float = Field(
+        4.0, ge=0, description="images at which the gains of client and fleet have equal weights"
+    )
 
 
 class Phase2Parameters(Section):
@@ -125,24 +123,19 @@ class MethodParameters(Section):
         0.3, ge=0, le=1, description="fraction of the rounds over which epsilon is ramped from 0"
     )
     final_local_epochs: int = Field(1, ge=0, description="from the merged state, at the end of phase 1")
-    mixture: MixtureParameters = MixtureParameters()
+    mixture: MixtureParameters = MixtureParameters(enabled=False)
     phase2: Phase2Parameters = Phase2Parameters(enabled=False)
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        sharings = (self.adapters, self.heads, *(self.mixture.partners if self.mixture.enabled else ()))
+        partners = (self.mixture.partners or ()) if self.mixture.enabled else ()
+        sharings = (self.adapters, self.heads, *partners)
         by_neighbours = "neighbours" in sharings
         if self.model == "full" and by_neighbours:
             raise conflict("model", self.model, "has no adapters that define neighbours: use global or local sharing")
         if self.model == "full" and self.phase2.enabled:
             fix = "needs adapters: use algorithm.model=lora, or algorithm.phase2.enabled=false"
             raise conflict("algorithm.phase2.enabled", True, fix)
-        if self.mixture.enabled and not self.final_local_epochs:
-            fix = "mixes what the last local epochs result in: set algorithm.final_local_epochs to 1 or more"
-            raise conflict("algorithm.mixture.enabled", True, fix)
-        if self.mixture.enabled and self.adapters == self.heads == "local":
-            fix = "needs models of others, and nothing is shared: set algorithm.adapters or heads to global"
-            raise conflict("algorithm.mixture.enabled", True, fix)
         if self.adapters == "local" and self.heads == "neighbours":
             fix = "needs uploaded adapters, and with adapters=local there are none: use global"
             raise conflict("heads", self.heads, fix)

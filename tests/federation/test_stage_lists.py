@@ -249,8 +249,8 @@ def test_local_epochs_are_as_many_as_the_stage_was_given(tmp_path: Path, monkeyp
         ("undefended", {}, ["warmup", "phase1", "personalise"]),
         ("undefended", {"phase2": {"enabled": True}}, ["warmup", "phase1", "personalise", "layer_game", "phase2"]),
         ("lorica", {}, ["warmup", "phase1", "personalise", "layer_game", "phase2"]),
-        ("sylva", {}, ["warmup", "phase1", "personalise", "layer_game", "phase2"]),
-        ("sylva", {"phase2": {"enabled": False}}, ["warmup", "phase1", "personalise"]),
+        ("sylva", {}, ["warmup", "phase1", "mixture", "layer_game", "phase2"]),
+        ("sylva", {"phase2": {"enabled": False}}, ["warmup", "phase1", "mixture"]),
         (f"{__name__}:Pooled", {}, ["warmup", "phase1", "personalise", "pooling"]),
         (
             f"{__name__}:Pooled",

@@ -31,7 +31,11 @@ def finished(
     folder: Path, mixture: dict[str, Any], **method: Any
 ) -> tuple[list[dict[str, np.ndarray]], dict[str, Any]]:
     """The states at the end of a run of one round, and the record of its last stage."""
-    algorithm = {"name": "fedavg_at_ft", "model": "lora", "mixture": {"attack_steps": 1} | mixture} | method
+    algorithm = {
+        "name": "fedavg_at_ft",
+        "model": "lora",
+        "mixture": {"enabled": False, "attack_steps": 1} | mixture,
+    } | method
     run(prepare(build(ExperimentConfig, SHORT | {"algorithm": algorithm})), folder)
     return [dict(state) for state in RunFolder(folder).load_states()], records_of(folder)[-1]
 
@@ -42,12 +46,13 @@ def test_every_client_ends_where_its_record_says(tmp_path: Path, monkeypatch: py
     shared, _ = finished(tmp_path / "shared", {}, final_local_epochs=0)
     assert last["stage"] == "personalise"
 
-    def preferred(reported: list[Any]) -> np.ndarray:
+    def preferred(reported: list[Any], strength: float) -> np.ndarray:
+        del strength
         gains = np.full((len(reported), 2), -1.0)
         gains[1, 0], gains[2, 1] = 0.1, 0.1  # client 0 likes neither
         return gains
 
-    monkeypatch.setattr(mixture_stage, "expected_gains", preferred)
+    monkeypatch.setattr(mixture_stage, "shrunk_gains", preferred)
     mixed, record = finished(tmp_path / "mixed", {"enabled": True, "own_shares": [0.5, 0.0]})
     assert record["stage"] == "mixture"
     shares = {"0": 0.0, "1": 0.5, "2": 1.0}
@@ -66,9 +71,9 @@ def test_what_was_received_costs_no_upload_and_others_cost_one(tmp_path: Path) -
     _, free = finished(tmp_path / "free", {"enabled": True, "own_shares": [0.5]})
     _, paid = finished(tmp_path / "paid", {"enabled": True, "own_shares": [0.5], "partners": ["global", "neighbours"]})
     rounds = records_of(tmp_path / "paid")[1]
-    num_clients, numbers = len(free["participants"]), 16
-    assert free["upload_bytes"] == 2 * num_clients * numbers  # adapters and heads, one candidate
-    assert paid["upload_bytes"] == rounds["upload_bytes"] + 2 * num_clients * 2 * numbers
+    num_clients, number = len(free["participants"]), 8
+    assert free["upload_bytes"] == 2 * num_clients * number  # adapters and heads, one candidate
+    assert paid["upload_bytes"] == rounds["upload_bytes"] + 2 * num_clients * 2 * number
     assert free["download_bytes"] == 2 * num_clients * 8
     assert paid["download_bytes"] == rounds["download_bytes"] + 2 * num_clients * 8
     assert set(paid["metrics"]) >= {f"{g}_from_{p}" for g in ("adapters", "heads") for p in ("global", "neighbours")}
@@ -84,11 +89,18 @@ def test_a_whole_model_is_mixed_like_a_head(tmp_path: Path) -> None:
     assert set(record["metrics"]) == {"loss", "adapters_from_global", "heads_from_global"}
 
 
+@pytest.mark.parametrize("method", [{"final_local_epochs": 0}, {"adapters": "local", "heads": "local"}])
+def test_where_nothing_can_be_mixed_nothing_is(method: dict[str, Any], tmp_path: Path) -> None:
+    states, record = finished(tmp_path / "with", {"enabled": True}, **method)
+    without, _ = finished(tmp_path / "without", {}, **method)
+    assert not [name for name in record["metrics"] if "_from_" in name]
+    for state, other in zip(states, without, strict=True):
+        assert all(np.array_equal(state[name], other[name]) for name in other)
+
+
 @pytest.mark.parametrize(
     ("changes", "fix"),
     [
-        ({"final_local_epochs": 0}, "final_local_epochs to 1"),
-        ({"adapters": "local", "heads": "local"}, "adapters or heads to global"),
         ({"model": "full", "mixture": {"enabled": True, "partners": ["neighbours"]}}, "global or local sharing"),
         ({"mixture": {"enabled": True, "own_shares": [1.0]}}, "less than 1"),
     ],

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import product
 
 import numpy as np
 
 from sylva_ray.core.types import ClientState, stack_states
+from sylva_ray.federation.method import Method
 from sylva_ray.federation.parameters import MethodParameters, MixtureParameters, Sharing
 from sylva_ray.federation.server import Server
 from sylva_ray.federation.stages.local_epochs import LocalEpochs
-from sylva_ray.federation.stages.mixture.choice import Gains, expected_gains
+from sylva_ray.federation.stages.mixture.choice import Gains, shrunk_gains
 from sylva_ray.federation.stages.mixture.tasks import MixtureTask, mixed
 from sylva_ray.federation.stages.stage import Stage, StageResult
 
@@ -20,7 +22,7 @@ class Mixture(LocalEpochs):
     """1 train locally, 2 collect others' models, 3 try mixtures of adapters, 4 choose, 5 the same for heads.
 
     A mixture of two models of adapters is theta + a (theta' - theta) of the products B A. Candidates are attacked on
-    the selection split of the client. It reports two numbers for each and no image.
+    the selection split of the client. It reports one number for each and no image.
 
     What the clients had received before they trained costs nothing. Other partners are merged from one more upload:
     the neighbours' models where everybody's had been received, for instance.
@@ -42,30 +44,31 @@ class Mixture(LocalEpochs):
         received = server.states.copy()
         result = super().run(server, step)
         metrics = dict(result.metrics)
-        groups = shared_groups(server)
-        models = self._models_of_others(server, step, received, groups)
-        for group, names in groups.items():
-            metrics |= self._choose(server, step, group, names, [models[p, group] for p in self.mixture.partners])
+        groups = shared_groups(server.algorithm, server.states[0])
+        for group, models in self._models_of_others(server, step, received, groups).items():
+            metrics |= self._choose(server, step, group, groups[group], models)
         return replace(result, metrics=metrics)
 
     def _models_of_others(
         self, server: Server, step: int, received: Sequence[ClientState], groups: Mapping[str, Sequence[str]]
-    ) -> dict[tuple[Sharing, str], Sequence[ClientState]]:
-        """Return the models of every partner for every group of parameters, ``{(partner, group): [K]}``.
+    ) -> dict[str, dict[Sharing, Sequence[ClientState]]]:
+        """Return the models of all partners for every group of parameters, ``{group: {partner: [K]}}``.
 
         The trained states are uploaded and merged if the clients had not received such models, but nobody adopts them.
         """
         algorithm = server.algorithm
-        pairs: list[tuple[Sharing, str]] = [(partner, group) for partner in self.mixture.partners for group in groups]
-        unknown = [(partner, group) for partner, group in pairs if algorithm.sharing(groups[group][0]) != partner]
-        models: dict[tuple[Sharing, str], Sequence[ClientState]] = dict.fromkeys(pairs, received)
+        usual = {group: algorithm.sharing(names[0]) for group, names in groups.items()}
+        models: dict[str, dict[Sharing, Sequence[ClientState]]] = {
+            group: dict.fromkeys(self.mixture.partners or (usual[group],), received) for group in groups
+        }
+        unknown = [(group, partner) for group in groups for partner in models[group] if partner != usual[group]]
         if unknown:
             with server.exchanging():
                 uploads, sent = server.collect(step, dict(enumerate(server.states)), received, {})
-                for partner, group in unknown:
+                for group, partner in unknown:
                     names = groups[group]
                     merged = algorithm.merge_for_all(uploads, names, partner) if uploads.by_client else {}
-                    models[partner, group] = [
+                    models[group][partner] = [
                         server.wire.download(
                             step, client, received[client], {**state, **merged.get(client, {})}, names, client in sent
                         )
@@ -79,7 +82,7 @@ class Mixture(LocalEpochs):
         step: int,
         group: str,
         names: Sequence[str],
-        partners: Sequence[Sequence[ClientState]],
+        models: Mapping[Sharing, Sequence[ClientState]],
     ) -> dict[str, dict[str, float]]:
         """Mix the parameters of a group for every client.
 
@@ -91,33 +94,29 @@ class Mixture(LocalEpochs):
                 step,
                 cohort,
                 server.stack(cohort),
-                tuple(stack_states([partner[client] for client in cohort]) for partner in partners),
+                tuple(stack_states([of_partner[client] for client in cohort]) for of_partner in models.values()),
                 tuple(names),
                 self.mixture,
             )
             for cohort in server.cohorts(server.everyone)
         ]
         reported: dict[int, Gains] = server.run(tasks)
-        gains = expected_gains([reported[client] for client in server.everyone])
-        metrics = {
-            f"{group}_from_{partner}": dict.fromkeys(map(str, server.everyone), 0.0)
-            for partner in self.mixture.partners
-        }
-        candidates = list(self.mixture.candidates())
+        gains = shrunk_gains([reported[client] for client in server.everyone], self.mixture.shrink_strength)
+        metrics = {f"{group}_from_{partner}": dict.fromkeys(map(str, server.everyone), 0.0) for partner in models}
+        candidates = list(product(models, self.mixture.own_shares))
         for client, best in enumerate(gains.argmax(1)):
             if gains[client, best] > 0:
                 partner, share = candidates[best]
-                server.states[client] = dict(mixed(server.states[client], partners[partner][client], names, share))
-                metrics[f"{group}_from_{self.mixture.partners[partner]}"][str(client)] = 1 - share
-        server.costs.upload_bytes += sum(own.num_bytes for own in reported.values())
+                server.states[client] = dict(mixed(server.states[client], models[partner][client], names, share))
+                metrics[f"{group}_from_{partner}"][str(client)] = 1 - share
+        server.costs.upload_bytes += sum(own.means.nbytes for own in reported.values())
         server.costs.download_bytes += np.dtype(np.int64).itemsize * len(reported)  # the number of the candidate
         return metrics
 
 
-def shared_groups(server: Server) -> dict[str, list[str]]:
-    """Return the names of the parameters that travel, by group: adapters (or the body), and heads."""
-    algorithm = server.algorithm
-    travelling = [name for name in server.states[0] if algorithm.is_uploaded(name)]
+def shared_groups(algorithm: Method, state: ClientState) -> dict[str, list[str]]:
+    """Return the names of the parameters of ``state`` that travel, by group: adapters (or the body), and heads."""
+    travelling = [name for name in state if algorithm.is_uploaded(name)]
     groups = {
         "adapters": [name for name in travelling if name not in algorithm.head_names],
         "heads": [name for name in travelling if name in algorithm.head_names],

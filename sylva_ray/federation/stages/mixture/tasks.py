@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import ClassVar
 
 from sylva_ray.aggregation.interpolation import interpolate
@@ -25,9 +26,9 @@ class MixtureTask(CohortTask):
     """Compares mixtures of the clients' own models (``states``) and others' with the own ones.
 
     Attributes:
-        partners: the others' models, one stack per partner.
+        partners: the others' models, one stack per partner; there is a candidate for each and every own share.
         names: the parameters that are mixed; the others stay.
-        mixture: the settings of the stage; there is a candidate for each of its partners and own shares.
+        mixture: the settings of the stage.
     """
 
     partners: tuple[StateStack, ...]
@@ -55,8 +56,8 @@ class MixtureTask(CohortTask):
 
     def _candidates(self, device: torch.device) -> Iterator[ParameterStack]:
         own = unstack_states(self.states)
-        for partner, share in self.mixture.candidates():
-            pairs = zip(own, unstack_states(self.partners[partner]), strict=True)
+        for partner, share in product(self.partners, self.mixture.own_shares):
+            pairs = zip(own, unstack_states(partner), strict=True)
             stack = stack_states([mixed(*pair, self.names, share) for pair in pairs])
             yield to_parameters(stack, device, torch.float32)
 
