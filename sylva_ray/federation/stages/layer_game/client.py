@@ -126,10 +126,10 @@ class Phase2Client:
         first = self.robust[next(iter(self.robust))]
         images = client_images(splits, first.dtype, first.device)
         with self.stopwatch("attack"):
-            against = [self._adversarial(theta, images, splits) for theta in (self.robust, benign)]
+            against = [self.adversarial(theta, images, splits) for theta in (self.robust, benign)]
         return SelectionImages(images.x, images.y, images.owner, images.num_clients, against)
 
-    def _adversarial(self, params: ParameterStack, images: ClientImages, splits: Sequence[Split]) -> torch.Tensor:
+    def adversarial(self, params: ParameterStack, images: ClientImages, splits: Sequence[Split]) -> torch.Tensor:
         def loss(u: torch.Tensor) -> torch.Tensor:
             return cross_entropy(self.model.forward(params, u, images.owner), images.y)
 
@@ -179,7 +179,7 @@ class Phase2Client:
             The states at every strength, stacked, and every client's outcomes on its guard split for theta^r and for
             each strength.
         """
-        robust, refined = (unstack_states(to_arrays(stack)) for stack in (self.robust, self._refined(selected)))
+        robust, refined = (unstack_states(to_arrays(stack)) for stack in (self.robust, self.refined(selected)))
         movable = [
             [name for names, moves in zip(self.players.values(), own, strict=True) if moves for name in names]
             for own in selected
@@ -192,7 +192,7 @@ class Phase2Client:
         states = [self.robust, *(to_parameters(stack, device, torch.float32) for stack in stacks)]
         return stacks, _paired([self._outcomes(params, splits, "guard") for params in states])
 
-    def _refined(self, selected: np.ndarray) -> ParameterStack:
+    def refined(self, selected: np.ndarray) -> ParameterStack:
         """Return theta^r with the players in ``selected`` trained on benign data; other parameters keep their bits.
 
         A client whose training diverges stays at theta^r.

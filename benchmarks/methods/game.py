@@ -1,0 +1,285 @@
+"""Is the layer game worth its cost? What ranks the layers, how many coalitions are needed, and what the surrogate says.
+
+    python benchmarks/methods/game.py [--seeds 3] [--out runs/game]    # writes game.json
+
+1. Phase 2 with every ranking, from one and the same end of phase 1: the guard and the refinement are equal.
+2. Shapley values of sampled permutations against the exact ones.
+3. The surrogate of the game, which mixes layers of theta_r and theta_b, against what it stands for: theta_r with the
+   layers of a coalition refined anew. Spearman's rank correlation of the values of random coalitions.
+
+Everything is measured on training images that no client trains on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from ledger import HERE, Ledger
+from scipy.stats import spearmanr
+
+from sylva_ray.attacks.losses import true_class_probability
+from sylva_ray.config.experiment import ExperimentConfig
+from sylva_ray.config.schema import build, merged
+from sylva_ray.core.types import ParameterStack
+from sylva_ray.execution.experiment import run_experiment
+from sylva_ray.execution.in_process import InProcessPool
+from sylva_ray.federation.client.worker import CohortWorker
+from sylva_ray.federation.observer import Observer, StageStarted
+from sylva_ray.federation.stages.layer_game.client import Phase2Client, SelectionImages
+from sylva_ray.federation.stages.layer_game.coalitions import mix
+from sylva_ray.federation.stages.layer_game.rankings.ranking import GamePlan
+from sylva_ray.federation.stages.layer_game.rankings.registry import RANKINGS
+from sylva_ray.federation.stages.layer_game.rankings.shapley import ShapleyRanking, shapley_values
+from sylva_ray.federation.stages.layer_game.selection import nested_candidates
+from sylva_ray.federation.stages.layer_game.shapley import (
+    all_coalitions,
+    antithetic_permutations,
+    prefix_coalitions,
+)
+from sylva_ray.federation.stages.layer_game.stage import LayerGame
+from sylva_ray.federation.stages.layer_game.tasks import GameTask
+from sylva_ray.federation.tasks import CohortTask
+from sylva_ray.preparation.experiment import Prepared, create_worker, prepare
+from sylva_ray.storage.checkpoint import Checkpoint, CheckpointFolder
+from sylva_ray.storage.run_folder import RunFolder
+
+RESULT = HERE / "game.json"
+NUM_COALITIONS = 16
+PAIRS = (2, 8, 32)
+"""Antithetic pairs of permutations; each pair visits 2 (n - 1) coalitions besides the empty one and the full one."""
+
+Settings = dict[str, Any]
+
+
+class StopBeforePhase2(Observer):
+    """Interrupts a run where the layer game would begin; its checkpoint is the end of phase 1."""
+
+    def on_stage(self, started: StageStarted) -> None:
+        """See `Observer.on_stage`."""
+        if started.title == LayerGame.title:
+            raise KeyboardInterrupt
+
+
+def prepared(seed: int, phase2: Settings, overrides: Settings) -> Prepared:
+    """Return the experiment of the ablation's Sylva with other settings of phase 2."""
+    config = Ledger(HERE / "ablation").configuration("sylva", "", {}, None, seed)
+    config = merged(config, {"algorithm": {"phase2": phase2}}, overrides)
+    return prepare(build(ExperimentConfig, config))
+
+
+def run(made: Prepared, folder: Path, observer: Observer) -> None:
+    """Run an experiment, or go on where its folder ends."""
+    pool = InProcessPool(create_worker(made.config, made.fleet, made.backbone))
+    run_experiment(made, RunFolder(folder), pool, observer)
+
+
+def end_of_phase1(seed: int, folder: Path, overrides: Settings) -> Checkpoint:
+    """Return the checkpoint from which all rankings go on."""
+    checkpoints = CheckpointFolder(folder / "checkpoint")
+    if (done := folder / "phase1_done").exists() and (found := checkpoints.latest()) is not None:
+        return found
+    try:
+        run(prepared(seed, {}, overrides), folder, StopBeforePhase2())
+    except KeyboardInterrupt:
+        done.touch()
+    found = checkpoints.latest()
+    assert found is not None, "phase 1 ends with a checkpoint"
+    return found
+
+
+def rank_and_refine(selection: str, seed: int, end: Checkpoint, folder: Path, overrides: Settings) -> Settings:
+    """Run phase 2 with a ranking; return what it cost and reached."""
+    run_folder = RunFolder(folder)
+    if not run_folder.summary_file.exists():
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        CheckpointFolder(folder / "checkpoint").save(end.step, end.states, end.records, end.game, end.residuals)
+        run(prepared(seed, {"selection": selection}, overrides), folder, Observer())
+    summary, records = run_folder.load_summary(), run_folder.load_records()
+    assert summary is not None
+    assert summary.phase1 is not None
+    assert summary.layer_game is not None
+    game, (stage,) = summary.layer_game, [record for record in records if record.stage == LayerGame.name]
+    row: Settings = {
+        "ranking": selection,
+        "seed": seed,
+        "layers": float(np.sum(game.selected, axis=1).mean()),
+        "strength": float(np.mean(game.strength)),
+        "seconds": stage.seconds["wall"],
+        "block_evaluations": game.block_evaluations,
+    }
+    for kind in ("accuracy", "balanced_accuracy"):
+        for name, after in (("benign", summary.final), ("before_benign", summary.phase1)):
+            row[f"{name}_{kind}"] = getattr(after, f"benign_{kind}").mean
+        for name, after in (("robust", summary.final), ("before_robust", summary.phase1)):
+            row[f"{name}_{kind}"] = next(iter(getattr(after, f"robust_{kind}").values())).mean
+    return row
+
+
+# -- sampled and exact values -----------------------------------------------------------------------------------------
+
+
+def sampled_values(made: Prepared, end: Checkpoint, seed: int) -> list[Settings]:
+    """Compare Shapley values from sampled permutations with the exact ones, client by client."""
+    worker, phase2 = create_worker(made.config, made.fleet, made.backbone), phase2_of(made)
+    clients = tuple(range(made.fleet.num_clients))
+    states = {name: np.stack([state[name] for state in end.states]) for name in end.states[0]}
+    num_players = len(worker.model.players)  # type: ignore[union-attr]
+    table = all_coalitions(num_players)
+    task = GameTask(end.step + 1, clients, states, phase2, table, ShapleyRanking())
+    values = [outcome.values for outcome in worker.run(task).outcomes]
+    rng, rows = np.random.default_rng(seed), []
+    for pairs in PAIRS:
+        permutations = antithetic_permutations(num_players, pairs, rng)
+        coalitions = prefix_coalitions(permutations)
+        positions = coalitions @ (1 << np.arange(num_players))
+        for own in values:
+            exact, _ = shapley_values(GamePlan(table, None), own)
+            sampled, _ = shapley_values(GamePlan(coalitions, permutations), own[positions])
+            rows.append(
+                {
+                    "pairs": pairs,
+                    "coalitions": len(coalitions),
+                    "largest_error": float(np.abs(sampled - exact).max() / np.abs(exact).max()),
+                    "same_candidates": bool(np.array_equal(nested_candidates(sampled), nested_candidates(exact))),
+                }
+            )
+    return rows
+
+
+# -- the surrogate -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class SurrogateTask(CohortTask):
+    """Values of coalitions by mixing, and by refining the coalition's layers anew.
+
+    Attributes:
+        coalitions: ``[m, n] bool``, the same for all clients.
+        made: of the experiment.
+    """
+
+    coalitions: np.ndarray
+    made: Prepared
+
+    def execute(self, worker: CohortWorker, params: ParameterStack) -> list[np.ndarray]:
+        """Return ``[2 (mixed, refined), 2 (benign, robust), m]`` per client."""
+        player = Phase2Client.from_task(worker, self, params, phase2_of(self.made))
+        benign = player.benign_end_point()
+        images = player.selection_images(benign)
+        splits = [own.selection.first(player.phase2.max_images) for own in player.data]
+        values = []
+        for coalition in self.coalitions:
+            everywhere = np.tile(coalition, (len(self.clients), 1))
+            surrogate = mix(player.robust, benign, everywhere, player.model.players)
+            refined = player.refined(everywhere)
+            anew = player.adversarial(refined, images, splits)
+            values.append(
+                [
+                    [probability(player, surrogate, images, x) for x in (images.x, *images.against)],
+                    [probability(player, refined, images, x) for x in (images.x, anew, anew)],
+                ]
+            )
+        table = np.array(values)  # [m, 2, 3, N]
+        robust = np.minimum(table[:, :, 1], table[:, :, 2])
+        both = np.stack([table[:, :, 0], robust], axis=2)  # [m, 2 (mixed, refined), 2 (benign, robust), N]
+        owner = images.owner.numpy()
+        return [both[..., owner == client].mean(-1).transpose(1, 2, 0) for client in range(len(self.clients))]
+
+
+@torch.no_grad()
+def probability(player: Phase2Client, params: ParameterStack, images: SelectionImages, x: torch.Tensor) -> np.ndarray:
+    """Return the probability of the true class of every image, ``[N]``."""
+    return true_class_probability(player.model.forward(params, x, images.owner), images.y).cpu().numpy()
+
+
+def surrogate_correlations(made: Prepared, end: Checkpoint, seed: int) -> list[Settings]:
+    """Return Spearman's correlations of mixed and refined coalitions, client by client."""
+    worker = create_worker(made.config, made.fleet, made.backbone)
+    num_players = len(worker.model.players)  # type: ignore[union-attr]
+    chosen = np.random.default_rng(seed).choice(np.arange(1, 2**num_players), NUM_COALITIONS, replace=False)
+    states = {name: np.stack([state[name] for state in end.states]) for name in end.states[0]}
+    clients = tuple(range(made.fleet.num_clients))
+    task = SurrogateTask(end.step + 1, clients, states, all_coalitions(num_players)[np.sort(chosen)], made)
+    return [
+        {
+            "seed": seed,
+            "client": client,
+            "benign": float(spearmanr(mixed[0], refined[0]).statistic),
+            "robust": float(spearmanr(mixed[1], refined[1]).statistic),
+            "difference": float(spearmanr(mixed.sum(0), refined.sum(0)).statistic),
+        }
+        for client, (mixed, refined) in enumerate(worker.run(task).outcomes)
+    ]
+
+
+def phase2_of(made: Prepared) -> Any:
+    """Return the checked parameters of phase 2."""
+    from sylva_ray.algorithms.registry import create_algorithm
+
+    return create_algorithm(made.config.algorithm).parameters.phase2
+
+
+def main() -> None:
+    """Measure all three; what is finished in the folder is not measured again."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--ranking", action="append", choices=list(RANKINGS), help="only this one (may be given again)")
+    parser.add_argument("--out", type=Path, default=Path("runs/game"), help="run folders")
+    parser.add_argument("--result", type=Path, default=RESULT)
+    parser.add_argument("--smoke", action="store_true", help="a few digits: does it run?")
+    arguments = parser.parse_args()
+    overrides = smoke() if arguments.smoke else {}
+    found: dict[str, list[Settings]] = {"rankings": [], "sampling": [], "surrogate": []}
+    torch.set_num_threads(1)
+    for seed in range(arguments.seeds):
+        end = end_of_phase1(seed, arguments.out / f"phase1-{seed}", overrides)
+        made = prepared(seed, {}, overrides)
+        found["sampling"] += sampled_values(made, end, seed)
+        found["surrogate"] += surrogate_correlations(made, end, seed)
+        for selection in arguments.ranking or RANKINGS:
+            folder = arguments.out / f"{selection}-{seed}"
+            found["rankings"].append(rank_and_refine(selection, seed, end, folder, overrides))
+            print(found["rankings"][-1], flush=True)
+        arguments.result.write_text(json.dumps(found, indent=1) + "\n")
+    print_summary(found)
+
+
+def smoke() -> Settings:
+    """Return changes with which everything takes seconds."""
+    return merged(
+        read_scale("smoke"),
+        {"epochs": 2, "training": {"rounds": 1}, "algorithm": {"phase2": {"benign_epochs": 1, "refine_epochs": 1}}},
+    )
+
+
+def read_scale(name: str) -> Settings:
+    """Return a scale of the ledger."""
+    from sylva_ray.config.schema import read_yaml
+
+    return read_yaml(HERE / "scales" / f"{name}.yaml")
+
+
+def print_summary(found: dict[str, list[Settings]]) -> None:
+    """Print the means over seeds and clients."""
+    for selection in dict.fromkeys(row["ranking"] for row in found["rankings"]):
+        rows = [row for row in found["rankings"] if row["ranking"] == selection]
+        gains = {
+            condition: 100
+            * np.mean([r[f"{condition}_balanced_accuracy"] - r[f"before_{condition}_balanced_accuracy"] for r in rows])
+            for condition in ("benign", "robust")
+        }
+        print(f"{selection:8}  balanced benign {gains['benign']:+.1f}  robust {gains['robust']:+.1f}")
+    for key in ("benign", "robust", "difference"):
+        print(f"surrogate, {key}: Spearman {np.mean([row[key] for row in found['surrogate']]):.2f}")
+
+
+if __name__ == "__main__":
+    main()
