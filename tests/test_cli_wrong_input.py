@@ -65,10 +65,7 @@ CASES = {
         (*RUN, "lora.target_modules=[attn.qvk]"),
         ["attn.qvk", "matches no layer", "attn.qkv"],
     ),
-    "target that matches the patch embedding": (
-        (*RUN, "lora.target_modules=[proj]"),
-        ["patch_embed.proj", "attn.proj"],
-    ),
+    "target that is a norm": ((*RUN, "lora.target_modules=[norm1]"), ["blocks.0.norm1", "a LayerNorm", "linear layer"]),
     "more clients than samples": ((*RUN, "partition.num_clients=100"), ["partition.num_clients", "100", "150"]),
     "more clients a round than clients": (
         (*RUN, "training.clients_per_round=9"),

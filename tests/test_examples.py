@@ -69,7 +69,7 @@ def test_a_third_phase_is_one_new_file(tmp_path: Path) -> None:
     summary = run_prepared(made, RunFolder(tmp_path / "run"), False, Observer())
     records = read_records(tmp_path / "run" / "rounds.jsonl")
     assert [record["stage"] for record in records] == [
-        *("warmup", "phase1", "personalise", "layer_game", "phase2", "harden")
+        *("warmup", "phase1", "mixture", "layer_game", "phase2", "harden")
     ]
     assert records[-1]["epsilon"] == pytest.approx(1.25 * config.attack.epsilon)
     full = [set(record["evaluation"] or ()) for record in records]

@@ -388,9 +388,12 @@ RUN_CONFIG = "config.yaml"
 DEFAULTS_OF_0_1: dict[str, RawConfig] = {
     "training": {"attention": {"float32": "fused", "bfloat16": "fused"}},
     "evaluation": {"precision": "float32"},
-    "algorithm": {"mixture": {"enabled": False}},
 }
 """Settings that run folders of version 0.1 do not contain, with the values of that version."""
+
+
+PARAMETERS_OF_0_1: RawConfig = {"mixture": {"enabled": False}}
+"""Parameters of the method that version 0.1 did not have, likewise; it wrote all that it had."""
 
 
 def load_run_config(run_dir: Path, overrides: Sequence[str] = ()) -> ExperimentConfig:
@@ -403,6 +406,9 @@ def load_run_config(run_dir: Path, overrides: Sequence[str] = ()) -> ExperimentC
     for section, values in DEFAULTS_OF_0_1.items():
         if isinstance(raw.get(section), dict):
             raw[section] = values | raw[section]
+    method = raw.get("algorithm")
+    if isinstance(method, dict) and "final_local_epochs" in method:  # all parameters are there, or were
+        raw["algorithm"] = PARAMETERS_OF_0_1 | method
     return build(ExperimentConfig, raw)
 
 

@@ -220,7 +220,16 @@ def _architecture(section: BackboneSection, num_classes: int, pretrained: bool) 
             raise UserError("backbone.pretrained", True, fix) from error
         if section.image_size is None:
             raise UserError("backbone.name", section.name, f"timm cannot build it ({reason})") from error
-        raise UserError("backbone.image_size", section.image_size, f"{section.name} refuses it ({reason})") from error
+        side = _side_of_patches(section)
+        fix = f"must be a multiple of {side}" if side else f"{section.name} refuses it ({reason})"
+        raise UserError("backbone.image_size", section.image_size, fix) from error
+
+
+def _side_of_patches(section: BackboneSection) -> int | None:
+    """Return how many pixels of the model's usual image a token covers per side, behind a stem too; None: unknown."""
+    embedding = getattr(_architecture(section.model_copy(update={"image_size": None}), 1, False), "patch_embed", None)
+    sizes = [getattr(embedding, name, None) for name in ("img_size", "grid_size")]
+    return sizes[0][0] // sizes[1][0] if all(isinstance(size, tuple) for size in sizes) else None  # type: ignore[index]
 
 
 def _check_patches(section: BackboneSection, model: nn.Module) -> None:

@@ -69,7 +69,7 @@ class ShippedBackbone:
 
 SHIPPED = {
     "vit_micro": ShippedBackbone("vit_micro", VIT_MICRO),
-    "vit_micro_robust": ShippedBackbone("vit_micro_robust", VIT_MICRO_PATCH8),
+    "vit_micro_robust": ShippedBackbone("vit_micro_robust", VIT_MICRO),
 }
 """The backbones of this package by name."""
 

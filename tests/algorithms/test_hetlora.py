@@ -73,7 +73,7 @@ def test_only_a_clients_own_slots_travel() -> None:
             dict(wire.upload(1, states, {client: state})[client]),
         )
         sent.append(wire.traffic.upload - before)
-    one_slot = 4 * 6 * (192 + 3 * 192 + 192 + 192)  # six blocks of qkv and proj, in and out, float32
+    one_slot = 4 * 6 * 192 * (1 + 3 + 1 + 1 + 1 + 4 + 4 + 1)  # six blocks of qkv, proj, fc1, fc2, in and out, float32
     assert sent == [one_slot, 2 * one_slot, 4 * one_slot]
     assert state_bytes(worker.algorithm.pack(1, states[1])) == 2 * one_slot
 

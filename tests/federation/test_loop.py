@@ -55,7 +55,7 @@ def test_a_run_leaves_what_it_promises(finished: tuple[Path, Any], tiny: Prepare
         assert (folder / name).exists(), name
     assert RunFolder(folder).load_summary() == summary
     records = [json.loads(line) for line in (folder / "rounds.jsonl").read_text().splitlines()]
-    assert [r["stage"] for r in records] == ["warmup", "phase1", "phase1", "personalise", "layer_game", "phase2"]
+    assert [r["stage"] for r in records] == ["warmup", "phase1", "phase1", "mixture", "layer_game", "phase2"]
     assert records[1]["epsilon"] < records[2]["epsilon"] == tiny.config.attack.epsilon
     computed = {
         **{f"{kind}_precision": "float32" for kind in ("training", "evaluation")},

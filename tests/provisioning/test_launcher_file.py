@@ -284,11 +284,11 @@ def test_demand_of_a_run(launcher: LauncherFile) -> None:
     assert (demand.num_cohorts, demand.cohort_size, demand.num_actors) == (2, 3, 2)
     assert demand.bundles == ({"GPU": 1.0, "CPU": 2.0},)
     assert (demand.nodes, demand.waiting) == ({"small": 1}, 0)
-    assert demand.traffic.upload_bytes == 228_904  # what `sylva-ray bytes` says of rank 8
+    assert demand.traffic.upload_bytes == 597_544  # what `sylva-ray bytes` says of rank 8
     assert demand.actors_per_node == 2
     assert demand.worker_store_bytes == demand.head_store_bytes
     text = "\n".join(demand_lines(demand, launcher))
-    for part in ("2 with 1 CPUs, 0.25 GPUs each", "1 x {GPU: 1, CPU: 2}", "1 small", "228,904 B per client"):
+    for part in ("2 with 1 CPUs, 0.25 GPUs each", "1 x {GPU: 1, CPU: 2}", "1 small", "597,544 B per client"):
         assert part in text
 
 

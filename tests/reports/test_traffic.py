@@ -42,6 +42,7 @@ SMALL = BackboneSection(name=DEFAULT_BACKBONE)
 FULL, WIDTH, DEPTH = 343_225_384, 768, 12
 """ViT-B/16 with a 10-class head: 85,798,656 + 7,690 parameters of 4 bytes."""
 HEAD = 4 * 10 * (WIDTH + 1)
+ATTENTION = LoraSection(target_modules=("attn.qkv", "attn.proj"))
 
 
 def row_of(rows: list[TrafficRow], method: str, compression: str = "none", rank: str | None = None) -> TrafficRow:
@@ -71,7 +72,7 @@ def small() -> list[TrafficRow]:
 def vit_base() -> list[TrafficRow]:
     """Rows of methods with adapters on ViT-B/16; the full model is built for its shapes."""
     adapters = ["sylva_paper_like", "lorica", "ffa_lora_at", "fedit_at", "fedsa_lora_at", "hetlora_at", "per_lora"]
-    return traffic_table(BackboneSection(name="vit_base_patch16_224"), LoraSection(), [8, 32], 10, adapters)
+    return traffic_table(BackboneSection(name="vit_base_patch16_224"), ATTENTION, [8, 32], 10, adapters)
 
 
 # -- ViT-B/16, by hand -------------------------------------------------------------------------------------------------
@@ -90,6 +91,14 @@ def test_vit_base_by_arithmetic(vit_base: list[TrafficRow]) -> None:
     for row in vit_base:
         if row.compression == "none" and row.upload:
             assert row.ratio == pytest.approx(FULL / row.upload)
+
+
+def test_the_default_layers_of_vit_base_by_arithmetic() -> None:
+    rows = traffic_table(BackboneSection(name="vit_base_patch16_224"), LoraSection(), [8], 10, ["sylva_paper_like"])
+    pairs = [(WIDTH, 3 * WIDTH), (WIDTH, WIDTH), (WIDTH, 4 * WIDTH), (4 * WIDTH, WIDTH)]
+    upload = 4 * 8 * DEPTH * sum(d_in + d_out for d_in, d_out in pairs)
+    assert row_of(rows, "sylva_paper_like").upload == upload == 4_718_592
+    assert ratio_of(rows, "sylva_paper_like") == pytest.approx(72.7, abs=0.1)
 
 
 def test_vit_base_reaches_the_expected_ratios(vit_base: list[TrafficRow]) -> None:
@@ -189,7 +198,7 @@ def test_every_method_has_its_rows_and_every_rule_one_for_each_rank(small: list[
 
 
 def test_fedex_sends_the_dense_residual_when_that_is_less() -> None:
-    rows = traffic_table(SMALL, LoraSection(), [64], 10, None, num_clients=100)
+    rows = traffic_table(SMALL, ATTENTION, [64], 10, None, num_clients=100)
     upload = row_of(rows, "sylva_paper_like", rank="64").upload
     dense = sum(4 * d_in * d_out for d_in, d_out in 6 * [(192, 576), (192, 192)])
     assert next(row for row in rows if row.methods == ("FedEx-LoRA/100",)).download == upload + dense

@@ -130,6 +130,8 @@ class Phase2Client:
         return SelectionImages(images.x, images.y, images.owner, images.num_clients, against)
 
     def adversarial(self, params: ParameterStack, images: ClientImages, splits: Sequence[Split]) -> torch.Tensor:
+        """Return the results of PGD against ``params`` on the images of ``splits``, which ``images`` holds."""
+
         def loss(u: torch.Tensor) -> torch.Tensor:
             return cross_entropy(self.model.forward(params, u, images.owner), images.y)
 
