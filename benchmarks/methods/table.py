@@ -56,8 +56,13 @@ def main() -> None:
         "BYTES": lambda regime: equal_bytes(rows[regime]),
         "SEARCH": lambda _: search_table(ledger.searched()),
     }
+
+    def part(place: re.Match[str]) -> str:
+        name, regime = place.groups()
+        return parts[name](regime) if rows.get(regime, True) else "No run of this regime has finished yet."
+
     template = (HERE / "README.template.md").read_text()
-    (HERE / "README.md").write_text(MARKER.sub(lambda place: parts[place[1]](place[2]), template))
+    (HERE / "README.md").write_text(MARKER.sub(part, template))
 
 
 def load_rows(ledger: Ledger, regime: str) -> list[Row]:
