@@ -50,6 +50,7 @@ def main() -> None:
     CLAIM.write_text(json.dumps({name: to_json(claim) for name, claim in sorted(claims.items())}, indent=1) + "\n")
     parts: dict[str, Callable[[str], str]] = {
         "TABLE": lambda regime: markdown_table(rows[regime]),
+        "FIGURE": lambda regime: f"![benign against robust accuracy, larger markers upload more]({regime}.png)",
         "VERDICTS": lambda regime: bullets([*sentences(rows[regime]), *warnings(rows[regime])]),
         "FOOTNOTES": lambda regime: bullets([*footnotes(rows[regime]), *notes(rows[regime])]),
         "CLAIM": lambda regime: claim_table(claims.get(regime, {})),
