@@ -6,6 +6,7 @@ The scripts in scripts/ run in full in `tests/execution/test_without_a_cloud.py`
 
 from __future__ import annotations
 
+import json
 import os
 import runpy
 import shutil
@@ -146,6 +147,27 @@ def test_round_overhead() -> None:
 @pytest.mark.slow
 def test_startup() -> None:
     assert "whole command" in run("benchmarks/startup.py", "--actors", 1)
+
+
+@pytest.mark.slow
+def test_the_layer_game_in_the_ledger(tmp_path: Path) -> None:
+    options = [
+        "--scale",
+        "smoke",
+        "--seeds",
+        1,
+        "--ranking",
+        "random",
+        "--out",
+        tmp_path,
+        "--result",
+        tmp_path / "game",
+    ]
+    assert "surrogate, benign: Spearman" in run("benchmarks/methods/game.py", *options)
+    found = json.loads((tmp_path / "game").read_text())
+    assert {row["pairs"] for row in found["sampling"]} == {2, 8, 32}
+    assert all(row["largest_error"] < 0.5 for row in found["sampling"] if row["pairs"] == 32)
+    assert len(found["surrogate"]) == 4
 
 
 @pytest.mark.slow

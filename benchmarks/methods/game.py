@@ -67,11 +67,10 @@ class StopBeforePhase2(Observer):
             raise KeyboardInterrupt
 
 
-def prepared(seed: int, phase2: Settings, overrides: Settings) -> Prepared:
+def prepared(seed: int, phase2: Settings, scale: str | None) -> Prepared:
     """Return the experiment of the ablation's Sylva with other settings of phase 2."""
-    config = Ledger(HERE / "ablation").configuration("sylva", "", {}, None, seed)
-    config = merged(config, {"algorithm": {"phase2": phase2}}, overrides)
-    return prepare(build(ExperimentConfig, config))
+    config = Ledger(HERE / "ablation").configuration("sylva", "", {}, scale, seed)
+    return prepare(build(ExperimentConfig, merged(config, {"algorithm": {"phase2": phase2}})))
 
 
 def run(made: Prepared, folder: Path, observer: Observer) -> None:
@@ -80,13 +79,14 @@ def run(made: Prepared, folder: Path, observer: Observer) -> None:
     run_experiment(made, RunFolder(folder), pool, observer)
 
 
-def end_of_phase1(seed: int, folder: Path, overrides: Settings) -> Checkpoint:
+def end_of_phase1(seed: int, folder: Path, scale: str | None) -> Checkpoint:
     """Return the checkpoint from which all rankings go on."""
     checkpoints = CheckpointFolder(folder / "checkpoint")
     if (done := folder / "phase1_done").exists() and (found := checkpoints.latest()) is not None:
         return found
+    folder.mkdir(parents=True, exist_ok=True)
     try:
-        run(prepared(seed, {}, overrides), folder, StopBeforePhase2())
+        run(prepared(seed, {}, scale), folder, StopBeforePhase2())
     except KeyboardInterrupt:
         done.touch()
     found = checkpoints.latest()
@@ -94,14 +94,14 @@ def end_of_phase1(seed: int, folder: Path, overrides: Settings) -> Checkpoint:
     return found
 
 
-def rank_and_refine(selection: str, seed: int, end: Checkpoint, folder: Path, overrides: Settings) -> Settings:
+def rank_and_refine(selection: str, seed: int, end: Checkpoint, folder: Path, scale: str | None) -> Settings:
     """Run phase 2 with a ranking; return what it cost and reached."""
     run_folder = RunFolder(folder)
     if not run_folder.summary_file.exists():
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         CheckpointFolder(folder / "checkpoint").save(end.step, end.states, end.records, end.game, end.residuals)
-        run(prepared(seed, {"selection": selection}, overrides), folder, Observer())
+        run(prepared(seed, {"selection": selection}, scale), folder, Observer())
     summary, records = run_folder.load_summary(), run_folder.load_records()
     assert summary is not None
     assert summary.phase1 is not None
@@ -234,37 +234,22 @@ def main() -> None:
     parser.add_argument("--ranking", action="append", choices=list(RANKINGS), help="only this one (may be given again)")
     parser.add_argument("--out", type=Path, default=Path("runs/game"), help="run folders")
     parser.add_argument("--result", type=Path, default=RESULT)
-    parser.add_argument("--smoke", action="store_true", help="a few digits: does it run?")
+    parser.add_argument("--scale", choices=["smoke"], help="a few digits: does it run?")
     arguments = parser.parse_args()
-    overrides = smoke() if arguments.smoke else {}
+    scale: str | None = arguments.scale
     found: dict[str, list[Settings]] = {"rankings": [], "sampling": [], "surrogate": []}
     torch.set_num_threads(1)
     for seed in range(arguments.seeds):
-        end = end_of_phase1(seed, arguments.out / f"phase1-{seed}", overrides)
-        made = prepared(seed, {}, overrides)
+        end = end_of_phase1(seed, arguments.out / f"phase1-{seed}", scale)
+        made = prepared(seed, {}, scale)
         found["sampling"] += sampled_values(made, end, seed)
         found["surrogate"] += surrogate_correlations(made, end, seed)
         for selection in arguments.ranking or RANKINGS:
             folder = arguments.out / f"{selection}-{seed}"
-            found["rankings"].append(rank_and_refine(selection, seed, end, folder, overrides))
+            found["rankings"].append(rank_and_refine(selection, seed, end, folder, scale))
             print(found["rankings"][-1], flush=True)
         arguments.result.write_text(json.dumps(found, indent=1) + "\n")
     print_summary(found)
-
-
-def smoke() -> Settings:
-    """Return changes with which everything takes seconds."""
-    return merged(
-        read_scale("smoke"),
-        {"epochs": 2, "training": {"rounds": 1}, "algorithm": {"phase2": {"benign_epochs": 1, "refine_epochs": 1}}},
-    )
-
-
-def read_scale(name: str) -> Settings:
-    """Return a scale of the ledger."""
-    from sylva_ray.config.schema import read_yaml
-
-    return read_yaml(HERE / "scales" / f"{name}.yaml")
 
 
 def print_summary(found: dict[str, list[Settings]]) -> None:
