@@ -75,8 +75,8 @@ class StackInputs:
         return self.layout
 
 
-class StackedLora(nn.Module):
-    """A frozen linear layer plus C low-rank updates.
+class StackedUpdate(nn.Module):
+    """A frozen layer plus C low-rank updates of its weight.
 
     Args:
         base: the frozen layer.
@@ -85,11 +85,19 @@ class StackedLora(nn.Module):
         inputs: parameters and layout, shared by all stacked layers.
     """
 
-    def __init__(self, base: nn.Linear, name: str, scaling: float, inputs: StackInputs) -> None:
+    def __init__(self, base: nn.Module, name: str, scaling: float, inputs: StackInputs) -> None:
         super().__init__()
         self.base = base
-        self.name, self.scaling = name, scaling
-        self.inputs = inputs
+        self.name, self.scaling, self.inputs = name, scaling, inputs
+
+    def factors(self, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return A and B transposed, ``[C, d_in, r]`` and ``[C, r, d_out]``."""
+        a_Crd, b_Cdr = (self.inputs.params[f"{self.name}.lora_{factor}"] for factor in "AB")
+        return a_Crd.to(dtype).transpose(1, 2), b_Cdr.to(dtype).transpose(1, 2)
+
+
+class StackedLora(StackedUpdate):
+    """A frozen linear layer plus C low-rank updates."""
 
     @property
     def weight(self) -> torch.Tensor:
@@ -107,45 +115,32 @@ class StackedLora(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Compute the layer for rows of all images."""
         layout = self.inputs.in_forward()
-        a_Crd, b_Cdr = self.inputs.params[f"{self.name}.lora_A"], self.inputs.params[f"{self.name}.lora_B"]
+        a_Cdr, b_Crd = self.factors(x.dtype)
         # Windowed attention puts windows into the batch; the rows of an image stay together, so they can be regrouped.
         rows = x.reshape(self.inputs.num_images, -1, x.shape[-1])
-        low_rank = layout.pad(rows) @ a_Crd.to(x.dtype).transpose(1, 2) * self.scaling
-        b_Crd = b_Cdr.to(x.dtype).transpose(1, 2)
+        low_rank = layout.pad(rows) @ a_Cdr * self.scaling
         frozen: torch.Tensor = self.base(x)
         if layout.slots is None:  # without padding, one kernel adds the two products
             return torch.baddbmm(frozen.reshape(*low_rank.shape[:2], -1), low_rank, b_Crd).reshape(frozen.shape)
         return frozen + layout.unpad(low_rank @ b_Crd, (rows.shape[1],)).reshape(frozen.shape)
 
 
-class StackedConvLora(nn.Module):
+class StackedConvLora(StackedUpdate):
     """A frozen convolution plus C low-rank updates, which PEFT computes as two convolutions.
 
     The first has the kernel, stride and padding of the frozen one and r output channels (A), the second is one by one
     (B). A is ``[r, in_channels * height * width]`` here, so that ``B A`` is the update of the kernel as a matrix.
-
-    Args:
-        base: the frozen layer.
-        name: its name in the model.
-        scaling: alpha / r.
-        inputs: parameters and layout, shared by all stacked layers.
     """
-
-    def __init__(self, base: nn.Conv2d, name: str, scaling: float, inputs: StackInputs) -> None:
-        super().__init__()
-        self.base = base
-        self.name, self.scaling = name, scaling
-        self.inputs = inputs
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Compute the layer for all images ``[N, in_channels, H, W]``."""
         layout, base = self.inputs.in_forward(), self.base
-        a_Crd, b_Cdr = self.inputs.params[f"{self.name}.lora_A"], self.inputs.params[f"{self.name}.lora_B"]
+        assert isinstance(base, nn.Conv2d)
         frozen: torch.Tensor = base(x)
         patches = F.unfold(x, base.kernel_size, base.dilation, base.padding, base.stride)  # type: ignore[arg-type]
         rows = patches.transpose(1, 2)
-        low_rank = layout.pad(rows) @ a_Crd.to(x.dtype).transpose(1, 2) @ b_Cdr.to(x.dtype).transpose(1, 2)
-        update = layout.unpad(low_rank, (rows.shape[1],)) * self.scaling
+        a_Cdr, b_Crd = self.factors(x.dtype)
+        update = layout.unpad(layout.pad(rows) @ a_Cdr @ b_Crd, (rows.shape[1],)) * self.scaling
         return frozen + update.transpose(1, 2).reshape(frozen.shape)
 
 
