@@ -408,7 +408,7 @@ def load_run_config(run_dir: Path, overrides: Sequence[str] = ()) -> ExperimentC
             raw[section] = values | raw[section]
     method = raw.get("algorithm")
     if isinstance(method, dict) and "final_local_epochs" in method:  # all parameters are there, or were
-        raw["algorithm"] = PARAMETERS_OF_0_1 | method
+        raw["algorithm"] = method | {key: v for key, v in PARAMETERS_OF_0_1.items() if key not in method}
     return build(ExperimentConfig, raw)
 
 

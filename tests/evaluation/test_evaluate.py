@@ -330,7 +330,11 @@ def test_a_measurement_has_the_name_that_earlier_versions_gave_it(tmp_path: Path
     config = resolve_config(
         build(
             ExperimentConfig,
-            TINY | {"backbone": {"name": "vit_micro_patch8_32"}, "lora": {"target_modules": ["attn.qkv", "attn.proj"]}},
+            TINY
+            | {
+                "backbone": {"name": "vit_micro_patch8_32"},
+                "lora": {"rank": 2, "target_modules": ["attn.qkv", "attn.proj"]},
+            },
         )
     )
     task = EvaluateTask(2, (0, 1), {"w": np.ones((2, 3), np.float32)}, (parse_attack("fgsm"),), 8)
