@@ -119,7 +119,9 @@ class LoraSection(Section):
         min_length=1,
         description="names of layers or ends of names; all_linear: the linear layers of all blocks",
     )
-    train_norms: bool = Field(False, description="also train the layer norms of all blocks, as personal weights")
+    train_norms: bool = Field(
+        False, description="also train the layer norms of all blocks; they are shared like the adapters"
+    )
 
     @field_validator("target_modules", mode="before")
     @classmethod

@@ -98,7 +98,7 @@ class StageRecord(Artefact):
     step: int
     """Position of the stage in the run, from 0."""
     stage: str
-    """Name of the stage: ``warmup``, ``phase1``, ``personalise``, ``layer_game``, ``phase2``, or a method's own."""
+    """Its name: ``warmup``, ``phase1``, ``personalise``, ``mixture``, ``layer_game``, ``phase2``, or a method's own."""
     round: int
     """Same as ``step``, which it is in the files of every version."""
     epsilon: float | None = None
@@ -110,7 +110,7 @@ class StageRecord(Artefact):
     missing: list[int] = Field([])
     """Participants that missed the round's deadline; they kept their state."""
     metrics: dict[str, dict[str, float]] = Field({})
-    """``{metric: {client: value}}`` from training, e.g. ``loss``."""
+    """``{metric: {client: value}}``: ``loss`` of training; ``adapters_from_global`` and so on, shares of a mixture."""
     neighbours: Annotated[Neighbours | None, omitted_if_none()] = None
     """In the record of the last round before a stage that needs neighbourhoods."""
     evaluation: dict[str, ClientAccuracies] | None = None

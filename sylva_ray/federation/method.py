@@ -254,14 +254,15 @@ class Method:
         result = [dict(state) for state in uploads.states]
         if not present:
             return result
+        weights = self.client_weights(uploads, present)
         for sharing in sorted({self.sharing(name) for name in uploads.by_client[present[0]]}):
             names = [name for name in uploads.by_client[present[0]] if self.sharing(name) == sharing]
-            for client, common in self.merge_for_all(uploads, names, sharing).items():
+            for client, common in self.merge_for_all(uploads, names, sharing, weights).items():
                 result[client] |= common
         return result
 
     def merge_for_all(
-        self, uploads: RoundUploads, names: Sequence[str], sharing: Sharing
+        self, uploads: RoundUploads, names: Sequence[str], sharing: Sharing, weights: np.ndarray
     ) -> dict[int, dict[str, np.ndarray]]:
         """Merge parameters for every client that receives the result.
 
@@ -270,12 +271,13 @@ class Method:
             names: the parameters, which every client has uploaded.
             sharing: ``global``: one merge for all K clients, so that all have the same bits; ``neighbours``: one for
                 each client that has uploaded.
+            weights: the result of `client_weights` for the clients that have uploaded, in ascending order.
 
         Returns:
             ``{client: {name: array}}``.
         """
         present = sorted(uploads.by_client)
-        graph = self.graph(uploads, sharing, present, self.client_weights(uploads, present))
+        graph = self.graph(uploads, sharing, present, weights)
         if sharing == "global":
             common = self.merge(uploads, names, present, graph.weights[0], present[0])
             return dict.fromkeys(range(len(uploads.states)), common)

@@ -75,10 +75,9 @@ class LoraStack:
     def _stacked(self, name: str, layer: nn.Module, lora: LoraSection) -> nn.Module:
         """Return the stacked form of a layer, and note the shapes of its parameters."""
         if isinstance(layer, nn.LayerNorm):
-            self._initial |= {
-                f"{name}.{end}": getattr(layer, end).detach().numpy().copy() for end in ("weight", "bias")
-            }
-            self._shapes |= {key: value.shape for key, value in self._initial.items() if key.startswith(f"{name}.")}
+            start = {f"{name}.{end}": getattr(layer, end).detach().numpy().copy() for end in ("weight", "bias")}
+            self._initial |= start
+            self._shapes |= {key: value.shape for key, value in start.items()}
             return StackedNorm(layer, name, self._inputs)
         assert isinstance(layer, (nn.Linear, nn.Conv2d))
         num_outputs, num_inputs = matrix_shape(layer)

@@ -65,9 +65,10 @@ class Mixture(LocalEpochs):
         if unknown:
             with server.exchanging():
                 uploads, sent = server.collect(step, dict(enumerate(server.states)), received, {})
+                weights = algorithm.client_weights(uploads, sorted(uploads.by_client))
                 for group, partner in unknown:
                     names = groups[group]
-                    merged = algorithm.merge_for_all(uploads, names, partner) if uploads.by_client else {}
+                    merged = algorithm.merge_for_all(uploads, names, partner, weights) if uploads.by_client else {}
                     models[group][partner] = [
                         server.wire.download(
                             step, client, received[client], {**state, **merged.get(client, {})}, names, client in sent
