@@ -7,7 +7,6 @@ import re
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -238,14 +237,12 @@ def test_a_shipped_checkpoint_is_small_half_precision_and_knows_its_classes(name
 
 @pytest.mark.parametrize("name", ["vit_micro", "vit_micro_robust"])
 def test_a_shipped_checkpoint_has_the_accuracy_of_its_card(name: str, tiny_imagenet: DatasetSection) -> None:
-    """On 1,000 of the 10,000 validation images, within four standard errors of the top-1 on its card."""
+    """On all 10,000 validation images: other statistics of the pixels would cost it 2 points or more."""
     stated = re.search(r"^\* Top-1 .*: ([\d.]+) %", SHIPPED[name].card.read_text(), re.MULTILINE)
     assert stated is not None
-    expected = float(stated[1]) / 100
     dataset = load_dataset(tiny_imagenet, 32, 0)
     accuracy = top1(create_backbone(BackboneSection(name=name), 200), dataset.test, torch.device("cpu"))
-    error = np.sqrt(expected * (1 - expected) / len(dataset.test))
-    assert abs(accuracy - expected) < 4 * error
+    assert 100 * accuracy == pytest.approx(float(stated[1]), abs=0.15)
 
 
 @pytest.fixture
@@ -257,4 +254,4 @@ def tiny_imagenet() -> DatasetSection:
     folder = Path(__file__).parents[2] / "../shared/data/tiny-imagenet-32"
     if not folder.is_dir():
         pytest.skip("the Tiny-ImageNet-32 parquet is not beside the checkout")
-    return DatasetSection(name=f"parquet:{folder}", max_train=200, max_test=1000)
+    return DatasetSection(name=f"parquet:{folder}", max_train=200)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+from collections.abc import Sequence
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -380,6 +381,24 @@ def test_an_upload_of_zero_bytes_has_a_tick_on_the_logarithmic_axis() -> None:
     assert "200 kB" in labels.values()
     assert axes.get_xscale() == "log"
     assert axes.get_xlim()[0] < 221_184 / 4 < 221_184 < axes.get_xlim()[1]
+
+
+def test_markers_grow_with_the_upload_and_are_equal_where_uploads_are() -> None:
+    uploads = {"local": 0, "b_alone": 1_000, "both": 10_000, "full": 1_000_000}
+
+    def panels(of_method: dict[str, int]) -> Sequence[Panel]:
+        given = summaries(list(uploads), num_seeds=1)
+        for one in given:
+            one["communication"]["upload_bytes_per_client_round"] = of_method[one["algorithm"]]
+        return page(compare(given)).panels["tradeoff"]
+
+    equal = panels(dict.fromkeys(uploads, 1_000))
+    assert {point.size for panel in equal for point in panel.points if not point.phase1} == {6.0}
+    for panel in panels(uploads):
+        sizes = {point.name: point.size for point in panel.points if not point.phase1}
+        local, b_alone, both, full = (sizes[name] for name in uploads)
+        assert local < b_alone < both < full
+        assert full - both == pytest.approx(2 * (both - b_alone))  # as the logarithms
 
 
 @pytest.mark.parametrize("kind", ["tradeoff", "bytes"])

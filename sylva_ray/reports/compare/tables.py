@@ -358,11 +358,11 @@ SMALLEST, LARGEST = 4.5, 11.0
 
 
 def _marker_size(row: Row, rows: Sequence[Row]) -> float:
-    """Return the diameter of a row's marker: the logarithm of its upload, on the scale of all rows.
+    """Return the diameter of a row's marker: the logarithm of its upload, on the scale of all methods.
 
     All have the same size if the uploads are unknown or equal.
     """
-    uploads = [max(other.upload_bytes.mean, 1.0) for other in rows if other.upload_bytes is not None]
+    uploads = [max(other.upload_bytes.mean, 1.0) for other in method_rows(rows) if other.upload_bytes is not None]
     positive = [upload for upload in uploads if upload > 1]
     if row.upload_bytes is None or len(set(uploads)) < 2:
         return 6.0
