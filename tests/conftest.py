@@ -28,6 +28,7 @@ TINY: dict[str, Any] = {
     "partition": {"num_clients": 3, "alpha": 0.5, "min_samples": 20, "test_samples": 12},
     "algorithm": {
         "name": "sylva",
+        "mixture": {"attack_steps": 1, "own_shares": [0.5]},
         "phase2": {"benign_epochs": 1, "refine_epochs": 1, "attack_steps": 2, "max_images": 4},
     },
     "lora": {"rank": 2},

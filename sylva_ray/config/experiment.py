@@ -395,7 +395,7 @@ DEFAULTS_OF_0_1: dict[str, RawConfig] = {
 
 
 PARAMETERS_OF_0_1: RawConfig = {"mixture": {"enabled": False}}
-"""Parameters of the method that version 0.1 did not have, likewise; it wrote all that it had."""
+"""Parameters of the method that version 0.1 did not have, likewise."""
 
 
 def load_run_config(run_dir: Path, overrides: Sequence[str] = ()) -> ExperimentConfig:
@@ -405,12 +405,12 @@ def load_run_config(run_dir: Path, overrides: Sequence[str] = ()) -> ExperimentC
         UserError: see `load_config`.
     """
     raw = read_overridden(run_dir / RUN_CONFIG, overrides)
+    training, method = raw.get("training"), raw.get("algorithm")
+    if isinstance(training, dict) and "attention" not in training and isinstance(method, dict):  # later versions have it
+        raw["algorithm"] = PARAMETERS_OF_0_1 | method
     for section, values in DEFAULTS_OF_0_1.items():
         if isinstance(raw.get(section), dict):
             raw[section] = values | raw[section]
-    method = raw.get("algorithm")
-    if isinstance(method, dict) and "final_local_epochs" in method:  # all parameters are there, or were
-        raw["algorithm"] = method | {key: v for key, v in PARAMETERS_OF_0_1.items() if key not in method}
     return build(ExperimentConfig, raw)
 
 

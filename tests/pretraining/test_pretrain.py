@@ -235,7 +235,7 @@ def test_a_shipped_checkpoint_is_small_half_precision_and_knows_its_classes(name
     assert shipped.card.exists()
 
 
-@pytest.mark.parametrize("name", ["vit_micro", "vit_micro_robust"])
+@pytest.mark.parametrize("name", ["vit_micro", pytest.param("vit_micro_robust", marks=pytest.mark.slow)])
 def test_a_shipped_checkpoint_has_the_accuracy_of_its_card(name: str, tiny_imagenet: DatasetSection) -> None:
     """On all 10,000 validation images: other statistics of the pixels would cost it 2 points or more."""
     stated = re.search(r"^\* Top-1 .*: ([\d.]+) %", SHIPPED[name].card.read_text(), re.MULTILINE)
