@@ -41,6 +41,7 @@ TINY: dict[str, Any] = {
 """Three clients, two rounds and both phases in a few seconds."""
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the marks
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Divide the tests among pytest-xdist's workers: whole files, and everything that starts Ray to one worker."""
     if not config.pluginmanager.hasplugin("xdist"):
@@ -49,6 +50,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         folder = item.path.parent.name
         group = "ray" if folder in ("execution", "sweeps") else item.path.as_posix()
         item.add_marker(pytest.mark.xdist_group(group))
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Fail where pytest-xdist has not read the marks: every worker would start Ray and set up every file."""
+    if hasattr(session.config, "workerinput") and getattr(session.config.option, "loadgroup", False):
+        assert all("@" in item.nodeid for item in session.items), "this pytest and pytest-xdist lose groups"
 
 
 @pytest.fixture(autouse=True)

@@ -406,7 +406,8 @@ def load_run_config(run_dir: Path, overrides: Sequence[str] = ()) -> ExperimentC
     """
     raw = read_overridden(run_dir / RUN_CONFIG, overrides)
     training, method = raw.get("training"), raw.get("algorithm")
-    if isinstance(training, dict) and "attention" not in training and isinstance(method, dict):  # later versions have it
+    is_of_0_1 = isinstance(training, dict) and "attention" not in training  # later versions write it
+    if is_of_0_1 and isinstance(method, dict):
         raw["algorithm"] = PARAMETERS_OF_0_1 | method
     for section, values in DEFAULTS_OF_0_1.items():
         if isinstance(raw.get(section), dict):

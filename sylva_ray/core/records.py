@@ -90,6 +90,10 @@ class Compute(Artefact):
     """Attention kernel of bfloat16 passes."""
 
 
+MIXED_IN = "_from_"
+"""Between the group and the partner in the names of a mixture's metrics."""
+
+
 class StageRecord(Artefact):
     """A line of ``rounds.jsonl``: a stage, its costs, and the accuracies after it."""
 
@@ -135,6 +139,17 @@ class StageRecord(Artefact):
     """Precisions and attention kernels."""
     changed_inputs: Annotated[list[str] | None, omitted_if_none()] = None
     """Data and weights that were not those that the run began with (``--allow-changed``)."""
+
+    def own_shares(self) -> dict[str, dict[int, float]]:
+        """Return the shares of their own parameters that clients kept in a mixture, ``{group: {client: share}}``."""
+        kept: dict[str, dict[int, float]] = {}
+        for metric, given in self.metrics.items():
+            group, is_of_mixture, _ = metric.partition(MIXED_IN)
+            if is_of_mixture:
+                own = kept.setdefault(group, dict.fromkeys(map(int, given), 1.0))
+                for client, share in given.items():
+                    own[int(client)] -= share
+        return kept
 
 
 class GameRecord(Artefact):

@@ -168,6 +168,7 @@ def test_a_damaged_configuration_is_refused(text: str, tmp_path: Path) -> None:
         pretrain(config(), tmp_path, True, lambda _: None)
 
 
+@pytest.mark.slow
 def test_it_learns_something_adversarially_too(tmp_path: Path) -> None:
     records: list[EpochRecord] = []
     settings = build(
@@ -235,7 +236,8 @@ def test_a_shipped_checkpoint_is_small_half_precision_and_knows_its_classes(name
     assert shipped.card.exists()
 
 
-@pytest.mark.parametrize("name", ["vit_micro", pytest.param("vit_micro_robust", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["vit_micro", "vit_micro_robust"])
 def test_a_shipped_checkpoint_has_the_accuracy_of_its_card(name: str, tiny_imagenet: DatasetSection) -> None:
     """On all 10,000 validation images: other statistics of the pixels would cost it 2 points or more."""
     stated = re.search(r"^\* Top-1 .*: ([\d.]+) %", SHIPPED[name].card.read_text(), re.MULTILINE)

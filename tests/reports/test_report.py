@@ -130,6 +130,18 @@ def test_without_a_second_phase_the_ends_before_and_after_phase_1_remain(tmp_pat
         assert expected in page.text
 
 
+def test_a_mixture_shows_what_every_client_kept_of_its_own(tmp_path: Path) -> None:
+    run_dir = make_and_return(tmp_path / "run")
+    assert "own share" not in Page(write_report(RunFolder(run_dir)).read_text()).text
+    lines = (run_dir / "rounds.jsonl").read_text().splitlines()
+    record = json.loads(lines[-1])
+    record["metrics"] |= {f"adapters_from_{name}": {str(i): 0.01 * i for i in range(6)} for name in ("global", "prior")}
+    (run_dir / "rounds.jsonl").write_text("\n".join([*lines[:-1], json.dumps(record)]) + "\n")
+    page = Page(write_report(RunFolder(run_dir)).read_text())
+    assert "own share" in page.text
+    assert re.findall(r"\b(?:100|9[02468]) %", page.text)[:6] == [f"{100 - 2 * i} %" for i in range(6)]
+
+
 def test_a_run_without_attacks_is_about_benign_accuracy(tmp_path: Path) -> None:
     config = make_config()
     config = config.model_copy(update={"evaluation": config.evaluation.model_copy(update={"attacks": ()})})

@@ -204,6 +204,7 @@ def test_a_run_goes_on_elsewhere_to_the_same_adapters(tiny: Prepared, tmp_path: 
     assert (third.local / "summary.json").exists()
 
 
+@pytest.mark.slow
 def test_a_run_whose_first_push_was_cut_starts_again_with_one_record_per_stage(tiny: Prepared, tmp_path: Path) -> None:
     """The record of the warm-up is at the URL, the checkpoint after it is not."""
     url = (tmp_path / "shared").as_uri()

@@ -92,6 +92,7 @@ def page_environment() -> Environment:
 def _view_of_summary(summary: Summary, records: Sequence[StageRecord], titles: Mapping[str, str]) -> dict[str, object]:
     """Return the template's variables of a finished run."""
     stages, game = phase_ends(summary, records), summary.layer_game
+    own_shares = {group: own for record in records for group, own in record.own_shares().items()}
     end = stages[-1].accuracies
     main_attack = next(iter(end.robust_accuracy), None)
     return {
@@ -100,7 +101,8 @@ def _view_of_summary(summary: Summary, records: Sequence[StageRecord], titles: M
         "main_attack": main_attack,
         "main_attack_title": titles.get(main_attack, main_attack) if main_attack else "",
         "fleet_rows": _fleet_rows(summary, stages, titles),
-        "client_rows": _client_rows(summary, stages),
+        "client_rows": _client_rows(summary, stages, own_shares),
+        "mixed_groups": list(own_shares),
         "failed": [check for check in summary.checks if not check.passed],
         "warnings": summary.other_warnings(),
         "ranking": RANKINGS[game.selection if game else "shapley"],
@@ -130,7 +132,7 @@ class _FleetRow:
 
 @dataclass(frozen=True)
 class _ClientRow:
-    """A client: its data, accuracies after each phase, and refined layers."""
+    """A client: its data, accuracies after each phase, shares of its own parameters, and refined layers."""
 
     client: int
     train: int
@@ -138,6 +140,7 @@ class _ClientRow:
     collapsed: bool
     benign: Sequence[float]
     robust: Sequence[float]
+    own: Sequence[float]
     layers: str
 
 
@@ -155,7 +158,9 @@ def _fleet_rows(summary: Summary, stages: Sequence[PhaseEnd], titles: Mapping[st
     return rows
 
 
-def _client_rows(summary: Summary, stages: Sequence[PhaseEnd]) -> list[_ClientRow]:
+def _client_rows(
+    summary: Summary, stages: Sequence[PhaseEnd], own: Mapping[str, Mapping[int, float]]
+) -> list[_ClientRow]:
     """Return one row per client; robust accuracies are those under the first attack."""
     attack = next(iter(stages[-1].accuracies.robust_accuracy), None)
     rows = []
@@ -165,5 +170,6 @@ def _client_rows(summary: Summary, stages: Sequence[PhaseEnd]) -> list[_ClientRo
         robust = [stage.accuracies.robust_accuracy[attack].per_client[i] for stage in stages] if attack else []
         layers = "" if summary.layer_game is None else summary.layer_game.refined(i)
         collapsed = bool(client.collapsed)
-        rows.append(_ClientRow(i, client.train, client.majority_share, collapsed, benign, robust, layers))
+        shares = [of_group[i] for of_group in own.values()]
+        rows.append(_ClientRow(i, client.train, client.majority_share, collapsed, benign, robust, shares, layers))
     return rows

@@ -65,6 +65,8 @@ def test_every_client_ends_where_its_record_says(tmp_path: Path, monkeypatch: py
         expected = interpolate(interpolate(start, end, adapters, share), end, heads, share)
         for name, value in expected.items():
             np.testing.assert_array_equal(found[name], value)
+    kept = {0: 1.0, 1: 0.5, 2: 0.0}
+    assert RunFolder(tmp_path / "mixed").load_records()[-1].own_shares() == {"adapters": kept, "heads": kept}
 
 
 def test_what_was_received_costs_no_upload_and_others_cost_one(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from itertools import product
 
 import numpy as np
 
+from sylva_ray.core.records import MIXED_IN
 from sylva_ray.core.types import ClientState, stack_states
 from sylva_ray.federation.method import Method
 from sylva_ray.federation.parameters import MethodParameters, MixtureParameters, Sharing
@@ -103,13 +104,13 @@ class Mixture(LocalEpochs):
         ]
         reported: dict[int, Gains] = server.run(tasks)
         gains = shrunk_gains([reported[client] for client in server.everyone], self.mixture.shrink_strength)
-        metrics = {f"{group}_from_{partner}": dict.fromkeys(map(str, server.everyone), 0.0) for partner in models}
+        metrics = {f"{group}{MIXED_IN}{partner}": dict.fromkeys(map(str, server.everyone), 0.0) for partner in models}
         candidates = list(product(models, self.mixture.own_shares))
         for client, best in enumerate(gains.argmax(1)):
             if gains[client, best] > 0:
                 partner, share = candidates[best]
                 server.states[client] = dict(mixed(server.states[client], models[partner][client], names, share))
-                metrics[f"{group}_from_{partner}"][str(client)] = 1 - share
+                metrics[f"{group}{MIXED_IN}{partner}"][str(client)] = 1 - share
         server.costs.upload_bytes += sum(own.means.nbytes for own in reported.values())
         server.costs.download_bytes += np.dtype(np.int64).itemsize * len(reported)  # the number of the candidate
         return metrics
