@@ -17,7 +17,8 @@ define REQUIRE_PYTHON
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast test-slow witness check format docs fuzz chaos bench ledger ledger-smoke dist clean
+.PHONY: help setup demo test test-fast test-slow test-gpu witness check format docs fuzz chaos bench gpu-proof \
+	gpu-proof-reduced ledger ledger-smoke dist clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -44,6 +45,9 @@ test-fast: $(READY) ## run the tests of the inner loop: mathematics and structur
 
 test-slow: $(READY) ## run the tests that kill processes or train for longer
 	$(BIN)/python -m pytest -q -m slow
+
+test-gpu: $(READY) ## run the tests that need a GPU; without one they are skipped
+	$(BIN)/python -m pytest -q -m gpu tests/gpu
 
 fuzz: $(READY) ## feed every reader with wrong files and settings for 30 minutes
 	HYPOTHESIS_PROFILE=long $(BIN)/python -m pytest -q tests/fuzz
@@ -77,6 +81,12 @@ docs: $(DOCS_READY) ## build the documentation in site/, with every link looked 
 bench: $(READY) ## measure a step by precision and kernel, and a round through Ray against a bare loop
 	$(BIN)/python benchmarks/step.py
 	$(BIN)/python benchmarks/round_overhead.py
+
+gpu-proof: $(READY) ## prove on one GPU that everything runs, is right, and how fast it is (8 minutes)
+	$(BIN)/python benchmarks/gpu_proof.py
+
+gpu-proof-reduced: $(READY) ## run the code of the proof on one core of the CPU (a minute)
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/gpu_proof.py --device cpu --reduced
 
 ledger-smoke: $(READY) ## run every method of the ledger once, tiny (under 10 minutes)
 	$(BIN)/python benchmarks/methods/run.py --scale smoke --regime robust-0.3 --out runs/ledger-smoke --results runs/ledger-smoke/results
