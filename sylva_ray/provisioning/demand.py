@@ -87,7 +87,7 @@ def estimate_demand(config: ExperimentConfig, file: LauncherFile, launcher: Clus
     section = config.cluster.model_copy(update={"address": config.cluster.address or "auto"})
     nodes = largest_cluster(section, file)
     check_resources(section, nodes)
-    traffic = estimate_traffic(config)
+    traffic = estimate_traffic(config.model_copy(update={"cluster": section}))
     resolved = traffic.config
     size, num_clients = resolved.training.cohort_size, resolved.partition.num_clients
     num_cohorts = -(-(resolved.training.clients_per_round or num_clients) // size)
