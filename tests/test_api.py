@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import threading
+from contextlib import redirect_stdout
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +22,36 @@ from tests.test_architecture import ROOT
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
-    """A finished run and what `sylva_ray.run` returned."""
+    """A finished run and what `sylva_ray.run` returned; what it printed lies beside the folder."""
     folder = tmp_path_factory.mktemp("api") / "run"
-    return folder, sylva_ray.run(TINY, ["training.rounds=1"], out=folder, show="nothing")
+    with (folder.parent / "stdout").open("w") as stdout, redirect_stdout(stdout):
+        return folder, sylva_ray.run(TINY, ["training.rounds=1"], out=folder, show="tasks", log_format="json")
+
+
+def test_json_lines_tell_every_event_of_a_run(run: tuple[Path, Any]) -> None:
+    folder, summary = run
+    events = [json.loads(line) for line in (folder.parent / "stdout").read_text().splitlines()]
+    records = [event for event in events if event["event"] == "record"]
+    assert [event["stage"] for event in records] == [record.stage for record in sylva_ray.load_run(folder).records]
+    assert [event["step"] for event in records] == list(range(len(records)))
+    assert {event["steps"] for event in records} == {len(records)}
+    assert [event["title"] for event in events if event["event"] == "stage"][1] == "phase 1: round 1 of 1"
+    for event in events:
+        if event["event"] == "task":
+            assert 0 < event["done"] <= event["total"] <= 3, "no more clients than the fleet has"
+    assert events[-1]["event"] == "result"
+    assert events[-1]["run"] == str(folder)
+    assert events[-1]["benign_accuracy"] == summary.final.benign_accuracy.mean
+    times = [datetime.fromisoformat(event["time"]) for event in events]
+    assert times == sorted(times)
+
+
+def test_a_run_folder_holds_a_log_of_what_happened_when(run: tuple[Path, Any]) -> None:
+    lines = (run[0] / "run.log").read_text().splitlines()
+    assert all(datetime.fromisoformat(line.split("  ")[0]) for line in lines)
+    steps = len(sylva_ray.load_run(run[0]).records)
+    assert [f"{step}/{steps}" in line for step in range(1, steps + 1) for line in lines].count(True) == steps
+    assert any("train: 3 of 3 clients" in line for line in lines)
 
 
 def test_every_public_name_exists() -> None:

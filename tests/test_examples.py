@@ -22,6 +22,7 @@ from sylva_ray.federation.context import Batch, ClientContext, RoundUploads
 from sylva_ray.federation.observer import Observer
 from sylva_ray.federation.stages.kinds import title_of
 from sylva_ray.preparation.experiment import prepare
+from sylva_ray.reports.console import create_console
 from sylva_ray.reports.pages.run import write_report
 from sylva_ray.reports.terminal import closing_table
 from sylva_ray.storage.jsonl import read_records
@@ -96,7 +97,7 @@ def test_the_result_of_a_third_phase_is_shown_as_such(phase2: bool, tmp_path: Pa
     assert summary.phase1 is not None
     assert summary.final != summary.phase1
     folder = RunFolder(run)
-    table = closing_table(summary, folder.load_records())
+    table = closing_table(create_console(), summary, folder.load_records())
     assert str(table.title).endswith("before > phase 1 > phase 3")
     benign = [end.benign_accuracy.mean for end in (summary.initial, summary.phase1, summary.final) if end is not None]
     assert list(table.columns[3].cells)[-2] == " > ".join(f"{100 * value:5.1f}" for value in benign)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import get_args
 
 from sylva_ray.core.errors import UserError
-from sylva_ray.core.text import Show
+from sylva_ray.core.text import LogFormat, Show
 
 
 def check_texts(name: str, values: Sequence[str | Path]) -> None:
@@ -44,11 +44,13 @@ def check_clients(clients: Sequence[int] | None, num_clients: int) -> None:
             raise UserError("--client", client, allowed)
 
 
-def check_show(show: Show) -> None:
-    """Check the argument ``show``.
+def check_show(show: Show, log_format: LogFormat | None = None) -> None:
+    """Check the arguments ``show`` and ``log_format``.
 
     Raises:
-        UserError: it is not one of the values of `Show`.
+        UserError: one is not among the values of `Show` or `LogFormat`.
     """
     if show not in get_args(Show):
         raise UserError("show", show, f"must be one of {', '.join(get_args(Show))}")
+    if log_format not in (None, *get_args(LogFormat)):
+        raise UserError("log_format", log_format, f"must be one of {', '.join(get_args(LogFormat))}")

@@ -14,7 +14,7 @@ from sylva_ray.core.errors import RunError, UserError
 from sylva_ray.core.locations import output_path
 from sylva_ray.core.own_code import importing_from
 from sylva_ray.core.resumable import resumable
-from sylva_ray.core.text import Show
+from sylva_ray.core.text import PROGRESS, Show
 
 if TYPE_CHECKING:
     from sylva_ray.core.evaluation import Evaluation
@@ -80,7 +80,9 @@ def evaluate(  # noqa: PLR0913  # a keyword for each option of the command
     check_options(attacks, suite, budget, certify)
 
     from sylva_ray.evaluation.run import prepare_evaluation, run_evaluation
-    from sylva_ray.reports.terminal import EvaluationDisplay, evaluation_tables, print_lines, wide_console
+    from sylva_ray.reports.console import create_console, print_lines
+    from sylva_ray.reports.progress import EvaluationDisplay
+    from sylva_ray.reports.terminal import evaluation_tables
     from sylva_ray.storage.remote_copy import run_folder_at
 
     with ExitStack() as stack:
@@ -96,15 +98,15 @@ def evaluate(  # noqa: PLR0913  # a keyword for each option of the command
 
         from sylva_ray.execution.ray.driver import pool_for  # Ray: after what needs no cluster
 
-        console = wide_console(show)
+        console = create_console(show)
         with (
-            EvaluationDisplay(console, show != "progress") as display,
+            EvaluationDisplay(console, show not in PROGRESS) as display,
             resumable(folder.measurements, "What was measured is kept; run the same command again to continue"),
             pool_for(prepared_run.prepared, display) as pool,
         ):
             evaluation = run_evaluation(prepared_run, request, pool, display)
         path = folder.write_evaluation(evaluation, out)
-        for table in evaluation_tables(evaluation):
+        for table in evaluation_tables(console, evaluation):
             console.print(table)
         print_lines(console, [f"warning  {text}" for text in evaluation.warnings or ()])
         print_lines(console, [path])
@@ -140,7 +142,7 @@ def compare(
     from sylva_ray.observers.sources import load_runs
     from sylva_ray.reports import compare as comparison
     from sylva_ray.reports.compare.files import check_targets, write
-    from sylva_ray.reports.terminal import print_lines, wide_console
+    from sylva_ray.reports.console import create_console, print_lines
     from sylva_ray.storage.remote_copy import run_folder_at
 
     targets = check_targets(out)
@@ -148,7 +150,7 @@ def compare(
         local = [str(stack.enter_context(run_folder_at(str(source), "read"))[0]) for source in sources]
         summaries, left_out = load_runs(local, uri)
     rows = comparison.compare(summaries)
-    console = wide_console(show)
+    console = create_console(show)
     for table in comparison.terminal_tables(rows, console.width):
         console.print(table)
         console.print()

@@ -19,7 +19,8 @@ from sylva_ray.core.errors import UserError
 from sylva_ray.core.locations import is_url, local_path, output_path, run_location
 from sylva_ray.core.own_code import import_options, importing_from
 from sylva_ray.core.resumable import resumable
-from sylva_ray.core.text import Show
+from sylva_ray.core.text import PROGRESS, LogFormat, Show
+from sylva_ray.reports.output import Output
 
 if TYPE_CHECKING:
     from sylva_ray.core.evaluation import Evaluation
@@ -90,6 +91,7 @@ def run(
     out: str | Path | None = None,
     imports: Sequence[str | Path] = (),
     show: Show = "progress",
+    log_format: LogFormat | None = None,
     observer: Observer | None = None,
 ) -> Summary:
     """Run one experiment: both phases, evaluation, report.
@@ -100,6 +102,8 @@ def run(
         out: the run folder, a path or a URL; None: ``runs/NAME-TIME``.
         imports: directories of your own methods' code; what a configuration names is imported from no other.
         show: what is printed.
+        log_format: None: bars and tables; ``plain``: lines with time stamps in place of the bars; ``json``: one JSON
+            object per event and nothing else (`sylva_ray.reports.run_log.RunLog`).
         observer: is told of stages, tasks, records and notices as they come (`sylva_ray.federation.observer.Observer`);
             its errors end the run, which can then be resumed.
 
@@ -110,11 +114,11 @@ def run(
         UserError: the experiment cannot run, or the run folder is not free; nothing was written.
         RunError: it failed while running; `resume` continues it.
     """
-    check_show(show)
+    check_show(show, log_format)
     experiment = load_config(config, overrides)
     with importing_from(imports):
         where = _new_folder(experiment.name) if out is None else run_location("--out", out)
-        return _run_in_folder(where, experiment, (), "start", show, observer=observer)
+        return _run_in_folder(where, experiment, (), "start", Output(show, log_format), observer=observer)
 
 
 def resume(
@@ -125,6 +129,7 @@ def resume(
     allow_changed: bool = False,
     imports: Sequence[str | Path] = (),
     show: Show = "progress",
+    log_format: LogFormat | None = None,
     observer: Observer | None = None,
 ) -> Summary:
     """Continue a run from its newest checkpoint, to the same result as if it had never stopped.
@@ -139,6 +144,7 @@ def resume(
             says so.
         imports: directories of your own methods' code; what a configuration names is imported from no other.
         show: what is printed.
+        log_format: as of `run`.
         observer: as of `run`.
 
     Returns:
@@ -148,11 +154,13 @@ def resume(
         UserError: the folder holds no run, or another one.
         RunError: it failed while running.
     """
-    check_show(show)
+    check_show(show, log_format)
     check_texts("overrides", overrides)
     experiment = None if config is None else load_config(config, overrides)
     with importing_from(imports):
-        return _run_in_folder(run_location("RUN", run), experiment, overrides, "resume", show, allow_changed, observer)
+        output = Output(show, log_format)
+        where = run_location("RUN", run)
+        return _run_in_folder(where, experiment, overrides, "resume", output, allow_changed, observer)
 
 
 def _run_in_folder(
@@ -160,40 +168,37 @@ def _run_in_folder(
     experiment: ExperimentConfig | None,
     overrides: Sequence[str],
     purpose: Literal["start", "resume"],
-    show: Show,
+    output: Output,
     allow_changed: bool = False,
     observer: Observer | None = None,
 ) -> Summary:
-    from sylva_ray.federation.observer import Guarded, Observers
-    from sylva_ray.observers.mlflow.tracker import tracking_uri
-    from sylva_ray.preparation.experiment import prepare
-    from sylva_ray.reports.terminal import RunDisplay, closing_lines, closing_table, print_lines, wide_console
+    from sylva_ray.reports.console import print_lines, working_on
     from sylva_ray.storage.remote_copy import run_folder_at
 
-    console = wide_console(show)
+    console = output.console()
     with run_folder_at(where, purpose) as (folder, remote):
-        folder.check_claim(None, purpose == "resume")
-        experiment = experiment or folder.load_config(overrides)
-        finished = _finished(folder, experiment) if purpose == "resume" else None
-        if finished is not None:
+        with working_on(console, f"preparing {mask_value(where)}", quiet=not output.has_bars):
+            from sylva_ray.federation.observer import Guarded, Observers
+            from sylva_ray.observers.mlflow.tracker import tracking_uri
+            from sylva_ray.preparation.experiment import prepare
+
+            folder.check_claim(None, purpose == "resume")
+            experiment = experiment or folder.load_config(overrides)
+            finished = _finished(folder, experiment) if purpose == "resume" else None
+            prepared = prepare(experiment, folder) if finished is None else None
+        if prepared is None:
+            assert finished is not None
             summary = finished
             print_lines(console, [f"{mask_value(where)} has finished: nothing is computed or written again"])
         else:
-            prepared = prepare(experiment, folder)
-
             from sylva_ray.execution.ray import driver  # Ray: after what needs no cluster
 
-            with (
-                RunDisplay(console, show != "progress") as display,
-                resumable(
-                    folder.config_file, f"Resume with: sylva-ray run {mask_value(where)} --resume{import_options()}"
-                ),
-            ):
-                observers = Observers([Guarded(display), *([] if observer is None else [observer])])
+            instruction = f"Resume with: sylva-ray run {mask_value(where)} --resume{import_options()}"
+            with output.observing(console, folder) as displays, resumable(folder.config_file, instruction):
+                observers = Observers([*map(Guarded, displays), *([] if observer is None else [observer])])
                 summary = driver.run_prepared(prepared, folder, purpose == "resume", observers, remote, allow_changed)
-        console.print(closing_table(summary, folder.load_records()))
-    uri = tracking_uri(experiment.tracking, folder.path) if experiment.tracking.enabled else None
-    print_lines(console, closing_lines(summary, mask_value(where), uri))
+        uri = tracking_uri(experiment.tracking, folder.path) if experiment.tracking.enabled else None
+        output.print_result(console, summary, folder, mask_value(where), uri)
     return summary
 
 
@@ -259,7 +264,7 @@ def _run_sweep(
     show: Show,
 ) -> Sweep:
     """Run a sweep; the arguments are those of `sweep`."""
-    from sylva_ray.reports.terminal import print_lines, wide_console
+    from sylva_ray.reports.console import create_console, print_lines
     from sylva_ray.sweeps.folder import SweepFolder
     from sylva_ray.sweeps.space import load_space
 
@@ -283,9 +288,9 @@ def _run_sweep(
 
     from sylva_ray.sweeps.ray_tune import run_checked_sweep  # Ray: after what needs no cluster
 
-    console = wide_console(show)
+    console = create_console(show)
     instruction = f"Resume with: sylva-ray tune {sweep_dir} --resume{import_options()}"
-    with SweepDisplay(console, show != "progress") as display, resumable(SweepFolder(sweep_dir).space, instruction):
+    with SweepDisplay(console, show not in PROGRESS) as display, resumable(SweepFolder(sweep_dir).space, instruction):
         done = run_checked_sweep(loaded, sweep_dir, resume, display.on_event, allow_changed)
     console.print(sweep_table(done))
     print_lines(console, sweep_lines(done, sweep_dir))
@@ -380,6 +385,7 @@ def _changed_backbone(run: str | Path, loaded: LoadedRun, allow_changed: bool) -
     from sylva_ray.storage.remote_copy import run_folder_at
 
     now = digest_backbone(loaded.config)
+
     with run_folder_at(str(run), "read") as (folder, _):
         check = folder.check_inputs(loaded.config, now, allow_changed)
     for text in check.notices:

@@ -14,7 +14,7 @@ from sylva_ray.config.schema import build
 from sylva_ray.core.errors import UserError
 from sylva_ray.core.locations import local_path, output_path
 from sylva_ray.core.own_code import importing_from
-from sylva_ray.core.text import Show
+from sylva_ray.core.text import PROGRESS, Show
 
 if TYPE_CHECKING:
     from sylva_ray.reports.traffic import TrafficRow
@@ -56,9 +56,10 @@ def pretrain(
     from sylva_ray.preparation.resolve import check_device
     from sylva_ray.pretraining.config import load_pretrain_config
     from sylva_ray.pretraining.folder import PretrainFolder
-    from sylva_ray.reports.terminal import event_line, print_lines, wide_console
+    from sylva_ray.reports.console import create_console, print_lines
+    from sylva_ray.reports.terminal import event_line
 
-    console = wide_console("progress" if show == "progress" else "nothing")
+    console = create_console("progress" if show in PROGRESS else "nothing")
     settings = load_pretrain_config(config, overrides)
     folder = output_path("--out", out, "folder")
     PretrainFolder(folder).check_claim(settings, resume)
@@ -127,13 +128,13 @@ def traffic(  # noqa: PLR0913  # a keyword for each option of the command
     for name in methods:
         create_algorithm(AlgorithmSection(name=name))
 
-    from sylva_ray.reports.terminal import print_lines, wide_console
+    from sylva_ray.reports.console import create_console, print_lines
     from sylva_ray.reports.traffic import terminal_table, traffic_table, write_csv
 
     with importing_from(imports):
         rows = traffic_table(section, lora, ranks, num_classes, methods or None, num_clients)
     title = f"{section.name}, {num_classes} classes, {', '.join(lora.target_modules)}: bytes per client and round"
-    console = wide_console(show)
+    console = create_console(show)
     if not console.is_terminal:
         console.width = 112  # room for the methods' names
     console.print(terminal_table(rows, title))

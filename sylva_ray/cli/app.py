@@ -52,7 +52,7 @@ app = typer.Typer(
     name="sylva-ray",
     cls=Commands,
     help="Personal adversarial defences for a fleet of edge clients, simulated on Ray.",
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
@@ -71,10 +71,24 @@ def options(
         typer.echo(context.get_help())
 
 
-for command in (run, tune, evaluate, report, track, compare, export, pretrain, repair):
-    app.command()(command)
-app.command(name="bytes")(traffic)
-app.command()(version)
+EXAMPLES = {
+    "run": "sylva-ray run configs/digits.yaml training.rounds=5 --out runs/five",
+    "tune": "sylva-ray tune tune_spaces/grid.yaml --out runs/sweep",
+    "evaluate": "sylva-ray evaluate runs/five --suite standard --checks",
+    "report": "sylva-ray report runs/five",
+    "track": "sylva-ray track runs/five",
+    "compare": "sylva-ray compare runs/five runs/ten --out compare.html",
+    "export": "sylva-ray export runs/five --to adapters",
+    "pretrain": "sylva-ray pretrain configs/pretrain_tiny_imagenet.yaml",
+    "repair": "sylva-ray repair runs/five",
+    "bytes": "sylva-ray bytes --rank 8 --rank 16 --num-classes 100",
+    "version": "sylva-ray version",
+}
+"""What the help of every command ends with."""
+
+for command in (run, tune, evaluate, report, track, compare, export, pretrain, repair, traffic, version):
+    name = "bytes" if command is traffic else command.__name__
+    app.command(name=name, epilog=f"Example: {EXAMPLES[name]}")(command)
 app.add_typer(cluster, name="cluster")
 
 

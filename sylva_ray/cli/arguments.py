@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
+
+from sylva_ray.core.errors import UserError
+from sylva_ray.core.text import Show
 
 Overrides = Annotated[
     list[str] | None,
@@ -25,4 +28,22 @@ Imports = Annotated[
         help="Import your own methods (package.module:Class) from this directory, too. Can be given several times.",
     ),
 ]
-Quiet = Annotated[bool, typer.Option("--quiet", help="Print only the table of results at the end.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print only the table of results at the end.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Print every finished task, too.")]
+Log = Annotated[
+    Literal["plain", "json"] | None,
+    typer.Option(
+        "--log-format", help="Lines with time stamps instead of bars: plain sentences, or one JSON object per event."
+    ),
+]
+
+
+def show_of(quiet: bool, verbose: bool = False) -> Show:
+    """Return what is printed with these options.
+
+    Raises:
+        UserError: they contradict each other.
+    """
+    if quiet and verbose:
+        raise UserError("--quiet", "--verbose", "use one of the two")
+    return "result" if quiet else "tasks" if verbose else "progress"

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
-from sylva_ray.cli.arguments import AllowChanged, Imports, Overrides, Quiet
+from sylva_ray.cli.arguments import AllowChanged, Imports, Log, Overrides, Quiet, Verbose, show_of
 
 
 def run(
@@ -22,13 +22,14 @@ def run(
     allow_changed: AllowChanged = False,
     imports: Imports = None,
     quiet: Quiet = False,
+    verbose: Verbose = False,
+    log_format: Log = None,
 ) -> None:
     """Run an experiment: training, evaluation and report."""
     from sylva_ray import api
     from sylva_ray.core.errors import UserError
 
-    imports = imports or []
-    show: Literal["progress", "result"] = "result" if quiet else "progress"
+    imports, show = imports or [], show_of(quiet, verbose)
     is_run = api.is_run_folder(config)
     if allow_changed and not resume:
         raise UserError("--allow-changed", config, "has no effect on a new run: use it with --resume")
@@ -38,11 +39,16 @@ def run(
         if is_run and out is None:
             fix = "is a folder; use --resume to continue the run in it, or --out for a new run with its config"
             raise UserError("CONFIG", config, fix)
-        api.run(config, overrides or [], out=out, imports=imports, show=show)
-    elif is_run:
-        folder, expected = (out, config) if out else (config, None)
-        api.resume(folder, overrides or [], config=expected, allow_changed=allow_changed, imports=imports, show=show)
-    elif out is not None:
-        api.resume(out, overrides or [], config=config, allow_changed=allow_changed, imports=imports, show=show)
-    else:
+        api.run(config, overrides or [], out=out, imports=imports, show=show, log_format=log_format)
+        return
+    if out is None and not is_run:
         raise UserError("--resume", config, "needs --out FOLDER (or the run folder instead of CONFIG)")
+    api.resume(
+        config if out is None else out,
+        overrides or [],
+        config=None if out is None else config,
+        allow_changed=allow_changed,
+        imports=imports,
+        show=show,
+        log_format=log_format,
+    )

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
-from sylva_ray.cli.arguments import AllowChanged, Imports, Overrides, Quiet
+from sylva_ray.cli.arguments import AllowChanged, Imports, Overrides, Quiet, show_of
 
 
 def tune(
@@ -24,7 +24,6 @@ def tune(
     from sylva_ray import api
     from sylva_ray.core.errors import RunError
 
-    show: Literal["progress", "result"] = "result" if quiet else "progress"
     sweep = api.sweep(
         space,
         overrides or [],
@@ -32,7 +31,7 @@ def tune(
         resume=resume,
         allow_changed=allow_changed,
         imports=imports or [],
-        show=show,
+        show=show_of(quiet),
     )
     if sweep.failed:
         raise RunError(sweep.failure_text)

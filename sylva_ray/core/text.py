@@ -6,8 +6,16 @@ import difflib
 from collections.abc import Callable, Iterable
 from typing import Literal
 
-Show = Literal["progress", "result", "nothing"]
-"""What is printed on standard output: progress and closing tables, the tables only, or nothing."""
+Show = Literal["tasks", "progress", "result", "nothing"]
+"""What is printed on standard output: progress with every finished task, progress, tables at the end only, nothing.
+
+The first two print these tables, too."""
+
+PROGRESS: frozenset[Show] = frozenset({"tasks", "progress"})
+"""The values that show progress."""
+
+LogFormat = Literal["plain", "json"]
+"""How progress is printed instead of bars: lines with time stamps, or one JSON object per line."""
 
 
 def split_assignment(text: str) -> tuple[str, str] | None:

@@ -51,7 +51,7 @@ class Rounds:
         server.observer.on_resume(server.records)
         num_done = len(server.records)
         for index in range(num_done, len(self.stages)):
-            server.observer.on_stage(StageStarted(index, len(self.stages), self.stages[index].title))
+            server.observer.on_stage(StageStarted(index, len(self.stages), self.stages[index].heading))
             server.observer.on_record(self.run_stage(index))
         return len(self.stages) - num_done
 

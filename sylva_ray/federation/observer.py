@@ -40,10 +40,14 @@ class TaskDone:
     Attributes:
         work: what the task is part of, e.g. ``training``.
         num_clients: clients in the task.
+        done: clients of this and all earlier tasks that were given to the workers together with it.
+        total: clients of all these tasks.
     """
 
     work: str
     num_clients: int
+    done: int
+    total: int
 
 
 @dataclass(frozen=True)

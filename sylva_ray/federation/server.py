@@ -286,15 +286,19 @@ class Server:
     def run(self, tasks: Sequence[CohortTask], deadline_s: float | None = None) -> dict[int, Any]:
         """Run tasks on the pool, add up what they cost, and return ``{client: outcome}`` of the tasks that finished."""
         outcomes: dict[int, Any] = {}
-        for result in self.pool.run(tasks, deadline_s, self._task_done):
+        done, total = 0, sum(len(task.clients) for task in tasks)
+
+        def tell(task: CohortTask, result: CohortResult[Any]) -> None:
+            nonlocal done
+            del result
+            done += len(task.clients)
+            self.observer.on_task(TaskDone(task.stage, len(task.clients), done, total))
+
+        for result in self.pool.run(tasks, deadline_s, tell):
             if result is not None:
                 self.costs.add(result)
                 outcomes |= zip(result.clients, result.outcomes, strict=True)
         return outcomes
-
-    def _task_done(self, task: CohortTask, result: CohortResult[Any]) -> None:
-        del result
-        self.observer.on_task(TaskDone(task.stage, len(task.clients)))
 
 
 def _is_finite(outcome: TrainOutcome) -> bool:

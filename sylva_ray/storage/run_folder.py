@@ -8,6 +8,7 @@
     summary.json      the results                        evaluation/     finished measurements of `sylva-ray evaluate`
     evaluation.json   results of `sylva-ray evaluate`    tracking.json   what MLflow has received
     report.html       all of it, drawn                   missing.jsonl   clients that missed a deadline
+    run.log           what happened when
 
 ``config.yaml`` and ``inputs.json`` are written before the first stage and never again. Every checkpoint holds a copy of
 both, from which `sylva_ray.storage.repair` restores them.
@@ -71,6 +72,7 @@ class RunFolder:
         self.predictions_file = self.path / "predictions.safetensors"
         self.tracking_file = self.path / "tracking.json"
         self.missing_file = self.path / "missing.jsonl"
+        self.log_file = self.path / "run.log"
         self.adapters = self.path / "adapters"
         self.measurements = self.path / "evaluation"
         self.checkpoints = CheckpointFolder(self.path / CHECKPOINTS)
@@ -84,6 +86,7 @@ class RunFolder:
             self.predictions_file,
             self.tracking_file,
             self.missing_file,
+            self.log_file,
         )
 
     def __str__(self) -> str:

@@ -6,11 +6,11 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import TextColumn, TimeElapsedColumn
+from rich.progress import TimeElapsedColumn
 from rich.table import Table
 
 from sylva_ray.reports.compare.rows import short_key
-from sylva_ray.reports.terminal import Display
+from sylva_ray.reports.progress import Display, shortened_column
 from sylva_ray.sweeps.events import AttemptEvent, SweepEvent, SweepStarted, SweepWarning, TrialProgress, Waiting
 from sylva_ray.sweeps.points import value_text
 from sylva_ray.sweeps.results import Sweep, shown_metrics, value_cell
@@ -25,7 +25,7 @@ class SweepDisplay(Display):
     """
 
     def __init__(self, console: Console, quiet: bool) -> None:
-        super().__init__(console, quiet, TextColumn("{task.fields[detail]}"), TimeElapsedColumn())
+        super().__init__(console, quiet, shortened_column("{task.fields[detail]}"), TimeElapsedColumn())
         self._bar = self._progress.add_task("trials", total=None, detail="")
         self._running: dict[str, int] = {}
         self._over: set[str] = set()

@@ -66,10 +66,10 @@ def test_a_display_that_fails_is_a_warning_and_gets_no_more_events(capsys: pytes
     heard = Heard()
     observers = Observers([Guarded(Broken()), heard])
     for _ in range(2):
-        observers.on_task(TaskDone("training", 3))
+        observers.on_task(TaskDone("training", 3, 3, 6))
     warning = "the observer Broken failed (ValueError: cannot draw 3 clients); the run went on without it"
     assert observers.on_end("FINISHED") == [warning, "heard"]
-    assert heard.events == [TaskDone("training", 3)] * 2 + ["FINISHED"]
+    assert heard.events == [TaskDone("training", 3, 3, 6)] * 2 + ["FINISHED"]
     assert capsys.readouterr().err == f"warning: {warning}\n"
 
 
@@ -86,7 +86,7 @@ def test_an_observer_that_is_no_display_ends_the_run() -> None:
     observers = Observers([Broken()])
     observers.on_record(bare_record(0))
     with pytest.raises(ValueError, match="cannot draw"):
-        observers.on_task(TaskDone("training", 3))
+        observers.on_task(TaskDone("training", 3, 3, 6))
 
 
 def test_a_run_tells_the_observer_of_its_caller_and_a_resume_goes_on_behind_its_error(tmp_path: Path) -> None:

@@ -27,6 +27,11 @@ class FederatedRound(Stage):
         assert 1 <= number <= num_rounds, f"round {number} of {num_rounds}"
         self.number, self.num_rounds = number, num_rounds
 
+    @property
+    def heading(self) -> str:
+        """See `Stage.heading`."""
+        return f"phase 1: round {self.number} of {self.num_rounds}"
+
     def run(self, server: Server, step: int) -> StageResult:
         """See `Stage.run`."""
         config = server.config

@@ -59,6 +59,11 @@ class Stage(ABC):
     """Whether it uses `Server.recorded_neighbourhood`, which the last round before it then records."""
     evaluated: ClassVar[Evaluated] = "at intervals"
 
+    @property
+    def heading(self) -> str:
+        """What the progress display calls this stage of a run: the title, unless stages of one name differ."""
+        return self.title
+
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
         if "name" in vars(cls):

@@ -1,0 +1,103 @@
+"""What a terminal of a given width shows of a run: nothing wider than it, and one line per finished stage."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import pty
+import struct
+import subprocess
+import sys
+import termios
+
+import pyte
+import pytest
+
+from sylva_ray.federation.observer import StageStarted
+from sylva_ray.reports.progress import Pace
+from sylva_ray.storage.run_folder import RunFolder
+from tests.reports.synthetic_run import make_run
+
+SCRIPT = """
+import sys, time
+from sylva_ray.reports.output import Output
+from sylva_ray.federation.observer import Notice, StageStarted, TaskDone
+from sylva_ray.reports.console import working_on
+from sylva_ray.storage.run_folder import RunFolder
+
+folder, output = RunFolder(sys.argv[1]), Output("progress")
+records, console = folder.load_records(), output.console()
+with working_on(console, f"preparing {folder}", quiet=False):
+    time.sleep(0.2)
+with output.observing(console, folder) as (display, _):
+    for step, record in enumerate(records):
+        display.on_stage(StageStarted(step, len(records), f"phase 1: round {step} of {len(records)}"))
+        for done in (2, 4, 6):
+            time.sleep(0.02)
+            display.on_task(TaskDone("evaluate", 2, done, 6))
+        display.on_record(record)
+    display.on_notice(Notice("a worker was lost"))
+output.print_result(console, folder.load_summary(), folder, str(folder.path), "sqlite:///mlflow.db")
+"""
+"""Shows a finished run as if it took place."""
+
+
+def screen_of(command: list[str], width: int) -> list[str]:
+    """Return the lines that a terminal holds after a command, those that have left the screen first."""
+    ours, its = pty.openpty()
+    fcntl.ioctl(its, termios.TIOCSWINSZ, struct.pack("HHHH", 24, width, 0, 0))
+    environment = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "NO_COLOR")}
+    process = subprocess.Popen(command, stdin=its, stdout=its, stderr=its, env=environment | {"TERM": "xterm-256color"})
+    os.close(its)
+    screen = pyte.HistoryScreen(width, 24, history=10_000)
+    stream = pyte.ByteStream(screen)
+    while True:
+        try:
+            output = os.read(ours, 1 << 16)
+        except OSError:  # the other end is closed
+            break
+        if not output:
+            break
+        stream.feed(output)
+    os.close(ours)
+    assert process.wait(60) == 0
+    above = ["".join(line[column].data for column in range(width)) for line in screen.history.top]
+    return [line.rstrip() for line in [*above, *screen.display]]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    """A finished run of six clients, both phases."""
+    path = tmp_path_factory.mktemp("terminal") / "run"
+    make_run(path)
+    return RunFolder(path)
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_a_terminal_of_any_width_keeps_one_line_per_stage_and_whole_tables(folder: RunFolder, width: int) -> None:
+    lines = screen_of([sys.executable, "-c", SCRIPT, str(folder.path)], width)
+    steps = len(folder.load_records())
+    numbered = [line for line in lines if f"/{steps} " in line]
+    assert [line.split()[0] for line in numbered] == [f"{step}/{steps}" for step in range(1, steps + 1)]
+    assert all(" s " in line for line in numbered)
+    assert all("eta" in line for line in numbered[:-1])
+    assert not any("preparing" in line or "evaluate:" in line for line in lines), "bars leave nothing behind"
+    text = " ".join("\n".join(lines).split())
+    assert "a worker was lost" in text
+    summary = folder.load_summary()
+    assert summary is not None
+    for client in summary.clients:  # every row is whole: the client, both ends of its accuracies, its layers
+        after = [summary.final.benign_accuracy.per_client[client.client]]
+        after.append(next(iter(summary.final.robust_accuracy.values())).per_client[client.client])
+        row = next(line for line in lines if line.strip(" │").split()[:1] == [str(client.client)])
+        assert all(f"> {100 * value:5.1f}" in row for value in after)
+    assert any(f"({next(iter(summary.final.robust_accuracy))})" in line for line in lines)
+
+
+def test_what_is_left_is_reckoned_from_the_stages_that_were_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = iter([100.0, 110.0])
+    monkeypatch.setattr("sylva_ray.reports.progress.time.perf_counter", lambda: next(now))
+    pace = Pace()
+    pace.start(4)  # a run that was resumed
+    pace.start(5)
+    assert pace.seconds_left(StageStarted(5, 9, "")) == 15.0  # two stages took 10 s, and three are left
