@@ -7,7 +7,6 @@ from typing import Annotated, Literal
 import typer
 
 from sylva_ray.core.errors import UserError
-from sylva_ray.core.text import Show
 
 Overrides = Annotated[
     list[str] | None,
@@ -38,7 +37,7 @@ Log = Annotated[
 ]
 
 
-def show_of(quiet: bool, verbose: bool = False) -> Show:
+def show_of(quiet: bool, verbose: bool = False) -> Literal["tasks", "progress", "result"]:
     """Return what is printed with these options.
 
     Raises:
