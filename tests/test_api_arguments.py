@@ -27,7 +27,7 @@ CASES: dict[str, tuple[Callable[[], Any], str]] = {
         "must be a list: ['b']",
     ),
     "sources that are a text": (lambda: sylva_ray.compare("runs/a"), "sources = 'runs/a': must be a list: ['runs/a']"),
-    "an unknown show": (lambda: sylva_ray.run({}, show="loud"), "show = 'loud': must be one of progress, result"),  # type: ignore[arg-type]
+    "an unknown show": (lambda: sylva_ray.run({}, show="loud"), "show = 'loud': must be one of tasks, progress, result"),  # type: ignore[arg-type]
     "no images": (lambda: sylva_ray.evaluate("a", images=0), "images = 0: must be an integer of at least 1"),
     "negative images": (lambda: sylva_ray.evaluate("a", images=-4), "images = -4: must be an integer of at least 1"),
     "images that are true": (lambda: sylva_ray.evaluate("a", images=True), "images = True: must be an integer"),
