@@ -102,8 +102,8 @@ def to_parameters(stack: Mapping[str, np.ndarray], device: torch.device | str, d
 
 
 def to_arrays(params: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:
-    """Copy tensors to float32 arrays that own their memory."""
-    return {name: np.array(value.detach().cpu().float().numpy()) for name, value in params.items()}
+    """Copy tensors, of any layout, to float32 arrays in C order that own their memory."""
+    return {name: np.array(value.detach().cpu().float().numpy(), order="C") for name, value in params.items()}
 
 
 class FunctionalStack:

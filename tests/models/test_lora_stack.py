@@ -250,6 +250,14 @@ def test_states_survive_the_way_through_tensors() -> None:
     assert all(np.array_equal(a[name], b[name]) for a, b in zip(states, back, strict=True) for name in a)
 
 
+def test_arrays_of_transposed_tensors_are_in_c_order() -> None:
+    """Files of arrays hold their memory as it is."""
+    (array,) = to_arrays({"a": torch.arange(24.0).view(2, 4, 3).mT}).values()
+    assert array.flags.c_contiguous
+    assert array.flags.owndata
+    assert array[1, 2].tolist() == [14, 17, 20, 23]
+
+
 @pytest.mark.parametrize(
     ("section", "says"),
     [

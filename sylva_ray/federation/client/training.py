@@ -14,12 +14,12 @@ from sylva_ray.core.seeding import generator
 from sylva_ray.core.types import AttackSpec, ClientData, ClientState, ParameterStack, Split, unstack_states
 from sylva_ray.federation.client.batches import cohort_batches, split_draws
 from sylva_ray.federation.client.collapse_guard import CollapseGuard
-from sylva_ray.federation.client.optim import StackedOptimizer, clip_per_client
+from sylva_ray.federation.client.optim import StackedOptimizer
 from sylva_ray.federation.client.worker import CohortWorker
 from sylva_ray.federation.context import Batch, ClientContext
 from sylva_ray.federation.method import Method
 from sylva_ray.federation.tasks import CohortTask
-from sylva_ray.models.cohort import CohortModel, broadcast_clients, client_gradients, to_arrays
+from sylva_ray.models.cohort import CohortModel, client_gradients, to_arrays
 
 ClientGradients: TypeAlias = "tuple[dict[str, torch.Tensor], torch.Tensor]"
 """``(gradients {name: [C, ...]}, mean losses [C])`` of C clients."""
@@ -114,30 +114,25 @@ def run_epochs(
         data: of every client.
         streams: random numbers of every client, which decide the order of its images, among others.
         settings: optimiser, learning rate, epochs.
-        masks: ``{name: [C] bool}``, the rows that may change; None: all. A masked row does not change and does not
-            count in the clipped norm.
+        masks: ``{name: [C] bool}``, the rows that may change; None: all. The others do not count in the clipped norm.
         after_epoch: called after every epoch; it may change ``params`` in place.
 
     Returns:
-        The mean loss of every client over the last epoch, ``[C] float64``.
+        The mean loss of every client over the last epoch, ``[C] float64`` on the CPU.
     """
     first, training = next(iter(params.values())), settings.training
-    optimizer = StackedOptimizer(params, training, settings.lr)
-    losses = torch.zeros(len(first), dtype=torch.float64)
+    optimizer = StackedOptimizer(params, training, settings.lr, masks)
+    losses = torch.zeros(len(first), dtype=torch.float64, device=first.device)
     for _ in range(settings.epochs):
         total, steps = torch.zeros_like(losses), torch.zeros_like(losses)
         for batch in cohort_batches(data, streams, training.batch_size, training.augment, first.dtype, first.device):
             gradients, losses_C = step(params, batch)
-            if masks is not None:
-                gradients = {name: g * broadcast_clients(masks[name], g) for name, g in gradients.items()}
-            if training.clip_norm is not None:
-                gradients = clip_per_client(gradients, training.clip_norm)
-            optimizer.step(gradients, batch.active, masks)
-            total += losses_C.double().cpu()
-            steps += batch.active.cpu()
+            optimizer.step(gradients, batch.active)
+            total += losses_C  # on the device: reading a number would wait for all that was asked of it
+            steps += batch.active
         losses = total / steps.clamp(min=1)
         after_epoch()
-    return losses
+    return losses.cpu()
 
 
 def train_cohort(
