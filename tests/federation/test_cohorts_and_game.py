@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+import pytest
 
 from sylva_ray.aggregation.neighbours import NeighbourGraph, neighbour_graph
 from sylva_ray.config.experiment import ExperimentConfig
@@ -25,14 +26,45 @@ def config(**training: Any) -> ExperimentConfig:
     return build(ExperimentConfig, {"partition": {"num_clients": 10}, "training": training})
 
 
-def test_cohorts_cover_everybody_once_and_are_balanced() -> None:
-    sizes = [100, 90, 80, 20, 10, 10, 5, 5]
-    cohorts = make_cohorts(range(8), sizes, 4)
-    assert sorted(c for cohort in cohorts for c in cohort) == list(range(8))
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize(("num_clients", "cohort_size"), [(8, 4), (7, 3), (6, 3), (5, 8), (10, 1), (100, 8)])
+def test_cohorts_cover_everybody_once_and_keep_two_workers_busy(num_clients: int, cohort_size: int, seed: int) -> None:
+    sizes = np.random.default_rng(seed).integers(20, 400, num_clients).tolist()
+    cohorts = make_cohorts(range(num_clients), sizes, cohort_size)
+    assert sorted(c for cohort in cohorts for c in cohort) == list(range(num_clients))
+    assert len(cohorts) == -(-num_clients // cohort_size)
+    assert all(len(cohort) <= cohort_size for cohort in cohorts)
     loads = [sum(sizes[c] for c in cohort) for cohort in cohorts]
-    assert max(loads) - min(loads) <= max(sizes) / 2
     assert loads == sorted(loads, reverse=True)
-    assert all(len(cohort) <= 4 for cohort in cohorts)
+    workers = [0, 0]
+    for load in loads:
+        workers[workers.index(min(workers))] += load
+    if len(cohorts) % 2 == 0:
+        assert max(workers) <= 1.1 * sum(sizes) / 2 + max(sizes) / 2
+
+
+def ragged_steps(cohorts: Sequence[Sequence[int]], sizes: Sequence[int], batch_size: int) -> float:
+    """The fraction of training steps in which the clients of a cohort do not own equally many images."""
+    ragged = []
+    for cohort in cohorts:
+        for first in range(0, max(sizes[c] for c in cohort), batch_size):
+            counts = {min(batch_size, max(0, sizes[c] - first)) for c in cohort}
+            ragged.append(len(counts) > 1)
+    return float(np.mean(ragged))
+
+
+def test_clients_of_similar_size_share_a_cohort() -> None:
+    """A fleet of 1,000 clients with Dirichlet(0.5) labels: with cohorts of equal sums, every step would be ragged."""
+    rng = np.random.default_rng(0)
+    share = rng.dirichlet([0.5] * 1000, size=10)
+    sizes = sum(rng.multinomial(5000, p) for p in share).clip(5).tolist()
+    assert ragged_steps(make_cohorts(range(1000), sizes, 8), sizes, 32) < 0.3
+
+
+def test_few_cohorts_are_balanced_instead() -> None:
+    sizes = [100, 90, 80, 20, 10, 10, 5, 5]
+    loads = [sum(sizes[c] for c in cohort) for cohort in make_cohorts(range(8), sizes, 4)]
+    assert max(loads) - min(loads) <= max(sizes) / 2
 
 
 def test_who_was_missing_comes_first() -> None:
