@@ -52,7 +52,7 @@ class KernelCounter(TorchDispatchMode):
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.kernels: Counter[str] = Counter()
         self.synchronisations: Counter[str] = Counter()
 
@@ -85,7 +85,8 @@ def step_counts(config: ExperimentConfig, clients: int, ragged: bool = False) ->
     algorithm = create_algorithm(config.algorithm)
     algorithm.bind_model(stack, NUM_CLASSES, {}, torch.device("cpu"))
     states = [stack.initial_state(generator(0, "state", client)) for client in range(clients)]
-    size, batch, counts = stack.image_size, config.training.batch_size, []
+    size, batch = stack.image_size, config.training.batch_size
+    counts: list[KernelCounter] = []
     for steps in (2, 3):
         lengths = [batch * steps] * clients
         if ragged and steps == 3:

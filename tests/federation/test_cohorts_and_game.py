@@ -57,7 +57,7 @@ def test_clients_of_similar_size_share_a_cohort() -> None:
     """A fleet of 1,000 clients with Dirichlet(0.5) labels: with cohorts of equal sums, every step would be ragged."""
     rng = np.random.default_rng(0)
     share = rng.dirichlet([0.5] * 1000, size=10)
-    sizes = sum(rng.multinomial(5000, p) for p in share).clip(5).tolist()
+    sizes = np.sum([rng.multinomial(5000, p) for p in share], axis=0).clip(5).tolist()
     assert ragged_steps(make_cohorts(range(1000), sizes, 8), sizes, 32) < 0.3
 
 
