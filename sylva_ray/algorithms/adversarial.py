@@ -19,13 +19,15 @@ from sylva_ray.federation.contract import Algorithm
 
 def craft_ce(context: ClientContext, params: ParameterStack, batch: Batch, attack: AttackSpec) -> torch.Tensor:
     """Craft images by PGD on the cross-entropy, ``[N, 3, H, W]``."""
-    frozen = detached(params)
 
-    def objective(x: torch.Tensor) -> torch.Tensor:
-        return cross_entropy(context.model.forward(frozen, x, batch.owner), batch.y)
+    def craft(own: ParameterStack, part: Batch, _rows: slice) -> torch.Tensor:
+        def objective(x: torch.Tensor) -> torch.Tensor:
+            return cross_entropy(context.model.forward(own, x, part.owner), part.y)
+
+        return pgd(objective, part.x, attack, part.noise)
 
     with context.stopwatch("attack"):
-        return pgd(objective, batch.x, attack, batch.noise)
+        return context.in_windows(detached(params), batch, craft)
 
 
 def craft_kl(
@@ -40,18 +42,22 @@ def craft_kl(
         params: of the cohort.
         batch: the images.
         attack: its settings.
-        offset: added to all logits.
+        offset: added to all logits; a number, or ``[N, num_classes]``.
     """
     attack = replace(attack, random_start=True)
-    frozen = detached(params)
-    with context.stopwatch("attack"):
+
+    def craft(own: ParameterStack, part: Batch, rows: slice) -> torch.Tensor:
+        shift = offset[rows] if isinstance(offset, torch.Tensor) else offset
         with torch.no_grad():
-            clean = context.model.forward(frozen, batch.x, batch.owner) + offset
+            clean = context.model.forward(own, part.x, part.owner) + shift
 
         def objective(x: torch.Tensor) -> torch.Tensor:
-            return kl_divergence(clean, context.model.forward(frozen, x, batch.owner) + offset)
+            return kl_divergence(clean, context.model.forward(own, x, part.owner) + shift)
 
-        return pgd(objective, batch.x, attack, batch.noise)
+        return pgd(objective, part.x, attack, part.noise)
+
+    with context.stopwatch("attack"):
+        return context.in_windows(detached(params), batch, craft)
 
 
 def ce_adv(

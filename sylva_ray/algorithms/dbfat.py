@@ -36,20 +36,26 @@ class DBFAT(FedAvgAT):
         The global model predicts here as well, because crafting runs in evaluation mode; a training step would change
         its batch statistics.
         """
-        frozen = detached(params)
         first_fooled = torch.full_like(batch.y, attack.steps)
-        steps_taken = 0
 
-        def objective(x: torch.Tensor) -> torch.Tensor:
-            nonlocal steps_taken
-            logits = context.model.forward(frozen, x, batch.owner)
-            newly_fooled = (logits.argmax(1) != batch.y) & (first_fooled == attack.steps)
-            first_fooled[newly_fooled] = steps_taken
-            steps_taken += 1
-            return cross_entropy(logits, batch.y)
+        def craft(own: ParameterStack, part: Batch, rows: slice) -> torch.Tensor:
+            fooled_at = torch.full_like(part.y, attack.steps)
+            steps_taken = 0
+
+            def objective(x: torch.Tensor) -> torch.Tensor:
+                nonlocal steps_taken
+                logits = context.model.forward(own, x, part.owner)
+                newly_fooled = (logits.argmax(1) != part.y) & (fooled_at == attack.steps)
+                fooled_at[newly_fooled] = steps_taken
+                steps_taken += 1
+                return cross_entropy(logits, part.y)
+
+            crafted = pgd(objective, part.x, attack, part.noise)
+            first_fooled[rows] = fooled_at
+            return crafted
 
         with context.stopwatch("attack"):
-            x_adv = pgd(objective, batch.x, attack, batch.noise)
+            x_adv = context.in_windows(detached(params), batch, craft)
         with torch.no_grad():
             context.scratch["reference"] = context.model.forward(context.received, batch.x, batch.owner)
         context.scratch["closeness"] = torch.exp(-first_fooled.to(batch.x.dtype) / attack.steps)

@@ -157,12 +157,17 @@ class PmAfl(Algorithm):
             attacked = []
             for x, target in zip((batch.x, mixture), targets, strict=True):
 
-                def objective(u: torch.Tensor, target: torch.Tensor = target) -> torch.Tensor:
-                    if self.parameters.craft_against == "teacher":
-                        return kl_divergence(target, self.teach(frozen, u, batch))
-                    return kl_divergence(target, context.model.forward(frozen, u, batch.owner))
+                def craft(
+                    own: ParameterStack, part: Batch, rows: slice, x: torch.Tensor = x, target: torch.Tensor = target
+                ) -> torch.Tensor:
+                    def objective(u: torch.Tensor) -> torch.Tensor:
+                        if self.parameters.craft_against == "teacher":
+                            return kl_divergence(target[rows], self.teach(own, u, part))
+                        return kl_divergence(target[rows], context.model.forward(own, u, part.owner))
 
-                attacked.append(pgd(objective, x, attack, batch.noise))
+                    return pgd(objective, x[rows], attack, part.noise)
+
+                attacked.append(context.in_windows(frozen, batch, craft))
         context.scratch["mixtures"] = mixture, attacked[1]
         context.scratch["predictions"] = *targets, broadcast
         return attacked[0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import sylva_ray.attacks
@@ -12,6 +13,7 @@ from sylva_ray.attacks.state import AttackedModel, AttackState
 from sylva_ray.core.lazy import torch
 from sylva_ray.core.seeding import ImageDraws
 from sylva_ray.core.types import AttackSpec, ClientImages, ParameterStack
+from sylva_ray.core.windows import Window, in_windows, joined, limits_of
 
 __all__ = ["ATTACKS", "AttackResult", "attack_stack", "attack_title"]
 
@@ -56,7 +58,7 @@ def attack_stack(
     draws: ImageDraws,
     precision: torch.dtype | None = None,
 ) -> AttackResult:
-    """Attack the models of C clients at once.
+    """Attack the models of C clients at once, in windows that fit the memory.
 
     Args:
         model: the stack of models.
@@ -66,6 +68,26 @@ def attack_stack(
         draws: the source of all random numbers, one key per image.
         precision: floating-point format of the forwards, see `AttackState`.
     """
-    state = AttackState(model, params, images, spec.epsilon, spec.norm, precision)
-    ATTACKS[spec.name].run(state, spec, draws)
-    return AttackResult(state.predictions, state.distance, state.x_adv, state.forwards, state.backwards)
+
+    def attack(window: Window) -> AttackResult:
+        own = draws if window.num_images == len(images) else draws.select(_positions(window))
+        state = AttackState(model, window.select(params), images.part(window), spec.epsilon, spec.norm, precision)
+        ATTACKS[spec.name].run(state, spec, own)
+        return AttackResult(state.predictions, state.distance, state.x_adv, state.forwards, state.backwards)
+
+    return _concatenated(in_windows(images.counts.tolist(), limits_of(model), "attack", attack))
+
+
+def _positions(window: Window) -> torch.Tensor:
+    return torch.arange(window.rows.start, window.rows.stop)
+
+
+def _concatenated(parts: Sequence[AttackResult]) -> AttackResult:
+    """Return the result for all images from those of their windows."""
+    return AttackResult(
+        joined([part.predictions for part in parts]),
+        joined([part.distance for part in parts]),
+        joined([part.x_adv for part in parts]),
+        sum(part.forwards for part in parts),
+        sum(part.backwards for part in parts),
+    )

@@ -19,7 +19,7 @@ from sylva_ray.config.attacks import EvaluationAttack
 from sylva_ray.config.schema import RawConfig, build, flatten, read_overridden
 from sylva_ray.core.bounds import MAX_COUNT
 from sylva_ray.core.locations import StoredPath, stored_path
-from sylva_ray.core.sections import Count, Lines, Name, PixelUnits, PlainValue, Seconds, Section, Seed, conflict
+from sylva_ray.core.sections import Count, Lines, Name, PixelUnits, PlainValue, Seconds, Section, Seed, Size, conflict
 from sylva_ray.core.types import AttackSpec
 from sylva_ray.core.yaml import to_yaml
 
@@ -175,6 +175,20 @@ class AttentionKernels(Section):
     bfloat16: Literal["fused", "plain"] = "fused"
 
 
+class Windows(Section):
+    """Images in one forward pass, by what is computed; ``training.windows=auto`` is resolved to it.
+
+    More images are computed one window after the other, which changes last bits at most. The defaults are the largest
+    windows, which a memory budget (``cluster.memory_per_actor``) makes smaller.
+    """
+
+    train: Count = Field(2048, description="with the gradient of parameters, in training")
+    attack: Count = Field(2048, description="with the gradient of images, in training")
+    evaluate: Count = Field(2048, description="with the gradient of images, in evaluation, mixture, game and guard")
+    forward: Count = Field(2048, description="without gradients")
+    walk: Count = Field(2048, description="times coalitions, in the layer game")
+
+
 class TrainingSection(Section):
     """Rounds and local training."""
 
@@ -198,6 +212,9 @@ class TrainingSection(Section):
     )
     attention: Literal["auto", "fused", "plain"] | AttentionKernels = Field(
         "auto", description="fused: torch's scaled_dot_product_attention; plain: two matrix products; auto: measured"
+    )
+    windows: Literal["auto"] | Windows = Field(
+        "auto", description="images in one forward pass; auto: what fits cluster.memory_per_actor, by a measurement"
     )
     device: Literal["cpu", "cuda", "auto"] = "auto"
 
@@ -273,6 +290,10 @@ class ClusterSection(Section):
     cpus_per_actor: float = Field(1.0, gt=0, le=MAX_COUNT)
     gpus_per_actor: float = Field(0.0, ge=0, le=MAX_COUNT)
     threads_per_actor: Count = 1
+    memory_per_actor: Size | Literal["auto"] = Field(
+        "auto",
+        description="what an actor may use, e.g. 8 GB: of its GPU's memory, or of its node's; auto: its share of it",
+    )
     round_deadline_s: Seconds | None = None
     max_task_retries: int = Field(3, ge=0, description="how often a cohort is run again after its actor failed")
     connect_timeout_s: Seconds = 20.0
@@ -420,7 +441,7 @@ Choices = Sequence[tuple[str, str]]
 MEASURED: Choices = (("training", "precision"), ("training", "attention"), ("evaluation", "precision"))
 """Settings whose ``auto`` is resolved by a measurement."""
 
-CHOICES: Choices = (("training", "device"), ("training", "cohort_size"), *MEASURED)
+CHOICES: Choices = (("training", "device"), ("training", "cohort_size"), ("training", "windows"), *MEASURED)
 """Settings whose ``auto`` is resolved and that affect the results."""
 
 

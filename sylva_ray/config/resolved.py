@@ -8,16 +8,23 @@ from __future__ import annotations
 
 from typing import Literal
 
-from sylva_ray.config.experiment import AttentionKernels, EvaluationSection, ExperimentConfig, TrainingSection
+from sylva_ray.config.experiment import (
+    AttentionKernels,
+    EvaluationSection,
+    ExperimentConfig,
+    TrainingSection,
+    Windows,
+)
 from sylva_ray.core.sections import Count
 
 
 class ResolvedTraining(TrainingSection):
-    """The section ``training`` with a device, a cohort size, a precision and the attention kernels."""
+    """The section ``training`` with a device, a cohort size, a precision, attention kernels and windows."""
 
     cohort_size: Count
     precision: Literal["float32", "bfloat16"]
     attention: AttentionKernels
+    windows: Windows
     device: Literal["cpu", "cuda"]
 
 
@@ -30,8 +37,8 @@ class ResolvedEvaluation(EvaluationSection):
 class ResolvedConfig(ExperimentConfig):
     """One experiment, every setting that its result depends on decided.
 
-    Only ``cluster.num_actors`` may still be ``auto``: it depends on the nodes that a cluster has when the run starts,
-    and no result depends on it.
+    Only ``cluster.num_actors`` and ``cluster.memory_per_actor`` may still be ``auto``: they depend on the nodes that a
+    cluster has when the run starts, and no result depends on them (on the memory, only before the windows are planned).
     """
 
     training: ResolvedTraining

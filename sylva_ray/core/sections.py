@@ -29,12 +29,36 @@ CONFLICT = "conflict"
 
 _FRACTION = re.compile(r"([-+]?[0-9]{1,9})/([0-9]{1,9})")
 
+_SIZE = re.compile(r"([0-9]{1,6}(?:\.[0-9]{1,6})?) ?([kKMGT])(i?)B")
+
 
 Count = Annotated[int, Field(ge=1, le=MAX_COUNT)]
 """A number of rounds, clients, steps, or of anything else that is counted one by one."""
 
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 """The seed of random draws."""
+
+
+def parse_size(value: Any) -> Any:
+    """Convert a size such as "8 GB" (8e9 bytes) or "8 GiB" (8 x 2^30) to bytes; other values are returned unchanged.
+
+    >>> parse_size("1.5 GB"), parse_size("512MiB"), parse_size(4096)
+    (1500000000, 536870912, 4096)
+
+    Raises:
+        ValueError: a text is not a size.
+    """
+    if not isinstance(value, str):
+        return value
+    match = _SIZE.fullmatch(value.strip())
+    if match is None:
+        raise ValueError("expected a size such as 8 GB, 8 GiB or 512 MB, or a number of bytes")
+    step = 1024 if match[3] else 1000
+    return round(float(match[1]) * step ** ("KMGT".index(match[2].upper()) + 1))
+
+
+Size = Annotated[int, Field(ge=1, le=2**50), BeforeValidator(parse_size)]
+"""A size in bytes, which may be written with a unit: 8 GB, 512 MiB."""
 
 Seconds = Annotated[float, Field(gt=0, le=MAX_SECONDS)]
 """A duration, e.g. for which something is waited."""

@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
+from sylva_ray.core.windows import Window
+
 if TYPE_CHECKING:
     import torch
 
@@ -81,6 +83,11 @@ class ClientImages:
 
     def __len__(self) -> int:
         return len(self.y)
+
+    def part(self, window: Window) -> ClientImages:
+        """Return the images of a window, whose clients count from 0."""
+        x, y, owner = self.x[window.rows], self.y[window.rows], self.owner[window.rows] - window.clients.start
+        return ClientImages(x, y, owner, window.clients.stop - window.clients.start)
 
     @property
     def counts(self) -> torch.Tensor:

@@ -38,7 +38,7 @@ from sylva_ray.preparation.inputs import digest_inputs
 from sylva_ray.storage.run_folder import RunFolder
 from sylva_ray.transport.byzantine import byzantine_clients
 
-OVERRIDABLE = ("cluster.", "training.device", "training.attention", "evaluation.precision")
+OVERRIDABLE = ("cluster.", "training.device", "training.attention", "training.windows", "evaluation.precision")
 """Prefixes of the settings that an evaluation may override."""
 
 
@@ -64,7 +64,7 @@ def prepare_evaluation(
     """
     for override in overrides:
         if not override.startswith(OVERRIDABLE):
-            allowed = "cluster.*, training.device, training.attention and evaluation.precision"
+            allowed = "cluster.*, training.device, training.attention, training.windows and evaluation.precision"
             raise UserError("override", override, f"would change the run; only {allowed} can be overridden here")
     folder.check_has_run()
     if not folder.summary_file.exists():

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from sylva_ray.core.lazy import torch
 from sylva_ray.core.timing import Stopwatch
 from sylva_ray.core.types import ClientImages, ClientState, ParameterStack
+from sylva_ray.core.windows import Window, in_windows, joined, limits_of
 from sylva_ray.models.cohort import CohortModel
 
 
@@ -25,6 +26,12 @@ class Batch(ClientImages):
     noise: torch.Tensor
     active: torch.Tensor
     uniforms: torch.Tensor
+
+    def part(self, window: Window) -> Batch:
+        """See `ClientImages.part`."""
+        images = super().part(window)
+        noise, uniforms = self.noise[window.rows], self.uniforms[window.rows]
+        return Batch(images.x, images.y, images.owner, images.num_clients, noise, self.active[window.clients], uniforms)
 
 
 @dataclass(frozen=True)
@@ -44,6 +51,29 @@ class ClientContext:
     received: ParameterStack
     stopwatch: Stopwatch
     scratch: dict[str, Any] = field(default_factory=dict)
+
+    def in_windows(
+        self,
+        params: ParameterStack,
+        batch: Batch,
+        craft: Callable[[ParameterStack, Batch, slice], torch.Tensor],
+    ) -> torch.Tensor:
+        """Craft images in windows that fit the memory, where the images of a client do not depend on each other.
+
+        Args:
+            params: of the cohort.
+            batch: N images of the C clients.
+            craft: returns the images ``[n, 3, H, W]`` for the parameters of some clients, a part of the batch that they
+                own, and its place among the N images.
+
+        Returns:
+            ``[N, 3, H, W]``.
+        """
+
+        def run(window: Window) -> torch.Tensor:
+            return craft(window.select(params), batch.part(window), window.rows)
+
+        return joined(in_windows(batch.counts.tolist(), limits_of(self.model), "attack", run))
 
     def to_images(self, values_C: torch.Tensor, batch: Batch) -> torch.Tensor:
         """Repeat per-client values ``[C, ...]`` for the images of each client, ``[N, ...]``."""

@@ -18,7 +18,9 @@ import numpy as np
 from sylva_ray.config.experiment import AttentionKernels
 from sylva_ray.core.lazy import torch
 from sylva_ray.core.types import ClientState, ParameterStack
+from sylva_ray.core.windows import WindowLimits
 from sylva_ray.models.kernels import AttentionSwitch
+from sylva_ray.models.windowed import WindowedModel
 
 if TYPE_CHECKING:
     from sylva_ray.models.backbone import Backbone
@@ -106,7 +108,7 @@ def to_arrays(params: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:
     return {name: np.array(value.detach().cpu().float().numpy(), order="C") for name, value in params.items()}
 
 
-class FunctionalStack:
+class FunctionalStack(WindowedModel):
     """A `CohortModel` in which every parameter of a timm module exists once per client.
 
     It serves baselines that train the full model, and students that are CNNs. Clients are computed one after the other
@@ -122,7 +124,10 @@ class FunctionalStack:
         self.backbone = backbone
         self.precision = precision or torch.float32
         self.kernels = AttentionKernels()
+        self.windows = WindowLimits()
         self._attention = AttentionSwitch(backbone.model)
+        batch_norm = torch.nn.modules.batchnorm._BatchNorm
+        self._has_batch_statistics = any(isinstance(layer, batch_norm) for layer in backbone.modules())
         head = backbone.head_name
         self.head_names: tuple[str, ...] = (f"{head}.weight", f"{head}.bias")
         self._parameters = dict(backbone.model.named_parameters())
@@ -160,8 +165,12 @@ class FunctionalStack:
         finally:
             self.backbone.eval()
 
-    def forward(self, params: ParameterStack, x: torch.Tensor, owner: torch.Tensor) -> torch.Tensor:
-        """See `CohortModel`."""
+    @property
+    def couples_images(self) -> bool:
+        """See `WindowedModel`: a BatchNorm in training."""
+        return self._has_batch_statistics and self.backbone.training
+
+    def _forward(self, params: ParameterStack, x: torch.Tensor, owner: torch.Tensor) -> torch.Tensor:
         pieces = []
         self._attention.use(self.kernels, self.precision)
         with torch.autocast(x.device.type, dtype=self.precision, enabled=self.precision != torch.float32):

@@ -18,6 +18,7 @@ from torch import nn
 from sylva_ray.config.experiment import ALL_LINEAR, AttentionKernels, LoraSection
 from sylva_ray.core.errors import UserError
 from sylva_ray.core.types import ParameterStack
+from sylva_ray.core.windows import WindowLimits
 from sylva_ray.models.backbone import Backbone, head_companions
 from sylva_ray.models.cohort import initial_head, num_clients
 from sylva_ray.models.kernels import AttentionSwitch
@@ -31,6 +32,7 @@ from sylva_ray.models.stacked_layers import (
     StackedNorm,
     StackInputs,
 )
+from sylva_ray.models.windowed import WindowedModel
 
 BLOCK = re.compile(r"(?:.*\.)?blocks\.\d+")
 """The beginning of the name of a module that is in a block."""
@@ -39,7 +41,7 @@ HEAD_PLAYER = "head"
 """Name of the head among the players of the layer game."""
 
 
-class LoraStack:
+class LoraStack(WindowedModel):
     """A `sylva_ray.models.cohort.CohortModel` for LoRA on a frozen backbone.
 
     Args:
@@ -56,6 +58,7 @@ class LoraStack:
         self.backbone = backbone.requires_grad_(False).eval()
         self.precision = precision
         self.kernels = AttentionKernels()
+        self.windows = WindowLimits()
         self._inputs = StackInputs()
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._initial: dict[str, np.ndarray] = {}
@@ -140,8 +143,7 @@ class LoraStack:
 
     # -- forward -----------------------------------------------------------------------------------------------------
 
-    def forward(self, params: ParameterStack, x: torch.Tensor, owner: torch.Tensor) -> torch.Tensor:
-        """See `CohortModel`."""
+    def _forward(self, params: ParameterStack, x: torch.Tensor, owner: torch.Tensor) -> torch.Tensor:
         return _at_least_float32(self._with_inputs(params, owner, x.device)(x))
 
     def _with_inputs(self, params: ParameterStack, owner: torch.Tensor, device: torch.device) -> Backbone:

@@ -23,6 +23,7 @@ from sylva_ray.federation.client.worker import AUXILIARY, CohortWorker, cohort_m
 from sylva_ray.federation.contract import Algorithm, stages_of_run
 from sylva_ray.models.availability import check_available
 from sylva_ray.models.cohort import CohortModel
+from sylva_ray.preparation.memory import plan_windows
 from sylva_ray.preparation.resolve import check_device, kernels_of, measure_choices, resolve_config
 from sylva_ray.storage.run_folder import RunFolder
 from sylva_ray.transport.byzantine import byzantine_clients
@@ -109,6 +110,9 @@ def prepare(config: ExperimentConfig, folder: RunFolder | None = None, measure: 
     fleet = FleetData(files.load(facts.image_size, config.seed), clients)
     try_model(model, states[0], fleet.dataset.image_size, config.backbone, config.lora, split_weights(arrays)[0])
     resolved = measure_choices(config, resolved, model, states, fleet.dataset.image_size, measure)
+    if measure:
+        model.kernels = resolved.training.attention
+        resolved = plan_windows(config, resolved, algorithm, model, states, fleet)
     resolved = resolved.model_copy(update={"algorithm": with_parameters(config).algorithm})
     return Prepared(resolved, fleet, arrays, time.perf_counter() - started, facts=facts)
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from sylva_ray.config.experiment import AttentionKernels, ExperimentConfig
+from sylva_ray.config.experiment import AttentionKernels, ExperimentConfig, Windows
 from sylva_ray.config.resolved import ResolvedConfig, ResolvedEvaluation, ResolvedTraining
 from sylva_ray.core.errors import UserError
 from sylva_ray.core.lazy import torch
@@ -43,6 +43,7 @@ def resolve_config(config: ExperimentConfig) -> ResolvedConfig:
         "cohort_size": resolve_cohort_size(config),
         "precision": "float32" if training.precision == "auto" else training.precision,
         "attention": attention,
+        "windows": Windows() if training.windows == "auto" else training.windows,
     }
     decided_evaluation = {"precision": "float32" if evaluation.precision == "auto" else evaluation.precision}
     sections = {

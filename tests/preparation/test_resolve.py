@@ -40,7 +40,7 @@ def keys_that_may_be_auto(schema: type[BaseModel], prefix: str = "") -> set[str]
 
 
 def test_the_types_of_a_resolved_config_have_no_auto_but_the_number_of_actors() -> None:
-    undecided = {"cluster.num_actors"}
+    undecided = {"cluster.num_actors", "cluster.memory_per_actor"}
     assert keys_that_may_be_auto(ExperimentConfig) == undecided | {f"{section}.{key}" for section, key in CHOICES}
     assert keys_that_may_be_auto(ResolvedConfig) == undecided
 

@@ -177,14 +177,14 @@ Measurement = EvaluateTask | TransferTask | ProbeTask | CertifyTask
 
 
 def windows(worker: CohortWorker, task: Measurement) -> Iterator[tuple[int, list[Split], ClientImages]]:
-    """Yield the test images of a task in flat batches of at most `EVALUATION_ROWS`.
+    """Yield the test images of a task in flat batches of at most `EVALUATION_ROWS`, and of what fits the memory.
 
     Yields:
         The position of the first image of every client, the splits that contain just these images, and the same as
         tensors.
     """
     tests = [worker.fleet.client(client).test for client in task.clients]
-    rows = max(1, EVALUATION_ROWS // len(tests))
+    rows = max(1, min(EVALUATION_ROWS, worker.model.windows.of("evaluate")) // len(tests))
     longest = max(len(test) for test in tests)
     end = longest if task.max_samples is None else min(longest, task.first + task.max_samples)
     with worker.stopwatch("evaluate"):

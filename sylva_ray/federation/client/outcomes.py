@@ -10,6 +10,7 @@ from sylva_ray.attacks.registry import attack_stack
 from sylva_ray.core.lazy import torch
 from sylva_ray.core.seeding import ImageDraws
 from sylva_ray.core.types import AttackSpec, ParameterStack, Split
+from sylva_ray.core.windows import Window, in_windows, limits_of
 from sylva_ray.federation.client.batches import client_images
 from sylva_ray.models.cohort import CohortModel
 
@@ -22,7 +23,7 @@ def outcomes(
     draws: ImageDraws,
     precision: torch.dtype,
 ) -> list[np.ndarray]:
-    """Classify and attack the images of C clients.
+    """Classify and attack the images of C clients, in windows that fit the memory.
 
     Args:
         model: of the cohort.
@@ -35,10 +36,17 @@ def outcomes(
     Returns:
         ``[2, n_c] bool`` per client: whether its model is right on the benign image, and under the attack.
     """
-    first = params[next(iter(params))]
-    images = client_images(splits, first.dtype, first.device)
-    with torch.no_grad():
-        benign = model.forward(params, images.x, images.owner).argmax(1) == images.y
-    attacked = attack_stack(model, params, images, attack, draws.to(first.device), precision)
-    robust = attacked.predictions == images.y
-    return [outcome.T for outcome in images.split_by_client(torch.stack([benign, robust], dim=1))]
+    first, counts = params[next(iter(params))], [len(split) for split in splits]
+
+    def classify(window: Window) -> torch.Tensor:
+        own, pieces = window.select(params), zip(splits[window.clients], window.pieces(counts), strict=True)
+        parts = [Split(split.images[rows], split.labels[rows]) for split, rows in pieces]
+        images = client_images(parts, first.dtype, first.device)
+        with torch.no_grad():
+            benign = model.forward(own, images.x, images.owner).argmax(1) == images.y
+        own_draws = draws.select(torch.arange(window.rows.start, window.rows.stop)).to(first.device)
+        robust = attack_stack(model, own, images, attack, own_draws, precision).predictions == images.y
+        return torch.stack([benign, robust]).cpu()
+
+    correct = torch.cat(in_windows(counts, limits_of(model), "attack", classify), dim=1).numpy()
+    return np.split(correct, np.cumsum(counts)[:-1], axis=1)

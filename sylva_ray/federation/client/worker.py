@@ -19,6 +19,7 @@ from sylva_ray.core.lazy import torch
 from sylva_ray.core.precision import torch_dtype
 from sylva_ray.core.timing import Stopwatch
 from sylva_ray.core.types import ClientData, ParameterStack, Split, StateStack
+from sylva_ray.core.windows import WindowLimits
 from sylva_ray.data.fleet import FleetData
 from sylva_ray.federation.context import ClientContext
 from sylva_ray.federation.method import Method
@@ -63,6 +64,7 @@ def cohort_model(algorithm: Method, config: ResolvedConfig, backbone: Backbone) 
     is_full = algorithm.parameters.model == "full"
     model = FunctionalStack(backbone) if is_full else LoraStack(backbone, config.lora)
     model.kernels = config.training.attention
+    model.windows = WindowLimits(config.training.windows.model_dump())
     return model
 
 
@@ -144,6 +146,7 @@ class CohortWorker:
         self.model.precision = (
             torch_dtype(self.config.training.precision) if task.uses_training_precision else torch.float32
         )
+        self.model.windows.is_training = task.uses_training_precision
         outcomes = task.execute(self, params)
         return CohortResult(task.clients, tuple(outcomes), dict(self.stopwatch.seconds), peak_memory_bytes())
 

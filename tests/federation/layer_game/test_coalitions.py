@@ -15,6 +15,7 @@ from sylva_ray.federation.stages.layer_game.shapley import all_coalitions, exact
 from sylva_ray.models.backbone import create_backbone
 from sylva_ray.models.cohort import repeat_owner, to_parameters
 from sylva_ray.models.lora import LoraStack
+from sylva_ray.models.memory import LiveBytes
 from tests.models.test_lora_stack import random_states
 
 N = 3
@@ -97,3 +98,43 @@ def test_architectures_without_a_chain_of_blocks_play_too() -> None:
     coalitions[2] = True
     walked = CoalitionWalk(stack, pair, coalitions, x, y, max_stack=6).run()
     np.testing.assert_allclose(walked, naive(stack, pair, coalitions, x, y), atol=1e-5)
+
+
+class TwelveBlocks:
+    """A chain of twelve blocks whose output takes exactly one stack of tokens."""
+
+    num_blocks = 12
+
+    def embed(self, x: torch.Tensor) -> torch.Tensor:
+        return x + 0
+
+    def run_block(self, index: int, params: ParameterStack, tokens: torch.Tensor, owner: torch.Tensor) -> torch.Tensor:
+        return tokens + params["shift"][owner, index, None, None]
+
+    def classify(self, params: ParameterStack, tokens: torch.Tensor, owner: torch.Tensor) -> torch.Tensor:
+        del params, owner
+        return tokens.mean(1)[:, :2]
+
+
+def test_a_walk_over_twelve_blocks_keeps_at_most_fourteen_stacks_of_tokens() -> None:
+    num_images, tokens, width, max_stack = 2, 50, 16, 8
+    x = torch.rand(num_images, tokens, width)
+    pair = {"shift": torch.stack([torch.zeros(12), torch.ones(12)])}
+    coalitions = all_coalitions(13)
+    walk = CoalitionWalk(TwelveBlocks(), pair, coalitions, x, torch.tensor([0, 1]), max_stack)  # type: ignore[arg-type]
+    with LiveBytes() as counter:
+        walk.run()
+    assert walk.block_evaluations == 2**13 - 2
+    stack = max_stack * tokens * width * 4
+    assert counter.peak <= 14 * stack
+    assert counter.peak > 4 * stack, "the walk is deep: the stack holds two coalitions of two images"
+
+
+def test_images_beyond_a_stack_are_evaluated_in_turn(
+    stack: LoraStack, pair: ParameterStack, images: tuple[torch.Tensor, torch.Tensor]
+) -> None:
+    coalitions = all_coalitions(7)[[127, 0, 3]]
+    whole = CoalitionWalk(stack, pair, coalitions, *images, 4096)
+    parts = CoalitionWalk(stack, pair, coalitions, *images, N - 1)
+    np.testing.assert_allclose(parts.run(), whole.run(), atol=1e-5)
+    assert parts.block_evaluations == whole.block_evaluations

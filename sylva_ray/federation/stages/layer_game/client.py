@@ -28,6 +28,7 @@ from sylva_ray.core.types import (
     stack_states,
     unstack_states,
 )
+from sylva_ray.core.windows import Window, in_windows, joined
 from sylva_ray.federation.client.batches import client_images, split_draws
 from sylva_ray.federation.client.outcomes import outcomes
 from sylva_ray.federation.client.training import EpochSettings, benign_step, run_epochs
@@ -131,13 +132,18 @@ class Phase2Client:
 
     def adversarial(self, params: ParameterStack, images: ClientImages, splits: Sequence[Split]) -> torch.Tensor:
         """Return the results of PGD against ``params`` on the images of ``splits``, which ``images`` holds."""
-
-        def loss(u: torch.Tensor) -> torch.Tensor:
-            return cross_entropy(self.model.forward(params, u, images.owner), images.y)
-
         noise = self._noise(splits, images.x)
+
+        def attack(window: Window) -> torch.Tensor:
+            own, part = window.select(params), images.part(window)
+
+            def loss(u: torch.Tensor) -> torch.Tensor:
+                return cross_entropy(self.model.forward(own, u, part.owner), part.y)
+
+            return pgd(loss, part.x, self.attack, noise[window.rows])
+
         with at_precision(self.model, self.attack_precision):
-            return pgd(loss, images.x, self.attack, noise)
+            return joined(in_windows(images.counts.tolist(), self.model.windows, "attack", attack))
 
     # -- candidate selections ---------------------------------------------------------------------------------------
 

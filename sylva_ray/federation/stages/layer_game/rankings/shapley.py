@@ -11,6 +11,7 @@ import numpy as np
 from sylva_ray.aggregation.neighbours import NeighbourGraph
 from sylva_ray.core.lazy import torch
 from sylva_ray.core.types import ParameterStack
+from sylva_ray.core.windows import WindowLimits, is_out_of_memory, release_memory
 from sylva_ray.federation.parameters import Phase2Parameters
 from sylva_ray.federation.stages.layer_game.client import Phase2Client, SelectionImages
 from sylva_ray.federation.stages.layer_game.coalitions import CoalitionWalk
@@ -89,6 +90,19 @@ def _values_of(
         CoalitionWalk(player.model, pair, coalitions, pixels[is_own], images.y[is_own], player.phase2.max_stack)
         for pixels in (images.x, *images.against)
     ]
-    clean, on_robust, on_benign = (walk.run() for walk in walks)
+    clean, on_robust, on_benign = (_in_memory(walk, player.model.windows) for walk in walks)
     values = np.stack([clean.mean(1), np.minimum(on_robust, on_benign).mean(1)], axis=-1)
     return LayerMeasurement(values, block_evaluations=walks[0].block_evaluations)
+
+
+def _in_memory(walk: CoalitionWalk, limits: WindowLimits) -> np.ndarray:
+    """Run a walk with stacks that fit the memory; if they do not, again with halves of them."""
+    while True:
+        walk.max_stack = min(walk.max_stack, limits.of("walk"))
+        try:
+            return walk.run()
+        except Exception as error:
+            if not is_out_of_memory(error) or walk.max_stack == 1:
+                raise
+        release_memory()
+        limits.halve("walk", walk.max_stack)

@@ -1,0 +1,217 @@
+"""Windows: how many images pass through a model at once, so that a forward pass fits the memory of its process.
+
+::
+
+    budget, bytes per image ──► planned windows (config.yaml) ──► `WindowLimits` of the model
+                                                                       │
+    images of C clients ──► `split_windows` ──► parts, one after the other ──► out of memory: half of it, noted
+
+A window holds the images of whole clients, or some images of one client: the stack of C adapters pads clients to equal
+numbers of images, so a window counts as (its clients) x (images of the one with the most). Where everything fits there
+is a single window and nothing is computed differently. Gradients of clients are independent, and attacks are
+independent for every image, so windows change last bits at most.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any, Literal, TypeVar
+
+from sylva_ray.core.lazy import torch
+
+Pass = Literal["train", "attack", "evaluate", "forward", "walk"]
+"""A kind of forward pass, see `sylva_ray.config.experiment.Windows`."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Window:
+    """Consecutive images of a flat batch and the consecutive clients that own them.
+
+    Attributes:
+        rows: of the images.
+        clients: their owners.
+    """
+
+    rows: slice
+    clients: slice
+
+    @property
+    def num_images(self) -> int:
+        """Number of its images."""
+        return int(self.rows.stop - self.rows.start)
+
+    def pieces(self, counts: Sequence[int]) -> list[slice]:
+        """Return the places of its images among the images of each of its clients; ``counts`` are of all clients."""
+        first, ends = self.clients.start, list(accumulate(counts))
+        starts = [0, *ends][first : self.clients.stop]
+        return [
+            slice(max(self.rows.start, start) - start, min(self.rows.stop, end) - start)
+            for start, end in zip(starts, ends[self.clients], strict=True)
+        ]
+
+    def select(self, params: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Return views of the parameters ``{name: [C, ...]}`` of its clients."""
+        return {name: value[self.clients] for name, value in params.items()}
+
+
+def split_windows(counts: Sequence[int], limit: int, divide_clients: bool = True) -> list[Window]:
+    """Divide the images of C clients, which are sorted by client, among windows.
+
+    Args:
+        counts: images of every client.
+        limit: the largest size of a window: its clients times the images of the one with the most.
+        divide_clients: whether the images of a client may be in several windows; otherwise a client with too many
+            images has a window of its own.
+
+    Returns:
+        The windows in order. If all fits one, that is all images and all clients, also those without images.
+
+    >>> [(w.rows.start, w.rows.stop, w.clients.start, w.clients.stop) for w in split_windows([2, 2, 5], 4)]
+    [(0, 4, 0, 2), (4, 8, 2, 3), (8, 9, 2, 3)]
+    """
+    total = sum(counts)
+    if len(counts) * max(counts, default=0) <= limit:
+        return [Window(slice(0, total), slice(0, len(counts)))]
+    windows: list[Window] = []
+    row = client = 0
+    while client < len(counts):
+        widest = counts[client]
+        if widest > limit:
+            size = limit if divide_clients else widest
+            for start in range(0, widest, size):
+                rows = slice(row + start, row + min(start + size, widest))
+                windows.append(Window(rows, slice(client, client + 1)))
+            row, client = row + widest, client + 1
+            continue
+        last = client + 1
+        while last < len(counts) and (last + 1 - client) * max(widest, counts[last]) <= limit:
+            widest = max(widest, counts[last])
+            last += 1
+        num_images = sum(counts[client:last])
+        if num_images:
+            windows.append(Window(slice(row, row + num_images), slice(client, last)))
+        row, client = row + num_images, last
+    return windows
+
+
+class WindowLimits:
+    """The windows of a model in one process: those that were planned, and those that turned out to fit.
+
+    Args:
+        planned: images per window, by `Pass`; a pass that is missing has no limit.
+
+    Attributes:
+        is_training: whether attacks are those of training; otherwise those of evaluation, guard and game.
+    """
+
+    def __init__(self, planned: Mapping[str, int] | None = None) -> None:
+        self._planned = dict(planned or {})
+        self._fitting = dict(self._planned)
+        self.is_training = False
+
+    def of(self, kind: Pass) -> int:
+        """Return the images of a window; those of ``attack`` are ``evaluate`` outside of training."""
+        return self._fitting.get(self._name(kind), 2**62)
+
+    def _name(self, kind: Pass) -> Pass:
+        return "evaluate" if kind == "attack" and not self.is_training else kind
+
+    def halve(self, kind: Pass, num_images: int) -> None:
+        """Set a window to half of ``num_images``, for which the memory was too small."""
+        self._fitting[self._name(kind)] = max(1, min(self.of(kind), num_images) // 2)
+
+    @property
+    def reduced(self) -> dict[str, int]:
+        """The windows that had to be made smaller than planned, ``{pass: images}``."""
+        return {name: size for name, size in self._fitting.items() if size != self._planned.get(name)}
+
+
+def limits_of(model: object) -> WindowLimits:
+    """Return the limits of a model; one that has none, e.g. of a test, is not limited."""
+    limits = getattr(model, "windows", None)
+    return limits if isinstance(limits, WindowLimits) else WindowLimits()
+
+
+def in_windows(
+    counts: Sequence[int], limits: WindowLimits, kind: Pass, run: Callable[[Window], T], divide_clients: bool = True
+) -> list[T]:
+    """Call a function for every window; one that runs out of memory is halved and tried again, as are those after it.
+
+    Args:
+        counts: images of every client.
+        limits: of the model.
+        kind: of the passes in ``run``.
+        run: works on one window.
+        divide_clients: see `split_windows`.
+
+    Returns:
+        What ``run`` returned, in the order of the images.
+
+    Raises:
+        Exception: that of ``run``; out of memory, if it is so for a window that cannot be divided.
+    """
+    queue = deque(split_windows(counts, limits.of(kind), divide_clients))
+    results: list[T] = []
+    while queue:
+        window = queue.popleft()
+        try:
+            results.append(run(window))
+            continue
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            limits.halve(kind, window.num_images)
+            parts = _divide(window, counts, limits.of(kind), divide_clients)
+            if len(parts) == 1:
+                raise
+        release_memory()  # after the handler, which keeps the tensors of the failed attempt
+        queue = deque(
+            part for old in (*parts, *queue) for part in _divide(old, counts, limits.of(kind), divide_clients)
+        )
+    return results
+
+
+def _divide(window: Window, counts: Sequence[int], limit: int, divide_clients: bool) -> list[Window]:
+    """Divide a window by a smaller limit."""
+    first, own = window.clients.start, [piece.stop - piece.start for piece in window.pieces(counts)]
+    return [
+        Window(
+            slice(window.rows.start + part.rows.start, window.rows.start + part.rows.stop),
+            slice(first + part.clients.start, first + part.clients.stop),
+        )
+        for part in split_windows(own, limit, divide_clients)
+    ]
+
+
+def is_out_of_memory(error: BaseException | None) -> bool:
+    """Return whether an exception says that the memory of the device or of the machine is used up."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    signs = ("can't allocate memory", "not enough memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
+
+
+def is_device_failure(error: BaseException | None) -> bool:
+    """Return whether an exception says that a GPU has failed; the process cannot use it any more."""
+    if isinstance(error, torch.AcceleratorError):
+        return True
+    signs = ("CUDA error", "CUBLAS_STATUS", "CUDNN_STATUS", "device-side assert")
+    return isinstance(error, RuntimeError) and not is_out_of_memory(error) and any(s in str(error) for s in signs)
+
+
+def release_memory() -> None:
+    """Return what is not used to the system, where a new attempt needs it."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def joined(parts: Sequence[Any]) -> torch.Tensor:
+    """Concatenate per-image tensors of windows; a single one is returned as it is."""
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))

@@ -1,0 +1,106 @@
+"""Windows cover every image once, stay within their limit, and are halved where the memory runs out."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sylva_ray.core.windows import (
+    Window,
+    WindowLimits,
+    in_windows,
+    is_device_failure,
+    is_out_of_memory,
+    limits_of,
+    split_windows,
+)
+
+COUNTS = st.lists(st.integers(0, 9), min_size=1, max_size=6)
+
+
+@given(COUNTS, st.integers(1, 60))
+def test_windows_cover_every_image_once_and_are_small(counts: list[int], limit: int) -> None:
+    windows = split_windows(counts, limit)
+    assert [row for w in windows for row in range(w.rows.start, w.rows.stop)] == list(range(sum(counts)))
+    for window in windows:
+        own = [piece.stop - piece.start for piece in window.pieces(counts)]
+        assert sum(own) == window.num_images
+        assert len(own) * max(own) <= limit
+    if len(counts) * max(counts) <= limit:
+        assert windows == [Window(slice(0, sum(counts)), slice(0, len(counts)))]
+
+
+@given(COUNTS, st.integers(1, 60))
+def test_a_client_that_must_not_be_divided_is_in_one_window(counts: list[int], limit: int) -> None:
+    for window in split_windows(counts, limit, divide_clients=False):
+        assert all(
+            piece == slice(0, count) for piece, count in zip(window.pieces(counts), counts[window.clients], strict=True)
+        )
+
+
+def test_pieces_are_places_within_each_client() -> None:
+    first, second, third, _ = split_windows([2, 5, 1], 3)
+    assert (first.pieces([2, 5, 1]), first.clients) == ([slice(0, 2)], slice(0, 1))
+    assert second.pieces([2, 5, 1]) == [slice(0, 3)]
+    assert (third.rows, third.pieces([2, 5, 1])) == (slice(5, 7), [slice(3, 5)])
+
+
+class Machine:
+    """A machine with room for ``room`` images, whose work is the list of images it was given."""
+
+    def __init__(self, room: int) -> None:
+        self.room, self.tried = room, []  # type: ignore[var-annotated]
+
+    def run(self, window: Window) -> list[int]:
+        self.tried.append(window.num_images)
+        if window.num_images > self.room:
+            raise RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory")
+        return list(range(window.rows.start, window.rows.stop))
+
+
+@settings(max_examples=25)  # an attempt collects garbage
+@given(COUNTS, st.integers(1, 60), st.integers(1, 20))
+def test_a_window_that_runs_out_of_memory_is_halved_and_tried_again(counts: list[int], limit: int, room: int) -> None:
+    limits, machine = WindowLimits({"forward": limit}), Machine(room)
+    found = in_windows(counts, limits, "forward", machine.run)
+    assert [row for part in found for row in part] == list(range(sum(counts)))
+    assert bool(limits.reduced) == any(tried > room for tried in machine.tried)
+
+
+def test_a_single_image_that_does_not_fit_is_an_error() -> None:
+    with pytest.raises(RuntimeError, match="can't allocate"):
+        in_windows([3], WindowLimits({"attack": 8}), "attack", Machine(0).run)
+
+
+def test_other_errors_are_not_repeated() -> None:
+    calls = []
+
+    def run(window: Window) -> None:
+        calls.append(window)
+        raise ValueError("no")
+
+    with pytest.raises(ValueError, match="no"):
+        in_windows([4], WindowLimits(), "attack", run)
+    assert len(calls) == 1
+
+
+def test_attacks_have_the_window_of_training_or_of_evaluation() -> None:
+    limits = WindowLimits({"attack": 10, "evaluate": 4})
+    assert limits.of("attack") == 4
+    limits.is_training = True
+    assert limits.of("attack") == 10
+    limits.halve("attack", 8)
+    assert (limits.of("attack"), limits.reduced) == (4, {"attack": 4})
+    assert limits_of(object()).of("train") > 10**9
+
+
+def test_errors_of_the_memory_are_told_from_those_of_the_device() -> None:
+    assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"))
+    assert is_out_of_memory(MemoryError())
+    assert not is_out_of_memory(ValueError("out of memory"))
+    assert is_device_failure(torch.AcceleratorError("CUDA error: an illegal memory access was encountered"))
+    assert is_device_failure(RuntimeError("CUDA error: unspecified launch failure"))
+    assert not is_device_failure(torch.OutOfMemoryError("CUDA out of memory"))
+    assert not is_device_failure(None)
