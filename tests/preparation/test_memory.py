@@ -101,7 +101,7 @@ def test_a_budget_below_one_image_is_refused_with_what_is_needed() -> None:
 
 def test_a_budget_is_what_there_is_divided_among_the_actors(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory_budget, "node_memory", lambda: 16 * 10**9)
-    monkeypatch.setattr(memory_budget.os, "cpu_count", lambda: 4)
+    monkeypatch.setattr("os.cpu_count", lambda: 4)
     assert actor_budget(resolved(cluster={"pool": "in_process"})) == 12 * 10**9
     assert actor_budget(resolved(partition={"num_clients": 40})) == 3 * 10**9
     assert actors_per_node(resolved(partition={"num_clients": 40}, cluster={"cpus_per_actor": 2})) == 2
