@@ -74,7 +74,7 @@ def loopback_cluster(work: Path, key: Path, dist: Path) -> dict[str, object]:
         "file_mounts": shipped["file_mounts"] | {"~/dist": str(dist)},
         "setup_commands": [
             settings,
-            f"ln -sfn {Path(sys.executable).parents[1]} ~/sylva",  # in place of the two lines with uv
+            f"ln -sfn {Path(sys.executable).parents[1]} ~/sylva",  # in place of the lines with uv
             shipped["setup_commands"][-1],
         ],
         "head_setup_commands": ["mkdir -p ~/data ~/mlflow"],

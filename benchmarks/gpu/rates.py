@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-import subprocess
 from collections.abc import Iterator
 from functools import partial
 
@@ -11,6 +10,7 @@ import timm
 import torch
 
 from benchmarks.gpu.lab import Lab, Line
+from sylva_ray.core.gpu import driver_version
 from sylva_ray.models.kernels import deterministic_kernels
 
 
@@ -42,16 +42,6 @@ def hardware(lab: Lab) -> Line:
         "cuda": torch.version.cuda,
         "driver": driver_version(),
     }
-
-
-def driver_version() -> str | None:
-    """Return the version of NVIDIA's driver; None where `nvidia-smi` does not say."""
-    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    try:
-        answer = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return next(iter(answer.stdout.split()), None)
 
 
 def product_rate(lab: Lab, dtype: torch.dtype) -> float:

@@ -29,7 +29,7 @@ from sylva_ray.api.runs import (
     run,
     sweep,
 )
-from sylva_ray.api.tools import check_cluster, pretrain, traffic
+from sylva_ray.api.tools import check_cluster, check_gpus, pretrain, traffic
 from sylva_ray.core.errors import Interrupted, RunError, Stopped, UserError
 
 __all__ = [
@@ -40,6 +40,7 @@ __all__ = [
     "Stopped",
     "UserError",
     "check_cluster",
+    "check_gpus",
     "compare",
     "evaluate",
     "export",

@@ -144,6 +144,20 @@ def traffic(  # noqa: PLR0913  # a keyword for each option of the command
     return rows
 
 
+def check_gpus() -> list[str]:
+    """Check that every GPU of this machine can be used: first the driver, then one tensor on each.
+
+    Returns:
+        One line per GPU: name, memory, driver, CUDA.
+
+    Raises:
+        UserError: there is none, its driver is too old for this PyTorch, or it cannot compute.
+    """
+    from sylva_ray.core import gpu
+
+    return gpu.check_gpus()
+
+
 def check_cluster(
     file: str | Path,
     config: Config | None = None,

@@ -1,4 +1,4 @@
-"""The command ``sylva-ray cluster check``."""
+"""The commands ``sylva-ray cluster check`` and ``sylva-ray cluster gpu``."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import typer
 
 from sylva_ray.cli.arguments import Imports, Overrides
 
-cluster = typer.Typer(help="Check cluster files (docs/clusters.md).", rich_markup_mode=None)
+cluster = typer.Typer(help="Check cluster files and GPUs (docs/clusters.md).", rich_markup_mode=None)
 
 
 @cluster.callback(invoke_without_command=True)
 def commands(context: typer.Context) -> None:
-    """Check cluster files (docs/clusters.md)."""
+    """Check cluster files and GPUs (docs/clusters.md)."""
     if context.invoked_subcommand is None:
         typer.echo(context.get_help())
 
@@ -35,4 +35,13 @@ def check(
     from sylva_ray import api
 
     for line in api.check_cluster(file, config, overrides or [], imports=imports or []):
+        typer.echo(line)
+
+
+@cluster.command()
+def gpu() -> None:
+    """Check that every GPU of this machine can be used: its driver, then one tensor."""
+    from sylva_ray import api
+
+    for line in api.check_gpus():
         typer.echo(line)

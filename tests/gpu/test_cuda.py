@@ -14,8 +14,9 @@ import torch
 
 from benchmarks.gpu.bits import digests
 from benchmarks.gpu.lab import Experiment, Lab, relative
-from benchmarks.gpu.rates import driver_version, flags
+from benchmarks.gpu.rates import flags
 from benchmarks.gpu.right import STACKS, UPDATES, VALUES, stack_against_single, updates, values
+from sylva_ray.core.gpu import check_gpus, device_title, driver_version
 from sylva_ray.models.kernels import deterministic_kernels
 
 HAS_GPU = torch.cuda.is_available()
@@ -58,8 +59,11 @@ def test_float32_is_not_tf32() -> None:
     assert flags(LAB)["tf32"] == {"matmul": False, "cudnn": False}
 
 
-def test_the_driver_is_named() -> None:
-    assert driver_version()
+def test_the_card_and_its_driver_are_named() -> None:
+    driver = driver_version()
+    assert driver
+    assert len(check_gpus()) == torch.cuda.device_count()
+    assert f"driver {driver}, CUDA {torch.version.cuda}" in str(device_title(torch.device("cuda")))
 
 
 def test_a_training_step_does_not_wait_for_the_device() -> None:

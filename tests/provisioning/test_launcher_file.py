@@ -68,6 +68,29 @@ def test_the_shipped_file_is_valid_and_scales_from_nothing(launcher: LauncherFil
         assert raw["available_node_types"][kind.name]["node_config"]["InstanceMarketOptions"] == {"MarketType": "spot"}
 
 
+def test_the_shipped_file_checks_gpus_where_they_are_and_installs_no_cuda_on_the_head() -> None:
+    raw = yaml.safe_load(SHIPPED.read_text())
+    head, worker = raw["head_setup_commands"], raw["worker_setup_commands"]
+    assert worker[-1] == "~/sylva/bin/sylva-ray cluster gpu"
+    installs = [c for c in [*raw["setup_commands"], *head, *worker] if "uv pip install" in c]
+    assert installs == [head[1], worker[0]]
+    assert [" --torch-backend cpu " in command for command in installs] == [True, False]
+    for kind in ("small", "large"):
+        (disk,) = raw["available_node_types"][kind]["node_config"]["BlockDeviceMappings"]
+        assert 125 < disk["Ebs"]["Throughput"] <= 0.25 * 3000  # of gp3, whose baseline is 3,000 IOPS
+
+
+def test_the_worker_type_that_is_a_comment_is_valid_without_its_marks(tmp_path: Path) -> None:
+    text = SHIPPED.read_text()
+    start = text.index("  # huge:")
+    end = text.index("\n\n", start)
+    path = tmp_path / "cluster.yaml"
+    path.write_text(text[:start] + text[start:end].replace("  # ", "  ") + text[end:])
+    loaded = load_launcher_file(path, RayLauncher())
+    assert loaded.warnings == ()
+    assert loaded.workers[-1] == NodeType("huge", {"CPU": 16, "GPU": 1}, 1)
+
+
 def test_the_shipped_file_is_closed_to_the_world_and_asks_for_what_only_the_reader_knows(
     launcher: LauncherFile,
 ) -> None:
