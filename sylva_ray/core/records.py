@@ -131,6 +131,8 @@ class StageRecord(Artefact):
     """``wall``; ``train``, ``attack``, ``game``, ``evaluate`` summed over workers; ``aggregate`` of the coordinator."""
     peak_memory_bytes: int = 0
     """High-water mark of the largest worker process."""
+    gpus: Annotated[list[str] | None, omitted_if_none()] = None
+    """GPUs of the workers, each with its driver and CUDA; absent on CPUs."""
     dropped: list[int] = Field([])
     """Clients whose training diverged; they kept their last state."""
     refused: Annotated[dict[str, str] | None, omitted_if_none()] = None

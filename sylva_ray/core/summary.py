@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 from pydantic import Field, model_validator
 
-from sylva_ray.core.records import Artefact, Compute, GameRecord
+from sylva_ray.core.records import Artefact, Compute, GameRecord, omitted_if_none
 
 
 class Spread(Artefact):
@@ -175,6 +175,8 @@ class Hardware(Artefact):
     """Torch threads of each."""
     device: str | None = None
     """``training.device``."""
+    gpus: Annotated[list[str] | None, omitted_if_none()] = None
+    """GPUs of all stages, each with its driver and CUDA, on which the bits of a result depend; absent on CPUs."""
 
 
 class Summary(Artefact):

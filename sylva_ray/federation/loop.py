@@ -96,6 +96,7 @@ class Rounds:
             download_payload_bytes=costs.download_payload_bytes,
             seconds=costs.seconds,
             peak_memory_bytes=costs.peak_memory_bytes,
+            gpus=sorted(costs.gpus) or None,
             dropped=costs.dropped,
             refused={str(client): reason for client, reason in costs.refused.items()} or None,
             compute=compute_of(server.config),

@@ -43,6 +43,7 @@ class StageCosts:
         upload_payload_bytes: bytes of the files that contain those arrays.
         download_payload_bytes: bytes of the files that contain those arrays.
         peak_memory_bytes: the highest resident memory of a worker.
+        gpus: of the workers, with driver and CUDA.
         dropped: clients whose training diverged.
         refused: ``{client: reason}`` of the uploads that were not merged.
     """
@@ -53,6 +54,7 @@ class StageCosts:
     upload_payload_bytes: int = 0
     download_payload_bytes: int = 0
     peak_memory_bytes: int = 0
+    gpus: set[str] = field(default_factory=set)
     dropped: list[int] = field(default_factory=list)
     refused: dict[int, str] = field(default_factory=dict)
 
@@ -61,6 +63,7 @@ class StageCosts:
         for activity, seconds in result.seconds.items():
             self.add_seconds(activity, seconds)
         self.peak_memory_bytes = max(self.peak_memory_bytes, result.peak_memory_bytes)
+        self.gpus |= {result.gpu} if result.gpu else set()
 
     def add_seconds(self, activity: str, seconds: float) -> None:
         """Add the seconds of an activity."""

@@ -135,6 +135,7 @@ def summarise(
             actors=costs.num_actors,
             threads_per_actor=config.cluster.threads_per_actor,
             device=config.training.device,
+            gpus=_gpus(records) or None,
         ),
         compute=compute_of(config),
     )
@@ -227,7 +228,19 @@ def _warnings(records: Sequence[StageRecord], checks: Sequence[CheckResult]) -> 
             warnings.append(
                 f"step {record.step}: the training of clients {clients} diverged; they kept their last state"
             )
-    return warnings + _refusals(records) + _changes(records)
+    return warnings + _refusals(records) + _changes(records) + _several_gpus(records)
+
+
+def _gpus(records: Sequence[StageRecord]) -> list[str]:
+    """Return the GPUs of all stages, each once."""
+    return sorted({gpu for record in records for gpu in record.gpus or ()})
+
+
+def _several_gpus(records: Sequence[StageRecord]) -> list[str]:
+    """Say that bits depend on where tasks ran, if GPUs, drivers or CUDA differed."""
+    gpus = _gpus(records)
+    text = "tasks ran on different GPUs, drivers or versions of CUDA, so that a repetition has other last bits"
+    return [f"{text}: {'; '.join(gpus)}"] if len(gpus) > 1 else []
 
 
 def _changes(records: Sequence[StageRecord]) -> list[str]:

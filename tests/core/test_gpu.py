@@ -67,9 +67,13 @@ def test_a_card_that_cannot_compute(smi: Path) -> None:
 
 def test_every_card_is_named(smi: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     says(smi, "NVIDIA L4, 580.95.05, 23034\nNVIDIA L4, 580.95.05, 23034")
-    devices = []
-    ones = torch.ones
-    monkeypatch.setattr(torch, "ones", lambda size, device: devices.append(device) or ones(size))
+    devices, ones = [], torch.ones
+
+    def on_the_cpu(size: int, device: str) -> torch.Tensor:
+        devices.append(device)
+        return ones(size)
+
+    monkeypatch.setattr(torch, "ones", on_the_cpu)
     assert gpu.check_gpus() == ["NVIDIA L4, 22.5 GiB, driver 580.95.05, CUDA 13.2"] * 2
     assert devices == ["cuda:0", "cuda:1"]
 

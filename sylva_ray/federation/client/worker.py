@@ -15,6 +15,7 @@ import numpy as np
 
 from sylva_ray.attacks.byzantine import BYZANTINE_ATTACKS, flip_labels
 from sylva_ray.config.resolved import ResolvedConfig
+from sylva_ray.core.gpu import device_title
 from sylva_ray.core.lazy import torch
 from sylva_ray.core.precision import torch_dtype
 from sylva_ray.core.timing import Stopwatch
@@ -87,12 +88,14 @@ class CohortResult(Generic[OutcomeT]):
         outcomes: one per client.
         seconds: ``{activity: wall seconds}`` inside the worker.
         peak_memory_bytes: the highest resident memory of the worker's process so far.
+        gpu: the worker's GPU, its driver and CUDA; None on a CPU.
     """
 
     clients: tuple[int, ...]
     outcomes: tuple[OutcomeT, ...]
     seconds: Mapping[str, float]
     peak_memory_bytes: int
+    gpu: str | None = None
 
 
 class Task(Protocol):
@@ -132,6 +135,7 @@ class CohortWorker:
         self.config, self.fleet = config, fleet
         self.malicious = byzantine_clients(config)
         self.device = torch.device(config.training.device)
+        self.gpu = device_title(self.device)
         deterministic_kernels(self.device)
         model = build_model(algorithm, config, fleet.num_classes, backbone)
         model.backbone.to(self.device)
@@ -148,7 +152,7 @@ class CohortWorker:
         )
         self.model.windows.is_training = task.uses_training_precision
         outcomes = task.execute(self, params)
-        return CohortResult(task.clients, tuple(outcomes), dict(self.stopwatch.seconds), peak_memory_bytes())
+        return CohortResult(task.clients, tuple(outcomes), dict(self.stopwatch.seconds), peak_memory_bytes(), self.gpu)
 
     # -- what tasks need --------------------------------------------------------------------------------------------
 
