@@ -191,6 +191,10 @@ class GameRecord(Artefact):
     """Model blocks run for them, per set of images."""
     exact: bool = True
     """Whether every coalition was evaluated; else permutations were sampled."""
+    relative_cost: Annotated[float | None, omitted_if_none()] = None
+    """Cost of evaluating the coalitions, times that of phase 1 (blocks times images); absent for up to 8 players."""
+    sampled_because: Annotated[str | None, omitted_if_none()] = None
+    """Why permutations were sampled; absent where every coalition was evaluated."""
 
     def kept(self, client: int) -> bool:
         """Return whether a client kept a part of its refinement. Version 0.1 noted epochs instead of a strength."""

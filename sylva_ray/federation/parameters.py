@@ -75,7 +75,12 @@ class Phase2Parameters(Section):
     )
     attack_steps: Count = Field(10, description="of the PGD of game and guard, at the training epsilon")
     max_images: int = Field(128, ge=2, description="of a client's selection split in the game")
-    sampled_pairs: int = Field(64, ge=2, description="antithetic permutation pairs beyond 13 players")
+    sampled_pairs: int = Field(
+        64, ge=2, description="antithetic permutation pairs, at most, where not all coalitions are evaluated"
+    )
+    max_cost: float = Field(
+        1.0, gt=0, description="of the game, times that of phase 1; if all coalitions cost more, they are sampled"
+    )
     max_stack: Count = Field(2048, description="images times coalitions in one forward; more need more memory")
     gate_steps: Count = Field(200, description="of Adam on the gates (selection=gates)")
     shrink_strength: float = Field(

@@ -95,7 +95,8 @@ def peak_bytes(run: Callable[[], object], device: torch.device) -> int:
         torch.cuda.synchronize(device)
         peak: int = torch.cuda.max_memory_allocated(device)
         return peak - before
-    with LiveBytes() as counter:
+    counter = LiveBytes()
+    with counter:
         run()
     return counter.peak
 

@@ -118,8 +118,10 @@ class _Probe:
     def evaluate(self, num_images: int) -> None:
         """Attack as an evaluation in float32 does, the costlier precision."""
         spec = PgdAttack(epsilon=self.config.attack.epsilon, steps=1).spec()
-        draws = ImageDraws(torch.arange(num_images)).to(self.device)
-        attack_stack(self.model, self.params, self.images(num_images), spec, draws)
+        draws, images = ImageDraws(torch.arange(num_images)).to(self.device), self.images(num_images)
+        with torch.no_grad():  # images that are misclassified already would not be attacked
+            y = self.model.forward(self.params, images.x, images.owner).argmax(1)
+        attack_stack(self.model, self.params, replace(images, y=y), spec, draws)
 
     def attack(self, num_images: int) -> None:
         """Craft images as training does, for a loss that every method's own resembles."""

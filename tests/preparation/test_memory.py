@@ -13,12 +13,13 @@ from sylva_ray.config.experiment import ExperimentConfig, Windows
 from sylva_ray.config.resolved import ResolvedConfig
 from sylva_ray.config.schema import build
 from sylva_ray.core.errors import UserError
+from sylva_ray.federation.client.worker import build_model
 from sylva_ray.models.memory import LiveBytes, PassCost, measure_pass, peak_bytes
 from sylva_ray.preparation import memory_budget
-from sylva_ray.preparation.experiment import Prepared, prepare
+from sylva_ray.preparation.experiment import Prepared, initial_states, prepare
 from sylva_ray.preparation.memory import MemoryPlan, plan_memory
 from sylva_ray.preparation.memory_budget import actor_budget, actors_per_node
-from sylva_ray.preparation.memory_costs import MemoryCosts
+from sylva_ray.preparation.memory_costs import MemoryCosts, measure_costs
 from sylva_ray.preparation.resolve import resolve_config
 from tests.conftest import TINY
 
@@ -137,3 +138,15 @@ def test_a_small_budget_makes_small_windows_and_a_smaller_one_is_refused() -> No
     assert small.walk <= large.walk
     with pytest.raises(UserError, match="too small: at least"):
         windows("50 MB")
+
+
+def test_every_pass_with_gradients_keeps_activations(tiny: Prepared) -> None:
+    """An attack on images that are misclassified already would compute nothing, and seem to need nothing."""
+    config = tiny.config
+    algorithm = create_algorithm(config.algorithm)
+    model = build_model(algorithm, config, 10, tiny.backbone)
+    states = initial_states(algorithm, model, config, 10, tiny.backbone)
+    passes = measure_costs(config, algorithm, model, states[0], 32).passes
+    assert passes["forward"].per_image < passes["walk"].per_image < passes["attack"].per_image
+    assert passes["attack"].per_image <= passes["evaluate"].per_image < 2 * passes["attack"].per_image
+    assert passes["attack"].per_image < passes["train"].per_image

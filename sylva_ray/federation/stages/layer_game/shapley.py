@@ -15,6 +15,12 @@ import numpy as np
 MAX_EXACT_PLAYERS = 13
 """Largest number of players with which all 2^n coalitions are evaluated (12 blocks of ViT-B and the head)."""
 
+MAX_ALWAYS_EXACT_PLAYERS = 8
+"""Number of players up to which sampling saves nothing: 256 coalitions are as many as 16 antithetic pairs need."""
+
+MIN_PAIRS = 4
+"""Smallest number of antithetic pairs that are sampled."""
+
 
 def all_coalitions(n: int) -> np.ndarray:
     """Return ``[2^n, n] bool``; row s contains player l if bit l of s is set."""

@@ -11,6 +11,7 @@ from sylva_ray.core.types import stack_states
 from sylva_ray.federation.parameters import Phase2Parameters
 from sylva_ray.federation.server import Server
 from sylva_ray.federation.stages.layer_game.client import PairedOutcomes
+from sylva_ray.federation.stages.layer_game.cost import game_cost, phase1_cost
 from sylva_ray.federation.stages.layer_game.rankings.ranking import GamePlan, PlayedGame, Ranking
 from sylva_ray.federation.stages.layer_game.server import NOTHING_KEPT, columns, select_layers
 from sylva_ray.federation.stages.layer_game.shapley import MAX_EXACT_PLAYERS
@@ -52,11 +53,25 @@ class LayerGame(Stage):
             fix = f"evaluates all coalitions of at most {MAX_EXACT_PLAYERS} layers, and there are {len(model.players)}"
             raise UserError("algorithm.phase2.selection", self.ranking.name, f"{fix}; use shapley")
 
+    def _plan(self, server: Server, rng: np.random.Generator) -> GamePlan:
+        """Choose the coalitions; their number is limited by what the game may cost."""
+        phase2, num_players = self.phase2, len(server.players)
+        if not self.ranking.evaluates_coalitions or self.ranking.needs_all_coalitions:
+            return GamePlan.from_settings(num_players, phase2, rng)
+        before = phase1_cost(server.config, server.parameters, server.sizes, num_players - 1)
+        is_chain = list(server.players)[:-1] == [f"blocks.{index}" for index in range(num_players - 1)]
+        images = [min(phase2.max_images, len(client.selection)) for client in server.fleet.clients]
+
+        def relative_cost(coalitions: np.ndarray) -> float:
+            return game_cost(coalitions, images, is_chain) / max(1, before)
+
+        return GamePlan.from_settings(num_players, phase2, rng, relative_cost)
+
     def run(self, server: Server, step: int) -> StageResult:
         """See `Stage.run`."""
         phase2, everyone = self.phase2, server.everyone
         rng = numpy_generator(server.config.seed, "game", round=step)
-        plan = GamePlan.from_settings(len(server.players), phase2, rng)
+        plan = self._plan(server, rng)
         cohorts = server.cohorts(everyone)
         played: dict[int, GameOutcome] = server.run(
             [GameTask(step, cohort, server.stack(cohort), phase2, plan.coalitions, self.ranking) for cohort in cohorts]
@@ -93,6 +108,8 @@ class LayerGame(Stage):
             coalitions_evaluated=sum(len(outcome.values) for outcome in outcomes),
             block_evaluations=sum(outcome.block_evaluations for outcome in outcomes),
             exact=plan.permutations is None,
+            relative_cost=plan.relative_cost,
+            sampled_because=(plan.reason or None) if self.ranking.evaluates_coalitions else None,
             **columns([NOTHING_KEPT] * len(everyone), phase2.strengths),
         )
         reported = [outcome.values if outcome.scores is None else outcome.scores for outcome in outcomes]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Protocol
 
@@ -14,7 +14,9 @@ from sylva_ray.federation.parameters import Phase2Parameters
 from sylva_ray.federation.stages.layer_game.client import Phase2Client, SelectionImages
 from sylva_ray.federation.stages.layer_game.selection import nested_by_score
 from sylva_ray.federation.stages.layer_game.shapley import (
+    MAX_ALWAYS_EXACT_PLAYERS,
     MAX_EXACT_PLAYERS,
+    MIN_PAIRS,
     all_coalitions,
     antithetic_permutations,
     prefix_coalitions,
@@ -63,10 +65,14 @@ class GamePlan:
         coalitions: ``[m, n] bool``.
         permutations: of the players, if coalitions are sampled; None: all 2^n are evaluated, and Shapley values are
             exact.
+        relative_cost: times that of phase 1; None: not counted.
+        reason: why coalitions are sampled; empty: they are not.
     """
 
     coalitions: np.ndarray
     permutations: np.ndarray | None
+    relative_cost: float | None = None
+    reason: str = ""
 
     @property
     def num_players(self) -> int:
@@ -74,12 +80,46 @@ class GamePlan:
         return int(self.coalitions.shape[1])
 
     @staticmethod
-    def from_settings(num_players: int, phase2: Phase2Parameters, rng: np.random.Generator) -> GamePlan:
-        """Evaluate all coalitions of up to `MAX_EXACT_PLAYERS` players, those of antithetic permutations of more."""
+    def from_settings(
+        num_players: int,
+        phase2: Phase2Parameters,
+        rng: np.random.Generator,
+        relative_cost: Callable[[np.ndarray], float] | None = None,
+    ) -> GamePlan:
+        """Choose the coalitions: all of them, or those of as many antithetic permutations as the game may cost.
+
+        All coalitions are evaluated up to `MAX_ALWAYS_EXACT_PLAYERS` players, and up to `MAX_EXACT_PLAYERS` players if
+        that costs at most ``phase2.max_cost``.
+
+        Args:
+            num_players: n.
+            phase2: the largest cost, and the largest number of pairs of permutations.
+            rng: draws the permutations.
+            relative_cost: of evaluating coalitions ``[m, n]``, times that of phase 1; None: it does not matter.
+        """
+        reason = f"{num_players} players have too many coalitions; at most {MAX_EXACT_PLAYERS} can be exact"
         if num_players <= MAX_EXACT_PLAYERS:
-            return GamePlan(all_coalitions(num_players), None)
+            everything = all_coalitions(num_players)
+            if num_players <= MAX_ALWAYS_EXACT_PLAYERS or relative_cost is None:
+                return GamePlan(everything, None)
+            cost = relative_cost(everything)
+            if cost <= phase2.max_cost:
+                return GamePlan(everything, None, cost)
+            reason = (
+                f"all {len(everything)} coalitions would cost {cost:.3g} times phase 1, "
+                f"which exceeds phase2.max_cost={phase2.max_cost:g}"
+            )
         permutations = antithetic_permutations(num_players, phase2.sampled_pairs, rng)
-        return GamePlan(prefix_coalitions(permutations), permutations)
+        if relative_cost is None:
+            return GamePlan(prefix_coalitions(permutations), permutations, reason=reason)
+        num_pairs = phase2.sampled_pairs
+        while True:
+            sampled = permutations[: 2 * num_pairs]
+            coalitions = prefix_coalitions(sampled)
+            cost = relative_cost(coalitions)
+            if cost <= phase2.max_cost or num_pairs <= MIN_PAIRS:
+                return GamePlan(coalitions, sampled, cost, f"{reason}; {num_pairs} pairs of permutations were sampled")
+            num_pairs = max(MIN_PAIRS, 3 * num_pairs // 4)
 
 
 @dataclass(frozen=True)
@@ -130,6 +170,8 @@ class Ranking:
     """Caption of the figure, or, without numbers, what the candidates were."""
     needs_chain: ClassVar[bool] = False
     """Whether the model must be a plain chain of blocks that can be run one by one."""
+    evaluates_coalitions: ClassVar[bool] = False
+    """Whether clients evaluate coalitions, which costs what `GamePlan` counts."""
     needs_all_coalitions: ClassVar[bool] = False
     """Whether the values of all 2^n coalitions are needed, and not a sample of them."""
 

@@ -33,6 +33,7 @@ class ShapleyRanking(Ranking):
     """Ranks layers by phi_benign - lambda phi_robust, as lambda, the price of robustness, falls from infinity to 0."""
 
     name: ClassVar[str] = "shapley"
+    evaluates_coalitions: ClassVar[bool] = True
     axis: ClassVar[str] = "Shapley value"
     caption: ClassVar[str] = (
         "The Shapley value of a layer (row) for a client (column) is what refining it on benign data adds to "
