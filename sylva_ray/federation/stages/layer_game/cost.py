@@ -50,7 +50,7 @@ def block_evaluations(coalitions: np.ndarray, is_chain: bool) -> int:
     >>> block_evaluations(np.array([[0, 0, 0], [0, 0, 1], [0, 1, 0], [1, 1, 1]], bool), is_chain=True)
     5
     """
-    num_blocks = coalitions.shape[1] - 1
+    num_blocks = int(coalitions.shape[1]) - 1
     if not is_chain:
         return len(coalitions) * num_blocks
     return sum(len(np.unique(coalitions[:, :level], axis=0)) for level in range(1, num_blocks + 1))
