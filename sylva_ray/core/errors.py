@@ -59,6 +59,14 @@ class RunError(RuntimeError):
         super().__init__(mask_credentials(message))
 
 
+class OutOfMemoryError(RuntimeError):
+    """A task did not fit the memory of its process; it may in smaller windows. The message is one line."""
+
+
+class DeviceError(RuntimeError):
+    """The GPU of a process has failed, and the process cannot use it any more. The message is one line."""
+
+
 class Interrupted(RunError):
     """A run was interrupted with Ctrl-C and can be resumed. Exit code 130, as is usual for SIGINT."""
 

@@ -133,6 +133,10 @@ class StageRecord(Artefact):
     """High-water mark of the largest worker process."""
     gpus: Annotated[list[str] | None, omitted_if_none()] = None
     """GPUs of the workers, each with its driver and CUDA; absent on CPUs."""
+    peak_gpu_memory_bytes: Annotated[int | None, omitted_if_none()] = None
+    """The most that the tensors of a worker used of its GPU so far; absent on CPUs."""
+    reduced_windows: Annotated[dict[str, int] | None, omitted_if_none()] = None
+    """Windows (``training.windows``) that were smaller than planned, because the memory was; absent where none was."""
     dropped: list[int] = Field([])
     """Clients whose training diverged; they kept their last state."""
     refused: Annotated[dict[str, str] | None, omitted_if_none()] = None

@@ -222,6 +222,8 @@ class Summary(Artefact):
     """Seconds by activity."""
     peak_memory_bytes_per_actor: int = 0
     """High-water mark of the largest worker process."""
+    peak_gpu_memory_bytes_per_actor: Annotated[int | None, omitted_if_none()] = None
+    """The most that the tensors of a worker used of its GPU; absent on CPUs."""
     checks: list[CheckResult] = Field([])
     """Checks of the final robust accuracy; empty where ``evaluation.checks`` is off."""
     warnings: list[str] = Field([])

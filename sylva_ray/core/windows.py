@@ -126,6 +126,16 @@ class WindowLimits:
         """Set a window to half of ``num_images``, for which the memory was too small."""
         self._fitting[self._name(kind)] = max(1, min(self.of(kind), num_images) // 2)
 
+    def halve_all(self) -> bool:
+        """Halve every window, and return whether that was possible for any."""
+        before, self._fitting = self._fitting, {name: max(1, size // 2) for name, size in self._fitting.items()}
+        return before != self._fitting
+
+    @property
+    def fitting(self) -> dict[str, int]:
+        """The windows in use, ``{pass: images}``."""
+        return dict(self._fitting)
+
     @property
     def reduced(self) -> dict[str, int]:
         """The windows that had to be made smaller than planned, ``{pass: images}``."""

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sylva_ray.core.errors import RunError
+from sylva_ray.core.errors import OutOfMemoryError, RunError
+from sylva_ray.core.windows import release_memory
 from sylva_ray.federation.client.worker import CohortResult, CohortWorker
-from sylva_ray.federation.pool import OnDone
+from sylva_ray.federation.pool import WHAT_WOULD_FIT, OnDone
 from sylva_ray.federation.tasks import CohortTask
 
 
@@ -30,14 +31,23 @@ class InProcessPool:
         del deadline_s
         results: list[CohortResult[Any] | None] = []
         for task in tasks:
-            try:
-                result = self.worker.run(task)
-            except Exception as error:
-                raise RunError(f"{task.where}: {type(error).__name__}: {error}") from error
+            result = self._run(task)
             results.append(result)
             if on_done is not None:
                 on_done(task, result)
         return results
+
+    def _run(self, task: CohortTask) -> CohortResult[Any]:
+        """Run a task; one that does not fit the memory again, with every window halved."""
+        while True:
+            try:
+                return self.worker.run(task)
+            except OutOfMemoryError as error:
+                if not self.worker.model.windows.halve_all():
+                    raise RunError(f"{task.where}: {error}; {WHAT_WOULD_FIT}") from None
+            except Exception as error:
+                raise RunError(f"{task.where}: {type(error).__name__}: {error}") from error
+            release_memory()
 
     def close(self) -> None:
         """Do nothing: there is nothing to release."""

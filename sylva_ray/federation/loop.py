@@ -97,6 +97,8 @@ class Rounds:
             seconds=costs.seconds,
             peak_memory_bytes=costs.peak_memory_bytes,
             gpus=sorted(costs.gpus) or None,
+            peak_gpu_memory_bytes=costs.peak_gpu_memory_bytes or None,
+            reduced_windows=costs.reduced_windows or None,
             dropped=costs.dropped,
             refused={str(client): reason for client, reason in costs.refused.items()} or None,
             compute=compute_of(server.config),

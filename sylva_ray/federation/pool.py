@@ -11,6 +11,12 @@ from typing import Any, Protocol
 from sylva_ray.federation.client.worker import CohortResult
 from sylva_ray.federation.tasks import CohortTask
 
+WHAT_WOULD_FIT = (
+    "one image at a time does not fit: an actor needs more memory (a larger cluster.gpus_per_actor, or fewer actors "
+    "on a node), or a smaller training.cohort_size, training.batch_size or backbone"
+)
+"""The end of the message of a run whose tasks do not fit the memory."""
+
 OnDone = Callable[[CohortTask, CohortResult[Any]], None]
 """Called with a finished task and its result."""
 

@@ -43,6 +43,8 @@ class StageCosts:
         upload_payload_bytes: bytes of the files that contain those arrays.
         download_payload_bytes: bytes of the files that contain those arrays.
         peak_memory_bytes: the highest resident memory of a worker.
+        peak_gpu_memory_bytes: the most that the tensors of a worker used of its GPU.
+        reduced_windows: those that were smaller than planned, because the memory was.
         gpus: of the workers, with driver and CUDA.
         dropped: clients whose training diverged.
         refused: ``{client: reason}`` of the uploads that were not merged.
@@ -54,6 +56,8 @@ class StageCosts:
     upload_payload_bytes: int = 0
     download_payload_bytes: int = 0
     peak_memory_bytes: int = 0
+    peak_gpu_memory_bytes: int = 0
+    reduced_windows: dict[str, int] = field(default_factory=dict)
     gpus: set[str] = field(default_factory=set)
     dropped: list[int] = field(default_factory=list)
     refused: dict[int, str] = field(default_factory=dict)
@@ -63,6 +67,7 @@ class StageCosts:
         for activity, seconds in result.seconds.items():
             self.add_seconds(activity, seconds)
         self.peak_memory_bytes = max(self.peak_memory_bytes, result.peak_memory_bytes)
+        self.peak_gpu_memory_bytes = max(self.peak_gpu_memory_bytes, result.peak_gpu_memory_bytes)
         self.gpus |= {result.gpu} if result.gpu else set()
 
     def add_seconds(self, activity: str, seconds: float) -> None:
@@ -300,8 +305,16 @@ class Server:
         for result in self.pool.run(tasks, deadline_s, tell):
             if result is not None:
                 self.costs.add(result)
+                self._note_windows(result.windows)
                 outcomes |= zip(result.clients, result.outcomes, strict=True)
         return outcomes
+
+    def _note_windows(self, used: Mapping[str, int]) -> None:
+        """Note the windows of a task that were smaller than planned: its last bits differ from those of the plan."""
+        planned, noted = self.config.training.windows.model_dump(), self.costs.reduced_windows
+        for name, size in used.items():
+            if size < planned[name]:
+                noted[name] = min(size, noted.get(name, size))
 
 
 def _is_finite(outcome: TrainOutcome) -> bool:

@@ -119,6 +119,7 @@ def summarise(
         layer_game=game,
         seconds=_seconds(records, costs),
         peak_memory_bytes_per_actor=max(record.peak_memory_bytes for record in records),
+        peak_gpu_memory_bytes_per_actor=max(record.peak_gpu_memory_bytes or 0 for record in records) or None,
         checks=checks,
         warnings=[
             *fleet.dataset.notices,
@@ -228,6 +229,9 @@ def _warnings(records: Sequence[StageRecord], checks: Sequence[CheckResult]) -> 
             warnings.append(
                 f"step {record.step}: the training of clients {clients} diverged; they kept their last state"
             )
+        if record.reduced_windows:
+            sizes = ", ".join(f"{name} {size}" for name, size in record.reduced_windows.items())
+            warnings.append(f"step {record.step}: the memory was too small for the planned windows; used were {sizes}")
     return warnings + _refusals(records) + _changes(records) + _several_gpus(records)
 
 

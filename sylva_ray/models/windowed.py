@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from sylva_ray.config.experiment import AttentionKernels
 from sylva_ray.core.lazy import torch
 from sylva_ray.core.types import ParameterStack
-from sylva_ray.core.windows import Pass, Window, WindowLimits, in_windows, joined
+from sylva_ray.core.windows import Pass, Window, WindowLimits, in_windows, is_out_of_memory, joined, release_memory
 
 if TYPE_CHECKING:
     from sylva_ray.models.backbone import Backbone
@@ -39,7 +39,13 @@ class WindowedModel:
         by_images = torch.is_grad_enabled() and x.requires_grad
         kind: Pass = "train" if by_parameters else "attack" if by_images else "forward"
         if len(counts) * max(counts) <= self.windows.of(kind):
-            return self._forward(params, x, owner)
+            try:
+                return self._forward(params, x, owner)
+            except Exception as error:
+                if self.couples_images or not is_out_of_memory(error):
+                    raise
+                self.windows.halve(kind, len(owner))
+            release_memory()  # after the handler, which keeps the tensors of the failed attempt
         if not (by_parameters or by_images):
             divide = not self.couples_images
             return joined(

@@ -22,7 +22,8 @@ from sylva_ray.core.types import ClientState
 from sylva_ray.data.fleet import FleetData
 from sylva_ray.federation.contract import Algorithm
 from sylva_ray.models.cohort import FunctionalStack
-from sylva_ray.preparation.memory_budget import GPU_PROCESS_BYTES, actor_budget, resident_bytes, size_text
+from sylva_ray.models.device_memory import GPU_PROCESS_BYTES
+from sylva_ray.preparation.memory_budget import actor_budget, resident_bytes, size_text
 from sylva_ray.preparation.memory_costs import MemoryCosts, measure_costs
 
 if TYPE_CHECKING:

@@ -10,6 +10,7 @@ from sylva_ray.config.experiment import ExperimentConfig
 from sylva_ray.config.resolved import ResolvedConfig
 from sylva_ray.core.errors import UserError
 from sylva_ray.core.lazy import torch
+from sylva_ray.models.device_memory import gpu_share
 
 RAM_FRACTION, GPU_FRACTION = 0.75, 0.9
 """Of a node's RAM for its actors, the rest being for the coordinator and the object store; of a GPU's free memory."""
@@ -17,8 +18,8 @@ RAM_FRACTION, GPU_FRACTION = 0.75, 0.9
 UNKNOWN_GPU_BYTES = 22 * 2**30
 """Free memory of the GPU of a cluster whose head has none: what a card of 24 GB has (L4, A10G)."""
 
-CPU_PROCESS_BYTES, GPU_PROCESS_BYTES = 1_000_000_000, 600_000_000
-"""What a process uses before a model is loaded: torch, timm and Ray in RAM; a CUDA context on the GPU."""
+CPU_PROCESS_BYTES = 1_000_000_000
+"""RAM that a process uses before a model is loaded: torch, timm and Ray."""
 
 
 def actor_budget(config: ResolvedConfig) -> int:
@@ -29,7 +30,7 @@ def actor_budget(config: ResolvedConfig) -> int:
     """
     section, asked = config.cluster, config.cluster.memory_per_actor
     if config.training.device == "cuda":
-        share = 1.0 if section.pool == "in_process" or section.gpus_per_actor == 0 else min(1.0, section.gpus_per_actor)
+        share = gpu_share(section)
         is_here = torch.cuda.is_available()
         free, total = torch.cuda.mem_get_info() if is_here else (UNKNOWN_GPU_BYTES, UNKNOWN_GPU_BYTES)
         if asked == "auto":

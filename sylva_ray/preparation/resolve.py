@@ -19,6 +19,7 @@ from sylva_ray.core.lazy import torch
 from sylva_ray.core.types import ClientState, stack_states
 from sylva_ray.models.cohort import FunctionalStack, to_parameters
 from sylva_ray.models.compute_choice import Alternative, can_run, fastest
+from sylva_ray.models.device_memory import use_expandable_segments
 
 if TYPE_CHECKING:
     from sylva_ray.models.lora import LoraStack
@@ -182,6 +183,8 @@ def measure_choices(
     training, device = resolved.training, torch.device(resolved.training.device)
     if device.type == "cuda" and not torch.cuda.is_available():
         return resolved
+    if device.type == "cuda":
+        use_expandable_segments()
     model.backbone.to(device)
     params = to_parameters(stack_states(states[: training.cohort_size]), device, torch.float32)
     precision, attention = "float32", training.attention

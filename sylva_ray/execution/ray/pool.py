@@ -29,19 +29,20 @@ import numpy as np
 import ray
 from ray.actor import ActorHandle
 from ray.exceptions import ActorUnavailableError, NodeDiedError, RayActorError, RayError, RayTaskError
+from ray.exceptions import OutOfMemoryError as RayOutOfMemoryError
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from sylva_ray.config.experiment import TrackingSection
+from sylva_ray.config.experiment import TrackingSection, Windows
 from sylva_ray.config.resolved import ResolvedConfig
-from sylva_ray.core.errors import RunError
+from sylva_ray.core.errors import DeviceError, OutOfMemoryError, RunError
 from sylva_ray.core.own_code import allowed_directories
 from sylva_ray.data.fleet import FleetData
 from sylva_ray.execution.ray.client_actor import RemoteClientActor
 from sylva_ray.execution.ray.session import cluster_gpus, live_nodes
 from sylva_ray.federation.client.worker import CohortResult
 from sylva_ray.federation.observer import Notice, Observer
-from sylva_ray.federation.pool import OnDone
+from sylva_ray.federation.pool import WHAT_WOULD_FIT, OnDone
 from sylva_ray.federation.tasks import CohortTask
 from sylva_ray.provisioning.placement import gpu_bundles
 
@@ -65,6 +66,7 @@ class _Slot:
     Attributes:
         actor: the handle.
         pending: what it is busy with, its start or the task ``job``; None: it is free.
+        windows: those that it was started with.
         node: id of its node; None: it has not started yet.
         process: its process id there; None: it has not started yet.
         job: number of its task; None: it has none.
@@ -75,6 +77,7 @@ class _Slot:
 
     actor: ActorHandle[Any]
     pending: ray.ObjectRef[Any] | None
+    windows: Windows
     node: str | None = None
     process: int | None = None
     job: int | None = None
@@ -96,11 +99,18 @@ class _Loss:
         reason: in words.
         with_node: whether a machine was lost, not only a process.
         is_hopeless: whether another actor would be lost in the same way.
+        by_memory: whether the memory was too small, so that smaller windows may help.
     """
 
     reason: str
     with_node: bool = False
     is_hopeless: bool = False
+    by_memory: bool = False
+
+    @classmethod
+    def from_cause(cls, cause: OutOfMemoryError | DeviceError) -> _Loss:
+        """Return the loss of an actor whose task did not fit, or whose GPU failed: its process is not used again."""
+        return cls(str(cause), by_memory=isinstance(cause, OutOfMemoryError))
 
     @classmethod
     def from_error(cls, slot: _Slot, error: RayError) -> _Loss:
@@ -109,7 +119,8 @@ class _Loss:
         with_node |= isinstance(error, RayActorError) and error.preempted
         with_node |= slot.node is not None and slot.node not in {node["NodeID"] for node in live_nodes()}
         is_hopeless = isinstance(error, RayActorError) and error.actor_init_failed
-        return cls(str(error).strip().splitlines()[-1], with_node, is_hopeless)
+        by_memory = isinstance(error, RayOutOfMemoryError) or "running low on memory" in str(error)
+        return cls(str(error).strip().splitlines()[-1], with_node, is_hopeless, by_memory)
 
 
 class _Batch:
@@ -242,6 +253,9 @@ class RayPool:
         try:
             answer = ray.get(pending)
         except RayTaskError as error:
+            if isinstance(error.cause, OutOfMemoryError | DeviceError):
+                self._replace(index, where, batch, _Loss.from_cause(error.cause))
+                return
             slot.pending = slot.job = None
             raise RunError(f"{where}: {type(error.cause).__name__}: {error.cause}") from error
         except RayError as error:  # the actor, its node or its result is lost
@@ -298,7 +312,9 @@ class RayPool:
         slot = self._slots[index]
         assert slot is not None
         self._stop_actor(index)
-        num_losses = self._count_loss(index, slot.job, loss.with_node, batch)
+        if loss.by_memory and slot.windows == self._arguments[0].training.windows:
+            self._halve_windows(where, loss)
+        num_losses = 0 if loss.by_memory else self._count_loss(index, slot.job, loss.with_node, batch)
         max_losses = MAX_NODE_LOSSES if loss.with_node else self._section.max_task_retries
         if num_losses > max_losses or loss.is_hopeless:
             raise RunError(f"{where}: the client actor was lost {num_losses} time(s), the last time: {loss.reason}")
@@ -306,6 +322,21 @@ class RayPool:
             batch.queue.appendleft(slot.job)
             self._observer.on_notice(Notice(f"a worker was lost during {where}; its clients run again elsewhere"))
         self._slots[index] = self._start(index)
+
+    def _halve_windows(self, where: str, loss: _Loss) -> None:
+        """Halve the windows of the actors that are started from now on.
+
+        Raises:
+            RunError: all windows hold a single image already.
+        """
+        config, fleet, backbone, imports = self._arguments
+        planned = config.training.windows
+        halved = Windows(**{name: max(1, size // 2) for name, size in planned.model_dump().items()})
+        if halved == planned:
+            raise RunError(f"{where}: {loss.reason}; {WHAT_WOULD_FIT}")
+        training = config.training.model_copy(update={"windows": halved})
+        self._arguments = config.model_copy(update={"training": training}), fleet, backbone, imports
+        self._observer.on_notice(Notice(f"{where} did not fit the memory; a new worker has windows half as large"))
 
     def _count_loss(self, index: int, job: int | None, with_node: bool, batch: _Batch) -> int:
         """Count the loss of an actor, for its task or else for its start, and return how often that happened."""
@@ -346,7 +377,7 @@ class RayPool:
             strategy = PlacementGroupSchedulingStrategy(self._groups[index % len(self._groups)])
         resources = {"num_cpus": section.cpus_per_actor, "num_gpus": section.gpus_per_actor}
         actor = RemoteClientActor.options(**resources, scheduling_strategy=strategy).remote(*self._arguments)
-        return _Slot(actor, actor.start.remote())
+        return _Slot(actor, actor.start.remote(), self._arguments[0].training.windows)
 
     def _stop_actor(self, index: int) -> None:
         slot = self._slots[index]

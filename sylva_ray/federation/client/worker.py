@@ -8,23 +8,25 @@ from __future__ import annotations
 
 import resource
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 
 import numpy as np
 
 from sylva_ray.attacks.byzantine import BYZANTINE_ATTACKS, flip_labels
 from sylva_ray.config.resolved import ResolvedConfig
+from sylva_ray.core.errors import DeviceError, OutOfMemoryError, reason_of
 from sylva_ray.core.gpu import device_title
 from sylva_ray.core.lazy import torch
 from sylva_ray.core.precision import torch_dtype
 from sylva_ray.core.timing import Stopwatch
 from sylva_ray.core.types import ClientData, ParameterStack, Split, StateStack
-from sylva_ray.core.windows import WindowLimits
+from sylva_ray.core.windows import WindowLimits, is_device_failure, is_out_of_memory
 from sylva_ray.data.fleet import FleetData
 from sylva_ray.federation.context import ClientContext
 from sylva_ray.federation.method import Method
 from sylva_ray.models.cohort import FunctionalStack, to_parameters
+from sylva_ray.models.device_memory import enforce_share, peak_gpu_bytes
 from sylva_ray.models.kernels import deterministic_kernels
 from sylva_ray.transport.byzantine import byzantine_clients
 
@@ -89,6 +91,9 @@ class CohortResult(Generic[OutcomeT]):
         seconds: ``{activity: wall seconds}`` inside the worker.
         peak_memory_bytes: the highest resident memory of the worker's process so far.
         gpu: the worker's GPU, its driver and CUDA; None on a CPU.
+        peak_gpu_memory_bytes: the most that its tensors used of its GPU so far; 0 on a CPU.
+        windows: images in one pass, by the names of `sylva_ray.config.experiment.Windows`; fewer than planned where the
+            memory was too small.
     """
 
     clients: tuple[int, ...]
@@ -96,6 +101,8 @@ class CohortResult(Generic[OutcomeT]):
     seconds: Mapping[str, float]
     peak_memory_bytes: int
     gpu: str | None = None
+    peak_gpu_memory_bytes: int = 0
+    windows: Mapping[str, int] = field(default_factory=dict)
 
 
 class Task(Protocol):
@@ -136,6 +143,7 @@ class CohortWorker:
         self.malicious = byzantine_clients(config)
         self.device = torch.device(config.training.device)
         self.gpu = device_title(self.device)
+        enforce_share(self.device, config.cluster)
         deterministic_kernels(self.device)
         model = build_model(algorithm, config, fleet.num_classes, backbone)
         model.backbone.to(self.device)
@@ -144,15 +152,36 @@ class CohortWorker:
         self.algorithm.bind_model(model, fleet.num_classes, split_weights(backbone)[1], self.device)
 
     def run(self, task: Task) -> CohortResult[Any]:
-        """Execute a task and measure its seconds and memory."""
+        """Execute a task and measure its seconds and memory.
+
+        Raises:
+            OutOfMemoryError: a pass does not fit the memory in windows of a single image, or something else does not.
+            DeviceError: the GPU has failed.
+        """
         self.stopwatch = Stopwatch()
         params = to_parameters(task.states, self.device, torch.float32)
         self.model.precision = (
             torch_dtype(self.config.training.precision) if task.uses_training_precision else torch.float32
         )
         self.model.windows.is_training = task.uses_training_precision
-        outcomes = task.execute(self, params)
-        return CohortResult(task.clients, tuple(outcomes), dict(self.stopwatch.seconds), peak_memory_bytes(), self.gpu)
+        try:
+            outcomes = task.execute(self, params)
+        except Exception as error:
+            reason = f"{type(error).__name__}: {reason_of(error)}"
+            if is_out_of_memory(error):
+                raise OutOfMemoryError(reason) from None  # not with the frames, which keep its tensors
+            if is_device_failure(error):
+                raise DeviceError(reason) from None
+            raise
+        return CohortResult(
+            task.clients,
+            tuple(outcomes),
+            dict(self.stopwatch.seconds),
+            peak_memory_bytes(),
+            self.gpu,
+            peak_gpu_bytes(self.device),
+            self.model.windows.fitting,
+        )
 
     # -- what tasks need --------------------------------------------------------------------------------------------
 

@@ -1,0 +1,47 @@
+"""What a process may use of its GPU: Ray counts shares and isolates nothing, so every process limits itself."""
+
+from __future__ import annotations
+
+import os
+
+from sylva_ray.config.experiment import ClusterSection
+from sylva_ray.core.lazy import torch
+
+GPU_PROCESS_BYTES = 600_000_000
+"""Of a GPU, what a process uses besides its tensors: the CUDA context and the libraries' workspaces."""
+
+
+def gpu_share(section: ClusterSection) -> float:
+    """Return the share of one GPU that a process has, in (0, 1]."""
+    if section.pool == "in_process" or section.gpus_per_actor == 0:
+        return 1.0
+    return min(1.0, section.gpus_per_actor)
+
+
+def use_expandable_segments() -> None:
+    """Let the allocator of GPU memory grow its segments, so that windows of many sizes do not fragment it.
+
+    It has an effect only before the first tensor on a GPU.
+    """
+    os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+
+
+def enforce_share(device: torch.device, section: ClusterSection) -> None:
+    """Limit the tensors of this process to its share of the GPU, or to ``cluster.memory_per_actor``.
+
+    What exceeds it is out of memory, as on a smaller card. On a CPU nothing is done.
+    """
+    if device.type != "cuda":
+        return
+    use_expandable_segments()
+    total = torch.cuda.get_device_properties(device).total_memory
+    allowed = gpu_share(section) * total
+    if section.memory_per_actor != "auto":
+        allowed = min(allowed, section.memory_per_actor)
+    fraction = max(0.01, (allowed - GPU_PROCESS_BYTES) / total)
+    torch.cuda.set_per_process_memory_fraction(fraction, device)
+
+
+def peak_gpu_bytes(device: torch.device) -> int:
+    """Return the most that tensors of this process used of its GPU so far; 0 on a CPU."""
+    return int(torch.cuda.max_memory_allocated(device)) if device.type == "cuda" else 0
