@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 import threading
 from contextlib import redirect_stdout
 from datetime import datetime
@@ -91,8 +93,6 @@ def test_evaluation_export_and_comparison(
     assert [path.name for path in sylva_ray.export(folder, tmp_path / "out", [2, 0])] == ["client_002", "client_000"]
     with pytest.raises(UserError, match="all or 0 to 2"):
         sylva_ray.export(folder, tmp_path / "out", [3])
-    with pytest.raises(sylva_ray.UserError, match="has no effect without --merged"):
-        sylva_ray.export(folder, tmp_path / "out", allow_changed=True)
     rows = sylva_ray.compare([folder], out=[tmp_path / "table.md"], show="nothing")
     assert {row.stage for row in rows} >= {"final"}
     assert (tmp_path / "table.md").exists()
@@ -154,3 +154,7 @@ def test_the_python_code_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.
     assert list(names["evaluation"].attacks) == ["pgd10-eps8"]
     assert [folder.name for folder in names["folders"]] == ["client_000"]
     assert (tmp_path / "runs" / "five.html").exists()
+    (loading,) = re.findall(r"^```python\n(import runpy\n.*?)^```", (ROOT / "README.md").read_text(), re.M | re.S)
+    given = "import sys, torch\nsys.modules['sylva_ray'] = None\nimages = torch.rand(2, 3, 32, 32)\n"
+    command = [sys.executable, "-c", given + loading + "print(*logits.shape)"]
+    assert subprocess.run(command, check=True, capture_output=True, text=True, cwd=tmp_path).stdout == "2 10\n"

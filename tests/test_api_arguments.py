@@ -27,17 +27,9 @@ CASES: dict[str, tuple[Callable[[], Any], str]] = {
         "must be a list: ['b']",
     ),
     "sources that are a text": (lambda: sylva_ray.compare("runs/a"), "sources = 'runs/a': must be a list: ['runs/a']"),
-    "an unknown show": (lambda: sylva_ray.run({}, show="loud"), "show = 'loud': must be one of tasks, progress, result"),  # type: ignore[arg-type]
-    "no images": (lambda: sylva_ray.evaluate("a", images=0), "images = 0: must be an integer of at least 1"),
-    "negative images": (lambda: sylva_ray.evaluate("a", images=-4), "images = -4: must be an integer of at least 1"),
-    "images that are true": (lambda: sylva_ray.evaluate("a", images=True), "images = True: must be an integer"),
-    "no config": (lambda: sylva_ray.load_config(None), "config = None: must be a YAML file, a run folder"),  # type: ignore[arg-type]
-    "a config at a URL": (lambda: sylva_ray.run("s3://a/b"), "config = 's3://a/b': is a URL, which only `resume`"),
-    "nothing to resume": (lambda: sylva_ray.resume("nowhere"), "'nowhere': holds no run to resume"),
-    "a key that is a number": (lambda: sylva_ray.load_config({1: 2}), "must be a name"),  # type: ignore[dict-item]
-    "a name with a space": (
-        lambda: sylva_ray.load_config({"name": "a b"}),
-        "name = 'a b': must consist of letters, digits, '.', '_' and '-'",
+    "an unknown show": (
+        lambda: sylva_ray.run({}, show="loud"),  # type: ignore[arg-type]
+        "show = 'loud': must be one of tasks, progress, result",
     ),
     "settings of a method that conflict": (
         lambda: sylva_ray.run({"algorithm": {"name": "hetlora_at", "factors": "b"}}),

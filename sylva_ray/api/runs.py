@@ -343,36 +343,49 @@ def export(
     clients: Sequence[int] | None = None,
     *,
     merged: bool = False,
+    onnx: bool = False,
     allow_changed: bool = False,
 ) -> list[Path]:
-    """Write clients as PEFT adapters; load them with ``PeftModel.from_pretrained`` on the timm model.
+    """Write clients for other programs: PEFT adapters, or whole models, with model cards and a script to load them.
+
+    ``to/load.py`` loads any of them with timm and PEFT alone. A method that trains whole models has
+    ``model.safetensors`` in place of an adapter.
 
     Args:
         run: the run folder, a path or a URL.
         to: the folder that gets ``client_000/``, ``client_001/``, ...
         clients: which clients; None: all.
         merged: whether to write the whole model with the adapter merged in, too.
-        allow_changed: with ``merged``, whether the backbone's weights may differ from those of the run; a ``README.md``
-            beside the model then says so.
+        onnx: whether to write the whole model as ONNX, too, with resizing and normalisation inside.
+        allow_changed: whether the backbone's weights may differ from those of the run; the model cards then say so.
 
     Returns:
         One folder per client.
 
     Raises:
-        UserError: no such run or client, the run trained full models, which have no adapters, or ``allow_changed``
-            would have no effect.
+        UserError: no such run or client, other weights of the backbone than the run had, or packages for ONNX are
+            missing.
     """
-    if allow_changed and not merged:
-        raise UserError("--allow-changed", run, "has no effect without --merged: adapters do not contain the backbone")
     loaded = load_run(run)
     everyone = range(len(loaded.states))
     check_clients(clients, len(everyone))
-    changed = _changed_backbone(run, loaded, allow_changed) if merged else ()
+    changed = _changed_backbone(run, loaded, allow_changed)
     chosen = everyone if clients is None else clients
+    folder = output_path("--to", to, "folder")
 
-    from sylva_ray.models.export import export_clients  # PyTorch: after what needs no model
+    from sylva_ray.models.export import ExportOptions, export_clients  # PyTorch: after what needs no model
+    from sylva_ray.reports.model_card import model_card
+    from sylva_ray.storage.atomic import write_atomically
 
-    return export_clients(loaded.config, loaded.states, chosen, output_path("--to", to, "folder"), merged, changed)
+    summary = loaded.summary
+    names = None if summary is None else summary.class_names
+    folders = export_clients(loaded.config, loaded.states, chosen, folder, names, ExportOptions(merged, onnx))
+    has_adapters = any(name.endswith(".lora_A") for name in loaded.states[0])
+    if summary is not None:
+        for client, target in zip(chosen, folders, strict=True):
+            card = model_card(loaded.config, summary, client, has_adapters, changed)
+            write_atomically(target / "README.md", card)
+    return folders
 
 
 def _changed_backbone(run: str | Path, loaded: LoadedRun, allow_changed: bool) -> Sequence[str]:

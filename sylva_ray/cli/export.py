@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -11,14 +11,18 @@ from sylva_ray.cli.arguments import AllowChanged, RunFolder
 
 def export(
     run: RunFolder,
-    to: Annotated[str, typer.Option(metavar="FOLDER", help="Output folder; adapters are in FOLDER/client_000, ...")],
+    to: Annotated[str, typer.Option(metavar="FOLDER", help="Output folder; clients are in FOLDER/client_000, ...")],
     client: Annotated[str, typer.Option(metavar="NUMBER", help="Number of a client, from 0, or all.")] = "all",
     merged: Annotated[bool, typer.Option("--merged", help="Also write the whole model with merged adapter.")] = False,
+    form: Annotated[
+        Literal["peft", "onnx"],
+        typer.Option("--format", help="onnx: also the whole model for ONNX Runtime, which takes pixels in [0, 1]."),
+    ] = "peft",
     allow_changed: AllowChanged = False,
 ) -> None:
-    """Export the clients of a run as PEFT adapters.
+    """Export the clients of a run as PEFT adapters (whole models, where the method trains these).
 
-    Load an adapter with PeftModel.from_pretrained on the timm model.
+    FOLDER/load.py loads them with timm and PEFT alone. Every client has a model card, README.md.
     """
     from sylva_ray import api
     from sylva_ray.core.errors import UserError
@@ -26,5 +30,5 @@ def export(
     if client != "all" and not client.isdigit():
         raise UserError("--client", client, "must be all or the number of a client, from 0")
     clients = None if client == "all" else [int(client)]
-    for folder in api.export(run, to, clients, merged=merged, allow_changed=allow_changed):
+    for folder in api.export(run, to, clients, merged=merged, onnx=form == "onnx", allow_changed=allow_changed):
         typer.echo(folder)

@@ -91,7 +91,9 @@ def _run(prepared: Prepared, folder: RunFolder, pool: ClientPool, observer: Obse
         num_run = Rounds(server, stages).run()
         observer.on_stage(StageStarted(len(stages), len(stages), "writing the report"))
         if isinstance(model, LoraStack):
-            export_clients(config, server.states, range(fleet.num_clients), folder.adapters)
+            everyone, names = range(fleet.num_clients), fleet.dataset.class_names
+            weights = split_weights(prepared.backbone)[0]
+            export_clients(config, server.states, everyone, folder.adapters, names, weights=weights)
         written = None if num_run else _written_summary(folder)
         if written is None:
             traffic = declared_traffic(config, algorithm, initial, full_model)

@@ -40,9 +40,11 @@ class Backbone(nn.Module):
 
     Args:
         model: a timm model; its patch embedding is replaced by a matrix product (`project_patches`).
+        arguments: with which ``timm.create_model`` built it, without those of its weights and its head.
 
     Attributes:
         model: the timm model.
+        arguments: as above; an export tells its reader to build the same model.
         image_size: side in pixels of what the model sees.
         input_dtype: what the model takes; None: what normalisation gives. Pixels are normalised before they are
             rounded.
@@ -51,10 +53,10 @@ class Backbone(nn.Module):
     mean: torch.Tensor
     std: torch.Tensor
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, arguments: Mapping[str, Any] | None = None) -> None:
         super().__init__()
         project_patches(model)
-        self.model = model
+        self.model, self.arguments = model, dict(arguments or {})
         self.input_dtype: torch.dtype | None = None
         data = resolve_model_data_config(model)  # type: ignore[no-untyped-call]
         self.image_size = int(data["input_size"][-1])
@@ -130,9 +132,9 @@ def create_backbone(
     """
     if weights is None:
         check_available(section)
-    model = _architecture(section, num_classes, pretrained=section.pretrained and weights is None)
+    model, arguments = _architecture(section, num_classes, pretrained=section.pretrained and weights is None)
     _check_patches(section, model)
-    backbone = Backbone(model)
+    backbone = Backbone(model, arguments)
     if not isinstance(backbone.classifier, nn.Linear):
         raise UserError("backbone.name", section.name, "needs a model whose classifier is one linear layer")
     if weights is not None:
@@ -188,7 +190,8 @@ def head_companions(backbone: Backbone) -> dict[str, np.ndarray]:
     return {key: value for key, value in arrays.items() if key.rpartition(".")[0] in names}
 
 
-def _architecture(section: BackboneSection, num_classes: int, pretrained: bool) -> nn.Module:
+def _architecture(section: BackboneSection, num_classes: int, pretrained: bool) -> tuple[nn.Module, dict[str, Any]]:
+    """Return a timm model and the arguments that it was built with."""
     arguments: dict[str, Any]
     own = {name: shipped.architecture for name, shipped in SHIPPED.items()} | dict(RETIRED)
     if section.name in own:
@@ -209,10 +212,10 @@ def _architecture(section: BackboneSection, num_classes: int, pretrained: bool) 
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(INITIAL_SEED)
             try:
-                return timm.create_model(**arguments, num_classes=num_classes, pretrained=pretrained)
+                return timm.create_model(**arguments, num_classes=num_classes, pretrained=pretrained), arguments
             except TypeError:  # a convolutional network has no image size; `Backbone` resizes for it
                 arguments.pop("img_size", None)
-                return timm.create_model(**arguments, num_classes=num_classes, pretrained=pretrained)
+                return timm.create_model(**arguments, num_classes=num_classes, pretrained=pretrained), arguments
     except Exception as error:
         reason = reason_of(error)
         if pretrained:
@@ -227,7 +230,8 @@ def _architecture(section: BackboneSection, num_classes: int, pretrained: bool) 
 
 def _side_of_patches(section: BackboneSection) -> int | None:
     """Return how many pixels of the model's usual image a token covers per side, behind a stem too; None: unknown."""
-    embedding = getattr(_architecture(section.model_copy(update={"image_size": None}), 1, False), "patch_embed", None)
+    model, _ = _architecture(section.model_copy(update={"image_size": None}), 1, False)
+    embedding = getattr(model, "patch_embed", None)
     sizes = [getattr(embedding, name, None) for name in ("img_size", "grid_size")]
     return sizes[0][0] // sizes[1][0] if all(isinstance(size, tuple) for size in sizes) else None  # type: ignore[index]
 

@@ -22,7 +22,7 @@ from sylva_ray.execution.in_process import InProcessPool
 from sylva_ray.federation.client.training import TrainTask
 from sylva_ray.federation.client.worker import CohortWorker
 from sylva_ray.federation.observer import Observer
-from sylva_ray.models.export import export_clients
+from sylva_ray.models.export import ExportOptions, export_clients
 from sylva_ray.models.lora import LoraStack
 from sylva_ray.models.peft_format import load_adapter
 from sylva_ray.preparation.experiment import Prepared, create_worker, prepare
@@ -191,7 +191,7 @@ def test_merged_weights_predict_like_the_adapter(finished: tuple[Path, Any], tmp
     from sylva_ray.models.backbone import create_backbone
 
     config, states = RunFolder(finished[0]).load_config(), RunFolder(finished[0]).load_states()
-    (folder,) = export_clients(config, states, [0], tmp_path, merged=True)
+    (folder,) = export_clients(config, states, [0], tmp_path, options=ExportOptions(merged=True))
     adapted, merged = create_backbone(config.backbone, 10), create_backbone(config.backbone, 10)
     merged.model.load_state_dict(load_file(folder / "model.safetensors"))
     x = torch.rand(4, 3, 32, 32)

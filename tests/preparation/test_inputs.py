@@ -172,12 +172,12 @@ def test_a_replaced_backbone_is_refused_by_export_evaluate_and_resume(home: Path
     assert said in refused("export", run, "--to", to, "--merged")
     assert not Path(to).exists()
     assert said in refused("evaluate", run)
-    assert call("export", run, "--to", to)[0] == 0, "adapters do not contain the backbone"
+    assert said in refused("export", run, "--to", to), "an export holds the backbone"
     code, _, errors = call("export", run, "--to", to, "--merged", "--allow-changed", "--client", "0")
     assert code == 0
     assert said in errors
     assert "other weights than the run had: the weights of the backbone" in Path(to, "client_000/README.md").read_text()
-    assert not (right / "README.md").exists()
+    assert "other weights than the run had" not in (right / "README.md").read_text()
     interrupt(RunFolder(run))
     assert said in refused("run", run, "--resume")
 

@@ -1,0 +1,122 @@
+"""The script that loads exported clients without this package."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from jinja2 import Environment, StrictUndefined
+from safetensors.numpy import save
+
+from sylva_ray.models.backbone import Backbone, backbone_arrays
+
+SCRIPT, BASE = "load.py", "base.safetensors"
+"""Names of the script, and of the weights of the backbone where they cannot be had by its name."""
+
+TEMPLATE = '''"""Load clients of this export with timm{{ " and PEFT" if adapters else "" }}; sylva_ray is not needed.
+
+    python load.py client_000 IMAGE ...          # prints the class of every image
+
+In Python: ``model = load("client_000")``, then ``model(preprocess(images))`` are the logits.
+"""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import timm
+import torch
+{% if adapters %}
+from peft import PeftModel
+{% endif %}
+from PIL import Image
+from safetensors.torch import load_file
+
+HERE = Path(__file__).resolve().parent
+CLASSES = {{ classes }}
+IMAGE_SIZE = {{ image_size }}
+MEAN = torch.tensor({{ mean }}).view(1, 3, 1, 1)
+STD = torch.tensor({{ std }}).view(1, 3, 1, 1)
+
+
+def preprocess(images):
+    """Return what the model takes: images [N, 3, H, W] in [0, 1], resized and normalised."""
+    if images.shape[-2:] != (IMAGE_SIZE, IMAGE_SIZE):
+        images = torch.nn.functional.interpolate(images, size=(IMAGE_SIZE, IMAGE_SIZE), mode="bilinear")
+    return (images - MEAN) / STD
+
+
+def load(client):
+    """Return the model of a client, e.g. client_000, in evaluation mode: its whole weights if they are there."""
+    arguments = {{ arguments }}
+    if (HERE / client / "model.safetensors").exists():
+        model = timm.create_model(**arguments, num_classes=len(CLASSES))
+        model.load_state_dict(load_file(HERE / client / "model.safetensors"))
+        return model.eval()
+{% if not adapters %}
+    raise FileNotFoundError(HERE / client / "model.safetensors")
+{% elif has_base %}
+    model = timm.create_model(**arguments, num_classes=len(CLASSES))
+    base = {name: value.float() for name, value in load_file(HERE / "{{ base }}").items()}
+    missing, unexpected = model.load_state_dict(base, strict=False)
+    assert not unexpected and all(name.startswith("{{ head }}.") for name in missing), missing
+    return PeftModel.from_pretrained(model, str(HERE / client)).eval()
+{% else %}
+    model = timm.create_model(**arguments, num_classes=len(CLASSES), pretrained=True)
+    return PeftModel.from_pretrained(model, str(HERE / client)).eval()
+{% endif %}
+
+
+if __name__ == "__main__":
+    model = load(sys.argv[1])
+    for path in sys.argv[2:]:
+        pixels = np.asarray(Image.open(path).convert("RGB"), dtype=np.float32) / 255
+        with torch.no_grad():
+            logits = model(preprocess(torch.from_numpy(pixels).permute(2, 0, 1)[None]))
+        print(path, CLASSES[int(logits.argmax())])
+'''
+
+
+def load_script(backbone: Backbone, classes: Sequence[str], adapters: bool, has_base: bool) -> str:
+    """Return the text of `SCRIPT`.
+
+    Args:
+        backbone: of the clients.
+        classes: names of the classes, in the order of the logits.
+        adapters: whether clients are adapters; otherwise they are whole models.
+        has_base: whether `BASE` lies beside the script; otherwise timm gets the weights by name.
+    """
+    arguments = {name: value for name, value in backbone.arguments.items() if name != "pretrained_cfg_overlay"}
+    environment = Environment(undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True)
+    return environment.from_string(TEMPLATE).render(
+        adapters=adapters,
+        has_base=has_base,
+        base=BASE,
+        head=backbone.head_name,
+        classes=repr(list(classes)),
+        image_size=backbone.image_size,
+        mean=_numbers(backbone.mean),
+        std=_numbers(backbone.std),
+        arguments=repr(arguments),
+    )
+
+
+def _numbers(values: torch.Tensor) -> list[float]:
+    return [round(value, 6) for value in values.flatten().tolist()]
+
+
+def base_file(backbone: Backbone) -> bytes:
+    """Return the backbone's weights without its head as a safetensors file, in half precision if that loses nothing."""
+    arrays = {
+        name: value
+        for name, value in sorted(backbone_arrays(backbone).items())
+        if not name.startswith(f"{backbone.head_name}.")
+    }
+    floats = {name: value for name, value in arrays.items() if value.dtype == np.float32}
+    with np.errstate(over="ignore"):
+        halves = {name: value.astype(np.float16) for name, value in floats.items()}
+    if all(np.array_equal(halves[name].astype(np.float32), value) for name, value in floats.items()):
+        arrays |= halves
+    data: bytes = save({name: np.ascontiguousarray(value) for name, value in arrays.items()})
+    return data
