@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from jinja2 import Environment, StrictUndefined
 from safetensors.numpy import save
 
 from sylva_ray.models.backbone import Backbone, backbone_arrays
@@ -87,6 +86,8 @@ def load_script(backbone: Backbone, classes: Sequence[str], adapters: bool, has_
         adapters: whether clients are adapters; otherwise they are whole models.
         has_base: whether `BASE` lies beside the script; otherwise timm gets the weights by name.
     """
+    from jinja2 import Environment, StrictUndefined  # the start of a run need not wait for it
+
     arguments = {name: value for name, value in backbone.arguments.items() if name != "pretrained_cfg_overlay"}
     environment = Environment(undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True)
     return environment.from_string(TEMPLATE).render(
