@@ -18,7 +18,7 @@ endef
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-fast test-slow test-gpu witness check format docs fuzz chaos bench gpu-proof \
-	gpu-proof-reduced ledger ledger-smoke dist clean
+	gpu-proof-reduced sizing ledger ledger-smoke dist clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -94,6 +94,9 @@ ledger-smoke: $(READY) ## run every method of the ledger once, tiny (under 10 mi
 ledger: $(READY) ## fill benchmarks/methods/results with what is missing (many hours on 2 cores) and write its table
 	$(BIN)/python benchmarks/methods/run.py
 	$(BIN)/python benchmarks/methods/table.py
+
+sizing: $(READY) ## write the tables of docs/sizing.md from the code that foretells runs
+	$(BIN)/python scripts/sizing_docs.py
 
 dist: $(READY) ## the wheel and its constraints in dist/, which cluster.yaml carries to its nodes
 	rm -rf dist

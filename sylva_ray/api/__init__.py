@@ -29,7 +29,7 @@ from sylva_ray.api.runs import (
     run,
     sweep,
 )
-from sylva_ray.api.tools import check_cluster, check_gpus, pretrain, traffic
+from sylva_ray.api.tools import check_cluster, check_gpus, dry_run, pretrain, traffic
 from sylva_ray.core.errors import Interrupted, RunError, Stopped, UserError
 
 __all__ = [
@@ -42,6 +42,7 @@ __all__ = [
     "check_cluster",
     "check_gpus",
     "compare",
+    "dry_run",
     "evaluate",
     "export",
     "is_run_folder",

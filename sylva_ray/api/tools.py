@@ -144,6 +144,35 @@ def traffic(  # noqa: PLR0913  # a keyword for each option of the command
     return rows
 
 
+def dry_run(config: Config, overrides: Sequence[str] = (), *, imports: Sequence[str | Path] = ()) -> list[str]:
+    """Foretell what a run asks for: its resolved settings, what travels, memory and time. Nothing is written.
+
+    Images and pre-trained weights are not needed: bytes and operations are those of a model with random weights.
+
+    Args:
+        config: an experiment, see `Config`.
+        overrides: ``KEY=VALUE`` of the experiment.
+        imports: directories of your own methods' code; what a configuration names is imported from no other.
+
+    Returns:
+        Lines of text: the settings in YAML, then the forecast.
+
+    Raises:
+        UserError: the run would be refused, or its actors do not fit this machine.
+    """
+    from sylva_ray.provisioning.forecast import forecast
+    from sylva_ray.provisioning.forecast_lines import planned_config, run_lines
+    from sylva_ray.provisioning.placement import check_resources, this_machine
+
+    experiment = load_config(config, overrides)
+    if experiment.cluster.address is None and experiment.cluster.pool == "ray":
+        check_resources(experiment.cluster, [this_machine()])
+    with importing_from(imports):
+        found = forecast(experiment)
+        lines = run_lines(found)
+    return [*planned_config(found).to_yaml().splitlines(), "", *lines]
+
+
 def check_gpus() -> list[str]:
     """Check that every GPU of this machine can be used: first the driver, then one tensor on each.
 
@@ -185,12 +214,19 @@ def check_cluster(
 
     from sylva_ray.execution.ray.launcher import RayLauncher
     from sylva_ray.provisioning.demand import demand_lines, estimate_demand, file_lines
+    from sylva_ray.provisioning.forecast_lines import cluster_lines, wrapped
     from sylva_ray.provisioning.launcher_file import load_launcher_file
 
     launcher = RayLauncher()
     loaded = load_launcher_file(local_path("file", file), launcher)
     lines = file_lines(loaded)
     if config is not None:
+        from sylva_ray.provisioning.fit import check_fit
+        from sylva_ray.provisioning.forecast import forecast_of
+
         with importing_from(imports):
-            lines += demand_lines(estimate_demand(load_config(config, overrides), loaded, launcher), loaded)
-    return lines
+            demand = estimate_demand(load_config(config, overrides), loaded, launcher)
+            found = forecast_of(demand.sketch)
+        check_fit(demand, found, loaded)
+        lines += [*demand_lines(demand, loaded), *cluster_lines(demand, found, loaded)]
+    return wrapped(lines)

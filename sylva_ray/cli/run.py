@@ -19,6 +19,9 @@ def run(
         typer.Option(metavar="FOLDER", help="Run folder or URL, e.g. s3://bucket/run (default: runs/NAME-TIME)."),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue a run from its newest checkpoint.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print settings, bytes, memory and time; start and write nothing.")
+    ] = False,
     allow_changed: AllowChanged = False,
     imports: Imports = None,
     quiet: Quiet = False,
@@ -31,6 +34,11 @@ def run(
 
     imports, show = imports or [], show_of(quiet, verbose)
     is_run = api.is_run_folder(config)
+    if dry_run:
+        if resume or out is not None:
+            raise UserError("--dry-run", config, "starts and writes nothing: leave out --resume and --out")
+        typer.echo("\n".join(api.dry_run(config, overrides or [], imports=imports)))
+        return
     if allow_changed and not resume:
         raise UserError("--allow-changed", config, "has no effect on a new run: use it with --resume")
     if not resume:

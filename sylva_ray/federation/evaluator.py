@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
+from sylva_ray.config.experiment import EvaluationSection
 from sylva_ray.core.records import ClientAccuracies
 from sylva_ray.core.types import AttackSpec, stack_digest
 from sylva_ray.federation.client.measuring import EvaluateOutcome, EvaluateTask
@@ -30,6 +32,19 @@ class _Measurement:
     predictions: Mapping[int, Mapping[str, np.ndarray]]
 
 
+def evaluation_scope(
+    section: EvaluationSection, stages: Sequence[Stage], index: int
+) -> Literal["in full", "in part"] | None:
+    """Return what is evaluated after the stage at position ``index``: all attacks and images, some, or nothing."""
+    stage = stages[index]
+    following = stages[index + 1] if index + 1 < len(stages) else None
+    if stage.evaluated == "never":
+        return None
+    if following is None or following.phase > max(stage.phase, 1) or stage.evaluated == "in full":
+        return "in full"
+    return "in part" if section.every and index % section.every == 0 else None
+
+
 class Evaluator:
     """Evaluates the clients of a `Server` after a stage.
 
@@ -51,18 +66,15 @@ class Evaluator:
         Returns:
             ``{condition: accuracies}``, or None where no evaluation is due.
         """
-        section, stage = self.server.config.evaluation, self.stages[index]
-        following = self.stages[index + 1] if index + 1 < len(self.stages) else None
-        ends_phase = following is None or following.phase > max(stage.phase, 1)
-        in_full = ends_phase or stage.evaluated == "in full"
-        if stage.evaluated == "never" or not (in_full or (section.every and index % section.every == 0)):
+        server, section = self.server, self.server.config.evaluation
+        scope = evaluation_scope(section, self.stages, index)
+        if scope is None:
             return None
-        server = self.server
-        attacks = section.specs if in_full else section.specs[:1]
-        limit = None if in_full else section.max_samples
+        attacks = section.specs if scope == "in full" else section.specs[:1]
+        limit = None if scope == "in full" else section.max_samples
         predictions = self._predictions(index, attacks, limit)
         accuracies = self._accuracies(predictions, limit)
-        if following is None:
+        if index + 1 == len(self.stages):
             write_predictions(server.folder, predictions, [self._labels(client, limit) for client in server.everyone])
             if section.checks:
                 unbounded = self._predictions(index, (UNBOUNDED,), S4_IMAGES)

@@ -5,18 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sylva_ray.algorithms.registry import create_algorithm
 from sylva_ray.config.experiment import ExperimentConfig
 from sylva_ray.config.resolved import ResolvedConfig
 from sylva_ray.core.types import ClientState, state_bytes
-from sylva_ray.data.datasets import measure_dataset
-from sylva_ray.federation.client.worker import AUXILIARY, cohort_model
 from sylva_ray.federation.contract import Algorithm
 from sylva_ray.federation.summary import DeclaredTraffic
-from sylva_ray.models.availability import check_available
-from sylva_ray.models.cohort import full_model_bytes
-from sylva_ray.preparation.experiment import check_byzantine, initial_states
-from sylva_ray.preparation.resolve import resolve_config
+from sylva_ray.preparation.sketch import Sketch, sketch_experiment
 from sylva_ray.transport.postprocessor import Direction
 
 
@@ -52,28 +46,19 @@ def estimate_traffic(config: ExperimentConfig) -> TrafficEstimate:
     Raises:
         UserError: the configuration cannot run.
     """
-    algorithm = create_algorithm(config.algorithm)
-    check_byzantine(config, algorithm)
-    check_available(config.backbone)
-    resolved = resolve_config(config)
+    return traffic_of(sketch_experiment(config))
 
-    from sylva_ray.models.backbone import backbone_arrays, create_backbone  # timm: after what needs no model
 
-    section = config.backbone.model_copy(update={"pretrained": False})
-    size = measure_dataset(config.dataset, create_backbone(section, num_classes=2).image_size)
-    backbone = create_backbone(section, size.num_classes)
-    arrays = backbone_arrays(backbone)
-    arrays |= {AUXILIARY + n: value for n, value in algorithm.auxiliary_weights(size.num_classes).items()}
-    full_model = full_model_bytes(backbone)  # before it becomes a part of the clients' model
-    model = cohort_model(algorithm, resolved, backbone)
-    states = initial_states(algorithm, model, config, size.num_classes, arrays)
-    traffic = declared_traffic(config, algorithm, states, full_model)
+def traffic_of(sketch: Sketch) -> TrafficEstimate:
+    """Return the traffic of a run whose model has been built."""
+    config, size = sketch.config, sketch.size
+    traffic = declared_traffic(config, sketch.algorithm, sketch.states, sketch.full_model_bytes)
     indices = 8 * (size.num_train + config.partition.num_clients * config.partition.test_samples)
     return TrafficEstimate(
-        resolved,
+        config,
         data_bytes=size.num_bytes + indices,
-        backbone_bytes=sum(array.nbytes for array in arrays.values()),
-        state_bytes=max(map(state_bytes, states)),
+        backbone_bytes=sketch.backbone_bytes,
+        state_bytes=max(map(state_bytes, sketch.states)),
         upload_bytes=traffic.upload,
         download_bytes=traffic.download,
     )

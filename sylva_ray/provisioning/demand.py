@@ -13,7 +13,8 @@ from dataclasses import dataclass
 
 from sylva_ray.config.experiment import ClusterSection, ExperimentConfig
 from sylva_ray.config.resolved import ResolvedConfig
-from sylva_ray.preparation.traffic import TrafficEstimate, estimate_traffic
+from sylva_ray.preparation.sketch import Sketch, sketch_experiment
+from sylva_ray.preparation.traffic import TrafficEstimate, traffic_of
 from sylva_ray.provisioning.launcher_file import ClusterLauncher, LauncherFile, Resources
 from sylva_ray.provisioning.placement import (
     actors_that_fit,
@@ -30,6 +31,7 @@ class Demand:
 
     Attributes:
         config: the experiment.
+        sketch: its model and states.
         traffic: bytes of what is sent.
         num_cohorts: tasks of a round that can run side by side.
         num_actors: client processes.
@@ -40,6 +42,7 @@ class Demand:
     """
 
     config: ResolvedConfig
+    sketch: Sketch
     traffic: TrafficEstimate
     num_cohorts: int
     num_actors: int
@@ -87,7 +90,8 @@ def estimate_demand(config: ExperimentConfig, file: LauncherFile, launcher: Clus
     section = config.cluster.model_copy(update={"address": config.cluster.address or "auto"})
     nodes = largest_cluster(section, file)
     check_resources(section, nodes)
-    traffic = estimate_traffic(config.model_copy(update={"cluster": section}))
+    sketch = sketch_experiment(config.model_copy(update={"cluster": section}))
+    traffic = traffic_of(sketch)
     resolved = traffic.config
     size, num_clients = resolved.training.cohort_size, resolved.partition.num_clients
     num_cohorts = -(-(resolved.training.clients_per_round or num_clients) // size)
@@ -96,11 +100,11 @@ def estimate_demand(config: ExperimentConfig, file: LauncherFile, launcher: Clus
     bundles = bundles or [{"CPU": section.cpus_per_actor}] * num_actors
     added, waiting = launcher.nodes_for(file, bundles)
     hosts = [kind.resources for kind in file.workers if kind.name in added]
-    actors_per_node = max((_max_actors(section, bundles, node) for node in hosts), default=0)
-    return Demand(resolved, traffic, num_cohorts, num_actors, tuple(bundles), added, waiting, actors_per_node)
+    actors_per_node = max((max_actors(section, bundles, node) for node in hosts), default=0)
+    return Demand(resolved, sketch, traffic, num_cohorts, num_actors, tuple(bundles), added, waiting, actors_per_node)
 
 
-def _max_actors(section: ClusterSection, bundles: Sequence[Resources], node: Resources) -> int:
+def max_actors(section: ClusterSection, bundles: Sequence[Resources], node: Resources) -> int:
     """Return how many actors a node can hold: its GPUs limit the bundles, its CPUs the actors in them."""
     actors = sorted((round(bundle["CPU"] / section.cpus_per_actor) for bundle in bundles), reverse=True)
     if section.gpus_per_actor > 0:

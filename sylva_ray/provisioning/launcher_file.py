@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -18,6 +18,7 @@ from sylva_ray.config.schema import build, leaves, read_yaml
 from sylva_ray.core.errors import UserError
 from sylva_ray.core.locations import local_path
 from sylva_ray.provisioning.aws import NODE_CONFIG, aws_warnings, check_aws
+from sylva_ray.provisioning.cards import MACHINES, Machine
 from sylva_ray.provisioning.kuberay import manifest_warnings, pod_groups, read_manifests
 from sylva_ray.provisioning.launcher_config import PROVIDER_KEYS, LauncherConfig, check_keys
 
@@ -41,11 +42,24 @@ _LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 
 @dataclass(frozen=True)
 class NodeType:
-    """A kind of node. At most ``max_workers`` of it run beside the head; the head's own number is 0."""
+    """A kind of node. At most ``max_workers`` of it run beside the head; the head's own number is 0.
+
+    Attributes:
+        name: of the node type.
+        resources: of one node.
+        max_workers: see above.
+        instance: the cloud's name of the machine, e.g. ``g6.xlarge``; None: not known.
+    """
 
     name: str
     resources: Resources
     max_workers: int
+    instance: str | None = field(default=None, compare=False)
+
+    @property
+    def machine(self) -> Machine | None:
+        """What is known of its instance type; None: nothing."""
+        return MACHINES.get(self.instance or "")
 
 
 @dataclass(frozen=True)
@@ -60,6 +74,7 @@ class LauncherFile:
         max_workers: nodes beside the head, of all types together.
         warnings: what Ray accepts but a reader should change, one sentence each.
         blanks: dotted keys that still hold `FILL_IN`.
+        object_store: bytes of every node's object store; None: not known.
     """
 
     path: Path
@@ -69,6 +84,7 @@ class LauncherFile:
     max_workers: int
     warnings: tuple[str, ...] = ()
     blanks: tuple[str, ...] = ()
+    object_store: int | None = None
 
     @property
     def node_types(self) -> tuple[NodeType, ...]:
@@ -185,12 +201,19 @@ def _from_config(
     path: Path, config: LauncherConfig, warnings: tuple[str, ...] = (), blanks: tuple[str, ...] = ()
 ) -> LauncherFile:
     kinds = {
-        name: NodeType(name, kind.resources, config.max_workers if kind.max_workers is None else kind.max_workers)
+        name: NodeType(
+            name,
+            kind.resources,
+            config.max_workers if kind.max_workers is None else kind.max_workers,
+            str(kind.node_config.get("InstanceType")),
+        )
         for name, kind in config.available_node_types.items()
     }
     head = kinds.pop(config.head_node_type)
     workers = tuple(kinds.values())
-    return LauncherFile(path, config.provider_type, head, workers, config.max_workers, warnings, blanks)
+    store = re.search(r"OBJECT_STORE_BYTES=(\d{1,15})\b", str(config.model_extra))
+    size = int(store[1]) if store else None
+    return LauncherFile(path, config.provider_type, head, workers, config.max_workers, warnings, blanks, size)
 
 
 def _from_manifests(path: Path, documents: Sequence[Mapping[str, object]]) -> LauncherFile:

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 
 from sylva_ray.config.experiment import ClusterSection
 from sylva_ray.core.errors import UserError
+from sylva_ray.core.lazy import torch
 from sylva_ray.provisioning.launcher_file import LauncherFile, Resources
 
 ROUNDING = 1e-9
 """Slack for fractions: 1 CPU holds ten actors of 0.1 each, although 1 / 0.1 may be rounded down."""
+
+
+def this_machine() -> Resources:
+    """Return the CPUs and GPUs of this machine."""
+    return {"CPU": float(os.cpu_count() or 1), "GPU": float(torch.cuda.device_count())}
 
 
 def largest_cluster(section: ClusterSection, file: LauncherFile) -> list[Resources]:

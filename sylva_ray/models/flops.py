@@ -1,0 +1,50 @@
+"""The floating-point operations of a forward pass: counted by torch, and by a formula for vision transformers."""
+
+from __future__ import annotations
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from sylva_ray.config.experiment import AttentionKernels
+from sylva_ray.core.types import ClientState, stack_states
+from sylva_ray.models.cohort import CohortModel, repeat_owner, to_parameters
+
+
+def count_flops(model: CohortModel, state: ClientState, image_size: int) -> int:
+    """Return the FLOPs of the products of one image's forward pass: two per multiplication and addition.
+
+    The attention is counted as two matrix products, which is what a fused kernel computes, too.
+
+    Args:
+        model: on the CPU; its kernels and precision are those that it had before.
+        state: of a client.
+        image_size: side of the data set's images in pixels.
+    """
+    params = to_parameters(stack_states([state]), "cpu", torch.float32)
+    kernels, precision = model.kernels, model.precision
+    model.kernels, model.precision = AttentionKernels(float32="plain", bfloat16="plain"), torch.float32
+    try:
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            model.forward(params, torch.zeros(1, 3, image_size, image_size), repeat_owner([1]))
+    finally:
+        model.kernels, model.precision = kernels, precision
+    return int(counter.get_total_flops())
+
+
+def vit_flops(depth: int, width: int, num_patches: int, patch: int, mlp_ratio: float = 4.0, prefix: int = 1) -> int:
+    """Return the FLOPs of a vision transformer's forward pass of one image, without head and adapters.
+
+    Per block and token 8 d^2 for the four projections of attention, 4 T d for its two products, and 4 d times the
+    hidden width for the two layers of the MLP (Dosovitskiy et al. 2021).
+
+    Args:
+        depth: number of blocks.
+        width: d.
+        num_patches: of an image.
+        patch: their side in pixels.
+        mlp_ratio: hidden width of the MLP, relative to d.
+        prefix: tokens besides those of patches.
+    """
+    tokens = num_patches + prefix
+    block = tokens * (8 * width**2 + 4 * tokens * width + 4 * mlp_ratio * width**2)
+    return int(depth * block) + 2 * num_patches * width * 3 * patch**2

@@ -1,0 +1,36 @@
+"""FLOPs as torch counts them are those of the formula, with the adapters and the head on top."""
+
+from __future__ import annotations
+
+import pytest
+
+from sylva_ray.config.experiment import AttentionKernels, BackboneSection, LoraSection
+from sylva_ray.core.seeding import generator
+from sylva_ray.models.backbone import create_backbone
+from sylva_ray.models.flops import count_flops, vit_flops
+from sylva_ray.models.lora import LoraStack
+
+VITS = {
+    "vit_tiny_patch16_224": (12, 192, 196, 16),
+    "vit_small_patch32_224": (12, 384, 49, 32),
+    "vit_micro_patch8_32": (6, 192, 16, 8),
+}
+"""Depth, width, patches and their side."""
+
+
+@pytest.mark.parametrize("name", VITS)
+def test_counted_flops_are_those_of_the_formula(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if name == "vit_micro_patch8_32":
+        monkeypatch.setattr("sylva_ray.models.backbone.check_available", lambda _: None)  # it has no weights any more
+    stack = LoraStack(create_backbone(BackboneSection(name=name), 10), LoraSection(rank=4))
+    depth, width, patches, patch = VITS[name]
+    tokens = patches + 1
+    adapters = depth * tokens * 2 * 4 * 16 * width  # A and B of qkv, proj, fc1 and fc2: 16 widths of rows and columns
+    expected = vit_flops(depth, width, patches, patch) + adapters + 2 * 10 * width
+    size = stack.image_size
+    assert count_flops(stack, stack.initial_state(generator(0, "state")), size) == expected
+    assert stack.kernels == AttentionKernels()
+
+
+def test_a_vit_base_takes_35_gflop() -> None:
+    assert vit_flops(12, 768, 196, 16) == pytest.approx(35.1e9, rel=0.01)
