@@ -93,8 +93,8 @@ def step_counts(config: ExperimentConfig, clients: int, ragged: bool = False) ->
             lengths[0] -= batch // 2
         data = [_client(length, size) for length in lengths]
         task = TrainTask(1, tuple(range(clients)), stack_states(states), TrainSettings(config.attack.epsilon, 1e-3))
-        params = to_parameters(task.states, "cpu", torch.float32)
-        context = ClientContext(stack, torch.ones(clients, NUM_CLASSES, dtype=torch.long), {}, Stopwatch())
+        params, received = (to_parameters(task.states, "cpu", torch.float32) for _ in range(2))
+        context = ClientContext(stack, torch.ones(clients, NUM_CLASSES, dtype=torch.long), received, Stopwatch())
         with KernelCounter() as counter:
             train_cohort(context, algorithm, params, data, task, resolved)
         counts.append(counter)

@@ -105,11 +105,11 @@ def train(
     optimizer = torch.optim.AdamW(trained, lr, weight_decay=WEIGHT_DECAY)
     stream = generator(SEED, purpose, client.number, round)
     states = []
-    for _ in range(epochs):
+    for epoch in range(epochs):
         for rows in torch.randperm(len(client.data.train), generator=stream).split(BATCH_SIZE):
             x, y = tensors(client.data.train, rows.numpy())
-            noise = torch.rand(x.shape, generator=stream) * 2 - 1
-            torch.rand((len(rows), 2), generator=stream)  # for methods that draw more per image than Sylva
+            keys = image_keys(SEED, purpose, client.number, rows.numpy(), round, epoch)
+            noise = ImageDraws(keys).signed(0, x.shape[1:])
             if epsilon > 0:
                 *_, x = pgd(client, x, y, noise, STEPS, epsilon)
             optimizer.zero_grad()
@@ -124,7 +124,7 @@ def answers(client: Client, split: Split, steps: int, purpose: str) -> tuple[np.
     """Return which images are classified correctly, and which are so at every point of PGD; ``[n] bool`` each."""
     x, y = tensors(split)
     keys = image_keys(SEED, purpose, client.number, np.arange(len(split)))
-    noise = 2 * ImageDraws(keys).uniform(0, x.shape[1:]) - 1
+    noise = ImageDraws(keys).signed(0, x.shape[1:])
     points = [x, *pgd(client, x, y, noise, steps, EPSILON)]
     correct = torch.stack([client.model(point.detach()).argmax(1) == y for point in points])
     return correct[0].numpy(), correct.all(0).numpy()
@@ -293,9 +293,10 @@ def coalition_values(client: Client, robust: State, benign: State) -> np.ndarray
     Attacks are made once, against theta_r and theta_b; of the two adversarial versions of an image the worse counts.
     """
     x, y = tensors(client.data.selection, slice(MAX_IMAGES))
+    keys = image_keys(SEED, f"game/noise/{ROUNDS + 2}", client.number, np.arange(len(x)))
+    noise = ImageDraws(keys).signed(0, x.shape[1:])
     against = []
     for state in (robust, benign):
-        noise = torch.rand(x.shape, generator=generator(SEED, "game/noise", client.number, ROUNDS + 2)) * 2 - 1
         against.append(list(pgd(client.load(state), x, y, noise, ATTACK_STEPS, EPSILON))[-1])
     values, n = [], len(client.players)
     for number in range(2**n):

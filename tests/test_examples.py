@@ -15,6 +15,7 @@ from sylva_ray.algorithms.registry import create_algorithm
 from sylva_ray.config.experiment import AlgorithmSection, ExperimentConfig
 from sylva_ray.config.schema import build
 from sylva_ray.core.own_code import importing_from
+from sylva_ray.core.seeding import ImageDraws
 from sylva_ray.core.timing import Stopwatch
 from sylva_ray.core.types import AttackSpec, ParameterStack
 from sylva_ray.execution.ray.driver import run_prepared
@@ -126,7 +127,7 @@ def test_loss_attack_and_weights_by_hand() -> None:
     x = torch.full((3, 3, 1, 2), 0.5)
     x[:, 0, 0] = torch.tensor([0.6, 0.4])
     y, owner = torch.tensor([0, 1, 1]), torch.tensor([0, 0, 1])
-    batch = Batch(x, y, owner, 2, torch.zeros_like(x), torch.ones(2, dtype=torch.bool), torch.zeros(3, 2))
+    batch = Batch(x, y, owner, 2, torch.ones(2, dtype=torch.bool), ImageDraws(torch.arange(3)))
     losses = method.sample_losses(context, {}, batch, x)
     margins = [-0.2 + 4 / 2, 0.2 + 4 / 1, 0.2 + 4 / 3]  # of 16, 1 and 81 images of the class
     assert losses.tolist() == pytest.approx([math.log1p(math.exp(m)) for m in margins])

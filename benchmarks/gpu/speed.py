@@ -17,7 +17,6 @@ from benchmarks.gpu.lab import Experiment, Lab, Line
 from benchmarks.gpu.rates import product_rate
 from sylva_ray.core.precision import torch_dtype
 from sylva_ray.federation.client import batches, optim
-from sylva_ray.federation.client import training as local_training
 from sylva_ray.models.cohort import repeat_owner, to_parameters
 
 T = TypeVar("T")
@@ -133,7 +132,7 @@ def stacked(lab: Lab, backbone: str, counts: Sequence[int], steps: int) -> Line:
 
 
 def divided(lab: Lab, backbone: str, counts: Sequence[int], steps: int) -> Line:
-    """Return the milliseconds of the parts of a train task: batches on the host, attack, gradients, clip, optimiser."""
+    """Return the milliseconds of the parts of a train task: batches, attack, gradients, optimiser with clipping."""
     experiment = task_of(lab, backbone, "float32", counts, steps)
     experiment.trained()
     with timed_parts(lab, experiment) as seconds:
@@ -159,17 +158,17 @@ def timed_parts(lab: Lab, experiment: Experiment) -> Iterator[dict[str, float]]:
 
         return call
 
-    def timed_batches(*arguments: Any, **options: Any) -> Iterator[Any]:
-        fetch = timed("batches", partial(next, batches.cohort_batches(*arguments, **options), None))
-        yield from iter(fetch, None)
+    epoch = batches.CohortBatches.epoch
+
+    def timed_epoch(images: batches.CohortBatches) -> Iterator[Any]:
+        yield from iter(timed("batches", partial(next, epoch(images), None)), None)
 
     with ExitStack() as patches:
         for owner, name, part in (
-            (local_training, "clip_per_client", "clip"),
             (optim.StackedOptimizer, "step", "optimiser"),
             (algorithm, "craft", "attack"),
             (algorithm, "gradients", "gradients"),
         ):
             patches.enter_context(patch.object(owner, name, timed(part, getattr(owner, name))))
-        patches.enter_context(patch.object(local_training, "cohort_batches", timed_batches))
+        patches.enter_context(patch.object(batches.CohortBatches, "epoch", timed_epoch))
         yield seconds

@@ -141,7 +141,7 @@ class AdversarialTraining(Algorithm):
             losses = losses + p.benign_weight * cross_entropy(clean, batch.y)
         if p.class_balance:
             weights = class_weights(context.class_counts, p.class_balance)
-            losses = losses * weights[batch.owner.to(weights.device), batch.y].to(losses.dtype)
+            losses = losses * weights[batch.device_owner, batch.y].to(losses.dtype)
         return losses
 
     def robust_losses(

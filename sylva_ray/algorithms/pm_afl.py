@@ -136,7 +136,7 @@ class PmAfl(Algorithm):
         model = self.teacher.model
         features = model.forward_features(self.teacher.preprocess(x))  # type: ignore[operator]
         features = model.forward_head(features, pre_logits=True)  # type: ignore[operator]
-        weight, bias = (params[name][batch.owner.to(x.device)] for name in PROBE)
+        weight, bias = (params[name][batch.device_owner] for name in PROBE)
         logits: torch.Tensor = torch.einsum("nd,ncd->nc", features, weight) + bias
         return logits
 
@@ -200,6 +200,6 @@ class PmAfl(Algorithm):
 def mixtures(batch: Batch) -> torch.Tensor:
     """Mix every image with a random one of the same client: lambda x_a + (1 - lambda) x_b, lambda ~ Beta(1, 1)."""
     # Owners are sorted, so every image stays in the block of its client.
-    partner = torch.argsort(batch.owner + batch.uniforms[:, 0].cpu().double(), stable=True)
+    partner = torch.argsort(batch.device_owner + batch.uniforms[:, 0].double(), stable=True)
     mix = batch.uniforms[:, 1].to(batch.x).view(-1, 1, 1, 1)
-    return mix * batch.x + (1 - mix) * batch.x[partner.to(batch.x.device)]
+    return mix * batch.x + (1 - mix) * batch.x[partner]

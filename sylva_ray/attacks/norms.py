@@ -31,7 +31,7 @@ class Linf:
 
     def inside(self, like: torch.Tensor, draws: ImageDraws, stream_index: int) -> torch.Tensor:
         """Draw a uniform point of the unit ball per image, of the shape of ``like``."""
-        return 2 * draws.uniform(stream_index, like.shape[1:]) - 1
+        return draws.signed(stream_index, like.shape[1:])
 
     def surface(self, like: torch.Tensor, draws: ImageDraws, stream_index: int) -> torch.Tensor:
         """Draw a point of norm 1 per image: a uniform point of the ball, normalised (as in AutoAttack)."""

@@ -210,6 +210,9 @@ class TrainingSection(Section):
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="of forwards in training; auto: bfloat16 if a measurement finds it faster"
     )
+    tf32: bool = Field(
+        False, description="let a GPU round the factors of float32 products to 10 bits: faster, less exact"
+    )
     attention: Literal["auto", "fused", "plain"] | AttentionKernels = Field(
         "auto", description="fused: torch's scaled_dot_product_attention; plain: two matrix products; auto: measured"
     )

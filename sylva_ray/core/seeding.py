@@ -2,7 +2,8 @@
 
 Every random number of an experiment is derived from the seed of the experiment, a purpose, a client and a round, never
 from the state of a shared generator. So results do not depend on the number of actors, on the order in which they
-finish, or on tasks that were run again. Random numbers are drawn on the CPU and then moved to the device.
+finish, or on tasks that were run again. What exists once per image is drawn on the device (`ImageDraws`); all else is
+drawn on the CPU.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from sylva_ray.core.lazy import torch
+from sylva_ray.core.philox import philox
 
 
 def stable_seed(seed: int, purpose: str, client: int = -1, round: int = -1) -> int:
@@ -42,8 +44,9 @@ class ImageDraws:
     """Random numbers per image that do not depend on the batch in which the image is processed.
 
     Attacks remove images from the batch as they succeed, and a fleet is split into cohorts and windows in many ways.
-    Number j of an image is therefore a hash of (key of the image, stream index, j) by SplitMix64 (Steele et al. 2014),
-    of which 24 bits become a float in [0, 1).
+    Number j of an image is therefore word j of Philox4x32-10 (`sylva_ray.core.philox`), whose key is that of the image
+    and whose counter contains the stream index; 24 of its bits become a float in [0, 1). It is the same on a CPU and on
+    a GPU.
 
     Args:
         keys: one key per image, ``[n] int64``; see `image_keys`.
@@ -58,7 +61,7 @@ class ImageDraws:
 
     def to(self, device: torch.device | str) -> ImageDraws:
         """Return the same numbers, drawn on another device."""
-        return ImageDraws(self.keys.to(device))
+        return ImageDraws(self.keys.to(device, non_blocking=True))
 
     def uniform(self, stream_index: int, shape: Sequence[int]) -> torch.Tensor:
         """Draw uniform numbers in [0, 1).
@@ -70,10 +73,21 @@ class ImageDraws:
         Returns:
             ``[n, *shape]`` float32.
         """
-        position = torch.arange(math.prod(shape), device=self.keys.device)
-        start = _mixed(self.keys + _signed(_GOLDEN * (stream_index + 1)))
-        bits = _mixed(start[:, None] + (position + 1) * _signed(_GOLDEN))
-        return (_shifted(bits, 40).float() / (1 << 24)).view(-1, *shape)
+        num_numbers = math.prod(shape)
+        block = torch.arange(-(-num_numbers // 4), device=self.keys.device)
+        zero = block[:1] * 0
+        counter = (block, zero, zero + (stream_index & WORD), zero + (stream_index >> 32))
+        numbers = torch.empty(len(self.keys), len(block), 4, device=self.keys.device)
+        images = max(1, CHUNK[self.keys.device.type] // max(1, len(block)))
+        for keys, part in zip(self.keys.split(images), numbers.split(images), strict=True):
+            words = philox(counter, (keys[:, None] & WORD, (keys[:, None] >> 32) & WORD))
+            for word, column in zip(words, part.unbind(2), strict=True):
+                column.copy_(word.bitwise_right_shift_(8))
+        return numbers.mul_(2.0**-24).view(len(self.keys), -1)[:, :num_numbers].reshape(-1, *shape)
+
+    def signed(self, stream_index: int, shape: Sequence[int]) -> torch.Tensor:
+        """Draw uniform numbers in [-1, 1), as `uniform` does."""
+        return self.uniform(stream_index, shape).mul_(2).sub_(1)
 
     def normal(self, stream_index: int, shape: Sequence[int]) -> torch.Tensor:
         """Draw standard normal numbers ``[n, *shape]`` by inversion of uniform ones, which are shifted away from 0."""
@@ -82,27 +96,29 @@ class ImageDraws:
         return standard_normal.float()
 
 
-def image_keys(seed: int, purpose: str, client: int, positions: np.ndarray) -> torch.Tensor:
-    """Return the keys of a client's images for `ImageDraws`, ``[n] int64``; ``positions`` are those in its split."""
-    return _mixed(torch.from_numpy(positions.astype(np.int64)) + stable_seed(seed, purpose, client))
+def image_keys(
+    seed: int, purpose: str, client: int, positions: np.ndarray, round: int = -1, epoch: int = 0
+) -> torch.Tensor:
+    """Return the keys of a client's images for `ImageDraws`, ``[n] int64``, on the CPU.
+
+    Args:
+        seed: of the experiment.
+        purpose: names what the numbers are for.
+        client: that has the images.
+        positions: those of the images in their split, ``[n]``.
+        round: of the run; -1: the numbers are the same in all rounds.
+        epoch: of the stage.
+    """
+    key = stable_seed(seed, purpose, client, round)
+    position = torch.from_numpy(positions.astype(np.int64))
+    zero = position[:1] * 0
+    counter = (position & WORD, position >> 32, zero + epoch, zero)
+    low, high, _, _ = philox(counter, (zero + (key & WORD), zero + (key >> 32)))
+    return low | high << 32
 
 
-_GOLDEN = 0x9E3779B97F4A7C15
+WORD = (1 << 32) - 1
+"""Largest word of 32 bits."""
 
-
-def _signed(value: int) -> int:
-    """Return the low 64 bits as a signed number, since torch has no unsigned arithmetic of 64 bits."""
-    value &= (1 << 64) - 1
-    return value - (1 << 64) if value >> 63 else value
-
-
-def _shifted(z: torch.Tensor, by: int) -> torch.Tensor:
-    """Shift to the right and fill with zeros."""
-    return (z >> by) & ((1 << (64 - by)) - 1)
-
-
-def _mixed(z: torch.Tensor) -> torch.Tensor:
-    """Apply the finaliser of SplitMix64."""
-    z = (z ^ _shifted(z, 30)) * _signed(0xBF58476D1CE4E5B9)
-    z = (z ^ _shifted(z, 27)) * _signed(0x94D049BB133111EB)
-    return z ^ _shifted(z, 31)
+CHUNK = {"cpu": 2**15, "cuda": 2**22}
+"""Blocks of four numbers that are drawn at once: what fits a CPU's cache, or a part of a GPU's memory."""

@@ -16,6 +16,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
@@ -94,10 +95,19 @@ class ClientImages:
         """Number of images per client, ``[C] int64`` on the CPU."""
         return self.owner.bincount(minlength=self.num_clients)
 
+    @cached_property
+    def device_owner(self) -> torch.Tensor:
+        """The owners on the device of the images."""
+        return self.owner.to(self.x.device, non_blocking=True)
+
+    @cached_property
+    def _divisors(self) -> torch.Tensor:
+        """The counts, at least 1, on the device of the images."""
+        return self.counts.clamp(min=1).to(self.x.device, non_blocking=True)
+
     def mean_by_client(self, values_N: torch.Tensor) -> torch.Tensor:
         """Return the mean of per-image values over each client's images, ``[C]``; 0 for a client without images."""
-        sums = values_N.new_zeros(self.num_clients).index_add(0, self.owner.to(values_N.device), values_N)
-        return sums / self.counts.clamp(min=1).to(values_N.device)
+        return values_N.new_zeros(self.num_clients).index_add(0, self.device_owner, values_N) / self._divisors
 
     def split_by_client(self, values_N: torch.Tensor) -> list[np.ndarray]:
         """Split per-image values ``[N, ...]`` into one array per client."""

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from sylva_ray.core.lazy import torch
+from sylva_ray.core.seeding import ImageDraws
 from sylva_ray.core.timing import Stopwatch
 from sylva_ray.core.types import ClientImages, ClientState, ParameterStack
 from sylva_ray.core.windows import Window, in_windows, joined, limits_of
@@ -15,17 +17,25 @@ from sylva_ray.models.cohort import CohortModel
 
 @dataclass(frozen=True)
 class Batch(ClientImages):
-    """The images of one training step, with random numbers from the stream of every client.
+    """The images of one training step.
 
     Attributes:
-        noise: uniform in [-1, 1], of the shape of ``x``; for the random starts of attacks.
         active: which clients have images in this step, ``[C] bool``.
-        uniforms: uniform in [0, 1), ``[N, 2]``; for other random numbers of a method.
+        draws: random numbers of every image in this step; streams 0 to 3 are used by this package.
     """
 
-    noise: torch.Tensor
     active: torch.Tensor
-    uniforms: torch.Tensor
+    draws: ImageDraws
+
+    @cached_property
+    def noise(self) -> torch.Tensor:
+        """Uniform in [-1, 1), of the shape of ``x``; for the random starts of attacks."""
+        return self.draws.signed(0, self.x.shape[1:]).to(self.x.dtype)
+
+    @cached_property
+    def uniforms(self) -> torch.Tensor:
+        """Uniform in [0, 1), ``[N, 2]``; for other random numbers of a method."""
+        return self.draws.uniform(1, (2,))
 
     def part(self, window: Window) -> Batch:
         """See `ClientImages.part`."""
@@ -77,7 +87,7 @@ class ClientContext:
 
     def to_images(self, values_C: torch.Tensor, batch: Batch) -> torch.Tensor:
         """Repeat per-client values ``[C, ...]`` for the images of each client, ``[N, ...]``."""
-        return values_C[batch.owner.to(values_C.device)]
+        return values_C[batch.device_owner]
 
 
 @dataclass(frozen=True)

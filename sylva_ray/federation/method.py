@@ -60,11 +60,12 @@ class Method:
     own images.
 
     >>> from contextlib import nullcontext
+    >>> from sylva_ray.core.seeding import ImageDraws
     >>> from sylva_ray.core.timing import Stopwatch
     >>> class NoModel:
     ...     training = staticmethod(nullcontext)
     >>> x, owner = torch.tensor([1.0, 3.0, 2.0]), torch.tensor([0, 0, 1])
-    >>> batch = Batch(x, y=x, owner=owner, num_clients=2, noise=x, active=torch.tensor([True, True]), uniforms=x)
+    >>> batch = Batch(x, y=x, owner=owner, num_clients=2, active=torch.tensor([True, True]), draws=ImageDraws(owner))
     >>> context = ClientContext(NoModel(), class_counts=x, received={}, stopwatch=Stopwatch())
     >>> gradients, losses = toy.gradients(context, {"w": torch.zeros(2)}, batch, batch.x, ["w"])
     >>> gradients["w"].tolist(), losses.tolist()

@@ -26,6 +26,7 @@ from sylva_ray.core.locations import local_path
 from sylva_ray.core.types import stack_digest
 from sylva_ray.models.availability import check_available, check_safetensors, unknown_model
 from sylva_ray.models.patches import project_patches
+from sylva_ray.models.resize import Resize
 from sylva_ray.models.shipped import RETIRED, SHIPPED
 
 INITIAL_SEED = 0
@@ -60,14 +61,14 @@ class Backbone(nn.Module):
         self.input_dtype: torch.dtype | None = None
         data = resolve_model_data_config(model)  # type: ignore[no-untyped-call]
         self.image_size = int(data["input_size"][-1])
+        self.resize = Resize(self.image_size)
         self.register_buffer("mean", torch.tensor(data["mean"]).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(data["std"]).view(1, 3, 1, 1), persistent=False)
 
     def preprocess(self, x: torch.Tensor) -> torch.Tensor:
         """Resize ``x [N, 3, H, W] in [0, 1]`` to the model's size and normalise it."""
-        if x.shape[-1] != self.image_size or x.shape[-2] != self.image_size:
-            x = nn.functional.interpolate(x, size=(self.image_size, self.image_size), mode="bilinear")
-        normalised = (x - self.mean) / self.std
+        with torch.autocast(x.device.type, enabled=False):
+            normalised = (self.resize(x) - self.mean) / self.std
         return normalised if self.input_dtype is None else normalised.to(self.input_dtype)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

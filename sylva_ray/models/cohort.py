@@ -121,6 +121,8 @@ class FunctionalStack(WindowedModel):
     """
 
     def __init__(self, backbone: Backbone, precision: torch.dtype | None = None) -> None:
+        from sylva_ray.models.heads import keep_head_exact  # it imports torch, which this module does not need yet
+
         self.backbone = backbone
         self.precision = precision or torch.float32
         self.kernels = AttentionKernels()
@@ -129,6 +131,7 @@ class FunctionalStack(WindowedModel):
         batch_norm = torch.nn.modules.batchnorm._BatchNorm
         self._has_batch_statistics = any(isinstance(layer, batch_norm) for layer in backbone.modules())
         head = backbone.head_name
+        keep_head_exact(backbone.model, head)
         self.head_names: tuple[str, ...] = (f"{head}.weight", f"{head}.bias")
         self._parameters = dict(backbone.model.named_parameters())
         self._template = self._parameters | {
@@ -175,7 +178,7 @@ class FunctionalStack(WindowedModel):
         self._attention.use(self.kernels, self.precision)
         with torch.autocast(x.device.type, dtype=self.precision, enabled=self.precision != torch.float32):
             inputs = self.backbone.preprocess(x)
-            counts = torch.bincount(owner, minlength=len(next(iter(params.values())))).tolist()
+            counts = np.bincount(owner.numpy(), minlength=num_clients(params)).tolist()
             rows = {
                 name: params[name].unbind() for name in self._template
             }  # one gradient buffer instead of one per client

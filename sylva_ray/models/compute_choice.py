@@ -61,6 +61,7 @@ def fastest(
     device: torch.device,
     threads: int,
     pinned: AttentionKernels | None = None,
+    tf32: bool = False,
 ) -> ComputeChoice:
     """Time a forward pass and an input gradient for every precision and attention kernel, and choose the fastest.
 
@@ -73,6 +74,7 @@ def fastest(
         device: where to measure.
         threads: threads of the CPU that an actor has.
         pinned: the kernels to use; None: choose them as well.
+        tf32: see `deterministic_kernels`.
     """
     allowed: dict[Precision, tuple[Kernel, ...]] = {
         p: KERNELS if pinned is None else (getattr(pinned, p),) for p in PRECISIONS
@@ -82,7 +84,7 @@ def fastest(
     x, owner = _images(model, image_size, num_clients(params), device)
     milliseconds: dict[Alternative, float] = {(p, kernel): math.inf for p in PRECISIONS for kernel in allowed[p]}
     with _cpu_threads(threads):
-        deterministic_kernels(device)
+        deterministic_kernels(device, tf32)
         started = time.perf_counter()
         for _ in range(
             NUM_TURNS

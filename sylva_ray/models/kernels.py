@@ -15,14 +15,20 @@ from sylva_ray.core.lazy import torch
 Kernel = Literal["fused", "plain"]
 
 
-def deterministic_kernels(device: torch.device) -> None:
-    """Set up this process so that equal inputs give equal bits, as workers do."""
+def deterministic_kernels(device: torch.device, tf32: bool = False) -> None:
+    """Set up this process so that equal inputs give equal bits, as workers do.
+
+    Args:
+        device: that computes.
+        tf32: whether a GPU may round the factors of float32 products, and of convolutions, to 10 bits.
+    """
     torch.use_deterministic_algorithms(True)
     # It would fill new tensors, to find code that reads before it writes, at the cost of 199 fills in a training step.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     if device.type == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # needed by deterministic cuBLAS
-        torch.backends.cuda.matmul.allow_tf32 = False
+        torch.backends.cuda.matmul.allow_tf32 = tf32
+        torch.backends.cudnn.allow_tf32 = tf32
 
 
 class AttentionSwitch:

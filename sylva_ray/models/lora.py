@@ -20,12 +20,11 @@ from sylva_ray.core.errors import UserError
 from sylva_ray.core.types import ParameterStack
 from sylva_ray.core.windows import WindowLimits
 from sylva_ray.models.backbone import Backbone, head_companions
-from sylva_ray.models.cohort import initial_head, num_clients
+from sylva_ray.models.cohort import initial_head
 from sylva_ray.models.kernels import AttentionSwitch
 from sylva_ray.models.patches import PatchProjection
 from sylva_ray.models.peft_format import AdapterLayout
 from sylva_ray.models.stacked_layers import (
-    OwnerLayout,
     StackedConvLora,
     StackedHead,
     StackedLora,
@@ -148,9 +147,7 @@ class LoraStack(WindowedModel):
 
     def _with_inputs(self, params: ParameterStack, owner: torch.Tensor, device: torch.device) -> Backbone:
         """Return the backbone in the present precision, its stacked layers set to ``params`` and ``owner``."""
-        self._inputs.params = params
-        self._inputs.layout = OwnerLayout.from_owner(owner, num_clients(params), device)
-        self._inputs.num_images = len(owner)
+        self._inputs.set(params, owner, device)
         return self._backbone()
 
     def _backbone(self) -> Backbone:

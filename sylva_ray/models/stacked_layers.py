@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from sylva_ray.core.errors import UserError
 from sylva_ray.core.types import ParameterStack
+from sylva_ray.models.cohort import num_clients
 
 
 @dataclass(frozen=True)
@@ -34,13 +36,14 @@ class OwnerLayout:
     @staticmethod
     def from_owner(owner: torch.Tensor, num_clients: int, device: torch.device) -> OwnerLayout:
         """Make the layout of a sorted owner vector ``[N]``, which is on the CPU; ``device`` is the images'."""
-        counts = torch.bincount(owner, minlength=num_clients)
+        owners = owner.numpy()
+        counts = np.bincount(owners, minlength=num_clients)
         widest = int(counts.max())
         if int(counts.min()) == widest:
             return OwnerLayout(num_clients, widest, None)
-        first = torch.cumsum(counts, 0) - counts
-        slots = owner * widest + torch.arange(len(owner)) - first[owner]
-        return OwnerLayout(num_clients, widest, slots.to(device))
+        first = counts.cumsum() - counts
+        slots = torch.from_numpy(owners * widest + np.arange(len(owners)) - first[owners])
+        return OwnerLayout(num_clients, widest, slots.to(device, non_blocking=True))
 
     def pad(self, x_Nd: torch.Tensor) -> torch.Tensor:
         """Arrange ``[N, ..., d]`` as ``[C, rows, d]``."""
@@ -68,6 +71,36 @@ class StackInputs:
         self.params: ParameterStack = {}
         self.layout: OwnerLayout | None = None
         self.num_images = 0
+        self._layout_of: tuple[torch.Tensor, int, torch.device] | None = None
+        self._prepared: dict[tuple[str, torch.dtype], tuple[torch.Tensor, int, torch.Tensor]] = {}
+
+    def set(self, params: ParameterStack, owner: torch.Tensor, device: torch.device) -> None:
+        """Set what the next forward reads; the layout of the same owners, as in the steps of an attack, is kept."""
+        self.params, self.num_images = params, len(owner)
+        clients = num_clients(params)
+        known = self._layout_of
+        if known is None or known[0] is not owner or known[1:] != (clients, device):
+            self.layout = OwnerLayout.from_owner(owner, clients, device)
+            self._layout_of = owner, clients, device
+
+    def prepared(self, name: str, dtype: torch.dtype, scaling: float) -> torch.Tensor:
+        """Return a factor in a precision, times ``scaling``, with its last two axes exchanged.
+
+        What needs no gradient, as all factors during an attack, is prepared once and kept until it changes.
+        """
+        value = self.params[name]
+        key = name, dtype
+        known = self._prepared.get(key)
+        if known is not None and known[0] is value and known[1] == value._version:
+            return known[2]
+        prepared = value.to(dtype).mT
+        if scaling != 1:
+            prepared = prepared * scaling
+        if value.requires_grad:
+            self._prepared.pop(key, None)
+        else:
+            self._prepared[key] = value, value._version, prepared
+        return prepared
 
     def in_forward(self) -> OwnerLayout:
         """Return the layout of the images of the present forward pass."""
@@ -91,9 +124,9 @@ class StackedUpdate(nn.Module):
         self.name, self.scaling, self.inputs = name, scaling, inputs
 
     def factors(self, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return A and B transposed, ``[C, d_in, r]`` and ``[C, r, d_out]``."""
-        a_Crd, b_Cdr = (self.inputs.params[f"{self.name}.lora_{factor}"] for factor in "AB")
-        return a_Crd.to(dtype).transpose(1, 2), b_Cdr.to(dtype).transpose(1, 2)
+        """Return A, scaled, and B transposed, ``[C, d_in, r]`` and ``[C, r, d_out]``."""
+        a_Cdr = self.inputs.prepared(f"{self.name}.lora_A", dtype, self.scaling)
+        return a_Cdr, self.inputs.prepared(f"{self.name}.lora_B", dtype, 1.0)
 
 
 class StackedLora(StackedUpdate):
@@ -118,7 +151,7 @@ class StackedLora(StackedUpdate):
         a_Cdr, b_Crd = self.factors(x.dtype)
         # Windowed attention puts windows into the batch; the rows of an image stay together, so they can be regrouped.
         rows = x.reshape(self.inputs.num_images, -1, x.shape[-1])
-        low_rank = layout.pad(rows) @ a_Cdr * self.scaling
+        low_rank = layout.pad(rows) @ a_Cdr
         frozen: torch.Tensor = self.base(x)
         if layout.slots is None:  # without padding, one kernel adds the two products
             return torch.baddbmm(frozen.reshape(*low_rank.shape[:2], -1), low_rank, b_Crd).reshape(frozen.shape)
@@ -140,7 +173,7 @@ class StackedConvLora(StackedUpdate):
         patches = F.unfold(x, base.kernel_size, base.dilation, base.padding, base.stride)  # type: ignore[arg-type]
         rows = patches.transpose(1, 2)
         a_Cdr, b_Crd = self.factors(x.dtype)
-        update = layout.unpad(layout.pad(rows) @ a_Cdr @ b_Crd, (rows.shape[1],)) * self.scaling
+        update = layout.unpad(layout.pad(rows) @ a_Cdr @ b_Crd, (rows.shape[1],))
         return frozen + update.transpose(1, 2).reshape(frozen.shape)
 
 

@@ -190,7 +190,7 @@ def measure_choices(
     precision, attention = "float32", training.attention
     if measure and "auto" in (asked.training.precision, asked.training.attention, asked.evaluation.precision):
         pinned = None if asked.training.attention == "auto" else attention
-        choice = fastest(model, params, image_size, device, resolved.cluster.threads_per_actor, pinned)
+        choice = fastest(model, params, image_size, device, resolved.cluster.threads_per_actor, pinned, training.tf32)
         precision, attention = choice.precision, choice.attention
     low: Alternative = ("bfloat16", attention.bfloat16)
     for key, wanted in (("training", asked.training.precision), ("evaluation", asked.evaluation.precision)):

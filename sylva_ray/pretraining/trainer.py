@@ -26,7 +26,7 @@ from sylva_ray.attacks.pgd import pgd
 from sylva_ray.config.experiment import AttentionKernels
 from sylva_ray.core.errors import RunError, UserError
 from sylva_ray.core.inputs import Inputs
-from sylva_ray.core.seeding import generator
+from sylva_ray.core.seeding import ImageDraws, generator, image_keys
 from sylva_ray.core.text import one_line
 from sylva_ray.core.types import Split, stack_digest
 from sylva_ray.core.version import __version__
@@ -194,9 +194,10 @@ class _Trainer:
         total = 0.0
         for step in range(self.steps_per_epoch):
             rows = order[step * training.batch_size : (step + 1) * training.batch_size]
-            x, target = self._batch(rows, stream)
+            draws = ImageDraws(image_keys(self.config.seed, "pretrain", -1, rows, epoch)).to(self.device)
+            x, target = self._batch(rows, draws, stream)
             if self.config.adversarial:
-                x = self._adversarial(x, target, stream)
+                x = self._adversarial(x, target, draws)
             self.backbone.train()
             loss = self._loss(x, target).mean()
             self.optimizer.zero_grad(set_to_none=True)
@@ -207,12 +208,12 @@ class _Trainer:
             total += float(loss.detach())
         return total / self.steps_per_epoch
 
-    def _batch(self, rows: np.ndarray, stream: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+    def _batch(self, rows: np.ndarray, draws: ImageDraws, stream: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
         """Return augmented images ``[b, 3, H, W] in [0, 1]`` and soft targets ``[b, num_classes]``."""
         training = self.config.training
         simple = "flip" if training.augment == "resized_crop" else training.augment
-        images = augmented(self.train.images[rows], simple, stream)
-        x = torch.from_numpy(np.ascontiguousarray(images)).to(self.device).float() / 255
+        images = torch.from_numpy(self.train.images[rows]).to(self.device)
+        x = augmented(images, simple, draws, stream_index=1).float() / 255
         if training.augment == "resized_crop":
             x = resized_crops(x, training.crop_scale, stream)
         labels = torch.from_numpy(self.train.labels[rows]).to(self.device)
@@ -226,10 +227,9 @@ class _Trainer:
             logits = self.backbone(x)
         return F.cross_entropy(logits.float(), target, reduction="none")
 
-    def _adversarial(self, x: torch.Tensor, target: torch.Tensor, stream: torch.Generator) -> torch.Tensor:
-        noise = (torch.rand(x.shape, generator=stream) * 2 - 1).to(x.device)
+    def _adversarial(self, x: torch.Tensor, target: torch.Tensor, draws: ImageDraws) -> torch.Tensor:
         self.backbone.eval()
-        return pgd(lambda u: self._loss(u, target), x, self.config.attack.spec(), noise)
+        return pgd(lambda u: self._loss(u, target), x, self.config.attack.spec(), draws.signed(0, x.shape[1:]))
 
     def _schedule(self, step: int) -> None:
         """Set the learning rate of a step: linear warm-up, then a cosine to 0."""

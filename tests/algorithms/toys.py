@@ -12,7 +12,7 @@ import torch
 from sylva_ray.algorithms.registry import create_algorithm
 from sylva_ray.config.experiment import AlgorithmSection, ExperimentConfig
 from sylva_ray.config.schema import build
-from sylva_ray.core.seeding import generator
+from sylva_ray.core.seeding import ImageDraws, generator
 from sylva_ray.core.timing import Stopwatch
 from sylva_ray.core.types import AttackSpec, ClientState, ParameterStack, stack_states
 from sylva_ray.federation.client.training import TrainSettings, TrainTask
@@ -54,9 +54,8 @@ def toy(
         torch.randint(0, 3, (size,), generator=g),
         owner,
         clients,
-        torch.rand(size, 3, 4, 4, generator=g) * 2 - 1,
         torch.tensor([n > 0 for n in owned]),
-        torch.rand(size, 2, generator=g),
+        ImageDraws(torch.arange(size) + 1000 * seed),
     )
     return ClientContext(SoftmaxModel(), torch.tensor(counts), received, Stopwatch()), params, batch
 
@@ -71,9 +70,8 @@ def alone(
         batch.y[own],
         torch.zeros(int(own.sum()), dtype=torch.long),
         1,
-        batch.noise[own],
         batch.active[client : client + 1],
-        batch.uniforms[own],
+        batch.draws.select(own),
     )
     received = select_clients(context.received, [client])
     apart = ClientContext(context.model, context.class_counts[client : client + 1], received, Stopwatch())

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import torch
 
-from sylva_ray.core.seeding import generator
+from sylva_ray.core.seeding import ImageDraws
 from sylva_ray.core.types import ClientData, Split
 from sylva_ray.data.augment import augmented
-from sylva_ray.federation.client.batches import cohort_batches
+from sylva_ray.federation.client.batches import ClientStream, CohortBatches
 from sylva_ray.federation.context import Batch
 
 
@@ -18,9 +20,11 @@ def client(n: int, value: int) -> ClientData:
     return ClientData(split, split, split, split)
 
 
-def run(clients: list[ClientData]) -> list[Batch]:
-    streams = [generator(0, "train", int(c.train.labels[0]), 1) for c in clients]
-    return list(cohort_batches(clients, streams, 4, "flip_crop", torch.float32, "cpu"))
+def run(clients: list[ClientData], epochs: int = 1, round: int = 1) -> list[Batch]:
+    """All batches of some epochs; the label of a client's images is its number."""
+    streams = [ClientStream(0, "train", int(c.train.labels[0]), round) for c in clients]
+    batches = CohortBatches(clients, streams, 4, "flip_crop", torch.float32, "cpu")
+    return [batch for _ in range(epochs) for batch in batches.epoch()]
 
 
 def test_a_client_sees_the_same_batches_alone_and_in_company() -> None:
@@ -30,6 +34,28 @@ def test_a_client_sees_the_same_batches_alone_and_in_company() -> None:
         mine = batch.owner == 0
         assert torch.equal(batch.x[mine], own.x)
         assert torch.equal(batch.noise[mine], own.noise)
+        assert torch.equal(batch.uniforms[mine], own.uniforms)
+
+
+def test_noise_belongs_to_the_image_whatever_the_batch_size() -> None:
+    a = client(10, 1)
+
+    def by_image(batch_size: int) -> dict[bytes, torch.Tensor]:
+        batches = CohortBatches([a], [ClientStream(0, "train", 1, 1)], batch_size, "none", torch.float32, "cpu")
+        rows = [(x.numpy().tobytes(), noise) for b in batches.epoch() for x, noise in zip(b.x, b.noise, strict=True)]
+        return dict(rows)
+
+    small, large = by_image(3), by_image(10)
+    assert len(large) == 10
+    assert all(torch.equal(small[image], noise) for image, noise in large.items())
+
+
+def test_epochs_and_rounds_have_numbers_of_their_own() -> None:
+    a = client(4, 1)
+    first, second = run([a], epochs=2)
+    (other,) = run([a], round=2)
+    for one, two in itertools.combinations([first, second, other], 2):
+        assert not set(one.noise.flatten().tolist()) & set(two.noise.flatten().tolist())
 
 
 def test_every_image_once_per_epoch_and_pauses_are_marked() -> None:
@@ -49,11 +75,17 @@ def test_means_are_over_each_clients_own_images() -> None:
 def test_crops_move_pixels_and_flips_mirror_them() -> None:
     image = np.arange(3 * 8 * 8, dtype=np.uint8).reshape(1, 3, 8, 8)
     images = np.repeat(image, 200, 0)
-    flipped = augmented(images, "flip", generator(0, "f"))
+    draws = ImageDraws(torch.arange(200))
+    flipped = augmented(torch.from_numpy(images), "flip", draws).numpy()
     kinds = {bytes(i.tobytes()) for i in flipped}
     assert kinds == {image[0].tobytes(), image[0, :, :, ::-1].tobytes()}
     padded = np.pad(image[0], ((0, 0), (4, 4), (4, 4)), mode="reflect")
     windows = {padded[:, t : t + 8, k : k + 8].tobytes() for t in range(9) for k in range(9)}
-    cropped = {i.tobytes() for i in augmented(images, "crop", generator(0, "c"))}
+    cropped = {i.tobytes() for i in augmented(torch.from_numpy(images), "crop", draws).numpy()}
     assert cropped <= windows
     assert len(cropped) > 40
+    both = augmented(torch.from_numpy(images), "flip_crop", draws).numpy()
+    mirrored = np.pad(image[0, :, :, ::-1], ((0, 0), (4, 4), (4, 4)), mode="reflect")
+    windows |= {mirrored[:, t : t + 8, k : k + 8].tobytes() for t in range(9) for k in range(9)}
+    assert {i.tobytes() for i in both} <= windows
+    assert torch.from_numpy(both[3]).equal(augmented(torch.from_numpy(images[3:4]), "flip_crop", draws.select([3]))[0])

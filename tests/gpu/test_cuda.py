@@ -6,9 +6,11 @@ those of `benchmarks/gpu_proof.py`, which other tests run on the CPU.
 
 from __future__ import annotations
 
+import time
 import warnings
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
 import torch
 
@@ -17,6 +19,9 @@ from benchmarks.gpu.lab import Experiment, Lab, relative
 from benchmarks.gpu.rates import flags
 from benchmarks.gpu.right import STACKS, UPDATES, VALUES, stack_against_single, updates, values
 from sylva_ray.core.gpu import check_gpus, device_title, driver_version
+from sylva_ray.core.seeding import ImageDraws, image_keys
+from sylva_ray.core.timing import stopwatch_of
+from sylva_ray.data.augment import augmented
 from sylva_ray.models.kernels import deterministic_kernels
 
 HAS_GPU = torch.cuda.is_available()
@@ -53,6 +58,31 @@ def test_a_stack_computes_what_its_clients_compute_alone() -> None:
 
 def test_equal_inputs_give_equal_bits() -> None:
     assert digests(LAB) == digests(LAB)
+
+
+def test_seconds_are_those_of_the_device() -> None:
+    """The program has asked for everything long before the device has done it."""
+    a = torch.ones(4096, 4096, device="cuda")
+    torch.cuda.synchronize()
+    stopwatch, started = stopwatch_of(a.device), time.perf_counter()
+    with stopwatch("train"):
+        with stopwatch("attack"):
+            for _ in range(50):
+                a @ a
+        asked = time.perf_counter() - started
+        a @ a
+    seconds = stopwatch.seconds
+    assert seconds["attack"] > 10 * seconds["train"]
+    assert asked < seconds["attack"] <= time.perf_counter() - started
+
+
+def test_random_numbers_of_images_are_those_of_a_cpu() -> None:
+    draws = ImageDraws(image_keys(0, "x", 0, np.arange(300)))
+    for shape in ((3, 32, 32), (2,), (1,)):
+        assert torch.equal(draws.uniform(1, shape), draws.to("cuda").uniform(1, shape).cpu())
+    images = torch.randint(0, 256, (300, 3, 32, 32), dtype=torch.uint8)
+    for kind in ("flip", "crop", "flip_crop"):
+        assert torch.equal(augmented(images, kind, draws), augmented(images.cuda(), kind, draws.to("cuda")).cpu())
 
 
 def test_float32_is_not_tf32() -> None:

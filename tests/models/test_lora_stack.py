@@ -17,7 +17,7 @@ from sylva_ray.core.errors import UserError
 from sylva_ray.core.seeding import generator
 from sylva_ray.core.timing import Stopwatch
 from sylva_ray.core.types import ClientData, ClientState, Split, stack_states, unstack_states
-from sylva_ray.federation.client.batches import cohort_batches
+from sylva_ray.federation.client.batches import ClientStream, CohortBatches
 from sylva_ray.federation.client.training import TrainSettings, TrainTask, train_cohort
 from sylva_ray.federation.context import ClientContext
 from sylva_ray.models.backbone import Backbone, create_backbone
@@ -141,7 +141,7 @@ def train_with_peft(
     state: ClientState,
     folder: Path,
     data: ClientData,
-    stream: torch.Generator,
+    stream: ClientStream,
     config: ExperimentConfig,
     task: TrainTask,
     dtype: torch.dtype,
@@ -154,8 +154,9 @@ def train_with_peft(
     optimizer = torch.optim.AdamW(params, lr=task.settings.lr, weight_decay=config.training.weight_decay)
     spec = config.attack.spec(task.settings.epsilon)
     loss = torch.nn.CrossEntropyLoss()
+    batches = CohortBatches([data], [stream], config.training.batch_size, "none", dtype, "cpu")
     for _ in range(task.settings.epochs):
-        for batch in cohort_batches([data], [stream], config.training.batch_size, "none", dtype, "cpu"):
+        for batch in batches.epoch():
             x_adv = (batch.x + spec.epsilon * batch.noise).clamp(0, 1)
             for _ in range(spec.steps):
                 x_adv = x_adv.detach().requires_grad_()
@@ -205,7 +206,7 @@ def test_training_equals_separate_peft_models(
     context = ClientContext(stack, counts, {}, Stopwatch())
     train_cohort(context, create_algorithm(AlgorithmSection(name="sylva")), params, data, task, config)
     for client in range(num_clients):
-        stream = generator(config.seed, "train", client, task.step)
+        stream = ClientStream(config.seed, "train", client, task.step)
         expected = train_with_peft(states[client], tmp_path / str(client), data[client], stream, config, task, dtype)
         assert expected.keys() == params.keys()
         for name, value in expected.items():

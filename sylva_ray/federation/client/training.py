@@ -10,9 +10,8 @@ from sylva_ray.attacks.losses import cross_entropy
 from sylva_ray.config.experiment import TrainingSection
 from sylva_ray.config.resolved import ResolvedConfig
 from sylva_ray.core.lazy import torch
-from sylva_ray.core.seeding import generator
 from sylva_ray.core.types import AttackSpec, ClientData, ClientState, ParameterStack, Split, unstack_states
-from sylva_ray.federation.client.batches import cohort_batches, split_draws
+from sylva_ray.federation.client.batches import ClientStream, CohortBatches, client_streams, split_draws
 from sylva_ray.federation.client.collapse_guard import CollapseGuard
 from sylva_ray.federation.client.optim import StackedOptimizer
 from sylva_ray.federation.client.worker import CohortWorker
@@ -101,7 +100,7 @@ def run_epochs(
     params: ParameterStack,
     step: GradientFunction,
     data: Sequence[ClientData],
-    streams: Sequence[torch.Generator],
+    streams: Sequence[ClientStream],
     settings: EpochSettings,
     masks: Mapping[str, torch.Tensor] | None = None,
     after_epoch: Callable[[], None] = lambda: None,
@@ -112,7 +111,7 @@ def run_epochs(
         params: of C clients.
         step: computes the gradients of one step.
         data: of every client.
-        streams: random numbers of every client, which decide the order of its images, among others.
+        streams: random numbers of every client.
         settings: optimiser, learning rate, epochs.
         masks: ``{name: [C] bool}``, the rows that may change; None: all. The others do not count in the clipped norm.
         after_epoch: called after every epoch; it may change ``params`` in place.
@@ -121,11 +120,12 @@ def run_epochs(
         The mean loss of every client over the last epoch, ``[C] float64`` on the CPU.
     """
     first, training = next(iter(params.values())), settings.training
+    batches = CohortBatches(data, streams, training.batch_size, training.augment, first.dtype, first.device)
     optimizer = StackedOptimizer(params, training, settings.lr, masks)
     losses = torch.zeros(len(first), dtype=torch.float64, device=first.device)
     for _ in range(settings.epochs):
         total, steps = torch.zeros_like(losses), torch.zeros_like(losses)
-        for batch in cohort_batches(data, streams, training.batch_size, training.augment, first.dtype, first.device):
+        for batch in batches.epoch():
             gradients, losses_C = step(params, batch)
             optimizer.step(gradients, batch.active)
             total += losses_C  # on the device: reading a number would wait for all that was asked of it
@@ -158,7 +158,7 @@ def train_cohort(
         for a client whose training collapsed and was undone up to the epoch before.
     """
     settings = task.settings
-    streams = [generator(config.seed, "train", client, task.step) for client in task.clients]
+    streams = client_streams(config.seed, "train", task.clients, task.step)
     metrics = {"loss": torch.zeros(len(task.clients), dtype=torch.float64)}
     if settings.head_epochs:
         warm_up = _warm_up_step(context, algorithm)

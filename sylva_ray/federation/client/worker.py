@@ -19,7 +19,7 @@ from sylva_ray.core.errors import DeviceError, OutOfMemoryError, reason_of
 from sylva_ray.core.gpu import device_title
 from sylva_ray.core.lazy import torch
 from sylva_ray.core.precision import torch_dtype
-from sylva_ray.core.timing import Stopwatch
+from sylva_ray.core.timing import stopwatch_of
 from sylva_ray.core.types import ClientData, ParameterStack, Split, StateStack
 from sylva_ray.core.windows import WindowLimits, is_device_failure, is_out_of_memory
 from sylva_ray.data.fleet import FleetData
@@ -144,7 +144,7 @@ class CohortWorker:
         self.device = torch.device(config.training.device)
         self.gpu = device_title(self.device)
         enforce_share(self.device, config.cluster)
-        deterministic_kernels(self.device)
+        deterministic_kernels(self.device, config.training.tf32)
         model = build_model(algorithm, config, fleet.num_classes, backbone)
         model.backbone.to(self.device)
         self.model = model
@@ -158,7 +158,7 @@ class CohortWorker:
             OutOfMemoryError: a pass does not fit the memory in windows of a single image, or something else does not.
             DeviceError: the GPU has failed.
         """
-        self.stopwatch = Stopwatch()
+        self.stopwatch = stopwatch_of(self.device)
         params = to_parameters(task.states, self.device, torch.float32)
         self.model.precision = (
             torch_dtype(self.config.training.precision) if task.uses_training_precision else torch.float32
@@ -176,7 +176,7 @@ class CohortWorker:
         return CohortResult(
             task.clients,
             tuple(outcomes),
-            dict(self.stopwatch.seconds),
+            self.stopwatch.seconds,
             peak_memory_bytes(),
             self.gpu,
             peak_gpu_bytes(self.device),

@@ -29,7 +29,7 @@ from sylva_ray.core.types import (
     unstack_states,
 )
 from sylva_ray.core.windows import Window, in_windows, joined
-from sylva_ray.federation.client.batches import client_images, split_draws
+from sylva_ray.federation.client.batches import ClientStream, client_images, client_streams, split_draws
 from sylva_ray.federation.client.outcomes import outcomes
 from sylva_ray.federation.client.training import EpochSettings, benign_step, run_epochs
 from sylva_ray.federation.client.worker import CohortWorker
@@ -118,7 +118,7 @@ class Phase2Client:
         step = benign_step(self.model, [name for names in self.players.values() for name in names])
         with at_precision(self.model, self.training_precision):
             settings = EpochSettings(self.config.training, self.phase2.benign_lr, self.phase2.benign_epochs)
-            run_epochs(params, step, self.data, self.streams("theta_b"), settings)
+            run_epochs(params, step, self.data, self._training_streams("theta_b"), settings)
         return self._finite_or_robust(params)
 
     def selection_images(self, benign: ParameterStack) -> SelectionImages:
@@ -215,7 +215,7 @@ class Phase2Client:
         step = benign_step(self.model, [name for name, rows in masks.items() if bool(rows.any())])
         settings = EpochSettings(self.config.training, self.phase2.refine_lr, self.phase2.refine_epochs)
         with at_precision(self.model, self.training_precision):
-            run_epochs(params, step, self.data, self.streams("refine"), settings, masks)
+            run_epochs(params, step, self.data, self._training_streams("refine"), settings, masks)
         return self._finite_or_robust(params)
 
     def _finite_or_robust(self, params: ParameterStack) -> ParameterStack:
@@ -229,12 +229,12 @@ class Phase2Client:
         """Return one generator per client."""
         return [generator(self.config.seed, purpose, client, self.step) for client in self.clients]
 
+    def _training_streams(self, purpose: str) -> list[ClientStream]:
+        return client_streams(self.config.seed, purpose, self.clients, self.step)
+
     def _noise(self, splits: Sequence[Split], like: torch.Tensor) -> torch.Tensor:
-        draws = [
-            torch.rand(split.images.shape, generator=generator(self.config.seed, "game/noise", client, self.step))
-            for client, split in zip(self.clients, splits, strict=True)
-        ]
-        return (torch.cat(draws) * 2 - 1).to(like.device, like.dtype)
+        draws = split_draws(self.config.seed, f"game/noise/{self.step}", self.clients, splits).to(like.device)
+        return draws.signed(0, like.shape[1:]).to(like.dtype)
 
 
 def _paired(outcomes: Sequence[Sequence[np.ndarray]]) -> list[PairedOutcomes]:
