@@ -55,8 +55,8 @@ class ImageDraws:
     def __init__(self, keys: torch.Tensor) -> None:
         self.keys = keys
 
-    def select(self, rows: torch.Tensor) -> ImageDraws:
-        """Return the numbers of some of the images; ``rows`` are indices or a mask."""
+    def select(self, rows: torch.Tensor | slice) -> ImageDraws:
+        """Return the numbers of some of the images; ``rows`` are indices, a mask or a slice."""
         return ImageDraws(self.keys[rows])
 
     def to(self, device: torch.device | str) -> ImageDraws:

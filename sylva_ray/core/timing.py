@@ -51,7 +51,7 @@ class DeviceClock:
     def seconds(self, start: torch.cuda.Event, end: torch.cuda.Event) -> float:
         """See `Clock`. It waits for the device."""
         end.synchronize()
-        return start.elapsed_time(end) / 1000
+        return float(start.elapsed_time(end)) / 1000
 
 
 class Stopwatch:

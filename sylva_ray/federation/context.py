@@ -40,8 +40,8 @@ class Batch(ClientImages):
     def part(self, window: Window) -> Batch:
         """See `ClientImages.part`."""
         images = super().part(window)
-        noise, uniforms = self.noise[window.rows], self.uniforms[window.rows]
-        return Batch(images.x, images.y, images.owner, images.num_clients, noise, self.active[window.clients], uniforms)
+        active, draws = self.active[window.clients], self.draws.select(window.rows)
+        return Batch(images.x, images.y, images.owner, images.num_clients, active, draws)
 
 
 @dataclass(frozen=True)

@@ -68,7 +68,7 @@ class Backbone(nn.Module):
     def preprocess(self, x: torch.Tensor) -> torch.Tensor:
         """Resize ``x [N, 3, H, W] in [0, 1]`` to the model's size and normalise it."""
         with torch.autocast(x.device.type, enabled=False):
-            normalised = (self.resize(x) - self.mean) / self.std
+            normalised: torch.Tensor = (self.resize(x) - self.mean) / self.std
         return normalised if self.input_dtype is None else normalised.to(self.input_dtype)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -166,8 +166,8 @@ class _Probe:
         images = self.images(num_images)
         counts = torch.ones(1, self.num_classes, dtype=torch.long, device=self.device)
         context = ClientContext(self.model, counts, dict(self.params), Stopwatch())
-        uniforms = torch.zeros(num_images, 2, device=self.device)
         active = torch.ones(1, dtype=torch.bool, device=self.device)
-        batch = Batch(images.x, images.y, images.owner, 1, torch.zeros_like(images.x), active, uniforms)
+        draws = ImageDraws(torch.arange(num_images, device=self.device))
+        batch = Batch(images.x, images.y, images.owner, 1, active, draws)
         names = [n for n in self.params if self.model.trainable(n) and self.algorithm.is_trained(n)]
         return context, batch, self.algorithm.schedule(self.config.training.local_epochs, names)[-1][1]

@@ -88,4 +88,6 @@ def test_crops_move_pixels_and_flips_mirror_them() -> None:
     mirrored = np.pad(image[0, :, :, ::-1], ((0, 0), (4, 4), (4, 4)), mode="reflect")
     windows |= {mirrored[:, t : t + 8, k : k + 8].tobytes() for t in range(9) for k in range(9)}
     assert {i.tobytes() for i in both} <= windows
-    assert torch.from_numpy(both[3]).equal(augmented(torch.from_numpy(images[3:4]), "flip_crop", draws.select([3]))[0])
+    assert torch.from_numpy(both[3]).equal(
+        augmented(torch.from_numpy(images[3:4]), "flip_crop", draws.select(torch.tensor([3])))[0]
+    )

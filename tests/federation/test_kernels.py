@@ -22,7 +22,7 @@ METHODS: list[Mapping[str, Any]] = [
 
 
 def config(steps: int = 1, method: Mapping[str, Any] | None = None, **sections: Any) -> ExperimentConfig:
-    given = {
+    given: dict[str, Any] = {
         "algorithm": method or {"name": "sylva"},
         "attack": {"steps": steps},
         "training": {"batch_size": 2, "precision": "float32", "attention": "fused", "augment": "flip_crop"},
@@ -58,7 +58,7 @@ def test_an_optimiser_step_is_few_operations_however_many_parameters_there_are(n
 @pytest.mark.parametrize(("precision", "most"), [("float32", 5000), ("bfloat16", 5500)])
 def test_a_pgd10_step_of_vit_base(precision: str, most: int) -> None:
     """Two clients with adapters on the attention; with images of 32 pixels, as sizes do not change the number."""
-    sections = {
+    sections: dict[str, Any] = {
         "backbone": {"name": "vit_base_patch16_224", "image_size": 32},
         "lora": {"target_modules": ["attn.qkv", "attn.proj"]},
         "training": {"batch_size": 1, "precision": precision, "attention": "fused"},

