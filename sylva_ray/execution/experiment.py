@@ -7,6 +7,7 @@ from threadpoolctl import threadpool_limits
 from sylva_ray.algorithms.registry import create_algorithm
 from sylva_ray.config.resolved import ResolvedConfig
 from sylva_ray.core.errors import RunError, UserError
+from sylva_ray.core.precision import precision_notices
 from sylva_ray.core.summary import Summary
 from sylva_ray.federation.client.worker import cohort_model, split_weights
 from sylva_ray.federation.contract import stages_of_run
@@ -86,7 +87,8 @@ def _run(prepared: Prepared, folder: RunFolder, pool: ClientPool, observer: Obse
     warnings: list[str] = []
     status: Status = "FAILED"
     try:
-        for text in fleet.dataset.notices:
+        chosen = {f"{key}.precision": getattr(config, key).precision for key in ("training", "evaluation")}
+        for text in (*fleet.dataset.notices, *precision_notices(chosen, config.training.device)):
             observer.on_notice(Notice(text))
         num_run = Rounds(server, stages).run()
         observer.on_stage(StageStarted(len(stages), len(stages), "writing the report"))

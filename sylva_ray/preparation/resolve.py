@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Literal
 from sylva_ray.config.experiment import AttentionKernels, ExperimentConfig, Windows
 from sylva_ray.config.resolved import ResolvedConfig, ResolvedEvaluation, ResolvedTraining
 from sylva_ray.core.errors import UserError
+from sylva_ray.core.gpu import driver_version
 from sylva_ray.core.lazy import torch
 from sylva_ray.core.types import ClientState, stack_states
 from sylva_ray.models.cohort import FunctionalStack, to_parameters
@@ -85,8 +86,18 @@ def local_device(device: Literal["cpu", "cuda", "auto"]) -> Literal["cpu", "cuda
         UserError: ``cuda`` was asked for on a machine without a GPU.
     """
     if device == "cuda" and not torch.cuda.is_available():
-        raise UserError("training.device", "cuda", NO_GPU)
+        raise UserError("training.device", "cuda", _why_no_gpu())
     return "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
+
+
+def _why_no_gpu() -> str:
+    """Return what to do where PyTorch finds no GPU: there is none, or its driver is too old."""
+    driver = driver_version()
+    if driver is None or torch.version.cuda is None:
+        return NO_GPU
+    return (
+        f"PyTorch for CUDA {torch.version.cuda} cannot use the GPU with driver {driver}: update the driver, or use cpu"
+    )
 
 
 def check_device(device: Literal["cpu", "cuda", "auto"]) -> None:
