@@ -66,6 +66,7 @@ def test_the_product_of_the_head_is_in_float32(kind: type[LoraStack | Functional
     assert not torch.equal(logits, logits.bfloat16().float())
 
 
+@pytest.mark.slow
 def test_robust_accuracy_under_a_bfloat16_attack_is_that_under_a_float32_attack() -> None:
     """Within 0.2 points on 500 images: every success is confirmed in float32, and one image may resist one of both."""
     split = load_dataset(DatasetSection(name="digits"), 32, 0).train
@@ -82,7 +83,7 @@ def test_robust_accuracy_under_a_bfloat16_attack_is_that_under_a_float32_attack(
     weight = 10 * torch.linalg.solve(gram, features.T @ targets).T.float()
     params[stack.head_names[0]] = weight.repeat(2, 1, 1)
     images, draws = ClientImages(x, y, repeat_owner([200, 300]), 2), ImageDraws(image_keys(0, "x", 0, np.arange(500)))
-    spec = PgdAttack(epsilon=4 / 255, steps=5).spec()
+    spec = PgdAttack(epsilon=4 / 255, steps=20).spec()
     found = []
     for precision in (torch.float32, torch.bfloat16):
         result = attack_stack(stack, params, images, spec, draws, precision)
