@@ -65,6 +65,20 @@ def test_a_script_explains_itself(
         assert runpy.run_path(str(ROOT / script))["__doc__"]
 
 
+def test_kernels(run_here: Callable[..., str]) -> None:
+    lines = run_here("benchmarks/kernels.py", "--backbone", "vit_micro", "--attack-steps", 1).splitlines()[2:]
+    assert [line.split()[:2] for line in lines] == [
+        [f"{precision},", step] for precision in ("float32", "bfloat16") for step in ("even", "ragged")
+    ]
+    assert all(int(line.split()[2]) > 100 and line.split()[3] == "0" for line in lines)
+
+
+def test_train_round(run_here: Callable[..., str]) -> None:
+    line = run_here("benchmarks/train_round.py", "--clients", 3, "--images", 100)
+    assert " 1 cohorts, " in line
+    assert float(line.split()[0]) > 0
+
+
 def test_step(run_here: Callable[..., str]) -> None:
     lines = run_here("benchmarks/step.py", "--images", 4, "--repeats", 1).splitlines()
     assert [line.split()[:2] for line in lines[3:7]] == [
