@@ -191,6 +191,18 @@ CASES = {
         (*RUN, "lora.target_modules=all_linears"),
         ["lora.target_modules", "must be a list", "or all_linear"],
     ),
+    "a size without a unit that is one": (
+        (*RUN, "cluster.memory_per_actor=8 XB"),
+        ["cluster.memory_per_actor", "8 XB", "a size such as 8 GB"],
+    ),
+    "a memory budget below one image": (
+        (*RUN, "cluster.memory_per_actor=30 MB"),
+        ["cluster.memory_per_actor", "30 MB", "is too small: at least"],
+    ),
+    "more memory than there is": (
+        (*RUN, "cluster.memory_per_actor=900 TB"),
+        ["cluster.memory_per_actor", "this machine has"],
+    ),
     "no attention kernel": ((*RUN, "training.attention=flash"), ["training.attention", "flash", "'fused' or 'plain'"]),
     "no attention kernel of a precision": (
         (*RUN, "training.attention={bfloat16: foo}"),

@@ -195,6 +195,8 @@ class GameRecord(Artefact):
     """Model blocks run for them, per set of images."""
     exact: bool = True
     """Whether every coalition was evaluated; else permutations were sampled."""
+    value_difference: Annotated[float | None, omitted_if_none()] = None
+    """Largest difference of a candidate's value from that in float32; absent where all values are in float32."""
     relative_cost: Annotated[float | None, omitted_if_none()] = None
     """Cost of evaluating the coalitions, times that of phase 1 (blocks times images); absent for up to 8 players."""
     sampled_because: Annotated[str | None, omitted_if_none()] = None

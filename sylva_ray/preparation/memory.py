@@ -92,13 +92,15 @@ def plan_memory(
     while auto_cohorts and size > 1 and _held(config, algorithm, costs, size, fleet) > HELD_FRACTION * (planned - base):
         size -= 1
     held = _held(config, algorithm, costs, size, fleet)
-    limits = Windows()
-    found: dict[str, int] = {}
-    for name, most in limits.model_dump().items():
-        found[name] = min(most, _rounded(costs.passes[name].num_images(planned - base - held)))
-        if found[name] == 0:
+    found: dict[str, int] = Windows().model_dump()
+    for name, cost in costs.passes.items():
+        fitting = cost.num_images(planned - base - held)
+        found[name] = min(found[name], _rounded(fitting))
+        if fitting == 0:
             raise _too_small(config, costs, budget, base, held, name, size)
-    peak = base + held + max(costs.passes[name].num_bytes(count) for name, count in found.items())
+        if name == "train" and costs.couples_images:
+            found[name] = _whole_batch(config, found[name], fitting, _largest_batch(config, fleet))
+    peak = base + held + max(cost.num_bytes(found[name]) for name, cost in costs.passes.items())
     return MemoryPlan(budget, base, held, size, Windows(**found), peak)
 
 
@@ -108,11 +110,25 @@ def _held(
     """Return the bytes of the states and the pixels of a cohort, which windows do not divide."""
     phase2 = algorithm.parameters.phase2
     clients = [] if fleet is None else fleet.clients
-    batch = min([config.training.batch_size, max((len(own.train) for own in clients), default=MAX_COUNT)])
+    batch = _largest_batch(config, fleet)
     selection = min([phase2.max_images, max((len(own.selection) for own in clients), default=MAX_COUNT)])
     in_game = 4 * selection if phase2.enabled else 0  # images, two attacked copies, noise
     pixels = max(PIXEL_COPIES * batch, in_game) * costs.image
     return cohort_size * (STATE_COPIES * costs.state + pixels)
+
+
+def _largest_batch(config: ResolvedConfig, fleet: FleetData | None) -> int:
+    """Return the images of a client in its largest step."""
+    sizes = [] if fleet is None else [len(own.train) for own in fleet.clients]
+    return min(config.training.batch_size, max(sizes, default=MAX_COUNT))
+
+
+def _whole_batch(config: ResolvedConfig, rounded: int, fitting: int, batch: int) -> int:
+    """Return a window that holds the batch of a client whose images cannot be divided."""
+    if fitting < batch:
+        fix = f"the images of a batch cannot be divided, because of batch normalisation, and {fitting} fit the memory"
+        raise UserError("training.batch_size", config.training.batch_size, f"{fix} (cluster.memory_per_actor)")
+    return max(rounded, batch)
 
 
 def _rounded(num_images: int) -> int:

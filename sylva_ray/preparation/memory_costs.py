@@ -17,6 +17,7 @@ from sylva_ray.core.timing import Stopwatch
 from sylva_ray.core.types import ClientImages, ClientState, ParameterStack
 from sylva_ray.federation.context import Batch, ClientContext
 from sylva_ray.federation.contract import Algorithm
+from sylva_ray.federation.stages.layer_game.rankings.registry import create_ranking
 from sylva_ray.models.cohort import FunctionalStack, as_client, to_parameters
 
 if TYPE_CHECKING:
@@ -29,16 +30,18 @@ class MemoryCosts:
     """Bytes that an experiment's model needs.
 
     Attributes:
-        passes: by the names of `Windows`.
+        passes: by the names of `Windows`; without ``walk`` where no coalitions are evaluated.
         model: the backbone's weights, and their copy in a lower precision.
         state: the parameters of one client.
         image: one image in float32.
+        couples_images: whether a training step cannot divide the images of a client, because of batch statistics.
     """
 
     passes: Mapping[str, PassCost]
     model: int
     state: int
     image: int
+    couples_images: bool = False
 
 
 def measure_costs(
@@ -66,7 +69,8 @@ def measure_costs(
             model.precision = torch_dtype(precision)
             probe.forward(1)  # a copy in a lower precision is made at its first use
         costs = {}
-        for name in ("forward", "evaluate", "train", "attack", "walk"):
+        plays = probe.phase2.enabled and create_ranking(probe.phase2.selection).evaluates_coalitions
+        for name in ("forward", "evaluate", "train", "attack", *(["walk"] if plays else [])):
             is_training = name in ("train", "attack")
             model.precision = torch_dtype(config.training.precision) if is_training else torch.float32
             costs[name] = measure_pass(getattr(probe, name), probe.device)
@@ -75,7 +79,10 @@ def measure_costs(
             costs["train"] |= measure_pass(probe.gates, probe.device)
     weights = sum(value.numel() * value.element_size() for value in model.backbone.state_dict().values())
     low = weights // 2 if "bfloat16" in precisions and algorithm.parameters.model == "lora" else 0
-    return MemoryCosts(costs, weights + low, sum(value.nbytes for value in state.values()), 12 * image_size**2)
+    with model.training():
+        couples_images = model.couples_images
+    of_state = sum(value.nbytes for value in state.values())
+    return MemoryCosts(costs, weights + low, of_state, 12 * image_size**2, couples_images)
 
 
 class _Probe:

@@ -374,3 +374,32 @@ def test_without_phase_2_nobody_looks_for_its_neighbourhood(tmp_path: Path, monk
     monkeypatch.setattr(Algorithm, "phase2_graph", None)
     run(prepared(), tmp_path / "run")
     assert not any("neighbours" in record for record in records_of(tmp_path / "run"))
+
+
+def test_values_in_bfloat16_are_verified_in_float32(
+    phase1: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A small difference is recorded; with a large one the game is played again, as float32 alone plays it."""
+    precise = {"evaluation": SHORT["evaluation"] | {"precision": "float32"}}
+    low = {"evaluation": SHORT["evaluation"] | {"precision": "bfloat16"}}
+
+    def play(name: str, sections: dict[str, Any]) -> Any:
+        (tmp_path / name).mkdir()
+        end = newest(phase1)
+        CheckpointFolder(tmp_path / name / "checkpoint").save(
+            end.step, end.states, end.records, end.game, end.residuals
+        )
+        return run(prepared({}, **sections), tmp_path / name).layer_game
+
+    rough = play("rough", low)
+    assert 0 < rough.value_difference < 0.02
+    expected = play("precise", precise)
+    assert expected.value_difference is None
+    np.testing.assert_allclose(rough.shapley, expected.shapley, atol=0.02)
+    assert rough.shapley != expected.shapley
+    monkeypatch.setattr("sylva_ray.federation.stages.layer_game.stage.MAX_DIFFERENCE", 0.0)
+    again = play("again", low)
+    # the images of the game are still attacked in bfloat16
+    np.testing.assert_allclose(again.shapley, expected.shapley, atol=0.02)
+    assert again.value_difference == rough.value_difference
+    assert again.shapley != rough.shapley

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
 from sylva_ray.algorithms.registry import create_algorithm
-from sylva_ray.config.experiment import ExperimentConfig, Windows
+from sylva_ray.config.experiment import AlgorithmSection, ExperimentConfig, Windows
 from sylva_ray.config.resolved import ResolvedConfig
 from sylva_ray.config.schema import build
 from sylva_ray.core.errors import UserError
@@ -150,3 +151,29 @@ def test_every_pass_with_gradients_keeps_activations(tiny: Prepared) -> None:
     assert passes["forward"].per_image < passes["walk"].per_image < passes["attack"].per_image
     assert passes["attack"].per_image <= passes["evaluate"].per_image < 2 * passes["attack"].per_image
     assert passes["attack"].per_image < passes["train"].per_image
+
+
+def test_a_batch_that_cannot_be_divided_is_refused_or_fits_as_a_whole() -> None:
+    sections: dict[str, Any] = {
+        "training": {"cohort_size": 1, "batch_size": 21},
+        "algorithm": {"name": "fedavg_at", "model": "full"},
+    }
+    coupled = replace(costs({"train": 2000}), couples_images=True)
+    held = plan(10**6, coupled, **sections).held
+    exactly = int((10_000 + held + 50 + 21 * 2000 + 2000) / 0.9) + 1
+    assert plan(exactly, coupled, **sections).windows.train == 21, "not rounded down to 16"
+    with pytest.raises(UserError, match=r"training\.batch_size = 21: the images of a batch cannot be divided.*20 fit"):
+        plan(exactly - 3000, coupled, **sections)
+
+
+def test_coalitions_are_counted_where_they_are_evaluated(tiny: Prepared) -> None:
+    def names(**algorithm: Any) -> set[str]:
+        config = tiny.config.model_copy(update={"algorithm": AlgorithmSection.model_validate(algorithm)})
+        method = create_algorithm(config.algorithm)
+        model = build_model(method, config, 10, tiny.backbone)
+        states = initial_states(method, model, config, 10, tiny.backbone)
+        return set(measure_costs(config, method, model, states[0], 32).passes)
+
+    assert "walk" in names(name="sylva")
+    assert "walk" not in names(name="lorica")  # its gates evaluate none
+    assert "walk" not in names(name="fedavg_at", model="full")

@@ -78,6 +78,9 @@ class Phase2Client:
         task: its clients, and the position of the stage, which names the random numbers.
         data: of every client.
         is_trained: tells whether the method trains a parameter; the others are not changed.
+
+    Attributes:
+        value_precision: of the forwards that evaluate coalitions.
     """
 
     def __init__(
@@ -101,6 +104,7 @@ class Phase2Client:
         self.attack = AttackSpec("pgd", epsilon, steps, default_step_size(epsilon, steps))
         self.training_precision = torch_dtype(config.training.precision)
         self.attack_precision = torch_dtype(config.evaluation.precision)
+        self.value_precision = torch.float32
 
     @classmethod
     def from_task(

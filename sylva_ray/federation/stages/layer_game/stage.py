@@ -2,22 +2,45 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from sylva_ray.core.errors import UserError
 from sylva_ray.core.records import GameRecord
 from sylva_ray.core.seeding import numpy_generator
 from sylva_ray.core.types import stack_states
+from sylva_ray.federation.observer import Notice
 from sylva_ray.federation.parameters import Phase2Parameters
 from sylva_ray.federation.server import Server
 from sylva_ray.federation.stages.layer_game.client import PairedOutcomes
 from sylva_ray.federation.stages.layer_game.cost import game_cost, phase1_cost
-from sylva_ray.federation.stages.layer_game.rankings.ranking import GamePlan, PlayedGame, Ranking
+from sylva_ray.federation.stages.layer_game.rankings.ranking import GamePlan, PlayedGame, RankedLayers, Ranking
 from sylva_ray.federation.stages.layer_game.server import NOTHING_KEPT, columns, select_layers
 from sylva_ray.federation.stages.layer_game.shapley import MAX_EXACT_PLAYERS
-from sylva_ray.federation.stages.layer_game.tasks import CandidatesTask, GameOutcome, GameTask
+from sylva_ray.federation.stages.layer_game.tasks import CandidatesTask, GameOutcome, GameTask, VerifyTask
 from sylva_ray.federation.stages.stage import Stage, StageResult
 from sylva_ray.models.cohort import CohortModel
+
+MAX_DIFFERENCE = 0.02
+"""Largest difference of a probability in a lower precision; beyond it, the game is played in float32."""
+
+
+@dataclass(frozen=True)
+class _Game:
+    """A game that has been played.
+
+    Attributes:
+        outcomes: of the K clients.
+        ranked: the layers, and the candidates.
+        tried: outcomes of the candidates, ``{client: outcomes}``.
+        selected: ``[K, n] bool``.
+    """
+
+    outcomes: list[GameOutcome]
+    ranked: RankedLayers
+    tried: dict[int, PairedOutcomes]
+    selected: np.ndarray
 
 
 class LayerGame(Stage):
@@ -68,13 +91,54 @@ class LayerGame(Stage):
         return GamePlan.from_settings(num_players, phase2, rng, relative_cost)
 
     def run(self, server: Server, step: int) -> StageResult:
-        """See `Stage.run`."""
+        """See `Stage.run`. Values in a lower precision are verified in float32 on what they select."""
         phase2, everyone = self.phase2, server.everyone
         rng = numpy_generator(server.config.seed, "game", round=step)
         plan = self._plan(server, rng)
+        low = server.config.evaluation.precision
+        difference = None
+        game = self._played(server, step, plan, low if self.ranking.evaluates_coalitions else "float32", rng)
+        if self.ranking.evaluates_coalitions and low != "float32":
+            difference = self._difference(server, step, game, low)
+            if difference > MAX_DIFFERENCE:
+                server.observer.on_notice(Notice(f"values in {low} are off by {difference:.3f}: float32 plays again"))
+                game = self._played(server, step, plan, "float32", rng)
+        outcomes, ranked, tried, selected = game.outcomes, game.ranked, game.tried, game.selected
+        candidates = ranked.candidates
+        phi, width, scores = ranked.phi, ranked.half_width, ranked.scores
+        server.game = GameRecord(
+            players=list(server.players),
+            selection=self.ranking.name,
+            shapley=None if phi is None else (phi[:, :, 0] - phi[:, :, 1]).tolist(),
+            shapley_benign=None if phi is None else phi[:, :, 0].tolist(),
+            shapley_robust=None if phi is None else phi[:, :, 1].tolist(),
+            half_width=None if width is None else np.linalg.norm(width, axis=-1).tolist(),
+            scores=None if scores is None else scores.tolist(),
+            selected=selected.tolist(),
+            candidates=[len(np.unique(rows, axis=0)) for rows in candidates],
+            coalitions_evaluated=sum(len(outcome.values) for outcome in outcomes),
+            block_evaluations=sum(outcome.block_evaluations for outcome in outcomes),
+            exact=plan.permutations is None,
+            value_difference=difference,
+            relative_cost=plan.relative_cost,
+            sampled_because=(plan.reason or None) if self.ranking.evaluates_coalitions else None,
+            **columns([NOTHING_KEPT] * len(everyone), phase2.strengths),
+        )
+        reported = [outcome.values if outcome.scores is None else outcome.scores for outcome in outcomes]
+        server.costs.upload_bytes += sum(values.nbytes for values in reported)
+        server.costs.upload_bytes += sum(outcome.num_bytes for outcome in tried.values())
+        server.costs.download_bytes += candidates.nbytes + selected.nbytes
+        return StageResult()
+
+    def _played(self, server: Server, step: int, plan: GamePlan, precision: str, rng: np.random.Generator) -> _Game:
+        """Play, rank the layers, try candidates and select."""
+        phase2, everyone = self.phase2, server.everyone
         cohorts = server.cohorts(everyone)
         played: dict[int, GameOutcome] = server.run(
-            [GameTask(step, cohort, server.stack(cohort), phase2, plan.coalitions, self.ranking) for cohort in cohorts]
+            [
+                GameTask(step, cohort, server.stack(cohort), phase2, plan.coalitions, self.ranking, precision)
+                for cohort in cohorts
+            ]
         )
         outcomes = [played[client] for client in everyone]
         graph = server.recorded_neighbourhood()
@@ -94,26 +158,22 @@ class LayerGame(Stage):
             ]
         )
         selected = select_layers(candidates, [tried[client] for client in everyone], graph, phase2)
-        phi, width, scores = ranked.phi, ranked.half_width, ranked.scores
-        server.game = GameRecord(
-            players=list(server.players),
-            selection=self.ranking.name,
-            shapley=None if phi is None else (phi[:, :, 0] - phi[:, :, 1]).tolist(),
-            shapley_benign=None if phi is None else phi[:, :, 0].tolist(),
-            shapley_robust=None if phi is None else phi[:, :, 1].tolist(),
-            half_width=None if width is None else np.linalg.norm(width, axis=-1).tolist(),
-            scores=None if scores is None else scores.tolist(),
-            selected=selected.tolist(),
-            candidates=[len(np.unique(rows, axis=0)) for rows in candidates],
-            coalitions_evaluated=sum(len(outcome.values) for outcome in outcomes),
-            block_evaluations=sum(outcome.block_evaluations for outcome in outcomes),
-            exact=plan.permutations is None,
-            relative_cost=plan.relative_cost,
-            sampled_because=(plan.reason or None) if self.ranking.evaluates_coalitions else None,
-            **columns([NOTHING_KEPT] * len(everyone), phase2.strengths),
-        )
-        reported = [outcome.values if outcome.scores is None else outcome.scores for outcome in outcomes]
-        server.costs.upload_bytes += sum(values.nbytes for values in reported)
-        server.costs.upload_bytes += sum(outcome.num_bytes for outcome in tried.values())
-        server.costs.download_bytes += candidates.nbytes + selected.nbytes
-        return StageResult()
+        return _Game(outcomes, ranked, tried, selected)
+
+    def _difference(self, server: Server, step: int, game: _Game, precision: str) -> float:
+        """Return the largest difference of a value of a candidate from that in float32."""
+        candidates = game.ranked.candidates
+        tasks = [
+            VerifyTask(
+                step,
+                cohort,
+                server.stack(cohort),
+                self.phase2,
+                stack_states([game.outcomes[client].benign_state for client in cohort]),
+                candidates[list(cohort)],
+                precision,
+            )
+            for cohort in server.cohorts(server.everyone)
+        ]
+        found: dict[int, float] = server.run(tasks)
+        return max(found.values())

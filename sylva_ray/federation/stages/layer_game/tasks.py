@@ -8,11 +8,13 @@ from typing import ClassVar
 import numpy as np
 
 from sylva_ray.core.lazy import torch
+from sylva_ray.core.precision import torch_dtype
 from sylva_ray.core.types import ClientState, ParameterStack, StateStack, unstack_states
 from sylva_ray.federation.client.worker import CohortWorker
 from sylva_ray.federation.parameters import Phase2Parameters
 from sylva_ray.federation.stages.layer_game.client import PairedOutcomes, Phase2Client
 from sylva_ray.federation.stages.layer_game.rankings.ranking import Ranking
+from sylva_ray.federation.stages.layer_game.values import coalition_values
 from sylva_ray.federation.tasks import CohortTask
 from sylva_ray.models.cohort import to_arrays, to_parameters
 
@@ -58,11 +60,13 @@ class GameTask(CohortTask):
         phase2: the parameters of phase 2.
         coalitions: ``[m, n] bool``.
         ranking: decides what is measured: values of the coalitions, scores of the layers, or nothing.
+        precision: of the forwards that evaluate coalitions.
     """
 
     phase2: Phase2Parameters
     coalitions: np.ndarray
     ranking: Ranking
+    precision: str = "float32"
 
     stage: ClassVar[str] = "layer game"
 
@@ -70,6 +74,7 @@ class GameTask(CohortTask):
         """See `CohortTask`."""
         with worker.stopwatch("game"):
             player = Phase2Client.from_task(worker, self, params, self.phase2)
+            player.value_precision = torch_dtype(self.precision)
             with worker.stopwatch("train"):
                 benign = player.benign_end_point()
             measurements = self.ranking.measure(player, benign, self.coalitions)
@@ -81,6 +86,43 @@ class GameTask(CohortTask):
             )
             for state, data, measured in zip(states, player.data, measurements, strict=True)
         ]
+
+
+@dataclass(frozen=True)
+class VerifyTask(CohortTask):
+    """Compares the values of selected coalitions in a lower precision with those in float32.
+
+    The outcome of a client is the largest difference between the two, of the value of a coalition minus that of the
+    empty one.
+
+    Attributes:
+        phase2: the parameters of phase 2.
+        benign_states: theta^b, stacked like ``states`` (theta^r).
+        coalitions: ``[C, m, n] bool``, of every client; the first one is empty.
+        precision: the lower one.
+    """
+
+    phase2: Phase2Parameters
+    benign_states: StateStack
+    coalitions: np.ndarray
+    precision: str
+
+    stage: ClassVar[str] = "verification"
+
+    def execute(self, worker: CohortWorker, params: ParameterStack) -> list[float]:
+        """See `CohortTask`."""
+        with worker.stopwatch("game"):
+            benign = to_parameters(self.benign_states, worker.device, torch.float32)
+            player = Phase2Client.from_task(worker, self, params, self.phase2)
+            images = player.selection_images(benign)
+            differences = []
+            for client, coalitions in enumerate(self.coalitions):
+                low, full = (
+                    coalition_values(player, benign, coalitions, images, client, precision)[0]
+                    for precision in (torch_dtype(self.precision), torch.float32)
+                )
+                differences.append(float(np.abs((low - low[0]) - (full - full[0])).max()))
+        return differences
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,9 @@ from typing import ClassVar
 import numpy as np
 
 from sylva_ray.aggregation.neighbours import NeighbourGraph
-from sylva_ray.core.lazy import torch
 from sylva_ray.core.types import ParameterStack
-from sylva_ray.core.windows import WindowLimits, is_out_of_memory, release_memory
 from sylva_ray.federation.parameters import Phase2Parameters
-from sylva_ray.federation.stages.layer_game.client import Phase2Client, SelectionImages
-from sylva_ray.federation.stages.layer_game.coalitions import CoalitionWalk
+from sylva_ray.federation.stages.layer_game.client import Phase2Client
 from sylva_ray.federation.stages.layer_game.rankings.ranking import (
     Answer,
     GamePlan,
@@ -26,6 +23,7 @@ from sylva_ray.federation.stages.layer_game.rankings.ranking import (
 )
 from sylva_ray.federation.stages.layer_game.selection import nested_candidates, shrink
 from sylva_ray.federation.stages.layer_game.shapley import exact_shapley, permutation_shapley
+from sylva_ray.federation.stages.layer_game.values import coalition_values
 
 
 @dataclass(frozen=True)
@@ -49,7 +47,11 @@ class ShapleyRanking(Ranking):
         """
         images = player.selection_images(benign)
         with player.stopwatch("game"):
-            return [_values_of(player, benign, coalitions, images, client) for client in range(len(player.clients))]
+            found = [
+                coalition_values(player, benign, coalitions, images, client, player.value_precision)
+                for client in range(len(player.clients))
+            ]
+        return [LayerMeasurement(values, block_evaluations=evaluations) for values, evaluations in found]
 
     def rank(self, game: PlayedGame) -> RankedLayers:
         """See `Ranking.rank`."""
@@ -79,31 +81,3 @@ def shapley_values(plan: GamePlan, values: np.ndarray) -> tuple[np.ndarray, np.n
         return exact_shapley(payoff), None
     estimate = permutation_shapley(plan.permutations, plan.coalitions, payoff)
     return estimate.value, estimate.half_width
-
-
-def _values_of(
-    player: Phase2Client, benign: ParameterStack, coalitions: np.ndarray, images: SelectionImages, client: int
-) -> LayerMeasurement:
-    """Measure the coalitions of one client."""
-    is_own = (images.owner == client).to(images.x.device)
-    pair = {name: torch.stack([value[client], benign[name][client]]) for name, value in player.robust.items()}
-    walks = [
-        CoalitionWalk(player.model, pair, coalitions, pixels[is_own], images.y[is_own], player.phase2.max_stack)
-        for pixels in (images.x, *images.against)
-    ]
-    clean, on_robust, on_benign = (_in_memory(walk, player.model.windows) for walk in walks)
-    values = np.stack([clean.mean(1), np.minimum(on_robust, on_benign).mean(1)], axis=-1)
-    return LayerMeasurement(values, block_evaluations=walks[0].block_evaluations)
-
-
-def _in_memory(walk: CoalitionWalk, limits: WindowLimits) -> np.ndarray:
-    """Run a walk with stacks that fit the memory; if they do not, again with halves of them."""
-    while True:
-        walk.max_stack = min(walk.max_stack, limits.of("walk"))
-        try:
-            return walk.run()
-        except Exception as error:
-            if not is_out_of_memory(error) or walk.max_stack == 1:
-                raise
-        release_memory()
-        limits.halve("walk", walk.max_stack)
