@@ -16,6 +16,7 @@ from benchmarks import gpu_proof
 from benchmarks.gpu.bits import digests
 from benchmarks.gpu.lab import Lab, relative
 from benchmarks.gpu.right import STACKS, UPDATES, VALUES, stack_against_single, updates, values
+from benchmarks.gpu.speed import divided
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "benchmarks" / "gpu_proof.py"
@@ -72,6 +73,14 @@ def test_optimiser_steps_are_those_of_float64_and_of_clients_alone() -> None:
     found = updates(LAB.experiment(counts), torch.float32)
     assert 0 < relative(found, updates(LAB.experiment(counts), torch.float64)) <= UPDATES
     assert stack_against_single(LAB) <= STACKS
+
+
+def test_the_parts_of_a_task_are_timed() -> None:
+    """Their names are those of functions elsewhere, which may change theirs."""
+    line = divided(LAB, "vit_micro", (2, 1), 1)
+    parts = {name: line[name] for name in ("batches", "attack", "gradients", "optimiser")}
+    assert all(value > 0 for value in parts.values())
+    assert sum(parts.values()) <= line["ms"]
 
 
 def test_equal_inputs_give_equal_bits() -> None:

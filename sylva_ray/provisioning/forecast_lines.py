@@ -96,11 +96,11 @@ def table_rows(found: Forecast, cards: Sequence[Card] = tuple(CARDS.values())) -
             (
                 card.name,
                 str(count),
-                size_text(plan.peak),
+                f"{plan.peak / 1e9:.1f} GB",
                 str(plan.windows.train),
                 duration(found.round_seconds(gpus)),
                 duration(3600 * hours),
-                f"${hours * _hourly(card):,.2f}",
+                f"${hours * _hourly(card):.2g}",
             )
         )
     return rows

@@ -18,7 +18,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import ray
 from ray import tune
+from ray.actor import ActorHandle
 from ray.tune.schedulers import ASHAScheduler
 
 from sylva_ray.config.experiment import ExperimentConfig
@@ -32,6 +34,7 @@ from sylva_ray.execution.ray.session import (
     ray_session,
     require_reachable,
 )
+from sylva_ray.execution.ray.shared_inputs import share_inputs
 from sylva_ray.provisioning.launcher_file import LauncherFile, Resources
 from sylva_ray.provisioning.placement import largest_cluster
 from sylva_ray.sweeps.events import OnEvent, SweepStarted, SweepWarning, TrialProgress, Waiting
@@ -197,7 +200,8 @@ def _run_trials(
     """
     os.environ.update(TUNE_ENVIRONMENT)
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
-    trainable = _trainable(space, folder, driver_node, tracking, allow_changed)
+    shared = share_inputs()
+    trainable = _trainable(space, folder, driver_node, tracking, shared, allow_changed)
     if space.search.kind == "optuna":
         from sylva_ray.sweeps.optuna_search import open_search
 
@@ -209,6 +213,7 @@ def _run_trials(
         trials = planned_trials(space)
         left = trials_left(space, folder, trials)
         results = _fit(_new_tuner(space, folder, trainable, slots, left)) if left else []
+    ray.kill(shared)  # with it, data and backbones leave the object store
     ran = [(Trial(**result.config["trial"]), result.error) for result in results]
     return trials, {trial.key: str(error).strip().splitlines()[-1] for trial, error in ran if error}
 
@@ -226,7 +231,12 @@ def trials_left(space: Space, folder: SweepFolder, trials: Sequence[Trial]) -> l
 
 
 def _trainable(
-    space: Space, folder: SweepFolder, driver_node: str, tracking: TrialTracking, allow_changed: bool
+    space: Space,
+    folder: SweepFolder,
+    driver_node: str,
+    tracking: TrialTracking,
+    shared: ActorHandle[Any],
+    allow_changed: bool,
 ) -> Any:
     """Return what Tune runs: `run_trial` with its arguments and with the bundles that each trial reserves."""
 
@@ -244,6 +254,7 @@ def _trainable(
         space=space,
         tracking=tracking,
         driver=DriverContext.of_this_process(),
+        shared=shared,
         allow_changed=allow_changed,
     )
     return tune.with_resources(trainable, bundles)

@@ -20,6 +20,7 @@ from typing import Any
 
 import ray
 from ray import tune
+from ray.actor import ActorHandle
 
 from sylva_ray.config.experiment import ExperimentConfig, load_config
 from sylva_ray.core.credentials import mask_credentials
@@ -120,6 +121,7 @@ def run_trial(
     space: Space,
     tracking: TrialTracking,
     driver: DriverContext,
+    shared: ActorHandle[Any],
     allow_changed: bool = False,
 ) -> None:
     """Run a trial; the function that Tune calls.
@@ -130,6 +132,7 @@ def run_trial(
         space: its space.
         tracking: how the trial is tracked.
         driver: the sweep's driver.
+        shared: keeps data and backbones in the object store, once for all trials.
         allow_changed: whether data and weights may differ from those that a trial began with.
     """
     driver.enter()
@@ -149,7 +152,7 @@ def run_trial(
         if was_pruned:
             outcome = "pruned"
         else:
-            _run(config, folder.trial(trial.key), records, driver.process, note, allow_changed)
+            _run(config, folder.trial(trial.key), records, driver.process, note, shared, allow_changed)
             outcome = "finished"
     except SystemExit:  # Tune's way to end a trial from within `report`
         outcome = "pruned"
@@ -200,6 +203,7 @@ def _run(
     records: list[StageRecord],
     driver: int,
     note: Callable[..., None],
+    shared: ActorHandle[Any],
     allow_changed: bool,
 ) -> None:
     """Continue the experiment of a trial and report every step.
@@ -210,6 +214,7 @@ def _run(
         records: of the steps that are done already; it grows.
         driver: process id of the sweep's driver.
         note: takes the fields of an `AttemptEvent`.
+        shared: keeps data and backbones in the object store, once for all trials.
         allow_changed: whether data and weights may differ from those that the trial began with.
     """
     if folder.load_summary() is None:
@@ -224,7 +229,7 @@ def _run(
             prepared = claim_run(
                 prepared, folder, is_begun, allow_changed, lambda text: observer.on_notice(Notice(text))
             )
-            with pool_for(prepared, observer) as pool:
+            with pool_for(prepared, observer, shared) as pool:
                 run_experiment(prepared, folder, pool, observer)
     _report(records, config, finished=True)
 

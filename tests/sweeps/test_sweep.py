@@ -219,14 +219,29 @@ def test_asha_keeps_the_best_third_at_every_rung_and_lets_them_finish(tmp_path: 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("local_ray")
-def test_more_trials_than_the_cluster_holds_each_with_its_own_actors(tmp_path: Path) -> None:
-    """Four trials of two half-CPU actors on two CPUs: two at once, all of them finish, nothing is oversubscribed."""
+def test_more_trials_than_the_cluster_holds_each_with_its_own_actors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Four trials of two half-CPU actors on two CPUs: two at once, all of them finish, nothing is oversubscribed.
+
+    They have one copy of the data and of the backbone in the object store.
+    """
+    kept: list[str] = []
+    kill = ray.kill
+
+    def kill_and_look(actor: Any) -> None:
+        if hasattr(actor, "find"):
+            kept.extend(key.split("/")[0] for key in ray.get(actor.keys.remote()))
+        kill(actor)
+
+    monkeypatch.setattr(ray, "kill", kill_and_look)
     cluster = {"pool": "ray", "num_actors": 2, "cpus_per_actor": 0.5}
     experiment = {**SMALL, "cluster": cluster, "training": {**SMALL["training"], "cohort_size": 2}}
     space = space_of(tmp_path / "s", experiment, parameters={"lora.rank": {"grid": [1, 2, 3, 4]}})
     sweep = run_sweep(space, tmp_path / "sweep", resume=False, on_event=ignore)
     assert [trial.state for trial in sweep.trials] == ["finished"] * 4
     assert sweep.workers == 4, "actors at once: half a CPU each on two"
+    assert kept == ["data", "backbone"]
     alone = run_sweep(
         space_of(tmp_path / "a", SMALL | {"training": experiment["training"]}, parameters={"lora.rank": {"grid": [3]}}),
         tmp_path / "alone",

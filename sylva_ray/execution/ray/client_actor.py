@@ -17,6 +17,7 @@ import ray
 from sylva_ray.config.resolved import ResolvedConfig
 from sylva_ray.core.own_code import allow
 from sylva_ray.data.fleet import FleetData
+from sylva_ray.execution.ray.shared_inputs import FleetReference
 from sylva_ray.federation.client.worker import CohortResult
 from sylva_ray.federation.tasks import CohortTask
 from sylva_ray.preparation.experiment import create_worker
@@ -28,7 +29,7 @@ class ClientActor:
     Args:
         config: the experiment.
         fleet: data of all clients. The caller passes an object reference, so that all actors of a node share one
-            read-only copy.
+            read-only copy; of several experiments, see `sylva_ray.execution.ray.shared_inputs`.
         backbone: arrays of the backbone, passed in the same way.
         imports: directories of the user's own code (`sylva_ray.core.own_code`).
     """
@@ -36,7 +37,7 @@ class ClientActor:
     def __init__(
         self,
         config: ResolvedConfig,
-        fleet: FleetData,
+        fleet: FleetData | FleetReference,
         backbone: Mapping[str, np.ndarray],
         imports: Sequence[str] = (),
     ) -> None:
@@ -50,7 +51,9 @@ class ClientActor:
             The id of the node, and the process id there.
         """
         allow(self._imports)
-        self._worker = create_worker(*self._inputs)
+        config, fleet, backbone = self._inputs
+        loaded = fleet.load() if isinstance(fleet, FleetReference) else fleet
+        self._worker = create_worker(config, loaded, backbone)
         return str(ray.get_runtime_context().get_node_id()), os.getpid()
 
     @ray.method(concurrency_group="work")

@@ -29,6 +29,7 @@ from sylva_ray.execution.ray.coordinator_actor import Assignment, RemoteCoordina
 from sylva_ray.execution.ray.driver_context import DriverContext
 from sylva_ray.execution.ray.pool import RayPool
 from sylva_ray.execution.ray.session import NAMESPACE, possible_nodes, ray_session
+from sylva_ray.execution.ray.shared_inputs import put_inputs
 from sylva_ray.federation.observer import Event, Notice, Observer, dispatch
 from sylva_ray.federation.pool import ClientPool
 from sylva_ray.preparation.experiment import Prepared, create_worker
@@ -159,12 +160,13 @@ def run_on_ray(
 
 
 @contextmanager
-def pool_for(prepared: Prepared, observer: Observer) -> Iterator[ClientPool]:
+def pool_for(prepared: Prepared, observer: Observer, shared: ActorHandle[Any] | None = None) -> Iterator[ClientPool]:
     """Provide a pool, in this process or on Ray as ``cluster.pool`` says, for as long as the block lasts.
 
     Args:
         prepared: the experiment, its data and its backbone.
         observer: is notified of lost workers, and while no worker has started.
+        shared: keeps data and backbone in the object store for several experiments; None: this is the only one.
 
     Yields:
         The pool.
@@ -178,8 +180,8 @@ def pool_for(prepared: Prepared, observer: Observer) -> Iterator[ClientPool]:
         return
     with ray_session(config.cluster):
         prepared, num_actors = _with_num_actors(prepared)
-        fleet, backbone = ray.put(prepared.fleet), ray.put(prepared.backbone)
-        pool = RayPool(prepared.config, fleet, backbone, num_actors, observer)
+        inputs = put_inputs(prepared, shared)
+        pool = RayPool(prepared.config, inputs.fleet, inputs.backbone, num_actors, observer)
         try:
             yield pool
         finally:

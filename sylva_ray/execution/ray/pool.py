@@ -40,6 +40,7 @@ from sylva_ray.core.own_code import allowed_directories
 from sylva_ray.data.fleet import FleetData
 from sylva_ray.execution.ray.client_actor import RemoteClientActor
 from sylva_ray.execution.ray.session import cluster_gpus, live_nodes
+from sylva_ray.execution.ray.shared_inputs import FleetReference
 from sylva_ray.federation.client.worker import CohortResult
 from sylva_ray.federation.observer import Notice, Observer
 from sylva_ray.federation.pool import WHAT_WOULD_FIT, OnDone
@@ -168,7 +169,7 @@ class RayPool:
     def __init__(
         self,
         config: ResolvedConfig,
-        fleet: ray.ObjectRef[FleetData],
+        fleet: ray.ObjectRef[FleetData] | ray.ObjectRef[FleetReference],
         backbone: ray.ObjectRef[dict[str, np.ndarray]],
         num_actors: int,
         observer: Observer,
