@@ -15,6 +15,7 @@ import json
 import os
 import platform
 import resource
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -116,7 +117,7 @@ def main() -> None:
     print(f"largest difference between the states under the first budget and the others: {difference:.2e}")
     if given.out:
         facts = {
-            "command": " ".join(["python", "benchmarks/memory_budget.py", *sys.argv[1:]]),
+            "command": shlex.join(["python", "benchmarks/memory_budget.py", *sys.argv[1:]]),
             "hardware": f"{platform.machine()}, {os.cpu_count()} cores, no GPU, {_processor()}",
             "version": sylva_ray.__version__,
             "runs": rows,
