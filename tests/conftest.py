@@ -15,7 +15,7 @@ import hypothesis
 import pytest
 import torch
 
-from sylva_ray.config.experiment import AttentionKernels, ExperimentConfig
+from sylva_ray.config.experiment import AttentionKernels, ExperimentConfig, Windows
 from sylva_ray.config.schema import build
 from sylva_ray.models.compute_choice import ComputeChoice
 
@@ -33,7 +33,14 @@ TINY: dict[str, Any] = {
     },
     "lora": {"rank": 2},
     "attack": {"epsilon": "4/255", "steps": 1},
-    "training": {"rounds": 2, "batch_size": 16, "lr": 0.005, "precision": "float32", "attention": "fused"},
+    "training": {
+        "rounds": 2,
+        "batch_size": 16,
+        "lr": 0.005,
+        "precision": "float32",
+        "attention": "fused",
+        "windows": Windows().model_dump(),
+    },
     "evaluation": {"attacks": [{"epsilon": "4/255", "steps": 2}], "precision": "float32"},
     "cluster": {"pool": "in_process"},
     "tracking": {"enabled": False},

@@ -412,7 +412,7 @@ RUN_CONFIG = "config.yaml"
 """File name of the resolved configuration in a run folder."""
 
 DEFAULTS_OF_0_1: dict[str, RawConfig] = {
-    "training": {"attention": {"float32": "fused", "bfloat16": "fused"}},
+    "training": {"attention": {"float32": "fused", "bfloat16": "fused"}, "windows": Windows().model_dump()},
     "evaluation": {"precision": "float32"},
 }
 """Settings that run folders of version 0.1 do not contain, with the values of that version."""

@@ -13,6 +13,7 @@ from tests.federation.runs import records_of, run
 L4, H100 = (f"NVIDIA {name}, driver 580.95.05, CUDA 13.2" for name in ("L4", "H100"))
 
 
+@pytest.mark.slow
 def test_a_run_on_cpus_names_none(tiny: Prepared, tmp_path: Path) -> None:
     summary = run(tiny, tmp_path / "run")
     assert summary.hardware is not None

@@ -72,6 +72,7 @@ def plain_logits(export: Path, folder: Path) -> np.ndarray:
     return logits
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("finished", ["adapters"], indirect=True)
 def test_the_adapter_and_the_merged_model_are_the_same(finished: Path, tmp_path: Path) -> None:
     np.save(tmp_path / "images.npy", np.random.default_rng(0).random((2, 3, 32, 32), np.float32))
@@ -94,6 +95,7 @@ def test_a_card_says_what_the_model_is_and_how_good(finished: Path, tmp_path: Pa
     assert max(map(len, card.text.splitlines())) < 200
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("finished", ["adapters"], indirect=True)
 def test_a_script_prints_the_class_of_an_image(finished: Path, tmp_path: Path) -> None:
     from PIL import Image

@@ -26,6 +26,9 @@ from tests.conftest import TINY
 
 CPU = torch.device("cpu")
 
+PLANNED = {**TINY["training"], "windows": "auto"}
+"""Training whose windows are planned."""
+
 
 def test_live_bytes_are_those_of_the_tensors_that_exist_at_once() -> None:
     kept = torch.ones(1000)
@@ -129,10 +132,12 @@ def test_prepared_experiments_have_windows_and_keep_those_they_are_given(tiny: P
     assert prepare(build(ExperimentConfig, sections)).config.training.windows == Windows(train=7)
 
 
-def test_a_small_budget_makes_small_windows_and_a_smaller_one_is_refused() -> None:
+def test_a_small_budget_makes_small_windows_and_a_smaller_one_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sylva_ray.preparation.memory.resident_bytes", lambda: 1_000_000_000)  # of a fresh process
+
     def windows(budget: str) -> Windows:
-        section = TINY["cluster"] | {"memory_per_actor": budget}
-        return prepare(build(ExperimentConfig, TINY | {"cluster": section})).config.training.windows
+        sections = {"cluster": TINY["cluster"] | {"memory_per_actor": budget}, "training": PLANNED}
+        return prepare(build(ExperimentConfig, TINY | sections)).config.training.windows
 
     large, small = windows("4 GB"), windows("1.9 GB")
     assert small.train < large.train
