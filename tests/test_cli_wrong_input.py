@@ -196,11 +196,11 @@ CASES = {
         ["cluster.memory_per_actor", "8 XB", "a size such as 8 GB"],
     ),
     "a memory budget below one image": (
-        (*RUN, "cluster.memory_per_actor=30 MB"),
+        (*RUN, "training.windows=auto", "cluster.memory_per_actor=30 MB"),
         ["cluster.memory_per_actor", "30 MB", "is too small: at least"],
     ),
     "more memory than there is": (
-        (*RUN, "cluster.memory_per_actor=900 TB"),
+        (*RUN, "training.windows=auto", "cluster.memory_per_actor=900 TB"),
         ["cluster.memory_per_actor", "this machine has"],
     ),
     "no attention kernel": ((*RUN, "training.attention=flash"), ["training.attention", "flash", "'fused' or 'plain'"]),

@@ -21,6 +21,7 @@ def test_a_run_on_cpus_names_none(tiny: Prepared, tmp_path: Path) -> None:
     assert not any("gpus" in record for record in records_of(tmp_path / "run"))
 
 
+@pytest.mark.slow
 def test_the_gpus_of_all_stages(tiny: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The second task and those after it run on another card than the first."""
     cards = iter([L4])

@@ -104,7 +104,7 @@ def test_equal_runs_write_equal_bytes(finished: tuple[Path, Any], tiny: Prepared
     assert adapters(tmp_path / "again") == adapters(folder)
 
 
-@pytest.mark.parametrize("steps", [1, 3, 5])
+@pytest.mark.parametrize("steps", [pytest.param(1, marks=pytest.mark.slow), 3, pytest.param(5, marks=pytest.mark.slow)])
 def test_resume_equals_uninterrupted(
     finished: tuple[Path, Any], tiny: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: int
 ) -> None:

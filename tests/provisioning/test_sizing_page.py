@@ -11,7 +11,8 @@ import pytest
 SCRIPT: dict[str, Any] = runpy.run_path(str(Path(__file__).parents[2] / "scripts" / "sizing_docs.py"))
 
 
-@pytest.mark.parametrize("name", ["vit_small", pytest.param("vit_base", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["vit_small", "vit_base"])
 def test_a_table_of_the_page_is_made_by_the_code(name: str) -> None:
     text = SCRIPT["PAGE"].read_text()
     assert f"<!-- table: {name} -->" in text
