@@ -44,5 +44,5 @@ def show_of(quiet: bool, verbose: bool = False) -> Literal["tasks", "progress", 
         UserError: they contradict each other.
     """
     if quiet and verbose:
-        raise UserError("--quiet", "--verbose", "use one of the two")
+        raise UserError("--quiet", True, "contradicts --verbose: use one of the two")
     return "result" if quiet else "tasks" if verbose else "progress"

@@ -83,7 +83,7 @@ class ImageDraws:
             words = philox(counter, (keys[:, None] & WORD, (keys[:, None] >> 32) & WORD))
             for word, column in zip(words, part.unbind(2), strict=True):
                 column.copy_(word.bitwise_right_shift_(8))
-        return numbers.mul_(2.0**-24).view(len(self.keys), -1)[:, :num_numbers].reshape(-1, *shape)
+        return numbers.mul_(2.0**-24).view(len(self.keys), 4 * len(block))[:, :num_numbers].reshape(-1, *shape)
 
     def signed(self, stream_index: int, shape: Sequence[int]) -> torch.Tensor:
         """Draw uniform numbers in [-1, 1), as `uniform` does."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from datetime import UTC, datetime
+from typing import Any
 
 from sylva_ray.core.records import StageRecord
 from sylva_ray.core.summary import Summary
@@ -65,7 +67,16 @@ class RunLog(Observer):
     def _tell(self, event: str, sentence: str, **values: object) -> None:
         now = datetime.now(UTC).isoformat(timespec="seconds")
         is_json = self._form == "json"
-        self._write(json.dumps({"time": now, "event": event, **values}) if is_json else f"{now}  {sentence}")
+        self._write(json.dumps(_finite({"time": now, "event": event, **values})) if is_json else f"{now}  {sentence}")
+
+
+def _finite(value: Any) -> Any:
+    """Return a value with null in place of numbers that are not finite, which JSON does not have."""
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 class RunLogFile(RunLog):

@@ -73,3 +73,7 @@ def test_keys_differ_by_everything_that_they_are_named_by() -> None:
     keys = [image_keys(s, p, c, np.arange(1000), r, e) for s, p, c, r, e in names]
     assert len(torch.cat(keys).unique()) == 6000
     assert len(image_keys(0, "x", 1, np.arange(0))) == 0
+
+
+def test_no_images_have_no_numbers() -> None:
+    assert ImageDraws(torch.empty(0, dtype=torch.int64)).uniform(0, (3, 4)).shape == (0, 3, 4)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import fcntl
+import json
+import math
 import os
 import pty
 import struct
@@ -13,8 +15,10 @@ import termios
 import pyte
 import pytest
 
+from sylva_ray.core.records import StageRecord
 from sylva_ray.federation.observer import StageStarted
 from sylva_ray.reports.progress import Pace
+from sylva_ray.reports.run_log import RunLog
 from sylva_ray.storage.run_folder import RunFolder
 from tests.reports.synthetic_run import make_run
 
@@ -101,3 +105,12 @@ def test_what_is_left_is_reckoned_from_the_stages_that_were_seen(monkeypatch: py
     pace.start(4)  # a run that was resumed
     pace.start(5)
     assert pace.seconds_left(StageStarted(5, 9, "")) == 15.0  # two stages took 10 s, and three are left
+
+
+def test_json_lines_hold_no_number_that_json_does_not_have() -> None:
+    lines: list[str] = []
+    log = RunLog(lines.append, "json")
+    log.on_stage(StageStarted(0, 1, "phase 1"))
+    record = StageRecord(step=0, stage="phase1", round=0, participants=[0], metrics={"loss": {"0": math.nan}})
+    log.on_record(record.model_copy(update={"seconds": {"wall": 1.0}}))
+    assert json.loads(lines[-1], parse_constant=pytest.fail)["metrics"] == {"loss": None}

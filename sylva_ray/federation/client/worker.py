@@ -158,14 +158,8 @@ class CohortWorker:
             OutOfMemoryError: a pass does not fit the memory in windows of a single image, or something else does not.
             DeviceError: the GPU has failed.
         """
-        self.stopwatch = stopwatch_of(self.device)
-        params = to_parameters(task.states, self.device, torch.float32)
-        self.model.precision = (
-            torch_dtype(self.config.training.precision) if task.uses_training_precision else torch.float32
-        )
-        self.model.windows.is_training = task.uses_training_precision
         try:
-            outcomes = task.execute(self, params)
+            return self._run(task)
         except Exception as error:
             reason = f"{type(error).__name__}: {reason_of(error)}"
             if is_out_of_memory(error):
@@ -173,6 +167,15 @@ class CohortWorker:
             if is_device_failure(error):
                 raise DeviceError(reason) from None
             raise
+
+    def _run(self, task: Task) -> CohortResult[Any]:
+        self.stopwatch = stopwatch_of(self.device)
+        params = to_parameters(task.states, self.device, torch.float32)
+        self.model.precision = (
+            torch_dtype(self.config.training.precision) if task.uses_training_precision else torch.float32
+        )
+        self.model.windows.is_training = task.uses_training_precision
+        outcomes = task.execute(self, params)
         return CohortResult(
             task.clients,
             tuple(outcomes),

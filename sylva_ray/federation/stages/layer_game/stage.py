@@ -100,7 +100,7 @@ class LayerGame(Stage):
         game = self._played(server, step, plan, low if self.ranking.evaluates_coalitions else "float32", rng)
         if self.ranking.evaluates_coalitions and low != "float32":
             difference = self._difference(server, step, game, low)
-            if difference > MAX_DIFFERENCE:
+            if not difference <= MAX_DIFFERENCE:  # also where it is no number
                 server.observer.on_notice(Notice(f"values in {low} are off by {difference:.3f}: float32 plays again"))
                 game = self._played(server, step, plan, "float32", rng)
         outcomes, ranked, tried, selected = game.outcomes, game.ranked, game.tried, game.selected
@@ -176,4 +176,4 @@ class LayerGame(Stage):
             for cohort in server.cohorts(server.everyone)
         ]
         found: dict[int, float] = server.run(tasks)
-        return max(found.values())
+        return float(np.max(list(found.values())))  # no number, if one of them is none
