@@ -35,8 +35,9 @@ def run(
     imports, show = imports or [], show_of(quiet, verbose)
     is_run = api.is_run_folder(config)
     if dry_run:
-        if resume or out is not None:
-            raise UserError("--dry-run", config, "starts and writes nothing: leave out --resume and --out")
+        if resume or out is not None or allow_changed:
+            fix = "starts and writes nothing: leave out --resume, --out and --allow-changed"
+            raise UserError("--dry-run", config, fix)
         typer.echo("\n".join(api.dry_run(config, overrides or [], imports=imports)))
         return
     if allow_changed and not resume:

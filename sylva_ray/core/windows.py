@@ -178,7 +178,7 @@ def in_windows(
                 raise
             limits.halve(kind, window.num_images)
             parts = _divide(window, counts, limits.of(kind), divide_clients)
-            if len(parts) == 1:
+            if parts == [window]:
                 raise
         release_memory()  # after the handler, which keeps the tensors of the failed attempt
         queue = deque(

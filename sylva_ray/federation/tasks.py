@@ -39,6 +39,11 @@ class CohortTask(ABC):
         """Do the work and return one outcome per client, in their order; ``params`` are ``states`` on the device."""
 
     @property
+    def num_epochs(self) -> int:
+        """Passes over the data of the clients; a task with more of them takes longer."""
+        return 1
+
+    @property
     def where(self) -> str:
         """Stage, step and clients, for error messages."""
         return f"{self.stage}, step {self.step}, clients {', '.join(map(str, self.clients))}"

@@ -69,6 +69,18 @@ def test_a_window_that_runs_out_of_memory_is_halved_and_tried_again(counts: list
     assert bool(limits.reduced) == any(tried > room for tried in machine.tried)
 
 
+def test_a_window_with_one_image_leaves_out_the_clients_without_any() -> None:
+    """Their parameters may be what did not fit."""
+
+    def run(window: Window) -> int:
+        clients = window.clients.stop - window.clients.start
+        if clients > 1:
+            raise MemoryError
+        return clients
+
+    assert in_windows([1, 0, 0, 0], WindowLimits({"forward": 64}), "forward", run) == [1]
+
+
 def test_a_single_image_that_does_not_fit_is_an_error() -> None:
     with pytest.raises(RuntimeError, match="can't allocate"):
         in_windows([3], WindowLimits({"attack": 8}), "attack", Machine(0).run)

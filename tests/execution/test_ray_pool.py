@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -9,14 +10,17 @@ from typing import Any
 import numpy as np
 import pytest
 
+from sylva_ray.config.experiment import ExperimentConfig
+from sylva_ray.config.schema import build
 from sylva_ray.core.errors import RunError
 from sylva_ray.execution.in_process import InProcessPool
 from sylva_ray.federation.client.measuring import EvaluateTask
-from sylva_ray.federation.client.training import TrainOutcome
+from sylva_ray.federation.client.training import TrainOutcome, TrainSettings, TrainTask
 from sylva_ray.federation.client.worker import CohortResult
 from sylva_ray.federation.observer import Observer
 from sylva_ray.federation.tasks import CohortTask
 from sylva_ray.preparation.experiment import Prepared, create_worker
+from tests.conftest import TINY
 
 ray = pytest.importorskip("ray")
 
@@ -114,3 +118,13 @@ def test_who_misses_the_deadline_is_none_and_the_pool_lives_on(
     expected = states(in_process.run([quick]))
     assert_same_bits(states([on_time]), expected)
     assert_same_bits(states(two.run([quick, quick])), expected * 2)
+
+
+def test_a_task_may_take_as_much_longer_as_it_has_epochs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sylva_ray.execution.ray.pool.MIN_TASK_SECONDS", 0.0)
+    pool = object.__new__(RayPool)
+    pool._section, pool._slowest = build(ExperimentConfig, TINY).cluster, {}
+    short, long = (TrainTask(1, (0,), {}, TrainSettings(0.0, 0.1, epochs=epochs)) for epochs in (1, 40))
+    assert pool._task_deadline_s(short) == math.inf
+    pool._slowest[TrainTask] = 2.0
+    assert pool._task_deadline_s(long) == 40 * pool._task_deadline_s(short) > 0

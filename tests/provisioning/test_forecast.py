@@ -185,8 +185,9 @@ def test_a_dry_run_prints_settings_and_forecast_and_writes_nothing(
         (["cluster.gpus_per_actor=1.5"], "cluster.gpus_per_actor = 1.5: must be a whole number above 1"),
         (["cluster.memory_per_actor=900MB"], "is too small: at least"),
         (["training.precison=bfloat16"], "did you mean 'precision'"),
-        (["--resume"], "starts and writes nothing: leave out --resume and --out"),
-        (["--out", "x"], "starts and writes nothing: leave out --resume and --out"),
+        (["--resume"], "starts and writes nothing: leave out --resume, --out"),
+        (["--out", "x"], "starts and writes nothing"),
+        (["--allow-changed"], "leave out --resume, --out and --allow-changed"),
     ],
 )
 def test_a_dry_run_of_what_cannot_run_is_one_line(

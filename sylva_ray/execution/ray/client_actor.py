@@ -18,7 +18,7 @@ from sylva_ray.config.resolved import ResolvedConfig
 from sylva_ray.core.own_code import allow
 from sylva_ray.data.fleet import FleetData
 from sylva_ray.execution.ray.shared_inputs import FleetReference
-from sylva_ray.federation.client.worker import CohortResult
+from sylva_ray.federation.client.worker import CohortResult, naming_failures
 from sylva_ray.federation.tasks import CohortTask
 from sylva_ray.preparation.experiment import create_worker
 
@@ -53,7 +53,8 @@ class ClientActor:
         allow(self._imports)
         config, fleet, backbone = self._inputs
         loaded = fleet.load() if isinstance(fleet, FleetReference) else fleet
-        self._worker = create_worker(config, loaded, backbone)
+        with naming_failures():  # the memory of an actor that this one replaces may not be free yet
+            self._worker = create_worker(config, loaded, backbone)
         return str(ray.get_runtime_context().get_node_id()), os.getpid()
 
     @ray.method(concurrency_group="work")

@@ -185,7 +185,7 @@ class RayPool:
         # a group for each: a bundle that has to wait for a node from an autoscaler does not delay the others
         self._groups = [placement_group([bundle]) for bundle in bundles]
         self._failed_starts: Counter[tuple[int, bool]] = Counter()  # {(slot, whether its node was lost): times}
-        self._slowest: dict[type[CohortTask], float] = {}  # seconds of the slowest finished task of each kind
+        self._slowest: dict[type[CohortTask], float] = {}  # seconds per epoch of the slowest task of each kind
         self._slots: list[_Slot | None] = [self._start(index) for index in range(num_actors)]
 
     def run(
@@ -270,8 +270,9 @@ class RayPool:
         else:
             # Ray's arrays are read-only views, which would keep the result in the object store
             batch.finish(job, copy.deepcopy(answer))
-            kind, seconds = type(batch.tasks[job]), time.monotonic() - slot.busy_since
-            self._slowest[kind] = max(seconds, self._slowest.get(kind, 0.0))
+            task = batch.tasks[job]
+            seconds = (time.monotonic() - slot.busy_since) / task.num_epochs
+            self._slowest[type(task)] = max(seconds, self._slowest.get(type(task), 0.0))
 
     def _replace_hung(self, batch: _Batch) -> None:
         """Ask the busy actors for a sign of life, and replace those that hang.
@@ -302,7 +303,7 @@ class RayPool:
         if self._section.task_deadline_s is not None:
             return self._section.task_deadline_s
         slowest = self._slowest.get(type(task))
-        return math.inf if slowest is None else max(MIN_TASK_SECONDS, TASK_PATIENCE * slowest)
+        return math.inf if slowest is None else max(MIN_TASK_SECONDS, TASK_PATIENCE * slowest * task.num_epochs)
 
     def _replace(self, index: int, where: str, batch: _Batch, loss: _Loss) -> None:
         """Start a new actor in a slot whose actor was lost; its task, if it had one, goes to the front of the queue.
@@ -313,9 +314,10 @@ class RayPool:
         slot = self._slots[index]
         assert slot is not None
         self._stop_actor(index)
-        if loss.by_memory and slot.windows == self._arguments[0].training.windows:
+        needs_smaller = loss.by_memory and slot.job is not None  # windows play no part in the start of an actor
+        if needs_smaller and slot.windows == self._arguments[0].training.windows:
             self._halve_windows(where, loss)
-        num_losses = 0 if loss.by_memory else self._count_loss(index, slot.job, loss.with_node, batch)
+        num_losses = 0 if needs_smaller else self._count_loss(index, slot.job, loss.with_node, batch)
         max_losses = MAX_NODE_LOSSES if loss.with_node else self._section.max_task_retries
         if num_losses > max_losses or loss.is_hopeless:
             raise RunError(f"{where}: the client actor was lost {num_losses} time(s), the last time: {loss.reason}")

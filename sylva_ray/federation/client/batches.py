@@ -21,7 +21,7 @@ FLIPS = 2
 """First stream of the augmentation; `Batch` has the streams below."""
 
 RESIDENT_SHARE = 0.1
-"""Fraction of a GPU's free memory that the training images of a cohort may take up."""
+"""Fraction of a GPU's free memory, or of an actor's share of it, that the training images of a cohort may take up."""
 
 
 def pixels(images: np.ndarray | torch.Tensor, dtype: torch.dtype, device: torch.device | str) -> torch.Tensor:
@@ -117,7 +117,9 @@ class CohortBatches:
 
     def _fits(self) -> bool:
         num_bytes = sum(split.images.nbytes for split in self.splits)
-        return num_bytes <= RESIDENT_SHARE * torch.cuda.mem_get_info(self.device)[0]
+        free, total = torch.cuda.mem_get_info(self.device)
+        own = total * torch.cuda.get_per_process_memory_fraction(self.device)
+        return num_bytes <= RESIDENT_SHARE * min(free, own)
 
     def _on_device(self) -> torch.Tensor:
         """Return the images of all clients, ``[n, 3, H, W] uint8``."""

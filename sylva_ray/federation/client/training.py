@@ -68,6 +68,11 @@ class TrainTask(CohortTask):
     stage: ClassVar[str] = "train"
     uses_training_precision: ClassVar[bool] = True
 
+    @property
+    def num_epochs(self) -> int:
+        """See `CohortTask.num_epochs`."""
+        return max(1, self.settings.epochs + self.settings.head_epochs)
+
     def execute(self, worker: CohortWorker, params: ParameterStack) -> list[TrainOutcome]:
         """See `CohortTask`."""
         data = [worker.training_data(client) for client in self.clients]

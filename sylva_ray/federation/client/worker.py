@@ -7,7 +7,8 @@ repeats the task and returns bit-identical results.
 from __future__ import annotations
 
 import resource
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 
@@ -158,15 +159,8 @@ class CohortWorker:
             OutOfMemoryError: a pass does not fit the memory in windows of a single image, or something else does not.
             DeviceError: the GPU has failed.
         """
-        try:
+        with naming_failures():
             return self._run(task)
-        except Exception as error:
-            reason = f"{type(error).__name__}: {reason_of(error)}"
-            if is_out_of_memory(error):
-                raise OutOfMemoryError(reason) from None  # not with the frames, which keep its tensors
-            if is_device_failure(error):
-                raise DeviceError(reason) from None
-            raise
 
     def _run(self, task: Task) -> CohortResult[Any]:
         self.stopwatch = stopwatch_of(self.device)
@@ -204,6 +198,25 @@ class CohortWorker:
         if client not in self.malicious or not BYZANTINE_ATTACKS[self.config.byzantine.attack].flips_labels:
             return data
         return replace(data, train=Split(data.train.images, flip_labels(data.train.labels, self.fleet.num_classes)))
+
+
+@contextmanager
+def naming_failures() -> Iterator[None]:
+    """Raise what says that memory or GPU have failed as errors of this package, which other processes can read.
+
+    Raises:
+        OutOfMemoryError: the memory is used up.
+        DeviceError: the GPU has failed.
+    """
+    try:
+        yield
+    except Exception as error:
+        reason = f"{type(error).__name__}: {reason_of(error)}"
+        if is_out_of_memory(error):
+            raise OutOfMemoryError(reason) from None  # not with the frames, which keep its tensors
+        if is_device_failure(error):
+            raise DeviceError(reason) from None
+        raise
 
 
 def peak_memory_bytes() -> int:
