@@ -7,7 +7,8 @@
     methods/METHOD.yaml      what a method changes, its number of seeds, and what the search tries for it
     scales/SCALE.yaml        changes for the search, or for another machine
     search.json              the hyperparameters that the search found, on held-out images
-    results/REGIME/METHOD-SEED.json
+    results/REGIME/METHOD-SEED/result.json              the configuration, and the summary of the run
+    results/REGIME/METHOD-SEED/predictions.safetensors  of every test image, for paired comparisons
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from sylva_ray.config.schema import merged, read_yaml, set_dotted
 from sylva_ray.core.sections import Section
 
 HERE = Path(__file__).parent
+RESULT = "result.json"
 
 Settings = dict[str, Any]
 """A part of an experiment, as in YAML: nested sections, or dotted keys."""
@@ -135,5 +137,5 @@ def nested(dotted: Settings) -> Settings:
 
 
 def run_name(method: str, regime: str, seed: int) -> str:
-    """Return the name of a run's folder, and of its result without the ending: ``REGIME/METHOD-SEED``."""
+    """Return the name of a run's folder, and of the folder of its result: ``REGIME/METHOD-SEED``."""
     return f"{regime}/{method}-{seed}" if regime else f"{method}-{seed}"

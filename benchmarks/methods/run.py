@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -20,7 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-from ledger import HERE, Candidate, Ledger, SearchResult, Settings, run_name
+from ledger import HERE, RESULT, Candidate, Ledger, SearchResult, Settings, run_name
 
 from sylva_ray.config.schema import read_yaml
 from sylva_ray.core.summary import Summary
@@ -105,14 +106,14 @@ def candidate(ledger: Ledger, method: str, regime: str, changes: Settings, out: 
 def fill(
     ledger: Ledger, jobs: Sequence[Job], scale: str | None, out: Path, results: Path, pool: ThreadPoolExecutor
 ) -> None:
-    """Run what has no result yet, and write one JSON file per run."""
+    """Run what has no result yet, and write one folder per run: its summary, and every prediction."""
     has_search = any(ledger.methods[job.method].search for job in jobs)
     if scale != "smoke" and has_search and not ledger.search_file.exists():
         raise SystemExit(f"no {ledger.search_file} yet; first: {sys.executable} {Path(__file__).name} --search")
 
     def one(job: Job) -> str:
         name = run_name(*job)
-        path = results / f"{name}.json"
+        path = results / name / RESULT
         if not path.exists():
             config = ledger.configuration(job.method, job.regime, ledger.chosen(job.method), scale, job.seed)
             summary = run(config, out / name)
@@ -120,6 +121,7 @@ def fill(
             row |= {key: value for key, value in summary.to_json().items() if key not in LEFT_OUT}
             row["records"] = trajectory(out / name)
             path.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(RunFolder(out / name).predictions_file, path.parent)
             path.write_text(json.dumps(row) + "\n")
         final = json.loads(path.read_text())["final"]
         robust = next(iter(final["robust_accuracy"].values()))["mean"]

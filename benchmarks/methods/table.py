@@ -1,14 +1,12 @@
 """Write the ledger's page from README.template.md: tables, figures, who dominates whom, and what the search chose.
 
-    python benchmarks/methods/table.py [--runs runs/ledger]
+    python benchmarks/methods/table.py
 
-Everything comes from results/ and search.json. Paired differences need the run folders, which hold every prediction;
-they are kept in claim.json, so that the page can be written without the folders.
+Everything comes from results/ and search.json.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +15,7 @@ from textwrap import TextWrapper
 
 import numpy as np
 from claim import STATISTICS, Difference, differences
-from ledger import HERE, Ledger, SearchResult, run_name
+from ledger import HERE, RESULT, Ledger, SearchResult, run_name
 
 from sylva_ray.metrics.predictions import read_correct, read_labels
 from sylva_ray.reports.compare import Row, compare
@@ -27,33 +25,23 @@ from sylva_ray.reports.compare.verdicts import footnotes, method_rows, notes, se
 from sylva_ray.storage.run_folder import RunFolder
 
 REFERENCE = "sylva"
-CLAIM = HERE / "claim.json"
 MARKER = re.compile(r"<!-- (\w+) ?([\w.-]*) -->")
 """A place in the template: what to insert, and of which regime."""
 
-Claims = dict[str, dict[str, dict[str, Difference]]]
-"""``{regime: {method: {statistic: difference}}}``."""
-
 
 def main() -> None:
-    """Write README.md, one figure per regime, and claim.json."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=Path, default=Path("runs/ledger"), help="run folders, for predictions")
-    arguments = parser.parse_args()
+    """Write README.md, and one figure per regime."""
     ledger = Ledger()
     rows = {regime: load_rows(ledger, regime) for regime in ledger.regimes}
-    claims = load_claims()
     for regime, of_regime in rows.items():
         if of_regime:
             plot(of_regime, HERE / f"{regime}.png")
-            claims |= {regime: claim} if (claim := compare_images(arguments.runs, regime, of_regime)) else {}
-    CLAIM.write_text(json.dumps({name: to_json(claim) for name, claim in sorted(claims.items())}, indent=1) + "\n")
     parts: dict[str, Callable[[str], str]] = {
         "TABLE": lambda regime: markdown_table(rows[regime]),
         "FIGURE": lambda regime: f"![benign against robust accuracy, larger markers upload more]({regime}.png)",
         "VERDICTS": lambda regime: bullets([*sentences(rows[regime]), *warnings(rows[regime])]),
         "FOOTNOTES": lambda regime: bullets([*footnotes(rows[regime]), *notes(rows[regime])]),
-        "CLAIM": lambda regime: claim_table(claims.get(regime, {})),
+        "CLAIM": lambda regime: claim_table(compare_images(ledger.folder / "results", regime, rows[regime])),
         "BYTES": lambda regime: equal_bytes(rows[regime]),
         "SEARCH": lambda _: search_table(ledger.searched()),
     }
@@ -68,7 +56,7 @@ def main() -> None:
 
 def load_rows(ledger: Ledger, regime: str) -> list[Row]:
     """Return the rows of a regime's comparison; none if it has no results yet."""
-    paths = sorted((ledger.folder / "results" / regime).glob("*.json"))
+    paths = sorted((ledger.folder / "results" / regime).glob(f"*/{RESULT}"))
     results = [Run.from_json(json.loads(path.read_text()), str(path)) for path in paths]
     return compare(results) if results else []
 
@@ -76,40 +64,18 @@ def load_rows(ledger: Ledger, regime: str) -> list[Row]:
 # -- the claim -------------------------------------------------------------------------------------------
 
 
-def load_claims() -> Claims:
-    """Read claim.json."""
-    raw = json.loads(CLAIM.read_text()) if CLAIM.exists() else {}
-    return {
-        regime: {
-            method: {statistic: Difference.model_validate(value) for statistic, value in of_method.items()}
-            for method, of_method in claim.items()
-        }
-        for regime, claim in raw.items()
-    }
-
-
-def to_json(claim: Mapping[str, Mapping[str, Difference]]) -> dict[str, dict[str, object]]:
-    """Return the claim of a regime as plain values."""
-    return {
-        method: {statistic: value.model_dump(mode="json") for statistic, value in of_method.items()}
-        for method, of_method in claim.items()
-    }
-
-
-def compare_images(runs: Path, regime: str, rows: Sequence[Row]) -> dict[str, dict[str, Difference]] | None:
-    """Compare all methods that have the reference's seeds with it, image by image; None without their run folders."""
+def compare_images(results: Path, regime: str, rows: Sequence[Row]) -> dict[str, dict[str, Difference]]:
+    """Compare all methods that have the reference's seeds with it, image by image; nothing without the reference."""
     final = {row.name: row for row in method_rows(rows) if row.stage == "final"}
     attack = strongest_attack(rows)
     if REFERENCE not in final or attack is None:
-        return None
+        return {}
     seeds = final[REFERENCE].seeds
     folders = {
-        name: [RunFolder(runs / run_name(name, regime, seed)) for seed in seeds]
+        name: [RunFolder(results / run_name(name, regime, seed)) for seed in seeds]
         for name, row in final.items()
         if row.seeds == seeds
     }
-    if not all(folder.predictions_file.exists() for of_method in folders.values() for folder in of_method):
-        return None
     correct = {
         name: [
             [np.stack(pair) for pair in zip(read_correct(folder, "benign"), read_correct(folder, attack), strict=True)]

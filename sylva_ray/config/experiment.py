@@ -228,6 +228,7 @@ class EvaluationSection(Section):
     every: int = Field(
         0, ge=0, description="n: also after stages 0, n, 2n, ..., with the first attack; 0: only at the end of phases"
     )
+    initial: bool = Field(True, description="also before phase 1, in full; tables then have a column *before*")
     attacks: tuple[EvaluationAttack, ...] = (PgdAttack(),)
     max_samples: Count | None = Field(
         None, description="test images per client in evaluations between the ends of phases"

@@ -40,7 +40,9 @@ def evaluation_scope(
     following = stages[index + 1] if index + 1 < len(stages) else None
     if stage.evaluated == "never":
         return None
-    if following is None or following.phase > max(stage.phase, 1) or stage.evaluated == "in full":
+    if following is None or following.phase > max(stage.phase, 1):
+        return "in full"
+    if stage.evaluated == "in full" and section.initial:
         return "in full"
     return "in part" if section.every and index % section.every == 0 else None
 

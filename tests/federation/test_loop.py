@@ -6,6 +6,7 @@ import errno
 import json
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -98,10 +99,15 @@ def test_declared_bytes_are_the_serialised_ones(finished: tuple[Path, Any]) -> N
     assert records[0]["upload_bytes"] == 3 * heads, "the warm-up trains the heads alone"
 
 
-def test_equal_runs_write_equal_bytes(finished: tuple[Path, Any], tiny: Prepared, tmp_path: Path) -> None:
-    folder, _ = finished
-    run(tiny, tmp_path / "again")
+def test_equal_runs_write_equal_bytes_however_often_they_evaluate(
+    finished: tuple[Path, Any], tiny: Prepared, tmp_path: Path
+) -> None:
+    folder, evaluated_before = finished
+    evaluation = tiny.config.evaluation.model_copy(update={"initial": False})
+    summary = run(replace(tiny, config=tiny.config.model_copy(update={"evaluation": evaluation})), tmp_path / "again")
     assert adapters(tmp_path / "again") == adapters(folder)
+    assert (evaluated_before.initial is None, summary.initial is None) == (False, True)
+    assert (summary.phase1, summary.final) == (evaluated_before.phase1, evaluated_before.final)
 
 
 @pytest.mark.parametrize("steps", [pytest.param(1, marks=pytest.mark.slow), 3, pytest.param(5, marks=pytest.mark.slow)])
