@@ -14,11 +14,13 @@ import yaml
 from typer.core import TyperCommand, TyperGroup
 
 import sylva_ray.cli
+from sylva_ray.metrics.check_titles import CHECK_TITLES
 from tests.test_architecture import LAYERS, ROOT
 
 sys.path.insert(0, str(ROOT / "scripts"))
 
 import artefact_docs
+import settings_docs
 
 TRACKED = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False).stdout.split()
 MARKDOWN = [name for name in TRACKED if name.endswith(".md")]
@@ -91,6 +93,16 @@ def test_the_table_of_packages_is_the_order_of_layers() -> None:
 def test_the_page_about_files_is_generated_from_their_types() -> None:
     """After a change of a type: ``python scripts/artefact_docs.py``."""
     assert (ROOT / "docs" / "summary.md").read_text() == artefact_docs.page()
+
+
+def test_the_reference_of_settings_is_generated_from_the_schema() -> None:
+    """After a change of a setting: ``python scripts/settings_docs.py``."""
+    assert (ROOT / "docs" / "settings.md").read_text() == settings_docs.page()
+
+
+def test_the_page_about_checks_has_their_names() -> None:
+    rows = re.findall(r"^\| (S\d+) \| ([^|]+) \|", (ROOT / "docs" / "checks.md").read_text(), re.MULTILINE)
+    assert rows == [(name, check.title) for name, check in CHECK_TITLES.items()]
 
 
 APP = typer.main.get_command(sylva_ray.cli.app)

@@ -40,11 +40,16 @@ def create_algorithm(section: AlgorithmSection) -> Algorithm:
     Raises:
         UserError: the name is unknown, the class cannot be imported, or a parameter is invalid.
     """
-    method = _find(section.name)
+    method = find_algorithm(section.name)
     return method(build(method.Parameters, section.parameters, prefix="algorithm"))
 
 
-def _find(name: str) -> type[Algorithm]:
+def find_algorithm(name: str) -> type[Algorithm]:
+    """Return the class of a method.
+
+    Raises:
+        UserError: the name is unknown, or the class cannot be imported.
+    """
     if ":" in name:
         method = load_attribute("algorithm.name", name)
         if not (isinstance(method, type) and issubclass(method, Algorithm)):

@@ -16,6 +16,7 @@ them.
 
 from __future__ import annotations
 
+from sylva_ray.api.guide import KINDS, catalogue, describe, init, listed
 from sylva_ray.api.results import compare, evaluate, report, track
 from sylva_ray.api.runs import (
     Config,
@@ -33,19 +34,24 @@ from sylva_ray.api.tools import check_cluster, check_gpus, dry_run, pretrain, tr
 from sylva_ray.core.errors import Interrupted, RunError, Stopped, UserError
 
 __all__ = [
+    "KINDS",
     "Config",
     "Interrupted",
     "LoadedRun",
     "RunError",
     "Stopped",
     "UserError",
+    "catalogue",
     "check_cluster",
     "check_gpus",
     "compare",
+    "describe",
     "dry_run",
     "evaluate",
     "export",
+    "init",
     "is_run_folder",
+    "listed",
     "load_config",
     "load_run",
     "pretrain",

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from sylva_ray.api.arguments import check_clients, check_show, check_texts
 from sylva_ray.config import experiment as experiments
 from sylva_ray.config.experiment import ExperimentConfig
+from sylva_ray.config.recipes import recipe_or_path
 from sylva_ray.config.schema import build, overridden
 from sylva_ray.core.bounds import MAX_DEPTH
 from sylva_ray.core.credentials import mask_value
@@ -33,7 +34,8 @@ if TYPE_CHECKING:
 
 
 Config = str | Path | Mapping[str, Any] | ExperimentConfig
-"""An experiment: a YAML file, a run folder (its ``config.yaml``), a mapping of sections, or a checked configuration."""
+"""An experiment: a YAML file, the name of a recipe, a run folder (its ``config.yaml``), a mapping of sections, or a
+checked configuration."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ def load_config(config: Config, overrides: Sequence[str] = ()) -> ExperimentConf
         raise UserError(
             "config", str(config), "is a URL, which only `resume` takes; give a YAML file or a local folder"
         )
-    path = local_path("CONFIG", config)
+    path = recipe_or_path("CONFIG", config, "experiment")
     return experiments.load_run_config(path, overrides) if path.is_dir() else experiments.load_config(path, overrides)
 
 
@@ -234,7 +236,7 @@ def sweep(
     """Run a sweep of experiments on Ray Tune (docs/sweeps.md).
 
     Args:
-        space: a YAML file, or with ``resume`` a sweep's folder.
+        space: a YAML file or the name of a recipe, or with ``resume`` a sweep's folder.
         overrides: ``KEY=VALUE`` of the space, or of the experiment of all trials.
         out: the sweep's folder, a local or mounted one; None: ``runs/NAME-TIME``.
         resume: whether to go on with the trials that have not finished.
@@ -268,7 +270,7 @@ def _run_sweep(
     from sylva_ray.sweeps.folder import SweepFolder
     from sylva_ray.sweeps.space import load_space
 
-    path, out = local_path("SPACE", space), None if out is None else local_path("--out", out)
+    path, out = recipe_or_path("SPACE", space, "space"), None if out is None else local_path("--out", out)
     if path.is_dir():
         if overrides or not resume:
             fix = "is a folder: add --resume, without overrides, to go on with its sweep"

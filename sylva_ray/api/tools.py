@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from sylva_ray.api.arguments import check_show, check_texts
 from sylva_ray.api.runs import Config, load_config
 from sylva_ray.config.experiment import AlgorithmSection, BackboneSection, LoraSection
+from sylva_ray.config.recipes import recipe_or_path
 from sylva_ray.config.schema import build
 from sylva_ray.core.errors import UserError
 from sylva_ray.core.locations import local_path, output_path
@@ -32,7 +33,7 @@ def pretrain(
     """Train a backbone where none can be downloaded.
 
     Args:
-        config: a YAML file.
+        config: a YAML file, or the name of a recipe.
         overrides: ``KEY=VALUE`` with dotted keys.
         out: the folder of checkpoints, log and result.
         resume: whether to go on from the newest checkpoint; one that has finished is left as it is.
@@ -60,7 +61,7 @@ def pretrain(
     from sylva_ray.reports.terminal import event_line
 
     console = create_console("progress" if show in PROGRESS else "nothing")
-    settings = load_pretrain_config(config, overrides)
+    settings = load_pretrain_config(recipe_or_path("CONFIG", config, "pretraining"), overrides)
     folder = output_path("--out", out, "folder")
     PretrainFolder(folder).check_claim(settings, resume)
     check_device(settings.training.device)

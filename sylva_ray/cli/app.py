@@ -9,6 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 from sylva_ray.cli.bytes import traffic
+from sylva_ray.cli.catalogue import init, list_names, show
 from sylva_ray.cli.cluster import cluster
 from sylva_ray.cli.compare import compare
 from sylva_ray.cli.evaluate import evaluate
@@ -72,22 +73,44 @@ def options(
 
 
 EXAMPLES = {
-    "run": "sylva-ray run configs/digits.yaml training.rounds=5 --out runs/five",
-    "tune": "sylva-ray tune tune_spaces/grid.yaml --out runs/sweep",
+    "list": "sylva-ray list methods",
+    "show": "sylva-ray show attack.epsilon",
+    "init": "sylva-ray init my_study --recipe digits",
+    "run": "sylva-ray run digits training.rounds=5 --out runs/five",
+    "tune": "sylva-ray tune grid --out runs/sweep",
     "evaluate": "sylva-ray evaluate runs/five --suite standard --checks",
     "report": "sylva-ray report runs/five",
     "track": "sylva-ray track runs/five",
     "compare": "sylva-ray compare runs/five runs/ten --out compare.html",
     "export": "sylva-ray export runs/five --to adapters",
-    "pretrain": "sylva-ray pretrain configs/pretrain_tiny_imagenet.yaml",
+    "pretrain": "sylva-ray pretrain pretrain_tiny_imagenet",
     "repair": "sylva-ray repair runs/five",
     "bytes": "sylva-ray bytes --rank 8 --rank 16 --num-classes 100",
     "version": "sylva-ray version",
 }
 """What the help of every command ends with."""
 
-for command in (run, tune, evaluate, report, track, compare, export, pretrain, repair, traffic, version):
-    name = "bytes" if command is traffic else command.__name__
+COMMANDS = (
+    list_names,
+    show,
+    init,
+    run,
+    tune,
+    evaluate,
+    report,
+    track,
+    compare,
+    export,
+    pretrain,
+    repair,
+    traffic,
+    version,
+)
+RENAMED = {traffic: "bytes", list_names: "list"}
+"""Commands that are not called like their function."""
+
+for command in COMMANDS:
+    name = RENAMED.get(command, command.__name__)
     app.command(name=name, epilog=f"Example: {EXAMPLES[name]}")(command)
 app.add_typer(cluster, name="cluster")
 

@@ -11,7 +11,7 @@ from sylva_ray.cli.arguments import AllowChanged, Overrides
 
 def pretrain(
     config: Annotated[
-        str, typer.Argument(metavar="CONFIG", help="A YAML file, e.g. configs/pretrain_tiny_imagenet.yaml.")
+        str, typer.Argument(metavar="CONFIG", help="A YAML file or the name of a recipe, e.g. pretrain_tiny_imagenet.")
     ],
     overrides: Overrides = None,
     out: Annotated[

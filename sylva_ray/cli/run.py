@@ -11,7 +11,10 @@ from sylva_ray.cli.arguments import AllowChanged, Imports, Log, Overrides, Quiet
 
 def run(
     config: Annotated[
-        str, typer.Argument(metavar="CONFIG", help="A YAML file; with --resume, a run folder or its URL.")
+        str,
+        typer.Argument(
+            metavar="CONFIG", help="A YAML file or the name of a recipe; with --resume, a run folder or its URL."
+        ),
     ],
     overrides: Overrides = None,
     out: Annotated[

@@ -10,7 +10,12 @@ from sylva_ray.cli.arguments import AllowChanged, Imports, Overrides, Quiet, sho
 
 
 def tune(
-    space: Annotated[str, typer.Argument(metavar="SPACE", help="A YAML file; with --resume, the folder of a sweep.")],
+    space: Annotated[
+        str,
+        typer.Argument(
+            metavar="SPACE", help="A YAML file or the name of a recipe; with --resume, the folder of a sweep."
+        ),
+    ],
     overrides: Overrides = None,
     out: Annotated[str | None, typer.Option(metavar="FOLDER", help="Sweep folder (default: runs/NAME-TIME).")] = None,
     resume: Annotated[

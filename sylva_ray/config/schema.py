@@ -56,7 +56,7 @@ def read_yaml(path: str | Path) -> RawConfig:
         UserError: the file does not exist or cannot be read, is empty, is not valid YAML (see `sylva_ray.core.yaml`),
             or is not a mapping.
     """
-    text = read_text_file(local_path("file", path), "no such file; example configurations are in configs/")
+    text = read_text_file(local_path("file", path), "no such file; `sylva-ray list recipes` has examples")
     try:
         raw = parse_yaml(text)
     except EmptyYamlError:

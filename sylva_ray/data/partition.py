@@ -45,7 +45,7 @@ def partition_labels(labels: np.ndarray, section: PartitionSection, seed: int) -
         )
     rng = numpy_generator(seed, "partition")
     for _ in range(MAX_DRAWS):
-        owner = _DRAWS[section.kind](labels, section, rng)
+        owner = PARTITIONS[section.kind](labels, section, rng)
         if np.bincount(owner, minlength=clients).min() >= minimum:
             break
     # Quantity skew leaves labels iid, so any image may be moved.
@@ -108,7 +108,7 @@ def _quantity(labels: np.ndarray, section: PartitionSection, rng: np.random.Gene
     return rng.permutation(np.repeat(np.arange(section.num_clients), counts))
 
 
-_DRAWS = {"iid": _iid, "dirichlet": _dirichlet, "pathological": _pathological, "quantity": _quantity}
+PARTITIONS = {"iid": _iid, "dirichlet": _dirichlet, "pathological": _pathological, "quantity": _quantity}
 
 
 def _with_minimum(owner: np.ndarray, kinds: np.ndarray, clients: int, minimum: int, order: np.ndarray) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 ::
 
-    base:  ../configs/digits.yaml            an experiment, relative to this file
+    base:  ../configs/digits.yaml            an experiment, relative to this file; or the name of a recipe
     experiment:  {training: {rounds: 2}}     changes of it for all trials
     parameters:                              dotted keys of the experiment
       lora.rank: {grid: [2, 8]}
@@ -28,6 +28,7 @@ from pydantic import Field, JsonValue, field_validator, model_validator
 
 from sylva_ray.algorithms.registry import create_algorithm
 from sylva_ray.config.experiment import ClusterSection, ExperimentConfig, with_stored_paths
+from sylva_ray.config.recipes import recipes
 from sylva_ray.config.schema import build, leaves, merged, parse_override, read_overridden, read_yaml, set_dotted
 from sylva_ray.core.errors import UserError
 from sylva_ray.core.locations import local_path
@@ -246,6 +247,8 @@ def load_space(path: Path, overrides: Sequence[str] = ()) -> Space:
     if raw.get("base") is not None:
         changes.append(experiment)
         base = path.parent / local_path("base", str(raw["base"]))
+        if not base.is_file() and str(raw["base"]) in recipes():
+            base = recipes()[str(raw["base"])].path
         if not base.is_file():
             raise UserError("base", raw["base"], f"there is no such file beside {path}")
         experiment = merged(read_yaml(base), experiment)
