@@ -80,9 +80,9 @@ def evaluate(  # noqa: PLR0913  # a keyword for each option of the command
     check_options(attacks, suite, budget, certify)
 
     from sylva_ray.evaluation.run import prepare_evaluation, run_evaluation
-    from sylva_ray.reports.console import create_console, print_lines
+    from sylva_ray.reports.console import create_console, print_lines, wrapped
     from sylva_ray.reports.progress import EvaluationDisplay
-    from sylva_ray.reports.terminal import evaluation_tables
+    from sylva_ray.reports.terminal import LINE_INDENT, evaluation_lines, evaluation_tables
     from sylva_ray.storage.remote_copy import run_folder_at
 
     with ExitStack() as stack:
@@ -108,7 +108,8 @@ def evaluate(  # noqa: PLR0913  # a keyword for each option of the command
         path = folder.write_evaluation(evaluation, out)
         for table in evaluation_tables(console, evaluation):
             console.print(table)
-        print_lines(console, [f"warning  {text}" for text in evaluation.warnings or ()])
+        lines = [*evaluation_lines(evaluation), *(f"warning  {text}" for text in evaluation.warnings or ())]
+        print_lines(console, wrapped(console, lines, LINE_INDENT))
         print_lines(console, [path])
         if out is None:
             print_lines(console, [_send_report(folder, config)])

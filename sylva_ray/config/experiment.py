@@ -7,6 +7,7 @@ be written as fractions: 8/255.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -360,6 +361,18 @@ class ExperimentConfig(Section):
         if self.cluster.num_actors == "per_client" and self.training.cohort_size not in (1, "auto"):
             raise conflict("cluster.num_actors", "per_client", "needs training.cohort_size=1")
         return self
+
+    @property
+    def reported_epsilon(self) -> float:
+        """The L-infinity budget, in pixel units, that results are about, and that guard, game and mixture attack with.
+
+        It is that of training where the evaluation measures it, else that of the first attack of the evaluation which
+        has one.
+        """
+        specs = self.evaluation.specs
+        measured = [spec.epsilon for spec in specs if spec.norm == "linf" and math.isfinite(spec.epsilon)]
+        is_measured = any(math.isclose(epsilon, self.attack.epsilon) for epsilon in measured)
+        return self.attack.epsilon if is_measured or not measured else measured[0]
 
     def to_yaml(self) -> str:
         """Return the configuration as YAML, with keys in the order of the sections."""

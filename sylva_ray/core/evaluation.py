@@ -66,7 +66,8 @@ class AttackRow(ConditionRow):
     settings: AttackSettings
     """Settings of the attack."""
     median_distance: float | None
-    """Median size of the smallest successful perturbation, in the attack's norm; null where most images are robust."""
+    """Median size of the smallest successful perturbation, in the attack's norm, of the images that are classified
+    correctly without one; null where most of them are robust."""
     forwards: int
     """Images that went forward through the model."""
     backwards: int

@@ -62,7 +62,7 @@ def run_checks(
         checks.threat_model_stated(run.threat_model),
         checks.epsilon_zero(benign, by_epsilon[0.0]),
         checks.falls_with_epsilon(by_epsilon),
-        checks.unbounded_attack(accuracies["unbounded"], num_classes),
+        checks.unbounded_attack(accuracies["unbounded"], num_classes, [len(y) for y in measured.labels]),
         checks.falls_with_steps(by_steps),
         checks.iterative_beats_single(accuracies["pgd"], accuracies["fgsm"]),
         checks.restarts_add_little(accuracies["pgd"], accuracies["restarts"]),

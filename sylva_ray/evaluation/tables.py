@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from scipy.stats import binomtest
 
 from sylva_ray.attacks.base import epsilon_text
 from sylva_ray.core.evaluation import AttackRow, AttackSettings, ConditionRow, Curve, PerClass, WorstCaseRow
@@ -14,6 +13,7 @@ from sylva_ray.core.summary import Spread
 from sylva_ray.core.types import AttackSpec
 from sylva_ray.federation.client.measuring import EvaluateOutcome
 from sylva_ray.metrics.accuracy import accuracy, balanced_accuracy
+from sylva_ray.metrics.intervals import wilson_interval
 
 PerClient = Sequence[np.ndarray]
 """One array per client, ``[n_i]`` each."""
@@ -96,8 +96,7 @@ def interval(correct: PerClient) -> tuple[float, float]:
         Lower and upper bound.
     """
     flat = np.concatenate(list(correct))
-    bounds = binomtest(int(flat.sum()), len(flat)).proportion_ci(0.95, method="wilson")
-    return float(bounds.low), float(bounds.high)
+    return wilson_interval(float(flat.mean()), len(flat))
 
 
 def condition_row(answers: PerClient, labels: PerClient, left_out: Sequence[int]) -> ConditionRow:
@@ -119,10 +118,15 @@ def condition_row(answers: PerClient, labels: PerClient, left_out: Sequence[int]
 
 
 def attack_row(spec: AttackSpec, measured: Measured, left_out: Sequence[int]) -> AttackRow:
-    """Summarise one attack: as `condition_row`, with its settings, distances and cost."""
+    """Summarise one attack: as `condition_row`, with its settings, distances and cost.
+
+    Distances are those of images that are classified correctly without an attack: the others need none.
+    """
     label = spec.label
     row = condition_row(measured.answers[label], measured.labels, left_out)
-    median = float(np.median(np.concatenate(measured.distances[label])))
+    pairs = zip(measured.distances[label], measured.correct("benign"), strict=True)
+    needed = np.concatenate([distances[is_correct] for distances, is_correct in pairs])
+    median = float(np.median(needed)) if len(needed) else np.inf
     cost = measured.costs[label]
     return AttackRow(
         accuracy=row.accuracy,

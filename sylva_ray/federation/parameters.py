@@ -45,7 +45,7 @@ class MixtureParameters(Section):
     own_shares: tuple[Annotated[float, Field(ge=0, lt=1)], ...] = Field(
         (0.75, 0.5, 0.25, 0.0), min_length=1, description="shares of the client's own model that are tried, besides 1"
     )
-    attack_steps: Count = Field(10, description="of the PGD against every candidate, at the training epsilon")
+    attack_steps: Count = Field(10, description="of the PGD against every candidate, at the epsilon that is reported")
     max_images: int = Field(128, ge=2, description="of a client's selection split")
     balance: float = Field(
         0.25, ge=0, le=1, description="an image counts 1 / n_class^balance; 0: images count the same, 1: classes do"
@@ -73,7 +73,7 @@ class Phase2Parameters(Section):
         min_length=1,
         description="how far from the robust to the refined layers a client may go; the guard tests them in this order",
     )
-    attack_steps: Count = Field(10, description="of the PGD of game and guard, at the training epsilon")
+    attack_steps: Count = Field(10, description="of the PGD of game and guard, at the epsilon that is reported")
     max_images: int = Field(128, ge=2, description="of a client's selection split in the game")
     sampled_pairs: int = Field(
         64, ge=2, description="antithetic permutation pairs, at most, where not all coalitions are evaluated"

@@ -26,7 +26,7 @@ from sylva_ray.core.version import __version__
 from sylva_ray.data.fleet import FleetData
 from sylva_ray.federation.stages.kinds import is_exchange, phase_of
 from sylva_ray.federation.threat_model import budget_warnings, threat_model
-from sylva_ray.metrics.checks import UNBOUNDED, collapse, is_collapsed, unbounded_attack
+from sylva_ray.metrics.checks import S4_IMAGES, UNBOUNDED, collapse, is_collapsed, unbounded_attack
 from sylva_ray.transport.byzantine import byzantine_clients
 
 
@@ -86,7 +86,8 @@ def summarise(
         is_collapsed(robust, share, bool(single)) and client not in attackers
         for client, (robust, share, single) in enumerate(zip(final[main].accuracy, majority, one_class, strict=True))
     ]
-    checks = _checks(final, collapsed, fleet.num_classes, attackers) if config.evaluation.checks else []
+    tested = [min(S4_IMAGES, len(data.test)) for client, data in enumerate(fleet.clients) if client not in attackers]
+    checks = _checks(final, collapsed, fleet.num_classes, attackers, tested) if config.evaluation.checks else []
     return Summary(
         name=config.name,
         algorithm=config.algorithm.name,
@@ -212,10 +213,15 @@ def _seconds(records: Sequence[StageRecord], costs: RunCosts) -> RunSeconds:
 
 
 def _checks(
-    final: Mapping[str, ClientAccuracies], collapsed: list[bool], num_classes: int, attackers: Sequence[int]
+    final: Mapping[str, ClientAccuracies],
+    collapsed: list[bool],
+    num_classes: int,
+    attackers: Sequence[int],
+    tested: Sequence[int],
 ) -> list[CheckResult]:
+    """Return S4, on ``tested`` images of each honest client, and S14."""
     unbounded = Spread.from_values(final[UNBOUNDED.label].accuracy, attackers).mean
-    return [unbounded_attack(unbounded, num_classes), collapse(collapsed)]
+    return [unbounded_attack(unbounded, num_classes, tested), collapse(collapsed)]
 
 
 def _warnings(records: Sequence[StageRecord], checks: Sequence[CheckResult]) -> list[str]:

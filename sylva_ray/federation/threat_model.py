@@ -51,7 +51,7 @@ def threat_model(config: ResolvedConfig, attacks: Sequence[AttackSpec]) -> dict[
 
 
 def budget_warnings(config: ResolvedConfig, attacks: Sequence[AttackSpec], records: Sequence[StageRecord]) -> list[str]:
-    """Say that no attack of an evaluation has the norm and epsilon that training and guard defend against.
+    """Say that no attack of an evaluation has the norm and epsilon that training or guard defend against.
 
     Args:
         config: of the run.
@@ -59,16 +59,25 @@ def budget_warnings(config: ResolvedConfig, attacks: Sequence[AttackSpec], recor
         records: of the run's stages: whether they attacked images in training and played the layer game.
 
     Returns:
-        One sentence, or none: where one of the attacks has that budget, none has a budget, or nothing was defended.
+        One sentence per budget that is not measured; none where no attack has a budget, or nothing was defended.
     """
     guarded = {LayerGame.name, Refine.name}
     has_guard = any(record.stage in guarded for record in records)
     is_adversarial = any("attack" in record.seconds for record in records if record.stage not in guarded)
-    defended = ["training"] * is_adversarial + ["the guard of phase 2"] * has_guard
     bounded = [spec for spec in attacks if math.isfinite(spec.epsilon)]
-    is_measured = any(spec.norm == "linf" and math.isclose(spec.epsilon, config.attack.epsilon) for spec in bounded)
-    if is_measured or not bounded or not defended:
+    budgets = {"training": config.attack.epsilon} if is_adversarial else {}
+    budgets |= {"the guard of phase 2": config.reported_epsilon} if has_guard else {}
+    missed = {
+        name: epsilon
+        for name, epsilon in budgets.items()
+        if not any(spec.norm == "linf" and math.isclose(spec.epsilon, epsilon) for spec in bounded)
+    }
+    if not missed or not bounded:
         return []
-    trained = f"{' and '.join(defended)} used L-infinity epsilon {config.attack.epsilon * 255:.4g}/255"
     measured = f"only {', '.join(spec.label for spec in bounded)} was measured"
-    return [f"{trained}, but {measured}; set attack.epsilon and evaluation.attacks to the same budget"]
+    sentences = []
+    for epsilon in dict.fromkeys(missed.values()):
+        names = " and ".join(name for name, other in missed.items() if other == epsilon)
+        used = f"{names} used L-infinity epsilon {epsilon * 255:.4g}/255"
+        sentences.append(f"{used}, but {measured}; set attack.epsilon and evaluation.attacks to the same budget")
+    return sentences

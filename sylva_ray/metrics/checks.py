@@ -16,6 +16,7 @@ import numpy as np
 from sylva_ray.attacks.pgd import default_step_size
 from sylva_ray.core.summary import CheckResult
 from sylva_ray.core.types import AttackSpec
+from sylva_ray.metrics.intervals import fleet_interval
 
 UNBOUNDED = AttackSpec("pgd", epsilon=1.0, steps=20, step_size=default_step_size(1.0, 20))
 """The attack of S4: with epsilon 1 it can reach every image."""
@@ -65,15 +66,27 @@ def falls_with_epsilon(curve: Mapping[float, float]) -> CheckResult:
     )
 
 
-def unbounded_attack(robust_accuracy: float, num_classes: int) -> CheckResult:
-    """Check S4: an attack with epsilon 1 reduces the accuracy to chance or below; otherwise gradients are masked."""
+def unbounded_attack(robust_accuracy: float, num_classes: int, images: Sequence[int]) -> CheckResult:
+    """Check S4: an attack with epsilon 1 reduces the accuracy to chance or below; otherwise gradients are masked.
+
+    It fails where the accuracy is above chance by more than the error of the few images: its 95 % interval is.
+
+    Args:
+        robust_accuracy: mean over clients.
+        num_classes: chance is one in so many.
+        images: of each client.
+    """
     chance = 1 / num_classes
+    low, high = fleet_interval(robust_accuracy, images)
+    measured = f"{robust_accuracy:.1%} standing ({low:.1%} to {high:.1%} on {sum(images):,} images)"
+    is_below = robust_accuracy <= chance
+    bound = "at most chance" if is_below else "not above chance by more than the error of so few images:"
     return _result(
         "S4",
-        robust_accuracy <= chance,
+        is_below or low <= chance,
         robust_accuracy,
-        f"an attack without bound leaves {robust_accuracy:.1%} standing, at most chance ({chance:.1%})",
-        f"an attack without bound still leaves {robust_accuracy:.1%} standing, above chance ({chance:.1%}): "
+        f"an attack without bound leaves {measured}, {bound} {chance:.1%}",
+        f"an attack without bound still leaves {measured}, above chance ({chance:.1%}): "
         "gradients are masked or the prediction is constant, so the robust accuracies below are too high",
     )
 

@@ -17,6 +17,7 @@ from sylva_ray.core.credentials import mask_value
 from sylva_ray.core.evaluation import AttackRow, ConditionRow, Evaluation
 from sylva_ray.core.records import StageRecord
 from sylva_ray.core.summary import Spread, StageAccuracies, Summary
+from sylva_ray.reports.headlines import accuracy_text
 from sylva_ray.reports.phases import PhaseEnd, phase_ends
 
 
@@ -111,7 +112,7 @@ LINE_INDENT = 9
 
 
 def closing_lines(summary: Summary, run_dir: Path | str, tracking_uri: str | None) -> list[str]:
-    """Return the lines that follow the closing table: upload, seconds, checks, warnings, and where the files are.
+    """Return the lines that follow the closing table: result, upload, seconds, checks, warnings, places of files.
 
     Args:
         summary: summary of the run.
@@ -121,7 +122,13 @@ def closing_lines(summary: Summary, run_dir: Path | str, tracking_uri: str | Non
     communication = summary.communication
     ratio = communication.full_model_ratio
     upload = f"{communication.upload_bytes_per_client_round / 1e3:,.0f} kB per client and round"
+    final = summary.final
     lines = [
+        f"result   {accuracy_text(summary, spread)} under {attack}, mean client and 95 % interval"
+        for attack, spread in final.robust_accuracy.items()
+    ]
+    lines += [
+        f"result   {accuracy_text(summary, final.benign_accuracy)} benign",
         f"upload   {upload}" + (f", {100 / ratio:.2g} % of the full model" if ratio else " (nothing is shared)"),
         f"seconds  {summary.seconds.total:.0f} in total",
     ]
@@ -180,6 +187,32 @@ def _attacks_table(evaluation: Evaluation, outline: box.Box, num_columns: int) -
     cells = [name, f"{100 * majority.mean:.1f}", "", f"{100 * majority.worst_decile:.1f}", "", ""]
     table.add_row(*cells[:num_columns])
     return table
+
+
+def evaluation_lines(evaluation: Evaluation) -> list[str]:
+    """Return one line for each of curves, transfer and certificates, as far as they were measured."""
+    lines = []
+    if evaluation.curves is not None:
+        epsilon, steps = evaluation.curves.epsilon, evaluation.curves.steps
+        budgets = ", ".join(
+            f"{100 * mean:.1f} at {255 * x:.3g}" for x, mean in zip(epsilon.x, epsilon.mean, strict=True)
+        )
+        lengths = ", ".join(f"{100 * mean:.1f} at {x:.0f}" for x, mean in zip(steps.x, steps.mean, strict=True))
+        lines.append(f"curves   % by epsilon (of 255): {budgets}; by steps: {lengths}")
+    if evaluation.transfer is not None:
+        transfer = evaluation.transfer
+        others = (
+            "" if transfer.others_mean is None else f"{100 * transfer.others_mean:.1f} % on images for other clients, "
+        )
+        runs = "".join(f"; {100 * mean:.1f} % on those for {run}" for run, mean in transfer.surrogates.items())
+        lines.append(
+            f"transfer {others}{100 * transfer.own:.1f} % on those for the client itself ({transfer.attack}){runs}"
+        )
+    for level in evaluation.certified or ():
+        radii = ", ".join(f"{100 * mean:.1f} at {x:.3g}" for x, mean in zip(level.radii, level.mean, strict=True))
+        abstained = f"{100 * level.abstained:.1f} % of {level.images:,} images without certificate"
+        lines.append(f"certify  sigma {level.sigma:g}: % by L2 radius: {radii}; {abstained}")
+    return lines
 
 
 def event_line(event: Mapping[str, object]) -> str:

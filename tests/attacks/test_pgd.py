@@ -149,11 +149,11 @@ def test_s4_passes_a_breakable_model_and_fails_a_constant_one() -> None:
     params, x, y, owner = batch(40)
     model = LinearCohort()
     broken = (answers_under(model, params, x, y, owner, UNBOUNDED) == y).float().mean()
-    assert unbounded_attack(float(broken), 2).passed
+    assert unbounded_attack(float(broken), 2, [40]).passed
     constant = {"w": torch.zeros_like(params["w"]), "b": torch.ones(2)}
     ones = torch.ones_like(y)
     standing = (answers_under(model, constant, x, ones, owner, UNBOUNDED) == ones).float().mean()
-    result = unbounded_attack(float(standing), 2)
+    result = unbounded_attack(float(standing), 2, [40])
     assert not result.passed
     assert "masked" in result.meaning
 

@@ -21,7 +21,7 @@ from sylva_ray.evaluation.cache import MeasurementCache
 from sylva_ray.evaluation.plan import EvaluationRequest, suite
 from sylva_ray.evaluation.request import Extras, build_request
 from sylva_ray.evaluation.run import prepare_evaluation, run_evaluation
-from sylva_ray.evaluation.tables import Measured, interval, worst_answers
+from sylva_ray.evaluation.tables import Cost, Measured, attack_row, interval, worst_answers
 from sylva_ray.execution.in_process import InProcessPool
 from sylva_ray.execution.ray.driver import run_prepared
 from sylva_ray.federation.client.measuring import EvaluateOutcome, EvaluateTask
@@ -31,6 +31,7 @@ from sylva_ray.observers.mlflow.metrics import evaluation_metrics
 from sylva_ray.preparation.experiment import Prepared, create_worker, prepare
 from sylva_ray.preparation.resolve import resolve_config
 from sylva_ray.reports.pages.run import write_report
+from sylva_ray.reports.terminal import evaluation_lines
 from sylva_ray.storage.run_folder import RunFolder
 from tests.conftest import TINY
 
@@ -184,6 +185,10 @@ def test_everything_at_once_fills_the_report_and_mlflows_metrics(run_dir: Path) 
         assert item.label != item.answer
         delta = np.array(item.adversarial) - np.array(item.clean)
         assert np.abs(delta).max() <= 255 * EPSILON + 0.1
+    curves, transfer, certificates = evaluation_lines(found)
+    assert curves.startswith(f"curves   % by epsilon (of 255): {100 * curve.mean[0]:.1f} at 0, ")
+    assert f"{100 * found.transfer.own:.1f} % on those for the client itself" in transfer
+    assert certificates.startswith(f"certify  sigma 0.1: % by L2 radius: {100 * certified.mean[0]:.1f} at 0, ")
     RunFolder(run_dir).write_evaluation(found)
     page = write_report(RunFolder(run_dir)).read_text()
     for words in ("Evaluation by", "Every class", "Transfer attacks", "Certified", "S13", "data:image/png"):
@@ -273,6 +278,17 @@ def test_other_settings_are_other_attacks() -> None:
         parse_attack(f"pgd:epsilon=8/255{more}").label for more in ("", ",step_size=2/255", ",random_start=false")
     ]
     assert labels == ["pgd20-eps8", "pgd20-step2-eps8", "pgd20-fixed1-eps8"]
+
+
+def test_images_that_are_misclassified_anyway_have_no_distance() -> None:
+    """Two images need 0.1 and 0.3, one is robust, and three are wrong without an attack."""
+    wrong = np.array([9, 9, 9, 0, 0, 0])
+    measured = Measured([np.zeros(6, int)], {"benign": [wrong], "fgsm-eps4": [wrong]})
+    measured.distances = {"fgsm-eps4": [np.array([0, 0, 0, 0.1, 0.3, np.inf])]}
+    measured.costs = {"fgsm-eps4": Cost()}
+    assert attack_row(parse_attack("fgsm:epsilon=4/255"), measured, []).median_distance == pytest.approx(0.3)
+    measured.answers["benign"] = [np.full(6, 9)]
+    assert attack_row(parse_attack("fgsm:epsilon=4/255"), measured, []).median_distance is None
 
 
 def test_attackers_of_the_aggregation_are_nobodys_headline() -> None:

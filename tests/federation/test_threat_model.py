@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 
 from sylva_ray.config.attacks import parse_attack
-from sylva_ray.config.experiment import ExperimentConfig
+from sylva_ray.config.experiment import EvaluationSection, ExperimentConfig
+from sylva_ray.config.schema import build
 from sylva_ray.core.records import StageRecord
+from sylva_ray.federation.stages.layer_game.client import Phase2Client
 from sylva_ray.federation.threat_model import budget_warnings, threat_model
 from sylva_ray.preparation.resolve import resolve_config
 from sylva_ray.reports.terminal import closing_lines
@@ -54,6 +56,43 @@ def test_a_budget_that_is_defended_but_not_measured_is_said(
     texts = budget_warnings(config, [parse_attack(text) for text in attacks], records)
     assert len(texts) == bool(says)
     assert says in "".join(texts)
+
+
+@pytest.mark.parametrize(
+    ("attacks", "numerator"),
+    [
+        ([{"epsilon": "8/255"}], 8),
+        ([{"epsilon": "8/255"}, {"epsilon": "4/255"}], 4),
+        ([{"norm": "l2", "epsilon": 0.5}, {"epsilon": "2/255"}], 2),
+        ([{"name": "deepfool"}], 4),
+        ([], 4),
+    ],
+)
+def test_guard_game_and_mixture_attack_at_what_is_reported(
+    attacks: list[dict[str, Any]], numerator: int, tiny_config: ExperimentConfig
+) -> None:
+    section = build(EvaluationSection, {"attacks": attacks})
+    config = resolve_config(tiny_config.model_copy(update={"evaluation": section}))
+    assert config.attack.epsilon == 4 / 255
+    assert config.reported_epsilon == pytest.approx(numerator / 255)
+    guarded = budget_warnings(config, section.specs, [GUARDED])
+    assert not guarded, "the guard of phase 2 defends what is measured, or nothing is"
+
+
+@pytest.mark.slow
+def test_the_guard_of_phase_2_uses_that_epsilon(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    used: list[float] = []
+    build_client = Phase2Client.__init__
+
+    def spy(self: Phase2Client, *arguments: Any) -> None:
+        build_client(self, *arguments)
+        used.append(self.attack.epsilon)
+
+    monkeypatch.setattr(Phase2Client, "__init__", spy)
+    phase2 = {"enabled": True, "selection": "all", "attack_steps": 1, "benign_epochs": 1, "refine_epochs": 1}
+    evaluation = {"attacks": [{"epsilon": "8/255", "steps": 1}], "checks": False}
+    run(tiny_experiment("sylva", {"phase2": phase2}, evaluation=evaluation), tmp_path / "run")
+    assert set(used) == {8 / 255}
 
 
 def test_it_stands_in_summary_terminal_and_report(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -21,6 +22,7 @@ from sylva_ray.federation.stages.layer_game.rankings.registry import RANKINGS
 from sylva_ray.reports.attack_titles import attack_titles_from_config
 from sylva_ray.reports.figures.plots import figures
 from sylva_ray.reports.figures.style import DARK, LIGHT, svg
+from sylva_ray.reports.headlines import interval_of
 from sylva_ray.reports.pages.evaluation import EVALUATION_DESCRIPTIONS, attack_rows, evaluation_figures, gallery
 from sylva_ray.reports.pages.wording import bytes_text, percent
 from sylva_ray.reports.phases import PhaseEnd, phase_ends
@@ -98,6 +100,7 @@ def _view_of_summary(summary: Summary, records: Sequence[StageRecord], titles: M
     return {
         "stages": stages,
         "end": end,
+        "bounds": partial(_bounds_text, summary),
         "main_attack": main_attack,
         "main_attack_title": titles.get(main_attack, main_attack) if main_attack else "",
         "fleet_rows": _fleet_rows(summary, stages, titles),
@@ -109,6 +112,12 @@ def _view_of_summary(summary: Summary, records: Sequence[StageRecord], titles: M
         "hardware": summary.hardware.to_json() if summary.hardware else {},
         "num_selected": sum(map(sum, game.selected)) if game else 0,
     }
+
+
+def _bounds_text(summary: Summary, spread: Spread) -> str:
+    """Return the 95 % interval of a mean in brackets, after a space; nothing where it is unknown."""
+    interval = interval_of(summary, spread)
+    return f" ({100 * interval[0]:.1f} – {percent(interval[1])})" if interval else ""
 
 
 def _view_of_evaluation(evaluation: Evaluation) -> dict[str, object]:

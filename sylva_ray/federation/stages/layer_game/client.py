@@ -100,7 +100,7 @@ class Phase2Client:
         self.phase2, self.config = phase2, config
         self.robust, self.clients, self.step, self.data = robust, task.clients, task.step, data
         self.players = {player: [n for n in names if is_trained(n)] for player, names in self.model.players.items()}
-        epsilon, steps = config.attack.epsilon, phase2.attack_steps
+        epsilon, steps = config.reported_epsilon, phase2.attack_steps
         self.attack = AttackSpec("pgd", epsilon, steps, default_step_size(epsilon, steps))
         self.training_precision = torch_dtype(config.training.precision)
         self.attack_precision = torch_dtype(config.evaluation.precision)

@@ -41,7 +41,7 @@ class MixtureTask(CohortTask):
         """See `CohortTask`."""
         config, mixture = worker.config, self.mixture
         splits = [own.selection.first(mixture.max_images) for own in worker.data(self)]
-        attack = PgdAttack(epsilon=config.attack.epsilon, steps=mixture.attack_steps).spec()
+        attack = PgdAttack(epsilon=config.reported_epsilon, steps=mixture.attack_steps).spec()
         draws = split_draws(config.seed, f"mixture/{self.step}", self.clients, splits)
         precision = torch_dtype(config.evaluation.precision)
         with worker.stopwatch("mixture"):

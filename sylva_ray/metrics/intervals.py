@@ -1,0 +1,49 @@
+"""Confidence intervals of accuracies."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+Z_95 = 1.959964
+"""Standard normal quantile of two-sided 95 % intervals."""
+
+
+def wilson_interval(accuracy: float, images: float, z: float = Z_95) -> tuple[float, float]:
+    """Return Wilson's score interval of an accuracy (Wilson 1927).
+
+    Args:
+        accuracy: observed, in [0, 1].
+        images: on which it was observed; the effective number of a stratified sample need not be whole.
+        z: standard normal quantile of the confidence.
+
+    Returns:
+        Lower and upper bound.
+
+    >>> [round(bound, 4) for bound in wilson_interval(0.5, 100)]
+    [0.4038, 0.5962]
+    >>> [round(bound, 4) for bound in wilson_interval(0.0, 8)]
+    [0.0, 0.3244]
+    """
+    scale = 1 + z**2 / images
+    centre = (accuracy + z**2 / (2 * images)) / scale
+    half = z * math.sqrt(accuracy * (1 - accuracy) / images + z**2 / (4 * images**2)) / scale
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def fleet_interval(mean: float, images: Sequence[int]) -> tuple[float, float]:
+    """Return the 95 % interval of a mean over clients of their accuracies.
+
+    It is over images: how much the mean would vary with other test images of the same clients. It is Wilson's, with the
+    number of images on which a mean over all images would vary as much, ``K^2 / sum_i 1 / n_i``; if every client has as
+    many images, that is all of them. Differences between clients make the true interval narrower, never wider.
+
+    Args:
+        mean: over clients, each of which counts the same.
+        images: of each client, at least 1.
+
+    Returns:
+        Lower and upper bound.
+    """
+    effective = len(images) ** 2 / sum(1 / n for n in images)
+    return wilson_interval(mean, effective)

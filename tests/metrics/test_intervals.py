@@ -1,0 +1,31 @@
+"""Confidence intervals against scipy's, and check S4 on few images."""
+
+from __future__ import annotations
+
+import pytest
+from scipy.stats import binomtest
+
+from sylva_ray.metrics.checks import unbounded_attack
+from sylva_ray.metrics.intervals import fleet_interval, wilson_interval
+
+
+@pytest.mark.parametrize(("hits", "images"), [(0, 8), (3, 8), (50, 100), (999, 1000), (40, 40)])
+def test_wilson_is_scipys(hits: int, images: int) -> None:
+    expected = binomtest(hits, images).proportion_ci(0.95, method="wilson")
+    assert wilson_interval(hits / images, images) == pytest.approx((expected.low, expected.high))
+
+
+def test_clients_with_as_many_images_are_one_sample_and_small_clients_widen_the_interval() -> None:
+    assert fleet_interval(0.4, [25, 25, 25, 25]) == pytest.approx(wilson_interval(0.4, 100))
+    even, uneven = fleet_interval(0.4, [50, 50]), fleet_interval(0.4, [90, 10])
+    assert uneven[0] < even[0] < even[1] < uneven[1]
+
+
+def test_s4_knows_the_error_of_few_images() -> None:
+    """13 % of 64 images may be chance, 13 % of 6,400 are not; 40 % of 64 are not either."""
+    few = unbounded_attack(0.13, 10, [32, 32])
+    assert few.passed
+    assert "error of so few images" in few.meaning
+    assert not unbounded_attack(0.13, 10, [3200, 3200]).passed
+    assert not unbounded_attack(0.4, 10, [32, 32]).passed
+    assert "at most chance" in unbounded_attack(0.05, 10, [32, 32]).meaning
