@@ -57,7 +57,9 @@ def _tradeoff(points: Sequence[Point]) -> Figure | None:
         x, y = point.metrics[BENIGN], point.metrics[ROBUST]
         on_front, is_labelled = point.name in front, point.name in front[:MAX_LABELS]
         drawn.append(
-            PlotPoint(number, point.label, x.mean, x.std or 0.0, y.mean, y.std or 0.0, on_front, labelled=is_labelled)
+            PlotPoint(
+                str(number), point.label, x.mean, x.std or 0.0, y.mean, y.std or 0.0, on_front, labelled=is_labelled
+            )
         )
     return draw_tradeoff([Panel("", "benign accuracy", "robust accuracy", tuple(drawn), joined=True)])
 

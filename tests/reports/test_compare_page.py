@@ -352,7 +352,7 @@ def test_where_names_would_overlap_points_are_numbered_as_in_the_table() -> None
     draw_from = np.random.default_rng(0)
     places = draw_from.uniform(0.5, 0.512, (40, 2))
     names = [f"a long name of a method, number {number}" for number in range(40)]
-    points = [PlotPoint(i + 1, names[i], x, 0.0, y, 0.0, False, False) for i, (x, y) in enumerate(places)]
+    points = [PlotPoint(str(i + 1), names[i], x, 0.0, y, 0.0, False, False) for i, (x, y) in enumerate(places)]
     figure = draw_tradeoff([Panel("title", "x", "y", tuple(points))])
     assert sorted(texts_of(figure), key=int) == [str(number) for number in range(1, 41)]
     key = [text.get_text() for text in figure.texts]
@@ -372,8 +372,8 @@ def test_labels_that_fit_nowhere_are_refused() -> None:
 
 def test_an_upload_of_zero_bytes_has_a_tick_on_the_logarithmic_axis() -> None:
     points = [
-        PlotPoint(1, "local", 0.0, 0.0, 0.5, 0.0, True, False),
-        PlotPoint(2, "sylva", 221_184.0, 0.0, 0.6, 0.1, True, False),
+        PlotPoint("1", "local", 0.0, 0.0, 0.5, 0.0, True, False),
+        PlotPoint("2", "sylva", 221_184.0, 0.0, 0.6, 0.1, True, False),
     ]
     (axes,) = draw_tradeoff([Panel("title", "upload", "accuracy", tuple(points), in_bytes=True)]).axes
     labels = {float(tick): axes.xaxis.get_major_formatter()(tick) for tick in axes.get_xticks()}

@@ -435,17 +435,17 @@ def test_markdown_holds_the_compact_numbers() -> None:
     runs = [summary(seed=0, benign=(0.5, 0.7)), summary(seed=1, benign=(0.6, 0.8)), summary(seed=2, benign=(0.4, 1.2))]
     lines = markdown(compare(runs)).splitlines()
     cells = [cell.strip() for cell in lines[3].strip("|").split("|")]
-    assert cells[:5] == ["sylva", "3", "both", "80.0±10.0/60.0±10.0", "70.0±10.0/50.0±10.0"]
+    assert cells[:6] == ["A", "sylva", "3", "both", "80.0±10.0/60.0±10.0", "70.0±10.0/50.0±10.0"]
     assert cells[-5:] == ["0/2", "1 kB", "50x", "60 kB", "12"]
     assert len({line.count("|") for line in lines[:4]}) == 1
     majority = [cell.strip() for cell in lines[2].strip("|").split("|")]
-    assert majority[3:6] == ["40.0±0.0/30.0±0.0", "–", "40.0±0.0/30.0±0.0"]
+    assert majority[4:7] == ["40.0±0.0/30.0±0.0", "", "40.0±0.0/30.0±0.0"]
 
 
 def test_failed_checks_stand_beside_the_number_and_below_the_table() -> None:
     rows = compare([summary(checks=FAILED, warnings=["check S4 FAILED: masked", "round 3: clients 1 are late"])])
     line = markdown(rows).splitlines()[3]
-    assert "| sylva ! |" in line
+    assert "| A | sylva ! |" in line
     assert line.count("†") == 4  # plain and balanced, two attacks; not the benign ones
     assert "40.0/30.0†" in line
     assert any(text.startswith("† check S4 FAILED:") and "sylva (seed 0)" in text for text in footnotes(rows))

@@ -64,6 +64,9 @@ class Row:
         checked: whether all runs have checks.
         repeats: how many of the given runs were copies of others.
         conflicts: whether another row has the same settings and a common seed, but another result.
+        letter: by which tables and plots refer to the row; empty for a reference.
+        sources: where the runs were read from, one per seed.
+        images: test images of every honest client, of all seeds; empty where they are unknown.
     """
 
     name: str
@@ -90,6 +93,9 @@ class Row:
     checked: bool = True
     repeats: int = 0
     conflicts: bool = False
+    letter: str = ""
+    sources: tuple[str, ...] = ()
+    images: tuple[int, ...] = ()
 
     def value(self, condition: str, kind: str, statistic: str) -> SeedMean | None:
         """Return an accuracy; None if it was not measured."""
@@ -125,7 +131,14 @@ def compare(summaries: Sequence[Run | Mapping[str, object]]) -> list[Row]:
     for group, num_copies, conflicts in zip(groups, repeats, _conflicts(groups), strict=True):
         rows += _rows(group, num_copies, conflicts)
     rows = _named(rows, [group[0].source for group in groups for _ in range(_has_later_phase(group) + 1)])
+    rows = [replace(row, letter=_letter(number)) for number, row in enumerate(rows)]
     return [*_majority(rows), *rows]
+
+
+def _letter(number: int) -> str:
+    """Return A to Z for 0 to 25, then AA, AB and so on."""
+    first, last = divmod(number, 26)
+    return (_letter(first - 1) if first else "") + chr(ord("A") + last)
 
 
 def _source(summary: object, number: int) -> str:
@@ -191,6 +204,8 @@ def _rows(group: Sequence[Run], num_copies: int, conflicts: bool) -> list[Row]:
         majority={run.seed: {s: getattr(run.majority, s) for s in STATISTICS} for run in group},
         settings=first.settings(),
         attack_specs=first.attack_specs(),
+        sources=tuple(run.source for run in group),
+        images=_test_images(group),
         upload_bytes=SeedMean.from_values([run.communication.upload_bytes_per_client_round for run in group]),
         full_model_ratio=SeedMean.from_values([run.communication.full_model_ratio for run in group]),
     )
@@ -227,6 +242,11 @@ def _accuracy(ends: Sequence[StageAccuracies], attacks: Sequence[str]) -> dict[t
                 if value is not None:
                     table[condition, kind, statistic] = value
     return table
+
+
+def _test_images(group: Sequence[Run]) -> tuple[int, ...]:
+    images = [client.test for run in group for client in run.clients if not client.byzantine]
+    return tuple(images) if all(images) else ()
 
 
 def _num_collapsed(run: Run) -> float | None:
@@ -339,7 +359,7 @@ def _numbered(rows: Sequence[Row]) -> list[Row]:
 
 def _label(method: str, values: Mapping[str, str], keys: Sequence[str]) -> str:
     """Return the method's name and the values of ``keys`` in brackets, at most `MAX_DIFFERENCES` of them."""
-    differences = [f"{short_key(key)}={_short_value(key, values[key])}" for key in keys if key in values]
+    differences = [f"{short_key(key)}={short_value(key, values[key])}" for key in keys if key in values]
     if len(differences) > MAX_DIFFERENCES:
         differences = [*differences[:MAX_DIFFERENCES], f"{len(differences) - MAX_DIFFERENCES} more"]
     return f"{method} ({', '.join(differences)})" if differences else method
@@ -365,7 +385,7 @@ def short_key(key: str) -> str:
 _CONFIG_KEYS = frozenset(ExperimentConfig().flat()) | {"algorithm.phase2.enabled"}
 
 
-def _short_value(key: str, text: str) -> str:
+def short_value(key: str, text: str) -> str:
     """Return a value as a name shows it: epsilons of 255, lists joined, paths by their last part, and cut if long."""
     if key.rpartition(".")[2] in ("epsilon", "step_size"):
         try:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -14,13 +13,15 @@ from rich.table import Table
 from rich.text import Text
 
 from sylva_ray.metrics.seeds import SeedMean
-from sylva_ray.reports.compare.rows import ACCURACIES, STATISTICS, Row, fleets
+from sylva_ray.reports.compare.legend import legend
+from sylva_ray.reports.compare.points import panels
+from sylva_ray.reports.compare.result import result_sentence
+from sylva_ray.reports.compare.rows import ACCURACIES, STATISTICS, Row
 from sylva_ray.reports.compare.runs import BENIGN
 from sylva_ray.reports.compare.verdicts import (
     WARNING_MARK,
     attack_labels,
     attack_title_from,
-    balanced_accuracies,
     check_marks,
     dominance,
     footnotes,
@@ -34,8 +35,10 @@ from sylva_ray.reports.compare.verdicts import (
 from sylva_ray.reports.pages.wording import bytes_text
 
 if TYPE_CHECKING:
-    from sylva_ray.reports.figures.tradeoff import Panel, PlotPoint
     from sylva_ray.reports.pages.compare import Page
+
+NOT_MEASURED = "–"
+"""The cell of an attack that a method's runs were not evaluated with."""
 
 ACCURACY_NOTE = "an accuracy is mean / worst decile of the clients, in %, each ± its standard deviation over the seeds"
 """Explanation of the cells of accuracies."""
@@ -71,20 +74,24 @@ def columns(rows: Sequence[Row]) -> list[Column]:
             table.append(Column(condition, heading, cells, "accuracy"))
     for heading, cell in COSTS.items():
         table.append(Column("cost", heading, tuple(cell(row) for row in rows)))
-    return table
+    return [column for column in table if any(column.cells)]
 
 
 def row_names(rows: Sequence[Row]) -> list[str]:
-    """Return the names of the rows, with a mark if there are warnings."""
-    return [f"{row.name} {WARNING_MARK}" if row.warnings else row.name for row in rows]
+    """Return the letters and names of the rows, with a mark if there are warnings."""
+    return [f"{row.letter} {_marked_name(row)}".strip() for row in rows]
+
+
+def _marked_name(row: Row) -> str:
+    return f"{row.name} {WARNING_MARK}" if row.warnings else row.name
 
 
 COSTS: Mapping[str, Callable[[Row], str]] = {
-    "collapsed": lambda row: f"{row.collapsed.mean:.3g}/{row.num_honest}" if row.collapsed else "–",
-    "upload": lambda row: bytes_text(row.upload_bytes.mean) if row.upload_bytes else "–",
-    "ratio": lambda row: f"{row.full_model_ratio.mean:,.0f}x" if row.full_model_ratio else "–",
-    "total": lambda row: bytes_text(row.total_bytes.mean) if row.total_bytes else "–",
-    "seconds": lambda row: _number_cell(row.seconds) if row.seconds else "–",
+    "collapsed": lambda row: f"{row.collapsed.mean:.3g}/{row.num_honest}" if row.collapsed else "",
+    "upload": lambda row: bytes_text(row.upload_bytes.mean) if row.upload_bytes else "",
+    "ratio": lambda row: f"{row.full_model_ratio.mean:,.0f}x" if row.full_model_ratio else "",
+    "total": lambda row: bytes_text(row.total_bytes.mean) if row.total_bytes else "",
+    "seconds": lambda row: _number_cell(row.seconds) if row.seconds else "",
 }
 """Columns of costs: collapsed clients, upload per client and round, full model / upload, a run's bytes and seconds."""
 
@@ -93,7 +100,7 @@ def _accuracy_cell(row: Row, condition: str, kind: str) -> str:
     """Return e.g. ``62.8±1.2/47.0±2.5``, followed by the marks of failed checks if the accuracy is robust."""
     mean, worst = (row.value(condition, kind, statistic) for statistic in STATISTICS)
     if mean is None or worst is None:
-        return "–"
+        return "" if row.stage == "majority" else NOT_MEASURED
     marks = "" if condition == BENIGN else check_marks(row)
     return f"{percent_cell(mean)}/{percent_cell(worst)}{marks}"
 
@@ -115,6 +122,7 @@ def markdown(rows: Sequence[Row]) -> str:
     """Return the table and all texts as Markdown."""
     texts = [
         *(f"**{text}**" for text in warnings(rows)),
+        *filter(None, [result_sentence(rows)]),
         *sentences(rows),
         *footnotes(rows),
         ACCURACY_NOTE,
@@ -126,9 +134,9 @@ def markdown(rows: Sequence[Row]) -> str:
 def markdown_table(rows: Sequence[Row]) -> str:
     """Return the table as Markdown."""
     shown = columns(rows)
-    header = ["method", *(_heading(column) for column in shown)]
-    rule = ["---", *("---" if column.kind == "text" else "---:" for column in shown)]
-    body = [[name, *(column.cells[i] for column in shown)] for i, name in enumerate(row_names(rows))]
+    header = ["row", "method", *(_heading(column) for column in shown)]
+    rule = ["---", "---", *("---" if column.kind == "text" else "---:" for column in shown)]
+    body = [[row.letter, _marked_name(row), *(column.cells[i] for column in shown)] for i, row in enumerate(rows)]
     table = ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in (header, rule, *body)]
     return "\n".join(table)
 
@@ -185,7 +193,9 @@ def remarks(rows: Sequence[Row], left_out: Sequence[str] = ()) -> list[tuple[str
     alarms = [f"{WARNING_MARK} {text}" for text in [*warnings(rows), *left_out]]
     return [
         ("bold red", alarms),
+        ("bold", [*filter(None, [result_sentence(rows)])]),
         ("", sentences(rows)),
+        ("", ["", "which row is which:", *legend(rows).lines(), ""]),
         ("red", footnotes(rows)),
         ("dim", [ACCURACY_NOTE, *notes(rows)]),
     ]
@@ -267,10 +277,10 @@ def plot(rows: Sequence[Row], path: Path, kind: Literal["tradeoff", "bytes"] = "
     from sylva_ray.reports.figures.style import png
     from sylva_ray.reports.figures.tradeoff import draw_tradeoff
 
-    panels = _panels(rows).get(kind)
-    if panels is None:
+    drawn = panels(rows).get(kind)
+    if drawn is None:
         raise ValueError("nothing can be plotted: no attack is common to all rows")
-    path.write_bytes(png(draw_tradeoff(panels)))
+    path.write_bytes(png(draw_tradeoff(drawn)))
     return path
 
 
@@ -286,7 +296,7 @@ def page(rows: Sequence[Row], left_out: Sequence[str] = ()) -> Page:
     def cell(row: Row, condition: str, kind: str) -> Cell:
         mean, worst = (row.value(condition, kind, statistic) for statistic in STATISTICS)
         if mean is None or worst is None:
-            return Cell("–")
+            return Cell("" if row.stage == "majority" else NOT_MEASURED)
         return Cell(percent_cell(mean), percent_cell(worst), "" if condition == BENIGN else check_marks(row))
 
     shown = []
@@ -305,6 +315,9 @@ def page(rows: Sequence[Row], left_out: Sequence[str] = ()) -> Page:
     return Page(
         subtitle=f"{len(methods)} rows from {num_runs} runs on {' / '.join(fleet)}",
         attack=attack_title_from(rows, attack) if attack else "",
+        result=result_sentence(rows),
+        legend=legend(rows),
+        letters=tuple(row.letter for row in rows),
         names=tuple(row.name for row in rows),
         muted=tuple(row.stage == "majority" for row in rows),
         warned=tuple(bool(row.warnings) for row in rows),
@@ -313,78 +326,5 @@ def page(rows: Sequence[Row], left_out: Sequence[str] = ()) -> Page:
         sentences=tuple(sentences(rows)),
         footnotes=tuple(footnotes(rows)),
         notes=tuple(notes(rows)),
-        panels=_panels(rows),
+        panels=panels(rows),
     )
-
-
-def _panels(rows: Sequence[Row]) -> dict[str, list[Panel]]:
-    """Return the panels of the two plots; empty if no attack is common to all rows."""
-    from sylva_ray.reports.figures.tradeoff import Panel
-
-    attack = strongest_attack(rows)
-    if attack is None:
-        return {}
-    robust_title = f"robust: {attack_title_from(rows, attack)}"
-    joined = len(fleets(method_rows(rows))) == 1
-    tradeoff = []
-    for statistic, title in (("mean", "mean client"), ("worst_decile", "worst decile of the clients")):
-        axes = ("benign accuracy, balanced", "robust accuracy, balanced")
-        points = tuple(_tradeoff_points(rows, attack, statistic))
-        tradeoff.append(Panel(f"{title}, {robust_title}", *axes, points, joined=joined))
-    costs = []
-    for index, title in enumerate(("benign", robust_title)):
-        axes = ("upload per client and round", "accuracy, balanced")
-        points = tuple(_cost_points(rows, attack, index))
-        costs.append(Panel(f"mean client, {title}", *axes, points, in_bytes=True))
-    return {"tradeoff": tradeoff, "bytes": costs} if all(panel.points for panel in [*tradeoff, *costs]) else {}
-
-
-def _tradeoff_points(rows: Sequence[Row], attack: str, statistic: str) -> Iterator[PlotPoint]:
-    """Yield a point per method at its benign and robust accuracy."""
-    from sylva_ray.reports.figures.tradeoff import PlotPoint
-
-    above = dominance(rows, statistic)
-    for number, row in enumerate(rows, 1):
-        accuracies = balanced_accuracies(row, attack, statistic)
-        if row.stage != "majority" and accuracies is not None:
-            x, y = (_mean_and_std(value) for value in accuracies)
-            on_front, is_phase1 = not above[row.name], row.stage == "phase1"
-            size = 5.0 if is_phase1 else _marker_size(row, rows)
-            yield PlotPoint(number, row.name, *x, *y, on_front, is_phase1, size=size)
-
-
-SMALLEST, LARGEST = 4.5, 11.0
-"""Diameters of the markers of the rows that upload least and most, in typographic points."""
-
-
-def _marker_size(row: Row, rows: Sequence[Row]) -> float:
-    """Return the diameter of a row's marker: the logarithm of its upload, on the scale of all methods.
-
-    All have the same size if the uploads are unknown or equal.
-    """
-    uploads = [max(other.upload_bytes.mean, 1.0) for other in method_rows(rows) if other.upload_bytes is not None]
-    positive = [upload for upload in uploads if upload > 1]
-    if row.upload_bytes is None or len(set(uploads)) < 2:
-        return 6.0
-    low, high = math.log(min(positive)) - 1, math.log(max(positive))  # no upload is a step below the smallest
-    own = max(math.log(max(row.upload_bytes.mean, 1.0)), low)
-    return SMALLEST + (LARGEST - SMALLEST) * (own - low) / (high - low)
-
-
-def _cost_points(rows: Sequence[Row], attack: str, index: int) -> Iterator[PlotPoint]:
-    """Yield a point per method at its upload and its benign (``index`` 0) or robust (1) accuracy."""
-    from sylva_ray.reports.figures.tradeoff import PlotPoint
-
-    above = dominance(rows, "mean")
-    for number, row in enumerate(rows, 1):
-        accuracies = balanced_accuracies(row, attack, "mean")
-        if row.stage != "majority" and accuracies is not None and row.upload_bytes is not None:
-            y = _mean_and_std(accuracies[index])
-            upload = row.upload_bytes.mean
-            is_phase1 = row.stage == "phase1"
-            size = 5.0 if is_phase1 else 6.0
-            yield PlotPoint(number, row.name, upload, 0.0, *y, not above[row.name], is_phase1, size=size)
-
-
-def _mean_and_std(value: SeedMean) -> tuple[float, float]:
-    return value.mean, value.std or 0.0

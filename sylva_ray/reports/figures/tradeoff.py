@@ -30,7 +30,7 @@ class PlotPoint:
     """A point of the plot. Accuracies are fractions in [0, 1].
 
     Attributes:
-        number: label where names would overlap, e.g. the row in the table beside the plot.
+        mark: label where names would overlap, e.g. the row in the table beside the plot.
         name: label otherwise.
         x: accuracy or cost on the horizontal axis.
         x_std: standard deviation of ``x`` over seeds; 0 if there is none.
@@ -42,7 +42,7 @@ class PlotPoint:
         size: diameter of its marker, in typographic points.
     """
 
-    number: int
+    mark: str
     name: str
     x: float
     x_std: float
@@ -79,7 +79,7 @@ class Panel:
 def draw_tradeoff(panels: Sequence[Panel]) -> Figure:
     """Draw panels below each other.
 
-    Points are labelled by name or, if names would overlap, by number with a key below the axes.
+    Points are labelled by name or, if names would overlap, by mark with a key below the axes.
     """
     with style():
         for by_name in (True, False):
@@ -94,7 +94,7 @@ def draw_tradeoff(panels: Sequence[Panel]) -> Figure:
 def _draw(panels: Sequence[Panel], by_name: bool, overlapping: bool = False) -> Figure | None:
     """Draw the panels; return None if labels overlap, unless ``overlapping`` allows it."""
     labelled = [[point for point in panel.points if point.labelled] for panel in panels]
-    key = {} if by_name else {point.number: point.name for points in labelled for point in points}
+    key = {} if by_name else {point.mark: point.name for points in labelled for point in points}
     key_columns = 2 if key and max(map(len, key.values())) > 26 else 3
     key_lines = math.ceil(len(key) / key_columns)
     crowded = max(map(len, labelled)) > 10
@@ -111,7 +111,7 @@ def _draw(panels: Sequence[Panel], by_name: bool, overlapping: bool = False) -> 
     for axes, panel, points in zip(plots, panels, labelled, strict=True):
         if not points:
             continue
-        texts = [_short(point.name) if by_name else str(point.number) for point in points]
+        texts = [_short(point.name) if by_name else point.mark for point in points]
         at = np.array([(_x(panel, point), point.y) for point in points])
         bars = np.array([(point.x_std, point.y_std) for point in points])
         centres, no_overlap = place_labels(axes, at, bars, texts, LABEL_SIZE, _front(panel))
@@ -120,10 +120,10 @@ def _draw(panels: Sequence[Panel], by_name: bool, overlapping: bool = False) -> 
         limits = axes.get_xlim(), axes.get_ylim()
         write_labels(axes, at, centres, texts, LABEL_SIZE)
         axes.set(xlim=limits[0], ylim=limits[1])
-    for position, (number, name) in enumerate(sorted(key.items())):
+    for position, (mark, name) in enumerate(key.items()):
         column, line = divmod(position, key_lines)
         anchor = 0.02 + 0.97 * column / key_columns, (key_height - 0.17 * (line + 1)) / height
-        figure.text(*anchor, f"{number}  {_short(name)}", fontsize=LABEL_SIZE, va="bottom")
+        figure.text(*anchor, f"{mark}  {_short(name)}", fontsize=LABEL_SIZE, va="bottom")
     return figure
 
 

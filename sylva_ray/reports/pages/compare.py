@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
+from sylva_ray.reports.compare.legend import Legend
 from sylva_ray.reports.figures.style import DARK, LIGHT, svg
 from sylva_ray.reports.figures.tradeoff import Panel, draw_tradeoff
 from sylva_ray.reports.pages.run import page_environment
@@ -55,6 +56,9 @@ class Page:
     Attributes:
         subtitle: line below the title.
         attack: title of the attack that dominance refers to; empty if there is none.
+        result: the first sentence; empty where nothing can be said.
+        legend: which row is which.
+        letters: of the rows; empty for a reference.
         names: names of the rows.
         muted: per row, whether it is a reference, shown in grey.
         warned: per row, whether its runs have warnings.
@@ -68,6 +72,9 @@ class Page:
 
     subtitle: str
     attack: str
+    result: str
+    legend: Legend
+    letters: tuple[str, ...]
     names: tuple[str, ...]
     muted: tuple[bool, ...]
     warned: tuple[bool, ...]
