@@ -22,7 +22,8 @@ import torch
 
 from sylva_ray.attacks.losses import cross_entropy
 from sylva_ray.attacks.registry import attack_stack
-from sylva_ray.config.experiment import RUN_CONFIG, load_config
+from sylva_ray.config.experiment import load_config
+from sylva_ray.config.stored import RUN_CONFIG
 from sylva_ray.core.types import AttackSpec, ParameterStack, Split, stack_states
 from sylva_ray.evaluation.plan import suite
 from sylva_ray.federation.client.batches import client_images, split_draws

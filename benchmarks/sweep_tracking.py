@@ -18,7 +18,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from sylva_ray.config.experiment import RUN_CONFIG
+from sylva_ray.config.stored import RUN_CONFIG
 from sylva_ray.execution.experiment import run_experiment
 from sylva_ray.execution.in_process import InProcessPool
 from sylva_ray.federation.observer import Observer

@@ -14,6 +14,7 @@ from sylva_ray.config import experiment as experiments
 from sylva_ray.config.experiment import ExperimentConfig
 from sylva_ray.config.recipes import recipe_or_path
 from sylva_ray.config.schema import build, overridden
+from sylva_ray.config.stored import load_run_config
 from sylva_ray.core.bounds import MAX_DEPTH
 from sylva_ray.core.credentials import mask_value
 from sylva_ray.core.errors import UserError
@@ -83,7 +84,7 @@ def load_config(config: Config, overrides: Sequence[str] = ()) -> ExperimentConf
             "config", str(config), "is a URL, which only `resume` takes; give a YAML file or a local folder"
         )
     path = recipe_or_path("CONFIG", config, "experiment")
-    return experiments.load_run_config(path, overrides) if path.is_dir() else experiments.load_config(path, overrides)
+    return load_run_config(path, overrides) if path.is_dir() else experiments.load_config(path, overrides)
 
 
 def run(

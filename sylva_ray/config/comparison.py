@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 
-from sylva_ray.config.experiment import ExperimentConfig, with_choices_of
+from sylva_ray.config.experiment import ExperimentConfig
 from sylva_ray.config.schema import RawConfig, flatten
+from sylva_ray.config.stored import with_choices_of
 
 
 def result_settings(config: ExperimentConfig) -> RawConfig:

@@ -12,8 +12,9 @@ import numpy as np
 from sylva_ray.aggregation.neighbours import neighbourhood_size
 from sylva_ray.aggregation.robust import assumed_byzantine, min_clients
 from sylva_ray.algorithms.registry import create_algorithm
-from sylva_ray.config.experiment import BackboneSection, ExperimentConfig, with_choices_of
+from sylva_ray.config.experiment import BackboneSection, ExperimentConfig
 from sylva_ray.config.resolved import ResolvedConfig
+from sylva_ray.config.stored import with_choices_of
 from sylva_ray.core.errors import UserError
 from sylva_ray.core.lazy import torch
 from sylva_ray.core.seeding import generator

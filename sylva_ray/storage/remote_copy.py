@@ -19,7 +19,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, TypeVar
 
-from sylva_ray.config.experiment import RUN_CONFIG
+from sylva_ray.config.stored import RUN_CONFIG
 from sylva_ray.core.credentials import mask_value
 from sylva_ray.core.errors import RunError, UserError, reason_of
 from sylva_ray.core.locations import is_url, local_path, output_path, run_location

@@ -24,8 +24,9 @@ from typing import TypeVar
 import numpy as np
 
 from sylva_ray.config.comparison import difference, result_settings
-from sylva_ray.config.experiment import RUN_CONFIG, ExperimentConfig, load_run_config
+from sylva_ray.config.experiment import ExperimentConfig
 from sylva_ray.config.schema import RawConfig, build
+from sylva_ray.config.stored import RUN_CONFIG, load_run_config
 from sylva_ray.core.errors import UserError
 from sylva_ray.core.evaluation import Evaluation
 from sylva_ray.core.inputs import Inputs
@@ -181,7 +182,7 @@ class RunFolder:
         """Return the configuration, with ``KEY=VALUE`` overrides.
 
         Raises:
-            UserError: as `sylva_ray.config.experiment.load_run_config`; or the file is empty or damaged.
+            UserError: as `sylva_ray.config.stored.load_run_config`; or the file is empty or damaged.
         """
         try:
             stored = load_run_config(self.path)

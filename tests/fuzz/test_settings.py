@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from sylva_ray.algorithms.registry import create_algorithm
 from sylva_ray.attacks.registry import ATTACKS
 from sylva_ray.config.attacks import parse_attack
-from sylva_ray.config.experiment import ExperimentConfig, load_config, load_run_config
+from sylva_ray.config.experiment import ExperimentConfig, load_config
+from sylva_ray.config.stored import load_run_config
 from sylva_ray.core.errors import UserError
 from sylva_ray.core.types import AttackSpec
 from sylva_ray.core.yaml import to_yaml
