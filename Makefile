@@ -17,7 +17,7 @@ define REQUIRE_PYTHON
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast test-slow test-gpu witness check format docs fuzz chaos bench gpu-proof \
+.PHONY: help setup demo test test-fast test-slow test-gpu witness check format docs pages fuzz chaos bench gpu-proof \
 	gpu-proof-reduced sizing ledger ledger-smoke dist clean
 
 help: ## list the targets
@@ -78,6 +78,13 @@ $(DOCS_READY): pyproject.toml constraints.txt
 docs: $(DOCS_READY) ## build the documentation in site/, with every link looked up
 	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --strict
 
+AXE := build/axe/node_modules/axe-core/axe.min.js
+$(AXE):
+	mkdir -p build/axe && npm install --silent --no-audit --no-fund --prefix build/axe axe-core@4
+
+pages: $(READY) $(if $(shell command -v npm),$(AXE)) ## build an example of every page in build/pages, and look at each in Chromium
+	PYTHONPATH=. $(BIN)/python scripts/example_pages.py build/pages --check $(if $(shell command -v npm),--axe $(AXE))
+
 bench: $(READY) ## measure a step by precision and kernel, and a round through Ray against a bare loop
 	$(BIN)/python benchmarks/step.py
 	$(BIN)/python benchmarks/round_overhead.py
@@ -104,4 +111,4 @@ dist: $(READY) ## the wheel and its constraints in dist/, which cluster.yaml car
 	cp constraints.txt dist/
 
 clean: ## remove both environments, the site and caches (runs/ stays)
-	rm -rf $(VENV) $(DOCS) site .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf $(VENV) $(DOCS) build site .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -163,7 +163,7 @@ class ByzantineRecord(Artefact):
 
 
 class Hardware(Artefact):
-    """The machine and the workers of a run."""
+    """The machine and the workers of a run, and when it ended."""
 
     machine: str
     """Processor architecture."""
@@ -177,6 +177,10 @@ class Hardware(Artefact):
     """``training.device``."""
     gpus: Annotated[list[str] | None, omitted_if_none()] = None
     """GPUs of all stages, each with its driver and CUDA, on which the bits of a result depend; absent on CPUs."""
+    host: str | None = None
+    """Name of the machine of the coordinator."""
+    finished: str | None = None
+    """When the run ended, ISO 8601 in UTC."""
 
 
 class Summary(Artefact):
@@ -235,7 +239,7 @@ class Summary(Artefact):
     byzantine: ByzantineRecord | None = None
     """Byzantine clients; null where there are none."""
     versions: dict[str, str] = Field({})
-    """Versions of this package and of what it computes with."""
+    """Versions of this package and of what it computes with; ``commit`` of a checkout, with ``+`` if it was changed."""
     hardware: Hardware | None = None
     """Machine and workers."""
     compute: Compute | None = None

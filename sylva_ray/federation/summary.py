@@ -7,9 +7,11 @@ import platform
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from importlib.metadata import version
 
 from sylva_ray.config.resolved import ResolvedConfig
+from sylva_ray.core.provenance import package_commit
 from sylva_ray.core.records import ClientAccuracies, Compute, GameRecord, StageRecord
 from sylva_ray.core.summary import (
     ByzantineRecord,
@@ -130,6 +132,7 @@ def summarise(
         threat_model=threat_model(config, config.evaluation.specs),
         byzantine=ByzantineRecord(attack=config.byzantine.attack, attackers=attackers) if attackers else None,
         versions={"sylva_ray": __version__}
+        | ({"commit": commit} if (commit := package_commit()) else {})
         | {name: version(name) for name in ("torch", "timm", "ray", "peft", "mlflow")},
         hardware=Hardware(
             machine=platform.machine(),
@@ -138,6 +141,8 @@ def summarise(
             threads_per_actor=config.cluster.threads_per_actor,
             device=config.training.device,
             gpus=_gpus(records) or None,
+            host=platform.node() or None,
+            finished=datetime.now(UTC).isoformat(timespec="seconds"),
         ),
         compute=compute_of(config),
     )

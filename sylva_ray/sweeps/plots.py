@@ -13,7 +13,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FormatStrFormatter, LogLocator, MaxNLocator, NullFormatter, PercentFormatter
 
 from sylva_ray.reports.compare.rows import short_key
-from sylva_ray.reports.figures.style import LIGHT, new_figure, style
+from sylva_ray.reports.figures.style import LIGHT, add_legend, is_narrow, new_figure, style
 from sylva_ray.reports.figures.tradeoff import Panel, PlotPoint, draw_tradeoff
 from sylva_ray.sweeps.metrics import ACCURACIES, COSTS
 from sylva_ray.sweeps.points import number_of, value_text
@@ -67,12 +67,14 @@ def _tradeoff(points: Sequence[Point]) -> Figure | None:
 def _effects(sweep: Sweep, points: Sequence[Point]) -> Figure:
     """Draw, per parameter, every point faintly and the mean of the points that share a value."""
     keys = list(sweep.space.parameters)[:MAX_PANELS]
-    columns = min(3, len(keys))
+    columns = min(1 if is_narrow() else 3, len(keys))
     rows = -(-len(keys) // columns)
     figure = new_figure(0.5 + 2.5 * rows)
     panels = figure.subplots(rows, columns, squeeze=False, sharey=True).ravel()
     for axes, key in zip(panels, keys, strict=False):
         _effect(axes, key, sweep.space.parameters[key], points)
+    for axes in panels[::columns]:
+        axes.set_ylabel("accuracy")
     for axes in panels[len(keys) :]:
         axes.set_visible(False)
     handles = [
@@ -82,7 +84,7 @@ def _effects(sweep: Sweep, points: Sequence[Point]) -> Figure:
     handles.append(
         Line2D([], [], color=LIGHT["muted"], marker="o", ms=3, ls="", alpha=0.6, label="one point of the sweep")
     )
-    figure.legend(handles=handles, loc="outside upper left", ncols=3, borderpad=0.3)
+    add_legend(figure, handles, 3)
     return figure
 
 
@@ -110,7 +112,7 @@ def _effect(axes: Axes, key: str, parameter: Parameter, points: Sequence[Point])
         axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
         axes.xaxis.set_major_formatter(FormatStrFormatter("%g"))
         axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.set(title=key, ylim=(-0.02, 1.02))
+    axes.set(xlabel=key, ylim=(-0.02, 1.02))
     axes.margins(x=0.12)
     axes.yaxis.set_major_formatter(PercentFormatter(1))
     axes.grid(axis="y")
@@ -166,7 +168,14 @@ def _parallel(sweep: Sweep, points: Sequence[Point]) -> Figure:
         axes.axvline(place, color=LIGHT["grid"], lw=1, zorder=1)
         for height, text in marks.items():
             axes.annotate(
-                text, (place, height), (4, 0), textcoords="offset points", fontsize=7.5, va="center", zorder=4
+                text,
+                (place, height),
+                (4, 0),
+                textcoords="offset points",
+                fontsize=7.5,
+                va="center",
+                zorder=4,
+                bbox={"facecolor": LIGHT["surface"], "edgecolor": "none", "alpha": 0.9, "pad": 0.8},
             )
     axes.set_xticks(range(len(names)), names)
     axes.set(yticks=[], xlim=(-0.15, len(names) - 0.6), ylim=(-0.06, 1.06))
@@ -177,7 +186,7 @@ def _parallel(sweep: Sweep, points: Sequence[Point]) -> Figure:
         Line2D([], [], color=LIGHT["series-2"], label=word),
         Line2D([], [], color=LIGHT["series-1"], lw=1, label="others"),
     ]
-    figure.legend(handles=handles, loc="outside upper left", ncols=2, borderpad=0.3)
+    add_legend(figure, handles, 2)
     return figure
 
 
@@ -209,5 +218,5 @@ def _timeline(sweep: Sweep) -> Figure:
     axes.tick_params(length=0)
     seen = [state for state in colours if any(trial.state == state for trial in trials)]
     handles = [Patch(color=colours[state], label=state) for state in seen]
-    figure.legend(handles=handles, loc="outside upper left", ncols=3, borderpad=0.3)
+    add_legend(figure, handles, 3)
     return figure

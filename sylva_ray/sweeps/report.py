@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from jinja2 import ChoiceLoader, FileSystemLoader
-from markupsafe import Markup
 
 from sylva_ray.attacks.registry import attack_title
 from sylva_ray.core.credentials import mask_credentials, mask_yaml
+from sylva_ray.metrics.seeds import SeedMean
 from sylva_ray.reports.compare.rows import short_key
-from sylva_ray.reports.figures.style import DARK, LIGHT, svg
-from sylva_ray.reports.pages.run import page_environment
+from sylva_ray.reports.figures.style import DARK, LIGHT
+from sylva_ray.reports.pages.run import figure_elements, page_environment
+from sylva_ray.storage.run_folder import TRIALS
+from sylva_ray.sweeps.metrics import COSTS
 from sylva_ray.sweeps.plots import DESCRIPTIONS, figures
 from sylva_ray.sweeps.points import corners, value_text
 from sylva_ray.sweeps.results import Point, Sweep, shown_metrics, value_cell
@@ -32,6 +35,7 @@ class PointRow:
         values: one cell per swept key.
         cells: one cell per metric.
         seeds: how many seeds are done.
+        reports: seeds that are done, each with the path of its trial's report, relative to the page.
     """
 
     name: str
@@ -42,6 +46,7 @@ class PointRow:
     values: Sequence[str]
     cells: Sequence[str]
     seeds: str
+    reports: Sequence[tuple[int, str]]
 
 
 @dataclass(frozen=True)
@@ -108,7 +113,7 @@ def render(sweep: Sweep) -> str:
     environment = page_environment()
     assert environment.loader is not None
     environment.loader = ChoiceLoader([FileSystemLoader(Path(__file__).parent), environment.loader])
-    drawn = {name: Markup(svg(figure, f"sweep-{name}", DESCRIPTIONS[name])) for name, figure in figures(sweep).items()}
+    drawn = figure_elements([partial(figures, sweep)], DESCRIPTIONS, "sweep-")
     template = environment.get_template("sweep.html.jinja")
     return template.render(page=_page(sweep), figures=drawn, light=LIGHT, dark=DARK)
 
@@ -147,9 +152,20 @@ def _row(sweep: Sweep, point: Point) -> PointRow:
         state="" if point.complete else ", ".join(sorted(set(point.states))),
         checks=", ".join(point.checks),
         values=[value_text(point.values[key]) for key in sweep.space.parameters],
-        cells=[value_cell(metric, point.metrics.get(metric)) for metric in shown_metrics(sweep.space)],
+        cells=[_cell(metric, point.metrics.get(metric)) for metric in shown_metrics(sweep.space)],
         seeds=f"{point.states.count('finished')} of {len(sweep.space.seeds)}",
+        reports=[
+            (trial.seed, f"{TRIALS}/{trial.key}/report.html")
+            for trial in sweep.trials
+            if trial.point == point.name and trial.state == "finished"
+        ],
     )
+
+
+def _cell(metric: str, value: SeedMean | None) -> str:
+    """Return a value with its unit, in one piece."""
+    unit = "" if value is None or metric in COSTS else " %"
+    return f"{value_cell(metric, value)}{unit}".replace(" ", "\N{NO-BREAK SPACE}")
 
 
 def _search(sweep: Sweep) -> str:

@@ -283,7 +283,7 @@ def test_the_page_is_self_contained_and_complete() -> None:
     assert not {"script", "link", "iframe", "object", "img"} & set(tags.tags)
     assert all(reference.startswith(("#", "data:")) for reference in tags.references)
     assert not re.search(r"url\(\s*['\"]?(?!#)|@import", html)
-    assert tags.tags.count("svg") == 2
+    assert tags.tags.count("svg") == 4  # each twice: wide, and for phones
     assert "prefers-color-scheme: dark" in html
     for row in rows:
         assert row.name in tags.text

@@ -66,7 +66,7 @@ def report(run_dir: Path, **options: Any) -> Page:
 def test_a_finished_run_shows_every_section_and_figure(tmp_path: Path) -> None:
     page = report(tmp_path / "run")
     assert page.sections == list(SECTIONS)
-    assert page.tags.count("svg") == len(FIGURES)
+    assert page.tags.count("svg") == 2 * len(FIGURES), "each is there in two widths"
 
 
 def test_the_headline_carries_attack_epsilon_majority_and_failed_checks(tmp_path: Path) -> None:
@@ -77,9 +77,33 @@ def test_the_headline_carries_attack_epsilon_majority_and_failed_checks(tmp_path
     robust = summary.final.robust_accuracy["pgd20-eps8"].mean
     for expected in (f"{100 * robust:.1f} %", "PGD-20 at epsilon 8/255", f"{100 * summary.majority.mean:.1f} %"):
         assert expected in head
-    assert "Check S14 FAILED: 1 client shows no defence" in head
+    assert "FAILED: no collapse (S14) : 1 client shows no defence" in head
     assert head.count("S14") == 1  # the warning that repeats the check is left out
     assert "step 3: clients 2 missed the deadline" in head
+
+
+def test_contents_lead_to_the_sections_and_failed_checks_to_their_explanation(tmp_path: Path) -> None:
+    html = write_report(RunFolder(make_and_return(tmp_path / "run"))).read_text()
+    targets = set(re.findall(r'href="#([\w-]+)"', html)) - set(re.findall(r'href="#([\w-]+)"', "".join(svgs_of(html))))
+    assert {"result", "clients", "config", "check-S14"} <= targets
+    assert targets <= set(re.findall(r'id="([\w-]+)"', html))
+
+
+def svgs_of(html: str) -> list[str]:
+    return re.findall(r"<svg.*?</svg>", html, re.DOTALL)
+
+
+def test_a_reader_is_told_how_to_repeat_the_run(tmp_path: Path) -> None:
+    page = report(tmp_path / "run")
+    text = page.text[page.text.index("To repeat this run") :]
+    assert f"sylva-ray run {tmp_path / 'run'} --out runs/synthetic-again" in text
+
+
+def test_steps_are_named_by_their_stages_and_the_loss_is_drawn(tmp_path: Path) -> None:
+    html = write_report(RunFolder(make_and_return(tmp_path / "run"))).read_text()
+    texts = " ".join(re.findall(r"<text[^>]*>([^<]*)</text>", html))
+    for expected in ("warm-up", "refinement", "training loss"):
+        assert expected in texts
 
 
 def test_nothing_is_fetched_and_nothing_runs(tmp_path: Path) -> None:
@@ -119,7 +143,7 @@ def test_without_a_second_phase_the_ends_before_and_after_phase_1_remain(tmp_pat
     (run_dir / "summary.json").write_text(json.dumps(summary))
     page = Page(write_report(RunFolder(run_dir)).read_text())
     assert page.sections == list(SECTIONS)
-    assert page.tags.count("svg") == len(FIGURES) - 1
+    assert page.tags.count("svg") == 2 * (len(FIGURES) - 1)
     for expected in (
         "before",
         "phase 1",
@@ -154,7 +178,7 @@ def test_an_unfinished_run_says_so(tmp_path: Path) -> None:
     page = report(tmp_path / "run", finished=False)
     assert "This run has not finished. 6 steps done, the last one in stage phase1, step 5" in page.text
     assert page.sections == ["result", "accuracy", "config"]
-    assert page.tags.count("svg") == 1
+    assert page.tags.count("svg") == 2
 
 
 def test_a_run_without_a_single_step_still_has_a_page(tmp_path: Path) -> None:

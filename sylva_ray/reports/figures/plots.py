@@ -19,10 +19,10 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from sylva_ray.core.records import GameRecord, StageRecord
 from sylva_ray.core.summary import Communication, RunSeconds, StageAccuracies, Summary
-from sylva_ray.federation.stages.kinds import is_exchange, phase_of, phase_title
+from sylva_ray.federation.stages.kinds import is_exchange, phase_of, phase_title, title_of
 from sylva_ray.federation.stages.layer_game.rankings.registry import RANKINGS
 from sylva_ray.metrics.checks import UNBOUNDED
-from sylva_ray.reports.figures.style import LIGHT, accuracy_axis, new_figure, style
+from sylva_ray.reports.figures.style import LIGHT, accuracy_axis, add_legend, is_narrow, new_figure, style
 from sylva_ray.reports.pages.wording import SECONDS, bytes_text
 
 MAX_LABELLED_CLIENTS, MAX_DOTTED_CLIENTS = 24, 150
@@ -73,7 +73,7 @@ def _fleet(summary: Summary) -> Figure:
     figure = new_figure(1.1 + 0.24 * min(num_classes, 18))
     axes, bar = figure.subplots(1, 2, width_ratios=[40, 1])
     _heatmap(axes, counts / max(1, counts.max()))
-    if num_clients * num_classes <= 240:
+    if num_clients * num_classes <= 240 and num_clients <= (12 if is_narrow() else MAX_LABELLED_CLIENTS):
         for (row, column), count in np.ndenumerate(counts):
             axes.text(column, row, str(count), ha="center", va="center", fontsize=7.5)
     if num_classes <= 20:
@@ -86,9 +86,10 @@ def _fleet(summary: Summary) -> Figure:
 
 
 def _accuracy(records: Sequence[StageRecord], summary: Summary | None, titles: Mapping[str, str]) -> Figure:
-    """Draw mean accuracy over rounds per condition; the band holds the middle 80 % of the clients."""
-    figure = new_figure(3.3)
-    axes = figure.subplots()
+    """Draw mean accuracy over steps, with a band for the middle 80 % of the clients, and below it the loss."""
+    losses = [(record.step, np.mean(list(loss.values()))) for record in records if (loss := record.metrics.get("loss"))]
+    figure = new_figure(4.6 if losses else 3.4)
+    axes, below = figure.subplots(2, 1, sharex=True, height_ratios=[5, 2]) if losses else (figure.subplots(), None)
     evaluated = [(record.step, record.evaluation) for record in records if record.evaluation]
     handles: list[Any] = []
     for index, condition in enumerate(["benign", *robust_conditions(records)]):
@@ -108,19 +109,32 @@ def _accuracy(records: Sequence[StageRecord], summary: Summary | None, titles: M
     if later:
         axes.axvspan(later[0].step - 0.5, later[-1].step + 0.5, color=LIGHT["grid"], alpha=0.55, lw=0, zorder=0)
         handles.append(Patch(color=LIGHT["grid"], alpha=0.55, lw=0, label=phase_title([r.stage for r in later])))
-    has_warm_up = phase_of(records[0].stage) == 0
-    axes.set(
-        ylim=(0, 1),
-        xlim=(-0.5, max(record.step for record in records) + 0.5),
-        xlabel="step (0: heads only, before any defence; then one per round)"
-        if has_warm_up
-        else "step (one per round)",
-    )
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=12))
+    axes.set(ylim=(0, 1), xlim=(-0.5, max(record.step for record in records) + 0.5))
     accuracy_axis(axes)
-    columns = 3 if max(len(handle.get_label()) for handle in handles) <= 30 else 2
-    figure.legend(handles=handles, loc="outside upper left", ncols=columns, borderpad=0.3)
+    if below is not None:
+        below.plot(*zip(*losses, strict=True), "o-", color=LIGHT["muted"], ms=3, lw=1.4)
+        below.set(ylabel="training loss", ylim=(0, None))
+        below.grid(axis="y")
+        below.tick_params(length=0)
+    _step_axis(below or axes, records)
+    add_legend(figure, handles, 3)
     return figure
+
+
+def _step_axis(axes: Axes, records: Sequence[StageRecord]) -> None:
+    """Name the steps by their stages: rounds of phase 1 by their number, all others by their title."""
+    rounds = [record for record in records if is_exchange(record.stage)]
+    others = [record for record in records if not is_exchange(record.stage)]
+    every = max(1, -(-len(rounds) // (6 if is_narrow() else 12)))
+    shown = {record.step: str(record.round) for record in rounds[every - 1 :: every]}
+    if len(records) <= (14 if is_narrow() else 30):
+        shown |= {record.step: title_of(record.stage) for record in others}
+        axes.set_xlabel("stage; a number is a round of phase 1")
+    else:  # names of neighbours would overlap
+        axes.set_xlabel("round of phase 1")
+    is_named = any(not text.isdigit() for text in shown.values())
+    rotation: dict[str, Any] = {"rotation": 35, "ha": "right", "rotation_mode": "anchor"} if is_named else {}
+    axes.set_xticks(list(shown), list(shown.values()), **rotation)
 
 
 def _clients(summary: Summary, before: StageAccuracies, titles: Mapping[str, str]) -> Figure:
@@ -158,7 +172,7 @@ def _clients(summary: Summary, before: StageAccuracies, titles: Mapping[str, str
         Line2D([], [], color=grey, ls="", marker="o", ms=6, label="after it"),
         Line2D([], [], color=grey, ls="", marker="_", ms=10, mew=1.5, label="always the majority class"),
     ]
-    figure.legend(handles=handles, loc="outside upper left", ncols=3, borderpad=0.3)
+    add_legend(figure, handles, 3)
     return figure
 
 
@@ -171,7 +185,7 @@ def _layers(game: GameRecord) -> Figure:
     num_layers, num_clients = values.shape
     top = float(np.percentile(np.abs(values), 98)) or 1.0  # without clipping, a few outliers would fade all others
     figure = new_figure(1.2 + 0.25 * num_layers)
-    axes, fraction, bar = figure.subplots(1, 3, width_ratios=[30, 7, 1])
+    axes, fraction, bar = figure.subplots(1, 3, width_ratios=[30, 12 if is_narrow() else 7, 1])
     _heatmap(axes, np.clip(values / top, -1, 1))
     if num_clients <= MAX_DOTTED_CLIENTS:
         rows, columns = np.nonzero(selected)
@@ -179,7 +193,8 @@ def _layers(game: GameRecord) -> Figure:
     axes.set_yticks(range(num_layers), [name.replace("blocks.", "block ") for name in game.players])
     _client_axis(axes, num_clients)
     fraction.barh(range(num_layers), selected.mean(1), color=LIGHT["muted"], height=0.55)
-    fraction.set(title="selected by", xlim=(0, 1), ylim=(num_layers - 0.5, -0.5), xticks=[0, 0.5, 1], yticks=[])
+    fraction.set(title="selected by", xlim=(0, 1), ylim=(num_layers - 0.5, -0.5), yticks=[])
+    fraction.set_xticks([0, 1] if is_narrow() else [0, 0.5, 1])
     fraction.xaxis.set_major_formatter(PercentFormatter(1))
     _scale(bar, -top, top, RANKINGS[game.selection].axis, clipped=bool(np.abs(values).max() > top))
     return figure
@@ -193,8 +208,9 @@ def _communication(communication: Communication, records: Sequence[StageRecord])
         ("one client uploads in one round", communication.upload_bytes_per_client_round, full),
         ("the whole run, all clients, up and down", communication.total_bytes, 2 * full * exchanges),
     ]
-    figure = new_figure(1.35)
-    for axes, (title, this_run, full_model) in zip(figure.subplots(1, 2, sharey=True), panels, strict=True):
+    figure = new_figure(2.4 if is_narrow() else 1.35)
+    shape = (2, 1) if is_narrow() else (1, 2)
+    for axes, (title, this_run, full_model) in zip(figure.subplots(*shape, sharey=True), panels, strict=True):
         ratio = f"  ({full_model / this_run:,.0f}x)" if this_run and full_model else ""
         texts = [bytes_text(this_run), bytes_text(full_model) + ratio]
         _bars(axes, ["this run", "full model"], [this_run, full_model], texts, [LIGHT["series-1"], LIGHT["muted"]])
@@ -244,7 +260,7 @@ def _scale(axes: Axes, low: float, high: float, label: str, clipped: bool = Fals
 
 def _client_axis(axes: Axes, num_clients: int) -> None:
     if num_clients <= MAX_LABELLED_CLIENTS:
-        axes.set_xticks(range(num_clients))
+        axes.set_xticks(range(0, num_clients, 2 if is_narrow() and num_clients > 12 else 1))
     else:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=10))
     axes.set_xlabel("client")

@@ -11,18 +11,22 @@ import io
 import re
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from html import escape
 from typing import Any
 
 import matplotlib
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-WIDTH = 7.4
-"""Width of every figure in inches."""
+WIDTH, NARROW = 7.4, 4.2
+"""Width of every figure in inches, on a page of full width and on a phone."""
+
+_width: ContextVar[float] = ContextVar("width", default=WIDTH)
 
 LIGHT = {
     "ink": "#1c2430",
@@ -77,9 +81,48 @@ _STYLE = {
 _LOCK = threading.RLock()  # matplotlib's settings are global to the process, and the tracker draws in a thread
 
 
+@contextmanager
+def figure_width(inches: float) -> Iterator[None]:
+    """Draw figures of this width, `WIDTH` or `NARROW`, while the block lasts."""
+    token = _width.set(inches)
+    try:
+        yield
+    finally:
+        _width.reset(token)
+
+
+def is_narrow() -> bool:
+    """Return whether figures are drawn for a phone."""
+    return _width.get() < WIDTH
+
+
 def new_figure(height: float) -> Figure:
-    """Return an empty figure of the width of a page, `WIDTH`; ``height`` is in inches."""
-    return Figure(figsize=(WIDTH, height), layout="constrained")
+    """Return an empty figure of the width that `figure_width` has set; ``height`` is in inches."""
+    return Figure(figsize=(_width.get(), height), layout="constrained")
+
+
+def add_legend(figure: Figure, handles: Sequence[Artist] | None = None, columns: int = 3) -> None:
+    """Put a legend above the axes, in as many columns as fit the width.
+
+    Args:
+        figure: without a legend.
+        handles: what is explained; None: whatever has a label.
+        columns: at most.
+    """
+    handles = figure.axes[0].get_legend_handles_labels()[0] if handles is None else handles
+    lengths = [len(str(handle.get_label())) for handle in handles]
+
+    def width(columns: int) -> float:
+        rows = -(-len(lengths) // columns)
+        longest = [max(lengths[start : start + rows]) for start in range(0, len(lengths), rows)]
+        return sum(_HANDLE + _LETTER * length for length in longest)
+
+    fitting = [number for number in range(1, columns + 1) if width(number) <= _width.get()]
+    figure.legend(handles=list(handles), loc="outside upper left", ncols=max(fitting, default=1), borderpad=0.3)
+
+
+_HANDLE, _LETTER = 0.64, 0.078
+"""Inches of a legend's line with its gaps, and of a letter."""
 
 
 def accuracy_axis(axes: Axes) -> None:

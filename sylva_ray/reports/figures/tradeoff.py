@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from textwrap import fill
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -15,7 +16,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from sylva_ray.reports.figures.labels import place_labels, write_labels
-from sylva_ray.reports.figures.style import LIGHT, WIDTH, style
+from sylva_ray.reports.figures.style import LIGHT, add_legend, is_narrow, new_figure, style
 from sylva_ray.reports.pages.wording import bytes_text
 
 LABEL_SIZE = 8.0
@@ -95,13 +96,14 @@ def _draw(panels: Sequence[Panel], by_name: bool, overlapping: bool = False) -> 
     """Draw the panels; return None if labels overlap, unless ``overlapping`` allows it."""
     labelled = [[point for point in panel.points if point.labelled] for panel in panels]
     key = {} if by_name else {point.mark: point.name for points in labelled for point in points}
-    key_columns = 2 if key and max(map(len, key.values())) > 26 else 3
+    key_columns = 1 if is_narrow() else 2 if key and max(map(len, key.values())) > 26 else 3
     key_lines = math.ceil(len(key) / key_columns)
     crowded = max(map(len, labelled)) > 10
     axes_height, key_height = 4.3 if crowded else 3.0, 0.17 * key_lines + 0.15 * bool(key)
     height = 0.35 + axes_height * len(panels) + key_height
     engine = ConstrainedLayoutEngine(rect=(0, key_height / height, 1, 1 - key_height / height))
-    figure = Figure(figsize=(WIDTH, height), layout=engine)
+    figure = new_figure(height)
+    figure.set_layout_engine(engine)
     plots = list(figure.subplots(len(panels), 1, squeeze=False)[:, 0])
     for axes, panel in zip(plots, panels, strict=True):
         _draw_points(axes, panel)
@@ -168,7 +170,8 @@ def _draw_points(axes: Axes, panel: Panel) -> None:
     front = _front(panel)
     if len(front) > 1:
         axes.plot(*zip(*front, strict=True), color=LIGHT["series-1"], lw=1, alpha=0.35, zorder=1)
-    axes.set(title=panel.title, xlabel=panel.x_label, ylabel=panel.y_label)
+    title = fill(panel.title, 44) if is_narrow() else panel.title
+    axes.set(title=title, xlabel=panel.x_label, ylabel=panel.y_label)
     axes.grid(color=LIGHT["grid"])
     axes.tick_params(length=0)
     axes.yaxis.set_major_formatter(_PERCENT)
@@ -184,7 +187,7 @@ def _draw_points(axes: Axes, panel: Panel) -> None:
         axes.set_xlim(*_padded(low, high))
 
 
-_PERCENT = FuncFormatter(lambda value, _: f"{100 * value:.0f}%" if value > -1e-9 else "")
+_PERCENT = FuncFormatter(lambda value, _: f"{100 * value:.3g}%" if value > -1e-9 else "")
 
 
 def _padded(low: float, high: float) -> tuple[float, float]:
@@ -229,4 +232,4 @@ def _legend(figure: Figure, panels: Sequence[Panel]) -> None:
         handles.append(Line2D([], [], color=LIGHT["series-1"], lw=0.9, alpha=0.55, label="± std over seeds"))
     if len({point.size for point in shown if not point.phase1}) > 1:
         handles.append(marker(marker="o", mfc=LIGHT["surface"], label="larger: uploads more", ms=9))
-    figure.legend(handles=handles, loc="outside upper left", ncols=3, borderpad=0.3)
+    add_legend(figure, handles, 3)

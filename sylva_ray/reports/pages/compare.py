@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from markupsafe import Markup
+from matplotlib.figure import Figure
 
 from sylva_ray.reports.compare.legend import Legend
-from sylva_ray.reports.figures.style import DARK, LIGHT, svg
+from sylva_ray.reports.figures.style import DARK, LIGHT
 from sylva_ray.reports.figures.tradeoff import Panel, draw_tradeoff
-from sylva_ray.reports.pages.run import page_environment
+from sylva_ray.reports.pages.run import figure_elements, page_environment
 
 DESCRIPTIONS = {
     "tradeoff": "Benign against robust accuracy of every method",
@@ -94,8 +94,10 @@ def render(page: Page) -> str:
             groups[-1] = column.group, groups[-1][1] + 1
         else:
             groups.append((column.group, 1))
-    figures = {
-        name: Markup(svg(draw_tradeoff(panels), name, DESCRIPTIONS[name])) for name, panels in page.panels.items()
-    }
+
+    def draw() -> dict[str, Figure]:
+        return {name: draw_tradeoff(panels) for name, panels in page.panels.items()}
+
+    figures = figure_elements([draw], DESCRIPTIONS)
     template = page_environment().get_template("compare.html.jinja")
     return template.render(page=page, groups=groups, figures=figures, light=LIGHT, dark=DARK)

@@ -9,14 +9,14 @@ from dataclasses import dataclass
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import FormatStrFormatter, PercentFormatter
 from PIL import Image
 
 from sylva_ray.attacks.base import epsilon_text
 from sylva_ray.attacks.registry import attack_title
 from sylva_ray.core.evaluation import AttackRow, CertifiedLevel, ConditionRow, Curve, Evaluation, PerClass
 from sylva_ray.core.types import AttackSpec
-from sylva_ray.reports.figures.style import LIGHT, accuracy_axis, new_figure, style
+from sylva_ray.reports.figures.style import LIGHT, accuracy_axis, add_legend, new_figure, style
 
 SHOWN_SIDE = 96
 """Least side of an image in the gallery, in pixels."""
@@ -172,7 +172,7 @@ def _curve(curve: Curve, x: Sequence[float], label: str, ticks: Sequence[float],
     axes.minorticks_off()
     axes.set(xlim=(min(x) - 0.1, 1.1 * max(x)), ylim=(0, 1), xlabel=label)
     accuracy_axis(axes)
-    figure.legend(loc="outside upper left", ncols=2, borderpad=0.3)
+    add_legend(figure, columns=2)
     return figure
 
 
@@ -192,7 +192,7 @@ def _classes(per_class: PerClass, names: Sequence[str]) -> Figure:
     axes.xaxis.set_major_formatter(PercentFormatter(1))
     axes.grid(axis="x")
     axes.tick_params(length=0)
-    figure.legend(loc="outside upper left", ncols=2, borderpad=0.3)
+    add_legend(figure, columns=2)
     return figure
 
 
@@ -222,8 +222,9 @@ def _certified(levels: Sequence[CertifiedLevel]) -> Figure:
         colour = LIGHT[f"series-{index % 6 + 1}"]
         axes.step(level.radii, level.mean, where="post", color=colour, label=f"sigma {level.sigma:g}")
     axes.set(ylim=(0, 1), xlim=(0, None), xlabel="L2 radius (pixel units, whole image)")
+    axes.xaxis.set_major_formatter(FormatStrFormatter("%g"))
     accuracy_axis(axes)
-    figure.legend(loc="outside upper left", ncols=4, borderpad=0.3)
+    add_legend(figure, columns=4)
     return figure
 
 

@@ -6,22 +6,25 @@ everything that comes from a user, such as names of classes and paths in the con
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import shlex
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
+from matplotlib.figure import Figure
 
 from sylva_ray.core.credentials import mask_yaml
 from sylva_ray.core.evaluation import Evaluation
 from sylva_ray.core.records import StageRecord
 from sylva_ray.core.summary import Spread, Summary
 from sylva_ray.federation.stages.layer_game.rankings.registry import RANKINGS
+from sylva_ray.metrics.check_titles import CHECK_TITLES
 from sylva_ray.reports.attack_titles import attack_titles_from_config
 from sylva_ray.reports.figures.plots import figures
-from sylva_ray.reports.figures.style import DARK, LIGHT, svg
+from sylva_ray.reports.figures.style import DARK, LIGHT, NARROW, WIDTH, figure_width, svg
 from sylva_ray.reports.headlines import interval_of
 from sylva_ray.reports.pages.evaluation import EVALUATION_DESCRIPTIONS, attack_rows, evaluation_figures, gallery
 from sylva_ray.reports.pages.wording import bytes_text, percent
@@ -38,6 +41,21 @@ DESCRIPTIONS = {
     "seconds": "Bars of seconds by stage",
 }
 """Alternative texts of the figures, for screen readers."""
+
+CONTENTS = (
+    ("result", "Result"),
+    ("fleet-accuracy", "Fleet"),
+    ("threat-model", "Threat model and checks"),
+    ("evaluation", "Evaluation"),
+    ("fleet", "Data"),
+    ("accuracy", "Accuracy and loss"),
+    ("clients", "Clients"),
+    ("layers", "Layers"),
+    ("communication", "Communication"),
+    ("seconds", "Computing time"),
+    ("config", "To repeat"),
+)
+"""Sections of the page and what the table of contents calls them."""
 
 
 def write_report(folder: RunFolder) -> Path:
@@ -56,7 +74,7 @@ def write_report(folder: RunFolder) -> Path:
     evaluation = folder.load_evaluation() if summary is not None else None
     config = folder.config_file.read_text() if folder.config_file.exists() else ""
     titles = attack_titles_from_config(config)
-    drawn = {name: (figure, DESCRIPTIONS[name]) for name, figure in figures(summary, records, titles).items()}
+    drawings: list[Callable[[], dict[str, Figure]]] = [partial(figures, summary, records, titles)]
     view: dict[str, object] = {
         "title": summary.name if summary else folder.path.name,
         "summary": summary,
@@ -69,13 +87,34 @@ def write_report(folder: RunFolder) -> Path:
     }
     if summary is not None:
         view |= _view_of_summary(summary, records, titles)
+        view["contents"] = [item for item in CONTENTS if item[0] != "evaluation" or evaluation is not None]
+        view["command"] = f"sylva-ray run {shlex.quote(str(folder))} --out {shlex.quote(f'runs/{summary.name}-again')}"
     if summary is not None and evaluation is not None:
         view |= _view_of_evaluation(evaluation)
-        more = evaluation_figures(evaluation, summary.class_names)
-        drawn |= {name: (figure, EVALUATION_DESCRIPTIONS[name]) for name, figure in more.items()}
-    view["figures"] = {name: Markup(svg(figure, name, description)) for name, (figure, description) in drawn.items()}
+        drawings.append(partial(evaluation_figures, evaluation, summary.class_names))
+    view["figures"] = figure_elements(drawings, DESCRIPTIONS | EVALUATION_DESCRIPTIONS)
     page = page_environment().get_template("run.html.jinja").render(view)
     return write_atomically(folder.report_file, page)
+
+
+def figure_elements(
+    drawings: Sequence[Callable[[], Mapping[str, Figure]]], descriptions: Mapping[str, str], prefix: str = ""
+) -> dict[str, Markup]:
+    """Draw figures in both widths, of which the style sheet shows the one that fits the screen.
+
+    Args:
+        drawings: functions that return figures by name.
+        descriptions: alternative texts by name, for screen readers.
+        prefix: of identifiers in the elements.
+    """
+    elements: dict[str, Markup] = {}
+    for kind, inches in (("wide", WIDTH), ("narrow", NARROW)):
+        with figure_width(inches):
+            drawn = {name: figure for draw in drawings for name, figure in draw().items()}
+        for name, figure in drawn.items():
+            element = svg(figure, f"{prefix}{name}-{kind}", descriptions[name])
+            elements[name] = elements.get(name, Markup("")) + Markup(f'<div class="{kind}">{element}</div>')
+    return elements
 
 
 def page_environment() -> Environment:
@@ -87,6 +126,7 @@ def page_environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.globals["check_title"] = lambda name: CHECK_TITLES[name].title if name in CHECK_TITLES else "check"
     environment.filters |= {"percent": percent, "bytes": bytes_text}
     return environment
 
