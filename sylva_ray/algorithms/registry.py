@@ -19,9 +19,12 @@ from sylva_ray.algorithms.undefended import Undefended
 from sylva_ray.config.experiment import AlgorithmSection
 from sylva_ray.config.schema import build
 from sylva_ray.core.errors import UserError
-from sylva_ray.core.own_code import load_attribute
+from sylva_ray.core.own_code import entry_points_of, load_attribute
 from sylva_ray.core.text import did_you_mean
 from sylva_ray.federation.contract import Algorithm
+
+GROUP = "sylva_ray.methods"
+"""The group of entry points."""
 
 ALGORITHMS: dict[str, type[Algorithm]] = {
     method.name: method
@@ -55,6 +58,8 @@ def find_algorithm(name: str) -> type[Algorithm]:
         if not (isinstance(method, type) and issubclass(method, Algorithm)):
             raise UserError("algorithm.name", name, "must be a subclass of sylva_ray.federation.contract.Algorithm")
         return method
+    if name not in ALGORITHMS and name in entry_points_of(GROUP):
+        return find_algorithm(entry_points_of(GROUP)[name])
     if name not in ALGORITHMS:
         fix = f"{did_you_mean(name, ALGORITHMS)}Known methods: {', '.join(ALGORITHMS)}; or package.module:Class"
         raise UserError("algorithm.name", name, fix)

@@ -20,7 +20,19 @@ from sylva_ray.config.attacks import EvaluationAttack
 from sylva_ray.config.schema import RawConfig, build, flatten, read_overridden
 from sylva_ray.core.bounds import MAX_COUNT
 from sylva_ray.core.locations import StoredPath, stored_path
-from sylva_ray.core.sections import Count, Lines, Name, PixelUnits, PlainValue, Seconds, Section, Seed, Size, conflict
+from sylva_ray.core.sections import (
+    Count,
+    Lines,
+    Name,
+    OwnName,
+    PixelUnits,
+    PlainValue,
+    Seconds,
+    Section,
+    Seed,
+    Size,
+    conflict,
+)
 from sylva_ray.core.types import AttackSpec
 from sylva_ray.core.yaml import to_yaml
 
@@ -55,7 +67,10 @@ def stored_dataset(name: str) -> str:
 
 
 class DatasetSection(Section):
-    """The data set: digits, cifar10, cifar100, stl10, gtsrb, ``imagefolder:PATH`` or ``parquet:PATH``."""
+    """The data set: digits, cifar10, cifar100, stl10, gtsrb, ``imagefolder:PATH``, ``parquet:PATH``, or your own.
+
+    Your own is ``package.module:function`` (docs/own_parts.md).
+    """
 
     name: str = "digits"
     root: StoredPath = Field(
@@ -84,9 +99,12 @@ class DatasetSection(Section):
 
 
 class PartitionSection(Section):
-    """How images are distributed to clients, and the images of a client to its four splits."""
+    """How images are distributed to clients, and the images of a client to its four splits.
 
-    kind: Literal["iid", "dirichlet", "pathological", "quantity"] = "dirichlet"
+    A kind of your own is ``package.module:function`` (docs/own_parts.md).
+    """
+
+    kind: Literal["iid", "dirichlet", "pathological", "quantity"] | OwnName = "dirichlet"
     num_clients: Count = 10
     alpha: float = Field(
         0.5, gt=0, description="Dirichlet concentration of labels; for `quantity`, of the numbers of images"

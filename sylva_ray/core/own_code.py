@@ -1,4 +1,4 @@
-"""Classes that a configuration names as ``package.module:Class``, and where their code may come from.
+"""What a configuration names as ``package.module:Name``, and where its code may come from.
 
 A configuration may be somebody else's, for example in the folder of a run. So it does not decide which code runs. A
 module is used if it
@@ -100,6 +100,30 @@ def load_attribute(key: str, name: str) -> object:
     except (Exception, SystemExit) as error:  # code that is not ours may raise anything
         raise UserError(key, name, f"cannot be imported ({type(error).__name__}: {error})") from None
     raise UserError(key, name, _how_to_allow(module_name))
+
+
+def load_own(key: str, name: str, group: str) -> object:
+    """Return what ``package.module:Attribute`` or an installed entry point names.
+
+    Args:
+        key: of the setting, for the message.
+        name: its value.
+        group: of the entry points, e.g. ``sylva_ray.datasets``.
+
+    Raises:
+        UserError: as `load_attribute`; or there is no such entry point.
+    """
+    target = name if ":" in name else entry_points_of(group).get(name)
+    if target is None:
+        raise UserError(key, name, f"no installed package has an entry point of this name in {group}")
+    return load_attribute(key, target)
+
+
+def entry_points_of(group: str) -> dict[str, str]:
+    """Return the entry points of installed packages in a group: ``{name: package.module:Attribute}``."""
+    from importlib.metadata import entry_points
+
+    return {point.name: point.value for point in entry_points(group=group)}
 
 
 def _import(name: str) -> ModuleType | None:

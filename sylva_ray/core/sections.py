@@ -101,6 +101,10 @@ Name = Annotated[str, Field(max_length=100), AfterValidator(_check_name)]
 """The name of an experiment or of a sweep, which becomes the name of a folder."""
 
 
+OwnName = Annotated[str, Field(max_length=200, pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
+"""``package.module:Name``, a part of the user's own (`sylva_ray.core.own_code`)."""
+
+
 class _Lines:
     """Allows line breaks and tabs in a text."""
 

@@ -16,10 +16,12 @@ from PIL import Image
 from sylva_ray.config.experiment import DatasetSection
 from sylva_ray.core.errors import UserError
 from sylva_ray.core.locations import local_path
+from sylva_ray.core.own_code import entry_points_of
 from sylva_ray.core.seeding import numpy_generator
 from sylva_ray.core.text import one_line
 from sylva_ray.core.types import Split
 from sylva_ray.data.folders import read_folder
+from sylva_ray.data.own import GROUP, read_own
 from sylva_ray.data.published import PUBLISHED, TORCHVISION, read_digits, read_torchvision
 from sylva_ray.data.sources import Source, Sources, missing_class_notices, rows_by_class
 
@@ -218,7 +220,9 @@ def _read(section: DatasetSection) -> Sources:
         from sylva_ray.data.parquet import read_parquet  # it imports pyarrow, which few processes need
 
         return read_parquet(_existing(section.name, path), section.label, section.image)
-    known = ", ".join(("digits", *TORCHVISION, "imagefolder:PATH", "parquet:PATH"))
+    if ":" in section.name or section.name in entry_points_of(GROUP):
+        return read_own(section.name)
+    known = ", ".join(("digits", *TORCHVISION, "imagefolder:PATH", "parquet:PATH", "package.module:function"))
     raise UserError("dataset.name", section.name, f"unknown data set; known are {known}")
 
 

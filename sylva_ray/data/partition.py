@@ -7,10 +7,13 @@ clients.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from sylva_ray.config.experiment import PartitionSection
 from sylva_ray.core.errors import UserError
+from sylva_ray.core.own_code import load_attribute
 from sylva_ray.core.seeding import numpy_generator
 
 MAX_DRAWS = 20
@@ -44,14 +47,46 @@ def partition_labels(labels: np.ndarray, section: PartitionSection, seed: int) -
             "partition.classes_per_client", section.classes_per_client, f"the data has {num_classes} classes"
         )
     rng = numpy_generator(seed, "partition")
+    draw = PARTITIONS[section.kind] if section.kind in PARTITIONS else own_partition(section.kind)
     for _ in range(MAX_DRAWS):
-        owner = PARTITIONS[section.kind](labels, section, rng)
+        owner = draw(labels, section, rng)
         if np.bincount(owner, minlength=clients).min() >= minimum:
             break
     # Quantity skew leaves labels iid, so any image may be moved.
     kinds = np.zeros_like(labels) if section.kind == "quantity" else labels
     owner = _with_minimum(owner, kinds, clients, minimum, rng.permutation(n))
     return [np.flatnonzero(owner == client) for client in range(clients)]
+
+
+Partition = Callable[[np.ndarray, PartitionSection, np.random.Generator], np.ndarray]
+"""Draws the client of every image, ``[n] int``, from the labels ``[n] int64``, the section and a generator."""
+
+
+def own_partition(name: str) -> Partition:
+    """Return a partition of the user's own, whose every result is checked.
+
+    Args:
+        name: ``package.module:function``.
+
+    Raises:
+        UserError: it cannot be imported, or is not a function.
+    """
+    function = load_attribute("partition.kind", name)
+    if not callable(function):
+        raise UserError(
+            "partition.kind", name, "must be a function (labels, section, rng) -> the client of every image"
+        )
+
+    def draw(labels: np.ndarray, section: PartitionSection, rng: np.random.Generator) -> np.ndarray:
+        owner = np.asarray(function(labels, section, rng))
+        if owner.shape != labels.shape or not np.issubdtype(owner.dtype, np.integer):
+            fix = f"must return one integer per image, [{len(labels)}], and returned {list(owner.shape)} {owner.dtype}"
+            raise UserError("partition.kind", name, fix)
+        if owner.min() < 0 or owner.max() >= section.num_clients:
+            raise UserError("partition.kind", name, f"returned clients outside 0..{section.num_clients - 1}")
+        return owner.astype(int)
+
+    return draw
 
 
 def _iid(labels: np.ndarray, section: PartitionSection, rng: np.random.Generator) -> np.ndarray:
@@ -108,7 +143,12 @@ def _quantity(labels: np.ndarray, section: PartitionSection, rng: np.random.Gene
     return rng.permutation(np.repeat(np.arange(section.num_clients), counts))
 
 
-PARTITIONS = {"iid": _iid, "dirichlet": _dirichlet, "pathological": _pathological, "quantity": _quantity}
+PARTITIONS: dict[str, Partition] = {
+    "iid": _iid,
+    "dirichlet": _dirichlet,
+    "pathological": _pathological,
+    "quantity": _quantity,
+}
 
 
 def _with_minimum(owner: np.ndarray, kinds: np.ndarray, clients: int, minimum: int, order: np.ndarray) -> np.ndarray:

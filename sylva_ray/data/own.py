@@ -1,0 +1,130 @@
+"""Data sets of the user's own: a function ``package.module:function`` that returns a training half and a test half.
+
+A half is a `torch.utils.data.Dataset` of pairs (image, label), or a `datasets.Dataset` of Hugging Face with the columns
+``image`` and ``label``. Neither library is imported here: an object is told by what it can do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from sylva_ray.core.errors import UserError, reason_of
+from sylva_ray.core.own_code import load_own
+from sylva_ray.data.sources import Source, Sources
+
+GROUP = "sylva_ray.datasets"
+"""The group of entry points."""
+
+IMAGE_COLUMNS, LABEL_COLUMNS = ("image", "img"), ("label", "labels", "fine_label")
+"""Columns of Hugging Face's data sets that hold images and labels."""
+
+
+def read_own(name: str) -> Sources:
+    """Call the user's function and wrap what it returns.
+
+    Args:
+        name: ``package.module:function``, or the name of an entry point.
+
+    Raises:
+        UserError: the function cannot be imported or fails, or does not return two halves.
+    """
+    function = load_own("dataset.name", name, GROUP)
+    if not callable(function):
+        raise UserError("dataset.name", name, "must be a function that returns a training half and a test half")
+    try:
+        halves = function()
+    except Exception as error:  # code that is not ours may raise anything
+        raise UserError("dataset.name", name, f"failed ({type(error).__name__}: {reason_of(error)})") from None
+    return sources_of(name, halves)
+
+
+def sources_of(name: str, halves: object) -> Sources:
+    """Return both halves of a data set of the user's own.
+
+    Args:
+        name: of the data set, for messages.
+        halves: what the user's function returned.
+
+    Raises:
+        UserError: they are not a pair of data sets with labels.
+    """
+    if not isinstance(halves, Sequence) or isinstance(halves, str) or len(halves) != 2:
+        raise UserError("dataset.name", name, f"must return (train, test), and returned {type(halves).__name__}")
+    train, test = (_source(half, f"{name}, {word} half") for half, word in zip(halves, ("training", "test")))
+    names = _class_names(halves[0]) or tuple(map(str, range(int(train.labels.max()) + 1)))
+    return Sources(train, test, names)
+
+
+def _source(half: Any, where: str) -> Source:
+    for needed in ("__len__", "__getitem__"):
+        if not hasattr(half, needed):
+            raise UserError("dataset.name", where, f"has no {needed}: it must be indexable, with a length")
+    try:
+        image_at, labels = _columns(half) if hasattr(half, "column_names") else _pairs(half)
+    except UserError:
+        raise
+    except Exception as error:  # the user's data set may raise anything
+        raise UserError("dataset.name", where, f"cannot be read ({type(error).__name__}: {reason_of(error)})") from None
+    if len(labels) != len(half):
+        raise UserError("dataset.name", where, f"has {len(half):,} images and {len(labels):,} labels")
+    return Source(labels, lambda row: to_image(image_at(row), f"{where}, row {row}"), lambda row: f"{where}, row {row}")
+
+
+def _columns(half: Any) -> tuple[Callable[[int], Any], np.ndarray]:
+    """Return how an image is read, and the labels, of a data set of Hugging Face."""
+    image, label = (
+        next((name for name in names if name in half.column_names), None) for names in (IMAGE_COLUMNS, LABEL_COLUMNS)
+    )
+    if image is None or label is None:
+        columns = ", ".join(half.column_names)
+        raise UserError("dataset.name", columns, "needs a column image and a column label; rename yours")
+    return lambda row: half[row][image], _labels(half[label])
+
+
+def _pairs(half: Any) -> tuple[Callable[[int], Any], np.ndarray]:
+    """Return how an image is read, and the labels, of a data set of PyTorch."""
+    known = next((getattr(half, name) for name in ("targets", "labels") if hasattr(half, name)), None)
+    labels = _labels(known) if known is not None else _labels([half[row][1] for row in range(len(half))])
+    return lambda row: half[row][0], labels
+
+
+def _labels(values: Any) -> np.ndarray:
+    labels = np.asarray(values)
+    if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
+        raise UserError("dataset.name", str(labels.dtype), "labels must be integers, one per image")
+    return labels.astype(np.int64)
+
+
+def _class_names(half: Any) -> tuple[str, ...]:
+    features = getattr(half, "features", None)
+    column = next((name for name in LABEL_COLUMNS if isinstance(features, Mapping) and name in features), None)
+    names = getattr(features[column], "names", None) if column and features is not None else None
+    return tuple(map(str, names or getattr(half, "classes", None) or ()))
+
+
+def to_image(value: Any, where: str) -> Image.Image:
+    """Convert an image to one of Pillow.
+
+    Args:
+        value: of Pillow; ``[H, W]`` or ``[H, W, 3] uint8``; or a tensor ``[1 or 3, H, W]``, uint8 or floats in [0, 1].
+        where: names it in messages.
+
+    Raises:
+        UserError: it is none of these.
+    """
+    if isinstance(value, Image.Image):
+        return value
+    array = np.asarray(value)
+    if array.ndim == 3 and array.shape[0] in (1, 3) and array.shape[2] not in (1, 3):
+        array = array.transpose(1, 2, 0)
+    if np.issubdtype(array.dtype, np.floating) and array.size and array.min() >= 0 and array.max() <= 1:
+        array = (255 * array).round().astype(np.uint8)
+    if array.dtype != np.uint8 or array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3)):
+        found = f"an array of shape {list(array.shape)} and type {array.dtype}"
+        fix = f"is {found}: give an image of Pillow, uint8 [H, W, 3], or a tensor [3, H, W] in [0, 1], not normalised"
+        raise UserError("dataset.name", where, fix)
+    return Image.fromarray(array[..., 0] if array.ndim == 3 and array.shape[2] == 1 else array)

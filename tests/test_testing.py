@@ -1,0 +1,157 @@
+"""The contract tests that users run on their own parts: they pass the examples and find what is broken."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sylva_ray import testing
+from sylva_ray.config.experiment import DatasetSection
+from sylva_ray.core.errors import UserError
+from sylva_ray.data.datasets import load_dataset
+from sylva_ray.data.own import sources_of, to_image
+
+ROOT = Path(__file__).parents[1]
+
+BROKEN = """
+import numpy as np
+
+def too_many(labels, section, rng):
+    return np.full(len(labels), section.num_clients)
+
+def fractions(labels, section, rng):
+    return labels / 2
+
+def unseeded(labels, section, rng):
+    return np.random.default_rng().integers(section.num_clients, size=len(labels))
+
+def greedy(labels, section, rng):
+    labels[:] = 0
+    return rng.integers(section.num_clients, size=len(labels))
+
+class Moody:
+    targets = [0, 1] * 40
+    def __len__(self): return 80
+    def __getitem__(self, row): return np.random.default_rng().integers(255, size=(8, 8, 3), dtype=np.uint8), 0
+
+def moody(): return Moody(), Moody()
+def half(): return Moody()
+def fails(): raise RuntimeError("no disk")
+number = 3
+"""
+
+
+@pytest.fixture
+def broken(tmp_path: Path) -> Iterator[Path]:
+    (tmp_path / "a_broken.py").write_text(BROKEN)
+    yield tmp_path
+    sys.modules.pop("a_broken", None)
+
+
+def test_the_examples_keep_their_contracts() -> None:
+    assert len((ROOT / "examples" / "own_parts.py").read_text().splitlines()) < 60
+    testing.check_dataset("examples.own_parts:stripes", imports=[ROOT])
+    testing.check_partition("examples.own_parts:by_class", imports=[ROOT])
+
+
+@pytest.mark.slow
+def test_the_example_of_a_method_keeps_its_contract() -> None:
+    testing.check_method("examples.margin_at:MarginAT", imports=[ROOT])
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("too_many", r"outside 0\.\.3"),
+        ("fractions", "one integer per image"),
+        ("unseeded", "the generator that it gets"),
+        ("greedy", "must stay as they are"),
+        ("number", "must be a function"),
+    ],
+)
+def test_a_broken_partition_is_found(name: str, says: str, broken: Path) -> None:
+    with pytest.raises((UserError, AssertionError), match=says):
+        testing.check_partition(f"a_broken:{name}", imports=[broken])
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("moody", "the same image every time"),
+        ("half", r"must return \(train, test\)"),
+        ("fails", "no disk"),
+        ("number", "must be a function"),
+    ],
+)
+def test_a_broken_data_set_is_found(name: str, says: str, broken: Path) -> None:
+    with pytest.raises((UserError, AssertionError), match=says):
+        testing.check_dataset(f"a_broken:{name}", imports=[broken])
+
+
+def test_code_of_a_data_set_runs_only_where_the_user_allows_it(broken: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(broken)
+    with pytest.raises(UserError, match=r"--import \."):
+        load_dataset(DatasetSection(name="a_broken:moody"), 32, seed=0)
+
+
+class Columns:
+    """What a data set of Hugging Face can do, as far as it is used."""
+
+    column_names = ("img", "label")
+
+    def __init__(self) -> None:
+        names = type("ClassLabel", (), {"names": ["cat", "dog"]})()
+        self.features = {"img": object(), "label": names}
+        self.rows = [{"img": Image.new("RGB", (4, 4), (row, 0, 0)), "label": row % 2} for row in range(6)]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, key: int | str) -> object:
+        return [row[key] for row in self.rows] if isinstance(key, str) else self.rows[key]
+
+
+def test_a_data_set_of_hugging_face_is_read_by_its_columns_and_class_names() -> None:
+    sources = sources_of("x:y", (Columns(), Columns()))
+    assert sources.class_names == ("cat", "dog")
+    assert sources.train.labels.tolist() == [0, 1, 0, 1, 0, 1]
+    assert np.asarray(sources.test.image(5))[0, 0].tolist() == [5, 0, 0]
+
+
+def test_a_torch_data_set_gives_tensors_and_labels() -> None:
+    import torch
+    from torch.utils.data import TensorDataset
+
+    pixels = torch.rand(4, 3, 5, 5)
+    sources = sources_of("x:y", [TensorDataset(pixels, torch.tensor([0, 1, 2, 1]))] * 2)
+    assert sources.train.labels.tolist() == [0, 1, 2, 1]
+    assert sources.class_names == ("0", "1", "2")
+    expected = (255 * pixels[2]).round().to(torch.uint8).permute(1, 2, 0).numpy()
+    assert np.array_equal(np.asarray(sources.train.image(2)), expected)
+
+
+@pytest.mark.parametrize(
+    ("array", "mode"),
+    [
+        (np.zeros((4, 6), np.uint8), "L"),
+        (np.zeros((4, 6, 3), np.uint8), "RGB"),
+        (np.zeros((3, 4, 6), np.uint8), "RGB"),
+        (np.zeros((1, 4, 6), np.float32), "L"),
+    ],
+)
+def test_arrays_become_images(array: np.ndarray, mode: str) -> None:
+    image = to_image(array, "x")
+    assert (image.mode, image.size) == (mode, (6, 4))
+
+
+@pytest.mark.parametrize(
+    "array", [np.full((3, 4, 4), -1.0), np.zeros((4, 4), np.int64), np.zeros((2, 4, 4, 3), np.uint8)]
+)
+def test_normalised_or_odd_arrays_are_refused(array: np.ndarray) -> None:
+    with pytest.raises(UserError, match="not normalised"):
+        to_image(array, "x")
