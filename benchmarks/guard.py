@@ -2,7 +2,7 @@
 
     python benchmarks/guard.py [--fleets 1000]
 
-Outcomes of guard images are drawn; the decision is the package's (`largest_accepted`, with the default parameters).
+Outcomes of guard images are drawn; the decision is the package's (`accepted_strength`, with the default parameters).
 Every image of a client keeps its outcome, is lost or is gained, with the same draw for all strengths: what a strength
 breaks, the larger ones break too, in proportion.
 """
@@ -17,7 +17,7 @@ import numpy as np
 from sylva_ray.aggregation.neighbours import neighbour_graph
 from sylva_ray.federation.parameters import Phase2Parameters
 from sylva_ray.federation.stages.layer_game.client import PairedOutcomes
-from sylva_ray.federation.stages.layer_game.server import largest_accepted
+from sylva_ray.federation.stages.layer_game.server import Evidence, accepted_strength
 
 NUM_CLIENTS = 10
 CHANGING = {"benign": 0.06, "robust": 0.08}
@@ -64,7 +64,7 @@ def accepted(scenario: str, images: int, fleets: int) -> tuple[float, float]:
             ]
             lost, gained = np.stack(pair, axis=-1)
             outcomes[client] = PairedOutcomes(lost, gained, images)
-        row = largest_accepted(0, outcomes, lambda *_: True, graph, phase2, phase2.benign_tolerance).row
+        row = accepted_strength(0, Evidence(outcomes, graph, phase2)).row
         strength = (0.0, *phase2.strengths)[row]
         kept += row > 0
         false += row > 0 and (benign[0] <= 0 or -strength * robust[0] >= phase2.guard_tolerance)

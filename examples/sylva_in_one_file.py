@@ -258,7 +258,7 @@ def layer_game(clients: Sequence[Client], near: np.ndarray) -> list[dict[str, np
     Returns:
         By client: ``values [2^n, 2]`` of coalitions, benign and robust, where coalition c has player l if bit l of c
         is set; ``shapley [n, 2]``, shares of benign gain and robust loss; ``candidates [m, n] bool``, each a subset of
-        the next, the first one empty; ``selected [n] bool``, the last one whose robust loss is bounded.
+        the next, the first one empty; ``selected [n] bool``, the largest one whose robust loss is bounded.
     """
     games, outcomes, ends = [], {}, []
     for client in clients:
@@ -277,7 +277,8 @@ def layer_game(clients: Sequence[Client], near: np.ndarray) -> list[dict[str, np
         outcomes[i] = outcomes_of(client, states, f"candidates/{ROUNDS + 2}", client.data.selection, ATTACK_STEPS)
         client.load(ends[i][0])
     for i, game in enumerate(games):
-        game["selected"] = game["candidates"][last_accepted(i, outcomes, near, benign_tolerance=1.0)]
+        bounded = [row for row, (_, loss) in enumerate(bounds_of_losses(i, outcomes, near)) if loss <= TOLERANCE]
+        game["selected"] = game["candidates"][max(bounded)]
     return games
 
 
@@ -328,8 +329,8 @@ def nested_candidates(phi: np.ndarray) -> np.ndarray:
     return np.array([np.isin(range(len(phi)), order[:size]) for size in range(len(order) + 1)])
 
 
-def last_accepted(i: int, outcomes: dict[int, np.ndarray], near: np.ndarray, benign_tolerance: float) -> int:
-    """Return the last row of ``outcomes[i]`` before one whose losses against row 0 may exceed the tolerances.
+def bounds_of_losses(i: int, outcomes: dict[int, np.ndarray], near: np.ndarray) -> list[tuple[float, float]]:
+    """Return upper bounds of the benign and robust loss of every row of ``outcomes[i]`` against row 0, whose own are 0.
 
     If client i has too few images, those of other clients with such a row are added, the nearest clients first:
     neighbours, then their neighbours, and at the end the others.
@@ -339,6 +340,7 @@ def last_accepted(i: int, outcomes: dict[int, np.ndarray], near: np.ndarray, ben
     for j in order:
         order += [m for m in np.argsort(-near[j], kind="stable").tolist() if near[j, m] > 0 and m not in order]
     order += [j for j in range(len(near)) if j not in order]
+    bounds = [(0.0, 0.0)]
     for row in range(1, len(outcomes[i])):
         pool = outcomes[i][[0, row]]
         for j in order[1:]:
@@ -346,17 +348,15 @@ def last_accepted(i: int, outcomes: dict[int, np.ndarray], near: np.ndarray, ben
                 pool = np.concatenate([pool, outcomes[j][[0, row]]], axis=2)
         lost, gained = (pool[0] & ~pool[1]).sum(1), (~pool[0] & pool[1]).sum(1)
         benign = paired_upper_bound(lost[0], gained[0], pool.shape[2], BENIGN_CONFIDENCE)
-        robust = paired_upper_bound(lost[1], gained[1], pool.shape[2], CONFIDENCE)
-        if benign > benign_tolerance or robust > TOLERANCE:
-            return row - 1
-    return len(outcomes[i]) - 1
+        bounds.append((benign, paired_upper_bound(lost[1], gained[1], pool.shape[2], CONFIDENCE)))
+    return bounds
 
 
 def refine(clients: Sequence[Client], games: Sequence[dict[str, np.ndarray]], near: np.ndarray) -> list[float]:
     """Train the selected layers on benign images; keep the largest strength that the guard accepts, and return it.
 
-    Strength a means ``theta_r + a (refined - theta_r)``, of adapters the nearest product. On held-out images the guard
-    wants a bounded robust loss and a benign gain.
+    Strength a means ``theta_r + a (refined - theta_r)``, of adapters the nearest product. On held-out images, the guard
+    wants a bounded robust loss at this and all weaker strengths, and a benign gain.
     """
     states, outcomes = {}, {}
     for i, client in enumerate(clients):
@@ -368,10 +368,14 @@ def refine(clients: Sequence[Client], games: Sequence[dict[str, np.ndarray]], ne
             ends = [{name: state[name] for name in names} for state in (robust, refined)]
             states[i] = [robust, *(robust | merge(ends, [1 - a, a]) if a < 1 else refined for a in STRENGTHS)]
             outcomes[i] = outcomes_of(client, states[i], f"guard/{ROUNDS + 3}", client.data.guard, ATTACK_STEPS)
-    rows = [last_accepted(i, outcomes, near, BENIGN_TOLERANCE) if i in outcomes else 0 for i in range(len(clients))]
+    strengths = np.zeros(len(clients))
     for i in states:
-        clients[i].load(states[i][rows[i]])
-    return [(0.0, *STRENGTHS)[row] for row in rows]
+        bounds = bounds_of_losses(i, outcomes, near)
+        row = next((row for row, (_, loss) in enumerate(bounds) if loss > TOLERANCE), len(bounds)) - 1
+        row = row if bounds[row][0] <= BENIGN_TOLERANCE else 0
+        strengths[i] = (0.0, *STRENGTHS)[row]
+        clients[i].load(states[i][row])
+    return strengths.tolist()
 
 
 # -- The whole run ---------------------------------------------------------------------------------------------------

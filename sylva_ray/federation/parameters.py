@@ -71,7 +71,8 @@ class Phase2Parameters(Section):
     strengths: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(
         (0.5, 0.75, 1.0),
         min_length=1,
-        description="how far from the robust to the refined layers a client may go; the guard tests them in this order",
+        description="how far from the robust to the refined layers a client may go; the guard tests robust losses in "
+        "this order, and benign accuracy at the last that passes",
     )
     attack_steps: Count = Field(10, description="of the PGD of game and guard, at the epsilon that is reported")
     max_images: int = Field(128, ge=2, description="of a client's selection split in the game")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,13 @@ from sylva_ray.federation.stages.layer_game.rankings.ranking import GamePlan, Pl
 from sylva_ray.federation.stages.layer_game.rankings.registry import create_ranking
 from sylva_ray.federation.stages.layer_game.rankings.shapley import shapley_values
 from sylva_ray.federation.stages.layer_game.selection import nested_candidates
-from sylva_ray.federation.stages.layer_game.server import Verdict, largest_accepted, nearest_first, select_layers
+from sylva_ray.federation.stages.layer_game.server import (
+    Evidence,
+    Verdict,
+    accepted_strength,
+    nearest_first,
+    select_layers,
+)
 from sylva_ray.federation.stages.layer_game.tasks import GameOutcome
 
 
@@ -95,69 +101,84 @@ def everybody(k: int) -> NeighbourGraph:
 PHASE2 = Phase2Parameters(guard_tolerance=0.05, guard_confidence=0.9, guard_pool=200)
 
 
-def largest(
+def strongest(
     client: int,
     outcomes: dict[int, PairedOutcomes],
     graph: NeighbourGraph,
     phase2: Phase2Parameters = PHASE2,
-    has_row: Callable[[int, int], bool] = lambda *_: True,
     benign_tolerance: float = 1.0,
 ) -> Verdict:
-    return largest_accepted(client, outcomes, has_row, graph, phase2, benign_tolerance)
+    changed = phase2.model_copy(update={"benign_tolerance": benign_tolerance})
+    return accepted_strength(client, Evidence(outcomes, graph, changed))
 
 
 def test_the_guard_takes_the_largest_row_within_the_tolerance() -> None:
     outcomes = {0: guard([0, 0, 1, 40], [0, 0, 0, 0], images=200)}
-    assert largest(0, outcomes, alone(1)).row == 2
+    assert strongest(0, outcomes, alone(1)).row == 2
     outcomes = {0: guard([0, 60, 60, 60], [0, 0, 0, 0], images=200)}
-    assert largest(0, outcomes, alone(1)).row == 0
+    assert strongest(0, outcomes, alone(1)).row == 0
 
 
-def test_the_walk_up_ends_at_the_first_row_that_fails() -> None:
+def test_stronger_refinements_are_not_tried_after_one_that_fails() -> None:
     """Rows 3 and 4 would pass on their own; looking past row 2 would be another chance to be fooled."""
     outcomes = {0: guard([0, 0, 40, 0, 0], [0, 0, 0, 0, 0], images=200)}
-    assert largest(0, outcomes, alone(1)).row == 1
-    without_row_2 = largest(0, outcomes, alone(1), has_row=lambda _, row: row != 2)
-    assert without_row_2.row == 4, "a row that the client does not have is not a failure"
+    assert strongest(0, outcomes, alone(1)).row == 1
     outcomes = {0: guard([0, 40, 0], [0, 0, 0], images=200)}
-    assert largest(0, outcomes, alone(1)).row == 0
+    assert strongest(0, outcomes, alone(1)).row == 0
+
+
+def test_larger_selections_are_tried_after_one_that_fails() -> None:
+    """What fails by chance, or for lack of another layer, does not keep the rest out; what stands is judged later."""
+    candidates = padded([nested_candidates(np.array([[3.0, 0], [2, 0], [1, 0]]))])
+    outcomes = [guard([0, 0, 40, 0], [0, 0, 0, 0], images=200)]
+    assert select_layers(candidates, outcomes, alone(1), PHASE2).tolist() == [[True, True, True]]
+    outcomes = [guard([0, 0, 0, 40], [0, 0, 0, 0], images=200)]
+    assert select_layers(candidates, outcomes, alone(1), PHASE2).tolist() == [[True, True, False]]
+    outcomes = [guard([0, 40, 40, 40], [0, 0, 0, 0], images=200)]
+    assert not select_layers(candidates, outcomes, alone(1), PHASE2).any()
 
 
 def test_small_clients_borrow_their_neighbours_outcomes() -> None:
     """Ten images prove nothing; the neighbours' hundreds do, in either direction."""
     harmless = {0: guard([0, 0], [0, 0], 10), 1: guard([0, 0], [0, 0], 300)}
-    assert largest(0, {0: harmless[0]}, alone(1)).row == 0
-    verdict = largest(0, harmless, everybody(2))
+    assert strongest(0, {0: harmless[0]}, alone(1)).row == 0
+    verdict = strongest(0, harmless, everybody(2))
     assert (verdict.row, verdict.pooled_images) == (1, 310)
     harmful = {0: guard([0, 0], [0, 0], 10), 1: guard([0, 90], [0, 0], 300)}
-    assert largest(0, harmful, everybody(2)).row == 0
+    assert strongest(0, harmful, everybody(2)).row == 0
 
 
 def test_who_has_enough_guard_images_decides_alone() -> None:
     """What harms the neighbour is not refused to a client of whose own images it breaks none."""
     outcomes = {0: guard([0, 1], [0, 1], 227), 1: guard([0, 30], [0, 0], 227)}
     alone_enough = PHASE2.model_copy(update={"guard_pool": None})
-    verdict = largest(0, outcomes, everybody(2), alone_enough)
+    verdict = strongest(0, outcomes, everybody(2), alone_enough)
     assert (verdict.row, verdict.pooled_images) == (1, 227)
-    assert largest(1, outcomes, everybody(2), alone_enough).row == 0
+    assert strongest(1, outcomes, everybody(2), alone_enough).row == 0
     more = PHASE2.model_copy(update={"guard_pool": 400})
-    assert largest(0, outcomes, everybody(2), more).row == 0
+    assert strongest(0, outcomes, everybody(2), more).row == 0
 
 
 def test_what_is_kept_must_have_raised_benign_accuracy() -> None:
     """Refinement that overfits loses benign accuracy on held-out images, and no robust one: it is not kept."""
     harmless = [0, 0, 0]
     overfit = {0: guard(harmless, harmless, 300, benign=[0, -9, -20])}
-    assert largest(0, overfit, alone(1), benign_tolerance=0.0).row == 0
-    assert largest(0, overfit, alone(1), benign_tolerance=1.0).row == 2
+    assert strongest(0, overfit, alone(1), benign_tolerance=0.0).row == 0
+    assert strongest(0, overfit, alone(1), benign_tolerance=1.0).row == 2
     unchanged = {0: guard(harmless, harmless, 300)}
-    assert largest(0, unchanged, alone(1), benign_tolerance=0.0).row == 0, "nothing rose"
-    better = {0: guard(harmless, harmless, 300, benign=[0, 9, -1])}
-    verdict = largest(0, better, alone(1), benign_tolerance=0.0)
-    assert verdict.row == 1
+    assert strongest(0, unchanged, alone(1), benign_tolerance=0.0).row == 0, "nothing rose"
+    at_last = {0: guard(harmless, harmless, 300, benign=[0, 0, 9])}
+    verdict = strongest(0, at_last, alone(1), benign_tolerance=0.0)
+    assert verdict.row == 2, "half of the way need not show a gain yet"
     assert verdict.benign_bound < 0 < verdict.robust_bound
+    at_first = {0: guard(harmless, harmless, 300, benign=[0, 9, -1])}
+    assert strongest(0, at_first, alone(1), benign_tolerance=0.0).row == 0, (
+        "one test, where robust accuracy allows most"
+    )
+    half = {0: guard([0, 0, 30], harmless, 300, benign=[0, 9, 30])}
+    assert strongest(0, half, alone(1), benign_tolerance=0.0).row == 1, "of those that robustness allows"
     at_a_price = {0: guard([0, 30, 30], harmless, 300, benign=[0, 30, 30])}
-    assert largest(0, at_a_price, alone(1), benign_tolerance=0.0).row == 0, "robust accuracy fell"
+    assert strongest(0, at_a_price, alone(1), benign_tolerance=0.0).row == 0, "robust accuracy fell"
 
 
 def test_the_nearest_come_first_and_everybody_once() -> None:

@@ -6,7 +6,7 @@ import numpy as np
 
 from sylva_ray.federation.parameters import Phase2Parameters
 from sylva_ray.federation.server import Server
-from sylva_ray.federation.stages.layer_game.server import NOTHING_KEPT, columns, largest_accepted
+from sylva_ray.federation.stages.layer_game.server import NOTHING_KEPT, Evidence, accepted_strength, columns
 from sylva_ray.federation.stages.layer_game.tasks import RefineOutcome, RefineTask
 from sylva_ray.federation.stages.stage import Stage, StageResult
 
@@ -36,16 +36,14 @@ class Refine(Stage):
         refined: dict[int, RefineOutcome] = server.run(
             [RefineTask(step, c, server.stack(c), self.phase2, selected[list(c)]) for c in server.cohorts(refining)]
         )
-        guard = {client: outcome.guard for client, outcome in refined.items()}
-        graph = server.recorded_neighbourhood()
+        outcomes = {client: outcome.guard for client, outcome in refined.items()}
+        guard = Evidence(outcomes, server.recorded_neighbourhood(), self.phase2)
         verdicts = [NOTHING_KEPT] * len(server.everyone)
         for client in refining:
-            verdict = verdicts[client] = largest_accepted(
-                client, guard, lambda *_: True, graph, self.phase2, self.phase2.benign_tolerance
-            )
+            verdict = verdicts[client] = accepted_strength(client, guard)
             if verdict.row:
                 server.states[client] = dict(refined[client].states[verdict.row - 1])
         server.game = server.game.model_copy(update=columns(verdicts, self.phase2.strengths))
-        server.costs.upload_bytes += sum(outcome.num_bytes for outcome in guard.values())
+        server.costs.upload_bytes += sum(outcome.num_bytes for outcome in outcomes.values())
         server.costs.download_bytes += np.dtype(float).itemsize * len(refining)  # the accepted strength
         return StageResult(participants=refining)

@@ -2,9 +2,9 @@
 
     clients ── values of coalitions [m, 2] ──►  Shapley values, shrunk towards the neighbourhood
             ◄─ candidate selections ─────────   the nested sets on the lambda path
-            ── outcomes, selection split ────►  the largest set whose robust loss is bounded
+            ── outcomes, selection split ────►  the largest set of them whose robust loss is bounded
             ◄─ selected layers ──────────────
-            ── outcomes, guard split ────────►  the largest strength with bounded robust loss and a benign gain
+            ── outcomes, guard split ────────►  the largest strength with bounded robust loss, if benign accuracy rose
             ◄─ strength ─────────────────────
 
 Only these numbers are uploaded, neither images nor weights. (The simulator also moves states, because any worker may
@@ -47,53 +47,113 @@ NOTHING_KEPT = Verdict(0, 0, 0.0, 0.0)
 """The client stays at theta^r."""
 
 
-def largest_accepted(
-    client: int,
-    outcomes: Mapping[int, PairedOutcomes],
-    has_row: Callable[[int, int], bool],
-    graph: NeighbourGraph,
-    phase2: Phase2Parameters,
-    benign_tolerance: float,
-) -> Verdict:
-    """Return the last row, tested in order, whose one-sided paired bounds of both losses are within the tolerances.
+@dataclass(frozen=True)
+class _Pool:
+    """Outcomes of one row, of a client and of others: images lost and gained, benign and robust (``[2]``), of all."""
 
-    A row is a candidate selection, or a strength of the refinement; row 0 is theta^r. The tests end at the first row
-    that fails. For strengths, whose order is fixed beforehand, the probability of accepting a harmful one is therefore
-    that of a single test (fixed-sequence testing, Maurer et al. 1995); candidates were ordered by the same images.
+    lost: np.ndarray
+    gained: np.ndarray
+    num_images: int
 
-    If the client has fewer images than the test of the robust loss needs, outcomes of other clients *at the same row*
-    are added, the nearest first and no more than necessary: clients differ, and what harms one need not harm another.
-    The decision is then about the mean of the pool, and believes what its members report.
+    def robust_bound(self, phase2: Phase2Parameters) -> float:
+        return paired_upper_bound(self.lost[1], self.gained[1], self.num_images, phase2.guard_confidence)
+
+    def benign_bound(self, phase2: Phase2Parameters) -> float:
+        return paired_upper_bound(self.lost[0], self.gained[0], self.num_images, phase2.benign_confidence)
+
+
+class Evidence:
+    """Outcomes of all clients, row by row, from which a client's are taken, with others' where it has too few images.
+
+    A row is a candidate selection, or a strength of the refinement; row 0 is theta^r. If the client has fewer images
+    than the test of the robust loss needs, outcomes of other clients *at the same row* are added, the nearest first and
+    no more than necessary: clients differ, and what harms one need not harm another. A decision is then about the mean
+    of the pool, and believes what its members report.
 
     Args:
-        client: to decide for.
         outcomes: ``{client: outcomes}``.
-        has_row: tells whether a client has outcomes of its own at a row.
         graph: the neighbourhoods.
         phase2: tolerance of the robust loss, confidences, and the number of images needed (`images_needed`, if
             ``guard_pool`` is None).
-        benign_tolerance: of the benign loss; 0: benign accuracy must have risen; 1: it is not tested.
+        has_row: tells whether a client has outcomes of its own at a row; None: every client has all.
     """
-    wanted = phase2.guard_pool or images_needed(phase2.guard_tolerance, phase2.guard_confidence)
-    accepted = NOTHING_KEPT
-    for row in range(1, len(outcomes[client].lost)):
-        if not has_row(client, row):
-            continue
-        pool = [outcomes[client]]
+
+    def __init__(
+        self,
+        outcomes: Mapping[int, PairedOutcomes],
+        graph: NeighbourGraph,
+        phase2: Phase2Parameters,
+        has_row: Callable[[int, int], bool] | None = None,
+    ) -> None:
+        self.outcomes, self.graph, self.phase2 = outcomes, graph, phase2
+        self.has_row = has_row or (lambda *_: True)
+        self.wanted = phase2.guard_pool or images_needed(phase2.guard_tolerance, phase2.guard_confidence)
+
+    def rows(self, client: int) -> Iterator[tuple[int, _Pool]]:
+        """Yield the rows that a client has, but for row 0, and what is known of them."""
+        for row in range(1, len(self.outcomes[client].lost)):
+            if self.has_row(client, row):
+                yield row, self._pool(client, row)
+
+    def _pool(self, client: int, row: int) -> _Pool:
+        pool = [self.outcomes[client]]
         images = pool[0].num_samples
-        for other in nearest_first(client, graph):
-            if images >= wanted:
+        for other in nearest_first(client, self.graph):
+            if images >= self.wanted:
                 break
-            if other in outcomes and has_row(other, row):
-                pool.append(outcomes[other])
-                images += outcomes[other].num_samples
-        lost, gained = (np.sum([getattr(o, kind)[row] for o in pool], axis=0) for kind in ("lost", "gained"))
-        robust = paired_upper_bound(lost[1], gained[1], images, phase2.guard_confidence)
-        benign = paired_upper_bound(lost[0], gained[0], images, phase2.benign_confidence)
-        if robust > phase2.guard_tolerance or benign > benign_tolerance:
+            if other in self.outcomes and self.has_row(other, row):
+                pool.append(self.outcomes[other])
+                images += self.outcomes[other].num_samples
+        lost, gained = (np.sum([getattr(own, kind)[row] for own in pool], axis=0) for kind in ("lost", "gained"))
+        return _Pool(lost, gained, images)
+
+
+def accepted_strength(client: int, guard: Evidence) -> Verdict:
+    """Return the largest strength whose robust loss is bounded, if benign accuracy has risen there; else nothing.
+
+    Strengths are tested from the weakest on, and the first whose robust loss may exceed the tolerance ends it. Their
+    order is fixed beforehand, so the probability of accepting a harmful one is that of a single test (fixed-sequence
+    testing, Maurer et al. 1995). Benign accuracy is tested once, where the gain should be largest: at weaker strengths,
+    the same images could hardly tell it from none.
+
+    Args:
+        client: to decide for.
+        guard: outcomes of the strengths on the guard split.
+    """
+    phase2, verdict = guard.phase2, NOTHING_KEPT
+    for row, pool in guard.rows(client):
+        robust = pool.robust_bound(phase2)
+        if robust > phase2.guard_tolerance:
             break
-        accepted = Verdict(row, images, benign, robust)
-    return accepted
+        verdict = Verdict(row, pool.num_images, pool.benign_bound(phase2), robust)
+    return verdict if verdict.benign_bound <= phase2.benign_tolerance else NOTHING_KEPT
+
+
+def select_layers(
+    candidates: np.ndarray, outcomes: Sequence[PairedOutcomes], graph: NeighbourGraph, phase2: Phase2Parameters
+) -> np.ndarray:
+    """Return the selected layers ``[K, n] bool`` of all clients, the largest candidate whose robust loss is bounded.
+
+    All are tried: a small candidate may fail by chance, or because a layer that was refined needs one that was not. How
+    much a selection gains, and whether it stands, is left to the refinement, which is judged on other images.
+
+    Args:
+        candidates: ``[K, m, n] bool``, each within the next, row 0 empty; shorter lists repeat their last one.
+        outcomes: of the candidates of every client, on the selection split.
+        graph: the neighbourhoods.
+        phase2: the parameters of phase 2.
+    """
+
+    def is_new(client: int, row: int) -> bool:
+        return bool((candidates[client, row] != candidates[client, row - 1]).any())
+
+    evidence = Evidence(dict(enumerate(outcomes)), graph, phase2, is_new)
+    selected = np.zeros_like(candidates[:, 0])
+    for client in evidence.outcomes:
+        for row, pool in evidence.rows(client):
+            if pool.robust_bound(phase2) <= phase2.guard_tolerance:
+                selected[client] = candidates[client, row]
+    return selected
 
 
 def nearest_first(client: int, graph: NeighbourGraph) -> Iterator[int]:
@@ -110,22 +170,6 @@ def nearest_first(client: int, graph: NeighbourGraph) -> Iterator[int]:
                 yield near
     if len(seen) > 1:
         yield from (other for other in range(len(graph.members)) if other not in seen)
-
-
-def select_layers(
-    candidates: np.ndarray, outcomes: Sequence[PairedOutcomes], graph: NeighbourGraph, phase2: Phase2Parameters
-) -> np.ndarray:
-    """Return the selected layers ``[K, n] bool`` of all clients from ``candidates [K, m, n]``, by robust loss alone.
-
-    How much they gain is left to the refinement, which trains them anew.
-    """
-
-    def is_new(client: int, row: int) -> bool:
-        return bool((candidates[client, row] != candidates[client, row - 1]).any())
-
-    by_client = dict(enumerate(outcomes))
-    verdicts = [largest_accepted(client, by_client, is_new, graph, phase2, benign_tolerance=1) for client in by_client]
-    return np.stack([candidates[c, verdict.row] for c, verdict in enumerate(verdicts)])
 
 
 def columns(verdicts: Sequence[Verdict], strengths: Sequence[float]) -> dict[str, Any]:
