@@ -134,6 +134,7 @@ def test_the_record_of_a_stage_names_the_windows_that_were_smaller(
     assert server.costs.reduced_windows == dict.fromkeys(("train", "attack", "evaluate", "forward", "walk"), 512)
 
 
+@pytest.mark.slow
 def test_an_actor_that_does_not_fit_is_replaced_by_one_with_half_the_windows(
     pool: tuple[RayPool, Notices], train_task: MakeTask
 ) -> None:

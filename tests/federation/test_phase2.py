@@ -376,6 +376,7 @@ def test_without_phase_2_nobody_looks_for_its_neighbourhood(tmp_path: Path, monk
     assert not any("neighbours" in record for record in records_of(tmp_path / "run"))
 
 
+@pytest.mark.slow
 def test_values_in_bfloat16_are_verified_in_float32(
     phase1: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -156,6 +156,7 @@ def test_a_file_that_is_no_yaml_is_told_so(tmp_path: Path, text: str, says: str)
             load(path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", [MANIFEST, ROOT / "cluster.yaml"])
 def test_no_single_damage_is_a_traceback(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each key and list entry deleted, and replaced by something else: a launcher file, or a `UserError` of one line.

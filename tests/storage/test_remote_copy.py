@@ -186,6 +186,7 @@ def adapters(run_dir: Path) -> dict[str, bytes]:
     return {p.name + p.parent.name: p.read_bytes() for p in sorted((run_dir / "adapters").rglob("*")) if p.is_file()}
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_elsewhere_to_the_same_adapters(tiny: Prepared, tmp_path: Path) -> None:
     """Two machines after one another, each without what the other had on its disk."""
     url = (tmp_path / "shared").as_uri()
