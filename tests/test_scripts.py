@@ -88,7 +88,7 @@ def test_step(run_here: Callable[..., str]) -> None:
 
 def test_merging(run_here: Callable[..., str]) -> None:
     rows = run_here("benchmarks/merging.py", "--clients", 4, "--repeats", 1).splitlines()[2:]
-    assert [row.split(" | ")[:2] for row in rows] == [["| moved", "4"], ["| unrelated", "4"]]
+    assert [row.split(" | ")[:2] for row in rows] == [["| moved", "4"], ["| groups", "4"], ["| unrelated", "4"]]
 
 
 def test_guard(run_here: Callable[..., str]) -> None:

@@ -24,7 +24,7 @@ INITIAL_SCALE = np.sqrt(3.0)
 RANK_TOLERANCE = 1e-7
 """Singular values below this fraction of the largest count as zero: float32 factors have about this much noise."""
 
-STACK_SIZE = 2**21
+STACK_SIZE = 2**19
 """Numbers in the factors of all states that are merged at once.
 
 Small modules are merged together, which is faster; large ones one by one, which needs less memory."""
@@ -106,11 +106,15 @@ def _concatenated(
     states: Sequence[ClientState], weights: np.ndarray, modules: Sequence[str]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return ``left [m, d_out, n]`` and ``right [m, n, d_in]``, n = K r, whose product is the mean of the products."""
-    b = np.array([[state[f"{module}.lora_B"] for state in states] for module in modules])  # [m, K, d_out, r]
-    a = np.array([[state[f"{module}.lora_A"] for state in states] for module in modules], np.float64)
-    num_modules, d_out, d_in = len(modules), b.shape[2], a.shape[3]
-    left = b.swapaxes(1, 2).astype(np.float64, order="C").reshape(num_modules, d_out, -1)
-    return left, (weights[:, None, None] * a).reshape(num_modules, -1, d_in)
+    rank, d_in = states[0][f"{modules[0]}.lora_A"].shape
+    d_out, num_columns = len(states[0][f"{modules[0]}.lora_B"]), len(states) * rank
+    left = np.empty((len(modules), d_out, num_columns), states[0][f"{modules[0]}.lora_B"].dtype)
+    right = np.empty((len(modules), num_columns, d_in))
+    for index, module in enumerate(modules):
+        np.concatenate([state[f"{module}.lora_B"] for state in states], axis=1, out=left[index])
+        np.concatenate([state[f"{module}.lora_A"] for state in states], axis=0, out=right[index])
+    right *= np.repeat(weights, rank)[:, None]
+    return left, right
 
 
 def refactored(anchor_a: np.ndarray, left: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -25,23 +25,27 @@ class InProcessPool:
         self.worker = worker
 
     def run(
-        self, tasks: Sequence[CohortTask], deadline_s: float | None = None, on_done: OnDone | None = None
+        self,
+        tasks: Sequence[CohortTask],
+        deadline_s: float | None = None,
+        on_done: OnDone | None = None,
+        shared: object = None,
     ) -> list[CohortResult[Any] | None]:
         """Run tasks as `ClientPool.run` does; ``deadline_s`` is ignored."""
         del deadline_s
         results: list[CohortResult[Any] | None] = []
         for task in tasks:
-            result = self._run(task)
+            result = self._run(task, shared)
             results.append(result)
             if on_done is not None:
                 on_done(task, result)
         return results
 
-    def _run(self, task: CohortTask) -> CohortResult[Any]:
+    def _run(self, task: CohortTask, shared: object) -> CohortResult[Any]:
         """Run a task; one that does not fit the memory again, with every window halved."""
         while True:
             try:
-                return self.worker.run(task)
+                return self.worker.run(task, shared)
             except OutOfMemoryError as error:
                 if not self.worker.model.windows.halve_all():
                     raise RunError(f"{task.where}: {error}; {WHAT_WOULD_FIT}") from None

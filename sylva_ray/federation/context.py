@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeAlias
+
+import numpy as np
 
 from sylva_ray.core.lazy import torch
 from sylva_ray.core.seeding import ImageDraws
@@ -91,6 +93,21 @@ class ClientContext:
 
 
 @dataclass(frozen=True)
+class Merge:
+    """One merge of a round.
+
+    Attributes:
+        members: the clients whose uploads are merged.
+        weights: one per member; they sum to 1.
+        receiver: the member that gets the result.
+    """
+
+    members: Sequence[int]
+    weights: np.ndarray
+    receiver: int
+
+
+@dataclass(frozen=True)
 class RoundUploads:
     """The uploads of a round, and what else the coordinator knows when they have arrived.
 
@@ -103,12 +120,17 @@ class RoundUploads:
         num_samples: training images of all K clients.
         metrics: ``{client: {name: value}}``, e.g. the mean ``loss``.
         seed: of the experiment, for rules that draw random numbers.
+        run_merges: runs the merges for many receivers elsewhere; None: they run in threads of this process.
     """
 
     round: int
     states: Sequence[ClientState]
-    received: Sequence[ClientState]
+    received: Sequence[ClientState] | Mapping[int, ClientState]
     by_client: Mapping[int, ClientState]
     num_samples: Sequence[int]
     metrics: Mapping[int, Mapping[str, float]] = field(default_factory=dict)
     seed: int = 0
+    run_merges: RunMerges | None = None
+
+
+RunMerges: TypeAlias = Callable[[RoundUploads, Sequence[str], Sequence[Merge]], list[dict[str, np.ndarray]]]

@@ -11,27 +11,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import ClassVar
 
 import numpy as np
 
 from sylva_ray.aggregation.factors import merge_factors, orthonormal_rows
 from sylva_ray.aggregation.neighbours import (
-    MERGING_THREADS,
     NeighbourGraph,
     global_graph,
+    nearest_clients,
     neighbour_graph,
-    product_gram,
 )
 from sylva_ray.aggregation.robust import assumed_byzantine, min_clients
 from sylva_ray.aggregation.robust_merge import RobustRule, robust_merge
+from sylva_ray.aggregation.threads import in_threads
 from sylva_ray.attacks.losses import cross_entropy
 from sylva_ray.config.experiment import ExperimentConfig
 from sylva_ray.core.lazy import torch
 from sylva_ray.core.sections import Section
 from sylva_ray.core.types import AttackSpec, ClientState, ParameterStack, stack_digest
-from sylva_ray.federation.context import Batch, ClientContext, RoundUploads
+from sylva_ray.federation.context import Batch, ClientContext, Merge, RoundUploads
 from sylva_ray.federation.parameters import MethodParameters, Sharing
 from sylva_ray.models.cohort import CohortModel, client_gradients
 from sylva_ray.transport.postprocessor import Postprocessor
@@ -284,21 +283,30 @@ class Method:
             return dict.fromkeys(range(len(uploads.states)), common)
         groups = graph.group_receivers([self._receiver_key(uploads, names, client) for client in present])
 
-        def merge_group(rows: Sequence[int]) -> dict[str, np.ndarray]:
-            members = [present[member] for member in graph.members[rows[0]]]
-            return self.merge(uploads, names, members, graph.weights[rows[0]], present[rows[0]])
+        merges = [
+            Merge([present[member] for member in graph.members[row]], graph.weights[row], present[row])
+            for row in (rows[0] for rows in groups)
+        ]
+        merged = self.merge_each(uploads, names, merges)
+        return {present[row]: common for rows, common in zip(groups, merged, strict=True) for row in rows}
 
-        with ThreadPoolExecutor(MERGING_THREADS) as threads:  # a merge runs on one thread, so bits do not change
-            merged = threads.map(merge_group, groups)
-            return {present[row]: common for rows, common in zip(groups, merged, strict=True) for row in rows}
+    def merge_each(
+        self, uploads: RoundUploads, names: Sequence[str], merges: Sequence[Merge]
+    ) -> list[dict[str, np.ndarray]]:
+        """Return the results of `merge` for each of ``merges``, which run where the uploads say."""
+        if uploads.run_merges is not None:
+            return uploads.run_merges(uploads, names, merges)
+        return in_threads(lambda one: self.merge(uploads, names, one.members, one.weights, one.receiver), merges)
 
     def merge(
         self, uploads: RoundUploads, names: Sequence[str], members: Sequence[int], weights: np.ndarray, receiver: int
     ) -> dict[str, np.ndarray]:
         """Merge the parameters in ``names`` for one client.
 
+        This may run on a worker, which has the method as `bind_model` prepares it.
+
         Args:
-            uploads: of the round.
+            uploads: of the round; on a worker ``states`` is empty, and ``received`` holds the clients that uploaded.
             names: the parameters to merge.
             members: the clients whose uploads are merged; ``receiver`` is one of them.
             weights: one per member; they sum to 1.
@@ -340,7 +348,7 @@ class Method:
         if sharing == "global" or uploads.round <= 1:
             return global_graph(weights)
         known = [{**uploads.received[client], **uploads.by_client[client]} for client in clients]
-        return neighbour_graph(product_gram(known), weights, self.parameters.num_neighbours)
+        return nearest_clients(known, weights, self.parameters.num_neighbours)
 
     def phase2_graph(self, adapters: Sequence[ClientState], num_samples: Sequence[int]) -> NeighbourGraph:
         """Return the neighbourhoods over which game values and paired outcomes are pooled in phase 2.
@@ -350,7 +358,7 @@ class Method:
         samples = np.asarray(num_samples)
         if self.parameters.adapters == "local" or self.parameters.factors == "a":
             return neighbour_graph(np.eye(len(samples)), samples, k=1)
-        return neighbour_graph(product_gram(adapters), samples, self.parameters.num_neighbours)
+        return nearest_clients(adapters, samples, self.parameters.num_neighbours)
 
     def _receiver_key(self, uploads: RoundUploads, names: Sequence[str], receiver: int) -> Hashable:
         """Return what a merge depends on beside members and weights; receivers with equal keys share one merge.

@@ -31,7 +31,11 @@ class ClientPool(Protocol):
     num_actors: int
 
     def run(
-        self, tasks: Sequence[CohortTask], deadline_s: float | None = None, on_done: OnDone | None = None
+        self,
+        tasks: Sequence[CohortTask],
+        deadline_s: float | None = None,
+        on_done: OnDone | None = None,
+        shared: object = None,
     ) -> list[CohortResult[Any] | None]:
         """Run tasks, which the caller has put in descending order of their length.
 
@@ -39,6 +43,7 @@ class ClientPool(Protocol):
             tasks: to run.
             deadline_s: wall seconds after which unfinished tasks count as missing; None: no deadline.
             on_done: called with every finished task and its result, as they arrive.
+            shared: what all these tasks need (`CohortWorker.shared`), sent once to every machine.
 
         Returns:
             The results in the order of the tasks, None for a missing one.

@@ -9,7 +9,8 @@ import math
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,8 @@ from sylva_ray.data.fleet import FleetData
 from sylva_ray.federation.client.training import TrainOutcome, TrainSettings, TrainTask
 from sylva_ray.federation.client.worker import CohortResult
 from sylva_ray.federation.cohorts import make_cohorts
-from sylva_ray.federation.context import RoundUploads
+from sylva_ray.federation.context import Merge, RoundUploads
+from sylva_ray.federation.merging import MIN_MEMBERS, MergeTask, merge_on_pool
 from sylva_ray.federation.method import Method
 from sylva_ray.federation.observer import Notice, Observer, TaskDone
 from sylva_ray.federation.pool import ClientPool
@@ -239,7 +241,14 @@ class Server:
         sent = self.wire.upload(step, received, trained, names)
         valid = self._validated(step, sent, received, names) if sent else {}
         uploads = RoundUploads(
-            self.place.num_rounds, self.states, received, valid, self.sizes, metrics, self.config.seed
+            self.place.num_rounds,
+            self.states,
+            received,
+            valid,
+            self.sizes,
+            metrics,
+            self.config.seed,
+            partial(self._run_merges, step) if self.pool.num_actors > 1 else None,
         )
         return uploads, sent.keys()
 
@@ -267,6 +276,19 @@ class Server:
         if missing:
             clients = ", ".join(map(str, missing))
             self.observer.on_notice(Notice(f"step {step}: clients {clients} missed the deadline"))
+
+    def _run_merges(
+        self, step: int, uploads: RoundUploads, names: Sequence[str], merges: Sequence[Merge]
+    ) -> list[dict[str, np.ndarray]]:
+        """Run merges on the pool, unless they are so few that this process is faster."""
+        if sum(len(merge.members) for merge in merges) < MIN_MEMBERS:
+            return self.algorithm.merge_each(replace(uploads, run_merges=None), names, merges)
+        return merge_on_pool(step, uploads, names, merges, self.pool.num_actors, self._run_shared)
+
+    def _run_shared(self, tasks: Sequence[MergeTask], uploads: RoundUploads) -> dict[int, dict[str, np.ndarray]]:
+        """Run the merges of a round; the exchange measures their seconds."""
+        done = [result for result in self.pool.run(tasks, shared=uploads) if result is not None]
+        return {client: state for result in done for client, state in zip(result.clients, result.outcomes, strict=True)}
 
     # -- neighbourhoods after phase 1 -------------------------------------------------------------------------------
 

@@ -163,8 +163,7 @@ def test_registry_builds_every_method_and_methods_of_others() -> None:
 def test_merging_gives_the_same_bits_on_any_number_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     states, found = fleet(12), []
     for threads in (1, 4):
-        for module in ("federation.method", "aggregation.neighbours"):
-            monkeypatch.setattr(f"sylva_ray.{module}.MERGING_THREADS", threads)
+        monkeypatch.setattr("sylva_ray.aggregation.threads.MERGING_THREADS", threads)
         sylva = method("sylva", adapters="neighbours", heads="local")
         found.append(sylva.aggregate(arrive(sylva, states)))
     assert all(equal(one, other) for one, other in zip(*found, strict=True))

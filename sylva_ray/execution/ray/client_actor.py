@@ -58,9 +58,9 @@ class ClientActor:
         return str(ray.get_runtime_context().get_node_id()), os.getpid()
 
     @ray.method(concurrency_group="work")
-    def run(self, task: CohortTask) -> CohortResult[Any]:
+    def run(self, task: CohortTask, shared: object = None) -> CohortResult[Any]:
         """Run a task as `CohortWorker.run` does."""
-        return self._worker.run(task)
+        return self._worker.run(task, shared)
 
     @ray.method(concurrency_group="ctl")
     def pid(self) -> int:

@@ -130,6 +130,7 @@ class _Batch:
     Args:
         tasks: in the order in which they are started.
         on_done: see `ClientPool.run`.
+        shared: reference to what all tasks need; None: nothing.
 
     Attributes:
         queue: numbers of the tasks that wait for an actor.
@@ -139,8 +140,10 @@ class _Batch:
         node_losses: how often each task lost its actor's node.
     """
 
-    def __init__(self, tasks: Sequence[CohortTask], on_done: OnDone | None) -> None:
-        self.tasks, self.on_done = tasks, on_done
+    def __init__(
+        self, tasks: Sequence[CohortTask], on_done: OnDone | None, shared: ray.ObjectRef[object] | None
+    ) -> None:
+        self.tasks, self.on_done, self.shared = tasks, on_done, shared
         self.queue = deque(range(len(tasks)))
         self.results: list[CohortResult[Any] | None] = [None] * len(tasks)
         self.unfinished = len(tasks)
@@ -189,10 +192,14 @@ class RayPool:
         self._slots: list[_Slot | None] = [self._start(index) for index in range(num_actors)]
 
     def run(
-        self, tasks: Sequence[CohortTask], deadline_s: float | None = None, on_done: OnDone | None = None
+        self,
+        tasks: Sequence[CohortTask],
+        deadline_s: float | None = None,
+        on_done: OnDone | None = None,
+        shared: object = None,
     ) -> list[CohortResult[Any] | None]:
         """Run tasks as `ClientPool.run` does. The deadline counts from when an actor has started."""
-        batch = _Batch(tasks, on_done)
+        batch = _Batch(tasks, on_done, None if shared is None else ray.put(shared))
         self._slots = [slot or self._start(index) for index, slot in enumerate(self._slots)]
         deadline, last_started = math.inf, time.monotonic()
         try:
@@ -233,7 +240,7 @@ class RayPool:
         for slot in self._occupied():
             if batch.queue and slot.has_started and slot.pending is None:
                 slot.job = batch.queue.popleft()
-                slot.pending = slot.actor.run.remote(ray.put(batch.tasks[slot.job]))
+                slot.pending = slot.actor.run.remote(ray.put(batch.tasks[slot.job]), batch.shared)
                 slot.busy_since = slot.answered = time.monotonic()
                 slot.ping = None
 

@@ -150,15 +150,21 @@ class CohortWorker:
         model.backbone.to(self.device)
         self.model = model
         self.algorithm = algorithm
+        self.shared: object = None
         self.algorithm.bind_model(model, fleet.num_classes, split_weights(backbone)[1], self.device)
 
-    def run(self, task: Task) -> CohortResult[Any]:
+    def run(self, task: Task, shared: object = None) -> CohortResult[Any]:
         """Execute a task and measure its seconds and memory.
+
+        Args:
+            task: to execute.
+            shared: what it shares with other tasks; see the attribute.
 
         Raises:
             OutOfMemoryError: a pass does not fit the memory in windows of a single image, or something else does not.
             DeviceError: the GPU has failed.
         """
+        self.shared = shared
         with naming_failures():
             return self._run(task)
 
