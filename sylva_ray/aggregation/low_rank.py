@@ -94,7 +94,7 @@ def _by_iteration(left: np.ndarray, right: np.ndarray, rank: int) -> tuple[Tripl
 def _unit(factor: np.ndarray, size: np.ndarray) -> np.ndarray:
     """Return ``factor / size`` in single precision."""
     inverse = np.divide(1.0, size, out=np.zeros_like(size), where=size > 0)[..., None, None]
-    return np.multiply(factor, inverse, dtype=np.float32, casting="same_kind")
+    return np.asarray(np.multiply(factor, inverse, dtype=np.float32, casting="same_kind"))
 
 
 def _first_directions(a: np.ndarray, rank: int) -> np.ndarray:
@@ -178,7 +178,7 @@ def _error_bound(s: np.ndarray, residual: np.ndarray) -> np.ndarray:
     count = residual.shape[-1]
     error = np.sqrt(2) * np.linalg.norm(residual, axis=(-2, -1))
     gap = s[..., count - 1] - s[..., count]
-    return np.divide(error, gap, out=np.full_like(error, np.finfo(np.float64).max), where=gap > 0)
+    return np.asarray(np.divide(error, gap, out=np.full_like(error, np.finfo(np.float64).max), where=gap > 0))
 
 
 def _root(gram: np.ndarray) -> np.ndarray:

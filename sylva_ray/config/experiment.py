@@ -326,6 +326,7 @@ class ClusterSection(Section):
     hang_timeout_s: Seconds = Field(
         120.0, description="how long an actor may give no sign of life before it is replaced"
     )
+    keep_checkpoints: Count = Field(3, description="how many stay: the newest, and others in case that it is damaged")
     task_deadline_s: Seconds | None = Field(
         None, description="how long a task may take before its actor is replaced; None: by the pace of earlier tasks"
     )

@@ -18,6 +18,7 @@ from sylva_ray.federation.server import Place, Server, StageCosts
 from sylva_ray.federation.stages.stage import Stage
 from sylva_ray.federation.summary import compute_of
 from sylva_ray.storage.checkpoint import Checkpoint
+from sylva_ray.storage.state_rows import StoredStates
 
 
 class Rounds:
@@ -31,6 +32,7 @@ class Rounds:
     def __init__(self, server: Server, stages: Sequence[Stage]) -> None:
         self.server, self.stages = server, stages
         self.evaluator = Evaluator(server, stages)
+        self._stored: StoredStates | None = None
 
     def run(self) -> int:
         """Load the newest checkpoint, if there is one; then run, evaluate, save and report every stage that is left.
@@ -47,6 +49,7 @@ class Rounds:
             for reason in checkpoint.damaged:
                 server.observer.on_notice(Notice(f"checkpoint {reason}; the run continues from an older one"))
             server.states, server.records, server.game = checkpoint.states, checkpoint.records, checkpoint.game
+            self._stored = checkpoint.stored
             server.wire.residuals = checkpoint.residuals
         server.observer.on_resume(server.records)
         num_done = len(server.records)
@@ -105,8 +108,17 @@ class Rounds:
             changed_inputs=server.changed_inputs or None,
         )
         server.records.append(record)
-        server.folder.save_checkpoint(server.config, server.states, server.records, server.game, server.wire.residuals)
+        self._save()
         return record
+
+    def _save(self) -> None:
+        """Write a checkpoint. The states are then those that it holds: views of its files, where these are large."""
+        server = self.server
+        self._stored = server.folder.save_checkpoint(
+            server.config, server.states, server.records, server.game, server.wire.residuals, self._stored
+        )
+        if self._stored is not None:
+            server.states = [dict(state) for state in self._stored.states]
 
 
 def _form(array: tuple[tuple[int, ...], str] | None) -> str:

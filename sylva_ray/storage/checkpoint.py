@@ -6,6 +6,7 @@
     progress.json        records, layer game          inputs.json    digests of data and weights
     manifest.json        checksums of all             residuals.safetensors   of error feedback, where there is any
 
+States that have not changed since an earlier checkpoint are not written again (`sylva_ray.storage.state_rows`).
 After an interrupted write, the checkpoint before it is the newest. Equal runs write equal bytes: files contain no time
 and no path but those of the configuration.
 """
@@ -19,13 +20,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load, save
+from safetensors.numpy import save
 
-from sylva_ray.core.errors import UserError, reason_of
+from sylva_ray.core.errors import UserError
 from sylva_ray.core.files import read_regular_file
 from sylva_ray.core.records import GameRecord, StageRecord
-from sylva_ray.core.types import ClientState, stack_states, unstack_states
+from sylva_ray.core.types import ClientState
+from sylva_ray.storage.arrays import Content, arrays_in
 from sylva_ray.storage.manifest import (
     MANIFEST,
     DamagedError,
@@ -36,12 +37,13 @@ from sylva_ray.storage.manifest import (
     write_step,
 )
 from sylva_ray.storage.reading import parse_json
+from sylva_ray.storage.state_rows import PLACES, ROW_FILES, STATES, StoredStates, read_states, write_states
 
-STATES, RESIDUALS = "states.safetensors", "residuals.safetensors"
+RESIDUALS = "residuals.safetensors"
 PROGRESS, CONFIG_COPY, INPUTS_COPY = "progress.json", "config.json", "inputs.json"
 
 NUM_KEPT = 3
-"""Checkpoints kept: the newest, and two in case that it is damaged."""
+"""Checkpoints kept by default: the newest, and two in case that it is damaged."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ class Checkpoint:
 
     Attributes:
         step: position of the stage in the run, from 0.
-        states: of the K clients, ``{parameter name: array}``.
+        stored: the states of the K clients, and where they are.
         records: of all stages so far.
         game: what the layer game decided; None: not played yet, or not at all.
         residuals: what error feedback keeps of each client until its next upload, ``{client: {name: array}}``.
@@ -60,13 +62,18 @@ class Checkpoint:
     """
 
     step: int
-    states: list[dict[str, np.ndarray]]
+    stored: StoredStates
     records: list[StageRecord]
     game: GameRecord | None
     residuals: dict[int, dict[str, np.ndarray]] = field(default_factory=dict)
     config: dict[str, Any] | None = None
     inputs: dict[str, Any] | None = None
     damaged: tuple[str, ...] = ()
+
+    @property
+    def states(self) -> list[dict[str, np.ndarray]]:
+        """The states of the K clients, ``{parameter name: array}``."""
+        return [dict(state) for state in self.stored.states]
 
 
 @dataclass(frozen=True)
@@ -100,8 +107,10 @@ class CheckpointFolder:
         game: GameRecord | None,
         residuals: Mapping[int, ClientState] | None = None,
         origin: Origin | None = None,
-    ) -> None:
-        """Write ``round_<step>/`` and delete all but the newest `NUM_KEPT`. A complete checkpoint is never changed.
+        before: StoredStates | None = None,
+        num_kept: int = NUM_KEPT,
+    ) -> StoredStates | None:
+        """Write ``round_<step>/`` and delete all but the newest. A complete checkpoint is never changed.
 
         Args:
             step: see `Checkpoint`, as the other arguments.
@@ -110,27 +119,40 @@ class CheckpointFolder:
             game: what the layer game decided.
             residuals: of error feedback; None: none.
             origin: what the run is made from; None: not known.
+            before: what the checkpoint before this one holds; None: all states are written.
+            num_kept: how many checkpoints stay.
+
+        Returns:
+            What it holds; None where this checkpoint was complete already.
         """
         folder = self.root / folder_name(step)
         if _is_complete(folder):
-            return
+            return None
         self.remove(step)
         progress = {
             "step": step,
             "records": [record.to_json() for record in records],
             "game": None if game is None else game.to_json(),
         }
-        files = {STATES: save(stack_states(states)), PROGRESS: _canonical(progress)}
+        files = {PROGRESS: _canonical(progress)}
         if residuals:
             files[RESIDUALS] = save(_to_arrays(residuals))
         if origin is not None:
             files[CONFIG_COPY] = _canonical(origin.config)
             if origin.inputs is not None:
                 files[INPUTS_COPY] = _canonical(origin.inputs)
-        write_step(folder, step, files)
+        stored: list[StoredStates] = []
+
+        def write() -> Mapping[str, str]:
+            written, checksums = write_states(folder, step, states, before)
+            stored.append(written)
+            return checksums
+
+        write_step(folder, step, files, write)
         older = [old for old in self.steps() if old <= step]
-        for old in older[:-NUM_KEPT]:
+        for old in older[:-num_kept]:
             self.remove(old)
+        return stored[0]
 
     def steps(self) -> list[int]:
         """Return the steps that have a folder, complete or not, the oldest first."""
@@ -152,7 +174,7 @@ class CheckpointFolder:
         for step in reversed(self.steps()):
             folder = self.root / folder_name(step)
             try:
-                files = read_checked(folder, (STATES, PROGRESS), (RESIDUALS, CONFIG_COPY, INPUTS_COPY))
+                files = _read(folder)
             except FileNotFoundError:
                 continue
             except DamagedError as error:
@@ -187,7 +209,11 @@ def _canonical(content: object) -> bytes:
     return json.dumps(content, sort_keys=True).encode()
 
 
-def _parse(folder: Path, step: int, files: Mapping[str, bytes], damaged: tuple[str, ...]) -> Checkpoint:
+def _read(folder: Path) -> dict[str, Content]:
+    return read_checked(folder, (STATES, PROGRESS), (PLACES, RESIDUALS, CONFIG_COPY, INPUTS_COPY), ROW_FILES)
+
+
+def _parse(folder: Path, step: int, files: Mapping[str, Content], damaged: tuple[str, ...]) -> Checkpoint:
     progress = _parse_object(folder / PROGRESS, files[PROGRESS])
     source = str(folder / PROGRESS)
     if progress.get("step") != step or type(progress["step"]) is not int:
@@ -195,10 +221,10 @@ def _parse(folder: Path, step: int, files: Mapping[str, bytes], damaged: tuple[s
     if not isinstance(progress.get("records"), list):
         raise UserError("checkpoint", source, "its records must be a list")
     game = progress.get("game")
-    residuals = _load_arrays(folder / RESIDUALS, files[RESIDUALS]) if RESIDUALS in files else {}
+    residuals = arrays_in(folder / RESIDUALS, files[RESIDUALS]) if RESIDUALS in files else {}
     return Checkpoint(
         step=step,
-        states=_load_states(folder / STATES, files[STATES]),
+        stored=read_states(folder, step, files, _checksums(folder)),
         records=[StageRecord.from_json(record, source) for record in progress["records"]],
         game=None if game is None else GameRecord.from_json(game, source),
         residuals=_to_residuals(folder / RESIDUALS, residuals),
@@ -208,34 +234,20 @@ def _parse(folder: Path, step: int, files: Mapping[str, bytes], damaged: tuple[s
     )
 
 
-def _parse_object(path: Path, content: bytes) -> dict[str, Any]:
+def _checksums(folder: Path) -> dict[str, str]:
+    """Return the checksums of a manifest that has been checked."""
+    found: dict[str, str] = json.loads((folder / MANIFEST).read_text())["sha256"]
+    return found
+
+
+def _parse_object(path: Path, content: Content) -> dict[str, Any]:
     try:
-        value = parse_json(content)
+        value = parse_json(bytes(content))
     except ValueError as error:
         raise UserError("checkpoint", str(path), f"is not JSON ({error})") from None
     if not isinstance(value, dict):
         raise UserError("checkpoint", str(path), "must be a JSON object")
     return value
-
-
-def _load_arrays(path: Path, content: bytes) -> dict[str, np.ndarray]:
-    try:
-        return dict(sorted(load(content).items()))
-    except (SafetensorError, KeyError, ValueError, TypeError) as error:  # KeyError: a type that numpy does not have
-        raise UserError("checkpoint", str(path), f"is not a safetensors file ({reason_of(error)})") from None
-
-
-def _load_states(path: Path, content: bytes) -> list[dict[str, np.ndarray]]:
-    """Return the states of the K clients, after a check that all arrays are of K clients and finite."""
-    arrays = _load_arrays(path, content)
-    sizes = {value.shape[0] if value.ndim else 0 for value in arrays.values()}
-    if len(sizes) != 1 or 0 in sizes:
-        raise UserError("checkpoint", str(path), "its arrays must all have one row per client")
-    for name, value in arrays.items():
-        bad = [client for client, row in enumerate(value) if not _is_finite(row)]
-        if bad:
-            raise UserError("checkpoint", str(path), f"the array {name[:80]!r} of client {bad[0]} is not finite")
-    return unstack_states(arrays)
 
 
 def _is_finite(value: np.ndarray) -> bool:
@@ -262,7 +274,7 @@ def _to_residuals(path: Path, arrays: Mapping[str, np.ndarray]) -> dict[int, dic
 
 def _is_complete(folder: Path) -> bool:
     try:
-        read_checked(folder, (STATES, PROGRESS), (RESIDUALS, CONFIG_COPY, INPUTS_COPY))
+        _read(folder)
     except (FileNotFoundError, DamagedError):
         return False
     return True

@@ -12,7 +12,7 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from sylva_ray.core.errors import UserError
 from sylva_ray.core.files import read_regular_file
 from sylva_ray.core.text import abbreviated
+from sylva_ray.storage.arrays import Content, forget_pages, read_content
 from sylva_ray.storage.atomic import sync_folder, write_atomically
 from sylva_ray.storage.reading import parse_json
 
@@ -69,42 +70,50 @@ def remove_step(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def write_step(folder: Path, step: int, files: Mapping[str, bytes]) -> None:
+def write_step(
+    folder: Path, step: int, files: Mapping[str, bytes], others: Callable[[], Mapping[str, str]] | None = None
+) -> None:
     """Write the folder of a step, which must not exist, so that it survives a loss of power; the manifest comes last.
 
     Args:
         folder: of the step.
         step: see `Manifest`.
         files: ``{file name: content}``.
+        others: writes further files into the folder and returns ``{file name: SHA-256}``.
     """
     folder.mkdir(parents=True)
     for name, content in files.items():
         write_atomically(folder / name, content, durable=True)
-    write_atomically(folder / MANIFEST, write_manifest(step, files), durable=True)
+    checksums = {} if others is None else others()
+    write_atomically(folder / MANIFEST, write_manifest(step, files, checksums), durable=True)
     sync_folder(folder.parent)
 
 
-def write_manifest(step: int, files: Mapping[str, bytes]) -> str:
+def write_manifest(step: int, files: Mapping[str, bytes], others: Mapping[str, str] | None = None) -> str:
     """Return the text of a manifest.
 
     Args:
         step: see `Manifest`.
         files: ``{file name: content}``.
+        others: ``{file name: SHA-256}`` of further files.
     """
-    checksums = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+    checksums = dict(others or {}) | {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
     return json.dumps({"step": step, "sha256": checksums}, sort_keys=True)
 
 
-def read_checked(folder: Path, needed: Iterable[str], allowed: Iterable[str]) -> dict[str, bytes]:
+def read_checked(
+    folder: Path, needed: Iterable[str], allowed: Iterable[str], rows: re.Pattern[str] | None = None
+) -> dict[str, Content]:
     """Read the files of a checkpoint and check them against its manifest.
 
     Args:
         folder: of the checkpoint.
         needed: names of the files that every checkpoint has.
         allowed: names of the others that it may have.
+        rows: a pattern of further names, of files of rows.
 
     Returns:
-        ``{file name: content}``.
+        ``{file name: content}``; large files of rows are mapped.
 
     Raises:
         FileNotFoundError: there is no manifest: the checkpoint is not complete.
@@ -118,19 +127,21 @@ def read_checked(folder: Path, needed: Iterable[str], allowed: Iterable[str]) ->
         raise
     except ValueError:
         raise DamagedError(f"{folder.name}: {MANIFEST} is not JSON") from None
-    manifest = _validated(raw, path, set(needed), set(allowed))
-    contents = {}
+    manifest = _validated(raw, path, set(needed), set(allowed), rows)
+    contents: dict[str, Content] = {}
     for name, checksum in manifest.sha256.items():
         try:
-            contents[name] = read_regular_file(folder / name, "checkpoint")
+            is_rows = rows is not None and rows.fullmatch(name) is not None
+            contents[name] = (read_content if is_rows else read_regular_file)(folder / name, "checkpoint")
         except FileNotFoundError:
             raise DamagedError(f"{folder.name}: {name} is missing") from None
         if hashlib.sha256(contents[name]).hexdigest() != checksum:
             raise DamagedError(f"{folder.name}: {name} does not match its checksum")
+        forget_pages(contents[name])
     return contents
 
 
-def _validated(raw: object, path: Path, needed: set[str], allowed: set[str]) -> Manifest:
+def _validated(raw: object, path: Path, needed: set[str], allowed: set[str], rows: re.Pattern[str] | None) -> Manifest:
     try:
         manifest = Manifest.model_validate(raw)
     except ValidationError as error:
@@ -138,7 +149,7 @@ def _validated(raw: object, path: Path, needed: set[str], allowed: set[str]) -> 
         where = abbreviated(".".join(map(str, problem["loc"])), length=100)
         raise _refusal(path, f"{where}: {problem['msg'].lower()}") from None
     names = manifest.sha256.keys()
-    if strange := sorted(names - needed - allowed):
+    if strange := sorted(n for n in names - needed - allowed if rows is None or not rows.fullmatch(n)):
         raise _refusal(path, f"it lists {strange[0][:80]!r}, which is not a file of a checkpoint")
     if missing := sorted(needed - names):
         raise _refusal(path, f"it does not list {missing[0]}")

@@ -40,6 +40,7 @@ from sylva_ray.storage.inputs import INPUTS, InputCheck, compare_inputs, load_in
 from sylva_ray.storage.jsonl import append_record, read_records, rewrite_records
 from sylva_ray.storage.lock import folder_lock
 from sylva_ray.storage.reading import read_json
+from sylva_ray.storage.state_rows import StoredStates
 
 T = TypeVar("T")
 
@@ -256,7 +257,8 @@ class RunFolder:
         records: Sequence[StageRecord],
         game: GameRecord | None,
         residuals: Mapping[int, ClientState],
-    ) -> None:
+        before: StoredStates | None = None,
+    ) -> StoredStates | None:
         """Write the checkpoint after a stage; see `CheckpointFolder.save`.
 
         Args:
@@ -265,10 +267,15 @@ class RunFolder:
             records: of all stages so far; the last one's position names the checkpoint.
             game: what the layer game decided; None before it.
             residuals: ``{client: residual}`` of error feedback.
+            before: what the checkpoint before this one holds.
+
+        Returns:
+            What it holds; None where it was there already.
         """
         inputs = self.load_inputs()
         origin = Origin(result_settings(config), None if inputs is None else inputs.to_json())
-        self.checkpoints.save(len(records) - 1, states, records, game, residuals, origin)
+        num_kept = config.cluster.keep_checkpoints
+        return self.checkpoints.save(len(records) - 1, states, records, game, residuals, origin, before, num_kept)
 
     def load_inputs(self) -> Inputs | None:
         """Return ``inputs.json``; None where the run is of a version that did not write it.

@@ -229,8 +229,8 @@ def change_states(folder: Path, change: Callable[[dict[str, np.ndarray]], object
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_values_that_are_not_finite_are_refused_by_client_and_array(value: float, tmp_path: Path) -> None:
     checkpoints = small(tmp_path, 0, 1)
-    change_states(tmp_path / "round_0001", lambda arrays: arrays["a"].__setitem__((1, 0), value))
-    with pytest.raises(UserError, match="the array 'a' of client 1 is not finite"):
+    change_states(tmp_path / "round_0001", lambda arrays: arrays["a"].__setitem__((0, 0), value))
+    with pytest.raises(UserError, match="the array 'a' of client 0 is not finite"):
         checkpoints.latest()
 
 
