@@ -128,7 +128,7 @@ def nearest_clients(states: Sequence[ClientState], num_samples: np.ndarray, k: i
     near = [silent] * size
     distances = [np.zeros(len(silent))] * size
     if len(moved):
-        found, apart = _distances_of_candidates([states[i] for i in moved], norms[moved], num_candidates(k))
+        found, apart = _distances_of_candidates([states[i] for i in moved.tolist()], norms[moved], num_candidates(k))
         for position, client in enumerate(moved):
             near[client] = np.append(moved[found[position]], silent[:k])
             distances[client] = np.append(apart[position], np.ones(len(silent[:k])))

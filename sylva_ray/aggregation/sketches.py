@@ -54,7 +54,7 @@ def update_norms(states: Sequence[ClientState]) -> np.ndarray:
         return sum(float(((b.T @ b) * (a @ a.T)).sum()) for b, a in factors)
 
     modules = adapted_modules(states[0])
-    return np.sqrt(np.clip(in_threads(square, states), 0, None))
+    return np.asarray(np.sqrt(np.clip(in_threads(square, states), 0, None)))
 
 
 def listed_products(states: Sequence[ClientState], lists: np.ndarray) -> np.ndarray:

@@ -143,7 +143,7 @@ def _move_few(plan: _Plan, states: Sequence[ClientState], before: StoredStates) 
     few = [other for other, count in live.items() if 0 < 2 * count < before.num_rows[other]]
     for name, column in plan.places.items():
         moved: dict[tuple[int, int], tuple[int, int]] = {}
-        for client in np.flatnonzero(np.isin(column[:, 0], few)):
+        for client in np.flatnonzero(np.isin(column[:, 0], few)).tolist():
             place = (int(column[client, 0]), int(column[client, 1]))
             if place not in moved:
                 moved[place] = plan.add(name, states[client][name])
