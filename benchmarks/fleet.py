@@ -34,9 +34,11 @@ from sylva_ray.federation.client.training import TrainOutcome, TrainSettings
 from sylva_ray.federation.client.worker import CohortResult
 from sylva_ray.federation.loop import Rounds
 from sylva_ray.federation.observer import Observer
+from sylva_ray.federation.pool import OnDone
 from sylva_ray.federation.server import Server
 from sylva_ray.federation.stages.federated_round import FederatedRound
 from sylva_ray.federation.stages.stage import Stage, StageResult
+from sylva_ray.federation.tasks import CohortTask
 from sylva_ray.preparation.resolve import resolve_config
 from sylva_ray.storage.run_folder import RunFolder
 
@@ -52,12 +54,17 @@ class Moved:
     def __init__(self) -> None:
         self._draws = np.random.default_rng(0).normal(scale=0.01, size=2**22).astype(np.float32)
 
-    def run(self, tasks: Sequence[Any], *_: object, **__: object) -> list[CohortResult[TrainOutcome]]:
+    def run(
+        self,
+        tasks: Sequence[CohortTask],
+        deadline_s: float | None = None,
+        on_done: OnDone | None = None,
+        shared: object = None,
+    ) -> list[CohortResult[Any] | None]:
         """Return the results."""
-        return [
-            CohortResult(t.clients, tuple(map(self._outcome, t.clients, unstack_states(t.states))), {}, 0)
-            for t in tasks
-        ]
+        del deadline_s, on_done, shared
+        trained = ((t.clients, map(self._outcome, t.clients, unstack_states(t.states))) for t in tasks)
+        return [CohortResult(clients, tuple(outcomes), {}, 0) for clients, outcomes in trained]
 
     def _outcome(self, client: int, state: dict[str, np.ndarray]) -> TrainOutcome:
         for index, array in enumerate(state.values()):

@@ -38,9 +38,9 @@ import psutil
 sys.path.insert(0, str(Path(__file__).parent))
 from sandbox import ROOT, SMALL, SYLVA
 
-from sylva_ray.storage.checkpoint import STATES
 from sylva_ray.storage.manifest import MANIFEST, folder_name
 from sylva_ray.storage.run_folder import RunFolder
+from sylva_ray.storage.state_rows import STATES
 
 CHANGES = [
     *SMALL,

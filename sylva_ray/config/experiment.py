@@ -252,6 +252,9 @@ class EvaluationSection(Section):
     max_samples: Count | None = Field(
         None, description="test images per client in evaluations between the ends of phases"
     )
+    clients: Count | None = Field(
+        None, description="clients in these evaluations, always the same, drawn from the seed; None: all"
+    )
     checks: bool = Field(True, description="run the checks S4 (unbounded attack) and S14 (collapse)")
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto",
@@ -325,6 +328,9 @@ class ClusterSection(Section):
     )
     hang_timeout_s: Seconds = Field(
         120.0, description="how long an actor may give no sign of life before it is replaced"
+    )
+    max_exported: int = Field(
+        1000, ge=0, description="fleets up to this size have their adapters exported at the end; else: sylva-ray export"
     )
     keep_checkpoints: Count = Field(3, description="how many stay: the newest, and others in case that it is damaged")
     task_deadline_s: Seconds | None = Field(

@@ -6,6 +6,7 @@ hold the others. docs/summary.md is generated from these types.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from itertools import groupby
 from typing import Annotated, Any, ClassVar, Self
 
@@ -119,6 +120,8 @@ class StageRecord(Artefact):
     """In the record of the last round before a stage that needs neighbourhoods."""
     evaluation: dict[str, ClientAccuracies] | None = None
     """``{condition: accuracies}`` after the stage; null where no evaluation was due."""
+    panel: Annotated[list[int] | None, omitted_if_none()] = None
+    """The clients whose accuracies these are, in ascending order; absent where all clients were evaluated."""
     upload_bytes: int = 0
     """Array bytes that all clients uploaded, by arithmetic."""
     download_bytes: int = 0
@@ -145,6 +148,13 @@ class StageRecord(Artefact):
     """Precisions and attention kernels."""
     changed_inputs: Annotated[list[str] | None, omitted_if_none()] = None
     """Data and weights that were not those that the run began with (``--allow-changed``)."""
+
+    def places_of(self, clients: Iterable[int]) -> list[int]:
+        """Return where the accuracies of ``clients`` stand in the lists, without clients that were not evaluated."""
+        if self.panel is None:
+            return list(clients)
+        wanted = set(clients)
+        return [place for place, client in enumerate(self.panel) if client in wanted]
 
     def own_shares(self) -> dict[str, dict[int, float]]:
         """Return the shares of their own parameters that clients kept in a mixture, ``{group: {client: share}}``."""

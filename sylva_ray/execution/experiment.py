@@ -92,7 +92,7 @@ def _run(prepared: Prepared, folder: RunFolder, pool: ClientPool, observer: Obse
             observer.on_notice(Notice(text))
         num_run = Rounds(server, stages).run()
         observer.on_stage(StageStarted(len(stages), len(stages), "writing the report"))
-        if isinstance(model, LoraStack):
+        if isinstance(model, LoraStack) and fleet.num_clients <= config.cluster.max_exported:
             everyone, names = range(fleet.num_clients), fleet.dataset.class_names
             weights = split_weights(prepared.backbone)[0]
             export_clients(config, server.states, everyone, folder.adapters, names, weights=weights)

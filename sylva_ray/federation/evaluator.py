@@ -4,19 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
 
 from sylva_ray.config.experiment import EvaluationSection
 from sylva_ray.core.records import ClientAccuracies
-from sylva_ray.core.types import AttackSpec, stack_digest
+from sylva_ray.core.seeding import numpy_generator
+from sylva_ray.core.types import AttackSpec, stack_digest, state_bytes
 from sylva_ray.federation.client.measuring import EvaluateOutcome, EvaluateTask
 from sylva_ray.federation.server import Server
 from sylva_ray.federation.stages.stage import Stage
 from sylva_ray.metrics.accuracy import evaluate_client, fleet_table
 from sylva_ray.metrics.checks import S4_IMAGES, UNBOUNDED
 from sylva_ray.metrics.predictions import write_predictions
+
+WINDOW_BYTES = 2**29
+"""Of states in the tasks of an evaluation that exist at once; a large fleet is evaluated in several windows."""
 
 
 @dataclass(frozen=True)
@@ -74,42 +79,59 @@ class Evaluator:
             return None
         attacks = section.specs if scope == "in full" else section.specs[:1]
         limit = None if scope == "in full" else section.max_samples
-        predictions = self._predictions(index, attacks, limit)
-        accuracies = self._accuracies(predictions, limit)
+        clients = server.everyone if scope == "in full" else self._panel or server.everyone
+        predictions = self._predictions(index, attacks, limit, clients)
+        accuracies = self._accuracies(predictions, limit, clients)
         if index + 1 == len(self.stages):
             write_predictions(server.folder, predictions, [self._labels(client, limit) for client in server.everyone])
             if section.checks:
-                unbounded = self._predictions(index, (UNBOUNDED,), S4_IMAGES)
-                accuracies |= {UNBOUNDED.label: self._accuracies(unbounded, S4_IMAGES)[UNBOUNDED.label]}
+                unbounded = self._predictions(index, (UNBOUNDED,), S4_IMAGES, server.everyone)
+                measured = self._accuracies(unbounded, S4_IMAGES, server.everyone)
+                accuracies |= {UNBOUNDED.label: measured[UNBOUNDED.label]}
         return accuracies
 
+    def panel(self, index: int) -> list[int] | None:
+        """Return the clients that are evaluated after the stage at position ``index``; None: all, or none."""
+        is_partial = evaluation_scope(self.server.config.evaluation, self.stages, index) == "in part"
+        return self._panel if is_partial else None
+
+    @cached_property
+    def _panel(self) -> list[int] | None:
+        config, everyone = self.server.config, self.server.everyone
+        if config.evaluation.clients is None or config.evaluation.clients >= len(everyone):
+            return None
+        order = numpy_generator(config.seed, "panel").permutation(len(everyone))
+        return sorted(order[: config.evaluation.clients].tolist())
+
     def _predictions(
-        self, step: int, attacks: tuple[AttackSpec, ...], limit: int | None
+        self, step: int, attacks: tuple[AttackSpec, ...], limit: int | None, clients: Sequence[int]
     ) -> list[Mapping[str, np.ndarray]]:
-        """Return the predictions of all clients, ``{condition: [n]}`` each.
+        """Return the predictions of ``clients``, ``{condition: [n]}`` each.
 
         A cohort that has not changed since it was last evaluated in the same way is not attacked again, e.g. if phase 2
         refined nothing. Only whole cohorts are reused, so that results are bit-identical to those of a resumed run.
         """
-        server = self.server
-        tasks = [
-            EvaluateTask(step, cohort, server.stack(cohort), attacks, limit)
-            for cohort in server.cohorts(server.everyone)
-        ]
-        keys = {task.clients: (attacks, limit, stack_digest(task.states)) for task in tasks}
-        last = self._measurements
-        changed = [task for task in tasks if task.clients not in last or last[task.clients].key != keys[task.clients]]
-        outcomes: dict[int, EvaluateOutcome] = server.run(changed)
-        for task in changed:
-            predictions = {client: outcomes[client].predictions for client in task.clients}
-            last[task.clients] = _Measurement(keys[task.clients], predictions)
-        by_client = {client: values for cohort in keys for client, values in last[cohort].predictions.items()}
-        return [by_client[client] for client in server.everyone]
+        server, last = self.server, self._measurements
+        cohorts = server.cohorts(clients)
+        size = max(1, WINDOW_BYTES // state_bytes(server.states[0]) // server.config.training.cohort_size)
+        for window in (cohorts[first : first + size] for first in range(0, len(cohorts), size)):
+            tasks = [EvaluateTask(step, cohort, server.stack(cohort), attacks, limit) for cohort in window]
+            keys = {task.clients: (attacks, limit, stack_digest(task.states)) for task in tasks}
+            changed = [
+                task for task in tasks if task.clients not in last or last[task.clients].key != keys[task.clients]
+            ]
+            outcomes: dict[int, EvaluateOutcome] = server.run(changed)
+            for task in changed:
+                predictions = {client: outcomes[client].predictions for client in task.clients}
+                last[task.clients] = _Measurement(keys[task.clients], predictions)
+        by_client = {client: values for cohort in cohorts for client, values in last[cohort].predictions.items()}
+        return [by_client[client] for client in clients]
 
     def _accuracies(
-        self, predictions: Sequence[Mapping[str, np.ndarray]], limit: int | None
+        self, predictions: Sequence[Mapping[str, np.ndarray]], limit: int | None, clients: Sequence[int]
     ) -> dict[str, ClientAccuracies]:
-        return fleet_table([evaluate_client(p, self._labels(client, limit)) for client, p in enumerate(predictions)])
+        by_client = zip(clients, predictions, strict=True)
+        return fleet_table([evaluate_client(p, self._labels(client, limit)) for client, p in by_client])
 
     def _labels(self, client: int, limit: int | None) -> np.ndarray:
         return self.server.fleet.test_labels(client)[:limit]

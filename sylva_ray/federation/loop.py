@@ -93,6 +93,7 @@ class Rounds:
             metrics={name: dict(by_client) for name, by_client in result.metrics.items()},
             neighbours=graph and Neighbours(members=graph.members.tolist(), weights=graph.weights.tolist()),
             evaluation=evaluation,
+            panel=self.evaluator.panel(index),
             upload_bytes=costs.upload_bytes,
             download_bytes=costs.download_bytes,
             upload_payload_bytes=costs.upload_payload_bytes,

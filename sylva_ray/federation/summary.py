@@ -173,7 +173,7 @@ def _from_evaluation(evaluation: Mapping[str, ClientAccuracies], attackers: Sequ
 
 def _end_of_phase(phase: int, records: Sequence[StageRecord], attackers: Sequence[int]) -> StageAccuracies | None:
     """Return the last accuracies that were measured in a phase; None where there are none."""
-    evaluations = [r.evaluation for r in records if phase_of(r.stage) == phase and r.evaluation is not None]
+    evaluations = [r.evaluation for r in records if phase_of(r.stage) == phase and r.evaluation and r.panel is None]
     return _from_evaluation(evaluations[-1], attackers) if evaluations else None
 
 

@@ -184,6 +184,8 @@ class _Counter:
         passes = Passes(float32=self.everyone * limit)
         for spec in specs:
             passes += self.attacked(limit, 1, spec.steps * spec.restarts)
+        if scope == "in part" and section.clients is not None:
+            passes = Passes(*(part * min(1, section.clients / self.everyone) for part in passes.parts))
         if is_last and section.checks:
             passes += self.attacked(min(limit, S4_IMAGES), 1, UNBOUNDED.steps)
         return passes

@@ -266,7 +266,8 @@ class _Trainer:
         for epoch in reversed(steps_in(root, UNIT)):
             folder = root / folder_name(epoch, UNIT)
             try:
-                files = read_checked(folder, (WEIGHTS, OPTIMIZER, PROGRESS), ())
+                read = read_checked(folder, (WEIGHTS, OPTIMIZER, PROGRESS), ())
+                files = {name: bytes(content) for name, content in read.items()}
                 records = parse_json(files[PROGRESS])
                 self.backbone.model.load_state_dict(load(files[WEIGHTS]))
                 self._load_optimizer(load(files[OPTIMIZER]))

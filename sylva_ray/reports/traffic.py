@@ -376,6 +376,7 @@ def _smoothed(
         values = {
             path: np.asarray(getattr(evaluation[condition], metric)) for path, (condition, metric) in keys.items()
         }
-        recent.append({path: float(np.mean(v if clients is None else v[list(clients)])) for path, v in values.items()})
+        places = None if clients is None else record.places_of(clients)
+        recent.append({path: float(np.mean(v if places is None else v[places])) for path, v in values.items()})
         if len(recent) == window:
             yield num_bytes, {path: math.fsum(means[path] for means in recent) / window for path in paths}

@@ -341,8 +341,13 @@ class RunFolder:
         checkpoint = self.load_checkpoint()
         if checkpoint is None or checkpoint.damaged or not self.report_file.exists():
             return None
+        is_exported = len(checkpoint.states) <= self.load_config().cluster.max_exported
         has_adapters = any(name.endswith(".lora_A") for name in checkpoint.states[0])
-        if has_adapters and not all(self.adapter(client).exists() for client in range(len(checkpoint.states))):
+        if (
+            has_adapters
+            and is_exported
+            and not all(self.adapter(client).exists() for client in range(len(checkpoint.states)))
+        ):
             return None
         try:
             return self.load_summary() if self.load_records() == checkpoint.records else None

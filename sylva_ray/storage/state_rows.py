@@ -137,7 +137,8 @@ def _move_few(plan: _Plan, states: Sequence[ClientState], before: StoredStates) 
     """Write again what is left of files of which clients have less than half."""
     live = dict.fromkeys(before.files, 0)
     for column in plan.places.values():
-        for other, count in zip(*np.unique(np.unique(column, axis=0)[:, 0], return_counts=True), strict=True):
+        used = np.unique(column[:, 0] * len(column) + column[:, 1]) // len(column)
+        for other, count in zip(*np.unique(used, return_counts=True), strict=True):
             if int(other) in live:
                 live[int(other)] += int(count)
     few = [other for other, count in live.items() if 0 < 2 * count < before.num_rows[other]]

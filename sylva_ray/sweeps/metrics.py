@@ -39,16 +39,16 @@ def step_metrics(records: Sequence[StageRecord], config: ExperimentConfig) -> di
         "total_bytes": float(sum(record.upload_bytes + record.download_bytes for record in records)),
         "seconds": float(sum(record.seconds["wall"] for record in records)),
     }
-    measured = next((record.evaluation for record in reversed(records) if record.evaluation), None)
-    if measured is None:
+    record = next((record for record in reversed(records) if record.evaluation), None)
+    if record is None or record.evaluation is None:
         return values
     conditions = {"benign": "benign"}
     if config.evaluation.attacks:
         conditions["robust"] = config.evaluation.specs[0].label
-    attackers = byzantine_clients(config)
+    attackers = record.places_of(byzantine_clients(config))
     for name, condition in conditions.items():
         for kind in ("accuracy", "balanced_accuracy"):
-            fleet = Spread.from_values(getattr(measured[condition], kind), attackers)
+            fleet = Spread.from_values(getattr(record.evaluation[condition], kind), attackers)
             values |= {f"{name}_{kind}": fleet.mean, f"{name}_{kind}.{WORST}": fleet.worst_decile}
     return values
 

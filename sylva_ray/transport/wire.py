@@ -108,6 +108,8 @@ class Wire:
         Returns:
             The state that the client has afterwards.
         """
+        if not counted and not self.postprocessors:
+            return dict(merged)
         packed = self._pack(client, merged, names)
         message = Message("download", client, step, self._pack(client, received, names))
         arrays: ClientState = packed

@@ -75,14 +75,16 @@ class Spy(InProcessPool):
         super().__init__(create_worker(prepared.config, prepared.fleet, prepared.backbone))
         self.done, self.lives = 0, lives
 
-    def run(self, tasks: Sequence[Any], deadline_s: float | None = None, on_done: Any = None) -> Any:
+    def run(
+        self, tasks: Sequence[Any], deadline_s: float | None = None, on_done: Any = None, shared: object = None
+    ) -> Any:
         def count(task: Any, result: Any) -> None:
             on_done(task, result)
             self.done += 1
             if self.done == self.lives:
                 raise KeyboardInterrupt
 
-        return super().run(tasks, deadline_s, count)
+        return super().run(tasks, deadline_s, count, shared)
 
 
 def evaluated(

@@ -213,9 +213,11 @@ class LatePool(InProcessPool):
         self.late_round = late_round
         self.limits: list[float | None] = []
 
-    def run(self, tasks: Sequence[Any], deadline_s: float | None = None, on_done: Any = None) -> Any:
+    def run(
+        self, tasks: Sequence[Any], deadline_s: float | None = None, on_done: Any = None, shared: object = None
+    ) -> Any:
         self.limits.append(deadline_s)
-        results = super().run(tasks, deadline_s, on_done)
+        results = super().run(tasks, deadline_s, on_done, shared)
         late = deadline_s is not None and tasks and tasks[0].step == self.late_round
         return [None, *results[1:]] if late else results
 

@@ -19,7 +19,8 @@ from tests.algorithms.toys import arrive, equal, fleet, method
 def test_tasks_merge_as_one_process_does(rule: str) -> None:
     """Each with a copy of the uploads, as on another machine."""
     made = method("sylva", adapters="neighbours", heads="local", robust={"rule": rule})
-    uploads, tasks = arrive(made, fleet(12)), []
+    uploads = arrive(made, fleet(12))
+    tasks: list[MergeTask] = []
 
     def run(given: Sequence[MergeTask], shared: RoundUploads) -> Mapping[int, dict[str, np.ndarray]]:
         tasks.extend(given)

@@ -303,9 +303,11 @@ class CountingPool(InProcessPool):
         super().__init__(worker)
         self.evaluated: list[EvaluateTask] = []
 
-    def run(self, tasks: Sequence[Any], deadline_s: float | None = None, on_done: Any = None) -> Any:
+    def run(
+        self, tasks: Sequence[Any], deadline_s: float | None = None, on_done: Any = None, shared: object = None
+    ) -> Any:
         self.evaluated += [task for task in tasks if isinstance(task, EvaluateTask)]
-        return super().run(tasks, deadline_s, on_done)
+        return super().run(tasks, deadline_s, on_done, shared)
 
 
 @pytest.mark.parametrize("strict", [True, False])

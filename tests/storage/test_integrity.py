@@ -13,13 +13,14 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from safetensors.numpy import load_file, save
+from safetensors.numpy import save
 from typer.testing import CliRunner
 
 import sylva_ray
 from sylva_ray.cli import app
 from sylva_ray.config.experiment import ExperimentConfig
 from sylva_ray.core.errors import UserError
+from sylva_ray.core.types import stack_states
 from sylva_ray.storage.checkpoint import CheckpointFolder
 from sylva_ray.storage.manifest import write_manifest
 from sylva_ray.storage.run_folder import RunFolder
@@ -220,7 +221,12 @@ def test_a_manifest_that_nobody_wrote_is_refused(case: str, tmp_path: Path) -> N
 
 
 def change_states(folder: Path, change: Callable[[dict[str, np.ndarray]], object]) -> None:
-    arrays = {name: np.array(value) for name, value in load_file(folder / "states.safetensors").items()}
+    """Change states that are written as one row per client, as where clients share nothing."""
+    newest = CheckpointFolder(folder.parent).latest()
+    assert newest is not None
+    arrays = stack_states(newest.states)
+    for path in (*folder.glob("places.safetensors"), *folder.glob("rows_*")):
+        path.unlink()
     change(arrays)
     (folder / "states.safetensors").write_bytes(save(arrays))
     reseal(folder)

@@ -128,7 +128,11 @@ def test_large_files_are_mapped_with_the_same_values(tmp_path: Path, monkeypatch
 
 
 def test_rows_are_a_safetensors_file(tmp_path: Path) -> None:
-    rows = {"x": [np.arange(3, dtype=np.int64)] * 2, "yy": [np.full((2, 2), 7, np.float32)], "z": [np.array(True)]}
+    rows: dict[str, list[np.ndarray]] = {
+        "x": [np.arange(3, dtype=np.int64)] * 2,
+        "yy": [np.full((2, 2), 7, np.float32)],
+        "z": [np.array(True)],
+    }
     write_rows(tmp_path / "x", rows)
     found = load_file(tmp_path / "x")
     assert found.keys() == rows.keys()

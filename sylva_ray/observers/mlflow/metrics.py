@@ -36,8 +36,9 @@ def record_metrics(record: StageRecord, attacks: Collection[str]) -> dict[str, f
         kind = "benign" if condition == "benign" else "robust" if condition in attacks else "check"
         suffix = "" if condition == "benign" else f".{condition}"
         accuracies = conditions[condition]
-        values |= _fleet(f"{kind}_accuracy{suffix}", dict(enumerate(accuracies.accuracy)))
-        values |= _fleet(f"{kind}_balanced_accuracy{suffix}", dict(enumerate(accuracies.balanced_accuracy)))
+        clients = range(len(accuracies.accuracy)) if record.panel is None else record.panel
+        for name, measured in (("accuracy", accuracies.accuracy), ("balanced_accuracy", accuracies.balanced_accuracy)):
+            values |= _fleet(f"{kind}_{name}{suffix}", dict(zip(clients, measured, strict=True)))
     values |= {"epsilon": record.epsilon, "lr": record.lr}
     values |= {"upload_bytes": record.upload_bytes, "download_bytes": record.download_bytes}
     values |= {"num_participants": len(record.participants), "num_missing": len(record.missing)}
