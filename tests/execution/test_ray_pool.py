@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,9 +17,12 @@ from sylva_ray.execution.in_process import InProcessPool
 from sylva_ray.federation.client.measuring import EvaluateTask
 from sylva_ray.federation.client.training import TrainOutcome, TrainSettings, TrainTask
 from sylva_ray.federation.client.worker import CohortResult
+from sylva_ray.federation.context import Merge, RoundUploads
+from sylva_ray.federation.merging import MergeTask, merge_on_pool
 from sylva_ray.federation.observer import Observer
 from sylva_ray.federation.tasks import CohortTask
 from sylva_ray.preparation.experiment import Prepared, create_worker
+from tests.algorithms.toys import arrive, fleet
 from tests.conftest import TINY
 
 ray = pytest.importorskip("ray")
@@ -64,6 +67,22 @@ def test_training_in_other_processes_gives_the_same_bits(
     assert [result.clients for result in results if result] == [(0, 1), (2,), (1,)], "results in the order of the tasks"
     assert sorted(task.clients for task in finished) == [(0, 1), (1,), (2,)]
     assert_same_bits(states(results), states(in_process.run(tasks)))
+
+
+def test_merges_on_actors_give_the_same_bits(two: RayPool, in_process: InProcessPool) -> None:
+    """The uploads that all tasks share are sent beside them."""
+    method = in_process.worker.algorithm
+    uploads = arrive(method, fleet(40))
+    members = [[client, (client + 1) % 40, (client + 7) % 40] for client in range(40)]
+    merges = [Merge(group, np.array([0.5, 0.25, 0.25]), group[0]) for group in members]
+
+    def spread(tasks: Sequence[MergeTask], shared: RoundUploads) -> dict[int, dict[str, np.ndarray]]:
+        done = [result for result in two.run(tasks, shared=shared) if result is not None]
+        return {client: merged for r in done for client, merged in zip(r.clients, r.outcomes, strict=True)}
+
+    names = list(uploads.by_client[0])
+    apart = merge_on_pool(1, uploads, names, merges, two.num_actors, spread)
+    assert_same_bits(apart, method.merge_each(uploads, names, merges))
 
 
 def test_evaluation_in_other_processes_gives_the_same_predictions(
