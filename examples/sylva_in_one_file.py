@@ -36,7 +36,7 @@ EPSILON, STEPS, EPSILON_WARMUP = 8 / 255, 3, 0.3  # of PGD in training
 BENIGN_EPOCHS, BENIGN_LR, REFINE_EPOCHS, REFINE_LR = 3, 1e-3, 2, 1e-3
 OWN_SHARES, MIXTURE_STEPS, MIXTURE_IMAGES, BALANCE, MIXTURE_SHRINK = (0.75, 0.5, 0.25, 0.0), 5, 128, 0.25, 4.0
 STRENGTHS, ATTACK_STEPS, MAX_IMAGES, SHRINK_STRENGTH = (0.5, 0.75, 1.0), 5, 8, 64.0  # of phase 2
-TOLERANCE, CONFIDENCE, BENIGN_TOLERANCE, BENIGN_CONFIDENCE = 0.05, 0.9, 0.0, 0.8  # of the guard
+TOLERANCE, CONFIDENCE, BENIGN_TOLERANCE, BENIGN_CONFIDENCE = 0.05, 0.9, 0.0, 0.87  # of the guard
 
 TARGETS = ["attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2"]  # the adapted layers
 
@@ -353,10 +353,10 @@ def bounds_of_losses(i: int, outcomes: dict[int, np.ndarray], near: np.ndarray) 
 
 
 def refine(clients: Sequence[Client], games: Sequence[dict[str, np.ndarray]], near: np.ndarray) -> list[float]:
-    """Train the selected layers on benign images; keep the largest strength that the guard accepts, and return it.
+    """Train the selected layers on benign images; keep the strength that the guard accepts, and return it.
 
     Strength a means ``theta_r + a (refined - theta_r)``, of adapters the nearest product. On held-out images, the guard
-    wants a bounded robust loss at this and all weaker strengths, and a benign gain.
+    wants a bounded robust loss at this and all weaker strengths, and of those the clearest benign gain.
     """
     states, outcomes = {}, {}
     for i, client in enumerate(clients):
@@ -371,8 +371,9 @@ def refine(clients: Sequence[Client], games: Sequence[dict[str, np.ndarray]], ne
     strengths = np.zeros(len(clients))
     for i in states:
         bounds = bounds_of_losses(i, outcomes, near)
-        row = next((row for row, (_, loss) in enumerate(bounds) if loss > TOLERANCE), len(bounds)) - 1
-        row = row if bounds[row][0] <= BENIGN_TOLERANCE else 0
+        first_harm = next((row for row, (_, loss) in enumerate(bounds) if loss > TOLERANCE), len(bounds))
+        gains = {row: bounds[row][0] for row in range(1, first_harm) if bounds[row][0] <= BENIGN_TOLERANCE}
+        row = min(gains, key=lambda row: (gains[row], -row), default=0)
         strengths[i] = (0.0, *STRENGTHS)[row]
         clients[i].load(states[i][row])
     return strengths.tolist()

@@ -72,7 +72,7 @@ class Phase2Parameters(Section):
         (0.5, 0.75, 1.0),
         min_length=1,
         description="how far from the robust to the refined layers a client may go; the guard tests robust losses in "
-        "this order, and benign accuracy at the last that passes",
+        "this order, and takes the largest benign gain among those that pass",
     )
     attack_steps: Count = Field(10, description="of the PGD of game and guard, at the epsilon that is reported")
     max_images: int = Field(128, ge=2, description="of a client's selection split in the game")
@@ -92,9 +92,12 @@ class Phase2Parameters(Section):
     )
     guard_confidence: float = Field(0.9, gt=0.5, lt=1, description="of the bound of the robust loss, one-sided, paired")
     benign_tolerance: float = Field(
-        0.0, ge=0, le=1, description="likewise of benign accuracy; 0: it must have risen by the bound"
+        0.0,
+        ge=0,
+        le=1,
+        description="likewise of benign accuracy; 0: it must have risen by the bound; 1: it does not count",
     )
-    benign_confidence: float = Field(0.8, gt=0.5, lt=1, description="of the bound of the benign loss")
+    benign_confidence: float = Field(0.87, gt=0.5, lt=1, description="of the bound of the benign loss")
     guard_pool: Count | None = Field(
         None,
         description="images below which outcomes of other clients are added; None: what the robust bound needs",

@@ -172,9 +172,9 @@ def test_what_is_kept_must_have_raised_benign_accuracy() -> None:
     assert verdict.row == 2, "half of the way need not show a gain yet"
     assert verdict.benign_bound < 0 < verdict.robust_bound
     at_first = {0: guard(harmless, harmless, 300, benign=[0, 9, -1])}
-    assert strongest(0, at_first, alone(1), benign_tolerance=0.0).row == 0, (
-        "one test, where robust accuracy allows most"
-    )
+    assert strongest(0, at_first, alone(1), benign_tolerance=0.0).row == 1, "full strength overfits"
+    both = {0: guard(harmless, harmless, 300, benign=[0, 9, 9])}
+    assert strongest(0, both, alone(1), benign_tolerance=0.0).row == 2, "the strongest of equals"
     half = {0: guard([0, 0, 30], harmless, 300, benign=[0, 9, 30])}
     assert strongest(0, half, alone(1), benign_tolerance=0.0).row == 1, "of those that robustness allows"
     at_a_price = {0: guard([0, 30, 30], harmless, 300, benign=[0, 30, 30])}

@@ -4,7 +4,7 @@
             ◄─ candidate selections ─────────   the nested sets on the lambda path
             ── outcomes, selection split ────►  the largest set of them whose robust loss is bounded
             ◄─ selected layers ──────────────
-            ── outcomes, guard split ────────►  the largest strength with bounded robust loss, if benign accuracy rose
+            ── outcomes, guard split ────────►  the strength of the clearest benign gain, with bounded robust loss
             ◄─ strength ─────────────────────
 
 Only these numbers are uploaded, neither images nor weights. (The simulator also moves states, because any worker may
@@ -109,24 +109,29 @@ class Evidence:
 
 
 def accepted_strength(client: int, guard: Evidence) -> Verdict:
-    """Return the largest strength whose robust loss is bounded, if benign accuracy has risen there; else nothing.
+    """Return the strength with the clearest benign gain among those whose robust loss is bounded; none without a gain.
 
-    Strengths are tested from the weakest on, and the first whose robust loss may exceed the tolerance ends it. Their
+    Robust losses are tested from the weakest strength on, and the first that may exceed the tolerance ends it. The
     order is fixed beforehand, so the probability of accepting a harmful one is that of a single test (fixed-sequence
-    testing, Maurer et al. 1995). Benign accuracy is tested once, where the gain should be largest: at weaker strengths,
-    the same images could hardly tell it from none.
+    testing, Maurer et al. 1995). Of the strengths that are left, the one with the lowest bound of the benign loss is
+    kept, the strongest of equals: gains are small at weak ones, and pass into overfitting at strong ones. Looking for
+    the best of three makes false gains likelier, which ``benign_confidence`` makes up for (`benchmarks/guard.py`). With
+    a ``benign_tolerance`` of 1, benign accuracy does not count, and the strongest is kept.
 
     Args:
         client: to decide for.
         guard: outcomes of the strengths on the guard split.
     """
-    phase2, verdict = guard.phase2, NOTHING_KEPT
+    phase2, best = guard.phase2, NOTHING_KEPT
     for row, pool in guard.rows(client):
         robust = pool.robust_bound(phase2)
         if robust > phase2.guard_tolerance:
             break
-        verdict = Verdict(row, pool.num_images, pool.benign_bound(phase2), robust)
-    return verdict if verdict.benign_bound <= phase2.benign_tolerance else NOTHING_KEPT
+        benign = pool.benign_bound(phase2)
+        is_best = not best.row or benign <= best.benign_bound or phase2.benign_tolerance == 1
+        if is_best and benign <= phase2.benign_tolerance:
+            best = Verdict(row, pool.num_images, benign, robust)
+    return best
 
 
 def select_layers(
