@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+from scipy.stats import binomtest
 
 from sylva_ray.attacks.base import epsilon_text
 from sylva_ray.core.evaluation import AttackRow, AttackSettings, ConditionRow, Curve, PerClass, WorstCaseRow
@@ -13,7 +14,6 @@ from sylva_ray.core.summary import Spread
 from sylva_ray.core.types import AttackSpec
 from sylva_ray.federation.client.measuring import EvaluateOutcome
 from sylva_ray.metrics.accuracy import accuracy, balanced_accuracy
-from sylva_ray.metrics.intervals import wilson_interval
 
 PerClient = Sequence[np.ndarray]
 """One array per client, ``[n_i]`` each."""
@@ -96,7 +96,8 @@ def interval(correct: PerClient) -> tuple[float, float]:
         Lower and upper bound.
     """
     flat = np.concatenate(list(correct))
-    return wilson_interval(float(flat.mean()), len(flat))
+    bounds = binomtest(int(flat.sum()), len(flat)).proportion_ci(0.95, method="wilson")
+    return float(bounds.low), float(bounds.high)
 
 
 def condition_row(answers: PerClient, labels: PerClient, left_out: Sequence[int]) -> ConditionRow:
