@@ -11,6 +11,7 @@ from sylva_ray.core.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from sylva_ray.api import (
+        KINDS,
         Config,
         Interrupted,
         LoadedRun,
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
         export,
         init,
         is_run_folder,
+        listed,
         load_config,
         load_run,
         pretrain,
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "KINDS",
     "Config",
     "Interrupted",
     "LoadedRun",
@@ -56,6 +59,7 @@ __all__ = [
     "export",
     "init",
     "is_run_folder",
+    "listed",
     "load_config",
     "load_run",
     "pretrain",

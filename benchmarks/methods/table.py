@@ -7,6 +7,7 @@ Everything comes from results/ and search.json.
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -31,6 +32,7 @@ MARKER = re.compile(r"<!-- (\w+) ?([\w.-]*) -->")
 
 def main() -> None:
     """Write README.md, and one figure per regime."""
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     ledger = Ledger()
     rows = {regime: load_rows(ledger, regime) for regime in ledger.regimes}
     for regime, of_regime in rows.items():

@@ -220,7 +220,8 @@ def _read(section: DatasetSection) -> Sources:
         from sylva_ray.data.parquet import read_parquet  # it imports pyarrow, which few processes need
 
         return read_parquet(_existing(section.name, path), section.label, section.image)
-    if ":" in section.name or section.name in entry_points_of(GROUP):
+    is_own = ":" in section.name and kind != "digits" and kind not in TORCHVISION
+    if is_own or section.name in entry_points_of(GROUP):
         return read_own(section.name)
     known = ", ".join(("digits", *TORCHVISION, "imagefolder:PATH", "parquet:PATH", "package.module:function"))
     raise UserError("dataset.name", section.name, f"unknown data set; known are {known}")

@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
-from threadpoolctl import threadpool_limits
 
 from sylva_ray.core.types import ParameterStack
 from sylva_ray.federation.client.worker import CohortWorker
@@ -42,6 +41,8 @@ class MergeTask(CohortTask):
 
     def execute(self, worker: CohortWorker, params: ParameterStack) -> Sequence[Any]:
         """Return the merged arrays for each of the receivers."""
+        from threadpoolctl import threadpool_limits  # training alone, as on a machine for a GPU, does without
+
         del params
         uploads = worker.shared
         assert isinstance(uploads, RoundUploads)
