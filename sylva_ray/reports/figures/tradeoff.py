@@ -232,4 +232,4 @@ def _legend(figure: Figure, panels: Sequence[Panel]) -> None:
         handles.append(Line2D([], [], color=LIGHT["series-1"], lw=0.9, alpha=0.55, label="± std over seeds"))
     if len({point.size for point in shown if not point.phase1}) > 1:
         handles.append(marker(marker="o", mfc=LIGHT["surface"], label="larger: uploads more", ms=9))
-    add_legend(figure, handles, 3)
+    add_legend(figure, handles, 2 if is_narrow() else 3)
