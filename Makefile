@@ -34,7 +34,7 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --no-deps $(ORACLES)
 	@touch $@
 
-demo: $(READY) ## run Sylva, both phases, on the embedded digits (minutes on 2 cores)
+demo: $(READY) ## run Sylva, both phases, on the embedded digits (about 3 minutes on 2 cores)
 	$(BIN)/sylva-ray run configs/digits.yaml
 
 test: $(READY) ## run the tests (under 8 minutes on 2 cores)

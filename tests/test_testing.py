@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import site
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +12,8 @@ import pytest
 from PIL import Image
 
 from sylva_ray import testing
-from sylva_ray.config.experiment import DatasetSection
+from sylva_ray.algorithms.registry import create_algorithm
+from sylva_ray.config.experiment import AlgorithmSection, DatasetSection
 from sylva_ray.core.errors import UserError
 from sylva_ray.data.datasets import load_dataset
 from sylva_ray.data.own import sources_of, to_image
@@ -155,3 +157,36 @@ def test_arrays_become_images(array: np.ndarray, mode: str) -> None:
 def test_normalised_or_odd_arrays_are_refused(array: np.ndarray) -> None:
     with pytest.raises(UserError, match="not normalised"):
         to_image(array, "x")
+
+
+@pytest.fixture
+def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A package as pip would install it, with an entry point for a data set and for a method; returns its name."""
+    (tmp_path / "a_plugin.py").write_text(
+        "from examples.margin_at import MarginAT\nfrom examples.own_parts import stripes\nNUMBER = 3\n"
+    )
+    information = tmp_path / "a_plugin-1.0.dist-info"
+    information.mkdir()
+    (information / "METADATA").write_text("Metadata-Version: 2.1\nName: a-plugin\nVersion: 1.0\n")
+    (information / "entry_points.txt").write_text(
+        "[sylva_ray.datasets]\nstriped = a_plugin:stripes\n\n"
+        "[sylva_ray.methods]\nmargin = a_plugin:MarginAT\nno_method = a_plugin:NUMBER\nlost = a_plugin:nothing\n"
+    )
+    monkeypatch.syspath_prepend(str(ROOT))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(site, "getsitepackages", lambda: [str(tmp_path)])
+    monkeypatch.delitem(sys.modules, "a_plugin", raising=False)
+    return "a_plugin"
+
+
+def test_parts_of_installed_packages_are_found_by_their_short_names(installed: str) -> None:
+    assert load_dataset(DatasetSection(name="striped"), image_size=32, seed=0).class_names[0] == "horizontal"
+    method = create_algorithm(AlgorithmSection(name="margin"))
+    assert type(method) is sys.modules[installed].MarginAT
+
+
+@pytest.mark.parametrize(("name", "says"), [("no_method", "must be a subclass"), ("lost", "cannot be imported")])
+def test_an_entry_point_to_something_else_is_one_line(installed: str, name: str, says: str) -> None:
+    del installed
+    with pytest.raises(UserError, match=says):
+        create_algorithm(AlgorithmSection(name=name))

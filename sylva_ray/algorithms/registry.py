@@ -19,7 +19,7 @@ from sylva_ray.algorithms.undefended import Undefended
 from sylva_ray.config.experiment import AlgorithmSection
 from sylva_ray.config.schema import build
 from sylva_ray.core.errors import UserError
-from sylva_ray.core.own_code import entry_points_of, load_attribute
+from sylva_ray.core.own_code import entry_points_of, load_own
 from sylva_ray.core.text import did_you_mean
 from sylva_ray.federation.contract import Algorithm
 
@@ -53,13 +53,11 @@ def find_algorithm(name: str) -> type[Algorithm]:
     Raises:
         UserError: the name is unknown, or the class cannot be imported.
     """
-    if ":" in name:
-        method = load_attribute("algorithm.name", name)
+    if ":" in name or (name not in ALGORITHMS and name in entry_points_of(GROUP)):
+        method = load_own("algorithm.name", name, GROUP)
         if not (isinstance(method, type) and issubclass(method, Algorithm)):
             raise UserError("algorithm.name", name, "must be a subclass of sylva_ray.federation.contract.Algorithm")
         return method
-    if name not in ALGORITHMS and name in entry_points_of(GROUP):
-        return find_algorithm(entry_points_of(GROUP)[name])
     if name not in ALGORITHMS:
         fix = f"{did_you_mean(name, ALGORITHMS)}Known methods: {', '.join(ALGORITHMS)}; or package.module:Class"
         raise UserError("algorithm.name", name, fix)

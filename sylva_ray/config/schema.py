@@ -113,6 +113,9 @@ def _to_user_error(schema: type[BaseModel], raw: Any, error: ValidationError, pr
     value, kind = problem["input"], problem["type"]
     if kind == "extra_forbidden":
         allowed = list(section.model_fields) if section else []
+        name, colon, rest = named[-1].partition(":")
+        if colon and value is None and name in allowed:
+            return UserError(key, value, f"needs a blank after the colon: write {name}: {rest}")
         return UserError(key, value, f"unknown key; {did_you_mean(named[-1], allowed)}Available: {', '.join(allowed)}")
     if kind == "union_tag_invalid":
         context = problem["ctx"]
@@ -124,6 +127,8 @@ def _to_user_error(schema: type[BaseModel], raw: Any, error: ValidationError, pr
         return UserError(name if is_absolute else f"{key}.{name}", problem["ctx"]["value"], problem["ctx"]["fix"])
     if kind == "missing":
         return UserError(key, None, "is missing, and must be given")
+    if value == "" and kind.startswith(("float", "int", "bool")):
+        return UserError(key, value, "is empty: write a value after the equals sign, or leave the setting out")
     if kind in _MESSAGES:
         return UserError(key, value, _MESSAGES[kind])
     message = re.sub("^(Value error|Assertion failed), *", "", problem["msg"])

@@ -6,7 +6,6 @@ import hashlib
 import json
 import math
 import mmap
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from safetensors.numpy import load
 
 from sylva_ray.core.errors import UserError, reason_of
 from sylva_ray.core.files import read_regular_file
-from sylva_ray.storage.atomic import draft_of, sync_folder
+from sylva_ray.storage.atomic import replaced
 
 MIN_MAPPED_BYTES = 2**24
 """Files from this size on are mapped into memory, so that the system reads what is used and drops it again."""
@@ -60,23 +59,15 @@ def write_rows(path: Path, rows: Mapping[str, Sequence[np.ndarray]]) -> str:
         offset = end
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    digest, draft = hashlib.sha256(), draft_of(path)
-    try:
-        with open(draft, "wb") as file:
-            for part in (len(text).to_bytes(8, "little"), text):
-                digest.update(part)
-                file.write(part)
-            for row in (row for name in names for row in rows[name]):
-                content = np.ascontiguousarray(row).data
-                digest.update(content)
-                file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(path)
-    except OSError:
-        draft.unlink(missing_ok=True)
-        raise
-    sync_folder(path.parent)
+    digest = hashlib.sha256()
+    with replaced(path, durable=True) as file:
+        for part in (len(text).to_bytes(8, "little"), text):
+            digest.update(part)
+            file.write(part)
+        for row in (row for name in names for row in rows[name]):
+            content = np.ascontiguousarray(row).data
+            digest.update(content)
+            file.write(content)
     return digest.hexdigest()
 
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from sylva_ray.core.credentials import has_credentials
 
@@ -29,12 +32,29 @@ def write_atomically(path: Path, content: bytes | str, durable: bool = False) ->
     Raises:
         OSError: it cannot be written; the old content stays, and nothing beside it.
     """
-    draft = draft_of(path)
     is_private = isinstance(content, str) and has_credentials(content)
+    with replaced(path, durable, _open_private if is_private else None) as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+    return path
+
+
+@contextmanager
+def replaced(path: Path, durable: bool, opener: Callable[[str, int], int] | None = None) -> Iterator[BinaryIO]:
+    """Yield a file that takes the place of ``path`` when its block ends, and is deleted if it cannot be written.
+
+    Args:
+        path: see `write_atomically`.
+        durable: see `write_atomically`.
+        opener: see `open`.
+
+    Raises:
+        OSError: see `write_atomically`.
+    """
+    draft = draft_of(path)
     try:
         draft.unlink(missing_ok=True)  # one that was left may have other permissions
-        with open(draft, "wb", opener=_open_private if is_private else None) as file:
-            file.write(content.encode() if isinstance(content, str) else content)
+        with open(draft, "wb", opener=opener) as file:
+            yield file
             if durable:
                 file.flush()
                 os.fsync(file.fileno())
@@ -44,7 +64,6 @@ def write_atomically(path: Path, content: bytes | str, durable: bool = False) ->
         raise
     if durable:
         sync_folder(path.parent)
-    return path
 
 
 def _open_private(path: str, flags: int) -> int:

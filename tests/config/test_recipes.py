@@ -48,3 +48,16 @@ def test_an_unknown_name_lists_the_recipes_of_the_right_kind(name: str, hint: st
     with pytest.raises(UserError, match="neither a file nor a recipe") as error:
         recipe_or_path("CONFIG", name, "experiment")
     assert hint in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("evaluation.attacks=[{name:pgd}]", "needs a blank after the colon: write name: pgd"),
+        ("attack.epsilon=", "is empty: write a value after the equals sign"),
+        ("training.rounds=", "is empty: write a value after the equals sign"),
+    ],
+)
+def test_what_is_left_out_by_mistake_is_named(override: str, says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        sylva_ray.load_config("digits", [override])

@@ -134,6 +134,9 @@ class CohortWorker:
         config: the experiment.
         fleet: the data of all clients; the arrays may be read-only shared memory.
         backbone: the state_dict of the timm model as numpy arrays, perhaps with auxiliary weights (`split_weights`).
+
+    Attributes:
+        shared: what the running task shares with others of its batch, such as the uploads of a round; otherwise None.
     """
 
     def __init__(
@@ -165,8 +168,11 @@ class CohortWorker:
             DeviceError: the GPU has failed.
         """
         self.shared = shared
-        with naming_failures():
-            return self._run(task)
+        try:
+            with naming_failures():
+                return self._run(task)
+        finally:
+            self.shared = None  # it may be as large as the uploads of a round
 
     def _run(self, task: Task) -> CohortResult[Any]:
         self.stopwatch = stopwatch_of(self.device)
