@@ -25,7 +25,7 @@ from sylva_ray.core.seeding import numpy_generator
 from sylva_ray.data.datasets import find_dataset, load_dataset
 from sylva_ray.data.partition import own_partition, partition_labels
 
-__all__ = ["check_dataset", "check_method", "check_partition"]
+__all__ = ["check_dataset", "check_method", "check_observer", "check_partition"]
 
 Imports = Sequence[str | Path]
 
@@ -116,3 +116,23 @@ def check_method(name: str, parameters: dict[str, Any] | None = None, *, imports
         same = all(np.array_equal(value, other[key]) for key, value in state.items())
         assert same, f"client {client} differs between equal runs: draw from batch.draws"
     assert any(np.any(value != 0) for value in loaded[0][0].values()), "nothing was trained"
+
+
+def check_observer(name: str, *, imports: Imports = ()) -> None:
+    """Check an observer of your own by a tiny run (some five seconds): none of its methods fails.
+
+    Args:
+        name: as in ``tracking.observers``.
+        imports: directories of your code.
+
+    Raises:
+        UserError: it cannot be imported, or is no observer.
+        AssertionError: one of its methods failed.
+    """
+    import sylva_ray
+
+    config = TINY | {"algorithm": {"name": "fedavg_at"}, "tracking": {"enabled": False, "observers": [name]}}
+    with tempfile.TemporaryDirectory() as folder:
+        summary = sylva_ray.run(config, out=f"{folder}/run", imports=imports, show="nothing")
+    problems = [text for text in summary.warnings if text.startswith("the observer ")]
+    assert not problems, problems[0]

@@ -339,14 +339,19 @@ class ClusterSection(Section):
 
 
 class TrackingSection(Section):
-    """MLflow. Without ``uri`` and ``MLFLOW_TRACKING_URI``, an sqlite store beside the run folder is used."""
+    """MLflow, and other trackers. Without ``uri`` and ``MLFLOW_TRACKING_URI``, MLflow's store is a file of SQLite beside
+    the run folder.
+    """
 
-    enabled: bool = True
+    enabled: bool = Field(True, description="whether MLflow gets the run")
+    observers: tuple[str, ...] = Field(
+        (), description="further trackers: tensorboard, wandb, or a class of your own, package.module:Class"
+    )
     uri: str | None = None
     experiment: str = "sylva_ray"
     run_name: str | None = None
     detail: Literal["clients", "fleet"] = Field(
-        "clients", description="fleet: no metrics of single clients, no figures and no adapters; used by sweeps"
+        "fleet", description="clients: metrics of single clients, figures and adapters, too, not only a table of clients"
     )
     parent_run_id: str | None = Field(None, description="MLflow run of which this run is a child")
     tags: dict[str, Lines] = Field({}, description="additional tags of the MLflow run")

@@ -22,6 +22,7 @@ from sylva_ray.models.export import export_clients
 from sylva_ray.models.lora import LoraStack
 from sylva_ray.observers.mlflow.tracker import MlflowTracker
 from sylva_ray.observers.run_files import RecordsFile, RemoteCopy
+from sylva_ray.observers.tracker import create_observers
 from sylva_ray.preparation.experiment import Prepared, initial_states
 from sylva_ray.preparation.traffic import declared_traffic
 from sylva_ray.storage.remote_copy import RemoteFolder
@@ -68,6 +69,7 @@ def _all_observers(
     observers: list[Observer] = [RecordsFile(folder)]
     if config.tracking.enabled:
         observers.append(MlflowTracker(folder, config))
+    observers += create_observers(config, folder.path)
     if remote is not None:
         observers.append(RemoteCopy(remote, observer.on_notice))
     return Observers([*observers, observer])

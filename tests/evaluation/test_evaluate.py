@@ -27,7 +27,7 @@ from sylva_ray.execution.ray.driver import run_prepared
 from sylva_ray.federation.client.measuring import EvaluateOutcome, EvaluateTask
 from sylva_ray.federation.observer import Observer
 from sylva_ray.metrics.predictions import read_correct
-from sylva_ray.observers.mlflow.metrics import evaluation_metrics
+from sylva_ray.observers.metrics import evaluation_metrics
 from sylva_ray.preparation.experiment import Prepared, create_worker, prepare
 from sylva_ray.preparation.resolve import resolve_config
 from sylva_ray.reports.pages.run import write_report
@@ -196,9 +196,9 @@ def test_everything_at_once_fills_the_report_and_mlflows_metrics(run_dir: Path) 
     for words in ("Evaluation by", "Every class", "Transfer attacks", "Certified", "S13", "data:image/png"):
         assert words in page
     metrics = evaluation_metrics(found)
-    assert metrics["evaluation.benign.accuracy.mean"] == found.benign.accuracy.mean
-    assert metrics["evaluation.check.S12.passed"] == 0
-    assert "evaluation.certified.sigma0.1.radius0.1" in metrics
+    assert metrics["evaluation/benign/accuracy/mean"] == found.benign.accuracy.mean
+    assert metrics["evaluation/check/S12/passed"] == 0
+    assert "evaluation/certified/sigma0.1/radius0.1" in metrics
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ from sylva_ray.federation.evaluator import Evaluator
 from sylva_ray.federation.observer import Observer
 from sylva_ray.federation.server import Server
 from sylva_ray.federation.stages.federated_round import federated_rounds
-from sylva_ray.observers.mlflow.metrics import record_metrics
+from sylva_ray.observers.metrics import record_metrics
 from sylva_ray.storage.run_folder import RunFolder
 from tests.algorithms.toys import starting_states, tiny_experiment, tiny_worker
 from tests.federation.runs import bare_record
@@ -56,8 +56,8 @@ def test_accuracies_of_a_panel_belong_to_its_clients() -> None:
         {**bare_record(1).model_dump(), "evaluation": {"benign": accuracies}, "panel": [3, 8]}
     )
     values = record_metrics(record, ())
-    assert values["client_003.benign_accuracy"] == 0.25
-    assert values["client_008.benign_accuracy"] == 0.75
-    assert values["benign_accuracy.mean"] == 0.5
+    assert values["client_003/benign_accuracy"] == 0.25
+    assert values["client_008/benign_accuracy"] == 0.75
+    assert values["benign_accuracy/mean"] == 0.5
     assert record.places_of([8, 9]) == [1]
     assert bare_record(1).places_of([8, 9]) == [8, 9]

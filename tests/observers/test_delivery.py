@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -27,6 +27,7 @@ class FlakyStore:
         self.times: list[int] = []
         self.names: list[str] = []
         self.texts: list[str] = []
+        self.notes: list[str] = []
 
     def _call(self) -> None:
         self.calls += 1
@@ -47,6 +48,15 @@ class FlakyStore:
         self._call()
         self.names.append(name)
         self.texts.append(text)
+
+    def log_table(self, table: Mapping[str, Sequence[object]], name: str) -> None:
+        self._call()
+        assert len({len(values) for values in table.values()}) == 1
+        self.names.append(name)
+
+    def describe(self, note: str) -> None:
+        self._call()
+        self.notes.append(note)
 
     def log_file(self, path: Path) -> None:
         self._call()
@@ -95,14 +105,15 @@ def test_another_process_continues_after_the_first_one_failed(tmp_path: Path) ->
 def test_the_end_is_tried_three_times_and_what_is_missing_is_named(tmp_path: Path) -> None:
     config = make_run(tmp_path, make_config(uri=FlakyStore.uri))
     num_records = len(read_records(tmp_path / "rounds.jsonl"))
-    up_to_config = 1 + num_records + 2  # open, records, summary, end
+    up_to_config = 1 + num_records + 3  # open, records, summary, description, end
     store = FlakyStore(failing=range(up_to_config + 1, 1000))
     sent = Delivery(RunFolder(tmp_path), config, store)
     assert not sent.finish("FINISHED", threading.Event())
     (warning,) = sent.warnings()
-    assert "did not receive rounds.jsonl, summary.json, figures, adapters: went away" in warning
+    assert "did not receive rounds.jsonl, summary.json, clients.json, figures, adapters: went away" in warning
     assert store.calls == up_to_config + 2 + 2  # twice more, and each ends at the first call
     assert store.names == ["FINISHED", "config.yaml"]
+    assert "**sylva** on digits" in store.notes[0]
     assert "s3cret" not in store.texts[0] + (tmp_path / "tracking.json").read_text()
 
 

@@ -17,7 +17,7 @@ from sylva_ray.config.experiment import ExperimentConfig
 from sylva_ray.core.records import StageRecord
 from sylva_ray.execution.ray.driver import run_prepared
 from sylva_ray.federation.observer import Observer
-from sylva_ray.observers.mlflow.metrics import record_metrics
+from sylva_ray.observers.metrics import record_metrics
 from sylva_ray.observers.mlflow.tracker import MlflowTracker, send_run, tracking_uri
 from sylva_ray.preparation.experiment import prepare
 from sylva_ray.reports.pages.run import write_report
@@ -95,21 +95,21 @@ def test_everything_arrives_in_the_default_store(folder: Path, monkeypatch: pyte
     }.items() <= run.data.tags.items()
 
     expected = [r["step"] for r in records if r["evaluation"]]
-    keys = ["benign_accuracy.mean", "robust_accuracy.pgd20-eps8.p10", "client_003.benign_accuracy"]
+    keys = ["benign_accuracy/mean", "robust_accuracy/pgd20-eps8/p10", "client_003/benign_accuracy"]
     assert histories(folder, run.info.run_id, keys) == dict.fromkeys(keys, expected)
     every_step = [r["step"] for r in records]
     assert histories(folder, run.info.run_id, ["upload_bytes"]) == {"upload_bytes": every_step}
-    history = open_client(folder).get_metric_history(run.info.run_id, "client_003.loss")
+    history = open_client(folder).get_metric_history(run.info.run_id, "client_003/loss")
     assert [m.value for m in history] == [r["metrics"]["loss"]["3"] for r in records if r["metrics"]]
     summary = RunFolder(run_dir).load_summary()
     assert summary is not None
-    assert run.data.metrics["final.robust_accuracy.pgd20-eps8.p10"] == pytest.approx(
+    assert run.data.metrics["final/robust_accuracy/pgd20-eps8/p10"] == pytest.approx(
         summary.final.robust_accuracy["pgd20-eps8"].p10
     )
-    assert run.data.metrics["communication.total_bytes"] == summary.communication.total_bytes
-    assert run.data.metrics["seconds.train"] == records[-1]["seconds"]["train"]
+    assert run.data.metrics["communication/total_bytes"] == summary.communication.total_bytes
+    assert run.data.metrics["seconds/train"] == records[-1]["seconds"]["train"]
 
-    files = {"config.yaml", "rounds.jsonl", "summary.json", "report.html", "figures", "adapters"}
+    files = {"config.yaml", "rounds.jsonl", "summary.json", "report.html", "clients.json", "figures", "adapters"}
     assert artifacts(folder, run.info.run_id) == files
     assert len(artifacts(folder, run.info.run_id, "figures")) == 6
     assert artifacts(folder, run.info.run_id, "adapters/client_005") == {"adapters/client_005/adapter_config.json"}
@@ -125,9 +125,22 @@ def test_a_real_run_arrives_whole(folder: Path, tiny_config: ExperimentConfig) -
     run = only_run(folder)
     assert run.info.status == "FINISHED"
     final = summary.final.benign_accuracy.mean
-    assert run.data.metrics["final.benign_accuracy.mean"] == pytest.approx(final)
-    expected = {"config.yaml", "rounds.jsonl", "summary.json", "report.html", "figures", "adapters"}
-    assert artifacts(folder, run.info.run_id) == expected
+    assert run.data.metrics["final/benign_accuracy/mean"] == pytest.approx(final)
+    expected = {"config.yaml", "rounds.jsonl", "summary.json", "report.html", "clients.json"}
+    assert artifacts(folder, run.info.run_id) == expected, "nothing of single clients but a table"
+    assert not any(name.startswith("client_") for name in run.data.metrics)
+    table = mlflow.artifacts.load_dict(f"{run.info.artifact_uri}/clients.json")
+    column = table["columns"].index("final/benign_accuracy")
+    expected_column = pytest.approx(summary.final.benign_accuracy.per_client)
+    assert [row[column] for row in table["data"]] == expected_column
+    assert f"Benign accuracy {100 * final:.1f} %" in run.data.tags["mlflow.note.content"]
+    (given,) = run.inputs.dataset_inputs
+    assert given.dataset.name == "digits" and len(given.dataset.digest) == 36
+
+    before = (run.info.end_time, run.data.tags)
+    run_prepared(prepared, RunFolder(folder / "run"), True, Observer())
+    again = only_run(folder)
+    assert (again.info.end_time, again.data.tags) == before, "a finished run that is resumed stays as it is"
 
 
 def test_a_resumed_run_continues_in_the_same_mlflow_run_without_duplicates(folder: Path) -> None:
@@ -163,7 +176,7 @@ def test_sending_again_after_losing_the_count_duplicates_nothing(folder: Path) -
     assert send_run(RunFolder(run_dir), config) == []
     after = only_run(folder)
     assert after.info.run_id == before.info.run_id
-    keys = ["upload_bytes", "loss.mean", "final.benign_accuracy.mean"]
+    keys = ["upload_bytes", "loss/mean", "final/benign_accuracy/mean"]
     steps = histories(folder, after.info.run_id, keys)
     assert all(len(set(values)) == len(values) for values in steps.values())
 
@@ -248,7 +261,7 @@ def test_metric_names_and_values_of_a_record() -> None:
         "seconds": {"train": 1.5},
     }
     values = record_metrics(StageRecord.from_json(record, "here"), ["pgd20-eps8"])
-    assert next(iter(values)) == "robust_accuracy.pgd20-eps8.mean", "what MLflow's comparison page opens with"
+    assert next(iter(values)) == "robust_accuracy/pgd20-eps8/mean", "what MLflow's comparison page opens with"
     assert "epsilon" not in values
     expected = {
         "lr": 0.1,
@@ -256,20 +269,20 @@ def test_metric_names_and_values_of_a_record() -> None:
         "num_missing": 1,
         "upload_bytes": 10,
         "download_bytes": 20,
-        "seconds.train": 1.5,
-        "loss.mean": 2.0,
-        "client_000.loss": 1.0,
-        "client_002.loss": 3.0,
-        "benign_accuracy.mean": 0.75,
-        "benign_accuracy.std": 0.25,
-        "benign_accuracy.min": 0.5,
-        "benign_accuracy.p10": 0.55,
-        "benign_accuracy.max": 1.0,
-        "client_001.benign_accuracy": 1.0,
-        "benign_balanced_accuracy.median": 0.5,
-        "robust_accuracy.pgd20-eps8.mean": 0.25,
-        "client_001.robust_accuracy.pgd20-eps8": 0.5,
-        "check_accuracy.pgd20-eps255.max": 0.0,
+        "seconds/train": 1.5,
+        "loss/mean": 2.0,
+        "client_000/loss": 1.0,
+        "client_002/loss": 3.0,
+        "benign_accuracy/mean": 0.75,
+        "benign_accuracy/std": 0.25,
+        "benign_accuracy/min": 0.5,
+        "benign_accuracy/p10": 0.55,
+        "benign_accuracy/max": 1.0,
+        "client_001/benign_accuracy": 1.0,
+        "benign_balanced_accuracy/median": 0.5,
+        "robust_accuracy/pgd20-eps8/mean": 0.25,
+        "client_001/robust_accuracy/pgd20-eps8": 0.5,
+        "check_accuracy/pgd20-eps255/max": 0.0,
     }
     assert {name: values[name] for name in expected} == pytest.approx(expected)
     assert not [name for name in values if name.startswith("robust") and "eps255" in name]

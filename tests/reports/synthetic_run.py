@@ -38,7 +38,7 @@ def make_config(num_clients: int = 6, rounds: int = 8, **tracking: Any) -> Exper
         partition=PartitionSection(num_clients=num_clients),
         training=TrainingSection(rounds=rounds),
         evaluation=EvaluationSection(every=2, attacks=attacks),
-        tracking=TrackingSection(**tracking),
+        tracking=TrackingSection(**{"detail": "clients", **tracking}),
     )
 
 

@@ -22,14 +22,21 @@ from sylva_ray.core.credentials import mask_value, mask_yaml
 from sylva_ray.core.errors import UserError, reason_of
 from sylva_ray.core.records import StageRecord
 from sylva_ray.core.summary import Summary
-from sylva_ray.observers.mlflow.metrics import evaluation_metrics, record_metrics, summary_metrics, without_clients
+from sylva_ray.observers.metrics import (
+    client_table,
+    evaluation_metrics,
+    record_metrics,
+    summary_metrics,
+    without_clients,
+)
 from sylva_ray.reports.attack_titles import attack_titles
+from sylva_ray.reports.headlines import accuracy_text
 from sylva_ray.storage.atomic import write_json
 from sylva_ray.storage.reading import read_json
 from sylva_ray.storage.run_folder import RunFolder
 
-FIGURES = "figures"
-"""Name of the folder of figures in MLflow; the run folder has none."""
+FIGURES, CLIENTS = "figures", "clients.json"
+"""Names of the folder of figures, and of the table of clients, in MLflow; the run folder has neither."""
 
 MAX_END_ATTEMPTS = 3
 """How often the end of a run is sent before the delivery gives up."""
@@ -119,6 +126,12 @@ class Store(Protocol):
     def log_text(self, text: str, name: str) -> None:
         """Add a text file."""
 
+    def log_table(self, table: Mapping[str, Sequence[Any]], name: str) -> None:
+        """Add a table, ``{column: values}``."""
+
+    def describe(self, note: str) -> None:
+        """Set the description of the run, in Markdown."""
+
     def log_file(self, path: Path) -> None:
         """Add a file under its own name."""
 
@@ -149,6 +162,10 @@ class Delivery:
         self.state = DeliveryState.load(folder, mask_value(store.uri))
         self.problem: str | None = None
         self._unsent: list[str] = []
+
+    def has_arrived(self, num_records: int) -> bool:
+        """Return whether the store has a finished run and its artifacts, of as many records."""
+        return self.state.finished and self.state.records_sent == num_records
 
     def send_records(self) -> bool:
         """Send the records that the store lacks; return whether all arrived."""
@@ -217,6 +234,8 @@ class Delivery:
         evaluation = self.folder.load_evaluation()
         if evaluation is not None:
             self._log(evaluation_metrics(evaluation), self._time_ms(records), len(records) - 1)
+        if summary is not None:
+            self.store.describe(_description(self.config, summary))
         self.store.end_run(status)
         self._mark_sent("the end of the run")
         for name in self._artifacts():
@@ -225,6 +244,8 @@ class Delivery:
                 with tempfile.TemporaryDirectory() as figures:
                     _draw(summary, records, attack_titles(self.config.evaluation.specs), Path(figures))
                     self.store.log_folder(Path(figures), name)
+            elif name == CLIENTS and summary is not None:
+                self.store.log_table(client_table(summary), name)
             elif path == self.folder.adapters:
                 for client in sorted(path.iterdir()):
                     self.store.log_folder(client, f"{name}/{client.name}")
@@ -253,6 +274,8 @@ class Delivery:
             folder.report_file,
         ]
         names = [path.name for path in files if path.exists()]
+        if folder.summary_file.exists():
+            names.append(CLIENTS)
         if self.config.tracking.detail == "clients":
             names.append(FIGURES)
             if folder.adapters.exists():
@@ -262,6 +285,19 @@ class Delivery:
     def _time_ms(self, records: Sequence[StageRecord]) -> int:
         """Return the start of the run plus the wall time of ``records``, in Unix milliseconds."""
         return self.state.started_ms + round(1000 * sum(record.seconds.get("wall", 0.0) for record in records))
+
+
+def _description(config: ExperimentConfig, summary: Summary) -> str:
+    """Return what MLflow shows above a run: its method, its results with their 95 % intervals, and failed checks."""
+    titles = attack_titles(config.evaluation.specs)
+    final = summary.final
+    lines = [
+        f"**{summary.algorithm}** on {summary.dataset}, {summary.num_clients} clients.",
+        f"Benign accuracy {accuracy_text(summary, final.benign_accuracy)}.",
+        *(f"{titles[name]}: {accuracy_text(summary, spread)}." for name, spread in final.robust_accuracy.items()),
+        *(f"Check {check.name} failed: {check.meaning}." for check in summary.checks if not check.passed),
+    ]
+    return "\n\n".join(lines)
 
 
 def _draw(summary: Summary | None, records: Sequence[StageRecord], titles: Mapping[str, str], folder: Path) -> None:

@@ -9,6 +9,7 @@ imports mlflow, inside functions, because the import takes 2 to 3 seconds::
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import logging
 import os
@@ -38,8 +39,11 @@ SWEEP_TAG = "sylva.kind"
 SWEEP_NAME_TAG = "sylva.sweep"
 """Tag of a sweep's parent run and of its trials: the name of the sweep's folder."""
 
-MAX_METRICS_PER_BATCH, MAX_PARAMS_PER_BATCH, MAX_PARAM_LENGTH = 1000, 100, 6000
-"""Limits of MLflow's API; the length is in characters."""
+NOTE = "mlflow.note.content"
+"""MLflow's tag for the description of a run, in Markdown."""
+
+MAX_METRICS_PER_BATCH, MAX_PARAMS_PER_BATCH, MAX_PARAM_LENGTH, MAX_DIGEST_LENGTH = 1000, 100, 6000, 36
+"""Limits of MLflow's API; lengths are in characters."""
 
 ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
@@ -85,9 +89,9 @@ class MlflowTracker(Observer):
         self._thread = threading.Thread(target=self._follow, name="mlflow", daemon=True)
 
     def on_resume(self, records: Sequence[StageRecord]) -> None:
-        """See `Observer.on_resume`."""
-        del records
-        self._notify()
+        """See `Observer.on_resume`. A finished run that has arrived completely is left as it is in MLflow."""
+        if not self._delivery.has_arrived(len(records)):
+            self._notify()
 
     def on_record(self, record: StageRecord) -> None:
         """See `Observer.on_record`. The thread reads the record from ``rounds.jsonl``, which is already written."""
@@ -108,6 +112,8 @@ class MlflowTracker(Observer):
         Returns:
             Warnings that say what has not arrived, why, and how to send it; empty if everything has.
         """
+        if self._thread.ident is None and self._delivery.state.finished:
+            return []
         self._delivery.expect_end()
         self._status = status
         self._notify()
@@ -290,7 +296,7 @@ def update_sweep(
     for key, value in metrics.items():
         client.log_metric(run_id, key, value)
     if note:
-        client.set_tag(run_id, "mlflow.note.content", note)
+        client.set_tag(run_id, NOTE, note)
     for path in files:
         if path.suffix == ".yaml":
             client.log_text(run_id, mask_yaml(path.read_text()), path.name)
@@ -319,6 +325,7 @@ class MlflowStore:
 
     def __init__(self, folder: RunFolder, config: ExperimentConfig) -> None:
         self.uri = tracking_uri(config.tracking, folder.path)
+        self.folder = folder
         self.run_name = config.tracking.run_name or folder.path.name
         self.config = config
         self.abandoned = threading.Event()
@@ -339,6 +346,7 @@ class MlflowStore:
         else:
             run = self._call(client.create_run, experiment_id, state.started_ms, self._tags(state.key), self.run_name)
             state.update(records_sent=0)
+            self._log_dataset(client, run.info.run_id)
         self._run_id = run.info.run_id
         if run.info.status != "RUNNING":
             self._call(client.update_run, self._run_id, "RUNNING")
@@ -357,6 +365,14 @@ class MlflowStore:
     def log_text(self, text: str, name: str) -> None:
         """See `Store.log_text`."""
         self._call(self._client.log_text, self._run_id, text, name)
+
+    def log_table(self, table: Mapping[str, Sequence[Any]], name: str) -> None:
+        """See `Store.log_table`."""
+        self._call(self._client.log_table, self._run_id, dict(table), name)
+
+    def describe(self, note: str) -> None:
+        """See `Store.describe`."""
+        self._call(self._client.set_tag, self._run_id, NOTE, note)
 
     def log_file(self, path: Path) -> None:
         """See `Store.log_file`."""
@@ -381,6 +397,16 @@ class MlflowStore:
         if self.config.tracking.parent_run_id is not None:
             tags[PARENT_TAG] = self.config.tracking.parent_run_id
         return tags | {"sylva_ray_version": __version__, RUN_TAG: key, "mlflow.source.name": "sylva-ray"}
+
+    def _log_dataset(self, client: Any, run_id: str) -> None:
+        """Log the data set with the digest of its images and labels, which the run folder has from its start."""
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        inputs = self.folder.load_inputs()
+        if inputs is not None:
+            digest = hashlib.sha256(repr(sorted(inputs.data.items())).encode()).hexdigest()[:MAX_DIGEST_LENGTH]
+            dataset = Dataset(self.config.dataset.name, digest, "sylva_ray", self.config.dataset.model_dump_json())
+            self._call(client.log_inputs, run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])])
 
     def _log_params(self, client: Any, logged: Collection[str]) -> None:
         """Log the parameters that are not in ``logged``.

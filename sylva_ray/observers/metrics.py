@@ -1,8 +1,8 @@
-"""Records, summaries and evaluations flattened to ``{metric: number}``, as MLflow shows them.
+"""Records, summaries and evaluations flattened to ``{metric: number}``, as trackers show them.
 
-Examples of metrics: ``benign_accuracy.mean``, ``robust_accuracy.pgd20-eps4.p10`` and ``loss.mean`` of the fleet,
-``client_003.benign_accuracy`` of a client, ``upload_bytes`` and ``seconds.train`` of a step. Accuracies are fractions
-in [0, 1].
+Examples of metrics: ``benign_accuracy/mean``, ``robust_accuracy/pgd20-eps4/p10`` and ``loss/mean`` of the fleet,
+``client_003/benign_accuracy`` of a client, ``upload_bytes`` and ``seconds/train`` of a step. MLflow, TensorBoard and
+Weights & Biases group metrics by what stands before a slash. Accuracies are fractions in [0, 1].
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterator, Mapping
 
 from sylva_ray.core.evaluation import Evaluation
 from sylva_ray.core.records import StageRecord
-from sylva_ray.core.summary import Spread, StageAccuracies, Summary
+from sylva_ray.core.summary import ClientSummary, Spread, StageAccuracies, Summary
 
 SENT_STATISTICS = ("mean", "std", "min", "p10", "median", "max")
 """Statistics over the clients, as `Spread` names them."""
@@ -34,7 +34,7 @@ def record_metrics(record: StageRecord, attacks: Collection[str]) -> dict[str, f
     conditions = record.evaluation or {}
     for condition in sorted(conditions, key=lambda name: (name not in attacks, name != "benign")):
         kind = "benign" if condition == "benign" else "robust" if condition in attacks else "check"
-        suffix = "" if condition == "benign" else f".{condition}"
+        suffix = "" if condition == "benign" else f"/{condition}"
         accuracies = conditions[condition]
         clients = range(len(accuracies.accuracy)) if record.panel is None else record.panel
         for name, measured in (("accuracy", accuracies.accuracy), ("balanced_accuracy", accuracies.balanced_accuracy)):
@@ -42,7 +42,7 @@ def record_metrics(record: StageRecord, attacks: Collection[str]) -> dict[str, f
     values |= {"epsilon": record.epsilon, "lr": record.lr}
     values |= {"upload_bytes": record.upload_bytes, "download_bytes": record.download_bytes}
     values |= {"num_participants": len(record.participants), "num_missing": len(record.missing)}
-    values |= {f"seconds.{stage}": seconds for stage, seconds in record.seconds.items()}
+    values |= {f"seconds/{stage}": seconds for stage, seconds in record.seconds.items()}
     for name, per_client in record.metrics.items():
         values |= _fleet(name, {int(client): value for client, value in per_client.items()})
     return _numbers(values)
@@ -52,17 +52,17 @@ def summary_metrics(summary: Summary) -> dict[str, float]:
     """Flatten what ``summary.json`` adds to the records: accuracies after each phase, totals, checks, layer game."""
     values: dict[str, float | None] = {}
     for stage in ("initial", "phase1", "final"):
-        values |= {f"{stage}.{name}": value for name, value in _stage(getattr(summary, stage))}
-    values |= {f"majority.{name}": value for name, value in _statistics(summary.majority)}
+        values |= {f"{stage}/{name}": value for name, value in _stage(getattr(summary, stage))}
+    values |= {f"majority/{name}": value for name, value in _statistics(summary.majority)}
     sizes = summary.communication.to_json()
-    values |= {f"communication.{name}": value for name, value in sizes.items() if name != "compression"}
-    values |= {f"total_seconds.{stage}": value for stage, value in summary.seconds.to_json().items()}
+    values |= {f"communication/{name}": value for name, value in sizes.items() if name != "compression"}
+    values |= {f"total_seconds/{stage}": value for stage, value in summary.seconds.to_json().items()}
     for check in summary.checks:
-        values |= {f"check.{check.name}": check.value, f"check.{check.name}.passed": check.passed}
+        values |= {f"check/{check.name}/value": check.value, f"check/{check.name}/passed": check.passed}
     values["num_collapsed"] = sum(bool(client.collapsed) for client in summary.clients)
     if summary.layer_game is not None:
-        values["layer_game.coalitions_evaluated"] = summary.layer_game.coalitions_evaluated
-        values |= _fleet("selected_layers", {c: sum(chosen) for c, chosen in enumerate(summary.layer_game.selected)})
+        values["layer_game/coalitions_evaluated"] = summary.layer_game.coalitions_evaluated
+        values |= _fleet("layer_game/selected_layers", {c: sum(chosen) for c, chosen in enumerate(summary.layer_game.selected)})
     return _numbers(values)
 
 
@@ -71,28 +71,45 @@ def without_clients(values: Mapping[str, float]) -> dict[str, float]:
     return {name: value for name, value in values.items() if not name.startswith("client_")}
 
 
+def client_table(summary: Summary) -> dict[str, list[float | int | bool | None]]:
+    """Return what is known of every client at the end of a run: ``{column: one value per client}``.
+
+    Columns are those of `sylva_ray.core.summary.ClientSummary`, then ``STAGE/benign_accuracy`` and
+    ``STAGE/robust_accuracy/ATTACK``; None: not measured.
+    """
+    names = list(ClientSummary.model_fields)
+    table = {name: [getattr(client, name) for client in summary.clients] for name in names}
+    for stage in ("initial", "phase1", "final"):
+        accuracies: StageAccuracies | None = getattr(summary, stage)
+        if accuracies is not None:
+            columns = {"benign_accuracy": accuracies.benign_accuracy}
+            columns |= {f"robust_accuracy/{attack}": spread for attack, spread in accuracies.robust_accuracy.items()}
+            table |= {f"{stage}/{name}": list(spread.per_client) for name, spread in columns.items()}
+    return table
+
+
 def evaluation_metrics(evaluation: Evaluation) -> dict[str, float]:
     """Flatten ``evaluation.json``.
 
-    The metrics are those of ``evaluation.benign``, ``evaluation.attacks.LABEL``, ``evaluation.worst_case.BUDGET``,
-    ``evaluation.check.NAME`` and ``evaluation.certified.sigmaSIGMA.radiusRADIUS``.
+    The metrics are those of ``evaluation/benign``, ``evaluation/attacks/LABEL``, ``evaluation/worst_case/BUDGET``,
+    ``evaluation/check/NAME`` and ``evaluation/certified/sigmaSIGMA/radiusRADIUS``.
     """
     rows = {
         "benign": evaluation.benign,
-        **{f"attacks.{label}": row for label, row in evaluation.attacks.items()},
-        **{f"worst_case.{name}": row for name, row in evaluation.worst_case.items()},
+        **{f"attacks/{label}": row for label, row in evaluation.attacks.items()},
+        **{f"worst_case/{name}": row for name, row in evaluation.worst_case.items()},
     }
-    values: dict[str, float | None] = {"evaluation.images": evaluation.images}
+    values: dict[str, float | None] = {"evaluation/images": evaluation.images}
     for name, row in rows.items():
-        values[f"evaluation.{name}.accuracy.mean"] = row.accuracy.mean
-        values[f"evaluation.{name}.accuracy.worst_decile"] = row.accuracy.worst_decile
-        values[f"evaluation.{name}.balanced_accuracy.mean"] = row.balanced_accuracy.mean
+        values[f"evaluation/{name}/accuracy/mean"] = row.accuracy.mean
+        values[f"evaluation/{name}/accuracy/worst_decile"] = row.accuracy.worst_decile
+        values[f"evaluation/{name}/balanced_accuracy/mean"] = row.balanced_accuracy.mean
     for check in evaluation.checks or ():
-        values[f"evaluation.check.{check.name}"] = check.value
-        values[f"evaluation.check.{check.name}.passed"] = check.passed
+        values[f"evaluation/check/{check.name}/value"] = check.value
+        values[f"evaluation/check/{check.name}/passed"] = check.passed
     for level in evaluation.certified or ():
         for radius, mean in zip(level.radii, level.mean, strict=True):
-            values[f"evaluation.certified.sigma{level.sigma:g}.radius{radius:g}"] = mean
+            values[f"evaluation/certified/sigma{level.sigma:g}/radius{radius:g}"] = mean
     return _numbers(values)
 
 
@@ -101,8 +118,8 @@ def _fleet(name: str, by_client: Mapping[int, float]) -> dict[str, float]:
     if not by_client:
         return {}
     spread = Spread.from_values(list(by_client.values()))
-    values = {f"{name}.{statistic}": float(getattr(spread, statistic)) for statistic in SENT_STATISTICS}
-    return values | {f"client_{client:03d}.{name}": value for client, value in by_client.items()}
+    values = {f"{name}/{statistic}": float(getattr(spread, statistic)) for statistic in SENT_STATISTICS}
+    return values | {f"client_{client:03d}/{name}": value for client, value in by_client.items()}
 
 
 def _stage(stage: StageAccuracies | None) -> Iterator[tuple[str, float]]:
@@ -110,10 +127,10 @@ def _stage(stage: StageAccuracies | None) -> Iterator[tuple[str, float]]:
     if stage is None:
         return
     for kind in ("benign_accuracy", "benign_balanced_accuracy"):
-        yield from ((f"{kind}.{name}", value) for name, value in _statistics(getattr(stage, kind)))
+        yield from ((f"{kind}/{name}", value) for name, value in _statistics(getattr(stage, kind)))
     for kind in ("robust_accuracy", "robust_balanced_accuracy"):
         for attack, spread in getattr(stage, kind).items():
-            yield from ((f"{kind}.{attack}.{name}", value) for name, value in _statistics(spread))
+            yield from ((f"{kind}/{attack}/{name}", value) for name, value in _statistics(spread))
 
 
 def _statistics(spread: Spread) -> Iterator[tuple[str, float]]:
