@@ -5,9 +5,13 @@
     from sylva_ray import testing
 
     def test_my_parts():
+        testing.check_attack("my_package.attacks:MyAttack", imports=["src"])
+        testing.check_backbone("my_package.models:my_vit", imports=["src"])
         testing.check_dataset("my_package.data:flowers", imports=["src"])
         testing.check_partition("my_package.data:by_hospital", imports=["src"])
         testing.check_method("my_package.methods:MyMethod", imports=["src"])
+        testing.check_observer("my_package.trackers:MyTracker", imports=["src"])
+        testing.check_rule("my_package.rules:my_rule", imports=["src"])
 """
 
 from __future__ import annotations
@@ -18,14 +22,28 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
-from sylva_ray.config.experiment import DatasetSection, PartitionSection
+from sylva_ray.aggregation.robust import combination
+from sylva_ray.attacks.registry import attack_stack, find_attack
+from sylva_ray.config.experiment import DatasetSection, ExperimentConfig, PartitionSection
+from sylva_ray.config.schema import build
 from sylva_ray.core.own_code import importing_from
-from sylva_ray.core.seeding import numpy_generator
+from sylva_ray.core.seeding import ImageDraws, numpy_generator
+from sylva_ray.core.types import ClientImages, ParameterStack
+from sylva_ray.core.windows import Window
 from sylva_ray.data.datasets import find_dataset, load_dataset
 from sylva_ray.data.partition import own_partition, partition_labels
 
-__all__ = ["check_dataset", "check_method", "check_observer", "check_partition"]
+__all__ = [
+    "check_attack",
+    "check_backbone",
+    "check_dataset",
+    "check_method",
+    "check_observer",
+    "check_partition",
+    "check_rule",
+]
 
 Imports = Sequence[str | Path]
 
@@ -39,6 +57,82 @@ TINY: dict[str, Any] = {
     "tracking": {"enabled": False},
 }
 """A run of seconds in one process."""
+
+
+class _Linear:
+    """Logits of a random matrix per client, to be attacked; a wave makes the gradient differ from point to point."""
+
+    precision = torch.float32
+
+    def forward(self, params: ParameterStack, x: torch.Tensor, owner: torch.Tensor) -> torch.Tensor:
+        logits = torch.einsum("nd,nkd->nk", x.flatten(1) - 0.5, params["weight"][owner])
+        return logits + 0.3 * torch.sin(3 * logits)
+
+
+def check_attack(name: str, settings: dict[str, Any] | None = None, *, imports: Imports = ()) -> None:
+    """Check an attack of your own: it asks the model, it is repeatable, and images do not influence each other.
+
+    Args:
+        name: ``package.module:Class``.
+        settings: which differ from their defaults; the data are 10 images for each of two clients.
+        imports: directories of your code.
+
+    Raises:
+        UserError: it cannot be imported, or its settings are wrong.
+        AssertionError: it breaks a rule.
+    """
+    rng = torch.Generator().manual_seed(0)
+    params = {"weight": torch.randn(2, 4, 3 * 8 * 8, generator=rng)}
+    x, owner = torch.rand(20, 3, 8, 8, generator=rng), torch.arange(20) // 10
+    y = _Linear().forward(params, x, owner).argmax(1)
+    images, draws = ClientImages(x, y, owner, 2), ImageDraws(torch.arange(20))
+    with importing_from(imports):
+        spec = build(find_attack(name), {"name": name, **(settings or {})}, "attack").spec()
+        whole, again = (attack_stack(_Linear(), params, images, spec, draws) for _ in range(2))
+        second = Window(slice(10, 20), slice(1, 2))
+        alone = attack_stack(_Linear(), second.select(params), images.part(second), spec, draws.select(slice(10, 20)))
+    assert whole.forwards > 20, "it must ask the model, by state.logits or state.gradient"
+    assert torch.equal(whole.x_adv, again.x_adv), "all random numbers must come from the draws that it gets"
+    assert torch.allclose(whole.x_adv[10:], alone.x_adv, atol=1e-5), "images of others must not change a result"
+    assert torch.equal(x, images.x), "the images that it gets must stay as they are"
+
+
+def check_backbone(name: str, *, imports: Imports = ()) -> None:
+    """Check a backbone of your own: it can be built, trained, stacked for several clients, and loaded by PEFT.
+
+    Args:
+        name: ``package.module:function``.
+        imports: directories of your code.
+
+    Raises:
+        UserError: it cannot; says why.
+    """
+    from sylva_ray.preparation.experiment import prepare
+
+    with importing_from(imports):
+        prepare(build(ExperimentConfig, TINY | {"backbone": {"name": name}}), measure=False)
+
+
+def check_rule(name: str, *, imports: Imports = ()) -> None:
+    """Check a robust aggregation rule of your own: it agrees with itself, and does not depend on the clients' order.
+
+    Args:
+        name: ``package.module:function``.
+        imports: directories of your code.
+
+    Raises:
+        UserError: it cannot be imported, or does not return a finite coefficient for every client.
+        AssertionError: it breaks a rule.
+    """
+    rng = np.random.default_rng(0)
+    updates, order = rng.normal(size=(9, 40)), rng.permutation(9)
+    updates[2] *= 100
+    gram = updates @ updates.T
+    with importing_from(imports):
+        one, other = (combination(name, gram, num_byzantine=2) for _ in range(2))
+        moved = combination(name, gram[np.ix_(order, order)], num_byzantine=2)
+    assert np.array_equal(one, other), "equal updates must have equal coefficients every time"
+    assert np.allclose(moved, one[order]), "the coefficients must not depend on the order of the clients"
 
 
 def check_dataset(name: str, *, image_size: int = 32, imports: Imports = ()) -> None:

@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+import os
 import site
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+import sylva_ray
 from sylva_ray import testing
 from sylva_ray.algorithms.registry import create_algorithm
+from sylva_ray.attacks.base import LinfAttack
+from sylva_ray.attacks.losses import cross_entropy
+from sylva_ray.attacks.state import AttackState
 from sylva_ray.config.experiment import AlgorithmSection, DatasetSection
 from sylva_ray.core.errors import UserError
+from sylva_ray.core.seeding import ImageDraws
+from sylva_ray.core.types import AttackSpec
+from sylva_ray.data import own
 from sylva_ray.data.datasets import load_dataset
 from sylva_ray.data.own import sources_of, to_image
 
@@ -190,3 +201,130 @@ def test_an_entry_point_to_something_else_is_one_line(installed: str, name: str,
     del installed
     with pytest.raises(UserError, match=says):
         create_algorithm(AlgorithmSection(name=name))
+
+
+@pytest.mark.parametrize("name", ["attack", "backbone", "rule", "tracker"])
+def test_every_example_of_a_part_is_short(name: str) -> None:
+    assert len((ROOT / "examples" / f"own_{name}.py").read_text().splitlines()) < 60
+
+
+def test_the_other_examples_keep_their_contracts() -> None:
+    testing.check_attack("examples.own_attack:SignMomentum", {"epsilon": "16/255"}, imports=[ROOT])
+    testing.check_backbone("examples.own_backbone:vit_pico", imports=[ROOT])
+    testing.check_rule("examples.own_rule:drop_long", imports=[ROOT])
+
+
+def test_a_run_of_nothing_but_own_parts_and_what_it_leaves(tmp_path: Path) -> None:
+    config = testing.TINY | {
+        "algorithm": {"name": "fedavg_at_ft", "model": "lora", "robust": {"rule": "examples.own_rule:drop_long"}},
+        "dataset": {"name": "examples.own_parts:stripes", "max_train": 120, "max_test": 40},
+        "backbone": {"name": "examples.own_backbone:vit_pico"},
+        "evaluation": {
+            "attacks": [{"name": "examples.own_attack:SignMomentum", "epsilon": "4/255", "steps": 2}],
+            "precision": "float32",
+            "checks": False,
+        },
+        "tracking": {"enabled": False, "observers": ["examples.own_tracker:Csv"]},
+    }
+    summary = sylva_ray.run(config, out=tmp_path / "run", imports=[ROOT], show="nothing")
+    label = "SignMomentum2-eps4"
+    assert summary.final.robust_accuracy[label].mean <= summary.final.benign_accuracy.mean
+    assert f"final/robust_accuracy/{label}/mean" in (tmp_path / "run" / "metrics.csv").read_text()
+    with pytest.raises(UserError, match="--import"):
+        sylva_ray.evaluate(tmp_path / "run", attacks=["examples.own_attack:Missing:steps=1"])
+    found = sylva_ray.evaluate(
+        tmp_path / "run", attacks=["examples.own_attack:SignMomentum:steps=3"], imports=[ROOT], show="nothing"
+    )
+    assert "SignMomentum3-eps8" in found.attacks
+
+    script = tmp_path / "run" / "adapters" / "load.py"
+    code = f"import runpy; m = runpy.run_path({str(script)!r}); print(type(m['load']('client_000')).__name__)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)}
+    )
+    assert done.stdout.strip().startswith("Peft"), done.stderr
+
+
+class Sideways(LinfAttack):
+    """Adversarial for one image because of another: takes a step that depends on the whole batch."""
+
+    display_name: ClassVar[str] = "sideways"
+
+    def spec(self) -> AttackSpec:
+        return AttackSpec(self.name, self.epsilon, 1, self.epsilon)
+
+    @classmethod
+    def run(cls, state: AttackState, spec: AttackSpec, draws: ImageDraws) -> None:
+        del draws
+        rows = state.remaining()
+        state.logits((state.x[rows] + spec.epsilon * (state.x.mean() - 0.5).sign() * state.x.std()).clamp(0, 1), rows)
+        _, gradient, _ = state.gradient(state.x[rows], rows, lambda logits, at: cross_entropy(logits, state.y[at]))
+        noise = gradient.sign() * (1 - state.x.mean())
+        state.logits((state.x[rows] + spec.epsilon * noise).clamp(0, 1), rows)
+
+
+class Unseeded(Sideways):
+    """Draws from somewhere else."""
+
+    @classmethod
+    def run(cls, state: AttackState, spec: AttackSpec, draws: ImageDraws) -> None:
+        del draws
+        rows = state.remaining()
+        for _ in range(20):
+            state.logits((state.x[rows] + spec.epsilon * torch.randn_like(state.x[rows]).sign()).clamp(0, 1), rows)
+            rows = state.remaining()
+
+
+class Idle(Sideways):
+    """Does nothing."""
+
+    @classmethod
+    def run(cls, state: AttackState, spec: AttackSpec, draws: ImageDraws) -> None:
+        """Find nothing."""
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [("Sideways", "images of others"), ("Unseeded", "the draws that it gets"), ("Idle", "must ask the model")],
+)
+def test_an_attack_that_breaks_a_rule_is_found(name: str, says: str) -> None:
+    with pytest.raises(AssertionError, match=says):
+        testing.check_attack(f"{__name__}:{name}", {"epsilon": 0.2})
+
+
+def favourite(gram: np.ndarray, num_byzantine: int) -> np.ndarray:
+    """Take the first client."""
+    del num_byzantine
+    return np.eye(len(gram))[0]
+
+
+def too_few(gram: np.ndarray, num_byzantine: int) -> np.ndarray:
+    """Return a number for every honest client."""
+    return np.ones(len(gram) - num_byzantine)
+
+
+def test_a_rule_or_a_backbone_that_breaks_a_rule_is_found() -> None:
+    with pytest.raises(AssertionError, match="order of the clients"):
+        testing.check_rule(f"{__name__}:favourite")
+    with pytest.raises(UserError, match=r"one finite coefficient per upload, \[9\], and returned \[7\]"):
+        testing.check_rule(f"{__name__}:too_few")
+    with pytest.raises(UserError, match="register_model"):
+        testing.check_backbone(f"{__name__}:favourite")
+
+
+def test_objects_of_the_process_are_a_data_set(tmp_path: Path) -> None:
+    sys.path.append(str(ROOT))
+    from examples.own_parts import Stripes
+
+    sylva_ray.add_dataset("my-stripes", Stripes(120, seed=0), Stripes(40, seed=1))
+    config = testing.TINY | {"algorithm": {"name": "undefended"}, "dataset": {"name": "my-stripes"}}
+    summary = sylva_ray.run(config, out=tmp_path / "run", show="nothing")
+    assert summary.dataset == "my-stripes"
+    assert summary.class_names[0] == "horizontal"
+    own._added.clear()  # as in another process
+    with pytest.raises(UserError, match=r"sylva_ray\.add_dataset"):
+        sylva_ray.evaluate(tmp_path / "run", attacks=["fgsm"])
+    with pytest.raises(UserError, match="begin with a letter"):
+        sylva_ray.add_dataset("a/b", Stripes(4, seed=0), Stripes(4, seed=0))
+    with pytest.raises(UserError, match="has no __getitem__"):
+        sylva_ray.add_dataset("numbers", {1, 2}, {3})

@@ -18,6 +18,9 @@ from collections.abc import Callable
 
 import numpy as np
 
+from sylva_ray.core.errors import UserError
+from sylva_ray.core.own_code import load_attribute
+
 CLIPPING_ITERATIONS = 3
 """Iterations of centred clipping (Karimireddy et al. 2021)."""
 
@@ -35,19 +38,32 @@ def combination(rule: str, gram: np.ndarray, num_byzantine: int) -> np.ndarray:
     """Return the coefficients ``c [n]`` of the aggregate ``sum_j c_j x_j``.
 
     Args:
-        rule: one of `COMBINATION_RULES`.
+        rule: one of `COMBINATION_RULES`, or ``package.module:function``.
         gram: ``[n, n]`` inner products of the updates; with fewer than `min_clients` of them the rule is undefined.
         num_byzantine: how many of the n inputs may be malicious.
 
     Returns:
         The coefficients. They sum to 1, except for the two clipping rules, where the rest is the weight of the last
         aggregate.
+
+    Raises:
+        UserError: an own rule cannot be imported, or returns something else.
     """
     g = _checked(gram)
     least, condition = min_clients(rule, num_byzantine)
-    assert rule in _RULES, f"{rule} is not a combination of its inputs"
+    assert rule in _RULES or ":" in rule, f"{rule} is not a combination of its inputs"
     assert len(g) >= least, f"{rule} needs {condition}: n = {len(g)}, f = {num_byzantine}"
-    return _RULES[rule](g, num_byzantine)
+    return _RULES[rule](g, num_byzantine) if rule in _RULES else _own_rule(rule, g, num_byzantine)
+
+
+def check_rule(rule: str) -> None:
+    """Check that a rule of the user's own can be imported, and returns coefficients.
+
+    Raises:
+        UserError: it does not.
+    """
+    if ":" in rule:
+        combination(rule, np.diag([1.0, 1.0, 4.0]), num_byzantine=1)
 
 
 def min_clients(rule: str, num_byzantine: int) -> tuple[int, str]:
@@ -55,13 +71,13 @@ def min_clients(rule: str, num_byzantine: int) -> tuple[int, str]:
 
     The conditions of Krum and the medians are theorems. For the clipping rules the proofs need f/n below about 0.1,
     experiments reach 0.3, which is used here; with more than one half the attackers control the clipping radius. The
-    mean tolerates none.
+    mean tolerates none. A rule of the user's own is taken to tolerate any minority.
     """
     if rule == "mean":
         return 1, "n >= 1"
     if rule in ("krum", "multi_krum"):
         return 2 * num_byzantine + 3, "n >= 2f + 3"
-    if rule in ("geometric_median", "coordinate_median", "trimmed_mean"):
+    if rule in ("geometric_median", "coordinate_median", "trimmed_mean") or ":" in rule:
         return 2 * num_byzantine + 1, "n >= 2f + 1"
     assert rule in ("norm_clipping", "centred_clipping", "self_centred_clipping"), f"there is no rule {rule}"
     return max(1, -(-10 * num_byzantine // 3)), "f <= 0.3 n"
@@ -124,6 +140,18 @@ def buckets(n: int, size: int, rng: np.random.Generator) -> np.ndarray:
     matrix = np.zeros((-(-n // size), n))
     matrix[np.arange(n) // size, rng.permutation(n)] = 1
     return np.asarray(matrix / matrix.sum(1, keepdims=True))
+
+
+def _own_rule(name: str, gram: np.ndarray, num_byzantine: int) -> np.ndarray:
+    """Call ``package.module:function``, and check what it returns."""
+    rule = load_attribute("algorithm.robust.rule", name)
+    if not callable(rule):
+        raise UserError("algorithm.robust.rule", name, "must be a function (gram, num_byzantine) -> coefficients")
+    coefficients = np.asarray(rule(gram.copy(), num_byzantine), np.float64)
+    if coefficients.shape != (len(gram),) or not np.isfinite(coefficients).all():
+        fix = f"must return one finite coefficient per upload, [{len(gram)}], and returned {list(coefficients.shape)}"
+        raise UserError("algorithm.robust.rule", name, fix)
+    return coefficients
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -32,8 +32,8 @@ class RobustRule:
     """A robust rule and its settings in one round.
 
     Attributes:
-        name: one of `sylva_ray.aggregation.robust.COMBINATION_RULES` and `COORDINATE_RULES`, or
-            ``self_centred_clipping``.
+        name: one of `sylva_ray.aggregation.robust.COMBINATION_RULES` and `COORDINATE_RULES`,
+            ``self_centred_clipping``, or ``package.module:function``.
         num_byzantine: how many of the merged states may be malicious.
         bucket_size: states averaged at random before the rule; 1: none. It has no effect on self-centred clipping.
         seed: of the experiment, for the buckets.

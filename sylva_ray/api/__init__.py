@@ -21,6 +21,7 @@ from sylva_ray.api.results import compare, evaluate, report, track
 from sylva_ray.api.runs import (
     Config,
     LoadedRun,
+    add_dataset,
     export,
     is_run_folder,
     load_config,
@@ -41,6 +42,7 @@ __all__ = [
     "RunError",
     "Stopped",
     "UserError",
+    "add_dataset",
     "catalogue",
     "check_cluster",
     "check_gpus",

@@ -87,6 +87,27 @@ def load_config(config: Config, overrides: Sequence[str] = ()) -> ExperimentConf
     return load_run_config(path, overrides) if path.is_dir() else experiments.load_config(path, overrides)
 
 
+def add_dataset(name: str, train: object, test: object) -> None:
+    """Make two objects a data set of this process: ``dataset.name`` may then be ``name``.
+
+    A command that continues or evaluates such a run in another process needs the same call before it. Trials of a sweep
+    run in processes of their own, and need a function ``package.module:function`` instead.
+
+    Args:
+        name: letters, digits, ``_`` and ``-``.
+        train: a `torch.utils.data.Dataset` of pairs (image, label), or a `datasets.Dataset` of Hugging Face with the
+            columns ``image`` and ``label``. An image is one of Pillow, ``[H, W, 3] uint8``, or a tensor ``[3, H, W]``
+            in [0, 1]; labels are integers from 0.
+        test: likewise.
+
+    Raises:
+        UserError: the name has other characters, or an object is no such data set.
+    """
+    from sylva_ray.data import own
+
+    own.add_dataset(name, train, test)
+
+
 def run(
     config: Config,
     overrides: Sequence[str] = (),

@@ -21,30 +21,31 @@ INFINITE = float("inf")
 class Attack(Section):
     """An evaluation attack. Its fields are the settings of the user, with their default values.
 
-    A new attack is one file in this package: a subclass with a field ``name`` and the methods `spec` and `run`,
-    decorated with `register`. It is then available in ``evaluation.attacks`` and with ``--attack``::
+    A new attack is a subclass with the methods `spec` and `run`. As ``package.module:OneStepBack`` it is available in
+    ``evaluation.attacks`` and with ``--attack``::
 
-        @register
         class OneStepBack(LinfAttack):
-            name: Literal["one_step_back"] = "one_step_back"
             display_name: ClassVar[str] = "one step back"
-            counts_steps: ClassVar[bool] = False
             black_box: ClassVar[bool] = True
 
             def spec(self) -> AttackSpec:
-                return AttackSpec("one_step_back", self.epsilon, 1, self.epsilon, random_start=False)
+                return AttackSpec(self.name, self.epsilon, 1, self.epsilon, random_start=False)
 
             @classmethod
             def run(cls, state: AttackState, spec: AttackSpec, draws: ImageDraws) -> None:
                 rows = state.remaining()
                 state.logits((state.x[rows] - spec.epsilon).clamp(0, 1), rows)
 
+    One of this package has a field ``name`` with its short name, and is decorated with `register`.
+
     Attributes:
+        name: by which a configuration finds the attack.
         display_name: the name of the attack in titles.
         counts_steps: whether the number of steps follows the name in titles and labels, as in PGD-20.
         black_box: whether the attack uses the answers of the model alone, no gradients.
     """
 
+    name: str
     display_name: ClassVar[str]
     counts_steps: ClassVar[bool] = True
     black_box: ClassVar[bool] = False

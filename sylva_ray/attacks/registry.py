@@ -1,4 +1,4 @@
-"""Imports all attacks of this package; runs an attack on a stack of clients (`attack_stack`); titles of attacks."""
+"""Imports all attacks of this package; finds an attack by its name; runs it on a stack of clients; titles."""
 
 from __future__ import annotations
 
@@ -8,27 +8,58 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import sylva_ray.attacks
-from sylva_ray.attacks.base import ATTACKS
+from sylva_ray.attacks.base import ATTACKS, Attack
 from sylva_ray.attacks.state import AttackedModel, AttackState
+from sylva_ray.core.errors import UserError
 from sylva_ray.core.lazy import torch
+from sylva_ray.core.own_code import entry_points_of, load_own
 from sylva_ray.core.seeding import ImageDraws
-from sylva_ray.core.types import AttackSpec, ClientImages, ParameterStack
+from sylva_ray.core.text import did_you_mean
+from sylva_ray.core.types import ATTACKS_WITHOUT_STEPS, AttackSpec, ClientImages, ParameterStack
 from sylva_ray.core.windows import Window, in_windows, joined, limits_of
 
-__all__ = ["ATTACKS", "AttackResult", "attack_stack", "attack_title"]
+__all__ = ["ATTACKS", "AttackResult", "attack_stack", "attack_title", "find_attack"]
+
+GROUP = "sylva_ray.attacks"
+"""The group of entry points."""
 
 for module in pkgutil.iter_modules(sylva_ray.attacks.__path__):  # each module registers its attacks
     importlib.import_module(f"{sylva_ray.attacks.__name__}.{module.name}")
 
 
+def find_attack(name: str, key: str = "evaluation.attacks") -> type[Attack]:
+    """Return an attack by its name, by ``package.module:Class``, or by an entry point.
+
+    Args:
+        name: of the attack.
+        key: of the setting, for messages.
+
+    Raises:
+        UserError: the name is unknown, or the class cannot be imported.
+    """
+    if name in ATTACKS:
+        return ATTACKS[name]
+    if ":" not in name and name not in entry_points_of(GROUP):
+        fix = f"unknown attack; {did_you_mean(name, ATTACKS)}Available: {', '.join(sorted(ATTACKS))}"
+        raise UserError(key, name, f"{fix}; or package.module:Class")
+    attack = load_own(key, name, GROUP)
+    if not (isinstance(attack, type) and issubclass(attack, Attack)):
+        raise UserError(key, name, "must be a subclass of sylva_ray.attacks.base.Attack")
+    if not attack.counts_steps:
+        ATTACKS_WITHOUT_STEPS.add(name)
+    return attack
+
+
 def attack_title(spec: AttackSpec) -> str:
-    """Return the title of an attack, or its label if the attack is not registered.
+    """Return the title of an attack, or its label if the attack is not known here.
 
     >>> attack_title(AttackSpec("pgd", 8 / 255, 20, 2 / 255))
     'PGD-20 at epsilon 8/255'
     """
-    attack = ATTACKS.get(spec.name)
-    return attack.title(spec) if attack else spec.label
+    try:
+        return find_attack(spec.name).title(spec)
+    except UserError:  # of a run whose own code is not imported here
+        return spec.label
 
 
 @dataclass(frozen=True)
@@ -67,12 +98,16 @@ def attack_stack(
         spec: the attack.
         draws: the source of all random numbers, one key per image.
         precision: floating-point format of the forwards, see `AttackState`.
+
+    Raises:
+        UserError: the attack is not known.
     """
+    attacker = find_attack(spec.name)
 
     def attack(window: Window) -> AttackResult:
         own = draws if window.num_images == len(images) else draws.select(_positions(window))
         state = AttackState(model, window.select(params), images.part(window), spec.epsilon, spec.norm, precision)
-        ATTACKS[spec.name].run(state, spec, own)
+        attacker.run(state, spec, own)
         return AttackResult(state.predictions, state.distance, state.x_adv, state.forwards, state.backwards)
 
     return _concatenated(in_windows(images.counts.tolist(), limits_of(model), "attack", attack))

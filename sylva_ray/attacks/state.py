@@ -72,6 +72,7 @@ class AttackState:
         self.precision = precision if precision is not None and precision != model.precision else None
         self.predictions, self.x_adv = self.y.clone(), self.x.clone()
         count, device = len(images), self.x.device
+        self.clean_logits = self.x.new_empty(0, 0)
         self.distance = torch.full((count,), float("inf"), device=device, dtype=self.x.dtype)
         self.is_robust = torch.ones(count, dtype=torch.bool, device=device)
         self.forwards = self.backwards = 0
@@ -138,6 +139,8 @@ class AttackState:
         return values.detach(), gradient, logits
 
     def _forward(self, x_adv: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        if not len(rows):
+            return self.clean_logits[:0]
         self.forwards += len(rows)
         with at_precision(self.model, self.precision):
             return self.model.forward(self.params, x_adv, self.owner[rows.cpu()])

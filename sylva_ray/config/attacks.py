@@ -14,17 +14,23 @@ from pydantic import BeforeValidator, Field, SerializeAsAny, TypeAdapter
 
 from sylva_ray.attacks.base import Attack
 from sylva_ray.attacks.pgd import PgdAttack
-from sylva_ray.attacks.registry import ATTACKS
+from sylva_ray.attacks.registry import ATTACKS, GROUP, find_attack
 from sylva_ray.config.schema import build, parse_value
 from sylva_ray.core.errors import UserError
-from sylva_ray.core.text import did_you_mean, split_assignment
+from sylva_ray.core.own_code import entry_points_of
+from sylva_ray.core.text import split_assignment
 from sylva_ray.core.types import AttackSpec
 
 
 def _by_name(value: Any) -> Any:
-    """Build the registered attack that a mapping names; the default is PGD."""
+    """Build the attack that a mapping names; the default is PGD."""
     if isinstance(value, dict):
         value = {"name": PgdAttack.default("name"), **value}
+        name = value["name"]
+        if isinstance(name, str) and name not in ATTACKS and (":" in name or name in entry_points_of(GROUP)):
+            return find_attack(name).model_validate(value)
+    if isinstance(value, Attack) and value.name not in ATTACKS:
+        return value
     return _any_of(tuple(ATTACKS[name] for name in sorted(ATTACKS))).validate_python(value)
 
 
@@ -35,19 +41,19 @@ def _any_of(attacks: tuple[type[Attack], ...]) -> TypeAdapter[Attack]:
 
 
 EvaluationAttack = Annotated[SerializeAsAny[Attack], BeforeValidator(_by_name)]
-"""Any registered attack; ``name`` is the discriminator."""
+"""Any attack; ``name`` is the discriminator."""
 
 
 def parse_attack(text: str) -> AttackSpec:
     """Parse ``NAME`` or ``NAME:key=value,key=value``, the form of an attack on the command line.
 
+    ``NAME`` may be ``package.module:Class``.
+
     Raises:
         UserError: the attack or a key is unknown, or a value is out of range.
     """
-    name, _, rest = text.partition(":")
-    if name not in ATTACKS:
-        hint = did_you_mean(name, ATTACKS)
-        raise UserError("--attack", text, f"unknown attack; {hint}Available: {', '.join(sorted(ATTACKS))}")
+    name, rest = _split(text)
+    attack = find_attack(name, "--attack")
     values: dict[str, Any] = {}
     for part in filter(None, rest.split(",")):
         assignment = split_assignment(part)
@@ -57,7 +63,15 @@ def parse_attack(text: str) -> AttackSpec:
         if key in values:
             raise UserError("--attack", text, f"gives {key} twice")
         values[key] = parse_value(f"--attack {name}.{key}", value)
-    return build(ATTACKS[name], values, prefix=f"--attack {name}").spec()
+    return build(attack, {"name": name, **values}, prefix=f"--attack {name}").spec()
+
+
+def _split(text: str) -> tuple[str, str]:
+    """Split ``NAME:key=value`` and ``package.module:Class:key=value`` into the name and the rest."""
+    name, _, rest = text.partition(":")
+    attribute, _, settings = rest.partition(":")
+    is_own = attribute.isidentifier() and name not in ATTACKS
+    return (f"{name}:{attribute}", settings) if is_own else (name, rest)
 
 
 def check_classes(specs: Sequence[AttackSpec], num_classes: int) -> None:
@@ -67,7 +81,7 @@ def check_classes(specs: Sequence[AttackSpec], num_classes: int) -> None:
         UserError: it has fewer than an attack needs, e.g. fewer than three for the DLR.
     """
     for spec in specs:
-        attack = ATTACKS[spec.name]
+        attack = find_attack(spec.name)
         if num_classes < attack.min_classes(spec):
             has_loss = "loss" in attack.model_fields
             needs = f"{f'the {spec.loss} loss' if has_loss else attack.display_name} needs at least"

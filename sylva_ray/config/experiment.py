@@ -118,7 +118,10 @@ class PartitionSection(Section):
 
 
 class BackboneSection(Section):
-    """A timm model. Its weights are those of the hub (`pretrained`), of a `checkpoint`, or those in this package."""
+    """A timm model. Its weights are those of the hub (`pretrained`), of a `checkpoint`, or those in this package.
+
+    A model of your own is ``package.module:function``, registered with timm (docs/own_parts.md).
+    """
 
     name: str = DEFAULT_BACKBONE
     pretrained: bool = False
@@ -339,9 +342,7 @@ class ClusterSection(Section):
 
 
 class TrackingSection(Section):
-    """MLflow, and other trackers. Without ``uri`` and ``MLFLOW_TRACKING_URI``, MLflow's store is a file of SQLite beside
-    the run folder.
-    """
+    """MLflow and other trackers. MLflow's store is ``uri``, else ``MLFLOW_TRACKING_URI``, else a file beside the run folder."""
 
     enabled: bool = Field(True, description="whether MLflow gets the run")
     observers: tuple[str, ...] = Field(
@@ -351,7 +352,8 @@ class TrackingSection(Section):
     experiment: str = "sylva_ray"
     run_name: str | None = None
     detail: Literal["clients", "fleet"] = Field(
-        "fleet", description="clients: metrics of single clients, figures and adapters, too, not only a table of clients"
+        "fleet",
+        description="clients: also metrics of single clients, figures and adapters, not only a table of clients",
     )
     parent_run_id: str | None = Field(None, description="MLflow run of which this run is a child")
     tags: dict[str, Lines] = Field({}, description="additional tags of the MLflow run")

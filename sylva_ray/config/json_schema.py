@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, TypeAlias
 
+from pydantic import TypeAdapter
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 
 from sylva_ray.attacks.registry import ATTACKS
 from sylva_ray.config.experiment import ALL_LINEAR, ExperimentConfig
 from sylva_ray.core.bounds import MAX_FLOAT, MAX_INT, MAX_TEXT
-from sylva_ray.core.sections import Section, parse_fraction, parse_size
+from sylva_ray.core.sections import OwnName, Section, parse_fraction, parse_size
 
 Schema: TypeAlias = dict[str, Any]
 
@@ -38,7 +39,10 @@ def experiment_schema() -> Schema:
         definitions |= part.pop("$defs", {})
         part.setdefault("required", ["name"] if name != "pgd" else [])
         definitions[f"attack_{name}"] = part
-    definitions["Attack"] = {"anyOf": [{"$ref": f"#/$defs/attack_{name}"} for name in sorted(ATTACKS)]}
+    own = {"type": "object", "properties": {"name": TypeAdapter(OwnName).json_schema()}, "required": ["name"]}
+    definitions["attack_of_your_own"] = own | {"description": "an attack of your own; its class has its settings"}
+    names = [*sorted(ATTACKS), "of_your_own"]
+    definitions["Attack"] = {"anyOf": [{"$ref": f"#/$defs/attack_{name}"} for name in names]}
     modules = definitions["LoraSection"]["properties"]["target_modules"]
     definitions["LoraSection"]["properties"]["target_modules"] = {
         key: modules.pop(key) for key in ("default", "description")

@@ -170,7 +170,7 @@ class AttackSpec:
     """An evasion attack in the pixel space [0, 1].
 
     Attributes:
-        name: a key of `sylva_ray.attacks.base.ATTACKS`.
+        name: a key of `sylva_ray.attacks.base.ATTACKS`, or ``package.module:Class``.
         epsilon: the budget: in pixel units (8/255, not 8) for the norm linf, the Euclidean norm of the perturbation for
             l2, the number of changed pixels for l0; infinite: search for the nearest adversarial image.
         steps: gradient steps, or queries.
@@ -201,8 +201,9 @@ class AttackSpec:
         """A short, unique name, used as key of metrics.
 
         ``pgd20-eps4`` has 20 steps at epsilon 4/255; ``pgd50x5-margin-l2-eps0.5`` has 50 steps, 5 restarts, the margin
-        as loss, and an L2 ball of radius 0.5.
+        as loss, and an L2 ball of radius 0.5. The label of an own attack begins with the name of its class.
         """
+        name = self.name.rpartition(":")[2]
         steps = "" if self.name in ATTACKS_WITHOUT_STEPS else str(self.steps)
         restarts = f"x{self.restarts}" if self.restarts > 1 else ""
         loss = "" if self.loss == "ce" else f"-{self.loss}"
@@ -210,4 +211,4 @@ class AttackSpec:
         options = "".join(f"-{key}{value:g}" for key, value in self.options)
         scale = 255 if self.norm == "linf" else 1
         budget = "" if self.epsilon == float("inf") else f"-eps{self.epsilon * scale:.4g}"
-        return f"{self.name}{steps}{restarts}{loss}{norm}{options}{budget}"
+        return f"{name}{steps}{restarts}{loss}{norm}{options}{budget}"

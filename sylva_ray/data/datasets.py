@@ -21,7 +21,7 @@ from sylva_ray.core.seeding import numpy_generator
 from sylva_ray.core.text import one_line
 from sylva_ray.core.types import Split
 from sylva_ray.data.folders import read_folder
-from sylva_ray.data.own import GROUP, read_own
+from sylva_ray.data.own import GROUP, is_added, read_own
 from sylva_ray.data.published import PUBLISHED, TORCHVISION, read_digits, read_torchvision
 from sylva_ray.data.sources import Source, Sources, missing_class_notices, rows_by_class
 
@@ -221,10 +221,11 @@ def _read(section: DatasetSection) -> Sources:
 
         return read_parquet(_existing(section.name, path), section.label, section.image)
     is_own = ":" in section.name and kind != "digits" and kind not in TORCHVISION
-    if is_own or section.name in entry_points_of(GROUP):
+    if is_own or is_added(section.name) or section.name in entry_points_of(GROUP):
         return read_own(section.name)
     known = ", ".join(("digits", *TORCHVISION, "imagefolder:PATH", "parquet:PATH", "package.module:function"))
-    raise UserError("dataset.name", section.name, f"unknown data set; known are {known}")
+    fix = f"unknown data set; known are {known}, and those that sylva_ray.add_dataset was called with in this process"
+    raise UserError("dataset.name", section.name, fix)
 
 
 def _existing(name: str, path: str) -> Path:

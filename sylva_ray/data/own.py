@@ -1,4 +1,4 @@
-"""Data sets of the user's own: a function ``package.module:function`` that returns a training half and a test half.
+"""Data sets of the user's own: two halves, or a function ``package.module:function`` that returns them.
 
 A half is a `torch.utils.data.Dataset` of pairs (image, label), or a `datasets.Dataset` of Hugging Face with the columns
 ``image`` and ``label``. Neither library is imported here: an object is told by what it can do.
@@ -6,6 +6,7 @@ A half is a `torch.utils.data.Dataset` of pairs (image, label), or a `datasets.D
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -23,15 +24,33 @@ IMAGE_COLUMNS, LABEL_COLUMNS = ("image", "img"), ("label", "labels", "fine_label
 """Columns of Hugging Face's data sets that hold images and labels."""
 
 
+_added: dict[str, tuple[object, object]] = {}
+
+
+def add_dataset(name: str, train: object, test: object) -> None:
+    """See `sylva_ray.add_dataset`."""
+    if not re.fullmatch(r"[A-Za-z][\w-]*", name):
+        raise UserError("dataset.name", name, "must consist of letters, digits, _ and -, and begin with a letter")
+    sources_of(name, (train, test))
+    _added[name] = (train, test)
+
+
+def is_added(name: str) -> bool:
+    """Return whether `add_dataset` was called with a name in this process."""
+    return name in _added
+
+
 def read_own(name: str) -> Sources:
-    """Call the user's function and wrap what it returns.
+    """Wrap what `add_dataset` was given, or what the user's function returns.
 
     Args:
-        name: ``package.module:function``, or the name of an entry point.
+        name: of an added data set, ``package.module:function``, or the name of an entry point.
 
     Raises:
         UserError: the function cannot be imported or fails, or does not return two halves.
     """
+    if name in _added:
+        return sources_of(name, _added[name])
     function = load_own("dataset.name", name, GROUP)
     if not callable(function):
         raise UserError("dataset.name", name, "must be a function that returns a training half and a test half")

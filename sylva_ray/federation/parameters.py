@@ -8,7 +8,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from sylva_ray.aggregation.robust import COORDINATE_RULES
-from sylva_ray.core.sections import Count, Section, conflict
+from sylva_ray.core.sections import Count, OwnName, Section, conflict
 
 Sharing = Literal["neighbours", "global", "local"]
 
@@ -16,17 +16,20 @@ Sharing = Literal["neighbours", "global", "local"]
 class RobustParameters(Section):
     """Robust aggregation, which tolerates Byzantine clients: a rule replaces the mean within each neighbourhood."""
 
-    rule: Literal[
-        "mean",
-        "coordinate_median",
-        "trimmed_mean",
-        "krum",
-        "multi_krum",
-        "geometric_median",
-        "centred_clipping",
-        "self_centred_clipping",
-        "norm_clipping",
-    ] = "mean"
+    rule: (
+        Literal[
+            "mean",
+            "coordinate_median",
+            "trimmed_mean",
+            "krum",
+            "multi_krum",
+            "geometric_median",
+            "centred_clipping",
+            "self_centred_clipping",
+            "norm_clipping",
+        ]
+        | OwnName
+    ) = Field("mean", description="one of your own: package.module:function")
     assumed_fraction: float | None = Field(
         None, ge=0, lt=1, description="malicious clients that the rule assumes; None: byzantine.fraction"
     )

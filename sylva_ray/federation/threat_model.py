@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from sylva_ray.attacks.registry import ATTACKS
+from sylva_ray.attacks.registry import find_attack
 from sylva_ray.config.resolved import ResolvedConfig
 from sylva_ray.core.records import StageRecord
 from sylva_ray.core.types import AttackSpec
@@ -38,7 +38,7 @@ def threat_model(config: ResolvedConfig, attacks: Sequence[AttackSpec]) -> dict[
     used = {spec.norm for spec in attacks} or {"linf"}
     norms = ", ".join(words for norm, words in NORMS.items() if norm in used)
     labels = ", ".join(spec.label for spec in attacks)
-    black_box = sorted({spec.name for spec in attacks if ATTACKS[spec.name].black_box})
+    black_box = sorted({spec.name for spec in attacks if find_attack(spec.name).black_box})
     box = f"white box ({' and '.join(black_box)}: answers only)" if black_box else "white box"
     return {
         "norm": f"{norms}, in [0, 1] pixel space at the data set's native size",

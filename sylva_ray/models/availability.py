@@ -39,7 +39,7 @@ def check_available(section: BackboneSection, key: str = "backbone") -> None:
         if section.pretrained:
             fix = f"{section.name} ships with this package: leave it false"
             raise UserError(f"{key}.pretrained", True, fix)
-    elif not _may_be_in_timm(section.name.split(".")[0]):
+    elif ":" not in section.name and not _may_be_in_timm(section.name.split(".")[0]):
         raise unknown_model(f"{key}.name", section.name, _registered())
     if section.checkpoint is not None:
         check_safetensors(local_path(f"{key}.checkpoint", section.checkpoint), f"{key}.checkpoint")

@@ -23,6 +23,7 @@ from torch import nn
 from sylva_ray.config.experiment import BackboneSection
 from sylva_ray.core.errors import UserError, reason_of
 from sylva_ray.core.locations import local_path
+from sylva_ray.core.own_code import load_attribute
 from sylva_ray.core.types import stack_digest
 from sylva_ray.models.availability import check_available, check_safetensors, unknown_model
 from sylva_ray.models.patches import project_patches
@@ -147,6 +148,22 @@ def create_backbone(
     return backbone.eval()
 
 
+def own_model(name: str) -> str:
+    """Import the module of a model of the user's own, which registers it with timm, and return timm's name of it.
+
+    Args:
+        name: ``package.module:function``, a function decorated with ``timm.models.register_model``.
+
+    Raises:
+        UserError: it cannot be imported, or is not registered.
+    """
+    load_attribute("backbone.name", name)
+    model_name = name.partition(":")[2]
+    if not timm.is_model(model_name):
+        raise UserError("backbone.name", name, "must be a function decorated with timm.models.register_model")
+    return model_name
+
+
 def checkpoint_classes(section: BackboneSection) -> int | None:
     """Return the number of classes of the backbone's own weights, or None if they include no trained head.
 
@@ -154,7 +171,8 @@ def checkpoint_classes(section: BackboneSection) -> int | None:
         UserError: the checkpoint cannot be read.
     """
     if section.checkpoint is None and section.name not in SHIPPED:
-        known = timm.get_pretrained_cfg_value(section.name, "num_classes") if section.pretrained else None
+        name = own_model(section.name) if ":" in section.name else section.name
+        known = timm.get_pretrained_cfg_value(name, "num_classes") if section.pretrained else None
         return int(known) if known else None
     checkpoint = section.checkpoint
     path = SHIPPED[section.name].checkpoint if checkpoint is None else local_path("backbone.checkpoint", checkpoint)
@@ -200,6 +218,8 @@ def _architecture(section: BackboneSection, num_classes: int, pretrained: bool) 
         arguments = dict(architecture.arguments)
         overlay = {"input_size": (3, arguments["img_size"], arguments["img_size"])}
         arguments["pretrained_cfg_overlay"] = overlay | {"mean": architecture.mean, "std": architecture.std}
+    elif ":" in section.name:
+        arguments = {"model_name": own_model(section.name)}
     elif timm.is_model(section.name.split(".")[0]):
         arguments = {"model_name": section.name}
     else:

@@ -76,8 +76,9 @@ def export_clients(
     backbone = create_backbone(config.backbone, len(class_names), weights)
     has_adapters = any(name.endswith(".lora_A") for name in states[0])
     has_base = has_adapters and not (config.backbone.pretrained and config.backbone.checkpoint is None)
+    own = config.backbone.name.partition(":")[0] if ":" in config.backbone.name else None
     folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / SCRIPT, load_script(backbone, class_names, has_adapters, has_base))
+    write_atomically(folder / SCRIPT, load_script(backbone, class_names, has_adapters, has_base, own))
     if has_base:
         write_atomically(folder / BASE, base_file(backbone))
     layout, arrays = adapter_layout(backbone, config.lora) if has_adapters else None, backbone_arrays(backbone)

@@ -31,6 +31,10 @@ from peft import PeftModel
 {% endif %}
 from PIL import Image
 from safetensors.torch import load_file
+{% if own_module %}
+
+import {{ own_module }}  # registers the model with timm
+{% endif %}
 
 HERE = Path(__file__).resolve().parent
 CLASSES = {{ classes }}
@@ -77,7 +81,9 @@ if __name__ == "__main__":
 '''
 
 
-def load_script(backbone: Backbone, classes: Sequence[str], adapters: bool, has_base: bool) -> str:
+def load_script(
+    backbone: Backbone, classes: Sequence[str], adapters: bool, has_base: bool, own_module: str | None = None
+) -> str:
     """Return the text of `SCRIPT`.
 
     Args:
@@ -85,6 +91,7 @@ def load_script(backbone: Backbone, classes: Sequence[str], adapters: bool, has_
         classes: names of the classes, in the order of the logits.
         adapters: whether clients are adapters; otherwise they are whole models.
         has_base: whether `BASE` lies beside the script; otherwise timm gets the weights by name.
+        own_module: the module that registers the model with timm, for a model of the user's own.
     """
     from jinja2 import Environment, StrictUndefined  # the start of a run need not wait for it
 
@@ -93,6 +100,7 @@ def load_script(backbone: Backbone, classes: Sequence[str], adapters: bool, has_
     return environment.from_string(TEMPLATE).render(
         adapters=adapters,
         has_base=has_base,
+        own_module=own_module,
         base=BASE,
         head=backbone.head_name,
         classes=repr(list(classes)),

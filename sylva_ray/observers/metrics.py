@@ -62,7 +62,8 @@ def summary_metrics(summary: Summary) -> dict[str, float]:
     values["num_collapsed"] = sum(bool(client.collapsed) for client in summary.clients)
     if summary.layer_game is not None:
         values["layer_game/coalitions_evaluated"] = summary.layer_game.coalitions_evaluated
-        values |= _fleet("layer_game/selected_layers", {c: sum(chosen) for c, chosen in enumerate(summary.layer_game.selected)})
+        selected = {client: sum(chosen) for client, chosen in enumerate(summary.layer_game.selected)}
+        values |= _fleet("layer_game/selected_layers", selected)
     return _numbers(values)
 
 

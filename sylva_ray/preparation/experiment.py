@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from sylva_ray.aggregation.neighbours import neighbourhood_size
-from sylva_ray.aggregation.robust import assumed_byzantine, min_clients
+from sylva_ray.aggregation.robust import assumed_byzantine, check_rule, min_clients
 from sylva_ray.algorithms.registry import create_algorithm
 from sylva_ray.config.experiment import BackboneSection, ExperimentConfig
 from sylva_ray.config.resolved import ResolvedConfig
@@ -83,6 +83,7 @@ def prepare(config: ExperimentConfig, folder: RunFolder | None = None, measure: 
     if folder is not None and folder.config_file.exists():
         config = with_choices_of(config, folder.load_config())
     algorithm = create_algorithm(config.algorithm)
+    check_rule(algorithm.parameters.robust.rule)
     check_byzantine(config, algorithm)
     check_observers(config.tracking.observers)
     if config.cluster.address is None:

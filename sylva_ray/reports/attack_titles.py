@@ -9,6 +9,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from sylva_ray.attacks.registry import attack_title
 from sylva_ray.config.attacks import EvaluationAttack
+from sylva_ray.core.errors import UserError
 from sylva_ray.core.types import AttackSpec
 from sylva_ray.core.yaml import YamlError, parse_yaml
 from sylva_ray.metrics.checks import UNBOUNDED
@@ -32,7 +33,7 @@ def specs_from_config(config: Any) -> tuple[AttackSpec, ...]:
     """
     try:
         return tuple(attack.spec() for attack in _ATTACKS.validate_python(config["evaluation"]["attacks"]))
-    except (KeyError, TypeError, ValidationError):
+    except (KeyError, TypeError, ValidationError, UserError):  # UserError: an own attack that is not imported here
         return ()
 
 

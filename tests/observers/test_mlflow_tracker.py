@@ -135,7 +135,8 @@ def test_a_real_run_arrives_whole(folder: Path, tiny_config: ExperimentConfig) -
     assert [row[column] for row in table["data"]] == expected_column
     assert f"Benign accuracy {100 * final:.1f} %" in run.data.tags["mlflow.note.content"]
     (given,) = run.inputs.dataset_inputs
-    assert given.dataset.name == "digits" and len(given.dataset.digest) == 36
+    assert given.dataset.name == "digits"
+    assert len(given.dataset.digest) == 36
 
     before = (run.info.end_time, run.data.tags)
     run_prepared(prepared, RunFolder(folder / "run"), True, Observer())

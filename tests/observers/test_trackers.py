@@ -39,7 +39,7 @@ class Failing(Tracker):
     """Cannot send anything."""
 
     def log(self, values: Mapping[str, float], step: int) -> None:
-        raise ConnectionError("no network")
+        raise ConnectionError(f"no network for {len(values)} values of step {step}")
 
 
 @pytest.fixture(autouse=True)
@@ -105,7 +105,7 @@ def test_a_wrong_name_is_one_line(name: str, says: str) -> None:
 
 
 def test_a_package_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tracker, "find_spec", lambda name: None)
+    monkeypatch.setattr(tracker, "find_spec", lambda _: None)
     with pytest.raises(UserError, match=r"pip install 'sylva_ray\[wandb\]'"):
         check_observers(["wandb"])
 

@@ -406,7 +406,9 @@ class MlflowStore:
         if inputs is not None:
             digest = hashlib.sha256(repr(sorted(inputs.data.items())).encode()).hexdigest()[:MAX_DIGEST_LENGTH]
             dataset = Dataset(self.config.dataset.name, digest, "sylva_ray", self.config.dataset.model_dump_json())
-            self._call(client.log_inputs, run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])])
+            self._call(
+                client.log_inputs, run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])]
+            )
 
     def _log_params(self, client: Any, logged: Collection[str]) -> None:
         """Log the parameters that are not in ``logged``.

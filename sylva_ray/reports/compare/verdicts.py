@@ -9,9 +9,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from sylva_ray.attacks.base import ATTACKS, epsilon_text
+from sylva_ray.attacks.base import epsilon_text
 from sylva_ray.attacks.registry import attack_title
-from sylva_ray.core.types import AttackSpec
+from sylva_ray.core.types import ATTACKS_WITHOUT_STEPS, AttackSpec
 from sylva_ray.metrics.pareto import dominators
 from sylva_ray.metrics.seeds import SeedMean
 from sylva_ray.reports.compare.rows import STATISTICS, Row, differing_keys, fleets, same_fleet, short_key
@@ -69,7 +69,7 @@ def _strength(spec: AttackSpec | None) -> tuple[float, int]:
     """Return epsilon and number of steps; an attack without a budget is as weak as an undefined one."""
     if spec is None or math.isinf(spec.epsilon):
         return -1.0, 0
-    steps = spec.steps if ATTACKS[spec.name].counts_steps else 1
+    steps = 1 if spec.name in ATTACKS_WITHOUT_STEPS else spec.steps
     return float(epsilon_text(spec)), steps * spec.restarts
 
 
