@@ -26,5 +26,5 @@ def vit_pico(pretrained: bool = False, **settings: Any) -> nn.Module:
     given = {name: settings[name] for name in names if name in settings}
     model = VisionTransformer(**{"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 3, "num_heads": 3, **given})
     side = model.patch_embed.img_size[0]
-    model.pretrained_cfg = {"input_size": (3, side, side), "mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
+    vars(model)["pretrained_cfg"] = {"input_size": (3, side, side), "mean": (0.5,) * 3, "std": (0.5,) * 3}
     return model

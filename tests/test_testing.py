@@ -214,6 +214,11 @@ def test_the_other_examples_keep_their_contracts() -> None:
     testing.check_rule("examples.own_rule:drop_long", imports=[ROOT])
 
 
+def forget(module: str) -> None:
+    """Make a module one that no code of this process has imported."""
+    sys.modules.pop(module, None)
+
+
 def test_a_run_of_nothing_but_own_parts_and_what_it_leaves(tmp_path: Path) -> None:
     config = testing.TINY | {
         "algorithm": {"name": "fedavg_at_ft", "model": "lora", "robust": {"rule": "examples.own_rule:drop_long"}},
@@ -230,8 +235,11 @@ def test_a_run_of_nothing_but_own_parts_and_what_it_leaves(tmp_path: Path) -> No
     label = "SignMomentum2-eps4"
     assert summary.final.robust_accuracy[label].mean <= summary.final.benign_accuracy.mean
     assert f"final/robust_accuracy/{label}/mean" in (tmp_path / "run" / "metrics.csv").read_text()
+    forget("examples.own_attack")
+    assert label in sylva_ray.load_run(tmp_path / "run").config.evaluation.specs[0].label, "needs no code"
+    sylva_ray.report(tmp_path / "run")
     with pytest.raises(UserError, match="--import"):
-        sylva_ray.evaluate(tmp_path / "run", attacks=["examples.own_attack:Missing:steps=1"])
+        sylva_ray.evaluate(tmp_path / "run", attacks=["examples.own_attack:SignMomentum:steps=1"])
     found = sylva_ray.evaluate(
         tmp_path / "run", attacks=["examples.own_attack:SignMomentum:steps=3"], imports=[ROOT], show="nothing"
     )

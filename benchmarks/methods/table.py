@@ -148,7 +148,7 @@ def bullets(lines: Sequence[str]) -> str:
 
 def search_table(found: Mapping[str, SearchResult]) -> str:
     """Write every candidate with its two accuracies, the chosen one in bold."""
-    lines = ["| method | candidates: class-balanced benign + PGD-10 accuracy on held-out images, % |", "|---|---|"]
+    lines = ["| method | candidates: class-balanced benign + PGD-5 accuracy on held-out images, % |", "|---|---|"]
     for method, result in found.items():
         cells = []
         for candidate in result.candidates:

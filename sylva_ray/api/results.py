@@ -77,7 +77,8 @@ def evaluate(  # noqa: PLR0913  # a keyword for each option of the command
 
     out = None if out is None else output_path("--out", out, "file")
     budget = None if epsilon is None else str(epsilon)
-    check_options(attacks, suite, budget, certify)
+    with importing_from(imports):
+        check_options(attacks, suite, budget, certify)
 
     from sylva_ray.evaluation.run import prepare_evaluation, run_evaluation
     from sylva_ray.reports.console import create_console, print_lines, wrapped

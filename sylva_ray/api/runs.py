@@ -58,12 +58,15 @@ class LoadedRun:
     evaluation: Evaluation | None
 
 
-def load_config(config: Config, overrides: Sequence[str] = ()) -> ExperimentConfig:
+def load_config(
+    config: Config, overrides: Sequence[str] = (), *, imports: Sequence[str | Path] = ()
+) -> ExperimentConfig:
     """Read and check an experiment.
 
     Args:
         config: see `Config`.
         overrides: ``KEY=VALUE`` with dotted keys, e.g. ``training.rounds=5``.
+        imports: directories of your own attacks' code.
 
     Returns:
         The checked configuration.
@@ -72,6 +75,11 @@ def load_config(config: Config, overrides: Sequence[str] = ()) -> ExperimentConf
         UserError: a missing file, an unknown key, a value out of range.
     """
     check_texts("overrides", overrides)
+    with importing_from(imports):
+        return _load_config(config, overrides)
+
+
+def _load_config(config: Config, overrides: Sequence[str]) -> ExperimentConfig:
     if isinstance(config, ExperimentConfig):
         return build(ExperimentConfig, overridden(config.model_dump(mode="json"), overrides)) if overrides else config
     if isinstance(config, Mapping):
@@ -139,8 +147,8 @@ def run(
         RunError: it failed while running; `resume` continues it.
     """
     check_show(show, log_format)
-    experiment = load_config(config, overrides)
     with importing_from(imports):
+        experiment = load_config(config, overrides)
         where = _new_folder(experiment.name) if out is None else run_location("--out", out)
         return _run_in_folder(where, experiment, (), "start", Output(show, log_format), observer=observer)
 
@@ -180,8 +188,8 @@ def resume(
     """
     check_show(show, log_format)
     check_texts("overrides", overrides)
-    experiment = None if config is None else load_config(config, overrides)
     with importing_from(imports):
+        experiment = None if config is None else load_config(config, overrides)
         output = Output(show, log_format)
         where = run_location("RUN", run)
         return _run_in_folder(where, experiment, overrides, "resume", output, allow_changed, observer)

@@ -165,10 +165,10 @@ def dry_run(config: Config, overrides: Sequence[str] = (), *, imports: Sequence[
     from sylva_ray.provisioning.forecast_lines import planned_config, run_lines
     from sylva_ray.provisioning.placement import check_resources, this_machine
 
-    experiment = load_config(config, overrides)
-    if experiment.cluster.address is None and experiment.cluster.pool == "ray":
-        check_resources(experiment.cluster, [this_machine()])
     with importing_from(imports):
+        experiment = load_config(config, overrides)
+        if experiment.cluster.address is None and experiment.cluster.pool == "ray":
+            check_resources(experiment.cluster, [this_machine()])
         found = forecast(experiment)
         lines = run_lines(found)
     return [*planned_config(found).to_yaml().splitlines(), "", *lines]

@@ -1,6 +1,6 @@
 """Evaluation attacks in a configuration (``evaluation.attacks``) and on the command line (``--attack NAME:k=v,...``).
 
-Every attack has its own settings, see `sylva_ray.attacks.base.Attack`.
+Every attack has its own settings, see `sylva_ray.attacks.base.Attack`; `OwnAttack` holds those of the user's own.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from functools import cache, reduce
 from operator import or_
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field, SerializeAsAny, TypeAdapter
+from pydantic import BeforeValidator, ConfigDict, Field, SerializeAsAny, TypeAdapter, model_validator
 
 from sylva_ray.attacks.base import Attack
 from sylva_ray.attacks.pgd import PgdAttack
@@ -22,14 +22,48 @@ from sylva_ray.core.text import split_assignment
 from sylva_ray.core.types import AttackSpec
 
 
+class OwnAttack(Attack):
+    """An attack of the user's own, ``package.module:Class``.
+
+    Its settings stay as they were written, and ``resolved`` is what its class made of them. So the configuration of a
+    run can be read where the class cannot be imported, and only an attack itself runs code that is not ours.
+
+    Attributes:
+        resolved: the attack as workers get it.
+    """
+
+    model_config = ConfigDict(extra="allow")
+
+    resolved: AttackSpec
+
+    @model_validator(mode="before")
+    @classmethod
+    def _resolve(cls, raw: Any) -> Any:
+        key = "evaluation.attacks"
+        settings = {name: value for name, value in raw.items() if name != "resolved"}
+        try:
+            attack = find_attack(settings["name"], key)
+        except UserError:
+            if raw.get("resolved") is None:
+                raise
+            return raw
+        return settings | {"resolved": build(attack, settings, key).spec()}
+
+    def spec(self) -> AttackSpec:
+        """See `Attack.spec`."""
+        return self.resolved
+
+
 def _by_name(value: Any) -> Any:
     """Build the attack that a mapping names; the default is PGD."""
+    if isinstance(value, Attack) and not isinstance(value, OwnAttack):
+        value = value if value.name in ATTACKS else value.model_dump()
     if isinstance(value, dict):
         value = {"name": PgdAttack.default("name"), **value}
         name = value["name"]
         if isinstance(name, str) and name not in ATTACKS and (":" in name or name in entry_points_of(GROUP)):
-            return find_attack(name).model_validate(value)
-    if isinstance(value, Attack) and value.name not in ATTACKS:
+            return OwnAttack.model_validate(value)
+    if isinstance(value, OwnAttack):
         return value
     return _any_of(tuple(ATTACKS[name] for name in sorted(ATTACKS))).validate_python(value)
 

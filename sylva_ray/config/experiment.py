@@ -342,7 +342,7 @@ class ClusterSection(Section):
 
 
 class TrackingSection(Section):
-    """MLflow and other trackers. MLflow's store is ``uri``, else ``MLFLOW_TRACKING_URI``, else a file beside the run folder."""
+    """Trackers. Without ``uri`` and ``MLFLOW_TRACKING_URI``, MLflow has a file beside the run folder."""
 
     enabled: bool = Field(True, description="whether MLflow gets the run")
     observers: tuple[str, ...] = Field(

@@ -111,6 +111,9 @@ def _to_user_error(schema: type[BaseModel], raw: Any, error: ValidationError, pr
     named = [str(part) for part, is_key in parts if is_key]
     key = ".".join([prefix, *named] if prefix else named) or "config"
     value, kind = problem["input"], problem["type"]
+    cause = problem.get("ctx", {}).get("error")
+    if isinstance(cause, UserError):  # a section that a class of the user's own checked
+        return cause
     if kind == "extra_forbidden":
         allowed = list(section.model_fields) if section else []
         name, colon, rest = named[-1].partition(":")

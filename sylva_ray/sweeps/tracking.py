@@ -49,14 +49,12 @@ class TrialTracking:
     Attributes:
         experiment: the experiment in MLflow.
         tags: on every trial, beside its own.
-        detail: see `TrackingSection`.
         uri: the store; None: as the space says, which may be the environment.
         parent_run_id: the sweep's own run; None if it could not be made.
     """
 
     experiment: str
     tags: dict[str, str]
-    detail: str
     uri: str | None = None
     parent_run_id: str | None = None
 
@@ -66,7 +64,6 @@ class TrialTracking:
         return config.tracking.model_copy(
             update={
                 "experiment": self.experiment,
-                "detail": self.detail,
                 "uri": self.uri or config.tracking.uri,
                 "parent_run_id": self.parent_run_id,
                 "run_name": f"{point_label(trial.values)}, seed {trial.seed}",
@@ -98,7 +95,6 @@ class SweepTracking:
         self.trials = TrialTracking(
             experiment=section.experiment if "experiment" in given else space.name,
             tags={SWEEP_NAME_TAG: folder.root.name},
-            detail=section.detail if "detail" in given else "fleet",
             uri=self.uri if self.uri.startswith("sqlite:///") else None,  # beside the sweep, not beside the trials
         )
         self._run_id: str | None = None
@@ -186,10 +182,10 @@ def trial_config(
 
 def _numbers(sweep: Sweep) -> dict[str, float]:
     """Return the metrics of the parent run."""
-    numbers = {f"trials.{state}": float(sweep.counts.get(state, 0)) for state in STATES}
+    numbers = {f"trials/{state}": float(sweep.counts.get(state, 0)) for state in STATES}
     numbers["busy_share"] = sweep.busy_share
     for point in sweep.chosen[:1]:
-        numbers |= {f"best.{name}": value.mean for name, value in point.metrics.items()}
+        numbers |= {f"best/{name}": value.mean for name, value in point.metrics.items()}
     return numbers
 
 

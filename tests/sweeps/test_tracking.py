@@ -93,9 +93,9 @@ def test_trials_stand_under_the_sweep_and_seeds_share_their_point(runs: Path) ->
     assert len(names) == 8
     statuses = sorted(run.info.status for run in children)
     assert statuses == ["FINISHED"] * 7 + ["KILLED"]
-    assert parent.data.metrics["trials.finished"] == 7
-    assert parent.data.metrics["trials.pruned"] == 1
-    assert parent.data.metrics["best.robust_accuracy"] == pytest.approx(sweep.points[0].metrics["robust_accuracy"].mean)
+    assert parent.data.metrics["trials/finished"] == 7
+    assert parent.data.metrics["trials/pruned"] == 1
+    assert parent.data.metrics["best/robust_accuracy"] == pytest.approx(sweep.points[0].metrics["robust_accuracy"].mean)
     assert sweep.points[0].label in parent.data.tags["mlflow.note.content"]
     assert "sweep.json" in {file.path for file in client.list_artifacts(parent.info.run_id)}
 
@@ -169,12 +169,12 @@ def test_every_trial_computes_as_the_sweep_chose_where_its_space_leaves_it_open(
         }
     )
     for trial in planned_trials(space):
-        config = trial_config(space, trial, TrialTracking("toy", {}, "fleet"), chosen)
+        config = trial_config(space, trial, TrialTracking("toy", {}), chosen)
         assert (config.training.precision, config.training.attention) == ("bfloat16", kernels)
         assert config.evaluation.precision == "bfloat16"
         assert config.training.cohort_size != 7, "that depends on the trial's own clients"
     pinned = space.model_copy(update={"experiment": {**space.experiment, "training": {"precision": "float32"}}})
     assert (
-        trial_config(pinned, planned_trials(pinned)[0], TrialTracking("toy", {}, "fleet"), chosen).training.precision
+        trial_config(pinned, planned_trials(pinned)[0], TrialTracking("toy", {}), chosen).training.precision
         == "float32"
     )
