@@ -212,10 +212,12 @@ def _run_in_folder(
         with working_on(console, f"preparing {mask_value(where)}", quiet=not output.has_bars):
             from sylva_ray.federation.observer import Guarded, Observers
             from sylva_ray.observers.mlflow.tracker import tracking_uri
+            from sylva_ray.observers.tracker import check_observers
             from sylva_ray.preparation.experiment import prepare
 
             folder.check_claim(None, purpose == "resume")
             experiment = experiment or folder.load_config(overrides)
+            check_observers(experiment.tracking.observers)
             finished = _finished(folder, experiment) if purpose == "resume" else None
             prepared = prepare(experiment, folder) if finished is None else None
         if prepared is None:

@@ -26,6 +26,7 @@ class Attack(Section):
 
         class OneStepBack(LinfAttack):
             display_name: ClassVar[str] = "one step back"
+            counts_steps: ClassVar[bool] = False
             black_box: ClassVar[bool] = True
 
             def spec(self) -> AttackSpec:

@@ -5,21 +5,58 @@ Every attack has its own settings, see `sylva_ray.attacks.base.Attack`; `OwnAtta
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from dataclasses import asdict
 from functools import cache, reduce
 from operator import or_
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field, SerializeAsAny, TypeAdapter, model_validator
 
-from sylva_ray.attacks.base import Attack
+from sylva_ray.attacks.base import INFINITE, Attack
 from sylva_ray.attacks.pgd import PgdAttack
 from sylva_ray.attacks.registry import ATTACKS, GROUP, find_attack
 from sylva_ray.config.schema import build, parse_value
+from sylva_ray.core.bounds import MAX_COUNT
 from sylva_ray.core.errors import UserError
 from sylva_ray.core.own_code import entry_points_of
+from sylva_ray.core.sections import Count, Name, OwnName, Section
 from sylva_ray.core.text import split_assignment
 from sylva_ray.core.types import AttackSpec
+
+
+class StoredSpec(Section):
+    """An `AttackSpec` in a configuration; its ``name`` is that of the attack beside it.
+
+    Attributes:
+        epsilon: None: infinite.
+        step_size: None: infinite.
+    """
+
+    epsilon: float | None = Field(ge=0)
+    steps: int = Field(ge=0, le=MAX_COUNT)
+    step_size: float | None = Field(ge=0)
+    random_start: bool
+    restarts: Count
+    loss: str
+    norm: Literal["linf", "l2", "l0"]
+    options: dict[str, float]
+
+    @classmethod
+    def of(cls, spec: AttackSpec) -> StoredSpec:
+        """Return what a configuration stores of a spec."""
+        values = {key: value for key, value in asdict(spec).items() if key != "name"}
+        finite = {key: None if value == INFINITE else value for key, value in values.items()}
+        return cls.model_validate(finite | {"options": dict(spec.options)})
+
+    def spec(self, name: str) -> AttackSpec:
+        """Return the spec of an attack of a name."""
+        epsilon, step_size = (INFINITE if value is None else value for value in (self.epsilon, self.step_size))
+        options = tuple(self.options.items())
+        return AttackSpec(
+            name, epsilon, self.steps, step_size, self.random_start, self.restarts, self.loss, self.norm, options
+        )
 
 
 class OwnAttack(Attack):
@@ -34,24 +71,28 @@ class OwnAttack(Attack):
 
     model_config = ConfigDict(extra="allow")
 
-    resolved: AttackSpec
+    name: OwnName | Name
+    resolved: StoredSpec
 
     @model_validator(mode="before")
     @classmethod
     def _resolve(cls, raw: Any) -> Any:
         key = "evaluation.attacks"
-        settings = {name: value for name, value in raw.items() if name != "resolved"}
+        name = raw.get("name") if isinstance(raw, dict) else None
+        if not (isinstance(name, str) and re.fullmatch(r"[\w.:-]{1,200}", name)):
+            return raw  # the field says what is wrong with it
+        settings = {setting: value for setting, value in raw.items() if setting != "resolved"}
         try:
-            attack = find_attack(settings["name"], key)
+            attack = find_attack(name, key)
         except UserError:
             if raw.get("resolved") is None:
                 raise
             return raw
-        return settings | {"resolved": build(attack, settings, key).spec()}
+        return settings | {"resolved": StoredSpec.of(build(attack, settings, key).spec())}
 
     def spec(self) -> AttackSpec:
         """See `Attack.spec`."""
-        return self.resolved
+        return self.resolved.spec(self.name)
 
 
 def _by_name(value: Any) -> Any:

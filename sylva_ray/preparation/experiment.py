@@ -24,7 +24,6 @@ from sylva_ray.federation.client.worker import AUXILIARY, CohortWorker, cohort_m
 from sylva_ray.federation.contract import Algorithm, stages_of_run
 from sylva_ray.models.availability import check_available
 from sylva_ray.models.cohort import CohortModel
-from sylva_ray.observers.tracker import check_observers
 from sylva_ray.preparation.memory import plan_windows
 from sylva_ray.preparation.resolve import check_device, kernels_of, measure_choices, resolve_config
 from sylva_ray.storage.run_folder import RunFolder
@@ -85,7 +84,6 @@ def prepare(config: ExperimentConfig, folder: RunFolder | None = None, measure: 
     algorithm = create_algorithm(config.algorithm)
     check_rule(algorithm.parameters.robust.rule)
     check_byzantine(config, algorithm)
-    check_observers(config.tracking.observers)
     if config.cluster.address is None:
         check_device(config.training.device)
     check_available(config.backbone)

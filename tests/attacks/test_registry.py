@@ -126,7 +126,7 @@ def test_it_attacks(toy: type[LinfAttack]) -> None:
     [
         (
             {"name": "darker", "trys": 3},
-            r"evaluation.attacks.0.trys.*did you mean 'tries'\? Available: epsilon, name, tries",
+            r"evaluation.attacks.0.trys.*did you mean 'tries'\? Available: name, epsilon, tries",
         ),
         ({"name": "darkr"}, r"evaluation.attacks.0.name = 'darkr'.*did you mean 'darker'\?"),
         ({"name": "darker", "power": 0}, "evaluation.attacks.0.power = 0: must be greater than 0"),
@@ -150,29 +150,30 @@ def test_a_name_is_registered_once(toy: type[LinfAttack]) -> None:
 
 FILE = """
 from typing import Any, ClassVar, Literal
-from sylva_ray.attacks.base import LinfAttack, register
+from sylva_ray.attacks.base import LinfAttack
 from sylva_ray.attacks.state import AttackState
 from sylva_ray.core.seeding import ImageDraws
 from sylva_ray.core.types import AttackSpec, ClientImages
 
 """
 READER = """
-import sys, sylva_ray.attacks
-sylva_ray.attacks.__path__.append(sys.argv[1])
+import sys
 from sylva_ray.attacks.registry import attack_title
 from sylva_ray.config.attacks import parse_attack
-spec = parse_attack("one_step_back:epsilon=4/255")
+from sylva_ray.core.own_code import importing_from
+with importing_from([sys.argv[1]]):
+    spec = parse_attack("one_step_back:OneStepBack:epsilon=4/255")
 print(spec.label, attack_title(spec), sep=", ")
 """
 
 
-def test_a_file_in_the_package_is_all_that_a_new_attack_needs(tmp_path: Path) -> None:
+def test_a_file_is_all_that_a_new_attack_needs(tmp_path: Path) -> None:
     """The file is the example that the contract's docstring shows."""
     _, _, example = (Attack.__doc__ or "").partition("::\n")
-    (tmp_path / "one_step_back.py").write_text(FILE + textwrap.dedent(example.partition("    Attributes:")[0]))
+    (tmp_path / "one_step_back.py").write_text(FILE + textwrap.dedent(example.partition("    One of this package")[0]))
     command = [sys.executable, "-c", READER, str(tmp_path)]
     result = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert result.stdout == "one_step_back-eps4, one step back at epsilon 4/255\n"
+    assert result.stdout == "OneStepBack-eps4, one step back at epsilon 4/255\n"
 
 
 @pytest.mark.parametrize("name", sorted(ATTACKS))
