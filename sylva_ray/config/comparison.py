@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import NamedTuple
 
 from sylva_ray.config.experiment import ExperimentConfig
 from sylva_ray.config.schema import RawConfig, flatten
@@ -25,7 +26,24 @@ OFF = {None, str(False)}
 """Values of ``enabled`` with which a part is off; None: the version did not have it."""
 
 
-def difference(stored: ExperimentConfig, config: ExperimentConfig) -> str:
+class Difference(NamedTuple):
+    """A setting that two experiments have with different values.
+
+    Attributes:
+        key: dotted.
+        before: its value in the first, as text.
+        now: its value in the second.
+    """
+
+    key: str
+    before: str
+    now: str
+
+    def __str__(self) -> str:
+        return f"{self.key}: {self.before} there, {self.now} now"
+
+
+def difference(stored: ExperimentConfig, config: ExperimentConfig) -> Difference | None:
     """Compare two experiments.
 
     Args:
@@ -33,7 +51,7 @@ def difference(stored: ExperimentConfig, config: ExperimentConfig) -> str:
         config: the other one.
 
     Returns:
-        The first key of `result_settings` that differs, with both values; '' where there is none.
+        The first key of `result_settings` that differs; None where there is none.
     """
     before, now = flatten(result_settings(with_choices_of(stored, config))), flatten(result_settings(config))
     off = tuple(
@@ -43,5 +61,5 @@ def difference(stored: ExperimentConfig, config: ExperimentConfig) -> str:
         if key.startswith(off) and not (key in before and key in now):
             continue  # one of the two is of a version without this setting, which has no effect there
         if before.get(key) != now.get(key):
-            return f"{key}: {before.get(key, 'not set')} there, {now.get(key, 'not set')} now"
-    return ""
+            return Difference(key, before.get(key, "not set"), now.get(key, "not set"))
+    return None

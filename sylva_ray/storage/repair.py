@@ -77,10 +77,10 @@ def _restore_config(folder: RunFolder, checkpoint: Checkpoint) -> list[str]:
         place = f"{folder.checkpoints.root}/{folder_name(checkpoint.step)}"
         raise UserError("checkpoint", place, f"holds {found}, so nothing can be repaired from it; remove it")
     if stored is not None:
-        found = difference(config, stored)
-        if not found:
+        changed = difference(config, stored)
+        if not changed:
             return []
-        reason = f"differed from the checkpoint ({found})"
+        reason = f"differed from the checkpoint ({changed})"
     config, kept = _with_free_sections(config, folder)
     write_atomically(path, config.to_yaml(), durable=True)
     return [f"{path.name}: {reason}; restored from {folder_name(checkpoint.step)}, {kept}"]

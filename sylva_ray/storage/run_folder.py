@@ -132,7 +132,11 @@ class RunFolder:
         """
         found = difference(self.load_config(), config)
         if found:
-            raise UserError("--out", str(self), f"holds a run with another config ({found})")
+            fix = (
+                f"the run in {self} has another config ({found}); a run that is continued keeps its settings, but for "
+                f"cluster and tracking. A new run: sylva-ray run {self} {found.key}={found.now} --out NEW"
+            )
+            raise UserError(found.key, found.now, fix)
 
     def claim(self, config: ExperimentConfig, resume: bool, inputs: Inputs | None = None) -> None:
         """Write ``inputs.json`` and ``config.yaml`` of a new run; a run to resume must be of the same experiment.
@@ -205,7 +209,7 @@ class RunFolder:
 
     def _check_settings(self, config: ExperimentConfig, copy: RawConfig | None) -> None:
         """Compare a configuration with the copy in a checkpoint; None: it holds none."""
-        found = difference(build(ExperimentConfig, copy), config) if copy is not None else ""
+        found = difference(build(ExperimentConfig, copy), config) if copy is not None else None
         if found:
             fix = f"is not the config of the run's checkpoints ({found}); restore it with: sylva-ray repair {self}"
             raise UserError("config", str(self.config_file), fix)

@@ -364,12 +364,14 @@ class RayPool:
             RunError: that has lasted for ``cluster.startup_timeout_s``.
         """
         section, num_actors = self._section, self.num_actors
-        request = f"{section.cpus_per_actor:g} CPUs and {section.gpus_per_actor:g} GPUs"
+        gpus = f" and {section.gpus_per_actor:g} GPUs" if section.gpus_per_actor else ""
+        request = f"{section.cpus_per_actor:g} CPUs{gpus}"
         if waited_s >= section.startup_timeout_s:
             reason = f"the cluster had no room for {request} (see `ray status`)"
             raise RunError(f"no client actor started within {section.startup_timeout_s:g} s: {reason}")
         nodes = len(live_nodes())
-        present = f"the cluster has {nodes} node{'s' * (nodes != 1)} and {cluster_gpus():g} GPUs"
+        has_gpus = f" and {cluster_gpus():g} GPUs" if gpus else ""
+        present = f"the cluster has {nodes} node{'s' * (nodes != 1)}{has_gpus}"
         text = f"waiting for the first of {num_actors} actors ({request} each) for {waited_s:.0f} s; {present}"
         self._observer.on_notice(Notice(text))
 
