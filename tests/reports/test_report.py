@@ -242,3 +242,43 @@ def test_an_attack_that_no_config_defines_is_shown_by_its_label(tmp_path: Path) 
 @pytest.mark.parametrize("text", ["", "[", "a: 1", "evaluation: {attacks: 3}", "evaluation: {attacks: [{name: [1]}]}"])
 def test_a_config_without_valid_attacks_gives_the_title_of_the_unbounded_one(text: str) -> None:
     assert attack_titles_from_config(text) == {"pgd20-eps255": "PGD-20 at epsilon 255/255"}
+
+
+def large_page(folder: Path, num_clients: int = 600) -> str:
+    make_run(folder, make_config(num_clients))
+    return write_report(RunFolder(folder)).read_text()
+
+
+def test_a_large_fleet_lists_its_worst_clients_and_holds_the_others_for_a_search(tmp_path: Path) -> None:
+    page = large_page(tmp_path)
+    summary = RunFolder(tmp_path).load_summary()
+    assert summary is not None
+    found = re.search(r'<script type="application/json" id="client-data">(.*?)</script>', page)
+    assert found is not None
+    data = json.loads(found[1])
+    assert [row[0] for row in data] == list(range(600))
+    robust = next(iter(summary.final.robust_accuracy.values())).per_client
+    assert [row[9] for row in data] == [round(1000 * value) for value in robust], "before, phase 1 and 2; both kinds"
+    table = page[page.index('<table id="client-table">') : page.index('<script type="application/json"')]
+    listed = [int(number) for number in re.findall(r"<tr><td>(\d+)", table)]
+    assert len(listed) == 50
+    assert listed[0] == min(
+        range(600), key=lambda client: (robust[client], summary.final.benign_accuracy.per_client[client])
+    )
+    assert max(robust[client] for client in listed) <= min(robust[c] for c in range(600) if c not in listed)
+    assert "the mean of neighbouring clients" in page
+    assert "each curve sorted on its own" in page
+
+
+def test_the_page_grows_by_a_line_of_numbers_per_client(tmp_path: Path) -> None:
+    sizes = [len(large_page(tmp_path / str(number), number)) for number in (600, 1200)]
+    assert (sizes[1] - sizes[0]) / 600 < 80
+
+
+def test_names_in_the_data_of_a_search_cannot_end_it(tmp_path: Path) -> None:
+    make_run(tmp_path, make_config(600))
+    text = (tmp_path / "summary.json").read_text()
+    (tmp_path / "summary.json").write_text(text.replace('"head"', '"</script><b>"'))
+    page = write_report(RunFolder(tmp_path)).read_text()
+    assert "</script><b>" not in page
+    assert "\\u003c/script>" in page

@@ -18,15 +18,15 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from sylva_ray.core.records import GameRecord, StageRecord
-from sylva_ray.core.summary import Communication, RunSeconds, StageAccuracies, Summary
+from sylva_ray.core.summary import Communication, RunSeconds, Spread, StageAccuracies, Summary
 from sylva_ray.federation.stages.kinds import is_exchange, phase_of, phase_title, title_of
 from sylva_ray.federation.stages.layer_game.rankings.registry import RANKINGS
 from sylva_ray.metrics.checks import UNBOUNDED
 from sylva_ray.reports.figures.style import LIGHT, accuracy_axis, add_legend, is_narrow, new_figure, style
 from sylva_ray.reports.pages.wording import SECONDS, bytes_text
 
-MAX_LABELLED_CLIENTS, MAX_DOTTED_CLIENTS = 24, 150
-"""Greatest number of clients with a label each, and with a dot per selected layer."""
+MAX_LABELLED_CLIENTS, MAX_DOTTED_CLIENTS, MAX_SINGLE_CLIENTS = 24, 150, 500
+"""Greatest number of clients with a label each, with a dot per selected layer, and with a mark or a column each."""
 
 
 def figures(summary: Summary | None, records: Sequence[StageRecord], titles: Mapping[str, str]) -> dict[str, Figure]:
@@ -72,7 +72,8 @@ def _fleet(summary: Summary) -> Figure:
     num_classes, num_clients = counts.shape
     figure = new_figure(1.1 + 0.24 * min(num_classes, 18))
     axes, bar = figure.subplots(1, 2, width_ratios=[40, 1])
-    _heatmap(axes, counts / max(1, counts.max()))
+    shown = _joined(counts)
+    _heatmap(axes, shown / max(1, shown.max()), num_clients)
     if num_clients * num_classes <= 240 and num_clients <= (12 if is_narrow() else MAX_LABELLED_CLIENTS):
         for (row, column), count in np.ndenumerate(counts):
             axes.text(column, row, str(count), ha="center", va="center", fontsize=7.5)
@@ -81,7 +82,7 @@ def _fleet(summary: Summary) -> Figure:
         axes.set_yticks(range(num_classes), names)
     axes.set_ylabel("class")
     _client_axis(axes, num_clients)
-    _scale(bar, 0, counts.max(), "training images")
+    _scale(bar, 0, round(shown.max()), "training images")
     return figure
 
 
@@ -138,7 +139,10 @@ def _step_axis(axes: Axes, records: Sequence[StageRecord]) -> None:
 
 
 def _clients(summary: Summary, before: StageAccuracies, titles: Mapping[str, str]) -> Figure:
-    """Draw the accuracies of every client before and after the defence, joined by a vertical line."""
+    """Draw the accuracies of the clients before and after the defence.
+
+    Up to `MAX_SINGLE_CLIENTS` each has a vertical line that joins both; more are shown as sorted curves.
+    """
     after = summary.final
     panels = [("benign", before.benign_accuracy, after.benign_accuracy, LIGHT["series-1"])]
     for label in list(after.robust_accuracy)[:1]:
@@ -147,6 +151,11 @@ def _clients(summary: Summary, before: StageAccuracies, titles: Mapping[str, str
     figure = new_figure(0.5 + 2.1 * len(panels))
     majority = np.array(summary.majority.per_client)
     num_clients = len(majority)
+    if num_clients > MAX_SINGLE_CLIENTS:
+        for axes, panel in zip(figure.subplots(len(panels), 1, squeeze=False)[:, 0], panels, strict=True):
+            _sorted_curves(axes, *panel, majority)
+        add_legend(figure, figure.axes[0].get_lines(), 3)
+        return figure
     size = 6 if num_clients <= MAX_LABELLED_CLIENTS else max(1.5, 6 - num_clients / 40)
     for axes, (title, start, end, colour) in zip(
         figure.subplots(len(panels), 1, squeeze=False)[:, 0], panels, strict=True
@@ -176,6 +185,21 @@ def _clients(summary: Summary, before: StageAccuracies, titles: Mapping[str, str
     return figure
 
 
+def _sorted_curves(axes: Axes, title: str, start: Spread, end: Spread, colour: str, majority: np.ndarray) -> None:
+    """Draw the accuracies of a large fleet before and after the defence, each sorted."""
+    shares = np.linspace(0, 1, 201)
+    curves = {
+        "before the defence": (start.per_client, {"color": colour, "ls": (0, (4, 2))}),
+        "after it": (end.per_client, {"color": colour}),
+        "always the majority class": (majority, {"color": LIGHT["muted"], "ls": (0, (1, 1))}),
+    }
+    for label, (values, look) in curves.items():
+        axes.plot(shares, np.quantile(values, shares), label=label, lw=1.8, **look)
+    axes.set(title=title, ylim=(0, 1), xlim=(0, 1), xlabel="clients, the worst first; each curve is sorted")
+    axes.xaxis.set_major_formatter(PercentFormatter(1))
+    accuracy_axis(axes)
+
+
 def _layers(game: GameRecord) -> Figure:
     """Draw the scores of layers (rows, input first) and clients (columns) as a heatmap, with dots at selected layers.
 
@@ -186,7 +210,7 @@ def _layers(game: GameRecord) -> Figure:
     top = float(np.percentile(np.abs(values), 98)) or 1.0  # without clipping, a few outliers would fade all others
     figure = new_figure(1.2 + 0.25 * num_layers)
     axes, fraction, bar = figure.subplots(1, 3, width_ratios=[30, 12 if is_narrow() else 7, 1])
-    _heatmap(axes, np.clip(values / top, -1, 1))
+    _heatmap(axes, _joined(np.clip(values / top, -1, 1)), num_clients)
     if num_clients <= MAX_DOTTED_CLIENTS:
         rows, columns = np.nonzero(selected)
         axes.plot(columns, rows, "o", ms=5 if num_clients <= 40 else 2, color=LIGHT["ink"])
@@ -232,12 +256,27 @@ def _seconds(seconds: RunSeconds) -> Figure:
 # -- parts of figures --------------------------------------------------------------------------------------------------
 
 
-def _heatmap(axes: Axes, values: np.ndarray) -> None:
-    """Draw ``values [rows, columns]`` in [-1, 1]: blue above zero, orange below, opacity by magnitude."""
+def _joined(values: np.ndarray) -> np.ndarray:
+    """Return ``values [rows, clients]`` with at most `MAX_SINGLE_CLIENTS` columns: means over consecutive clients."""
+    starts = np.linspace(0, values.shape[1], min(values.shape[1], MAX_SINGLE_CLIENTS), endpoint=False).astype(int)
+    sizes = np.diff(np.append(starts, values.shape[1]))
+    means: np.ndarray = np.add.reduceat(values, starts, axis=1) / sizes
+    return means
+
+
+def _heatmap(axes: Axes, values: np.ndarray, num_clients: int | None = None) -> None:
+    """Draw ``values [rows, columns]`` in [-1, 1]: blue above zero, orange below, opacity by magnitude.
+
+    Args:
+        axes: to draw on.
+        values: of the cells.
+        num_clients: that the columns stand for; None: one each.
+    """
     image = np.empty((*values.shape, 4))
     image[..., :3] = np.where(values[..., None] >= 0, to_rgb(LIGHT["series-1"]), to_rgb(LIGHT["series-2"]))
     image[..., 3] = 0.85 * np.abs(values)
-    axes.imshow(image, aspect="auto", interpolation="none")  # one pixel per cell, which the browser scales
+    edges = (-0.5, (num_clients or values.shape[1]) - 0.5, values.shape[0] - 0.5, -0.5)
+    axes.imshow(image, aspect="auto", interpolation="none", extent=edges)  # a pixel per cell, which the browser scales
     axes.tick_params(length=0)
     for spine in axes.spines.values():
         spine.set_visible(True)
@@ -262,7 +301,7 @@ def _client_axis(axes: Axes, num_clients: int) -> None:
     if num_clients <= MAX_LABELLED_CLIENTS:
         axes.set_xticks(range(0, num_clients, 2 if is_narrow() and num_clients > 12 else 1))
     else:
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=10))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=4 if is_narrow() else 10))
     axes.set_xlabel("client")
 
 

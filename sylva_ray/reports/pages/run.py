@@ -6,6 +6,7 @@ everything that comes from a user, such as names of classes and paths in the con
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -56,6 +57,10 @@ CONTENTS = (
     ("config", "To repeat"),
 )
 """Sections of the page and what the table of contents calls them."""
+
+
+MAX_LISTED_CLIENTS, NUM_WORST = 500, 50
+"""Up to how many clients all are listed; how many of a larger fleet are, the others being found by a search."""
 
 
 def write_report(folder: RunFolder) -> Path:
@@ -144,7 +149,7 @@ def _view_of_summary(summary: Summary, records: Sequence[StageRecord], titles: M
         "main_attack": main_attack,
         "main_attack_title": titles.get(main_attack, main_attack) if main_attack else "",
         "fleet_rows": _fleet_rows(summary, stages, titles),
-        "client_rows": _client_rows(summary, stages, own_shares),
+        **_client_view(_client_rows(summary, stages, own_shares)),
         "mixed_groups": list(own_shares),
         "failed": [check for check in summary.checks if not check.passed],
         "warnings": summary.other_warnings(),
@@ -205,6 +210,29 @@ def _fleet_rows(summary: Summary, stages: Sequence[PhaseEnd], titles: Mapping[st
     majority = summary.majority
     rows.append(_FleetRow("always a client's majority class", [majority.mean] * len(stages), majority, None))
     return rows
+
+
+def _client_view(rows: Sequence[_ClientRow]) -> dict[str, object]:
+    """Return the rows that are listed, and those of a large fleet as the data of a search.
+
+    Of a large fleet the clients with the lowest robust accuracy are listed (benign, where nothing attacked them). The
+    data has one list per client in the order of the columns; accuracies are in tenths of a per cent.
+    """
+    if len(rows) <= MAX_LISTED_CLIENTS:
+        return {"client_rows": rows, "client_data": None}
+    worst = sorted(rows, key=lambda row: ((row.robust or row.benign)[-1], row.benign[-1], row.client))[:NUM_WORST]
+    data = [
+        [
+            row.client,
+            int(row.collapsed),
+            row.train,
+            *(round(1000 * value) for value in (row.majority_share, *row.benign, *row.robust, *row.own)),
+            row.layers,
+        ]
+        for row in rows
+    ]
+    text = json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")  # names of layers may be anything
+    return {"client_rows": worst, "client_data": Markup(text)}
 
 
 def _client_rows(
