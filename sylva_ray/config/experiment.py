@@ -353,7 +353,7 @@ class TrackingSection(Section):
     run_name: str | None = None
     detail: Literal["clients", "fleet"] = Field(
         "fleet",
-        description="clients: also metrics of single clients, figures and adapters, not only a table of clients",
+        description="clients: also metrics of single clients, figures and models, not only a table of clients",
     )
     parent_run_id: str | None = Field(None, description="MLflow run of which this run is a child")
     tags: dict[str, Lines] = Field({}, description="additional tags of the MLflow run")

@@ -110,7 +110,7 @@ def test_the_end_is_tried_three_times_and_what_is_missing_is_named(tmp_path: Pat
     sent = Delivery(RunFolder(tmp_path), config, store)
     assert not sent.finish("FINISHED", threading.Event())
     (warning,) = sent.warnings()
-    assert "did not receive rounds.jsonl, summary.json, clients.json, figures, adapters: went away" in warning
+    assert "did not receive rounds.jsonl, summary.json, clients.json, figures, model: went away" in warning
     assert store.calls == up_to_config + 2 + 2  # twice more, and each ends at the first call
     assert store.names == ["FINISHED", "config.yaml"]
     assert "**sylva** on digits" in store.notes[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import runpy
 import shutil
 import socket
 import time
@@ -10,9 +11,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 import sylva_ray
+from sylva_ray import testing
 from sylva_ray.config.experiment import ExperimentConfig
 from sylva_ray.core.records import StageRecord
 from sylva_ray.execution.ray.driver import run_prepared
@@ -109,10 +113,11 @@ def test_everything_arrives_in_the_default_store(folder: Path, monkeypatch: pyte
     assert run.data.metrics["communication/total_bytes"] == summary.communication.total_bytes
     assert run.data.metrics["seconds/train"] == records[-1]["seconds"]["train"]
 
-    files = {"config.yaml", "rounds.jsonl", "summary.json", "report.html", "clients.json", "figures", "adapters"}
+    files = {"config.yaml", "rounds.jsonl", "summary.json", "report.html", "clients.json", "figures", "model"}
     assert artifacts(folder, run.info.run_id) == files
     assert len(artifacts(folder, run.info.run_id, "figures")) == 6
-    assert artifacts(folder, run.info.run_id, "adapters/client_005") == {"adapters/client_005/adapter_config.json"}
+    exported = "model/artifacts/adapters/client_005"
+    assert artifacts(folder, run.info.run_id, exported) == {f"{exported}/adapter_config.json"}
     assert (folder / "mlartifacts").is_dir()
     assert not any(elsewhere.iterdir())
 
@@ -142,6 +147,25 @@ def test_a_real_run_arrives_whole(folder: Path, tiny_config: ExperimentConfig) -
     run_prepared(prepared, RunFolder(folder / "run"), True, Observer())
     again = only_run(folder)
     assert (again.info.end_time, again.data.tags) == before, "a finished run that is resumed stays as it is"
+
+
+@pytest.mark.slow
+def test_the_clients_are_one_model_with_a_signature(folder: Path) -> None:
+    tracking = {"uri": f"sqlite:///{folder / 'mlflow.db'}", "detail": "clients"}
+    config = testing.TINY | {"algorithm": {"name": "per_lora"}, "tracking": tracking}
+    sylva_ray.run(config, out=folder / "run", show="nothing")
+    mlflow.set_tracking_uri(tracking["uri"])
+    model = mlflow.pyfunc.load_model(f"{only_run(folder).info.artifact_uri}/model")
+    images = np.random.default_rng(0).random((2, 3, 32, 32), np.float32)
+    answers = [model.predict(images, params={"client": client}) for client in (0, 2)]
+    exported = runpy.run_path(str(folder / "run" / "adapters" / "load.py"))
+    for client, found in zip((0, 2), answers, strict=True):
+        with torch.no_grad():
+            expected = exported["load"](f"client_{client:03d}")(exported["preprocess"](torch.from_numpy(images)))
+        np.testing.assert_allclose(found, expected.numpy(), rtol=1e-5)
+    assert model.metadata.signature.outputs.inputs[0].shape == (-1, 10)
+    with pytest.raises(mlflow.MlflowException, match="shape"):
+        model.predict(images[:, :1])
 
 
 def test_a_resumed_run_continues_in_the_same_mlflow_run_without_duplicates(folder: Path) -> None:
@@ -190,7 +214,7 @@ def test_an_unreachable_server_is_named_and_a_later_store_receives_all(folder: P
     (warning,) = follower.on_end("FINISHED")
     total = len(read_records(run_dir / "rounds.jsonl"))
     assert f"did not receive {total} of {total} records" in warning
-    for missing in ("the end of the run", "summary.json", "figures", "adapters", f"sylva-ray track {run_dir}"):
+    for missing in ("the end of the run", "summary.json", "figures", "model", f"sylva-ray track {run_dir}"):
         assert missing in warning
     assert "refused" in warning
     assert "s3cret" not in warning
@@ -214,7 +238,7 @@ def test_a_hanging_server_blocks_no_longer_than_the_time_limit(folder: Path, han
     (warning,) = follower.on_end("FINISHED")
     assert time.monotonic() - started < 1.5
     assert f"MLflow at {hanging_server} did not receive" in warning
-    for missing in ("records", "the end of the run", "summary.json", "adapters"):
+    for missing in ("records", "the end of the run", "summary.json", "model"):
         assert missing in warning
 
 

@@ -29,14 +29,15 @@ from sylva_ray.observers.metrics import (
     summary_metrics,
     without_clients,
 )
+from sylva_ray.observers.mlflow.model import save_model
 from sylva_ray.reports.attack_titles import attack_titles
 from sylva_ray.reports.headlines import accuracy_text
 from sylva_ray.storage.atomic import write_json
 from sylva_ray.storage.reading import read_json
 from sylva_ray.storage.run_folder import RunFolder
 
-FIGURES, CLIENTS = "figures", "clients.json"
-"""Names of the folder of figures, and of the table of clients, in MLflow; the run folder has neither."""
+FIGURES, CLIENTS, MODEL = "figures", "clients.json", "model"
+"""Names in MLflow of what the run folder has not: the figures, the table of clients, and the clients as a model."""
 
 MAX_END_ATTEMPTS = 3
 """How often the end of a run is sent before the delivery gives up."""
@@ -246,9 +247,10 @@ class Delivery:
                     self.store.log_folder(Path(figures), name)
             elif name == CLIENTS and summary is not None:
                 self.store.log_table(client_table(summary), name)
-            elif path == self.folder.adapters:
-                for client in sorted(path.iterdir()):
-                    self.store.log_folder(client, f"{name}/{client.name}")
+            elif name == MODEL:
+                with tempfile.TemporaryDirectory() as parent:
+                    save_model(self.folder.adapters, summary.num_classes or -1 if summary else -1, Path(parent) / name)
+                    self.store.log_folder(Path(parent) / name, name)
             elif path == self.folder.config_file:
                 self.store.log_text(mask_yaml(path.read_text()), name)
             else:
@@ -264,7 +266,7 @@ class Delivery:
         self._unsent = [other for other in self._unsent if other != name]
 
     def _artifacts(self) -> list[str]:
-        """Return the names of the artifacts to send; the adapters, which are the largest, come last."""
+        """Return the names of the artifacts to send; the model, which is the largest, comes last."""
         folder = self.folder
         files = [
             folder.config_file,
@@ -279,7 +281,7 @@ class Delivery:
         if self.config.tracking.detail == "clients":
             names.append(FIGURES)
             if folder.adapters.exists():
-                names.append(folder.adapters.name)
+                names.append(MODEL)
         return names
 
     def _time_ms(self, records: Sequence[StageRecord]) -> int:

@@ -188,13 +188,10 @@ def _clients(summary: Summary, before: StageAccuracies, titles: Mapping[str, str
 def _sorted_curves(axes: Axes, title: str, start: Spread, end: Spread, colour: str, majority: np.ndarray) -> None:
     """Draw the accuracies of a large fleet before and after the defence, each sorted."""
     shares = np.linspace(0, 1, 201)
-    curves = {
-        "before the defence": (start.per_client, {"color": colour, "ls": (0, (4, 2))}),
-        "after it": (end.per_client, {"color": colour}),
-        "always the majority class": (majority, {"color": LIGHT["muted"], "ls": (0, (1, 1))}),
-    }
-    for label, (values, look) in curves.items():
-        axes.plot(shares, np.quantile(values, shares), label=label, lw=1.8, **look)
+    muted = LIGHT["muted"]
+    axes.plot(shares, np.quantile(start.per_client, shares), "--", color=colour, lw=1.8, label="before the defence")
+    axes.plot(shares, np.quantile(end.per_client, shares), color=colour, lw=1.8, label="after it")
+    axes.plot(shares, np.quantile(majority, shares), ":", color=muted, lw=1.8, label="always the majority class")
     axes.set(title=title, ylim=(0, 1), xlim=(0, 1), xlabel="clients, the worst first; each curve is sorted")
     axes.xaxis.set_major_formatter(PercentFormatter(1))
     accuracy_axis(axes)
