@@ -17,7 +17,7 @@ define REQUIRE_PYTHON
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast test-slow test-gpu witness check format docs pages fuzz chaos bench gpu-proof \
+.PHONY: help setup demo test test-fast test-slow notebooks test-gpu witness check format docs pages fuzz chaos bench gpu-proof \
 	gpu-proof-reduced sizing ledger ledger-smoke dist clean
 
 help: ## list the targets
@@ -45,6 +45,9 @@ test-fast: $(READY) ## run the tests of the inner loop: mathematics and structur
 
 test-slow: $(READY) ## run the tests that kill processes or train for longer
 	$(BIN)/python -m pytest -q -m slow
+
+notebooks: $(READY) ## run the notebooks in examples/
+	$(BIN)/python -m pytest -q tests/test_notebooks.py
 
 test-gpu: $(READY) ## run the tests that need a GPU; without one they are skipped
 	$(BIN)/python -m pytest -q -m gpu tests/gpu

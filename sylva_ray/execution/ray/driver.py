@@ -18,7 +18,7 @@ from typing import Any
 
 import ray
 from ray.actor import ActorHandle
-from ray.exceptions import ActorAlreadyExistsError, GetTimeoutError, RayError, RayTaskError
+from ray.exceptions import ActorAlreadyExistsError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from sylva_ray.core.errors import RunError, UserError
@@ -41,8 +41,8 @@ from sylva_ray.storage.run_folder import RunFolder
 POLL_S = 0.25
 """Seconds between two requests for events."""
 
-STARTUP_TIMEOUT_S = 120.0
-"""Seconds that the coordinator's process may take to start; it needs no free CPU."""
+NOTICE_S = 15.0
+"""Seconds between notices while the coordinator does not answer yet: a busy machine takes long to start a process."""
 
 FINAL_EVENTS_TIMEOUT_S = 5.0
 """Seconds that the end of a run waits for the last events."""
@@ -143,11 +143,9 @@ def run_on_ray(
     )
     coordinator = _start_coordinator(assignment.folder, prepared.config.cluster.connect_timeout_s)
     try:
-        ray.get(coordinator.pid.remote(), timeout=STARTUP_TIMEOUT_S)
+        _wait_for(coordinator, prepared.config.cluster.startup_timeout_s, observer)
         hang_timeout_s = prepared.config.cluster.hang_timeout_s
         return _follow(coordinator, coordinator.run.remote(assignment), observer, hang_timeout_s)
-    except GetTimeoutError as error:
-        raise RunError(f"the coordinator did not start within {STARTUP_TIMEOUT_S:g} s") from error
     except RayTaskError as error:
         if isinstance(error.cause, RunError | UserError):
             raise error.cause from None
@@ -157,6 +155,21 @@ def run_on_ray(
         raise RunError(f"the coordinator was lost: {reason}") from error
     finally:
         ray.kill(coordinator)
+
+
+def _wait_for(coordinator: ActorHandle[Any], timeout_s: float, observer: Observer) -> None:
+    """Wait until the coordinator answers, with a notice every `NOTICE_S`.
+
+    Raises:
+        RunError: it has not within ``timeout_s``.
+    """
+    answer, waited_s = coordinator.pid.remote(), 0.0
+    while not ray.wait([answer], timeout=min(NOTICE_S, timeout_s - waited_s))[0]:
+        waited_s += NOTICE_S
+        if waited_s >= timeout_s:
+            raise RunError(f"the coordinator did not start within {timeout_s:g} s (cluster.startup_timeout_s)")
+        observer.on_notice(Notice(f"waiting for the coordinator for {waited_s:.0f} s"))
+    ray.get(answer)
 
 
 @contextmanager
