@@ -244,6 +244,21 @@ def test_a_config_without_valid_attacks_gives_the_title_of_the_unbounded_one(tex
     assert attack_titles_from_config(text) == {"pgd20-eps255": "PGD-20 at epsilon 255/255"}
 
 
+def test_points_say_what_they_are_under_the_pointer(tmp_path: Path) -> None:
+    page = report(tmp_path / "run", config=make_config(6))
+    summary = RunFolder(tmp_path / "run").load_summary()
+    assert summary is not None
+    assert summary.initial is not None
+    before, after = (end.benign_accuracy.per_client[3] for end in (summary.initial, summary.final))
+    html = (tmp_path / "run" / "report.html").read_text()
+    assert f"<title>client 3: {100 * before:.1f} % before, {100 * after:.1f} % after</title>" in html
+    assert re.search(
+        r"<title>benign, warm-up: [0-9.]+ %; middle 80 % of the clients [0-9.]+ to [0-9.]+ %</title>", html
+    )
+    assert "hint:" not in html
+    assert page.tags.count("svg") == 12
+
+
 def large_page(folder: Path, num_clients: int = 600) -> str:
     make_run(folder, make_config(num_clients))
     return write_report(RunFolder(folder)).read_text()

@@ -22,11 +22,12 @@ from sylva_ray.core.summary import Communication, RunSeconds, Spread, StageAccur
 from sylva_ray.federation.stages.kinds import is_exchange, phase_of, phase_title, title_of
 from sylva_ray.federation.stages.layer_game.rankings.registry import RANKINGS
 from sylva_ray.metrics.checks import UNBOUNDED
-from sylva_ray.reports.figures.style import LIGHT, accuracy_axis, add_legend, is_narrow, new_figure, style
+from sylva_ray.reports.figures.style import LIGHT, accuracy_axis, add_hint, add_legend, is_narrow, new_figure, style
 from sylva_ray.reports.pages.wording import SECONDS, bytes_text
 
-MAX_LABELLED_CLIENTS, MAX_DOTTED_CLIENTS, MAX_SINGLE_CLIENTS = 24, 150, 500
-"""Greatest number of clients with a label each, with a dot per selected layer, and with a mark or a column each."""
+MAX_LABELLED_CLIENTS, MAX_HINTED_CLIENTS, MAX_DOTTED_CLIENTS, MAX_SINGLE_CLIENTS = 24, 60, 150, 500
+"""Greatest number of clients with a label each, with a hint under the pointer, with a dot per selected layer, and with
+a mark or a column each."""
 
 
 def figures(summary: Summary | None, records: Sequence[StageRecord], titles: Mapping[str, str]) -> dict[str, Figure]:
@@ -100,7 +101,12 @@ def _accuracy(records: Sequence[StageRecord], summary: Summary | None, titles: M
         low, high = np.array([np.percentile(values, [10, 90]) for _, values in points]).T
         axes.fill_between(steps, low, high, color=colour, alpha=0.16, linewidth=0)
         label = titles.get(condition, condition)
-        handles += axes.plot(steps, [np.mean(values) for _, values in points], "o-", color=colour, ms=4, label=label)
+        means = [np.mean(values) for _, values in points]
+        handles += axes.plot(steps, means, "o-", color=colour, ms=4, label=label)
+        for step, mean, least, most in zip(steps, means, low, high, strict=True):
+            name = title_of(records[step].stage) if step < len(records) else f"step {step}"
+            spread = f"middle 80 % of the clients {100 * least:.1f} to {100 * most:.1f} %"
+            add_hint(axes, step, mean, f"{label}, {name}: {100 * mean:.1f} %; {spread}")
     if summary is not None:
         majority = summary.majority.mean
         handles.append(
@@ -169,6 +175,9 @@ def _clients(summary: Summary, before: StageAccuracies, titles: Mapping[str, str
         axes.plot(x, majority[order], "_", color=LIGHT["muted"], ms=size * 1.8, mew=size / 4)
         axes.plot(x, accuracy_before[order], "o", ms=size, mfc=LIGHT["surface"], mec=colour, mew=size / 5)
         axes.plot(x, accuracy_after[order], "o", ms=size, color=colour)
+        for place, client in enumerate(order[:MAX_HINTED_CLIENTS]):
+            change = f"{100 * accuracy_before[client]:.1f} % before, {100 * accuracy_after[client]:.1f} % after"
+            add_hint(axes, place, accuracy_after[client], f"client {client}: {change}")
         axes.set(title=title, ylim=(-0.03, 1.03), xlim=(-0.6, num_clients - 0.4))
         accuracy_axis(axes)
         if num_clients <= MAX_LABELLED_CLIENTS:

@@ -133,6 +133,16 @@ def accuracy_axis(axes: Axes) -> None:
     axes.set_ylabel("accuracy")
 
 
+def add_hint(axes: Axes, x: float, y: float, text: str) -> None:
+    """Show a text while the pointer is over a point, in figures for screens that have one."""
+    if not is_narrow():
+        axes.plot([x], [y], "o", ms=10, alpha=0, gid=f"{_HINT}{text}")
+
+
+_HINT = "hint:"
+"""Beginning of the identifiers of marks that `svg` turns into hints."""
+
+
 @contextmanager
 def style(**extra: Any) -> Iterator[None]:
     """Apply the style while the block lasts.
@@ -161,6 +171,7 @@ def svg(figure: Figure, name: str, description: str) -> str:
     text = buffer.getvalue()
     head, body = text[text.index("<svg") :].split(">", 1)
     head = re.sub(r'\s(width|height|xmlns|xmlns:xlink|version)="[^"]*"', "", head)
+    body = re.sub(f'<g id="{_HINT}(.*?)">', r"<g><title>\1</title>", body)
     for variable, colour in LIGHT.items():
         body = body.replace(colour, f"var(--{variable})")
     return f'{head} role="img" aria-label="{escape(description)}">{body.replace("xlink:href", "href")}'
