@@ -95,6 +95,19 @@ MIXED_IN = "_from_"
 """Between the group and the partner in the names of a mixture's metrics."""
 
 
+class Extension(Artefact):
+    """An entry of ``extensions.json``: rounds that were added to a run."""
+
+    description: ClassVar[str] = "an extension of a run"
+
+    before: int = Field(ge=1)
+    """``training.rounds`` until then."""
+    rounds: int = Field(ge=2)
+    """``training.rounds`` from then on."""
+    step: int = Field(ge=0)
+    """The step with which the run goes on."""
+
+
 class StageRecord(Artefact):
     """A line of ``rounds.jsonl``: a stage, its costs, and the accuracies after it."""
 
@@ -148,6 +161,8 @@ class StageRecord(Artefact):
     """Precisions and attention kernels."""
     changed_inputs: Annotated[list[str] | None, omitted_if_none()] = None
     """Data and weights that were not those that the run began with (``--allow-changed``)."""
+    extended_from: Annotated[int | None, omitted_if_none()] = None
+    """In the first record after rounds were added to the run: how many it had before."""
 
     def places_of(self, clients: Iterable[int]) -> list[int]:
         """Return where the accuracies of ``clients`` stand in the lists, without clients that were not evaluated."""

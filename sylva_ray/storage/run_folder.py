@@ -8,10 +8,10 @@
     summary.json      the results                        evaluation/     finished measurements of `sylva-ray evaluate`
     evaluation.json   results of `sylva-ray evaluate`    tracking.json   what MLflow has received
     report.html       all of it, drawn                   missing.jsonl   clients that missed a deadline
-    run.log           what happened when
+    run.log           what happened when                 extensions.json   rounds that were added to the run
 
-``config.yaml`` and ``inputs.json`` are written before the first stage and never again. Every checkpoint holds a copy of
-both, from which `sylva_ray.storage.repair` restores them.
+``config.yaml`` and ``inputs.json`` are written before the first stage and, but for added rounds, never again. Every
+checkpoint holds a copy of both, from which `sylva_ray.storage.repair` restores them.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from sylva_ray.config.stored import RUN_CONFIG, load_run_config
 from sylva_ray.core.errors import UserError
 from sylva_ray.core.evaluation import Evaluation
 from sylva_ray.core.inputs import Inputs
-from sylva_ray.core.records import GameRecord, StageRecord
+from sylva_ray.core.records import Extension, GameRecord, StageRecord
 from sylva_ray.core.summary import Summary
 from sylva_ray.core.types import ClientState
 from sylva_ray.storage.atomic import draft_of, json_text, write_json
@@ -67,6 +67,7 @@ class RunFolder:
         self.path = Path(path)
         self.config_file = self.path / RUN_CONFIG
         self.inputs_file = self.path / INPUTS
+        self.extensions_file = self.path / "extensions.json"
         self.records_file = self.path / RECORDS
         self.summary_file = self.path / SUMMARY
         self.evaluation_file = self.path / "evaluation.json"
@@ -81,6 +82,7 @@ class RunFolder:
         self.files = (
             self.config_file,
             self.inputs_file,
+            self.extensions_file,
             self.records_file,
             self.summary_file,
             self.evaluation_file,
@@ -209,10 +211,59 @@ class RunFolder:
 
     def _check_settings(self, config: ExperimentConfig, copy: RawConfig | None) -> None:
         """Compare a configuration with the copy in a checkpoint; None: it holds none."""
-        found = difference(build(ExperimentConfig, copy), config) if copy is not None else None
+        found = difference(self._extended(build(ExperimentConfig, copy), config), config) if copy is not None else None
         if found:
             fix = f"is not the config of the run's checkpoints ({found}); restore it with: sylva-ray repair {self}"
             raise UserError("config", str(self.config_file), fix)
+
+    def _extended(self, copy: ExperimentConfig, config: ExperimentConfig) -> ExperimentConfig:
+        """Return the settings of a checkpoint with the rounds of ``config``, if these were added after it."""
+        before, rounds = copy.training.rounds, config.training.rounds
+        numbers = [number for extension in self.load_extensions() for number in (extension.before, extension.rounds)]
+        if before >= rounds or not {before, rounds} <= set(numbers):
+            return copy
+        return copy.model_copy(update={"training": copy.training.model_copy(update={"rounds": rounds})})
+
+    def extend(self, config: ExperimentConfig, extension: Extension) -> None:
+        """Go back to the checkpoint before a step, and take a configuration with more rounds.
+
+        A process that ends within it leaves a run that can be resumed with as many rounds as before.
+
+        Args:
+            config: resolved; that of the run but for ``training.rounds``.
+            extension: what is changed.
+        """
+        for step in reversed(self.checkpoints.steps()):
+            if step >= extension.step:
+                self.checkpoints.remove(step)
+        for path in (self.summary_file, self.evaluation_file, self.report_file):
+            path.unlink(missing_ok=True)
+        write_json(self.extensions_file, [entry.to_json() for entry in (*self.load_extensions(), extension)])
+        write_marker(self.config_file, config.to_yaml(), replace=True)
+
+    def load_extensions(self) -> list[Extension]:
+        """Return which rounds were added to the run, the first first.
+
+        Raises:
+            UserError: the file is damaged.
+        """
+        path = self.extensions_file
+        if not path.exists():
+            return []
+        entries = read_json(path, path.stem, "start the run again in another folder")
+        if not isinstance(entries, list):
+            raise UserError(path.stem, str(path), "must be a list; start the run again in another folder")
+        return [Extension.from_json(entry, str(path)) for entry in entries]
+
+    def extended_from(self, step: int, rounds: int) -> int | None:
+        """Return how many rounds the run had before a step; None: as many.
+
+        Args:
+            step: of a stage that is run now.
+            rounds: that the run has now.
+        """
+        entries = self.load_extensions()
+        return next((entry.before for entry in entries if entry.step == step and entry.rounds <= rounds), None)
 
     def load_states(self) -> list[dict[str, np.ndarray]]:
         """Return the newest states of the K clients.

@@ -163,7 +163,8 @@ def _wait_for(coordinator: ActorHandle[Any], timeout_s: float, observer: Observe
     Raises:
         RunError: it has not within ``timeout_s``.
     """
-    answer, waited_s = coordinator.pid.remote(), 0.0
+    answer: ray.ObjectRef[int] = coordinator.pid.remote()
+    waited_s = 0.0
     while not ray.wait([answer], timeout=min(NOTICE_S, timeout_s - waited_s))[0]:
         waited_s += NOTICE_S
         if waited_s >= timeout_s:

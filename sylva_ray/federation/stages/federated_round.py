@@ -7,6 +7,7 @@ import math
 from sylva_ray.config.resolved import ResolvedConfig
 from sylva_ray.federation.client.training import TrainSettings
 from sylva_ray.federation.cohorts import choose_participants
+from sylva_ray.federation.parameters import MethodParameters
 from sylva_ray.federation.server import Server
 from sylva_ray.federation.stages.stage import Stage, StageResult
 
@@ -32,12 +33,16 @@ class FederatedRound(Stage):
         """See `Stage.heading`."""
         return f"phase 1: round {self.number} of {self.num_rounds}"
 
+    def amounts(self, config: ResolvedConfig, parameters: MethodParameters) -> tuple[float, float]:
+        """Return the epsilon and the learning rate of the round."""
+        epsilon = epsilon_of(config, parameters.epsilon_warmup, self.number, self.num_rounds)
+        return epsilon, lr_of(config, self.number, self.num_rounds)
+
     def run(self, server: Server, step: int) -> StageResult:
         """See `Stage.run`."""
         config = server.config
         participants = choose_participants(config, step, server.previous_missing)
-        epsilon = epsilon_of(config, server.parameters.epsilon_warmup, self.number, self.num_rounds)
-        lr = lr_of(config, self.number, self.num_rounds)
+        epsilon, lr = self.amounts(config, server.parameters)
         received = server.states.copy()
         settings = TrainSettings(epsilon, lr, config.training.local_epochs)
         outcomes, missing = server.train(step, participants, settings, config.cluster.round_deadline_s)

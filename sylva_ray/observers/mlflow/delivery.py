@@ -168,6 +168,11 @@ class Delivery:
         """Return whether the store has a finished run and its artifacts, of as many records."""
         return self.state.finished and self.state.records_sent == num_records
 
+    def rewind(self, num_records: int) -> None:
+        """Send again what follows after so many records: the run was extended, and goes on from there."""
+        if self.state.records_sent > num_records:
+            self.state.update(records_sent=num_records, finished=False)
+
     def send_records(self) -> bool:
         """Send the records that the store lacks; return whether all arrived."""
         return self._try(self._send_records)

@@ -90,6 +90,7 @@ class MlflowTracker(Observer):
 
     def on_resume(self, records: Sequence[StageRecord]) -> None:
         """See `Observer.on_resume`. A finished run that has arrived completely is left as it is in MLflow."""
+        self._delivery.rewind(len(records))
         if not self._delivery.has_arrived(len(records)):
             self._notify()
 

@@ -106,7 +106,7 @@ def _accuracy(records: Sequence[StageRecord], summary: Summary | None, titles: M
         for step, mean, least, most in zip(steps, means, low, high, strict=True):
             name = title_of(records[step].stage) if step < len(records) else f"step {step}"
             spread = f"middle 80 % of the clients {100 * least:.1f} to {100 * most:.1f} %"
-            add_hint(axes, step, mean, f"{label}, {name}: {100 * mean:.1f} %; {spread}")
+            add_hint(axes, step, float(mean), f"{label}, {name}: {100 * mean:.1f} %; {spread}")
     if summary is not None:
         majority = summary.majority.mean
         handles.append(

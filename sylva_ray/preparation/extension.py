@@ -1,0 +1,75 @@
+"""More rounds for a run: the one setting of its results that a resumed run may change."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import takewhile
+
+from sylva_ray.algorithms.registry import create_algorithm
+from sylva_ray.config.comparison import difference
+from sylva_ray.config.experiment import ExperimentConfig
+from sylva_ray.config.resolved import ResolvedConfig
+from sylva_ray.core.errors import UserError
+from sylva_ray.core.records import Extension
+from sylva_ray.federation.contract import Algorithm, stages_of_run
+from sylva_ray.federation.stages.federated_round import FederatedRound
+from sylva_ray.federation.stages.stage import Stage
+from sylva_ray.preparation.experiment import as_stored
+from sylva_ray.preparation.resolve import resolve_config
+from sylva_ray.storage.run_folder import RunFolder
+
+KEY = "training.rounds"
+
+
+def extend_run(folder: RunFolder, config: ExperimentConfig) -> str | None:
+    """Give a run more rounds, if that is the only difference between its configuration and ``config``.
+
+    It then continues after its last checkpoint that a run of so many rounds would have, too, and what followed is
+    deleted. Its states become those of a run that had as many rounds from the start.
+
+    Args:
+        folder: of the run.
+        config: what it is to be continued with.
+
+    Returns:
+        What was done, as a sentence; None where nothing was: the two agree, or differ in something else.
+
+    Raises:
+        UserError: the run has more rounds; or no checkpoint is left that can be continued, because schedules depend on
+            the number of rounds, or what came before them was deleted.
+    """
+    stored = folder.load_config()
+    asked = as_stored(config, stored)
+    before, rounds = stored.training.rounds, asked.training.rounds
+    longer = stored.model_copy(update={"training": stored.training.model_copy(update={"rounds": rounds})})
+    if before == rounds or difference(longer, asked):
+        return None
+    if rounds < before:
+        raise UserError(KEY, rounds, f"the run in {folder} has {before} rounds: it can get more, not fewer")
+    algorithm = create_algorithm(stored.algorithm)
+    shared = _num_shared(algorithm, resolve_config(stored), resolve_config(longer))
+    usable = [step for step in folder.checkpoints.steps() if step < shared]
+    if not usable:
+        schedule, kept = stored.training.lr_schedule, stored.cluster.keep_checkpoints
+        causes = f"training.lr_schedule={schedule}, cluster.keep_checkpoints={kept}"
+        fix = (
+            f"{folder} has no checkpoint that a run of so many rounds would have, too ({causes}); start a new run"
+        )
+        raise UserError(KEY, rounds, fix)
+    with folder.locked():
+        folder.extend(longer, Extension(before=before, rounds=rounds, step=usable[-1] + 1))
+    return f"the run continues after its step {usable[-1]}, with {rounds} rounds instead of {before}"
+
+
+def _num_shared(algorithm: Algorithm, one: ResolvedConfig, other: ResolvedConfig) -> int:
+    """Return how many stages two experiments begin with that compute the same."""
+    plans = [_described(algorithm, config, stages_of_run(algorithm, config)) for config in (one, other)]
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(*plans, strict=False)))
+
+
+def _described(algorithm: Algorithm, config: ResolvedConfig, stages: Sequence[Stage]) -> list[tuple[object, ...]]:
+    """Return of each stage what tells it from others: its name and, of a round, its epsilon and learning rate."""
+    return [
+        (stage.name, *(stage.amounts(config, algorithm.parameters) if isinstance(stage, FederatedRound) else ()))
+        for stage in stages
+    ]
