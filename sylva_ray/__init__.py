@@ -40,6 +40,7 @@ if TYPE_CHECKING:
         sweep,
         track,
         traffic,
+        where_to_read,
     )
 
 __all__ = [
@@ -72,6 +73,7 @@ __all__ = [
     "sweep",
     "track",
     "traffic",
+    "where_to_read",
 ]
 
 

@@ -44,7 +44,7 @@ RAY = ("sylva_ray/execution/ray/", "sylva_ray/sweeps/")
 HOMES = {
     "ray": RAY,
     "optuna": ("sylva_ray/sweeps/optuna_search.py",),
-    "mlflow": ("sylva_ray/observers/mlflow/tracker.py",),
+    "mlflow": ("sylva_ray/observers/mlflow/",),
     "peft": ("sylva_ray/models/peft_format.py",),
     "timm": ("sylva_ray/models/",),
     "rich": ("sylva_ray/reports/", "sylva_ray/sweeps/terminal.py"),

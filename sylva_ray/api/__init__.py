@@ -16,7 +16,7 @@ them.
 
 from __future__ import annotations
 
-from sylva_ray.api.guide import KINDS, catalogue, describe, init, listed
+from sylva_ray.api.guide import KINDS, catalogue, describe, init, listed, where_to_read
 from sylva_ray.api.results import compare, evaluate, report, track
 from sylva_ray.api.runs import (
     Config,
@@ -64,4 +64,5 @@ __all__ = [
     "sweep",
     "track",
     "traffic",
+    "where_to_read",
 ]

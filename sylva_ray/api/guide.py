@@ -78,6 +78,26 @@ def describe(name: str, *, columns: int = 80, imports: Sequence[str | Path] = ()
         return description(name, columns)
 
 
+def where_to_read(key: str) -> str:
+    """Return how to read more about a setting or its section, after a space; nothing for other keys.
+
+    Args:
+        key: of a `UserError`, e.g. ``attack.epsilon``.
+    """
+    section, dot, field = key.partition(".")
+    if not dot or "." in field:
+        return ""
+
+    from sylva_ray.config.experiment import ExperimentConfig
+    from sylva_ray.core.sections import Section
+
+    declared = ExperimentConfig.model_fields.get(section)
+    kind = declared.annotation if declared else None
+    if not (isinstance(kind, type) and issubclass(kind, Section)):
+        return ""
+    return f" (more: sylva-ray show {key if field in kind.model_fields else section})"
+
+
 def init(folder: str | Path, recipe: str = "digits") -> list[Path]:
     """Copy a recipe to a folder, to be changed there, with a schema by which editors complete its keys.
 

@@ -32,7 +32,9 @@ class Commands(TyperGroup):
         try:
             code = super().main(*args, **options | {"standalone_mode": False})
         except UserError as error:
-            _fail(f"{error}{_where_to_read(error.key)}", error.exit_code)
+            from sylva_ray import api
+
+            _fail(f"{error}{api.where_to_read(error.key)}", error.exit_code)
         except RunError as error:
             _fail(str(error), error.exit_code)
         except OSError as error:
@@ -49,22 +51,6 @@ class Commands(TyperGroup):
 def _fail(message: str, code: int) -> NoReturn:
     print(f"sylva-ray: {error_line(message)}", file=sys.stderr)
     sys.exit(code)
-
-
-def _where_to_read(key: str) -> str:
-    """Return how to read more about a setting or its section, after a space; nothing for other keys."""
-    section, dot, field = key.partition(".")
-    if not dot or "." in field:
-        return ""
-
-    from sylva_ray.config.experiment import ExperimentConfig
-    from sylva_ray.core.sections import Section
-
-    declared = ExperimentConfig.model_fields.get(section)
-    kind = declared.annotation if declared else None
-    if not (isinstance(kind, type) and issubclass(kind, Section)):
-        return ""
-    return f" (more: sylva-ray show {key if field in kind.model_fields else section})"
 
 
 app = typer.Typer(

@@ -38,8 +38,11 @@ def run(
     imports, show = imports or [], show_of(quiet, verbose)
     is_run = api.is_run_folder(config)
     if dry_run:
-        if resume or out is not None or allow_changed or quiet or verbose or log_format is not None:
-            fix = "starts nothing and prints its result: leave out all other options but --import"
+        if resume or out is not None or allow_changed:
+            fix = "starts and writes nothing: leave out --resume, --out and --allow-changed"
+            raise UserError("--dry-run", config, fix)
+        if quiet or verbose or log_format is not None:
+            fix = "prints nothing but its result: leave out --quiet, --verbose and --log-format"
             raise UserError("--dry-run", config, fix)
         typer.echo("\n".join(api.dry_run(config, overrides or [], imports=imports)))
         return

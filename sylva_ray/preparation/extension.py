@@ -52,9 +52,7 @@ def extend_run(folder: RunFolder, config: ExperimentConfig) -> str | None:
     if not usable:
         schedule, kept = stored.training.lr_schedule, stored.cluster.keep_checkpoints
         causes = f"training.lr_schedule={schedule}, cluster.keep_checkpoints={kept}"
-        fix = (
-            f"{folder} has no checkpoint that a run of so many rounds would have, too ({causes}); start a new run"
-        )
+        fix = f"{folder} has no checkpoint that a run of so many rounds would have, too ({causes}); start a new run"
         raise UserError(KEY, rounds, fix)
     with folder.locked():
         folder.extend(longer, Extension(before=before, rounds=rounds, step=usable[-1] + 1))

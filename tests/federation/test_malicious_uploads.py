@@ -27,7 +27,7 @@ from sylva_ray.transport.wire import Wire
 from tests.algorithms.toys import starting_states, tiny_experiment, tiny_worker
 from tests.federation.runs import records_of, run
 
-RULES = get_args(RobustParameters.model_fields["rule"].annotation)
+RULES = get_args(get_args(RobustParameters.model_fields["rule"].annotation)[0])
 SCALES = {"small": 1e-3, "huge": 1e30, "inf": np.inf, "nan": np.nan}
 """What a malicious client multiplies its upload by, after the attack."""
 NUM_CLIENTS, LIARS = 5, (1,)

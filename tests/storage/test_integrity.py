@@ -338,9 +338,9 @@ def test_a_finished_run_is_read_only_to_a_resume(finished: RunFolder, monkeypatc
     assert contents(finished.path) == before
     with pytest.raises(UserError, match=r"lora\.rank: 2 there, 3 now"):
         sylva_ray.resume(finished.path, ["lora.rank=3"], show="nothing")
+    other = ONE_PHASE | {"attack": TINY["attack"] | {"steps": 9}}
     with pytest.raises(UserError, match=r"attack\.steps: \d+ there, 9 now"):
-        attack = TINY["attack"] | {"steps": 9}
-        sylva_ray.resume(finished.path, config=ONE_PHASE | {"attack": attack}, show="nothing")
+        sylva_ray.resume(finished.path, config=other, show="nothing")
 
 
 @pytest.mark.parametrize("lost", ["report.html", "adapters/client_001", "rounds.jsonl"])
