@@ -137,7 +137,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--ledger", type=lambda text: Ledger(Path(text)), default=Ledger(HERE), help="its folder")
     parser.add_argument("--search", action="store_true", help="choose hyperparameters, in one regime")
     parser.add_argument("--method", action="append", help="only this one (may be given again)")
-    parser.add_argument("--regime", action="append", help="likewise; the search uses the first one")
+    parser.add_argument("--regime", action="append", help="likewise; the search has one of its own")
     parser.add_argument("--scale", help="changes for another machine, or smoke")
     parser.add_argument("--seeds", type=int, help="seeds per method (default: what its file says)")
     parser.add_argument("--workers", type=int, default=2, help="runs at a time, one thread each")
