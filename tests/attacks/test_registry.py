@@ -111,7 +111,11 @@ def test_label_title_threat_model_and_classes_follow_from_its_file(tiny_config: 
 def test_it_attacks(toy: type[LinfAttack]) -> None:
     params, x, y, owner = linear_batch()
     found = attack_stack(
-        LinearCohort(), params, ClientImages(x, y, owner, 2), toy(epsilon=0.1).spec(), ImageDraws(torch.arange(len(x)))
+        LinearCohort(),
+        params,
+        ClientImages(x, y, owner, 2),
+        toy.model_validate({"epsilon": 0.1}).spec(),
+        ImageDraws(torch.arange(len(x))),
     )
     expected = torch.zeros(len(y), dtype=torch.bool)
     for amount in (0.05, 0.1):

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
 import sylva_ray
 from sylva_ray import testing
-from sylva_ray.config.experiment import ExperimentConfig
+from sylva_ray.config.experiment import TrackingSection
 from sylva_ray.core.errors import UserError
+from sylva_ray.core.records import StageRecord
+from sylva_ray.core.summary import Summary
 from sylva_ray.federation.observer import Status
 from sylva_ray.observers import tracker
 from sylva_ray.observers.tracker import Tracker, check_observers
@@ -47,11 +49,18 @@ def fresh() -> None:
     Kept.logged, Kept.calls = [], []
 
 
-def run(folder: Path, *overrides: str, name: str = f"{__name__}:Kept") -> sylva_ray.LoadedRun:
+class Finished(NamedTuple):
+    """A run that has finished."""
+
+    records: Sequence[StageRecord]
+    summary: Summary
+
+
+def run(folder: Path, *overrides: str, name: str = f"{__name__}:Kept") -> Finished:
     config: dict[str, Any] = testing.TINY | {"algorithm": {"name": "fedavg_at"}}
     config["tracking"] = {"enabled": False, "observers": [name]}
-    sylva_ray.run(config, overrides=list(overrides), out=folder, show="nothing")
-    return sylva_ray.load_run(folder)
+    summary = sylva_ray.run(config, overrides=list(overrides), out=folder, show="nothing")
+    return Finished(sylva_ray.load_run(folder).records, summary)
 
 
 def test_a_tracker_gets_the_metrics_of_every_stage_and_of_the_summary(tmp_path: Path) -> None:
@@ -77,9 +86,7 @@ def test_a_finished_run_that_is_resumed_is_not_sent_again(tmp_path: Path) -> Non
 
 
 def test_the_error_of_a_tracker_is_a_warning_of_the_run(tmp_path: Path) -> None:
-    summary = run(tmp_path / "run", name=f"{__name__}:Failing").summary
-    assert summary is not None
-    warnings = summary.warnings
+    warnings = run(tmp_path / "run", name=f"{__name__}:Failing").summary.warnings
     assert [text for text in warnings if "Failing" in text and "no network" in text]
     with pytest.raises(AssertionError, match="no network"):
         testing.check_observer(f"{__name__}:Failing")
@@ -134,5 +141,5 @@ def test_weights_and_biases_writes_a_run_offline(tmp_path: Path, monkeypatch: py
 
 
 def test_trackers_of_this_package_are_what_the_settings_say() -> None:
-    description = ExperimentConfig.model_fields["tracking"].annotation.model_fields["observers"].description
+    description = TrackingSection.model_fields["observers"].description or ""
     assert all(name in description for name in tracker.TRACKERS)
