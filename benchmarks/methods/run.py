@@ -119,6 +119,8 @@ def fill(
             summary = run(config, out / name)
             row: Settings = {"method": job.method, "seed": job.seed, "scale": scale or "cpu", "config": config}
             row |= {key: value for key, value in summary.to_json().items() if key not in LEFT_OUT}
+            row["dataset"] = config["dataset"]["name"]  # the summary has its absolute path
+            row["hardware"] = {key: value for key, value in (row["hardware"] or {}).items() if key != "host"}
             row["records"] = trajectory(out / name)
             path.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(RunFolder(out / name).predictions_file, path.parent)
