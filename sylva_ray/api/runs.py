@@ -214,16 +214,16 @@ def _run_in_folder(
             from sylva_ray.observers.mlflow.tracker import tracking_uri
             from sylva_ray.observers.tracker import check_observers
             from sylva_ray.preparation.experiment import prepare
-            from sylva_ray.preparation.extension import extend_run
+            from sylva_ray.preparation.extension import plan_extension
 
             folder.check_claim(None, purpose == "resume")
             experiment = experiment or folder.load_config(overrides)
             check_observers(experiment.tracking.observers)
-            extended = extend_run(folder, experiment) if purpose == "resume" and remote is None else None
-            finished = _finished(folder, experiment) if purpose == "resume" else None
+            plan = plan_extension(folder, experiment) if purpose == "resume" and remote is None else None
+            finished = _finished(folder, experiment) if purpose == "resume" and plan is None else None
             prepared = prepare(experiment, folder) if finished is None else None
-        if extended is not None:
-            print_lines(console, [extended])
+        if plan is not None:
+            print_lines(console, [plan.apply(folder)])
         if prepared is None:
             assert finished is not None
             summary = finished

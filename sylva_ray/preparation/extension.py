@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import takewhile
 
 from sylva_ray.algorithms.registry import create_algorithm
@@ -21,10 +22,30 @@ from sylva_ray.storage.run_folder import RunFolder
 KEY = "training.rounds"
 
 
-def extend_run(folder: RunFolder, config: ExperimentConfig) -> str | None:
-    """Give a run more rounds, if that is the only difference between its configuration and ``config``.
+@dataclass(frozen=True)
+class PlannedExtension:
+    """More rounds for a run, of which nothing has been written yet.
 
-    It then continues after its last checkpoint that a run of so many rounds would have, too, and what followed is
+    Attributes:
+        config: of the run, with as many rounds as it gets.
+        extension: what changes.
+    """
+
+    config: ExperimentConfig
+    extension: Extension
+
+    def apply(self, folder: RunFolder) -> str:
+        """Write it, when everything else has been checked; return what was done, as a sentence."""
+        with folder.locked():
+            folder.extend(self.config, self.extension)
+        change = f"with {self.extension.rounds} rounds instead of {self.extension.before}"
+        return f"the run continues after its step {self.extension.step - 1}, {change}"
+
+
+def plan_extension(folder: RunFolder, config: ExperimentConfig) -> PlannedExtension | None:
+    """Plan more rounds for a run, if these are the only difference between its configuration and ``config``.
+
+    It would continue after its last checkpoint that a run of so many rounds would have, too, and what followed is
     deleted. Its states become those of a run that had as many rounds from the start.
 
     Args:
@@ -32,7 +53,7 @@ def extend_run(folder: RunFolder, config: ExperimentConfig) -> str | None:
         config: what it is to be continued with.
 
     Returns:
-        What was done, as a sentence; None where nothing was: the two agree, or differ in something else.
+        The plan; None: the two agree, or differ in something else.
 
     Raises:
         UserError: the run has more rounds; or no checkpoint is left that can be continued, because schedules depend on
@@ -54,9 +75,7 @@ def extend_run(folder: RunFolder, config: ExperimentConfig) -> str | None:
         causes = f"training.lr_schedule={schedule}, cluster.keep_checkpoints={kept}"
         fix = f"{folder} has no checkpoint that a run of so many rounds would have, too ({causes}); start a new run"
         raise UserError(KEY, rounds, fix)
-    with folder.locked():
-        folder.extend(longer, Extension(before=before, rounds=rounds, step=usable[-1] + 1))
-    return f"the run continues after its step {usable[-1]}, with {rounds} rounds instead of {before}"
+    return PlannedExtension(longer, Extension(before=before, rounds=rounds, step=usable[-1] + 1))
 
 
 def _num_shared(algorithm: Algorithm, one: ResolvedConfig, other: ResolvedConfig) -> int:

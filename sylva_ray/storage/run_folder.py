@@ -16,6 +16,7 @@ checkpoint holds a copy of both, from which `sylva_ray.storage.repair` restores 
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -238,6 +239,7 @@ class RunFolder:
                 self.checkpoints.remove(step)
         for path in (self.summary_file, self.evaluation_file, self.report_file):
             path.unlink(missing_ok=True)
+        shutil.rmtree(self.measurements, ignore_errors=True)  # of states that are no longer those of the run
         write_json(self.extensions_file, [entry.to_json() for entry in (*self.load_extensions(), extension)])
         write_marker(self.config_file, config.to_yaml(), replace=True)
 

@@ -97,6 +97,20 @@ def test_what_cannot_be_extended_is_refused_and_stays(
     assert not (run / "extensions.json").exists()
 
 
+def test_nothing_is_deleted_for_a_run_that_cannot_be_prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = made(tmp_path / "run")
+
+    def lost(_: object) -> None:
+        raise UserError("dataset.name", "digits", "no such folder")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("sylva_ray.preparation.experiment.find_dataset", lost)
+        with pytest.raises(UserError, match="no such folder"):
+            sylva_ray.resume(run, LONGER, show="nothing")
+    assert RunFolder(run).load_finished() is not None
+    assert sylva_ray.load_run(run).config.training.rounds == 1
+
+
 def test_more_rounds_in_the_file_alone_are_not_accepted(tmp_path: Path) -> None:
     run = made(tmp_path / "run")
     text = (run / "config.yaml").read_text()
