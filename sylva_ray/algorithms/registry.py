@@ -18,9 +18,7 @@ from sylva_ray.algorithms.sylva import Sylva, SylvaPaperLike
 from sylva_ray.algorithms.undefended import Undefended
 from sylva_ray.config.experiment import AlgorithmSection
 from sylva_ray.config.schema import build
-from sylva_ray.core.errors import UserError
-from sylva_ray.core.own_code import entry_points_of, load_own
-from sylva_ray.core.text import did_you_mean
+from sylva_ray.core.own_code import find_class
 from sylva_ray.federation.contract import Algorithm
 
 GROUP = "sylva_ray.methods"
@@ -53,12 +51,4 @@ def find_algorithm(name: str) -> type[Algorithm]:
     Raises:
         UserError: the name is unknown, or the class cannot be imported.
     """
-    if ":" in name or (name not in ALGORITHMS and name in entry_points_of(GROUP)):
-        method = load_own("algorithm.name", name, GROUP)
-        if not (isinstance(method, type) and issubclass(method, Algorithm)):
-            raise UserError("algorithm.name", name, "must be a subclass of sylva_ray.federation.contract.Algorithm")
-        return method
-    if name not in ALGORITHMS:
-        fix = f"{did_you_mean(name, ALGORITHMS)}Known methods: {', '.join(ALGORITHMS)}; or package.module:Class"
-        raise UserError("algorithm.name", name, fix)
-    return ALGORITHMS[name]
+    return find_class("algorithm.name", name, "method", ALGORITHMS, GROUP, Algorithm)  # type: ignore[type-abstract]

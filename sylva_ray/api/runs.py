@@ -212,7 +212,7 @@ def _run_in_folder(
         with working_on(console, f"preparing {mask_value(where)}", quiet=not output.has_bars):
             from sylva_ray.federation.observer import Guarded, Observers
             from sylva_ray.observers.mlflow.tracker import tracking_uri
-            from sylva_ray.observers.tracker import check_observers
+            from sylva_ray.observers.registry import check_observers
             from sylva_ray.preparation.experiment import prepare
             from sylva_ray.preparation.extension import plan_extension
 

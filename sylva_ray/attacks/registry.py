@@ -12,9 +12,8 @@ from sylva_ray.attacks.base import ATTACKS, Attack
 from sylva_ray.attacks.state import AttackedModel, AttackState
 from sylva_ray.core.errors import UserError
 from sylva_ray.core.lazy import torch
-from sylva_ray.core.own_code import entry_points_of, load_own
+from sylva_ray.core.own_code import find_class
 from sylva_ray.core.seeding import ImageDraws
-from sylva_ray.core.text import did_you_mean
 from sylva_ray.core.types import ATTACKS_WITHOUT_STEPS, AttackSpec, ClientImages, ParameterStack
 from sylva_ray.core.windows import Window, in_windows, joined, limits_of
 
@@ -37,14 +36,7 @@ def find_attack(name: str, key: str = "evaluation.attacks") -> type[Attack]:
     Raises:
         UserError: the name is unknown, or the class cannot be imported.
     """
-    if name in ATTACKS:
-        return ATTACKS[name]
-    if ":" not in name and name not in entry_points_of(GROUP):
-        fix = f"unknown attack; {did_you_mean(name, ATTACKS)}Available: {', '.join(sorted(ATTACKS))}"
-        raise UserError(key, name, f"{fix}; or package.module:Class")
-    attack = load_own(key, name, GROUP)
-    if not (isinstance(attack, type) and issubclass(attack, Attack)):
-        raise UserError(key, name, "must be a subclass of sylva_ray.attacks.base.Attack")
+    attack = find_class(key, name, "attack", ATTACKS, GROUP, Attack)  # type: ignore[type-abstract]
     if not attack.counts_steps:
         ATTACKS_WITHOUT_STEPS.add(name)
     return attack

@@ -18,15 +18,19 @@ import os
 import shlex
 import site
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.machinery import ModuleSpec, PathFinder
 from importlib.util import module_from_spec
 from pathlib import Path
 from types import ModuleType
+from typing import TypeVar
 
 from sylva_ray.core.errors import UserError
 from sylva_ray.core.locations import local_path
+from sylva_ray.core.text import did_you_mean
+
+C = TypeVar("C")
 
 _allowed: list[str] = []
 
@@ -117,6 +121,31 @@ def load_own(key: str, name: str, group: str) -> object:
     if target is None:
         raise UserError(key, name, f"no installed package has an entry point of this name in {group}")
     return load_attribute(key, target)
+
+
+def find_class(key: str, name: str, what: str, known: Mapping[str, type[C]], group: str, base: type[C]) -> type[C]:
+    """Return a class of this package by its name, or another's by ``package.module:Class`` or an entry point.
+
+    Args:
+        key: of the setting, for the message.
+        name: its value.
+        what: the classes are, e.g. ``attack``, for the message.
+        known: the classes of this package, ``{name: class}``.
+        group: of the entry points, e.g. ``sylva_ray.attacks``.
+        base: of which the class must be a subclass.
+
+    Raises:
+        UserError: the name is unknown, what it names cannot be imported, or it is no such subclass.
+    """
+    if name in known:
+        return known[name]
+    if ":" not in name and name not in entry_points_of(group):
+        fix = f"unknown {what}; {did_you_mean(name, known)}Available: {', '.join(known)}; or package.module:Class"
+        raise UserError(key, name, fix)
+    found = load_own(key, name, group)
+    if not (isinstance(found, type) and issubclass(found, base)):
+        raise UserError(key, name, f"must be a subclass of {base.__module__}.{base.__qualname__}")
+    return found
 
 
 def entry_points_of(group: str) -> dict[str, str]:

@@ -21,8 +21,8 @@ from sylva_ray.models.cohort import full_model_bytes
 from sylva_ray.models.export import export_clients
 from sylva_ray.models.lora import LoraStack
 from sylva_ray.observers.mlflow.tracker import MlflowTracker
+from sylva_ray.observers.registry import create_observers
 from sylva_ray.observers.run_files import RecordsFile, RemoteCopy
-from sylva_ray.observers.tracker import create_observers
 from sylva_ray.preparation.experiment import Prepared, initial_states
 from sylva_ray.preparation.traffic import declared_traffic
 from sylva_ray.storage.remote_copy import RemoteFolder

@@ -107,7 +107,7 @@ class Rounds:
             refused={str(client): reason for client, reason in costs.refused.items()} or None,
             compute=compute_of(server.config),
             changed_inputs=server.changed_inputs or None,
-            extended_from=server.folder.extended_from(index, server.config.training.rounds),
+            extended_from=server.folder.extensions.rounds_before(index, server.config.training.rounds),
         )
         server.records.append(record)
         self._save()

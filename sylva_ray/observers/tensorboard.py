@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from torch.utils.tensorboard import SummaryWriter
-
 from sylva_ray.core.credentials import mask_yaml
 from sylva_ray.federation.observer import Status
 from sylva_ray.observers.tracker import Tracker
@@ -16,6 +14,8 @@ class TensorBoard(Tracker):
 
     def start(self, step: int) -> None:
         """See `Tracker.start`. Steps that an interrupted run wrote and that are run again are shown once."""
+        from torch.utils.tensorboard import SummaryWriter
+
         self._writer = SummaryWriter(str(self.folder / "tensorboard"), purge_step=step or None)  # type: ignore[no-untyped-call]
         if step == 0:
             text = mask_yaml(self.config.to_yaml())

@@ -1,29 +1,15 @@
-"""Trackers beside MLflow: the base class, and those that ``tracking.observers`` names."""
+"""The base class of trackers beside MLflow."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from importlib import import_module
-from importlib.util import find_spec
+from collections.abc import Mapping
 from pathlib import Path
 
 from sylva_ray.config.experiment import ExperimentConfig
-from sylva_ray.core.errors import UserError
-from sylva_ray.core.own_code import entry_points_of, load_own
 from sylva_ray.core.records import StageRecord
-from sylva_ray.core.text import did_you_mean
-from sylva_ray.federation.observer import Guarded, Observer, Status
+from sylva_ray.federation.observer import Observer, Status
 from sylva_ray.observers.metrics import record_metrics, summary_metrics, without_clients
 from sylva_ray.storage.run_folder import RunFolder
-
-GROUP = "sylva_ray.observers"
-"""The group of entry points."""
-
-TRACKERS = {
-    "tensorboard": "sylva_ray.observers.tensorboard:TensorBoard",
-    "wandb": "sylva_ray.observers.weights_and_biases:WeightsAndBiases",
-}
-"""The trackers of this package; each needs the package of its name."""
 
 
 class Tracker(Observer):
@@ -87,46 +73,3 @@ class Tracker(Observer):
 
     def _log(self, values: Mapping[str, float]) -> None:
         self.log(values if self.config.tracking.detail == "clients" else without_clients(values), self._step)
-
-
-def create_observers(config: ExperimentConfig, folder: Path) -> list[Observer]:
-    """Return the observers that ``tracking.observers`` names, guarded: their errors are warnings of the run.
-
-    Args:
-        config: the experiment.
-        folder: the run folder.
-
-    Raises:
-        UserError: as `check_observers`.
-    """
-    return [Guarded(_find(name)(folder, config)) for name in config.tracking.observers]
-
-
-def check_observers(names: Sequence[str]) -> None:
-    """Check that every observer can be imported.
-
-    Args:
-        names: as in ``tracking.observers``.
-
-    Raises:
-        UserError: one is unknown, is no subclass of `Observer`, or needs a package that is not installed.
-    """
-    for name in names:
-        _find(name)
-
-
-def _find(name: str) -> type[Tracker]:
-    if name in TRACKERS:
-        if find_spec(name) is None:
-            fix = f"needs a package that is not installed: pip install 'sylva_ray[{name}]'"
-            raise UserError("tracking.observers", name, fix)
-        module, _, attribute = TRACKERS[name].partition(":")
-        tracker: type[Tracker] = getattr(import_module(module), attribute)
-        return tracker
-    if ":" not in name and name not in entry_points_of(GROUP):
-        fix = f"{did_you_mean(name, TRACKERS)}Known: {', '.join(TRACKERS)}; or package.module:Class"
-        raise UserError("tracking.observers", name, fix)
-    observer = load_own("tracking.observers", name, GROUP)
-    if not (isinstance(observer, type) and issubclass(observer, Observer)):
-        raise UserError("tracking.observers", name, "must be a subclass of sylva_ray.federation.observer.Observer")
-    return observer  # type: ignore[return-value]

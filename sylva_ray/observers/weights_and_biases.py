@@ -6,8 +6,6 @@ import hashlib
 from collections.abc import Mapping
 from typing import Any
 
-import wandb
-
 from sylva_ray.core.credentials import mask_value
 from sylva_ray.federation.observer import Status
 from sylva_ray.observers.tracker import Tracker
@@ -22,6 +20,8 @@ class WeightsAndBiases(Tracker):
     def start(self, step: int) -> None:
         """See `Tracker.start`."""
         del step
+        import wandb
+
         identifier = hashlib.sha256(str(self.folder.resolve()).encode()).hexdigest()[:16]
         tracking = self.config.tracking
         self._run: Any = wandb.init(

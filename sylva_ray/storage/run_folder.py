@@ -37,6 +37,7 @@ from sylva_ray.core.types import ClientState
 from sylva_ray.storage.atomic import draft_of, json_text, write_json
 from sylva_ray.storage.checkpoint import Checkpoint, CheckpointFolder, Origin
 from sylva_ray.storage.claim import check_claim, list_names, write_marker
+from sylva_ray.storage.extensions import ExtensionsFile
 from sylva_ray.storage.inputs import INPUTS, InputCheck, compare_inputs, load_inputs
 from sylva_ray.storage.jsonl import append_record, read_records, rewrite_records
 from sylva_ray.storage.lock import folder_lock
@@ -59,6 +60,7 @@ class RunFolder:
 
     Attributes:
         checkpoints: of the run.
+        extensions: the file of the rounds that were added to the run.
         files: those directly in the folder.
         adapters: the folder of the exported adapters.
         measurements: the folder of the finished measurements of `sylva-ray evaluate`.
@@ -68,7 +70,6 @@ class RunFolder:
         self.path = Path(path)
         self.config_file = self.path / RUN_CONFIG
         self.inputs_file = self.path / INPUTS
-        self.extensions_file = self.path / "extensions.json"
         self.records_file = self.path / RECORDS
         self.summary_file = self.path / SUMMARY
         self.evaluation_file = self.path / "evaluation.json"
@@ -80,10 +81,11 @@ class RunFolder:
         self.adapters = self.path / "adapters"
         self.measurements = self.path / "evaluation"
         self.checkpoints = CheckpointFolder(self.path / CHECKPOINTS)
+        self.extensions = ExtensionsFile(self.path / "extensions.json")
         self.files = (
             self.config_file,
             self.inputs_file,
-            self.extensions_file,
+            self.extensions.path,
             self.records_file,
             self.summary_file,
             self.evaluation_file,
@@ -212,18 +214,11 @@ class RunFolder:
 
     def _check_settings(self, config: ExperimentConfig, copy: RawConfig | None) -> None:
         """Compare a configuration with the copy in a checkpoint; None: it holds none."""
-        found = difference(self._extended(build(ExperimentConfig, copy), config), config) if copy is not None else None
-        if found:
+        if copy is None:
+            return
+        if found := difference(self.extensions.applied(build(ExperimentConfig, copy), config), config):
             fix = f"is not the config of the run's checkpoints ({found}); restore it with: sylva-ray repair {self}"
             raise UserError("config", str(self.config_file), fix)
-
-    def _extended(self, copy: ExperimentConfig, config: ExperimentConfig) -> ExperimentConfig:
-        """Return the settings of a checkpoint with the rounds of ``config``, if these were added after it."""
-        before, rounds = copy.training.rounds, config.training.rounds
-        numbers = [number for extension in self.load_extensions() for number in (extension.before, extension.rounds)]
-        if before >= rounds or not {before, rounds} <= set(numbers):
-            return copy
-        return copy.model_copy(update={"training": copy.training.model_copy(update={"rounds": rounds})})
 
     def extend(self, config: ExperimentConfig, extension: Extension) -> None:
         """Go back to the checkpoint before a step, and take a configuration with more rounds.
@@ -240,32 +235,8 @@ class RunFolder:
         for path in (self.summary_file, self.evaluation_file, self.report_file):
             path.unlink(missing_ok=True)
         shutil.rmtree(self.measurements, ignore_errors=True)  # of states that are no longer those of the run
-        write_json(self.extensions_file, [entry.to_json() for entry in (*self.load_extensions(), extension)])
+        self.extensions.add(extension)
         write_marker(self.config_file, config.to_yaml(), replace=True)
-
-    def load_extensions(self) -> list[Extension]:
-        """Return which rounds were added to the run, the first first.
-
-        Raises:
-            UserError: the file is damaged.
-        """
-        path = self.extensions_file
-        if not path.exists():
-            return []
-        entries = read_json(path, path.stem, "start the run again in another folder")
-        if not isinstance(entries, list):
-            raise UserError(path.stem, str(path), "must be a list; start the run again in another folder")
-        return [Extension.from_json(entry, str(path)) for entry in entries]
-
-    def extended_from(self, step: int, rounds: int) -> int | None:
-        """Return how many rounds the run had before a step; None: as many.
-
-        Args:
-            step: of a stage that is run now.
-            rounds: that the run has now.
-        """
-        entries = self.load_extensions()
-        return next((entry.before for entry in entries if entry.step == step and entry.rounds <= rounds), None)
 
     def load_states(self) -> list[dict[str, np.ndarray]]:
         """Return the newest states of the K clients.

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from sylva_ray.config.experiment import TrackingSection
 from sylva_ray.config.schema import build
-from sylva_ray.observers.tracker import check_observers
+from sylva_ray.observers.registry import check_observers
 from sylva_ray.sweeps.folder import SweepFolder
 from sylva_ray.sweeps.points import check_space, prepare_points
 from sylva_ray.sweeps.space import Space

@@ -15,8 +15,9 @@ from sylva_ray.core.errors import UserError
 from sylva_ray.core.records import StageRecord
 from sylva_ray.core.summary import Summary
 from sylva_ray.federation.observer import Status
-from sylva_ray.observers import tracker
-from sylva_ray.observers.tracker import Tracker, check_observers
+from sylva_ray.observers import registry
+from sylva_ray.observers.registry import check_observers
+from sylva_ray.observers.tracker import Tracker
 
 ROOT = Path(__file__).parents[2]
 
@@ -112,7 +113,7 @@ def test_a_wrong_name_is_one_line(name: str, says: str) -> None:
 
 
 def test_a_package_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tracker, "find_spec", lambda _: None)
+    monkeypatch.setattr(registry, "find_spec", lambda _: None)
     with pytest.raises(UserError, match=r"pip install 'sylva_ray\[wandb\]'"):
         check_observers(["wandb"])
 
@@ -142,4 +143,4 @@ def test_weights_and_biases_writes_a_run_offline(tmp_path: Path, monkeypatch: py
 
 def test_trackers_of_this_package_are_what_the_settings_say() -> None:
     description = TrackingSection.model_fields["observers"].description or ""
-    assert all(name in description for name in tracker.TRACKERS)
+    assert all(name in description for name in registry.TRACKERS)
