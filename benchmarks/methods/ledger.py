@@ -14,6 +14,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -26,13 +27,18 @@ from sylva_ray.core.sections import Section
 
 HERE = Path(__file__).parent
 RESULT = "result.json"
+LR = "training.lr"
 
 Settings = dict[str, Any]
 """A part of an experiment, as in YAML: nested sections, or dotted keys."""
 
 
 class SearchSpace(Section):
-    """What the search tries for a method: learning rates, then a variant at the better one, then its other designs."""
+    """What the search tries for a method: learning rates, then a variant at the better one, then its other designs.
+
+    A variant that several methods have is taken by all of them or by none, by the mean of what they gain: the gain of a
+    single method is within the error of its score.
+    """
 
     lr: tuple[float, ...]
     variant: Settings | None = None
@@ -58,10 +64,19 @@ class Candidate(Section):
 
 
 class SearchResult(Section):
-    """What the search found for a method: the changes of the best candidate, and all candidates."""
+    """What the search found for a method: all candidates, in the order in which they were tried."""
 
-    chosen: Settings
     candidates: tuple[Candidate, ...]
+
+    @property
+    def rate(self) -> Candidate:
+        """The best of those that differ in the learning rate only."""
+        return best(candidate for candidate in self.candidates if list(candidate.changes) == [LR])
+
+    def with_variant(self, variant: Settings | None) -> Candidate | None:
+        """Return the best learning rate with a variant; None if that was not tried."""
+        changes = self.rate.changes | (variant or {})
+        return next((candidate for candidate in self.candidates[1:] if variant and candidate.changes == changes), None)
 
 
 @dataclass(frozen=True)
@@ -122,10 +137,35 @@ class Ledger:
         """Return the hyperparameters that the search chose for a method; nothing for one that was not searched."""
         found = self.searched()
         source = self.methods[method].search_as or method
-        return found[source].chosen if source in found else {}
+        if source not in found:
+            return {}
+        space, result = self.methods[source].search, found[source]
+        assert space is not None, "the search found something"
+        variant = result.with_variant(space.variant)
+        changed = variant is not None and self.variant_gain(space.variant or {}) > 0
+        designs = [candidate for candidate in result.candidates if candidate.changes in space.designs]
+        return best([variant if variant is not None and changed else result.rate, *designs]).changes
+
+    def variant_gain(self, variant: Settings) -> float:
+        """Return the mean gain of score that a variant brings, over the methods that have it and were searched."""
+        results = {method: result for method, result in self.searched().items() if method in self.methods}
+        spaces = {method: self.methods[method].search for method in results}
+        pairs = [
+            (tried, result.rate)
+            for method, result in results.items()
+            if (space := spaces[method]) is not None
+            and space.variant == variant
+            and (tried := result.with_variant(variant)) is not None
+        ]
+        return sum(tried.score - rate.score for tried, rate in pairs) / len(pairs)
 
     def _yaml(self, kind: str) -> list[Path]:
         return sorted((self.folder / kind).glob("*.yaml"))
+
+
+def best(candidates: Iterable[Candidate]) -> Candidate:
+    """Return the candidate of the highest score."""
+    return max(candidates, key=lambda candidate: candidate.score)
 
 
 def nested(dotted: Settings) -> Settings:

@@ -21,14 +21,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-from ledger import HERE, RESULT, Candidate, Ledger, SearchResult, Settings, run_name
+from ledger import HERE, LR, RESULT, Candidate, Ledger, SearchResult, Settings, best, run_name
 
 from sylva_ray.config.schema import read_yaml
 from sylva_ray.core.summary import Summary
 from sylva_ray.core.yaml import to_yaml
 from sylva_ray.storage.run_folder import RunFolder
 
-LR = "training.lr"
 LEFT_OUT = ("label_matrix", "class_names", "peak_memory_bytes_per_actor", "threat_model")
 """Keys of summary.json that are the same in every row, or large."""
 
@@ -74,9 +73,6 @@ def search(ledger: Ledger, names: Sequence[str], regime: str, out: Path, pool: T
     spaces = {method: space for method in names if (space := ledger.methods[method].search) is not None}
     tried: dict[str, list[Candidate]] = {method: [] for method in spaces}
 
-    def best(method: str) -> Settings:
-        return max(tried[method], key=lambda candidate: candidate.score).changes
-
     def attempt(candidates: Sequence[tuple[str, Settings]]) -> None:
         jobs = [
             (method, pool.submit(candidate, ledger, method, regime, changes, out)) for method, changes in candidates
@@ -85,12 +81,12 @@ def search(ledger: Ledger, names: Sequence[str], regime: str, out: Path, pool: T
             tried[method].append(job.result())
 
     attempt([(method, {LR: lr}) for method, space in spaces.items() for lr in space.lr])
-    attempt([(method, best(method) | space.variant) for method, space in spaces.items() if space.variant is not None])
+    rates = {method: best(tried[method]).changes for method in spaces}
+    attempt([(method, rates[method] | space.variant) for method, space in spaces.items() if space.variant is not None])
     attempt([(method, design) for method, space in spaces.items() for design in space.designs])
+    ledger.write_searched(found | {method: SearchResult(candidates=tuple(tried[method])) for method in spaces})
     for method in spaces:
-        found[method] = SearchResult(chosen=best(method), candidates=tuple(tried[method]))
-        print(f"{method}: {found[method].chosen}", flush=True)
-    ledger.write_searched(found)
+        print(f"{method}: {ledger.chosen(method)}", flush=True)
 
 
 def candidate(ledger: Ledger, method: str, regime: str, changes: Settings, out: Path) -> Candidate:

@@ -16,7 +16,7 @@ from textwrap import TextWrapper
 
 import numpy as np
 from claim import STATISTICS, Difference, differences
-from ledger import HERE, RESULT, Ledger, SearchResult, run_name
+from ledger import HERE, RESULT, Ledger, run_name
 
 from sylva_ray.metrics.predictions import read_correct, read_labels
 from sylva_ray.reports.compare import Row, compare
@@ -45,7 +45,7 @@ def main() -> None:
         "FOOTNOTES": lambda regime: bullets([*footnotes(rows[regime]), *notes(rows[regime])]),
         "CLAIM": lambda regime: claim_table(compare_images(ledger.folder / "results", regime, rows[regime])),
         "BYTES": lambda regime: equal_bytes(rows[regime]),
-        "SEARCH": lambda _: search_table(ledger.searched()),
+        "SEARCH": lambda _: search_table(ledger),
     }
 
     def part(place: re.Match[str]) -> str:
@@ -146,15 +146,15 @@ def bullets(lines: Sequence[str]) -> str:
     return "\n".join(items.fill(f"* {line}") for line in lines)
 
 
-def search_table(found: Mapping[str, SearchResult]) -> str:
+def search_table(ledger: Ledger) -> str:
     """Write every candidate with its two accuracies, the chosen one in bold."""
     lines = ["| method | candidates: class-balanced benign + PGD-5 accuracy on held-out images, % |", "|---|---|"]
-    for method, result in found.items():
-        cells = []
+    for method, result in ledger.searched().items():
+        cells, chosen = [], ledger.chosen(method)
         for candidate in result.candidates:
             changes = ", ".join(f"{key.rpartition('.')[2]} {value}" for key, value in candidate.changes.items())
             text = f"{changes}: {100 * candidate.benign_balanced:.1f} + {100 * candidate.robust_balanced:.1f}"
-            cells.append(f"**{text}**" if candidate.changes == result.chosen else text)
+            cells.append(f"**{text}**" if candidate.changes == chosen else text)
         lines.append(f"| {method} | {'; '.join(cells)} |")
     return "\n".join(lines)
 
