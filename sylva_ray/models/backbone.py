@@ -12,12 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import timm
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
-from timm.data.config import resolve_model_data_config
-from timm.layers.pos_embed import resample_abs_pos_embed
 from torch import nn
 
 from sylva_ray.config.experiment import BackboneSection
@@ -26,6 +23,7 @@ from sylva_ray.core.locations import local_path
 from sylva_ray.core.own_code import load_attribute
 from sylva_ray.core.types import stack_digest
 from sylva_ray.models.availability import check_available, check_safetensors, unknown_model
+from sylva_ray.models.light_timm import resample_abs_pos_embed, resolve_model_data_config, timm
 from sylva_ray.models.patches import project_patches
 from sylva_ray.models.resize import Resize
 from sylva_ray.models.shipped import RETIRED, SHIPPED

@@ -12,7 +12,6 @@ from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
 import torch
-from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from sylva_ray.config.experiment import ALL_LINEAR, AttentionKernels, LoraSection
@@ -22,6 +21,7 @@ from sylva_ray.core.windows import WindowLimits
 from sylva_ray.models.backbone import Backbone, head_companions
 from sylva_ray.models.cohort import initial_head
 from sylva_ray.models.kernels import AttentionSwitch
+from sylva_ray.models.light_timm import VisionTransformer
 from sylva_ray.models.patches import PatchProjection
 from sylva_ray.models.peft_format import AdapterLayout
 from sylva_ray.models.stacked_layers import (

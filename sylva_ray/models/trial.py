@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from timm.models.vision_transformer import VisionTransformer
 
 from sylva_ray.config.experiment import BackboneSection, LoraSection
 from sylva_ray.core.errors import UserError, reason_of
@@ -21,6 +20,7 @@ from sylva_ray.core.seeding import generator
 from sylva_ray.core.types import ClientState, stack_states
 from sylva_ray.models.backbone import create_backbone
 from sylva_ray.models.cohort import CohortModel, repeat_owner, to_parameters
+from sylva_ray.models.light_timm import VisionTransformer
 from sylva_ray.models.lora import LoraStack, adapter_layout
 from sylva_ray.models.peft_format import load_in_peft, save_adapter
 
