@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -56,7 +57,10 @@ def run_here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 def test_a_script_explains_itself(
     script: str, run_here: Callable[..., str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    if "__main__" in (ROOT / script).read_text():
+    text = (ROOT / script).read_text()
+    if "from flwr" in text and find_spec("flwr") is None:
+        pytest.skip("Flower is not installed: benchmarks/peers/peers.py makes an environment for it")
+    if "__main__" in text:
         with pytest.raises(SystemExit) as end:
             run_here(script, "--help")
         assert not end.value.code
