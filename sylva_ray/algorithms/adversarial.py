@@ -139,10 +139,18 @@ class AdversarialTraining(Algorithm):
         if p.benign_weight:
             clean = context.model.forward(params, batch.x, batch.owner)
             losses = losses + p.benign_weight * cross_entropy(clean, batch.y)
-        if p.class_balance:
-            weights = class_weights(context.class_counts, p.class_balance)
-            losses = losses * weights[batch.device_owner, batch.y].to(losses.dtype)
-        return losses
+        return self._balanced(context, batch, losses)
+
+    def refinement_losses(self, context: ClientContext, params: ParameterStack, batch: Batch) -> torch.Tensor:
+        """Return omega_y CE(z(x), y) of every image, ``[N]``: phase 2 balances classes as phase 1 does."""
+        return self._balanced(context, batch, super().refinement_losses(context, params, batch))
+
+    def _balanced(self, context: ClientContext, batch: Batch, losses: torch.Tensor) -> torch.Tensor:
+        """Return ``losses [N]`` times the weights of their classes."""
+        if not self.parameters.class_balance:
+            return losses
+        weights = class_weights(context.class_counts, self.parameters.class_balance)
+        return losses * weights[batch.device_owner, batch.y].to(losses.dtype)
 
     def robust_losses(
         self, context: ClientContext, params: ParameterStack, batch: Batch, x_adv: torch.Tensor

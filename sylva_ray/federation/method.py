@@ -134,6 +134,10 @@ class Method:
         """Return the warm-up's loss of every image, ``[N]``: benign cross-entropy."""
         return cross_entropy(context.model.forward(params, batch.x, batch.owner), batch.y)
 
+    def refinement_losses(self, context: ClientContext, params: ParameterStack, batch: Batch) -> torch.Tensor:
+        """Return the loss of phase 2's benign epochs of every image, ``[N]``: benign cross-entropy."""
+        return cross_entropy(context.model.forward(params, batch.x, batch.owner), batch.y)
+
     def client_init(self, context: ClientContext) -> None:
         """Prepare a task, before its first batch. The base method does nothing."""
 

@@ -69,6 +69,9 @@ def test_benign_weight_and_class_balance_enter_as_written() -> None:
     weighted = Sylva(Sylva.Parameters(class_balance=0.9)).sample_losses(context, params, b, x_adv)
     weights = class_weights(context.class_counts, 0.9)[b.owner, b.y].float()
     torch.testing.assert_close(weighted, plain * weights)
+    refining = Sylva(Sylva.Parameters(class_balance=0.9)).refinement_losses(context, params, b)
+    torch.testing.assert_close(refining, clean * weights)
+    torch.testing.assert_close(Sylva(Sylva.Parameters()).refinement_losses(context, params, b), clean)
 
 
 @pytest.mark.parametrize("name", ["sylva_paper_like", "undefended"])

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar, TypeAlias
 
-from sylva_ray.attacks.losses import cross_entropy
 from sylva_ray.config.experiment import TrainingSection
 from sylva_ray.config.resolved import ResolvedConfig
 from sylva_ray.core.lazy import torch
@@ -18,7 +18,7 @@ from sylva_ray.federation.client.worker import CohortWorker
 from sylva_ray.federation.context import Batch, ClientContext
 from sylva_ray.federation.method import Method
 from sylva_ray.federation.tasks import CohortTask
-from sylva_ray.models.cohort import CohortModel, client_gradients, to_arrays
+from sylva_ray.models.cohort import client_gradients, to_arrays
 
 ClientGradients: TypeAlias = "tuple[dict[str, torch.Tensor], torch.Tensor]"
 """``(gradients {name: [C, ...]}, mean losses [C])`` of C clients."""
@@ -166,7 +166,7 @@ def train_cohort(
     streams = client_streams(config.seed, "train", task.clients, task.step)
     metrics = {"loss": torch.zeros(len(task.clients), dtype=torch.float64)}
     if settings.head_epochs:
-        warm_up = _warm_up_step(context, algorithm)
+        warm_up = benign_step(partial(algorithm.warm_up_losses, context), algorithm.warm_up_names())
         benign = EpochSettings(config.training, settings.lr, settings.head_epochs)
         metrics["loss"] = run_epochs(params, warm_up, data, streams, benign)
     if settings.epochs:
@@ -187,32 +187,15 @@ def train_cohort(
     return metrics
 
 
-def _warm_up_step(context: ClientContext, algorithm: Method) -> GradientFunction:
-    """Return the gradients of the benign warm-up, for the parameters that the method names.
+def benign_step(losses: Callable[[ParameterStack, Batch], torch.Tensor], names: Sequence[str]) -> GradientFunction:
+    """Return the gradients of the means over clients of ``losses(params, batch) [N]``, for the parameters in ``names``.
 
-    Forwards are those of evaluation: with the heads alone trained, a BatchNorm below them keeps its statistics.
-    """
-    names = algorithm.warm_up_names()
-
-    def step(params: ParameterStack, batch: Batch) -> ClientGradients:
-        return client_gradients(
-            params, names, lambda p: batch.mean_by_client(algorithm.warm_up_losses(context, p, batch))
-        )
-
-    return step
-
-
-def benign_step(model: CohortModel, names: Sequence[str]) -> GradientFunction:
-    """Return the gradients of the benign cross-entropy for the parameters in ``names``.
-
-    Forwards are those of evaluation, as in the game and the guard, with which the result is compared.
+    Forwards are those of evaluation, as in the game and the guard, with which phase 2 compares its result, and with the
+    heads alone trained, a BatchNorm below them keeps its statistics.
     """
 
     def step(params: ParameterStack, batch: Batch) -> ClientGradients:
-        def losses(p: ParameterStack) -> torch.Tensor:
-            return batch.mean_by_client(cross_entropy(model.forward(p, batch.x, batch.owner), batch.y))
-
-        return client_gradients(params, names, losses)
+        return client_gradients(params, names, lambda p: batch.mean_by_client(losses(p, batch)))
 
     return step
 

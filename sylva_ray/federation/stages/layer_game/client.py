@@ -6,8 +6,9 @@ The client measures and trains. The coordinator decides about coalitions, layers
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -34,6 +35,7 @@ from sylva_ray.federation.client.outcomes import outcomes
 from sylva_ray.federation.client.training import EpochSettings, benign_step, run_epochs
 from sylva_ray.federation.client.worker import CohortWorker
 from sylva_ray.federation.context import ClientContext
+from sylva_ray.federation.method import Method
 from sylva_ray.federation.parameters import Phase2Parameters
 from sylva_ray.federation.stages.layer_game.coalitions import mix
 from sylva_ray.federation.tasks import CohortTask
@@ -77,7 +79,7 @@ class Phase2Client:
         robust: theta^r, the states after phase 1.
         task: its clients, and the position of the stage, which names the random numbers.
         data: of every client.
-        is_trained: tells whether the method trains a parameter; the others are not changed.
+        method: says which parameters are trained, and on which loss; the others are not changed.
 
     Attributes:
         value_precision: of the forwards that evaluate coalitions.
@@ -91,15 +93,18 @@ class Phase2Client:
         robust: ParameterStack,
         task: CohortTask,
         data: Sequence[ClientData],
-        is_trained: Callable[[str], bool],
+        method: Method,
     ) -> None:
         from sylva_ray.models.lora import LoraStack  # it imports timm
 
         assert isinstance(context.model, LoraStack), "phase 2 needs adapters"
         self.model, self.stopwatch = context.model, context.stopwatch
         self.phase2, self.config = phase2, config
+        self.losses = partial(method.refinement_losses, context)
         self.robust, self.clients, self.step, self.data = robust, task.clients, task.step, data
-        self.players = {player: [n for n in names if is_trained(n)] for player, names in self.model.players.items()}
+        self.players = {
+            player: [n for n in names if method.is_trained(n)] for player, names in self.model.players.items()
+        }
         epsilon, steps = config.reported_epsilon, phase2.attack_steps
         self.attack = AttackSpec("pgd", epsilon, steps, default_step_size(epsilon, steps))
         self.training_precision = torch_dtype(config.training.precision)
@@ -111,15 +116,15 @@ class Phase2Client:
         cls, worker: CohortWorker, task: CohortTask, params: ParameterStack, phase2: Phase2Parameters
     ) -> Phase2Client:
         """Create it for the clients of a task; ``params`` are its states on the worker's device."""
-        context, data, is_trained = worker.context(task, params), worker.data(task), worker.algorithm.is_trained
-        return cls(context, phase2, worker.config, params, task, data, is_trained)
+        context, data = worker.context(task, params), worker.data(task)
+        return cls(context, phase2, worker.config, params, task, data, worker.algorithm)
 
     # -- the game ---------------------------------------------------------------------------------------------------
 
     def benign_end_point(self) -> ParameterStack:
         """Return theta^b, fine-tuned from theta^r on benign data; theta^r for a client whose training diverges."""
         params = {name: value.clone() for name, value in self.robust.items()}
-        step = benign_step(self.model, [name for names in self.players.values() for name in names])
+        step = benign_step(self.losses, [name for names in self.players.values() for name in names])
         with at_precision(self.model, self.training_precision):
             settings = EpochSettings(self.config.training, self.phase2.benign_lr, self.phase2.benign_epochs)
             run_epochs(params, step, self.data, self._training_streams("theta_b"), settings)
@@ -216,7 +221,7 @@ class Phase2Client:
             for player, names in enumerate(self.players.values())
             for name in names
         }
-        step = benign_step(self.model, [name for name, rows in masks.items() if bool(rows.any())])
+        step = benign_step(self.losses, [name for name, rows in masks.items() if bool(rows.any())])
         settings = EpochSettings(self.config.training, self.phase2.refine_lr, self.phase2.refine_epochs)
         with at_precision(self.model, self.training_precision):
             run_epochs(params, step, self.data, self._training_streams("refine"), settings, masks)
