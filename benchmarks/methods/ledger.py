@@ -64,9 +64,10 @@ class Candidate(Section):
 
 
 class SearchResult(Section):
-    """What the search found for a method: all candidates, in the order in which they were tried."""
+    """What the search found for a method: all candidates, and, where it is fixed, what was chosen of them."""
 
     candidates: tuple[Candidate, ...]
+    chosen: Settings | None = None
 
     @property
     def rate(self) -> Candidate:
@@ -76,7 +77,7 @@ class SearchResult(Section):
     def with_variant(self, variant: Settings | None) -> Candidate | None:
         """Return the best learning rate with a variant; None if that was not tried."""
         changes = self.rate.changes | (variant or {})
-        return next((candidate for candidate in self.candidates[1:] if variant and candidate.changes == changes), None)
+        return next((candidate for candidate in self.candidates if variant and candidate.changes == changes), None)
 
 
 @dataclass(frozen=True)
@@ -140,7 +141,10 @@ class Ledger:
         if source not in found:
             return {}
         space, result = self.methods[source].search, found[source]
-        assert space is not None, "the search found something"
+        if result.chosen is not None:
+            return result.chosen
+        if space is None:
+            return {}
         variant = result.with_variant(space.variant)
         changed = variant is not None and self.variant_gain(space.variant or {}) > 0
         designs = [candidate for candidate in result.candidates if candidate.changes in space.designs]

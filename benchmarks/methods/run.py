@@ -85,7 +85,7 @@ def search(ledger: Ledger, names: Sequence[str], regime: str, out: Path, pool: T
     attempt([(method, rates[method] | space.variant) for method, space in spaces.items() if space.variant is not None])
     attempt([(method, design) for method, space in spaces.items() for design in space.designs])
     ledger.write_searched(found | {method: SearchResult(candidates=tuple(tried[method])) for method in spaces})
-    for method in spaces:
+    for method in ledger.searched():  # all of them: methods that share a variant take it together
         print(f"{method}: {ledger.chosen(method)}", flush=True)
 
 
@@ -110,8 +110,10 @@ def fill(
     def one(job: Job) -> str:
         name = run_name(*job)
         path = results / name / RESULT
+        config = ledger.configuration(job.method, job.regime, ledger.chosen(job.method), scale, job.seed)
+        if path.exists() and json.loads(path.read_text())["config"] != config:
+            raise SystemExit(f"{path} is of another configuration; remove its folder")
         if not path.exists():
-            config = ledger.configuration(job.method, job.regime, ledger.chosen(job.method), scale, job.seed)
             summary = run(config, out / name)
             row: Settings = {"method": job.method, "seed": job.seed, "scale": scale or "cpu", "config": config}
             row |= {key: value for key, value in summary.to_json().items() if key not in LEFT_OUT}

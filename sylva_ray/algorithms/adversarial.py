@@ -142,7 +142,7 @@ class AdversarialTraining(Algorithm):
         return self._balanced(context, batch, losses)
 
     def refinement_losses(self, context: ClientContext, params: ParameterStack, batch: Batch) -> torch.Tensor:
-        """Return omega_y CE(z(x), y) of every image, ``[N]``: phase 2 balances classes as phase 1 does."""
+        """Return omega_y CE(z(x), y) of every image, ``[N]``: benign epochs of phase 2 balance classes, too."""
         return self._balanced(context, batch, super().refinement_losses(context, params, batch))
 
     def _balanced(self, context: ClientContext, batch: Batch, losses: torch.Tensor) -> torch.Tensor:

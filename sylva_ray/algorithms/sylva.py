@@ -2,9 +2,9 @@
 
 From the abstract: phase 1 fine-tunes LoRA adversarially on every client and uploads the LoRA parameters only; phase 2
 selects layers by a cooperative game and refines them for benign accuracy. We know no more of the paper. Our choices are
-the loss (cross-entropy on PGD's images; ``class_balance`` is off), product-SVD aggregation of everybody's adapters and
-averages of everybody's heads, both tuned at home afterwards and mixed with what was received, the warm-up, and all
-constants of phase 2.
+the loss (cross-entropy on PGD's images; by default ``class_balance`` is off), product-SVD aggregation of everybody's
+adapters and averages of everybody's heads, both tuned at home afterwards and mixed with what was received, the warm-up,
+and all constants of phase 2.
 ``sylva_paper_like`` averages the factors naively, and its heads stay with the clients.
 """
 

@@ -129,7 +129,7 @@ def find_class(key: str, name: str, what: str, known: Mapping[str, type[C]], gro
     Args:
         key: of the setting, for the message.
         name: its value.
-        what: the classes are, e.g. ``attack``, for the message.
+        what: what the classes are called, e.g. ``attack``, for the message.
         known: the classes of this package, ``{name: class}``.
         group: of the entry points, e.g. ``sylva_ray.attacks``.
         base: of which the class must be a subclass.

@@ -22,7 +22,7 @@ def deterministic_kernels(device: torch.device, tf32: bool = False) -> None:
         device: that computes.
         tf32: whether a GPU may round the factors of float32 products, and of convolutions, to 10 bits.
     """
-    torch.set_deterministic_debug_mode("error")
+    torch.set_deterministic_debug_mode("error")  # like use_deterministic_algorithms, which imports the compiler
     # It would fill new tensors, to find code that reads before it writes, at the cost of 199 fills in a training step.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     if device.type == "cuda":

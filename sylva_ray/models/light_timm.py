@@ -5,7 +5,8 @@ that excludes functions from compiling. timm also imports Weights & Biases where
 more than half of the CPU seconds that a process spends on ``import timm``, and every worker is a process. While timm is
 imported, empty modules stand in for them; afterwards they can be imported as always.
 
-If a program compiles one of timm's functions that exclude themselves (in NaFlexViT), that is not excluded here.
+Two things stay: timm's functions that exclude themselves from compiling (in NaFlexViT) do not, and its
+``update_summary`` does not log to Weights & Biases. Import this module before threads import either library.
 """
 
 # ruff: noqa: E402 (timm is imported after what prepares its import)
@@ -39,7 +40,7 @@ def _without_compiler_and_wandb() -> Iterator[None]:
         yield
     finally:
         for name in added:
-            del sys.modules[name]
+            sys.modules.pop(name, None)
 
 
 def _unchanged(function: Callable[..., Any] | None = None, *_: object, **__: object) -> Any:

@@ -59,7 +59,7 @@ class LiveBytes(TorchDispatchMode):
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        """See `TorchDispatchMode`. Nothing is compiled here, and to say so would import the compiler, for seconds."""
+        """Return False: True, the default, wraps `__torch_dispatch__` in a function that imports the compiler."""
         return False
 
     def __torch_dispatch__(

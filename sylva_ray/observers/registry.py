@@ -35,20 +35,24 @@ def create_observers(config: ExperimentConfig, folder: Path) -> list[Observer]:
 
 
 def check_observers(names: Sequence[str]) -> None:
-    """Check that every observer can be imported.
+    """Check that every observer is known, and the package that it needs installed.
 
     Args:
         names: as in ``tracking.observers``.
 
     Raises:
-        UserError: one is unknown, is no subclass of `Observer`, or needs a package that is not installed.
+        UserError: one is unknown, cannot be imported, is no subclass of `Observer`, or needs a package that is not
+            installed. A package that is installed and cannot be imported is a warning of the run.
     """
     for name in names:
         find_observer(name)
 
 
 def find_observer(name: str) -> Callable[[Path, ExperimentConfig], Observer]:
-    """Return the class of an observer; it is called with the run folder and the configuration.
+    """Find the class of an observer.
+
+    Returns:
+        It, to be called with the run folder and the configuration.
 
     Raises:
         UserError: as `check_observers`.

@@ -188,7 +188,7 @@ def train_cohort(
 
 
 def benign_step(losses: Callable[[ParameterStack, Batch], torch.Tensor], names: Sequence[str]) -> GradientFunction:
-    """Return the gradients of the means over clients of ``losses(params, batch) [N]``, for the parameters in ``names``.
+    """Return the function that computes the gradients of every client's mean of ``losses(params, batch) [N]``.
 
     Forwards are those of evaluation, as in the game and the guard, with which phase 2 compares its result, and with the
     heads alone trained, a BatchNorm below them keeps its statistics.
