@@ -74,6 +74,7 @@ class Client:
 
 def build_client() -> Client:
     """Build the backbone that the environment variable ``PEERS_BACKBONE`` describes, with adapters."""
+    torch.manual_seed(0)  # so that every process begins with the same adapters and head
     backbone = json.loads(os.environ["PEERS_BACKBONE"])
     model = timm.create_model(**backbone["options"], num_classes=10)
     weights = {name: value.float() for name, value in load_file(backbone["file"]).items()}
@@ -107,7 +108,7 @@ def train(client: Client, number: int, num_images: int, steps: int) -> None:
     images, labels = (values[number * num_images : (number + 1) * num_images] for values in _data())
     trained = [parameter for parameter in client.model.parameters() if parameter.requires_grad]
     optimiser = torch.optim.AdamW(trained, lr=LR, weight_decay=1e-4)
-    for rows in torch.randperm(num_images).split(BATCH):
+    for rows in np.split(torch.randperm(num_images).numpy(), range(BATCH, num_images, BATCH)):
         x, y = torch.from_numpy(images[rows]).float() / 255, torch.from_numpy(labels[rows])
         optimiser.zero_grad()
         F.cross_entropy(client.model(_attacked(client.model, x, y, steps) if steps else x), y).backward()
@@ -142,7 +143,8 @@ def parse_arguments(description: str | None) -> Rounds:
     for name, meaning in (("clients", ""), ("images", "of a client"), ("steps", "of PGD; 0: benign"), ("rounds", "")):
         parser.add_argument(name, type=int, help=meaning)
     parser.add_argument("marks", type=Path, help="when every round began, as JSON, is written here")
-    return Rounds(*vars(parser.parse_args()).values())
+    given = parser.parse_args()
+    return Rounds(given.clients, given.images, given.steps, given.rounds, given.marks)
 
 
 def mark() -> dict[str, Any]:

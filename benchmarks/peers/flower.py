@@ -1,6 +1,8 @@
 """The work of a round in Flower, by its simulation engine on Ray, in an environment of its own (peers.py makes it).
 
-python benchmarks/peers/flower.py CLIENTS IMAGES STEPS ROUNDS MARKS   # PEERS_CACHED=1: a model per process
+    python benchmarks/peers/flower.py CLIENTS IMAGES STEPS ROUNDS MARKS   # peers.py does
+
+With ``PEERS_CACHED=1`` the client keeps a model per process.
 """
 
 from __future__ import annotations

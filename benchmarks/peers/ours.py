@@ -59,11 +59,18 @@ def main() -> None:
             "test_samples": 1,
         },
         "attack": {"epsilon": "4/255", "steps": max(given.steps, 1)},
-        "training": {"rounds": given.rounds, "batch_size": BATCH, "lr": LR, "augment": "none", "precision": "float32"},
+        "training": {
+            "rounds": given.rounds,
+            "batch_size": BATCH,
+            "lr": LR,
+            "lr_schedule": "constant",
+            "precision": "float32",
+        },
         "evaluation": {"attacks": [], "initial": False, "checks": False, "precision": "float32"},
         "cluster": {"num_actors": 2, "max_exported": 0},
         "tracking": {"enabled": False},
     }
+    assert given.num_images % 4 == 0, "four fifths of a client's images are for training"
     observer = Marks()
     with tempfile.TemporaryDirectory() as folder:
         sylva_ray.run(config, out=Path(folder) / "run", observer=observer, show="nothing")

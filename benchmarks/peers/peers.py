@@ -11,9 +11,12 @@ attacked by PGD of so many steps (0: benign), and the adapters are averaged. Sys
 * ours: `sylva_ray` with Ray actors.
 
 All have two processes with one thread each. Five rounds are run; the second to the fourth are counted, from the begin
-of one to the begin of the next, so that everything between counts. CPU seconds and memory are those of the whole
-machine, above what it used before: nothing else may run on it. Systems alternate; results are appended to
-results.jsonl, and medians are printed. Flower gets an environment of its own in build/peers: its pins exclude ours.
+of one to the begin of the next, so that everything between counts, here also records and checkpoints. CPU seconds are
+those of the whole machine, and memory is what it uses above the start: nothing else may run on it. A start ends with
+the begin of round 1; here the workers are ready then, elsewhere they start within round 1, which is not counted.
+
+Systems alternate; results are appended to results.jsonl, and medians are printed. Flower gets an environment of its own
+in build/peers, because its pins exclude ours.
 """
 
 from __future__ import annotations
@@ -30,6 +33,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +48,9 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 RESULTS = HERE / "results.jsonl"
 FLOWER_PYTHON = ROOT / "build" / "peers" / "flower" / "bin" / "python"
-FLOWER_PACKAGES = ("flwr[simulation]==1.42.0", "timm", "peft", "safetensors", "psutil")
+FLOWER_PACKAGES = ("flwr[simulation]==1.42.0", "psutil")
+SAME_PACKAGES = ("torch", "timm", "peft", "safetensors")
+"""Of Flower's environment, in the versions of this one."""
 
 WORKS = ("32x64x3", "100x20x3", "32x64x0", "1000x20x1")
 SYSTEMS = ("flower", "flower cached", "plain", "ours")
@@ -53,15 +59,12 @@ TIMEOUT_S = 3600
 
 
 def make_flower() -> None:
-    """Make Flower's environment with the torch of this one."""
-    import torch
-
-    version = torch.__version__.partition("+")[0]
+    """Make Flower's environment."""
+    same = [f"{name}=={version(name).partition('+')[0]}" for name in SAME_PACKAGES]
     uv = [sys.executable, "-m", "uv"]
     if not FLOWER_PYTHON.exists():
         subprocess.run([*uv, "venv", "--quiet", "--python", sys.executable, FLOWER_PYTHON.parents[1]], check=True)
-    packages = [*FLOWER_PACKAGES, f"torch=={version}"]
-    subprocess.run([*uv, "pip", "install", "--quiet", "--python", FLOWER_PYTHON, *packages], check=True)
+    subprocess.run([*uv, "pip", "install", "--quiet", "--python", FLOWER_PYTHON, *FLOWER_PACKAGES, *same], check=True)
 
 
 def write_images(data: Path, count: int, path: Path) -> None:
@@ -150,13 +153,15 @@ def table(results: Sequence[dict[str, Any]]) -> str:
 def main() -> None:
     """Measure, and print the medians of all results so far."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="a folder of parquet files with CIFAR-10")
+    parser.add_argument("--data", type=Path, help="a folder of parquet files with CIFAR-10")
     parser.add_argument("--work", nargs="+", default=WORKS)
     parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=SYSTEMS)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--table", action="store_true", help="measure nothing")
     given = parser.parse_args()
+    if given.data is None and not given.table:
+        parser.error("--data is missing")
     if not given.table:
         if any(system.startswith("flower") for system in given.systems):
             make_flower()
