@@ -122,6 +122,33 @@ def test_the_claim_of_the_ledger(monkeypatch: pytest.MonkeyPatch) -> None:
         assert (mixed.benign[0], mixed.is_ahead, mixed.dominates) == (pytest.approx(-2 / 3), False, 0)
 
 
+def test_a_variant_of_the_ledger_is_taken_by_all_that_share_it_or_by_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks" / "methods"))
+    ledger = runpy.run_path(str(ROOT / "benchmarks" / "methods" / "ledger.py"))["Ledger"]
+    assert ledger(ROOT / "benchmarks" / "methods" / "small").chosen("fedavg_at")  # a frozen search
+    variant = {"algorithm.class_balance": 0.9}
+
+    def found(rate: float, balanced: float) -> dict[str, object]:
+        pairs: list[tuple[dict[str, float], float]] = [
+            ({"training.lr": 0.1}, rate),
+            ({"training.lr": 0.2}, 0.0),
+            ({"training.lr": 0.1} | variant, balanced),
+        ]
+        rows = [{"changes": c, "benign_balanced": 0, "robust_balanced": 0, "score": score} for c, score in pairs]
+        return {"candidates": rows}
+
+    (tmp_path / "methods").mkdir()
+    for name in "ab":
+        text = {"seeds": 1, "search": {"lr": [0.1, 0.2], "variant": variant}, "config": {}}
+        (tmp_path / "methods" / f"{name}.yaml").write_text(json.dumps(text))
+    for loss_of_b, chosen in ((0.1, {"training.lr": 0.1} | variant), (0.5, {"training.lr": 0.1})):
+        searched = {"a": found(0.5, 0.8), "b": found(0.6, 0.6 - loss_of_b)}  # a gains 0.3
+        (tmp_path / "search.json").write_text(json.dumps(searched))
+        assert [ledger(tmp_path).chosen(name) for name in "ab"] == [chosen, chosen]
+
+
 @pytest.mark.slow
 def test_chaos(tmp_path: Path) -> None:
     lines = run("scripts/chaos.py", "--faults", 2, "--only", "kill,torn", "--folder", tmp_path / "runs").splitlines()

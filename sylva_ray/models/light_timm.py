@@ -6,7 +6,7 @@ more than half of the CPU seconds that a process spends on ``import timm``, and 
 imported, empty modules stand in for them; afterwards they can be imported as always.
 
 Two things stay: timm's functions that exclude themselves from compiling (in NaFlexViT) do not, and its
-``update_summary`` does not log to Weights & Biases. Import this module before threads import either library.
+``update_summary`` fails if it is to log to Weights & Biases. Import this module before threads import either library.
 """
 
 # ruff: noqa: E402 (timm is imported after what prepares its import)
