@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from sylva_ray.algorithms.sylva import Sylva
 from sylva_ray.config.experiment import ExperimentConfig
 from sylva_ray.config.schema import build
 from sylva_ray.core.summary import Summary
@@ -21,6 +22,7 @@ from sylva_ray.execution.in_process import InProcessPool
 from sylva_ray.federation.client.measuring import EvaluateTask
 from sylva_ray.federation.client.training import run_epochs
 from sylva_ray.federation.client.worker import CohortWorker
+from sylva_ray.federation.context import Batch, ClientContext
 from sylva_ray.federation.contract import Algorithm
 from sylva_ray.federation.observer import Observer, StageStarted
 from sylva_ray.federation.stages.layer_game.client import Phase2Client, SelectionImages
@@ -146,17 +148,23 @@ def test_an_empty_selection_is_legal_and_leaves_phase_1_as_it_was(selection: str
 # -- the scores of layers ----------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def player(phase1: Path) -> Phase2Client:
+def make_player(phase1: Path, method: type[Algorithm] | None = None, **sections: Any) -> Phase2Client:
     """Two clients of unequal size at the end of phase 1, about to score their layers."""
-    made = prepared({"gate_steps": 40, "max_images": 4})
+    made = prepared({"gate_steps": 40, "max_images": 4}, **sections)
     worker = create_worker(made.config, made.fleet, made.backbone)
+    if method is not None:
+        worker.algorithm = method(worker.algorithm.parameters)
     states = stack_states([newest(phase1).states[client] for client in (0, 2)])
     params = to_parameters(states, "cpu", torch.float32)
     phase2 = worker.algorithm.parameters.phase2
     task = GameTask(3, (0, 2), states, phase2, np.zeros((1, PLAYERS), bool), create_ranking("shapley"))
     worker.run(task)  # gives the worker its clock
     return Phase2Client.from_task(worker, task, params, phase2)
+
+
+@pytest.fixture(scope="module")
+def player(phase1: Path) -> Phase2Client:
+    return make_player(phase1)
 
 
 def layer_scores(player: Phase2Client, benign: ParameterStack, kind: str) -> np.ndarray:
@@ -199,6 +207,20 @@ def test_gates_and_shifts_are_each_clients_own(player: Phase2Client, monkeypatch
     benign = player.benign_end_point()
     for kind, scores in together.items():
         np.testing.assert_allclose(layer_scores(player, benign, kind)[0], scores[1], rtol=0.05, atol=0.02)
+
+
+def test_benign_epochs_are_on_the_loss_that_the_method_names(player: Phase2Client, phase1: Path) -> None:
+    """With a loss of 0 nothing moves, neither theta^b nor what is refined."""
+
+    class Still(Sylva):
+        def refinement_losses(self, context: ClientContext, params: ParameterStack, batch: Batch) -> torch.Tensor:
+            return super().refinement_losses(context, params, batch) * 0
+
+    assert any((player.benign_end_point()[name] != value).any() for name, value in player.robust.items())
+    still = make_player(phase1, Still, training={"weight_decay": 0.0})
+    everything = np.ones((2, PLAYERS), bool)
+    for found in (still.benign_end_point(), still.refined(everything)):
+        assert all(torch.equal(found[name], value) for name, value in still.robust.items())
 
 
 def test_a_refinement_that_diverges_leaves_the_client_at_theta_r(
