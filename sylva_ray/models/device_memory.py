@@ -39,7 +39,7 @@ def enforce_share(device: torch.device, section: ClusterSection) -> None:
     if section.memory_per_actor != "auto":
         allowed = min(allowed, section.memory_per_actor)
     fraction = max(0.01, (allowed - GPU_PROCESS_BYTES) / total)
-    torch.cuda.set_per_process_memory_fraction(fraction, device)
+    torch.cuda.set_per_process_memory_fraction(fraction)  # of the current GPU: it refuses a device without an index
 
 
 def peak_gpu_bytes(device: torch.device) -> int:

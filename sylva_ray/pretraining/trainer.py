@@ -177,7 +177,9 @@ class _Trainer:
         others = [p for p in self.backbone.parameters() if p.ndim <= 1]
         decay = config.training.weight_decay
         groups = [{"params": matrices, "weight_decay": decay}, {"params": others, "weight_decay": 0.0}]
-        self.optimizer = torch.optim.AdamW(groups, lr=config.training.lr)
+        self.optimizer = torch.optim.AdamW(groups, lr=config.training.lr, fused=self.device.type == "cuda")
+        self.images = _resident(self.train.images, self.device)
+        self.labels = torch.from_numpy(self.train.labels).to(self.device)
         self.steps_per_epoch = len(self.train) // min(config.training.batch_size, len(self.train))
 
     def initial_digest(self) -> dict[str, str]:
@@ -191,7 +193,7 @@ class _Trainer:
         training = self.config.training
         stream = generator(self.config.seed, "pretrain", round=epoch)
         order = torch.randperm(len(self.train), generator=stream).numpy()
-        total = 0.0
+        total = torch.zeros((), dtype=torch.float64, device=self.device)  # read once, so that no step waits for it
         for step in range(self.steps_per_epoch):
             rows = order[step * training.batch_size : (step + 1) * training.batch_size]
             draws = ImageDraws(image_keys(self.config.seed, "pretrain", -1, rows, epoch)).to(self.device)
@@ -205,19 +207,20 @@ class _Trainer:
             torch.nn.utils.clip_grad_norm_(self.backbone.parameters(), training.clip_norm)
             self._schedule(epoch * self.steps_per_epoch + step)
             self.optimizer.step()
-            total += float(loss.detach())
-        return total / self.steps_per_epoch
+            total += loss.detach()
+        return float(total) / self.steps_per_epoch
 
     def _batch(self, rows: np.ndarray, draws: ImageDraws, stream: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
         """Return augmented images ``[b, 3, H, W] in [0, 1]`` and soft targets ``[b, num_classes]``."""
         training = self.config.training
         simple = "flip" if training.augment == "resized_crop" else training.augment
-        images = torch.from_numpy(self.train.images[rows]).to(self.device)
+        chosen = torch.from_numpy(rows)
+        images = self.images[chosen.to(self.images.device)].to(self.device)
         x = augmented(images, simple, draws, stream_index=1).float() / 255
         if training.augment == "resized_crop":
             x = resized_crops(x, training.crop_scale, stream)
-        labels = torch.from_numpy(self.train.labels[rows]).to(self.device)
-        target = F.one_hot(labels, self.num_classes).float()
+        classes = torch.arange(self.num_classes, device=self.device)
+        target = (self.labels[chosen.to(self.device), None] == classes).float()
         target = target * (1 - training.label_smoothing) + training.label_smoothing / self.num_classes
         return mixed(x, target, training.mixup, training.cutmix, stream)
 
@@ -297,6 +300,14 @@ class _Trainer:
 
     def _weights(self) -> dict[str, torch.Tensor]:
         return {name: value.detach().cpu().contiguous() for name, value in self.backbone.model.state_dict().items()}
+
+
+def _resident(images: np.ndarray, device: torch.device) -> torch.Tensor:
+    """Return all images ``[n, 3, H, W] uint8`` on a GPU where they take at most half of its free memory, else here."""
+    resident = torch.from_numpy(images)
+    if device.type == "cuda" and 2 * resident.nbytes <= torch.cuda.mem_get_info(device)[0]:
+        return resident.to(device)
+    return resident
 
 
 @torch.no_grad()

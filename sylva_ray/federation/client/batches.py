@@ -118,7 +118,7 @@ class CohortBatches:
     def _fits(self) -> bool:
         num_bytes = sum(split.images.nbytes for split in self.splits)
         free, total = torch.cuda.mem_get_info(self.device)
-        own = total * torch.cuda.get_per_process_memory_fraction(self.device)
+        own = total * torch.cuda.get_per_process_memory_fraction()
         return num_bytes <= RESIDENT_SHARE * min(free, own)
 
     def _on_device(self) -> torch.Tensor:
