@@ -145,6 +145,14 @@ class AdversarialTraining(Algorithm):
         """Return omega_y CE(z(x), y) of every image, ``[N]``: benign epochs of phase 2 balance classes, too."""
         return self._balanced(context, batch, super().refinement_losses(context, params, batch))
 
+    def image_weights(self, class_counts: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        """Return omega_y of held-out images, as in the loss; a class without a training image counts as with one."""
+        if not self.parameters.class_balance or not len(labels):
+            return super().image_weights(class_counts, labels)
+        weights = class_weights(torch.from_numpy(class_counts)[None].clamp(min=1), self.parameters.class_balance)[0]
+        own = weights.numpy()[labels]
+        return np.asarray(own / own.mean())
+
     def _balanced(self, context: ClientContext, batch: Batch, losses: torch.Tensor) -> torch.Tensor:
         """Return ``losses [N]`` times the weights of their classes."""
         if not self.parameters.class_balance:

@@ -138,6 +138,19 @@ class Method:
         """Return the loss of phase 2's benign epochs of every image, ``[N]``: benign cross-entropy."""
         return cross_entropy(context.model.forward(params, batch.x, batch.owner), batch.y)
 
+    def image_weights(self, class_counts: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        """Return how much each held-out image of a client counts when phase 2 decides, with mean 1; here all alike.
+
+        Args:
+            class_counts: the client's training images per class, ``[num_classes]``.
+            labels: of the held-out images, ``[n]``.
+
+        Returns:
+            ``[n]`` float64.
+        """
+        del class_counts
+        return np.ones(len(labels))
+
     def client_init(self, context: ClientContext) -> None:
         """Prepare a task, before its first batch. The base method does nothing."""
 

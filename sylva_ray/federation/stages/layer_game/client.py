@@ -49,12 +49,12 @@ class PairedOutcomes:
     Attributes:
         lost: ``[m, 2]``, images that theta^r classifies correctly and the state does not: benign, and under attack.
         gained: ``[m, 2]``, the reverse.
-        num_samples: images.
+        num_samples: images; where they have weights, the effective number of them (`paired`).
     """
 
     lost: np.ndarray
     gained: np.ndarray
-    num_samples: int
+    num_samples: float
 
     @property
     def num_bytes(self) -> int:
@@ -64,9 +64,15 @@ class PairedOutcomes:
 
 @dataclass(frozen=True)
 class SelectionImages(ClientImages):
-    """The selection splits of a cohort; ``against`` holds the images after PGD against theta^r and against theta^b."""
+    """The selection splits of a cohort.
+
+    Attributes:
+        against: the images after PGD against theta^r, and against theta^b.
+        weights: how much each image counts, ``[N]``, with mean 1 in every client.
+    """
 
     against: Sequence[torch.Tensor]
+    weights: torch.Tensor
 
 
 class Phase2Client:
@@ -107,6 +113,7 @@ class Phase2Client:
         }
         epsilon, steps = config.reported_epsilon, phase2.attack_steps
         self.attack = AttackSpec("pgd", epsilon, steps, default_step_size(epsilon, steps))
+        self.image_weights, self.class_counts = method.image_weights, context.class_counts.cpu().numpy()
         self.training_precision = torch_dtype(config.training.precision)
         self.attack_precision = torch_dtype(config.evaluation.precision)
         self.value_precision = torch.float32
@@ -137,7 +144,8 @@ class Phase2Client:
         images = client_images(splits, first.dtype, first.device)
         with self.stopwatch("attack"):
             against = [self.adversarial(theta, images, splits) for theta in (self.robust, benign)]
-        return SelectionImages(images.x, images.y, images.owner, images.num_clients, against)
+        weights = torch.from_numpy(np.concatenate(self._weights(splits))).to(images.x)
+        return SelectionImages(images.x, images.y, images.owner, images.num_clients, against, weights)
 
     def adversarial(self, params: ParameterStack, images: ClientImages, splits: Sequence[Split]) -> torch.Tensor:
         """Return the results of PGD against ``params`` on the images of ``splits``, which ``images`` holds."""
@@ -171,7 +179,11 @@ class Phase2Client:
                 for client, outcome in zip(changed, self._outcomes(mixed, splits, "candidates", changed), strict=True):
                     latest[client] = outcome
             found.append(latest)
-        return _paired(found)
+        return paired(found, self._weights(splits))
+
+    def _weights(self, splits: Sequence[Split]) -> list[np.ndarray]:
+        """Return how much each image of every client's split counts."""
+        return [self.image_weights(own, split.labels) for own, split in zip(self.class_counts, splits, strict=True)]
 
     def _outcomes(
         self, params: ParameterStack, splits: Sequence[Split], purpose: str, rows: Sequence[int] | None = None
@@ -207,7 +219,7 @@ class Phase2Client:
         ]
         device, splits = self.robust[next(iter(self.robust))].device, [own.guard for own in self.data]
         states = [self.robust, *(to_parameters(stack, device, torch.float32) for stack in stacks)]
-        return stacks, _paired([self._outcomes(params, splits, "guard") for params in states])
+        return stacks, paired([self._outcomes(params, splits, "guard") for params in states], self._weights(splits))
 
     def refined(self, selected: np.ndarray) -> ParameterStack:
         """Return theta^r with the players in ``selected`` trained on benign data; other parameters keep their bits.
@@ -246,11 +258,20 @@ class Phase2Client:
         return draws.signed(0, like.shape[1:]).to(like.dtype)
 
 
-def _paired(outcomes: Sequence[Sequence[np.ndarray]]) -> list[PairedOutcomes]:
-    """Pair ``outcomes[m][c] [2, n] bool`` (benign, robust) with those of m = 0, theta^r, for every client."""
-    paired = []
-    for candidates in zip(*outcomes, strict=True):
+def paired(outcomes: Sequence[Sequence[np.ndarray]], weights: Sequence[np.ndarray]) -> list[PairedOutcomes]:
+    """Pair the outcomes of m states with those of the first one, theta^r, for every client.
+
+    Where images have weights, shares of images are weighted shares, and their number is the effective one, ``(sum w)^2
+    / sum w^2`` (Kish 1965): that of equal images whose mean varies as much.
+
+    Args:
+        outcomes: ``[m][c]``, each ``[2, n_c] bool``: right on the benign image, and under attack.
+        weights: of the images of every client, ``[n_c]``.
+    """
+    found = []
+    for own, *candidates in zip(weights, *outcomes, strict=True):
         before, after = candidates[0], np.stack(candidates)
-        lost, gained = (before & ~after).sum(2), (~before & after).sum(2)
-        paired.append(PairedOutcomes(lost, gained, before.shape[1]))
-    return paired
+        num_samples = float(own.sum() ** 2 / (own**2).sum()) if len(own) else 0.0
+        scaled = own * (num_samples / own.sum()) if len(own) else own
+        found.append(PairedOutcomes((before & ~after) @ scaled, (~before & after) @ scaled, num_samples))
+    return found

@@ -62,7 +62,7 @@ def nested_by_order(order: np.ndarray, num_players: int) -> np.ndarray:
     return rows
 
 
-def paired_upper_bound(lost: float, gained: float, num_images: int, confidence: float) -> float:
+def paired_upper_bound(lost: float, gained: float, num_images: float, confidence: float) -> float:
     """Return a one-sided upper confidence bound of the net loss (lost - gained) / n of paired outcomes.
 
     It is the largest difference that a score test does not reject (Tango 1998), between -1 and 1, and increases with

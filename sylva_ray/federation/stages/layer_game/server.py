@@ -32,7 +32,7 @@ class Verdict:
 
     Attributes:
         row: the accepted row of its outcomes; 0: theta^r.
-        pooled_images: images that the decision is based on.
+        pooled_images: images that the decision is based on, or the effective number of them where they have weights.
         benign_bound: upper bound of the loss of benign accuracy, negative for a gain.
         robust_bound: upper bound of the loss of robust accuracy.
     """
@@ -53,7 +53,7 @@ class _Pool:
 
     lost: np.ndarray
     gained: np.ndarray
-    num_images: int
+    num_images: float
 
     def robust_bound(self, phase2: Phase2Parameters) -> float:
         return paired_upper_bound(self.lost[1], self.gained[1], self.num_images, phase2.guard_confidence)
@@ -130,7 +130,7 @@ def accepted_strength(client: int, guard: Evidence) -> Verdict:
         benign = pool.benign_bound(phase2)
         is_best = not best.row or benign <= best.benign_bound or phase2.benign_tolerance == 1
         if is_best and benign <= phase2.benign_tolerance:
-            best = Verdict(row, pool.num_images, benign, robust)
+            best = Verdict(row, round(pool.num_images), benign, robust)
     return best
 
 

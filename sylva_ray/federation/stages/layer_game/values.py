@@ -31,8 +31,8 @@ def coalition_values(
         precision: of the forwards.
 
     Returns:
-        The mean probabilities of the true class, ``[m, 2]``: on benign images, and the smaller one of the two attacked
-        copies of an image; and the blocks that were run per set of images.
+        The mean probabilities of the true class, weighted, ``[m, 2]``: on benign images, and the smaller one of the two
+        attacked copies of an image; and the blocks that were run per set of images.
     """
     is_own = (images.owner == client).to(images.x.device)
     pair = {name: torch.stack([value[client], benign[name][client]]) for name, value in player.robust.items()}
@@ -42,7 +42,10 @@ def coalition_values(
     ]
     with at_precision(player.model, precision):
         clean, on_robust, on_benign = (_in_memory(walk, player.model.windows) for walk in walks)
-    values = np.stack([clean.mean(1), np.minimum(on_robust, on_benign).mean(1)], axis=-1)
+    weights = images.weights[is_own].cpu().numpy()
+    values = np.stack(
+        [np.average(p, axis=1, weights=weights) for p in (clean, np.minimum(on_robust, on_benign))], axis=-1
+    )
     return values, walks[0].block_evaluations
 
 

@@ -45,12 +45,12 @@ def learned_gates(player: Phase2Client, benign: ParameterStack, images: Selectio
     The optimiser is Adam. The robust loss of an image is the larger one of two fixed adversarial images, made against
     theta^r and theta^b.
     """
-    x, against, y, owner = images.x, images.against, images.y, images.owner
+    x, against, y, owner, weights = images.x, images.against, images.y, images.owner, images.weights
 
     def losses(gates: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         mixed = blend(player.robust, benign, gates, player.model.players)
         clean, *attacked = (cross_entropy(player.model.forward(mixed, u, owner), y) for u in (x, *against))
-        return images.mean_by_client(clean), images.mean_by_client(torch.maximum(*attacked))
+        return images.mean_by_client(clean * weights), images.mean_by_client(torch.maximum(*attacked) * weights)
 
     shape = (len(player.clients), len(player.model.players))
     log_alpha = x.new_zeros(shape).requires_grad_()
