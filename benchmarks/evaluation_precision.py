@@ -21,7 +21,7 @@ import numpy as np
 from sylva_ray.config.attacks import parse_attack
 from sylva_ray.config.experiment import load_config
 from sylva_ray.core.types import AttackSpec, ClientState, stack_states
-from sylva_ray.execution.ray.driver import run_prepared
+from sylva_ray.execution.run import run_prepared
 from sylva_ray.federation.client.measuring import EvaluateTask
 from sylva_ray.federation.observer import Observer
 from sylva_ray.preparation.experiment import Prepared, create_worker, prepare

@@ -273,7 +273,7 @@ def test_a_run_that_fails_says_how_to_resume(
         else:
             raise error
 
-    monkeypatch.setattr("sylva_ray.execution.ray.driver.run_prepared", fail)
+    monkeypatch.setattr("sylva_ray.execution.run.run_prepared", fail)
     got, err = call(*RUN, "--out", "begun")
     assert got == code
     assert says in err

@@ -18,7 +18,7 @@ from sylva_ray.core.own_code import importing_from
 from sylva_ray.core.seeding import ImageDraws
 from sylva_ray.core.timing import Stopwatch
 from sylva_ray.core.types import AttackSpec, ParameterStack
-from sylva_ray.execution.ray.driver import run_prepared
+from sylva_ray.execution.run import run_prepared
 from sylva_ray.federation.context import Batch, ClientContext, RoundUploads
 from sylva_ray.federation.observer import Observer
 from sylva_ray.federation.stages.kinds import title_of

@@ -25,7 +25,7 @@ from sylva_ray.config.experiment import ExperimentConfig
 from sylva_ray.config.schema import build
 from sylva_ray.core.records import StageRecord
 from sylva_ray.core.types import stack_states
-from sylva_ray.execution.ray.driver import run_prepared
+from sylva_ray.execution.run import run_prepared
 from sylva_ray.federation.observer import Observer
 from sylva_ray.federation.stages.layer_game.rankings.shapley import ShapleyRanking
 from sylva_ray.federation.stages.layer_game.shapley import all_coalitions

@@ -18,7 +18,7 @@ from sylva_ray.config.schema import build
 from sylva_ray.core.evaluation import Evaluation
 from sylva_ray.evaluation.plan import EvaluationRequest
 from sylva_ray.evaluation.run import prepare_evaluation, run_evaluation
-from sylva_ray.execution.ray.driver import pool_for, run_prepared
+from sylva_ray.execution.run import pool_for, run_prepared
 from sylva_ray.federation.observer import Observer
 from sylva_ray.models.export import export_clients
 from sylva_ray.models.shipped import SHIPPED

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal, Self
 
+import numpy as np
 from pydantic import Field, model_validator
 
 from sylva_ray.attacks.losses import boosted_cross_entropy, cross_entropy, kl_divergence, true_class_probability

@@ -97,7 +97,7 @@ def evaluate(  # noqa: PLR0913  # a keyword for each option of the command
         extras = Extras(checks, curves, transfer or bool(surrogates), tuple(certify))
         request = build_request(config, attacks, suite, budget, extras, fleet.num_clients, fleet.num_classes)
 
-        from sylva_ray.execution.ray.driver import pool_for  # Ray: after what needs no cluster
+        from sylva_ray.execution.run import pool_for
 
         console = create_console(show)
         with (

@@ -229,12 +229,12 @@ def _run_in_folder(
             summary = finished
             print_lines(console, [f"{mask_value(where)} has finished: nothing is computed or written again"])
         else:
-            from sylva_ray.execution.ray import driver  # Ray: after what needs no cluster
+            from sylva_ray.execution.run import run_prepared
 
             instruction = f"Resume with: sylva-ray run {mask_value(where)} --resume{import_options()}"
             with output.observing(console, folder) as displays, resumable(folder.config_file, instruction):
                 observers = Observers([*map(Guarded, displays), *([] if observer is None else [observer])])
-                summary = driver.run_prepared(prepared, folder, purpose == "resume", observers, remote, allow_changed)
+                summary = run_prepared(prepared, folder, purpose == "resume", observers, remote, allow_changed)
         uri = tracking_uri(experiment.tracking, folder.path) if experiment.tracking.enabled else None
         output.print_result(console, summary, folder, mask_value(where), uri)
     return summary

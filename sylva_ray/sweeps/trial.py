@@ -27,8 +27,8 @@ from sylva_ray.core.credentials import mask_credentials
 from sylva_ray.core.errors import UserError
 from sylva_ray.core.records import StageRecord
 from sylva_ray.execution.experiment import run_experiment
-from sylva_ray.execution.ray.driver import pool_for
 from sylva_ray.execution.ray.driver_context import DriverContext
+from sylva_ray.execution.run import pool_for
 from sylva_ray.federation.observer import Notice, Observer
 from sylva_ray.preparation.experiment import prepare
 from sylva_ray.preparation.inputs import claim_run, digest_inputs

@@ -23,7 +23,7 @@ from sylva_ray.evaluation.request import Extras, build_request
 from sylva_ray.evaluation.run import prepare_evaluation, run_evaluation
 from sylva_ray.evaluation.tables import Cost, Measured, attack_row, interval, worst_answers
 from sylva_ray.execution.in_process import InProcessPool
-from sylva_ray.execution.ray.driver import run_prepared
+from sylva_ray.execution.run import run_prepared
 from sylva_ray.federation.client.measuring import EvaluateOutcome, EvaluateTask
 from sylva_ray.federation.observer import Observer
 from sylva_ray.metrics.predictions import read_correct

@@ -33,9 +33,10 @@ from tests.execution.test_ray_pool import assert_same_bits, states
 
 ray = pytest.importorskip("ray")
 
-from sylva_ray.execution.ray.driver import coordinator_name, run_prepared  # noqa: E402
+from sylva_ray.execution.ray.driver import coordinator_name  # noqa: E402
 from sylva_ray.execution.ray.pool import RayPool  # noqa: E402
 from sylva_ray.execution.ray.session import NAMESPACE  # noqa: E402
+from sylva_ray.execution.run import run_prepared  # noqa: E402
 
 pytestmark = pytest.mark.slow
 

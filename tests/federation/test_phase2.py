@@ -264,7 +264,9 @@ def test_shift_is_the_relative_distance_after_every_block(player: Phase2Client) 
         distance, size = (after - clean).flatten(1).norm(dim=1), clean.flatten(1).norm(dim=1)
         for client, rows in enumerate((slice(0, 2), slice(2, 5))):
             expected[client, layer] = distance[rows].mean() / size[rows].mean()
-    against, unmoved = (SelectionImages(x, torch.zeros(5), y, 2, [images, images], torch.ones(5)) for images in (moved, x))
+    against, unmoved = (
+        SelectionImages(x, torch.zeros(5), y, 2, [images, images], torch.ones(5)) for images in (moved, x)
+    )
     np.testing.assert_allclose(relative_shift(player, against), expected, rtol=1e-4)
     assert not relative_shift(player, unmoved).any()
 

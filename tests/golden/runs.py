@@ -23,7 +23,7 @@ import torch
 
 from sylva_ray.config.experiment import ExperimentConfig
 from sylva_ray.config.schema import build
-from sylva_ray.execution.ray.driver import run_prepared
+from sylva_ray.execution.run import run_prepared
 from sylva_ray.federation.observer import Observer
 from sylva_ray.preparation.experiment import prepare
 from sylva_ray.storage.run_folder import RunFolder

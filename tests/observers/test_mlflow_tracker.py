@@ -19,7 +19,7 @@ import sylva_ray
 from sylva_ray import testing
 from sylva_ray.config.experiment import ExperimentConfig
 from sylva_ray.core.records import StageRecord
-from sylva_ray.execution.ray.driver import run_prepared
+from sylva_ray.execution.run import run_prepared
 from sylva_ray.federation.observer import Observer
 from sylva_ray.observers.metrics import record_metrics
 from sylva_ray.observers.mlflow.tracker import MlflowTracker, send_run, tracking_uri

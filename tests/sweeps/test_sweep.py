@@ -410,7 +410,7 @@ def test_a_killed_driver_is_resumed_to_the_same_results(tmp_path: Path) -> None:
     assert (root / "trials" / keys[0] / "summary.json").read_bytes() == summary, "a finished trial ran again"
     found = json.loads((root / "sweep.json").read_text())
     assert {trial["key"]: trial["state"] for trial in found["trials"]} == dict.fromkeys(keys, "finished")
-    from sylva_ray.execution.ray.driver import run_prepared
+    from sylva_ray.execution.run import run_prepared
     from sylva_ray.federation.observer import Observer
     from sylva_ray.preparation.experiment import prepare
     from sylva_ray.storage.run_folder import RunFolder

@@ -1,7 +1,6 @@
 """The driver of an experiment: connect to Ray, share the data, start the coordinator, pass its events on, and wait.
 
 The driver owns the data and the backbone in the object store, so they remain there when a coordinator is restarted.
-Nothing is written to the run folder before the cluster has been checked.
 """
 
 from __future__ import annotations
@@ -23,8 +22,6 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from sylva_ray.core.errors import RunError, UserError
 from sylva_ray.core.summary import Summary
-from sylva_ray.execution.experiment import run_experiment
-from sylva_ray.execution.in_process import InProcessPool
 from sylva_ray.execution.ray.coordinator_actor import Assignment, RemoteCoordinator
 from sylva_ray.execution.ray.driver_context import DriverContext
 from sylva_ray.execution.ray.pool import RayPool
@@ -32,8 +29,7 @@ from sylva_ray.execution.ray.session import NAMESPACE, possible_nodes, ray_sessi
 from sylva_ray.execution.ray.shared_inputs import put_inputs
 from sylva_ray.federation.observer import Event, Notice, Observer, dispatch
 from sylva_ray.federation.pool import ClientPool
-from sylva_ray.preparation.experiment import Prepared, create_worker
-from sylva_ray.preparation.inputs import claim_run
+from sylva_ray.preparation.experiment import Prepared
 from sylva_ray.provisioning.placement import resolve_num_actors
 from sylva_ray.storage.remote_copy import RemoteFolder
 from sylva_ray.storage.run_folder import RunFolder
@@ -46,65 +42,6 @@ NOTICE_S = 15.0
 
 FINAL_EVENTS_TIMEOUT_S = 5.0
 """Seconds that the end of a run waits for the last events."""
-
-
-def run_prepared(
-    prepared: Prepared,
-    folder: RunFolder,
-    resume: bool,
-    observer: Observer,
-    remote: RemoteFolder | None = None,
-    allow_changed: bool = False,
-) -> Summary:
-    """Run an experiment in this process or on Ray, as ``cluster.pool`` says.
-
-    Args:
-        prepared: the experiment, its data and its backbone.
-        folder: of the run, on this machine.
-        resume: whether the folder holds the run already.
-        observer: of the run, e.g. a display.
-        remote: the URL that gets a copy of ``folder`` after every stage; None: no copy.
-        allow_changed: whether data and weights may differ from those that the run began with.
-
-    Returns:
-        The summary, as in ``summary.json``.
-
-    Raises:
-        UserError: it does not fit on the cluster, the run folder is not free, or data or weights have changed; nothing
-            was written.
-        RunError: it failed while running, and can be resumed.
-    """
-    config = prepared.config
-    if config.cluster.pool == "in_process":
-        folder.check_claim(config, resume)
-        with folder.locked():
-            prepared = _claim(prepared, folder, resume, allow_changed, observer, remote)
-            worker = create_worker(config, prepared.fleet, prepared.backbone)
-            return run_experiment(prepared, folder, InProcessPool(worker), observer, remote)
-    with ray_session(config.cluster):
-        prepared, num_actors = _with_num_actors(prepared)
-        folder.check_claim(prepared.config, resume)
-        with folder.locked():  # released to the coordinator, which writes
-            prepared = _claim(prepared, folder, resume, allow_changed, observer, remote)
-        return run_on_ray(prepared, num_actors, folder, observer, remote)
-
-
-def _claim(
-    prepared: Prepared,
-    folder: RunFolder,
-    resume: bool,
-    allow_changed: bool,
-    observer: Observer,
-    remote: RemoteFolder | None,
-) -> Prepared:
-    """Claim the folder here and at the URL, so that storage without write access is found before the first stage."""
-    prepared = claim_run(prepared, folder, resume, allow_changed, lambda text: observer.on_notice(Notice(text)))
-    if remote is not None:
-        try:
-            remote.push()
-        except RunError as error:
-            raise UserError("--out", str(remote), str(error)) from None
-    return prepared
 
 
 def run_on_ray(
@@ -174,26 +111,9 @@ def _wait_for(coordinator: ActorHandle[Any], timeout_s: float, observer: Observe
 
 
 @contextmanager
-def pool_for(prepared: Prepared, observer: Observer, shared: ActorHandle[Any] | None = None) -> Iterator[ClientPool]:
-    """Provide a pool, in this process or on Ray as ``cluster.pool`` says, for as long as the block lasts.
-
-    Args:
-        prepared: the experiment, its data and its backbone.
-        observer: is notified of lost workers, and while no worker has started.
-        shared: keeps data and backbone in the object store for several experiments; None: this is the only one.
-
-    Yields:
-        The pool.
-
-    Raises:
-        UserError: it does not fit on the cluster.
-    """
-    config = prepared.config
-    if config.cluster.pool == "in_process":
-        yield InProcessPool(create_worker(config, prepared.fleet, prepared.backbone))
-        return
-    with ray_session(config.cluster):
-        prepared, num_actors = _with_num_actors(prepared)
+def ray_pool(prepared: Prepared, observer: Observer, shared: ActorHandle[Any] | None = None) -> Iterator[ClientPool]:
+    """Provide a pool on Ray; see `sylva_ray.execution.run.pool_for`."""
+    with cluster_for(prepared) as (prepared, num_actors):
         inputs = put_inputs(prepared, shared)
         pool = RayPool(prepared.config, inputs.fleet, inputs.backbone, num_actors, observer)
         try:
@@ -202,19 +122,28 @@ def pool_for(prepared: Prepared, observer: Observer, shared: ActorHandle[Any] | 
             pool.close()
 
 
+@contextmanager
+def cluster_for(prepared: Prepared) -> Iterator[tuple[Prepared, int]]:
+    """Connect to Ray for as long as the block lasts.
+
+    Yields:
+        The experiment with a number for ``cluster.num_actors``, by what fits on the cluster, and the number.
+
+    Raises:
+        UserError: it does not fit on the cluster.
+    """
+    config, section = prepared.config, prepared.config.cluster
+    with ray_session(section):
+        num_clients = prepared.fleet.num_clients
+        num_cohorts = -(-num_clients // config.training.cohort_size)
+        num_actors = resolve_num_actors(section, num_cohorts, num_clients, possible_nodes(section))
+        cluster = section.model_copy(update={"num_actors": num_actors})
+        yield dataclasses.replace(prepared, config=config.model_copy(update={"cluster": cluster})), num_actors
+
+
 def coordinator_name(folder: RunFolder) -> str:
     """Return the name of a run's coordinator, so that two drivers cannot run the same folder at once."""
     return f"coordinator-{hashlib.sha256(str(folder.path.resolve()).encode()).hexdigest()[:16]}"
-
-
-def _with_num_actors(prepared: Prepared) -> tuple[Prepared, int]:
-    """Return the experiment with a number for ``cluster.num_actors``, by what fits on the cluster, and the number."""
-    config, section = prepared.config, prepared.config.cluster
-    num_clients = prepared.fleet.num_clients
-    num_cohorts = -(-num_clients // config.training.cohort_size)
-    num_actors = resolve_num_actors(section, num_cohorts, num_clients, possible_nodes(section))
-    cluster = section.model_copy(update={"num_actors": num_actors})
-    return dataclasses.replace(prepared, config=config.model_copy(update={"cluster": cluster})), num_actors
 
 
 def _start_coordinator(folder: RunFolder, timeout_s: float) -> ActorHandle[Any]:
