@@ -6,9 +6,10 @@ import os
 import platform
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 
 from sylva_ray.config.resolved import ResolvedConfig
 from sylva_ray.core.provenance import package_commit
@@ -133,7 +134,7 @@ def summarise(
         byzantine=ByzantineRecord(attack=config.byzantine.attack, attackers=attackers) if attackers else None,
         versions={"sylva_ray": __version__}
         | ({"commit": commit} if (commit := package_commit()) else {})
-        | {name: version(name) for name in ("torch", "timm", "ray", "peft", "mlflow")},
+        | _installed("torch", "timm", "ray", "peft", "mlflow"),
         hardware=Hardware(
             machine=platform.machine(),
             cpus=os.cpu_count(),
@@ -274,3 +275,12 @@ def _refusals(records: Sequence[StageRecord]) -> list[str]:
         f"the upload of client {client} was not merged in {count} round{'s' * (count > 1)}: {reason}"
         for (client, reason), count in reasons.items()
     ]
+
+
+def _installed(*packages: str) -> dict[str, str]:
+    """Return the versions of those of some packages that are installed; a run in this process needs no Ray."""
+    versions = {}
+    for name in packages:
+        with suppress(PackageNotFoundError):
+            versions[name] = version(name)
+    return versions
