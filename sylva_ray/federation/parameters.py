@@ -72,7 +72,7 @@ class Phase2Parameters(Section):
     refine_epochs: Count = Field(3, description="of the selected layers only")
     refine_lr: float = Field(1e-3, gt=0)
     strengths: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(
-        (0.5, 0.75, 1.0),
+        (0.25, 0.5),
         min_length=1,
         description="how far from the robust to the refined layers a client may go; the guard tests robust losses in "
         "this order, and takes the largest benign gain among those that pass",

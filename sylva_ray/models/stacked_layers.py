@@ -6,6 +6,7 @@ A layer finds the parameters of the C clients and the layout of the images in `S
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -147,15 +148,64 @@ class StackedLora(StackedUpdate):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Compute the layer for rows of all images."""
-        layout = self.inputs.in_forward()
+        layout, base = self.inputs.in_forward(), self.base
+        assert isinstance(base, nn.Linear)
         a_Cdr, b_Crd = self.factors(x.dtype)
         # Windowed attention puts windows into the batch; the rows of an image stay together, so they can be regrouped.
         rows = x.reshape(self.inputs.num_images, -1, x.shape[-1])
-        low_rank = layout.pad(rows) @ a_Cdr
-        frozen: torch.Tensor = self.base(x)
-        if layout.slots is None:  # without padding, one kernel adds the two products
-            return torch.baddbmm(frozen.reshape(*low_rank.shape[:2], -1), low_rank, b_Crd).reshape(frozen.shape)
-        return frozen + layout.unpad(low_rank @ b_Crd, (rows.shape[1],)).reshape(frozen.shape)
+        if layout.slots is None:
+            padded = layout.pad(rows)
+            updated: torch.Tensor = LinearWithUpdates.apply(padded, base.weight, base.bias, a_Cdr, b_Crd)
+            return updated.reshape(*x.shape[:-1], -1)
+        frozen: torch.Tensor = base(x)
+        return frozen + layout.unpad(layout.pad(rows) @ a_Cdr @ b_Crd, (rows.shape[1],)).reshape(frozen.shape)
+
+
+class LinearWithUpdates(torch.autograd.Function):
+    """A frozen linear layer plus C low-rank updates of its weight: ``x W^T + bias + (x A) B``.
+
+    Both the output and the gradient of the images add the low-rank product in place, inside its kernel. Composed of
+    torch's functions, it would need two passes more over tensors of the size of the activations.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x_Crd: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        a_Cdr: torch.Tensor,
+        b_Crd: torch.Tensor,
+    ) -> torch.Tensor:
+        """Return ``[C, rows, d_out]``.
+
+        Args:
+            ctx: keeps what the gradients need.
+            x_Crd: ``[C, rows, d_in]``.
+            weight: ``[d_out, d_in]``, without a gradient.
+            bias: ``[d_out]``, likewise.
+            a_Cdr: ``[C, d_in, r]``.
+            b_Crd: ``[C, r, d_out]``.
+        """
+        low_rank = x_Crd @ a_Cdr
+        by_a, by_b = ctx.needs_input_grad[3:]
+        ctx.save_for_backward(x_Crd if by_a else None, weight, a_Cdr, b_Crd, low_rank if by_b else None)
+        return F.linear(x_Crd, weight, bias).baddbmm_(low_rank, b_Crd)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        """Return the gradients of images and factors, as far as they are needed."""
+        (gradient,) = gradients
+        x_Crd, weight, a_Cdr, b_Crd, low_rank = ctx.saved_tensors
+        by_x, _, _, by_a, by_b = ctx.needs_input_grad
+        by_low_rank = gradient @ b_Crd.mT
+        return (
+            (gradient @ weight).baddbmm_(by_low_rank, a_Cdr.mT) if by_x else None,
+            None,
+            None,
+            x_Crd.mT @ by_low_rank if by_a else None,
+            low_rank.mT @ gradient if by_b else None,
+        )
 
 
 class StackedConvLora(StackedUpdate):
