@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sylva_ray.core.errors import RunError, UserError
 from sylva_ray.core.summary import Summary
@@ -19,9 +19,6 @@ from sylva_ray.preparation.experiment import Prepared, create_worker
 from sylva_ray.preparation.inputs import claim_run
 from sylva_ray.storage.remote_copy import RemoteFolder
 from sylva_ray.storage.run_folder import RunFolder
-
-if TYPE_CHECKING:
-    from ray.actor import ActorHandle
 
 
 def run_prepared(
@@ -85,13 +82,14 @@ def _claim(
 
 
 @contextmanager
-def pool_for(prepared: Prepared, observer: Observer, shared: ActorHandle[Any] | None = None) -> Iterator[ClientPool]:
+def pool_for(prepared: Prepared, observer: Observer, shared: Any = None) -> Iterator[ClientPool]:
     """Provide a pool, in this process or on Ray as ``cluster.pool`` says, for as long as the block lasts.
 
     Args:
         prepared: the experiment, its data and its backbone.
         observer: is notified of lost workers, and while no worker has started.
-        shared: keeps data and backbone in the object store for several experiments; None: this is the only one.
+        shared: the actor that keeps data and backbone in the object store for several experiments; None: this is the
+            only one.
 
     Yields:
         The pool.

@@ -84,8 +84,8 @@ class StackInputs:
             self.layout = OwnerLayout.from_owner(owner, clients, device)
             self._layout_of = owner, clients, device
 
-    def prepared(self, name: str, dtype: torch.dtype, scaling: float) -> torch.Tensor:
-        """Return a factor in a precision, times ``scaling``, with its last two axes exchanged.
+    def prepared(self, name: str, dtype: torch.dtype) -> torch.Tensor:
+        """Return a factor in a precision, with its last two axes exchanged.
 
         What needs no gradient, as all factors during an attack, is prepared once and kept until it changes.
         """
@@ -95,8 +95,6 @@ class StackInputs:
         if known is not None and known[0] is value and known[1] == value._version:
             return known[2]
         prepared = value.to(dtype).mT
-        if scaling != 1:
-            prepared = prepared * scaling
         if value.requires_grad:
             self._prepared.pop(key, None)
         else:
@@ -125,9 +123,9 @@ class StackedUpdate(nn.Module):
         self.name, self.scaling, self.inputs = name, scaling, inputs
 
     def factors(self, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return A, scaled, and B transposed, ``[C, d_in, r]`` and ``[C, r, d_out]``."""
-        a_Cdr = self.inputs.prepared(f"{self.name}.lora_A", dtype, self.scaling)
-        return a_Cdr, self.inputs.prepared(f"{self.name}.lora_B", dtype, 1.0)
+        """Return A and B transposed, ``[C, d_in, r]`` and ``[C, r, d_out]``."""
+        a_Cdr, b_Crd = (self.inputs.prepared(f"{self.name}.lora_{factor}", dtype) for factor in "AB")
+        return a_Cdr, b_Crd
 
 
 class StackedLora(StackedUpdate):
@@ -155,17 +153,18 @@ class StackedLora(StackedUpdate):
         rows = x.reshape(self.inputs.num_images, -1, x.shape[-1])
         if layout.slots is None:
             padded = layout.pad(rows)
-            updated: torch.Tensor = LinearWithUpdates.apply(padded, base.weight, base.bias, a_Cdr, b_Crd)
+            updated: torch.Tensor = LinearWithUpdates.apply(padded, base.weight, base.bias, a_Cdr, b_Crd, self.scaling)
             return updated.reshape(*x.shape[:-1], -1)
         frozen: torch.Tensor = base(x)
-        return frozen + layout.unpad(layout.pad(rows) @ a_Cdr @ b_Crd, (rows.shape[1],)).reshape(frozen.shape)
+        update = layout.unpad(layout.pad(rows) @ a_Cdr @ b_Crd, (rows.shape[1],)).reshape(frozen.shape)
+        return torch.add(frozen, update, alpha=self.scaling)
 
 
 class LinearWithUpdates(torch.autograd.Function):
-    """A frozen linear layer plus C low-rank updates of its weight: ``x W^T + bias + (x A) B``.
+    """A frozen linear layer plus C low-rank updates of its weight: ``x W^T + bias + s (x A) B``.
 
-    Both the output and the gradient of the images add the low-rank product in place, inside its kernel. Composed of
-    torch's functions, it would need two passes more over tensors of the size of the activations.
+    Both the output and the gradient of the images add the low-rank product in place, inside its kernel, which also
+    scales it. Composed of torch's functions, it would need two passes more over tensors of the size of the activations.
     """
 
     @staticmethod
@@ -176,6 +175,7 @@ class LinearWithUpdates(torch.autograd.Function):
         bias: torch.Tensor | None,
         a_Cdr: torch.Tensor,
         b_Crd: torch.Tensor,
+        scaling: float,
     ) -> torch.Tensor:
         """Return ``[C, rows, d_out]``.
 
@@ -186,26 +186,35 @@ class LinearWithUpdates(torch.autograd.Function):
             bias: ``[d_out]``, likewise.
             a_Cdr: ``[C, d_in, r]``.
             b_Crd: ``[C, r, d_out]``.
+            scaling: s.
         """
         low_rank = x_Crd @ a_Cdr
-        by_a, by_b = ctx.needs_input_grad[3:]
+        by_a, by_b = ctx.needs_input_grad[3:5]
         ctx.save_for_backward(x_Crd if by_a else None, weight, a_Cdr, b_Crd, low_rank if by_b else None)
-        return F.linear(x_Crd, weight, bias).baddbmm_(low_rank, b_Crd)
+        ctx.scaling = scaling
+        return F.linear(x_Crd, weight, bias).baddbmm_(low_rank, b_Crd, alpha=scaling)
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         """Return the gradients of images and factors, as far as they are needed."""
         (gradient,) = gradients
         x_Crd, weight, a_Cdr, b_Crd, low_rank = ctx.saved_tensors
-        by_x, _, _, by_a, by_b = ctx.needs_input_grad
+        by_x, _, _, by_a, by_b, _ = ctx.needs_input_grad
         by_low_rank = gradient @ b_Crd.mT
         return (
-            (gradient @ weight).baddbmm_(by_low_rank, a_Cdr.mT) if by_x else None,
+            (gradient @ weight).baddbmm_(by_low_rank, a_Cdr.mT, alpha=ctx.scaling) if by_x else None,
             None,
             None,
-            x_Crd.mT @ by_low_rank if by_a else None,
-            low_rank.mT @ gradient if by_b else None,
+            _scaled_product(x_Crd.mT, by_low_rank, ctx.scaling) if by_a else None,
+            _scaled_product(low_rank.mT, gradient, ctx.scaling) if by_b else None,
+            None,
         )
+
+
+def _scaled_product(a: torch.Tensor, b: torch.Tensor, scaling: float) -> torch.Tensor:
+    """Return ``scaling a b`` of two stacks of matrices, in one kernel."""
+    nothing = a.new_empty(a.shape[0], a.shape[1], b.shape[2])  # not read, since beta is 0
+    return torch.baddbmm(nothing, a, b, beta=0, alpha=scaling)
 
 
 class StackedConvLora(StackedUpdate):
@@ -224,7 +233,7 @@ class StackedConvLora(StackedUpdate):
         rows = patches.transpose(1, 2)
         a_Cdr, b_Crd = self.factors(x.dtype)
         update = layout.unpad(layout.pad(rows) @ a_Cdr @ b_Crd, (rows.shape[1],))
-        return frozen + update.transpose(1, 2).reshape(frozen.shape)
+        return torch.add(frozen, update.transpose(1, 2).reshape(frozen.shape), alpha=self.scaling)
 
 
 class StackedNorm(nn.Module):

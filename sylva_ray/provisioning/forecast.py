@@ -24,11 +24,13 @@ from sylva_ray.preparation.traffic import TrafficEstimate, traffic_of
 from sylva_ray.preparation.work import Passes, StageWork, run_work
 from sylva_ray.provisioning.cards import CARDS, Card
 
-EFFICIENCY = 0.4
-"""The part of a card's dense rate that training is assumed to reach; `benchmarks/gpu_proof.py` measures it."""
+EFFICIENCY = {"bfloat16": 0.2, "float32": 0.5}
+"""The part of a card's dense rate that training reaches: of ViT-B on an H200, by `benchmarks/gpu_proof.py`."""
 
-LAUNCHES_PER_BLOCK, LAUNCH_S = 26, 5e-6
-"""Kernels of a block in one pass (7,086 of a PGD-10 step of ViT-B), and the assumed seconds to launch one."""
+LAUNCHES_PER_BLOCK, LAUNCH_S = 21, 1e-4
+"""Kernels of a block in one pass (5,604 of a PGD-10 step of ViT-B), and the host's seconds for each, matrix products
+with the choice of their kernels: what fits ViT-B, ViT-S and vit_micro on the virtual machine of that H200 within 35 %.
+"""
 
 CUDA_HOST_BYTES = 3_000_000_000
 """Assumed RAM of an actor on a GPU: torch with CUDA's libraries and context, timm, Ray."""
@@ -114,7 +116,8 @@ class Forecast:
         training, evaluation = self.config.training.precision, self.config.evaluation.precision
         by_precision = ((passes.training, training), (passes.evaluation, evaluation), (passes.float32, "float32"))
         products = sum(
-            count * self.flops / (EFFICIENCY * gpus.card.rates[precision]) for count, precision in by_precision
+            count * self.flops / (EFFICIENCY[precision] * gpus.card.rates[precision])
+            for count, precision in by_precision
         )
         launches = passes.batches * self.blocks * LAUNCHES_PER_BLOCK * LAUNCH_S / gpus.actors
         return max(products, launches, 1e-9)

@@ -18,7 +18,8 @@ from sylva_ray.provisioning.placement import actors_per_gpu
 COLUMNS = 80
 """Of the narrowest terminal."""
 
-ESTIMATE = f"estimated: {EFFICIENCY:.0%} of a card's dense rate, or {1e6 * LAUNCH_S:.0f} us a kernel"
+_SHARES = " or ".join(f"{share:.0%} ({precision})" for precision, share in EFFICIENCY.items())
+ESTIMATE = f"estimated: {_SHARES} of a card's dense rate, or {1e6 * LAUNCH_S:.0f} us a kernel"
 
 
 def run_lines(found: Forecast) -> list[str]:

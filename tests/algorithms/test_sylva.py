@@ -28,6 +28,19 @@ def test_class_weights_in_their_limits() -> None:
     assert class_weights(skewed, 0.999).sum() == pytest.approx(2)
 
 
+def test_held_out_images_count_as_in_the_loss() -> None:
+    counts, labels = np.array([100, 10, 0]), np.array([0, 0, 1, 2])
+    for name in ("sylva", "fedavg_at"):
+        assert method(name).image_weights(counts, labels).tolist() == [1, 1, 1, 1]
+    balanced = Sylva(Sylva.Parameters(class_balance=0.999)).image_weights(counts, labels)
+    assert balanced.mean() == pytest.approx(1)
+    weights = class_weights(torch.tensor([[100, 10, 1]]), 0.999)[
+        0
+    ].numpy()  # a class without images counts as one image
+    np.testing.assert_allclose(balanced / balanced[0], weights[labels] / weights[0])
+    assert Sylva(Sylva.Parameters(class_balance=0.999)).image_weights(counts, labels[:0]).shape == (0,)
+
+
 @pytest.mark.parametrize("loss", ["ce_adv", "trades", "mart"])
 def test_every_loss_exceeds_its_benign_value_and_yields_gradients_per_client(loss: str) -> None:
     context, params, b = toy()

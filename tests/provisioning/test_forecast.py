@@ -58,12 +58,12 @@ def test_seconds_are_those_of_products_or_of_launches(digits: Forecast) -> None:
     found = dataclasses.replace(digits, flops=10**12, blocks=1)
     many = Passes(training=1000, evaluation=200, float32=30)
     assert digits.config.training.precision == digits.config.evaluation.precision == "float32"
-    assert found.stage_seconds(many, Gpus(L4)) == pytest.approx(1230e12 / (EFFICIENCY * 30.3e12))
+    assert found.stage_seconds(many, Gpus(L4)) == pytest.approx(1230e12 / (EFFICIENCY["float32"] * 30.3e12))
     low = found.config.training.model_copy(update={"precision": "bfloat16"})
     mixed = dataclasses.replace(found, config=found.config.model_copy(update={"training": low}))
-    expected = 1000e12 / (EFFICIENCY * 121e12) + 230e12 / (EFFICIENCY * 30.3e12)
+    expected = 1000e12 / (EFFICIENCY["bfloat16"] * 121e12) + 230e12 / (EFFICIENCY["float32"] * 30.3e12)
     assert mixed.stage_seconds(many, Gpus(L4)) == pytest.approx(expected)
-    assert found.stage_seconds(Passes(batches=1000), Gpus(L4, actors=2)) == pytest.approx(1000 * 26 * 5e-6 / 2)
+    assert found.stage_seconds(Passes(batches=1000), Gpus(L4, actors=2)) == pytest.approx(1000 * 21 * 1e-4 / 2)
 
 
 def test_gpus_share_the_tasks_of_a_stage_as_far_as_it_has_cohorts(digits: Forecast) -> None:

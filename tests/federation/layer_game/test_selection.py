@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy import optimize, stats
 
+from sylva_ray.federation.stages.layer_game.client import paired
 from sylva_ray.federation.stages.layer_game.selection import (
     CHANGING,
     MAX_GUARD_IMAGES,
@@ -225,3 +226,39 @@ def test_images_needed_are_bounded() -> None:
     assert images_needed(0.1, 0.9) == 66
     assert images_needed(0.0, 0.9) == MAX_GUARD_IMAGES
     assert images_needed(1.0, 0.9) < 10
+
+
+# -- images with weights ------------------------------------------------------------------------------------------
+
+
+def test_outcomes_of_equal_images_are_counts() -> None:
+    before = np.array([[True, True, False, False], [True, False, False, True]])
+    after = np.array([[True, False, True, True], [False, False, True, True]])
+    (found,) = paired([[before], [after]], [np.ones(4)])
+    assert found.lost.tolist() == [[0, 0], [1, 1]]
+    assert found.gained.tolist() == [[0, 0], [2, 1]]
+    assert found.num_samples == 4
+
+
+def test_a_weighted_share_is_that_of_the_weights_and_images_count_less() -> None:
+    """Weights 1, 1 and 4: (1 + 1 + 4)^2 / (1 + 1 + 16) = 2 effective images, of which the last one is 4/6."""
+    before, after = np.array([[True, True, True]] * 2), np.array([[True, True, False], [False, True, True]])
+    for scale in (1.0, 7.0):
+        (found,) = paired([[before], [after]], [scale * np.array([1.0, 1.0, 4.0])])
+        assert found.num_samples == pytest.approx(2)
+        np.testing.assert_allclose(found.lost[1] / found.num_samples, [4 / 6, 1 / 6])
+
+
+@given(arrays(float, 6, elements=st.floats(0.01, 10)))
+def test_weights_never_make_images_more(weights: np.ndarray) -> None:
+    right = np.ones((2, 6), bool)
+    (found,) = paired([[right], [~right]], [weights])
+    assert found.num_samples <= 6 + 1e-9
+    np.testing.assert_allclose(found.lost[1], found.num_samples)
+
+
+def test_a_client_without_images_has_none() -> None:
+    nothing = np.zeros((2, 0), bool)
+    (found,) = paired([[nothing], [nothing]], [np.ones(0)])
+    assert found.num_samples == 0
+    assert not found.lost.any()

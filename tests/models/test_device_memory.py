@@ -1,0 +1,46 @@
+"""A process limits itself to its share of a GPU."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch.cuda._utils import _get_device_index
+
+from sylva_ray.config.experiment import ClusterSection
+from sylva_ray.models.device_memory import GPU_PROCESS_BYTES, enforce_share
+
+TOTAL = 24 * 10**9
+
+
+@pytest.mark.parametrize(
+    ("settings", "allowed"),
+    [
+        ({"gpus_per_actor": 0.5}, TOTAL / 2),
+        ({"gpus_per_actor": 0.5, "memory_per_actor": "8 GB"}, 8e9),
+        ({"gpus_per_actor": 2.0}, TOTAL),
+        ({"pool": "in_process"}, TOTAL),
+    ],
+)
+def test_the_share_of_the_current_gpu_is_limited(
+    settings: dict[str, object], allowed: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Torch's own rules for the device hold here: one without an index is refused."""
+    limits = []
+
+    def limit(fraction: float, device: torch.device | int | None = None) -> None:
+        if device is not None:
+            _get_device_index(device)
+        limits.append(fraction)
+
+    monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", "")
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=TOTAL))
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", limit)
+    enforce_share(torch.device("cuda"), ClusterSection.model_validate(settings))
+    assert limits == [pytest.approx((allowed - GPU_PROCESS_BYTES) / TOTAL)]
+
+
+def test_on_a_cpu_nothing_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda *_: pytest.fail("there is no GPU"))
+    enforce_share(torch.device("cpu"), ClusterSection())
