@@ -17,7 +17,6 @@ import time
 from collections.abc import Callable
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from sylva_ray.attacks.losses import cross_entropy
 from sylva_ray.config.experiment import DEFAULT_BACKBONE, AttentionKernels, BackboneSection, LoraSection
@@ -26,6 +25,7 @@ from sylva_ray.core.types import stack_states
 from sylva_ray.models.backbone import create_backbone
 from sylva_ray.models.cohort import repeat_owner, to_parameters
 from sylva_ray.models.compute_choice import fastest
+from sylva_ray.models.flops import flop_counter
 from sylva_ray.models.lora import LoraStack
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -64,7 +64,7 @@ def main() -> None:
         (gradient,) = torch.autograd.grad(cross_entropy(stack.forward(params, leaf, owner), y).sum(), leaf)
         return gradient
 
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
+    with flop_counter() as counter, torch.no_grad():
         stack.forward(params, x, owner)
     flops = 2 * counter.get_total_flops()  # an input gradient repeats every product once, with the other factor
     print(

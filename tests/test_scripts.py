@@ -98,10 +98,13 @@ def test_merging(run_here: Callable[..., str]) -> None:
 def test_guard(run_here: Callable[..., str]) -> None:
     """The draws have fixed seeds; of 40 fleets, 30 more or less keep a true gain, and some of the overfitted ones."""
     rows = run_here("benchmarks/guard.py", "--fleets", 40).splitlines()[2:]
-    kept = {cells[1].strip(): float(cells[4].split("%")[0]) for cells in (row.split("|") for row in rows)}
+    cells = {row.split("|")[1].strip(): row.split("|")[4] for row in rows}
+    kept, false = (
+        {name: float(cell.replace("(", "").split("%")[part]) for name, cell in cells.items()} for part in (0, 1)
+    )
     assert len(kept) == 6
     assert kept["overfit: benign -2, robust 0"] < 15
-    assert kept["harm: benign +2, robust -10"] < 30
+    assert false["harm: benign +2, robust -10"] < 30  # a quarter of the way costs less than the tolerance
     assert kept["gain: benign +3, robust 0"] > 50
 
 

@@ -11,13 +11,13 @@ from typing import Any, TypeVar
 from unittest.mock import patch
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.gpu.lab import Experiment, Lab, Line
 from benchmarks.gpu.rates import product_rate
 from sylva_ray.core.precision import torch_dtype
 from sylva_ray.federation.client import batches, optim
 from sylva_ray.models.cohort import repeat_owner, to_parameters
+from sylva_ray.models.flops import flop_counter
 
 T = TypeVar("T")
 
@@ -113,7 +113,7 @@ def forward_flops(experiment: Experiment) -> float:
     size = worker.fleet.dataset.image_size
     params = to_parameters(experiment.stack((0,)), worker.device, torch.float32)
     worker.model.precision = torch.float32
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
+    with flop_counter() as counter, torch.no_grad():
         worker.model.forward(params, torch.zeros(1, 3, size, size, device=worker.device), repeat_owner([1]))
     return float(counter.get_total_flops())
 

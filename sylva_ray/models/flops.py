@@ -10,6 +10,16 @@ from sylva_ray.core.types import ClientState, stack_states
 from sylva_ray.models.cohort import CohortModel, repeat_owner, to_parameters
 
 
+def flop_counter() -> FlopCounterMode:
+    """Return torch's counter, which also counts the products that adapters add in place (`LinearWithUpdates`)."""
+    return FlopCounterMode(display=False, custom_mapping={torch.ops.aten.baddbmm_: _stacked_product})
+
+
+def _stacked_product(_: object, a: tuple[int, ...], b: tuple[int, ...], **__: object) -> int:
+    """Return the FLOPs of the products of two stacks of matrices with these shapes."""
+    return 2 * a[0] * a[1] * a[2] * b[2]
+
+
 def count_flops(model: CohortModel, state: ClientState, image_size: int) -> int:
     """Return the FLOPs of the products of one image's forward pass: two per multiplication and addition.
 
@@ -24,7 +34,7 @@ def count_flops(model: CohortModel, state: ClientState, image_size: int) -> int:
     kernels, precision = model.kernels, model.precision
     model.kernels, model.precision = AttentionKernels(float32="plain", bfloat16="plain"), torch.float32
     try:
-        with FlopCounterMode(display=False) as counter, torch.no_grad():
+        with flop_counter() as counter, torch.no_grad():
             model.forward(params, torch.zeros(1, 3, image_size, image_size), repeat_owner([1]))
     finally:
         model.kernels, model.precision = kernels, precision

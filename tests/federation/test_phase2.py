@@ -204,6 +204,7 @@ def test_gates_and_shifts_are_each_clients_own(player: Phase2Client, monkeypatch
     monkeypatch.setattr(player, "robust", alone)
     monkeypatch.setattr(player, "clients", (2,))
     monkeypatch.setattr(player, "data", player.data[1:])
+    monkeypatch.setattr(player, "class_counts", player.class_counts[1:])
     benign = player.benign_end_point()
     for kind, scores in together.items():
         np.testing.assert_allclose(layer_scores(player, benign, kind)[0], scores[1], rtol=0.05, atol=0.02)

@@ -115,8 +115,8 @@ def accepted_strength(client: int, guard: Evidence) -> Verdict:
     order is fixed beforehand, so the probability of accepting a harmful one is that of a single test (fixed-sequence
     testing, Maurer et al. 1995). Of the strengths that are left, the one with the lowest bound of the benign loss is
     kept, the strongest of equals: gains are small at weak ones, and pass into overfitting at strong ones. Looking for
-    the best of three makes false gains likelier, which ``benign_confidence`` makes up for (`benchmarks/guard.py`). With
-    a ``benign_tolerance`` of 1, benign accuracy does not count, and the strongest is kept.
+    the best of several makes false gains likelier, which ``benign_confidence`` makes up for (`benchmarks/guard.py`).
+    With a ``benign_tolerance`` of 1, benign accuracy does not count, and the strongest is kept.
 
     Args:
         client: to decide for.
