@@ -151,7 +151,7 @@ class StackedLora(StackedUpdate):
         a_Cdr, b_Crd = self.factors(x.dtype)
         # Windowed attention puts windows into the batch; the rows of an image stay together, so they can be regrouped.
         rows = x.reshape(self.inputs.num_images, -1, x.shape[-1])
-        if layout.slots is None:
+        if layout.slots is None and type(base).forward is nn.Linear.forward:  # a subclass may compute something else
             padded = layout.pad(rows)
             updated: torch.Tensor = LinearWithUpdates.apply(padded, base.weight, base.bias, a_Cdr, b_Crd, self.scaling)
             return updated.reshape(*x.shape[:-1], -1)
