@@ -104,7 +104,8 @@ def test_guard(run_here: Callable[..., str]) -> None:
     )
     assert len(kept) == 6
     assert kept["overfit: benign -2, robust 0"] < 15
-    assert false["harm: benign +2, robust -10"] < 30  # a quarter of the way costs less than the tolerance
+    assert kept["harm: benign +2, robust -10"] < 55
+    assert false["harm: benign +2, robust -10"] < 20  # a quarter of the way costs less than the tolerance
     assert kept["gain: benign +3, robust 0"] > 50
 
 

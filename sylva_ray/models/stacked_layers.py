@@ -12,6 +12,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.autograd.function import once_differentiable
 
 from sylva_ray.core.errors import UserError
 from sylva_ray.core.types import ParameterStack
@@ -195,6 +196,7 @@ class LinearWithUpdates(torch.autograd.Function):
         return F.linear(x_Crd, weight, bias).baddbmm_(low_rank, b_Crd, alpha=scaling)
 
     @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         """Return the gradients of images and factors, as far as they are needed."""
         (gradient,) = gradients

@@ -28,8 +28,8 @@ EFFICIENCY = {"bfloat16": 0.2, "float32": 0.5}
 """The part of a card's dense rate that training reaches: of ViT-B on an H200, by `benchmarks/gpu_proof.py`."""
 
 LAUNCHES_PER_BLOCK, LAUNCH_S = 21, 1e-4
-"""Kernels of a block in one pass (5,604 of a PGD-10 step of ViT-B), and the host's seconds for each, matrix products
-with the choice of their kernels: what fits ViT-B, ViT-S and vit_micro on the virtual machine of that H200 within 35 %.
+"""Kernels of a block in one pass (5,604 of a PGD-10 step of ViT-B), and the seconds that the host needs for each, on
+average: with 100 us, ViT-B, ViT-S and vit_micro on the virtual machine of that H200 are foretold within 35 %.
 """
 
 CUDA_HOST_BYTES = 3_000_000_000
