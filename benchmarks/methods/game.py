@@ -174,7 +174,7 @@ class SurrogateTask(CohortTask):
         player = Phase2Client.from_task(worker, self, params, phase2_of(self.made))
         benign = player.benign_end_point()
         images = player.selection_images(benign)
-        splits = [own.selection.first(player.phase2.max_images) for own in player.data]
+        splits = player.selection_splits
         values = []
         for coalition in self.coalitions:
             everywhere = np.tile(coalition, (len(self.clients), 1))

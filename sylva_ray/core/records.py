@@ -209,7 +209,8 @@ class GameRecord(Artefact):
     strength: list[float] = Field([])
     """How much of the refinement a client kept, ``[K]`` in [0, 1]; 0: the guard accepted nothing."""
     guard_images: list[int] = Field([])
-    """Guard images that the decision rests on, other clients' included, ``[K]``; 0 where nothing was accepted."""
+    """Guard images that the decision rests on, other clients' included, ``[K]``; 0 where nothing was accepted. Where
+    images have weights (``class_balance``), the effective number of them."""
     benign_bound: list[float] = Field([])
     """Upper bound of the loss of benign accuracy by what was kept, ``[K]``; negative for a gain."""
     guard_bound: list[float] = Field([])

@@ -1,4 +1,7 @@
-"""What a process may use of its GPU: Ray counts shares and isolates nothing, so every process limits itself."""
+"""What a process may use of its GPU, and how numbers get there.
+
+Ray counts shares of a GPU and isolates nothing, so every process limits itself.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,9 @@ from sylva_ray.core.lazy import torch
 
 GPU_PROCESS_BYTES = 600_000_000
 """Of a GPU, what a process uses besides its tensors: the CUDA context and the libraries' workspaces."""
+
+RESIDENT_SHARE = 0.1
+"""Fraction of a GPU's free memory, or of a process's share of it, that images may take up for good."""
 
 
 def gpu_share(section: ClusterSection) -> float:
@@ -40,6 +46,19 @@ def enforce_share(device: torch.device, section: ClusterSection) -> None:
         allowed = min(allowed, section.memory_per_actor)
     fraction = max(0.01, (allowed - GPU_PROCESS_BYTES) / total)
     torch.cuda.set_per_process_memory_fraction(fraction)  # of the current GPU: it refuses a device without an index
+
+
+def can_be_resident(num_bytes: int, device: torch.device) -> bool:
+    """Return whether images of this size may lie on a GPU as long as they are needed; never on a CPU."""
+    if device.type != "cuda":
+        return False
+    free, total = torch.cuda.mem_get_info(device)
+    return num_bytes <= RESIDENT_SHARE * min(free, total * torch.cuda.get_per_process_memory_fraction())
+
+
+def to_device(value: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Copy to a device, to a GPU from pinned memory: the program goes on while the GPU computes and copies."""
+    return value.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else value
 
 
 def peak_gpu_bytes(device: torch.device) -> int:

@@ -152,11 +152,10 @@ class StackedLora(StackedUpdate):
         a_Cdr, b_Crd = self.factors(x.dtype)
         # Windowed attention puts windows into the batch; the rows of an image stay together, so they can be regrouped.
         rows = x.reshape(self.inputs.num_images, -1, x.shape[-1])
-        if layout.slots is None and type(base).forward is nn.Linear.forward:  # a subclass may compute something else
-            padded = layout.pad(rows)
-            updated: torch.Tensor = LinearWithUpdates.apply(padded, base.weight, base.bias, a_Cdr, b_Crd, self.scaling)
-            return updated.reshape(*x.shape[:-1], -1)
-        frozen: torch.Tensor = base(x)
+        if type(base).forward is nn.Linear.forward:
+            y: torch.Tensor = LinearWithUpdates.apply(rows, base.weight, base.bias, a_Cdr, b_Crd, self.scaling, layout)
+            return y.reshape(*x.shape[:-1], -1)
+        frozen: torch.Tensor = base(x)  # a subclass, which may compute something else
         update = layout.unpad(layout.pad(rows) @ a_Cdr @ b_Crd, (rows.shape[1],)).reshape(frozen.shape)
         return torch.add(frozen, update, alpha=self.scaling)
 
@@ -164,53 +163,69 @@ class StackedLora(StackedUpdate):
 class LinearWithUpdates(torch.autograd.Function):
     """A frozen linear layer plus C low-rank updates of its weight: ``x W^T + bias + s (x A) B``.
 
-    Both the output and the gradient of the images add the low-rank product in place, inside its kernel, which also
-    scales it. Composed of torch's functions, it would need two passes more over tensors of the size of the activations.
+    The low-rank product is added in place to the output, and to the gradient of the images: without padding inside the
+    kernel that computes and scales it. Composed of torch's functions, both would need further passes over tensors of
+    the size of the activations.
     """
 
     @staticmethod
     def forward(
         ctx: Any,
-        x_Crd: torch.Tensor,
+        x_Ntd: torch.Tensor,
         weight: torch.Tensor,
         bias: torch.Tensor | None,
         a_Cdr: torch.Tensor,
         b_Crd: torch.Tensor,
         scaling: float,
+        layout: OwnerLayout,
     ) -> torch.Tensor:
-        """Return ``[C, rows, d_out]``.
+        """Return ``[N, t, d_out]``.
 
         Args:
             ctx: keeps what the gradients need.
-            x_Crd: ``[C, rows, d_in]``.
+            x_Ntd: ``[N, t, d_in]``, t rows of every image.
             weight: ``[d_out, d_in]``, without a gradient.
             bias: ``[d_out]``, likewise.
             a_Cdr: ``[C, d_in, r]``.
             b_Crd: ``[C, r, d_out]``.
             scaling: s.
+            layout: of the images.
         """
-        low_rank = x_Crd @ a_Cdr
+        low_rank = layout.pad(x_Ntd) @ a_Cdr
         by_a, by_b = ctx.needs_input_grad[3:5]
-        ctx.save_for_backward(x_Crd if by_a else None, weight, a_Cdr, b_Crd, low_rank if by_b else None)
-        ctx.scaling = scaling
-        return F.linear(x_Crd, weight, bias).baddbmm_(low_rank, b_Crd, alpha=scaling)
+        ctx.save_for_backward(x_Ntd if by_a else None, weight, a_Cdr, b_Crd, low_rank if by_b else None)
+        ctx.scaling, ctx.layout = scaling, layout
+        return _add_product(F.linear(x_Ntd, weight, bias), low_rank, b_Crd, scaling, layout)
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         """Return the gradients of images and factors, as far as they are needed."""
         (gradient,) = gradients
-        x_Crd, weight, a_Cdr, b_Crd, low_rank = ctx.saved_tensors
-        by_x, _, _, by_a, by_b, _ = ctx.needs_input_grad
-        by_low_rank = gradient @ b_Crd.mT
+        x_Ntd, weight, a_Cdr, b_Crd, low_rank = ctx.saved_tensors
+        by_x, _, _, by_a, by_b, *_ = ctx.needs_input_grad
+        scaling, layout = ctx.scaling, ctx.layout
+        padded = layout.pad(gradient)
+        by_low_rank = padded @ b_Crd.mT
         return (
-            (gradient @ weight).baddbmm_(by_low_rank, a_Cdr.mT, alpha=ctx.scaling) if by_x else None,
+            _add_product(gradient @ weight, by_low_rank, a_Cdr.mT, scaling, layout) if by_x else None,
             None,
             None,
-            _scaled_product(x_Crd.mT, by_low_rank, ctx.scaling) if by_a else None,
-            _scaled_product(low_rank.mT, gradient, ctx.scaling) if by_b else None,
+            _scaled_product(layout.pad(x_Ntd).mT, by_low_rank, scaling) if by_a else None,
+            _scaled_product(low_rank.mT, padded, scaling) if by_b else None,
+            None,
             None,
         )
+
+
+def _add_product(
+    sums_Ntd: torch.Tensor, low_rank: torch.Tensor, factor: torch.Tensor, scaling: float, layout: OwnerLayout
+) -> torch.Tensor:
+    """Add ``scaling low_rank factor`` of C clients, ``[C, rows, r]`` and ``[C, r, d]``, to contiguous ``[N, t, d]``."""
+    if layout.slots is None:
+        sums_Ntd.view(*low_rank.shape[:2], -1).baddbmm_(low_rank, factor, alpha=scaling)
+        return sums_Ntd
+    return sums_Ntd.add_(layout.unpad(low_rank @ factor, sums_Ntd.shape[1:2]), alpha=scaling)
 
 
 def _scaled_product(a: torch.Tensor, b: torch.Tensor, scaling: float) -> torch.Tensor:

@@ -8,6 +8,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from sylva_ray.models.device_memory import to_device
+
 
 def resized_crops(x: torch.Tensor, smallest: float, stream: torch.Generator) -> torch.Tensor:
     """Crop every image at random and resize the crop to the image's size (Szegedy et al. 2015).
@@ -25,7 +27,7 @@ def resized_crops(x: torch.Tensor, smallest: float, stream: torch.Generator) -> 
     theta = torch.zeros(n, 2, 3)
     theta[:, 0, 0], theta[:, 1, 1] = width, height
     theta[:, 0, 2], theta[:, 1, 2] = (right * 2 - 1) * (1 - width), (down * 2 - 1) * (1 - height)
-    grid = F.affine_grid(theta.to(x.device), list(x.shape), align_corners=False)
+    grid = F.affine_grid(to_device(theta, x.device), list(x.shape), align_corners=False)
     return F.grid_sample(x, grid, mode="bilinear", padding_mode="reflection", align_corners=False).clamp(0, 1)
 
 
@@ -50,7 +52,7 @@ def mixed(
     alpha = cutmix if use_cutmix else mixup
     numpy_stream = np.random.default_rng(int(torch.randint(2**62, (), generator=stream)))
     ratio = float(numpy_stream.beta(alpha, alpha))
-    partner = torch.randperm(len(x), generator=stream).to(x.device)
+    partner = to_device(torch.randperm(len(x), generator=stream), x.device)
     if use_cutmix:
         height, width = x.shape[-2:]
         side = math.sqrt(1 - ratio)

@@ -34,6 +34,7 @@ from sylva_ray.data.augment import augmented
 from sylva_ray.data.datasets import Dataset, load_dataset
 from sylva_ray.data.digest import dataset_digests
 from sylva_ray.models.backbone import Backbone, backbone_arrays, create_backbone
+from sylva_ray.models.device_memory import can_be_resident, to_device
 from sylva_ray.models.kernels import AttentionSwitch
 from sylva_ray.preparation.resolve import local_device
 from sylva_ray.pretraining.augment import mixed, resized_crops
@@ -178,7 +179,8 @@ class _Trainer:
         decay = config.training.weight_decay
         groups = [{"params": matrices, "weight_decay": decay}, {"params": others, "weight_decay": 0.0}]
         self.optimizer = torch.optim.AdamW(groups, lr=config.training.lr, fused=self.device.type == "cuda")
-        self.images = _resident(self.train.images, self.device)
+        images, is_resident = self.train.images, can_be_resident(self.train.images.nbytes, self.device)
+        self.images = torch.from_numpy(images).to(self.device) if is_resident else torch.from_numpy(images)
         self.labels = torch.from_numpy(self.train.labels).to(self.device)
         self.steps_per_epoch = len(self.train) // min(config.training.batch_size, len(self.train))
 
@@ -214,13 +216,14 @@ class _Trainer:
         """Return augmented images ``[b, 3, H, W] in [0, 1]`` and soft targets ``[b, num_classes]``."""
         training = self.config.training
         simple = "flip" if training.augment == "resized_crop" else training.augment
-        chosen = torch.from_numpy(rows)
-        images = self.images[chosen.to(self.images.device)].to(self.device)
+        chosen = to_device(torch.from_numpy(rows), self.images.device)
+        images = self.images[chosen]
+        images = images if images.device == self.device else to_device(images, self.device)
         x = augmented(images, simple, draws, stream_index=1).float() / 255
         if training.augment == "resized_crop":
             x = resized_crops(x, training.crop_scale, stream)
         classes = torch.arange(self.num_classes, device=self.device)
-        target = (self.labels[chosen.to(self.device), None] == classes).float()
+        target = (self.labels[chosen.to(self.device, non_blocking=True), None] == classes).float()
         target = target * (1 - training.label_smoothing) + training.label_smoothing / self.num_classes
         return mixed(x, target, training.mixup, training.cutmix, stream)
 
@@ -300,14 +303,6 @@ class _Trainer:
 
     def _weights(self) -> dict[str, torch.Tensor]:
         return {name: value.detach().cpu().contiguous() for name, value in self.backbone.model.state_dict().items()}
-
-
-def _resident(images: np.ndarray, device: torch.device) -> torch.Tensor:
-    """Return all images ``[n, 3, H, W] uint8`` on a GPU where they take at most half of its free memory, else here."""
-    resident = torch.from_numpy(images)
-    if device.type == "cuda" and 2 * resident.nbytes <= torch.cuda.mem_get_info(device)[0]:
-        return resident.to(device)
-    return resident
 
 
 @torch.no_grad()

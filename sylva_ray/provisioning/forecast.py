@@ -25,7 +25,8 @@ from sylva_ray.preparation.work import Passes, StageWork, run_work
 from sylva_ray.provisioning.cards import CARDS, Card
 
 EFFICIENCY = {"bfloat16": 0.2, "float32": 0.5}
-"""The part of a card's dense rate that training reaches: of ViT-B on an H200, by `benchmarks/gpu_proof.py`."""
+"""The part of a card's dense rate that training reaches: of ViT-B on an H200, in bfloat16 without what a task needs
+besides its steps (benchmarks/results/gpu_profile_h200.txt), in float32 by `benchmarks/gpu_proof.py`."""
 
 LAUNCHES_PER_BLOCK, LAUNCH_S = 21, 1e-4
 """Kernels of a block in one pass (5,604 of a PGD-10 step of ViT-B), and the seconds that the host needs for each, on

@@ -154,7 +154,7 @@ def cluster_lines(demand: Demand, found: Forecast, file: LauncherFile) -> list[s
     return [
         *lines,
         f"  time          a round {duration(found.round_seconds(gpus))}, all stages {duration(seconds)} "
-        f"without start-up and aggregation ({ESTIMATE}; nothing was measured)",
+        f"without start-up and aggregation ({ESTIMATE}; not measured here)",
         f"  price         ${seconds / 3600 * hourly:,.2f} at ${hourly:.2f} an hour on demand (assumed)",
         checkpoint,
     ]

@@ -13,8 +13,10 @@ import pytest
 import torch
 
 from sylva_ray.algorithms.sylva import Sylva
+from sylva_ray.attacks.losses import true_class_probability
 from sylva_ray.config.experiment import ExperimentConfig
 from sylva_ray.config.schema import build
+from sylva_ray.core.errors import UserError
 from sylva_ray.core.summary import Summary
 from sylva_ray.core.types import ParameterStack, stack_states
 from sylva_ray.execution.experiment import run_experiment
@@ -29,7 +31,7 @@ from sylva_ray.federation.stages.layer_game.client import Phase2Client, Selectio
 from sylva_ray.federation.stages.layer_game.rankings.registry import create_ranking
 from sylva_ray.federation.stages.layer_game.rankings.shift import relative_shift
 from sylva_ray.federation.stages.layer_game.stage import LayerGame
-from sylva_ray.federation.stages.layer_game.tasks import GameTask
+from sylva_ray.federation.stages.layer_game.tasks import GameOutcome, GameTask
 from sylva_ray.models.cohort import repeat_owner, to_parameters
 from sylva_ray.models.lora import LoraStack
 from sylva_ray.models.peft_format import load_adapter
@@ -148,18 +150,24 @@ def test_an_empty_selection_is_legal_and_leaves_phase_1_as_it_was(selection: str
 # -- the scores of layers ----------------------------------------------------------------------------------------------
 
 
-def make_player(phase1: Path, method: type[Algorithm] | None = None, **sections: Any) -> Phase2Client:
-    """Two clients of unequal size at the end of phase 1, about to score their layers."""
+def played(
+    phase1: Path, method: type[Algorithm] | None = None, **sections: Any
+) -> tuple[CohortWorker, GameTask, tuple[GameOutcome, ...]]:
+    """The game of two clients of unequal size at the end of phase 1, with the worker that has run it."""
     made = prepared({"gate_steps": 40, "max_images": 4}, **sections)
     worker = create_worker(made.config, made.fleet, made.backbone)
     if method is not None:
         worker.algorithm = method(worker.algorithm.parameters)
     states = stack_states([newest(phase1).states[client] for client in (0, 2)])
-    params = to_parameters(states, "cpu", torch.float32)
     phase2 = worker.algorithm.parameters.phase2
     task = GameTask(3, (0, 2), states, phase2, np.zeros((1, PLAYERS), bool), create_ranking("shapley"))
-    worker.run(task)  # gives the worker its clock
-    return Phase2Client.from_task(worker, task, params, phase2)
+    return worker, task, worker.run(task).outcomes
+
+
+def make_player(phase1: Path, method: type[Algorithm] | None = None, **sections: Any) -> Phase2Client:
+    """Two clients of unequal size at the end of phase 1, about to score their layers."""
+    worker, task, _ = played(phase1, method, **sections)
+    return Phase2Client.from_task(worker, task, to_parameters(task.states, "cpu", torch.float32), task.phase2)
 
 
 @pytest.fixture(scope="module")
@@ -222,6 +230,41 @@ def test_benign_epochs_are_on_the_loss_that_the_method_names(player: Phase2Clien
     everything = np.ones((2, PLAYERS), bool)
     for found in (still.benign_end_point(), still.refined(everything)):
         assert all(torch.equal(found[name], value) for name, value in still.robust.items())
+
+
+def test_values_candidates_and_shrinkage_weigh_held_out_images(phase1: Path) -> None:
+    """Where the first image of a client weighs a billion times as much as the others, it alone decides."""
+
+    class FirstImage(Sylva):
+        def image_weights(self, class_counts: np.ndarray, labels: np.ndarray) -> np.ndarray:
+            del class_counts
+            return np.where(np.arange(len(labels)) == 0, 1e9, 1.0)
+
+    worker, task, outcomes = played(phase1, FirstImage)
+    assert [outcome.num_samples for outcome in outcomes] == pytest.approx([1, 1])
+    player = Phase2Client.from_task(worker, task, to_parameters(task.states, "cpu", torch.float32), task.phase2)
+    benign = player.benign_end_point()
+    images = player.selection_images(benign)
+    with torch.no_grad():
+        alone = true_class_probability(player.model.forward(player.robust, images.x, images.owner), images.y)
+    firsts = [int((images.owner == client).nonzero()[0]) for client in (0, 1)]
+    for outcome, first in zip(outcomes, firsts, strict=True):
+        assert outcome.values[0, 0] == pytest.approx(float(alone[first]), abs=1e-5)
+    candidates = np.zeros((2, 2, PLAYERS), bool)
+    candidates[:, 1] = True
+    refined = player.refine(candidates[:, 1])[1]
+    for found in (*player.try_candidates(benign, candidates), *refined):
+        assert found.num_samples == pytest.approx(1)
+        assert np.allclose(found.lost.round(), found.lost, atol=1e-6)
+
+
+@pytest.mark.parametrize("weights", [np.zeros(4), np.array([1.0, np.nan, 1.0, 1.0]), np.ones(3)])
+def test_weights_that_are_none_are_refused(
+    weights: np.ndarray, player: Phase2Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(player, "image_weights", lambda *_: weights)
+    with pytest.raises(UserError, match="image_weights must return a positive number for every image"):
+        player.weights(player.selection_splits)
 
 
 def test_a_refinement_that_diverges_leaves_the_client_at_theta_r(

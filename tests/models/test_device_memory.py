@@ -9,7 +9,7 @@ import torch
 from torch.cuda._utils import _get_device_index
 
 from sylva_ray.config.experiment import ClusterSection
-from sylva_ray.models.device_memory import GPU_PROCESS_BYTES, enforce_share
+from sylva_ray.models.device_memory import GPU_PROCESS_BYTES, can_be_resident, enforce_share
 
 TOTAL = 24 * 10**9
 
@@ -44,3 +44,12 @@ def test_the_share_of_the_current_gpu_is_limited(
 def test_on_a_cpu_nothing_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda *_: pytest.fail("there is no GPU"))
     enforce_share(torch.device("cpu"), ClusterSection())
+
+
+def test_images_stay_on_a_gpu_where_they_take_a_tenth_of_what_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (8 * 10**9, TOTAL))
+    monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", lambda: 0.25)  # 6 GB, less than what is free
+    gpu = torch.device("cuda")
+    assert can_be_resident(600_000_000, gpu)
+    assert not can_be_resident(600_000_001, gpu)
+    assert not can_be_resident(1, torch.device("cpu"))

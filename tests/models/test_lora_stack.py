@@ -24,6 +24,7 @@ from sylva_ray.models.backbone import Backbone, create_backbone
 from sylva_ray.models.cohort import FunctionalStack, repeat_owner, to_arrays, to_parameters
 from sylva_ray.models.lora import LoraStack, adapter_layout, target_layers
 from sylva_ray.models.peft_format import load_adapter, save_adapter
+from sylva_ray.models.stacked_layers import LinearWithUpdates, OwnerLayout
 from sylva_ray.preparation.resolve import resolve_config
 
 BACKBONE = BackboneSection()
@@ -293,3 +294,34 @@ def test_any_timm_vision_transformer_can_be_stacked() -> None:
         alone = stack.forward({n: v[1:] for n, v in params.items()}, x[1:], repeat_owner([2]))
     assert stack.num_blocks is None
     torch.testing.assert_close(together[1:], alone, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("counts", [[2, 2], [3, 1], [4, 0]])
+@pytest.mark.parametrize("with_bias", [True, False])
+@pytest.mark.parametrize("needed", ["xab", "x", "a", "b"])
+def test_gradients_of_an_updated_layer_are_those_of_differences(
+    counts: list[int], with_bias: bool, needed: str
+) -> None:
+    """In float64, for images, A and B, together and alone, with and without padding."""
+    layout = OwnerLayout.from_owner(repeat_owner(counts), 2, torch.device("cpu"))
+    drawn = {"x": torch.randn(4, 3, 5), "a": torch.randn(2, 5, 2), "b": torch.randn(2, 2, 4)}
+    x, a, b = (value.double().requires_grad_(name in needed) for name, value in drawn.items())
+    weight, bias = torch.randn(4, 5, dtype=torch.float64), torch.randn(4, dtype=torch.float64) if with_bias else None
+
+    def layer(x: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        updated: torch.Tensor = LinearWithUpdates.apply(x, weight, bias, a, b, 1.5, layout)
+        return updated.transpose(1, 2)  # a gradient that is not contiguous
+
+    owner = repeat_owner(counts)
+    expected = x @ weight.T + 1.5 * (x @ a[owner] @ b[owner]) + (0 if bias is None else bias)
+    torch.testing.assert_close(layer(x, a, b), expected.transpose(1, 2))
+    assert torch.autograd.gradcheck(layer, (x, a, b))
+
+
+def test_an_updated_layer_has_no_second_derivative_rather_than_a_wrong_one() -> None:
+    layout = OwnerLayout.from_owner(repeat_owner([1]), 1, torch.device("cpu"))
+    x = torch.randn(1, 2, 3, requires_grad=True)
+    y = LinearWithUpdates.apply(x, torch.randn(4, 3), None, torch.randn(1, 3, 2), torch.randn(1, 2, 4), 1.0, layout)
+    (gradient,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()

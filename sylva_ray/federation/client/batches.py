@@ -16,12 +16,10 @@ from sylva_ray.core.types import ClientData, ClientImages, Split
 from sylva_ray.data.augment import augmented
 from sylva_ray.federation.context import Batch
 from sylva_ray.models.cohort import repeat_owner
+from sylva_ray.models.device_memory import can_be_resident, to_device
 
 FLIPS = 2
 """First stream of the augmentation; `Batch` has the streams below."""
-
-RESIDENT_SHARE = 0.1
-"""Fraction of a GPU's free memory, or of an actor's share of it, that the training images of a cohort may take up."""
 
 
 def pixels(images: np.ndarray | torch.Tensor, dtype: torch.dtype, device: torch.device | str) -> torch.Tensor:
@@ -82,7 +80,8 @@ class CohortBatches:
         self.batch_size, self.augment = batch_size, augment
         self.dtype, self.device = dtype, torch.device(device)
         self._starts = np.cumsum([0, *map(len, self.splits)])
-        self._resident = self._on_device() if self.device.type == "cuda" and self._fits() else None
+        num_bytes = sum(split.images.nbytes for split in self.splits)
+        self._resident = self._on_device() if can_be_resident(num_bytes, self.device) else None
 
     def epoch(self) -> Iterator[Batch]:
         """Yield the batches of the next epoch; a client with fewer images than others is inactive in the last ones."""
@@ -92,34 +91,24 @@ class CohortBatches:
             window = slice(step * self.batch_size, (step + 1) * self.batch_size)
             chosen = [order[window] for order, _ in drawn]
             counts = [len(rows) for rows in chosen]
-            draws = ImageDraws(self._to_device(torch.cat([keys[window] for _, keys in drawn])))
+            draws = ImageDraws(to_device(torch.cat([keys[window] for _, keys in drawn]), self.device))
             labels = np.concatenate([split.labels[rows] for split, rows in zip(self.splits, chosen, strict=True)])
             yield Batch(
                 x=pixels(augmented(self._images(chosen), self.augment, draws, FLIPS), self.dtype, self.device),
-                y=self._to_device(torch.from_numpy(labels)),
+                y=to_device(torch.from_numpy(labels), self.device),
                 owner=repeat_owner(counts),
                 num_clients=len(counts),
                 draws=draws,
-                active=self._to_device(torch.tensor([count > 0 for count in counts])),
+                active=to_device(torch.tensor([count > 0 for count in counts]), self.device),
             )
 
     def _images(self, rows: Sequence[np.ndarray]) -> torch.Tensor:
         """Return chosen images of every client, ``[N, 3, H, W] uint8`` on the device."""
         if self._resident is None:
             parts = [split.images[own] for split, own in zip(self.splits, rows, strict=True) if len(own)]
-            return self._to_device(torch.from_numpy(np.concatenate(parts)))
+            return to_device(torch.from_numpy(np.concatenate(parts)), self.device)
         positions = np.concatenate([first + own for first, own in zip(self._starts, rows, strict=False)])
-        return self._resident.index_select(0, self._to_device(torch.from_numpy(positions)))
-
-    def _to_device(self, value: torch.Tensor) -> torch.Tensor:
-        """Copy to the device, from pinned memory: the program goes on while the device computes and copies."""
-        return value.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else value
-
-    def _fits(self) -> bool:
-        num_bytes = sum(split.images.nbytes for split in self.splits)
-        free, total = torch.cuda.mem_get_info(self.device)
-        own = total * torch.cuda.get_per_process_memory_fraction()
-        return num_bytes <= RESIDENT_SHARE * min(free, own)
+        return self._resident.index_select(0, to_device(torch.from_numpy(positions), self.device))
 
     def _on_device(self) -> torch.Tensor:
         """Return the images of all clients, ``[n, 3, H, W] uint8``."""

@@ -16,6 +16,7 @@ from sylva_ray.aggregation.interpolation import interpolate
 from sylva_ray.attacks.losses import cross_entropy
 from sylva_ray.attacks.pgd import default_step_size, pgd
 from sylva_ray.config.resolved import ResolvedConfig
+from sylva_ray.core.errors import UserError
 from sylva_ray.core.lazy import torch
 from sylva_ray.core.precision import at_precision, torch_dtype
 from sylva_ray.core.seeding import generator
@@ -48,6 +49,7 @@ class PairedOutcomes:
 
     Attributes:
         lost: ``[m, 2]``, images that theta^r classifies correctly and the state does not: benign, and under attack.
+            Where images have weights, their share of the weights times ``num_samples``.
         gained: ``[m, 2]``, the reverse.
         num_samples: images; where they have weights, the effective number of them (`paired`).
     """
@@ -137,14 +139,19 @@ class Phase2Client:
             run_epochs(params, step, self.data, self._training_streams("theta_b"), settings)
         return self._finite_or_robust(params)
 
+    @property
+    def selection_splits(self) -> list[Split]:
+        """The images of every client that the game is played on."""
+        return [own.selection.first(self.phase2.max_images) for own in self.data]
+
     def selection_images(self, benign: ParameterStack) -> SelectionImages:
         """Return the selection split and the results of PGD on it against theta^r and theta^b (``benign``)."""
-        splits = [own.selection.first(self.phase2.max_images) for own in self.data]
+        splits = self.selection_splits
         first = self.robust[next(iter(self.robust))]
         images = client_images(splits, first.dtype, first.device)
         with self.stopwatch("attack"):
             against = [self.adversarial(theta, images, splits) for theta in (self.robust, benign)]
-        weights = torch.from_numpy(np.concatenate(self._weights(splits))).to(images.x)
+        weights = torch.from_numpy(np.concatenate(self.weights(splits))).to(images.x)
         return SelectionImages(images.x, images.y, images.owner, images.num_clients, against, weights)
 
     def adversarial(self, params: ParameterStack, images: ClientImages, splits: Sequence[Split]) -> torch.Tensor:
@@ -179,11 +186,22 @@ class Phase2Client:
                 for client, outcome in zip(changed, self._outcomes(mixed, splits, "candidates", changed), strict=True):
                     latest[client] = outcome
             found.append(latest)
-        return paired(found, self._weights(splits))
+        return paired(found, self.weights(splits))
 
-    def _weights(self, splits: Sequence[Split]) -> list[np.ndarray]:
-        """Return how much each image of every client's split counts."""
-        return [self.image_weights(own, split.labels) for own, split in zip(self.class_counts, splits, strict=True)]
+    def weights(self, splits: Sequence[Split]) -> list[np.ndarray]:
+        """Return how much each image of every client's split counts, with mean 1.
+
+        Raises:
+            UserError: a method of one's own returns no positive number for every image.
+        """
+        weights = []
+        for own, split in zip(self.class_counts, splits, strict=True):
+            found = np.asarray(self.image_weights(own, split.labels), float)
+            if found.shape != split.labels.shape or not (np.isfinite(found).all() and (found > 0).all()):
+                fix = "image_weights must return a positive number for every image"
+                raise UserError("algorithm.name", self.config.algorithm.name, fix)
+            weights.append(found / found.mean() if len(found) else found)
+        return weights
 
     def _outcomes(
         self, params: ParameterStack, splits: Sequence[Split], purpose: str, rows: Sequence[int] | None = None
@@ -219,7 +237,7 @@ class Phase2Client:
         ]
         device, splits = self.robust[next(iter(self.robust))].device, [own.guard for own in self.data]
         states = [self.robust, *(to_parameters(stack, device, torch.float32) for stack in stacks)]
-        return stacks, paired([self._outcomes(params, splits, "guard") for params in states], self._weights(splits))
+        return stacks, paired([self._outcomes(params, splits, "guard") for params in states], self.weights(splits))
 
     def refined(self, selected: np.ndarray) -> ParameterStack:
         """Return theta^r with the players in ``selected`` trained on benign data; other parameters keep their bits.
@@ -258,11 +276,15 @@ class Phase2Client:
         return draws.signed(0, like.shape[1:]).to(like.dtype)
 
 
+def effective_number(weights: np.ndarray) -> float:
+    """Return (sum w)^2 / sum w^2 (Kish 1965): of equal images whose mean varies as much as the weighted one."""
+    return float(weights.sum() ** 2 / (weights**2).sum()) if len(weights) else 0.0
+
+
 def paired(outcomes: Sequence[Sequence[np.ndarray]], weights: Sequence[np.ndarray]) -> list[PairedOutcomes]:
     """Pair the outcomes of m states with those of the first one, theta^r, for every client.
 
-    Where images have weights, shares of images are weighted shares, and their number is the effective one, ``(sum w)^2
-    / sum w^2`` (Kish 1965): that of equal images whose mean varies as much.
+    Where images have weights, shares of images are weighted shares, and their number is the effective one.
 
     Args:
         outcomes: ``[m][c]``, each ``[2, n_c] bool``: right on the benign image, and under attack.
@@ -271,7 +293,7 @@ def paired(outcomes: Sequence[Sequence[np.ndarray]], weights: Sequence[np.ndarra
     found = []
     for own, *candidates in zip(weights, *outcomes, strict=True):
         before, after = candidates[0], np.stack(candidates)
-        num_samples = float(own.sum() ** 2 / (own**2).sum()) if len(own) else 0.0
+        num_samples = effective_number(own)
         scaled = own * (num_samples / own.sum()) if len(own) else own
         found.append(PairedOutcomes((before & ~after) @ scaled, (~before & after) @ scaled, num_samples))
     return found

@@ -12,7 +12,7 @@ from sylva_ray.core.precision import torch_dtype
 from sylva_ray.core.types import ClientState, ParameterStack, StateStack, unstack_states
 from sylva_ray.federation.client.worker import CohortWorker
 from sylva_ray.federation.parameters import Phase2Parameters
-from sylva_ray.federation.stages.layer_game.client import PairedOutcomes, Phase2Client
+from sylva_ray.federation.stages.layer_game.client import PairedOutcomes, Phase2Client, effective_number
 from sylva_ray.federation.stages.layer_game.rankings.ranking import Ranking
 from sylva_ray.federation.stages.layer_game.values import coalition_values
 from sylva_ray.federation.tasks import CohortTask
@@ -27,14 +27,14 @@ class GameOutcome:
         benign_state: theta^b.
         values: ``[m, 2]``, the mean probability of the true class of every coalition on benign and on attacked
             selection images.
-        num_samples: selection images.
+        num_samples: selection images, or the effective number of them where they have weights.
         block_evaluations: blocks run per input set; 2^(L+1) - 2 for all coalitions of L blocks.
         scores: ``[n]`` of the layers, if a score ranks them and not the game; otherwise None.
     """
 
     benign_state: ClientState
     values: np.ndarray
-    num_samples: int
+    num_samples: float
     block_evaluations: int
     scores: np.ndarray | None = None
 
@@ -78,13 +78,11 @@ class GameTask(CohortTask):
             with worker.stopwatch("train"):
                 benign = player.benign_end_point()
             measurements = self.ranking.measure(player, benign, self.coalitions)
-        limit = self.phase2.max_images
+        weights = player.weights(player.selection_splits)
         states = unstack_states(to_arrays(benign))
         return [
-            GameOutcome(
-                state, measured.values, min(limit, len(data.selection)), measured.block_evaluations, measured.scores
-            )
-            for state, data, measured in zip(states, player.data, measurements, strict=True)
+            GameOutcome(state, measured.values, effective_number(own), measured.block_evaluations, measured.scores)
+            for state, own, measured in zip(states, weights, measurements, strict=True)
         ]
 
 

@@ -52,8 +52,8 @@ class Answer(Protocol):
         ...
 
     @property
-    def num_samples(self) -> int:
-        """Number of selection images."""
+    def num_samples(self) -> float:
+        """Number of selection images, the effective one where they have weights."""
         ...
 
 
