@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from sylva_ray.federation.context import Batch, ClientContext
 from sylva_ray.federation.contract import Algorithm
 from sylva_ray.federation.observer import Observer, StageStarted
 from sylva_ray.federation.stages.layer_game.client import Phase2Client, SelectionImages
+from sylva_ray.federation.stages.layer_game.rankings.gates import learned_gates
 from sylva_ray.federation.stages.layer_game.rankings.registry import create_ranking
 from sylva_ray.federation.stages.layer_game.rankings.shift import relative_shift
 from sylva_ray.federation.stages.layer_game.stage import LayerGame
@@ -256,6 +258,21 @@ def test_values_candidates_and_shrinkage_weigh_held_out_images(phase1: Path) -> 
     for found in (*player.try_candidates(benign, candidates), *refined):
         assert found.num_samples == pytest.approx(1)
         assert np.allclose(found.lost.round(), found.lost, atol=1e-6)
+
+
+def test_gates_weigh_held_out_images(player: Phase2Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Images without weight might as well be absent."""
+    monkeypatch.setattr(player, "phase2", player.phase2.model_copy(update={"gate_steps": 3}))
+    benign = player.benign_end_point()
+    images = player.selection_images(benign)
+    first = torch.cat([(images.owner == client).nonzero()[:1, 0] for client in (0, 1)])
+    weights = torch.zeros(len(images.x)).index_copy(0, first, images.counts.float())
+    alone = SelectionImages(
+        images.x[first], images.y[first], repeat_owner([1, 1]), 2, [x[first] for x in images.against], torch.ones(2)
+    )
+    found = learned_gates(player, benign, replace(images, weights=weights))
+    np.testing.assert_allclose(found, learned_gates(player, benign, alone), atol=2e-5)
+    assert np.abs(found - learned_gates(player, benign, images)).max() > 2e-4
 
 
 @pytest.mark.parametrize("weights", [np.zeros(4), np.array([1.0, np.nan, 1.0, 1.0]), np.ones(3)])
