@@ -26,6 +26,7 @@ from sylva_ray.core.errors import UserError
 from sylva_ray.core.lazy import torch
 from sylva_ray.core.sections import conflict
 from sylva_ray.core.types import AttackSpec, ClientState, ParameterStack
+from sylva_ray.core.windows import in_windows, joined, limits_of
 from sylva_ray.federation.context import Batch, ClientContext
 from sylva_ray.federation.contract import Algorithm
 from sylva_ray.federation.parameters import Sharing
@@ -125,20 +126,28 @@ class PmAfl(Algorithm):
         """Return the sum of two cross-entropies, of the head and of the probe, which have no parameter in common."""
         losses = super().warm_up_losses(context, params, batch)
         if self.parameters.teacher_probe:
-            losses = losses + cross_entropy(self.teach(params, batch.x, batch), batch.y)
+            losses = losses + cross_entropy(self.teach(context, params, batch.x, batch), batch.y)
         return losses
 
-    def teach(self, params: ParameterStack, x: torch.Tensor, batch: Batch) -> torch.Tensor:
+    def teach(self, context: ClientContext, params: ParameterStack, x: torch.Tensor, batch: Batch) -> torch.Tensor:
         """Return the logits of the teacher for ``x``, ``[N, num_classes]``."""
+        limits = limits_of(context.model)
+        outputs = joined(in_windows([len(x)], limits, "forward", lambda window: self._predict(x[window.rows])))
         if not self.parameters.teacher_probe:
-            predictions: torch.Tensor = self.teacher(x).float()
-            return predictions
-        model = self.teacher.model
-        features = model.forward_features(self.teacher.preprocess(x))  # type: ignore[operator]
-        features = model.forward_head(features, pre_logits=True)  # type: ignore[operator]
+            return outputs
         weight, bias = (params[name][batch.device_owner] for name in PROBE)
-        logits: torch.Tensor = torch.einsum("nd,ncd->nc", features, weight) + bias
+        logits: torch.Tensor = torch.einsum("nd,ncd->nc", outputs, weight) + bias
         return logits
+
+    def _predict(self, x: torch.Tensor) -> torch.Tensor:
+        """Return what the frozen teacher says of images: its logits, or the features on which a probe is fitted."""
+        if not self.parameters.teacher_probe:
+            logits: torch.Tensor = self.teacher(x).float()
+            return logits
+        model = self.teacher.model
+        tokens = model.forward_features(self.teacher.preprocess(x))  # type: ignore[operator]
+        features: torch.Tensor = model.forward_head(tokens, pre_logits=True)  # type: ignore[operator]
+        return features
 
     # -- the student ------------------------------------------------------------------------------------------------
 
@@ -151,7 +160,7 @@ class PmAfl(Algorithm):
         frozen = detached(params)
         mixture = mixtures(batch)
         with torch.no_grad():  # all models that are not trained predict here, in evaluation mode
-            targets = [self.teach(frozen, x, batch) for x in (batch.x, mixture)]
+            targets = [self.teach(context, frozen, x, batch) for x in (batch.x, mixture)]
             broadcast = context.model.forward(context.received, batch.x, batch.owner)
         with context.stopwatch("attack"):
             attacked = []
@@ -162,7 +171,7 @@ class PmAfl(Algorithm):
                 ) -> torch.Tensor:
                     def objective(u: torch.Tensor) -> torch.Tensor:
                         if self.parameters.craft_against == "teacher":
-                            return kl_divergence(target[rows], self.teach(own, u, part))
+                            return kl_divergence(target[rows], self.teach(context, own, u, part))
                         return kl_divergence(target[rows], context.model.forward(own, u, part.owner))
 
                     return pgd(objective, x[rows], attack, part.noise)

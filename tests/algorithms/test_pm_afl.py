@@ -15,6 +15,7 @@ from sylva_ray.attacks.losses import kl_divergence
 from sylva_ray.config.experiment import BackboneSection
 from sylva_ray.core.errors import UserError
 from sylva_ray.core.types import AttackSpec, ParameterStack
+from sylva_ray.core.windows import WindowLimits
 from sylva_ray.federation.client.worker import CohortWorker
 from sylva_ray.federation.context import Batch, ClientContext
 from sylva_ray.models.backbone import create_backbone
@@ -139,6 +140,17 @@ def test_both_attacks_start_from_their_clean_images_and_lead_away_from_the_teach
         assert not found.requires_grad
 
 
+def test_the_teacher_sees_no_more_images_at_once_than_a_window_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    context, params, b, made = taught()
+    whole = made.teach(context, params, b.x, b)
+    seen, forward = [], made.teacher.forward
+    monkeypatch.setattr(made.teacher, "forward", lambda x: (seen.append(len(x)), forward(x))[1])
+    monkeypatch.setattr(context.model, "windows", WindowLimits({"forward": 2}), raising=False)
+    torch.testing.assert_close(made.teach(context, params, b.x, b), whole)
+    assert max(seen) == 2
+    assert sum(seen) == len(b.x)
+
+
 def test_no_gradient_reaches_the_teacher_or_the_broadcast_model() -> None:
     context, params, b, made = taught()
     for value in context.received.values():
@@ -206,11 +218,11 @@ def test_the_probe_learns_in_the_warm_up_and_never_again_and_nothing_of_the_teac
 def test_the_probe_is_a_linear_head_on_the_teachers_features(worker: CohortWorker) -> None:
     made: Any = worker.algorithm
     states = starting_states(worker)
-    _, params, b = toy(owned=(3, 0, 2), counts=((1,) * 3,) * 3)
+    context, params, b = toy(owned=(3, 0, 2), counts=((1,) * 3,) * 3)
     x = torch.rand(5, 3, 32, 32)
     g = torch.Generator().manual_seed(0)
     params = {name: torch.randn(3, *states[0][name].shape, generator=g) for name in PROBE}
-    found = made.teach(params, x, b)
+    found = made.teach(context, params, x, b)
     model = create_backbone(BackboneSection(), 10)
     for client in (0, 2):
         head = model.classifier
@@ -243,8 +255,9 @@ def test_a_teacher_of_other_classes_without_a_probe_is_refused_in_one_line(tmp_p
     prepared = tiny_experiment("pm_afl", {"teacher_probe": False, "teacher": {"checkpoint": str(path)}})
     made: Any = tiny_worker(prepared).algorithm
     x = torch.rand(2, 3, 32, 32)
+    context, _, b = toy()
     with torch.no_grad():
-        torch.testing.assert_close(made.teach({}, x, toy()[2]), ten(x))
+        torch.testing.assert_close(made.teach(context, {}, x, b), ten(x))
     assert made.warm_up_names() == made.head_names
 
 
