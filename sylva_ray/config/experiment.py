@@ -239,7 +239,9 @@ class TrainingSection(Section):
         "auto", description="fused: torch's scaled_dot_product_attention; plain: two matrix products; auto: measured"
     )
     windows: Literal["auto"] | Windows = Field(
-        "auto", description="images in one forward pass; auto: what fits cluster.memory_per_actor, by a measurement"
+        "auto",
+        description="images in one forward pass; auto: what fits cluster.memory_per_actor, by a measurement; numbers are "
+        "taken as they are, and halved where the memory is used up",
     )
     device: Literal["cpu", "cuda", "auto"] = "auto"
 
