@@ -242,8 +242,11 @@ def main() -> None:
     for seed in range(arguments.seeds):
         end = end_of_phase1(seed, arguments.out / f"phase1-{seed}", scale)
         made = prepared(seed, {}, scale)
-        found["sampling"] += sampled_values(made, end, seed)
-        found["surrogate"] += surrogate_correlations(made, end, seed)
+        for part, measure in (("sampling", sampled_values), ("surrogate", surrogate_correlations)):
+            done = arguments.out / f"{part}-{seed}.json"
+            if not done.exists():
+                done.write_text(json.dumps(measure(made, end, seed)) + "\n")
+            found[part] += json.loads(done.read_text())
         for selection in arguments.ranking or RANKINGS:
             folder = arguments.out / f"{selection}-{seed}"
             found["rankings"].append(rank_and_refine(selection, seed, end, folder, scale))

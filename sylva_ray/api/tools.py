@@ -138,7 +138,7 @@ def traffic(  # noqa: PLR0913  # a keyword for each option of the command
     console = create_console(show)
     if not console.is_terminal:
         console.width = 112  # room for the methods' names
-    console.print(terminal_table(rows, title))
+    console.print(terminal_table(rows, title, console.width))
     if csv is not None:
         write_csv(rows, csv)
         print_lines(console, [csv])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -48,16 +49,10 @@ def run(
         return
     if allow_changed and not resume:
         raise UserError("--allow-changed", config, "has no effect on a new run: use it with --resume")
+    _check_source(config, is_run, resume, out)
     if not resume:
-        if "://" in config:
-            raise UserError("CONFIG", config, "is a URL; use --resume to continue the run there, or give a YAML file")
-        if is_run and out is None:
-            fix = "is a folder; use --resume to continue the run in it, or --out for a new run with its config"
-            raise UserError("CONFIG", config, fix)
         api.run(config, overrides or [], out=out, imports=imports, show=show, log_format=log_format)
         return
-    if out is None and not is_run:
-        raise UserError("--resume", config, "needs --out FOLDER (or the run folder instead of CONFIG)")
     api.resume(
         config if out is None else out,
         overrides or [],
@@ -67,3 +62,28 @@ def run(
         show=show,
         log_format=log_format,
     )
+
+
+def _check_source(config: str, is_folder: bool, resume: bool, out: str | None) -> None:
+    """Check that CONFIG, --resume and --out say where a run is, or what a new one is made from.
+
+    Raises:
+        UserError: they do not.
+    """
+    from sylva_ray.config.recipes import recipes
+    from sylva_ray.config.stored import RUN_CONFIG
+    from sylva_ray.core.errors import UserError
+
+    if resume and out is None and not is_folder:
+        if not Path(config).exists() and config not in recipes():
+            raise UserError("RUN", config, "no such run folder")
+        raise UserError("--resume", config, "needs --out FOLDER (or the run folder instead of CONFIG)")
+    if resume:
+        return
+    if "://" in config:
+        raise UserError("CONFIG", config, "is a URL; use --resume to continue the run there, or give a YAML file")
+    if is_folder and not (Path(config) / RUN_CONFIG).is_file():
+        raise UserError("CONFIG", config, f"is a folder without {RUN_CONFIG}: neither a run nor a configuration")
+    if is_folder and out is None:
+        fix = "is a folder; use --resume to continue the run in it, or --out for a new run with its config"
+        raise UserError("CONFIG", config, fix)

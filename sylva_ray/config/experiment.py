@@ -48,7 +48,7 @@ class AlgorithmSection(Section):
 
     model_config = ConfigDict(extra="allow")
     __pydantic_extra__: dict[str, PlainValue]
-    name: str = "sylva"
+    name: str = Field("sylva", description="the method, see `sylva-ray list methods`, or package.module:Class")
 
     @property
     def parameters(self) -> RawConfig:
@@ -72,7 +72,10 @@ class DatasetSection(Section):
     Your own is ``package.module:function`` (docs/own_parts.md).
     """
 
-    name: str = "digits"
+    name: str = Field(
+        "digits",
+        description="see `sylva-ray list datasets`; imagefolder:PATH, parquet:PATH, or package.module:function",
+    )
     root: StoredPath = Field(
         "~/.cache/sylva_ray/datasets", description="folder of the data sets that torchvision downloads"
     )
@@ -104,8 +107,12 @@ class PartitionSection(Section):
     A kind of your own is ``package.module:function`` (docs/own_parts.md).
     """
 
-    kind: Literal["iid", "dirichlet", "pathological", "quantity"] | OwnName = "dirichlet"
-    num_clients: Count = 10
+    kind: Literal["iid", "dirichlet", "pathological", "quantity"] | OwnName = Field(
+        "dirichlet",
+        description="how images are dealt to clients: iid; dirichlet (label skew); pathological (few classes each); "
+        "quantity (unequal numbers of images)",
+    )
+    num_clients: Count = Field(10, description="number of clients in the fleet")
     alpha: float = Field(
         0.5, gt=0, description="Dirichlet concentration of labels; for `quantity`, of the numbers of images"
     )
@@ -123,8 +130,13 @@ class BackboneSection(Section):
     A model of your own is ``package.module:function``, registered with timm (docs/own_parts.md).
     """
 
-    name: str = DEFAULT_BACKBONE
-    pretrained: bool = False
+    name: str = Field(
+        DEFAULT_BACKBONE,
+        description="a timm model with a linear classifier, see `sylva-ray list backbones`, or package.module:function",
+    )
+    pretrained: bool = Field(
+        False, description="true: fetch timm's weights from the hub, where they are not on this machine"
+    )
     checkpoint: StoredPath | None = Field(None, description="safetensors file of the timm model's state_dict")
     image_size: int | None = Field(
         None, ge=8, le=4096, description="side of the input in pixels; None: that of the model"
@@ -134,8 +146,8 @@ class BackboneSection(Section):
 class LoraSection(Section):
     """LoRA on linear layers, scaled by alpha / rank (Hu et al. 2022)."""
 
-    rank: Count = 8
-    alpha: float = Field(16.0, gt=0)
+    rank: Count = Field(8, description="rank r of the update B A of a layer")
+    alpha: float = Field(16.0, gt=0, description="scale: the update is multiplied by alpha / rank")
     target_modules: tuple[str, ...] = Field(
         ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2"),
         min_length=1,
@@ -160,12 +172,14 @@ class AttackSection(Section):
     after which the accuracy under PGD-5 drops suddenly (catastrophic overfitting) is undone.
     """
 
-    name: Literal["pgd", "fgsm_rs"] = "pgd"
-    norm: Literal["linf"] = "linf"
-    epsilon: PixelUnits = Field(8 / 255, ge=0, le=1)
-    steps: Count = 10
+    name: Literal["pgd", "fgsm_rs"] = Field("pgd", description="of training: pgd, or fgsm_rs (one step, fast)")
+    norm: Literal["linf"] = Field("linf", description="of the perturbation")
+    epsilon: PixelUnits = Field(
+        8 / 255, ge=0, le=1, description="largest change of a pixel in training, in [0, 1], e.g. 8/255"
+    )
+    steps: Count = Field(10, description="steps of pgd")
     step_size: PixelUnits | None = Field(None, gt=0, le=1, description="None: 2.5 epsilon / steps, at most epsilon")
-    random_start: bool = True
+    random_start: bool = Field(True, description="whether pgd starts at a random point within epsilon")
 
     @property
     def is_fast(self) -> bool:
@@ -214,17 +228,19 @@ class Windows(Section):
 class TrainingSection(Section):
     """Rounds and local training."""
 
-    rounds: Count = 10
+    rounds: Count = Field(10, description="rounds of phase 1: local training, then an exchange")
     clients_per_round: Count | None = Field(None, description="None: all clients in every round")
     cohort_size: Count | Literal["auto"] = Field(
         "auto", description="number of clients that are trained in one batched forward"
     )
-    local_epochs: Count = 1
+    local_epochs: Count = Field(1, description="epochs of a client in a round")
     batch_size: Count = Field(32, description="images per client and step")
-    optimizer: Literal["adamw", "sgd"] = "adamw"
-    lr: float = Field(1e-3, ge=0)
+    optimizer: Literal["adamw", "sgd"] = Field("adamw", description="of local training")
+    lr: float = Field(1e-3, ge=0, description="learning rate of local training, in the first round")
     lr_schedule: Literal["constant", "cosine"] = Field("cosine", description="over rounds")
-    weight_decay: float = Field(1e-4, ge=0)
+    weight_decay: float = Field(
+        1e-4, ge=0, description="per step and unit of learning rate, decoupled from the gradient"
+    )
     clip_norm: float | None = Field(1.0, gt=0, description="maximal gradient norm per client; None: no clipping")
     augment: Literal["none", "flip", "crop", "flip_crop"] = Field(
         "none", description="random flips and crops, before the attack"
@@ -240,10 +256,12 @@ class TrainingSection(Section):
     )
     windows: Literal["auto"] | Windows = Field(
         "auto",
-        description="images in one forward pass; auto: what fits cluster.memory_per_actor, by a measurement; numbers are "
-        "taken as they are, and halved where the memory is used up",
+        description="images in one forward pass; auto: what fits cluster.memory_per_actor, by a measurement; "
+        "numbers are taken as they are, and halved where the memory is used up",
     )
-    device: Literal["cpu", "cuda", "auto"] = "auto"
+    device: Literal["cpu", "cuda", "auto"] = Field(
+        "auto", description="auto: cuda where actors have a share of a GPU, or in one process that finds one; else cpu"
+    )
 
 
 class EvaluationSection(Section):
@@ -253,7 +271,11 @@ class EvaluationSection(Section):
         0, ge=0, description="n: also after stages 0, n, 2n, ..., with the first attack; 0: only at the end of phases"
     )
     initial: bool = Field(True, description="also before phase 1, in full; tables then have a column *before*")
-    attacks: tuple[EvaluationAttack, ...] = (PgdAttack(),)
+    attacks: tuple[EvaluationAttack, ...] = Field(
+        (PgdAttack(),),
+        description="each is run at the ends of phases, e.g. [{name: pgd, epsilon: 8/255, steps: 20}]; see "
+        "`sylva-ray list attacks`",
+    )
     max_samples: Count | None = Field(
         None, description="test images per client in evaluations between the ends of phases"
     )
@@ -284,7 +306,9 @@ class ByzantineSection(Section):
     """Byzantine clients, which are drawn from the seed. Reported accuracies are those of the other clients."""
 
     fraction: float = Field(0.0, ge=0, lt=1, description="of the clients, rounded down")
-    attack: Literal["sign_flip", "gaussian", "label_flip", "alie", "ipm", "mimic", "nan"] = "sign_flip"
+    attack: Literal["sign_flip", "gaussian", "label_flip", "alie", "ipm", "mimic", "nan"] = Field(
+        "sign_flip", description="what malicious clients do"
+    )
     strength: float | None = Field(
         None, gt=0, description="of sign_flip, gaussian, alie (z) and ipm; None: the default of the attack"
     )
@@ -299,7 +323,7 @@ class ByzantineSection(Section):
 class CompressionSection(Section):
     """Compression of updates; available for all methods."""
 
-    kind: Literal["none", "int8", "int4", "topk"] = "none"
+    kind: Literal["none", "int8", "int4", "topk"] = Field("none", description="codec of what travels")
     fraction: float = Field(0.05, gt=0, le=1, description="fraction of the entries that topk keeps")
     error_feedback: bool = Field(True, description="add the compression error of an upload to the next one")
     download: bool = Field(True, description="also compress downloads (not with topk)")
@@ -308,7 +332,9 @@ class CompressionSection(Section):
 class ClusterSection(Section):
     """Execution. The results do not depend on this section, except for `threads_per_actor`."""
 
-    pool: Literal["ray", "in_process"] = "ray"
+    pool: Literal["ray", "in_process"] = Field(
+        "ray", description="ray: actors on a Ray cluster; in_process: one process, no Ray"
+    )
     address: str | None = Field(None, description="None: start Ray on this machine; else host:port, or `auto`")
     launcher: StoredPath | None = Field(
         None,
@@ -317,17 +343,26 @@ class ClusterSection(Section):
     allow_unauthenticated: bool = Field(
         False, description="accept RAY_AUTH_MODE=disabled: whoever reaches Ray's ports can run code"
     )
-    num_actors: Count | Literal["auto", "per_client"] = "auto"
-    cpus_per_actor: float = Field(1.0, gt=0, le=MAX_COUNT)
-    gpus_per_actor: float = Field(0.0, ge=0, le=MAX_COUNT)
-    threads_per_actor: Count = 1
+    num_actors: Count | Literal["auto", "per_client"] = Field(
+        "auto", description="auto: as many as fit the cluster and have work; per_client: one for each client"
+    )
+    cpus_per_actor: float = Field(1.0, gt=0, le=MAX_COUNT, description="CPUs that Ray reserves for each actor")
+    gpus_per_actor: float = Field(
+        0.0,
+        ge=0,
+        le=MAX_COUNT,
+        description="share of a GPU that Ray reserves for each actor, e.g. 0.25; actors with none compute on the CPU",
+    )
+    threads_per_actor: Count = Field(1, description="threads of PyTorch in each actor")
     memory_per_actor: Size | Literal["auto"] = Field(
         "auto",
         description="what an actor may use, e.g. 8 GB: of its GPU's memory, or of its node's; auto: its share of it",
     )
-    round_deadline_s: Seconds | None = None
+    round_deadline_s: Seconds | None = Field(
+        None, description="how long a round waits for clients; those that miss it keep their state. None: for all"
+    )
     max_task_retries: int = Field(3, ge=0, description="how often a cohort is run again after its actor failed")
-    connect_timeout_s: Seconds = 20.0
+    connect_timeout_s: Seconds = Field(20.0, description="how long to wait for the Ray cluster at cluster.address")
     startup_timeout_s: Seconds = Field(
         900.0, description="how long to wait for the first actor; a cloud node takes minutes to start"
     )
@@ -337,7 +372,11 @@ class ClusterSection(Section):
     max_exported: int = Field(
         1000, ge=0, description="fleets up to this size have their adapters exported at the end; else: sylva-ray export"
     )
-    keep_checkpoints: Count = Field(3, description="how many stay: the newest, and others in case that it is damaged")
+    keep_checkpoints: Count = Field(
+        3,
+        description="how many stay: the newest, and others in case that it is damaged; that of the last round, "
+        "from which a run gets more rounds, stays besides",
+    )
     task_deadline_s: Seconds | None = Field(
         None, description="how long a task may take before its actor is replaced; None: by the pace of earlier tasks"
     )
@@ -350,9 +389,11 @@ class TrackingSection(Section):
     observers: tuple[str, ...] = Field(
         (), description="further trackers: tensorboard, wandb, or a class of your own, package.module:Class"
     )
-    uri: str | None = None
-    experiment: str = "sylva_ray"
-    run_name: str | None = None
+    uri: str | None = Field(
+        None, description="MLflow store, e.g. http://HOST:5000 or sqlite:///FILE; None: mlflow.db beside the run folder"
+    )
+    experiment: str = Field("sylva_ray", description="MLflow experiment")
+    run_name: str | None = Field(None, description="name of the MLflow run; None: that of the run folder")
     detail: Literal["clients", "fleet"] = Field(
         "fleet",
         description="clients: also metrics of single clients, figures and models, not only a table of clients",
@@ -372,8 +413,8 @@ class TrackingSection(Section):
 class ExperimentConfig(Section):
     """An experiment. Every run folder contains its resolved configuration, ``config.yaml``."""
 
-    name: Name = "experiment"
-    seed: Seed = 0
+    name: Name = Field("experiment", description="title in reports and tracking")
+    seed: Seed = Field(0, description="seed of all random draws; equal seeds give equal bits on equal hardware")
     algorithm: AlgorithmSection = AlgorithmSection()
     dataset: DatasetSection = DatasetSection()
     partition: PartitionSection = PartitionSection()

@@ -67,8 +67,8 @@ def recipe_or_path(key: str, value: str | Path, kind: RecipeKind) -> Path:
         kind: of recipes that are allowed.
 
     Raises:
-        UserError: it is not a path of this system; or it is neither a file nor a recipe, and looks like the name of
-            one.
+        UserError: it is not a path of this system; or it is neither a file nor a recipe of this kind, and looks like
+            the name of one.
     """
     text = str(value)
     path = local_path(key, value)
@@ -79,8 +79,17 @@ def recipe_or_path(key: str, value: str | Path, kind: RecipeKind) -> Path:
         return recipes()[text].path
     if path.exists():
         return path
+    if text in recipes():
+        raise UserError(key, text, f"is a recipe of another kind: {_COMMANDS[recipes()[text].kind]} {text}")
     fix = f"is neither a file nor a recipe; {did_you_mean(text, names)}Recipes: {', '.join(names)}"
     raise UserError(key, text, fix)
+
+
+_COMMANDS: dict[RecipeKind, str] = {
+    "experiment": "sylva-ray run",
+    "space": "sylva-ray tune",
+    "pretraining": "sylva-ray pretrain",
+}
 
 
 def _folders() -> list[Path]:

@@ -130,13 +130,30 @@ def _to_user_error(schema: type[BaseModel], raw: Any, error: ValidationError, pr
         return UserError(name if is_absolute else f"{key}.{name}", problem["ctx"]["value"], problem["ctx"]["fix"])
     if kind == "missing":
         return UserError(key, None, "is missing, and must be given")
-    if value == "" and kind.startswith(("float", "int", "bool")):
-        return UserError(key, value, "is empty: write a value after the equals sign, or leave the setting out")
     if kind in _MESSAGES:
-        return UserError(key, value, _MESSAGES[kind])
+        return UserError(key, value, _MESSAGES[kind] + _example(key, value, kind, _section_at(schema, parts)))
+    return UserError(key, value, _fix_of_value(key, value, problem))
+
+
+def _fix_of_value(key: str, value: Any, problem: ErrorDetails) -> str:
+    """Return what is allowed where a value is of the wrong kind or outside its bounds."""
+    kind = problem["type"]
+    if value == "" and kind.startswith(("float", "int", "bool")):
+        return "is empty: write a value after the equals sign, or leave the setting out"
+    if kind == "less_than_equal" and key.endswith(("epsilon", "step_size")):
+        return "must be at most 1, in units of the pixel range [0, 1]: 8/255, not 8"
     message = re.sub("^(Value error|Assertion failed), *", "", problem["msg"])
     description = re.sub("( after validation, not .*|, unable to parse.*)$", "", message)
-    return UserError(key, value, re.sub(r"^\w+ should", "must", description) or "is not valid")
+    return re.sub(r"^\w+ should", "must", description) or "is not valid"
+
+
+def _example(key: str, value: Any, kind: str, section: type[BaseModel] | None) -> str:
+    """Return how to write what was meant where a section is missing, as the end of a message."""
+    if kind not in ("dict_type", "model_attributes_type", "model_type"):
+        return ""
+    if value is None and section is not None and "enabled" in section.model_fields:
+        return f"; to leave it out: {key}.enabled=false"
+    return f", e.g. {{name: {value}}}" if isinstance(value, str) and value.isidentifier() else ""
 
 
 def _closest(raw: Any, error: ValidationError) -> ErrorDetails:

@@ -21,6 +21,11 @@ def reason_of(error: BaseException, *urls: str) -> str:
     return mask_credentials(" ".join(str(error).split()), *urls)[:200] or type(error).__name__
 
 
+def _as_written(value: object) -> str:
+    """Return a value as a configuration has it: null, true and false, not Python's names for them."""
+    return {"None": "null", "True": "true", "False": "false"}.get(text := repr(value), text)
+
+
 class UserError(ValueError):
     """Wrong input. The message is one line: key, value, and what is allowed. Exit code 2; nothing has been written.
 
@@ -38,7 +43,7 @@ class UserError(ValueError):
         self.key, self.value, self.fix = key, value, fix
         fix = abbreviated(mask_credentials(fix), length=1200)
         super().__init__(
-            one_line(f"{abbreviated(mask_credentials(key))} = {abbreviated(mask_value(value), repr)}: {fix}")
+            one_line(f"{abbreviated(mask_credentials(key))} = {abbreviated(mask_value(value), _as_written)}: {fix}")
         )
 
     def __reduce__(self) -> tuple[type, tuple[str, object, str]]:

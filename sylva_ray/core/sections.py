@@ -8,10 +8,18 @@ Fields that declare no bounds of their own have those of `sylva_ray.core.bounds`
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, GetCoreSchemaHandler
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    model_validator,
+)
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from sylva_ray.core.bounds import (
@@ -73,6 +81,22 @@ class Section(BaseModel):
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         schema: CoreSchema = bounded(handler(source))
         return schema
+
+    @model_validator(mode="before")
+    @classmethod
+    def _complete_by_defaults(cls, raw: Any) -> Any:
+        """Complete a section that is given in part by the default of its field, where that has values of its own.
+
+        Lorica's phase 2 is ``Phase2Parameters(selection="gates")``: ``phase2: {gate_steps: 40}`` leaves that as it is.
+        """
+        if not isinstance(raw, Mapping):
+            return raw
+        completed = dict(raw)
+        for name, field in cls.model_fields.items():
+            default, given = field.default, raw.get(name)
+            if isinstance(default, Section) and isinstance(given, Mapping) and field.annotation is type(default):
+                completed[name] = {**default.model_dump(exclude_defaults=True), **given}
+        return completed
 
     @classmethod
     def kinds(cls) -> Sequence[type[Section]]:

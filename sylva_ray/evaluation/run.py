@@ -151,7 +151,7 @@ def run_evaluation(
         certified=[measurements.certified(sigma, left_out) for sigma in request.sigmas] or None,
         gallery=measurements.gallery(),
         warnings=[
-            *budget_warnings(config, request.attacks, run.folder.load_records()),
+            *budget_warnings(config, request.attacks, run.folder.load_records(), curves.epsilon.x if curves else ()),
             *(f"{what} are not those of the run (--allow-changed)" for what in run.prepared.changed_inputs),
         ]
         or None,

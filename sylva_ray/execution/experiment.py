@@ -13,6 +13,7 @@ from sylva_ray.federation.client.worker import cohort_model, split_weights
 from sylva_ray.federation.contract import stages_of_run
 from sylva_ray.federation.loop import Rounds
 from sylva_ray.federation.observer import Notice, Observer, Observers, StageStarted, Status
+from sylva_ray.federation.parameters import unused_settings
 from sylva_ray.federation.pool import ClientPool
 from sylva_ray.federation.server import Server
 from sylva_ray.federation.summary import RunCosts, summarise
@@ -90,7 +91,8 @@ def _run(prepared: Prepared, folder: RunFolder, pool: ClientPool, observer: Obse
     status: Status = "FAILED"
     try:
         chosen = {f"{key}.precision": getattr(config, key).precision for key in ("training", "evaluation")}
-        for text in (*fleet.dataset.notices, *precision_notices(chosen, config.training.device)):
+        unused = unused_settings(config.algorithm.name, algorithm.parameters)
+        for text in (*fleet.dataset.notices, *unused, *precision_notices(chosen, config.training.device)):
             observer.on_notice(Notice(text))
         num_run = Rounds(server, stages).run()
         observer.on_stage(StageStarted(len(stages), len(stages), "writing the report"))

@@ -15,6 +15,7 @@ from sylva_ray.core.records import Neighbours, StageRecord
 from sylva_ray.federation.evaluator import Evaluator
 from sylva_ray.federation.observer import Notice, StageStarted
 from sylva_ray.federation.server import Place, Server, StageCosts
+from sylva_ray.federation.stages.federated_round import FederatedRound
 from sylva_ray.federation.stages.stage import Stage
 from sylva_ray.federation.summary import compute_of
 from sylva_ray.storage.checkpoint import Checkpoint
@@ -114,10 +115,16 @@ class Rounds:
         return record
 
     def _save(self) -> None:
-        """Write a checkpoint. The states are then those that it holds: views of its files, where these are large."""
+        """Write a checkpoint. The states are then those that it holds: views of its files, where these are large.
+
+        That of the last round stays: the run goes on from it where rounds are added.
+        """
         server = self.server
+        done = self.stages[: len(server.records)]
+        last_round = [index for index, stage in enumerate(done) if isinstance(stage, FederatedRound)][-1:]
         self._stored = server.folder.save_checkpoint(
-            server.config, server.states, server.records, server.game, server.wire.residuals, self._stored
+            *(server.config, server.states, server.records, server.game, server.wire.residuals, self._stored),
+            last_round,
         )
         if self._stored is not None:
             server.states = [dict(state) for state in self._stored.states]

@@ -61,16 +61,16 @@ class MixtureParameters(Section):
 class Phase2Parameters(Section):
     """Phase 2: which layers may be refined on benign data, the guard over the choice, and the refinement."""
 
-    enabled: bool = True
+    enabled: bool = Field(True, description="it needs adapters")
     selection: Literal["shapley", "greedy", "gates", "shift", "all", "head", "random"] = Field(
         "shapley", description="ranking of the layers; the guard decides how many are refined"
     )
     benign_epochs: Count = Field(
         3, description="of all layers, which result in theta^b, the benign end point of the game"
     )
-    benign_lr: float = Field(1e-3, gt=0)
+    benign_lr: float = Field(1e-3, gt=0, description="learning rate of the benign epochs")
     refine_epochs: Count = Field(3, description="of the selected layers only")
-    refine_lr: float = Field(1e-3, gt=0)
+    refine_lr: float = Field(1e-3, gt=0, description="learning rate of the refinement")
     strengths: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(
         (0.25, 0.5),
         min_length=1,
@@ -130,7 +130,7 @@ class MethodParameters(Section):
         None, description="including the client itself; None: ceil(sqrt K), at least 2"
     )
     head_warmup_epochs: int = Field(1, ge=0, description="benign epochs of the head before round 1")
-    head_warmup_lr: float = Field(1e-2, gt=0)
+    head_warmup_lr: float = Field(1e-2, gt=0, description="learning rate of these epochs")
     epsilon_warmup: float = Field(
         0.3, ge=0, le=1, description="fraction of the rounds over which epsilon is ramped from 0"
     )
@@ -168,3 +168,15 @@ class MethodParameters(Section):
             )
             raise conflict("algorithm.robust.rule", self.robust.rule, fix)
         return self
+
+
+def unused_settings(method: str, parameters: MethodParameters) -> list[str]:
+    """Return a line per optional part of a method that is off although the configuration sets it, e.g. a recipe's."""
+    found = []
+    for name in ("mixture", "phase2"):
+        section: MixtureParameters | Phase2Parameters = getattr(parameters, name)
+        unused = sorted(section.model_dump(exclude_defaults=True).keys() - {"enabled"})
+        if unused and not section.enabled:
+            keys = f"{', '.join(unused)} of algorithm.{name}"
+            found.append(f"{method} does not use {keys}, unless algorithm.{name}.enabled=true")
+    return found

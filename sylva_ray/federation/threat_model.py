@@ -50,13 +50,19 @@ def threat_model(config: ResolvedConfig, attacks: Sequence[AttackSpec]) -> dict[
     }
 
 
-def budget_warnings(config: ResolvedConfig, attacks: Sequence[AttackSpec], records: Sequence[StageRecord]) -> list[str]:
+def budget_warnings(
+    config: ResolvedConfig,
+    attacks: Sequence[AttackSpec],
+    records: Sequence[StageRecord],
+    other_epsilons: Sequence[float] = (),
+) -> list[str]:
     """Say that no attack of an evaluation has the norm and epsilon that training or guard defend against.
 
     Args:
         config: of the run.
         attacks: of the evaluation.
         records: of the run's stages: whether they attacked images in training and played the layer game.
+        other_epsilons: L-infinity budgets at which something else was measured, such as a curve.
 
     Returns:
         One sentence per budget that is not measured; none where no attack has a budget, or nothing was defended.
@@ -65,19 +71,20 @@ def budget_warnings(config: ResolvedConfig, attacks: Sequence[AttackSpec], recor
     has_guard = any(record.stage in guarded for record in records)
     is_adversarial = any("attack" in record.seconds for record in records if record.stage not in guarded)
     bounded = [spec for spec in attacks if math.isfinite(spec.epsilon)]
+    linf = [*other_epsilons, *(spec.epsilon for spec in bounded if spec.norm == "linf")]
     budgets = {"training": config.attack.epsilon} if is_adversarial else {}
     budgets |= {"the guard of phase 2": config.reported_epsilon} if has_guard else {}
     missed = {
-        name: epsilon
-        for name, epsilon in budgets.items()
-        if not any(spec.norm == "linf" and math.isclose(spec.epsilon, epsilon) for spec in bounded)
+        name: epsilon for name, epsilon in budgets.items() if not any(math.isclose(other, epsilon) for other in linf)
     }
     if not missed or not bounded:
         return []
-    measured = f"only {', '.join(spec.label for spec in bounded)} was measured"
+    verb = "was" if len(bounded) == 1 else "were"
+    measured = f"only {', '.join(spec.label for spec in bounded)} {verb} measured"
     sentences = []
     for epsilon in dict.fromkeys(missed.values()):
         names = " and ".join(name for name, other in missed.items() if other == epsilon)
-        used = f"{names} used L-infinity epsilon {epsilon * 255:.4g}/255"
-        sentences.append(f"{used}, but {measured}; set attack.epsilon and evaluation.attacks to the same budget")
+        text = f"{epsilon * 255:.4g}/255"
+        used = f"{names} used L-infinity epsilon {text}"
+        sentences.append(f"{used}, but {measured}; for that: sylva-ray evaluate RUN --attack pgd:epsilon={text}")
     return sentences

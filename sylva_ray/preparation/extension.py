@@ -68,14 +68,27 @@ def plan_extension(folder: RunFolder, config: ExperimentConfig) -> PlannedExtens
     if rounds < before:
         raise UserError(KEY, rounds, f"the run in {folder} has {before} rounds: it can get more, not fewer")
     algorithm = create_algorithm(stored.algorithm)
+    stages = stages_of_run(algorithm, resolve_config(stored))
     shared = _num_shared(algorithm, resolve_config(stored), resolve_config(longer))
     usable = [step for step in folder.checkpoints.steps() if step < shared]
     if not usable:
-        schedule, kept = stored.training.lr_schedule, stored.cluster.keep_checkpoints
-        causes = f"training.lr_schedule={schedule}, cluster.keep_checkpoints={kept}"
-        fix = f"{folder} has no checkpoint that a run of so many rounds would have, too ({causes}); start a new run"
-        raise UserError(KEY, rounds, fix)
+        raise UserError(KEY, rounds, _why_not(folder, stored, shared > _num_before_rounds(stages)))
     return PlannedExtension(longer, Extension(before=before, rounds=rounds, step=usable[-1] + 1))
+
+
+def _num_before_rounds(stages: Sequence[Stage]) -> int:
+    return sum(1 for _ in takewhile(lambda stage: not isinstance(stage, FederatedRound), stages))
+
+
+def _why_not(folder: RunFolder, config: ExperimentConfig, has_equal_rounds: bool) -> str:
+    """Return why a run cannot get more rounds, and how one begins that can."""
+    if has_equal_rounds:
+        return f"the checkpoint of {folder} from which more rounds would go on was deleted; start a new run"
+    return (
+        f"{folder} cannot get more rounds: already its first one would be another, as the learning rate "
+        f"(training.lr_schedule={config.training.lr_schedule}) or the budget (algorithm.epsilon_warmup) depends on "
+        "their number; start a new run, with training.lr_schedule=constant and algorithm.epsilon_warmup=0"
+    )
 
 
 def _num_shared(algorithm: Algorithm, one: ResolvedConfig, other: ResolvedConfig) -> int:

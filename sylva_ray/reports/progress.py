@@ -16,10 +16,10 @@ from rich.progress import (
     Progress,
     ProgressColumn,
     SpinnerColumn,
+    Task,
     TaskID,
     TextColumn,
     TimeElapsedColumn,
-    TimeRemainingColumn,
 )
 from rich.table import Column
 from rich.text import Text
@@ -86,8 +86,8 @@ class RunDisplay(Display, Observer):
 
     def __init__(self, console: Console, quiet: bool, verbose: bool = False) -> None:
         detail = [shortened_column("{task.fields[detail]}")] if console.width >= WIDTH_WITH_BAR else []
-        super().__init__(console, quiet, *detail, TimeElapsedColumn(), TextColumn("eta"), TimeRemainingColumn())
-        self._bar = self._progress.add_task("starting", total=None, detail="")
+        super().__init__(console, quiet, *detail, TimeElapsedColumn(), TextColumn("{task.fields[eta]}"))
+        self._bar = self._progress.add_task("starting", total=None, detail="", eta="")
         self._verbose = verbose and not quiet
         self._stage = StageStarted(0, 0, "starting")
         self._pace = Pace()
@@ -108,10 +108,12 @@ class RunDisplay(Display, Observer):
 
     def on_record(self, record: StageRecord) -> None:
         """See `Observer.on_record`."""
+        left = self._pace.seconds_left(self._stage)
         self._progress.advance(self._bar)
-        self._progress.update(self._bar, detail="")
+        self._progress.update(self._bar, detail="", eta=f"eta {duration(left)}" if left else "")
         if self._live or self._plain:
-            self.print_fitting(stage_line(self._stage, record, self._pace.seconds_left(self._stage)))
+            for line in stage_lines(self._stage, record, left, self.console.width if self._live else None):
+                self.print_line(line)
 
     def on_notice(self, notice: Notice) -> None:
         """See `Observer.on_notice`."""
@@ -136,18 +138,30 @@ class Pace:
         return (time.perf_counter() - self._started) / done * (finished.num_steps - finished.step - 1)
 
 
-def stage_line(stage: StageStarted, record: StageRecord, seconds_left: float) -> str:
+def stage_lines(stage: StageStarted, record: StageRecord, seconds_left: float, width: int | None = None) -> list[str]:
     """Return what remains on the screen of a stage: its number, its title, seconds, time left, what was measured.
 
     Args:
         stage: what was said at its start.
         record: what it resulted in.
         seconds_left: of the stages after it.
+        width: of the terminal; what was measured has lines of its own where one does not hold all. None: one line.
     """
     count = f"{stage.step + 1:>{len(str(stage.num_steps))}}/{stage.num_steps}"
     eta = f"  eta {duration(seconds_left)}" if stage.step + 1 < stage.num_steps else ""
+    line = f"{count}  {stage.title:<26} {record.seconds['wall']:6.1f} s{eta}"
     numbers = record_numbers(record)
-    return f"{count}  {stage.title:<26} {record.seconds['wall']:6.1f} s{eta}" + (f"  {numbers}" if numbers else "")
+    if not numbers:
+        return [line]
+    whole = "  ".join([line, *numbers])
+    if width is None or len(whole) <= width:
+        return [whole]
+    indent = " " * (len(count) + 2)
+    lines = [line]
+    for number in numbers:
+        fits = len(lines) > 1 and len(lines[-1]) + 2 + len(number) <= width
+        lines[-1:] = [f"{lines[-1]}  {number}"] if fits else [lines[-1], indent + number]
+    return lines
 
 
 def mean_metrics(record: StageRecord) -> dict[str, dict[str, float]]:
@@ -157,11 +171,11 @@ def mean_metrics(record: StageRecord) -> dict[str, dict[str, float]]:
     return {"metrics": metrics, "accuracy": accuracy}
 
 
-def record_numbers(record: StageRecord) -> str:
-    """Return mean loss and mean accuracies of a record as text."""
+def record_numbers(record: StageRecord) -> list[str]:
+    """Return mean loss and mean accuracies of a record as texts."""
     means = mean_metrics(record)
     parts = [f"loss {means['metrics']['loss']:.3f}"] if "loss" in means["metrics"] else []
-    return "  ".join(parts + [f"{condition} {value:.1%}" for condition, value in means["accuracy"].items()])
+    return parts + [f"{condition} {value:.1%}" for condition, value in means["accuracy"].items()]
 
 
 def task_text(done: TaskDone) -> str:
@@ -187,7 +201,7 @@ def duration(seconds: float) -> str:
 
 
 class EvaluationDisplay(Display, Observer):
-    """Shows the progress of `sylva-ray evaluate`, one bar per measurement.
+    """Shows the progress of `sylva-ray evaluate`: a bar for what is measured now, and a line for what was measured.
 
     Args:
         console: where to print.
@@ -198,11 +212,16 @@ class EvaluationDisplay(Display, Observer):
         super().__init__(console, quiet, TimeElapsedColumn())
         self._bars: dict[str, TaskID] = {}
 
+    def __exit__(self, *exception: object) -> None:
+        self._end_finished()
+        super().__exit__(*exception)
+
     def on_measurement(self, name: str, num_tasks: int, num_known: int) -> None:
         """See `sylva_ray.evaluation.measurements.Progress.on_measurement`."""
         if name not in self._bars:
+            self._end_finished()
             self._bars[name] = self._progress.add_task(name, total=0)
-        bar = self._progress.tasks[self._bars[name]]
+        bar = self._task(name)
         total = (bar.total or 0) + num_tasks
         self._progress.update(self._bars[name], total=total, completed=bar.completed + num_known)
         if self._plain:
@@ -216,3 +235,15 @@ class EvaluationDisplay(Display, Observer):
     def on_notice(self, notice: Notice) -> None:
         """See `Observer.on_notice`."""
         self.print_line(notice.text)
+
+    def _task(self, name: str) -> Task:
+        return next(task for task in self._progress.tasks if task.id == self._bars[name])
+
+    def _end_finished(self) -> None:
+        """Put a line in the place of every bar that is full, so that the one in use stays visible."""
+        for name in list(self._bars):
+            bar = self._task(name)
+            if bar.finished:
+                self._progress.remove_task(self._bars.pop(name))
+                if self._live:
+                    self.print_line(f"{name}  {bar.completed:.0f} tasks  {bar.finished_time or 0:.1f} s")

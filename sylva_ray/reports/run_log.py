@@ -12,7 +12,7 @@ from sylva_ray.core.records import StageRecord
 from sylva_ray.core.summary import Summary
 from sylva_ray.core.text import LogFormat
 from sylva_ray.federation.observer import Notice, Observer, StageStarted, TaskDone
-from sylva_ray.reports.progress import Pace, mean_metrics, stage_line, task_text
+from sylva_ray.reports.progress import Pace, mean_metrics, stage_lines, task_text
 from sylva_ray.storage.run_folder import RunFolder
 
 
@@ -46,7 +46,7 @@ class RunLog(Observer):
         """See `Observer.on_record`."""
         left = self._pace.seconds_left(self._stage)
         seconds = {"seconds": record.seconds["wall"], "seconds_left": round(left, 1)}
-        line = stage_line(self._stage, record, left)
+        (line,) = stage_lines(self._stage, record, left)
         self._tell("record", line, **self._position(), stage=record.stage, **seconds, **mean_metrics(record))
 
     def on_notice(self, notice: Notice) -> None:

@@ -18,6 +18,7 @@ from sylva_ray.core.evaluation import AttackRow, ConditionRow, Evaluation
 from sylva_ray.core.records import StageRecord
 from sylva_ray.core.summary import Spread, StageAccuracies, Summary
 from sylva_ray.reports.headlines import accuracy_text
+from sylva_ray.reports.pages.wording import bytes_text, significant
 from sylva_ray.reports.phases import PhaseEnd, phase_ends
 
 
@@ -121,7 +122,8 @@ def closing_lines(summary: Summary, run_dir: Path | str, tracking_uri: str | Non
     """
     communication = summary.communication
     ratio = communication.full_model_ratio
-    upload = f"{communication.upload_bytes_per_client_round / 1e3:,.0f} kB per client and round"
+    upload = f"{bytes_text(communication.upload_bytes_per_client_round)} per client and round"
+    share = f", {significant(100 / ratio, 2)} % of the full model" if ratio else " (nothing is shared)"
     final = summary.final
     lines = [
         f"result   {accuracy_text(summary, spread)} under {attack}, mean client and 95 % interval"
@@ -129,7 +131,7 @@ def closing_lines(summary: Summary, run_dir: Path | str, tracking_uri: str | Non
     ]
     lines += [
         f"result   {accuracy_text(summary, final.benign_accuracy)} benign",
-        f"upload   {upload}" + (f", {100 / ratio:.2g} % of the full model" if ratio else " (nothing is shared)"),
+        f"upload   {upload}{share}",
         f"seconds  {summary.seconds.total:.0f} in total",
     ]
     lines += [

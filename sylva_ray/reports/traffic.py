@@ -32,6 +32,7 @@ from sylva_ray.federation.contract import Algorithm
 from sylva_ray.models.backbone import create_backbone
 from sylva_ray.models.cohort import CohortModel, FunctionalStack
 from sylva_ray.models.lora import LoraStack
+from sylva_ray.reports.pages.wording import bytes_text
 from sylva_ray.transport.codecs import array_shapes, create_codec, file_content
 
 REFERENCE = "fedavg_at"
@@ -122,13 +123,24 @@ def traffic_table(
     return list(dict.fromkeys(rows))  # a method that sends nothing has the same row at every rank
 
 
-def terminal_table(rows: Sequence[TrafficRow], title: str) -> Table:
+COLUMNS = ("upload", "payload", "download", "ratio,\nfp32", "ratio,\nsame codec")
+"""Headings of the numbers in `terminal_table`."""
+
+NARROW = 100
+"""Width of a terminal that does not hold them all, with exact numbers of bytes."""
+
+
+def terminal_table(rows: Sequence[TrafficRow], title: str, width: int = NARROW) -> Table:
     """Format rows for the terminal: those that differ only in the compression become one row with several lines.
 
     Args:
         rows: as from `traffic_table`.
         title: title of the table.
+        width: of the terminal. A narrow one gets fewer columns and rounded sizes; `write_csv` has all.
     """
+    is_narrow = width < NARROW
+    size = (lambda value: bytes_text(value).replace(" ", "\xa0")) if is_narrow else "{:,}".format
+    left_out = ("payload", "ratio,\nsame codec") if is_narrow else ()
     table = Table(title=title, box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), title_justify="left")
     table.caption = (
         f"ratio: upload of the full model ({REFERENCE}), in fp32 or under the same codec, divided by this upload; "
@@ -136,19 +148,22 @@ def terminal_table(rows: Sequence[TrafficRow], title: str) -> Table:
     )
     table.caption_justify = "left"
     table.add_column("method", overflow="fold")
-    for heading in ("rank", "content", "codec"):
-        table.add_column(heading, no_wrap=True)
-    for heading in ("upload", "payload", "download", "ratio,\nfp32", "ratio,\nsame codec"):
-        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("rank", no_wrap=True)
+    table.add_column("content", no_wrap=not is_narrow)
+    table.add_column("codec", no_wrap=True)
+    for heading in COLUMNS:
+        if heading not in left_out:
+            table.add_column(heading, justify="right", no_wrap=True)
     groups: dict[tuple[Any, ...], list[TrafficRow]] = {}
     for row in rows:
         groups.setdefault((row.methods, row.rank, row.content), []).append(row)
     for (methods, rank, content), group in groups.items():
-        cells = [
-            [row.compression.replace("none", "fp32"), f"{row.upload:,}", f"{row.payload:,}", f"{row.download:,}"]
-            + ["-" if ratio is None else f"{ratio:,.1f}x" for ratio in (row.ratio, row.ratio_same_compression)]
-            for row in group
-        ]
+        cells = []
+        for row in group:
+            ratios = ("-" if x is None else f"{x:,.1f}x" for x in (row.ratio, row.ratio_same_compression))
+            texts = zip(COLUMNS, (*map(size, (row.upload, row.payload, row.download)), *ratios), strict=True)
+            shown = [text for heading, text in texts if heading not in left_out]
+            cells.append([row.compression.replace("none", "fp32"), *shown])
         table.add_row(", ".join(methods), rank, content, *("\n".join(column) for column in zip(*cells, strict=True)))
     return table
 

@@ -14,7 +14,7 @@ and no path but those of the configuration.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -42,8 +42,18 @@ from sylva_ray.storage.state_rows import PLACES, ROW_FILES, STATES, StoredStates
 RESIDUALS = "residuals.safetensors"
 PROGRESS, CONFIG_COPY, INPUTS_COPY = "progress.json", "config.json", "inputs.json"
 
-NUM_KEPT = 3
-"""Checkpoints kept by default: the newest, and two in case that it is damaged."""
+
+@dataclass(frozen=True)
+class Kept:
+    """Which checkpoints stay when a new one has been written.
+
+    Attributes:
+        newest: that many; all but one in case that the newest is damaged.
+        steps: and those of these steps.
+    """
+
+    newest: int = 3
+    steps: Collection[int] = ()
 
 
 @dataclass(frozen=True)
@@ -108,7 +118,7 @@ class CheckpointFolder:
         residuals: Mapping[int, ClientState] | None = None,
         origin: Origin | None = None,
         before: StoredStates | None = None,
-        num_kept: int = NUM_KEPT,
+        kept: Kept = Kept(),
     ) -> StoredStates | None:
         """Write ``round_<step>/`` and delete all but the newest. A complete checkpoint is never changed.
 
@@ -120,7 +130,7 @@ class CheckpointFolder:
             residuals: of error feedback; None: none.
             origin: what the run is made from; None: not known.
             before: what the checkpoint before this one holds; None: all states are written.
-            num_kept: how many checkpoints stay.
+            kept: which checkpoints stay.
 
         Returns:
             What it holds; None where this checkpoint was complete already.
@@ -150,8 +160,9 @@ class CheckpointFolder:
 
         write_step(folder, step, files, write)
         older = [old for old in self.steps() if old <= step]
-        for old in older[:-num_kept]:
-            self.remove(old)
+        for old in older[: -kept.newest]:
+            if old not in kept.steps:
+                self.remove(old)
         return stored[0]
 
     def steps(self) -> list[int]:

@@ -17,7 +17,7 @@ checkpoint holds a copy of both, from which `sylva_ray.storage.repair` restores 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TypeVar
@@ -35,7 +35,7 @@ from sylva_ray.core.records import Extension, GameRecord, StageRecord
 from sylva_ray.core.summary import Summary
 from sylva_ray.core.types import ClientState
 from sylva_ray.storage.atomic import draft_of, json_text, write_json
-from sylva_ray.storage.checkpoint import Checkpoint, CheckpointFolder, Origin
+from sylva_ray.storage.checkpoint import Checkpoint, CheckpointFolder, Kept, Origin
 from sylva_ray.storage.claim import check_claim, list_names, write_marker
 from sylva_ray.storage.extensions import ExtensionsFile
 from sylva_ray.storage.inputs import INPUTS, InputCheck, compare_inputs, load_inputs
@@ -286,6 +286,7 @@ class RunFolder:
         game: GameRecord | None,
         residuals: Mapping[int, ClientState],
         before: StoredStates | None = None,
+        always_kept: Collection[int] = (),
     ) -> StoredStates | None:
         """Write the checkpoint after a stage; see `CheckpointFolder.save`.
 
@@ -296,14 +297,15 @@ class RunFolder:
             game: what the layer game decided; None before it.
             residuals: ``{client: residual}`` of error feedback.
             before: what the checkpoint before this one holds.
+            always_kept: steps whose checkpoints stay, however many are newer.
 
         Returns:
             What it holds; None where it was there already.
         """
         inputs = self.load_inputs()
         origin = Origin(result_settings(config), None if inputs is None else inputs.to_json())
-        num_kept = config.cluster.keep_checkpoints
-        return self.checkpoints.save(len(records) - 1, states, records, game, residuals, origin, before, num_kept)
+        kept = Kept(config.cluster.keep_checkpoints, always_kept)
+        return self.checkpoints.save(len(records) - 1, states, records, game, residuals, origin, before, kept)
 
     def load_inputs(self) -> Inputs | None:
         """Return ``inputs.json``; None where the run is of a version that did not write it.

@@ -143,8 +143,8 @@ def test_both_attacks_start_from_their_clean_images_and_lead_away_from_the_teach
 def test_the_teacher_sees_no_more_images_at_once_than_a_window_holds(monkeypatch: pytest.MonkeyPatch) -> None:
     context, params, b, made = taught()
     whole = made.teach(context, params, b.x, b)
-    seen, forward = [], made.teacher.forward
-    monkeypatch.setattr(made.teacher, "forward", lambda x: (seen.append(len(x)), forward(x))[1])
+    seen: list[int] = []
+    made.teacher.register_forward_pre_hook(lambda _, given: seen.append(len(given[0])))
     monkeypatch.setattr(context.model, "windows", WindowLimits({"forward": 2}), raising=False)
     torch.testing.assert_close(made.teach(context, params, b.x, b), whole)
     assert max(seen) == 2

@@ -43,7 +43,7 @@ def test_the_base_of_a_space_may_be_a_recipe(tmp_path: Path) -> None:
     assert load_space(tmp_path / "mine.yaml").experiment["partition"]["num_clients"] == 6
 
 
-@pytest.mark.parametrize(("name", "hint"), [("digitss", "did you mean 'digits'?"), ("grid", "Recipes: cifar10")])
+@pytest.mark.parametrize(("name", "hint"), [("digitss", "did you mean 'digits'?"), ("gird", "Recipes: cifar10")])
 def test_an_unknown_name_lists_the_recipes_of_the_right_kind(name: str, hint: str) -> None:
     with pytest.raises(UserError, match="neither a file nor a recipe") as error:
         recipe_or_path("CONFIG", name, "experiment")
@@ -61,3 +61,10 @@ def test_an_unknown_name_lists_the_recipes_of_the_right_kind(name: str, hint: st
 def test_what_is_left_out_by_mistake_is_named(override: str, says: str) -> None:
     with pytest.raises(UserError, match=says):
         sylva_ray.load_config("digits", [override])
+
+
+def test_a_recipe_of_another_kind_is_named_with_its_command() -> None:
+    with pytest.raises(UserError, match="is a recipe of another kind: sylva-ray tune grid"):
+        recipe_or_path("CONFIG", "grid", "experiment")
+    with pytest.raises(UserError, match="is a recipe of another kind: sylva-ray run digits"):
+        recipe_or_path("SPACE", "digits", "space")

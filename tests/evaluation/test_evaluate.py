@@ -308,7 +308,7 @@ def test_an_l2_attack_alone_is_the_worst_case(run_dir: Path) -> None:
     assert found.collapsed
     assert found.warnings == [
         "training used L-infinity epsilon 4/255, but only pgd3-l2-eps30 was measured; "
-        "set attack.epsilon and evaluation.attacks to the same budget"
+        "for that: sylva-ray evaluate RUN --attack pgd:epsilon=4/255"
     ]
 
 

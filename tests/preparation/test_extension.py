@@ -53,6 +53,24 @@ def test_a_finished_run_with_more_rounds_is_the_run_that_had_them_from_the_start
     sylva_ray.report(extended)
 
 
+def test_stages_after_the_last_round_do_not_take_its_checkpoint(tmp_path: Path) -> None:
+    """A local epoch follows, and only the newest checkpoint is kept besides."""
+    overrides = ["algorithm.name=fedavg_at_ft", "cluster.keep_checkpoints=1"]
+    extended = made(tmp_path / "extended", *overrides)
+    assert len(RunFolder(extended).checkpoints.steps()) == 2
+    sylva_ray.resume(extended, ["training.rounds=2"], show="nothing")
+    assert_equal_ends(extended, made(tmp_path / "whole", *overrides, "training.rounds=2"))
+    assert len(RunFolder(extended).checkpoints.steps()) == 2
+
+
+def test_a_checkpoint_that_is_gone_is_no_fault_of_the_schedule(tmp_path: Path) -> None:
+    run = made(tmp_path / "run", "training.rounds=2")
+    for step in RunFolder(run).checkpoints.steps():
+        RunFolder(run).checkpoints.remove(step)
+    with pytest.raises(UserError, match="was deleted"):
+        sylva_ray.resume(run, LONGER, show="nothing")
+
+
 def test_a_process_that_ends_in_the_middle_leaves_a_run_of_as_many_rounds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -78,11 +96,10 @@ def test_a_process_that_ends_in_the_middle_leaves_a_run_of_as_many_rounds(
         (
             ["training.lr_schedule=cosine", "training.rounds=2", "cluster.keep_checkpoints=1"],
             ["training.rounds=3"],
-            "lr_schedule=cosine",
+            "training.lr_schedule=constant",
         ),
         (["training.rounds=2"], ["training.rounds=1"], "can get more, not fewer"),
         (["training.rounds=2"], ["training.rounds=3", "training.lr=0.1"], r"training\.lr = '0\.1'.*has another config"),
-        (["algorithm.name=fedavg_at_ft", "cluster.keep_checkpoints=1"], ["training.rounds=2"], "keep_checkpoints=1"),
     ],
 )
 def test_what_cannot_be_extended_is_refused_and_stays(

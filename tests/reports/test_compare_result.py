@@ -46,7 +46,7 @@ def test_the_sentence_names_the_best_row_its_lead_and_the_interval() -> None:
     assert "20.0 points more than row B (per_lora); 95 % interval of the difference: " in text
     assert "chance" not in text
     assert "may be due to chance" in result_sentence(rows_of(run("sylva", 0.40), run("per_lora", 0.38)))
-    assert remarks(rows)[1] == ("bold", [text])
+    assert remarks(rows)[0] == ("bold", [text])
 
 
 def test_the_sentence_of_one_row_has_no_lead_and_without_images_no_interval() -> None:

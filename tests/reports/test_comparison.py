@@ -482,6 +482,27 @@ def test_csv_is_raw_and_tidy() -> None:
     assert "%" not in text
 
 
+def test_a_group_of_columns_that_is_wider_than_the_terminal_is_divided() -> None:
+    rows = compare([summary(name, seed) for name in ("sylva", "fedavg_at") for seed in range(3)])
+    out = Console(width=60, file=io.StringIO(), color_system=None)
+    for table in terminal_tables(rows, 60):
+        out.print(table)
+    text = out.file.getvalue()  # type: ignore[attr-defined]
+    assert max(map(len, text.splitlines())) <= 60
+    assert "\N{HORIZONTAL ELLIPSIS}" not in text
+    assert text.count("60.0±0.0/50.0±0.0") == 2  # benign balanced
+
+
+def test_a_sentence_names_long_rows_by_their_letters() -> None:
+    config = {"attack.epsilon": 8 / 255, "training.rounds": 2}
+    runs = [summary("a", benign=(0.2, 0.2), config=config), summary("a", config=config | {"training.rounds": 3})]
+    rows = compare(runs)
+    texts = sentences(rows)
+    for row in rows:
+        if row.letter and len(row.name) > 24:
+            assert all(row.name not in text for text in texts)
+
+
 @pytest.mark.parametrize("width", [100, 160, 250])
 def test_the_terminal_tables_fit_and_cut_nothing(width: int) -> None:
     attacks = ("pgd20-eps4", "pgd20-eps8", "pgd50x2-margin-eps8")
@@ -505,9 +526,10 @@ def test_the_terminal_tables_fit_and_cut_nothing(width: int) -> None:
     assert len(terminal_tables(rows, width)) == tables
 
 
-def test_remarks_put_alarms_first() -> None:
+def test_where_there_is_no_result_remarks_begin_with_alarms() -> None:
     rows = compare([summary("a"), summary("b", dataset="cifar10")])
-    style, lines = remarks(rows, ["runs/x has not finished and is left out"])[0]
+    (_, result), (style, lines), *_ = remarks(rows, ["runs/x has not finished and is left out"])
+    assert not result
     assert "red" in style
     assert lines[0].startswith("! NOT COMPARABLE")
     assert lines[-1] == "! runs/x has not finished and is left out"

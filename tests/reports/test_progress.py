@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import io
 import json
 import math
 import os
@@ -14,10 +15,11 @@ import termios
 
 import pyte
 import pytest
+from rich.console import Console
 
 from sylva_ray.core.records import StageRecord
 from sylva_ray.federation.observer import StageStarted
-from sylva_ray.reports.progress import Pace
+from sylva_ray.reports.progress import EvaluationDisplay, Pace, record_numbers, stage_lines
 from sylva_ray.reports.run_log import RunLog
 from sylva_ray.storage.run_folder import RunFolder
 from tests.reports.synthetic_run import make_run
@@ -83,7 +85,7 @@ def test_a_terminal_of_any_width_keeps_one_line_per_stage_and_whole_tables(folde
     steps = len(folder.load_records())
     numbered = [line for line in lines if f"/{steps} " in line]
     assert [line.split()[0] for line in numbered] == [f"{step}/{steps}" for step in range(1, steps + 1)]
-    assert all(" s " in line for line in numbered)
+    assert all(" s " in f"{line} " for line in numbered)
     assert all("eta" in line for line in numbered[:-1])
     assert not any("preparing" in line or "evaluate:" in line for line in lines), "bars leave nothing behind"
     text = " ".join("\n".join(lines).split())
@@ -96,6 +98,39 @@ def test_a_terminal_of_any_width_keeps_one_line_per_stage_and_whole_tables(folde
         row = next(line for line in lines if line.strip(" │").split()[:1] == [str(client.client)])
         assert all(f"> {100 * value:5.1f}" in row for value in after)
     assert any(f"({next(iter(summary.final.robust_accuracy))})" in line for line in lines)
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_no_terminal_cuts_what_was_measured(folder: RunFolder, width: int) -> None:
+    lines = screen_of([sys.executable, "-c", SCRIPT, str(folder.path)], width)
+    text = " ".join("\n".join(lines).split())
+    for record in folder.load_records():
+        assert all(number in text for number in record_numbers(record))
+
+
+def test_a_stage_has_one_line_where_it_fits_and_an_indented_second_one_elsewhere(folder: RunFolder) -> None:
+    record = next(record for record in folder.load_records() if record.evaluation)
+    stage, numbers = StageStarted(1, 9, "round 1"), "  ".join(record_numbers(record))
+    (whole,) = stage_lines(stage, record, 70.0)
+    assert whole.endswith(f"eta 1 min 10 s  {numbers}")
+    assert stage_lines(stage, record, 70.0, len(whole)) == [whole]
+    first, *others = stage_lines(stage, record, 70.0, 60)
+    assert " ".join([first, *(line.strip() for line in others)]).split() == whole.split()
+    assert all(len(line) <= 60 and line.startswith("     ") for line in others)
+
+
+def test_an_evaluation_keeps_its_running_bar_in_sight() -> None:
+    """A line takes the place of what is finished: bars that a terminal has no rows for would hide the last one."""
+    console = Console(file=io.StringIO(), force_terminal=True, width=80)
+    with EvaluationDisplay(console) as display:
+        for number in range(30):
+            display.on_measurement(f"measure{number}", 2, 1)
+            display.on_task_measured(f"measure{number}")
+            assert len(display._progress.tasks) == 1
+        display.on_measurement("measure29", 1, 0)  # a further part of the same
+        assert [(task.total, task.completed) for task in display._progress.tasks] == [(3, 2)]
+    written = console.file.getvalue()  # type: ignore[attr-defined]
+    assert [line for line in range(29) if f"measure{line}  2 tasks" not in written] == []
 
 
 def test_what_is_left_is_reckoned_from_the_stages_that_were_seen(monkeypatch: pytest.MonkeyPatch) -> None:

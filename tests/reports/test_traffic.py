@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 
 from sylva_ray.algorithms.registry import ALGORITHMS, create_algorithm
 from sylva_ray.config.experiment import (
@@ -284,3 +286,16 @@ def test_targets_are_nine_tenths_of_the_references_best() -> None:
     assert needed == {"fedavg_at-0": None, "fedavg_at-1": None, "sylva": 3 * 15, "weak": None}
     with pytest.raises(ValueError, match="set evaluation"):
         reference_targets([run_of([0.5, 0.5])], paths)
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_a_terminal_shows_every_number_whole(width: int) -> None:
+    console = Console(file=io.StringIO(), width=width)
+    console.print(
+        terminal_table(traffic_table(BackboneSection(), LoraSection(), [8], 10, ["sylva", "fedavg_at"]), "title", width)
+    )
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "\N{HORIZONTAL ELLIPSIS}" not in text
+    assert max(map(len, text.splitlines())) <= width
+    assert ("10,935,336" in text) == (width == 120)
+    assert ("10.9\xa0MB" in text) == (width < 100)

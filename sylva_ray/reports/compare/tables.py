@@ -121,9 +121,10 @@ def percent_cell(value: SeedMean) -> str:
 def markdown(rows: Sequence[Row]) -> str:
     """Return the table and all texts as Markdown."""
     texts = [
-        *(f"**{text}**" for text in warnings(rows)),
         *filter(None, [result_sentence(rows)]),
+        *(f"**{text}**" for text in warnings(rows)),
         *sentences(rows),
+        *legend(rows).lines(),
         *footnotes(rows),
         ACCURACY_NOTE,
         *notes(rows),
@@ -156,14 +157,14 @@ def terminal_tables(rows: Sequence[Row], width: int) -> list[Table]:
         width: width of the terminal in characters.
     """
     labels = row_names(rows)
-    name_width = min(max(len(label) for label in labels), max(24, width // 4))
+    name_width = min(max(len(label) for label in labels), max(16, width // 4))
     groups: dict[str, list[Column]] = {}
     for column in columns(rows):
         groups.setdefault(column.group, []).append(column)
     head, rest = groups.pop(""), list(groups.values())
     parts: list[list[Column]] = [head]
-    for group in rest:
-        if name_width + 4 + sum(map(_width, parts[-1])) + sum(map(_width, group)) > width and parts[-1] is not head:
+    for group in _fitting(rest, width - name_width - 4):
+        if name_width + 4 + sum(map(_width, parts[-1])) + sum(map(_width, group)) > width:
             parts.append([])
         parts[-1] = [*parts[-1], *group]
     tables = []
@@ -180,8 +181,17 @@ def terminal_tables(rows: Sequence[Row], width: int) -> list[Table]:
     return tables
 
 
+def _fitting(groups: Sequence[list[Column]], width: int) -> list[list[Column]]:
+    """Divide the groups of columns that are wider than a terminal."""
+    fitting = []
+    for group in groups:
+        is_wide = sum(map(_width, group)) > width
+        fitting += [[column] for column in group] if is_wide else [group]
+    return fitting
+
+
 def remarks(rows: Sequence[Row], left_out: Sequence[str] = ()) -> list[tuple[str, list[str]]]:
-    """Return the texts below the tables on a terminal, the most urgent first.
+    """Return the texts below the tables on a terminal: the result, then what speaks against it, then the rest.
 
     Args:
         rows: rows of the comparison.
@@ -192,8 +202,8 @@ def remarks(rows: Sequence[Row], left_out: Sequence[str] = ()) -> list[tuple[str
     """
     alarms = [f"{WARNING_MARK} {text}" for text in [*warnings(rows), *left_out]]
     return [
-        ("bold red", alarms),
         ("bold", [*filter(None, [result_sentence(rows)])]),
+        ("bold red", alarms),
         ("", sentences(rows)),
         ("", ["", "which row is which:", *legend(rows).lines(), ""]),
         ("red", footnotes(rows)),

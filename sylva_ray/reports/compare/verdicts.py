@@ -32,6 +32,9 @@ MEANINGS = {
 }
 """Meanings of failed checks in a comparison; for other checks, the run's own text is shown."""
 
+MAX_NAME = 24
+"""Letters of a row's name in a sentence; a longer one is replaced by the letter of the row."""
+
 MAX_NAMES = 3
 """Number of rows that a sentence names, and of warnings that are shown per row."""
 
@@ -134,19 +137,24 @@ def sentences(rows: Sequence[Row]) -> list[str]:
     for row in method_rows(rows):
         undominated = [STATISTIC_NAMES[s] for s in STATISTICS if dominating[s].get(row.name) == []]
         if len(undominated) == len(STATISTICS):
-            front.append(row.name)
+            front.append(_short(row))
         elif undominated:
-            front.append(f"{row.name} ({undominated[0]} only)")
+            front.append(f"{_short(row)} ({undominated[0]} only)")
         parts = [
             (_dominators(rows, row, names, attack, statistic), STATISTIC_NAMES[statistic])
             for statistic in STATISTICS
             if (names := dominating[statistic].get(row.name))
         ]
         if len(parts) == 2 and parts[0][0] == parts[1][0]:
-            dominated.append(f"{row.name} is dominated by {parts[0][0]} (mean and worst decile).")
+            dominated.append(f"{_short(row)} is dominated by {parts[0][0]} (mean and worst decile).")
         elif parts:
-            dominated.append(f"{row.name} is dominated by {'; by '.join(f'{by} ({what})' for by, what in parts)}.")
+            dominated.append(f"{_short(row)} is dominated by {'; by '.join(f'{by} ({what})' for by, what in parts)}.")
     return [f"Not dominated: {'; '.join(front)}.", *dominated]
+
+
+def _short(row: Row) -> str:
+    """Return the letter of a row whose name would make a sentence long, else its name."""
+    return row.letter if row.letter and len(row.name) > MAX_NAME else row.name
 
 
 def _dominators(rows: Sequence[Row], row: Row, names: Sequence[str], attack: str, statistic: str) -> str:
@@ -155,7 +163,9 @@ def _dominators(rows: Sequence[Row], row: Row, names: Sequence[str], attack: str
     accuracies = balanced_accuracies(row, attack, statistic)
     others = [balanced_accuracies(by_name[name], attack, statistic) for name in names]
     close = accuracies is not None and all(other is not None and _within_spread(other, accuracies) for other in others)
-    return _names(names) + (", by no more than the spread over seeds" if close else "")
+    return _names([_short(by_name[name]) for name in names]) + (
+        ", by no more than the spread over seeds" if close else ""
+    )
 
 
 def _names(names: Sequence[str]) -> str:

@@ -28,7 +28,7 @@ from sylva_ray.reports.figures.plots import figures
 from sylva_ray.reports.figures.style import DARK, LIGHT, NARROW, WIDTH, figure_width, svg
 from sylva_ray.reports.headlines import interval_of
 from sylva_ray.reports.pages.evaluation import EVALUATION_DESCRIPTIONS, attack_rows, evaluation_figures, gallery
-from sylva_ray.reports.pages.wording import bytes_text, percent
+from sylva_ray.reports.pages.wording import bytes_text, percent, significant
 from sylva_ray.reports.phases import PhaseEnd, phase_ends
 from sylva_ray.storage.atomic import write_atomically
 from sylva_ray.storage.run_folder import RunFolder
@@ -132,6 +132,7 @@ def page_environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.globals["check_title"] = lambda name: CHECK_TITLES[name].title if name in CHECK_TITLES else "check"
+    environment.globals["significant"] = significant
     environment.filters |= {"percent": percent, "bytes": bytes_text}
     return environment
 

@@ -14,17 +14,26 @@ SECONDS = {
 """Titles of the keys of ``summary.seconds``, without the total."""
 
 
+def significant(value: float, digits: int) -> str:
+    """Format a number with as many significant digits, never with an exponent.
+
+    >>> significant(100.2, 2), significant(5.432, 2), significant(0.01234, 2)
+    ('100', '5.4', '0.012')
+    """
+    return f"{float(f'{value:.{digits}g}'):.12g}" if abs(value) >= 1e-4 else f"{value:.6f}".rstrip("0").rstrip(".")
+
+
 def bytes_text(value: float) -> str:
     """Format a size in decimal units, with three significant digits.
 
-    >>> bytes_text(999), bytes_text(41_234), bytes_text(2.5e9)
-    ('999 B', '41.2 kB', '2.5 GB')
+    >>> bytes_text(999), bytes_text(999_999), bytes_text(41_234), bytes_text(2.5e9)
+    ('999 B', '1 MB', '41.2 kB', '2.5 GB')
     """
     for unit in ("B", "kB", "MB", "GB"):
-        if value < 1000:
-            return f"{value:.3g} {unit}"
+        if float(significant(value, 3)) < 1000:
+            return f"{significant(value, 3)} {unit}"
         value /= 1000
-    return f"{value:.3g} TB"
+    return f"{significant(value, 3)} TB"
 
 
 def percent(value: float | None) -> str:
