@@ -57,7 +57,7 @@ CASES = {
     "unknown section": ((*RUN, "trainin.lr=1"), ["trainin", "did you mean 'training'"]),
     "unknown key": ((*RUN, "training.learning_rate=1"), ["training.learning_rate", "unknown key", "lr"]),
     "wrong type": ((*RUN, "training.rounds=many"), ["training.rounds", "'many'", "integer"]),
-    "epsilon out of range": ((*RUN, "attack.epsilon=8"), ["attack.epsilon", "8", "less than or equal to 1"]),
+    "epsilon out of range": ((*RUN, "attack.epsilon=8"), ["attack.epsilon", "8", "must be at most 1"]),
     "epsilon that is no number": ((*RUN, "attack.epsilon=8/0"), ["attack.epsilon", "8/0", "fraction"]),
     "rank 0": ((*RUN, "lora.rank=0"), ["lora.rank", "greater than or equal to 1"]),
     "rank above the layer": ((*RUN, "lora.rank=500"), ["lora.rank", "500", "at most 192"]),
@@ -109,7 +109,7 @@ CASES = {
     ),
     "phase 2 of a whole model": (
         (*RUN, "algorithm={name: fedavg_at, phase2: {enabled: true}}"),
-        ["algorithm.phase2.enabled", "True", "algorithm.model=lora"],
+        ["algorithm.phase2.enabled", "true", "algorithm.model=lora"],
     ),
     "neighbours without adapters": (
         (*RUN, "algorithm={name: fedavg_at, heads: neighbours}"),

@@ -454,6 +454,31 @@ def is_run_folder(where: str | Path) -> bool:
     return is_url(text) or local_path("CONFIG", text).is_dir()
 
 
+def check_source(config: str, resume: bool, out: str | None) -> None:
+    """Check that CONFIG, --resume and --out say where a run is, or what a new one is made from.
+
+    Raises:
+        UserError: they do not.
+    """
+    from sylva_ray.config.recipes import recipes
+    from sylva_ray.config.stored import RUN_CONFIG
+
+    is_folder = is_run_folder(config)
+    if resume and out is None and not is_folder:
+        if not Path(config).exists() and config not in recipes():
+            raise UserError("RUN", config, "no such run folder")
+        raise UserError("--resume", config, "needs --out FOLDER (or the run folder instead of CONFIG)")
+    if resume:
+        return
+    if "://" in config:
+        raise UserError("CONFIG", config, "is a URL; use --resume to continue the run there, or give a YAML file")
+    if is_folder and not (Path(config) / RUN_CONFIG).is_file():
+        raise UserError("CONFIG", config, f"is a folder without {RUN_CONFIG}: neither a run nor a configuration")
+    if is_folder and out is None:
+        fix = "is a folder; use --resume to continue the run in it, or --out for a new run with its config"
+        raise UserError("CONFIG", config, fix)
+
+
 def _new_folder(name: str) -> str:
     """Return a new folder in ``runs/``, named by the time."""
     return f"runs/{name}-{datetime.now():%Y%m%d-%H%M%S}"

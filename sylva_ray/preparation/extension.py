@@ -83,7 +83,9 @@ def _num_before_rounds(stages: Sequence[Stage]) -> int:
 def _why_not(folder: RunFolder, config: ExperimentConfig, has_equal_rounds: bool) -> str:
     """Return why a run cannot get more rounds, and how one begins that can."""
     if has_equal_rounds:
-        return f"the checkpoint of {folder} from which more rounds would go on was deleted; start a new run"
+        schedule, kept = config.training.lr_schedule, config.cluster.keep_checkpoints
+        causes = f"training.lr_schedule={schedule}, cluster.keep_checkpoints={kept}"
+        return f"the checkpoint of {folder} from which more rounds would go on was deleted ({causes}); start a new run"
     return (
         f"{folder} cannot get more rounds: already its first one would be another, as the learning rate "
         f"(training.lr_schedule={config.training.lr_schedule}) or the budget (algorithm.epsilon_warmup) depends on "

@@ -335,7 +335,7 @@ def test_image_draws_are_uniform_and_normal() -> None:
         ("pdg", "unknown attack; did you mean 'pgd'?"),
         ("pgd:stepz=3", "did you mean 'steps'?"),
         ("pgd:epsilon=8", r"must be in \[0, 1\] pixel units"),
-        ("fgsm:epsilon=8", "less than or equal to 1"),
+        ("fgsm:epsilon=8", "must be at most 1"),
         ("pgd:epsilon=-1/255", "greater than or equal to 0"),
         ("pgd:steps", "must be KEY=VALUE"),
         ("apgd:loss=kl", "'ce', 'dlr' or 'targeted'"),

@@ -419,7 +419,8 @@ def test_who_did_not_change_is_not_attacked_again(tmp_path: Path, strict: bool) 
 @pytest.mark.parametrize("method", [{"name": "lorica"}, {"name": "ffa_lora_at"}])
 def test_phase_2_leaves_alone_what_the_method_never_trains(tmp_path: Path, method: dict[str, Any]) -> None:
     """A that is frozen in phase 1 stays the same for all clients, in the benign end point and in what is refined."""
-    phase2 = {"selection": "all", "guard_tolerance": 1.0, "benign_tolerance": 1.0, "refine_lr": 0.01, "benign_lr": 0.01}
+    phase2 = {"enabled": True, "selection": "all", "guard_tolerance": 1.0, "benign_tolerance": 1.0}
+    phase2 |= {"refine_lr": 0.01, "benign_lr": 0.01}
     summary = run(prepared(phase2, method), tmp_path / "run")
     assert summary.layer_game is not None
     assert all(summary.layer_game.strength)

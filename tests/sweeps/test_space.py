@@ -178,7 +178,7 @@ CASES: dict[str, tuple[dict[str, Any], tuple[str, ...], list[str]]] = {
     "end of a range": (
         {"parameters": {"attack.epsilon": {"uniform": [0.1, 2]}}, "search": {"kind": "random", "num_points": 1}},
         (),
-        ["attack.epsilon", "2.0", "less than or equal to 1"],
+        ["attack.epsilon", "2.0", "must be at most 1"],
     ),
     "keys that do not go together": (
         {"parameters": {"training.clients_per_round": {"grid": [2, 3]}, "partition.num_clients": {"grid": [3, 2]}}},
@@ -250,7 +250,7 @@ CASES: dict[str, tuple[dict[str, Any], tuple[str, ...], list[str]]] = {
         ("evaluation.every=1",),
         ["scheduler.grace_rounds = 2", "training.rounds, which is 1", "at rounds=1"],
     ),
-    "several at once, but not how many": ({}, ("trials.at_once=true",), ["trials.at_once", "True"]),
+    "several at once, but not how many": ({}, ("trials.at_once=true",), ["trials.at_once", "true"]),
     "no seeds": ({"seeds": []}, (), ["seeds", "one or more"]),
     "no parameters on the command line": ({}, ("parameters=null",), ["parameters", "at least one key"]),
     "parameters that are none": ({}, ("parameters=1",), ["parameters = 1", "must be a mapping"]),
