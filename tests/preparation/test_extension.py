@@ -98,7 +98,11 @@ def test_a_process_that_ends_in_the_middle_leaves_a_run_of_as_many_rounds(
             ["training.rounds=3"],
             "was deleted .*lr_schedule=cosine",
         ),
-        (["training.rounds=2"], ["training.rounds=12"], "already its first one would be another.*epsilon_warmup=0"),
+        (
+            ["training.rounds=2", "cluster.keep_checkpoints=1"],
+            ["training.rounds=12"],
+            "already its first one would be another.*epsilon_warmup=0",
+        ),
         (["training.rounds=2"], ["training.rounds=1"], "can get more, not fewer"),
         (["training.rounds=2"], ["training.rounds=3", "training.lr=0.1"], r"training\.lr = '0\.1'.*has another config"),
     ],
