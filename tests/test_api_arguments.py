@@ -56,3 +56,51 @@ def test_one_line_names_the_argument(case: str, tmp_path: Path, monkeypatch: pyt
     assert len(str(caught.value).splitlines()) == 1
     assert "Ellipsis" not in str(caught.value)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("config", "resume", "out", "says"),
+    [
+        ("nowhere", True, None, "no such run folder"),
+        ("cifar10", True, None, "needs --out FOLDER"),
+        ("empty", False, None, "is a folder without config.yaml"),
+        ("empty", False, "new", "is a folder without config.yaml"),
+        ("run", False, None, "use --resume to continue"),
+        ("~/run", False, None, "use --resume to continue"),
+        ("s3://bucket/run", False, None, "is a URL"),
+    ],
+)
+def test_a_source_that_says_too_little_is_refused(
+    config: str, resume: bool, out: str | None, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(source_folders(tmp_path, monkeypatch))
+    with pytest.raises(UserError, match=says):
+        sylva_ray.check_source(config, resume, out)
+
+
+@pytest.mark.parametrize(
+    ("config", "resume", "out"),
+    [
+        ("digits", False, None),
+        ("digits", True, "old"),
+        ("run", True, None),
+        ("~/run", True, None),
+        ("run", False, "new"),
+        ("s3://bucket/run", True, None),
+        ("nowhere.yaml", False, None),  # the command says that there is no such file
+    ],
+)
+def test_a_source_that_says_enough_is_taken(
+    config: str, resume: bool, out: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(source_folders(tmp_path, monkeypatch))
+    sylva_ray.check_source(config, resume, out)
+
+
+def source_folders(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A home folder with a run, an empty folder and one named like a recipe."""
+    for name in ("run", "empty", "digits"):
+        (root / name).mkdir()
+    (root / "run" / "config.yaml").write_text("name: run\n")
+    monkeypatch.setenv("HOME", str(root))
+    return root

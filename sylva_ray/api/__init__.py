@@ -16,15 +16,14 @@ them.
 
 from __future__ import annotations
 
+from sylva_ray.api.arguments import check_source
 from sylva_ray.api.guide import KINDS, catalogue, describe, init, listed, where_to_read
 from sylva_ray.api.results import compare, evaluate, report, track
 from sylva_ray.api.runs import (
     Config,
     LoadedRun,
     add_dataset,
-    check_source,
     export,
-    is_run_folder,
     load_config,
     load_run,
     repair,
@@ -54,7 +53,6 @@ __all__ = [
     "evaluate",
     "export",
     "init",
-    "is_run_folder",
     "listed",
     "load_config",
     "load_run",

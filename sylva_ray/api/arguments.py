@@ -6,7 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
+from sylva_ray.config.recipes import recipes
+from sylva_ray.config.stored import RUN_CONFIG
 from sylva_ray.core.errors import UserError
+from sylva_ray.core.locations import is_url, local_path
 from sylva_ray.core.text import LogFormat, Show
 
 
@@ -54,3 +57,30 @@ def check_show(show: Show, log_format: LogFormat | None = None) -> None:
         raise UserError("show", show, f"must be one of {', '.join(get_args(Show))}")
     if log_format not in (None, *get_args(LogFormat)):
         raise UserError("log_format", log_format, f"must be one of {', '.join(get_args(LogFormat))}")
+
+
+def check_source(config: str, resume: bool, out: str | None) -> None:
+    """Check that CONFIG, --resume and --out of ``sylva-ray run`` say where a run is, or what a new one is made from.
+
+    Raises:
+        UserError: they do not.
+    """
+    if is_url(config):
+        if not resume:
+            raise UserError("CONFIG", config, "is a URL; use --resume to continue the run there, or give a YAML file")
+        return
+    path = local_path("CONFIG", config)
+    if resume:
+        if out is not None or path.is_dir():
+            return
+        if not path.exists() and config not in recipes():
+            raise UserError("RUN", config, "no such run folder")
+        raise UserError("--resume", config, "needs --out FOLDER (or the run folder instead of CONFIG)")
+    if not path.is_dir():
+        return
+    if not (path / RUN_CONFIG).is_file():
+        if config not in recipes():  # a recipe of that name comes before such a folder
+            raise UserError("CONFIG", config, f"is a folder without {RUN_CONFIG}: neither a run nor a configuration")
+    elif out is None:
+        fix = "is a folder; use --resume to continue the run in it, or --out for a new run with its config"
+        raise UserError("CONFIG", config, fix)

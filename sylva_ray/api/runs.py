@@ -18,7 +18,7 @@ from sylva_ray.config.stored import load_run_config
 from sylva_ray.core.bounds import MAX_DEPTH
 from sylva_ray.core.credentials import mask_value
 from sylva_ray.core.errors import UserError
-from sylva_ray.core.locations import is_url, local_path, output_path, run_location
+from sylva_ray.core.locations import local_path, output_path, run_location
 from sylva_ray.core.own_code import import_options, importing_from
 from sylva_ray.core.resumable import resumable
 from sylva_ray.core.text import PROGRESS, LogFormat, Show
@@ -442,41 +442,6 @@ def _changed_backbone(run: str | Path, loaded: LoadedRun, allow_changed: bool) -
     for text in check.notices:
         print(f"warning: {text}", file=sys.stderr)
     return check.changed
-
-
-def is_run_folder(where: str | Path) -> bool:
-    """Return whether a text names a folder or a URL, where a run may be, and not a file such as a configuration.
-
-    Raises:
-        UserError: it is neither a path nor a URL.
-    """
-    text = str(where)
-    return is_url(text) or local_path("CONFIG", text).is_dir()
-
-
-def check_source(config: str, resume: bool, out: str | None) -> None:
-    """Check that CONFIG, --resume and --out say where a run is, or what a new one is made from.
-
-    Raises:
-        UserError: they do not.
-    """
-    from sylva_ray.config.recipes import recipes
-    from sylva_ray.config.stored import RUN_CONFIG
-
-    is_folder = is_run_folder(config)
-    if resume and out is None and not is_folder:
-        if not Path(config).exists() and config not in recipes():
-            raise UserError("RUN", config, "no such run folder")
-        raise UserError("--resume", config, "needs --out FOLDER (or the run folder instead of CONFIG)")
-    if resume:
-        return
-    if "://" in config:
-        raise UserError("CONFIG", config, "is a URL; use --resume to continue the run there, or give a YAML file")
-    if is_folder and not (Path(config) / RUN_CONFIG).is_file():
-        raise UserError("CONFIG", config, f"is a folder without {RUN_CONFIG}: neither a run nor a configuration")
-    if is_folder and out is None:
-        fix = "is a folder; use --resume to continue the run in it, or --out for a new run with its config"
-        raise UserError("CONFIG", config, fix)
 
 
 def _new_folder(name: str) -> str:
