@@ -56,6 +56,9 @@ def test_a_budget_that_is_defended_but_not_measured_is_said(
     texts = budget_warnings(config, [parse_attack(text) for text in attacks], records)
     assert len(texts) == bool(says)
     assert says in "".join(texts)
+    assert not texts or texts[0].endswith("for that: sylva-ray evaluate RUN --attack pgd:epsilon=4/255")
+    on_a_curve = [epsilon / 255 for epsilon in (2, 4, 8)]
+    assert not budget_warnings(config, [parse_attack(text) for text in attacks], records, on_a_curve)
 
 
 @pytest.mark.parametrize(
