@@ -132,11 +132,11 @@ class Method:
 
     def warm_up_losses(self, context: ClientContext, params: ParameterStack, batch: Batch) -> torch.Tensor:
         """Return the warm-up's loss of every image, ``[N]``: benign cross-entropy."""
-        return cross_entropy(context.model.forward(params, batch.x, batch.owner), batch.y)
+        return benign_losses(context, params, batch)
 
     def refinement_losses(self, context: ClientContext, params: ParameterStack, batch: Batch) -> torch.Tensor:
         """Return the loss of phase 2's benign epochs of every image, ``[N]``: benign cross-entropy."""
-        return cross_entropy(context.model.forward(params, batch.x, batch.owner), batch.y)
+        return benign_losses(context, params, batch)
 
     def image_weights(self, class_counts: np.ndarray, labels: np.ndarray) -> np.ndarray:
         """Return how much each held-out image of a client counts when phase 2 decides, with mean 1; here all alike.
@@ -400,3 +400,8 @@ class Method:
         if self.parameters.factors != "b":
             return {}
         return {name: value for name, value in state.items() if name.endswith(".lora_A")}
+
+
+def benign_losses(context: ClientContext, params: ParameterStack, batch: Batch) -> torch.Tensor:
+    """Return the cross-entropy of every unperturbed image of the batch, ``[N]``."""
+    return cross_entropy(context.model.forward(params, batch.x, batch.owner), batch.y)
