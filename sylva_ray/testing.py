@@ -49,6 +49,7 @@ Imports = Sequence[str | Path]
 
 TINY: dict[str, Any] = {
     "dataset": {"name": "digits", "max_train": 120, "max_test": 40},
+    "backbone": {"image_size": 16},
     "partition": {"num_clients": 3, "alpha": 1.0, "min_samples": 15, "test_samples": 8},
     "attack": {"epsilon": "4/255", "steps": 1},
     "training": {"rounds": 1, "batch_size": 16, "precision": "float32", "attention": "fused"},

@@ -25,6 +25,7 @@ hypothesis.settings.load_profile("untimed")
 TINY: dict[str, Any] = {
     "name": "tiny",
     "dataset": {"name": "digits", "max_train": 150, "max_test": 60},
+    "backbone": {"image_size": 16},
     "partition": {"num_clients": 3, "alpha": 0.5, "min_samples": 20, "test_samples": 12},
     "algorithm": {
         "name": "sylva",
@@ -76,6 +77,20 @@ def _no_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         "sylva_ray.preparation.resolve.fastest", lambda *_: ComputeChoice("float32", AttentionKernels(), {})
     )
+
+
+@pytest.fixture(autouse=True)
+def _no_page(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing its report takes as long as the rest of a tiny run; a test that reads it uses the fixture ``page``."""
+    if "page" not in request.fixturenames:
+        monkeypatch.setattr(
+            "sylva_ray.execution.experiment._write_report", lambda run: run.report_file.write_text("a test")
+        )
+
+
+@pytest.fixture
+def page() -> None:
+    """Draw ``report.html`` of the runs of this test."""
 
 
 @pytest.fixture(scope="session")

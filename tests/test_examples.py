@@ -91,7 +91,7 @@ def test_a_third_phase_is_one_new_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("phase2", [True, False])
-def test_the_result_of_a_third_phase_is_shown_as_such(phase2: bool, tmp_path: Path) -> None:
+def test_the_result_of_a_third_phase_is_shown_as_such(phase2: bool, page: None, tmp_path: Path) -> None:
     method = {"name": THIRD, "phase2": TINY["algorithm"]["phase2"] | {"enabled": phase2}, "harden_factor": 4.0}
     run, fast = tmp_path / "run", {"training": FEW["training"] | {"lr": 0.02}}
     summary = sylva_ray.run(FEW | fast | {"algorithm": method}, out=run, show="nothing")
@@ -102,10 +102,10 @@ def test_the_result_of_a_third_phase_is_shown_as_such(phase2: bool, tmp_path: Pa
     assert str(table.title).endswith("before > phase 1 > phase 3")
     benign = [end.benign_accuracy.mean for end in (summary.initial, summary.phase1, summary.final) if end is not None]
     assert list(table.columns[3].cells)[-2] == " > ".join(f"{100 * value:5.1f}" for value in benign)
-    page = folder.report_file.read_text()
-    assert page.count(">phase 3<") >= 1
-    assert ">phase 2<" not in page
-    assert ("phases 2 and 3" in page) == phase2, "what is shaded in the figure"
+    html = folder.report_file.read_text()
+    assert html.count(">phase 3<") >= 1
+    assert ">phase 2<" not in html
+    assert ("phases 2 and 3" in html) == phase2, "what is shaded in the figure"
     rows = sylva_ray.compare([run], show="nothing")
     accuracies = {row.stage: row.accuracy["benign", "accuracy", "mean"].mean for row in rows if row.stage != "majority"}
     assert accuracies == pytest.approx({"phase1": benign[1], "final": benign[2]})
