@@ -8,7 +8,7 @@ separately, as FedIT does (Zhang et al. 2024).
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -21,7 +21,7 @@ class FedAvgAT(AdversarialTraining):
     """One model for all clients: every client trains it adversarially, and the results are averaged."""
 
     name = "fedavg_at"
-    papers = (
+    papers: ClassVar[tuple[str, ...]] = (
         FEDAVG,
         "Madry et al. 2018, Towards Deep Learning Models Resistant to Adversarial Attacks, ICLR",
         "Zizzo et al. 2020, FAT: Federated Adversarial Training, arXiv 2012.01791",
