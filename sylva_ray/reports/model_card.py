@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
@@ -154,7 +155,7 @@ def model_card(
         licence=_licence(config, origin, summary),
         citation=_citation(summary.algorithm),
     )
-    return str(card).rstrip() + "\n"
+    return re.sub(r"\n{3,}", "\n\n", str(card)).rstrip() + "\n"
 
 
 def _about(summary: Summary, has_adapters: bool) -> str:
