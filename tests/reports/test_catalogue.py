@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 import sylva_ray
+from sylva_ray.algorithms.fedavg_at import FedAvgAT
 from sylva_ray.algorithms.registry import ALGORITHMS
 from sylva_ray.api import KINDS, catalogue, describe, init, listed
 from sylva_ray.attacks.registry import ATTACKS
@@ -97,7 +98,7 @@ def test_a_method_names_its_papers_and_the_documentation_the_same(name: str) -> 
 
 
 def test_papers_are_not_inherited() -> None:
-    class Mine(ALGORITHMS["fedavg_at"]):  # type: ignore[misc]
+    class Mine(FedAvgAT):
         name = "mine"
 
     assert Mine.papers == ()
