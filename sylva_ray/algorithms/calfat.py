@@ -20,9 +20,13 @@ from sylva_ray.federation.context import Batch, ClientContext
 
 
 class CalFAT(FedAvgAT):
-    """CE(scale (z(x') + prior log n), y), where x' maximises the KL of the calibrated, unscaled predictions."""
+    """FedAvg-AT with logits calibrated by class counts, so that a client's rare classes keep their logits.
+
+    The loss is CE(scale (z(x') + prior log n), y), where x' maximises the KL of the calibrated, unscaled predictions.
+    """
 
     name = "calfat"
+    papers = ("Chen et al. 2022, CalFAT: Calibrated Federated Adversarial Training with Label Skewness, NeurIPS",)
 
     class Parameters(OwnLoss, FedAvgAT.Parameters):
         """Scale 10 and prior 0.1, so that the loss is CE(10 z + log n); clients have equal weights."""

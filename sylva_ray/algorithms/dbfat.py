@@ -19,9 +19,13 @@ from sylva_ray.federation.context import Batch, ClientContext
 
 
 class DBFAT(FedAvgAT):
-    """rho CE(z(x'), y) + beta KL(p_G(x) || p(x')); rho is larger if PGD needs fewer steps to fool the model."""
+    """FedAvg-AT where images near the decision boundary weigh more and the global model regularises the local one.
+
+    The loss is rho CE(z(x'), y) + beta KL(p_G(x) || p(x')); rho is larger if PGD needs fewer steps to fool the model.
+    """
 
     name = "dbfat"
+    papers = ("Zhang et al. 2023, Delving into the Adversarial Robustness of Federated Learning, AAAI",)
 
     class Parameters(OwnLoss, FedAvgAT.Parameters):
         """Beta 1.5."""

@@ -8,18 +8,24 @@ separately, as FedIT does (Zhang et al. 2024).
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
 from sylva_ray.algorithms.adversarial import AdversarialTraining
+from sylva_ray.algorithms.undefended import FEDAVG
 from sylva_ray.federation.parameters import Sharing
 
 
 class FedAvgAT(AdversarialTraining):
-    """One global model, adversarially trained and deployed as it is."""
+    """One model for all clients: every client trains it adversarially, and the results are averaged."""
 
     name = "fedavg_at"
+    papers: ClassVar[tuple[str, ...]] = (
+        FEDAVG,
+        "Madry et al. 2018, Towards Deep Learning Models Resistant to Adversarial Attacks, ICLR",
+        "Zizzo et al. 2020, FAT: Federated Adversarial Training, arXiv 2012.01791",
+    )
 
     class Parameters(AdversarialTraining.Parameters):
         """All parameters are trained and shared."""
@@ -30,9 +36,10 @@ class FedAvgAT(AdversarialTraining):
 
 
 class FedAvgATFineTuned(FedAvgAT):
-    """FedAvg-AT, then adversarial epochs on the images of each client."""
+    """FedAvg-AT, then adversarial epochs of every client on its own images."""
 
     name = "fedavg_at_ft"
+    papers = FedAvgAT.papers
 
     class Parameters(FedAvgAT.Parameters):
         """One local epoch at the end."""
@@ -41,9 +48,10 @@ class FedAvgATFineTuned(FedAvgAT):
 
 
 class FedTrades(FedAvgAT):
-    """FedTRADES: FedAvg-AT with the TRADES loss (Zhang et al. 2019)."""
+    """FedAvg-AT with the TRADES loss, which keeps predictions under attack close to those on clean images."""
 
     name = "fedtrades"
+    papers = ("Zhang et al. 2019, Theoretically Principled Trade-off between Robustness and Accuracy, ICML",)
 
     class Parameters(FedAvgAT.Parameters):
         """Beta 6, as in the paper."""
@@ -52,9 +60,10 @@ class FedTrades(FedAvgAT):
 
 
 class FedMart(FedAvgAT):
-    """FedMART: FedAvg-AT with the MART loss, where misclassified images have larger weights (Wang et al. 2020)."""
+    """FedAvg-AT with the MART loss, where misclassified images have larger weights."""
 
     name = "fedmart"
+    papers = ("Wang et al. 2020, Improving Adversarial Robustness Requires Revisiting Misclassified Examples, ICLR",)
 
     class Parameters(FedAvgAT.Parameters):
         """Beta 5, as in the paper."""
@@ -64,9 +73,10 @@ class FedMart(FedAvgAT):
 
 
 class FedItAT(FedAvgAT):
-    """FedIT's aggregation (Zhang et al. 2024): separate averages of A and B, not the average of the models."""
+    """FedAvg-AT of adapters whose LoRA factors A and B are averaged separately, which is not the mean of the models."""
 
     name = "fedit_at"
+    papers = ("Zhang et al. 2024, Towards Building the Federated GPT: Federated Instruction Tuning, ICASSP",)
 
     class Parameters(FedAvgAT.Parameters):
         """LoRA, whose factors are averaged naively."""

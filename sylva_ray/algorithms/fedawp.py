@@ -14,13 +14,15 @@ from sylva_ray.models.cohort import broadcast_clients
 
 
 class FedAWP(FedAvgAT):
-    """Steps at w with the gradient at w + v, v = gamma ||w|| g / ||g||, for every weight matrix w.
+    """FedAvg-AT whose gradients are taken at weights that were moved a little towards a higher loss.
 
+    A step at w uses the gradient at w + v, v = gamma ||w|| g / ||g||, for every weight matrix w.
     g is the gradient on the same adversarial images; the authors' proxy takes one ascent step of SGD, which has its
     direction. For a LoRA factor that is 0, ||w|| is a hundredth of the norm of the other factor (our choice).
     """
 
     name = "fedawp"
+    papers = ("Wu et al. 2020, Adversarial Weight Perturbation Helps Robust Generalization, NeurIPS",)
 
     class Parameters(FedAvgAT.Parameters):
         """Gamma 0.01, as in the paper for adversarial training (0.005 with TRADES)."""

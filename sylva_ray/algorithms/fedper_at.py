@@ -14,9 +14,10 @@ from sylva_ray.federation.parameters import Sharing
 
 
 class FedPerAT(FedAvgAT):
-    """Body and head are trained together; only the body is shared."""
+    """FedAvg-AT with personal heads: a client trains body and head together, and shares only the body."""
 
     name = "fedper_at"
+    papers = ("Arivazhagan et al. 2019, Federated Learning with Personalization Layers, arXiv 1912.00818",)
 
     class Parameters(FedAvgAT.Parameters):
         """Personal heads, and a last local epoch that fits them to the merged body."""
@@ -26,9 +27,10 @@ class FedPerAT(FedAvgAT):
 
 
 class FedRepAT(FedPerAT):
-    """The head is trained first, then the body."""
+    """FedPer-AT in which a client trains first its head, then the body."""
 
     name = "fedrep_at"
+    papers = ("Collins et al. 2021, Exploiting Shared Representations for Personalized Federated Learning, ICML",)
 
     class Parameters(FedPerAT.Parameters):
         """Of ``training.local_epochs`` the last ``body_epochs`` train the body, those before the head."""

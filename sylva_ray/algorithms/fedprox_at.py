@@ -13,9 +13,13 @@ from sylva_ray.federation.context import Batch, ClientContext
 
 
 class FedProxAT(FedAvgAT):
-    """The loss plus (mu / 2) ||theta - theta_t||^2 over the trained parameters; theta_t is what the client received."""
+    """FedAvg-AT with a proximal term, which keeps a client's model close to the one that it received.
+
+    The term is (mu / 2) ||theta - theta_t||^2 over the trained parameters; theta_t is what the client received.
+    """
 
     name = "fedprox_at"
+    papers = ("Li et al. 2020, Federated Optimization in Heterogeneous Networks, MLSys",)
 
     class Parameters(FedAvgAT.Parameters):
         """Mu 0.01; 0 is FedAvg-AT, bit for bit."""

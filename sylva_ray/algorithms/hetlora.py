@@ -23,9 +23,13 @@ from sylva_ray.federation.context import RoundUploads
 
 
 class HetLoraAT(AdversarialTraining):
-    """Averages zero-padded factors with weights ||B_k A_k||_F and truncates the result to the rank of each client."""
+    """Adversarially trained LoRA with a rank of its own for each client.
+
+    The server averages zero-padded factors with weights ||B_k A_k||_F and truncates the result to each client's rank.
+    """
 
     name = "hetlora_at"
+    papers = ("Cho et al. 2024, Heterogeneous LoRA for Federated Fine-tuning of On-Device Foundation Models, EMNLP",)
 
     class Parameters(AdversarialTraining.Parameters):
         """The ranks: client i has rank ``ranks[i mod len(ranks)]``, at most ``lora.rank``."""

@@ -9,7 +9,10 @@ from sylva_ray.federation.parameters import Sharing
 
 
 class PerLora(AdversarialTraining):
-    """Per-LoRA: Sylva's phase 1 without the federation, with the same loss, warm-up and number of steps."""
+    """Every client trains adapters adversarially on its own images; nothing is shared.
+
+    This is Sylva's phase 1 without the federation, with the same loss, warm-up and number of steps.
+    """
 
     name = "per_lora"
 
@@ -20,7 +23,7 @@ class PerLora(AdversarialTraining):
 
 
 class PerAdv(PerLora):
-    """Per-Adv: local adversarial training of the whole model."""
+    """Every client trains its whole model adversarially on its own images; nothing is shared."""
 
     name = "per_adv"
 

@@ -26,9 +26,16 @@ DECAY = 0.9
 
 
 class Lorica(AdversarialTraining):
-    """Four expert losses; the less a loss has decreased since the round began, the larger its weight."""
+    """Adapters of which only B is shared, with similar clients; four losses in training, gates choose layers after it.
+
+    The less a loss has decreased since the round began, the larger its weight.
+    """
 
     name = "lorica"
+    papers = (
+        "Qi et al. 2026, Lorica: A Synergistic Fine-Tuning Framework for Advancing Personalized Adversarial "
+        "Robustness, arXiv 2506.05402v3",
+    )
 
     class Parameters(OwnLoss, AdversarialTraining.Parameters):
         """Temperature and floor of the weights of the experts, prior of the logit-adjusted expert."""

@@ -8,9 +8,13 @@ from sylva_ray.algorithms.adversarial import AdversarialTraining
 
 
 class FfaLoraAT(AdversarialTraining):
-    """A is frozen and the same for all clients; B is averaged, so the mean of the models is exact."""
+    """Adversarially trained LoRA with a frozen A, the same for all clients; only B is trained and averaged.
+
+    So the average of B is exactly that of the models.
+    """
 
     name = "ffa_lora_at"
+    papers = ("Sun et al. 2024, Improving LoRA in Privacy-preserving Federated Learning, ICLR",)
 
     class Parameters(AdversarialTraining.Parameters):
         """Only B is trained and uploaded: half the bytes of LoRA where layers are square."""
@@ -19,9 +23,13 @@ class FfaLoraAT(AdversarialTraining):
 
 
 class FedSaLoraAT(AdversarialTraining):
-    """A, the general directions, is averaged; B, which is specific to a client, is personal."""
+    """Adversarially trained LoRA of which A is averaged over the clients, and B stays on its client.
+
+    A holds the general directions, B what is specific to a client.
+    """
 
     name = "fedsa_lora_at"
+    papers = ("Guo et al. 2025, Selective Aggregation for Low-Rank Adaptation in Federated Learning, ICLR",)
 
     class Parameters(AdversarialTraining.Parameters):
         """Both factors are trained, A is uploaded."""

@@ -40,9 +40,16 @@ if TYPE_CHECKING:
 
 
 class PmAfl(Algorithm):
-    """L = L_vanilla + adversarial_weight L_adversarial + consistency_weight L_consistency, without labels."""
+    """A small model for all clients learns from a frozen pre-trained teacher, on images, mixtures and attacked ones.
+
+    The loss is L_vanilla + adversarial_weight L_adversarial + consistency_weight L_consistency; it needs no labels.
+    """
 
     name = "pm_afl"
+    papers = (
+        "Qiao et al. 2025, Pre-trained Model Guided Mixture Knowledge Distillation for Adversarial Federated Learning, "
+        "arXiv 2501.15257",
+    )
 
     class Parameters(Algorithm.Parameters):
         """The teacher, the temperature of both sides of the distillation, and the weights of the losses."""

@@ -12,9 +12,13 @@ from sylva_ray.federation.context import RoundUploads
 
 
 class SFAT(FedAvgAT):
-    """FedAvg-AT in which the clients of smallest adversarial loss have (1 + slack) / (1 - slack) times their weight."""
+    """FedAvg-AT in which the clients with the smallest adversarial loss have larger weights in the average.
+
+    Their weights are (1 + slack) / (1 - slack) times as large.
+    """
 
     name = "sfat"
+    papers = ("Zhu et al. 2023, Combating Exacerbated Heterogeneity for Robust Models in Federated Learning, ICLR",)
 
     class Parameters(FedAvgAT.Parameters):
         """Slack 1/6, that is a factor of 1.4, for one favoured client."""

@@ -23,9 +23,13 @@ from sylva_ray.federation.stages.warm_up import WarmUp
 
 
 class Sylva(AdversarialTraining):
-    """Adversarial training of adapters and heads that all clients share, tuned at home, and a phase 2."""
+    """Adapters trained adversarially by all clients and tuned by each; a layer game then raises benign accuracy."""
 
     name = "sylva"
+    papers = (
+        "Qi et al. 2025, Sylva: Tailoring Personalized Adversarial Defense in Pre-trained Models via Collaborative "
+        "Fine-tuning, ACM CCS, arXiv 2506.05402v1",
+    )
 
     class Parameters(AdversarialTraining.Parameters):
         """Adapters and heads of everybody, a mixture, and a phase 2."""
@@ -47,9 +51,10 @@ class Sylva(AdversarialTraining):
 
 
 class SylvaPaperLike(Sylva):
-    """The literal reading of the abstract: factors are averaged separately, over all clients."""
+    """Sylva, read literally: the LoRA factors A and B are averaged separately, and heads stay on their clients."""
 
     name = "sylva_paper_like"
+    papers = Sylva.papers
 
     class Parameters(Sylva.Parameters):
         """Naive averages over all clients, and no mixture."""

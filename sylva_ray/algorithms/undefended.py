@@ -7,8 +7,12 @@ from __future__ import annotations
 
 from sylva_ray.federation.contract import Algorithm
 
+FEDAVG = "McMahan et al. 2017, Communication-Efficient Learning of Deep Networks from Decentralized Data, AISTATS"
+"""The paper of FedAvg."""
+
 
 class Undefended(Algorithm):
-    """The base method: benign cross-entropy, global adapters, local heads."""
+    """No defence: adapters shared by all clients and personal heads, trained on images without an attack."""
 
     name = "undefended"
+    papers = (FEDAVG,)

@@ -401,8 +401,8 @@ def export(
         One folder per client.
 
     Raises:
-        UserError: no such run or client, other weights of the backbone than the run had, or packages for ONNX are
-            missing.
+        UserError: no such run or client, other weights of the backbone than the run had, packages for ONNX are
+            missing, or the folder holds other clients of another export.
     """
     loaded = load_run(run)
     everyone = range(len(loaded.states))
@@ -411,18 +411,17 @@ def export(
     chosen = everyone if clients is None else clients
     folder = output_path("--to", to, "folder")
 
-    from sylva_ray.models.export import ExportOptions, export_clients  # PyTorch: after what needs no model
+    from sylva_ray.models.export import CARD, ExportOptions, export_clients  # PyTorch: after what needs no model
     from sylva_ray.reports.model_card import model_card
     from sylva_ray.storage.atomic import write_atomically
 
     summary = loaded.summary
     names = None if summary is None else summary.class_names
     folders = export_clients(loaded.config, loaded.states, chosen, folder, names, ExportOptions(merged, onnx))
-    has_adapters = any(name.endswith(".lora_A") for name in loaded.states[0])
     if summary is not None:
         for client, target in zip(chosen, folders, strict=True):
-            card = model_card(loaded.config, summary, client, has_adapters, changed)
-            write_atomically(target / "README.md", card)
+            files = [path.name for path in target.iterdir()]
+            write_atomically(target / CARD, model_card(loaded.config, summary, client, files, changed))
     return folders
 
 

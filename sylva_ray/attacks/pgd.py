@@ -1,4 +1,4 @@
-"""Projected gradient descent, PGD.
+"""PGD (projected gradient descent): steps along the gradient that stay within the budget.
 
 Source: Madry et al. 2018, "Towards Deep Learning Models Resistant to Adversarial Attacks". `pgd` is the attack of
 adversarial training, in L-infinity, for any loss; it returns the last iterate. `PgdAttack` is the evaluation attack,

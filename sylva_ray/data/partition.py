@@ -95,7 +95,7 @@ def _iid(labels: np.ndarray, section: PartitionSection, rng: np.random.Generator
 
 
 def _dirichlet(labels: np.ndarray, section: PartitionSection, rng: np.random.Generator) -> np.ndarray:
-    """Draw each class's proportions from Dir(alpha) (Hsu et al. 2019).
+    """Divide each class in proportions from Dir(alpha): the smaller alpha, the more skewed (Hsu et al. 2019).
 
     A client that already holds n / K images gets no more, as in CalFAT.
     CalFAT sets the proportions of full clients to zero and renormalises. Drawing for the other clients alone has the
@@ -137,7 +137,7 @@ def _pathological(labels: np.ndarray, section: PartitionSection, rng: np.random.
 
 
 def _quantity(labels: np.ndarray, section: PartitionSection, rng: np.random.Generator) -> np.ndarray:
-    """Draw the clients' sizes from Dir(alpha), whatever the labels (Li et al. 2022)."""
+    """Give clients unequal numbers of images, in proportions from Dir(alpha), whatever the labels (Li et al. 2022)."""
     proportions = rng.dirichlet(np.full(section.num_clients, min(section.alpha, MAX_ALPHA)))
     counts = largest_remainder(proportions, len(labels))
     return rng.permutation(np.repeat(np.arange(section.num_clients), counts))

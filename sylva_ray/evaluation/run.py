@@ -129,7 +129,8 @@ def run_evaluation(
     worst = tables.worst_answers(measured, [spec.label for spec in _main_attacks(request)])
     collapsed = measurements.collapsed(worst, left_out)
     images = int(sum(map(len, measured.without(left_out).labels)))
-    model = threat_model(config, request.attacks)
+    records = run.folder.load_records()
+    model = threat_model(config, request.attacks, records)
     transfer = measurements.transfer() if request.transfer else None
     is_deployed = request.checks and measurements.deployed()
     facts = RunFacts(request.epsilon, fleet.num_classes, model, images, is_deployed, collapsed)
@@ -151,7 +152,7 @@ def run_evaluation(
         certified=[measurements.certified(sigma, left_out) for sigma in request.sigmas] or None,
         gallery=measurements.gallery(),
         warnings=[
-            *budget_warnings(config, request.attacks, run.folder.load_records(), curves.epsilon.x if curves else ()),
+            *budget_warnings(config, request.attacks, records, curves.epsilon.x if curves else ()),
             *(f"{what} are not those of the run (--allow-changed)" for what in run.prepared.changed_inputs),
         ]
         or None,

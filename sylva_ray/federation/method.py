@@ -82,6 +82,15 @@ class Method:
         """The parameters that every method has."""
 
     name: ClassVar[str] = "algorithm"
+    papers: ClassVar[tuple[str, ...]] = ()
+    """The papers that the method implements, as they are to be cited: authors, year, title, place.
+
+    A subclass does not inherit them, because what it changes is not in them.
+    """
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        cls.papers = vars(cls).get("papers", ())
 
     def __init__(self, parameters: Section) -> None:
         assert isinstance(parameters, MethodParameters)

@@ -130,7 +130,7 @@ def summarise(
             *_warnings(records, checks),
             *budget_warnings(config, config.evaluation.specs, records),
         ],
-        threat_model=threat_model(config, config.evaluation.specs),
+        threat_model=threat_model(config, config.evaluation.specs, records),
         byzantine=ByzantineRecord(attack=config.byzantine.attack, attackers=attackers) if attackers else None,
         versions={"sylva_ray": __version__}
         | ({"commit": commit} if (commit := package_commit()) else {})

@@ -18,19 +18,25 @@ TEST_POOLS = {"test": "test", "train": "held-out training"}
 NORMS = {"linf": "L-infinity", "l2": "L2", "l0": "L0 (pixels)"}
 """Norms in words."""
 
+GUARDED = {LayerGame.name, Refine.name}
+"""Names of the stages that attack images to guard robustness, not to train it."""
+
 _EVALUATION_PRECISION = {
     "float32": "float32 at evaluation",
-    "bfloat16": "benign answers in float32; "
-    "attacks compute in bfloat16, and a success counts where float32 confirms it",
+    "bfloat16": "benign accuracy in float32; attacks compute their steps in bfloat16, and an image counts as broken "
+    "only if the float32 model misclassifies it, too",
 }
 
 
-def threat_model(config: ResolvedConfig, attacks: Sequence[AttackSpec]) -> dict[str, str]:
+def threat_model(
+    config: ResolvedConfig, attacks: Sequence[AttackSpec], records: Sequence[StageRecord]
+) -> dict[str, str]:
     """Describe what is attacked, how, and what the attacker knows.
 
     Args:
         config: of the run.
         attacks: of the evaluation.
+        records: of the run's stages: whether they attacked images in training.
 
     Returns:
         ``norm``, ``training``, ``evaluation``, ``knowledge`` and ``precision``.
@@ -39,12 +45,13 @@ def threat_model(config: ResolvedConfig, attacks: Sequence[AttackSpec]) -> dict[
     norms = ", ".join(words for norm, words in NORMS.items() if norm in used)
     labels = ", ".join(spec.label for spec in attacks)
     black_box = sorted({spec.name for spec in attacks if find_attack(spec.name).black_box})
-    box = f"white box ({' and '.join(black_box)}: answers only)" if black_box else "white box"
+    box = f"white box, except {' and '.join(black_box)} (the model's answers only)" if black_box else "white box"
+    training = f"{config.attack.title} at epsilon {config.attack.epsilon * 255:.4g}/255"
     return {
-        "norm": f"{norms}, in [0, 1] pixel space at the data set's native size",
-        "training": f"{config.attack.title} at epsilon {config.attack.epsilon * 255:.4g}/255",
+        "norm": f"{norms}, on pixels in [0, 1] at the images' own size, before the model resizes them",
+        "training": training if _is_adversarial(records) else "without an attack",
         "evaluation": f"{labels}; {box}, on every client's own {TEST_POOLS[config.dataset.test_pool]} images; "
-        "every iterate counts, the clean one too",
+        "an image counts as broken if the model misclassifies it unchanged or after any step of the attack",
         "knowledge": "the attacker knows the deployed personal weights; nothing is randomised at inference",
         "precision": _EVALUATION_PRECISION[config.evaluation.precision],
     }
@@ -67,12 +74,10 @@ def budget_warnings(
     Returns:
         One sentence per budget that is not measured; none where no attack has a budget, or nothing was defended.
     """
-    guarded = {LayerGame.name, Refine.name}
-    has_guard = any(record.stage in guarded for record in records)
-    is_adversarial = any("attack" in record.seconds for record in records if record.stage not in guarded)
+    has_guard = any(record.stage in GUARDED for record in records)
     bounded = [spec for spec in attacks if math.isfinite(spec.epsilon)]
     linf = [*other_epsilons, *(spec.epsilon for spec in bounded if spec.norm == "linf")]
-    budgets = {"training": config.attack.epsilon} if is_adversarial else {}
+    budgets = {"training": config.attack.epsilon} if _is_adversarial(records) else {}
     budgets |= {"the guard of phase 2": config.reported_epsilon} if has_guard else {}
     missed = {
         name: epsilon for name, epsilon in budgets.items() if not any(math.isclose(other, epsilon) for other in linf)
@@ -88,3 +93,8 @@ def budget_warnings(
         used = f"{names} used L-infinity epsilon {text}"
         sentences.append(f"{used}, but {measured}; for that: sylva-ray evaluate RUN --attack pgd:epsilon={text}")
     return sentences
+
+
+def _is_adversarial(records: Sequence[StageRecord]) -> bool:
+    """Return whether images were attacked in training."""
+    return any("attack" in record.seconds for record in records if record.stage not in GUARDED)

@@ -15,22 +15,29 @@ SCRIPT, BASE = "load.py", "base.safetensors"
 
 TEMPLATE = '''"""Load clients of this export with timm{{ " and PEFT" if adapters else "" }}; sylva_ray is not needed.
 
-    python load.py client_000 IMAGE ...          # prints the class of every image
+    {{ install }}
+    python load.py client_000 photo.png          # prints the class of every image
 
-In Python: ``model = load("client_000")``, then ``model(preprocess(images))`` are the logits.
+In Python: ``model = load("client_000")``, then ``model(preprocess(images))`` are the logits of `CLASSES`.
 """
 
+import argparse
 import sys
 from pathlib import Path
 
-import numpy as np
-import timm
-import torch
+try:
+    import numpy as np
+    import timm
+    import torch
 {% if adapters %}
-from peft import PeftModel
+    from peft import PeftModel
 {% endif %}
-from PIL import Image
-from safetensors.torch import load_file
+    from PIL import Image
+    from safetensors.torch import load_file
+except ModuleNotFoundError as error:
+    if __name__ != "__main__":
+        raise
+    sys.exit(f"load.py: {error.name} is missing: {{ install }}")
 {% if own_module %}
 
 import {{ own_module }}  # registers the model with timm
@@ -52,6 +59,8 @@ def preprocess(images):
 
 def load(client):
     """Return the model of a client, e.g. client_000, in evaluation mode: its whole weights if they are there."""
+    if client not in clients():
+        raise ValueError(f"there is no client {client!r}; {available()}")
     arguments = {{ arguments }}
     if (HERE / client / "model.safetensors").exists():
         model = timm.create_model(**arguments, num_classes=len(CLASSES))
@@ -71,14 +80,51 @@ def load(client):
 {% endif %}
 
 
-if __name__ == "__main__":
-    model = load(sys.argv[1])
-    for path in sys.argv[2:]:
-        pixels = np.asarray(Image.open(path).convert("RGB"), dtype=np.float32) / 255
+def clients():
+    """Return the names of the clients beside this script."""
+    return sorted(path.name for path in HERE.glob("client_*") if path.is_dir())
+
+
+def available():
+    """Return the names of the first clients, in words."""
+    names = clients()
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return f"available: {', '.join(names[:5]) or 'none'}{more}"
+
+
+def main():
+    """Print the class of every image; what is wrong is said in one line."""
+    example = "python load.py client_000 photo.png"
+    about = "Print the classes that the model of a client gives to images."
+    parser = argparse.ArgumentParser("load.py", description=about, epilog=f"example: {example}; {available()}")
+    parser.add_argument("client", nargs="?", help="e.g. client_000")
+    parser.add_argument("images", nargs="*", metavar="image", help="file of an image")
+    given = parser.parse_args()
+    if given.client is None:
+        parser.exit(2, f"load.py: name a client and images, e.g. {example}; {available()}\\n")
+    if given.client not in clients():
+        parser.exit(2, f"load.py: there is no client {given.client!r}; {available()}\\n")
+    if not given.images:
+        parser.exit(2, f"load.py: name one or more images, e.g. {example}\\n")
+    model = load(given.client)
+    for path in given.images:
+        try:
+            pixels = np.asarray(Image.open(path).convert("RGB"), dtype=np.float32) / 255
+        except OSError as error:
+            parser.exit(2, f"load.py: cannot read {path!r} as an image: {error}\\n")
         with torch.no_grad():
             logits = model(preprocess(torch.from_numpy(pixels).permute(2, 0, 1)[None]))
         print(path, CLASSES[int(logits.argmax())])
+
+
+if __name__ == "__main__":
+    main()
 '''
+
+
+def packages(adapters: bool) -> str:
+    """Return the command that installs what the script needs; ``adapters`` as of `load_script`."""
+    return f"pip install timm{' peft' * adapters} safetensors pillow"
 
 
 def load_script(
@@ -101,6 +147,7 @@ def load_script(
         adapters=adapters,
         has_base=has_base,
         own_module=own_module,
+        install=packages(adapters),
         base=BASE,
         head=backbone.head_name,
         classes=repr(list(classes)),

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import copy
+import json
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from sylva_ray.core.errors import UserError
+from sylva_ray.core.version import __version__
 from sylva_ray.models.backbone import Backbone
 
 ONNX, OPSET = "model.onnx", 18
@@ -39,12 +42,15 @@ class Deployed(nn.Module):
         return logits
 
 
-def save_onnx(backbone: Backbone, folder: Path) -> Path:
+def save_onnx(backbone: Backbone, folder: Path, classes: Sequence[str]) -> Path:
     """Write ``model.onnx``: input ``images [N, 3, H, W] float32 in [0, 1]``, output ``logits [N, num_classes]``.
+
+    The file's metadata says so, too, and has ``opset`` and ``classes``, a JSON list of the names of the logits.
 
     Args:
         backbone: with the weights of a client.
         folder: where to write it.
+        classes: names of the classes, in the order of the logits.
 
     Returns:
         The file.
@@ -62,16 +68,22 @@ def save_onnx(backbone: Backbone, folder: Path) -> Path:
     example = torch.rand(2, 3, size + 3, size + 5)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the exporter about itself
-        torch.onnx.export(
+        program = torch.onnx.export(
             copy.deepcopy(Deployed(backbone)).eval(),
             (example,),
-            str(path),
             input_names=["images"],
             output_names=["logits"],
             opset_version=OPSET,
             dynamo=True,
             dynamic_shapes={"images": sizes},
-            external_data=False,
             verbose=False,
         )
+    assert program is not None
+    program.model.metadata_props.update(
+        opset=str(OPSET),
+        classes=json.dumps(list(classes)),
+        images="float32 [N, 3, H, W], RGB in [0, 1]; the model resizes and normalises them",
+        exported_by=f"sylva_ray {__version__}",
+    )
+    program.save(str(path), external_data=False)
     return path

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save
 
 from sylva_ray.config.experiment import BackboneSection, LoraSection
 from sylva_ray.core.errors import UserError
 from sylva_ray.core.types import ClientState
+from sylva_ray.storage.atomic import write_atomically
 
 if TYPE_CHECKING:
     from torch import nn
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 PREFIX = "base_model.model."
 WEIGHTS = "adapter_model.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
+MERGED = "model.safetensors"
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ def save_adapter(
         saved[f"{module}.lora_A"] = saved[f"{module}.lora_A"].reshape(-1, *inputs)
         saved[f"{module}.lora_B"] = saved[f"{module}.lora_B"][:, :, None, None]
     arrays = {_peft_name(name): np.ascontiguousarray(value) for name, value in sorted(saved.items())}
-    save_file(arrays, folder / WEIGHTS)
+    write_atomically(folder / WEIGHTS, save(arrays))
     modules = sorted({name.rsplit(".", 1)[0] for name in adapter if name not in layout.whole})
     config = {
         "peft_type": "LORA",
@@ -83,7 +85,7 @@ def save_adapter(
         "bias": "none",
         "inference_mode": True,
     }
-    (folder / ADAPTER_CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+    write_atomically(folder / ADAPTER_CONFIG, json.dumps(config, indent=2, sort_keys=True) + "\n")
     return folder
 
 
@@ -109,9 +111,7 @@ def save_merged(state: ClientState, folder: Path, backbone: Mapping[str, np.ndar
             ).astype(np.float32)
         elif name in merged:
             merged[name] = value
-    path = folder / "model.safetensors"
-    save_file(dict(sorted(merged.items())), path)
-    return path
+    return write_atomically(folder / MERGED, save(dict(sorted(merged.items()))))
 
 
 def load_adapter(folder: Path) -> dict[str, np.ndarray]:

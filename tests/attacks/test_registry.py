@@ -98,8 +98,8 @@ def test_label_title_threat_model_and_classes_follow_from_its_file(tiny_config: 
     try:
         spec = parse_attack("one_step_back:epsilon=4/255")
         assert (spec.label, attack_title(spec)) == ("one_step_back-eps4", "one step back at epsilon 4/255")
-        described = threat_model(resolve_config(tiny_config), [spec])["evaluation"]
-        assert described.startswith("one_step_back-eps4; white box (one_step_back: answers only)")
+        described = threat_model(resolve_config(tiny_config), [spec], [])["evaluation"]
+        assert described.startswith("one_step_back-eps4; white box, except one_step_back (the model's answers only)")
         check_classes([spec], 3)
         with pytest.raises(UserError, match=r"one step back needs at least 3 classes and the data set has 2$"):
             check_classes([spec], 2)

@@ -130,7 +130,7 @@ def test_another_precision_is_measured_anew_and_says_so(run_dir: Path) -> None:
         assert coarse.attacks[label].accuracy.mean == pytest.approx(row.accuracy.mean, abs=0.06), label
     assert exact.threat_model["precision"] == "float32 at evaluation"
     assert "bfloat16" in coarse.threat_model["precision"]
-    assert "float32 confirms" in coarse.threat_model["precision"]
+    assert "only if the float32 model" in coarse.threat_model["precision"]
     _, again = evaluated(run_dir)
     assert again.done == 0, "and they are still there"
 

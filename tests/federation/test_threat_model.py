@@ -28,11 +28,18 @@ def test_the_threat_model_names_what_was_measured(tiny_config: ExperimentConfig)
     resolved = resolve_config(tiny_config)
 
     def stated(*attacks: str) -> Any:
-        return threat_model(resolved, [parse_attack(text) for text in attacks])
+        return threat_model(resolved, [parse_attack(text) for text in attacks], [TRAINED])
 
-    assert stated("pgd:norm=l2,epsilon=0.5")["norm"].startswith("L2, in")
-    assert stated("pgd", "sparsefool")["norm"].startswith("L-infinity, L0 (pixels), in")
-    assert "white box (square: answers only)" in stated("square")["evaluation"]
+    assert stated("pgd:norm=l2,epsilon=0.5")["norm"].startswith("L2, on pixels")
+    assert stated("pgd", "sparsefool")["norm"].startswith("L-infinity, L0 (pixels), on")
+    assert "white box, except square (the model's answers only)" in stated("square")["evaluation"]
+    assert "misclassifies it unchanged or after any step of the attack" in stated("pgd")["evaluation"]
+
+
+def test_a_method_without_an_attack_in_training_says_so(tiny_config: ExperimentConfig) -> None:
+    resolved, attacks = resolve_config(tiny_config), [parse_attack("pgd")]
+    assert threat_model(resolved, attacks, [TRAINED])["training"] == "PGD-1 at epsilon 4/255"
+    assert threat_model(resolved, attacks, [BENIGN, GUARDED])["training"] == "without an attack"
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -13,23 +16,35 @@ import torch
 from huggingface_hub import ModelCard
 
 import sylva_ray
-from sylva_ray.models.backbone import create_backbone
+from sylva_ray.algorithms.registry import ALGORITHMS
+from sylva_ray.config.experiment import BackboneSection, ExperimentConfig
+from sylva_ray.core.errors import UserError
+from sylva_ray.models.backbone import backbone_arrays, create_backbone
 from sylva_ray.models.cohort import repeat_owner, to_parameters
+from sylva_ray.models.export import export_clients
+from sylva_ray.models.load_script import load_script
+from sylva_ray.models.origin import origin_of
 from sylva_ray.preparation.experiment import create_worker, prepare
 from tests.conftest import TINY
 
 PLAIN = """
 import sys
 sys.modules["sylva_ray"] = None  # an import fails
-import runpy
+sys.path.insert(0, "")
 import numpy as np, torch
 
-export = runpy.run_path(sys.argv[1] + "/load.py")
-model = export["load"](sys.argv[2])
+images = torch.from_numpy(np.load(sys.argv[1]))
 with torch.no_grad():
-    np.save(sys.argv[4], model(export["preprocess"](torch.from_numpy(np.load(sys.argv[3])))).numpy())
+    exec(sys.argv[3])
+    np.save(sys.argv[2], logits.numpy())
 """
-"""The code of the README, and where its results go."""
+"""Runs a card's first Python block, where its images are from, and where its results go."""
+
+
+def blocks(card: Path) -> list[str]:
+    """The Python of a model card."""
+    return re.findall(r"```python\n(.*?)```", card.read_text(), re.DOTALL)
+
 
 METHODS: dict[str, dict[str, Any]] = {
     "adapters": {"algorithm": {"name": "fedit_at"}, "lora": {"rank": 2, "train_norms": True}},
@@ -46,7 +61,7 @@ def finished(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     return folder
 
 
-def test_a_plain_process_gets_the_same_logits(finished: Path, tmp_path: Path) -> None:
+def test_a_plain_process_gets_the_same_logits(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folders = sylva_ray.export(finished, tmp_path / "out", [1], onnx=True)
     assert folders == [tmp_path / "out" / "client_001"]
     images = torch.rand(3, 3, 8, 8, generator=torch.Generator().manual_seed(0))  # another size than the model's
@@ -59,15 +74,28 @@ def test_a_plain_process_gets_the_same_logits(finished: Path, tmp_path: Path) ->
         expected = worker.model.forward(params, images, repeat_owner([3])).numpy()
     np.testing.assert_allclose(plain_logits(tmp_path / "out", tmp_path), expected, atol=1e-4)
 
-    onnxruntime = pytest.importorskip("onnxruntime")
-    session = onnxruntime.InferenceSession(str(folders[0] / "model.onnx"), providers=["CPUExecutionProvider"])
-    np.testing.assert_allclose(session.run(None, {"images": images.numpy()})[0], expected, atol=1e-4)
+    pytest.importorskip("onnxruntime")
+    onnx = pytest.importorskip("onnx")
+    variables: dict[str, Any] = {"images": images.numpy()}
+    monkeypatch.chdir(tmp_path / "out")
+    exec(blocks(folders[0] / "README.md")[1], variables)
+    np.testing.assert_allclose(variables["logits"], expected, atol=1e-4)
+    metadata = variables["session"].get_modelmeta().custom_metadata_map
+    assert json.loads(metadata["classes"]) == [str(digit) for digit in range(10)]
+    (opset,) = (entry.version for entry in onnx.load(folders[0] / "model.onnx").opset_import if not entry.domain)
+    assert f"`model.onnx` (opset {opset})" in (folders[0] / "README.md").read_text()
+    assert metadata["opset"] == str(opset)
+
+    modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    (tmp_path / "ordinary").touch()
+    assert set(modes.values()) == {(tmp_path / "ordinary").stat().st_mode & 0o777}, modes
 
 
 def plain_logits(export: Path, folder: Path) -> np.ndarray:
     """Return what a process without this package computes with client 1 for the images in ``folder``."""
-    arguments = [str(export), "client_001", str(folder / "images.npy"), str(folder / "logits.npy")]
-    subprocess.run([sys.executable, "-c", PLAIN, *arguments], check=True, capture_output=True, cwd=folder)
+    block = blocks(export / "client_001" / "README.md")[0]
+    arguments = [str(folder / "images.npy"), str(folder / "logits.npy"), block]
+    subprocess.run([sys.executable, "-c", PLAIN, *arguments], check=True, capture_output=True, cwd=export)
     logits: np.ndarray = np.load(folder / "logits.npy")
     return logits
 
@@ -90,9 +118,16 @@ def test_a_card_says_what_the_model_is_and_how_good(finished: Path, tmp_path: Pa
     results = {result.metric_name: result.metric_value for result in card.data.eval_results or ()}
     assert results["accuracy, benign"] == round(summary.final.benign_accuracy.per_client[0], 4)
     for text in ("Threat model", "95 % interval", "Citation", *summary.threat_model.values()):
-        assert text in card.text
+        assert text in " ".join(card.text.split())
     assert all(check.name in card.text for check in summary.checks)
-    assert max(map(len, card.text.splitlines())) < 200
+    papers = ALGORITHMS[summary.algorithm].papers
+    assert papers
+    for paper in papers:
+        assert f"* {paper}" in " ".join(card.text.split())
+    assert "trained on Tiny-ImageNet without adversarial examples" in " ".join(card.text.split())
+    assert card.data.license == "apache-2.0"
+    assert max(map(len, card.text.splitlines())) <= 120
+    assert "\n\n\n" not in card.text
 
 
 @pytest.mark.slow
@@ -113,11 +148,85 @@ def test_a_script_prints_the_class_of_an_image(finished: Path, tmp_path: Path) -
 
 def test_weights_that_the_hub_knows_by_name_are_not_copied() -> None:
     """The script asks timm for them; nothing is fetched here."""
-    from sylva_ray.config.experiment import BackboneSection
-    from sylva_ray.models.load_script import load_script
-
     backbone = create_backbone(BackboneSection(name="vit_tiny_patch16_224"), 2)
     text = load_script(backbone, ["a", "b"], adapters=True, has_base=False)
     assert "timm.create_model(**arguments, num_classes=len(CLASSES), pretrained=True)" in text
     assert "base.safetensors" not in text
     compile(text, "load.py", "exec")
+
+
+@pytest.fixture
+def script(tmp_path: Path) -> Path:
+    """The script of an export of two clients; their folders are empty."""
+    backbone = create_backbone(BackboneSection(), 2)
+    for client in range(2):
+        (tmp_path / f"client_{client:03d}").mkdir()
+    (tmp_path / "load.py").write_text(load_script(backbone, ["a", "b"], adapters=False, has_base=False))
+    return tmp_path / "load.py"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (
+            [],
+            "load.py: name a client and images, e.g. python load.py client_000 photo.png; available: client_000",
+        ),
+        (["client_7", "x.png"], "load.py: there is no client 'client_7'; available: client_000, client_001"),
+        (["client_000"], "load.py: name one or more images, e.g. python load.py client_000 photo.png"),
+    ],
+)
+def test_a_wrong_argument_of_the_script_is_answered_in_a_line(
+    arguments: list[str], says: str, script: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", [str(script), *arguments])
+    with pytest.raises(SystemExit) as caught:
+        runpy.run_path(str(script), run_name="__main__")
+    assert caught.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(says)
+
+
+def test_a_script_has_help_with_an_example_and_names_its_clients(
+    script: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", [str(script), "--help"])
+    with pytest.raises(SystemExit):
+        runpy.run_path(str(script), run_name="__main__")
+    text = " ".join(capsys.readouterr().out.split())
+    assert "example: python load.py client_000 photo.png; available: client_000, client_001" in text
+    with pytest.raises(ValueError, match=r"there is no client 'client_2'; available: client_000, client_001"):
+        runpy.run_path(str(script))["load"]("client_2")
+
+
+@pytest.mark.parametrize(
+    ("section", "licence", "hub_name", "says"),
+    [
+        ({}, "apache-2.0", None, "trained on"),
+        ({"name": "vit_micro_robust"}, "apache-2.0", None, "trained further on adversarial examples"),
+        ({"checkpoint": "/mine/weights.safetensors"}, "unknown", None, "`weights.safetensors`, which the person"),
+        ({"name": "resnet18"}, "unknown", None, "random weights"),
+        ({"name": "resnet18", "pretrained": True}, "apache-2.0", "timm/resnet18.a1_in1k", "timm states the licence"),
+        ({"name": "mine.models:net", "pretrained": True}, "unknown", None, "not known"),
+    ],
+)
+def test_only_what_is_known_is_said_about_the_weights_of_a_backbone(
+    section: dict[str, Any], licence: str, hub_name: str | None, says: str
+) -> None:
+    origin = origin_of(BackboneSection(**section))
+    assert (origin.licence, origin.hub_name) == (licence, hub_name)
+    assert says in origin.description
+
+
+def test_a_folder_holds_one_export(tmp_path: Path) -> None:
+    """What an earlier export left in a client's folder would be loaded in its place."""
+    config = ExperimentConfig(algorithm={"name": "fedavg_at"})
+    backbone = create_backbone(config.backbone, 2)
+    states = [backbone_arrays(backbone)] * 2
+    (tmp_path / "client_000").mkdir()
+    (tmp_path / "client_000" / "adapter_model.safetensors").touch()
+    export_clients(config, states, [0, 1], tmp_path, ["a", "b"])
+    assert [path.name for path in (tmp_path / "client_000").iterdir()] == ["model.safetensors"]
+    export_clients(config, states, [1], tmp_path, ["a", "b"])
+    with pytest.raises(UserError, match=r"has clients of another export \(client_000\)"):
+        export_clients(config, states, [1], tmp_path, ["a", "c"])

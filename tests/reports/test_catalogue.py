@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 import yaml
 
 import sylva_ray
+from sylva_ray.algorithms.fedavg_at import FedAvgAT
 from sylva_ray.algorithms.registry import ALGORITHMS
 from sylva_ray.api import KINDS, catalogue, describe, init, listed
 from sylva_ray.attacks.registry import ATTACKS
@@ -67,11 +69,45 @@ def test_a_section_inside_a_section_has_the_defaults_of_its_place() -> None:
     assert defaults["per_lora"]["algorithm.phase2.enabled"] == "false"
 
 
-@pytest.mark.parametrize("name", [*ALGORITHMS, *ATTACKS, "S4", "dirichlet", "attack", "attack.epsilon", "algorithm"])
+SHOWN = (*ALGORITHMS, *ATTACKS, "vit_micro_robust", "S4", "dirichlet", "attack", "attack.epsilon", "algorithm")
+
+
+@pytest.mark.parametrize("name", SHOWN)
 def test_whatever_has_a_name_can_be_shown(name: str) -> None:
     lines = describe(name, columns=60)
     assert len(lines) > 1
     assert all(len(line) <= 60 or " " not in line.strip() for line in lines)
+    papers = ALGORITHMS[name].papers if name in ALGORITHMS else ()
+    assert all(f"paper {paper}" in " ".join(" ".join(lines).split()) for paper in papers)
+
+
+OWN_BASELINES = {"per_lora", "per_adv"}
+"""Methods that no paper describes."""
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_a_method_names_its_papers_and_the_documentation_the_same(name: str) -> None:
+    papers = ALGORITHMS[name].papers
+    assert bool(papers) == (name not in OWN_BASELINES)
+    for paper in papers:
+        assert re.fullmatch(r"\w+ et al\. 20\d\d, [^,].{20,}, .{4,}", paper)
+    table = (ROOT / "docs" / "methods.md").read_text()
+    column = next(line.split("|")[2] for line in table.splitlines() if line.startswith(f"| `{name}` |"))
+    cited = re.findall(r"\w+ et al\. \d+", column)
+    assert set(cited) == {re.match(r"\w+ et al\. \d+", paper)[0] for paper in papers}  # type: ignore[index]
+
+
+def test_papers_are_not_inherited() -> None:
+    class Mine(FedAvgAT):
+        name = "mine"
+
+    assert Mine.papers == ()
+
+
+def test_methods_are_described_by_sentences_without_formulas() -> None:
+    for entry in catalogue("methods"):
+        assert re.fullmatch(r"[A-Z][^=|^()_]+", entry.summary), entry
+        assert len(entry.summary) < 120
 
 
 def test_shown_values_can_be_given_back() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from textwrap import TextWrapper, indent
@@ -99,7 +100,8 @@ def _method_lines(name: str, columns: int) -> list[str]:
     module = inspect.cleandoc(sys.modules[method.__module__].__doc__ or "")
     rows = [
         ("method", inspect.cleandoc(method.__doc__ or "")),
-        ("paper", module.split("\n\n")[0]),
+        *(("paper", paper) for paper in method.papers),
+        ("about", module),
         ("source", f"{method.__module__}.{method.__qualname__}"),
         ("use", f"algorithm.name={name}"),
     ]
@@ -133,8 +135,14 @@ def _check_lines(name: str, columns: int) -> list[str]:
 
 
 def _backbone_lines(name: str, columns: int) -> list[str]:
-    del columns
-    return SHIPPED[name].card.read_text(encoding="utf-8").rstrip().splitlines()
+    lines: list[str] = []
+    was_item = False
+    for block in re.split(r"\n+(?=\* )|\n\n", SHIPPED[name].card.read_text(encoding="utf-8").strip()):
+        is_item = block.startswith("* ")
+        text = " ".join(block.split())
+        lines += [*_blank("" if is_item and was_item else "".join(lines)), *_filled(text, columns, 0, "  " * is_item)]
+        was_item = is_item
+    return lines
 
 
 def _partition_lines(name: str, columns: int) -> list[str]:
@@ -176,8 +184,8 @@ def _labelled(rows: Iterable[tuple[str, str]], columns: int) -> list[str]:
     ]
 
 
-def _filled(text: str, columns: int, spaces: int = 0) -> list[str]:
-    wrapper = TextWrapper(_limited(columns) - spaces, break_on_hyphens=False)
+def _filled(text: str, columns: int, spaces: int = 0, hanging: str = "") -> list[str]:
+    wrapper = TextWrapper(_limited(columns) - spaces, subsequent_indent=hanging, break_on_hyphens=False)
     return indent("\n".join(wrapper.wrap(text)), " " * spaces).splitlines()
 
 
