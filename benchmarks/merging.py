@@ -1,6 +1,7 @@
 """Measure how long the coordinator takes to merge a round's uploads, without training and Ray, on one BLAS thread.
 
     python benchmarks/merging.py [--clients 10 100 300] [--fleets moved groups unrelated] [--repeats 3] [--recall]
+    python benchmarks/merging.py --clients 10000 --fleets moved --sample 160
 
 Uploads have the shapes of the backbone `vit_micro` (6 blocks of width 192, qkv and proj of every block adapted, rank
 8). In *moved* fleets, every client has moved away from a common state, as after a round of training; in *groups*, it
@@ -13,19 +14,25 @@ and, in brackets, wall seconds of `Algorithm.aggregate`, those of the repeat wit
 * round 1: the same method in round 1, in which all clients are merged with all others;
 * global: ``adapters=global``, by product-SVD;
 * recall (with ``--recall``): the fraction of the exact neighbours that the search finds.
+
+With ``--sample N``, for fleets that would take too long, only N receivers are merged, each with ceil(sqrt K) clients
+drawn at random, on one thread. The row holds CPU seconds of one receiver and of what all receivers share, CPU
+milliseconds of each further receiver, and the peak memory of the process in GiB.
 """
 
 from __future__ import annotations
 
 import argparse
+import resource
 import time
 from collections.abc import Callable
 
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from sylva_ray.aggregation.neighbours import nearest_clients, neighbour_graph, product_gram
-from sylva_ray.federation.context import RoundUploads
+from sylva_ray.aggregation.neighbours import nearest_clients, neighbour_graph, neighbourhood_size, product_gram
+from sylva_ray.aggregation.threads import in_turn
+from sylva_ray.federation.context import Merge, RoundUploads
 from sylva_ray.federation.contract import Algorithm
 
 WIDTH, BLOCKS, RANK = 192, 6, 8
@@ -76,6 +83,25 @@ def seconds_of(states: list[dict[str, np.ndarray]], repeats: int) -> list[str]:
     ]
 
 
+def sampled(states: list[dict[str, np.ndarray]], count: int) -> list[str]:
+    """Measure the merges of ``count`` receivers with random neighbours."""
+    size, rng = len(states), np.random.default_rng(0)
+    uploads = RoundUploads(2, states, states, dict(enumerate(states)), [1] * size)
+    method, num_neighbours = Algorithm(Algorithm.Parameters(adapters="neighbours")), neighbourhood_size(size)
+    merges = []
+    for receiver in range(count):
+        others = rng.choice(np.delete(np.arange(size), receiver), num_neighbours - 1, replace=False)
+        members = sorted([receiver, *others.tolist()])
+        merges.append(Merge(members, np.full(num_neighbours, 1 / num_neighbours), receiver))
+    times = []
+    for some in (merges[:1], merges):
+        started = time.process_time()
+        method.merge_here(uploads, list(states[0]), some, in_turn)
+        times.append(time.process_time() - started)
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    return [f"{times[0]:.2f}", f"{1000 * (times[1] - times[0]) / (count - 1):.1f}", f"{memory:.2f}"]
+
+
 def recall(states: list[dict[str, np.ndarray]]) -> str:
     """Return the fraction of the exact neighbours that are found; the exact search takes O(K^2) products."""
     same = np.ones(len(states))
@@ -91,14 +117,22 @@ def main() -> None:
     parser.add_argument("--fleets", nargs="+", choices=FLEETS, default=FLEETS)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--recall", action="store_true")
+    parser.add_argument("--sample", type=int)
     options = parser.parse_args()
-    columns = ["graph, s", "neighbours, s", "round 1, s", "global, s", *["recall"] * options.recall]
+    columns = (
+        ["shared, s", "per receiver, ms", "memory, GiB"]
+        if options.sample
+        else ["graph, s", "neighbours, s", "round 1, s", "global, s", *["recall"] * options.recall]
+    )
     print(f"| fleet | K | {' | '.join(columns)} |\n|---|---{'|---' * len(columns)}|")
     with threadpool_limits(limits=1, user_api="blas"):
         for kind in options.fleets:
             for num_clients in options.clients:
                 states = fleet_states(kind, num_clients)
-                row = seconds_of(states, options.repeats) + ([recall(states)] if options.recall else [])
+                if options.sample:
+                    row = sampled(states, options.sample)
+                else:
+                    row = seconds_of(states, options.repeats) + ([recall(states)] if options.recall else [])
                 print(f"| {kind} | {num_clients} | {' | '.join(row)} |", flush=True)
 
 

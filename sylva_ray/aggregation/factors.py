@@ -130,11 +130,24 @@ def refactored(anchor_a: np.ndarray, left: np.ndarray, right: np.ndarray) -> tup
         ``B [..., d_out, r]``, ``A [..., r, d_in]`` in the dtype of the anchor. The approximation error is made of the
         singular values after the r largest.
     """
-    u, s, vt = leading_triplets(left, right, anchor_a.shape[-2])
+    return factors_of_triplets(anchor_a, *leading_triplets(left, right, anchor_a.shape[-2]))
+
+
+def factors_of_triplets(
+    anchor_a: np.ndarray, u: np.ndarray, s: np.ndarray, vt: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the factors ``B, A`` of the product ``u s vt``, as `refactored` describes them.
+
+    Args:
+        anchor_a: ``[..., r, d_in]``.
+        u: ``[..., d_out, q]``, q at most r.
+        s: ``[..., q]``, in descending order.
+        vt: ``[..., q, d_in]``.
+    """
     largest = np.take_along_axis(u, np.abs(u).argmax(-2, keepdims=True), -2)[..., 0, :]
     signs, rank = np.sign(largest), s.shape[-1]  # an SVD is unique up to signs only
     nonzero = s > RANK_TOLERANCE * s[..., :1]
-    b, a = np.zeros((*left.shape[:-1], anchor_a.shape[-2])), anchor_a.astype(np.float64)
+    b, a = np.zeros((*u.shape[:-1], anchor_a.shape[-2])), anchor_a.astype(np.float64)
     b[..., :rank] = u * (INITIAL_SCALE * s * signs * nonzero)[..., None, :]
     a[..., :rank, :] = np.where(nonzero[..., None], vt * (signs / INITIAL_SCALE)[..., None], a[..., :rank, :])
     return b.astype(anchor_a.dtype), a.astype(anchor_a.dtype)

@@ -1,7 +1,7 @@
 """The merges of a round as tasks of the pool: receivers do not depend on each other.
 
-A merge is `sylva_ray.federation.method.Method.merge` for one group of receivers, on one thread. Where it runs plays no
-part in its bits.
+A task is `sylva_ray.federation.method.Method.merge_here` for some of the receivers, on one thread. Where it runs
+plays no part in its bits.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from sylva_ray.aggregation.threads import in_turn
 from sylva_ray.core.types import ParameterStack
 from sylva_ray.federation.client.worker import CohortWorker
 from sylva_ray.federation.context import Merge, RoundUploads
@@ -47,7 +48,7 @@ class MergeTask(CohortTask):
         uploads = worker.shared
         assert isinstance(uploads, RoundUploads)
         with threadpool_limits(limits=1, user_api="blas"):
-            return [worker.algorithm.merge(uploads, self.names, m.members, m.weights, m.receiver) for m in self.merges]
+            return worker.algorithm.merge_here(uploads, self.names, self.merges, in_turn)
 
 
 def merge_on_pool(

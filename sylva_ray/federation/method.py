@@ -22,6 +22,7 @@ from sylva_ray.aggregation.neighbours import (
     nearest_clients,
     neighbour_graph,
 )
+from sylva_ray.aggregation.receivers import Each, Mixture, long_modules, merge_for_receivers
 from sylva_ray.aggregation.robust import assumed_byzantine, min_clients
 from sylva_ray.aggregation.robust_merge import RobustRule, robust_merge
 from sylva_ray.aggregation.threads import in_threads
@@ -322,7 +323,34 @@ class Method:
         """Return the results of `merge` for each of ``merges``, which run where the uploads say."""
         if uploads.run_merges is not None:
             return uploads.run_merges(uploads, names, merges)
-        return in_threads(lambda one: self.merge(uploads, names, one.members, one.weights, one.receiver), merges)
+        return self.merge_here(uploads, names, merges)
+
+    def merge_here(
+        self, uploads: RoundUploads, names: Sequence[str], merges: Sequence[Merge], each: Each = in_threads
+    ) -> list[dict[str, np.ndarray]]:
+        """Return the results of `merge` for each of ``merges``, computed in this process.
+
+        Plain means of many clients are computed together, up to an error that
+        `sylva_ray.aggregation.receivers.merge_for_receivers` states.
+
+        Args:
+            uploads: of the round, on a worker as for `merge`.
+            names: the parameters to merge.
+            merges: any of those of the round: what one receiver gets does not depend on the others.
+            each: runs the pieces of work.
+        """
+        is_plain = type(self).merge is Method.merge and self.parameters.robust.rule == "mean"
+        if is_plain and self.parameters.factor_rule == "product_svd":
+            clients = sorted(uploads.by_client)
+            states = [{name: uploads.by_client[client][name] for name in names} for client in clients]
+            if any(long_modules(states[0], len(merge.members)) for merge in merges):
+                place = {client: index for index, client in enumerate(clients)}
+                mixtures = [
+                    Mixture(np.array([place[j] for j in merge.members]), merge.weights, place[merge.receiver])
+                    for merge in merges
+                ]
+                return merge_for_receivers(states, mixtures, each)
+        return each(lambda one: self.merge(uploads, names, one.members, one.weights, one.receiver), merges)
 
     def merge(
         self, uploads: RoundUploads, names: Sequence[str], members: Sequence[int], weights: np.ndarray, receiver: int
