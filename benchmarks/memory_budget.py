@@ -1,6 +1,7 @@
 """Show that an actor stays within its memory budget: ViT-B/16 at 224 px, both phases, on a CPU.
 
-    python benchmarks/memory_budget.py [--budgets "4 GB" "8 GB"] [--together] [--out benchmarks/results/memory_budget.json]
+    python benchmarks/memory_budget.py [--budgets "4 GB" "8 GB"] [--together]
+                                       [--out benchmarks/results/memory_budget.json]
 
 Four clients with eight training images each run Sylva with random weights of ViT-B/16, in a process of its own per
 budget, in which the pool is `in_process`, so that the process is the actor and the coordinator as well. Printed are the

@@ -2,9 +2,9 @@
 
     python benchmarks/windows.py [--backbone NAME] [--windows 1 2 4 8 16] [--images 16] [--precision float32]
 
-Every row passes the same images of one client, in windows of one size, with the gradient of its adapters. The sizes take
-turns, and the best of several rounds counts. The table gives images per CPU second, and that relative to the largest
-window.
+Every row passes the same images of one client, in windows of one size, with the gradient of its adapters. The sizes
+take turns, and the best of several rounds counts. The table gives images per CPU second, and that relative to the
+largest window.
 """
 
 from __future__ import annotations
@@ -41,7 +41,9 @@ def main() -> None:
     stack = LoraStack(create_backbone(BackboneSection(name=given.backbone), NUM_CLASSES), LoraSection())
     stack.precision = torch_dtype(given.precision)
     size = stack.backbone.image_size
-    params = to_parameters(stack_states([stack.initial_state(generator(0, "state", 0))]), torch.device("cpu"), torch.float32)
+    params = to_parameters(
+        stack_states([stack.initial_state(generator(0, "state", 0))]), torch.device("cpu"), torch.float32
+    )
     x = torch.rand(given.images, 3, size, size, generator=generator(0, "images"))
     with flop_counter() as counter, torch.no_grad():
         stack.forward(params, x[:1], torch.zeros(1, dtype=torch.long))
