@@ -1,11 +1,13 @@
 """Show that an actor stays within its memory budget: ViT-B/16 at 224 px, both phases, on a CPU.
 
-    python benchmarks/memory_budget.py [--budgets "4 GB" "8 GB"] [--out benchmarks/results/memory_budget.json]
+    python benchmarks/memory_budget.py [--budgets "4 GB" "8 GB"] [--together]
+                                       [--out benchmarks/results/memory_budget.json]
 
 Four clients with eight training images each run Sylva with random weights of ViT-B/16, in a process of its own per
 budget, in which the pool is `in_process`, so that the process is the actor and the coordinator as well. Printed are the
 windows that were planned, the highest resident memory, and the largest difference between the clients' adapters under
-the first budget and under the others.
+the first budget and under the others. With ``--together``, the budgets run at the same time, which takes their sum of
+memory and makes the seconds those of processes that share the machine.
 """
 
 from __future__ import annotations
@@ -20,6 +22,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -83,10 +87,17 @@ def one(budget: str, folder: Path, settings: list[str]) -> dict[str, object]:
     }
 
 
+def output_of(settings: list[str], budget: str, folder: Path) -> str:
+    """Run `one` in a process of its own, and return what it prints."""
+    command = [sys.executable, __file__, *settings, "--budgets", budget, "--one", str(folder)]
+    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+
+
 def main() -> None:
     """Run every budget in a process of its own, and compare."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--budgets", nargs="+", default=["4 GB", "8 GB"])
+    parser.add_argument("--together", action="store_true", help="run all budgets at the same time")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--one", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="changes of the experiment")
@@ -95,11 +106,11 @@ def main() -> None:
         print(json.dumps(one(given.budgets[0], given.one, given.settings)))
         return
     rows, states = [], []
-    with tempfile.TemporaryDirectory() as folder:
-        for number, budget in enumerate(given.budgets):
-            run = Path(folder) / str(number)
-            command = [sys.executable, __file__, *given.settings, "--budgets", budget, "--one", str(run)]
-            output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor() as threads:
+        runs = [Path(folder) / str(number) for number in range(len(given.budgets))]
+        in_turn_or_together = threads.map if given.together else map
+        outputs = in_turn_or_together(partial(output_of, given.settings), given.budgets, runs)
+        for budget, run, output in zip(given.budgets, runs, outputs, strict=True):
             rows.append(json.loads(output.splitlines()[-1]))
             states.append(sylva_ray.load_run(run).states)
             row = rows[-1]

@@ -212,10 +212,12 @@ class AttentionKernels(Section):
 
 
 class Windows(Section):
-    """Images in one forward pass, by what is computed; ``training.windows=auto`` is resolved to it.
+    """Images that the memory holds, by what is computed; ``training.windows=auto`` is resolved to it.
 
     More images are computed one window after the other, which changes last bits at most. The defaults are the largest
-    windows, which a memory budget (``cluster.memory_per_actor``) makes smaller.
+    windows, which a memory budget (``cluster.memory_per_actor``) makes smaller. No forward pass has more than
+    ``at_once`` images, which does not depend on the budget. Where a step of training has more, but not more than
+    ``train``, the activations of all its windows are kept.
     """
 
     train: Count = Field(2048, description="with the gradient of parameters, in training")
@@ -223,6 +225,11 @@ class Windows(Section):
     evaluate: Count = Field(2048, description="with the gradient of images, in evaluation, mixture, game and guard")
     forward: Count = Field(2048, description="without gradients")
     walk: Count = Field(2048, description="times coalitions, in the layer game")
+    at_once: Count = Field(2048, description="in one forward pass, whatever the memory holds")
+
+    def of(self, kind: Literal["train", "attack", "evaluate", "forward", "walk"]) -> int:
+        """Return the images of one forward pass of a kind."""
+        return min(int(getattr(self, kind)), self.at_once)
 
 
 class TrainingSection(Section):
@@ -256,8 +263,8 @@ class TrainingSection(Section):
     )
     windows: Literal["auto"] | Windows = Field(
         "auto",
-        description="images in one forward pass; auto: what fits cluster.memory_per_actor, by a measurement; "
-        "numbers are taken as they are, and halved where the memory is used up",
+        description="images in one forward pass; auto: what fits cluster.memory_per_actor, by a measurement, and on a "
+        "CPU no more than keep it busy; numbers are taken as they are, and halved where the memory is used up",
     )
     device: Literal["cpu", "cuda", "auto"] = Field(
         "auto", description="auto: cuda where actors have a share of a GPU, or in one process that finds one; else cpu"

@@ -152,7 +152,8 @@ class StageRecord(Artefact):
     peak_gpu_memory_bytes: Annotated[int | None, omitted_if_none()] = None
     """The most that the tensors of a worker used of its GPU so far; absent on CPUs."""
     reduced_windows: Annotated[dict[str, int] | None, omitted_if_none()] = None
-    """Windows (``training.windows``) that were smaller than planned, because the memory was; absent where none was."""
+    """Windows (``training.windows``) that were smaller than planned, because the memory was in this stage or before it;
+    absent where none was. They hold for all later stages, also after a resume."""
     dropped: list[int] = Field([])
     """Clients whose training diverged; they kept their last state."""
     refused: Annotated[dict[str, str] | None, omitted_if_none()] = None

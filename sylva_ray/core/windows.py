@@ -9,7 +9,9 @@
 A window holds the images of whole clients, or some images of one client: the stack of C adapters pads clients to equal
 numbers of images, so a window counts as (its clients) x (images of the one with the most). Where everything fits there
 is a single window and nothing is computed differently. Gradients of clients are independent, and attacks are
-independent for every image, so windows change last bits at most.
+independent for every image, so windows change last bits at most: kernels and sums of gradients round differently. That
+is why windows have a limit besides that of the memory, ``at_once``: where the memory holds more than the processor
+needs to be busy, the windows are the same whatever the memory.
 """
 
 from __future__ import annotations
@@ -25,6 +27,9 @@ from sylva_ray.core.lazy import torch
 
 Pass = Literal["train", "attack", "evaluate", "forward", "walk"]
 """A kind of forward pass, see `sylva_ray.config.experiment.Windows`."""
+
+UNLIMITED = 2**62
+"""Images of a window without a limit."""
 
 T = TypeVar("T")
 
@@ -104,20 +109,26 @@ class WindowLimits:
     """The windows of a model in one process: those that were planned, and those that turned out to fit.
 
     Args:
-        planned: images per window, by `Pass`; a pass that is missing has no limit.
+        planned: images that the memory holds, by `Pass`; a pass that is missing has no limit.
+        at_once: images of a window at most.
 
     Attributes:
         is_training: whether attacks are those of training; otherwise those of evaluation, guard and game.
     """
 
-    def __init__(self, planned: Mapping[str, int] | None = None) -> None:
+    def __init__(self, planned: Mapping[str, int] | None = None, at_once: int = UNLIMITED) -> None:
         self._planned = dict(planned or {})
         self._fitting = dict(self._planned)
+        self._at_once = at_once
         self.is_training = False
 
     def of(self, kind: Pass) -> int:
         """Return the images of a window; those of ``attack`` are ``evaluate`` outside of training."""
-        return self._fitting.get(self._name(kind), 2**62)
+        return min(self.held(kind), self._at_once)
+
+    def held(self, kind: Pass) -> int:
+        """Return the images that the memory holds, in one window or in several whose activations are kept."""
+        return self._fitting.get(self._name(kind), UNLIMITED)
 
     def _name(self, kind: Pass) -> Pass:
         return "evaluate" if kind == "attack" and not self.is_training else kind
@@ -125,6 +136,14 @@ class WindowLimits:
     def halve(self, kind: Pass, num_images: int) -> None:
         """Set a window to half of ``num_images``, for which the memory was too small."""
         self._fitting[self._name(kind)] = max(1, min(self.of(kind), num_images) // 2)
+
+    def keep_less(self, kind: Pass, num_images: int) -> None:
+        """Let several windows hold half of ``num_images`` together, or a single window what it holds now."""
+        self._fitting[self._name(kind)] = max(self.of(kind), num_images // 2)
+
+    def reduce(self, windows: Mapping[str, int]) -> None:
+        """Make windows at most as large as ``windows``, which turned out to fit before."""
+        self._fitting = {name: min(size, windows.get(name, size)) for name, size in self._fitting.items()}
 
     def halve_all(self) -> bool:
         """Halve every window, and return whether that was possible for any."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sylva_ray.core.errors import OutOfMemoryError, RunError
@@ -52,6 +52,10 @@ class InProcessPool:
             except Exception as error:
                 raise RunError(f"{task.where}: {type(error).__name__}: {error}") from error
             release_memory()
+
+    def reduce_windows(self, windows: Mapping[str, int]) -> None:
+        """Let the worker hold at most so many images, ``{pass: images}``."""
+        self.worker.model.windows.reduce(windows)
 
     def close(self) -> None:
         """Do nothing: there is nothing to release."""

@@ -78,6 +78,7 @@ class Rounds:
         started = time.perf_counter()
         server, stage = self.server, self.stages[index]
         server.place, server.costs = place_of(self.stages, index), StageCosts()
+        server.keep_windows()
         result = stage.run(server, index)
         evaluation = self.evaluator.evaluate(index)
         costs = server.costs

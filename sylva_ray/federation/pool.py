@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from sylva_ray.federation.client.worker import CohortResult
@@ -52,6 +52,10 @@ class ClientPool(Protocol):
             RunError: a task raised an exception, or its worker failed too often; the message names stage, step and
                 clients.
         """
+        ...
+
+    def reduce_windows(self, windows: Mapping[str, int]) -> None:
+        """Let all workers hold at most so many images from the next task on, ``{pass: images}``."""
         ...
 
     def close(self) -> None:

@@ -331,6 +331,18 @@ class Server:
                 outcomes |= zip(result.clients, result.outcomes, strict=True)
         return outcomes
 
+    def keep_windows(self) -> None:
+        """Let all workers use the windows that earlier stages had to reduce, also after a resume.
+
+        So the windows of a stage follow from the records before it, whatever the workers have met in this process.
+        """
+        noted: dict[str, int] = {}
+        for record in self.records:
+            for name, size in (record.reduced_windows or {}).items():
+                noted[name] = min(size, noted.get(name, size))
+        if noted:
+            self.pool.reduce_windows(noted)
+
     def _note_windows(self, used: Mapping[str, int]) -> None:
         """Note the windows of a task that were smaller than planned: its last bits differ from those of the plan."""
         planned, noted = self.config.training.windows.model_dump(), self.costs.reduced_windows

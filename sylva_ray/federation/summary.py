@@ -241,10 +241,21 @@ def _warnings(records: Sequence[StageRecord], checks: Sequence[CheckResult]) -> 
             warnings.append(
                 f"step {record.step}: the training of clients {clients} diverged; they kept their last state"
             )
-        if record.reduced_windows:
-            sizes = ", ".join(f"{name} {size}" for name, size in record.reduced_windows.items())
-            warnings.append(f"step {record.step}: the memory was too small for the planned windows; used were {sizes}")
-    return warnings + _refusals(records) + _changes(records) + _several_gpus(records)
+    return warnings + _reductions(records) + _refusals(records) + _changes(records) + _several_gpus(records)
+
+
+def _reductions(records: Sequence[StageRecord]) -> list[str]:
+    """Return a line for every step that made windows smaller; those after it use the same."""
+    lines: list[str] = []
+    used: dict[str, int] = {}
+    for record in records:
+        if record.reduced_windows and record.reduced_windows != used:
+            used = record.reduced_windows
+            sizes = ", ".join(f"{name} {size}" for name, size in used.items())
+            lines.append(
+                f"step {record.step}: the memory was too small for the planned windows; used from then on were {sizes}"
+            )
+    return lines
 
 
 def _gpus(records: Sequence[StageRecord]) -> list[str]:

@@ -1,5 +1,7 @@
 """The gradient of a forward pass in windows: what is not kept is computed again, window by window.
 
+Kept or not, the gradient of every window is computed alone, and they are added in the same order: the bits are equal.
+
 Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost".
 """
 
@@ -15,7 +17,16 @@ from torch.autograd.function import once_differentiable
 
 from sylva_ray.config.experiment import AttentionKernels
 from sylva_ray.core.types import ParameterStack
-from sylva_ray.core.windows import Pass, Window, WindowLimits, in_windows, joined
+from sylva_ray.core.windows import (
+    Pass,
+    Window,
+    WindowLimits,
+    in_windows,
+    is_out_of_memory,
+    joined,
+    release_memory,
+    split_windows,
+)
 
 T = TypeVar("T")
 
@@ -35,7 +46,7 @@ class Recomputable(Protocol):
         ...
 
 
-def recomputed(
+def in_parts(
     model: Recomputable,
     kind: Pass,
     params: ParameterStack,
@@ -43,8 +54,9 @@ def recomputed(
     owner: torch.Tensor,
     counts: list[int],
     divide_clients: bool,
+    keeps: bool,
 ) -> torch.Tensor:
-    """Compute logits of which nothing is kept for the backward pass.
+    """Compute logits in windows.
 
     Args:
         model: computes a window.
@@ -54,12 +66,13 @@ def recomputed(
         owner: ``[N]``, sorted.
         counts: images of the C clients.
         divide_clients: see `sylva_ray.core.windows.split_windows`.
+        keeps: whether the activations of all windows fit the memory; otherwise the backward pass computes them again.
 
     Returns:
         ``[N, num_classes]``, differentiable once with respect to ``x`` and ``params``.
     """
-    call = Call(model, kind, list(params), owner, counts, Setting.of(model), divide_clients)
-    logits: torch.Tensor = _Recomputed.apply(call, x, *params.values())  # type: ignore[no-untyped-call]
+    call = Call(model, kind, list(params), owner, counts, Setting.of(model), divide_clients, keeps)
+    logits: torch.Tensor = _InParts.apply(call, x, *params.values())  # type: ignore[no-untyped-call]
     return logits
 
 
@@ -94,7 +107,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Call:
-    """A forward pass that is computed in windows, and again in the backward pass."""
+    """A forward pass that is computed in windows, and where they are not kept again in the backward pass."""
 
     model: Recomputable
     kind: Pass
@@ -103,19 +116,23 @@ class Call:
     counts: list[int]
     setting: Setting
     divide_clients: bool
+    keeps: bool
 
     def in_windows(self, run: Callable[[Window], T]) -> list[T]:
         """Call a function for every window of the pass."""
         return in_windows(self.counts, self.model.windows, self.kind, run, self.divide_clients)
 
 
-class _Recomputed(torch.autograd.Function):
-    """Logits of all windows; the gradients are those of windows that are computed again."""
+class _InParts(torch.autograd.Function):
+    """Logits of all windows; the gradients are those of windows that were kept or are computed again."""
 
     @staticmethod
     def forward(ctx: Any, call: Call, x: torch.Tensor, *values: torch.Tensor) -> torch.Tensor:
         ctx.call = call
         ctx.tensors = (x.detach(), *(value.detach() for value in values))
+        ctx.kept = _kept_graphs(ctx) if call.keeps else {}
+        if ctx.kept:
+            return joined([graph.logits.detach() for graph in ctx.kept.values()])
         params = dict(zip(call.names, ctx.tensors[1:], strict=True))
         return joined(call.in_windows(lambda w: call.model.forward_window(params, ctx.tensors[0], call.owner, w)))
 
@@ -131,25 +148,59 @@ class _Recomputed(torch.autograd.Function):
         sums = {name: torch.zeros_like(params[name]) for name in wanted}
 
         def run(window: Window) -> None:
-            own = window.select(params)
-            leaves = {name: own[name].detach().requires_grad_() for name in wanted}
-            others = {name: value for name, value in own.items() if name not in leaves}
-            if not call.divide_clients:  # batch statistics were updated in the forward pass; here a copy of them is
-                others = {name: value.clone() for name, value in others.items()}
-            images = x[window.rows].detach().requires_grad_(for_x)
-            whole = Window(slice(0, window.num_images), slice(0, window.clients.stop - window.clients.start))
-            owner = call.owner[window.rows] - window.clients.start
-            with torch.enable_grad(), call.setting.applied(call.model):
-                logits = call.model.forward_window({**others, **leaves}, images, owner, whole)
-            inputs = [*([images] if for_x else []), *leaves.values()]
-            found = list(torch.autograd.grad(logits, inputs, gradient[window.rows], allow_unused=True))
+            graph = ctx.kept.pop((window.rows.start, window.rows.stop), None) or _graph(ctx, window)
+            inputs = [*([graph.images] if for_x else []), *graph.leaves.values()]
+            found = list(torch.autograd.grad(graph.logits, inputs, gradient[window.rows], allow_unused=True))
             if for_images is not None:
                 own_gradient = found.pop(0)
                 if own_gradient is not None:
                     for_images[window.rows] = own_gradient
-            for name, value in zip(leaves, found, strict=True):
+            for name, value in zip(graph.leaves, found, strict=True):
                 if value is not None:
                     sums[name][window.clients] += value
 
         call.in_windows(run)
         return (None, for_images, *(sums.get(name) for name in call.names))
+
+
+@dataclass(frozen=True)
+class _Graph:
+    """The activations of a window, and what its gradient is computed with respect to."""
+
+    images: torch.Tensor
+    leaves: dict[str, torch.Tensor]
+    logits: torch.Tensor
+
+
+def _graph(ctx: Any, window: Window) -> _Graph:
+    """Compute a window and keep its activations."""
+    call: Call = ctx.call
+    x, *values = ctx.tensors
+    _, for_x, *for_values = ctx.needs_input_grad
+    own = window.select(dict(zip(call.names, values, strict=True)))
+    needed = [name for name, is_needed in zip(call.names, for_values, strict=True) if is_needed]
+    leaves = {name: own[name].detach().requires_grad_() for name in needed}
+    others = {name: value for name, value in own.items() if name not in leaves}
+    if not call.divide_clients:  # batch statistics were updated in the forward pass; here a copy of them is
+        others = {name: value.clone() for name, value in others.items()}
+    images = x[window.rows].detach().requires_grad_(for_x)
+    whole = Window(slice(0, window.num_images), slice(0, window.clients.stop - window.clients.start))
+    owner = call.owner[window.rows] - window.clients.start
+    with torch.enable_grad(), call.setting.applied(call.model):
+        logits = call.model.forward_window({**others, **leaves}, images, owner, whole)
+    return _Graph(images, leaves, logits)
+
+
+def _kept_graphs(ctx: Any) -> dict[tuple[int, int], _Graph]:
+    """Compute all windows, ``{rows: graph}``; none if their activations do not fit the memory after all."""
+    call: Call = ctx.call
+    limits = call.model.windows
+    try:
+        windows = split_windows(call.counts, limits.of(call.kind), call.divide_clients)
+        return {(window.rows.start, window.rows.stop): _graph(ctx, window) for window in windows}
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        limits.keep_less(call.kind, sum(call.counts))
+    release_memory()  # after the handler, which keeps the tensors of the failed attempt
+    return {}

@@ -3,7 +3,8 @@
 Every forward over images passes here. Without gradients, windows are computed one after the other. With gradients, the
 forward pass keeps nothing but the logits, and the backward pass computes each window again and differentiates it (Chen
 et al. 2016, "Training Deep Nets with Sublinear Memory Cost"): the memory of one window instead of that of the batch,
-for one more forward pass. So a loss may depend on all images of a client, and no method needs to know of windows.
+for one more forward pass. Where the memory holds all windows, their activations are kept instead, and the gradients are
+the same, bit for bit. So a loss may depend on all images of a client, and no method needs to know of windows.
 Attacks have no such loss and divide their images beforehand (`sylva_ray.core.windows.in_windows`), which costs nothing.
 """
 
@@ -38,7 +39,8 @@ class WindowedModel:
         by_parameters = torch.is_grad_enabled() and any(value.requires_grad for value in params.values())
         by_images = torch.is_grad_enabled() and x.requires_grad
         kind: Pass = "train" if by_parameters else "attack" if by_images else "forward"
-        if len(counts) * max(counts) <= self.windows.of(kind):
+        size = len(counts) * max(counts)
+        if size <= self.windows.of(kind):
             try:
                 return self._forward(params, x, owner)
             except Exception as error:
@@ -46,14 +48,15 @@ class WindowedModel:
                     raise
                 self.windows.halve(kind, len(owner))
             release_memory()  # after the handler, which keeps the tensors of the failed attempt
+        divide = not self.couples_images
         if not (by_parameters or by_images):
-            divide = not self.couples_images
             return joined(
                 in_windows(counts, self.windows, kind, lambda w: self.forward_window(params, x, owner, w), divide)
             )
-        from sylva_ray.models.recompute import recomputed  # it imports torch
+        from sylva_ray.models.recompute import in_parts  # it imports torch
 
-        return recomputed(self, kind, params, x, owner, counts, not self.couples_images)
+        keeps = divide and size <= self.windows.held(kind)
+        return in_parts(self, kind, params, x, owner, counts, divide, keeps)
 
     def _forward(self, params: ParameterStack, x: torch.Tensor, owner: torch.Tensor) -> torch.Tensor:
         """Compute the logits of images that fit one window."""

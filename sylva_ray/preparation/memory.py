@@ -43,6 +43,11 @@ HELD_FRACTION = 0.5
 """Of what a model leaves of its budget: the most that the states and pixels of a cohort of ``auto`` size may hold."""
 
 
+CPU_PASS_BYTES = 750_000_000
+"""Activations of one forward pass on a CPU, as an attack keeps them, at most. More images in a pass bring no speed:
+ViT-B/16 at 224 px has then 8 images, and `vit_micro` hundreds (measured by ``benchmarks/windows.py``)."""
+
+
 @dataclass(frozen=True)
 class MemoryPlan:
     """How a budget is used.
@@ -92,7 +97,7 @@ def plan_memory(
     while auto_cohorts and size > 1 and _held(config, algorithm, costs, size, fleet) > HELD_FRACTION * (planned - base):
         size -= 1
     held = _held(config, algorithm, costs, size, fleet)
-    found: dict[str, int] = Windows().model_dump()
+    found: dict[str, int] = Windows(at_once=_at_once(config, costs)).model_dump()
     for name, cost in costs.passes.items():
         fitting = cost.num_images(planned - base - held)
         found[name] = min(found[name], _rounded(fitting))
@@ -102,6 +107,18 @@ def plan_memory(
             found[name] = _whole_batch(config, found[name], fitting, _largest_batch(config, fleet))
     peak = base + held + max(cost.num_bytes(found[name]) for name, cost in costs.passes.items())
     return MemoryPlan(budget, base, held, size, Windows(**found), peak)
+
+
+def _at_once(config: ResolvedConfig, costs: MemoryCosts) -> int:
+    """Return the images of a forward pass that keep the processor busy, which do not depend on the budget.
+
+    A GPU has the number that its memory holds: a card computes faster the more images it has, and how many it needs
+    depends on the card, as its memory does. So have models whose batches cannot be divided.
+    """
+    largest = Windows().at_once
+    if config.training.device == "cuda" or costs.couples_images:
+        return largest
+    return min(largest, max(1, _rounded(CPU_PASS_BYTES // max(1, costs.passes["attack"].per_image))))
 
 
 def _held(

@@ -166,7 +166,7 @@ class _Counter:
         Each is benign in float32 first.
         """
         total = self.everyone * images
-        rows = min(EVALUATION_ROWS, self.config.training.windows.evaluate)
+        rows = min(EVALUATION_ROWS, self.config.training.windows.of("evaluate"))
         batches = -(-total // rows) * models * (1 + 2 * steps)
         return Passes(evaluation=total * models * 2 * steps, float32=total * models, batches=batches)
 
@@ -207,6 +207,6 @@ class _Counter:
             limit = None if stage.ranking.needs_all_coalitions else relative_cost
             plan = GamePlan.from_settings(num_players, phase2, np.random.default_rng(0), limit)
             total = game_cost(plan.coalitions, [images] * self.everyone, is_chain) / blocks
-            stack = min(phase2.max_stack, self.config.training.windows.walk)
+            stack = min(phase2.max_stack, self.config.training.windows.of("walk"))
             passes += Passes(float32=total, batches=total / stack)
         return passes + self.attacked(self.sizes.selection, num_players + 1, phase2.attack_steps)

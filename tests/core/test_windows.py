@@ -108,6 +108,24 @@ def test_attacks_have_the_window_of_training_or_of_evaluation() -> None:
     assert limits_of(object()).of("train") > 10**9
 
 
+def test_a_window_is_bounded_by_the_memory_and_by_what_passes_at_once() -> None:
+    limits = WindowLimits({"train": 32, "forward": 4}, at_once=8)
+    assert (limits.of("train"), limits.held("train"), limits.of("forward"), limits.of("walk")) == (8, 32, 4, 8)
+    limits.keep_less("train", 20)
+    assert (limits.of("train"), limits.held("train")) == (8, 10), "the windows stay as they were"
+    limits.keep_less("train", 10)
+    assert limits.held("train") == 8
+    limits.halve("train", 8)
+    assert (limits.of("train"), limits.reduced) == (4, {"train": 4})
+
+
+def test_windows_are_reduced_to_those_of_before_and_never_made_larger() -> None:
+    limits = WindowLimits({"train": 32, "forward": 4})
+    limits.reduce({"train": 8, "forward": 16, "walk": 2})
+    assert limits.fitting == {"train": 8, "forward": 4}
+    assert limits.reduced == {"train": 8}
+
+
 def test_errors_of_the_memory_are_told_from_those_of_the_device() -> None:
     assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"))
     assert is_out_of_memory(MemoryError())

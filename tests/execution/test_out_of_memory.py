@@ -144,6 +144,12 @@ def test_an_actor_that_does_not_fit_is_replaced_by_one_with_half_the_windows(
     assert result is not None
     assert result.windows["train"] == 1024
     assert "hungry, step 1, clients 0 did not fit the memory; a new worker has windows half as large" in notices.texts
+    told = len(notices.texts)
+    ray_pool.reduce_windows({"train": 512})
+    (result,) = ray_pool.run([HungryTask(2, start.clients, start.states, most=600)])
+    assert result is not None
+    assert (result.windows["train"], result.windows["attack"]) == (512, 1024)
+    assert len(notices.texts) == told, "the same worker"
 
 
 def test_a_gpu_that_fails_is_the_end_of_its_actor_alone(

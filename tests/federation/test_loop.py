@@ -31,7 +31,7 @@ from sylva_ray.storage.atomic import write_atomically
 from sylva_ray.storage.checkpoint import CheckpointFolder
 from sylva_ray.storage.run_folder import RunFolder
 from tests.conftest import TINY
-from tests.federation.runs import bare_record, run
+from tests.federation.runs import bare_record, records_of, run
 
 
 def adapters(folder: Path) -> dict[str, bytes]:
@@ -251,6 +251,52 @@ def test_who_misses_a_deadline_keeps_its_state_and_a_rerun_replays_it(tmp_path: 
     replayed, _ = finish(tmp_path / "b", late_round=-1)
     assert replayed[1]["missing"] == [missing]
     assert adapters(tmp_path / "b") == adapters(tmp_path / "a")
+
+
+class ShortPool(InProcessPool):
+    """A pool whose memory runs out in the first stage, and whose power fails before a later one."""
+
+    def __init__(self, worker: CohortWorker, last_stage: int) -> None:
+        super().__init__(worker)
+        self.last_stage = last_stage
+
+    def run(self, tasks: Sequence[Any], *others: Any, **named: Any) -> Any:
+        step = tasks[0].step
+        if step > self.last_stage:
+            raise RunError("no power")
+        if step == 0:
+            self.worker.model.windows.halve("train", 32)
+        return super().run(tasks, *others, **named)
+
+
+def test_a_resume_has_the_windows_to_which_the_memory_reduced_them(tmp_path: Path) -> None:
+    raw = TINY | {
+        "algorithm": {"name": "fedavg_at", "model": "lora"},
+        "dataset": {"name": "digits", "max_train": 75, "max_test": 30},
+        "partition": {"num_clients": 3, "kind": "iid", "min_samples": 20, "test_samples": 1},
+        "training": TINY["training"] | {"rounds": 1},
+        "evaluation": {"attacks": [], "checks": False, "initial": False},
+    }
+    prepared = prepare(build(ExperimentConfig, raw))
+
+    def finish(folder: Path, pool: InProcessPool) -> list[dict[str, Any]]:
+        folder.mkdir(exist_ok=True)
+        run_experiment(prepared, RunFolder(folder), pool, Observer())
+        return records_of(folder)
+
+    def worker() -> CohortWorker:
+        return create_worker(prepared.config, prepared.fleet, prepared.backbone)
+
+    records = finish(tmp_path / "whole", ShortPool(worker(), last_stage=9))
+    assert [record["reduced_windows"] for record in records] == [{"train": 16}] * 2
+    summary = RunFolder(tmp_path / "whole").load_summary()
+    assert summary is not None
+    assert sum("the memory was too small" in warning for warning in summary.warnings) == 1
+    with pytest.raises(RunError, match="no power"):
+        finish(tmp_path / "cut", ShortPool(worker(), last_stage=0))
+    resumed = finish(tmp_path / "cut", InProcessPool(worker()))
+    assert resumed[1]["reduced_windows"] == {"train": 16}
+    assert adapters(tmp_path / "cut") == adapters(tmp_path / "whole")
 
 
 def test_a_client_that_diverges_keeps_its_last_state_and_is_named(

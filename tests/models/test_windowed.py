@@ -70,6 +70,52 @@ def test_windows_change_no_logit_and_no_gradient(
         torch.testing.assert_close(found[2][name], value, rtol=1e-3, atol=1e-5, msg=name)
 
 
+@pytest.mark.parametrize("make", [lora, full], ids=["adapters", "full model"])
+def test_windows_that_are_kept_have_the_bits_of_those_that_are_computed_again(
+    make: Callable[[], tuple[LoraStack | FunctionalStack, ParameterStack]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stack, params = make()
+    windows: list[int] = []
+    forward = stack._forward
+
+    def counted(own: ParameterStack, x: torch.Tensor, owner: torch.Tensor) -> torch.Tensor:
+        windows.append(len(x))
+        return forward(own, x, owner)
+
+    monkeypatch.setattr(stack, "_forward", counted)
+    stack.windows = WindowLimits({"train": 2})
+    again = gradients(stack, params)
+    computed = windows.copy()
+    windows.clear()
+    stack.windows = WindowLimits({"train": 15}, at_once=2)
+    kept = gradients(stack, params)
+    assert computed == 2 * windows, "those of the forward pass alone"
+    assert windows == [2, 1, 2, 2, 1, 1]
+    assert torch.equal(kept[0], again[0])
+    assert torch.equal(kept[1], again[1])
+    assert all(torch.equal(kept[2][name], value) for name, value in again[2].items())
+
+
+def test_windows_that_do_not_fit_together_are_computed_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    stack, params = lora()
+    stack.windows = WindowLimits({"train": 2})
+    expected = gradients(stack, params)
+    forward, attempts = stack._forward, [0]
+
+    def with_room_for_three(own: ParameterStack, x: torch.Tensor, owner: torch.Tensor) -> torch.Tensor:
+        if torch.is_grad_enabled():
+            attempts[0] += 1
+            if attempts[0] == 4:
+                raise MemoryError
+        return forward(own, x, owner)
+
+    monkeypatch.setattr(stack, "_forward", with_room_for_three)
+    stack.windows = WindowLimits({"train": 100}, at_once=2)
+    found = gradients(stack, params)
+    assert (stack.windows.of("train"), stack.windows.reduced) == (2, {"train": 4})
+    assert torch.equal(found[1], expected[1])
+
+
 def test_windows_bound_the_memory_of_a_gradient() -> None:
     stack, params = lora()
     gradients(stack, params)

@@ -78,6 +78,34 @@ def test_what_fits_keeps_the_largest_windows() -> None:
     assert found.peak < 10**9
 
 
+def test_what_passes_at_once_on_a_cpu_depends_on_the_model_alone() -> None:
+    assert plan(10**13, costs({"attack": 93_750_000})).windows == Windows(at_once=8)  # 750 MB / 93.75 MB
+    assert plan(10**13, costs({"attack": 10**6})).windows == Windows(at_once=512)  # 750, rounded down
+    assert plan(10**13, costs({"attack": 10**9})).windows == Windows(at_once=1)
+    assert plan(10**13, costs({"attack": 10**5})).windows == Windows()
+
+
+def test_a_gpu_takes_what_its_memory_holds_and_a_client_with_batch_statistics_is_whole() -> None:
+    config, large = resolved(), costs({"attack": 10**9})
+    on_gpu = config.model_copy(update={"training": config.training.model_copy(update={"device": "cuda"})})
+    method = create_algorithm(config.algorithm)
+    assert plan_memory(on_gpu, method, large, 10**13, base=0).windows == Windows()
+    assert plan_memory(config, method, replace(large, couples_images=True), 10**13, base=0).windows == Windows()
+
+
+def test_budgets_of_4_and_8_gb_compute_vit_base_in_the_same_windows() -> None:
+    """The bytes are those measured for ViT-B/16 at 224 px in float32, in a process with a second copy of the model."""
+    measured = {"train": 119_100_000, "attack": 78_200_000, "evaluate": 78_300_000, "forward": 7_900_000}
+    of = costs(measured | {"walk": 13_900_000}, state=4_700_000, image=602_112)
+    sections: dict[str, Any] = {"training": {"cohort_size": 4, "batch_size": 8}, "algorithm": {"name": "fedavg_at"}}
+    config = resolved(**sections)
+    method = create_algorithm(config.algorithm)
+    small, large = (plan_memory(config, method, of, gb * 10**9, base=1_900_000_000).windows for gb in (4, 8))
+    assert small.train < large.train, "what is kept depends on the memory"
+    for kind in ("train", "attack", "evaluate", "forward", "walk"):
+        assert small.of(kind) == large.of(kind) == 8, kind
+
+
 @pytest.mark.parametrize("budget", [80_000, 100_000, 150_000, 300_000])
 def test_no_window_exceeds_the_budget(budget: int) -> None:
     of = costs({"train": 2000, "attack": 900, "walk": 30})

@@ -62,6 +62,11 @@ class ClientActor:
         """Run a task as `CohortWorker.run` does."""
         return self._worker.run(task, shared)
 
+    @ray.method(concurrency_group="work")
+    def reduce_windows(self, windows: Mapping[str, int]) -> None:
+        """Let the worker hold at most so many images, ``{pass: images}``."""
+        self._worker.model.windows.reduce(windows)
+
     @ray.method(concurrency_group="ctl")
     def pid(self) -> int:
         """Return the process id, also while a task runs."""

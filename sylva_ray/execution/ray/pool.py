@@ -21,7 +21,7 @@ import os
 import signal
 import time
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -339,14 +339,29 @@ class RayPool:
         Raises:
             RunError: all windows hold a single image already.
         """
+        planned = self._arguments[0].training.windows.model_dump(exclude={"at_once"})
+        if not self._limit_windows({name: max(1, size // 2) for name, size in planned.items()}):
+            raise RunError(f"{where}: {loss.reason}; {WHAT_WOULD_FIT}")
+        self._observer.on_notice(Notice(f"{where} did not fit the memory; a new worker has windows half as large"))
+
+    def reduce_windows(self, windows: Mapping[str, int]) -> None:
+        """Let all actors hold at most so many images, ``{pass: images}``, and those that are started later."""
+        if not self._limit_windows(windows):
+            return
+        for slot in self._occupied():
+            slot.windows = self._arguments[0].training.windows
+            slot.actor.reduce_windows.remote(dict(windows))
+
+    def _limit_windows(self, windows: Mapping[str, int]) -> bool:
+        """Limit the windows of the actors that are started from now on, and return whether any was larger."""
         config, fleet, backbone, imports = self._arguments
         planned = config.training.windows
-        halved = Windows(**{name: max(1, size // 2) for name, size in planned.model_dump().items()})
-        if halved == planned:
-            raise RunError(f"{where}: {loss.reason}; {WHAT_WOULD_FIT}")
-        training = config.training.model_copy(update={"windows": halved})
+        limited = planned.model_copy(
+            update={name: min(size, int(getattr(planned, name))) for name, size in windows.items()}
+        )
+        training = config.training.model_copy(update={"windows": limited})
         self._arguments = config.model_copy(update={"training": training}), fleet, backbone, imports
-        self._observer.on_notice(Notice(f"{where} did not fit the memory; a new worker has windows half as large"))
+        return limited != planned
 
     def _count_loss(self, index: int, job: int | None, with_node: bool, batch: _Batch) -> int:
         """Count the loss of an actor, for its task or else for its start, and return how often that happened."""

@@ -68,7 +68,8 @@ def cohort_model(algorithm: Method, config: ResolvedConfig, backbone: Backbone) 
     is_full = algorithm.parameters.model == "full"
     model = FunctionalStack(backbone) if is_full else LoraStack(backbone, config.lora)
     model.kernels = config.training.attention
-    model.windows = WindowLimits(config.training.windows.model_dump())
+    windows = config.training.windows
+    model.windows = WindowLimits(windows.model_dump(exclude={"at_once"}), windows.at_once)
     return model
 
 
