@@ -14,7 +14,9 @@ import yaml
 from typer.core import TyperCommand, TyperGroup
 
 import sylva_ray.cli
+from sylva_ray.federation.stages.kinds import STAGES
 from sylva_ray.metrics.check_titles import CHECK_TITLES
+from sylva_ray.reports.compare.tables import COSTS
 from tests.test_architecture import LAYERS, ROOT
 
 sys.path.insert(0, str(ROOT / "scripts"))
@@ -103,6 +105,18 @@ def test_the_reference_of_settings_is_generated_from_the_schema() -> None:
 def test_the_page_about_checks_has_their_names() -> None:
     rows = re.findall(r"^\| (S\d+) \| ([^|]+) \|", (ROOT / "docs" / "checks.md").read_text(), re.MULTILINE)
     assert rows == [(name, check.title) for name, check in CHECK_TITLES.items()]
+
+
+def test_the_glossary_has_the_words_of_terminal_and_pages() -> None:
+    text = (ROOT / "docs" / "glossary.md").read_text()
+    entries = re.findall(r"^\*\*(.+?)\.\*\*", text, re.MULTILINE)
+    assert entries == sorted(entries, key=str.lower)
+    known = " ".join(text.lower().split())
+    stages = {word for stage in STAGES.values() for word in re.split(", |: ", stage.title)}
+    headings = {"benign", "plain", "balanced", "front", "worst decile", "10th percentile", "majority", "median distance"}
+    others = {"pgd10-eps8", "not kept", "dominated", "point", "trial", "own share", "unbounded attack", "windows", "step"}
+    words = {*stages, *headings, *others, *COSTS} - {"adversarial", "seconds"}
+    assert not [word for word in words if word not in known]
 
 
 APP = typer.main.get_command(sylva_ray.cli.app)
