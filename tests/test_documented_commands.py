@@ -28,7 +28,6 @@ from sylva_ray.preparation.experiment import with_parameters
 from sylva_ray.provisioning.launcher_file import load_launcher_file
 from sylva_ray.reports.compare.files import check_targets
 from sylva_ray.sweeps.space import load_space
-from tests.conftest import TINY
 from tests.test_architecture import ROOT
 
 PAGES = sorted([ROOT / "README.md", *ROOT.glob("docs/*.md"), *ROOT.glob("benchmarks/**/*.md")])
@@ -167,7 +166,7 @@ def rehearsal(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Rehearsal:
     check_source = api.check_source
     monkeypatch.setattr(api, "check_source", lambda config, resume, out: resume or check_source(config, resume, out))
     monkeypatch.setattr(api, "check_gpus", list)
-    monkeypatch.setattr(api, "pretrain", lambda config, overrides, **_: recipe_or_path("CONFIG", config, "pretraining"))
+    monkeypatch.setattr(api, "pretrain", lambda config, *_, **__: recipe_or_path("CONFIG", config, "pretraining"))
     return stand_in
 
 
@@ -179,10 +178,9 @@ def call(words: Sequence[str]) -> None:
     assert result.exit_code == 0, f"sylva-ray {shlex.join(words)}\n{result.stderr}{result.exception!r}"
 
 
-
-
 @pytest.mark.parametrize("path", [*PAGES, *SOURCES], ids=lambda path: str(path.relative_to(ROOT)))
-def test_every_command_that_is_shown_is_accepted(path: Path, rehearsal: Rehearsal) -> None:
+@pytest.mark.usefixtures("rehearsal")
+def test_every_command_that_is_shown_is_accepted(path: Path) -> None:
     for words in shown_in(path):
         if len(words) > 1 and words != ["cluster", "check"]:  # else it is the command's name
             call(words)

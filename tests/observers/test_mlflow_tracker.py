@@ -305,7 +305,7 @@ def test_metric_names_and_values_of_a_record() -> None:
         "benign_accuracy/min": 0.5,
         "benign_accuracy/p10": 0.55,
         "client_001/benign_accuracy": 1.0,
-        "benign_balanced_accuracy/min": 0.5,
+        "benign_balanced_accuracy/min": 0.25,
         "robust_accuracy/pgd20-eps8/mean": 0.25,
         "client_001/robust_accuracy/pgd20-eps8": 0.5,
         "check_accuracy/pgd20-eps255/mean": 0.0,

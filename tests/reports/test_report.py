@@ -182,7 +182,7 @@ def test_an_unfinished_run_says_so(tmp_path: Path) -> None:
 
 
 def test_a_run_without_a_single_step_still_has_a_page(tmp_path: Path) -> None:
-    assert "0 steps done" in Page(write_report(RunFolder(tmp_path)).read_text()).text
+    assert "0 stages are done" in Page(write_report(RunFolder(tmp_path)).read_text()).text
 
 
 def test_a_damaged_summary_is_named(tmp_path: Path) -> None:
