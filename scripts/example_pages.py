@@ -89,7 +89,7 @@ def comparison_runs(out: Path) -> list[dict[str, Any]]:
             if method != "sylva":  # it ends with phase 1, and has the clients of the other runs
                 summary["final"] = summary["phase1"]
                 summary["label_matrix"] = runs[seed]["label_matrix"]
-            settings = parse_yaml((folder / "config.yaml").read_text())
+            settings: Any = parse_yaml((folder / "config.yaml").read_text())
             settings["algorithm"] |= {"name": method}
             runs.append(summary | {"algorithm": method, "source": str(folder), "config": settings})
     return runs

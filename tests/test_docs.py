@@ -15,7 +15,7 @@ from rich.console import Console
 from typer.core import TyperCommand, TyperGroup
 
 import sylva_ray.cli
-from sylva_ray.federation.stages.kinds import STAGES
+from sylva_ray.federation.stages.stage import STAGES
 from sylva_ray.metrics.check_titles import CHECK_TITLES
 from sylva_ray.reports.compare.tables import COSTS
 from sylva_ray.reports.terminal import closing_lines, closing_table
