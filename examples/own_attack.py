@@ -1,7 +1,7 @@
 """An attack of one's own: momentum of the gradient's sign, then a step back towards the image.
 
 sylva-ray run digits --import . 'evaluation.attacks=[{name: examples.own_attack:SignMomentum, steps: 10}]'
-sylva-ray evaluate runs/digits --import . --attack examples.own_attack:SignMomentum:steps=10
+sylva-ray evaluate RUN --import . --attack examples.own_attack:SignMomentum:steps=10
 """
 
 from __future__ import annotations

@@ -26,6 +26,7 @@ import numpy as np
 from PIL import Image
 
 from sylva_ray.core.evaluation import Evaluation
+from sylva_ray.core.yaml import parse_yaml
 from sylva_ray.reports.compare import compare, page
 from sylva_ray.reports.pages.compare import render as render_comparison
 from sylva_ray.reports.pages.run import write_report
@@ -88,7 +89,9 @@ def comparison_runs(out: Path) -> list[dict[str, Any]]:
             if method != "sylva":  # it ends with phase 1, and has the clients of the other runs
                 summary["final"] = summary["phase1"]
                 summary["label_matrix"] = runs[seed]["label_matrix"]
-            runs.append(summary | {"algorithm": method, "source": str(folder)})
+            settings: Any = parse_yaml((folder / "config.yaml").read_text())
+            settings["algorithm"] |= {"name": method}
+            runs.append(summary | {"algorithm": method, "source": str(folder), "config": settings})
     return runs
 
 

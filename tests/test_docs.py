@@ -11,10 +11,16 @@ from typing import Any
 import pytest
 import typer
 import yaml
+from rich.console import Console
 from typer.core import TyperCommand, TyperGroup
 
 import sylva_ray.cli
+from sylva_ray.federation.stages.stage import STAGES
 from sylva_ray.metrics.check_titles import CHECK_TITLES
+from sylva_ray.reports.compare.tables import COSTS
+from sylva_ray.reports.terminal import closing_lines, closing_table
+from sylva_ray.storage.run_folder import RunFolder
+from tests.reports.synthetic_run import make_run
 from tests.test_architecture import LAYERS, ROOT
 
 sys.path.insert(0, str(ROOT / "scripts"))
@@ -103,6 +109,58 @@ def test_the_reference_of_settings_is_generated_from_the_schema() -> None:
 def test_the_page_about_checks_has_their_names() -> None:
     rows = re.findall(r"^\| (S\d+) \| ([^|]+) \|", (ROOT / "docs" / "checks.md").read_text(), re.MULTILINE)
     assert rows == [(name, check.title) for name, check in CHECK_TITLES.items()]
+
+
+def test_the_glossary_has_the_words_of_terminal_and_pages() -> None:
+    text = (ROOT / "docs" / "glossary.md").read_text()
+    entries = re.findall(r"^\*\*(.+?)\.\*\*", text, re.MULTILINE)
+    assert entries == sorted(entries, key=str.lower)
+    known = " ".join(text.lower().split())
+    stages = {word for stage in STAGES.values() for word in re.split(", |: ", stage.title)}
+    headings = {
+        "benign",
+        "plain",
+        "balanced",
+        "front",
+        "worst decile",
+        "10th percentile",
+        "majority",
+        "median distance",
+    }
+    others = {
+        "pgd10-eps8",
+        "not kept",
+        "dominated",
+        "point",
+        "trial",
+        "own share",
+        "unbounded attack",
+        "windows",
+        "step",
+    }
+    words = {*stages, *headings, *others, *COSTS} - {"adversarial", "seconds"}
+    assert not [word for word in words if word not in known]
+
+
+def test_the_output_in_the_tutorial_has_the_form_of_todays(tmp_path: Path) -> None:
+    """Title, headings and first words of lines: a change of the terminal asks for another run of the tutorial.
+
+    The terminal is wider than that of the tutorial, because the example has longer names.
+    """
+    make_run(tmp_path)
+    summary = RunFolder(tmp_path).load_summary()
+    assert summary is not None
+    clients = [client.model_copy(update={"collapsed": False}) for client in summary.clients]
+    summary = summary.model_copy(update={"clients": clients})
+    console = Console(width=88)
+    with console.capture() as captured:
+        console.print(closing_table(console, summary, RunFolder(tmp_path).load_records()))
+    (shown,) = re.findall(r"^```text\n(.*?)^```", (ROOT / "docs" / "tutorial.md").read_text(), re.MULTILINE | re.DOTALL)
+    title, headings = (" ".join(line.split()) for line in captured.get().splitlines()[:3] if line.strip())
+    assert title in " ".join(shown.split())
+    assert headings.replace("pgd20-eps8", "pgd10-eps8") in " ".join(shown.split())
+    known = {line.split()[0] for line in closing_lines(summary, tmp_path, None)}
+    assert set(re.findall(r"^[a-z]+", shown, re.MULTILINE)) == known - {"seconds", "warning"}
 
 
 APP = typer.main.get_command(sylva_ray.cli.app)

@@ -53,7 +53,7 @@ def evaluate(  # noqa: PLR0913  # a keyword for each option of the command
         transfer: whether to attack every client's model through the others.
         surrogates: other runs, through whose models to attack as well.
         certify: noise levels for randomised smoothing.
-        overrides: ``KEY=VALUE`` of ``cluster.*``, ``training.device``, ``training.attention`` and
+        overrides: ``KEY=VALUE`` of ``cluster.*``, ``training.device``, ``training.attention``, ``training.windows`` and
             ``evaluation.precision`` only.
         allow_changed: whether data and weights may differ from those of the run; ``evaluation.json`` then says so.
         imports: directories of your own methods' code; what a configuration names is imported from no other.

@@ -98,3 +98,13 @@ def shortened(words: Iterable[object], limit: int = 3) -> str:
     texts = list(words)
     rest = f" and {len(texts) - limit:,} more" if len(texts) > limit else ""
     return ", ".join(abbreviated(text, length=100) for text in texts[:limit]) + rest
+
+
+def clients_text(clients: Iterable[int]) -> str:
+    """Return the numbers of clients as words.
+
+    >>> clients_text([2]), clients_text([2, 5])
+    ('client 2', 'clients 2, 5')
+    """
+    numbers = [str(client) for client in clients]
+    return f"client{'' if len(numbers) == 1 else 's'} {', '.join(numbers)}"

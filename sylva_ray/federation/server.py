@@ -18,6 +18,7 @@ import numpy as np
 from sylva_ray.aggregation.neighbours import NeighbourGraph
 from sylva_ray.config.resolved import ResolvedConfig
 from sylva_ray.core.records import GameRecord, StageRecord
+from sylva_ray.core.text import clients_text
 from sylva_ray.core.types import ClientState, stack_states
 from sylva_ray.data.fleet import FleetData
 from sylva_ray.federation.client.training import TrainOutcome, TrainSettings, TrainTask
@@ -274,8 +275,7 @@ class Server:
     def _note_missing(self, step: int, missing: list[int]) -> None:
         self.folder.log_missing(step, missing)
         if missing:
-            clients = ", ".join(map(str, missing))
-            self.observer.on_notice(Notice(f"step {step}: clients {clients} missed the deadline"))
+            self.observer.on_notice(Notice(f"step {step}: {clients_text(missing)} missed the deadline"))
 
     def _run_merges(
         self, step: int, uploads: RoundUploads, names: Sequence[str], merges: Sequence[Merge]

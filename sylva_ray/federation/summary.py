@@ -25,6 +25,7 @@ from sylva_ray.core.summary import (
     StageAccuracies,
     Summary,
 )
+from sylva_ray.core.text import clients_text
 from sylva_ray.core.version import __version__
 from sylva_ray.data.fleet import FleetData
 from sylva_ray.federation.stages.kinds import is_exchange, phase_of
@@ -234,13 +235,11 @@ def _warnings(records: Sequence[StageRecord], checks: Sequence[CheckResult]) -> 
     warnings = [f"check {check.name} FAILED: {check.meaning}" for check in checks if not check.passed]
     for record in records:
         if record.missing:
-            clients = ", ".join(map(str, record.missing))
-            warnings.append(f"step {record.step}: clients {clients} missed the deadline and kept their state")
+            late = clients_text(record.missing)
+            warnings.append(f"step {record.step}: {late} missed the deadline and kept the last state")
         if record.dropped:
-            clients = ", ".join(map(str, record.dropped))
-            warnings.append(
-                f"step {record.step}: the training of clients {clients} diverged; they kept their last state"
-            )
+            diverged = clients_text(record.dropped)
+            warnings.append(f"step {record.step}: the training of {diverged} diverged, and the last state was kept")
     return warnings + _reductions(records) + _refusals(records) + _changes(records) + _several_gpus(records)
 
 

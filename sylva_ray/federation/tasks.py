@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from sylva_ray.core.text import clients_text
 from sylva_ray.core.types import ParameterStack, StateStack
 from sylva_ray.federation.client.worker import CohortWorker
 
@@ -46,4 +47,4 @@ class CohortTask(ABC):
     @property
     def where(self) -> str:
         """Stage, step and clients, for error messages."""
-        return f"{self.stage}, step {self.step}, clients {', '.join(map(str, self.clients))}"
+        return f"{self.stage}, step {self.step}, {clients_text(self.clients)}"

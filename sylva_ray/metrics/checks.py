@@ -15,6 +15,7 @@ import numpy as np
 
 from sylva_ray.attacks.pgd import default_step_size
 from sylva_ray.core.summary import CheckResult
+from sylva_ray.core.text import clients_text
 from sylva_ray.core.types import AttackSpec
 from sylva_ray.metrics.intervals import fleet_interval
 
@@ -236,14 +237,14 @@ def planted_points_are_found(planted: float, found: float, by_chance: float) -> 
 def collapse(collapsed: Sequence[bool]) -> CheckResult:
     """Check S14: no client has the robust accuracy of a constant prediction."""
     count = sum(collapsed)
-    which = ", ".join(str(client) for client, bad in enumerate(collapsed) if bad)
+    which = clients_text(client for client, bad in enumerate(collapsed) if bad)
     return _result(
         "S14",
         count == 0,
         count / len(collapsed),
         "every client's robust accuracy exceeds what always answering its majority class would earn",
         f"{count} of {len(collapsed)} clients do no better under attack than always answering their majority class, "
-        f"or predict one class only (clients {which}): their robust accuracy shows no defence",
+        f"or predict one class only ({which}): their robust accuracy shows no defence",
     )
 
 

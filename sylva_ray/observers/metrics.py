@@ -13,7 +13,7 @@ from sylva_ray.core.evaluation import Evaluation
 from sylva_ray.core.records import StageRecord
 from sylva_ray.core.summary import ClientSummary, Spread, StageAccuracies, Summary
 
-SENT_STATISTICS = ("mean", "std", "min", "p10", "median", "max")
+SENT_STATISTICS = ("mean", "std", "min", "p10")
 """Statistics over the clients, as `Spread` names them."""
 
 

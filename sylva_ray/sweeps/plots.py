@@ -182,10 +182,9 @@ def _parallel(sweep: Sweep, points: Sequence[Point]) -> Figure:
     axes.tick_params(length=0)
     axes.spines[["left", "bottom"]].set_visible(False)
     word = "not dominated" if len(sweep.space.objectives) > 1 else "the best"
-    handles = [
-        Line2D([], [], color=LIGHT["series-2"], label=word),
-        Line2D([], [], color=LIGHT["series-1"], lw=1, label="others"),
-    ]
+    handles = [Line2D([], [], color=LIGHT["series-2"], label=word)]
+    if not all(point.chosen for point in points):
+        handles.append(Line2D([], [], color=LIGHT["series-1"], lw=1, label="others"))
     add_legend(figure, handles, 2)
     return figure
 

@@ -109,7 +109,7 @@ def test_a_task_that_does_not_fit_runs_again_in_smaller_windows(tiny: Prepared, 
     (result,) = pool.run([HungryTask(1, start.clients, start.states, most=300)])
     assert result is not None
     assert result.windows["train"] == 256
-    with pytest.raises(RunError, match=r"hungry, step 1, clients 0: RuntimeError: .*one image at a time does not fit"):
+    with pytest.raises(RunError, match=r"hungry, step 1, client 0: RuntimeError: .*one image at a time does not fit"):
         pool.run([HungryTask(1, start.clients, start.states, most=0)])
 
 
@@ -143,7 +143,7 @@ def test_an_actor_that_does_not_fit_is_replaced_by_one_with_half_the_windows(
     (result,) = ray_pool.run([HungryTask(1, start.clients, start.states, most=1100)])
     assert result is not None
     assert result.windows["train"] == 1024
-    assert "hungry, step 1, clients 0 did not fit the memory; a new worker has windows half as large" in notices.texts
+    assert "hungry, step 1, client 0 did not fit the memory; a new worker has windows half as large" in notices.texts
     told = len(notices.texts)
     ray_pool.reduce_windows({"train": 512})
     (result,) = ray_pool.run([HungryTask(2, start.clients, start.states, most=600)])
@@ -160,7 +160,7 @@ def test_a_gpu_that_fails_is_the_end_of_its_actor_alone(
     task = FailingCardTask(1, start.clients, start.states, marker=str(tmp_path / "failed"))
     (result,) = ray_pool.run([task])
     assert result is not None
-    assert "a worker was lost during unlucky, step 1, clients 0; its clients run again elsewhere" in notices.texts
+    assert "a worker was lost during unlucky, step 1, client 0; its clients run again elsewhere" in notices.texts
 
 
 def test_the_error_of_a_task_without_room_is_one_line(tiny: Prepared, train_task: MakeTask) -> None:

@@ -244,7 +244,7 @@ def test_who_misses_a_deadline_keeps_its_state_and_a_rerun_replays_it(tmp_path: 
     assert pool.limits == [None, None, 5, 5, None]  # the warm-up and the evaluations have no deadline
     summary = RunFolder(tmp_path / "a").load_summary()
     assert summary is not None
-    assert any(f"clients {missing} missed the deadline" in warning for warning in summary.warnings)
+    assert any(f"client {missing} missed the deadline" in warning for warning in summary.warnings)
     # The same run, cut between the deadline and the checkpoint of round 1: nobody is late now, and the log decides.
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "missing.jsonl").write_text((tmp_path / "a" / "missing.jsonl").read_text().splitlines()[0] + "\n")
@@ -322,7 +322,7 @@ def test_a_client_that_diverges_keeps_its_last_state_and_is_named(
     summary = run(prepared, tmp_path / "run")
     states = RunFolder(tmp_path / "run").load_states()
     assert all(np.isfinite(value).all() for state in states for value in state.values())
-    assert any("clients 1 diverged" in warning for warning in summary.warnings)
+    assert any("client 1 diverged" in warning for warning in summary.warnings)
 
 
 def test_a_benign_end_point_that_diverges_plays_a_game_worth_nothing(tiny: Prepared) -> None:

@@ -188,10 +188,18 @@ def make_summary(
             {"name": "S4", "passed": True, "value": 0.0, "meaning": "an attack without bound leaves 0.0% standing"},
             {"name": "S14", "passed": False, "value": 1 / num_clients, "meaning": "1 client shows no defence"},
         ],
-        "warnings": ["check S14 FAILED: 1 client shows no defence", "step 3: clients 2 missed the deadline"],
+        "warnings": ["check S14 FAILED: 1 client shows no defence", "step 3: client 2 missed the deadline"],
         "threat_model": {"norm": "L-infinity, in [0, 1] pixel space", "knowledge": "white box: all weights are known"},
-        "versions": {"sylva_ray": "0.1.0", "torch": "2.15.0"},
-        "hardware": {"machine": "x86_64", "cpus": 2, "threads_per_actor": 1},
+        "versions": {"sylva_ray": "0.1.0", "commit": "3facf47b1d2e", "torch": "2.15.0"},
+        "hardware": {
+            "machine": "x86_64",
+            "cpus": 2,
+            "actors": 2,
+            "threads_per_actor": 1,
+            "device": "cpu",
+            "host": "laptop",
+            "finished": "2026-01-01T12:00:00+00:00",
+        },
     }
 
 

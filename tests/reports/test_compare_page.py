@@ -291,6 +291,7 @@ def test_the_page_is_self_contained_and_complete() -> None:
     assert value.std is not None
     assert f"{100 * value.mean:.1f}±{100 * value.std:.1f}" in tags.text
     assert "PGD-20 at epsilon 8/255" in tags.text
+    assert "balanced PGD-20 at epsilon 8/255 accuracy" in tags.text
     assert "runs/x has not finished" in tags.text
 
 

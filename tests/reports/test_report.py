@@ -79,7 +79,7 @@ def test_the_headline_carries_attack_epsilon_majority_and_failed_checks(tmp_path
         assert expected in head
     assert "FAILED: no collapse (S14) : 1 client shows no defence" in head
     assert head.count("S14") == 1  # the warning that repeats the check is left out
-    assert "step 3: clients 2 missed the deadline" in head
+    assert "step 3: client 2 missed the deadline" in head
 
 
 def test_contents_lead_to_the_sections_and_failed_checks_to_their_explanation(tmp_path: Path) -> None:
@@ -176,13 +176,13 @@ def test_a_run_without_attacks_is_about_benign_accuracy(tmp_path: Path) -> None:
 
 def test_an_unfinished_run_says_so(tmp_path: Path) -> None:
     page = report(tmp_path / "run", finished=False)
-    assert "This run has not finished. 6 steps done, the last one in stage phase1, step 5" in page.text
+    assert "This run has not finished. 6 stages are done, the last one is round 5 of phase 1" in page.text
     assert page.sections == ["result", "accuracy", "config"]
     assert page.tags.count("svg") == 2
 
 
 def test_a_run_without_a_single_step_still_has_a_page(tmp_path: Path) -> None:
-    assert "0 steps done" in Page(write_report(RunFolder(tmp_path)).read_text()).text
+    assert "0 stages are done" in Page(write_report(RunFolder(tmp_path)).read_text()).text
 
 
 def test_a_damaged_summary_is_named(tmp_path: Path) -> None:

@@ -42,6 +42,9 @@ SWEEP_NAME_TAG = "sylva.sweep"
 NOTE = "mlflow.note.content"
 """MLflow's tag for the description of a run, in Markdown."""
 
+EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
+"""Tags of a new experiment: MLflow then shows training runs, and no pages about language models."""
+
 MAX_METRICS_PER_BATCH, MAX_PARAMS_PER_BATCH, MAX_PARAM_LENGTH, MAX_DIGEST_LENGTH = 1000, 100, 6000, 36
 """Limits of MLflow's API; lengths are in characters."""
 
@@ -245,7 +248,7 @@ def _experiment_id(client: Any, name: str, uri: str) -> str:
         if uri.startswith("sqlite:///"):
             location = (Path(uri.removeprefix("sqlite:///")).absolute().parent / "mlartifacts").as_uri()
         try:
-            return str(client.create_experiment(name, artifact_location=location))
+            return str(client.create_experiment(name, artifact_location=location, tags=EXPERIMENT_TAGS))
         except Exception:
             entry = client.get_experiment_by_name(name)  # another run may have created it in the meantime
             if entry is None:

@@ -335,6 +335,6 @@ def page(rows: Sequence[Row], left_out: Sequence[str] = ()) -> Page:
         warnings=(*warnings(rows), *left_out),
         sentences=tuple(sentences(rows)),
         footnotes=tuple(footnotes(rows)),
-        notes=tuple(notes(rows)),
+        notes=tuple(notes(rows, titled=True)),
         panels=panels(rows),
     )

@@ -252,14 +252,20 @@ def footnotes(rows: Sequence[Row]) -> list[str]:
     return texts
 
 
-def notes(rows: Sequence[Row]) -> list[str]:
-    """Return explanations of the table."""
+def notes(rows: Sequence[Row], titled: bool = False) -> list[str]:
+    """Return explanations of the table.
+
+    Args:
+        rows: of a comparison.
+        titled: whether the table calls attacks by their titles, not by their labels.
+    """
     methods = method_rows(rows)
     texts = ["± is the sample standard deviation over seeds"] if any(len(row.seeds) > 1 for row in methods) else []
     attack = strongest_attack(rows)
     if attack is not None:
+        name = attack_title_from(rows, attack) if titled else attack
         texts.append(
-            f"front: not dominated in balanced benign and balanced {attack} accuracy, by mean, worst decile or both"
+            f"front: not dominated in balanced benign and balanced {name} accuracy, by mean, worst decile or both"
         )
     if any(len(row.seeds) == 1 for row in methods):
         texts.append("rows of one seed have no spread: small differences may be due to chance")

@@ -120,7 +120,8 @@ def _accuracy(records: Sequence[StageRecord], summary: Summary | None, titles: M
     accuracy_axis(axes)
     if below is not None:
         below.plot(*zip(*losses, strict=True), "o-", color=LIGHT["muted"], ms=3, lw=1.4)
-        below.set(ylabel="training loss", ylim=(0, None))
+        top = max((loss for _, loss in losses if np.isfinite(loss)), default=1.0)
+        below.set(ylabel="training loss", ylim=(0, 1.1 * top or 1.0))
         below.grid(axis="y")
         below.tick_params(length=0)
     _step_axis(below or axes, records)
@@ -133,15 +134,16 @@ def _step_axis(axes: Axes, records: Sequence[StageRecord]) -> None:
     rounds = [record for record in records if is_exchange(record.stage)]
     others = [record for record in records if not is_exchange(record.stage)]
     every = max(1, -(-len(rounds) // (6 if is_narrow() else 12)))
-    shown = {record.step: str(record.round) for record in rounds[every - 1 :: every]}
+    shown = {record.step: str(number) for number, record in [*enumerate(rounds, 1)][every - 1 :: every]}
     if len(records) <= (14 if is_narrow() else 30):
         shown |= {record.step: title_of(record.stage) for record in others}
         axes.set_xlabel("stage; a number is a round of phase 1")
     else:  # names of neighbours would overlap
         axes.set_xlabel("round of phase 1")
-    is_named = any(not text.isdigit() for text in shown.values())
-    rotation: dict[str, Any] = {"rotation": 35, "ha": "right", "rotation_mode": "anchor"} if is_named else {}
-    axes.set_xticks(list(shown), list(shown.values()), **rotation)
+    axes.set_xticks(list(shown), list(shown.values()))
+    for label in axes.get_xticklabels():
+        if not label.get_text().isdigit():
+            label.set(rotation=35, ha="right", rotation_mode="anchor")
 
 
 def _clients(summary: Summary, before: StageAccuracies, titles: Mapping[str, str]) -> Figure:

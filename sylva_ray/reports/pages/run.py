@@ -21,6 +21,7 @@ from sylva_ray.core.credentials import mask_yaml
 from sylva_ray.core.evaluation import Evaluation
 from sylva_ray.core.records import StageRecord
 from sylva_ray.core.summary import Spread, Summary
+from sylva_ray.federation.stages.kinds import is_exchange, title_of
 from sylva_ray.federation.stages.layer_game.rankings.registry import RANKINGS
 from sylva_ray.metrics.check_titles import CHECK_TITLES
 from sylva_ray.reports.attack_titles import attack_titles_from_config
@@ -85,7 +86,9 @@ def write_report(folder: RunFolder) -> Path:
         "summary": summary,
         "evaluation": evaluation,
         "steps_done": len(records),
-        "last": records[-1] if records else None,
+        "last": _stage_text(records) if records else "",
+        "resume_command": f"sylva-ray run {shlex.quote(str(folder))} --resume",
+        "report_command": f"sylva-ray report {shlex.quote(str(folder))}",
         "light": LIGHT,
         "dark": DARK,
         "config": mask_yaml(config),
@@ -158,6 +161,12 @@ def _view_of_summary(summary: Summary, records: Sequence[StageRecord], titles: M
         "hardware": summary.hardware.to_json() if summary.hardware else {},
         "num_selected": sum(map(sum, game.selected)) if game else 0,
     }
+
+
+def _stage_text(records: Sequence[StageRecord]) -> str:
+    """Return what the newest stage is called, e.g. ``round 5 of phase 1``."""
+    name = records[-1].stage
+    return f"round {sum(is_exchange(r.stage) for r in records)} of phase 1" if is_exchange(name) else title_of(name)
 
 
 def _bounds_text(summary: Summary, spread: Spread) -> str:
