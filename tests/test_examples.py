@@ -90,8 +90,9 @@ def test_a_third_phase_is_one_new_file(tmp_path: Path) -> None:
     assert title_of("harden") == "phase 3: hardening"
 
 
+@pytest.mark.usefixtures("page")
 @pytest.mark.parametrize("phase2", [True, False])
-def test_the_result_of_a_third_phase_is_shown_as_such(phase2: bool, page: None, tmp_path: Path) -> None:
+def test_the_result_of_a_third_phase_is_shown_as_such(phase2: bool, tmp_path: Path) -> None:
     method = {"name": THIRD, "phase2": TINY["algorithm"]["phase2"] | {"enabled": phase2}, "harden_factor": 4.0}
     run, fast = tmp_path / "run", {"training": FEW["training"] | {"lr": 0.02}}
     summary = sylva_ray.run(FEW | fast | {"algorithm": method}, out=run, show="nothing")

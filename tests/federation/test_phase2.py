@@ -129,10 +129,9 @@ def layers_of(made: Prepared) -> dict[str, tuple[str, ...]]:
     return model.players
 
 
+@pytest.mark.usefixtures("page")
 @pytest.mark.parametrize("selection", ["all", "random"])
-def test_an_empty_selection_is_legal_and_leaves_phase_1_as_it_was(
-    selection: str, phase1: Path, tmp_path: Path, page: None
-) -> None:
+def test_an_empty_selection_is_legal_and_leaves_phase_1_as_it_was(selection: str, phase1: Path, tmp_path: Path) -> None:
     """A guard that tolerates no loss at all accepts nothing, as no number of images proves a loss of 0."""
     summary = go_on(phase1, tmp_path / "run", selection=selection, guard_tolerance=0.0)
     game = summary.layer_game
