@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from sylva_ray.api.arguments import check_show, check_texts
 from sylva_ray.config.experiment import ExperimentConfig
-from sylva_ray.core.errors import RunError, UserError
+from sylva_ray.core.errors import RunError, UserError, asked_as
 from sylva_ray.core.locations import output_path
 from sylva_ray.core.own_code import importing_from
 from sylva_ray.core.resumable import resumable
@@ -89,8 +89,10 @@ def evaluate(  # noqa: PLR0913  # a keyword for each option of the command
     with ExitStack() as stack:
         stack.enter_context(importing_from(imports))
         folder, _ = stack.enter_context(run_folder_at(str(run), "change"))
-        surrogate_folders = [stack.enter_context(run_folder_at(str(other), "read"))[0] for other in surrogates]
-        prepared_run = prepare_evaluation(folder, images, surrogate_folders, overrides, allow_changed)
+        with asked_as("--surrogate", "RUN", "run folder"):
+            surrogate_folders = [stack.enter_context(run_folder_at(str(other), "read"))[0] for other in surrogates]
+        with asked_as("--images", *(() if images is None else ("partition.test_samples",))):
+            prepared_run = prepare_evaluation(folder, images, surrogate_folders, overrides, allow_changed)
         for text in prepared_run.notices:
             print(f"warning: {text}", file=sys.stderr)
         config, fleet = prepared_run.prepared.config, prepared_run.prepared.fleet
@@ -148,7 +150,7 @@ def compare(
     from sylva_ray.storage.remote_copy import run_folder_at
 
     targets = check_targets(out)
-    with ExitStack() as stack:
+    with ExitStack() as stack, asked_as("SOURCE", "RUN", "run folder"):
         local = [str(stack.enter_context(run_folder_at(str(source), "read"))[0]) for source in sources]
         summaries, left_out = load_runs(local, uri)
     rows = comparison.compare(summaries)

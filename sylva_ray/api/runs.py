@@ -17,7 +17,7 @@ from sylva_ray.config.schema import build, overridden
 from sylva_ray.config.stored import load_run_config
 from sylva_ray.core.bounds import MAX_DEPTH
 from sylva_ray.core.credentials import mask_value
-from sylva_ray.core.errors import UserError
+from sylva_ray.core.errors import UserError, asked_as
 from sylva_ray.core.locations import local_path, output_path, run_location
 from sylva_ray.core.own_code import import_options, importing_from
 from sylva_ray.core.resumable import resumable
@@ -92,7 +92,8 @@ def _load_config(config: Config, overrides: Sequence[str]) -> ExperimentConfig:
             "config", str(config), "is a URL, which only `resume` takes; give a YAML file or a local folder"
         )
     path = recipe_or_path("CONFIG", config, "experiment")
-    return load_run_config(path, overrides) if path.is_dir() else experiments.load_config(path, overrides)
+    with asked_as("CONFIG", "file"):
+        return load_run_config(path, overrides) if path.is_dir() else experiments.load_config(path, overrides)
 
 
 def add_dataset(name: str, train: object, test: object) -> None:
@@ -191,8 +192,9 @@ def resume(
     with importing_from(imports):
         experiment = None if config is None else load_config(config, overrides)
         output = Output(show, log_format)
-        where = run_location("RUN", run)
-        return _run_in_folder(where, experiment, overrides, "resume", output, allow_changed, observer)
+        with asked_as("RUN" if config is None else "--out", "RUN", "--out", "run folder"):
+            where = run_location("RUN", run)
+            return _run_in_folder(where, experiment, overrides, "resume", output, allow_changed, observer)
 
 
 def _run_in_folder(
@@ -311,18 +313,20 @@ def _run_sweep(
         if overrides or not resume:
             fix = "is a folder: add --resume, without overrides, to go on with its sweep"
             raise UserError("SPACE", str(space), fix)
-        loaded, out = SweepFolder(path).load(), path if out is None else out
+        loaded, folder_key = SweepFolder(path).load(), "SPACE" if out is None else "--out"
+        out = path if out is None else out
     else:
-        loaded = load_space(path, overrides)
+        loaded, folder_key = load_space(path, overrides), "--out"
     if resume and out is None:
-        raise UserError("--resume", str(space), "needs --out DIR (or the sweep's folder in place of SPACE)")
+        raise UserError("--resume", str(space), "needs --out FOLDER (or the sweep's folder in place of SPACE)")
 
     from sylva_ray.sweeps.check import check_sweep
     from sylva_ray.sweeps.folder import SweepFolder
     from sylva_ray.sweeps.terminal import SweepDisplay, sweep_lines, sweep_table
 
-    sweep_dir = output_path("--out", _new_folder(loaded.name) if out is None else out, "folder")
-    loaded = check_sweep(loaded, sweep_dir, resume)
+    with asked_as(folder_key, "--out"):
+        sweep_dir = output_path("--out", _new_folder(loaded.name) if out is None else out, "folder")
+        loaded = check_sweep(loaded, sweep_dir, resume)
 
     from sylva_ray.sweeps.ray_tune import run_checked_sweep  # Ray: after what needs no cluster
 

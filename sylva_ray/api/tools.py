@@ -12,7 +12,7 @@ from sylva_ray.api.runs import Config, load_config
 from sylva_ray.config.experiment import AlgorithmSection, BackboneSection, LoraSection
 from sylva_ray.config.recipes import recipe_or_path
 from sylva_ray.config.schema import build
-from sylva_ray.core.errors import UserError
+from sylva_ray.core.errors import UserError, asked_as
 from sylva_ray.core.locations import local_path, output_path
 from sylva_ray.core.own_code import importing_from
 from sylva_ray.core.text import PROGRESS, Show
@@ -61,7 +61,8 @@ def pretrain(
     from sylva_ray.reports.terminal import event_line
 
     console = create_console("progress" if show in PROGRESS else "nothing")
-    settings = load_pretrain_config(recipe_or_path("CONFIG", config, "pretraining"), overrides)
+    with asked_as("CONFIG", "file"):
+        settings = load_pretrain_config(recipe_or_path("CONFIG", config, "pretraining"), overrides)
     folder = output_path("--out", out, "folder")
     PretrainFolder(folder).check_claim(settings, resume)
     check_device(settings.training.device)
@@ -117,22 +118,30 @@ def traffic(  # noqa: PLR0913  # a keyword for each option of the command
     check_texts("target_modules", target_modules)
     lora = LoraSection(**({"target_modules": tuple(target_modules)} if target_modules else {}))
     ranks = ranks or [lora.rank]
-    for rank in ranks:
-        build(LoraSection, {"rank": rank}, "lora")
+    with asked_as("--rank", "lora.rank"):
+        for rank in ranks:
+            build(LoraSection, {"rank": rank}, "lora")
     csv = None if csv is None else output_path("--csv", csv, "file")
 
     from sylva_ray.algorithms.registry import create_algorithm
     from sylva_ray.models.availability import check_available
 
     section = BackboneSection(name=backbone) if backbone else BackboneSection()
-    check_available(section)
-    for name in methods:
-        create_algorithm(AlgorithmSection(name=name))
+    with asked_as("--backbone", "backbone.name"):
+        check_available(section)
 
     from sylva_ray.reports.console import create_console, print_lines
     from sylva_ray.reports.traffic import terminal_table, traffic_table, write_csv
 
-    with importing_from(imports):
+    with (
+        importing_from(imports),
+        asked_as("--backbone", "backbone.name"),
+        asked_as("--method", "algorithm.name"),
+        asked_as("--rank", "lora.rank"),
+        asked_as("--target-module", "lora.target_modules"),
+    ):
+        for name in methods:
+            create_algorithm(AlgorithmSection(name=name))
         rows = traffic_table(section, lora, ranks, num_classes, methods or None, num_clients)
     title = f"{section.name}, {num_classes} classes, {', '.join(lora.target_modules)}: bytes per client and round"
     console = create_console(show)
@@ -219,13 +228,14 @@ def check_cluster(
     from sylva_ray.provisioning.launcher_file import load_launcher_file
 
     launcher = RayLauncher()
-    loaded = load_launcher_file(local_path("file", file), launcher)
+    with asked_as("FILE", "file", "cluster file"):
+        loaded = load_launcher_file(local_path("FILE", file), launcher)
     lines = file_lines(loaded)
     if config is not None:
         from sylva_ray.provisioning.fit import check_fit
         from sylva_ray.provisioning.forecast import forecast_of
 
-        with importing_from(imports):
+        with importing_from(imports), asked_as("--config", "CONFIG"):
             demand = estimate_demand(load_config(config, overrides), loaded, launcher)
             found = forecast_of(demand.sketch)
         check_fit(demand, found, loaded)

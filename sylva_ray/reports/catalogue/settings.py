@@ -10,6 +10,7 @@ from typing import Any
 from sylva_ray.config.experiment import ExperimentConfig
 from sylva_ray.config.json_schema import FRACTION, SIZE, Schema, experiment_schema, section_schema
 from sylva_ray.core.sections import Section
+from sylva_ray.core.text import budget_text
 from sylva_ray.core.yaml import to_yaml
 
 
@@ -146,8 +147,7 @@ def _value_text(key: str, value: Any) -> str:
     if value is None:
         return "null"
     if isinstance(value, float) and key.endswith("epsilon"):
-        numerator = round(value * 255, 9)
-        return f"{numerator:g}/255" if value < 1 else f"{value:g}"
+        return budget_text(value)
     if isinstance(value, Mapping | Sequence) and not isinstance(value, str):
         return _flow_text(value)
     return to_yaml(value).removesuffix("...\n").strip()
