@@ -36,7 +36,9 @@ def evaluate(
             metavar="EPSILON", help="Epsilon of suites, curves and checks (default: that of the run's first attack)."
         ),
     ] = None,
-    checks: Annotated[bool, typer.Option("--checks", help="Run the checks S1 to S14 (docs/checks.md).")] = False,
+    checks: Annotated[
+        bool, typer.Option("--checks", help="Run the checks S1 to S14 (see `sylva-ray list checks`).")
+    ] = False,
     curves: Annotated[
         bool, typer.Option("--curves", help="Measure accuracy as a function of epsilon and of steps.")
     ] = False,

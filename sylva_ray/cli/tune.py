@@ -25,7 +25,10 @@ def tune(
     imports: Imports = None,
     quiet: Quiet = False,
 ) -> None:
-    """Run a sweep of experiments on Ray Tune (docs/sweeps.md)."""
+    """Run a sweep of experiments on Ray Tune.
+
+    SPACE names the settings that change and their values; `sylva-ray init DIR --recipe grid` copies an example.
+    """
     from sylva_ray import api
     from sylva_ray.core.errors import RunError
 

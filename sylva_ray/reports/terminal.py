@@ -154,7 +154,7 @@ def evaluation_tables(console: Console, evaluation: Evaluation) -> list[Table]:
     choices = [(box.HEAVY_HEAD, 6), (box.SIMPLE, 6), (box.SIMPLE, 5), (box.SIMPLE, 4), (box.SIMPLE, 3)]
     tables = [first_that_fits(console, (_attacks_table(evaluation, *choice) for choice in choices))]
     if evaluation.checks is not None:
-        checks = Table(title="checks (docs/checks.md)")
+        checks = Table(title="checks (explained by: sylva-ray show S4)")
         for heading in ("check", "", "meaning"):
             checks.add_column(heading)
         for check in evaluation.checks:

@@ -91,7 +91,7 @@ def sweep_lines(sweep: Sweep, sweep_dir: Path) -> list[str]:
     lines = ["*        " + ("not dominated by another point" if several else "the best point")]
     if any(point.checks for point in sweep.points):
         names = ", ".join(sorted({check for point in sweep.points for check in point.checks}))
-        lines.append(f"!        a check failed ({names}): do not trust the robust accuracy (docs/checks.md)")
+        lines.append(f"!        a check failed ({names}): do not trust the robust accuracy (sylva-ray list checks)")
     busy = f"{100 * sweep.busy_share:.0f} % of {sweep.workers} workers' time"
     lines.append(f"trials   {counts}, in {sweep.seconds:.0f} s; computing took {busy}")
     if sweep.chosen:

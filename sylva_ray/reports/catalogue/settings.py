@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -31,6 +32,11 @@ class Setting:
     range: str
     default: str
     meaning: str
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """The words among which one is chosen, and other types of values that it may have."""
+        return tuple(re.split(", | or ", self.type))
 
 
 def experiment_settings() -> list[Setting]:
