@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import typer
 from typer.testing import CliRunner
 
@@ -31,3 +32,11 @@ def test_the_help_of_every_command_has_an_example_and_stands_alone() -> None:
         text = " ".join(CliRunner().invoke(app, [*names, "--help"]).stdout.split())
         assert f"Example: sylva-ray {' '.join(names)}" in text, names
         assert "docs/" not in text, names
+
+
+@pytest.mark.parametrize("command", ["run", "tune", "evaluate", "pretrain"])
+def test_every_long_command_can_be_quiet_and_log(command: str) -> None:
+    text = CliRunner().invoke(app, [command, "--help"]).stdout
+    assert "--quiet" in text
+    assert "--log-format" in text
+    assert ("--verbose" in text) == (command != "pretrain")  # whose epochs are lines anyway

@@ -323,6 +323,24 @@ def test_a_run_that_fails_says_how_to_resume(
     assert len(err.strip().splitlines()) == 1
 
 
+@pytest.mark.usefixtures("here")
+def test_an_interrupted_pre_training_says_what_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(config: object, out: Path, *others: object) -> None:
+        del config, others
+        out.mkdir()
+        (out / "config.json").write_text("{}")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sylva_ray.pretraining.trainer.pretrain", interrupt)
+    Path("pre.yaml").write_text("dataset: {name: digits}\n")
+    code, err = call("pretrain", "pre.yaml", "training.epochs=2", "--out", "base")
+    assert code == 130
+    assert err == (
+        "sylva-ray: interrupted. The finished epochs are kept. "
+        "Resume with: sylva-ray pretrain pre.yaml training.epochs=2 --out base --resume\n"
+    )
+
+
 RAY_CASES = {
     "GPU actors where there is no GPU": (("cluster.gpus_per_actor=0.5",), ["cluster.gpus_per_actor", "0.5"]),
     "address unreachable": (

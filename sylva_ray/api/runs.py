@@ -21,7 +21,7 @@ from sylva_ray.core.errors import UserError, asked_as
 from sylva_ray.core.locations import local_path, output_path, run_location
 from sylva_ray.core.own_code import import_options, importing_from
 from sylva_ray.core.resumable import resumable
-from sylva_ray.core.text import PROGRESS, LogFormat, Show
+from sylva_ray.core.text import LogFormat, Show
 from sylva_ray.reports.output import Output
 
 if TYPE_CHECKING:
@@ -233,7 +233,8 @@ def _run_in_folder(
         else:
             from sylva_ray.execution.run import run_prepared
 
-            instruction = f"Resume with: sylva-ray run {mask_value(where)} --resume{import_options()}"
+            resume = f"sylva-ray run {mask_value(where)} --resume{import_options()}"
+            instruction = f"The finished stages are kept. Resume with: {resume}"
             with output.observing(console, folder) as displays, resumable(folder.config_file, instruction):
                 observers = Observers([*map(Guarded, displays), *([] if observer is None else [observer])])
                 summary = run_prepared(prepared, folder, purpose == "resume", observers, remote, allow_changed)
@@ -270,6 +271,7 @@ def sweep(
     allow_changed: bool = False,
     imports: Sequence[str | Path] = (),
     show: Show = "progress",
+    log_format: LogFormat | None = None,
 ) -> Sweep:
     """Run a sweep of experiments on Ray Tune (docs/sweeps.md).
 
@@ -281,6 +283,8 @@ def sweep(
         allow_changed: whether data and weights may differ from those that these trials began with.
         imports: directories of your own methods' code; what a configuration names is imported from no other.
         show: what is printed.
+        log_format: None: bars and a table; ``plain``: lines with time stamps in place of the bars; ``json``: one JSON
+            object per event and nothing else (`sylva_ray.sweeps.terminal.SweepLog`).
 
     Returns:
         The trials and the points. Look at ``failed``: a trial that failed raises nothing.
@@ -289,10 +293,10 @@ def sweep(
         UserError: a point is not a valid experiment, a trial fits nowhere, the folder is not free; nothing was written.
         RunError: the sweep failed while running; ``resume=True`` continues it.
     """
-    check_show(show)
+    check_show(show, log_format)
     check_texts("overrides", overrides)
     with importing_from(imports):
-        return _run_sweep(space, overrides, out, resume, allow_changed, show)
+        return _run_sweep(space, overrides, out, resume, allow_changed, Output(show, log_format))
 
 
 def _run_sweep(
@@ -301,10 +305,9 @@ def _run_sweep(
     out: str | Path | None,
     resume: bool,
     allow_changed: bool,
-    show: Show,
+    output: Output,
 ) -> Sweep:
     """Run a sweep; the arguments are those of `sweep`."""
-    from sylva_ray.reports.console import create_console, print_lines
     from sylva_ray.sweeps.folder import SweepFolder
     from sylva_ray.sweeps.space import load_space
 
@@ -322,7 +325,7 @@ def _run_sweep(
 
     from sylva_ray.sweeps.check import check_sweep
     from sylva_ray.sweeps.folder import SweepFolder
-    from sylva_ray.sweeps.terminal import SweepDisplay, sweep_lines, sweep_table
+    from sylva_ray.sweeps.terminal import observing_sweep, print_sweep
 
     with asked_as(folder_key, "--out"):
         sweep_dir = output_path("--out", _new_folder(loaded.name) if out is None else out, "folder")
@@ -330,12 +333,11 @@ def _run_sweep(
 
     from sylva_ray.sweeps.ray_tune import run_checked_sweep  # Ray: after what needs no cluster
 
-    console = create_console(show)
-    instruction = f"Resume with: sylva-ray tune {sweep_dir} --resume{import_options()}"
-    with SweepDisplay(console, show not in PROGRESS) as display, resumable(SweepFolder(sweep_dir).space, instruction):
-        done = run_checked_sweep(loaded, sweep_dir, resume, display.on_event, allow_changed)
-    console.print(sweep_table(done))
-    print_lines(console, sweep_lines(done, sweep_dir))
+    console = output.console()
+    instruction = f"The finished trials are kept. Resume with: sylva-ray tune {sweep_dir} --resume{import_options()}"
+    with observing_sweep(console, output) as on_event, resumable(SweepFolder(sweep_dir).space, instruction):
+        done = run_checked_sweep(loaded, sweep_dir, resume, on_event, allow_changed)
+    print_sweep(console, output, done, sweep_dir)
     return done
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
-from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,8 @@ from sylva_ray.config.schema import build
 from sylva_ray.core.errors import UserError, asked_as
 from sylva_ray.core.locations import local_path, output_path
 from sylva_ray.core.own_code import importing_from
-from sylva_ray.core.text import PROGRESS, Show
+from sylva_ray.core.resumable import resumable
+from sylva_ray.core.text import PROGRESS, LogFormat, Show
 
 if TYPE_CHECKING:
     from sylva_ray.reports.traffic import TrafficRow
@@ -29,6 +31,7 @@ def pretrain(
     resume: bool = False,
     allow_changed: bool = False,
     show: Show = "progress",
+    log_format: LogFormat | None = None,
 ) -> Path:
     """Train a backbone where none can be downloaded.
 
@@ -39,7 +42,9 @@ def pretrain(
         resume: whether to go on from the newest checkpoint; one that has finished is left as it is.
         allow_changed: whether data and initial weights may differ from those that the pre-training began with; the
             model card then says so.
-        show: what is printed.
+        show: what is printed; a line per epoch, unless it is the result only.
+        log_format: None: lines; ``plain``: with time stamps; ``json``: one JSON object per event and nothing else
+            (`sylva_ray.pretraining.progress.PretrainLog`).
 
     Returns:
         The backbone, a safetensors file.
@@ -48,7 +53,7 @@ def pretrain(
         UserError: a mistake in the configuration, a folder that is not free, or data that have changed.
         RunError: the training diverged.
     """
-    check_show(show)
+    check_show(show, log_format)
     if allow_changed and not resume:
         raise UserError("--allow-changed", config, "has no effect on a new pre-training: use it with --resume")
     check_texts("overrides", overrides)
@@ -57,10 +62,8 @@ def pretrain(
     from sylva_ray.preparation.resolve import check_device
     from sylva_ray.pretraining.config import load_pretrain_config
     from sylva_ray.pretraining.folder import PretrainFolder
-    from sylva_ray.reports.console import create_console, print_lines
-    from sylva_ray.reports.terminal import event_line
+    from sylva_ray.pretraining.progress import PretrainLog
 
-    console = create_console("progress" if show in PROGRESS else "nothing")
     with asked_as("CONFIG", "file"):
         settings = load_pretrain_config(recipe_or_path("CONFIG", config, "pretraining"), overrides)
     folder = output_path("--out", out, "folder")
@@ -72,14 +75,18 @@ def pretrain(
 
     from sylva_ray.pretraining import trainer  # PyTorch: after what needs no model
 
-    return trainer.pretrain(
-        settings,
-        folder,
-        resume,
-        lambda record: print_lines(console, [event_line(asdict(record))]),
-        lambda text: print_lines(console, [text]),
-        allow_changed,
-    )
+    log = PretrainLog(partial(print, flush=True), settings.training.epochs, log_format, quiet=show not in PROGRESS)
+    instruction = f"The finished epochs are kept. {_resume_command(config, overrides, out)}"
+    with resumable(PretrainFolder(folder).config_file, instruction):
+        backbone = trainer.pretrain(settings, folder, resume, log.on_epoch, log.on_notice, allow_changed)
+    if show != "nothing":
+        log.tell_result(backbone)
+    return backbone
+
+
+def _resume_command(config: str | Path, overrides: Sequence[str], out: str | Path) -> str:
+    words = ["sylva-ray", "pretrain", str(config), *overrides, "--out", str(out), "--resume"]
+    return f"Resume with: {shlex.join(words)}"
 
 
 def traffic(  # noqa: PLR0913  # a keyword for each option of the command

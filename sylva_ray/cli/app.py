@@ -41,7 +41,7 @@ class Commands(TyperGroup):
         except OSError as error:
             _fail(f"{error.filename or 'file system'}: {error.strerror or error}", 1)
         except typer.Abort:
-            _fail("interrupted", 130)
+            _fail("interrupted: nothing was begun that can be resumed; the same command starts again", 130)
         except Exception as error:  # usage errors of typer have a method that formats their message
             if hasattr(error, "format_message"):
                 _fail(_in_our_words(error.format_message()), 2)

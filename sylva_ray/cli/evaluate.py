@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from sylva_ray.cli.arguments import AllowChanged, Imports, RunFolder
+from sylva_ray.cli.arguments import AllowChanged, Imports, Log, Quiet, RunFolder, Verbose, show_of
 
 
 def evaluate(
@@ -57,6 +57,9 @@ def evaluate(
     out: Annotated[
         str | None, typer.Option(metavar="FILE", help="File of results (default: RUN/evaluation.json).")
     ] = None,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+    log_format: Log = None,
 ) -> None:
     """Attack the models of a finished run.
 
@@ -79,4 +82,6 @@ def evaluate(
         allow_changed=allow_changed,
         imports=imports or [],
         out=out,
+        show=show_of(quiet, verbose),
+        log_format=log_format,
     )

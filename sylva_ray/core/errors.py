@@ -87,6 +87,10 @@ class RunError(RuntimeError):
         super().__init__(mask_credentials(message))
 
 
+class RepeatedError(RunError):
+    """A failure that would come again if the work were resumed; the message says what else to do."""
+
+
 class OutOfMemoryError(RuntimeError):
     """A task did not fit the memory of its process; it may in smaller windows. The message is one line."""
 

@@ -128,3 +128,16 @@ def shortened(words: Iterable[object], limit: int = 3) -> str:
     texts = list(words)
     rest = f" and {len(texts) - limit:,} more" if len(texts) > limit else ""
     return ", ".join(abbreviated(text, length=100) for text in texts[:limit]) + rest
+
+
+def duration(seconds: float) -> str:
+    """Return a time in the largest two units.
+
+    >>> duration(7.4), duration(75), duration(3 * 3600 + 120)
+    ('7 s', '1 min 15 s', '3 h 2 min')
+    """
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from operator import attrgetter
 from pathlib import Path
@@ -215,9 +215,3 @@ def evaluation_lines(evaluation: Evaluation) -> list[str]:
         abstained = f"{100 * level.abstained:.1f} % of {level.images:,} images without certificate"
         lines.append(f"certify  sigma {level.sigma:g}: % by L2 radius: {radii}; {abstained}")
     return lines
-
-
-def event_line(event: Mapping[str, object]) -> str:
-    """Format an event as one line of keys and values; floats have four significant digits."""
-    parts = (f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in event.items())
-    return "  ".join(parts)

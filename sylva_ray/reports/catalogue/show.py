@@ -19,7 +19,6 @@ from sylva_ray.data.partition import PARTITIONS
 from sylva_ray.federation.parameters import MethodParameters
 from sylva_ray.metrics.check_titles import CHECK_TITLES
 from sylva_ray.models.shipped import SHIPPED
-from sylva_ray.observers.registry import TRACKERS
 from sylva_ray.reports.catalogue.entries import ENTRIES, Entry
 from sylva_ray.reports.catalogue.settings import (
     Setting,
@@ -52,13 +51,14 @@ def entry_lines(entries: Sequence[Entry], columns: int) -> list[str]:
     return [line for entry in entries for line in wrapper.wrap(f"{entry.name:{width}}{entry.summary}")]
 
 
-def description(name: str, columns: int) -> list[str]:
+def description(name: str, columns: int, trackers: Mapping[str, type]) -> list[str]:
     """Describe whatever has this name.
 
     Args:
         name: a key (``attack.epsilon``, ``evaluation.attacks.0.steps``), a section (``attack``), a method, attack,
             check, data set, backbone, partition, tracker or recipe, or a word that a setting may have as its value.
         columns: of the terminal.
+        trackers: by their names.
 
     Raises:
         UserError: nothing has this name.
@@ -75,6 +75,9 @@ def description(name: str, columns: int) -> list[str]:
     for known, describe in _KINDS:
         if known(name):
             return describe(name, columns)
+    if name in trackers:
+        about = inspect.cleandoc(trackers[name].__doc__ or "")
+        return [name, *_labelled([("tracker", about), ("use", f"tracking.observers=[{name}]")], columns)]
     if choosing := [setting for setting in settings.values() if name in set(setting.words) - TYPES]:
         return _value_lines(name, choosing, columns)
     names = [*settings, *section_descriptions(), *(entry.name for kind in ENTRIES for entry in ENTRIES[kind]())]
@@ -227,11 +230,6 @@ def _dataset(name: str) -> Entry | None:
     return next((entry for entry in entries if entry.name == name or (colon and entry.name == f"{kind}:PATH")), None)
 
 
-def _tracker_lines(name: str, columns: int) -> list[str]:
-    rows = [("tracker", inspect.cleandoc(TRACKERS[name].__doc__ or "")), ("use", f"tracking.observers=[{name}]")]
-    return [name, *_labelled(rows, columns)]
-
-
 _Known = Callable[[str], bool]
 _KINDS: tuple[tuple[_Known, Callable[[str, int], list[str]]], ...] = (
     (lambda name: _dataset(name) is not None and name not in recipes(), _entry_lines),
@@ -241,7 +239,6 @@ _KINDS: tuple[tuple[_Known, Callable[[str, int], list[str]]], ...] = (
     (SHIPPED.__contains__, _backbone_lines),
     (PARTITIONS.__contains__, _partition_lines),
     (lambda name: name in recipes(), _recipe_lines),
-    (TRACKERS.__contains__, _tracker_lines),
 )
 """What else may have a name, in the order in which it is looked for."""
 
