@@ -17,7 +17,7 @@ from sylva_ray.core.errors import UserError, asked_as
 from sylva_ray.core.locations import local_path, output_path
 from sylva_ray.core.own_code import importing_from
 from sylva_ray.core.resumable import resumable
-from sylva_ray.core.text import PROGRESS, LogFormat, Show
+from sylva_ray.core.text import PROGRESS, LogFormat, Show, with_fractions
 
 if TYPE_CHECKING:
     from sylva_ray.reports.traffic import TrafficRow
@@ -161,7 +161,9 @@ def traffic(  # noqa: PLR0913  # a keyword for each option of the command
     return rows
 
 
-def dry_run(config: Config, overrides: Sequence[str] = (), *, imports: Sequence[str | Path] = ()) -> list[str]:
+def dry_run(
+    config: Config, overrides: Sequence[str] = (), *, columns: int = 80, imports: Sequence[str | Path] = ()
+) -> list[str]:
     """Foretell what a run asks for: its resolved settings, what travels, memory and time. Nothing is written.
 
     Images and pre-trained weights are not needed: bytes and operations are those of a model with random weights.
@@ -169,6 +171,7 @@ def dry_run(config: Config, overrides: Sequence[str] = (), *, imports: Sequence[
     Args:
         config: an experiment, see `Config`.
         overrides: ``KEY=VALUE`` of the experiment.
+        columns: of the terminal.
         imports: directories of your own methods' code; what a configuration names is imported from no other.
 
     Returns:
@@ -186,8 +189,8 @@ def dry_run(config: Config, overrides: Sequence[str] = (), *, imports: Sequence[
         if experiment.cluster.address is None and experiment.cluster.pool == "ray":
             check_resources(experiment.cluster, [this_machine()])
         found = forecast(experiment)
-        lines = run_lines(found)
-    return [*planned_config(found).to_yaml().splitlines(), "", *lines]
+        lines = run_lines(found, columns)
+    return [*with_fractions(planned_config(found).to_yaml()).splitlines(), "", *lines]
 
 
 def check_gpus() -> list[str]:
@@ -209,6 +212,7 @@ def check_cluster(
     config: Config | None = None,
     overrides: Sequence[str] = (),
     *,
+    columns: int = 80,
     imports: Sequence[str | Path] = (),
 ) -> list[str]:
     """Check a cluster file offline, and say what a run would ask of the cluster. Nothing is started.
@@ -217,6 +221,7 @@ def check_cluster(
         file: a ``cluster.yaml`` for ``ray up``.
         config: an experiment; None: the file alone is checked.
         overrides: ``KEY=VALUE`` of the experiment.
+        columns: of the terminal.
         imports: directories of your own methods' code; what a configuration names is imported from no other.
 
     Returns:
@@ -247,4 +252,4 @@ def check_cluster(
             found = forecast_of(demand.sketch)
         check_fit(demand, found, loaded)
         lines += [*demand_lines(demand, loaded), *cluster_lines(demand, found, loaded)]
-    return wrapped(lines)
+    return wrapped(lines, columns)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from typing import Annotated
 
 import typer
@@ -36,7 +37,8 @@ def check(
     """
     from sylva_ray import api
 
-    for line in api.check_cluster(file, config, overrides or [], imports=imports or []):
+    columns = shutil.get_terminal_size((80, 24)).columns
+    for line in api.check_cluster(file, config, overrides or [], columns=columns, imports=imports or []):
         typer.echo(line)
 
 

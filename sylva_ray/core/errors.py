@@ -29,6 +29,10 @@ def _as_written(value: object) -> str:
     return {"None": "null", "True": "true", "False": "false"}.get(text := repr(value), text)
 
 
+def _as_budget(value: object) -> str:
+    return budget_text(value) if isinstance(value, float) else _as_written(value)
+
+
 class UserError(ValueError):
     """Wrong input. The message is one line: key, value, and what is allowed. Exit code 2; nothing has been written.
 
@@ -44,10 +48,10 @@ class UserError(ValueError):
 
     def __init__(self, key: str, value: object, fix: str) -> None:
         self.key, self.value, self.fix = key, value, fix
-        as_written = budget_text if key.endswith(BUDGETS) and isinstance(value, float) else _as_written
+        shown = _as_budget if key.endswith(BUDGETS) else _as_written
         fix = abbreviated(mask_credentials(fix), length=1200)
         super().__init__(
-            one_line(f"{abbreviated(mask_credentials(key))} = {abbreviated(mask_value(value), as_written)}: {fix}")
+            one_line(f"{abbreviated(mask_credentials(key))} = {abbreviated(mask_value(value), shown)}: {fix}")
         )
 
     def __reduce__(self) -> tuple[type, tuple[str, object, str]]:
