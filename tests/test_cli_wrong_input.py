@@ -25,6 +25,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny: Prepared) -> Pat
     """An empty working folder with a good config in it, and a few broken things beside it."""
     (tmp_path / "good.yaml").write_text(yaml.safe_dump(TINY))
     (tmp_path / "broken.yaml").write_text("training: [1, 2\n")
+    (tmp_path / "tab.yaml").write_text("training:\n\trounds: 3\n")
     (tmp_path / "list.yaml").write_text("- 1\n")
     (tmp_path / "corrupt.safetensors").write_bytes(b"not a checkpoint")
     (tmp_path / "empty_data").mkdir()
@@ -46,9 +47,10 @@ def call(*arguments: str) -> tuple[int, str]:
 
 
 RUN = ("run", "good.yaml")
+ROOT = Path(__file__).parents[1]
 
 CASES = {
-    "no such config": (("run", "nowhere.yaml"), ["nowhere.yaml", "no such file"]),
+    "no such config": (("run", "nowhere.yaml"), ["nowhere.yaml", "no such file", "recipes"]),
     "broken YAML": (("run", "broken.yaml"), ["broken.yaml", "not valid YAML"]),
     "YAML that is no mapping": (("run", "list.yaml"), ["mapping"]),
     "a section that is a value": ((*RUN, "training=3"), ["training = 3", "must be a section"]),
@@ -72,7 +74,14 @@ CASES = {
         ["training.clients_per_round = 9", "at most partition.num_clients, 3"],
     ),
     "no such protocol": ((*RUN, "--out", "s4://bucket/run"), ["--out", "s4://bucket/run", "not a URL", "s3"]),
-    "no such cluster file": (("cluster", "check", "nowhere.yaml"), ["nowhere.yaml", "no such file"]),
+    "no such cluster file": (
+        ("cluster", "check", "nowhere.yaml"),
+        ["FILE = 'nowhere.yaml'", "no such file; a cluster file is a cluster.yaml for `ray up`"],
+    ),
+    "no such config for a cluster": (
+        ("cluster", "check", str(ROOT / "cluster.yaml"), "--config", "nowhere.yaml"),
+        ["--config = 'nowhere.yaml'", "no such file"],
+    ),
     "no cluster file": (("cluster", "check", "good.yaml"), ["cluster_name", "good.yaml", "missing"]),
     "an override of nothing": (("cluster", "check", "good.yaml", "seed=1"), ["override", "seed=1", "--config"]),
     "unknown data set": ((*RUN, "dataset.name=imagnet"), ["dataset.name", "imagnet", "digits"]),
@@ -227,13 +236,46 @@ CASES = {
         (*RUN, "--out", "other_run", "--resume"),
         ["other_run", "another config", "seed"],
     ),
-    "nothing to resume": ((*RUN, "--out", "fresh", "--resume"), ["--resume", "fresh", "no run"]),
+    "nothing to resume": ((*RUN, "--out", "fresh", "--resume"), ["--out = 'fresh'", "no run to resume"]),
+    "nothing to resume in RUN": (("run", "empty_data", "--resume"), ["RUN = 'empty_data'", "no run to resume"]),
+    "no sweep to resume in SPACE": (("tune", "empty_data", "--resume"), ["SPACE = 'empty_data'", "no space.yaml"]),
+    "no such space": (("tune", "nowhere.yaml"), ["SPACE = 'nowhere.yaml'", "no such file"]),
+    "no such pre-training": (("pretrain", "nowhere.yaml"), ["CONFIG = 'nowhere.yaml'", "no such file"]),
+    "comparison of nothing": (("compare", "empty_data"), ["SOURCE = 'empty_data'", "is not a run folder"]),
+    "bad address of a store": (("compare", "x", "--uri", "a:b@c"), ["--uri", "neither a URL nor a path"]),
+    "other settings in a resume": (
+        ("run", "other_run", "--resume", "training.rounds=4", "attack.epsilon=2/255", "cluster.num_actors=2"),
+        [
+            "attack.epsilon = '2/255'",
+            "attack.epsilon: 4/255 there, 2/255 now",
+            "sylva-ray run other_run attack.epsilon=2/255 cluster.num_actors=2 training.rounds=4 --out NEW",
+        ],
+    ),
+    "a backbone without layers for adapters": (
+        (*RUN, "backbone.name=resnet18", "backbone.image_size=32"),
+        ["backbone.name = 'resnet18'", "no linear layer but its head", "lora.target_modules=[layer"],
+    ),
+    "a class that is no method": (
+        (*RUN, "algorithm.name=json:JSONDecoder"),
+        ["algorithm.name", "is no method. Expected: sylva,", "or package.module:Class"],
+    ),
+    "a function that is no partition": (
+        (*RUN, "partition.kind=json:JSONDecoder"),
+        ["partition.kind", "failed (TypeError", "must be a function (labels, section, rng)"],
+    ),
+    "a tab in YAML": (("run", "tab.yaml"), ["CONFIG = 'tab.yaml'", "line 2: it is indented with a tab", "blanks"]),
+    "a budget that is no number": (("evaluate", "x", "--epsilon", "x"), ["--epsilon = 'x'", "fraction such as 4/255"]),
+    "a format that is unknown": (
+        ("export", "other_run", "--to", "x", "--format", "tflite"),
+        ["'--format': 'tflite' is not one of 'peft', 'onnx'"],
+    ),
     "resume without folder": ((*RUN, "--resume"), ["--resume", "--out"]),
     "folder below a file": ((*RUN, "--out", "good.yaml/run"), ["good.yaml/run"]),
     "report of no run": (("report", "empty_data"), ["empty_data", "not a run folder"]),
     "export of no run": (("export", "nowhere", "--to", "x"), ["nowhere", "not a run folder"]),
-    "bytes of an unknown backbone": (("bytes", "--backbone", "vitt"), ["backbone.name", "vitt"]),
-    "bytes at rank 0": (("bytes", "--rank", "0"), ["lora.rank", "greater than or equal to 1"]),
+    "bytes of an unknown backbone": (("bytes", "--backbone", "vitt"), ["--backbone", "vitt"]),
+    "bytes at rank 0": (("bytes", "--rank", "0"), ["--rank = 0", "greater than or equal to 1"]),
+    "bytes of an unknown method": (("bytes", "--method", "nope"), ["--method", "unknown method"]),
     "unknown option": ((*RUN, "--outt", "x"), ["--outt"]),
     "unknown command": (("rnu",), ["rnu"]),
 }
@@ -279,6 +321,24 @@ def test_a_run_that_fails_says_how_to_resume(
     assert says in err
     assert err.strip().endswith("sylva-ray run begun --resume")
     assert len(err.strip().splitlines()) == 1
+
+
+@pytest.mark.usefixtures("here")
+def test_an_interrupted_pre_training_says_what_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(config: object, out: Path, *others: object) -> None:
+        del config, others
+        out.mkdir()
+        (out / "config.json").write_text("{}")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sylva_ray.pretraining.trainer.pretrain", interrupt)
+    Path("pre.yaml").write_text("dataset: {name: digits}\n")
+    code, err = call("pretrain", "pre.yaml", "training.epochs=2", "--out", "base")
+    assert code == 130
+    assert err == (
+        "sylva-ray: interrupted. The finished epochs are kept. "
+        "Resume with: sylva-ray pretrain pre.yaml training.epochs=2 --out base --resume\n"
+    )
 
 
 RAY_CASES = {

@@ -186,8 +186,8 @@ WRONG: dict[str, Any] = {
     ":X": "must be package.module:Class",
     "a:b:C": "must be package.module:Class",
     "os:Nothing": r"cannot be imported \(AttributeError",
-    "os:system": "must be a subclass of",
-    "subprocess:Popen": "must be a subclass of",
+    "os:system": "is no method. Expected: sylva,",
+    "subprocess:Popen": "is no method. Expected: sylva,",
 }
 
 

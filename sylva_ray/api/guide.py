@@ -72,10 +72,11 @@ def describe(name: str, *, columns: int = 80, imports: Sequence[str | Path] = ()
         UserError: nothing has this name.
     """
     check_texts("imports", imports)
+    from sylva_ray.observers.registry import TRACKERS
     from sylva_ray.reports.catalogue.show import description
 
     with importing_from(imports):
-        return description(name, columns)
+        return description(name, columns, TRACKERS)
 
 
 def where_to_read(key: str) -> str:

@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING
 
 from sylva_ray.api.arguments import check_show, check_texts
 from sylva_ray.config.experiment import ExperimentConfig
-from sylva_ray.core.errors import RunError, UserError
+from sylva_ray.core.credentials import mask_value
+from sylva_ray.core.errors import RunError, UserError, asked_as
 from sylva_ray.core.locations import output_path
 from sylva_ray.core.own_code import importing_from
 from sylva_ray.core.resumable import resumable
-from sylva_ray.core.text import PROGRESS, Show
+from sylva_ray.core.text import LogFormat, Show
+from sylva_ray.reports.output import Output
 
 if TYPE_CHECKING:
     from sylva_ray.core.evaluation import Evaluation
@@ -39,6 +41,7 @@ def evaluate(  # noqa: PLR0913  # a keyword for each option of the command
     imports: Sequence[str | Path] = (),
     out: str | Path | None = None,
     show: Show = "progress",
+    log_format: LogFormat | None = None,
 ) -> Evaluation:
     """Attack the trained, personal models of a run. Finished measurements are not repeated.
 
@@ -59,6 +62,8 @@ def evaluate(  # noqa: PLR0913  # a keyword for each option of the command
         imports: directories of your own methods' code; what a configuration names is imported from no other.
         out: the JSON file; None: ``evaluation.json`` in the run folder, whose report is written again.
         show: what is printed.
+        log_format: None: bars and tables; ``plain``: lines with time stamps in place of the bars; ``json``: one JSON
+            object per event and nothing else (`sylva_ray.reports.evaluation_log.EvaluationLog`).
 
     Returns:
         The evaluation, as in ``evaluation.json``.
@@ -67,7 +72,7 @@ def evaluate(  # noqa: PLR0913  # a keyword for each option of the command
         UserError: no finished run, an unknown attack, a value out of range.
         RunError: it failed while running; the same call continues it.
     """
-    check_show(show)
+    check_show(show, log_format)
     for name, values in (("attacks", attacks), ("surrogates", surrogates), ("overrides", overrides)):
         check_texts(name, values)
     if images is not None and (type(images) is not int or images < 1):
@@ -81,16 +86,19 @@ def evaluate(  # noqa: PLR0913  # a keyword for each option of the command
         check_options(attacks, suite, budget, certify)
 
     from sylva_ray.evaluation.run import prepare_evaluation, run_evaluation
-    from sylva_ray.reports.console import create_console, print_lines, wrapped
-    from sylva_ray.reports.progress import EvaluationDisplay
-    from sylva_ray.reports.terminal import LINE_INDENT, evaluation_lines, evaluation_tables
+    from sylva_ray.reports.console import print_lines, working_on
     from sylva_ray.storage.remote_copy import run_folder_at
 
+    output = Output(show, log_format)
+    console = output.console()
     with ExitStack() as stack:
         stack.enter_context(importing_from(imports))
         folder, _ = stack.enter_context(run_folder_at(str(run), "change"))
-        surrogate_folders = [stack.enter_context(run_folder_at(str(other), "read"))[0] for other in surrogates]
-        prepared_run = prepare_evaluation(folder, images, surrogate_folders, overrides, allow_changed)
+        with asked_as("--surrogate", "RUN", "run folder"):
+            surrogate_folders = [stack.enter_context(run_folder_at(str(other), "read"))[0] for other in surrogates]
+        preparing = working_on(console, f"preparing {mask_value(str(run))}", quiet=not output.has_bars)
+        with preparing, asked_as("--images", *(() if images is None else ("partition.test_samples",))):
+            prepared_run = prepare_evaluation(folder, images, surrogate_folders, overrides, allow_changed)
         for text in prepared_run.notices:
             print(f"warning: {text}", file=sys.stderr)
         config, fleet = prepared_run.prepared.config, prepared_run.prepared.fleet
@@ -99,19 +107,14 @@ def evaluate(  # noqa: PLR0913  # a keyword for each option of the command
 
         from sylva_ray.execution.run import pool_for
 
-        console = create_console(show)
         with (
-            EvaluationDisplay(console, show not in PROGRESS) as display,
+            output.observing_evaluation(console) as display,
             resumable(folder.measurements, "What was measured is kept; run the same command again to continue"),
             pool_for(prepared_run.prepared, display) as pool,
         ):
             evaluation = run_evaluation(prepared_run, request, pool, display)
         path = folder.write_evaluation(evaluation, out)
-        for table in evaluation_tables(console, evaluation):
-            console.print(table)
-        lines = [*evaluation_lines(evaluation), *(f"warning  {text}" for text in evaluation.warnings or ())]
-        print_lines(console, wrapped(console, lines, LINE_INDENT))
-        print_lines(console, [path])
+        output.print_evaluation(console, evaluation, path)
         if out is None:
             print_lines(console, [_send_report(folder, config)])
     return evaluation
@@ -148,7 +151,7 @@ def compare(
     from sylva_ray.storage.remote_copy import run_folder_at
 
     targets = check_targets(out)
-    with ExitStack() as stack:
+    with ExitStack() as stack, asked_as("SOURCE", "RUN", "run folder"):
         local = [str(stack.enter_context(run_folder_at(str(source), "read"))[0]) for source in sources]
         summaries, left_out = load_runs(local, uri)
     rows = comparison.compare(summaries)

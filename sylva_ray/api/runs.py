@@ -17,11 +17,11 @@ from sylva_ray.config.schema import build, overridden
 from sylva_ray.config.stored import load_run_config
 from sylva_ray.core.bounds import MAX_DEPTH
 from sylva_ray.core.credentials import mask_value
-from sylva_ray.core.errors import UserError
+from sylva_ray.core.errors import UserError, asked_as
 from sylva_ray.core.locations import local_path, output_path, run_location
 from sylva_ray.core.own_code import import_options, importing_from
 from sylva_ray.core.resumable import resumable
-from sylva_ray.core.text import PROGRESS, LogFormat, Show
+from sylva_ray.core.text import LogFormat, Show
 from sylva_ray.reports.output import Output
 
 if TYPE_CHECKING:
@@ -92,7 +92,8 @@ def _load_config(config: Config, overrides: Sequence[str]) -> ExperimentConfig:
             "config", str(config), "is a URL, which only `resume` takes; give a YAML file or a local folder"
         )
     path = recipe_or_path("CONFIG", config, "experiment")
-    return load_run_config(path, overrides) if path.is_dir() else experiments.load_config(path, overrides)
+    with asked_as("CONFIG", "file"):
+        return load_run_config(path, overrides) if path.is_dir() else experiments.load_config(path, overrides)
 
 
 def add_dataset(name: str, train: object, test: object) -> None:
@@ -192,8 +193,9 @@ def resume(
     with importing_from(imports):
         experiment = None if config is None else load_config(config, overrides)
         output = Output(show, log_format)
-        where = run_location("RUN", run)
-        return _run_in_folder(where, experiment, overrides, "resume", output, allow_changed, observer)
+        with asked_as("RUN" if config is None else "--out", "RUN", "--out", "run folder"):
+            where = run_location("RUN", run)
+            return _run_in_folder(where, experiment, overrides, "resume", output, allow_changed, observer)
 
 
 def _run_in_folder(
@@ -232,7 +234,8 @@ def _run_in_folder(
         else:
             from sylva_ray.execution.run import run_prepared
 
-            instruction = f"Resume with: sylva-ray run {mask_value(where)} --resume{import_options()}"
+            resume = f"sylva-ray run {mask_value(where)} --resume{import_options()}"
+            instruction = f"The finished stages are kept. Resume with: {resume}"
             with output.observing(console, folder) as displays, resumable(folder.config_file, instruction):
                 observers = Observers([*map(Guarded, displays), *([] if observer is None else [observer])])
                 summary = run_prepared(prepared, folder, purpose == "resume", observers, remote, allow_changed)
@@ -269,6 +272,7 @@ def sweep(
     allow_changed: bool = False,
     imports: Sequence[str | Path] = (),
     show: Show = "progress",
+    log_format: LogFormat | None = None,
 ) -> Sweep:
     """Run a sweep of experiments on Ray Tune (docs/sweeps.md).
 
@@ -280,6 +284,8 @@ def sweep(
         allow_changed: whether data and weights may differ from those that these trials began with.
         imports: directories of your own methods' code; what a configuration names is imported from no other.
         show: what is printed.
+        log_format: None: bars and a table; ``plain``: lines with time stamps in place of the bars; ``json``: one JSON
+            object per event and nothing else (`sylva_ray.sweeps.terminal.SweepLog`).
 
     Returns:
         The trials and the points. Look at ``failed``: a trial that failed raises nothing.
@@ -288,10 +294,10 @@ def sweep(
         UserError: a point is not a valid experiment, a trial fits nowhere, the folder is not free; nothing was written.
         RunError: the sweep failed while running; ``resume=True`` continues it.
     """
-    check_show(show)
+    check_show(show, log_format)
     check_texts("overrides", overrides)
     with importing_from(imports):
-        return _run_sweep(space, overrides, out, resume, allow_changed, show)
+        return _run_sweep(space, overrides, out, resume, allow_changed, Output(show, log_format))
 
 
 def _run_sweep(
@@ -300,10 +306,9 @@ def _run_sweep(
     out: str | Path | None,
     resume: bool,
     allow_changed: bool,
-    show: Show,
+    output: Output,
 ) -> Sweep:
     """Run a sweep; the arguments are those of `sweep`."""
-    from sylva_ray.reports.console import create_console, print_lines
     from sylva_ray.sweeps.folder import SweepFolder
     from sylva_ray.sweeps.space import load_space
 
@@ -312,27 +317,28 @@ def _run_sweep(
         if overrides or not resume:
             fix = "is a folder: add --resume, without overrides, to go on with its sweep"
             raise UserError("SPACE", str(space), fix)
-        loaded, out = SweepFolder(path).load(), path if out is None else out
+        loaded, folder_key = SweepFolder(path).load(), "SPACE" if out is None else "--out"
+        out = path if out is None else out
     else:
-        loaded = load_space(path, overrides)
+        loaded, folder_key = load_space(path, overrides), "--out"
     if resume and out is None:
-        raise UserError("--resume", str(space), "needs --out DIR (or the sweep's folder in place of SPACE)")
+        raise UserError("--resume", str(space), "needs --out FOLDER (or the sweep's folder in place of SPACE)")
 
     from sylva_ray.sweeps.check import check_sweep
     from sylva_ray.sweeps.folder import SweepFolder
-    from sylva_ray.sweeps.terminal import SweepDisplay, sweep_lines, sweep_table
+    from sylva_ray.sweeps.terminal import observing_sweep, print_sweep
 
-    sweep_dir = output_path("--out", _new_folder(loaded.name) if out is None else out, "folder")
-    loaded = check_sweep(loaded, sweep_dir, resume)
+    with asked_as(folder_key, "--out"):
+        sweep_dir = output_path("--out", _new_folder(loaded.name) if out is None else out, "folder")
+        loaded = check_sweep(loaded, sweep_dir, resume)
 
     from sylva_ray.sweeps.ray_tune import run_checked_sweep  # Ray: after what needs no cluster
 
-    console = create_console(show)
-    instruction = f"Resume with: sylva-ray tune {sweep_dir} --resume{import_options()}"
-    with SweepDisplay(console, show not in PROGRESS) as display, resumable(SweepFolder(sweep_dir).space, instruction):
-        done = run_checked_sweep(loaded, sweep_dir, resume, display.on_event, allow_changed)
-    console.print(sweep_table(done))
-    print_lines(console, sweep_lines(done, sweep_dir))
+    console = output.console()
+    instruction = f"The finished trials are kept. Resume with: sylva-ray tune {sweep_dir} --resume{import_options()}"
+    with observing_sweep(console, output) as on_event, resumable(SweepFolder(sweep_dir).space, instruction):
+        done = run_checked_sweep(loaded, sweep_dir, resume, on_event, allow_changed)
+    print_sweep(console, output, done, sweep_dir)
     return done
 
 

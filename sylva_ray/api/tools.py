@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
-from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,10 +13,11 @@ from sylva_ray.api.runs import Config, load_config
 from sylva_ray.config.experiment import AlgorithmSection, BackboneSection, LoraSection
 from sylva_ray.config.recipes import recipe_or_path
 from sylva_ray.config.schema import build
-from sylva_ray.core.errors import UserError
+from sylva_ray.core.errors import UserError, asked_as
 from sylva_ray.core.locations import local_path, output_path
 from sylva_ray.core.own_code import importing_from
-from sylva_ray.core.text import PROGRESS, Show
+from sylva_ray.core.resumable import resumable
+from sylva_ray.core.text import PROGRESS, LogFormat, Show, with_fractions
 
 if TYPE_CHECKING:
     from sylva_ray.reports.traffic import TrafficRow
@@ -29,6 +31,7 @@ def pretrain(
     resume: bool = False,
     allow_changed: bool = False,
     show: Show = "progress",
+    log_format: LogFormat | None = None,
 ) -> Path:
     """Train a backbone where none can be downloaded.
 
@@ -39,7 +42,9 @@ def pretrain(
         resume: whether to go on from the newest checkpoint; one that has finished is left as it is.
         allow_changed: whether data and initial weights may differ from those that the pre-training began with; the
             model card then says so.
-        show: what is printed.
+        show: what is printed; a line per epoch, unless it is the result only.
+        log_format: None: lines; ``plain``: with time stamps; ``json``: one JSON object per event and nothing else
+            (`sylva_ray.pretraining.progress.PretrainLog`).
 
     Returns:
         The backbone, a safetensors file.
@@ -48,7 +53,7 @@ def pretrain(
         UserError: a mistake in the configuration, a folder that is not free, or data that have changed.
         RunError: the training diverged.
     """
-    check_show(show)
+    check_show(show, log_format)
     if allow_changed and not resume:
         raise UserError("--allow-changed", config, "has no effect on a new pre-training: use it with --resume")
     check_texts("overrides", overrides)
@@ -57,11 +62,10 @@ def pretrain(
     from sylva_ray.preparation.resolve import check_device
     from sylva_ray.pretraining.config import load_pretrain_config
     from sylva_ray.pretraining.folder import PretrainFolder
-    from sylva_ray.reports.console import create_console, print_lines
-    from sylva_ray.reports.terminal import event_line
+    from sylva_ray.pretraining.progress import PretrainLog
 
-    console = create_console("progress" if show in PROGRESS else "nothing")
-    settings = load_pretrain_config(recipe_or_path("CONFIG", config, "pretraining"), overrides)
+    with asked_as("CONFIG", "file"):
+        settings = load_pretrain_config(recipe_or_path("CONFIG", config, "pretraining"), overrides)
     folder = output_path("--out", out, "folder")
     PretrainFolder(folder).check_claim(settings, resume)
     check_device(settings.training.device)
@@ -71,14 +75,18 @@ def pretrain(
 
     from sylva_ray.pretraining import trainer  # PyTorch: after what needs no model
 
-    return trainer.pretrain(
-        settings,
-        folder,
-        resume,
-        lambda record: print_lines(console, [event_line(asdict(record))]),
-        lambda text: print_lines(console, [text]),
-        allow_changed,
-    )
+    log = PretrainLog(partial(print, flush=True), settings.training.epochs, log_format, quiet=show not in PROGRESS)
+    instruction = f"The finished epochs are kept. {_resume_command(config, overrides, out)}"
+    with resumable(PretrainFolder(folder).config_file, instruction):
+        backbone = trainer.pretrain(settings, folder, resume, log.on_epoch, log.on_notice, allow_changed)
+    if show != "nothing":
+        log.tell_result(backbone)
+    return backbone
+
+
+def _resume_command(config: str | Path, overrides: Sequence[str], out: str | Path) -> str:
+    words = ["sylva-ray", "pretrain", str(config), *overrides, "--out", str(out), "--resume"]
+    return f"Resume with: {shlex.join(words)}"
 
 
 def traffic(  # noqa: PLR0913  # a keyword for each option of the command
@@ -117,22 +125,30 @@ def traffic(  # noqa: PLR0913  # a keyword for each option of the command
     check_texts("target_modules", target_modules)
     lora = LoraSection(**({"target_modules": tuple(target_modules)} if target_modules else {}))
     ranks = ranks or [lora.rank]
-    for rank in ranks:
-        build(LoraSection, {"rank": rank}, "lora")
+    with asked_as("--rank", "lora.rank"):
+        for rank in ranks:
+            build(LoraSection, {"rank": rank}, "lora")
     csv = None if csv is None else output_path("--csv", csv, "file")
 
     from sylva_ray.algorithms.registry import create_algorithm
     from sylva_ray.models.availability import check_available
 
     section = BackboneSection(name=backbone) if backbone else BackboneSection()
-    check_available(section)
-    for name in methods:
-        create_algorithm(AlgorithmSection(name=name))
+    with asked_as("--backbone", "backbone.name"):
+        check_available(section)
 
     from sylva_ray.reports.console import create_console, print_lines
     from sylva_ray.reports.traffic import terminal_table, traffic_table, write_csv
 
-    with importing_from(imports):
+    with (
+        importing_from(imports),
+        asked_as("--backbone", "backbone.name"),
+        asked_as("--method", "algorithm.name"),
+        asked_as("--rank", "lora.rank"),
+        asked_as("--target-module", "lora.target_modules"),
+    ):
+        for name in methods:
+            create_algorithm(AlgorithmSection(name=name))
         rows = traffic_table(section, lora, ranks, num_classes, methods or None, num_clients)
     title = f"{section.name}, {num_classes} classes, {', '.join(lora.target_modules)}: bytes per client and round"
     console = create_console(show)
@@ -145,7 +161,9 @@ def traffic(  # noqa: PLR0913  # a keyword for each option of the command
     return rows
 
 
-def dry_run(config: Config, overrides: Sequence[str] = (), *, imports: Sequence[str | Path] = ()) -> list[str]:
+def dry_run(
+    config: Config, overrides: Sequence[str] = (), *, columns: int = 80, imports: Sequence[str | Path] = ()
+) -> list[str]:
     """Foretell what a run asks for: its resolved settings, what travels, memory and time. Nothing is written.
 
     Images and pre-trained weights are not needed: bytes and operations are those of a model with random weights.
@@ -153,6 +171,7 @@ def dry_run(config: Config, overrides: Sequence[str] = (), *, imports: Sequence[
     Args:
         config: an experiment, see `Config`.
         overrides: ``KEY=VALUE`` of the experiment.
+        columns: of the terminal.
         imports: directories of your own methods' code; what a configuration names is imported from no other.
 
     Returns:
@@ -170,8 +189,8 @@ def dry_run(config: Config, overrides: Sequence[str] = (), *, imports: Sequence[
         if experiment.cluster.address is None and experiment.cluster.pool == "ray":
             check_resources(experiment.cluster, [this_machine()])
         found = forecast(experiment)
-        lines = run_lines(found)
-    return [*planned_config(found).to_yaml().splitlines(), "", *lines]
+        lines = run_lines(found, columns)
+    return [*with_fractions(planned_config(found).to_yaml()).splitlines(), "", *lines]
 
 
 def check_gpus() -> list[str]:
@@ -193,6 +212,7 @@ def check_cluster(
     config: Config | None = None,
     overrides: Sequence[str] = (),
     *,
+    columns: int = 80,
     imports: Sequence[str | Path] = (),
 ) -> list[str]:
     """Check a cluster file offline, and say what a run would ask of the cluster. Nothing is started.
@@ -201,6 +221,7 @@ def check_cluster(
         file: a ``cluster.yaml`` for ``ray up``.
         config: an experiment; None: the file alone is checked.
         overrides: ``KEY=VALUE`` of the experiment.
+        columns: of the terminal.
         imports: directories of your own methods' code; what a configuration names is imported from no other.
 
     Returns:
@@ -219,15 +240,16 @@ def check_cluster(
     from sylva_ray.provisioning.launcher_file import load_launcher_file
 
     launcher = RayLauncher()
-    loaded = load_launcher_file(local_path("file", file), launcher)
+    with asked_as("FILE", "file", "cluster file"):
+        loaded = load_launcher_file(local_path("FILE", file), launcher)
     lines = file_lines(loaded)
     if config is not None:
         from sylva_ray.provisioning.fit import check_fit
         from sylva_ray.provisioning.forecast import forecast_of
 
-        with importing_from(imports):
+        with importing_from(imports), asked_as("--config", "CONFIG"):
             demand = estimate_demand(load_config(config, overrides), loaded, launcher)
             found = forecast_of(demand.sketch)
         check_fit(demand, found, loaded)
         lines += [*demand_lines(demand, loaded), *cluster_lines(demand, found, loaded)]
-    return wrapped(lines)
+    return wrapped(lines, columns)

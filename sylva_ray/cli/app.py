@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from typing import Annotated, Any, NoReturn
 
@@ -40,12 +41,17 @@ class Commands(TyperGroup):
         except OSError as error:
             _fail(f"{error.filename or 'file system'}: {error.strerror or error}", 1)
         except typer.Abort:
-            _fail("interrupted", 130)
+            _fail("interrupted: nothing was begun that can be resumed; the same command starts again", 130)
         except Exception as error:  # usage errors of typer have a method that formats their message
             if hasattr(error, "format_message"):
-                _fail(error.format_message(), 2)
+                _fail(_in_our_words(error.format_message()), 2)
             raise
         sys.exit(code if isinstance(code, int) else 0)
+
+
+def _in_our_words(message: str) -> str:
+    """Return a message about an option without the words of the library that checked its type."""
+    return re.sub(", unable to parse.*$", "", message.replace("Value error, ", "").replace("Input should", "must"))
 
 
 def _fail(message: str, code: int) -> NoReturn:

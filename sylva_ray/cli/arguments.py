@@ -28,7 +28,9 @@ Imports = Annotated[
     ),
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print only the table of results at the end.")]
-Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Print every finished task, too.")]
+Verbose = Annotated[
+    bool, typer.Option("--verbose", "-v", help="Print every finished task, too (of a sweep: every step).")
+]
 Log = Annotated[
     Literal["plain", "json"] | None,
     typer.Option(
@@ -37,7 +39,7 @@ Log = Annotated[
 ]
 
 
-def show_of(quiet: bool, verbose: bool = False) -> Literal["tasks", "progress", "result"]:
+def show_of(quiet: bool, verbose: bool) -> Literal["tasks", "progress", "result"]:
     """Return what is printed with these options.
 
     Raises:

@@ -19,7 +19,9 @@ def traffic(
     ] = None,
     target_module: Annotated[
         list[str] | None,
-        typer.Option(metavar="MODULE", help="Layers with adapters (default: attn.qkv, attn.proj). Can be repeated."),
+        typer.Option(
+            metavar="MODULE", help="Layers with adapters (default: those of lora.target_modules). Can be repeated."
+        ),
     ] = None,
     num_classes: Annotated[int, typer.Option(metavar="N", min=2, help="Classes of the data set.")] = 10,
     method: Annotated[

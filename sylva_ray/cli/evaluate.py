@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from sylva_ray.cli.arguments import AllowChanged, Imports, RunFolder
+from sylva_ray.cli.arguments import AllowChanged, Imports, Log, Quiet, RunFolder, Verbose, show_of
 
 
 def evaluate(
@@ -36,7 +36,9 @@ def evaluate(
             metavar="EPSILON", help="Epsilon of suites, curves and checks (default: that of the run's first attack)."
         ),
     ] = None,
-    checks: Annotated[bool, typer.Option("--checks", help="Run the checks S1 to S14 (docs/checks.md).")] = False,
+    checks: Annotated[
+        bool, typer.Option("--checks", help="Run the checks S1 to S14 (see `sylva-ray list checks`).")
+    ] = False,
     curves: Annotated[
         bool, typer.Option("--curves", help="Measure accuracy as a function of epsilon and of steps.")
     ] = False,
@@ -55,6 +57,9 @@ def evaluate(
     out: Annotated[
         str | None, typer.Option(metavar="FILE", help="File of results (default: RUN/evaluation.json).")
     ] = None,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+    log_format: Log = None,
 ) -> None:
     """Attack the models of a finished run.
 
@@ -77,4 +82,6 @@ def evaluate(
         allow_changed=allow_changed,
         imports=imports or [],
         out=out,
+        show=show_of(quiet, verbose),
+        log_format=log_format,
     )

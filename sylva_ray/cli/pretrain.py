@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from sylva_ray.cli.arguments import AllowChanged, Overrides
+from sylva_ray.cli.arguments import AllowChanged, Log, Overrides, show_of
 
 
 def pretrain(
@@ -19,8 +19,18 @@ def pretrain(
     ] = "runs/pretrain",
     resume: Annotated[bool, typer.Option("--resume", help="Continue from the newest checkpoint in --out.")] = False,
     allow_changed: AllowChanged = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print only the path of the backbone.")] = False,
+    log_format: Log = None,
 ) -> None:
-    """Pretrain a backbone on labelled images."""
+    """Pretrain a backbone on labelled images. Every epoch is a line, and is kept."""
     from sylva_ray import api
 
-    typer.echo(api.pretrain(config, overrides or [], out=out, resume=resume, allow_changed=allow_changed))
+    api.pretrain(
+        config,
+        overrides or [],
+        out=out,
+        resume=resume,
+        allow_changed=allow_changed,
+        show=show_of(quiet, verbose=False),
+        log_format=log_format,
+    )

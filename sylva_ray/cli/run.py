@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from typing import Annotated
 
 import typer
@@ -43,7 +44,8 @@ def run(
         if quiet or verbose or log_format is not None:
             fix = "prints nothing but its result: leave out --quiet, --verbose and --log-format"
             raise UserError("--dry-run", config, fix)
-        typer.echo("\n".join(api.dry_run(config, overrides or [], imports=imports)))
+        columns = shutil.get_terminal_size((80, 24)).columns
+        typer.echo("\n".join(api.dry_run(config, overrides or [], columns=columns, imports=imports)))
         return
     if allow_changed and not resume:
         raise UserError("--allow-changed", config, "has no effect on a new run: use it with --resume")

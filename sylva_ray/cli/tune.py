@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from sylva_ray.cli.arguments import AllowChanged, Imports, Overrides, Quiet, show_of
+from sylva_ray.cli.arguments import AllowChanged, Imports, Log, Overrides, Quiet, Verbose, show_of
 
 
 def tune(
@@ -24,8 +24,13 @@ def tune(
     allow_changed: AllowChanged = False,
     imports: Imports = None,
     quiet: Quiet = False,
+    verbose: Verbose = False,
+    log_format: Log = None,
 ) -> None:
-    """Run a sweep of experiments on Ray Tune (docs/sweeps.md)."""
+    """Run a sweep of experiments on Ray Tune.
+
+    SPACE names the settings that change and their values; `sylva-ray init DIR --recipe grid` copies an example.
+    """
     from sylva_ray import api
     from sylva_ray.core.errors import RunError
 
@@ -36,7 +41,8 @@ def tune(
         resume=resume,
         allow_changed=allow_changed,
         imports=imports or [],
-        show=show_of(quiet),
+        show=show_of(quiet, verbose),
+        log_format=log_format,
     )
     if sweep.failed:
         raise RunError(sweep.failure_text)

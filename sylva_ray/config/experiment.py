@@ -69,7 +69,7 @@ def stored_dataset(name: str) -> str:
 class DatasetSection(Section):
     """The data set: digits, cifar10, cifar100, stl10, gtsrb, ``imagefolder:PATH``, ``parquet:PATH``, or your own.
 
-    Your own is ``package.module:function`` (docs/own_parts.md).
+    Your own is ``package.module:function``, which returns a training half and a test half.
     """
 
     name: str = Field(
@@ -104,7 +104,7 @@ class DatasetSection(Section):
 class PartitionSection(Section):
     """How images are distributed to clients, and the images of a client to its four splits.
 
-    A kind of your own is ``package.module:function`` (docs/own_parts.md).
+    A kind of your own is ``package.module:function`` with (labels, section, rng) -> the client of every image.
     """
 
     kind: Literal["iid", "dirichlet", "pathological", "quantity"] | OwnName = Field(
@@ -127,7 +127,7 @@ class PartitionSection(Section):
 class BackboneSection(Section):
     """A timm model. Its weights are those of the hub (`pretrained`), of a `checkpoint`, or those in this package.
 
-    A model of your own is ``package.module:function``, registered with timm (docs/own_parts.md).
+    A model of your own is ``package.module:function``, where the function is registered with timm.
     """
 
     name: str = Field(

@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, TypeVar, get_args, get_origin
+from typing import Any, Literal, NamedTuple, TypeAlias, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
@@ -20,7 +20,7 @@ from sylva_ray.core.errors import UserError
 from sylva_ray.core.files import read_text_file
 from sylva_ray.core.locations import local_path
 from sylva_ray.core.sections import CONFLICT, Section
-from sylva_ray.core.text import did_you_mean, split_assignment
+from sylva_ray.core.text import BUDGETS, did_you_mean, split_assignment
 from sylva_ray.core.yaml import EmptyYamlError, YamlError, parse_scalar, parse_yaml
 
 RawConfig: TypeAlias = dict[str, Any]
@@ -29,13 +29,18 @@ RawConfig: TypeAlias = dict[str, Any]
 T = TypeVar("T", bound=BaseModel)
 
 
-def read_overridden(path: str | Path, overrides: Sequence[str] = ()) -> RawConfig:
+def read_overridden(path: str | Path, overrides: Sequence[str] = (), kind: FileKind | None = None) -> RawConfig:
     """Read a YAML mapping and apply ``KEY=VALUE`` overrides.
+
+    Args:
+        path: of the file.
+        overrides: to apply.
+        kind: of the file, for messages; None: `CONFIG_FILE`.
 
     Raises:
         UserError: see `read_yaml` and `overridden`.
     """
-    return overridden(read_yaml(path), overrides)
+    return overridden(read_yaml(path, kind or CONFIG_FILE), overrides)
 
 
 def overridden(raw: RawConfig, overrides: Sequence[str]) -> RawConfig:
@@ -49,23 +54,48 @@ def overridden(raw: RawConfig, overrides: Sequence[str]) -> RawConfig:
     return raw
 
 
-def read_yaml(path: str | Path) -> RawConfig:
+class FileKind(NamedTuple):
+    """What messages say about files of one kind.
+
+    Attributes:
+        example: where there are files of this kind, or what such a file is.
+        smallest: the least that must be in one.
+        sections: two of its keys.
+    """
+
+    example: str
+    smallest: str
+    sections: str
+
+
+CONFIG_FILE = FileKind(
+    example="`sylva-ray list recipes` has examples",
+    smallest="it has no setting. The smallest config is `dataset: {name: digits}`",
+    sections="dataset: and training:",
+)
+"""Experiments and pre-trainings."""
+
+
+def read_yaml(path: str | Path, kind: FileKind = CONFIG_FILE) -> RawConfig:
     """Read a YAML mapping.
+
+    Args:
+        path: of the file.
+        kind: what it is, for messages.
 
     Raises:
         UserError: the file does not exist or cannot be read, is empty, is not valid YAML (see `sylva_ray.core.yaml`),
             or is not a mapping.
     """
-    text = read_text_file(local_path("file", path), "no such file; `sylva-ray list recipes` has examples")
+    text = read_text_file(local_path("file", path), f"no such file; {kind.example}")
     try:
         raw = parse_yaml(text)
     except EmptyYamlError:
-        fix = "is empty or damaged: it has no setting. The smallest config is `dataset: {name: digits}`"
-        raise UserError("file", str(path), fix) from None
+        raise UserError("file", str(path), f"is empty or damaged: {kind.smallest}") from None
     except YamlError as error:
         raise UserError("file", str(path), f"is not valid YAML ({error})") from None
     if not isinstance(raw, dict):
-        raise UserError("file", str(path), "must be a mapping of sections such as dataset: and training:")
+        raise UserError("file", str(path), f"must be a mapping with keys such as {kind.sections}")
     return raw
 
 
@@ -140,7 +170,9 @@ def _fix_of_value(key: str, value: Any, problem: ErrorDetails) -> str:
     kind = problem["type"]
     if value == "" and kind.startswith(("float", "int", "bool")):
         return "is empty: write a value after the equals sign, or leave the setting out"
-    if kind == "less_than_equal" and key.endswith(("epsilon", "step_size")):
+    if kind in ("float_type", "float_parsing") and key.endswith(BUDGETS):
+        return "must be a number or a fraction such as 4/255"
+    if kind == "less_than_equal" and key.endswith(BUDGETS):
         return "must be at most 1, in units of the pixel range [0, 1]: 8/255, not 8"
     message = re.sub("^(Value error|Assertion failed), *", "", problem["msg"])
     description = re.sub("( after validation, not .*|, unable to parse.*)$", "", message)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from sylva_ray.core.credentials import mask_credentials, mask_value
-from sylva_ray.core.text import abbreviated, one_line
+from sylva_ray.core.text import BUDGETS, abbreviated, budget_text, one_line
 
 
 def error_line(message: str) -> str:
@@ -26,6 +29,10 @@ def _as_written(value: object) -> str:
     return {"None": "null", "True": "true", "False": "false"}.get(text := repr(value), text)
 
 
+def _as_budget(value: object) -> str:
+    return budget_text(value) if isinstance(value, float) else _as_written(value)
+
+
 class UserError(ValueError):
     """Wrong input. The message is one line: key, value, and what is allowed. Exit code 2; nothing has been written.
 
@@ -41,14 +48,34 @@ class UserError(ValueError):
 
     def __init__(self, key: str, value: object, fix: str) -> None:
         self.key, self.value, self.fix = key, value, fix
+        shown = _as_budget if key.endswith(BUDGETS) else _as_written
         fix = abbreviated(mask_credentials(fix), length=1200)
         super().__init__(
-            one_line(f"{abbreviated(mask_credentials(key))} = {abbreviated(mask_value(value), _as_written)}: {fix}")
+            one_line(f"{abbreviated(mask_credentials(key))} = {abbreviated(mask_value(value), shown)}: {fix}")
         )
 
     def __reduce__(self) -> tuple[type, tuple[str, object, str]]:
         """Return the arguments of the constructor; by default, pickle would pass the message only."""
         return type(self), (self.key, self.value, self.fix)
+
+
+@contextmanager
+def asked_as(argument: str, *keys: str) -> Iterator[None]:
+    """Report errors of a block under the name of the argument that the user gave.
+
+    Args:
+        argument: as the user knows it, e.g. ``--surrogate``.
+        keys: what the block calls it, e.g. ``RUN``.
+
+    Raises:
+        UserError: the block raised one; if it is about one of ``keys``, it names ``argument`` instead.
+    """
+    try:
+        yield
+    except UserError as error:
+        if error.key not in keys:
+            raise
+        raise UserError(argument, error.value, error.fix) from error.__cause__
 
 
 class RunError(RuntimeError):
@@ -62,6 +89,10 @@ class RunError(RuntimeError):
 
     def __init__(self, message: str) -> None:
         super().__init__(mask_credentials(message))
+
+
+class RepeatedError(RunError):
+    """A failure that would come again if the work were resumed; the message says what else to do."""
 
 
 class OutOfMemoryError(RuntimeError):

@@ -17,7 +17,7 @@ DRIVER_FILE = Path("/proc/driver/nvidia/version")
 QUERY = ("nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader,nounits")
 TIMEOUT_S = 60.0
 
-UPDATE = "update the driver, or start from a newer image (metadata.image of cluster.yaml; docs/aws.md)"
+UPDATE = "update the driver, or start from a newer image (metadata.image of cluster.yaml)"
 
 
 @dataclass(frozen=True)

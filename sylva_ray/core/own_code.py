@@ -139,12 +139,13 @@ def find_class(key: str, name: str, what: str, known: Mapping[str, type[C]], gro
     """
     if name in known:
         return known[name]
+    available = f"{', '.join(known)}; or package.module:Class"
     if ":" not in name and name not in entry_points_of(group):
-        fix = f"unknown {what}; {did_you_mean(name, known)}Available: {', '.join(known)}; or package.module:Class"
-        raise UserError(key, name, fix)
+        raise UserError(key, name, f"unknown {what}; {did_you_mean(name, known)}Available: {available}")
     found = load_own(key, name, group)
     if not (isinstance(found, type) and issubclass(found, base)):
-        raise UserError(key, name, f"must be a subclass of {base.__module__}.{base.__qualname__}")
+        derived = f"which inherits from {base.__module__}.{base.__qualname__}"
+        raise UserError(key, name, f"is no {what}. Expected: {available}, {derived}")
     return found
 
 

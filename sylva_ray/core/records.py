@@ -46,7 +46,7 @@ class Artefact(BaseModel):
             where = abbreviated(".".join(map(str, problem["loc"])), length=100)
             message = problem["msg"].partition(" or instance of")[0].lower()
             reason = f"{where}: {message}" if where else "a JSON object is needed"
-            raise UserError("file", source, f"is not {cls.description} ({reason}); see docs/summary.md") from None
+            raise UserError("file", source, f"is not {cls.description} ({reason})") from None
 
     def to_json(self) -> dict[str, Any]:
         """Return the keys that were set, as plain values that ``json.dumps`` takes."""

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
-from sylva_ray.core.errors import Interrupted, RunError, Stopped
+from sylva_ray.core.errors import Interrupted, RepeatedError, RunError, Stopped
 from sylva_ray.core.processes import AfterDeath
 
 
@@ -23,7 +23,7 @@ def resumable(marker: Path, instruction: str) -> Iterator[None]:
         instruction: the sentence to append.
 
     Raises:
-        RunError: the block failed.
+        RunError: the block failed; a `RepeatedError` as it is.
         Interrupted: Ctrl-C in the block.
         Stopped: SIGTERM in the block.
     """
@@ -46,7 +46,8 @@ def resumable(marker: Path, instruction: str) -> Iterator[None]:
     try:
         yield
     except (KeyboardInterrupt, SystemExit, RunError, OSError) as error:
-        if not marker.exists() or (isinstance(error, SystemExit) and not received):
+        is_final = isinstance(error, RepeatedError) or (isinstance(error, SystemExit) and not received)
+        if is_final or not marker.exists():
             raise
         if isinstance(error, KeyboardInterrupt):
             failure = Interrupted(f"interrupted. {instruction}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Callable, Iterable
 from typing import Literal
 
@@ -53,6 +54,35 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     """
     nearest = difflib.get_close_matches(word[:100], list(known), n=1)
     return f"did you mean {nearest[0]!r}? " if nearest else ""
+
+
+def budget_text(value: float) -> str:
+    """Return an epsilon or a step size as a configuration has it: as a fraction of 255, if it is one.
+
+    >>> budget_text(4 / 255), budget_text(2.5 / 255), budget_text(0.1), budget_text(1.0), budget_text(0.0123456)
+    ('4/255', '2.5/255', '0.1', '1.0', '0.0123456')
+    """
+    numerator = f"{value * 255:.4g}"
+    is_fraction = len(repr(value)) > MAX_DECIMAL and float(numerator) / 255 == value
+    return f"{numerator}/255" if is_fraction else repr(value)
+
+
+BUDGETS = ("epsilon", "step_size")
+"""Last parts of the keys of settings that are often fractions of 255."""
+
+MAX_DECIMAL = 8
+"""Characters of a number that is written as it is, and not as a fraction."""
+
+_BUDGET = re.compile(r"""(?P<key>\b(?:epsilon|step_size)["']?(?:: |=))(?P<value>0\.\d+|\d(?:\.\d+)?e-\d+)""")
+
+
+def with_fractions(text: str) -> str:
+    """Write every epsilon and every step size in the text of a configuration as `budget_text` does.
+
+    >>> with_fractions("attack: {epsilon: 0.03137254901960784, steps: 3}")
+    'attack: {epsilon: 8/255, steps: 3}'
+    """
+    return _BUDGET.sub(lambda found: found["key"] + budget_text(float(found["value"])), text)
 
 
 def one_line(text: str) -> str:
@@ -108,3 +138,16 @@ def clients_text(clients: Iterable[int]) -> str:
     """
     numbers = [str(client) for client in clients]
     return f"client{'' if len(numbers) == 1 else 's'} {', '.join(numbers)}"
+
+
+def duration(seconds: float) -> str:
+    """Return a time in the largest two units.
+
+    >>> duration(7.4), duration(75), duration(3 * 3600 + 120)
+    ('7 s', '1 min 15 s', '3 h 2 min')
+    """
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"

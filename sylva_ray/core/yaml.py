@@ -96,7 +96,10 @@ def parse_documents(text: str) -> list[object]:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         problem = " ".join(filter(None, (error.problem, error.context)))
-        raise YamlError(f"line {mark.line + 1 if mark else 1}: {problem}") from None
+        line = mark.line if mark else 0
+        if re.match(r" *\t", (text.splitlines() or [""])[line]):
+            problem = "it is indented with a tab, which YAML does not allow: use blanks"
+        raise YamlError(f"line {line + 1}: {problem}") from None
     except yaml.YAMLError as error:  # characters that YAML does not allow
         raise YamlError(" ".join(str(error).split())) from None
     except UnicodeError:

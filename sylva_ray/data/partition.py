@@ -12,7 +12,7 @@ from collections.abc import Callable
 import numpy as np
 
 from sylva_ray.config.experiment import PartitionSection
-from sylva_ray.core.errors import UserError
+from sylva_ray.core.errors import UserError, reason_of
 from sylva_ray.core.own_code import load_attribute
 from sylva_ray.core.seeding import numpy_generator
 
@@ -72,13 +72,16 @@ def own_partition(name: str) -> Partition:
         UserError: it cannot be imported, or is not a function.
     """
     function = load_attribute("partition.kind", name)
+    needed = "must be a function (labels, section, rng) -> the client of every image"
     if not callable(function):
-        raise UserError(
-            "partition.kind", name, "must be a function (labels, section, rng) -> the client of every image"
-        )
+        raise UserError("partition.kind", name, needed)
 
     def draw(labels: np.ndarray, section: PartitionSection, rng: np.random.Generator) -> np.ndarray:
-        owner = np.asarray(function(labels, section, rng))
+        try:
+            owner = np.asarray(function(labels, section, rng))
+        except Exception as error:  # code that is not ours may raise anything
+            fix = f"failed ({type(error).__name__}: {reason_of(error)}); {needed}"
+            raise UserError("partition.kind", name, fix) from error
         if owner.shape != labels.shape or not np.issubdtype(owner.dtype, np.integer):
             fix = f"must return one integer per image, [{len(labels)}], and returned {list(owner.shape)} {owner.dtype}"
             raise UserError("partition.kind", name, fix)

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from sylva_ray.algorithms.registry import create_algorithm
-from sylva_ray.core.errors import UserError
+from sylva_ray.core.errors import UserError, asked_as
 from sylva_ray.core.evaluation import Curves, Evaluation, Transfer
 from sylva_ray.core.inputs import Inputs
 from sylva_ray.core.summary import CheckResult, Spread
@@ -99,7 +99,8 @@ def prepare_evaluation(
 
 def _surrogate(folder: RunFolder, states: Sequence[State], inputs: Inputs) -> list[State]:
     """Return the states of another run, after a check that they fit to ``states`` and to the same backbone."""
-    other_states = folder.load_states()
+    with asked_as("--surrogate", "RUN"):
+        other_states = folder.load_states()
     shapes, other_shapes = ({n: value.shape for n, value in first.items()} for first in (states[0], other_states[0]))
     if len(other_states) != len(states) or other_shapes != shapes:
         fix = "has another number of clients or another kind of model; transfer needs the same of both"

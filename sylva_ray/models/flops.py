@@ -2,12 +2,40 @@
 
 from __future__ import annotations
 
+import math
+import time
+
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from sylva_ray.config.experiment import AttentionKernels
 from sylva_ray.core.types import ClientState, stack_states
 from sylva_ray.models.cohort import CohortModel, repeat_owner, to_parameters
+
+
+def multiplication_rate(precision: str, threads: int, seconds: float = 0.2) -> float:
+    """Measure how fast this machine's CPU multiplies large matrices.
+
+    Args:
+        precision: ``float32`` or ``bfloat16``.
+        threads: of the process that multiplies.
+        seconds: after which no further product is begun.
+
+    Returns:
+        FLOP/s of the fastest product.
+    """
+    before = torch.get_num_threads()
+    size, best, started = 256, math.inf, time.perf_counter()
+    matrix = torch.ones(size, size, dtype=getattr(torch, precision))
+    torch.set_num_threads(threads)
+    try:
+        while math.isinf(best) or time.perf_counter() < started + seconds:
+            begun = time.perf_counter()
+            matrix @ matrix
+            best = min(best, time.perf_counter() - begun)
+    finally:
+        torch.set_num_threads(before)
+    return 2.0 * size**3 / best
 
 
 def flop_counter() -> FlopCounterMode:

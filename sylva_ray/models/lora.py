@@ -250,9 +250,7 @@ def target_layers(backbone: Backbone, lora: LoraSection) -> dict[str, nn.Linear 
         else:
             matches = [name for name in modules if name == target or name.endswith(f".{target}")]
         if not matches:
-            linear = sorted({_tail(name) for name, m in modules.items() if isinstance(m, nn.Linear) and "." in name})
-            known = f"this model has {', '.join(linear)}" if linear else "this model has no linear layer but its head"
-            raise UserError("lora.target_modules", target, f"matches no layer; {known}")
+            raise _no_such_layer(backbone, target, lora)
         adaptable = {name for name in matches if _is_adaptable(modules[name]) and name != backbone.head_name}
         for name in matches:
             layer = modules[name]
@@ -285,6 +283,22 @@ def _is_adaptable(layer: nn.Module) -> bool:
         return True
     is_plain = type(layer) in (nn.Conv2d, PatchProjection)
     return is_plain and isinstance(layer, nn.Conv2d) and layer.groups == 1 and layer.padding_mode == "zeros"
+
+
+def _no_such_layer(backbone: Backbone, target: str, lora: LoraSection) -> UserError:
+    """Return the error for a name that matches no layer; if it is a default, its cause is the backbone."""
+    modules = dict(backbone.model.named_modules())
+    linear = sorted({_tail(name) for name, m in modules.items() if isinstance(m, nn.Linear) and "." in name})
+    if linear:
+        return UserError("lora.target_modules", target, f"matches no layer; this model has {', '.join(linear)}")
+    known = "this model has no linear layer but its head"
+    convolutions = [name for name, module in modules.items() if isinstance(module, nn.Conv2d) and _is_adaptable(module)]
+    example = f", e.g. lora.target_modules=[{convolutions[-1]}]" if convolutions else ""
+    if lora.target_modules != LoraSection().target_modules:
+        return UserError("lora.target_modules", target, f"matches no layer; {known}: name convolutions{example}")
+    name = backbone.arguments.get("model_name", type(backbone.model).__name__)
+    fix = f"{known}, where adapters are by default: use a vision transformer, or name convolutions{example}"
+    return UserError("backbone.name", name, fix)
 
 
 def _tail(name: str) -> str:

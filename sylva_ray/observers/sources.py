@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sylva_ray.config.experiment import TrackingSection
+from sylva_ray.config.schema import build
 from sylva_ray.config.stored import RUN_CONFIG
 from sylva_ray.core.credentials import mask_value
-from sylva_ray.core.errors import UserError, reason_of
+from sylva_ray.core.errors import UserError, asked_as, reason_of
 from sylva_ray.core.files import read_regular_file, read_text_file
 from sylva_ray.core.yaml import YamlError, parse_yaml
 from sylva_ray.observers.mlflow.tracker import experiment_files, tracking_uri
@@ -108,7 +109,9 @@ def _from_folder(folder: Path) -> tuple[list[Run], list[Path]]:
 
 def _from_mlflow(experiment: str, uri: str | None) -> tuple[list[Run], list[str]]:
     """Return the finished runs of an MLflow experiment, and the names of the others."""
-    store = tracking_uri(TrackingSection(uri=uri), Path("runs/NAME"))  # where runs are by default
+    with asked_as("--uri", "tracking.uri"):
+        section = build(TrackingSection, {"uri": uri}, "tracking")
+    store = tracking_uri(section, Path("runs/NAME"))  # where runs are by default
     shown_uri = mask_value(store)
     if not _may_exist(store):
         reason = f"there is no MLflow store at {shown_uri} (choose another with --uri)"

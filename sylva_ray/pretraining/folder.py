@@ -36,6 +36,7 @@ class PretrainFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.config_file = path / PRETRAIN_CONFIG
         self.result, self.card, self.log = path / RESULT, path / CARD, path / LOG
 
     def check_claim(self, config: PretrainConfig, resume: bool) -> None:

@@ -24,7 +24,7 @@ from safetensors.torch import load, save
 
 from sylva_ray.attacks.pgd import pgd
 from sylva_ray.config.experiment import AttentionKernels
-from sylva_ray.core.errors import RunError, UserError
+from sylva_ray.core.errors import RepeatedError, UserError
 from sylva_ray.core.inputs import Inputs
 from sylva_ray.core.seeding import ImageDraws, generator, image_keys
 from sylva_ray.core.text import one_line
@@ -137,7 +137,7 @@ def _train(
         started = time.perf_counter()
         loss = trainer.epoch(epoch)
         if not math.isfinite(loss):
-            raise RunError(f"the loss of epoch {epoch + 1} is not finite: start again with a lower training.lr")
+            raise RepeatedError(f"the loss of epoch {epoch + 1} is not finite: start again with a lower training.lr")
         record = EpochRecord(
             epoch=epoch + 1,
             loss=loss,
@@ -328,7 +328,7 @@ def _finish(trainer: _Trainer, folder: PretrainFolder, records: Sequence[Mapping
         name: value.detach().cpu().half().contiguous() for name, value in trainer.backbone.model.state_dict().items()
     }
     if not all(bool(torch.isfinite(value).all()) for value in weights.values()):
-        raise RunError("the weights are not finite in half precision: start again with a lower training.lr")
+        raise RepeatedError("the weights are not finite in half precision: start again with a lower training.lr")
     write_atomically(folder.result, save(weights), durable=True)
     section = config.backbone.model_copy(update={"checkpoint": str(folder.result), "pretrained": False})
     accuracy = top1(create_backbone(section, dataset.num_classes).to(trainer.device), dataset.test, trainer.device)

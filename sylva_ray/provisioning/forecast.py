@@ -7,7 +7,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from sylva_ray.config.experiment import ExperimentConfig
@@ -32,6 +32,10 @@ LAUNCHES_PER_BLOCK, LAUNCH_S = 21, 1e-4
 """Kernels of a block in one pass (5,604 of a PGD-10 step of ViT-B), and the seconds that the host needs for each, on
 average: with 100 us, ViT-B, ViT-S and vit_micro on the virtual machine of that H200 are foretold within 35 %.
 """
+
+CPU_SHARE = 0.33
+"""The part of the rate of products of 256 rows and columns that a run reaches on CPUs. The recipe digits did 7.0 TFLOP
+in 233 seconds of computation, that is 30 GFLOP/s a thread, on cores where these products reach 92 GFLOP/s."""
 
 CUDA_HOST_BYTES = 3_000_000_000
 """Assumed RAM of an actor on a GPU: torch with CUDA's libraries and context, timm, Ray."""
@@ -122,6 +126,25 @@ class Forecast:
         )
         launches = passes.batches * self.blocks * LAUNCHES_PER_BLOCK * LAUNCH_S / gpus.actors
         return max(products, launches, 1e-9)
+
+    def cpu_seconds(self, rates: Mapping[str, float], actors: int, only_round: bool = False) -> float:
+        """Estimate the seconds of all stages and evaluations on CPUs; a stage uses one actor per cohort at most.
+
+        Args:
+            rates: measured FLOP/s of products by an actor, by precision.
+            actors: how many work side by side.
+            only_round: whether to count one round of phase 1 only; 0 for a method without rounds.
+        """
+        training, evaluation = self.config.training.precision, self.config.evaluation.precision
+        total = 0.0
+        for stage in self.work:
+            if only_round and stage.title != FederatedRound.title:
+                continue
+            passes = stage.each
+            by_precision = ((passes.training, training), (passes.evaluation, evaluation), (passes.float32, "float32"))
+            one = sum(count * self.flops / (CPU_SHARE * rates[precision]) for count, precision in by_precision)
+            total += (1 if only_round else stage.count) * one / min(actors, stage.cohorts)
+        return total
 
     def round_seconds(self, gpus: Sequence[Gpus]) -> float:
         """Return the seconds of a round of phase 1, without aggregation; 0 for a method without rounds."""

@@ -6,24 +6,29 @@ import textwrap
 from collections.abc import Sequence
 
 from sylva_ray.config.resolved import ResolvedConfig
+from sylva_ray.models.flops import multiplication_rate
 from sylva_ray.preparation.memory import MemoryPlan, plan_memory
 from sylva_ray.preparation.memory_budget import CPU_PROCESS_BYTES, actor_budget, size_text
 from sylva_ray.provisioning.cards import CARDS, GIB, MACHINES, Card
 from sylva_ray.provisioning.demand import Demand
 from sylva_ray.provisioning.fit import gpu_plan
-from sylva_ray.provisioning.forecast import EFFICIENCY, LAUNCH_S, Forecast, Gpus, share_bytes
+from sylva_ray.provisioning.forecast import CPU_SHARE, EFFICIENCY, LAUNCH_S, Forecast, Gpus, share_bytes
 from sylva_ray.provisioning.launcher_file import LauncherFile
-from sylva_ray.provisioning.placement import actors_per_gpu
+from sylva_ray.provisioning.placement import actors_per_gpu, num_actors_here
 
 COLUMNS = 80
-"""Of the narrowest terminal."""
+"""Of a terminal, at most."""
 
 _SHARES = " or ".join(f"{share:.0%} ({precision})" for precision, share in EFFICIENCY.items())
 ESTIMATE = f"estimated: {_SHARES} of a card's dense rate, or {1e6 * LAUNCH_S:.0f} us a kernel"
 
 
-def run_lines(found: Forecast) -> list[str]:
+def run_lines(found: Forecast, columns: int = COLUMNS) -> list[str]:
     """Describe what a run on this machine asks for, and what it would on one GPU of every known kind.
+
+    Args:
+        found: the forecast.
+        columns: of the terminal.
 
     Raises:
         UserError: its actors do not fit this machine.
@@ -48,19 +53,35 @@ def run_lines(found: Forecast) -> list[str]:
     if config.training.device == "cpu":
         plan = cpu_plan(found)
         budget = f"{size_text(plan.peak)} of the {size_text(plan.budget)} that it may use here"
-        lines.append(f"  memory        an actor: {budget}; {_windows(plan)}")
+        lines += [f"  memory        an actor: {budget}; {_windows(plan)}", _cpu_time_line(found)]
     else:
         lines.append(f"  memory        an actor: {size_text(found.host_bytes)} of RAM, and on its card as below")
     title = f"on one GPU, with as many actors as it holds ({ESTIMATE})"
-    return [*wrapped([*lines, title]), *table_lines(found)]
+    return [*wrapped([*lines, title], columns), *table_lines(found, columns)]
 
 
-def wrapped(lines: Sequence[str]) -> list[str]:
-    """Break lines for a terminal of 80 columns; what follows is indented like the values."""
+def _cpu_time_line(found: Forecast) -> str:
+    """Estimate the time on this machine's CPUs from a short measurement of how fast they multiply."""
+    config, section = found.config, found.config.cluster
+    threads = section.threads_per_actor
+    actors = 1 if section.pool == "in_process" else num_actors_here(section)
+    precisions = {"float32", config.training.precision, config.evaluation.precision}
+    rates = {precision: multiplication_rate(precision, threads) for precision in sorted(precisions)}
+    measured = " and ".join(f"{rate / 1e9:.3g} GFLOP/s ({precision})" for precision, rate in rates.items())
+    return (
+        f"  time          a round {duration(found.cpu_seconds(rates, actors, only_round=True))}, all stages "
+        f"{duration(found.cpu_seconds(rates, actors))} on CPUs as here, {actors} x {threads} threads, without start-up "
+        f"and aggregation (an estimate: {CPU_SHARE:.0%} of {measured}, at which matrices were just multiplied)"
+    )
+
+
+def wrapped(lines: Sequence[str], columns: int = COLUMNS) -> list[str]:
+    """Break lines for a terminal of 40 to 80 columns; what follows is indented like the values."""
+    width = min(max(columns, 40), COLUMNS)
     return [
         part
         for line in lines
-        for part in textwrap.wrap(line, COLUMNS, subsequent_indent=16 * " ", break_long_words=False) or [""]
+        for part in textwrap.wrap(line, width, subsequent_indent=16 * " ", break_long_words=False) or [""]
     ]
 
 
@@ -110,10 +131,13 @@ def table_rows(found: Forecast, cards: Sequence[Card] = tuple(CARDS.values())) -
 HEADINGS = ("card", "actors", "memory of one", "images at once", "a round", "all stages", "assumed price")
 
 
-def table_lines(found: Forecast) -> list[str]:
-    """Return the table for a terminal."""
+def table_lines(found: Forecast, columns: int = COLUMNS) -> list[str]:
+    """Return the table for a terminal; a narrow one has no room for the actors' memory and images."""
     rows = [("card", "actors", "memory", "images", "a round", "all", "price"), *table_rows(found)]
     widths = (10, 7, 9, 8, 9, 9, 11)
+    if columns < sum(widths) + 2:
+        kept = (0, 1, 4, 5, 6)
+        rows, widths = [tuple(row[i] for i in kept) for row in rows], tuple(widths[i] for i in kept)
     return [
         "  " + row[0].ljust(widths[0]) + "".join(cell.rjust(width) for cell, width in zip(row[1:], widths[1:]))
         for row in rows

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from sylva_ray.config.schema import build, leaves, read_yaml
+from sylva_ray.config.schema import FileKind, build, leaves, read_yaml
 from sylva_ray.core.errors import UserError
 from sylva_ray.core.locations import local_path
 from sylva_ray.provisioning.aws import NODE_CONFIG, aws_warnings, check_aws
@@ -122,6 +122,13 @@ class ClusterLauncher(Protocol):
         ...
 
 
+CLUSTER_FILE = FileKind(
+    example="a cluster file is a cluster.yaml for `ray up`, or a RayCluster for Kubernetes",
+    smallest="a cluster file has a provider and node types",
+    sections="provider: and available_node_types:",
+)
+
+
 def load_launcher_file(path: Path, launcher: ClusterLauncher) -> LauncherFile:
     """Read and check a cluster file as `ray up` would, offline. Of a RayCluster only the node types are read.
 
@@ -135,7 +142,7 @@ def load_launcher_file(path: Path, launcher: ClusterLauncher) -> LauncherFile:
     documents = read_manifests(path)
     if documents is not None:
         return _from_manifests(path, documents)
-    raw = read_yaml(path)
+    raw = read_yaml(path, CLUSTER_FILE)
     config = launcher.validate(path, raw)
     _check_config(config)
     return _from_config(path, config, tuple(_warnings(config)), _blanks(raw))
@@ -153,7 +160,7 @@ def load_promised(path: Path) -> LauncherFile | None:
     documents = read_manifests(path)
     if documents is not None:
         return _from_manifests(path, documents)
-    raw = read_yaml(path)
+    raw = read_yaml(path, CLUSTER_FILE)
     if not raw.get("available_node_types") or not raw.get("head_node_type"):
         return None
     try:

@@ -110,3 +110,9 @@ def gpu_bundles(section: ClusterSection, num_actors: int, num_gpus: int) -> list
     num_bundles = max(needed, min(num_actors, int(num_gpus // gpus)))
     actors = [len(range(bundle, num_actors, num_bundles)) for bundle in range(num_bundles)]
     return [{"GPU": gpus, "CPU": count * section.cpus_per_actor} for count in actors]
+
+
+def num_actors_here(section: ClusterSection) -> int:
+    """Return how many actors work side by side on the CPUs of this machine, at least one."""
+    room = max(1, int(this_machine().get("CPU", 1) // (section.cpus_per_actor or 1)))
+    return min(room, section.num_actors) if isinstance(section.num_actors, int) else room

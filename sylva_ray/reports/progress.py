@@ -25,8 +25,10 @@ from rich.table import Column
 from rich.text import Text
 
 from sylva_ray.core.records import StageRecord
+from sylva_ray.core.text import duration
 from sylva_ray.federation.observer import Notice, Observer, StageStarted, TaskDone
 from sylva_ray.reports.console import print_lines
+from sylva_ray.reports.evaluation_log import EvaluationLog
 
 WIDTH_WITH_BAR = 80
 """Smallest width of a terminal on which there is room for a bar beside the words."""
@@ -187,30 +189,20 @@ def task_text(done: TaskDone) -> str:
     return f"{done.work}: {done.done} of {done.total} clients"
 
 
-def duration(seconds: float) -> str:
-    """Return a time in the largest two units.
-
-    >>> duration(7.4), duration(75), duration(3 * 3600 + 120)
-    ('7 s', '1 min 15 s', '3 h 2 min')
-    """
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    minutes, rest = divmod(whole, 60)
-    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
-
-
 class EvaluationDisplay(Display, Observer):
     """Shows the progress of `sylva-ray evaluate`: a bar for what is measured now, and a line for what was measured.
 
     Args:
         console: where to print.
         quiet: whether to show notices only.
+        verbose: whether every finished task is a line, too.
     """
 
-    def __init__(self, console: Console, quiet: bool = False) -> None:
+    def __init__(self, console: Console, quiet: bool = False, verbose: bool = False) -> None:
         super().__init__(console, quiet, TimeElapsedColumn())
         self._bars: dict[str, TaskID] = {}
+        has_lines = self._plain or (verbose and not quiet)
+        self._log = EvaluationLog(self.print_fitting, tasks=verbose) if has_lines else None
 
     def __exit__(self, *exception: object) -> None:
         self._end_finished()
@@ -224,13 +216,14 @@ class EvaluationDisplay(Display, Observer):
         bar = self._task(name)
         total = (bar.total or 0) + num_tasks
         self._progress.update(self._bars[name], total=total, completed=bar.completed + num_known)
-        if self._plain:
-            finished = f" ({num_known} already on disk)" if num_known else ""
-            self.print_line(f"{name}: {num_tasks} tasks{finished}")
+        if self._log is not None:
+            self._log.on_measurement(name, num_tasks, num_known)
 
     def on_task_measured(self, name: str) -> None:
         """See `sylva_ray.evaluation.measurements.Progress.on_task_measured`."""
         self._progress.advance(self._bars[name])
+        if self._log is not None:
+            self._log.on_task_measured(name)
 
     def on_notice(self, notice: Notice) -> None:
         """See `Observer.on_notice`."""

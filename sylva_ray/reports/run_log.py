@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Callable
-from datetime import UTC, datetime
-from typing import Any
 
 from sylva_ray.core.records import StageRecord
 from sylva_ray.core.summary import Summary
 from sylva_ray.core.text import LogFormat
 from sylva_ray.federation.observer import Notice, Observer, StageStarted, TaskDone
+from sylva_ray.reports.event_lines import EventLines
 from sylva_ray.reports.progress import Pace, mean_metrics, stage_lines, task_text
 from sylva_ray.storage.run_folder import RunFolder
 
@@ -27,7 +24,7 @@ class RunLog(Observer):
     """
 
     def __init__(self, write: Callable[[str], None], form: LogFormat = "plain", tasks: bool = False) -> None:
-        self._write, self._form, self._tasks = write, form, tasks
+        self._lines, self._tasks = EventLines(write, form), tasks
         self._stage = StageStarted(0, 0, "")
         self._pace = Pace()
 
@@ -35,23 +32,23 @@ class RunLog(Observer):
         """See `Observer.on_stage`."""
         self._stage = started
         self._pace.start(started.step)
-        self._tell("stage", f"begin {started.title}", **self._position())
+        self._lines.tell("stage", f"begin {started.title}", **self._position())
 
     def on_task(self, done: TaskDone) -> None:
         """See `Observer.on_task`."""
         if self._tasks:
-            self._tell("task", task_text(done), work=done.work, done=done.done, total=done.total)
+            self._lines.tell("task", task_text(done), work=done.work, done=done.done, total=done.total)
 
     def on_record(self, record: StageRecord) -> None:
         """See `Observer.on_record`."""
         left = self._pace.seconds_left(self._stage)
         seconds = {"seconds": record.seconds["wall"], "seconds_left": round(left, 1)}
         (line,) = stage_lines(self._stage, record, left)
-        self._tell("record", line, **self._position(), stage=record.stage, **seconds, **mean_metrics(record))
+        self._lines.tell("record", line, **self._position(), stage=record.stage, **seconds, **mean_metrics(record))
 
     def on_notice(self, notice: Notice) -> None:
         """See `Observer.on_notice`."""
-        self._tell("notice", notice.text, text=notice.text)
+        self._lines.tell("notice", notice.text, text=notice.text)
 
     def tell_result(self, summary: Summary, run: str) -> None:
         """Write the mean accuracies at the end of a run, its seconds, failed checks, and the path of its folder."""
@@ -59,24 +56,12 @@ class RunLog(Observer):
         robust = {name: spread.mean for name, spread in final.robust_accuracy.items()}
         failed = [check.name for check in summary.checks if not check.passed]
         accuracies = {"benign_accuracy": final.benign_accuracy.mean, "robust_accuracy": robust}
-        self._tell("result", f"finished: {run}", run=run, seconds=summary.seconds.total, failed=failed, **accuracies)
+        self._lines.tell(
+            "result", f"finished: {run}", run=run, seconds=summary.seconds.total, failed=failed, **accuracies
+        )
 
     def _position(self) -> dict[str, object]:
         return {"step": self._stage.step, "steps": self._stage.num_steps, "title": self._stage.title}
-
-    def _tell(self, event: str, sentence: str, **values: object) -> None:
-        now = datetime.now(UTC).isoformat(timespec="seconds")
-        is_json = self._form == "json"
-        self._write(json.dumps(_finite({"time": now, "event": event, **values})) if is_json else f"{now}  {sentence}")
-
-
-def _finite(value: Any) -> Any:
-    """Return a value with null in place of numbers that are not finite, which JSON does not have."""
-    if isinstance(value, dict):
-        return {key: _finite(inner) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [_finite(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 class RunLogFile(RunLog):

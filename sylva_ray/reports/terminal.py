@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from operator import attrgetter
 from pathlib import Path
@@ -154,7 +154,7 @@ def evaluation_tables(console: Console, evaluation: Evaluation) -> list[Table]:
     choices = [(box.HEAVY_HEAD, 6), (box.SIMPLE, 6), (box.SIMPLE, 5), (box.SIMPLE, 4), (box.SIMPLE, 3)]
     tables = [first_that_fits(console, (_attacks_table(evaluation, *choice) for choice in choices))]
     if evaluation.checks is not None:
-        checks = Table(title="checks (docs/checks.md)")
+        checks = Table(title="checks (explained by: sylva-ray show S4)")
         for heading in ("check", "", "meaning"):
             checks.add_column(heading)
         for check in evaluation.checks:
@@ -215,9 +215,3 @@ def evaluation_lines(evaluation: Evaluation) -> list[str]:
         abstained = f"{100 * level.abstained:.1f} % of {level.images:,} images without certificate"
         lines.append(f"certify  sigma {level.sigma:g}: % by L2 radius: {radii}; {abstained}")
     return lines
-
-
-def event_line(event: Mapping[str, object]) -> str:
-    """Format an event as one line of keys and values; floats have four significant digits."""
-    parts = (f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in event.items())
-    return "  ".join(parts)

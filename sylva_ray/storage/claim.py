@@ -33,7 +33,7 @@ def check_claim(
     elif set(names) - {LOCK, draft_of(Path(marker)).name, *leftovers}:
         raise UserError("--out", folder, f"is not empty and holds no {kind}; choose another folder")
     elif resume:
-        raise UserError("--resume", folder, f"holds no {kind} to resume")
+        raise UserError("--out", folder, f"holds no {kind} to resume")
 
 
 def list_names(folder: Path) -> list[str]:

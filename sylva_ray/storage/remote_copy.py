@@ -194,7 +194,7 @@ def run_folder_at(
         UserError: the URL cannot be used, holds no run, or is not free.
         RunError: the changes could not be sent.
     """
-    where = run_location("run folder", where)
+    where = run_location("--out" if purpose == "start" else "RUN", where)
     if not is_url(where):
         folder = RunFolder(output_path("--out", where, "folder") if purpose == "start" else where)
         if purpose not in ("change", "repair"):

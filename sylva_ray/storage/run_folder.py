@@ -16,6 +16,7 @@ checkpoint holds a copy of both, from which `sylva_ray.storage.repair` restores 
 
 from __future__ import annotations
 
+import shlex
 import shutil
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -24,13 +25,14 @@ from typing import TypeVar
 
 import numpy as np
 
-from sylva_ray.config.comparison import difference, result_settings
+from sylva_ray.config.comparison import changes, difference, result_settings
 from sylva_ray.config.experiment import ExperimentConfig
 from sylva_ray.config.schema import RawConfig, build
 from sylva_ray.config.stored import RUN_CONFIG, load_run_config
 from sylva_ray.core.errors import UserError
 from sylva_ray.core.evaluation import Evaluation
 from sylva_ray.core.inputs import Inputs
+from sylva_ray.core.own_code import import_options
 from sylva_ray.core.records import Extension, GameRecord, StageRecord
 from sylva_ray.core.summary import Summary
 from sylva_ray.core.types import ClientState
@@ -135,11 +137,13 @@ class RunFolder:
         Raises:
             UserError: it does not; names the first key that differs.
         """
-        found = difference(self.load_config(), config)
+        stored = self.load_config()
+        found = difference(stored, config)
         if found:
+            overrides = shlex.join(changes(stored, config))
             fix = (
                 f"the run in {self} has another config ({found}); a run that is continued keeps its settings, but for "
-                f"cluster and tracking. A new run: sylva-ray run {self} {found.key}={found.now} --out NEW"
+                f"cluster and tracking. A new run: sylva-ray run {self} {overrides} --out NEW{import_options()}"
             )
             raise UserError(found.key, found.now, fix)
 

@@ -83,7 +83,7 @@ class SweepFolder:
             space = grown_space(self.load(), space, where)
             if any(self.tune.glob("searcher-state-*.pkl")) and not self.search_states():
                 fix = "holds an Optuna search that an older version saved as a pickle: start it again in another folder"
-                raise UserError("--resume", where, fix)
+                raise UserError("--out", where, fix)
         return space
 
     def claim(self, space: Space, resume: bool) -> None:
@@ -118,7 +118,7 @@ class SweepFolder:
             UserError: the folder holds no sweep.
         """
         if not self.space.exists():
-            raise UserError("SWEEP", str(self.root), f"is not the folder of a sweep (no {SPACE} in it)")
+            raise UserError("SPACE", str(self.root), f"is not the folder of a sweep (no {SPACE} in it)")
         return resolved_space(read_yaml(self.space))
 
     def search_states(self) -> list[Path]:

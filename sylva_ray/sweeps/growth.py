@@ -41,7 +41,7 @@ def grown_space(stored: Space, asked: Space, folder: str) -> Space:
     update = {"parameters": parameters, "seeds": tuple(seeds), "search": asked.search, "trials": asked.trials}
     if stored.search.kind == "optuna" and len(seeds) > len(stored.seeds):
         fix = "holds an Optuna search, which chose its points by means over its seeds: only search.num_points can grow"
-        raise UserError("--resume", folder, fix)
+        raise UserError("--out", folder, fix)
     return stored.model_copy(update=update)
 
 

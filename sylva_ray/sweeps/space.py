@@ -29,8 +29,17 @@ from pydantic import Field, JsonValue, field_validator, model_validator
 from sylva_ray.algorithms.registry import create_algorithm
 from sylva_ray.config.experiment import ClusterSection, ExperimentConfig, with_stored_paths
 from sylva_ray.config.recipes import recipes
-from sylva_ray.config.schema import build, leaves, merged, parse_override, read_overridden, read_yaml, set_dotted
-from sylva_ray.core.errors import UserError
+from sylva_ray.config.schema import (
+    FileKind,
+    build,
+    leaves,
+    merged,
+    parse_override,
+    read_overridden,
+    read_yaml,
+    set_dotted,
+)
+from sylva_ray.core.errors import UserError, asked_as
 from sylva_ray.core.locations import local_path
 from sylva_ray.core.sections import Count, Name, PixelUnits, PlainValue, Section, Seed, conflict, parse_fraction
 from sylva_ray.core.yaml import to_yaml
@@ -226,6 +235,13 @@ class Space(Section):
         return to_yaml(self.model_dump(mode="json", exclude_none=True))
 
 
+SPACE_FILE = FileKind(
+    example="`sylva-ray list recipes` has examples",
+    smallest="a space has a base or an experiment, and parameters",
+    sections="base: and parameters:",
+)
+
+
 def load_space(path: Path, overrides: Sequence[str] = ()) -> Space:
     """Read and check a space.
 
@@ -238,7 +254,8 @@ def load_space(path: Path, overrides: Sequence[str] = ()) -> Space:
         UserError: names key, value and fix.
     """
     given = _Overrides.from_texts(overrides)
-    raw = read_overridden(path, given.space)
+    with asked_as("SPACE", "file"):
+        raw = read_overridden(path, given.space, SPACE_FILE)
     experiment, parameters = raw.get("experiment") or {}, raw.get("parameters") or {}
     for key, value in (("experiment", experiment), ("parameters", parameters)):
         if not isinstance(value, dict):
@@ -251,7 +268,8 @@ def load_space(path: Path, overrides: Sequence[str] = ()) -> Space:
             base = recipes()[str(raw["base"])].path
         if not base.is_file():
             raise UserError("base", raw["base"], f"there is no such file beside {path}")
-        experiment = merged(read_yaml(base), experiment)
+        with asked_as("base", "file"):
+            experiment = merged(read_yaml(base), experiment)
     for key, value in given.experiment:
         set_dotted(experiment, key, value)
     parameters = {

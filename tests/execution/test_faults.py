@@ -260,7 +260,8 @@ def test_a_stopped_driver_ends_in_order_and_says_how_to_resume(on_ray: Prepared,
     driver.terminate()
     _, errors = driver.communicate(timeout=60)
     assert driver.returncode == 143
-    assert errors.strip().splitlines()[-1] == f"sylva-ray: stopped. Resume with: sylva-ray run {run_dir} --resume"
+    last = errors.strip().splitlines()[-1]
+    assert last == f"sylva-ray: stopped. The finished stages are kept. Resume with: sylva-ray run {run_dir} --resume"
 
 
 def test_a_stopped_evaluation_goes_on_to_what_one_process_finds(tiny: Prepared, tmp_path: Path) -> None:

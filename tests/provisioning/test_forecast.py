@@ -16,7 +16,7 @@ from sylva_ray.preparation.work import Passes, StageWork
 from sylva_ray.provisioning.cards import CARDS, GIB, MACHINES
 from sylva_ray.provisioning.demand import estimate_demand
 from sylva_ray.provisioning.fit import check_fit
-from sylva_ray.provisioning.forecast import EFFICIENCY, Forecast, Gpus, forecast, forecast_of, share_bytes
+from sylva_ray.provisioning.forecast import CPU_SHARE, EFFICIENCY, Forecast, Gpus, forecast, forecast_of, share_bytes
 from sylva_ray.provisioning.forecast_lines import cluster_lines, duration, run_lines, table_rows
 from sylva_ray.provisioning.launcher_file import LauncherFile, NodeType
 
@@ -164,6 +164,7 @@ def test_a_dry_run_prints_settings_and_forecast_and_writes_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "60")
     result = CliRunner().invoke(app, ["run", DIGITS, "--dry-run", "lora.rank=4", "cluster.memory_per_actor=1.2 GB"])
     assert result.exit_code == 0, result.stderr
     settings, _, text = result.stdout.partition("\n\n")
@@ -173,9 +174,13 @@ def test_a_dry_run_prints_settings_and_forecast_and_writes_nothing(
     assert again.training.windows != "auto"
     assert again.training.windows.train < 2048  # of this budget
     for part in ("6 with about 239 images each", "GFLOP an image", "B up and", "an actor:", "float32 is assumed"):
-        assert part in text
+        assert part in " ".join(text.split())
     assert [line.split()[0] for line in text.splitlines()[-len(CARDS) :]] == list(CARDS)
-    assert max(map(len, text.splitlines())) <= 80
+    assert max(map(len, text.splitlines())) <= 60
+    assert "epsilon: 8/255" in settings
+    time = " ".join(text.split()).partition("time a round ")[2]
+    assert "(an estimate: 33% of" in time
+    assert "GFLOP/s (float32)" in time
     assert {path.name for path in tmp_path.iterdir()} == {"again.yaml"}
 
 
@@ -210,6 +215,14 @@ def test_the_lines_of_a_check_fit_a_terminal(width: int) -> None:
     assert result.exit_code == 0, result.stderr
     lines = result.stdout.splitlines()
     assert all(len(line) <= width for line in lines if " " in line.strip()), max(lines, key=len)
+
+
+def test_time_on_cpus_is_that_of_the_products_shared_by_the_actors(digits: Forecast) -> None:
+    stages = [StageWork("x", 3, Passes(training=100, float32=20), cohorts=2)]
+    found = dataclasses.replace(digits, flops=10**9, work=stages)
+    assert found.cpu_seconds({"float32": 60e9}, 1) == pytest.approx(3 * 120e9 / (CPU_SHARE * 60e9))
+    assert found.cpu_seconds({"float32": 60e9}, 8) == pytest.approx(3 * 120e9 / (CPU_SHARE * 60e9) / 2)
+    assert found.cpu_seconds({"float32": 60e9}, 1, only_round=True) == 0
 
 
 def test_durations() -> None:

@@ -18,6 +18,7 @@ from sylva_ray.api import KINDS, catalogue, describe, init, listed
 from sylva_ray.attacks.registry import ATTACKS
 from sylva_ray.config.experiment import ExperimentConfig
 from sylva_ray.core.errors import UserError
+from sylva_ray.metrics.check_titles import CHECK_TITLES
 from sylva_ray.reports.catalogue.editor_schema import editor_schema
 from sylva_ray.reports.catalogue.entries import ENTRIES
 from sylva_ray.reports.catalogue.settings import experiment_settings, parameter_settings
@@ -158,3 +159,38 @@ def test_init_of_a_space_copies_its_base_too(tmp_path: Path) -> None:
 
     space, *_ = init(tmp_path, "grid")
     assert load_space(space) == load_space(ROOT / "tune_spaces" / "grid.yaml")
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("fgsm_rs", "use attack.name=fgsm_rs"),
+        ("krum", "use algorithm.robust.rule=krum"),
+        ("cifar100", "use dataset.name=cifar100"),
+        ("parquet:/x", "use dataset.name=parquet:/x"),
+        ("tensorboard", "use tracking.observers=[tensorboard]"),
+        ("evaluation.attacks.0.epsilon", "of pgd, apgd"),
+        ("evaluation.attacks.0", "type list of attack"),
+        ("lora.target_modules.1", "type list of text"),
+        ("algorithm.temperature", "of lorica"),
+    ],
+)
+def test_parts_of_every_kind_and_keys_inside_lists_can_be_shown(name: str, says: str) -> None:
+    lines = describe(name, columns=60)
+    assert says in " ".join(" ".join(lines).split())
+    assert all(len(line) <= 60 for line in lines)
+
+
+@pytest.mark.parametrize("name", ["number", "text", "evaluation.attacks.x", "evaluation.attacks.0.stps", "seed.0"])
+def test_what_has_no_name_is_not_shown(name: str) -> None:
+    with pytest.raises(UserError, match="nothing has this name"):
+        describe(name)
+
+
+def test_a_check_is_explained_without_the_documentation_and_in_its_words() -> None:
+    table = (ROOT / "docs" / "checks.md").read_text()
+    for name, check in CHECK_TITLES.items():
+        assert f"| {name} | {check.title} | {check.exactly} | {check.failure} |" in table
+    text = " ".join(" ".join(describe("S4")).split())
+    assert CHECK_TITLES["S4"].failure in text
+    assert "docs/" not in text

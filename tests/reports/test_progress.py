@@ -19,9 +19,12 @@ from rich.console import Console
 
 from sylva_ray.core.records import StageRecord
 from sylva_ray.federation.observer import StageStarted
+from sylva_ray.reports.evaluation_log import EvaluationLog
 from sylva_ray.reports.progress import EvaluationDisplay, Pace, record_numbers, stage_lines
 from sylva_ray.reports.run_log import RunLog
 from sylva_ray.storage.run_folder import RunFolder
+from sylva_ray.sweeps.events import AttemptEvent, SweepStarted, TrialProgress
+from sylva_ray.sweeps.terminal import SweepDisplay, SweepLog
 from tests.reports.synthetic_run import make_run
 
 SCRIPT = """
@@ -149,3 +152,51 @@ def test_json_lines_hold_no_number_that_json_does_not_have() -> None:
     record = StageRecord(step=0, stage="phase1", round=0, participants=[0], metrics={"loss": {"0": math.nan}})
     log.on_record(record.model_copy(update={"seconds": {"wall": 1.0}}))
     assert json.loads(lines[-1], parse_constant=pytest.fail)["metrics"] == {"loss": None}
+
+
+def test_a_piped_evaluation_counts_its_tasks() -> None:
+    console = Console(file=io.StringIO(), width=100)
+    with EvaluationDisplay(console) as display:
+        display.on_measurement("pgd20", 100, 40)
+        for _ in range(60):
+            display.on_task_measured("pgd20")
+    lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert lines[0] == "pgd20: 100 tasks (40 already on disk)"
+    assert [line.split("  ")[0] for line in lines[1:]] == [f"pgd20: {done}/100 tasks" for done in range(50, 101, 10)]
+    assert all(" s" in line and "eta" in line for line in lines[1:-1])
+
+
+@pytest.mark.parametrize("tasks", [False, True])
+def test_the_log_of_an_evaluation_has_a_line_for_some_or_all_tasks(tasks: bool) -> None:
+    lines: list[str] = []
+    log = EvaluationLog(lines.append, "json", tasks)
+    log.on_measurement("pgd20", 30, 0)
+    for _ in range(30):
+        log.on_task_measured("pgd20")
+    events = [json.loads(line) for line in lines]
+    assert [event["event"] for event in events] == ["measurement", *["task"] * (30 if tasks else 10)]
+    assert (events[-1]["done"], events[-1]["total"]) == (30, 30)
+
+
+def test_a_piped_sweep_counts_its_trials() -> None:
+    console = Console(file=io.StringIO(), width=100)
+    events = [
+        SweepStarted(12, ["a"]),
+        TrialProgress("b", AttemptEvent(began=0.0, step=1)),
+        TrialProgress("b", AttemptEvent(began=0.0, ended=2.0, outcome="finished")),
+        TrialProgress("c", AttemptEvent(began=0.0, ended=3.0, outcome="died", error="no memory")),
+    ]
+    lines: list[str] = []
+    log = SweepLog(lines.append, "json", steps=True)
+    with SweepDisplay(console, quiet=False) as display:
+        for event in events:
+            display.on_event(event)
+            log.on_event(event)
+    written = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert written == [
+        "1 of 12 trials have finished before",
+        " 2/12  trial b  finished     2.0 s",
+        " 2/12  trial c  died         3.0 s: no memory",
+    ]
+    assert [json.loads(line)["event"] for line in lines] == ["sweep", "step", "trial", "trial"]
+    assert (json.loads(lines[-1])["done"], json.loads(lines[-1])["trials"]) == (2, 12)

@@ -20,7 +20,7 @@ from typing import Any
 import ray
 
 from sylva_ray.config.experiment import ClusterSection
-from sylva_ray.core.errors import RunError, UserError
+from sylva_ray.core.errors import RunError, UserError, asked_as
 from sylva_ray.core.locations import local_path
 from sylva_ray.core.processes import AfterDeath
 from sylva_ray.provisioning.launcher_file import LauncherFile, Resources, bootstrap_file, load_promised
@@ -224,4 +224,7 @@ def promised_cluster(section: ClusterSection) -> LauncherFile | None:
         UserError: ``cluster.launcher`` is not a cluster file.
     """
     path = local_path("cluster.launcher", section.launcher) if section.launcher else bootstrap_file()
-    return load_promised(path) if section.address is not None and path is not None else None
+    if section.address is None or path is None:
+        return None
+    with asked_as("cluster.launcher", "file", "cluster file"):
+        return load_promised(path)

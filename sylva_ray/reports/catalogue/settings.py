@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 from sylva_ray.config.experiment import ExperimentConfig
 from sylva_ray.config.json_schema import FRACTION, SIZE, Schema, experiment_schema, section_schema
 from sylva_ray.core.sections import Section
+from sylva_ray.core.text import budget_text
 from sylva_ray.core.yaml import to_yaml
 
 
@@ -30,6 +32,11 @@ class Setting:
     range: str
     default: str
     meaning: str
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """The words among which one is chosen, and other types of values that it may have."""
+        return tuple(re.split(", | or ", self.type))
 
 
 def experiment_settings() -> list[Setting]:
@@ -146,8 +153,7 @@ def _value_text(key: str, value: Any) -> str:
     if value is None:
         return "null"
     if isinstance(value, float) and key.endswith("epsilon"):
-        numerator = round(value * 255, 9)
-        return f"{numerator:g}/255" if value < 1 else f"{value:g}"
+        return budget_text(value)
     if isinstance(value, Mapping | Sequence) and not isinstance(value, str):
         return _flow_text(value)
     return to_yaml(value).removesuffix("...\n").strip()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from textwrap import TextWrapper, indent
 
 from sylva_ray.algorithms.registry import ALGORITHMS, find_algorithm
@@ -13,6 +13,7 @@ from sylva_ray.attacks.registry import ATTACKS
 from sylva_ray.config.experiment import ExperimentConfig
 from sylva_ray.config.recipes import recipes
 from sylva_ray.core.errors import UserError
+from sylva_ray.core.sections import Section
 from sylva_ray.core.text import did_you_mean
 from sylva_ray.data.partition import PARTITIONS
 from sylva_ray.federation.parameters import MethodParameters
@@ -28,6 +29,9 @@ from sylva_ray.reports.catalogue.settings import (
 
 NARROWEST, WIDEST = 40, 100
 """Columns for which lines are broken."""
+
+TYPES = {"integer", "number", "boolean", "text", "null", "auto", "true", "false"}
+"""Words of types that are no names of anything."""
 
 LABEL = 10
 """Columns of the words before a value."""
@@ -47,13 +51,14 @@ def entry_lines(entries: Sequence[Entry], columns: int) -> list[str]:
     return [line for entry in entries for line in wrapper.wrap(f"{entry.name:{width}}{entry.summary}")]
 
 
-def description(name: str, columns: int) -> list[str]:
+def description(name: str, columns: int, trackers: Mapping[str, type]) -> list[str]:
     """Describe whatever has this name.
 
     Args:
-        name: a key (``attack.epsilon``), a section (``attack``), or a method, attack, check, backbone, partition or
-            recipe.
+        name: a key (``attack.epsilon``, ``evaluation.attacks.0.steps``), a section (``attack``), a method, attack,
+            check, data set, backbone, partition, tracker or recipe, or a word that a setting may have as its value.
         columns: of the terminal.
+        trackers: by their names.
 
     Raises:
         UserError: nothing has this name.
@@ -65,9 +70,16 @@ def description(name: str, columns: int) -> list[str]:
     if inside:
         about = section_descriptions().get(name, "")
         return [*_filled(about, columns), *_blank(about), *_table_lines(inside, columns)]
+    if lines := _inner_lines(name, settings, columns):
+        return lines
     for known, describe in _KINDS:
         if known(name):
             return describe(name, columns)
+    if name in trackers:
+        about = inspect.cleandoc(trackers[name].__doc__ or "")
+        return [name, *_labelled([("tracker", about), ("use", f"tracking.observers=[{name}]")], columns)]
+    if choosing := [setting for setting in settings.values() if name in set(setting.words) - TYPES]:
+        return _value_lines(name, choosing, columns)
     names = [*settings, *section_descriptions(), *(entry.name for kind in ENTRIES for entry in ENTRIES[kind]())]
     fix = f"nothing has this name; {did_you_mean(name, names)}`sylva-ray list` shows names, `show training` its keys"
     raise UserError("NAME", name, fix)
@@ -78,21 +90,74 @@ def _all_settings() -> list[Setting]:
     return [*experiment_settings(), *parameter_settings(MethodParameters, "algorithm")]
 
 
+def _inner_lines(name: str, settings: Mapping[str, Setting], columns: int) -> list[str]:
+    """Describe a key of one method's parameters or inside a list, e.g. ``evaluation.attacks.0.epsilon``.
+
+    Returns:
+        Lines of text; none if there is no such key.
+    """
+    if name.startswith("algorithm."):
+        return _variant_lines(name, {n: (m.Parameters, "algorithm") for n, m in ALGORITHMS.items()}, columns)
+    outer, _, inner = re.sub(r"\.\d+(?=\.|$)", "\0", name, count=1).partition("\0")
+    if outer == name or outer not in settings or not settings[outer].type.startswith("list of "):
+        return []
+    if not inner:
+        return _setting_lines(settings[outer], columns)
+    if settings[outer].type != "list of attack":
+        return []
+    lines = _variant_lines(inner.removeprefix("."), {n: (attack, "") for n, attack in ATTACKS.items()}, columns)
+    return [name, *lines[1:]] if lines else []
+
+
+def _variant_lines(key: str, owners: Mapping[str, tuple[type[Section], str]], columns: int) -> list[str]:
+    """Describe a parameter that some methods or attacks have, once for all that have it with the same default.
+
+    Args:
+        key: of the parameter.
+        owners: the parameters of each, and the key of their section.
+        columns: of the terminal.
+    """
+    variants: dict[Setting, list[str]] = {}
+    for owner, (parameters, prefix) in owners.items():
+        for setting in parameter_settings(parameters, prefix):
+            if setting.key == key:
+                variants.setdefault(setting, []).append(owner)
+    lines = []
+    for setting, names in variants.items():
+        lines += _labelled([("of", ", ".join(names)), *_rows(setting)], columns)
+    return [key, *lines] if lines else []
+
+
+def _value_lines(name: str, settings: Sequence[Setting], columns: int) -> list[str]:
+    """Describe a word by the settings whose value it may be, and by what is said about their sections."""
+    lines = [name]
+    for setting in settings:
+        section = setting.key.partition(".")[0]
+        rows = [("use", f"{setting.key}={name}"), ("meaning", setting.meaning)]
+        lines += _labelled([*rows, ("section", section_descriptions().get(section, ""))], columns)
+    return lines
+
+
 def _setting_lines(setting: Setting, columns: int) -> list[str]:
     section = setting.key.rpartition(".")[0].partition(".")[0]
     about = section_descriptions().get(section, "")
     source = ExperimentConfig.model_fields[section].annotation if section else ExperimentConfig
     if setting.key.startswith("algorithm.") and setting.key != "algorithm.name":
         source, about = MethodParameters, "defaults are those of the base method; `sylva-ray show METHOD` has others"
+    place = f"{getattr(source, '__module__', '')}.{getattr(source, '__qualname__', '')}"
+    rows = [*_rows(setting), *([("section", about)] if about else []), ("source", place)]
+    return [setting.key, *_labelled(rows, columns)]
+
+
+def _rows(setting: Setting) -> list[tuple[str, str]]:
+    """Return what a setting is, each with a label; nothing that is empty."""
     rows = [
         ("type", setting.type),
         ("range", setting.range),
         ("default", setting.default),
         ("meaning", setting.meaning),
-        ("section", about),
-        ("source", f"{getattr(source, '__module__', '')}.{getattr(source, '__qualname__', '')}"),
     ]
-    return [setting.key, *_labelled([row for row in rows if row[1]], columns)]
+    return [row for row in rows if row[1]]
 
 
 def _method_lines(name: str, columns: int) -> list[str]:
@@ -130,7 +195,12 @@ def _attack_lines(name: str, columns: int) -> list[str]:
 
 def _check_lines(name: str, columns: int) -> list[str]:
     check = CHECK_TITLES[name]
-    rows = [("check", check.title), ("passes if", check.passes_if), ("more", "docs/checks.md")]
+    rows = [
+        ("check", check.title),
+        ("passes if", check.exactly),
+        ("if not", check.failure),
+        ("use", "sylva-ray evaluate RUN --checks"),
+    ]
     return [name, *_labelled(rows, columns)]
 
 
@@ -154,8 +224,22 @@ def _recipe_lines(name: str, columns: int) -> list[str]:
     return recipes()[name].path.read_text(encoding="utf-8").rstrip().splitlines()
 
 
+def _entry_lines(name: str, columns: int) -> list[str]:
+    """Describe a data set by its entry; what follows a colon is the user's."""
+    entry = _dataset(name)
+    assert entry is not None, "known"
+    return [entry.name, *_labelled([("data set", entry.summary), ("use", f"dataset.name={name}")], columns)]
+
+
+def _dataset(name: str) -> Entry | None:
+    kind, colon, _ = name.partition(":")
+    entries = ENTRIES["datasets"]()
+    return next((entry for entry in entries if entry.name == name or (colon and entry.name == f"{kind}:PATH")), None)
+
+
 _Known = Callable[[str], bool]
 _KINDS: tuple[tuple[_Known, Callable[[str, int], list[str]]], ...] = (
+    (lambda name: _dataset(name) is not None and name not in recipes(), _entry_lines),
     (lambda name: name in ALGORITHMS or ":" in name, _method_lines),
     (ATTACKS.__contains__, _attack_lines),
     (CHECK_TITLES.__contains__, _check_lines),
