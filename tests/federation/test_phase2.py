@@ -136,6 +136,7 @@ def test_an_empty_selection_is_legal_and_leaves_phase_1_as_it_was(selection: str
     summary = go_on(phase1, tmp_path / "run", selection=selection, guard_tolerance=0.0)
     game = summary.layer_game
     assert game is not None
+    print('DBG', game.strength, game.guard_bound, game.benign_bound, game.guard_images)
     assert not np.array(game.selected).any()
     assert game.strength == game.guard_bound == game.benign_bound == [0, 0, 0]
     records = records_of(tmp_path / "run")
