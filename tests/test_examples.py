@@ -91,7 +91,7 @@ def test_a_third_phase_is_one_new_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("page")
-@pytest.mark.parametrize("phase2", [True, False])
+@pytest.mark.parametrize("phase2", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_the_result_of_a_third_phase_is_shown_as_such(phase2: bool, tmp_path: Path) -> None:
     method = {"name": THIRD, "phase2": TINY["algorithm"]["phase2"] | {"enabled": phase2}, "harden_factor": 4.0}
     run, fast = tmp_path / "run", {"training": FEW["training"] | {"lr": 0.02}}

@@ -83,6 +83,7 @@ def test_the_parts_of_a_task_are_timed() -> None:
     assert sum(parts.values()) <= line["ms"]
 
 
+@pytest.mark.slow
 def test_equal_inputs_give_equal_bits() -> None:
     assert digests(LAB) == digests(LAB)
 

@@ -69,6 +69,7 @@ def test_a_script_explains_itself(
         assert runpy.run_path(str(ROOT / script))["__doc__"]
 
 
+@pytest.mark.slow
 def test_kernels(run_here: Callable[..., str]) -> None:
     lines = run_here("benchmarks/kernels.py", "--backbone", "vit_micro", "--attack-steps", 1).splitlines()[2:]
     assert [line.split()[:2] for line in lines] == [
@@ -83,6 +84,7 @@ def test_train_round(run_here: Callable[..., str]) -> None:
     assert float(line.split()[0]) > 0
 
 
+@pytest.mark.slow
 def test_step(run_here: Callable[..., str]) -> None:
     lines = run_here("benchmarks/step.py", "--images", 4, "--repeats", 1).splitlines()
     assert [line.split()[:2] for line in lines[3:7]] == [

@@ -75,7 +75,7 @@ def test_as_strong_as_torchattacks(case: LinearBatch, text: str, attack: Callabl
         ("apgd:steps=30,loss=targeted,targets=5", ["apgd-t"]),
         ("fab:steps=30,targets=5", ["fab-t"]),
         ("square:queries=1500", ["square"]),
-        ("autoattack:steps=30", ["apgd-ce", "apgd-t", "fab-t", "square"]),
+        pytest.param("autoattack:steps=30", ["apgd-ce", "apgd-t", "fab-t", "square"], marks=pytest.mark.slow),
     ],
 )
 def test_as_strong_as_pyautoattack(case: LinearBatch, text: str, names: list[str]) -> None:

@@ -121,6 +121,7 @@ def test_the_runs_own_attack_gives_the_runs_own_numbers(run_dir: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_another_precision_is_measured_anew_and_says_so(run_dir: Path) -> None:
     exact, _ = evaluated(run_dir)
     coarse, pool = evaluated(run_dir, overrides=["evaluation.precision=bfloat16"])

@@ -55,7 +55,9 @@ def test_an_optimiser_step_is_few_operations_however_many_parameters_there_are(n
     assert not counter.synchronisations
 
 
-@pytest.mark.parametrize(("precision", "most"), [("float32", 5000), ("bfloat16", 5500)])
+@pytest.mark.parametrize(
+    ("precision", "most"), [("float32", 5000), pytest.param("bfloat16", 5500, marks=pytest.mark.slow)]
+)
 def test_a_pgd10_step_of_vit_base(precision: str, most: int) -> None:
     """Two clients with adapters on the attention; ViT-Ti has the same 12 blocks, and sizes do not change the number."""
     sections: dict[str, Any] = {

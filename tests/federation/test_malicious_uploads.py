@@ -132,7 +132,9 @@ def test_honest_clients_stay_finite_and_what_is_refused_is_known(name: str, rule
     server.states = start
 
 
-@pytest.mark.parametrize("attack", [{"attack": "nan"}, {"attack": "sign_flip", "strength": 1e30}])
+@pytest.mark.parametrize(
+    "attack", [{"attack": "nan"}, pytest.param({"attack": "sign_flip", "strength": 1e30}, marks=pytest.mark.slow)]
+)
 def test_a_whole_run_with_both_phases_ends_and_says_who_was_refused(attack: dict[str, Any], tmp_path: Path) -> None:
     """The neighbourhoods of phase 2 are taken from the uploads of the last round."""
     phase2 = {"benign_epochs": 1, "refine_epochs": 1, "attack_steps": 1, "max_images": 4, "sampled_pairs": 2}

@@ -96,6 +96,7 @@ def test_plain_attention_is_fused_attention(kind: type[LoraStack | FunctionalSta
         torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.slow
 def test_bfloat16_agrees_with_float32_on_real_images(tiny_config: ExperimentConfig) -> None:
     stack, params = lora_stack()
     x, y = digit_images(tiny_config, 60)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
+
 NOT_NEEDED = """
 import sys
 import sylva_ray.models.backbone
@@ -40,5 +42,6 @@ def test_the_compiler_can_be_imported_afterwards() -> None:
     run(STILL_THERE)
 
 
+@pytest.mark.slow
 def test_a_compiler_that_was_imported_before_stays() -> None:
     run("import torch._dynamo as before" + STILL_THERE + "assert torch._dynamo is before\n")

@@ -37,7 +37,9 @@ def assert_equal_ends(one: Path, other: Path) -> None:
         assert (mine.lr, mine.epsilon, mine.metrics) == (theirs.lr, theirs.epsilon, theirs.metrics)
 
 
-@pytest.mark.parametrize(("schedule", "goes_on_with"), [("constant", 3), ("cosine", 2)])
+@pytest.mark.parametrize(
+    ("schedule", "goes_on_with"), [("constant", 3), pytest.param("cosine", 2, marks=pytest.mark.slow)]
+)
 def test_a_finished_run_with_more_rounds_is_the_run_that_had_them_from_the_start(
     schedule: str, goes_on_with: int, tmp_path: Path
 ) -> None:

@@ -89,7 +89,14 @@ def interrupted(settings: PretrainConfig, out: Path, epoch: int, monkeypatch: py
         pretrain(settings, out, False, lambda _: None)
 
 
-@pytest.mark.parametrize("name", [module.WEIGHTS, module.OPTIMIZER, module.PROGRESS])
+@pytest.mark.parametrize(
+    "name",
+    [
+        module.WEIGHTS,
+        pytest.param(module.OPTIMIZER, marks=pytest.mark.slow),
+        pytest.param(module.PROGRESS, marks=pytest.mark.slow),
+    ],
+)
 def test_a_damaged_checkpoint_is_computed_again(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = pretrain(config(epochs=3), tmp_path / "whole", False, lambda _: None)
     interrupted(config(epochs=3), tmp_path / "cut", 2, monkeypatch)
