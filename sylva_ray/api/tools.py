@@ -136,6 +136,9 @@ def traffic(  # noqa: PLR0913  # a keyword for each option of the command
     section = BackboneSection(name=backbone) if backbone else BackboneSection()
     with asked_as("--backbone", "backbone.name"):
         check_available(section)
+    with importing_from(imports), asked_as("--method", "algorithm.name"):
+        for name in methods:
+            create_algorithm(AlgorithmSection(name=name))
 
     from sylva_ray.reports.console import create_console, print_lines
     from sylva_ray.reports.traffic import terminal_table, traffic_table, write_csv
@@ -143,12 +146,9 @@ def traffic(  # noqa: PLR0913  # a keyword for each option of the command
     with (
         importing_from(imports),
         asked_as("--backbone", "backbone.name"),
-        asked_as("--method", "algorithm.name"),
         asked_as("--rank", "lora.rank"),
         asked_as("--target-module", "lora.target_modules"),
     ):
-        for name in methods:
-            create_algorithm(AlgorithmSection(name=name))
         rows = traffic_table(section, lora, ranks, num_classes, methods or None, num_clients)
     title = f"{section.name}, {num_classes} classes, {', '.join(lora.target_modules)}: bytes per client and round"
     console = create_console(show)

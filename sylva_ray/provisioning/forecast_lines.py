@@ -6,7 +6,6 @@ import textwrap
 from collections.abc import Sequence
 
 from sylva_ray.config.resolved import ResolvedConfig
-from sylva_ray.models.flops import multiplication_rate
 from sylva_ray.preparation.memory import MemoryPlan, plan_memory
 from sylva_ray.preparation.memory_budget import CPU_PROCESS_BYTES, actor_budget, size_text
 from sylva_ray.provisioning.cards import CARDS, GIB, MACHINES, Card
@@ -62,6 +61,8 @@ def run_lines(found: Forecast, columns: int = COLUMNS) -> list[str]:
 
 def _cpu_time_line(found: Forecast) -> str:
     """Estimate the time on this machine's CPUs from a short measurement of how fast they multiply."""
+    from sylva_ray.models.flops import multiplication_rate  # PyTorch
+
     config, section = found.config, found.config.cluster
     threads = section.threads_per_actor
     actors = 1 if section.pool == "in_process" else num_actors_here(section)
