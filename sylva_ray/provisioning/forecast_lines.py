@@ -66,7 +66,7 @@ def _cpu_time_line(found: Forecast) -> str:
     config, section = found.config, found.config.cluster
     threads = section.threads_per_actor
     actors = 1 if section.pool == "in_process" else num_actors_here(section)
-    precisions = {"float32", config.training.precision, config.evaluation.precision}
+    precisions: set[str] = {"float32", config.training.precision, config.evaluation.precision}
     rates = {precision: multiplication_rate(precision, threads) for precision in sorted(precisions)}
     measured = " and ".join(f"{rate / 1e9:.3g} GFLOP/s ({precision})" for precision, rate in rates.items())
     return (
@@ -135,7 +135,7 @@ HEADINGS = ("card", "actors", "memory of one", "images at once", "a round", "all
 def table_lines(found: Forecast, columns: int = COLUMNS) -> list[str]:
     """Return the table for a terminal; a narrow one has no room for the actors' memory and images."""
     rows = [("card", "actors", "memory", "images", "a round", "all", "price"), *table_rows(found)]
-    widths = (10, 7, 9, 8, 9, 9, 11)
+    widths: tuple[int, ...] = (10, 7, 9, 8, 9, 9, 11)
     if columns < sum(widths) + 2:
         kept = (0, 1, 4, 5, 6)
         rows, widths = [tuple(row[i] for i in kept) for row in rows], tuple(widths[i] for i in kept)

@@ -180,7 +180,7 @@ def test_the_log_of_an_evaluation_has_a_line_for_some_or_all_tasks(tasks: bool) 
 
 def test_a_piped_sweep_counts_its_trials() -> None:
     console = Console(file=io.StringIO(), width=100)
-    events = [
+    events: list[SweepStarted | TrialProgress] = [
         SweepStarted(12, ["a"]),
         TrialProgress("b", AttemptEvent(began=0.0, step=1)),
         TrialProgress("b", AttemptEvent(began=0.0, ended=2.0, outcome="finished")),
