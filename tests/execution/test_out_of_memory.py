@@ -20,6 +20,7 @@ from sylva_ray.federation.server import Server
 from sylva_ray.federation.tasks import CohortTask
 from sylva_ray.preparation.experiment import Prepared, create_worker
 from sylva_ray.storage.run_folder import RunFolder
+from tests.federation.runs import bare_record
 
 ray = pytest.importorskip("ray")
 
@@ -131,7 +132,17 @@ def test_the_record_of_a_stage_names_the_windows_that_were_smaller(
     server.run([HungryTask(1, start.clients, start.states, most=2048)])
     assert server.costs.reduced_windows == {}
     server.run([HungryTask(1, start.clients, start.states, most=600)])
-    assert server.costs.reduced_windows == dict.fromkeys(("train", "attack", "evaluate", "forward", "walk"), 512)
+    reduced = dict.fromkeys(("train", "attack", "evaluate", "forward", "walk"), 512)
+    assert server.costs.reduced_windows == reduced
+    resumed = InProcessPool(create_worker(tiny.config, tiny.fleet, tiny.backbone))
+    server.pool = resumed
+    server.records = [
+        bare_record(0),
+        bare_record(1).model_copy(update={"reduced_windows": {**reduced, "walk": 64}}),
+        bare_record(2).model_copy(update={"reduced_windows": {"walk": 256}}),
+    ]
+    server.keep_windows()
+    assert resumed.worker.model.windows.fitting == {**reduced, "walk": 64}, "the smallest of all stages"
 
 
 @pytest.mark.slow

@@ -269,6 +269,7 @@ class ShortPool(InProcessPool):
         return super().run(tasks, *others, **named)
 
 
+@pytest.mark.slow
 def test_a_resume_has_the_windows_to_which_the_memory_reduced_them(tmp_path: Path) -> None:
     raw = TINY | {
         "algorithm": {"name": "fedavg_at", "model": "lora"},
