@@ -127,7 +127,7 @@ def test_an_interface_call_works_outside_the_main_thread(run: tuple[Path, Any]) 
     [
         ({"attacks": ["pdg"]}, "--attack = 'pdg': unknown attack; did you mean 'pgd'"),
         ({"suite": "quik"}, "--suite = 'quik': unknown suite; did you mean 'quick'"),
-        ({"epsilon": "banana"}, "--epsilon = 'banana': must be a valid number"),
+        ({"epsilon": "banana"}, "--epsilon = 'banana': must be a number or a fraction such as 4/255"),
     ],
 )
 def test_a_wrong_request_is_refused_before_data_and_model_are_loaded(

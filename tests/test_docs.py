@@ -116,7 +116,8 @@ def test_the_glossary_has_the_words_of_terminal_and_pages() -> None:
     entries = re.findall(r"^\*\*(.+?)\.\*\*", text, re.MULTILINE)
     assert entries == sorted(entries, key=str.lower)
     known = " ".join(text.lower().split())
-    stages = {word for stage in STAGES.values() for word in re.split(", |: ", stage.title)}
+    shipped = [stage for stage in STAGES.values() if stage.__module__.startswith("sylva_ray.")]
+    stages = {word for stage in shipped for word in re.split(", |: ", stage.title)}
     headings = {
         "benign",
         "plain",

@@ -81,8 +81,9 @@ class Rehearsal:
                 with_parameters(api.load_config(config, overrides))
         self.made |= {out} if out else set()
 
-    def dry_run(self, config: str, overrides: Sequence[str], *, imports: Sequence[str] = ()) -> list[str]:
+    def dry_run(self, config: str, overrides: Sequence[str], *, columns: int, imports: Sequence[str] = ()) -> list[str]:
         """As `run`."""
+        del columns
         self.run(config, overrides, out=None, imports=imports)
         return []
 
@@ -129,9 +130,10 @@ class Rehearsal:
         check_targets(out)
 
     def check_cluster(
-        self, file: str, config: str | None, overrides: Sequence[str], *, imports: Sequence[str]
+        self, file: str, config: str | None, overrides: Sequence[str], *, columns: int, imports: Sequence[str]
     ) -> list[str]:
         """Read the file and build the experiment."""
+        del columns
         load_launcher_file(Path(file), RayLauncher())
         if config is not None:
             self.run(config, overrides, out=None, imports=imports)

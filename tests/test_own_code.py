@@ -102,7 +102,7 @@ def test_code_beside_a_run_is_refused_with_the_option_to_add(case: str, here: Pa
     before = sorted(here.rglob("*"))
     code, err = call(*REFUSED[case])
     assert code == 2
-    assert f"algorithm.name = '{NAME}'" in err
+    assert f"{'--method' if case == 'bytes' else 'algorithm.name'} = '{NAME}'" in err
     assert f"a_payload in {here}" in err
     assert "add: --import . (in Python: imports=['.'])" in err
     assert len(err.strip().splitlines()) == 1

@@ -97,7 +97,9 @@ def parse_documents(text: str) -> list[object]:
         mark = error.problem_mark or error.context_mark
         problem = " ".join(filter(None, (error.problem, error.context)))
         line = mark.line if mark else 0
-        if re.match(r" *\t", (text.splitlines() or [""])[line]):
+        if any(
+            re.match(r" *\t", broken) for broken in text.splitlines()[line : line + 1]
+        ):  # none at the end of the text
             problem = "it is indented with a tab, which YAML does not allow: use blanks"
         raise YamlError(f"line {line + 1}: {problem}") from None
     except yaml.YAMLError as error:  # characters that YAML does not allow

@@ -123,7 +123,7 @@ def test_a_failing_task_is_reported_like_in_process_and_the_pool_lives_on(
             pool.run([bad])
         messages.append(str(caught.value))
     assert messages[0] == messages[1]
-    assert messages[1].startswith("train, step 1, clients 99: IndexError: ")
+    assert messages[1].startswith("train, step 1, client 99: IndexError: ")
     good = [train_task((2,))]
     assert_same_bits(states(two.run(good)), states(in_process.run(good)))
 

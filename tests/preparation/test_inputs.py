@@ -177,8 +177,8 @@ def test_a_replaced_backbone_is_refused_by_export_evaluate_and_resume(home: Path
     assert code == 0
     assert said in errors
     changed, same = (" ".join((at / "README.md").read_text().split()) for at in (Path(to, "client_000"), right))
-    assert "other weights than the run had: the weights of the backbone" in changed
-    assert "other weights than the run had" not in same
+    assert "other weights here than in the run: the weights of the backbone" in changed
+    assert "other weights here" not in same
     interrupt(RunFolder(run))
     assert said in refused("run", run, "--resume")
 
