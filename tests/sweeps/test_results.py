@@ -153,7 +153,7 @@ def test_the_report_is_one_page_with_every_point_and_plot(metrics: tuple[str, ..
     assert "&lt;b&gt;CUDA" in page
     assert "S14" in page
     assert ("Best:" in page) == (len(metrics) == 1)
-    assert ("A point is dominated if another one" in page) == (len(metrics) > 1)
+    assert len(metrics) == 1 or "A point is dominated if" in page
     text = markdown(sweep)
     assert all(f"`{point.name}`" in text for point in sweep.points)
 
