@@ -199,8 +199,8 @@ def duration(seconds: float) -> str:
 
 
 def _windows(plan: MemoryPlan) -> str:
-    windows = plan.windows
-    return f"images at once: {windows.train} trained, {windows.attack} attacked, {windows.evaluate} evaluated"
+    of = plan.windows.of
+    return f"images at once: {of('train')} trained, {of('attack')} attacked, {of('evaluate')} evaluated"
 
 
 def _hourly(card: Card) -> float:
