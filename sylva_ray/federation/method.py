@@ -342,8 +342,9 @@ class Method:
         is_plain = type(self).merge is Method.merge and self.parameters.robust.rule == "mean"
         if is_plain and self.parameters.factor_rule == "product_svd":
             clients = sorted(uploads.by_client)
-            states = [{name: uploads.by_client[client][name] for name in names} for client in clients]
-            if any(long_modules(states[0], len(merge.members)) for merge in merges):
+            first = {name: uploads.by_client[clients[0]][name] for name in names}
+            if any(long_modules(first, size) for size in {len(merge.members) for merge in merges}):
+                states = [{name: uploads.by_client[client][name] for name in names} for client in clients]
                 place = {client: index for index, client in enumerate(clients)}
                 mixtures = [
                     Mixture(np.array([place[j] for j in merge.members]), merge.weights, place[merge.receiver])
