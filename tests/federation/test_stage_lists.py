@@ -312,5 +312,8 @@ def test_a_file_that_is_run_as_a_script_and_imported_by_its_name_defines_one_sta
     runpy.run_path(str(script), run_name="__main__")
     imported = runpy.run_path(str(script), run_name="my_script")["Twice"]
     assert STAGES["defined_twice"] is imported
+    (link := tmp_path / "a_link").symlink_to(tmp_path)
+    linked = runpy.run_path(str(link / script.name), run_name="linked.my_script")["Twice"]
+    assert STAGES["defined_twice"] is linked, "a symbolic link leads to the same file"
     with pytest.raises(ValueError, match="two stages are named 'defined_twice': Twice and Twice"):
         runpy.run_path(str(copy), run_name="my_copy")

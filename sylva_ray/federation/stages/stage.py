@@ -6,6 +6,7 @@ in ``rounds.jsonl``, and an update of the tracker. A stage consists of its clien
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -93,9 +94,13 @@ def _is_same(known: type[Stage], new: type[Stage]) -> bool:
     """Return whether two classes come from one definition that was executed twice.
 
     That is a cell of a notebook that is run again, or a file that has two names: a script is ``__main__``, and is
-    imported by its own name where a configuration names a method in it.
+    imported by its own name where a configuration names a method in it; and a symbolic link leads to it.
     """
     if known.__qualname__ != new.__qualname__:
         return False
-    files = [getattr(getattr(cls.run, "__code__", None), "co_filename", cls.__module__) for cls in (known, new)]
-    return known.__module__ == new.__module__ or files[0] == files[1]
+    return known.__module__ == new.__module__ or _file_of(known) == _file_of(new)
+
+
+def _file_of(stage: type[Stage]) -> str:
+    """Return the path of the file that defines a class, without symbolic links."""
+    return os.path.realpath(getattr(getattr(stage.run, "__code__", None), "co_filename", stage.__module__))
