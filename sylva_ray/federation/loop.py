@@ -19,7 +19,7 @@ from sylva_ray.federation.stages.federated_round import FederatedRound
 from sylva_ray.federation.stages.stage import Stage
 from sylva_ray.federation.summary import compute_of
 from sylva_ray.storage.checkpoint import Checkpoint
-from sylva_ray.storage.state_rows import StoredStates
+from sylva_ray.storage.checkpoint_writer import CheckpointWriter
 
 
 class Rounds:
@@ -28,12 +28,13 @@ class Rounds:
     Args:
         server: with the states that the clients start from.
         stages: of the run, in order.
+        in_background: whether a checkpoint may be written while the next stage runs.
     """
 
-    def __init__(self, server: Server, stages: Sequence[Stage]) -> None:
+    def __init__(self, server: Server, stages: Sequence[Stage], in_background: bool = True) -> None:
         self.server, self.stages = server, stages
         self.evaluator = Evaluator(server, stages)
-        self._stored: StoredStates | None = None
+        self.writer = CheckpointWriter(server.folder, in_background=in_background)
 
     def run(self) -> int:
         """Load the newest checkpoint, if there is one; then run, evaluate, save and report every stage that is left.
@@ -50,13 +51,15 @@ class Rounds:
             for reason in checkpoint.damaged:
                 server.observer.on_notice(Notice(f"checkpoint {reason}; the run continues from an older one"))
             server.states, server.records, server.game = checkpoint.states, checkpoint.records, checkpoint.game
-            self._stored = checkpoint.stored
+            self.writer.stored = checkpoint.stored
             server.wire.residuals = checkpoint.residuals
         server.observer.on_resume(server.records)
         num_done = len(server.records)
-        for index in range(num_done, len(self.stages)):
-            server.observer.on_stage(StageStarted(index, len(self.stages), self.stages[index].heading))
-            server.observer.on_record(self.run_stage(index))
+        with self.writer:
+            for index in range(num_done, len(self.stages)):
+                server.observer.on_stage(StageStarted(index, len(self.stages), self.stages[index].heading))
+                server.observer.on_record(self.run_stage(index))
+            server.states = self.writer.settled(server.states)
         return len(self.stages) - num_done
 
     def _check_fits(self, checkpoint: Checkpoint) -> None:
@@ -74,7 +77,7 @@ class Rounds:
                 raise UserError("checkpoint", str(self.server.folder), fix)
 
     def run_stage(self, index: int) -> StageRecord:
-        """Run the stage at position ``index``: update the states, write a checkpoint and return the record."""
+        """Run the stage at position ``index``: update the states, begin to write a checkpoint and return the record."""
         started = time.perf_counter()
         server, stage = self.server, self.stages[index]
         server.place, server.costs = place_of(self.stages, index), StageCosts()
@@ -112,23 +115,16 @@ class Rounds:
             extended_from=server.folder.extensions.rounds_before(index, server.config.training.rounds),
         )
         server.records.append(record)
-        self._save()
+        server.states = self.writer.save(
+            *(server.config, server.states, server.records, server.game, server.wire.residuals),
+            self._last_round(),
+        )
         return record
 
-    def _save(self) -> None:
-        """Write a checkpoint. The states are then those that it holds: views of its files, where these are large.
-
-        That of the last round stays: the run goes on from it where rounds are added.
-        """
-        server = self.server
-        done = self.stages[: len(server.records)]
-        last_round = [index for index, stage in enumerate(done) if isinstance(stage, FederatedRound)][-1:]
-        self._stored = server.folder.save_checkpoint(
-            *(server.config, server.states, server.records, server.game, server.wire.residuals, self._stored),
-            last_round,
-        )
-        if self._stored is not None:
-            server.states = [dict(state) for state in self._stored.states]
+    def _last_round(self) -> list[int]:
+        """Return the position of the last round so far. Its checkpoint stays: rounds that are added go on there."""
+        done = self.stages[: len(self.server.records)]
+        return [index for index, stage in enumerate(done) if isinstance(stage, FederatedRound)][-1:]
 
 
 def _form(array: tuple[tuple[int, ...], str] | None) -> str:
