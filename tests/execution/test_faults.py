@@ -44,13 +44,14 @@ MakeTask = Callable[..., CohortTask]
 
 
 class Notices(Observer):
-    """Keeps what a person would read."""
+    """Keeps what a person would read; not how long a busy machine takes to start an actor."""
 
     def __init__(self) -> None:
         self.texts: list[str] = []
 
     def on_notice(self, notice: Notice) -> None:
-        self.texts.append(notice.text)
+        if not notice.text.startswith("waiting for"):
+            self.texts.append(notice.text)
 
 
 @pytest.fixture(scope="module")
@@ -179,10 +180,7 @@ def test_a_killed_coordinator_goes_on_to_the_same_adapters(
 
     observer = KillInTheSecondStep()
     summary = run_prepared(on_ray, RunFolder(run_dir), False, observer)
-    texts = [
-        text for text in observer.texts if not text.startswith("waiting for")
-    ]  # a busy machine starts actors slowly
-    assert texts == ["the coordinator failed and was restarted; it continues from the newest checkpoint"]
+    assert observer.texts == ["the coordinator failed and was restarted; it continues from the newest checkpoint"]
     assert adapter_files(run_dir) == undisturbed
     assert summary.rounds == on_ray.config.training.rounds
 
