@@ -16,8 +16,10 @@ import pytest
 import torch
 
 from sylva_ray.config.experiment import AttentionKernels, ExperimentConfig, Windows
+from sylva_ray.config.resolved import ResolvedConfig
 from sylva_ray.config.schema import build
 from sylva_ray.models.compute_choice import ComputeChoice
+from sylva_ray.preparation.memory import plan_windows
 
 hypothesis.settings.register_profile("untimed", deadline=None)  # a busy machine is no fault of ours
 hypothesis.settings.load_profile("untimed")
@@ -72,11 +74,29 @@ def _one_thread() -> None:
 
 
 @pytest.fixture(autouse=True)
-def _no_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
-    """``auto`` depends on the machine; here it is float32 and fused attention, but in the tests of the choice."""
+def _no_measurement(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``auto`` depends on the machine, and takes as long as a tiny run; what each test gets is the same everywhere.
+
+    That is float32, fused attention and the largest windows. Windows are planned for a test that sets a budget, or uses
+    the fixture ``planned``; the tests of the choice of precision bring their own.
+    """
     monkeypatch.setattr(
         "sylva_ray.preparation.resolve.fastest", lambda *_: ComputeChoice("float32", AttentionKernels(), {})
     )
+    if "planned" not in request.fixturenames:
+        monkeypatch.setattr("sylva_ray.preparation.experiment.plan_windows", _planned_for_a_budget)
+
+
+def _planned_for_a_budget(asked: ExperimentConfig, resolved: ResolvedConfig, *model_and_data: Any) -> ResolvedConfig:
+    if asked.training.windows != "auto" or asked.cluster.memory_per_actor != "auto":
+        return plan_windows(asked, resolved, *model_and_data)
+    training = resolved.training.model_copy(update={"windows": Windows()})
+    return resolved.model_copy(update={"training": training})
+
+
+@pytest.fixture
+def planned() -> None:
+    """Plan the windows of the experiments of this test."""
 
 
 @pytest.fixture(autouse=True)
