@@ -33,7 +33,7 @@ IMAGES_PER_CLIENT = 20
 WORKING = "ray::ClientActor.run"
 """Title of an actor's process while it works on a task."""
 
-POLL_S = 0.05
+POLL_S = 0.2
 
 
 @dataclass
