@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
@@ -31,7 +31,11 @@ TIMED_PIXELS = {"cpu": 2**15, "cuda": 2**22}
 """Pixels of the images in one timed step, at the model's size: 32 images of 32 x 32 on a CPU, more to fill a GPU."""
 
 NUM_TURNS, MAX_SECONDS = 4, 3.0
-"""Timed steps of every alternative; none after this time."""
+"""Timed steps of every alternative; none after this time. The first one warms up."""
+
+LOOK, NUM_LOOKS, HOPELESS = 1 / 16, 2, 3.0
+"""Before, every alternative is timed so often with this fraction of the images, since a processor that emulates a
+precision takes seconds for a step. What then takes so many times as long as the best is not timed again."""
 
 KERNELS: tuple[Kernel, ...] = ("fused", "plain")
 PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16")
@@ -46,7 +50,8 @@ class ComputeChoice:
     Attributes:
         precision: the faster precision, by a margin.
         attention: the faster kernel of each precision, by a margin.
-        milliseconds: of one step, ``{(precision, kernel): ms}``; a missing alternative cannot run.
+        milliseconds: of one step, ``{(precision, kernel): ms}``; a missing alternative cannot run. For those that were
+            not timed again it is estimated.
     """
 
     precision: Precision
@@ -81,25 +86,43 @@ def fastest(
     }
     if not model.num_attention_layers:
         allowed = {p: kernels[:1] for p, kernels in allowed.items()}
-    x, owner = _images(model, image_size, num_clients(params), device)
-    milliseconds: dict[Alternative, float] = {(p, kernel): math.inf for p in PRECISIONS for kernel in allowed[p]}
+    pixels = TIMED_PIXELS[device.type]
+    few, many = (_images(model, image_size, num_clients(params), device, round(part * pixels)) for part in (LOOK, 1))
     with _cpu_threads(threads):
         deterministic_kernels(device, tf32)
-        started = time.perf_counter()
-        for _ in range(
-            NUM_TURNS
-        ):  # the first one warms up; it counts only if a step is so long that this does not matter
-            for alternative, best in list(milliseconds.items()):
-                step = _step_milliseconds(model, params, x, owner, alternative, threads)
-                if step is None:
-                    del milliseconds[alternative]
-                else:
-                    milliseconds[alternative] = min(best, step)
-            if time.perf_counter() - started > MAX_SECONDS:
-                break
+        alternatives = [(p, kernel) for p in PRECISIONS for kernel in allowed[p]]
+        looks = _shortest(model, params, *few, alternatives, threads, NUM_LOOKS)
+        hopeless = {alternative for alternative, ms in looks.items() if ms > HOPELESS * min(looks.values())}
+        milliseconds = {alternative: looks[alternative] * len(many[0]) / len(few[0]) for alternative in hopeless}
+        hopeful = [alternative for alternative in looks if alternative not in hopeless]
+        milliseconds |= _shortest(model, params, *many, hopeful, threads, NUM_TURNS)
     if device.type == "cuda":
         torch.cuda.empty_cache()
     return _choice(milliseconds, pinned)
+
+
+def _shortest(
+    model: CohortModel,
+    params: ParameterStack,
+    x: torch.Tensor,
+    owner: torch.Tensor,
+    alternatives: Sequence[Alternative],
+    threads: int,
+    turns: int,
+) -> dict[Alternative, float]:
+    """Return the shortest of several steps in milliseconds, without the alternatives that cannot run."""
+    shortest = dict.fromkeys(alternatives, math.inf)
+    started = time.perf_counter()
+    for _ in range(turns):
+        for alternative, best in list(shortest.items()):
+            step = _step_milliseconds(model, params, x, owner, alternative, threads)
+            if step is None:
+                del shortest[alternative]
+            else:
+                shortest[alternative] = min(best, step)
+        if time.perf_counter() - started > MAX_SECONDS:
+            break
+    return shortest
 
 
 def _choice(milliseconds: Mapping[Alternative, float], pinned: AttentionKernels | None) -> ComputeChoice:
@@ -123,11 +146,10 @@ def can_run(
 
 
 def _images(
-    model: CohortModel, size: int, clients: int, device: torch.device, pixels: int | None = None
+    model: CohortModel, size: int, clients: int, device: torch.device, pixels: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return images ``[N, 3, size, size]`` and their owners: about `TIMED_PIXELS` at the model's size."""
-    total = TIMED_PIXELS[device.type] if pixels is None else pixels
-    each = max(1, total // (clients * max(size, model.image_size) ** 2))
+    """Return images ``[N, 3, size, size]`` and their owners: about ``pixels`` at the model's size."""
+    each = max(1, pixels // (clients * max(size, model.image_size) ** 2))
     count = each * clients
     x = torch.linspace(0, 1, count * 3 * size**2, device=device).reshape(count, 3, size, size)
     return x, repeat_owner([each] * clients)

@@ -7,13 +7,13 @@ function of the computation and not of the machine; what kernels allocate inside
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 MEASURED_IMAGES = (1, 4)
 """Numbers of images in the two measurements of a pass."""
@@ -55,7 +55,7 @@ class LiveBytes(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.live = self.peak = 0
-        self._known: set[int] = set()
+        self._releases: dict[int, weakref.ref[torch.UntypedStorage]] = {}
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -66,28 +66,29 @@ class LiveBytes(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         """Run an operation, and count the storages of its results that are not those of its arguments."""
-        for value in tree_leaves((args, kwargs or {})):
-            if isinstance(value, torch.Tensor):
-                self._see(value, counted=False)  # it may have been made before the block
-        result = func(*args, **(kwargs or {}))
-        for value in tree_leaves(result):
-            if isinstance(value, torch.Tensor):
-                self._see(value, counted=True)
+        kwargs = kwargs or {}
+        given = {storage._cdata for storage in _storages((*args, *kwargs.values()))}
+        result = func(*args, **kwargs)
+        for storage in _storages((result,)):
+            key = storage._cdata
+            if key not in given and key not in self._releases:
+                self.live += storage.nbytes()
+                self.peak = max(self.peak, self.live)
+                self._releases[key] = weakref.ref(storage, partial(self._release, key, storage.nbytes()))
         return result
 
-    def _see(self, tensor: torch.Tensor, counted: bool) -> None:
-        storage = tensor.untyped_storage()
-        key, size = storage._cdata, storage.nbytes() if counted else 0
-        if key in self._known:
-            return
-        self._known.add(key)
-        self.live += size
-        self.peak = max(self.peak, self.live)
-        weakref.finalize(storage, self._release, key, size)
-
-    def _release(self, key: int, size: int) -> None:
-        self._known.discard(key)
+    def _release(self, key: int, size: int, _: object) -> None:
+        del self._releases[key]
         self.live -= size
+
+
+def _storages(values: Iterable[object]) -> Iterator[torch.UntypedStorage]:
+    """Yield the storages of the tensors among the arguments or results of an operation, and in lists of these."""
+    for value in values:
+        if isinstance(value, torch.Tensor):
+            yield value.untyped_storage()
+        elif isinstance(value, list | tuple):
+            yield from _storages(value)
 
 
 def peak_bytes(run: Callable[[], object], device: torch.device) -> int:

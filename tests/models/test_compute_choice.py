@@ -81,6 +81,27 @@ def test_a_model_that_cannot_run_in_bfloat16_stays_in_float32(monkeypatch: pytes
     assert {precision for precision, _ in choice.milliseconds} == {"float32"}
 
 
+def test_what_is_hopeless_is_timed_with_few_images_and_a_slow_first_step_decides_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """bfloat16 is emulated in one kernel; in the other it is the fastest once its code is compiled."""
+    per_image = dict(zip(NAMES, (1.0, 1.1, 14.0, 0.5), strict=True))
+    sizes: dict[tuple[str, str], list[int]] = {name: [] for name in NAMES}
+
+    def step(_: object, __: object, x: torch.Tensor, ___: object, alternative: tuple[str, str], *____: object) -> float:
+        sizes[alternative].append(len(x))
+        compiles = alternative == ("bfloat16", "plain") and len(sizes[alternative]) == 1
+        return 50.0 if compiles else len(x) * per_image[alternative]
+
+    model = LoraStack(create_backbone(BackboneSection(), 3), LoraSection(rank=1))
+    monkeypatch.setattr(compute_choice, "_step_milliseconds", step)
+    params = {n: torch.from_numpy(v) for n, v in stack_states([model.initial_state(generator(0, "s"))]).items()}
+    choice = fastest(model, params, 32, torch.device("cpu"), 1)
+    assert sizes == {name: [2, 2] + [32] * (0 if name == ("bfloat16", "fused") else 4) for name in NAMES}
+    assert (choice.precision, choice.attention.bfloat16) == ("bfloat16", "plain")
+    assert choice.milliseconds["bfloat16", "fused"] == 32 * 14.0
+
+
 @pytest.mark.parametrize(
     ("name", "full", "size"),
     [
