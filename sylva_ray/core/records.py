@@ -184,6 +184,19 @@ class StageRecord(Artefact):
         return kept
 
 
+class ClientTable(Artefact):
+    """What a line of ``rounds.jsonl`` has in place of values of single clients, where these are more than 256."""
+
+    description: ClassVar[str] = "a reference to values of clients"
+
+    file: str
+    """A Parquet file, by its path in the run folder: one row per client of whom the record says something."""
+    counts: dict[str, int] = Field({})
+    """``{column: number of clients}``, of columns that are no numbers, e.g. ``participants``."""
+    means: dict[str, float | None] = Field({})
+    """``{column: mean}`` over the clients that have a value, e.g. ``metrics/loss``; null where none is finite."""
+
+
 class GameRecord(Artefact):
     """What the layer game of phase 2 decided. K clients, n players: the layers, the head last."""
 

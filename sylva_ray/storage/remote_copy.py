@@ -4,9 +4,10 @@
 
     run ──► local folder ──► push, after every stage ──► URL ──► pull: resume on any machine, evaluate, export, ...
 
-A push sends the small files that change first, then every new checkpoint, its manifest last, and then deletes old
-checkpoints. Wherever it is interrupted, the URL holds a complete checkpoint: the newest, or the one before. If the
-first push is interrupted there is none yet, and the run starts again.
+A push sends the small files that change first, ``rounds.jsonl`` after the files that its lines name, then every new
+checkpoint, its manifest last, and then deletes old checkpoints, and files that no line names any more. Wherever it is
+interrupted, the URL holds a complete checkpoint: the newest, or the one before. If the first push is interrupted there
+is none yet, and the run starts again.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from sylva_ray.core.errors import RunError, UserError, reason_of
 from sylva_ray.core.locations import is_url, local_path, output_path, run_location
 from sylva_ray.storage.atomic import write_atomically
 from sylva_ray.storage.claim import check_claim
+from sylva_ray.storage.client_tables import is_client_table, without_file
 from sylva_ray.storage.lock import file_lock
 from sylva_ray.storage.manifest import MANIFEST, step_of
 from sylva_ray.storage.run_folder import CHECKPOINTS, RECORDS, RunFolder
@@ -51,7 +53,7 @@ class RemoteFolder:
         digest = hashlib.sha256(self.url.encode()).hexdigest()[:12]
         self.local = local or local_path("run folder", CACHE) / f"{PurePosixPath(self.url).name}-{digest}"
         self._files, self._root = _filesystem(self.url)
-        self._sent: dict[str, tuple[int, int]] = {}  # {name: (size, time of change)} of local files
+        self._sent: dict[str, tuple[int, int, int]] = {}  # {name: stamp} of local files that are at the URL
         self._remote_sizes: dict[str, int] | None = None  # {name: bytes} at the URL; None: not listed yet
 
     def __str__(self) -> str:
@@ -92,10 +94,12 @@ class RemoteFolder:
         if self._is_ahead(names):
             return
         shutil.rmtree(self.local, ignore_errors=True)
-        for name in names:
-            target = self.local / name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(self._download(name))
+        self._sent.clear()
+        if RECORDS in names:  # first, so that a run that is sent meanwhile adds no line whose file is not listed
+            self._fetch(RECORDS)
+        for name in self._read(self._list):
+            if name != RECORDS:
+                self._fetch(name)
 
     def _is_ahead(self, names: Iterable[str]) -> bool:
         """Return whether the local folder holds the run at the URL with more records.
@@ -131,7 +135,12 @@ class RemoteFolder:
             for name in sorted(local, key=_order):
                 self._send(name, local[name])
             steps = {_step_folder(name) for name in local if _is_checkpoint(name)}
-            old = [n for n in self._remote_sizes if _is_checkpoint(n) and _step_folder(n) not in steps]
+            old = [
+                name
+                for name in self._remote_sizes
+                if (_is_checkpoint(name) and _step_folder(name) not in steps)
+                or (is_client_table(name) and name not in local)
+            ]
             for name in sorted(old, key=_order, reverse=True):  # the manifest first: without it, the rest is ignored
                 self._files.rm_file(self._remote_path(name))
                 del self._remote_sizes[name]
@@ -141,9 +150,8 @@ class RemoteFolder:
     def _send(self, name: str, path: Path) -> None:
         """Send a file unless it is there already. A checkpoint's files never change: one of equal size is the same."""
         assert self._remote_sizes is not None, "listed by `push`"
-        status = path.stat()
-        stamp = status.st_size, status.st_mtime_ns
-        if self._sent.get(name) == stamp or (_is_checkpoint(name) and self._remote_sizes.get(name) == status.st_size):
+        size, *_ = stamp = _stamp(path)
+        if self._remote_sizes.get(name) == size and (_is_checkpoint(name) or self._sent.get(name) == stamp):
             return
         content = path.read_bytes()
         target = self._remote_path(name)
@@ -162,6 +170,12 @@ class RemoteFolder:
         listing = self._files.find(self._root, detail=True)
         sizes = {path.removeprefix(self._root).lstrip("/"): info["size"] for path, info in listing.items()}
         return {name: size for name, size in sizes.items() if name and not PurePosixPath(name).name.startswith(".")}
+
+    def _fetch(self, name: str) -> None:
+        target = self.local / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(self._download(name))
+        self._sent[name] = _stamp(target)
 
     def _download(self, name: str) -> bytes:
         return self._read(lambda: bytes(self._files.cat_file(self._remote_path(name))))
@@ -235,12 +249,21 @@ def _filesystem(url: str) -> tuple[Any, str]:
 
 
 def _complete_lines(content: bytes) -> list[object]:
-    """Return the records of a ``rounds.jsonl``; a resume writes the same ones with their keys in another order."""
+    """Return the records of a ``rounds.jsonl``, without the names of their files.
+
+    A resume writes the same ones with their keys in another order and, with another version of pyarrow, other files.
+    """
     lines = content.split(b"\n")[:-1]
     try:
-        return [json.loads(line) for line in lines]
+        return [without_file(json.loads(line)) for line in lines]
     except ValueError:  # damaged: the same only if all bytes are
         return [*lines]
+
+
+def _stamp(path: Path) -> tuple[int, int, int]:
+    """Return the size of a file and what tells it from those that had its name before: time of change, and inode."""
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns, status.st_ino
 
 
 def _is_local(files: Any) -> bool:
@@ -259,8 +282,8 @@ def _is_copied(path: Path) -> bool:
     return path.is_file() and not path.name.startswith(".")
 
 
-def _order(name: str) -> tuple[bool, int, str, bool, str]:
-    """Sort the small files first, then checkpoint after checkpoint, the manifest of each last."""
+def _order(name: str) -> tuple[bool, bool, int, str, bool, str]:
+    """Sort the small files first, the records last of them, then checkpoint after checkpoint, each manifest last."""
     path = PurePosixPath(name)
     step = step_of(path.parent.name) or 0
-    return _is_checkpoint(name), step, str(path.parent), path.name == MANIFEST, path.name
+    return _is_checkpoint(name), name == RECORDS, step, str(path.parent), path.name == MANIFEST, path.name

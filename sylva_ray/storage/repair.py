@@ -1,8 +1,8 @@
 """Repair a run folder from its newest checkpoint: ``sylva-ray repair RUN``.
 
 Every checkpoint holds the settings that the results depend on, the digests of the inputs, and all records. From them
-come ``config.yaml``, ``inputs.json`` and ``rounds.jsonl`` again. Results that cannot be read are set aside, and the
-commands that write them can be repeated.
+come ``config.yaml``, ``inputs.json`` and ``rounds.jsonl``, with the files in ``clients/`` that it names, again. Results
+that cannot be read are set aside, and the commands that write them can be repeated.
 """
 
 from __future__ import annotations
@@ -53,9 +53,9 @@ def repair_run(folder: RunFolder) -> list[str]:
 def _remove_drafts(folder: RunFolder) -> list[str]:
     """Remove what writes left that were interrupted."""
     done = []
-    for path in sorted(folder.path.iterdir()):
-        name = path.name.removeprefix(".")
-        if path.is_file() and path.name != name and (folder.path / name) in folder.files:
+    for path in [*sorted(folder.path.glob(".*")), *folder.client_tables.drafts()]:
+        written = path.with_name(path.name.removeprefix("."))
+        if path.is_file() and (written in folder.files or written.parent == folder.client_tables.folder):
             path.unlink()
             done.append(f"{path.name}: removed, a write that was interrupted")
     return done

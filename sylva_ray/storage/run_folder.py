@@ -9,6 +9,7 @@
     evaluation.json   results of `sylva-ray evaluate`    tracking.json   what MLflow has received
     report.html       all of it, drawn                   missing.jsonl   clients that missed a deadline
     run.log           what happened when                 extensions.json   rounds that were added to the run
+    clients/          what records say of many clients
 
 ``config.yaml`` and ``inputs.json`` are written before the first stage and, but for added rounds, never again. Every
 checkpoint holds a copy of both, from which `sylva_ray.storage.repair` restores them.
@@ -39,6 +40,7 @@ from sylva_ray.core.types import ClientState
 from sylva_ray.storage.atomic import draft_of, json_text, write_json
 from sylva_ray.storage.checkpoint import Checkpoint, CheckpointFolder, Kept, Origin
 from sylva_ray.storage.claim import check_claim, list_names, write_marker
+from sylva_ray.storage.client_tables import ClientTables
 from sylva_ray.storage.extensions import ExtensionsFile
 from sylva_ray.storage.inputs import INPUTS, InputCheck, compare_inputs, load_inputs
 from sylva_ray.storage.jsonl import append_record, read_records, rewrite_records
@@ -63,6 +65,7 @@ class RunFolder:
     Attributes:
         checkpoints: of the run.
         extensions: the file of the rounds that were added to the run.
+        client_tables: the files of records of many clients.
         files: those directly in the folder.
         adapters: the folder of the exported adapters.
         measurements: the folder of the finished measurements of `sylva-ray evaluate`.
@@ -84,6 +87,7 @@ class RunFolder:
         self.measurements = self.path / "evaluation"
         self.checkpoints = CheckpointFolder(self.path / CHECKPOINTS)
         self.extensions = ExtensionsFile(self.path / "extensions.json")
+        self.client_tables = ClientTables(self.path)
         self.files = (
             self.config_file,
             self.inputs_file,
@@ -341,18 +345,23 @@ class RunFolder:
         """Return the records of all completed stages, oldest first.
 
         Raises:
-            UserError: a line is not a record; names it.
+            UserError: a line is not a record, or its file is missing or damaged; names it.
         """
-        lines = read_records(self.records_file)
-        return [StageRecord.from_json(line, f"{self.records_file}, line {n}") for n, line in enumerate(lines, 1)]
+        records = []
+        for number, line in enumerate(read_records(self.records_file), 1):
+            source = f"{self.records_file}, line {number}"
+            records.append(StageRecord.from_json(self.client_tables.restored(line, source), source))
+        return records
 
     def write_records(self, records: Sequence[StageRecord]) -> None:
-        """Replace ``rounds.jsonl``."""
-        rewrite_records(self.records_file, [record.to_json() for record in records])
+        """Replace ``rounds.jsonl`` and the files that its lines name."""
+        lines = [self.client_tables.stored(record.to_json()) for record in records]
+        rewrite_records(self.records_file, lines)
+        self.client_tables.remove_others(lines)
 
     def append_record(self, record: StageRecord) -> None:
-        """Add one line to ``rounds.jsonl``."""
-        append_record(self.records_file, record.to_json())
+        """Add one line to ``rounds.jsonl``, after the file that it names."""
+        append_record(self.records_file, self.client_tables.stored(record.to_json()))
 
     def load_summary(self) -> Summary | None:
         """Return ``summary.json``; None while the run has not finished.

@@ -256,6 +256,8 @@ class Delivery:
                 with tempfile.TemporaryDirectory() as parent:
                     save_model(self.folder.adapters, summary.num_classes or -1 if summary else -1, Path(parent) / name)
                     self.store.log_folder(Path(parent) / name, name)
+            elif path == self.folder.client_tables.folder:
+                self.store.log_folder(path, name)
             elif path == self.folder.config_file:
                 self.store.log_text(mask_yaml(path.read_text()), name)
             else:
@@ -275,6 +277,7 @@ class Delivery:
         folder = self.folder
         files = [
             folder.config_file,
+            folder.client_tables.folder,
             folder.records_file,
             folder.summary_file,
             folder.evaluation_file,
