@@ -25,8 +25,10 @@ from sylva_ray.config.experiment import ExperimentConfig
 from sylva_ray.config.schema import build
 from sylva_ray.core.errors import UserError
 from sylva_ray.core.inputs import Inputs
+from sylva_ray.core.records import StageRecord
 from sylva_ray.observers.mlflow.delivery import DeliveryState
 from sylva_ray.storage.checkpoint import Checkpoint
+from sylva_ray.storage.client_tables import MAX_CLIENTS_IN_LINE
 from sylva_ray.storage.repair import repair_run
 from sylva_ray.storage.run_folder import RunFolder
 from sylva_ray.sweeps.folder import SweepFolder
@@ -36,11 +38,18 @@ from tests.fuzz.outcome import outcome
 
 OLD_RUN = Path(__file__).parents[1] / "storage" / "run_of_version_0_1"
 NEWEST = "checkpoint/round_0001"
+TABLE = "clients/stage_0001-*.parquet"
+
+
+def many_clients(step: int) -> StageRecord:
+    """A record that has a file."""
+    clients = list(range(MAX_CLIENTS_IN_LINE + 1))
+    return StageRecord(step=step, stage="phase1", round=step, participants=clients, metrics={"loss": {"1": 0.5}})
 
 
 @cache
 def template() -> Path:
-    """A run folder with every file, of two clients and two stages."""
+    """A run folder with every file, of two clients and two stages; the last record says that there were more."""
     folder = RunFolder(Path(tempfile.mkdtemp()) / "run")
     config = build(ExperimentConfig, TINY | {"partition": {"num_clients": 2}})
     folder.claim(config, False, Inputs(version="0.0.0", data={"train": "0"}, weights={"backbone": "0"}))
@@ -48,7 +57,7 @@ def template() -> Path:
         {"head.bias": np.full(3, client, np.float32), "head.weight": np.ones((3, 2), np.float32)} for client in (0, 1)
     ]
     for step in (0, 1):
-        records = [bare_record(number) for number in range(step + 1)]
+        records = [bare_record(0), many_clients(1)][: step + 1]
         folder.save_checkpoint(config, states, records, None, {1: {"head.bias": np.ones(3, np.float32)}})
         folder.append_record(records[-1])
     for name in ("summary.json", "evaluation.json"):
@@ -176,6 +185,7 @@ FILES = (
     ["config.yaml", "inputs.json", "rounds.jsonl", "summary.json", "evaluation.json", "tracking.json", "missing.jsonl"]
     + [f"{NEWEST}/{name}" for name in ("manifest.json", "progress.json", "states.safetensors", "residuals.safetensors")]
     + [f"{NEWEST}/config.json", f"{NEWEST}/inputs.json"]
+    + [TABLE]
 )
 
 
@@ -183,7 +193,7 @@ FILES = (
 def test_a_damaged_file_of_a_run(data: st.DataObject, name: str, sealed: bool) -> None:
     """A reader, a resume and a repair; a checkpoint with checksums that fit, and with those of before."""
     with run_folder() as folder:
-        path = folder.path / name
+        (path,) = folder.path.glob(name)
         path.write_bytes(data.draw(st.composite(damaged)(path)))
         if sealed and name.startswith(NEWEST) and not name.endswith("manifest.json"):
             reseal(path.parent)
@@ -249,7 +259,7 @@ def test_what_is_no_file(name: str, make: str) -> None:
         "loop": lambda path: path.symlink_to(path),
     }
     with run_folder() as folder:
-        path = folder.path / name
+        (path,) = folder.path.glob(name)
         path.unlink()
         makers[make](path)
         check_opens(folder)

@@ -11,6 +11,7 @@ import pytest
 
 from sylva_ray.observers.mlflow import delivery
 from sylva_ray.observers.mlflow.delivery import Delivery, DeliveryState
+from sylva_ray.storage import client_tables
 from sylva_ray.storage.jsonl import read_records, rewrite_records
 from sylva_ray.storage.run_folder import RunFolder
 from tests.reports.synthetic_run import make_config, make_run
@@ -115,6 +116,15 @@ def test_the_end_is_tried_three_times_and_what_is_missing_is_named(tmp_path: Pat
     assert store.names == ["FINISHED", "config.yaml"]
     assert "**sylva** on digits" in store.notes[0]
     assert "s3cret" not in store.texts[0] + (tmp_path / "tracking.json").read_text()
+
+
+def test_what_the_records_name_is_sent_with_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config, store, folder = make_run(tmp_path, make_config(detail="fleet")), FlakyStore(), RunFolder(tmp_path)
+    monkeypatch.setattr(client_tables, "MAX_CLIENTS_IN_LINE", 5)
+    folder.write_records(folder.load_records())
+    assert Delivery(folder, config, store).finish("FINISHED", threading.Event())
+    assert store.names[:4] == ["FINISHED", "config.yaml", "clients", "rounds.jsonl"]
+    assert store.steps[: len(folder.load_records())] == [record.step for record in folder.load_records()]
 
 
 def test_abandoning_ends_the_attempts(tmp_path: Path) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import fsspec
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from typer.testing import CliRunner
@@ -161,6 +163,121 @@ def test_one_process_at_a_time(tmp_path: Path) -> None:
 def test_a_protocol_that_nobody_knows_is_refused(bad: str) -> None:
     with pytest.raises(UserError, match="is not a URL that can be used here"):
         RemoteFolder(bad)
+
+
+# -- records of many clients, each with a file -------------------------------------------------------------------------
+
+
+def many(step: int, loss: float = 1.0) -> StageRecord:
+    """A record of so many clients that it has a file."""
+    clients = list(range(300))
+    losses = {str(client): loss + client for client in clients}
+    return StageRecord(step=step, stage="phase1", round=step, participants=clients, metrics={"loss": losses})
+
+
+@pytest.fixture
+def shared(tmp_path: Path) -> Iterator[RemoteFolder]:
+    """A run of two stages, sent to its URL."""
+    here = RemoteFolder("memory://bucket/many", tmp_path / "here")
+    save_steps(here, 0, 1)
+    RunFolder(here.local).write_records([many(0), many(1)])
+    here.push()
+    yield here
+    fsspec.filesystem("memory").store.clear()
+
+
+def records_at(shared: RemoteFolder, tmp_path: Path) -> list[StageRecord]:
+    """What another machine reads at the URL."""
+    there = RemoteFolder(shared.url, tmp_path / "there")
+    shutil.rmtree(there.local, ignore_errors=True)
+    there.pull()
+    return RunFolder(there.local).load_records()
+
+
+@pytest.mark.parametrize("num_sent", range(5))
+def test_lines_at_a_url_have_their_files_wherever_a_push_is_cut(
+    num_sent: int, shared: RemoteFolder, tmp_path: Path
+) -> None:
+    """A stage is computed again to another result, which takes one file away and adds two."""
+    before, after = [many(0), many(1)], [many(0), many(1, loss=2.0), many(2)]
+    RunFolder(shared.local).write_records(after)
+    changes = []
+
+    def cut(change: Callable[..., Any]) -> Callable[..., Any]:
+        def counted(*arguments: Any) -> Any:
+            if len(changes) == num_sent:
+                raise OSError("the network is down")
+            changes.append(arguments[0])
+            return change(*arguments)
+
+        return counted
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("pipe_file", "rm_file"):
+            patch.setattr(shared._files, name, cut(getattr(shared._files, name)))
+        try:
+            shared.push()
+        except RunError:
+            assert num_sent < 4
+    assert len(changes) == min(num_sent, 4), "two files, the records, and the file that no line names any more"
+    assert records_at(shared, tmp_path) == (before if num_sent < 3 else after)
+    shared.push()
+    assert records_at(shared, tmp_path) == after
+    assert len([name for name in shared._list() if name.startswith("clients/")]) == 3
+
+
+def test_what_was_pulled_is_not_sent_back_and_what_was_repaired_is(shared: RemoteFolder, tmp_path: Path) -> None:
+    name = next(name for name in shared._list() if name.startswith("clients/stage_0001"))
+    content = shared._download(name)
+    shared._files.pipe_file(shared._remote_path(name), bytes(len(content)))
+    there = RemoteFolder(shared.url, tmp_path / "there")
+    there.pull()
+    sent = []
+    pipe = there._files.pipe_file
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(there._files, "pipe_file", lambda path, content: (sent.append(path), pipe(path, content)))
+        there.push()
+        assert sent == []
+        with pytest.raises(UserError, match="is damaged"):
+            RunFolder(there.local).load_records()
+        RunFolder(there.local).write_records([many(0), many(1)])
+        there.push()
+    assert there._remote_path(name) in sent
+    assert shared._download(name) == content
+
+
+def test_a_resume_with_another_pyarrow_that_could_not_push_is_still_ahead(shared: RemoteFolder) -> None:
+    """The same values in other bytes have a file of another name."""
+    folder = RunFolder(shared.local)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pyarrow.parquet.write_table", partial(pq.write_table, use_dictionary=False))
+        folder.write_records([many(0), many(1), many(2)])
+    shared.pull()
+    assert folder.load_records() == [many(0), many(1), many(2)]
+    folder.write_records([many(0), many(1, loss=2.0), many(2)])
+    with pytest.raises(UserError, match="is not the run whose copy"):
+        shared.pull()
+
+
+def test_a_stage_that_is_sent_during_a_pull_leaves_no_line_without_its_file(
+    shared: RemoteFolder, tmp_path: Path
+) -> None:
+    there = RemoteFolder(shared.url, tmp_path / "there")
+    listed = there._list
+
+    def listed_then_pushed() -> dict[str, int]:
+        names = listed()
+        if len(RunFolder(shared.local).load_records()) == 2:
+            RunFolder(shared.local).append_record(many(2))
+            shared.push()
+        return names
+
+    there._list = listed_then_pushed  # type: ignore[method-assign]
+    there.pull()
+    assert RunFolder(there.local).load_records() == [many(0), many(1), many(2)]
+
+
+# -- whole runs --------------------------------------------------------------------------------------------------------
 
 
 class Stop(Exception):
