@@ -16,7 +16,7 @@ from typing import get_args
 
 from sylva_ray.core.evaluation import Evaluation
 from sylva_ray.core.inputs import Inputs
-from sylva_ray.core.records import Artefact, StageRecord
+from sylva_ray.core.records import Artefact, ClientTable, StageRecord
 from sylva_ray.core.summary import Summary
 
 PAGE = Path(__file__).parents[1] / "docs" / "summary.md"
@@ -32,6 +32,23 @@ attack's label reads `pgd20-eps4`: 20 steps at epsilon 4/255; `x5` after the ste
 other than cross-entropy. Keys that a file lacks have the default of the type; readers must accept keys that are not
 listed.
 
+A stage that concerns more than 256 clients has a short line in `rounds.jsonl`. What it says of single clients is then
+in a Parquet file, which `client_table.file` names: one row per client, by ascending number in the column `client`. The
+other columns have the names of the keys that they replace: `participants`, `missing`, `dropped` and `panel` are true or
+false; `refused`, `metrics/METRIC`, `evaluation/CONDITION/accuracy` and so on are null where a client has no value;
+`neighbours/members` and `neighbours/weights` are lists. `load_run` returns the same records as from a line that says
+everything; other tools read both files:
+
+```python
+import json
+
+import pandas as pd
+
+lines = [json.loads(line) for line in open("runs/large/rounds.jsonl")]
+first_round = pd.read_parquet("runs/large/" + lines[1]["client_table"]["file"])
+first_round[first_round.participants].nlargest(5, "metrics/loss")
+```
+
 `predictions.safetensors` beside them holds the final model's answers, class numbers as `[n] int16`:
 `{benign|ATTACK}/{client}`, and `labels/{client}`. With it, `sylva_ray.metrics.predictions.paired_difference` compares
 runs image by image.
@@ -39,6 +56,7 @@ runs image by image.
 FILES: tuple[tuple[str, type[Artefact]], ...] = (
     ("`summary.json`", Summary),
     ("A line of `rounds.jsonl`", StageRecord),
+    ("`client_table` in a line of `rounds.jsonl`", ClientTable),
     ("`evaluation.json`", Evaluation),
     ("`inputs.json`", Inputs),
 )

@@ -109,7 +109,10 @@ class Extension(Artefact):
 
 
 class StageRecord(Artefact):
-    """A line of ``rounds.jsonl``: a stage, its costs, and the accuracies after it."""
+    """A line of ``rounds.jsonl``: a stage, its costs, and the accuracies after it.
+
+    One of more than 256 clients has ``client_table`` in place of what it says of each.
+    """
 
     description: ClassVar[str] = "a record of a stage"
 
@@ -185,7 +188,7 @@ class StageRecord(Artefact):
 
 
 class ClientTable(Artefact):
-    """What a line of ``rounds.jsonl`` has in place of values of single clients, where these are more than 256."""
+    """What a line of ``rounds.jsonl`` has in place of what it says of each client, where these are more than 256."""
 
     description: ClassVar[str] = "a reference to values of clients"
 

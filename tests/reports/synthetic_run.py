@@ -21,7 +21,8 @@ from sylva_ray.config.experiment import (
     TrackingSection,
     TrainingSection,
 )
-from sylva_ray.storage.jsonl import rewrite_records
+from sylva_ray.core.records import StageRecord
+from sylva_ray.storage.run_folder import RunFolder
 
 UNBOUNDED = "pgd20-eps255"
 
@@ -59,7 +60,7 @@ def make_run(
     (run_dir / "config.yaml").write_text(config.to_yaml())
     if not finished:
         records = records[: len(records) // 2]
-    rewrite_records(run_dir / "rounds.jsonl", records)
+    RunFolder(run_dir).write_records([StageRecord.from_json(record, "a synthetic run") for record in records])
     for client in range(config.partition.num_clients if finished else 0):
         folder = run_dir / "adapters" / f"client_{client:03d}"
         folder.mkdir(parents=True)
