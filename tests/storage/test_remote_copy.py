@@ -201,7 +201,7 @@ def test_lines_at_a_url_have_their_files_wherever_a_push_is_cut(
     """A stage is computed again to another result, which takes one file away and adds two."""
     before, after = [many(0), many(1)], [many(0), many(1, loss=2.0), many(2)]
     RunFolder(shared.local).write_records(after)
-    changes = []
+    changes: list[str] = []
 
     def cut(change: Callable[..., Any]) -> Callable[..., Any]:
         def counted(*arguments: Any) -> Any:
@@ -232,10 +232,15 @@ def test_what_was_pulled_is_not_sent_back_and_what_was_repaired_is(shared: Remot
     shared._files.pipe_file(shared._remote_path(name), bytes(len(content)))
     there = RemoteFolder(shared.url, tmp_path / "there")
     there.pull()
-    sent = []
+    sent: list[str] = []
     pipe = there._files.pipe_file
+
+    def counted(path: str, content: bytes) -> None:
+        sent.append(path)
+        pipe(path, content)
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(there._files, "pipe_file", lambda path, content: (sent.append(path), pipe(path, content)))
+        patch.setattr(there._files, "pipe_file", counted)
         there.push()
         assert sent == []
         with pytest.raises(UserError, match="is damaged"):
