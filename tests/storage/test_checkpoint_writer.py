@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +112,7 @@ def test_an_error_arrives_where_the_run_waits_for_the_write(where: str, folder: 
     folder.may_write.set()
     writer = CheckpointWriter(folder)
     states = save(writer, states_of(1, 2), 0)
-    waits = {
+    waits: dict[str, Callable[[], object]] = {
         "at the next save": lambda: save(writer, states, 1),
         "at the end": lambda: writer.__exit__(None, None, None),
     }
