@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from sylva_ray.attacks.state import AttackState
 from sylva_ray.core.sections import PixelUnits, Section, conflict
 from sylva_ray.core.seeding import ImageDraws
+from sylva_ray.core.text import of_255
 from sylva_ray.core.types import ATTACKS_WITHOUT_STEPS, AttackSpec
 
 EPSILON = 8 / 255
@@ -89,8 +90,7 @@ class Attack(Section):
         name = f"{name} ({', '.join(details)})" if details else name
         if spec.epsilon == INFINITE:
             return name
-        budget = epsilon_text(spec)
-        return f"{name} at epsilon {budget}/255" if spec.norm == "linf" else f"{name} at {norm} epsilon {budget}"
+        return f"{name} at {'' if spec.norm == 'linf' else f'{norm} '}epsilon {budget_words(spec)}"
 
     # -- options of a spec: the settings that are specific to this attack -------------------------------------------
 
@@ -155,4 +155,9 @@ def register(attack: type[AttackT]) -> type[AttackT]:
 
 def epsilon_text(spec: AttackSpec) -> str:
     """Return the budget as it appears in labels: in units of 1/255 for linf, unchanged for l2 and l0."""
-    return f"{spec.epsilon * (255 if spec.norm == 'linf' else 1):.4g}"
+    return budget_words(spec).removesuffix("/255")
+
+
+def budget_words(spec: AttackSpec) -> str:
+    """Return the budget as people read it: a fraction of 255 for linf, unchanged for l2 and l0."""
+    return of_255(spec.epsilon) if spec.norm == "linf" else f"{spec.epsilon:.4g}"

@@ -19,7 +19,7 @@ from sylva_ray.core.sections import OwnName, Section, parse_fraction, parse_size
 
 Schema: TypeAlias = dict[str, Any]
 
-FRACTION = {"type": "string", "pattern": r"^[-+]?[0-9]{1,9} */ *[0-9]{1,9}$"}
+FRACTION = {"type": "string", "pattern": r"^[-+]?[0-9]{1,9}(\.[0-9]{1,9})?(e-[0-9]{1,2})? */ *[0-9]{1,9}$"}
 """A number that is written as a fraction."""
 
 SIZE = {"type": "string", "pattern": r"^[0-9]{1,6}(\.[0-9]{1,6})? ?[kKMGT]i?B$"}

@@ -35,7 +35,7 @@ from sylva_ray.core.bounds import (
 CONFLICT = "conflict"
 """The type of the errors of `conflict`."""
 
-_FRACTION = re.compile(r"([-+]?[0-9]{1,9})/([0-9]{1,9})")
+_FRACTION = re.compile(r"([-+]?[0-9]{1,9}(?:\.[0-9]{1,9})?(?:e-[0-9]{1,2})?)/([0-9]{1,9})")
 
 _SIZE = re.compile(r"([0-9]{1,6}(?:\.[0-9]{1,6})?) ?([kKMGT])(i?)B")
 
@@ -150,16 +150,19 @@ PlainValue = Annotated[Any, AfterValidator(check_plain)]
 
 
 def parse_fraction(value: Any) -> Any:
-    """Convert a fraction such as "8/255" to a float; other values are returned unchanged.
+    """Convert a fraction such as "8/255" or "2.5/255" to a float; other values are returned unchanged.
 
     Raises:
         ValueError: a text with a slash is not a fraction.
+
+    >>> parse_fraction("8/255") == 8 / 255, parse_fraction("2.5/255") == 2.5 / 255, parse_fraction(0.1)
+    (True, True, 0.1)
     """
     if isinstance(value, str) and "/" in value:
         match = _FRACTION.fullmatch(value.replace(" ", ""))
         if match is None or int(match[2]) == 0:
             raise ValueError("expected a number or a fraction such as 8/255")
-        return int(match[1]) / int(match[2])
+        return float(match[1]) / int(match[2])
     return value
 
 

@@ -56,15 +56,28 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     return f"did you mean {nearest[0]!r}? " if nearest else ""
 
 
+def of_255(value: float, digits: int = 4) -> str:
+    """Return a number in pixel units [0, 1] as people read it: as a fraction of 255, rounded.
+
+    Args:
+        value: an epsilon, a step size or a distance in L-infinity.
+        digits: significant ones of the numerator.
+
+    >>> of_255(8 / 255), of_255(0.1), of_255(0.0123456), of_255(0.0123456, 2)
+    ('8/255', '25.5/255', '3.148/255', '3.1/255')
+    """
+    return f"{value * 255:.{digits}g}/255"
+
+
 def budget_text(value: float) -> str:
-    """Return an epsilon or a step size as a configuration has it: as a fraction of 255, if it is one.
+    """Return an epsilon or a step size as a configuration has it: as `of_255`, if no digit is lost.
 
     >>> budget_text(4 / 255), budget_text(2.5 / 255), budget_text(0.1), budget_text(1.0), budget_text(0.0123456)
     ('4/255', '2.5/255', '0.1', '1.0', '0.0123456')
     """
-    numerator = f"{value * 255:.4g}"
-    is_fraction = len(repr(value)) > MAX_DECIMAL and float(numerator) / 255 == value
-    return f"{numerator}/255" if is_fraction else repr(value)
+    text = of_255(value)
+    is_fraction = len(repr(value)) > MAX_DECIMAL and float(text.removesuffix("/255")) / 255 == value
+    return text if is_fraction else repr(value)
 
 
 BUDGETS = ("epsilon", "step_size")

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from sylva_ray.attacks.registry import find_attack
 from sylva_ray.config.resolved import ResolvedConfig
 from sylva_ray.core.records import StageRecord
+from sylva_ray.core.text import of_255
 from sylva_ray.core.types import AttackSpec
 from sylva_ray.federation.stages.layer_game.refine import Refine
 from sylva_ray.federation.stages.layer_game.stage import LayerGame
@@ -46,7 +47,7 @@ def threat_model(
     labels = ", ".join(spec.label for spec in attacks)
     black_box = sorted({spec.name for spec in attacks if find_attack(spec.name).black_box})
     box = f"white box, except {' and '.join(black_box)} (the model's answers only)" if black_box else "white box"
-    training = f"{config.attack.title} at epsilon {config.attack.epsilon * 255:.4g}/255"
+    training = f"{config.attack.title} at epsilon {of_255(config.attack.epsilon)}"
     return {
         "norm": f"{norms}, on pixels in [0, 1] at the images' own size, before the model resizes them",
         "training": training if _is_adversarial(records) else "without an attack",
@@ -89,7 +90,7 @@ def budget_warnings(
     sentences = []
     for epsilon in dict.fromkeys(missed.values()):
         names = " and ".join(name for name, other in missed.items() if other == epsilon)
-        text = f"{epsilon * 255:.4g}/255"
+        text = of_255(epsilon)
         used = f"{names} used L-infinity epsilon {text}"
         sentences.append(f"{used}, but {measured}; for that: sylva-ray evaluate RUN --attack pgd:epsilon={text}")
     return sentences

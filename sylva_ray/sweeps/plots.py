@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import FormatStrFormatter, LogLocator, MaxNLocator, NullFormatter, PercentFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, PercentFormatter
 
 from sylva_ray.reports.compare.rows import short_key
 from sylva_ray.reports.figures.style import LIGHT, add_legend, is_narrow, new_figure, style
@@ -89,7 +89,7 @@ def _effects(sweep: Sweep, points: Sequence[Point]) -> Figure:
 
 
 def _effect(axes: Axes, key: str, parameter: Parameter, points: Sequence[Point]) -> None:
-    places, ticks = _scale(parameter, [point.values[key] for point in points])
+    places, ticks = _scale(key, parameter, [point.values[key] for point in points])
     for index, metric in enumerate((BENIGN, ROBUST), 1):
         colour = LIGHT[f"series-{index}"]
         known = [
@@ -110,7 +110,7 @@ def _effect(axes: Axes, key: str, parameter: Parameter, points: Sequence[Point])
     if parameter.kind == "loguniform":
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
-        axes.xaxis.set_major_formatter(FormatStrFormatter("%g"))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda place, _: value_text(key, float(place))))
         axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set(xlabel=key, ylim=(-0.02, 1.02))
     axes.margins(x=0.12)
@@ -119,16 +119,18 @@ def _effect(axes: Axes, key: str, parameter: Parameter, points: Sequence[Point])
     axes.tick_params(length=0)
 
 
-def _scale(parameter: Parameter, values: Sequence[Any]) -> tuple[list[float], dict[float, str] | None]:
+def _scale(key: str, parameter: Parameter, values: Sequence[Any]) -> tuple[list[float], dict[float, str] | None]:
     """Return places on an axis and labels of the places; no labels for a range of real numbers or too many places."""
     numbers = [number_of(value) for value in values]
     if None in numbers:
-        texts = list(dict.fromkeys(value_text(value) for value in values))
-        return [float(texts.index(value_text(value))) for value in values], {float(i): t for i, t in enumerate(texts)}
+        texts = list(dict.fromkeys(value_text(key, value) for value in values))
+        return [float(texts.index(value_text(key, value))) for value in values], {
+            float(i): t for i, t in enumerate(texts)
+        }
     known = [float(number) for number in numbers if number is not None]
     if parameter.kind in ("uniform", "loguniform") or len(set(known)) > 8:
         return known, None
-    return known, dict(sorted((number, value_text(value)) for number, value in zip(known, values, strict=True)))
+    return known, dict(sorted((number, value_text(key, value)) for number, value in zip(known, values, strict=True)))
 
 
 def _parallel(sweep: Sweep, points: Sequence[Point]) -> Figure:
@@ -141,14 +143,14 @@ def _parallel(sweep: Sweep, points: Sequence[Point]) -> Figure:
     columns: list[list[float]] = []
     labels: list[Mapping[float, str]] = []
     for key in sweep.space.parameters:
-        places, ticks = _scale(sweep.space.parameters[key], [point.values[key] for point in points])
+        places, ticks = _scale(key, sweep.space.parameters[key], [point.values[key] for point in points])
         ordered = sorted(set(places))
         if ticks is not None:  # listed values stand at equal distances
             columns.append([ordered.index(place) / max(1, len(ordered) - 1) for place in places])
             labels.append({ordered.index(place) / max(1, len(ordered) - 1): text for place, text in ticks.items()})
         else:
             columns.append(_stretched(places))
-            labels.append({0.0: value_text(ordered[0]), 1.0: value_text(ordered[-1])})
+            labels.append({0.0: value_text(key, ordered[0]), 1.0: value_text(key, ordered[-1])})
     for metric in metrics:
         values = [point.metrics[metric].mean for point in points]
         columns.append(_stretched(values))

@@ -19,6 +19,7 @@ from sylva_ray.config.experiment import ExperimentConfig
 from sylva_ray.core.errors import UserError
 from sylva_ray.core.sections import parse_fraction
 from sylva_ray.core.seeding import numpy_generator
+from sylva_ray.core.text import BUDGETS, of_255
 from sylva_ray.preparation.experiment import prepare, with_parameters
 from sylva_ray.reports.compare.rows import short_key
 from sylva_ray.sweeps.space import Parameter, Space, check_measured
@@ -71,19 +72,21 @@ def point_label(values: PointValues) -> str:
     >>> point_label({"lora.rank": 2, "attack.epsilon": "8/255"})
     'rank=2, epsilon=8/255'
     """
-    return ", ".join(f"{short_key(key)}={value_text(value)}" for key, value in values.items())
+    return ", ".join(f"{short_key(key)}={value_text(key, value)}" for key, value in values.items())
 
 
-def value_text(value: Any) -> str:
-    """Format a value for a table.
+def value_text(key: str, value: Any) -> str:
+    """Format a value of a setting for a table.
 
-    >>> value_text(0.0123456), value_text({"name": "sylva", "heads": "local"})
-    ('0.01235', 'sylva, heads=local')
+    >>> value_text("training.lr", 0.0123456), value_text("attack.epsilon", 0.0123456)
+    ('0.01235', '3.148/255')
+    >>> value_text("algorithm", {"name": "sylva", "heads": "local"})
+    'sylva, heads=local'
     """
     if isinstance(value, float):
-        return f"{value:.4g}"
+        return of_255(value) if key.endswith(BUDGETS) else f"{value:.4g}"
     if isinstance(value, Mapping):
-        rest = [f"{key}={value_text(part)}" for key, part in value.items() if key != "name"]
+        rest = [f"{part}={value_text(part, inner)}" for part, inner in value.items() if part != "name"]
         return ", ".join([str(value["name"]), *rest] if "name" in value else rest)
     return str(value)
 

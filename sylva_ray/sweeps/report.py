@@ -151,7 +151,7 @@ def _row(sweep: Sweep, point: Point) -> PointRow:
         chosen=point.chosen,
         state="" if point.complete else ", ".join(sorted(set(point.states))),
         checks=", ".join(point.checks),
-        values=[value_text(point.values[key]) for key in sweep.space.parameters],
+        values=[value_text(key, point.values[key]) for key in sweep.space.parameters],
         cells=[_cell(metric, point.metrics.get(metric)) for metric in shown_metrics(sweep.space)],
         seeds=f"{point.states.count('finished')} of {len(sweep.space.seeds)}",
         reports=[

@@ -179,7 +179,7 @@ def sweep_table(sweep: Sweep) -> Table:
     for point in sweep.points[:MAX_POINTS]:
         mark = "*" if point.chosen else "" if point.complete else "/".join(sorted(set(point.states)))
         mark += " !" if point.checks else ""
-        values = [value_text(point.values[key]) for key in keys]
+        values = [value_text(key, point.values[key]) for key in keys]
         cells = [value_cell(name, point.metrics.get(name)) for name in metrics]
         table.add_row(escape(mark), *map(escape, values), *cells, str(len(point.seeds)))
     return table

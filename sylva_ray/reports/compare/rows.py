@@ -19,6 +19,7 @@ from typing import Literal
 from sylva_ray.config.experiment import ExperimentConfig
 from sylva_ray.core.errors import UserError
 from sylva_ray.core.summary import StageAccuracies
+from sylva_ray.core.text import BUDGETS, of_255
 from sylva_ray.core.types import AttackSpec
 from sylva_ray.metrics.seeds import SeedMean
 from sylva_ray.reports.compare.runs import BENIGN, Run, stage_spread
@@ -387,9 +388,9 @@ _CONFIG_KEYS = frozenset(ExperimentConfig().flat()) | {"algorithm.phase2.enabled
 
 def short_value(key: str, text: str) -> str:
     """Return a value as a name shows it: epsilons of 255, lists joined, paths by their last part, and cut if long."""
-    if key.rpartition(".")[2] in ("epsilon", "step_size"):
+    if key.endswith(BUDGETS):
         try:
-            return f"{float(text) * 255:.4g}/255"
+            return of_255(float(text))
         except ValueError:
             return text
     if text.startswith("["):

@@ -12,9 +12,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FormatStrFormatter, PercentFormatter
 from PIL import Image
 
-from sylva_ray.attacks.base import epsilon_text
+from sylva_ray.attacks.base import budget_words
 from sylva_ray.attacks.registry import attack_title
 from sylva_ray.core.evaluation import AttackRow, CertifiedLevel, ConditionRow, Curve, Evaluation, PerClass
+from sylva_ray.core.text import of_255
 from sylva_ray.core.types import AttackSpec
 from sylva_ray.reports.figures.style import LIGHT, accuracy_axis, add_legend, new_figure, style
 
@@ -137,7 +138,7 @@ def gallery(evaluation: Evaluation) -> list[GalleryFigure]:
                 client=item.client,
                 label=item.label,
                 answer=item.answer,
-                size=f"{255 * item.distance:.2g}/255",
+                size=of_255(item.distance, 2),
                 amplified=f"{127 / largest:.0f}",
                 clean=_png(clean),
                 delta=_png(127.5 + 127.5 * delta / largest),
@@ -148,15 +149,15 @@ def gallery(evaluation: Evaluation) -> list[GalleryFigure]:
 
 
 def _budget(spec: AttackSpec) -> str:
-    text = epsilon_text(spec)
-    return {"linf": f"L-infinity epsilon {text}/255", "l2": f"L2 epsilon {text}", "l0": f"{text} pixels"}[spec.norm]
+    text = budget_words(spec)
+    return {"linf": f"L-infinity epsilon {text}", "l2": f"L2 epsilon {text}", "l0": f"{text} pixels"}[spec.norm]
 
 
 def _distance(row: AttackRow) -> str:
     value = row.median_distance
     if value is None:
         return ""
-    texts = {"linf": f"{255 * value:.2g}/255", "l2": f"{value:.2g}", "l0": f"{value:.0f} pixels"}
+    texts = {"linf": of_255(value, 2), "l2": f"{value:.2g}", "l0": f"{value:.0f} pixels"}
     return texts[row.settings.norm]
 
 
