@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from sylva_ray.cli.arguments import AllowChanged, RunFolder
+from sylva_ray.cli.arguments import AllowChanged, Log, RunFolder, show_of
 
 
 def export(
@@ -19,6 +19,8 @@ def export(
         typer.Option("--format", help="onnx: also the whole model for ONNX Runtime, which takes pixels in [0, 1]."),
     ] = "peft",
     allow_changed: AllowChanged = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print the clients' folders only.")] = False,
+    log_format: Log = None,
 ) -> None:
     """Export the clients of a run as PEFT adapters (whole models, where the method trains these).
 
@@ -30,5 +32,13 @@ def export(
     if client != "all" and not client.isdigit():
         raise UserError("--client", client, "must be all or the number of a client, from 0")
     clients = None if client == "all" else [int(client)]
-    for folder in api.export(run, to, clients, merged=merged, onnx=form == "onnx", allow_changed=allow_changed):
-        typer.echo(folder)
+    api.export(
+        run,
+        to,
+        clients,
+        merged=merged,
+        onnx=form == "onnx",
+        allow_changed=allow_changed,
+        show=show_of(quiet, verbose=False),
+        log_format=log_format,
+    )

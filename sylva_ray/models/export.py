@@ -14,7 +14,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,6 +57,7 @@ def export_clients(
     class_names: Sequence[str] | None = None,
     options: ExportOptions | None = None,
     weights: Mapping[str, np.ndarray] | None = None,
+    on_client: Callable[[int, Path], None] | None = None,
 ) -> list[Path]:
     """Write clients to ``folder/client_000/`` and so on, and a script that loads them.
 
@@ -68,6 +69,7 @@ def export_clients(
         class_names: in the order of the logits; None: they are numbered.
         options: see `ExportOptions`; None: the defaults.
         weights: of the backbone; None: they are read again from where the experiment has them.
+        on_client: called with a client and its folder, after the folder was written.
 
     Returns:
         The clients' folders.
@@ -110,6 +112,8 @@ def export_clients(
         for name in {WEIGHTS, ADAPTER_CONFIG, MERGED, ONNX, CARD} - written:  # of an earlier export
             (target / name).unlink(missing_ok=True)
         folders.append(target)
+        if on_client is not None:
+            on_client(client, target)
     return folders
 
 

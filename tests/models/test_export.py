@@ -146,6 +146,21 @@ def test_a_script_prints_the_class_of_an_image(finished: Path, tmp_path: Path) -
     assert name in summary.class_names
 
 
+@pytest.mark.parametrize("finished", ["adapters"], indirect=True)
+def test_an_export_says_how_far_it_is_and_leaves_other_files_alone(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sylva_ray.export(finished, tmp_path / "out")
+    first, last = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(rf"1/2  {tmp_path}/out/client_000  [0-9.]+ s  eta [0-9]+ s", first)
+    assert re.fullmatch(rf"2/2  {tmp_path}/out/client_001  [0-9.]+ s", last)
+    sylva_ray.export(finished, tmp_path / "out", [1], log_format="json")
+    assert json.loads(capsys.readouterr().out)["folder"] == str(tmp_path / "out" / "client_001")
+    (tmp_path / "thesis.txt").write_text("precious")
+    with pytest.raises(UserError, match="is not empty and holds no export"):
+        sylva_ray.export(finished, tmp_path)
+
+
 def test_weights_that_the_hub_knows_by_name_are_not_copied() -> None:
     """The script asks timm for them; nothing is fetched here."""
     backbone = create_backbone(BackboneSection(name="vit_tiny_patch16_224"), 2)
