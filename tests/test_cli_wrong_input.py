@@ -25,6 +25,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny: Prepared) -> Pat
     """An empty working folder with a good config in it, and a few broken things beside it."""
     (tmp_path / "good.yaml").write_text(yaml.safe_dump(TINY))
     (tmp_path / "broken.yaml").write_text("training: [1, 2\n")
+    (tmp_path / "space.yaml").write_text("base: good.yaml\nparameters: {lora.rank: {grid: [1, 2]}}\n")
     (tmp_path / "tab.yaml").write_text("training:\n\trounds: 3\n")
     (tmp_path / "list.yaml").write_text("- 1\n")
     (tmp_path / "corrupt.safetensors").write_bytes(b"not a checkpoint")
@@ -276,6 +277,42 @@ CASES = {
     "bytes of an unknown backbone": (("bytes", "--backbone", "vitt"), ["--backbone", "vitt"]),
     "bytes at rank 0": (("bytes", "--rank", "0"), ["--rank = 0", "greater than or equal to 1"]),
     "bytes of an unknown method": (("bytes", "--method", "nope"), ["--method", "unknown method"]),
+    "a file of another kind, run": (("run", "space.yaml"), ["is the space of a sweep", "sylva-ray tune space.yaml"]),
+    "a file of another kind, swept": (("tune", "good.yaml"), ["is an experiment", "sylva-ray run good.yaml"]),
+    "a file of another kind, pre-trained": (("pretrain", "good.yaml"), ["is an experiment", "run good.yaml"]),
+    "a value in place of a parameter": (
+        ("tune", "space.yaml", "parameters.lora.rank=3"),
+        ["parameters.lora.rank = 3", "e.g. {grid: [3]}"],
+    ),
+    "a word in place of a list": ((*RUN, "tracking.observers=wandb"), ["tracking.observers", "write [wandb] (more:"]),
+    "a word in place of a list of sections": ((*RUN, "evaluation.attacks=pgd"), ["write [{name: pgd}]"]),
+    "a number in place of a word or a section": ((*RUN, "training.windows=3"), ["'auto', or a section with keys"]),
+    "a word in place of a number or another word": (
+        (*RUN, "cluster.num_actors=per_clients"),
+        ["integer, or 'auto' or 'per_client'; did you mean 'per_client'?"],
+    ),
+    "a partition that is misspelt": (
+        (*RUN, "partition.kind=dirchlet"),
+        ["or package.module:name; did you mean 'dirichlet'?"],
+    ),
+    "a section that is no section": ((*RUN, "attack=null"), ["attack = null", "(more: sylva-ray show attack)"]),
+    "a key inside a list": ((*RUN, "evaluation.attacks.0.step=3"), ["(more: sylva-ray show evaluation.attacks)"]),
+    "a data set that needs arguments": (
+        (*RUN, "dataset.name=os.path:join"),
+        ["failed (TypeError", "must be a function without arguments"],
+    ),
+    "fewer images than one client needs": (
+        (*RUN, "partition.min_samples=1000"),
+        ["partition.num_clients", "lower partition.min_samples"],
+    ),
+    "a setting as an option": ((*RUN, "--seed", "3"), ["No such option: --seed", "KEY=VALUE: seed=..."]),
+    "an attack's unknown key": (("evaluate", "x", "--attack", "pgd:step=3"), ["pgd.step", "sylva-ray show pgd"]),
+    "an unknown attack": (("evaluate", "x", "--attack", "pgdd"), ["did you mean 'pgd'", "sylva-ray list attacks"]),
+    "a run's setting in tracking": (("track", "other_run", "seed=3"), ["only tracking.* can be changed here"]),
+    "a pre-training's setting": (
+        ("pretrain", "pretrain_tiny_imagenet", "training.epochs=0"),
+        ["training.epochs = 0: must be greater than or equal to 1\n"],
+    ),
     "unknown option": ((*RUN, "--outt", "x"), ["--outt"]),
     "unknown command": (("rnu",), ["rnu"]),
 }

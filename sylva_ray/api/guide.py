@@ -80,23 +80,25 @@ def describe(name: str, *, columns: int = 80, imports: Sequence[str | Path] = ()
 
 
 def where_to_read(key: str) -> str:
-    """Return how to read more about a setting or its section, after a space; nothing for other keys.
+    """Return how to read more about a setting, its section or an attack, after a space; nothing for other keys.
 
     Args:
-        key: of a `UserError`, e.g. ``attack.epsilon``.
+        key: of a `UserError`, e.g. ``attack.epsilon``, ``evaluation.attacks.0.steps`` or ``--attack pgd.steps``.
     """
-    section, dot, field = key.partition(".")
-    if not dot or "." in field:
-        return ""
+    if key == "--attack" or key.startswith("--attack "):
+        name = key.removeprefix("--attack").strip().partition(".")[0]
+        return f" (more: sylva-ray {f'show {name}' if name else 'list attacks'})"
+    section, field = [*key.split("."), ""][:2]
 
     from sylva_ray.config.experiment import ExperimentConfig
     from sylva_ray.core.sections import Section
 
     declared = ExperimentConfig.model_fields.get(section)
-    kind = declared.annotation if declared else None
-    if not (isinstance(kind, type) and issubclass(kind, Section)):
+    if declared is None:
         return ""
-    return f" (more: sylva-ray show {key if field in kind.model_fields else section})"
+    kind = declared.annotation
+    is_field = isinstance(kind, type) and issubclass(kind, Section) and field in kind.model_fields
+    return f" (more: sylva-ray show {f'{section}.{field}' if is_field else section})"
 
 
 def init(folder: str | Path, recipe: str = "digits") -> list[Path]:

@@ -195,10 +195,13 @@ def track(run: str | Path, overrides: Sequence[str] = ()) -> None:
         overrides: ``tracking.*`` as ``KEY=VALUE``, e.g. ``tracking.uri=...`` for another server.
 
     Raises:
-        UserError: no such run, or nothing in it yet.
+        UserError: no such run, nothing in it yet, or a setting of another section.
         RunError: MLflow did not receive everything.
     """
     check_texts("overrides", overrides)
+    for override in overrides:
+        if not override.strip().startswith("tracking."):
+            raise UserError("override", override, "would change the run; only tracking.* can be changed here")
     from sylva_ray.observers.mlflow.tracker import send_run
     from sylva_ray.storage.remote_copy import run_folder_at
 

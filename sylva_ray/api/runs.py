@@ -6,13 +6,14 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from sylva_ray.api.arguments import check_clients, check_show, check_texts
 from sylva_ray.config import experiment as experiments
 from sylva_ray.config.experiment import ExperimentConfig
-from sylva_ray.config.recipes import recipe_or_path
+from sylva_ray.config.recipes import asked_for, recipe_or_path
 from sylva_ray.config.schema import build, overridden
 from sylva_ray.config.stored import load_run_config
 from sylva_ray.core.bounds import MAX_DEPTH
@@ -92,7 +93,7 @@ def _load_config(config: Config, overrides: Sequence[str]) -> ExperimentConfig:
             "config", str(config), "is a URL, which only `resume` takes; give a YAML file or a local folder"
         )
     path = recipe_or_path("CONFIG", config, "experiment")
-    with asked_as("CONFIG", "file"):
+    with asked_for("CONFIG", path, "experiment"), asked_as("CONFIG", "file"):
         return load_run_config(path, overrides) if path.is_dir() else experiments.load_config(path, overrides)
 
 
@@ -320,7 +321,8 @@ def _run_sweep(
         loaded, folder_key = SweepFolder(path).load(), "SPACE" if out is None else "--out"
         out = path if out is None else out
     else:
-        loaded, folder_key = load_space(path, overrides), "--out"
+        with asked_for("SPACE", path, "space"):
+            loaded, folder_key = load_space(path, overrides), "--out"
     if resume and out is None:
         raise UserError("--resume", str(space), "needs --out FOLDER (or the sweep's folder in place of SPACE)")
 
@@ -390,6 +392,8 @@ def export(
     merged: bool = False,
     onnx: bool = False,
     allow_changed: bool = False,
+    show: Show = "progress",
+    log_format: LogFormat | None = None,
 ) -> list[Path]:
     """Write clients for other programs: PEFT adapters, or whole models, with model cards and a script to load them.
 
@@ -403,33 +407,42 @@ def export(
         merged: whether to write the whole model with the adapter merged in, too.
         onnx: whether to write the whole model as ONNX, too, with resizing and normalisation inside.
         allow_changed: whether the backbone's weights may differ from those of the run; the model cards then say so.
+        show: what is printed: a line per client with its number, seconds and time left, or its folder alone.
+        log_format: None: lines; ``plain``: with time stamps; ``json``: one JSON object per client.
 
     Returns:
         One folder per client.
 
     Raises:
         UserError: no such run or client, other weights of the backbone than the run had, packages for ONNX are
-            missing, or the folder holds other clients of another export.
+            missing, or the folder holds other clients of another export or something else.
     """
+    check_show(show, log_format)
     loaded = load_run(run)
     everyone = range(len(loaded.states))
     check_clients(clients, len(everyone))
     changed = _changed_backbone(run, loaded, allow_changed)
     chosen = everyone if clients is None else clients
     folder = output_path("--to", to, "folder")
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / "load.py").is_file():
+        raise UserError("--to", str(folder), "is not empty and holds no export; name another folder")
 
     from sylva_ray.models.export import CARD, ExportOptions, export_clients  # PyTorch: after what needs no model
+    from sylva_ray.reports.export_log import ExportLog
     from sylva_ray.reports.model_card import model_card
     from sylva_ray.storage.atomic import write_atomically
 
     summary = loaded.summary
-    names = None if summary is None else summary.class_names
-    folders = export_clients(loaded.config, loaded.states, chosen, folder, names, ExportOptions(merged, onnx))
-    if summary is not None:
-        for client, target in zip(chosen, folders, strict=True):
+    names, options = None if summary is None else summary.class_names, ExportOptions(merged, onnx)
+    log = ExportLog(partial(print, flush=True), len(chosen), show, log_format)
+
+    def finish(client: int, target: Path) -> None:
+        if summary is not None:
             files = [path.name for path in target.iterdir()]
             write_atomically(target / CARD, model_card(loaded.config, summary, client, files, changed))
-    return folders
+        log.on_client(target)
+
+    return export_clients(loaded.config, loaded.states, chosen, folder, names, options, on_client=finish)
 
 
 def _changed_backbone(run: str | Path, loaded: LoadedRun, allow_changed: bool) -> Sequence[str]:

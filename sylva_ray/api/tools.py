@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from sylva_ray.api.arguments import check_show, check_texts
 from sylva_ray.api.runs import Config, load_config
 from sylva_ray.config.experiment import AlgorithmSection, BackboneSection, LoraSection
-from sylva_ray.config.recipes import recipe_or_path
+from sylva_ray.config.recipes import asked_for, recipe_or_path
 from sylva_ray.config.schema import build
 from sylva_ray.core.errors import UserError, asked_as
 from sylva_ray.core.locations import local_path, output_path
@@ -64,8 +64,9 @@ def pretrain(
     from sylva_ray.pretraining.folder import PretrainFolder
     from sylva_ray.pretraining.progress import PretrainLog
 
-    with asked_as("CONFIG", "file"):
-        settings = load_pretrain_config(recipe_or_path("CONFIG", config, "pretraining"), overrides)
+    path = recipe_or_path("CONFIG", config, "pretraining")
+    with asked_for("CONFIG", path, "pretraining"), asked_as("CONFIG", "file"):
+        settings = load_pretrain_config(path, overrides)
     folder = output_path("--out", out, "folder")
     PretrainFolder(folder).check_claim(settings, resume)
     check_device(settings.training.device)

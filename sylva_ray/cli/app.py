@@ -35,7 +35,9 @@ class Commands(TyperGroup):
         except UserError as error:
             from sylva_ray import api
 
-            _fail(f"{error}{api.where_to_read(error.key)}", error.exit_code)
+            words = options.get("args") or args[:1] or sys.argv[1:]
+            more = "" if "pretrain" in words[:1] else api.where_to_read(error.key)  # `show` knows experiments only
+            _fail(f"{error}{more}", error.exit_code)
         except RunError as error:
             _fail(str(error), error.exit_code)
         except OSError as error:
@@ -44,7 +46,7 @@ class Commands(TyperGroup):
             _fail("interrupted: nothing was begun that can be resumed; the same command starts again", 130)
         except Exception as error:  # usage errors of typer have a method that formats their message
             if hasattr(error, "format_message"):
-                _fail(_in_our_words(error.format_message()), 2)
+                _fail(_in_our_words(error.format_message()) + _written_as_setting(error), 2)
             raise
         sys.exit(code if isinstance(code, int) else 0)
 
@@ -52,6 +54,14 @@ class Commands(TyperGroup):
 def _in_our_words(message: str) -> str:
     """Return a message about an option without the words of the library that checked its type."""
     return re.sub(", unable to parse.*$", "", message.replace("Value error, ", "").replace("Input should", "must"))
+
+
+def _written_as_setting(error: Any) -> str:
+    """Return that settings are no options, where somebody wrote one as if it were."""
+    name, context = getattr(error, "option_name", None), getattr(error, "ctx", None)
+    takes_settings = context is not None and any(parameter.name == "overrides" for parameter in context.command.params)
+    is_unknown = name is not None and hasattr(error, "possibilities") and not error.possibilities
+    return f"; settings are written KEY=VALUE: {name.lstrip('-')}=..." if is_unknown and takes_settings else ""
 
 
 def _fail(message: str, code: int) -> NoReturn:

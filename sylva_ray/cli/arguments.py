@@ -33,9 +33,7 @@ Verbose = Annotated[
 ]
 Log = Annotated[
     Literal["plain", "json"] | None,
-    typer.Option(
-        "--log-format", help="Lines with time stamps instead of bars: plain sentences, or one JSON object per event."
-    ),
+    typer.Option("--log-format", help="Lines with time stamps: plain sentences, or one JSON object per event."),
 ]
 
 

@@ -6,14 +6,17 @@ from typing import Annotated
 
 import typer
 
-from sylva_ray.cli.arguments import AllowChanged, Log, Overrides, show_of
+from sylva_ray.cli.arguments import AllowChanged, Log, show_of
 
 
 def pretrain(
     config: Annotated[
         str, typer.Argument(metavar="CONFIG", help="A YAML file or the name of a recipe, e.g. pretrain_tiny_imagenet.")
     ],
-    overrides: Overrides = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="KEY=VALUE", help="Settings that replace those of the file, e.g. training.epochs=5."),
+    ] = None,
     out: Annotated[
         str, typer.Option(metavar="FOLDER", help="Folder for checkpoints, log and result.")
     ] = "runs/pretrain",

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import typer
 
-from sylva_ray.cli.arguments import Overrides, RunFolder
+from sylva_ray.cli.arguments import RunFolder
 
 
-def track(run: RunFolder, overrides: Overrides = None) -> None:
+def track(
+    run: RunFolder,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="KEY=VALUE", help="Settings of tracking only, e.g. tracking.uri=http://HOST:5000."),
+    ] = None,
+) -> None:
     """Send a run to MLflow again.
 
-    Only what the server does not have yet is sent. Use tracking.uri=... for another server.
+    Only what the server does not have yet is sent.
     """
     from sylva_ray import api
 

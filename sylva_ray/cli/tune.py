@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from sylva_ray.cli.arguments import AllowChanged, Imports, Log, Overrides, Quiet, Verbose, show_of
+from sylva_ray.cli.arguments import AllowChanged, Imports, Log, Quiet, Verbose, show_of
 
 
 def tune(
@@ -16,7 +16,13 @@ def tune(
             metavar="SPACE", help="A YAML file or the name of a recipe; with --resume, the folder of a sweep."
         ),
     ],
-    overrides: Overrides = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="KEY=VALUE",
+            help="Settings of the space (search.num_points=30) or of the experiment of all trials (training.rounds=5).",
+        ),
+    ] = None,
     out: Annotated[str | None, typer.Option(metavar="FOLDER", help="Sweep folder (default: runs/NAME-TIME).")] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue a sweep: run the trials that have not finished.")

@@ -6,11 +6,14 @@ configuration or of a space is expected, the name of a recipe will do.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Literal
 
+from sylva_ray.config.schema import read_yaml
 from sylva_ray.core.errors import UserError
 from sylva_ray.core.locations import is_url, local_path
 from sylva_ray.core.text import did_you_mean
@@ -84,6 +87,48 @@ def recipe_or_path(key: str, value: str | Path, kind: RecipeKind) -> Path:
     fix = f"is neither a file nor a recipe; {did_you_mean(text, names)}Recipes: {', '.join(names)}"
     raise UserError(key, text, fix)
 
+
+@contextmanager
+def asked_for(key: str, path: str | Path, kind: RecipeKind) -> Iterator[None]:
+    """Name the command for a file, where the file is wrong because it is of another kind.
+
+    Args:
+        key: of the argument, for the message.
+        path: of the file.
+        kind: that the block expects.
+
+    Raises:
+        UserError: the block raised one; it is about the file if that is of another kind.
+    """
+    try:
+        yield
+    except UserError:
+        found = _kind_inside(Path(path))
+        if found is None or found == kind:
+            raise
+        fix = f"is {_ARTICLES[found]}, not {_ARTICLES[kind]}: {_COMMANDS[found]} {path}"
+        raise UserError(key, str(path), fix) from None
+
+
+def _kind_inside(path: Path) -> RecipeKind | None:
+    """Return of which kind a file is by the keys in it; None if it cannot be read or its keys do not say."""
+    try:
+        raw = read_yaml(path)
+    except UserError:
+        return None
+    training = raw.get("training")
+    if "parameters" in raw:
+        return "space"
+    if isinstance(training, dict) and training.keys() & {"warmup_epochs", "label_smoothing", "mixup", "crop_scale"}:
+        return "pretraining"
+    return "experiment" if raw.keys() & {"algorithm", "partition", "lora", "evaluation"} else None
+
+
+_ARTICLES: dict[RecipeKind, str] = {
+    "experiment": "an experiment",
+    "space": "the space of a sweep",
+    "pretraining": "a pre-training",
+}
 
 _COMMANDS: dict[RecipeKind, str] = {
     "experiment": "sylva-ray run",

@@ -127,7 +127,7 @@ _MESSAGES = {
     "model_attributes_type": "must be a section with keys of its own",
     "model_type": "must be a section with keys of its own",
     "string_type": "must be a text; write it in quotes",
-    "tuple_type": "must be a list, e.g. [a, b]; a single entry can be set only in a list that the file has",
+    "tuple_type": "must be a list",
 }
 """Messages for the types of problems that pydantic describes in the words of Python."""
 
@@ -161,8 +161,8 @@ def _to_user_error(schema: type[BaseModel], raw: Any, error: ValidationError, pr
     if kind == "missing":
         return UserError(key, None, "is missing, and must be given")
     if kind in _MESSAGES:
-        return UserError(key, value, _MESSAGES[kind] + _example(key, value, kind, _section_at(schema, parts)))
-    return UserError(key, value, _fix_of_value(key, value, problem))
+        return UserError(key, value, _MESSAGES[kind] + _example(key, value, kind, _sections_at(schema, parts)))
+    return UserError(key, value, _fix_of_value(key, value, problem) + _or_else(raw, problem, error))
 
 
 def _fix_of_value(key: str, value: Any, problem: ErrorDetails) -> str:
@@ -179,13 +179,37 @@ def _fix_of_value(key: str, value: Any, problem: ErrorDetails) -> str:
     return re.sub(r"^\w+ should", "must", description) or "is not valid"
 
 
-def _example(key: str, value: Any, kind: str, section: type[BaseModel] | None) -> str:
-    """Return how to write what was meant where a section is missing, as the end of a message."""
+def _example(key: str, value: Any, kind: str, sections: Sequence[type[BaseModel]]) -> str:
+    """Return how to write what was meant where a section or a list is missing, as the end of a message."""
+    is_word = isinstance(value, str) and value.isidentifier()
+    if kind == "tuple_type":
+        if is_word:
+            return f": write [{f'{{name: {value}}}' if sections else value}]"
+        return ", e.g. [a, b]; a single entry can be set only in a list that the file has"
     if kind not in ("dict_type", "model_attributes_type", "model_type"):
         return ""
-    if value is None and section is not None and "enabled" in section.model_fields:
+    if value is None and len(sections) == 1 and "enabled" in sections[0].model_fields:
         return f"; to leave it out: {key}.enabled=false"
-    return f", e.g. {{name: {value}}}" if isinstance(value, str) and value.isidentifier() else ""
+    return f", e.g. {{name: {value}}}" if is_word else ""
+
+
+def _or_else(raw: Any, problem: ErrorDetails, error: ValidationError) -> str:
+    """Return what else is allowed where a value may be of several kinds, and what a misspelt word may have meant."""
+    parts, field = _parts(raw, problem), problem["loc"][:-1]
+    others = [] if not parts or parts[-1][1] else [e for e in error.errors() if e["loc"][:-1] == field and e != problem]
+    fixes = [_ALTERNATIVES.get(other["type"]) or _fix_of_value("", None, other) for other in others]
+    more = "".join(f", or {fix.removeprefix('must be ').removeprefix('a valid ')}" for fix in dict.fromkeys(fixes))
+    known = re.findall(r"'([^']+)'", " ".join(str(e["ctx"]["expected"]) for e in [problem, *others] if _is_word(e)))
+    hint = did_you_mean(problem["input"], known) if isinstance(problem["input"], str) else ""
+    return f"{more}; {hint.strip()}" if hint else more
+
+
+def _is_word(problem: ErrorDetails) -> bool:
+    return problem["type"] == "literal_error"
+
+
+_ALTERNATIVES = {"string_pattern_mismatch": "package.module:name", "model_type": "a section with keys of its own"}
+"""What is allowed where a value is none of the words that are."""
 
 
 def _closest(raw: Any, error: ValidationError) -> ErrorDetails:
@@ -213,6 +237,12 @@ def _parts(raw: Any, problem: ErrorDetails) -> list[tuple[int | str, bool]]:
 
 def _section_at(schema: type[BaseModel], parts: Sequence[tuple[int | str, bool]]) -> type[BaseModel] | None:
     """Return the section at a location, if the location decides it."""
+    sections = _sections_at(schema, parts)
+    return sections[0] if len(sections) == 1 else None
+
+
+def _sections_at(schema: type[BaseModel], parts: Sequence[tuple[int | str, bool]]) -> list[type[BaseModel]]:
+    """Return the sections that may be at a location."""
     sections = [schema]
     for part, is_key in parts:
         if not is_key:
@@ -220,7 +250,7 @@ def _section_at(schema: type[BaseModel], parts: Sequence[tuple[int | str, bool]]
         elif not isinstance(part, int):
             fields = sections[0].model_fields if sections else {}
             sections = _sections_in(fields[part].annotation) if part in fields else []
-    return sections[0] if len(sections) == 1 else None
+    return sections
 
 
 def _name_of(section: type[BaseModel]) -> Any:
@@ -310,7 +340,8 @@ def _check_dotted(key: str, value: Any) -> list[str]:
 def _index(entries: Sequence[Any], part: str, key: str, value: Any) -> int:
     if not (part.isascii() and part.isdigit() and len(part) < 10 and int(part) < len(entries)):
         has = f"0 to {len(entries) - 1}" if entries else "none"
-        raise UserError(key, value, f"{part!r} is not an entry of the list there, which has {has}")
+        example = f", e.g. {key.replace(f'.{part}', f'.0.{part}', 1)}" if entries and part.isidentifier() else ""
+        raise UserError(key, value, f"{part!r} is not an entry of the list there, which has {has}{example}")
     return int(part)
 
 

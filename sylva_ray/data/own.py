@@ -52,12 +52,14 @@ def read_own(name: str) -> Sources:
     if name in _added:
         return sources_of(name, _added[name])
     function = load_own("dataset.name", name, GROUP)
+    needed = "must be a function without arguments that returns a training half and a test half"
     if not callable(function):
-        raise UserError("dataset.name", name, "must be a function that returns a training half and a test half")
+        raise UserError("dataset.name", name, needed)
     try:
         halves = function()
     except Exception as error:  # code that is not ours may raise anything
-        raise UserError("dataset.name", name, f"failed ({type(error).__name__}: {reason_of(error)})") from None
+        fix = f"failed ({type(error).__name__}: {reason_of(error)}); it {needed}"
+        raise UserError("dataset.name", name, fix) from None
     return sources_of(name, halves)
 
 

@@ -40,7 +40,8 @@ def partition_labels(labels: np.ndarray, section: PartitionSection, seed: int) -
     n, clients, minimum = len(labels), section.num_clients, section.min_samples
     if clients * minimum > n:
         limits = f"{n} training images are too few for {minimum} each (partition.min_samples)"
-        raise UserError("partition.num_clients", clients, f"{limits}; use at most {n // minimum} clients")
+        fewer = f"use at most {n // minimum} clients" if n >= minimum else "lower partition.min_samples, or use more"
+        raise UserError("partition.num_clients", clients, f"{limits}; {fewer}")
     num_classes = len(np.unique(labels))
     if section.kind == "pathological" and section.classes_per_client > num_classes:
         raise UserError(

@@ -288,7 +288,7 @@ def _is_adaptable(layer: nn.Module) -> bool:
 def _no_such_layer(backbone: Backbone, target: str, lora: LoraSection) -> UserError:
     """Return the error for a name that matches no layer; if it is a default, its cause is the backbone."""
     modules = dict(backbone.model.named_modules())
-    linear = sorted({_tail(name) for name, m in modules.items() if isinstance(m, nn.Linear) and "." in name})
+    linear = sorted({_tail(n) for n, m in modules.items() if isinstance(m, nn.Linear) and n != backbone.head_name})
     if linear:
         return UserError("lora.target_modules", target, f"matches no layer; this model has {', '.join(linear)}")
     known = "this model has no linear layer but its head"

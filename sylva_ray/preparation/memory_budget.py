@@ -84,7 +84,9 @@ def resident_bytes() -> int:
 def size_text(num_bytes: int) -> str:
     """Return a size in words.
 
-    >>> size_text(1_530_000_000), size_text(74_000_000)
-    ('1.53 GB', '74 MB')
+    >>> size_text(1_530_000_000), size_text(74_000_000), size_text(465_528)
+    ('1.53 GB', '74 MB', '466 kB')
     """
-    return f"{num_bytes / 1e9:.2f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:.0f} MB"
+    if num_bytes >= 1e9:
+        return f"{num_bytes / 1e9:.2f} GB"
+    return f"{num_bytes / 1e6:.0f} MB" if num_bytes >= 1e6 else f"{num_bytes / 1e3:.0f} kB"

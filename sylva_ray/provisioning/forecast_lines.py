@@ -123,7 +123,7 @@ def table_rows(found: Forecast, cards: Sequence[Card] = tuple(CARDS.values())) -
                 str(plan.windows.train),
                 duration(found.round_seconds(gpus)),
                 duration(3600 * hours),
-                f"${hours * _hourly(card):.2g}",
+                _price(hours * _hourly(card)),
             )
         )
     return rows
@@ -196,6 +196,10 @@ def duration(seconds: float) -> str:
     if seconds < 120:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def _price(dollars: float) -> str:
+    return f"${dollars:.2g}" if dollars >= 0.01 else "<$0.01"
 
 
 def _windows(plan: MemoryPlan) -> str:

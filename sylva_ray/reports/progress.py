@@ -27,6 +27,7 @@ from rich.text import Text
 from sylva_ray.core.records import StageRecord
 from sylva_ray.core.text import duration
 from sylva_ray.federation.observer import Notice, Observer, StageStarted, TaskDone
+from sylva_ray.metrics.checks import UNBOUNDED
 from sylva_ray.reports.console import print_lines
 from sylva_ray.reports.evaluation_log import EvaluationLog
 
@@ -151,7 +152,7 @@ def stage_lines(stage: StageStarted, record: StageRecord, seconds_left: float, w
     """
     count = f"{stage.step + 1:>{len(str(stage.num_steps))}}/{stage.num_steps}"
     eta = f"  eta {duration(seconds_left)}" if stage.step + 1 < stage.num_steps else ""
-    line = f"{count}  {stage.title:<26} {record.seconds['wall']:6.1f} s{eta}"
+    line = f"{count}  {stage.title:<29} {record.seconds['wall']:6.1f} s{eta}"
     numbers = record_numbers(record)
     if not numbers:
         return [line]
@@ -174,10 +175,11 @@ def mean_metrics(record: StageRecord) -> dict[str, dict[str, float]]:
 
 
 def record_numbers(record: StageRecord) -> list[str]:
-    """Return mean loss and mean accuracies of a record as texts."""
+    """Return mean loss and mean accuracies of a record as texts; ``unbounded`` is the attack of check S4."""
     means = mean_metrics(record)
     parts = [f"loss {means['metrics']['loss']:.3f}"] if "loss" in means["metrics"] else []
-    return parts + [f"{condition} {value:.1%}" for condition, value in means["accuracy"].items()]
+    accuracies = {{UNBOUNDED.label: "unbounded"}.get(name, name): value for name, value in means["accuracy"].items()}
+    return parts + [f"{condition} {value:.1%}" for condition, value in accuracies.items()]
 
 
 def task_text(done: TaskDone) -> str:

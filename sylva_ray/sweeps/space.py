@@ -291,6 +291,11 @@ def resolved_space(raw: Mapping[str, Any]) -> Space:
     parameters = raw.get("parameters") or {}
     if not isinstance(parameters, Mapping):
         raise UserError("parameters", parameters, "must be a mapping")
+    for key, value in parameters.items():
+        if not isinstance(value, Mapping):
+            example = value if isinstance(value, list) else [value]
+            fix = f"must say where values come from, e.g. {{grid: {json.dumps(example, default=str)}}}"
+            raise UserError(f"parameters.{key}", value, fix)
     built = {str(key): build(Parameter, value, f"parameters.{key}") for key, value in parameters.items()}
     return build(Space, dict(raw) | {"parameters": built})
 

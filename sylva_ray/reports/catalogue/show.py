@@ -220,8 +220,8 @@ def _partition_lines(name: str, columns: int) -> list[str]:
 
 
 def _recipe_lines(name: str, columns: int) -> list[str]:
-    del columns
-    return recipes()[name].path.read_text(encoding="utf-8").rstrip().splitlines()
+    text = recipes()[name].path.read_text(encoding="utf-8").rstrip().splitlines()
+    return [*_entry_lines(name, columns), "", *text] if _dataset(name) is not None else text
 
 
 def _entry_lines(name: str, columns: int) -> list[str]:
@@ -239,13 +239,13 @@ def _dataset(name: str) -> Entry | None:
 
 _Known = Callable[[str], bool]
 _KINDS: tuple[tuple[_Known, Callable[[str, int], list[str]]], ...] = (
-    (lambda name: _dataset(name) is not None and name not in recipes(), _entry_lines),
+    (lambda name: name in recipes(), _recipe_lines),
+    (lambda name: _dataset(name) is not None, _entry_lines),
     (lambda name: name in ALGORITHMS or ":" in name, _method_lines),
     (ATTACKS.__contains__, _attack_lines),
     (CHECK_TITLES.__contains__, _check_lines),
     (SHIPPED.__contains__, _backbone_lines),
     (PARTITIONS.__contains__, _partition_lines),
-    (lambda name: name in recipes(), _recipe_lines),
 )
 """What else may have a name, in the order in which it is looked for."""
 
