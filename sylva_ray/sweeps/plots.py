@@ -13,7 +13,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, PercentFormatter
 
 from sylva_ray.reports.compare.rows import short_key
-from sylva_ray.reports.figures.style import LIGHT, add_legend, is_narrow, new_figure, style
+from sylva_ray.reports.figures.style import LIGHT, add_hint, add_legend, is_narrow, new_figure, style
 from sylva_ray.reports.figures.tradeoff import Panel, PlotPoint, draw_tradeoff
 from sylva_ray.sweeps.metrics import ACCURACIES, COSTS
 from sylva_ray.sweeps.points import number_of, value_text
@@ -99,6 +99,10 @@ def _effect(axes: Axes, key: str, parameter: Parameter, points: Sequence[Point])
             continue
         x, y = np.array(known).T
         axes.plot(x, y, "o", ms=3, color=colour, alpha=0.4)
+        for point, place in zip(points, places, strict=True):
+            if metric in point.metrics:
+                mean = point.metrics[metric].mean
+                add_hint(axes, place, mean, f"{point.label}: {metric.replace('_', ' ')} {100 * mean:.1f} %")
         if ticks is not None:
             levels = np.unique(x)
             axes.plot(levels, [y[x == level].mean() for level in levels], "o-", ms=5, lw=1.6, color=colour)

@@ -293,6 +293,8 @@ def test_the_page_is_self_contained_and_complete() -> None:
     assert "PGD-20 at epsilon 8/255" in tags.text
     assert "balanced PGD-20 at epsilon 8/255 accuracy" in tags.text
     assert "runs/x has not finished" in tags.text
+    number = "[0-9.]+ ± [0-9.]+ %"
+    assert re.search(f"<title>{rows[1].name}: benign accuracy, balanced {number}, robust .* {number}</title>", html)
 
 
 def test_all_svg_colours_follow_the_scheme() -> None:

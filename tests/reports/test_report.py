@@ -255,6 +255,8 @@ def test_points_say_what_they_are_under_the_pointer(tmp_path: Path) -> None:
     assert re.search(
         r"<title>benign, warm-up: [0-9.]+ %; middle 80 % of the clients [0-9.]+ to [0-9.]+ %</title>", html
     )
+    assert re.search(r"<title>benign, round 2: [0-9.]+ %;", html)
+    assert re.search(r"<title>training loss, round 2: [0-9.]+</title>", html)
     assert "hint:" not in html
     assert page.tags.count("svg") == 12
 

@@ -149,6 +149,7 @@ def test_the_report_is_one_page_with_every_point_and_plot(metrics: tuple[str, ..
     page = render(sweep)
     assert all(point.name in page for point in sweep.points)
     assert page.count("<svg") == 8  # each twice: wide, and for phones
+    assert "<title>rank=4: robust accuracy 40.0 %</title>" in page
     assert "http" not in page.replace("http://www.w3.org", "")
     assert "&lt;b&gt;CUDA" in page
     assert "S14" in page

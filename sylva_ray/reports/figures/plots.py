@@ -93,7 +93,7 @@ def _accuracy(records: Sequence[StageRecord], summary: Summary | None, titles: M
     figure = new_figure(4.6 if losses else 3.4)
     axes, below = figure.subplots(2, 1, sharex=True, height_ratios=[5, 2]) if losses else (figure.subplots(), None)
     evaluated = [(record.step, record.evaluation) for record in records if record.evaluation]
-    handles: list[Any] = []
+    names, handles = _step_names(records), list[Any]()
     for index, condition in enumerate(["benign", *robust_conditions(records)]):
         colour = LIGHT[f"series-{index % 6 + 1}"]
         points = [(step, evaluation[condition].accuracy) for step, evaluation in evaluated if condition in evaluation]
@@ -104,7 +104,7 @@ def _accuracy(records: Sequence[StageRecord], summary: Summary | None, titles: M
         means = [np.mean(values) for _, values in points]
         handles += axes.plot(steps, means, "o-", color=colour, ms=4, label=label)
         for step, mean, least, most in zip(steps, means, low, high, strict=True):
-            name = title_of(records[step].stage) if step < len(records) else f"step {step}"
+            name = names.get(step, f"step {step}")
             spread = f"middle 80 % of the clients {100 * least:.1f} to {100 * most:.1f} %"
             add_hint(axes, step, float(mean), f"{label}, {name}: {100 * mean:.1f} %; {spread}")
     if summary is not None:
@@ -120,6 +120,9 @@ def _accuracy(records: Sequence[StageRecord], summary: Summary | None, titles: M
     accuracy_axis(axes)
     if below is not None:
         below.plot(*zip(*losses, strict=True), "o-", color=LIGHT["muted"], ms=3, lw=1.4)
+        for step, loss in losses:
+            if np.isfinite(loss):
+                add_hint(below, step, float(loss), f"training loss, {names.get(step, f'step {step}')}: {loss:.3f}")
         top = max((loss for _, loss in losses if np.isfinite(loss)), default=1.0)
         below.set(ylabel="training loss", ylim=(0, 1.1 * top or 1.0))
         below.grid(axis="y")
@@ -127,6 +130,13 @@ def _accuracy(records: Sequence[StageRecord], summary: Summary | None, titles: M
     _step_axis(below or axes, records)
     add_legend(figure, handles, 3)
     return figure
+
+
+def _step_names(records: Sequence[StageRecord]) -> dict[int, str]:
+    """Return the title of every step's stage, and of a round of phase 1 its number."""
+    rounds = [record.step for record in records if is_exchange(record.stage)]
+    titles = {record.step: title_of(record.stage) for record in records}
+    return titles | {step: f"round {number}" for number, step in enumerate(rounds, 1)}
 
 
 def _step_axis(axes: Axes, records: Sequence[StageRecord]) -> None:

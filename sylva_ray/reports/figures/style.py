@@ -136,7 +136,7 @@ def accuracy_axis(axes: Axes) -> None:
 def add_hint(axes: Axes, x: float, y: float, text: str) -> None:
     """Show a text while the pointer is over a point, in figures for screens that have one."""
     if not is_narrow():
-        axes.plot([x], [y], "o", ms=10, alpha=0, gid=f"{_HINT}{text}")
+        axes.plot([x], [y], "o", ms=10, alpha=0, zorder=10, gid=f"{_HINT}{text}")
 
 
 _HINT = "hint:"

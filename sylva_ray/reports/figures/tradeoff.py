@@ -16,7 +16,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from sylva_ray.reports.figures.labels import place_labels, write_labels
-from sylva_ray.reports.figures.style import LIGHT, add_legend, is_narrow, new_figure, style
+from sylva_ray.reports.figures.style import LIGHT, add_hint, add_legend, is_narrow, new_figure, style
 from sylva_ray.reports.pages.wording import bytes_text
 
 LABEL_SIZE = 8.0
@@ -167,6 +167,7 @@ def _draw_points(axes: Axes, panel: Panel) -> None:
             )
         marker = "D" if point.phase1 else "o"
         axes.plot(x, point.y, marker, ms=point.size, mfc=face, mec=LIGHT["series-1"], mew=1.3, zorder=3)
+        add_hint(axes, x, point.y, _hint(panel, point))
     front = _front(panel)
     if len(front) > 1:
         axes.plot(*zip(*front, strict=True), color=LIGHT["series-1"], lw=1, alpha=0.35, zorder=1)
@@ -185,6 +186,16 @@ def _draw_points(axes: Axes, panel: Panel) -> None:
         low = min(point.x - point.x_std for point in panel.points)
         high = max(point.x + point.x_std for point in panel.points)
         axes.set_xlim(*_padded(low, high))
+
+
+def _hint(panel: Panel, point: PlotPoint) -> str:
+    """Return what a point is and its numbers, for the pointer."""
+    across = bytes_text(point.x) if panel.in_bytes else _with_std(point.x, point.x_std)
+    return f"{point.name}: {panel.x_label} {across}, {panel.y_label} {_with_std(point.y, point.y_std)}"
+
+
+def _with_std(value: float, std: float) -> str:
+    return f"{100 * value:.1f}{f' ± {100 * std:.1f}' if std else ''} %"
 
 
 _PERCENT = FuncFormatter(lambda value, _: f"{100 * value:.3g}%" if value > -1e-9 else "")
