@@ -361,6 +361,18 @@ def test_a_run_that_fails_says_how_to_resume(
 
 
 @pytest.mark.usefixtures("here")
+def test_an_interruption_before_anything_was_begun_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*arguments: object) -> None:
+        del arguments
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sylva_ray.config.experiment.load_config", interrupt)
+    code, err = call(*RUN)
+    assert code == 130
+    assert err.strip().startswith("sylva-ray: interrupted: nothing was begun")
+
+
+@pytest.mark.usefixtures("here")
 def test_an_interrupted_pre_training_says_what_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(config: object, out: Path, *others: object) -> None:
         del config, others

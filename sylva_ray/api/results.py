@@ -147,7 +147,7 @@ def compare(
     from sylva_ray.observers.sources import load_runs
     from sylva_ray.reports import compare as comparison
     from sylva_ray.reports.compare.files import check_targets, write
-    from sylva_ray.reports.console import create_console, print_lines
+    from sylva_ray.reports.console import create_console, print_lines, wrapped
     from sylva_ray.storage.remote_copy import run_folder_at
 
     targets = check_targets(out)
@@ -160,7 +160,7 @@ def compare(
         console.print(table)
         console.print()
     for style, lines in comparison.remarks(rows, left_out):
-        print_lines(console, lines, style)
+        print_lines(console, wrapped(console, lines, 2), style)
     for target in targets:
         write(rows, target, left_out)
     print_lines(console, targets)

@@ -24,6 +24,9 @@ from sylva_ray.cli.tune import tune
 from sylva_ray.cli.version import version
 from sylva_ray.core.errors import RunError, UserError, error_line
 
+INTERRUPTED = 130
+"""The exit code after Ctrl-C; which of an exception and a returned code tells of it depends on the version of typer."""
+
 
 class Commands(TyperGroup):
     """A group of commands that prints every error as one line on standard error and sets the exit code."""
@@ -43,11 +46,13 @@ class Commands(TyperGroup):
         except OSError as error:
             _fail(f"{error.filename or 'file system'}: {error.strerror or error}", 1)
         except typer.Abort:
-            _fail("interrupted: nothing was begun that can be resumed; the same command starts again", 130)
+            code = INTERRUPTED
         except Exception as error:  # usage errors of typer have a method that formats their message
             if hasattr(error, "format_message"):
                 _fail(_in_our_words(error.format_message()) + _written_as_setting(error), 2)
             raise
+        if code == INTERRUPTED:  # no error of ours, which would say how to resume
+            _fail("interrupted: nothing was begun that can be resumed; the same command starts again", INTERRUPTED)
         sys.exit(code if isinstance(code, int) else 0)
 
 

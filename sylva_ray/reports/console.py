@@ -44,7 +44,7 @@ def wrapped(console: Console, lines: Iterable[str], indent: int) -> list[str]:
     if not console.is_terminal:
         return list(lines)
     wrapper = TextWrapper(console.width, subsequent_indent=" " * indent, break_long_words=False, break_on_hyphens=False)
-    return [part for line in lines for part in wrapper.wrap(line)]
+    return [part for line in lines for part in wrapper.wrap(line) or [""]]
 
 
 def working_on(console: Console, what: str, quiet: bool) -> AbstractContextManager[object]:
