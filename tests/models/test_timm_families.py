@@ -148,6 +148,7 @@ def test_no_target_at_all_is_refused_by_the_configuration() -> None:
     assert str(caught.value) == "lora.target_modules = []: must have at least 1 item"
 
 
-def test_a_model_without_linear_layers_says_so() -> None:
+@pytest.mark.parametrize("name", ["resnet18", "regnetx_002"])  # whose heads are fc and head.fc
+def test_a_model_without_linear_layers_says_so(name: str) -> None:
     with pytest.raises(UserError, match="this model has no linear layer but its head"):
-        attempt("resnet18", "attn.qkv")
+        attempt(name, "attn.qkv")

@@ -17,7 +17,7 @@ from sylva_ray.provisioning.cards import CARDS, GIB, MACHINES
 from sylva_ray.provisioning.demand import estimate_demand
 from sylva_ray.provisioning.fit import check_fit
 from sylva_ray.provisioning.forecast import CPU_SHARE, EFFICIENCY, Forecast, Gpus, forecast, forecast_of, share_bytes
-from sylva_ray.provisioning.forecast_lines import cluster_lines, duration, run_lines, table_rows
+from sylva_ray.provisioning.forecast_lines import _price, cluster_lines, duration, run_lines, table_rows
 from sylva_ray.provisioning.launcher_file import LauncherFile, NodeType
 
 ROOT = Path(__file__).parents[2]
@@ -233,6 +233,10 @@ def test_durations() -> None:
         "120 min",
         "2.0 h",
     ]
+
+
+def test_a_price_below_a_cent_is_no_number_with_an_exponent() -> None:
+    assert [_price(dollars) for dollars in (8.2e-05, 0.012, 3.4)] == ["<$0.01", "$0.012", "$3.4"]
 
 
 def test_run_lines_of_a_cluster_name_ram_and_leave_the_card_to_the_table() -> None:

@@ -82,6 +82,12 @@ def test_whatever_has_a_name_can_be_shown(name: str) -> None:
     assert all(f"paper {paper}" in " ".join(" ".join(lines).split()) for paper in papers)
 
 
+def test_a_recipe_named_like_its_data_set_shows_both() -> None:
+    text = "\n".join(describe("digits"))
+    assert "dataset.name=digits" in text
+    assert "\nname: digits\n" in text
+
+
 OWN_BASELINES = {"per_lora", "per_adv"}
 """Methods that no paper describes."""
 

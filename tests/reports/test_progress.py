@@ -111,6 +111,14 @@ def test_no_terminal_cuts_what_was_measured(folder: RunFolder, width: int) -> No
         assert all(number in text for number in record_numbers(record))
 
 
+def test_the_attack_of_a_check_is_named_as_such(folder: RunFolder) -> None:
+    record = folder.load_records()[-1]
+    assert "pgd20-eps255" in (record.evaluation or {})
+    texts = record_numbers(record)
+    assert any(text.startswith("unbounded ") for text in texts)
+    assert not any("eps255" in text for text in texts)
+
+
 def test_a_stage_has_one_line_where_it_fits_and_an_indented_second_one_elsewhere(folder: RunFolder) -> None:
     record = next(record for record in folder.load_records() if record.evaluation)
     stage, numbers = StageStarted(1, 9, "round 1"), "  ".join(record_numbers(record))
