@@ -18,7 +18,10 @@ import yaml
 import sylva_ray.api
 from sylva_ray.config.experiment import ExperimentConfig
 from sylva_ray.core.errors import UserError
+from sylva_ray.federation.observer import Observer
+from sylva_ray.storage.run_folder import RunFolder
 from tests.conftest import TINY
+from tests.reports.synthetic_run import make_run
 from tests.test_architecture import ROOT
 
 
@@ -90,7 +93,10 @@ def test_evaluation_export_and_comparison(
     folder, _ = run
     found = sylva_ray.evaluate(folder, ["fgsm"], images=4, out=tmp_path / "found.json", show="nothing")
     assert json.loads(json.dumps(found.to_json())) == json.loads((tmp_path / "found.json").read_text())
-    assert [path.name for path in sylva_ray.export(folder, tmp_path / "out", [2, 0])] == ["client_002", "client_000"]
+    assert [path.name for path in sylva_ray.export(folder, tmp_path / "out", [2, 0], show="nothing")] == [
+        "client_002",
+        "client_000",
+    ]
     with pytest.raises(UserError, match="all or 0 to 2"):
         sylva_ray.export(folder, tmp_path / "out", [3])
     rows = sylva_ray.compare([folder], out=[tmp_path / "table.md"], show="nothing")
@@ -140,6 +146,23 @@ def test_a_wrong_request_is_refused_before_data_and_model_are_loaded(
     with pytest.raises(UserError) as caught:
         sylva_ray.evaluate(run[0], **options)
     assert str(caught.value).startswith(says)
+
+
+def test_the_callback_of_the_documentation_sees_losses(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    text = (ROOT / "docs" / "own_parts.md").read_text()
+    (code,) = re.findall(r"^```python\n(import sylva_ray\n.*?)^```", text, re.M | re.S)
+    make_run(tmp_path)
+    records = RunFolder(tmp_path).load_records()
+
+    def run(config: str, *, out: str, observer: Observer) -> None:
+        del config, out
+        for record in records:
+            observer.on_record(record)
+
+    monkeypatch.setattr("sylva_ray.api.run", run)
+    names: dict[str, Any] = {}
+    exec(compile(code, "own_parts.md", "exec"), names)
+    assert list(names["losses"].seen) == [record.step for record in records if record.metrics.get("loss")] != []
 
 
 def test_the_python_code_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -40,3 +40,22 @@ def test_every_long_command_can_be_quiet_and_log(command: str) -> None:
     assert "--quiet" in text
     assert "--log-format" in text
     assert ("--verbose" in text) == (command != "pretrain")  # whose epochs are lines anyway
+
+
+@pytest.mark.parametrize(
+    ("words", "names"),
+    [
+        (["run", "di"], ["digits"]),
+        (["tune", "gr"], ["grid"]),
+        (["pretrain", "pre"], ["pretrain_tiny_imagenet", "pretrain_tiny_imagenet_robust"]),
+        (["init", "x", "--recipe", "vit_b"], ["vit_base"]),
+        (["list", "at"], ["attacks"]),
+        (["exp"], ["export"]),
+    ],
+)
+def test_a_shell_completes_commands_kinds_and_recipes(words: list[str], names: list[str]) -> None:
+    given = {"_SYLVA_RAY_COMPLETE": "complete_bash", "COMP_WORDS": " ".join(["sylva-ray", *words])}
+    result = CliRunner().invoke(
+        app, [], prog_name="sylva-ray", env=given | {"COMP_CWORD": str(len(words))}, standalone_mode=False
+    )
+    assert result.stdout.split() == names

@@ -336,3 +336,7 @@ def test_objects_of_the_process_are_a_data_set(tmp_path: Path) -> None:
         sylva_ray.add_dataset("a/b", Stripes(4, seed=0), Stripes(4, seed=0))
     with pytest.raises(UserError, match="has no __getitem__"):
         sylva_ray.add_dataset("numbers", {1, 2}, {3})
+    with pytest.raises(UserError, match="numbers, training half': is empty"):
+        sylva_ray.add_dataset("numbers", [], [])
+    with pytest.raises(UserError, match="numbers, training half': has labels of type float64"):
+        sylva_ray.add_dataset("numbers", [(0, 0.5)], [(0, 1)])

@@ -37,6 +37,40 @@ Log = Annotated[
 ]
 
 
+def complete_kinds(incomplete: str) -> list[str]:
+    """Return the kinds of `sylva-ray list` that begin with a text, for the completion of shells."""
+    from sylva_ray import api
+
+    return [kind for kind in api.KINDS if kind.startswith(incomplete)]
+
+
+def complete_recipes(incomplete: str) -> list[str]:
+    """Return the names of recipes that begin with a text, for the completion of shells."""
+    return _recipes("", incomplete)
+
+
+def complete_experiments(incomplete: str) -> list[str]:
+    """Return likewise the recipes of experiments."""
+    return _recipes("experiment", incomplete)
+
+
+def complete_spaces(incomplete: str) -> list[str]:
+    """Return likewise the recipes of spaces."""
+    return _recipes("space", incomplete)
+
+
+def complete_pretrainings(incomplete: str) -> list[str]:
+    """Return likewise the recipes of pre-trainings."""
+    return _recipes("pretraining", incomplete)
+
+
+def _recipes(kind: str, beginning: str) -> list[str]:
+    from sylva_ray import api
+
+    entries = api.catalogue("recipes")
+    return [entry.name for entry in entries if entry.summary.startswith(kind) and entry.name.startswith(beginning)]
+
+
 def show_of(quiet: bool, verbose: bool) -> Literal["tasks", "progress", "result"]:
     """Return what is printed with these options.
 

@@ -7,14 +7,16 @@ from typing import Annotated
 
 import typer
 
-from sylva_ray.cli.arguments import Imports
+from sylva_ray.cli.arguments import Imports, complete_kinds, complete_recipes
 
 
 def list_names(
     kind: Annotated[
         str | None,
         typer.Argument(
-            metavar="KIND", help="methods, attacks, datasets, backbones, partitions, checks or recipes (default: all)."
+            metavar="KIND",
+            help="methods, attacks, datasets, backbones, partitions, checks or recipes (default: all).",
+            autocompletion=complete_kinds,
         ),
     ] = None,
 ) -> None:
@@ -49,7 +51,12 @@ def show(
 def init(
     folder: Annotated[str, typer.Argument(metavar="DIR", help="A folder, which may be new.")],
     recipe: Annotated[
-        str, typer.Option(metavar="NAME", help="The recipe to copy, see `sylva-ray list recipes`.")
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="The recipe to copy, see `sylva-ray list recipes`.",
+            autocompletion=complete_recipes,
+        ),
     ] = "digits",
 ) -> None:
     """Copy a recipe to a folder, to be changed there.

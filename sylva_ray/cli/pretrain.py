@@ -6,12 +6,17 @@ from typing import Annotated
 
 import typer
 
-from sylva_ray.cli.arguments import AllowChanged, Log, show_of
+from sylva_ray.cli.arguments import AllowChanged, Log, complete_pretrainings, show_of
 
 
 def pretrain(
     config: Annotated[
-        str, typer.Argument(metavar="CONFIG", help="A YAML file or the name of a recipe, e.g. pretrain_tiny_imagenet.")
+        str,
+        typer.Argument(
+            metavar="CONFIG",
+            help="A YAML file or the name of a recipe, e.g. pretrain_tiny_imagenet.",
+            autocompletion=complete_pretrainings,
+        ),
     ],
     overrides: Annotated[
         list[str] | None,

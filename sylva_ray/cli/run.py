@@ -7,14 +7,16 @@ from typing import Annotated
 
 import typer
 
-from sylva_ray.cli.arguments import AllowChanged, Imports, Log, Overrides, Quiet, Verbose, show_of
+from sylva_ray.cli.arguments import AllowChanged, Imports, Log, Overrides, Quiet, Verbose, complete_experiments, show_of
 
 
 def run(
     config: Annotated[
         str,
         typer.Argument(
-            metavar="CONFIG", help="A YAML file or the name of a recipe; with --resume, a run folder or its URL."
+            metavar="CONFIG",
+            help="A YAML file or the name of a recipe; with --resume, a run folder or its URL.",
+            autocompletion=complete_experiments,
         ),
     ],
     overrides: Overrides = None,

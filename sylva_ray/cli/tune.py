@@ -6,14 +6,16 @@ from typing import Annotated
 
 import typer
 
-from sylva_ray.cli.arguments import AllowChanged, Imports, Log, Quiet, Verbose, show_of
+from sylva_ray.cli.arguments import AllowChanged, Imports, Log, Quiet, Verbose, complete_spaces, show_of
 
 
 def tune(
     space: Annotated[
         str,
         typer.Argument(
-            metavar="SPACE", help="A YAML file or the name of a recipe; with --resume, the folder of a sweep."
+            metavar="SPACE",
+            help="A YAML file or the name of a recipe; with --resume, the folder of a sweep.",
+            autocompletion=complete_spaces,
         ),
     ],
     overrides: Annotated[

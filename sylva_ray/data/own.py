@@ -85,7 +85,9 @@ def _source(half: Any, where: str) -> Source:
         if not hasattr(half, needed):
             raise UserError("dataset.name", where, f"has no {needed}: it must be indexable, with a length")
     try:
-        image_at, labels = _columns(half) if hasattr(half, "column_names") else _pairs(half)
+        if not len(half):
+            raise UserError("dataset.name", where, "is empty: it needs at least one image")
+        image_at, labels = _columns(half, where) if hasattr(half, "column_names") else _pairs(half, where)
     except UserError:
         raise
     except Exception as error:  # the user's data set may raise anything
@@ -95,28 +97,30 @@ def _source(half: Any, where: str) -> Source:
     return Source(labels, lambda row: to_image(image_at(row), f"{where}, row {row}"), lambda row: f"{where}, row {row}")
 
 
-def _columns(half: Any) -> tuple[Callable[[int], Any], np.ndarray]:
+def _columns(half: Any, where: str) -> tuple[Callable[[int], Any], np.ndarray]:
     """Return how an image is read, and the labels, of a data set of Hugging Face."""
     image, label = (
         next((name for name in names if name in half.column_names), None) for names in (IMAGE_COLUMNS, LABEL_COLUMNS)
     )
     if image is None or label is None:
         columns = ", ".join(half.column_names)
-        raise UserError("dataset.name", columns, "needs a column image and a column label; rename yours")
-    return lambda row: half[row][image], _labels(half[label])
+        fix = f"has the columns {columns}: it needs a column image and a column label; rename yours"
+        raise UserError("dataset.name", where, fix)
+    return lambda row: half[row][image], _labels(half[label], where)
 
 
-def _pairs(half: Any) -> tuple[Callable[[int], Any], np.ndarray]:
+def _pairs(half: Any, where: str) -> tuple[Callable[[int], Any], np.ndarray]:
     """Return how an image is read, and the labels, of a data set of PyTorch."""
     known = next((getattr(half, name) for name in ("targets", "labels") if hasattr(half, name)), None)
-    labels = _labels(known) if known is not None else _labels([half[row][1] for row in range(len(half))])
+    labels = _labels([half[row][1] for row in range(len(half))] if known is None else known, where)
     return lambda row: half[row][0], labels
 
 
-def _labels(values: Any) -> np.ndarray:
+def _labels(values: Any, where: str) -> np.ndarray:
     labels = np.asarray(values)
     if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
-        raise UserError("dataset.name", str(labels.dtype), "labels must be integers, one per image")
+        found = f"{labels.dtype} of shape {list(labels.shape)}"
+        raise UserError("dataset.name", where, f"has labels of type {found}: they must be integers, one per image")
     return labels.astype(np.int64)
 
 
