@@ -165,12 +165,13 @@ def check_trials_fit(space: Space, driver_node: str, promised: LauncherFile | No
 
 def _fits_nowhere(config: ExperimentConfig, here: Resources, nodes: Sequence[Resources]) -> UserError:
     section = config.cluster
-    worker = f"({section.cpus_per_actor:g} CPUs, {section.gpus_per_actor:g} GPUs)"
+    kinds = {"CPU": section.cpus_per_actor} | ({"GPU": section.gpus_per_actor} if section.gpus_per_actor else {})
+    worker = f"({', '.join(f'{number:g} {kind}s' for kind, number in kinds.items())})"
     if section.pool == "in_process":
-        has = f"{here.get('CPU', 0.0):g} CPUs and {here.get('GPU', 0.0):g} GPUs"
+        has = " and ".join(f"{here.get(kind, 0.0):g} {kind}s" for kind in kinds)
         fix = f"such a trial needs {worker} on this node, which has {has}; cluster.pool=ray uses all nodes"
         return UserError("cluster.pool", section.pool, fix)
-    has = " and ".join(f"{sum(node.get(name, 0.0) for node in nodes):g} {name}s" for name in ("CPU", "GPU"))
+    has = " and ".join(f"{sum(node.get(kind, 0.0) for node in nodes):g} {kind}s" for kind in kinds)
     fix = f"one trial needs {section.num_actors} x {worker}, and the whole cluster, at its largest, has {has}"
     return UserError("cluster.num_actors", section.num_actors, fix)
 
@@ -402,5 +403,6 @@ class _Histories:
 
 def _waiting() -> Waiting:
     nodes = node_resources()
-    cluster = f"nodes: {len(nodes)}, GPUs: {sum(node.get('GPU', 0.0) for node in nodes):g}"
+    gpus = sum(node.get("GPU", 0.0) for node in nodes)
+    cluster = f"nodes: {len(nodes)}" + (f", GPUs: {gpus:g}" if gpus else "")
     return Waiting(f"no trial runs: waiting for room, or for a process to start ({cluster})")

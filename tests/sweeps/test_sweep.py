@@ -32,7 +32,7 @@ optuna = pytest.importorskip("optuna")
 
 from sylva_ray.provisioning.launcher_file import load_promised  # noqa: E402
 from sylva_ray.sweeps.optuna_search import PointSearch  # noqa: E402
-from sylva_ray.sweeps.ray_tune import asha, check_trials_fit, max_rounds, watching  # noqa: E402
+from sylva_ray.sweeps.ray_tune import _waiting, asha, check_trials_fit, max_rounds, watching  # noqa: E402
 from sylva_ray.sweeps.trial import trial_bundles, trials_that_fit  # noqa: E402
 from tests.sweeps.test_optuna_search import play  # noqa: E402
 
@@ -113,6 +113,14 @@ def test_a_share_of_a_gpu_lies_on_one_gpu(share: float, actors: int, fit: int) -
     assert trials_that_fit(bundles, [{"CPU": 8.0, "GPU": 2.0, HOME: 1.0}]) == fit
 
 
+@pytest.mark.parametrize(("gpus", "says"), [({}, "(nodes: 2)"), ({"GPU": 1.0}, "(nodes: 2, GPUs: 2)")])
+def test_who_waits_without_gpus_reads_nothing_of_gpus(
+    gpus: dict[str, float], says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sylva_ray.sweeps.ray_tune.node_resources", lambda: [{"CPU": 2.0, **gpus}] * 2)
+    assert _waiting().text.endswith(says)
+
+
 @pytest.mark.parametrize(
     ("cluster", "says"),
     [
@@ -165,7 +173,7 @@ def test_a_sweep_without_a_running_trial_says_so(tmp_path: Path, monkeypatch: py
         ({"pool": "in_process", "gpus_per_actor": 8}, "cluster.gpus_per_actor = 8"),
         (
             {"pool": "ray", "num_actors": 3, "cpus_per_actor": 1},
-            "one trial needs 3 x .1 CPUs, 0 GPUs., and the whole cluster",
+            "one trial needs 3 x .1 CPUs., and the whole cluster",
         ),
     ],
 )
