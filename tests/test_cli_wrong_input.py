@@ -296,6 +296,12 @@ CASES = {
         ["or package.module:name; did you mean 'dirichlet'?"],
     ),
     "a section that is no section": ((*RUN, "attack=null"), ["attack = null", "(more: sylva-ray show attack)"]),
+    "a word in place of a section": ((*RUN, "compression=int8"), ["compression = 'int8'", "e.g. {kind: int8}"]),
+    "a value that the shell has divided": (
+        (*RUN, "evaluation.attacks=[{name:", "pgd}]"),
+        ["in a shell all of KEY=VALUE"],
+    ),
+    "a kind of names": (("show", "checks"), ["sylva-ray list checks"]),
     "a key inside a list": ((*RUN, "evaluation.attacks.0.step=3"), ["(more: sylva-ray show evaluation.attacks)"]),
     "a data set that needs arguments": (
         (*RUN, "dataset.name=os.path:join"),

@@ -190,7 +190,8 @@ def _example(key: str, value: Any, kind: str, sections: Sequence[type[BaseModel]
         return ""
     if value is None and len(sections) == 1 and "enabled" in sections[0].model_fields:
         return f"; to leave it out: {key}.enabled=false"
-    return f", e.g. {{name: {value}}}" if is_word else ""
+    chosen_by = next((name for name in ("name", "kind") if any(name in s.model_fields for s in sections)), None)
+    return f", e.g. {{{chosen_by}: {value}}}" if is_word and chosen_by else ""
 
 
 def _or_else(raw: Any, problem: ErrorDetails, error: ValidationError) -> str:
@@ -303,7 +304,10 @@ def parse_value(key: str, text: str) -> Any:
         return parse_yaml(text) if text.startswith(_INDICATORS) else parse_scalar(text) if text else ""
     except YamlError as error:
         raise UserError(
-            key, text, f"is not valid YAML ({error}); a text with special characters needs quotes"
+            key,
+            text,
+            f"is not valid YAML ({error}); a text with special characters needs quotes, and in a shell all of "
+            "KEY=VALUE does if it has blanks",
         ) from None
 
 

@@ -88,6 +88,10 @@ def test_a_recipe_named_like_its_data_set_shows_both() -> None:
     assert "\nname: digits\n" in text
 
 
+def test_a_key_of_a_section_inside_a_setting_shows_the_setting() -> None:
+    assert describe("training.windows.train") == describe("training.windows")
+
+
 OWN_BASELINES = {"per_lora", "per_adv"}
 """Methods that no paper describes."""
 

@@ -80,6 +80,10 @@ def description(name: str, columns: int, trackers: Mapping[str, type]) -> list[s
         return [name, *_labelled([("tracker", about), ("use", f"tracking.observers=[{name}]")], columns)]
     if choosing := [setting for setting in settings.values() if name in set(setting.words) - TYPES]:
         return _value_lines(name, choosing, columns)
+    if "section with" in getattr(settings.get(name.rpartition(".")[0]), "type", ""):
+        return _setting_lines(settings[name.rpartition(".")[0]], columns)
+    if name in ENTRIES:
+        raise UserError("NAME", name, f"is a kind of names, which `sylva-ray list {name}` shows")
     names = [*settings, *section_descriptions(), *(entry.name for kind in ENTRIES for entry in ENTRIES[kind]())]
     fix = f"nothing has this name; {did_you_mean(name, names)}`sylva-ray list` shows names, `show training` its keys"
     raise UserError("NAME", name, fix)
