@@ -312,6 +312,7 @@ CASES = {
         ["partition.num_clients", "lower partition.min_samples"],
     ),
     "a setting as an option": ((*RUN, "--seed", "3"), ["No such option: --seed", "KEY=VALUE: seed=..."]),
+    "an option without its value": ((*RUN, "--out"), ["Option '--out' requires an argument.\n"]),
     "an attack's unknown key": (("evaluate", "x", "--attack", "pgd:step=3"), ["pgd.step", "sylva-ray show pgd"]),
     "an unknown attack": (("evaluate", "x", "--attack", "pgdd"), ["did you mean 'pgd'", "sylva-ray list attacks"]),
     "a run's setting in tracking": (("track", "other_run", "seed=3"), ["only tracking.* can be changed here"]),

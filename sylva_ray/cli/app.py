@@ -65,8 +65,9 @@ def _written_as_setting(error: Any) -> str:
     """Return that settings are no options, where somebody wrote one as if it were."""
     name, context = getattr(error, "option_name", None), getattr(error, "ctx", None)
     takes_settings = context is not None and any(parameter.name == "overrides" for parameter in context.command.params)
-    is_unknown = name is not None and hasattr(error, "possibilities") and not error.possibilities
-    return f"; settings are written KEY=VALUE: {name.lstrip('-')}=..." if is_unknown and takes_settings else ""
+    if name is None or not takes_settings or getattr(error, "possibilities", True):
+        return ""
+    return f"; settings are written KEY=VALUE: {name.lstrip('-')}=..."
 
 
 def _fail(message: str, code: int) -> NoReturn:

@@ -120,9 +120,9 @@ def _accuracy(records: Sequence[StageRecord], summary: Summary | None, titles: M
     accuracy_axis(axes)
     if below is not None:
         below.plot(*zip(*losses, strict=True), "o-", color=LIGHT["muted"], ms=3, lw=1.4)
-        for step, loss in losses:
-            if np.isfinite(loss):
-                add_hint(below, step, float(loss), f"training loss, {names.get(step, f'step {step}')}: {loss:.3f}")
+        for step, mean in losses:
+            if np.isfinite(mean):
+                add_hint(below, step, float(mean), f"training loss, {names.get(step, f'step {step}')}: {mean:.3f}")
         top = max((loss for _, loss in losses if np.isfinite(loss)), default=1.0)
         below.set(ylabel="training loss", ylim=(0, 1.1 * top or 1.0))
         below.grid(axis="y")
