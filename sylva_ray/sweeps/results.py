@@ -264,9 +264,16 @@ def _points(space: Space, trials: Sequence[TrialResult]) -> list[Point]:
     complete = [point for point in points if point.complete]
     front = {point.name for point in front_of(complete, space.objectives)}
     if len(space.objectives) == 1 and front:
-        front = {max(complete, key=lambda point: _score(point, space.objectives[0])).name}
+        front = {max(complete, key=lambda point: _rank(point, space.objectives[0])).name}
     marked = [replace(point, chosen=point.name in front) for point in points]
-    return sorted(marked, key=lambda point: (not point.complete, -_score(point, space.objectives[0])))
+    ordered = sorted(marked, key=lambda point: _rank(point, space.objectives[0]), reverse=True)
+    return sorted(ordered, key=lambda point: not point.complete)
+
+
+def _rank(point: Point, objective: Objective) -> tuple[float, ...]:
+    """Return what points are ordered by: the objective; of equal ones benign, then robust accuracy."""
+    others = (point.metrics[name].mean if name in point.metrics else 0.0 for name in ACCURACIES[:2])
+    return _score(point, objective), *others
 
 
 def _point(space: Space, group: Sequence[TrialResult]) -> Point:

@@ -64,6 +64,14 @@ def test_a_point_is_the_mean_of_its_seeds_and_the_best_mean_is_chosen() -> None:
     assert chosen(sweep) == [2]
 
 
+def test_of_points_with_equal_objectives_the_one_with_the_higher_benign_accuracy_is_the_best() -> None:
+    trials = [result(2, 0, 0.7, 0.5), result(4, 0, 0.9, 0.5), result(8, 0, 0.8, 0.5)]
+    trials += [result(rank, 1, trials[i].metrics["benign_accuracy"], 0.5) for i, rank in enumerate((2, 4, 8))]
+    sweep = sweep_of(make_space("robust_accuracy"), trials)
+    assert [point.values["lora.rank"] for point in sweep.points] == [4, 8, 2]
+    assert chosen(sweep) == [4]
+
+
 def test_a_point_that_lacks_a_seed_is_not_chosen_and_comes_last() -> None:
     """A pruned trial has no result, whatever it had reached."""
     trials = [result(2, 0, 0.9, 0.2), result(2, 1, 0.9, 0.2)]
