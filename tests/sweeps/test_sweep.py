@@ -154,7 +154,7 @@ def test_a_sweep_without_a_running_trial_says_so(tmp_path: Path, monkeypatch: py
     with watching(folder, space, listen):
         assert waits.wait(10)
     assert isinstance(events[-1], Waiting)
-    assert events[-1].text.endswith("(nodes: 1, GPUs: 0)")
+    assert events[-1].text.endswith("(nodes: 1)")
     with watching(folder, space, listen):
         folder.add_event("k-s0", AttemptEvent(began=1.0, process=os.getpid()))
         time.sleep(0.3)
