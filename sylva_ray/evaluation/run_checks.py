@@ -50,7 +50,7 @@ def run_checks(
     by_steps = {float(k): measured.mean(spec.label) for k, spec in zip(STEPS, steps_curve(epsilon), strict=True)}
     labels = {name: spec.label for name, spec in check_attacks(epsilon, num_classes).items()}
     accuracies = {name: measured.mean(label) for name, label in labels.items()}
-    benign = measured.mean("benign")
+    benign, images = measured.mean("benign"), [len(y) for y in measured.labels]
     gradient = ["pgd", "restarts", "apgd", "targeted"]
     white_box = _mean_accuracy(worst_answers(measured, [labels[name] for name in gradient]), measured.labels)
     members = {labels[name]: accuracies[name] for name in (*gradient, "fgsm", "square", "noise")}
@@ -61,19 +61,19 @@ def run_checks(
     return [
         checks.threat_model_stated(run.threat_model),
         checks.epsilon_zero(benign, by_epsilon[0.0]),
-        checks.falls_with_epsilon(by_epsilon),
-        checks.unbounded_attack(accuracies["unbounded"], num_classes, [len(y) for y in measured.labels]),
-        checks.falls_with_steps(by_steps),
-        checks.iterative_beats_single(accuracies["pgd"], accuracies["fgsm"]),
-        checks.restarts_add_little(accuracies["pgd"], accuracies["restarts"]),
-        checks.black_box_is_weaker(white_box, black_box),
-        checks.noise_is_harmless(white_box, accuracies["noise"], benign),
+        checks.falls_with_epsilon(by_epsilon, images),
+        checks.unbounded_attack(accuracies["unbounded"], num_classes, images),
+        checks.falls_with_steps(by_steps, images),
+        checks.iterative_beats_single(accuracies["pgd"], accuracies["fgsm"], images),
+        checks.restarts_add_little(accuracies["pgd"], accuracies["restarts"], images),
+        checks.black_box_is_weaker(white_box, black_box, images),
+        checks.noise_is_harmless(white_box, accuracies["noise"], benign, images),
         checks.gradients_are_useful(
-            probes["zero_gradient"], probes["rises"], probes["difference"], probes["probabilities"]
+            probes["zero_gradient"], probes["rises"], probes["difference"], probes["probabilities"], images
         ),
         checks.worst_case_is_least(worst, members),
         checks.enough_images(run.images, run.deployed),
-        checks.planted_points_are_found(probes["planted"], probes["found"], probes["by_chance"]),
+        checks.planted_points_are_found(probes["planted"], probes["found"], probes["by_chance"], images),
         checks.collapse(run.collapsed),
     ]
 

@@ -17,7 +17,7 @@ from sylva_ray.attacks.pgd import default_step_size
 from sylva_ray.core.summary import CheckResult
 from sylva_ray.core.text import clients_text
 from sylva_ray.core.types import AttackSpec
-from sylva_ray.metrics.intervals import fleet_interval
+from sylva_ray.metrics.intervals import effective_images, fleet_interval, wilson_interval
 
 UNBOUNDED = AttackSpec("pgd", epsilon=1.0, steps=20, step_size=default_step_size(1.0, 20))
 """The attack of S4: with epsilon 1 it can reach every image."""
@@ -30,6 +30,10 @@ TOLERANCE = 0.01
 
 BLACK_BOX_MARGIN = 0.002
 """By how much a black-box attack may exceed the white-box attack: the threshold of AutoAttack."""
+
+MIN_IMAGES = 5
+"""A difference of fewer images between two attacks fails no check: a sign test on the images that one of them alone
+fools (Dixon and Mood 1946) needs so many to tell it from chance at a level of 5 %."""
 
 SAME_LOGITS = 1e-4
 """Largest difference between the logits of two forwards of the same image: the threshold of AutoAttack."""
@@ -55,14 +59,20 @@ def epsilon_zero(clean: float, at_zero: float) -> CheckResult:
     )
 
 
-def falls_with_epsilon(curve: Mapping[float, float]) -> CheckResult:
-    """Check S3: accuracy does not rise with epsilon. ``curve`` is ``{epsilon: accuracy}``."""
+def falls_with_epsilon(curve: Mapping[float, float], images: Sequence[int]) -> CheckResult:
+    """Check S3: accuracy does not rise with epsilon.
+
+    Args:
+        curve: ``{epsilon: accuracy}``, means over clients.
+        images: of each client.
+    """
     rise = _largest_rise(curve)
+    rises = f"accuracy rises by {rise:.1%} as epsilon grows"
     return _result(
         "S3",
-        rise <= TOLERANCE,
+        rise <= _tolerated(TOLERANCE, images),
         rise,
-        "accuracy does not rise as epsilon grows",
+        "accuracy does not rise as epsilon grows" if rise <= TOLERANCE else _by_chance(rises, images),
         f"accuracy rises by {rise:.1%} as epsilon grows: the attack gets weaker, so gradients are masked",
     )
 
@@ -92,77 +102,96 @@ def unbounded_attack(robust_accuracy: float, num_classes: int, images: Sequence[
     )
 
 
-def falls_with_steps(curve: Mapping[float, float]) -> CheckResult:
-    """Check S5: accuracy does not rise with the number of steps, and four times as many steps hardly reduce it."""
+def falls_with_steps(curve: Mapping[float, float], images: Sequence[int]) -> CheckResult:
+    """Check S5: accuracy does not rise with the number of steps, and four times as many steps hardly reduce it.
+
+    Args:
+        curve: ``{steps: accuracy}``, means over clients.
+        images: of each client.
+    """
     rise = _largest_rise(curve)
     max_steps = max(curve)
     before = curve[max((steps for steps in curve if 4 * steps <= max_steps), default=min(curve))]
     drop = before - curve[max_steps]
-    failed = (
-        f"accuracy rises by {rise:.1%} with more steps: gradients are masked"
-        if rise > TOLERANCE
-        else f"four times as many steps reduce it by {drop:.1%}: the attack has not converged, the accuracy is too high"
-    )
+    tolerated = _tolerated(TOLERANCE, images)
+    rises = f"accuracy rises by {rise:.1%} with more steps"
+    drops = f"four times as many steps reduce it by {drop:.1%}"
     return _result(
         "S5",
-        rise <= TOLERANCE and drop <= TOLERANCE,
+        max(rise, drop) <= tolerated,
         max(rise, drop),
-        "accuracy has converged in the number of steps",
-        failed,
+        "accuracy has converged in the number of steps"
+        if max(rise, drop) <= TOLERANCE
+        else _by_chance(rises if rise > drop else drops, images),
+        f"{rises}: gradients are masked"
+        if rise > tolerated
+        else f"{drops}: the attack has not converged, the accuracy is too high",
     )
 
 
-def iterative_beats_single(iterative: float, single: float) -> CheckResult:
-    """Check S6: PGD is at least as strong as FGSM."""
+def iterative_beats_single(iterative: float, single: float, images: Sequence[int]) -> CheckResult:
+    """Check S6: PGD is at least as strong as FGSM. ``images`` are those of each client."""
     gap = iterative - single
+    measured = f"accuracy is {iterative:.1%} under PGD, {single:.1%} under one step"
     return _result(
         "S6",
-        gap <= BLACK_BOX_MARGIN,
+        gap <= _tolerated(BLACK_BOX_MARGIN, images),
         gap,
-        f"accuracy is {iterative:.1%} under PGD, {single:.1%} under one step",
+        measured if gap <= BLACK_BOX_MARGIN else _by_chance(measured, images),
         f"one step is stronger ({single:.1%}) than PGD ({iterative:.1%}): gradients are masked",
     )
 
 
-def restarts_add_little(one: float, ten: float) -> CheckResult:
-    """Check S7: ten random starts are hardly stronger than one."""
+def restarts_add_little(one: float, ten: float, images: Sequence[int]) -> CheckResult:
+    """Check S7: ten random starts are hardly stronger than one. ``images`` are those of each client."""
     gap = one - ten
+    measured = f"ten starts instead of one reduce the accuracy by {gap:.1%}"
     return _result(
         "S7",
-        gap <= 2 * TOLERANCE,
+        gap <= _tolerated(2 * TOLERANCE, images),
         gap,
-        f"ten starts instead of one reduce the accuracy by {gap:.1%}",
-        f"ten starts instead of one reduce the accuracy by {gap:.1%}: one is not enough, use the worst case instead",
+        measured if gap <= 2 * TOLERANCE else _by_chance(measured, images),
+        f"{measured}: one is not enough, use the worst case instead",
     )
 
 
-def black_box_is_weaker(white_box: float, black_box: Mapping[str, float]) -> CheckResult:
-    """Check S8: attacks without gradients are not stronger; ``black_box`` is ``{attack: accuracy}``."""
+def black_box_is_weaker(white_box: float, black_box: Mapping[str, float], images: Sequence[int]) -> CheckResult:
+    """Check S8: attacks without gradients are not stronger.
+
+    Args:
+        white_box: accuracy in the worst case over attacks with gradients.
+        black_box: ``{attack: accuracy}``.
+        images: of each client.
+    """
     name, accuracy = min(black_box.items(), key=lambda item: item[1])
     gap = white_box - accuracy
+    measured = f"accuracy is {accuracy:.1%} under black-box attacks ({name}), {white_box:.1%} under gradient attacks"
     return _result(
         "S8",
-        gap <= BLACK_BOX_MARGIN,
+        gap <= _tolerated(BLACK_BOX_MARGIN, images),
         gap,
-        f"accuracy is {accuracy:.1%} under black-box attacks ({name}), {white_box:.1%} under gradient attacks",
+        measured if gap <= BLACK_BOX_MARGIN else _by_chance(measured, images),
         f"{name} is stronger ({accuracy:.1%}) than gradient attacks ({white_box:.1%}): gradients are masked",
     )
 
 
-def noise_is_harmless(white_box: float, noise: float, benign: float) -> CheckResult:
-    """Check S9: random noise breaks at most half as many images as the attack."""
+def noise_is_harmless(white_box: float, noise: float, benign: float, images: Sequence[int]) -> CheckResult:
+    """Check S9: random noise breaks at most half as many images as the attack. ``images`` are those of each client."""
     by_noise, by_attack = benign - noise, benign - white_box
     ratio = by_noise / by_attack if by_attack > 0 else float(by_noise > 0)
+    measured = f"random noise breaks {by_noise:.1%}, the attack {by_attack:.1%}"
     return _result(
         "S9",
-        ratio <= 0.5,
+        ratio <= 0.5 or by_noise - by_attack / 2 <= _tolerated(0, images),
         ratio,
-        f"random noise breaks {by_noise:.1%}, the attack {by_attack:.1%}",
+        measured if ratio <= 0.5 else _by_chance(measured, images),
         f"random noise breaks {by_noise:.1%}, the attack only {by_attack:.1%}: the attack is hardly better than chance",
     )
 
 
-def gradients_are_useful(zero: float, rises: float, difference: float, probabilities: float) -> CheckResult:
+def gradients_are_useful(
+    zero: float, rises: float, difference: float, probabilities: float, images: Sequence[int]
+) -> CheckResult:
     """Check S10: gradients exist, the attack raises the loss, and the model is deterministic and returns logits.
 
     Args:
@@ -170,11 +199,12 @@ def gradients_are_useful(zero: float, rises: float, difference: float, probabili
         rises: fraction of the images whose loss the attack raises.
         difference: largest difference between the logits of repeated forwards.
         probabilities: fraction of the images whose logits look like probabilities.
+        images: of each client. The loss has to rise on 95 % of them, within the error of so many (95 % interval).
     """
     faults = []
     if zero >= 0.01:
         faults.append(f"{zero:.1%} of the images have a gradient of zero")
-    if rises < 0.95:
+    if wilson_interval(rises, sum(images))[1] < 0.95:
         faults.append(f"the attack raises the loss on only {rises:.1%} of the images")
     if difference > SAME_LOGITS:
         faults.append(
@@ -214,20 +244,21 @@ def enough_images(images: int, deployed: bool) -> CheckResult:
     return _result("S12", images >= 1000 and deployed, images, good, fault)
 
 
-def planted_points_are_found(planted: float, found: float, by_chance: float) -> CheckResult:
+def planted_points_are_found(planted: float, found: float, by_chance: float, images: Sequence[int]) -> CheckResult:
     """Check S13: the attack finds adversarial points that are known to exist, see `binarization_test`.
 
     Args:
         planted: fraction of the images with such a point.
         found: fraction of the images on which the attack finds it.
         by_chance: fraction of the images on which random search finds it.
+        images: of each client. The attack has to find 95 % of the points, within their error (95 % interval).
     """
     rate = found / planted if planted else 0.0
     corners = f"random corners: {by_chance / planted if planted else 0.0:.1%}"
     weak = f"the attack finds only {rate:.1%} of the points that are known to exist ({corners}): it is too weak"
     return _result(
         "S13",
-        planted > 0 and rate >= 0.95,
+        planted > 0 and wilson_interval(rate, planted * sum(images))[1] >= 0.95,
         rate,
         f"the attack finds {rate:.1%} of the adversarial points that are known to exist ({corners})",
         weak if planted else "no adversarial point exists: the logits do not depend on the image",
@@ -260,6 +291,15 @@ def is_collapsed(robust_accuracy: float, majority_share: float, one_class: bool)
 
 def _result(name: str, passed: bool, value: float, good: str, bad: str) -> CheckResult:
     return CheckResult(name=name, passed=bool(passed), value=float(value), meaning=good if passed else bad)
+
+
+def _tolerated(margin: float, images: Sequence[int]) -> float:
+    """Return how large a difference of accuracies fails no check: the margin, or what may be chance."""
+    return max(margin, (MIN_IMAGES - 0.5) / effective_images(images))
+
+
+def _by_chance(measured: str, images: Sequence[int]) -> str:
+    return f"{measured}: fewer than {MIN_IMAGES} of {sum(images):,} images, which may be chance"
 
 
 def _largest_rise(curve: Mapping[float, float]) -> float:

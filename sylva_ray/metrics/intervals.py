@@ -45,5 +45,16 @@ def fleet_interval(mean: float, images: Sequence[int]) -> tuple[float, float]:
     Returns:
         Lower and upper bound.
     """
-    effective = len(images) ** 2 / sum(1 / n for n in images)
-    return wilson_interval(mean, effective)
+    return wilson_interval(mean, effective_images(images))
+
+
+def effective_images(images: Sequence[int]) -> float:
+    """Return the number of images of one client whose accuracy would vary as much as the mean over these clients.
+
+    Args:
+        images: of each client, at least 1.
+
+    >>> effective_images([50, 50]), round(effective_images([10, 90]), 1)
+    (100.0, 36.0)
+    """
+    return float(len(images) ** 2 / sum(1 / n for n in images))

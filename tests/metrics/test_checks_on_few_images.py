@@ -1,0 +1,71 @@
+"""A check fails only where a difference is more than chance on so few images; what was measured is said either way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from sylva_ray.core.summary import CheckResult
+from sylva_ray.metrics import checks
+from sylva_ray.metrics.intervals import effective_images
+
+FEW, MANY = [9, 9], [100, 100]
+NUM_FEW, NUM_MANY = 18, 200
+
+DIFFERENCES: dict[str, Callable[[float, list[int]], CheckResult]] = {
+    "S3": lambda gap, images: checks.falls_with_epsilon({0.0: 0.5, 1 / 255: 0.5 + gap}, images),
+    "S5 rises": lambda gap, images: checks.falls_with_steps({50.0: 0.5, 200.0: 0.5 + gap}, images),
+    "S5 drops": lambda gap, images: checks.falls_with_steps({50.0: 0.5, 200.0: 0.5 - gap}, images),
+    "S6": lambda gap, images: checks.iterative_beats_single(0.5 + gap, 0.5, images),
+    "S7": lambda gap, images: checks.restarts_add_little(0.5, 0.5 - gap, images),
+    "S8": lambda gap, images: checks.black_box_is_weaker(0.5, {"square": 0.5 - gap}, images),
+    "S9": lambda gap, images: checks.noise_is_harmless(0.5 - gap, 0.5 - 1.5 * gap, 0.5, images),
+}
+
+
+@pytest.mark.parametrize("name", DIFFERENCES)
+def test_a_difference_needs_five_images(name: str) -> None:
+    check = DIFFERENCES[name]
+    scale = 2 if name == "S9" else 1  # noise has to break as many more than half
+    assert check(0.0, FEW).passed
+    assert "may be chance" not in check(0.0, FEW).meaning
+    one = check(scale * 1 / NUM_FEW, FEW)
+    assert one.passed, one.meaning
+    assert "fewer than 5 of 18 images, which may be chance" in one.meaning
+    five = check(scale * 5 / NUM_FEW, FEW)
+    assert not five.passed
+    assert "may be chance" not in five.meaning
+    assert check(scale * 4 / NUM_MANY, MANY).passed
+    assert not check(scale * 5 / NUM_MANY, MANY).passed, "of 200 images, 5 are above every margin"
+
+
+def test_with_many_images_the_margins_decide() -> None:
+    images = [5000, 5000]
+    assert checks.falls_with_epsilon({0.0: 0.5, 1 / 255: 0.509}, images).passed
+    assert not checks.falls_with_epsilon({0.0: 0.5, 1 / 255: 0.511}, images).passed
+    assert checks.iterative_beats_single(0.5019, 0.5, images).passed
+    assert not checks.iterative_beats_single(0.5021, 0.5, images).passed
+
+
+@pytest.mark.parametrize(
+    "check",
+    [
+        lambda rate, images: checks.gradients_are_useful(0.0, rate, 0.0, 0.0, images),
+        lambda rate, images: checks.planted_points_are_found(1.0, rate, 0.1, images),
+    ],
+    ids=["S10", "S13"],
+)
+def test_a_share_of_95_percent_is_judged_by_its_interval(check: Callable[[float, Any], CheckResult]) -> None:
+    assert check(17 / 18, FEW).passed, "one image of 18"
+    assert not check(10 / 18, FEW).passed
+    assert not check(0.9, [500, 500]).passed
+    assert check(0.96, [500, 500]).passed
+
+
+def test_clients_with_few_images_make_a_mean_less_certain() -> None:
+    """Each client counts the same, so one of 2 images weighs as much as one of 98."""
+    assert effective_images([2, 98]) < 8
+    assert checks.iterative_beats_single(0.55, 0.5, [2, 98]).passed
+    assert not checks.iterative_beats_single(0.55, 0.5, [50, 50]).passed
