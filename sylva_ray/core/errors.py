@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from sylva_ray.core.credentials import mask_credentials, mask_value
@@ -96,7 +96,16 @@ class RepeatedError(RunError):
 
 
 class OutOfMemoryError(RuntimeError):
-    """A task did not fit the memory of its process; it may in smaller windows. The message is one line."""
+    """A task did not fit the memory of its process. The message is one line.
+
+    Args:
+        message: what the memory was too small for.
+        windows: images in one pass with which the task may fit, ``{pass: images}``; empty: it cannot be made smaller.
+    """
+
+    def __init__(self, message: str, windows: Mapping[str, int] | None = None) -> None:
+        super().__init__(message)
+        self.windows = dict(windows or {})
 
 
 class DeviceError(RuntimeError):

@@ -16,13 +16,13 @@ needs to be busy, the windows are the same whatever the memory.
 
 from __future__ import annotations
 
-import gc
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any, Literal, TypeVar
 
+from sylva_ray.core.failures import is_out_of_memory, release_memory
 from sylva_ray.core.lazy import torch
 
 Pass = Literal["train", "attack", "evaluate", "forward", "walk"]
@@ -114,13 +114,16 @@ class WindowLimits:
 
     Attributes:
         is_training: whether attacks are those of training; otherwise those of evaluation, guard and game.
+        num_passes: passes that were begun so far: where it does not grow, nothing is computed.
     """
 
     def __init__(self, planned: Mapping[str, int] | None = None, at_once: int = UNLIMITED) -> None:
         self._planned = dict(planned or {})
         self._fitting = dict(self._planned)
         self._at_once = at_once
+        self._largest: dict[str, int] = {}
         self.is_training = False
+        self.num_passes = 0
 
     def of(self, kind: Pass) -> int:
         """Return the images of a window; those of ``attack`` are ``evaluate`` outside of training."""
@@ -132,6 +135,19 @@ class WindowLimits:
 
     def _name(self, kind: Pass) -> Pass:
         return "evaluate" if kind == "attack" and not self.is_training else kind
+
+    def begin_task(self) -> None:
+        """Forget the passes of earlier tasks, of which `smaller` must know nothing."""
+        self._largest = {}
+
+    def begin(self, kind: Pass, num_images: int, indivisible: int = 1) -> None:
+        """Note that a pass of ``num_images`` begins, of which so many cannot be divided."""
+        self.num_passes += 1
+        name = self._name(kind)
+        if num_images > indivisible and num_images > self._largest.get(name, 0):
+            self._largest[name] = num_images
+        else:
+            self._largest.setdefault(name, 1)
 
     def halve(self, kind: Pass, num_images: int) -> None:
         """Set a window to half of ``num_images``, for which the memory was too small."""
@@ -145,10 +161,18 @@ class WindowLimits:
         """Make windows at most as large as ``windows``, which turned out to fit before."""
         self._fitting = {name: min(size, windows.get(name, size)) for name, size in self._fitting.items()}
 
-    def halve_all(self) -> bool:
-        """Halve every window, and return whether that was possible for any."""
-        before, self._fitting = self._fitting, {name: max(1, size // 2) for name, size in self._fitting.items()}
-        return before != self._fitting
+    def smaller(self) -> dict[str, int]:
+        """Return windows for another attempt at the task, which did not fit the memory.
+
+        They are half of the largest passes that it made, which the plan may exceed by far; of a task that made none,
+        half of all windows.
+
+        Returns:
+            ``{pass: images}`` of the passes that become smaller; empty: none can.
+        """
+        used = dict(self._largest) or self._fitting  # a copy: another thread may ask while a pass begins
+        tried = {name: min(size, self._fitting[name]) for name, size in used.items() if name in self._fitting}
+        return {name: size // 2 for name, size in tried.items() if size > 1}
 
     @property
     def fitting(self) -> dict[str, int]:
@@ -189,6 +213,7 @@ def in_windows(
     results: list[T] = []
     while queue:
         window = queue.popleft()
+        limits.begin(kind, window.num_images, 1 if divide_clients else max(map(_length, window.pieces(counts))))
         try:
             results.append(run(window))
             continue
@@ -206,9 +231,14 @@ def in_windows(
     return results
 
 
+def _length(piece: slice) -> int:
+    """Return the images of a piece of a window."""
+    return int(piece.stop - piece.start)
+
+
 def _divide(window: Window, counts: Sequence[int], limit: int, divide_clients: bool) -> list[Window]:
     """Divide a window by a smaller limit."""
-    first, own = window.clients.start, [piece.stop - piece.start for piece in window.pieces(counts)]
+    first, own = window.clients.start, [_length(piece) for piece in window.pieces(counts)]
     return [
         Window(
             slice(window.rows.start + part.rows.start, window.rows.start + part.rows.stop),
@@ -216,29 +246,6 @@ def _divide(window: Window, counts: Sequence[int], limit: int, divide_clients: b
         )
         for part in split_windows(own, limit, divide_clients)
     ]
-
-
-def is_out_of_memory(error: BaseException | None) -> bool:
-    """Return whether an exception says that the memory of the device or of the machine is used up."""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    signs = ("can't allocate memory", "not enough memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
-    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
-
-
-def is_device_failure(error: BaseException | None) -> bool:
-    """Return whether an exception says that a GPU has failed; the process cannot use it any more."""
-    if isinstance(error, torch.AcceleratorError):
-        return True
-    signs = ("CUDA error", "CUBLAS_STATUS", "CUDNN_STATUS", "device-side assert")
-    return isinstance(error, RuntimeError) and not is_out_of_memory(error) and any(s in str(error) for s in signs)
-
-
-def release_memory() -> None:
-    """Return what is not used to the system, where a new attempt needs it."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
 
 
 def joined(parts: Sequence[Any]) -> torch.Tensor:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sylva_ray.core.errors import OutOfMemoryError, RunError
-from sylva_ray.core.windows import release_memory
+from sylva_ray.core.failures import release_memory
 from sylva_ray.federation.client.worker import CohortResult, CohortWorker
 from sylva_ray.federation.pool import WHAT_WOULD_FIT, OnDone
 from sylva_ray.federation.tasks import CohortTask
@@ -42,13 +42,14 @@ class InProcessPool:
         return results
 
     def _run(self, task: CohortTask, shared: object) -> CohortResult[Any]:
-        """Run a task; one that does not fit the memory again, with every window halved."""
+        """Run a task; one that does not fit the memory again, in windows of half the images that passed at once."""
         while True:
             try:
                 return self.worker.run(task, shared)
             except OutOfMemoryError as error:
-                if not self.worker.model.windows.halve_all():
+                if not error.windows:
                     raise RunError(f"{task.where}: {error}; {WHAT_WOULD_FIT}") from None
+                self.worker.model.windows.reduce(error.windows)
             except Exception as error:
                 raise RunError(f"{task.where}: {type(error).__name__}: {error}") from error
             release_memory()

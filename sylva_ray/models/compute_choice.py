@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from sylva_ray.config.experiment import AttentionKernels
+from sylva_ray.core.failures import is_out_of_memory
 from sylva_ray.core.lazy import torch
 from sylva_ray.core.precision import torch_dtype
 from sylva_ray.core.types import ParameterStack
@@ -189,10 +190,8 @@ def _step_milliseconds(
         )
         if x.is_cuda:
             torch.cuda.synchronize()
-    except torch.OutOfMemoryError:
-        return None
-    except Exception:
-        if precision == "float32":
+    except Exception as error:
+        if precision == "float32" and not is_out_of_memory(error):
             raise
         return None
     return 1000 * (clock() - started)

@@ -16,17 +16,9 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from sylva_ray.config.experiment import AttentionKernels
+from sylva_ray.core.failures import is_out_of_memory, release_memory
 from sylva_ray.core.types import ParameterStack
-from sylva_ray.core.windows import (
-    Pass,
-    Window,
-    WindowLimits,
-    in_windows,
-    is_out_of_memory,
-    joined,
-    release_memory,
-    split_windows,
-)
+from sylva_ray.core.windows import Pass, Window, WindowLimits, in_windows, joined, split_windows
 
 T = TypeVar("T")
 
@@ -147,7 +139,7 @@ class _InParts(torch.autograd.Function):
         for_images = torch.zeros_like(x) if for_x else None
         sums = {name: torch.zeros_like(params[name]) for name in wanted}
 
-        def run(window: Window) -> None:
+        def differentiate(window: Window) -> None:
             graph = ctx.kept.pop((window.rows.start, window.rows.stop), None) or _graph(ctx, window)
             inputs = [*([graph.images] if for_x else []), *graph.leaves.values()]
             found = list(torch.autograd.grad(graph.logits, inputs, gradient[window.rows], allow_unused=True))
@@ -158,6 +150,18 @@ class _InParts(torch.autograd.Function):
             for name, value in zip(graph.leaves, found, strict=True):
                 if value is not None:
                     sums[name][window.clients] += value
+
+        def run(window: Window) -> None:
+            try:
+                differentiate(window)
+                return
+            except Exception as error:
+                if not ctx.kept or not is_out_of_memory(error):
+                    raise
+                ctx.kept.clear()  # they fill the memory that the gradients need
+                call.model.windows.keep_less(call.kind, sum(call.counts))
+            release_memory()  # after the handler, which keeps the tensors of the failed attempt
+            differentiate(window)
 
         call.in_windows(run)
         return (None, for_images, *(sums.get(name) for name in call.names))
@@ -195,6 +199,7 @@ def _kept_graphs(ctx: Any) -> dict[tuple[int, int], _Graph]:
     """Compute all windows, ``{rows: graph}``; none if their activations do not fit the memory after all."""
     call: Call = ctx.call
     limits = call.model.windows
+    limits.begin(call.kind, sum(call.counts))
     try:
         windows = split_windows(call.counts, limits.of(call.kind), call.divide_clients)
         return {(window.rows.start, window.rows.stop): _graph(ctx, window) for window in windows}

@@ -13,9 +13,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from sylva_ray.config.experiment import AttentionKernels
+from sylva_ray.core.failures import is_out_of_memory, release_memory
 from sylva_ray.core.lazy import torch
 from sylva_ray.core.types import ParameterStack
-from sylva_ray.core.windows import Pass, Window, WindowLimits, in_windows, is_out_of_memory, joined, release_memory
+from sylva_ray.core.windows import Pass, Window, WindowLimits, in_windows, joined
 
 if TYPE_CHECKING:
     from sylva_ray.models.backbone import Backbone
@@ -41,6 +42,7 @@ class WindowedModel:
         kind: Pass = "train" if by_parameters else "attack" if by_images else "forward"
         size = len(counts) * max(counts)
         if size <= self.windows.of(kind):
+            self.windows.begin(kind, len(owner), max(counts) if self.couples_images else 1)
             try:
                 return self._forward(params, x, owner)
             except Exception as error:

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING
 from sylva_ray.config.experiment import ExperimentConfig, Windows
 from sylva_ray.config.resolved import ResolvedConfig
 from sylva_ray.core.bounds import MAX_COUNT
-from sylva_ray.core.errors import UserError
+from sylva_ray.core.errors import UserError, reason_of
+from sylva_ray.core.failures import is_out_of_memory
 from sylva_ray.core.types import ClientState
 from sylva_ray.data.fleet import FleetData
 from sylva_ray.federation.contract import Algorithm
@@ -194,14 +195,20 @@ def plan_windows(
         fleet: the data of all clients.
 
     Raises:
-        UserError: ``cluster.memory_per_actor`` is more than there is, or too small for one image.
+        UserError: ``cluster.memory_per_actor`` is more than there is, or too small for a few images.
     """
     if asked.training.windows != "auto":
         return resolved
     budget = actor_budget(resolved)
     on_gpu = resolved.training.device == "cuda"
     used = 0 if on_gpu else resident_bytes()
-    costs = measure_costs(resolved, algorithm, model, states[0], fleet.dataset.image_size)
+    try:
+        costs = measure_costs(resolved, algorithm, model, states[0], fleet.dataset.image_size)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        fix = f"is used up by a few images ({reason_of(error)}): free some memory, or use a smaller backbone"
+        raise UserError("cluster.memory_per_actor", size_text(budget), fix) from None
     base = GPU_PROCESS_BYTES + costs.model if on_gpu else used + _later_bytes(resolved, costs, len(states))
     plan = plan_memory(resolved, algorithm, costs, budget, base, asked.training.cohort_size == "auto", fleet)
     update = {"windows": plan.windows, "cohort_size": plan.cohort_size}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -11,8 +10,6 @@ from sylva_ray.core.windows import (
     Window,
     WindowLimits,
     in_windows,
-    is_device_failure,
-    is_out_of_memory,
     limits_of,
     split_windows,
 )
@@ -126,11 +123,46 @@ def test_windows_are_reduced_to_those_of_before_and_never_made_larger() -> None:
     assert limits.reduced == {"train": 8}
 
 
-def test_errors_of_the_memory_are_told_from_those_of_the_device() -> None:
-    assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"))
-    assert is_out_of_memory(MemoryError())
-    assert not is_out_of_memory(ValueError("out of memory"))
-    assert is_device_failure(torch.AcceleratorError("CUDA error: an illegal memory access was encountered"))
-    assert is_device_failure(RuntimeError("CUDA error: unspecified launch failure"))
-    assert not is_device_failure(torch.OutOfMemoryError("CUDA out of memory"))
-    assert not is_device_failure(None)
+def test_another_attempt_has_half_of_what_passed_at_once_and_not_of_what_was_planned() -> None:
+    limits = WindowLimits({"train": 2048, "attack": 2048, "evaluate": 2048, "walk": 1})
+    assert limits.smaller() == {"train": 1024, "attack": 1024, "evaluate": 1024}, "a task that failed before any pass"
+    limits.is_training = True
+    limits.begin("train", 64)
+    in_windows([64, 3], limits, "attack", lambda window: window)
+    limits.begin("train", 16)
+    assert limits.smaller() == {"train": 32, "attack": 33}
+    limits.reduce(limits.smaller())
+    assert limits.fitting == {"train": 32, "attack": 33, "evaluate": 2048, "walk": 1}
+    limits.halve("train", 2)
+    assert limits.smaller() == {"attack": 16}, "a single image cannot be halved"
+    limits.begin_task()
+    limits.begin("walk", 1)
+    assert limits.smaller() == {}
+    assert limits.num_passes == 4
+
+
+@settings(max_examples=25)
+@given(COUNTS, st.integers(0, 20))
+def test_every_further_attempt_passes_fewer_images_at_once(counts: list[int], room: int) -> None:
+    """The memory that a task needs besides its windows may be what is missing."""
+    limits, largest = WindowLimits({"forward": 2048}), []
+    while True:
+        limits.begin_task()
+        machine = Machine(10**6)
+        in_windows(counts, limits, "forward", machine.run)
+        largest.append(max(machine.tried, default=0))
+        if largest[-1] <= room or not limits.smaller():
+            break
+        limits.reduce(limits.smaller())
+    assert largest == sorted(set(largest), reverse=True)
+    assert largest[-1] <= max(1, room)
+
+
+def test_images_that_must_not_be_divided_are_not_tried_again_in_the_same_number() -> None:
+    limits = WindowLimits({"train": 2048})
+    in_windows([5, 8], limits, "train", lambda window: window, divide_clients=False)
+    assert limits.smaller() == {"train": 6}, "one client after the other"
+    limits.reduce({"train": 6})
+    limits.begin_task()
+    in_windows([5, 8], limits, "train", lambda window: window, divide_clients=False)
+    assert limits.smaller() == {}

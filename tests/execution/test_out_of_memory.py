@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 
 from sylva_ray.core.errors import OutOfMemoryError, RunError
 from sylva_ray.core.types import ParameterStack
+from sylva_ray.core.windows import in_windows
 from sylva_ray.execution.in_process import InProcessPool
 from sylva_ray.federation.client.worker import CohortWorker
 from sylva_ray.federation.observer import Notice, Observer
@@ -41,6 +43,24 @@ class HungryTask(CohortTask):
     def execute(self, worker: CohortWorker, params: ParameterStack) -> Sequence[Any]:
         del params
         if worker.model.windows.of("train") > self.most:
+            raise RuntimeError(FULL)
+        return [0] * len(self.clients)
+
+
+@dataclass(frozen=True)
+class LargeTask(CohortTask):
+    """Passes a batch of 64 images, and fits if at most ``most`` pass at once."""
+
+    most: int = 0
+
+    stage: ClassVar[str] = "large"
+    tried: ClassVar[list[int]] = []
+
+    def execute(self, worker: CohortWorker, params: ParameterStack) -> Sequence[Any]:
+        del params
+        largest = max(in_windows([64], worker.model.windows, "train", lambda window: window.num_images))
+        self.tried.append(largest)
+        if largest > self.most:
             raise RuntimeError(FULL)
         return [0] * len(self.clients)
 
@@ -114,6 +134,27 @@ def test_a_task_that_does_not_fit_runs_again_in_smaller_windows(tiny: Prepared, 
         pool.run([HungryTask(1, start.clients, start.states, most=0)])
 
 
+def test_every_further_attempt_has_fewer_images_than_the_one_that_failed(
+    tiny: Prepared, train_task: MakeTask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The plan allows 2,048 images, the batch has 64."""
+    monkeypatch.setattr(LargeTask, "tried", [])
+    start = train_task((0,))
+    pool = InProcessPool(create_worker(tiny.config, tiny.fleet, tiny.backbone))
+    (result,) = pool.run([LargeTask(1, start.clients, start.states, most=20)])
+    assert result is not None
+    assert LargeTask.tried == [64, 32, 16]
+    assert result.windows == {"train": 16, "attack": 2048, "evaluate": 2048, "forward": 2048, "walk": 2048}
+    with pytest.raises(RunError, match="one image at a time does not fit"):
+        pool.run([LargeTask(1, start.clients, start.states, most=0)])
+    assert LargeTask.tried == [64, 32, 16, 16, 8, 4, 2, 1]
+
+
+def test_an_error_brings_the_windows_of_the_next_attempt_to_another_process() -> None:
+    error = pickle.loads(pickle.dumps(OutOfMemoryError("full", {"train": 32})))
+    assert (str(error), error.windows) == ("full", {"train": 32})
+
+
 def test_the_record_of_a_stage_names_the_windows_that_were_smaller(
     tiny: Prepared, train_task: MakeTask, tmp_path: Path
 ) -> None:
@@ -154,7 +195,7 @@ def test_an_actor_that_does_not_fit_is_replaced_by_one_with_half_the_windows(
     (result,) = ray_pool.run([HungryTask(1, start.clients, start.states, most=1100)])
     assert result is not None
     assert result.windows["train"] == 1024
-    assert "hungry, step 1, client 0 did not fit the memory; a new worker has windows half as large" in notices.texts
+    assert "hungry, step 1, client 0 did not fit the memory; a new worker has smaller windows" in notices.texts
     told = len(notices.texts)
     ray_pool.reduce_windows({"train": 512})
     (result,) = ray_pool.run([HungryTask(2, start.clients, start.states, most=600)])

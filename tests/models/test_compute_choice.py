@@ -176,3 +176,14 @@ def test_a_run_folder_of_version_0_1_goes_on_as_it_began(monkeypatch: pytest.Mon
     assert config.training.attention == AttentionKernels()
     assert (config.training.precision, config.evaluation.precision) == ("float32", "float32")
     RunFolder(tmp_path).claim(config, resume=True)
+
+
+def test_an_alternative_that_does_not_fit_the_memory_is_not_chosen() -> None:
+    class Full:
+        """A model on a card that is full, as the CUDA runtime says it."""
+
+        def forward(self, *_: object) -> torch.Tensor:
+            raise torch.AcceleratorError("CUDA error: out of memory")
+
+    x, owner = torch.zeros(1, 3, 8, 8), torch.zeros(1, dtype=torch.long)
+    assert compute_choice._step_milliseconds(Full(), {}, x, owner, ("float32", "fused"), 1) is None  # type: ignore[arg-type]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -114,6 +115,27 @@ def test_windows_that_do_not_fit_together_are_computed_again(monkeypatch: pytest
     found = gradients(stack, params)
     assert (stack.windows.of("train"), stack.windows.reduced) == (2, {"train": 4})
     assert torch.equal(found[1], expected[1])
+
+
+def test_windows_that_leave_no_room_for_gradients_are_computed_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    stack, params = lora()
+    stack.windows = WindowLimits({"train": 2})
+    expected = gradients(stack, params)
+    grad, calls = torch.autograd.grad, [0]
+
+    def with_room_at_the_second_attempt(*arguments: Any, **named: Any) -> Any:
+        calls[0] += 1
+        if calls[0] == 3:  # the first is that of the loss, within which the windows are differentiated
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return grad(*arguments, **named)
+
+    monkeypatch.setattr(torch.autograd, "grad", with_room_at_the_second_attempt)
+    stack.windows = WindowLimits({"train": 15}, at_once=2)
+    found = gradients(stack, params)
+    assert stack.windows.reduced == {"train": 4}, "the windows stay as they were, and are not kept together"
+    assert torch.equal(found[0], expected[0])
+    assert torch.equal(found[1], expected[1])
+    assert all(torch.equal(found[2][name], value) for name, value in expected[2].items())
 
 
 def test_windows_bound_the_memory_of_a_gradient() -> None:

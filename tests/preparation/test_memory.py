@@ -18,7 +18,7 @@ from sylva_ray.federation.client.worker import build_model
 from sylva_ray.models.memory import LiveBytes, PassCost, measure_pass, peak_bytes
 from sylva_ray.preparation import memory_budget
 from sylva_ray.preparation.experiment import Prepared, initial_states, prepare
-from sylva_ray.preparation.memory import MemoryPlan, plan_memory
+from sylva_ray.preparation.memory import MemoryPlan, plan_memory, plan_windows
 from sylva_ray.preparation.memory_budget import actor_budget, actors_per_node
 from sylva_ray.preparation.memory_costs import MemoryCosts, measure_costs
 from sylva_ray.preparation.resolve import resolve_config
@@ -172,6 +172,18 @@ def test_a_small_budget_makes_small_windows_and_a_smaller_one_is_refused(monkeyp
     assert small.walk <= large.walk
     with pytest.raises(UserError, match="too small: at least"):
         windows("50 MB")
+
+
+def test_a_device_without_room_for_the_measurement_is_refused(monkeypatch: pytest.MonkeyPatch, tiny: Prepared) -> None:
+    def full(*_: object) -> MemoryCosts:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+
+    monkeypatch.setattr("sylva_ray.preparation.memory.measure_costs", full)
+    asked = resolved(cluster={"memory_per_actor": "2 GB"})
+    auto = build(ExperimentConfig, {"cluster": {"memory_per_actor": "2 GB"}})
+    method = create_algorithm(asked.algorithm)
+    with pytest.raises(UserError, match=r"memory_per_actor = '2.00 GB': is used up by a few images \(CUDA out of mem"):
+        plan_windows(auto, asked, method, None, [{}], tiny.fleet)  # type: ignore[arg-type]
 
 
 def test_every_pass_with_gradients_keeps_activations(tiny: Prepared) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,19 @@ from sylva_ray.execution.ray.shared_inputs import FleetReference
 from sylva_ray.federation.client.worker import CohortResult, naming_failures
 from sylva_ray.federation.tasks import CohortTask
 from sylva_ray.preparation.experiment import create_worker
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a worker has done so far.
+
+    Attributes:
+        num_passes: passes through the model that it has begun.
+        smaller: windows with which its task may fit, should it not fit now (`WindowLimits.smaller`).
+    """
+
+    num_passes: int
+    smaller: Mapping[str, int]
 
 
 class ClientActor:
@@ -68,9 +82,10 @@ class ClientActor:
         self._worker.model.windows.reduce(windows)
 
     @ray.method(concurrency_group="ctl")
-    def pid(self) -> int:
-        """Return the process id, also while a task runs."""
-        return os.getpid()
+    def progress(self) -> Progress:
+        """Return what the worker has done so far, also while a task runs."""
+        windows = self._worker.model.windows
+        return Progress(windows.num_passes, windows.smaller())
 
 
 RemoteClientActor: Any = ray.remote(  # type: ignore[call-overload]

@@ -7,33 +7,27 @@
                                 └── lost ◄───┘  a new actor replaces it, the task goes to the front
 
 `RayPool.run` waits until an actor answers, is lost or has started, or until the deadline. An actor that hangs is lost,
-too: one whose process does not answer (it was stopped, or its machine is out of memory), or whose task takes much
-longer than others of its kind did. Any actor can run any task, and every random number depends on its purpose alone:
-results are bit-identical for any number of actors and after failures.
+too: one whose process does not answer (it was stopped, or its machine is out of memory), whose task takes much longer
+than others of its kind did, or whose task begins no pass through the model for an hour. Any actor can run any task, and
+every random number depends on its purpose alone: results are bit-identical for any number of actors and after failures.
 """
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import math
-import os
-import signal
 import time
 from collections import Counter, deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import ray
-from ray.actor import ActorHandle
-from ray.exceptions import ActorUnavailableError, NodeDiedError, RayActorError, RayError, RayTaskError
-from ray.exceptions import OutOfMemoryError as RayOutOfMemoryError
+from ray.exceptions import RayError, RayTaskError
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from sylva_ray.config.experiment import TrackingSection, Windows
+from sylva_ray.config.experiment import TrackingSection
 from sylva_ray.config.resolved import ResolvedConfig
 from sylva_ray.core.errors import DeviceError, OutOfMemoryError, RunError
 from sylva_ray.core.own_code import allowed_directories
@@ -41,6 +35,7 @@ from sylva_ray.data.fleet import FleetData
 from sylva_ray.execution.ray.client_actor import RemoteClientActor
 from sylva_ray.execution.ray.session import cluster_gpus, live_nodes
 from sylva_ray.execution.ray.shared_inputs import FleetReference
+from sylva_ray.execution.ray.slots import Loss, Slot
 from sylva_ray.federation.client.worker import CohortResult
 from sylva_ray.federation.observer import Notice, Observer
 from sylva_ray.federation.pool import WHAT_WOULD_FIT, OnDone
@@ -53,75 +48,14 @@ CHECK_INTERVAL_S = 5.0
 MIN_TASK_SECONDS, TASK_PATIENCE = 600.0, 30
 """A task may take so many seconds, or so many times what the slowest earlier task of its kind took."""
 
+MAX_IDLE_S = 3600.0
+"""Seconds that a task may go without a pass through the model: before the first one CUDA starts and kernels compile."""
+
 STATUS_INTERVAL_S = 15.0
 """Seconds between two notices while no actor has started: a cloud node needs minutes, an actor ten seconds."""
 
 MAX_NODE_LOSSES = 20
 """How often a task, or the start of an actor, may lose its node before the run ends; spot machines are often lost."""
-
-
-@dataclass
-class _Slot:
-    """An actor of the pool.
-
-    Attributes:
-        actor: the handle.
-        pending: what it is busy with, its start or the task ``job``; None: it is free.
-        windows: those that it was started with.
-        node: id of its node; None: it has not started yet.
-        process: its process id there; None: it has not started yet.
-        job: number of its task; None: it has none.
-        busy_since: when it got its task.
-        answered: when its process last gave a sign of life.
-        ping: the question that its process has not answered yet; None: there is none.
-    """
-
-    actor: ActorHandle[Any]
-    pending: ray.ObjectRef[Any] | None
-    windows: Windows
-    node: str | None = None
-    process: int | None = None
-    job: int | None = None
-    busy_since: float = 0.0
-    answered: float = 0.0
-    ping: ray.ObjectRef[int] | None = None
-
-    @property
-    def has_started(self) -> bool:
-        """Whether the actor takes tasks."""
-        return self.node is not None
-
-
-@dataclass(frozen=True)
-class _Loss:
-    """Why an actor was lost.
-
-    Attributes:
-        reason: in words.
-        with_node: whether a machine was lost, not only a process.
-        is_hopeless: whether another actor would be lost in the same way.
-        by_memory: whether the memory was too small, so that smaller windows may help.
-    """
-
-    reason: str
-    with_node: bool = False
-    is_hopeless: bool = False
-    by_memory: bool = False
-
-    @classmethod
-    def from_cause(cls, cause: OutOfMemoryError | DeviceError) -> _Loss:
-        """Return the loss of an actor whose task did not fit, or whose GPU failed: its process is not used again."""
-        return cls(str(cause), by_memory=isinstance(cause, OutOfMemoryError))
-
-    @classmethod
-    def from_error(cls, slot: _Slot, error: RayError) -> _Loss:
-        """Return the loss that Ray reports. It notices a lost connection seconds before a lost node."""
-        with_node = isinstance(error, ActorUnavailableError | NodeDiedError)
-        with_node |= isinstance(error, RayActorError) and error.preempted
-        with_node |= slot.node is not None and slot.node not in {node["NodeID"] for node in live_nodes()}
-        is_hopeless = isinstance(error, RayActorError) and error.actor_init_failed
-        by_memory = isinstance(error, RayOutOfMemoryError) or "running low on memory" in str(error)
-        return cls(str(error).strip().splitlines()[-1], with_node, is_hopeless, by_memory)
 
 
 class _Batch:
@@ -189,7 +123,7 @@ class RayPool:
         self._groups = [placement_group([bundle]) for bundle in bundles]
         self._failed_starts: Counter[tuple[int, bool]] = Counter()  # {(slot, whether its node was lost): times}
         self._slowest: dict[type[CohortTask], float] = {}  # seconds per epoch of the slowest task of each kind
-        self._slots: list[_Slot | None] = [self._start(index) for index in range(num_actors)]
+        self._slots: list[Slot | None] = [self._start(index) for index in range(num_actors)]
 
     def run(
         self,
@@ -239,10 +173,8 @@ class RayPool:
         """Give the next tasks to the free actors. Tasks are put here, so that the store holds only those that run."""
         for slot in self._occupied():
             if batch.queue and slot.has_started and slot.pending is None:
-                slot.job = batch.queue.popleft()
-                slot.pending = slot.actor.run.remote(ray.put(batch.tasks[slot.job]), batch.shared)
-                slot.busy_since = slot.answered = time.monotonic()
-                slot.ping = None
+                job = batch.queue.popleft()
+                slot.give(job, slot.actor.run.remote(ray.put(batch.tasks[job]), batch.shared), time.monotonic())
 
     def _wait(self, timeout_s: float) -> int | None:
         """Return a slot whose pending work has ended, successfully or not; None after ``timeout_s`` seconds."""
@@ -262,12 +194,12 @@ class RayPool:
             answer = ray.get(pending)
         except RayTaskError as error:
             if isinstance(error.cause, OutOfMemoryError | DeviceError):
-                self._replace(index, where, batch, _Loss.from_cause(error.cause))
+                self._replace(index, where, batch, Loss.from_cause(error.cause))
                 return
             slot.pending = slot.job = None
             raise RunError(f"{where}: {type(error.cause).__name__}: {error.cause}") from error
         except RayError as error:  # the actor, its node or its result is lost
-            self._replace(index, where, batch, _Loss.from_error(slot, error))
+            self._replace(index, where, batch, Loss.from_error(slot, error))
             return
         slot.pending = slot.job = None
         if job is None:
@@ -291,28 +223,31 @@ class RayPool:
         for index, slot in enumerate(self._slots):
             if slot is None or slot.job is None:
                 continue
-            if slot.ping is not None and ray.wait([slot.ping], timeout=0)[0]:
-                slot.ping, slot.answered = None, now  # also if it is lost: `_collect` hears of that
-            if slot.ping is None:
-                slot.ping = slot.actor.pid.remote()
+            slot.listen(now)
             task = batch.tasks[slot.job]
-            if now - slot.answered > self._section.hang_timeout_s:
-                reason = f"its process gave no sign of life for {now - slot.answered:.0f} s"
-            elif now - slot.busy_since > self._task_deadline_s(task):
-                reason = f"its task took longer than {self._task_deadline_s(task):g} s (cluster.task_deadline_s)"
-            else:
-                continue
-            _kill_process(slot)
-            self._replace(index, task.where, batch, _Loss(reason))
+            reason = self._hang_of(slot, task, now)
+            if reason is not None:
+                slot.kill_process()
+                self._replace(index, task.where, batch, Loss(reason))
+
+    def _hang_of(self, slot: Slot, task: CohortTask, now: float) -> str | None:
+        """Return in words why an actor that has a task counts as hung; None: it does not."""
+        if slot.silent_s(now) > self._section.hang_timeout_s:
+            return f"its process gave no sign of life for {slot.silent_s(now):.0f} s"
+        if now - slot.busy_since > self._task_deadline_s(task):
+            return f"its task took longer than {self._task_deadline_s(task):g} s (cluster.task_deadline_s)"
+        if self._section.task_deadline_s is None and slot.idle_s > MAX_IDLE_S:
+            return f"its task computed nothing for {slot.idle_s:.0f} s; cluster.task_deadline_s would give it longer"
+        return None
 
     def _task_deadline_s(self, task: CohortTask) -> float:
-        """Return how long a task may take; without a setting, for ever until one of its kind has finished."""
+        """Return how long a task may take as long as it computes; without a setting or a pace of its kind, for ever."""
         if self._section.task_deadline_s is not None:
             return self._section.task_deadline_s
         slowest = self._slowest.get(type(task))
         return math.inf if slowest is None else max(MIN_TASK_SECONDS, TASK_PATIENCE * slowest * task.num_epochs)
 
-    def _replace(self, index: int, where: str, batch: _Batch, loss: _Loss) -> None:
+    def _replace(self, index: int, where: str, batch: _Batch, loss: Loss) -> None:
         """Start a new actor in a slot whose actor was lost; its task, if it had one, goes to the front of the queue.
 
         Raises:
@@ -322,8 +257,8 @@ class RayPool:
         assert slot is not None
         self._stop_actor(index)
         needs_smaller = loss.by_memory and slot.job is not None  # windows play no part in the start of an actor
-        if needs_smaller and slot.windows == self._arguments[0].training.windows:
-            self._halve_windows(where, loss)
+        if needs_smaller:
+            self._shrink_windows(slot, where, loss)
         num_losses = 0 if needs_smaller else self._count_loss(index, slot.job, loss.with_node, batch)
         max_losses = MAX_NODE_LOSSES if loss.with_node else self._section.max_task_retries
         if num_losses > max_losses or loss.is_hopeless:
@@ -333,16 +268,24 @@ class RayPool:
             self._observer.on_notice(Notice(f"a worker was lost during {where}; its clients run again elsewhere"))
         self._slots[index] = self._start(index)
 
-    def _halve_windows(self, where: str, loss: _Loss) -> None:
-        """Halve the windows of the actors that are started from now on.
+    def _shrink_windows(self, slot: Slot, where: str, loss: Loss) -> None:
+        """Give the actors that are started from now on windows of half the images with which this one was lost.
+
+        Where these are not known, because a process was killed before it told, the planned windows are halved.
 
         Raises:
-            RunError: all windows hold a single image already.
+            RunError: the windows cannot be smaller.
         """
-        planned = self._arguments[0].training.windows.model_dump(exclude={"at_once"})
-        if not self._limit_windows({name: max(1, size // 2) for name, size in planned.items()}):
+        planned = self._arguments[0].training.windows
+        is_planned = slot.windows == planned  # otherwise they became smaller since, because of another actor
+        windows = loss.windows
+        if windows is None:
+            sizes = planned.model_dump(exclude={"at_once"})
+            windows = {name: max(1, size // 2) for name, size in sizes.items()} if is_planned else {}
+        if self._limit_windows(windows):
+            self._observer.on_notice(Notice(f"{where} did not fit the memory; a new worker has smaller windows"))
+        elif is_planned:
             raise RunError(f"{where}: {loss.reason}; {WHAT_WOULD_FIT}")
-        self._observer.on_notice(Notice(f"{where} did not fit the memory; a new worker has windows half as large"))
 
     def reduce_windows(self, windows: Mapping[str, int]) -> None:
         """Let all actors hold at most so many images, ``{pass: images}``, and those that are started later."""
@@ -392,10 +335,10 @@ class RayPool:
 
     # -- slots ---------------------------------------------------------------------------------------------------------
 
-    def _occupied(self) -> list[_Slot]:
+    def _occupied(self) -> list[Slot]:
         return [slot for slot in self._slots if slot is not None]
 
-    def _start(self, index: int) -> _Slot:
+    def _start(self, index: int) -> Slot:
         section = self._section
         strategy: PlacementGroupSchedulingStrategy | None = None
         if self._trial_group:
@@ -404,7 +347,7 @@ class RayPool:
             strategy = PlacementGroupSchedulingStrategy(self._groups[index % len(self._groups)])
         resources = {"num_cpus": section.cpus_per_actor, "num_gpus": section.gpus_per_actor}
         actor = RemoteClientActor.options(**resources, scheduling_strategy=strategy).remote(*self._arguments)
-        return _Slot(actor, actor.start.remote(), self._arguments[0].training.windows)
+        return Slot(actor, actor.start.remote(), self._arguments[0].training.windows)
 
     def _stop_actor(self, index: int) -> None:
         slot = self._slots[index]
@@ -418,10 +361,3 @@ class RayPool:
             if slot is not None and slot.job is not None:
                 self._stop_actor(index)
                 self._slots[index] = self._start(index) if restart else None
-
-
-def _kill_process(slot: _Slot) -> None:
-    """Kill an actor's process on this machine; a stopped process does not hear Ray, which kills the others."""
-    if slot.process is not None and slot.node == ray.get_runtime_context().get_node_id():
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(slot.process, signal.SIGKILL)

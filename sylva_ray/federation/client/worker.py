@@ -17,12 +17,13 @@ import numpy as np
 from sylva_ray.attacks.byzantine import BYZANTINE_ATTACKS, flip_labels
 from sylva_ray.config.resolved import ResolvedConfig
 from sylva_ray.core.errors import DeviceError, OutOfMemoryError, reason_of
+from sylva_ray.core.failures import is_device_failure, is_out_of_memory
 from sylva_ray.core.gpu import device_title
 from sylva_ray.core.lazy import torch
 from sylva_ray.core.precision import torch_dtype
 from sylva_ray.core.timing import stopwatch_of
 from sylva_ray.core.types import ClientData, ParameterStack, Split, StateStack
-from sylva_ray.core.windows import WindowLimits, is_device_failure, is_out_of_memory
+from sylva_ray.core.windows import WindowLimits
 from sylva_ray.data.fleet import FleetData
 from sylva_ray.federation.context import ClientContext
 from sylva_ray.federation.method import Method
@@ -165,12 +166,13 @@ class CohortWorker:
             shared: what it shares with other tasks; see the attribute.
 
         Raises:
-            OutOfMemoryError: a pass does not fit the memory in windows of a single image, or something else does not.
+            OutOfMemoryError: a pass does not fit the memory in windows of a single image, or something else does not;
+                with the windows of another attempt.
             DeviceError: the GPU has failed.
         """
         self.shared = shared
         try:
-            with naming_failures():
+            with naming_failures(self.model.windows):
                 return self._run(task)
         finally:
             self.shared = None  # it may be as large as the uploads of a round
@@ -182,6 +184,7 @@ class CohortWorker:
             torch_dtype(self.config.training.precision) if task.uses_training_precision else torch.float32
         )
         self.model.windows.is_training = task.uses_training_precision
+        self.model.windows.begin_task()
         outcomes = task.execute(self, params)
         return CohortResult(
             task.clients,
@@ -214,8 +217,11 @@ class CohortWorker:
 
 
 @contextmanager
-def naming_failures() -> Iterator[None]:
+def naming_failures(windows: WindowLimits | None = None) -> Iterator[None]:
     """Raise what says that memory or GPU have failed as errors of this package, which other processes can read.
+
+    Args:
+        windows: of the model that works in the ``with`` block, for another attempt; None: there is none yet.
 
     Raises:
         OutOfMemoryError: the memory is used up.
@@ -226,7 +232,8 @@ def naming_failures() -> Iterator[None]:
     except Exception as error:
         reason = f"{type(error).__name__}: {reason_of(error)}"
         if is_out_of_memory(error):
-            raise OutOfMemoryError(reason) from None  # not with the frames, which keep its tensors
+            smaller = None if windows is None else windows.smaller()
+            raise OutOfMemoryError(reason, smaller) from None  # not with the frames, which keep its tensors
         if is_device_failure(error):
             raise DeviceError(reason) from None
         raise

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
+from sylva_ray.core.failures import is_out_of_memory, release_memory
 from sylva_ray.core.lazy import torch
 from sylva_ray.core.precision import at_precision
 from sylva_ray.core.types import ParameterStack
-from sylva_ray.core.windows import WindowLimits, is_out_of_memory, release_memory
+from sylva_ray.core.windows import WindowLimits
 from sylva_ray.federation.stages.layer_game.client import Phase2Client, SelectionImages
 from sylva_ray.federation.stages.layer_game.coalitions import CoalitionWalk
 
@@ -50,13 +51,15 @@ def coalition_values(
 
 
 def _in_memory(walk: CoalitionWalk, limits: WindowLimits) -> np.ndarray:
-    """Run a walk with stacks that fit the memory; if they do not, again with halves of them."""
+    """Run a walk with stacks that fit the memory; if they do not, again with halves of its largest."""
     while True:
         walk.max_stack = min(walk.max_stack, limits.of("walk"))
+        largest = min(walk.max_stack, len(walk.y) * len(walk.coalitions))
+        limits.begin("walk", largest)
         try:
             return walk.run()
         except Exception as error:
-            if not is_out_of_memory(error) or walk.max_stack == 1:
+            if not is_out_of_memory(error) or largest == 1:
                 raise
         release_memory()
-        limits.halve("walk", walk.max_stack)
+        limits.halve("walk", largest)

@@ -1,0 +1,169 @@
+"""When an actor counts as hung, and what the pool gives the next one, with a clock and actors that are made up."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from sylva_ray.config.experiment import ExperimentConfig, Windows
+from sylva_ray.config.schema import build
+from sylva_ray.core.errors import DeviceError, OutOfMemoryError, RunError
+from sylva_ray.federation.client.training import TrainSettings, TrainTask
+from sylva_ray.federation.observer import Notice, Observer
+from sylva_ray.preparation.resolve import resolve_config
+from tests.conftest import TINY
+
+ray = pytest.importorskip("ray")
+
+from sylva_ray.execution.ray import pool as pool_module  # noqa: E402
+from sylva_ray.execution.ray import slots  # noqa: E402
+from sylva_ray.execution.ray.client_actor import Progress  # noqa: E402
+from sylva_ray.execution.ray.pool import RayPool  # noqa: E402
+from sylva_ray.execution.ray.slots import Loss, Slot  # noqa: E402
+
+TASK = TrainTask(1, (0,), {}, TrainSettings(0.0, 0.1, epochs=1))
+HOUR = 3600.0
+
+
+class Actor:
+    """An actor that has begun ``passes``, or does not answer."""
+
+    def __init__(self) -> None:
+        self.passes, self.answers = 0, True
+        self.progress = SimpleNamespace(remote=lambda: self)
+
+
+@pytest.fixture
+def actor(monkeypatch: pytest.MonkeyPatch) -> Actor:
+    monkeypatch.setattr(slots.ray, "wait", lambda refs, **_: (refs if refs[0].answers else [], []))
+    monkeypatch.setattr(slots.ray, "get", lambda ref: Progress(ref.passes, {"train": 32}))
+    return Actor()
+
+
+@pytest.fixture
+def hang_of(actor: Actor) -> Callable[..., str | None]:
+    """Whether the actor hangs, as a pool sees it that looks at a time."""
+
+    def make(**section: Any) -> Callable[[float], str | None]:
+        pool = object.__new__(RayPool)
+        pool._section = build(ExperimentConfig, TINY | {"cluster": section}).cluster
+        pool._slowest = {}
+        slot = Slot(actor, None, Windows())  # type: ignore[arg-type]
+        slot.give(0, None, 0.0)  # type: ignore[arg-type]
+
+        def look(now: float) -> str | None:
+            slot.listen(now)
+            return pool._hang_of(slot, TASK, now)
+
+        return look
+
+    return make  # type: ignore[return-value]
+
+
+def test_a_first_task_that_computes_nothing_for_an_hour_hangs(hang_of: Any, actor: Actor) -> None:
+    look = hang_of()
+    for now in range(0, 3600, 60):
+        assert look(now) is None
+    actor.passes = 1  # CUDA has started, the kernels are compiled
+    for now in range(3600, 7200, 60):
+        assert look(now) is None
+    found = next(text for now in range(7200, 9000, 60) if (text := look(now)))
+    assert found == "its task computed nothing for 3660 s; cluster.task_deadline_s would give it longer"
+
+
+def test_a_first_task_may_take_as_long_as_it_computes(hang_of: Any, actor: Actor) -> None:
+    look = hang_of()
+    for now in range(0, 500_000, 1800):
+        actor.passes += 1
+        assert look(now) is None
+
+
+def test_a_deadline_of_the_user_alone_decides(hang_of: Any) -> None:
+    look = hang_of(task_deadline_s=3 * HOUR)
+    assert not any(look(now) for now in range(0, 10_800, 600))
+    assert look(3 * HOUR + 1) == "its task took longer than 10800 s (cluster.task_deadline_s)"
+
+
+def test_an_actor_is_silent_since_it_was_asked_and_not_since_it_got_its_task(hang_of: Any, actor: Actor) -> None:
+    """Where other actors answer all the time, nobody asks."""
+    look = hang_of()
+    assert look(5 * HOUR) is None
+    assert look(10 * HOUR) is None
+    actor.answers = False
+    assert look(10 * HOUR + 100) is None
+    assert look(10 * HOUR + 121) == "its process gave no sign of life for 121 s"
+
+
+def test_an_answer_to_a_question_of_long_ago_says_nothing_of_now(hang_of: Any, actor: Actor) -> None:
+    look = hang_of()
+    look(0.0)
+    look(1.0)
+    assert look(10 * HOUR) is None, "the answer is of the first second"
+    actor.passes = 1
+    assert look(10 * HOUR + 5) is None
+    assert look(10 * HOUR + 10) is None
+
+
+class Notices(Observer):
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+
+    def on_notice(self, notice: Notice) -> None:
+        self.texts.append(notice.text)
+
+
+@pytest.fixture
+def pool() -> RayPool:
+    """A pool with the planned windows, without actors."""
+    made = object.__new__(RayPool)
+    config = resolve_config(build(ExperimentConfig, TINY))
+    made._arguments, made._observer = (config, None, None, ()), Notices()  # type: ignore[assignment]
+    return made
+
+
+def windows_of(pool: RayPool) -> Windows:
+    return pool._arguments[0].training.windows
+
+
+def slot_with(windows: Windows, progress: Progress | None = None) -> Slot:
+    return Slot(None, None, windows, node=None, job=0, progress=progress)  # type: ignore[arg-type]
+
+
+def test_a_new_actor_has_windows_of_half_the_images_that_did_not_fit(pool: RayPool) -> None:
+    old = slot_with(windows_of(pool))
+    pool._shrink_windows(old, "train", Loss.from_cause(OutOfMemoryError("full", {"train": 32})))
+    assert windows_of(pool) == Windows(train=32)
+    assert pool._observer.texts == ["train did not fit the memory; a new worker has smaller windows"]  # type: ignore[attr-defined]
+    # of another actor, that was started with the windows before
+    pool._shrink_windows(old, "train", Loss.from_cause(OutOfMemoryError("full", {"train": 32, "attack": 48})))
+    assert windows_of(pool) == Windows(train=32, attack=48)
+    pool._shrink_windows(old, "train", Loss.from_cause(OutOfMemoryError("full")))  # its single images were too many
+    with pytest.raises(RunError, match="full; one image at a time does not fit"):
+        pool._shrink_windows(slot_with(windows_of(pool)), "train", Loss.from_cause(OutOfMemoryError("full")))
+
+
+def test_windows_of_a_process_that_was_killed_are_those_it_told_of(
+    pool: RayPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(slots, "live_nodes", list)
+    killed = ray.exceptions.OutOfMemoryError("Task was killed due to the node running low on memory.")
+    old = slot_with(windows_of(pool), Progress(7, {"train": 24}))
+    pool._shrink_windows(old, "train", Loss.from_error(old, killed))
+    assert windows_of(pool) == Windows(train=24)
+    silent = slot_with(windows_of(pool))
+    pool._shrink_windows(silent, "train", Loss.from_error(silent, killed))
+    assert windows_of(pool) == Windows(train=12, attack=1024, evaluate=1024, forward=1024, walk=1024)
+    pool._shrink_windows(silent, "train", Loss.from_error(silent, killed))
+    assert windows_of(pool).train == 12, "it is tried with the windows that have become smaller since"
+
+
+def test_a_gpu_that_failed_says_nothing_of_windows() -> None:
+    loss = Loss.from_cause(DeviceError("CUDA error: an illegal memory access was encountered"))
+    assert (loss.by_memory, loss.windows) == (False, None)
+
+
+def test_the_limits_are_those_that_the_documentation_names() -> None:
+    assert (pool_module.MIN_TASK_SECONDS, pool_module.TASK_PATIENCE, pool_module.MAX_IDLE_S) == (600, 30, HOUR)
