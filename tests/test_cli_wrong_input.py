@@ -213,7 +213,18 @@ CASES = {
         (*RUN, "training.windows=auto", "cluster.memory_per_actor=900 TB"),
         ["cluster.memory_per_actor", "this machine has"],
     ),
-    "no attention kernel": ((*RUN, "training.attention=flash"), ["training.attention", "flash", "'fused' or 'plain'"]),
+    "windows that are no section": (
+        (*RUN, "training.windows=0"),
+        ["training.windows = 0: must be 'auto', or a section with keys of its own"],
+    ),
+    "a cohort size that is no number": (
+        (*RUN, "training.cohort_size=many"),
+        ["training.cohort_size = 'many': must be a valid integer, or 'auto'"],
+    ),
+    "no attention kernel": (
+        (*RUN, "training.attention=flash"),
+        ["training.attention", "flash", "'fused' or 'plain', or a section with keys"],
+    ),
     "no attention kernel of a precision": (
         (*RUN, "training.attention={bfloat16: foo}"),
         ["training.attention.bfloat16 = 'foo'", "'fused' or 'plain'"],

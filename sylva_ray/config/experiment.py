@@ -363,7 +363,8 @@ class ClusterSection(Section):
     threads_per_actor: Count = Field(1, description="threads of PyTorch in each actor")
     memory_per_actor: Size | Literal["auto"] = Field(
         "auto",
-        description="what an actor may use, e.g. 8 GB: of its GPU's memory, or of its node's; auto: its share of it",
+        description="what an actor may use, e.g. 8 GB: of its GPU's memory, or of its node's; auto: its share of it, "
+        "of a card with 22 GiB if only other machines have GPUs",
     )
     round_deadline_s: Seconds | None = Field(
         None, description="how long a round waits for clients; those that miss it keep their state. None: for all"
@@ -385,7 +386,9 @@ class ClusterSection(Section):
         "from which a run gets more rounds, stays besides",
     )
     task_deadline_s: Seconds | None = Field(
-        None, description="how long a task may take before its actor is replaced; None: by the pace of earlier tasks"
+        None,
+        description="how long a task may take before its actor is replaced; None: 30 times the slowest of its kind, "
+        "at least 10 minutes, and an hour at most without a pass through the model",
     )
 
 

@@ -93,7 +93,8 @@ def _run(prepared: Prepared, folder: RunFolder, pool: ClientPool, observer: Obse
     try:
         chosen = {f"{key}.precision": getattr(config, key).precision for key in ("training", "evaluation")}
         unused = unused_settings(config.algorithm.name, algorithm.parameters)
-        for text in (*fleet.dataset.notices, *unused, *precision_notices(chosen, config.training.device)):
+        slow = precision_notices(chosen, config.training.device)
+        for text in (*fleet.dataset.notices, *unused, *slow, *prepared.notices):
             observer.on_notice(Notice(text))
         num_run = Rounds(server, stages, in_background=not is_copied).run()
         observer.on_stage(StageStarted(len(stages), len(stages), "writing the report"))

@@ -24,6 +24,7 @@ from sylva_ray.federation.client.worker import AUXILIARY, CohortWorker, cohort_m
 from sylva_ray.federation.contract import Algorithm, stages_of_run
 from sylva_ray.models.availability import check_available
 from sylva_ray.models.cohort import CohortModel
+from sylva_ray.preparation.assumptions import assumptions
 from sylva_ray.preparation.memory import plan_windows
 from sylva_ray.preparation.resolve import check_device, kernels_of, measure_choices, resolve_config
 from sylva_ray.storage.run_folder import RunFolder
@@ -54,6 +55,7 @@ class Prepared:
         setup_seconds: how long the preparation took.
         changed_inputs: data and weights that are not those that the run began with, in words.
         facts: of the backbone; None in a coordinator, which does not need them.
+        notices: what was assumed of GPUs that are not on this machine, in words.
     """
 
     config: ResolvedConfig
@@ -62,6 +64,7 @@ class Prepared:
     setup_seconds: float
     changed_inputs: tuple[str, ...] = ()
     facts: BackboneFacts | None = None
+    notices: tuple[str, ...] = ()
 
 
 def prepare(config: ExperimentConfig, folder: RunFolder | None = None, measure: bool = True) -> Prepared:
@@ -115,8 +118,9 @@ def prepare(config: ExperimentConfig, folder: RunFolder | None = None, measure: 
     if measure:
         model.kernels = resolved.training.attention
         resolved = plan_windows(config, resolved, algorithm, model, states, fleet)
+    notices = assumptions(config, resolved)
     resolved = resolved.model_copy(update={"algorithm": with_parameters(config).algorithm})
-    return Prepared(resolved, fleet, arrays, time.perf_counter() - started, facts=facts)
+    return Prepared(resolved, fleet, arrays, time.perf_counter() - started, facts=facts, notices=notices)
 
 
 def load_fleet(config: ExperimentConfig, image_size: int) -> FleetData:

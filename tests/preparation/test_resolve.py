@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, Literal, get_args, get_origin
 
 import pytest
@@ -14,6 +15,7 @@ from sylva_ray.config.resolved import ResolvedConfig
 from sylva_ray.config.schema import build
 from sylva_ray.config.stored import CHOICES
 from sylva_ray.core.errors import UserError
+from sylva_ray.preparation.assumptions import assumptions
 from sylva_ray.preparation.resolve import resolve_cohort_size, resolve_config, resolve_trial, resolve_trial_device
 
 
@@ -92,6 +94,27 @@ def test_a_gpu_that_this_machine_does_not_have_is_refused(monkeypatch: pytest.Mo
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UserError, match=r"training\.device.*cuda.*use cpu or auto"):
         resolve_config(config(training={"device": "cuda"}))
+
+
+def test_what_is_assumed_of_the_gpus_of_other_machines_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+    def said(cluster: dict[str, Any] | None = None, training: dict[str, Any] | None = None) -> str:
+        on_workers = {"address": "auto", "gpus_per_actor": 1} | (cluster or {})
+        asked = config(cluster=on_workers, training=training or {}, evaluation={"precision": "bfloat16"})
+        return "; ".join(assumptions(asked, resolve_config(asked)))
+
+    memory, precision = (
+        "planned for cards with 22 GiB.*cluster.memory_per_actor",
+        "training.precision = auto became float",
+    )
+    assert re.search(f"{memory}.*{precision}", said())
+    assert re.search(memory, said(training={"precision": "bfloat16"}))
+    assert not re.search(memory, said({"memory_per_actor": "40 GB"}))
+    assert said({"memory_per_actor": "40 GB"}, {"precision": "bfloat16"}) == ""
+    assert said({"gpus_per_actor": 0}) == "", "on CPUs this machine is measured"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert said() == ""
 
 
 def test_a_trial_computes_on_the_cpu_unless_its_actors_reserve_gpus() -> None:

@@ -48,6 +48,7 @@ class Assignment:
         num_actors: number of client actors.
         setup_seconds: see `Prepared`.
         changed_inputs: see `Prepared`. A restarted coordinator gets the same data and weights from the object store.
+        notices: see `Prepared`.
         fleet: reference to the data that the driver has put. Ray passes references inside a dataclass on as references.
         backbone: reference to the arrays of the backbone.
         folder: of the run, with an absolute path.
@@ -59,6 +60,7 @@ class Assignment:
     num_actors: int
     setup_seconds: float
     changed_inputs: tuple[str, ...]
+    notices: tuple[str, ...]
     fleet: ray.ObjectRef[FleetData]
     backbone: ray.ObjectRef[dict[str, np.ndarray]]
     folder: RunFolder
@@ -87,7 +89,14 @@ class Coordinator:
         assignment.driver.enter()
         config, fleet, backbone = assignment.config, assignment.fleet, assignment.backbone
         arrays = ray.get(backbone)
-        prepared = Prepared(config, ray.get(fleet), arrays, assignment.setup_seconds, assignment.changed_inputs)
+        prepared = Prepared(
+            config,
+            ray.get(fleet),
+            arrays,
+            assignment.setup_seconds,
+            assignment.changed_inputs,
+            notices=assignment.notices,
+        )
         remote = RemoteFolder(assignment.remote_url, assignment.folder.path) if assignment.remote_url else None
         with assignment.folder.locked(assignment.driver.process, LOCK_TIMEOUT_S):
             pool = RayPool(config, fleet, backbone, assignment.num_actors, self._log)

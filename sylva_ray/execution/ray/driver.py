@@ -72,6 +72,7 @@ def run_on_ray(
         num_actors=num_actors,
         setup_seconds=prepared.setup_seconds,
         changed_inputs=prepared.changed_inputs,
+        notices=prepared.notices,
         fleet=fleet,
         backbone=backbone,
         folder=RunFolder(folder.path.resolve()),
