@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -13,6 +15,15 @@ from sylva_ray.core.windows import (
     limits_of,
     split_windows,
 )
+
+
+@pytest.fixture(autouse=True, scope="module")
+def nothing_to_release() -> Iterator[None]:
+    """Attempts that fail collect no garbage, which takes longer than these tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sylva_ray.core.windows.release_memory", lambda: None)
+        yield
+
 
 COUNTS = st.lists(st.integers(0, 9), min_size=1, max_size=6)
 
@@ -57,7 +68,7 @@ class Machine:
         return list(range(window.rows.start, window.rows.stop))
 
 
-@settings(max_examples=25)  # an attempt collects garbage
+@settings(max_examples=25)
 @given(COUNTS, st.integers(1, 60), st.integers(1, 20))
 def test_a_window_that_runs_out_of_memory_is_halved_and_tried_again(counts: list[int], limit: int, room: int) -> None:
     limits, machine = WindowLimits({"forward": limit}), Machine(room)

@@ -11,6 +11,12 @@ from sylva_ray.core.windows import WindowLimits
 from sylva_ray.federation.stages.layer_game.values import _in_memory
 
 
+@pytest.fixture(autouse=True)
+def nothing_to_release(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Attempts that fail collect no garbage, which takes longer than these tests."""
+    monkeypatch.setattr("sylva_ray.federation.stages.layer_game.values.release_memory", lambda: None)
+
+
 class Walk:
     """A walk over 8 coalitions of 4 images on a machine with room for ``room`` images at once."""
 
