@@ -38,8 +38,8 @@ class Actor:
 
 @pytest.fixture
 def actor(monkeypatch: pytest.MonkeyPatch) -> Actor:
-    monkeypatch.setattr(slots.ray, "wait", lambda refs, **_: (refs if refs[0].answers else [], []))
-    monkeypatch.setattr(slots.ray, "get", lambda ref: Progress(ref.passes, {"train": 32}))
+    monkeypatch.setattr(ray, "wait", lambda refs, **_: (refs if refs[0].answers else [], []))
+    monkeypatch.setattr(ray, "get", lambda ref: Progress(ref.passes, {"train": 32}))
     return Actor()
 
 
