@@ -135,7 +135,7 @@ def measure(num_clients: int, per_round: int, rounds: int, backbone: str, visits
     picked = range(0, num_clients, per_round) if visits_all else ()
     visits = [Visit(range(first, min(first + per_round, num_clients))) for first in picked]
     stages = [*visits, *(FederatedRound(number, rounds + 1) for number in range(1, rounds + 2))]
-    loop, costs, peak = Rounds(server, stages, in_background=False), [], 0
+    loop, costs, peak = Rounds(server, stages), [], 0
     for index in range(len(stages) - 1):  # the last one would be evaluated
         cpu, wall = time.process_time(), time.perf_counter()
         loop.run_stage(index)

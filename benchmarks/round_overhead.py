@@ -66,7 +66,7 @@ def main() -> None:
         algorithm.bind_model(worker.model, fleet.num_classes, {}, worker.device)
         initial = [state] * fleet.num_clients
         server = Server(config, algorithm, fleet, initial, {}, pool, RunFolder(folder), Observer())
-        loop = Rounds(server, stages_of_run(algorithm, config), in_background=False)
+        loop = Rounds(server, stages_of_run(algorithm, config))
 
         def ray_round(number: int) -> float:
             started = time.perf_counter()

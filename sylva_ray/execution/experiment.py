@@ -57,8 +57,7 @@ def run_experiment(
         RunError: it failed while running and can be resumed.
     """
     with threadpool_limits(limits=1, user_api="blas"):
-        observers = _all_observers(prepared.config, folder, observer, remote)
-        summary = _run(prepared, folder, pool, observers, is_copied=remote is not None)
+        summary = _run(prepared, folder, pool, _all_observers(prepared.config, folder, observer, remote))
     if remote is not None:
         remote.push()
     return summary
@@ -77,7 +76,7 @@ def _all_observers(
     return Observers([*observers, observer])
 
 
-def _run(prepared: Prepared, folder: RunFolder, pool: ClientPool, observer: Observer, is_copied: bool) -> Summary:
+def _run(prepared: Prepared, folder: RunFolder, pool: ClientPool, observer: Observer) -> Summary:
     config, fleet = prepared.config, prepared.fleet
     algorithm = create_algorithm(config.algorithm)
     backbone = create_backbone(config.backbone, fleet.num_classes, split_weights(prepared.backbone)[0])
@@ -96,7 +95,7 @@ def _run(prepared: Prepared, folder: RunFolder, pool: ClientPool, observer: Obse
         slow = precision_notices(chosen, config.training.device)
         for text in (*fleet.dataset.notices, *unused, *slow, *prepared.notices):
             observer.on_notice(Notice(text))
-        num_run = Rounds(server, stages, in_background=not is_copied).run()
+        num_run = Rounds(server, stages).run()
         observer.on_stage(StageStarted(len(stages), len(stages), "writing the report"))
         if isinstance(model, LoraStack) and fleet.num_clients <= config.cluster.max_exported:
             everyone, names = range(fleet.num_clients), fleet.dataset.class_names

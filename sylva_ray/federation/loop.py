@@ -28,13 +28,12 @@ class Rounds:
     Args:
         server: with the states that the clients start from.
         stages: of the run, in order.
-        in_background: whether a checkpoint may be written while the next stage runs.
     """
 
-    def __init__(self, server: Server, stages: Sequence[Stage], in_background: bool = True) -> None:
+    def __init__(self, server: Server, stages: Sequence[Stage]) -> None:
         self.server, self.stages = server, stages
         self.evaluator = Evaluator(server, stages)
-        self.writer = CheckpointWriter(server.folder, in_background=in_background)
+        self.writer = CheckpointWriter(server.folder)
 
     def run(self) -> int:
         """Load the newest checkpoint, if there is one; then run, evaluate, save and report every stage that is left.
@@ -59,7 +58,6 @@ class Rounds:
             for index in range(num_done, len(self.stages)):
                 server.observer.on_stage(StageStarted(index, len(self.stages), self.stages[index].heading))
                 server.observer.on_record(self.run_stage(index))
-            server.states = self.writer.settled(server.states)
         return len(self.stages) - num_done
 
     def _check_fits(self, checkpoint: Checkpoint) -> None:
@@ -77,12 +75,13 @@ class Rounds:
                 raise UserError("checkpoint", str(self.server.folder), fix)
 
     def run_stage(self, index: int) -> StageRecord:
-        """Run the stage at position ``index``: update the states, begin to write a checkpoint and return the record."""
+        """Run the stage at position ``index``: update the states, write a checkpoint and return the record."""
         started = time.perf_counter()
         server, stage = self.server, self.stages[index]
         server.place, server.costs = place_of(self.stages, index), StageCosts()
         server.keep_windows()
         result = stage.run(server, index)
+        begun = self.writer.begin(index, server.states)
         evaluation = self.evaluator.evaluate(index)
         costs = server.costs
         costs.seconds["wall"] = time.perf_counter() - started
@@ -115,8 +114,8 @@ class Rounds:
             extended_from=server.folder.extensions.rounds_before(index, server.config.training.rounds),
         )
         server.records.append(record)
-        server.states = self.writer.save(
-            *(server.config, server.states, server.records, server.game, server.wire.residuals),
+        server.states = self.writer.complete(
+            *(begun, server.config, server.states, server.records, server.game, server.wire.residuals),
             self._last_round(),
         )
         return record

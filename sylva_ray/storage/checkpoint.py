@@ -99,6 +99,21 @@ class Origin:
     inputs: Mapping[str, Any] | None = None
 
 
+@dataclass(frozen=True)
+class Draft:
+    """The states of a checkpoint that is not complete.
+
+    Attributes:
+        step: see `Checkpoint`.
+        stored: what the checkpoint will hold.
+        checksums: ``{file name: SHA-256}`` of the files that are written.
+    """
+
+    step: int
+    stored: StoredStates
+    checksums: Mapping[str, str]
+
+
 class CheckpointFolder:
     """The checkpoints of a run.
 
@@ -109,38 +124,45 @@ class CheckpointFolder:
     def __init__(self, root: Path) -> None:
         self.root = root
 
-    def save(
-        self,
-        step: int,
-        states: Sequence[ClientState],
-        records: Sequence[StageRecord],
-        game: GameRecord | None,
-        residuals: Mapping[int, ClientState] | None = None,
-        origin: Origin | None = None,
-        before: StoredStates | None = None,
-        kept: Kept = Kept(),
-    ) -> StoredStates | None:
-        """Write ``round_<step>/`` and delete all but the newest. A complete checkpoint is never changed.
+    def begin(self, step: int, states: Sequence[ClientState], before: StoredStates | None = None) -> Draft | None:
+        """Write the states of ``round_<step>/``, which does not count before `complete`.
 
         Args:
-            step: see `Checkpoint`, as the other arguments.
+            step: see `Checkpoint`.
             states: of the K clients.
-            records: of all stages so far.
-            game: what the layer game decided.
-            residuals: of error feedback; None: none.
-            origin: what the run is made from; None: not known.
             before: what the checkpoint before this one holds; None: all states are written.
-            kept: which checkpoints stay.
 
         Returns:
-            What it holds; None where this checkpoint was complete already.
+            What is written; None where this checkpoint is complete already, and never changed.
         """
         folder = self.root / folder_name(step)
         if _is_complete(folder):
             return None
         self.remove(step)
+        folder.mkdir(parents=True)
+        return Draft(step, *write_states(folder, step, states, before))
+
+    def complete(
+        self,
+        draft: Draft,
+        records: Sequence[StageRecord],
+        game: GameRecord | None,
+        residuals: Mapping[int, ClientState] | None = None,
+        origin: Origin | None = None,
+        kept: Kept = Kept(),
+    ) -> None:
+        """Write the rest of ``round_<step>/``, its manifest last, and delete all but the newest checkpoints.
+
+        Args:
+            draft: the result of `begin`.
+            records: of all stages so far.
+            game: what the layer game decided.
+            residuals: of error feedback; None: none.
+            origin: what the run is made from; None: not known.
+            kept: which checkpoints stay.
+        """
         progress = {
-            "step": step,
+            "step": draft.step,
             "records": [record.to_json() for record in records],
             "game": None if game is None else game.to_json(),
         }
@@ -151,19 +173,11 @@ class CheckpointFolder:
             files[CONFIG_COPY] = _canonical(origin.config)
             if origin.inputs is not None:
                 files[INPUTS_COPY] = _canonical(origin.inputs)
-        stored: list[StoredStates] = []
-
-        def write() -> Mapping[str, str]:
-            written, checksums = write_states(folder, step, states, before)
-            stored.append(written)
-            return checksums
-
-        write_step(folder, step, files, write)
-        older = [old for old in self.steps() if old <= step]
+        write_step(self.root / folder_name(draft.step), draft.step, files, draft.checksums)
+        older = [old for old in self.steps() if old <= draft.step]
         for old in older[: -kept.newest]:
             if old not in kept.steps:
                 self.remove(old)
-        return stored[0]
 
     def steps(self) -> list[int]:
         """Return the steps that have a folder, complete or not, the oldest first."""

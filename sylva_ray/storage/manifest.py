@@ -12,7 +12,7 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -70,22 +70,19 @@ def remove_step(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def write_step(
-    folder: Path, step: int, files: Mapping[str, bytes], others: Callable[[], Mapping[str, str]] | None = None
-) -> None:
-    """Write the folder of a step, which must not exist, so that it survives a loss of power; the manifest comes last.
+def write_step(folder: Path, step: int, files: Mapping[str, bytes], others: Mapping[str, str] | None = None) -> None:
+    """Write the folder of a step so that it survives a loss of power; the manifest comes last.
 
     Args:
         folder: of the step.
         step: see `Manifest`.
         files: ``{file name: content}``.
-        others: writes further files into the folder and returns ``{file name: SHA-256}``.
+        others: ``{file name: SHA-256}`` of files that the folder holds already; None: it does not exist.
     """
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=others is not None)
     for name, content in files.items():
         write_atomically(folder / name, content, durable=True)
-    checksums = {} if others is None else others()
-    write_atomically(folder / MANIFEST, write_manifest(step, files, checksums), durable=True)
+    write_atomically(folder / MANIFEST, write_manifest(step, files, others), durable=True)
     sync_folder(folder.parent)
 
 

@@ -38,7 +38,7 @@ from sylva_ray.core.records import Extension, GameRecord, StageRecord
 from sylva_ray.core.summary import Summary
 from sylva_ray.core.types import ClientState
 from sylva_ray.storage.atomic import draft_of, json_text, write_json
-from sylva_ray.storage.checkpoint import Checkpoint, CheckpointFolder, Kept, Origin
+from sylva_ray.storage.checkpoint import Checkpoint, CheckpointFolder, Draft, Kept, Origin
 from sylva_ray.storage.claim import check_claim, list_names, write_marker
 from sylva_ray.storage.client_tables import ClientTables
 from sylva_ray.storage.extensions import ExtensionsFile
@@ -46,7 +46,6 @@ from sylva_ray.storage.inputs import INPUTS, InputCheck, compare_inputs, load_in
 from sylva_ray.storage.jsonl import append_record, read_records, rewrite_records
 from sylva_ray.storage.lock import folder_lock
 from sylva_ray.storage.reading import read_json
-from sylva_ray.storage.state_rows import StoredStates
 
 T = TypeVar("T")
 
@@ -286,34 +285,29 @@ class RunFolder:
             raise UserError("partition.num_clients", num_clients, fix)
         return checkpoint
 
-    def save_checkpoint(
+    def complete_checkpoint(
         self,
         config: ExperimentConfig,
-        states: Sequence[ClientState],
+        draft: Draft,
         records: Sequence[StageRecord],
         game: GameRecord | None,
         residuals: Mapping[int, ClientState],
-        before: StoredStates | None = None,
         always_kept: Collection[int] = (),
-    ) -> StoredStates | None:
-        """Write the checkpoint after a stage; see `CheckpointFolder.save`.
+    ) -> None:
+        """Write what belongs to the states of a checkpoint; see `CheckpointFolder.complete`.
 
         Args:
             config: of the run; the settings that results depend on are copied.
-            states: of the K clients.
-            records: of all stages so far; the last one's position names the checkpoint.
+            draft: the states, by `CheckpointFolder.begin`.
+            records: of all stages so far.
             game: what the layer game decided; None before it.
             residuals: ``{client: residual}`` of error feedback.
-            before: what the checkpoint before this one holds.
             always_kept: steps whose checkpoints stay, however many are newer.
-
-        Returns:
-            What it holds; None where it was there already.
         """
         inputs = self.load_inputs()
         origin = Origin(result_settings(config), None if inputs is None else inputs.to_json())
         kept = Kept(config.cluster.keep_checkpoints, always_kept)
-        return self.checkpoints.save(len(records) - 1, states, records, game, residuals, origin, before, kept)
+        self.checkpoints.complete(draft, records, game, residuals, origin, kept)
 
     def load_inputs(self) -> Inputs | None:
         """Return ``inputs.json``; None where the run is of a version that did not write it.

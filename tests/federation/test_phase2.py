@@ -41,7 +41,7 @@ from sylva_ray.preparation.experiment import Prepared, create_worker, prepare
 from sylva_ray.storage.checkpoint import CheckpointFolder
 from sylva_ray.storage.run_folder import RunFolder
 from tests.conftest import TINY
-from tests.federation.runs import newest, records_of, run
+from tests.federation.runs import newest, records_of, run, save_checkpoint
 
 PLAYERS = 7
 SHORT = TINY | {
@@ -78,7 +78,7 @@ def phase1(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def go_on(phase1: Path, folder: Path, **phase2: Any) -> Summary:
     folder.mkdir()
     end = newest(phase1)  # without the settings that it was made with, which differ in phase 2
-    CheckpointFolder(folder / "checkpoint").save(end.step, end.states, end.records, end.game, end.residuals)
+    save_checkpoint(CheckpointFolder(folder / "checkpoint"), end.step, end.states, end.records, end.game, end.residuals)
     return run(prepared(phase2), folder)
 
 
@@ -479,8 +479,8 @@ def test_values_in_bfloat16_are_verified_in_float32(
     def play(name: str, sections: dict[str, Any]) -> Any:
         (tmp_path / name).mkdir()
         end = newest(phase1)
-        CheckpointFolder(tmp_path / name / "checkpoint").save(
-            end.step, end.states, end.records, end.game, end.residuals
+        save_checkpoint(
+            CheckpointFolder(tmp_path / name / "checkpoint"), end.step, end.states, end.records, end.game, end.residuals
         )
         return run(prepared({}, **sections), tmp_path / name).layer_game
 

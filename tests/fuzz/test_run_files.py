@@ -58,7 +58,9 @@ def template() -> Path:
     ]
     for step in (0, 1):
         records = [bare_record(0), many_clients(1)][: step + 1]
-        folder.save_checkpoint(config, states, records, None, {1: {"head.bias": np.ones(3, np.float32)}})
+        draft = folder.checkpoints.begin(step, states)
+        assert draft is not None
+        folder.complete_checkpoint(config, draft, records, None, {1: {"head.bias": np.ones(3, np.float32)}})
         folder.append_record(records[-1])
     for name in ("summary.json", "evaluation.json"):
         shutil.copy(OLD_RUN / name, folder.path / name)

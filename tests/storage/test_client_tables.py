@@ -278,7 +278,9 @@ def checkpointed(tmp_path: Path) -> RunFolder:
     config = build(ExperimentConfig, TINY | {"partition": {"num_clients": 2}})
     folder.claim(config, False, Inputs(version="0.0.0", data={"train": "0"}, weights={"backbone": "0"}))
     records = [record(0), record(1)]
-    folder.save_checkpoint(config, [{"head.bias": np.ones(3, np.float32)}] * 2, records, None, {})
+    draft = folder.checkpoints.begin(1, [{"head.bias": np.ones(3, np.float32)}] * 2)
+    assert draft is not None
+    folder.complete_checkpoint(config, draft, records, None, {})
     folder.write_records(records)
     return folder
 

@@ -27,6 +27,7 @@ from sylva_ray.storage.manifest import MANIFEST
 from sylva_ray.storage.remote_copy import RemoteFolder, run_folder_at
 from sylva_ray.storage.run_folder import RunFolder
 from tests.conftest import TINY
+from tests.federation.runs import save_checkpoint
 
 
 @pytest.fixture(params=["memory", "file", "s3"])
@@ -62,7 +63,9 @@ def save_steps(folder: RemoteFolder, *steps: int) -> None:
     folder.local.mkdir(parents=True, exist_ok=True)
     (folder.local / "config.yaml").write_text("name: toy\n")
     for step in steps:
-        CheckpointFolder(folder.local / "checkpoint").save(step, [{"a": np.full(4, step, np.float32)}], [], None)
+        save_checkpoint(
+            CheckpointFolder(folder.local / "checkpoint"), step, [{"a": np.full(4, step, np.float32)}], [], None
+        )
         (folder.local / "rounds.jsonl").write_text("{}\n" * (step + 1))
         folder.push()
 
