@@ -17,7 +17,7 @@ define REQUIRE_PYTHON
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast test-slow notebooks test-gpu witness check format docs pages fuzz chaos bench gpu-proof \
+.PHONY: help setup demo test test-long test-fast test-slow notebooks test-gpu witness check format docs pages fuzz chaos bench gpu-proof \
 	gpu-proof-reduced sizing ledger ledger-smoke dist clean
 
 help: ## list the targets
@@ -38,10 +38,13 @@ demo: $(READY) ## run Sylva, both phases, on the embedded digits (about 3 minute
 	$(BIN)/sylva-ray run configs/digits.yaml
 
 test: $(READY) ## run the tests (under 8 minutes on 2 cores)
-	$(BIN)/python -m pytest -q -m 'not slow' --numprocesses auto --maxprocesses 4 --dist loadgroup
+	$(BIN)/python -m pytest -q -m 'not long and not slow' --numprocesses auto --maxprocesses 4 --dist loadgroup
+
+test-long: $(READY) ## run the tests of whole runs, which take a few seconds each (as long again)
+	$(BIN)/python -m pytest -q -m 'long and not slow' --numprocesses auto --maxprocesses 4 --dist loadgroup
 
 test-fast: $(READY) ## run the tests of the inner loop: mathematics and structure; none starts Ray or trains
-	$(BIN)/python -m pytest -q -m 'not slow' $(FAST)
+	$(BIN)/python -m pytest -q -m 'not long and not slow' $(FAST)
 
 test-slow: $(READY) ## run the tests that kill processes or train for longer
 	$(BIN)/python -m pytest -q -m slow

@@ -24,6 +24,8 @@ from tests.conftest import TINY
 from tests.reports.synthetic_run import make_run
 from tests.test_architecture import ROOT
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:

@@ -103,6 +103,7 @@ def here(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.long
 def test_wrong_input_is_answered_before_heavy_libraries_are_imported(here: Path) -> None:
     before = sorted(here.rglob("*"))
     command = [sys.executable, "-c", SCRIPT, json.dumps(HEAVY), json.dumps(WRONG)]

@@ -31,6 +31,8 @@ from sylva_ray.storage.run_folder import RunFolder
 from tests.conftest import TINY
 from tests.fake_model import FakeModel
 
+pytestmark = pytest.mark.long
+
 ROOT = Path(__file__).parents[1]
 EXAMPLE = ROOT / "examples" / "margin_at.py"
 NAME = "examples.margin_at:MarginAT"

@@ -18,6 +18,8 @@ from benchmarks.gpu.lab import Lab, relative
 from benchmarks.gpu.right import STACKS, UPDATES, VALUES, stack_against_single, updates, values
 from benchmarks.gpu.speed import divided
 
+pytestmark = pytest.mark.long
+
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "benchmarks" / "gpu_proof.py"
 LAB = Lab("cpu", reduced=True)

@@ -21,6 +21,8 @@ from sylva_ray.execution.ray.session import check_authentication
 from sylva_ray.storage.atomic import write_atomically
 from tests.conftest import TINY
 
+pytestmark = pytest.mark.long
+
 MASKED = {
     "https://ada:s3cret@host:5000/x": "https://***@host:5000/x",
     "https://token@host/x": "https://***@host/x",

@@ -35,6 +35,8 @@ from sylva_ray.models.cohort import to_arrays, to_parameters
 from sylva_ray.preparation.experiment import create_worker, prepare
 from sylva_ray.storage.run_folder import RunFolder
 
+pytestmark = pytest.mark.long
+
 SETTINGS = {
     "DTYPE": torch.float64,
     "RANK": 2,

@@ -219,6 +219,7 @@ def forget(module: str) -> None:
     sys.modules.pop(module, None)
 
 
+@pytest.mark.long
 def test_a_run_of_nothing_but_own_parts_and_what_it_leaves(tmp_path: Path) -> None:
     config = testing.TINY | {
         "algorithm": {"name": "fedavg_at_ft", "model": "lora", "robust": {"rule": "examples.own_rule:drop_long"}},

@@ -195,6 +195,7 @@ def test_sparsefool_overshoots_what_it_tries_and_not_where_it_is() -> None:
     assert fallen[6].all()
 
 
+@pytest.mark.long
 def test_square_breaks_nothing_that_cannot_be_and_most_of_what_can() -> None:
     params, x, y, owner = linear_batch(n=100)
     lead, w = gap(params, x, y, owner)

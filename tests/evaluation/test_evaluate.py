@@ -35,6 +35,8 @@ from sylva_ray.reports.terminal import evaluation_lines
 from sylva_ray.storage.run_folder import RunFolder
 from tests.conftest import TINY
 
+pytestmark = pytest.mark.long
+
 EPSILON = 4 / 255
 QUICK = EvaluationRequest(
     (parse_attack("pgd:epsilon=4/255,steps=2"), parse_attack("fgsm:epsilon=4/255")), EPSILON, subset_images=3

@@ -124,6 +124,7 @@ def test_a_window_that_does_not_fit_is_halved_within_its_task(
             assert difference <= 0.02 * np.linalg.norm(value) + 1e-4, name  # a sign of PGD may differ
 
 
+@pytest.mark.long
 def test_a_task_that_does_not_fit_runs_again_in_smaller_windows(tiny: Prepared, train_task: MakeTask) -> None:
     start = train_task((0,))
     pool = InProcessPool(create_worker(tiny.config, tiny.fleet, tiny.backbone))
@@ -204,6 +205,7 @@ def test_an_actor_that_does_not_fit_is_replaced_by_one_with_half_the_windows(
     assert len(notices.texts) == told, "the same worker"
 
 
+@pytest.mark.long
 def test_a_gpu_that_fails_is_the_end_of_its_actor_alone(
     pool: tuple[RayPool, Notices], train_task: MakeTask, tmp_path: Path
 ) -> None:

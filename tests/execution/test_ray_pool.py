@@ -128,6 +128,7 @@ def test_a_failing_task_is_reported_like_in_process_and_the_pool_lives_on(
     assert_same_bits(states(two.run(good)), states(in_process.run(good)))
 
 
+@pytest.mark.long
 def test_who_misses_the_deadline_is_none_and_the_pool_lives_on(
     two: RayPool, in_process: InProcessPool, train_task: MakeTask
 ) -> None:

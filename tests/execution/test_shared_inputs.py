@@ -46,6 +46,7 @@ def test_without_the_process_that_shares_everybody_puts_its_own(local_ray: None,
     assert ray.get(alone.fleet).num_clients == on_ray.fleet.num_clients
 
 
+@pytest.mark.long
 def test_tasks_on_shared_inputs_give_the_same_bits(
     local_ray: None,  # noqa: ARG001
     tiny: Prepared,

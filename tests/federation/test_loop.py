@@ -33,6 +33,8 @@ from sylva_ray.storage.run_folder import RunFolder
 from tests.conftest import TINY
 from tests.federation.runs import bare_record, records_of, run, save_checkpoint
 
+pytestmark = pytest.mark.long
+
 
 def adapters(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted((folder / "adapters").rglob("*.safetensors"))}

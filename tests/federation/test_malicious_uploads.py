@@ -132,6 +132,7 @@ def test_honest_clients_stay_finite_and_what_is_refused_is_known(name: str, rule
     server.states = start
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "attack", [{"attack": "nan"}, pytest.param({"attack": "sign_flip", "strength": 1e30}, marks=pytest.mark.slow)]
 )

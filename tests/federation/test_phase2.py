@@ -43,6 +43,8 @@ from sylva_ray.storage.run_folder import RunFolder
 from tests.conftest import TINY
 from tests.federation.runs import newest, records_of, run, save_checkpoint
 
+pytestmark = pytest.mark.long
+
 PLAYERS = 7
 SHORT = TINY | {
     "dataset": TINY["dataset"] | {"max_train": 90, "max_test": 30},

@@ -105,6 +105,7 @@ def test_the_guard_of_phase_2_uses_that_epsilon(monkeypatch: pytest.MonkeyPatch,
     assert set(used) == {8 / 255}
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("page")
 def test_it_stands_in_summary_terminal_and_report(tmp_path: Path) -> None:
     made = tiny_experiment("fedavg_at", evaluation={"attacks": [{"epsilon": "8/255", "steps": 1}], "checks": False})

@@ -14,6 +14,8 @@ from threadpoolctl import threadpool_limits
 
 from tests.golden.runs import RUNS, digests
 
+pytestmark = pytest.mark.long
+
 GOLDEN = json.loads((Path(__file__).parent / "digests.json").read_text())
 """``{"machines": {fingerprint: description}, "runs": {run: {part: digest}}}``. ``runs`` is what `tests.golden.runs`
 writes. A machine is added by hand, with the fingerprint that the skipped test prints, once its digests are these."""

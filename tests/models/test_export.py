@@ -27,6 +27,8 @@ from sylva_ray.models.origin import origin_of
 from sylva_ray.preparation.experiment import create_worker, prepare
 from tests.conftest import TINY
 
+pytestmark = pytest.mark.long
+
 PLAIN = """
 import sys
 sys.modules["sylva_ray"] = None  # an import fails

@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+pytestmark = pytest.mark.long
+
 NOT_NEEDED = """
 import sys
 import sylva_ray.models.backbone

@@ -178,6 +178,7 @@ def train_with_peft(
     return own
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("num_clients", [1, 3, pytest.param(8, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     ("dtype", "epochs", "lr", "tolerance"),

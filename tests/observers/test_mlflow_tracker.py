@@ -29,6 +29,8 @@ from sylva_ray.storage.jsonl import read_records, rewrite_records
 from sylva_ray.storage.run_folder import RunFolder
 from tests.reports.synthetic_run import make_config, make_run
 
+pytestmark = pytest.mark.long
+
 mlflow = pytest.importorskip("mlflow")
 
 

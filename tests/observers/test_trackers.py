@@ -19,6 +19,8 @@ from sylva_ray.observers import registry
 from sylva_ray.observers.registry import check_observers
 from sylva_ray.observers.tracker import Tracker
 
+pytestmark = pytest.mark.long
+
 ROOT = Path(__file__).parents[2]
 
 

@@ -13,6 +13,8 @@ from sylva_ray import testing
 from sylva_ray.core.errors import UserError
 from sylva_ray.storage.run_folder import RunFolder
 
+pytestmark = pytest.mark.long
+
 CONFIG: dict[str, Any] = testing.TINY | {
     "algorithm": {"name": "fedavg_at", "model": "lora"},
     "training": testing.TINY["training"] | {"rounds": 1, "lr_schedule": "constant"},

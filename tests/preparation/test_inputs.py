@@ -30,6 +30,8 @@ from sylva_ray.storage.run_folder import RunFolder
 from tests.conftest import TINY
 from tests.storage.conftest import contents
 
+pytestmark = pytest.mark.long
+
 
 def draw_images(folder: Path, per_class: int, seed: int = 0) -> None:
     """Write bright and dark images, as one folder per class."""

@@ -27,6 +27,8 @@ from sylva_ray.pretraining.trainer import EpochRecord, pretrain, top1
 from tests.preparation.test_inputs import draw_images
 from tests.storage.conftest import contents
 
+pytestmark = pytest.mark.long
+
 
 def config(**training: Any) -> PretrainConfig:
     recipe = {"epochs": 2, "batch_size": 40, "threads": 1, "warmup_epochs": 0.5}

@@ -164,6 +164,7 @@ def test_bad_input_is_one_line_and_writes_nothing(case: str, runs: Path, tmp_pat
 # -- MLflow ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_an_mlflow_experiment_holds_the_same_rows(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mlflow = pytest.importorskip("mlflow")
     for name in ("sylva-0", "sylva-1", "local-0"):
@@ -351,6 +352,7 @@ def no_overlap(figure: Figure) -> bool:
     return True
 
 
+@pytest.mark.long
 def test_where_names_would_overlap_points_are_numbered_as_in_the_table() -> None:
     draw_from = np.random.default_rng(0)
     places = draw_from.uniform(0.5, 0.512, (40, 2))

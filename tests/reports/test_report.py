@@ -154,6 +154,7 @@ def test_without_a_second_phase_the_ends_before_and_after_phase_1_remain(tmp_pat
         assert expected in page.text
 
 
+@pytest.mark.long
 def test_a_mixture_shows_what_every_client_kept_of_its_own(tmp_path: Path) -> None:
     run_dir = make_and_return(tmp_path / "run")
     assert "own share" not in Page(write_report(RunFolder(run_dir)).read_text()).text
@@ -191,11 +192,13 @@ def test_a_damaged_summary_is_named(tmp_path: Path) -> None:
         write_report(RunFolder(tmp_path))
 
 
+@pytest.mark.long
 def test_equal_files_give_equal_pages(tmp_path: Path) -> None:
     run_dir = make_and_return(tmp_path / "run")
     assert write_report(RunFolder(run_dir)).read_bytes() == write_report(RunFolder(run_dir)).read_bytes()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("num_clients", "num_classes"), [(1, 2), (100, 10), (300, 200)])
 def test_any_size_draws_with_few_labels(tmp_path: Path, num_clients: int, num_classes: int) -> None:
     names = [f"class {c}" for c in range(num_classes)]
@@ -287,6 +290,7 @@ def test_a_large_fleet_lists_its_worst_clients_and_holds_the_others_for_a_search
     assert "each curve sorted on its own" in page
 
 
+@pytest.mark.long
 def test_the_page_grows_by_a_line_of_numbers_per_client(tmp_path: Path) -> None:
     sizes = [len(large_page(tmp_path / str(number), number)) for number in (600, 1200)]
     assert (sizes[1] - sizes[0]) / 600 < 80

@@ -28,6 +28,8 @@ from tests.conftest import TINY
 from tests.federation.runs import bare_record, save_checkpoint
 from tests.storage.conftest import ONE_PHASE, contents
 
+pytestmark = pytest.mark.long
+
 # -- config.yaml -------------------------------------------------------------------------------------------------------
 
 

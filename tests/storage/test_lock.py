@@ -23,6 +23,8 @@ from sylva_ray.sweeps.folder import SweepFolder
 from tests.storage.conftest import ONE_PHASE, contents
 from tests.sweeps.toys import space_of
 
+pytestmark = pytest.mark.long
+
 HOLD = """
 import sys, time
 from pathlib import Path

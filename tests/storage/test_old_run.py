@@ -84,6 +84,7 @@ def test_it_resumes(folder: RunFolder) -> None:
     assert folder.adapter(1).exists()
 
 
+@pytest.mark.long
 def test_its_measurements_are_found_again(folder: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
     """Nothing is measured but the gallery, and that under the old names."""
     sylva_ray.export(folder.path, folder.adapters)

@@ -407,6 +407,7 @@ def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     return run
 
 
+@pytest.mark.long
 def test_every_command_takes_a_url(tiny: Prepared, tmp_path: Path, call: Callable[..., Any]) -> None:
     del tiny  # loaded once for all tests, so that this one is quick
     url = (tmp_path / "shared" / "run").as_uri()

@@ -23,6 +23,8 @@ from sylva_ray.sweeps.tracking import SweepTracking, TrialTracking, trial_config
 from tests.conftest import TINY
 from tests.reports.synthetic_run import make_run
 
+pytestmark = pytest.mark.long
+
 mlflow = pytest.importorskip("mlflow")
 
 

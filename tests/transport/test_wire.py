@@ -461,6 +461,7 @@ def quantised() -> Prepared:
     return prepared(compression={"kind": "int4"}, algorithm=BRIEF["algorithm"] | {"factor_rule": "naive"})
 
 
+@pytest.mark.long
 def test_a_run_with_residuals_resumes_with_the_same_bits(
     quantised: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -19,6 +19,8 @@ from sylva_ray.storage.run_folder import RunFolder
 from tests.conftest import TINY
 from tests.federation.runs import records_of, run
 
+pytestmark = pytest.mark.long
+
 SHORT = TINY | {
     "dataset": TINY["dataset"] | {"max_train": 90, "max_test": 30},
     "partition": TINY["partition"] | {"min_samples": 16, "test_samples": 6},
