@@ -58,10 +58,10 @@ def listed(kind: str, *, columns: int = 80) -> list[str]:
 
 
 def describe(name: str, *, columns: int = 80, imports: Sequence[str | Path] = ()) -> list[str]:
-    """Describe a setting, a section, a method, or whatever else has this name.
+    """Describe a setting, a section, a method, whatever else has this name, or a word of the glossary.
 
     Args:
-        name: a key such as ``attack.epsilon``, a section, or a name of `catalogue`.
+        name: a key such as ``attack.epsilon``, a section, a name of `catalogue`, or a word such as ``guard``.
         columns: of the terminal.
         imports: directories of your own methods' code.
 

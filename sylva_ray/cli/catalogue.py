@@ -38,7 +38,7 @@ def show(
     ],
     imports: Imports = None,
 ) -> None:
-    """Show what a setting, a section, a method or any other name means.
+    """Show what a setting, a section, a method, any other name or a word of the glossary means.
 
     A setting has a type, a range, a default and the place where it is declared.
     """

@@ -23,7 +23,8 @@ def test_every_file_of_configs_and_tune_spaces_is_a_recipe_with_a_summary() -> N
 
 def test_the_wheel_contains_the_folders_of_recipes_and_the_mark_of_types() -> None:
     wheel = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
-    assert wheel["force-include"] == {folder: f"sylva_ray/recipes/{folder}" for folder in FOLDERS}
+    recipes = {folder: f"sylva_ray/recipes/{folder}" for folder in FOLDERS}
+    assert wheel["force-include"] == recipes | {"docs/glossary.md": "sylva_ray/recipes/glossary.md"}
     assert (ROOT / "sylva_ray" / "py.typed").is_file()
 
 

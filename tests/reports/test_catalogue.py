@@ -21,6 +21,7 @@ from sylva_ray.core.errors import UserError
 from sylva_ray.metrics.check_titles import CHECK_TITLES
 from sylva_ray.reports.catalogue.editor_schema import editor_schema
 from sylva_ray.reports.catalogue.entries import ENTRIES
+from sylva_ray.reports.catalogue.glossary import glossary
 from sylva_ray.reports.catalogue.settings import experiment_settings, parameter_settings
 
 ROOT = Path(__file__).parents[2]
@@ -204,3 +205,17 @@ def test_a_check_is_explained_without_the_documentation_and_in_its_words() -> No
     text = " ".join(" ".join(describe("S4")).split())
     assert CHECK_TITLES["S4"].failure in text
     assert "docs/" not in text
+
+
+def test_every_word_of_the_glossary_is_shown() -> None:
+    page = (ROOT / "docs" / "glossary.md").read_text()
+    entries = [line for line in page.splitlines() if line.startswith("**")]
+    assert len(set(glossary().values())) == len(entries) > 50
+    for word, meaning in glossary().items():
+        assert word
+        assert not re.search(r"\*|\]\(", meaning), meaning
+    assert describe("Guard")[1].strip().startswith("meaning   In phase 2, the test on held-out images")
+    assert describe("guards")[1:] == describe("guard")[1:]
+    assert "worst tenth" in " ".join(describe("worst decile"))
+    with pytest.raises(UserError, match="did you mean 'guard'"):
+        describe("gard")

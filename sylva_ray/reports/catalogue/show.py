@@ -1,4 +1,4 @@
-"""What ``sylva-ray show NAME`` prints: a setting, a section, a method, an attack, a check, a backbone or a recipe."""
+"""What ``sylva-ray show NAME`` prints: a setting, section, method, attack, check, backbone, recipe, or another word."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from sylva_ray.federation.parameters import MethodParameters
 from sylva_ray.metrics.check_titles import CHECK_TITLES
 from sylva_ray.models.shipped import SHIPPED
 from sylva_ray.reports.catalogue.entries import ENTRIES, Entry
+from sylva_ray.reports.catalogue.glossary import glossary
 from sylva_ray.reports.catalogue.settings import (
     Setting,
     experiment_settings,
@@ -56,7 +57,8 @@ def description(name: str, columns: int, trackers: Mapping[str, type]) -> list[s
 
     Args:
         name: a key (``attack.epsilon``, ``evaluation.attacks.0.steps``), a section (``attack``), a method, attack,
-            check, data set, backbone, partition, tracker or recipe, or a word that a setting may have as its value.
+            check, data set, backbone, partition, tracker or recipe, a word that a setting may have as its value, or
+            one of the glossary (``guard``).
         columns: of the terminal.
         trackers: by their names.
 
@@ -82,9 +84,21 @@ def description(name: str, columns: int, trackers: Mapping[str, type]) -> list[s
         return _value_lines(name, choosing, columns)
     if "section with" in getattr(settings.get(name.rpartition(".")[0]), "type", ""):
         return _setting_lines(settings[name.rpartition(".")[0]], columns)
+    return _word_lines(name, settings, columns)
+
+
+def _word_lines(name: str, settings: Mapping[str, Setting], columns: int) -> list[str]:
+    """Describe a word of the glossary, also in the plural.
+
+    Raises:
+        UserError: nothing has this name.
+    """
     if name in ENTRIES:
         raise UserError("NAME", name, f"is a kind of names, which `sylva-ray list {name}` shows")
-    names = [*settings, *section_descriptions(), *(entry.name for kind in ENTRIES for entry in ENTRIES[kind]())]
+    words = glossary()
+    if meaning := words.get(name.lower()) or words.get(name.lower().removesuffix("s")):
+        return [name, *_labelled([("meaning", meaning)], columns)]
+    names = [*settings, *section_descriptions(), *words, *(entry.name for kind in ENTRIES for entry in ENTRIES[kind]())]
     fix = f"nothing has this name; {did_you_mean(name, names)}`sylva-ray list` shows names, `show training` its keys"
     raise UserError("NAME", name, fix)
 
