@@ -254,6 +254,7 @@ CASES = {
     "no such space": (("tune", "nowhere.yaml"), ["SPACE = 'nowhere.yaml'", "no such file"]),
     "no such pre-training": (("pretrain", "nowhere.yaml"), ["CONFIG = 'nowhere.yaml'", "no such file"]),
     "comparison of nothing": (("compare", "empty_data"), ["SOURCE = 'empty_data'", "is not a run folder"]),
+    "a run that is not there": (("report", "nowhere"), ["RUN = 'nowhere'", "is not a run folder (it does not exist)"]),
     "bad address of a store": (("compare", "x", "--uri", "a:b@c"), ["--uri", "neither a URL nor a path"]),
     "other settings in a resume": (
         ("run", "other_run", "--resume", "training.rounds=4", "attack.epsilon=2/255", "cluster.num_actors=2"),

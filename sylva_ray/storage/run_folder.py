@@ -187,7 +187,8 @@ class RunFolder:
             return
         if self.checkpoints.root.exists():
             raise self._without_config()
-        raise UserError("RUN", str(self), f"is not a run folder (it contains no {RUN_CONFIG})")
+        reason = f"it contains no {RUN_CONFIG}" if self.path.exists() else "it does not exist"
+        raise UserError("RUN", str(self), f"is not a run folder ({reason})")
 
     def _without_config(self) -> UserError:
         fix = f"holds checkpoints but no {RUN_CONFIG}; restore it with: sylva-ray repair {self}"
