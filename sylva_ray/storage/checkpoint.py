@@ -179,6 +179,27 @@ class CheckpointFolder:
             if old not in kept.steps:
                 self.remove(old)
 
+    def save(
+        self,
+        step: int,
+        states: Sequence[ClientState],
+        records: Sequence[StageRecord],
+        game: GameRecord | None,
+        residuals: Mapping[int, ClientState] | None = None,
+        before: StoredStates | None = None,
+        kept: Kept = Kept(),
+    ) -> StoredStates | None:
+        """Write a checkpoint at once: `begin`, then `complete`.
+
+        Returns:
+            What it holds; None where it was complete already.
+        """
+        draft = self.begin(step, states, before)
+        if draft is None:
+            return None
+        self.complete(draft, records, game, residuals, kept=kept)
+        return draft.stored
+
     def steps(self) -> list[int]:
         """Return the steps that have a folder, complete or not, the oldest first."""
         return steps_in(self.root)

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sylva_ray.core.records import GameRecord, StageRecord
+from sylva_ray.core.records import StageRecord
 from sylva_ray.core.summary import Summary
-from sylva_ray.core.types import ClientState
 from sylva_ray.execution.experiment import run_experiment
 from sylva_ray.execution.in_process import InProcessPool
 from sylva_ray.federation.observer import Observer
 from sylva_ray.preparation.experiment import Prepared, create_worker
-from sylva_ray.storage.checkpoint import Checkpoint, CheckpointFolder, Kept
+from sylva_ray.storage.checkpoint import Checkpoint, CheckpointFolder
 from sylva_ray.storage.run_folder import RunFolder
-from sylva_ray.storage.state_rows import StoredStates
 
 
 def run(made: Prepared, folder: Path) -> Summary:
@@ -43,21 +40,3 @@ def newest(folder: Path) -> Checkpoint:
 def bare_record(step: int) -> StageRecord:
     """A record that says little more than its number."""
     return StageRecord(step=step, stage="phase1", round=step, participants=[])
-
-
-def save_checkpoint(
-    folder: CheckpointFolder,
-    step: int,
-    states: Sequence[ClientState],
-    records: Sequence[StageRecord],
-    game: GameRecord | None = None,
-    residuals: Mapping[int, ClientState] | None = None,
-    before: StoredStates | None = None,
-    kept: Kept | None = None,
-) -> StoredStates | None:
-    """Write a whole checkpoint, unless it is complete; returns what it holds."""
-    draft = folder.begin(step, states, before)
-    if draft is None:
-        return None
-    folder.complete(draft, records, game, residuals, kept=kept or Kept())
-    return draft.stored

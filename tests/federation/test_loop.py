@@ -31,7 +31,7 @@ from sylva_ray.storage.atomic import write_atomically
 from sylva_ray.storage.checkpoint import CheckpointFolder
 from sylva_ray.storage.run_folder import RunFolder
 from tests.conftest import TINY
-from tests.federation.runs import bare_record, records_of, run, save_checkpoint
+from tests.federation.runs import bare_record, records_of, run
 
 pytestmark = pytest.mark.long
 
@@ -367,9 +367,7 @@ def test_whole_models_train_behind_the_same_seam(tmp_path: Path) -> None:
 def saved(folder: Path, steps: int) -> CheckpointFolder:
     checkpoints = CheckpointFolder(folder)
     for step in range(steps):
-        save_checkpoint(
-            checkpoints, step, [{"x": np.full(3, step, np.float32)}], [bare_record(s) for s in range(step + 1)], None
-        )
+        checkpoints.save(step, [{"x": np.full(3, step, np.float32)}], [bare_record(s) for s in range(step + 1)], None)
     return checkpoints
 
 
@@ -389,7 +387,7 @@ def test_a_torn_write_leaves_the_previous_round(tmp_path: Path) -> None:
 def test_a_complete_round_is_immutable_and_old_ones_go(tmp_path: Path) -> None:
     checkpoints = saved(tmp_path, 5)
     assert [p.name for p in sorted(tmp_path.iterdir())] == ["round_0002", "round_0003", "round_0004"]
-    save_checkpoint(checkpoints, 4, [{"x": np.zeros(3, np.float32)}], [], None)
+    checkpoints.save(4, [{"x": np.zeros(3, np.float32)}], [], None)
     newest = checkpoints.latest()
     assert newest is not None
     assert newest.states[0]["x"].tolist() == [4, 4, 4]

@@ -41,7 +41,7 @@ from sylva_ray.preparation.experiment import Prepared, create_worker, prepare
 from sylva_ray.storage.checkpoint import CheckpointFolder
 from sylva_ray.storage.run_folder import RunFolder
 from tests.conftest import TINY
-from tests.federation.runs import newest, records_of, run, save_checkpoint
+from tests.federation.runs import newest, records_of, run
 
 pytestmark = pytest.mark.long
 
@@ -80,7 +80,7 @@ def phase1(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def go_on(phase1: Path, folder: Path, **phase2: Any) -> Summary:
     folder.mkdir()
     end = newest(phase1)  # without the settings that it was made with, which differ in phase 2
-    save_checkpoint(CheckpointFolder(folder / "checkpoint"), end.step, end.states, end.records, end.game, end.residuals)
+    CheckpointFolder(folder / "checkpoint").save(end.step, end.states, end.records, end.game, end.residuals)
     return run(prepared(phase2), folder)
 
 
@@ -481,8 +481,8 @@ def test_values_in_bfloat16_are_verified_in_float32(
     def play(name: str, sections: dict[str, Any]) -> Any:
         (tmp_path / name).mkdir()
         end = newest(phase1)
-        save_checkpoint(
-            CheckpointFolder(tmp_path / name / "checkpoint"), end.step, end.states, end.records, end.game, end.residuals
+        CheckpointFolder(tmp_path / name / "checkpoint").save(
+            end.step, end.states, end.records, end.game, end.residuals
         )
         return run(prepared({}, **sections), tmp_path / name).layer_game
 

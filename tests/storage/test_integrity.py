@@ -25,7 +25,7 @@ from sylva_ray.storage.checkpoint import CheckpointFolder
 from sylva_ray.storage.manifest import write_manifest
 from sylva_ray.storage.run_folder import RunFolder
 from tests.conftest import TINY
-from tests.federation.runs import bare_record, save_checkpoint
+from tests.federation.runs import bare_record
 from tests.storage.conftest import ONE_PHASE, contents
 
 pytestmark = pytest.mark.long
@@ -173,7 +173,7 @@ def test_nothing_is_restored_from_nothing(tmp_path: Path, finished: RunFolder) -
 def small(folder: Path, *steps: int) -> CheckpointFolder:
     checkpoints = CheckpointFolder(folder)
     for step in steps:
-        save_checkpoint(checkpoints, step, [{"a": np.full(2, step, np.float32)}] * 2, [bare_record(step)], None)
+        checkpoints.save(step, [{"a": np.full(2, step, np.float32)}] * 2, [bare_record(step)], None)
     return checkpoints
 
 

@@ -27,7 +27,6 @@ from sylva_ray.storage.manifest import MANIFEST
 from sylva_ray.storage.remote_copy import RemoteFolder, run_folder_at
 from sylva_ray.storage.run_folder import RunFolder
 from tests.conftest import TINY
-from tests.federation.runs import save_checkpoint
 
 
 @pytest.fixture(params=["memory", "file", "s3"])
@@ -63,9 +62,7 @@ def save_steps(folder: RemoteFolder, *steps: int) -> None:
     folder.local.mkdir(parents=True, exist_ok=True)
     (folder.local / "config.yaml").write_text("name: toy\n")
     for step in steps:
-        save_checkpoint(
-            CheckpointFolder(folder.local / "checkpoint"), step, [{"a": np.full(4, step, np.float32)}], [], None
-        )
+        CheckpointFolder(folder.local / "checkpoint").save(step, [{"a": np.full(4, step, np.float32)}], [], None)
         (folder.local / "rounds.jsonl").write_text("{}\n" * (step + 1))
         folder.push()
 

@@ -13,7 +13,7 @@ from sylva_ray.storage.arrays import arrays_in, read_content, write_rows
 from sylva_ray.storage.checkpoint import CheckpointFolder, Kept
 from sylva_ray.storage.manifest import write_manifest
 from sylva_ray.storage.state_rows import StoredStates
-from tests.federation.runs import bare_record, save_checkpoint
+from tests.federation.runs import bare_record
 
 State = dict[str, np.ndarray]
 
@@ -34,9 +34,7 @@ class Run:
     def save(self, states: list[State]) -> list[State]:
         self.step += 1
         records = [bare_record(step) for step in range(self.step + 1)]
-        self.stored = save_checkpoint(
-            self.folder, self.step, states, records, None, before=self.stored, kept=Kept(self.num_kept)
-        )
+        self.stored = self.folder.save(self.step, states, records, None, before=self.stored, kept=Kept(self.num_kept))
         assert self.stored is not None
         return [dict(state) for state in self.stored.states]
 
