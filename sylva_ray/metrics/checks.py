@@ -35,6 +35,9 @@ MIN_IMAGES = 5
 """A difference of fewer images between two attacks fails no check: a sign test on the images that one of them alone
 fools (Dixon and Mood 1946) needs so many to tell it from chance at a level of 5 %."""
 
+REQUIRED_SHARE = 0.95
+"""Share of the images on which the attack of S10 raises the loss, and that of S13 finds the planted point."""
+
 SAME_LOGITS = 1e-4
 """Largest difference between the logits of two forwards of the same image: the threshold of AutoAttack."""
 
@@ -204,7 +207,7 @@ def gradients_are_useful(
     faults = []
     if zero >= 0.01:
         faults.append(f"{zero:.1%} of the images have a gradient of zero")
-    if wilson_interval(rises, sum(images))[1] < 0.95:
+    if wilson_interval(rises, sum(images))[1] < REQUIRED_SHARE:
         faults.append(f"the attack raises the loss on only {rises:.1%} of the images")
     if difference > SAME_LOGITS:
         faults.append(
@@ -216,7 +219,8 @@ def gradients_are_useful(
         "S10",
         not faults,
         zero,
-        f"no gradient on {zero:.1%} of the images; the loss rises on {rises:.1%}; forwards differ by {difference:.1g}",
+        f"no gradient on {zero:.1%} of the images; the loss rises on {rises:.1%}{_short_by_chance(rises, images)}; "
+        f"forwards differ by {difference:.1g}",
         "; ".join(faults),
     )
 
@@ -258,9 +262,10 @@ def planted_points_are_found(planted: float, found: float, by_chance: float, ima
     weak = f"the attack finds only {rate:.1%} of the points that are known to exist ({corners}): it is too weak"
     return _result(
         "S13",
-        planted > 0 and wilson_interval(rate, planted * sum(images))[1] >= 0.95,
+        planted > 0 and wilson_interval(rate, planted * sum(images))[1] >= REQUIRED_SHARE,
         rate,
-        f"the attack finds {rate:.1%} of the adversarial points that are known to exist ({corners})",
+        f"the attack finds {rate:.1%} of the adversarial points that are known to exist ({corners})"
+        f"{_short_by_chance(rate, images)}",
         weak if planted else "no adversarial point exists: the logits do not depend on the image",
     )
 
@@ -300,6 +305,12 @@ def _tolerated(margin: float, images: Sequence[int]) -> float:
 
 def _by_chance(measured: str, images: Sequence[int]) -> str:
     return f"{measured}: fewer than {MIN_IMAGES} of {sum(images):,} images, which may be chance"
+
+
+def _short_by_chance(share: float, images: Sequence[int]) -> str:
+    if share >= REQUIRED_SHARE:
+        return ""
+    return f", below {REQUIRED_SHARE:.0%} by no more than the error of so few images ({sum(images):,})"
 
 
 def _largest_rise(curve: Mapping[float, float]) -> float:

@@ -10,11 +10,24 @@ import pytest
 
 from sylva_ray.algorithms.registry import create_algorithm
 from sylva_ray.federation.client.training import TrainSettings, TrainTask
+from sylva_ray.federation.observer import Notice, Observer
 from sylva_ray.federation.tasks import CohortTask
 from sylva_ray.preparation.experiment import Prepared
 
 SECTION = {"pool": "ray", "num_actors": 2, "cpus_per_actor": 0.5, "max_task_retries": 1}
 """Half a CPU each, so that a second pool finds room beside the one that the module keeps."""
+
+
+class Notices(Observer):
+    """Keeps what a person would read; not how long a busy machine takes to start an actor."""
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+
+    def on_notice(self, notice: Notice) -> None:
+        """Keep it."""
+        if not notice.text.startswith("waiting for"):
+            self.texts.append(notice.text)
 
 
 @pytest.fixture(scope="session")

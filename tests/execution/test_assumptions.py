@@ -11,9 +11,9 @@ import pytest
 from sylva_ray.core.errors import RunError
 from sylva_ray.execution.experiment import run_experiment
 from sylva_ray.execution.in_process import InProcessPool
-from sylva_ray.federation.observer import Notice, Observer
 from sylva_ray.preparation.experiment import Prepared
 from sylva_ray.storage.run_folder import RunFolder
+from tests.execution.conftest import Notices
 
 
 class WithoutPower(InProcessPool):
@@ -24,14 +24,6 @@ class WithoutPower(InProcessPool):
 
     def run(self, *_: Any, **__: Any) -> Any:
         raise RunError("no power")
-
-
-class Notices(Observer):
-    def __init__(self) -> None:
-        self.texts: list[str] = []
-
-    def on_notice(self, notice: Notice) -> None:
-        self.texts.append(notice.text)
 
 
 def test_a_run_says_what_was_assumed(tiny: Prepared, tmp_path: Path) -> None:

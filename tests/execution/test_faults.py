@@ -24,11 +24,11 @@ from sylva_ray.core.errors import RunError, UserError
 from sylva_ray.core.records import StageRecord
 from sylva_ray.core.types import ParameterStack
 from sylva_ray.execution.in_process import InProcessPool
-from sylva_ray.federation.observer import Notice, Observer
+from sylva_ray.federation.observer import Observer
 from sylva_ray.federation.tasks import CohortTask
 from sylva_ray.preparation.experiment import Prepared, create_worker
 from sylva_ray.storage.run_folder import RunFolder
-from tests.execution.conftest import adapter_files
+from tests.execution.conftest import Notices, adapter_files
 from tests.execution.test_ray_pool import assert_same_bits, states
 
 ray = pytest.importorskip("ray")
@@ -41,17 +41,6 @@ from sylva_ray.execution.run import run_prepared  # noqa: E402
 pytestmark = pytest.mark.slow
 
 MakeTask = Callable[..., CohortTask]
-
-
-class Notices(Observer):
-    """Keeps what a person would read; not how long a busy machine takes to start an actor."""
-
-    def __init__(self) -> None:
-        self.texts: list[str] = []
-
-    def on_notice(self, notice: Notice) -> None:
-        if not notice.text.startswith("waiting for"):
-            self.texts.append(notice.text)
 
 
 @pytest.fixture(scope="module")

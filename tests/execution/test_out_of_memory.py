@@ -17,11 +17,12 @@ from sylva_ray.core.types import ParameterStack
 from sylva_ray.core.windows import in_windows
 from sylva_ray.execution.in_process import InProcessPool
 from sylva_ray.federation.client.worker import CohortWorker
-from sylva_ray.federation.observer import Notice, Observer
+from sylva_ray.federation.observer import Observer
 from sylva_ray.federation.server import Server
 from sylva_ray.federation.tasks import CohortTask
 from sylva_ray.preparation.experiment import Prepared, create_worker
 from sylva_ray.storage.run_folder import RunFolder
+from tests.execution.conftest import Notices
 from tests.federation.runs import bare_record
 
 ray = pytest.importorskip("ray")
@@ -79,14 +80,6 @@ class FailingCardTask(CohortTask):
             Path(self.marker).touch()
             raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
         return [0] * len(self.clients)
-
-
-class Notices(Observer):
-    def __init__(self) -> None:
-        self.texts: list[str] = []
-
-    def on_notice(self, notice: Notice) -> None:
-        self.texts.append(notice.text)
 
 
 @pytest.fixture

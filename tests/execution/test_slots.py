@@ -12,9 +12,9 @@ from sylva_ray.config.experiment import ExperimentConfig, Windows
 from sylva_ray.config.schema import build
 from sylva_ray.core.errors import DeviceError, OutOfMemoryError, RunError
 from sylva_ray.federation.client.training import TrainSettings, TrainTask
-from sylva_ray.federation.observer import Notice, Observer
 from sylva_ray.preparation.resolve import resolve_config
 from tests.conftest import TINY
+from tests.execution.conftest import Notices
 
 ray = pytest.importorskip("ray")
 
@@ -105,14 +105,6 @@ def test_an_answer_to_a_question_of_long_ago_says_nothing_of_now(hang_of: Any, a
     actor.passes = 1
     assert look(10 * HOUR + 5) is None
     assert look(10 * HOUR + 10) is None
-
-
-class Notices(Observer):
-    def __init__(self) -> None:
-        self.texts: list[str] = []
-
-    def on_notice(self, notice: Notice) -> None:
-        self.texts.append(notice.text)
 
 
 @pytest.fixture

@@ -59,7 +59,10 @@ def test_with_many_images_the_margins_decide() -> None:
     ids=["S10", "S13"],
 )
 def test_a_share_of_95_percent_is_judged_by_its_interval(check: Callable[[float, Any], CheckResult]) -> None:
-    assert check(17 / 18, FEW).passed, "one image of 18"
+    one_missing = check(17 / 18, FEW)
+    assert one_missing.passed, "one image of 18"
+    assert "the error of so few images (18)" in one_missing.meaning
+    assert "so few" not in check(1.0, FEW).meaning
     assert not check(10 / 18, FEW).passed
     assert not check(0.9, [500, 500]).passed
     assert check(0.96, [500, 500]).passed
