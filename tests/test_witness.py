@@ -39,6 +39,7 @@ def trained(folder: Path) -> Path:
     """Four clients, two adversarial rounds: half robust, so that every attack has something to find."""
     sections = {
         "dataset": {"name": "digits"},
+        "backbone": {"image_size": 32},  # what the witness builds, and the size of its images
         "partition": {"num_clients": 4, "alpha": 1.0, "test_samples": 130},
         "attack": {"epsilon": EPSILON, "steps": 2},
         "training": {"rounds": 2, "batch_size": 32, "lr": 0.01},
