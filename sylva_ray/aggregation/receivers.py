@@ -40,8 +40,8 @@ MAX_HEARD = 256
 NORMS = (1e-6, 1e6)
 """Clients with factors outside these norms play no part in the choice of the common directions."""
 
-RECEIVERS = 8
-"""How many are computed side by side: more need more cache, fewer cost more calls."""
+COLUMNS = 3072
+"""Neighbours times rank of all receivers that are computed side by side: more leave the cache, fewer cost calls."""
 
 Each: TypeAlias = Callable[[Callable[[Any], Any], Iterable[Any]], list[Any]]
 """Applies a function to every item, as `sylva_ray.aggregation.threads.in_threads` does."""
@@ -111,16 +111,21 @@ def merge_for_receivers(
             for place, pair in zip(places, factors, strict=True):
                 merged[place] |= pair
 
-        each(merge_some, _batches(places, [int(np.count_nonzero(mixtures[place].weights)) for place in places]))
+        columns = [int(np.count_nonzero(mixtures[place].weights)) * packed.a.shape[1] for place in places]
+        each(merge_some, _batches(places, columns))
     return merged
 
 
-def _batches(places: Sequence[int], sizes: Sequence[int]) -> list[list[int]]:
-    """Divide ``places`` into batches of up to `RECEIVERS` with equal ``sizes``."""
+def _batches(places: Sequence[int], columns: Sequence[int]) -> list[list[int]]:
+    """Divide ``places`` into batches of equal ``columns``, of up to `COLUMNS` in all if that is more than one place."""
     of_size: dict[int, list[int]] = {}
-    for place, size in zip(places, sizes, strict=True):
+    for place, size in zip(places, columns, strict=True):
         of_size.setdefault(size, []).append(place)
-    return [group[i : i + RECEIVERS] for group in of_size.values() for i in range(0, len(group), RECEIVERS)]
+    batches = []
+    for size, group in of_size.items():
+        width = max(1, COLUMNS // max(1, size))
+        batches += [group[first : first + width] for first in range(0, len(group), width)]
+    return batches
 
 
 def long_modules(state: ClientState, num_members: int) -> list[str]:

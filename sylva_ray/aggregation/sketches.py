@@ -21,6 +21,9 @@ SKETCH_SIZE = 4096
 ROWS = 512
 """Clients whose distances to all others are computed at once."""
 
+PARTNERS = 64
+"""Clients whose factors are copied side by side for their products with another's: more leave the cache."""
+
 
 def candidate_lists(states: Sequence[ClientState], norms: np.ndarray, count: int) -> np.ndarray:
     """Return the clients that are nearest by sketches of their normalised updates.
@@ -79,18 +82,34 @@ def listed_products(states: Sequence[ClientState], lists: np.ndarray) -> np.ndar
 
     def of_module(module: str) -> np.ndarray:
         a = np.stack([state[f"{module}.lora_A"] for state in states])
-        b_t = np.stack([state[f"{module}.lora_B"].T for state in states])
-        rank, products = a.shape[1], np.empty(len(pairs))
+        b_t = np.ascontiguousarray(np.stack([state[f"{module}.lora_B"] for state in states]).mT)
+        products = np.empty(len(pairs))
+        rows_b, rows_a = (np.empty((PARTNERS, *factor.shape[1:]), factor.dtype) for factor in (b_t, a))
         for client in range(size):
-            own = slice(starts[client], starts[client + 1])
-            of_b, of_a = (factor[client] @ factor[partners[own]].reshape(-1, factor.shape[2]).T for factor in (b_t, a))
-            products[own] = (of_b.astype(np.float64) * of_a).reshape(rank, -1, rank).sum((0, 2))
+            for start in range(starts[client], starts[client + 1], PARTNERS):
+                some = slice(start, min(start + PARTNERS, starts[client + 1]))
+                of_b, of_a = (_overlaps(x, partners[some], client, rows) for x, rows in ((b_t, rows_b), (a, rows_a)))
+                products[some] = np.einsum("pi,pi->p", of_b.astype(np.float64), of_a)
         return products
 
     total = np.zeros(len(pairs))
     for summand in in_threads(of_module, adapted_modules(states[0])):  # in the order of the modules
         total += summand
     return np.asarray(total[place.ravel()].reshape(size, count))
+
+
+def _overlaps(factors: np.ndarray, clients: np.ndarray, client: int, rows: np.ndarray) -> np.ndarray:
+    """Return ``factors[j] @ factors[client].T`` for all j of ``clients``, flattened: ``[len(clients), r r]``.
+
+    Args:
+        factors: ``[K, r, d]``.
+        clients: positions j.
+        client: the other position.
+        rows: is overwritten, ``[at least len(clients), r, d]``: megabytes that are allocated anew cost page faults.
+    """
+    rows = rows[: len(clients)]
+    np.take(factors, clients, 0, out=rows, mode="clip")
+    return np.asarray((rows.reshape(-1, rows.shape[2]) @ factors[client].T).reshape(len(clients), -1))
 
 
 def adapted_modules(state: ClientState) -> list[str]:

@@ -82,7 +82,7 @@ def test_the_bits_do_not_depend_on_the_other_receivers_or_on_threads(monkeypatch
     states, wanted = fleet(), mixtures()
     together = merge_for_receivers(states, wanted, in_threads)
     apart = [merge_for_receivers(states, [mixture], in_turn)[0] for mixture in wanted]
-    monkeypatch.setattr("sylva_ray.aggregation.receivers.RECEIVERS", 3)
+    monkeypatch.setattr("sylva_ray.aggregation.receivers.COLUMNS", 3 * CLIENTS * RANK)
     in_threes = merge_for_receivers(states, wanted[::-1], in_turn)[::-1]
     assert all(map(equal, together, apart))
     assert all(map(equal, together, in_threes))
