@@ -98,6 +98,14 @@ def write_manifest(step: int, files: Mapping[str, bytes], others: Mapping[str, s
     return json.dumps({"step": step, "sha256": checksums}, sort_keys=True)
 
 
+def stated_checksums(path: Path) -> dict[str, str]:
+    """Return ``{file name: SHA-256}`` of a manifest, whose files are not looked at; empty if it cannot be read."""
+    try:
+        return Manifest.model_validate(parse_json(path.read_bytes())).sha256
+    except (OSError, ValueError):
+        return {}
+
+
 def read_checked(
     folder: Path, needed: Iterable[str], allowed: Iterable[str], rows: re.Pattern[str] | None = None
 ) -> dict[str, Content]:

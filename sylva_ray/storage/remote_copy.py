@@ -8,14 +8,19 @@ A push sends the small files that change first, ``rounds.jsonl`` after the files
 checkpoint, its manifest last, and then deletes old checkpoints, and files that no line names any more. Wherever it is
 interrupted, the URL holds a complete checkpoint: the newest, or the one before. If the first push is interrupted there
 is none yet, and the run starts again.
+
+Checkpoints share files of rows (`sylva_ray.storage.state_rows`). Each is sent once: for a later checkpoint the storage
+copies it, without the head. A pull fetches it once and links it. Files of checkpoints pass in pieces, so that neither
+needs memory for all states.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, TypeVar
@@ -24,11 +29,11 @@ from sylva_ray.config.stored import RUN_CONFIG
 from sylva_ray.core.credentials import mask_value
 from sylva_ray.core.errors import RunError, UserError, reason_of
 from sylva_ray.core.locations import is_url, local_path, output_path, run_location
-from sylva_ray.storage.atomic import write_atomically
+from sylva_ray.storage.atomic import link_or_copy, replaced
 from sylva_ray.storage.claim import check_claim
 from sylva_ray.storage.client_tables import is_client_table, without_file
 from sylva_ray.storage.lock import file_lock
-from sylva_ray.storage.manifest import MANIFEST, step_of
+from sylva_ray.storage.manifest import MANIFEST, stated_checksums, step_of
 from sylva_ray.storage.run_folder import CHECKPOINTS, RECORDS, RunFolder
 
 T = TypeVar("T")
@@ -97,9 +102,16 @@ class RemoteFolder:
         self._sent.clear()
         if RECORDS in names:  # first, so that a run that is sent meanwhile adds no line whose file is not listed
             self._fetch(RECORDS)
-        for name in self._read(self._list):
-            if name != RECORDS:
-                self._fetch(name)
+        names = self._read(self._list)
+        for name in filter(_is_manifest, names):
+            self._fetch(name)
+        digests = _digests({name: self.local / name for name in names})
+        fetched: dict[str, Path] = {}
+        for name in names:
+            if name != RECORDS and not _is_manifest(name):
+                self._fetch(name, fetched.get(digests.get(name, "")))
+                if name in digests:
+                    fetched[digests[name]] = self.local / name
 
     def _is_ahead(self, names: Iterable[str]) -> bool:
         """Return whether the local folder holds the run at the URL with more records.
@@ -132,8 +144,14 @@ class RemoteFolder:
             if self._remote_sizes is None:
                 self._remote_sizes = self._list()
             local = {str(path.relative_to(self.local)): path for path in self.local.rglob("*") if _is_copied(path)}
+            digests = _digests(local)
+            there = {
+                d: name for name, d in digests.items() if self._remote_sizes.get(name) == local[name].stat().st_size
+            }
             for name in sorted(local, key=_order):
-                self._send(name, local[name])
+                twin = there.setdefault(digests[name], name) if name in digests else name
+                if twin == name or name in self._remote_sizes or not self._copied_there(twin, name):
+                    self._send(name, local[name])
             steps = {_step_folder(name) for name in local if _is_checkpoint(name)}
             old = [
                 name
@@ -153,14 +171,33 @@ class RemoteFolder:
         size, *_ = stamp = _stamp(path)
         if self._remote_sizes.get(name) == size and (_is_checkpoint(name) or self._sent.get(name) == stamp):
             return
-        content = path.read_bytes()
         target = self._remote_path(name)
         if _is_local(self._files):
             Path(target).parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(Path(target), content)
-        else:  # object stores write atomically
+            with open(path, "rb") as source, replaced(Path(target), durable=False) as file:
+                shutil.copyfileobj(source, file)
+        elif _is_checkpoint(name):  # object stores write atomically
+            self._files.put_file(str(path), target)
+        else:  # may change meanwhile
+            content = path.read_bytes()
             self._files.pipe_file(target, content)
-        self._sent[name], self._remote_sizes[name] = stamp, len(content)
+            size = len(content)
+        self._sent[name], self._remote_sizes[name] = stamp, size
+
+    def _copied_there(self, source: str, name: str) -> bool:
+        """Copy a file within the URL; return False if its storage cannot."""
+        assert self._remote_sizes is not None, "listed by `push`"
+        here, there = self._remote_path(source), self._remote_path(name)
+        try:
+            if _is_local(self._files):
+                Path(there).parent.mkdir(parents=True, exist_ok=True)
+                os.link(here, there)
+            else:
+                self._files.cp_file(here, there)
+        except Exception:  # every storage raises errors of its own types; sending the file tells what is wrong
+            return False
+        self._remote_sizes[name] = self._remote_sizes[source]
+        return True
 
     def _list(self) -> dict[str, int]:
         """Return ``{name: bytes}`` of the files at the URL."""
@@ -171,10 +208,16 @@ class RemoteFolder:
         sizes = {path.removeprefix(self._root).lstrip("/"): info["size"] for path, info in listing.items()}
         return {name: size for name, size in sizes.items() if name and not PurePosixPath(name).name.startswith(".")}
 
-    def _fetch(self, name: str) -> None:
+    def _fetch(self, name: str, twin: Path | None = None) -> None:
+        """Fetch a file, or link it to ``twin``, which has the same content."""
         target = self.local / name
         target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(self._download(name))
+        if twin is not None:
+            link_or_copy(twin, target)
+        elif _is_checkpoint(name):
+            self._read(lambda: self._files.get_file(self._remote_path(name), str(target)))
+        else:
+            target.write_bytes(self._download(name))
         self._sent[name] = _stamp(target)
 
     def _download(self, name: str) -> bytes:
@@ -272,6 +315,20 @@ def _is_local(files: Any) -> bool:
 
 def _is_checkpoint(name: str) -> bool:
     return name.startswith(f"{CHECKPOINTS}/")
+
+
+def _is_manifest(name: str) -> bool:
+    return _is_checkpoint(name) and PurePosixPath(name).name == MANIFEST
+
+
+def _digests(files: Mapping[str, Path]) -> dict[str, str]:
+    """Return the SHA-256 of ``{name: file}`` of checkpoints by their manifests, where these can be read."""
+    found: dict[str, str] = {}
+    for name, path in files.items():
+        if _is_manifest(name):
+            folder = str(PurePosixPath(name).parent)
+            found |= {f"{folder}/{file}": digest for file, digest in stated_checksums(path).items()}
+    return {name: digest for name, digest in found.items() if name in files}
 
 
 def _step_folder(name: str) -> PurePosixPath:

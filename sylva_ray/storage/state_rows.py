@@ -14,9 +14,7 @@ its row. A file of which clients have less than half is not linked on: what they
 from __future__ import annotations
 
 import hashlib
-import os
 import re
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,7 +25,7 @@ from safetensors.numpy import save
 from sylva_ray.core.errors import UserError
 from sylva_ray.core.types import ClientState
 from sylva_ray.storage.arrays import MIN_MAPPED_BYTES, Content, arrays_in, read_content, write_rows
-from sylva_ray.storage.atomic import write_atomically
+from sylva_ray.storage.atomic import link_or_copy, write_atomically
 
 STATES, PLACES = "states.safetensors", "places.safetensors"
 
@@ -99,7 +97,7 @@ def write_states(
     used = {int(s) for column in plan.places.values() for s in np.unique(column[:, 0])} - {step}
     for other in sorted(used):
         assert before is not None, "rows of earlier steps"
-        _link(before.files[other], folder / linked_name(other))
+        link_or_copy(before.files[other], folder / linked_name(other))
         checksums[linked_name(other)] = before.checksums[other]
     if not _is_plain(plan):
         content = save(_joined(plan.places))
@@ -259,11 +257,3 @@ def _joined(places: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 def _write_places(path: Path, content: bytes) -> str:
     write_atomically(path, content, durable=True)
     return hashlib.sha256(content).hexdigest()
-
-
-def _link(source: Path, target: Path) -> None:
-    """Give a file a second name; where the file system has no links, copy it."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)

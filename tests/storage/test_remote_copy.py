@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import fsspec
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import yaml
@@ -57,8 +58,6 @@ def url(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Monk
 
 def save_steps(folder: RemoteFolder, *steps: int) -> None:
     """Checkpoints of a toy, and the records up to then, each step pushed."""
-    import numpy as np
-
     folder.local.mkdir(parents=True, exist_ok=True)
     (folder.local / "config.yaml").write_text("name: toy\n")
     for step in steps:
@@ -99,6 +98,57 @@ def test_a_push_that_is_cut_leaves_the_checkpoint_before(url: str, tmp_path: Pat
         save_steps(here, 3)
     there.pull()
     assert newest(there) == 2
+
+
+def test_rows_that_checkpoints_share_are_sent_once_and_fetched_once(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Six clients of whom one changes with each step: what the first step wrote stays in use."""
+    here, there = RemoteFolder(url, tmp_path / "here"), RemoteFolder(url, tmp_path / "there")
+    sent: list[str] = []
+    send = here._send
+
+    def counted(name: str, path: Path) -> None:
+        assert here._remote_sizes is not None
+        if name not in here._remote_sizes:
+            sent.append(name)
+        send(name, path)
+
+    monkeypatch.setattr(here, "_send", counted)
+    rng, stored = np.random.default_rng(0), None
+    states = [{"a": rng.normal(size=4).astype(np.float32)} for _ in range(6)]
+    here.local.mkdir(parents=True)
+    (here.local / "config.yaml").write_text("name: toy\n")
+    for step in range(4):
+        states[step] = {"a": np.full(4, step, np.float32)}
+        checkpoints = CheckpointFolder(here.local / "checkpoint")
+        stored = checkpoints.save(step, states, [], None, before=stored)
+        assert stored is not None
+        states = [dict(state) for state in stored.states]
+        here.push()
+    rows = [name for name in sent if "rows_" in name or "states" in name]
+    assert rows == [f"checkpoint/round_{step:04d}/states.safetensors" for step in range(4)]
+    there.pull()
+    found = CheckpointFolder(there.local / "checkpoint").latest()
+    assert found is not None
+    for one, other in zip(found.states, states, strict=True):
+        np.testing.assert_array_equal(one["a"], other["a"])
+    last, before = (there.local / "checkpoint" / f"round_{step:04d}" for step in (3, 2))
+    assert (last / "rows_0000.safetensors").samefile(before / "rows_0000.safetensors")
+    assert (last / "rows_0002.safetensors").samefile(before / "states.safetensors")
+
+
+def test_a_storage_that_cannot_copy_gets_the_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = RemoteFolder("memory://bucket/copies", tmp_path / "here")
+
+    def cannot(*names: str) -> None:
+        raise NotImplementedError
+
+    monkeypatch.setattr(here._files, "cp_file", cannot)
+    save_steps(here, 0, 1)
+    there = RemoteFolder("memory://bucket/copies", tmp_path / "there")
+    there.pull()
+    assert newest(there) == 1
 
 
 def test_a_folder_that_is_ahead_of_its_url_is_kept(url: str, tmp_path: Path) -> None:
