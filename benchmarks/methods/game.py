@@ -1,6 +1,6 @@
 """Is the layer game worth its cost? What ranks the layers, how many coalitions are needed, and what the surrogate says.
 
-    python benchmarks/methods/game.py [--seeds 3] [--out runs/game]    # writes game.json
+    python benchmarks/methods/game.py [--seeds 0 1 2] [--out runs/game]    # writes game.json
 
 1. Phase 2 with every ranking, from one and the same end of phase 1: the guard and the refinement are equal.
 2. Shapley values of sampled permutations against the exact ones.
@@ -230,7 +230,7 @@ def phase2_of(made: Prepared) -> Any:
 def main() -> None:
     """Measure all three; what is finished in the folder is not measured again."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--ranking", action="append", choices=list(RANKINGS), help="only this one (may be given again)")
     parser.add_argument("--out", type=Path, default=Path("runs/game"), help="run folders")
     parser.add_argument("--result", type=Path, default=RESULT)
@@ -239,7 +239,7 @@ def main() -> None:
     scale: str | None = arguments.scale
     found: dict[str, list[Settings]] = {"rankings": [], "sampling": [], "surrogate": []}
     torch.set_num_threads(1)
-    for seed in range(arguments.seeds):
+    for seed in arguments.seeds:
         end = end_of_phase1(seed, arguments.out / f"phase1-{seed}", scale)
         made = prepared(seed, {}, scale)
         for part, measure in (("sampling", sampled_values), ("surrogate", surrogate_correlations)):
