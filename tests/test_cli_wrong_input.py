@@ -197,6 +197,10 @@ CASES = {
         (*RUN, "tracking.uri=ada:s3cret@host:5000"),
         ["tracking.uri", "neither a URL nor a path"],
     ),
+    "tracking address with another protocol": (
+        (*RUN, "tracking.uri=ftp://host/store"),
+        ["tracking.uri", "ftp://host/store", "no stores with the protocol 'ftp'", "sqlite"],
+    ),
     "a word in place of the list of layers": (
         (*RUN, "lora.target_modules=all_linears"),
         ["lora.target_modules", "must be a list", "or all_linear"],
@@ -256,6 +260,10 @@ CASES = {
     "comparison of nothing": (("compare", "empty_data"), ["SOURCE = 'empty_data'", "is not a run folder"]),
     "a run that is not there": (("report", "nowhere"), ["RUN = 'nowhere'", "is not a run folder (it does not exist)"]),
     "bad address of a store": (("compare", "x", "--uri", "a:b@c"), ["--uri", "neither a URL nor a path"]),
+    "address of a store with another protocol": (
+        ("compare", "x", "--uri", "foo+bar://h"),
+        ["--uri", "no stores with the protocol 'foo'"],
+    ),
     "other settings in a resume": (
         ("run", "other_run", "--resume", "training.rounds=4", "attack.epsilon=2/255", "cluster.num_actors=2"),
         [
@@ -430,3 +438,19 @@ def test_a_cluster_that_cannot_hold_the_run(case: str, here: Path) -> None:
     assert result.returncode == 2, result.stderr
     assert all(part in result.stderr.strip().splitlines()[-1] for part in says), result.stderr
     assert sorted(here.rglob("*")) == before
+
+
+def test_ctrl_c_while_the_commands_are_imported_ends_in_one_line() -> None:
+    script = """
+import sys
+
+class Interrupting:
+    def find_spec(self, name, path=None, target=None):
+        if name == "sylva_ray.cli.app":
+            raise KeyboardInterrupt
+
+sys.meta_path.insert(0, Interrupting())
+import sylva_ray.cli
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (130, "sylva-ray: interrupted: nothing was begun\n")

@@ -13,7 +13,7 @@ import yaml
 from typer.testing import CliRunner
 
 from sylva_ray.cli import app
-from sylva_ray.config.experiment import ClusterSection
+from sylva_ray.config.cluster import ClusterSection
 from sylva_ray.core.credentials import has_credentials, mask_credentials, mask_value, mask_yaml
 from sylva_ray.core.errors import UserError
 from sylva_ray.core.yaml import parse_yaml, to_yaml

@@ -223,6 +223,7 @@ def _run_in_folder(
             folder.check_claim(None, purpose == "resume")
             experiment = experiment or folder.load_config(overrides)
             check_observers(experiment.tracking.observers)
+            uri = tracking_uri(experiment.tracking, folder.path) if experiment.tracking.enabled else None
             plan = plan_extension(folder, experiment) if purpose == "resume" and remote is None else None
             finished = _finished(folder, experiment) if purpose == "resume" and plan is None else None
             prepared = prepare(experiment, folder) if finished is None else None
@@ -240,7 +241,6 @@ def _run_in_folder(
             with output.observing(console, folder) as displays, resumable(folder.config_file, instruction):
                 observers = Observers([*map(Guarded, displays), *([] if observer is None else [observer])])
                 summary = run_prepared(prepared, folder, purpose == "resume", observers, remote, allow_changed)
-        uri = tracking_uri(experiment.tracking, folder.path) if experiment.tracking.enabled else None
         output.print_result(console, summary, folder, mask_value(where), uri)
     return summary
 

@@ -7,6 +7,12 @@ No module here imports PyTorch, Ray or other modules that take long to import, s
 once.
 """
 
-from sylva_ray.cli.app import app, main
+import sys
+
+try:
+    from sylva_ray.cli.app import app, main
+except KeyboardInterrupt:  # Ctrl-C before the commands are imported
+    print("sylva-ray: interrupted: nothing was begun", file=sys.stderr)
+    sys.exit(130)
 
 __all__ = ["app", "main"]

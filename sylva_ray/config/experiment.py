@@ -17,20 +17,18 @@ from pydantic import ConfigDict, Field, ValidationInfo, field_validator, model_v
 from sylva_ray.attacks.byzantine import BYZANTINE_ATTACKS
 from sylva_ray.attacks.pgd import PgdAttack, default_step_size
 from sylva_ray.config.attacks import EvaluationAttack
+from sylva_ray.config.cluster import ClusterSection
 from sylva_ray.config.schema import RawConfig, build, flatten, read_overridden
-from sylva_ray.core.bounds import MAX_COUNT
+from sylva_ray.config.tracking import TrackingSection
 from sylva_ray.core.locations import StoredPath, stored_path
 from sylva_ray.core.sections import (
     Count,
-    Lines,
     Name,
     OwnName,
     PixelUnits,
     PlainValue,
-    Seconds,
     Section,
     Seed,
-    Size,
     conflict,
 )
 from sylva_ray.core.types import AttackSpec
@@ -334,90 +332,6 @@ class CompressionSection(Section):
     fraction: float = Field(0.05, gt=0, le=1, description="fraction of the entries that topk keeps")
     error_feedback: bool = Field(True, description="add the compression error of an upload to the next one")
     download: bool = Field(True, description="also compress downloads (not with topk)")
-
-
-class ClusterSection(Section):
-    """Execution. The results do not depend on this section, except for `threads_per_actor`."""
-
-    pool: Literal["ray", "in_process"] = Field(
-        "ray", description="ray: actors on a Ray cluster; in_process: one process, no Ray"
-    )
-    address: str | None = Field(None, description="None: start Ray on this machine; else host:port, or `auto`")
-    launcher: StoredPath | None = Field(
-        None,
-        description="cluster.yaml of the autoscaler; None: the one of this head node, if any",
-    )
-    allow_unauthenticated: bool = Field(
-        False, description="accept RAY_AUTH_MODE=disabled: whoever reaches Ray's ports can run code"
-    )
-    num_actors: Count | Literal["auto", "per_client"] = Field(
-        "auto", description="auto: as many as fit the cluster and have work; per_client: one for each client"
-    )
-    cpus_per_actor: float = Field(1.0, gt=0, le=MAX_COUNT, description="CPUs that Ray reserves for each actor")
-    gpus_per_actor: float = Field(
-        0.0,
-        ge=0,
-        le=MAX_COUNT,
-        description="share of a GPU that Ray reserves for each actor, e.g. 0.25; actors with none compute on the CPU",
-    )
-    threads_per_actor: Count = Field(1, description="threads of PyTorch in each actor")
-    memory_per_actor: Size | Literal["auto"] = Field(
-        "auto",
-        description="what an actor may use, e.g. 8 GB: of its GPU's memory, or of its node's; auto: its share of it, "
-        "of a card with 22 GiB if only other machines have GPUs",
-    )
-    round_deadline_s: Seconds | None = Field(
-        None, description="how long a round waits for clients; those that miss it keep their state. None: for all"
-    )
-    max_task_retries: int = Field(3, ge=0, description="how often a cohort is run again after its actor failed")
-    connect_timeout_s: Seconds = Field(20.0, description="how long to wait for the Ray cluster at cluster.address")
-    startup_timeout_s: Seconds = Field(
-        900.0, description="how long to wait for the first actor; a cloud node takes minutes to start"
-    )
-    hang_timeout_s: Seconds = Field(
-        120.0, description="how long an actor may give no sign of life before it is replaced"
-    )
-    max_exported: int = Field(
-        1000, ge=0, description="fleets up to this size have their adapters exported at the end; else: sylva-ray export"
-    )
-    keep_checkpoints: Count = Field(
-        3,
-        description="how many stay: the newest, and others in case that it is damaged; that of the last round, "
-        "from which a run gets more rounds, stays besides",
-    )
-    task_deadline_s: Seconds | None = Field(
-        None,
-        description="how long a task may take before its actor is replaced; None: 30 times the slowest of its kind, "
-        "at least 10 minutes, and an hour at most without a pass through the model",
-    )
-
-
-class TrackingSection(Section):
-    """Trackers. Without ``uri`` and ``MLFLOW_TRACKING_URI``, MLflow has a file beside the run folder."""
-
-    enabled: bool = Field(True, description="whether MLflow gets the run")
-    observers: tuple[str, ...] = Field(
-        (), description="further trackers: tensorboard, wandb, or a class of your own, package.module:Class"
-    )
-    uri: str | None = Field(
-        None, description="MLflow store, e.g. http://HOST:5000 or sqlite:///FILE; None: mlflow.db beside the run folder"
-    )
-    experiment: str = Field("sylva_ray", description="MLflow experiment")
-    run_name: str | None = Field(None, description="name of the MLflow run; None: that of the run folder")
-    detail: Literal["clients", "fleet"] = Field(
-        "fleet",
-        description="clients: also metrics of single clients, figures and models, not only a table of clients",
-    )
-    parent_run_id: str | None = Field(None, description="MLflow run of which this run is a child")
-    tags: dict[str, Lines] = Field({}, description="additional tags of the MLflow run")
-    flush_timeout_s: Seconds = Field(30.0, description="how long to wait for the server at the end of a run")
-
-    @field_validator("uri")
-    @classmethod
-    def _is_a_url_or_a_path(cls, uri: str | None) -> str | None:
-        if uri is not None and "://" not in uri and ("@" in uri or uri.startswith("//")):
-            raise ValueError("is neither a URL nor a path; begin with the protocol, as in https://")
-        return uri
 
 
 class ExperimentConfig(Section):

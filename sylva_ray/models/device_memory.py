@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 
-from sylva_ray.config.experiment import ClusterSection
+from sylva_ray.config.cluster import ClusterSection
 from sylva_ray.core.lazy import torch
 
 GPU_PROCESS_BYTES = 600_000_000

@@ -6,9 +6,9 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from sylva_ray.config.experiment import TrackingSection
 from sylva_ray.config.schema import build
 from sylva_ray.config.stored import RUN_CONFIG
+from sylva_ray.config.tracking import TrackingSection
 from sylva_ray.core.credentials import mask_value
 from sylva_ray.core.errors import UserError, asked_as, reason_of
 from sylva_ray.core.files import read_regular_file, read_text_file

@@ -11,7 +11,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from sylva_ray.config.experiment import ClusterSection, ExperimentConfig
+from sylva_ray.config.cluster import ClusterSection
+from sylva_ray.config.experiment import ExperimentConfig
 from sylva_ray.config.resolved import ResolvedConfig
 from sylva_ray.preparation.sketch import Sketch, sketch_experiment
 from sylva_ray.preparation.traffic import TrafficEstimate, traffic_of

@@ -6,7 +6,7 @@ import math
 import os
 from collections.abc import Sequence
 
-from sylva_ray.config.experiment import ClusterSection
+from sylva_ray.config.cluster import ClusterSection
 from sylva_ray.core.errors import UserError
 from sylva_ray.core.lazy import torch
 from sylva_ray.provisioning.launcher_file import LauncherFile, Resources

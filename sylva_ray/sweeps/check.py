@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from sylva_ray.config.experiment import TrackingSection
 from sylva_ray.config.schema import build
+from sylva_ray.config.tracking import TrackingSection
+from sylva_ray.observers.mlflow.tracker import tracking_uri
 from sylva_ray.observers.registry import check_observers
 from sylva_ray.sweeps.folder import SweepFolder
 from sylva_ray.sweeps.points import check_space, prepare_points
@@ -28,6 +29,9 @@ def check_sweep(space: Space, sweep_dir: Path, resume: bool) -> Space:
     """
     space = SweepFolder(Path(sweep_dir).resolve()).check(space, resume)
     check_space(space)
-    check_observers(build(TrackingSection, space.experiment.get("tracking") or {}, "tracking").observers)
+    section = build(TrackingSection, space.experiment.get("tracking") or {}, "tracking")
+    check_observers(section.observers)
+    if section.enabled:
+        tracking_uri(section, sweep_dir)
     prepare_points(space)
     return space

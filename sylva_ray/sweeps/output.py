@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from sylva_ray.config.experiment import TrackingSection
+from sylva_ray.config.tracking import TrackingSection
 from sylva_ray.sweeps.folder import SweepFolder
 from sylva_ray.sweeps.results import Point, Sweep, SweepSummary, value_cell
 

@@ -27,7 +27,8 @@ from typing import Any, Literal
 from pydantic import Field, JsonValue, field_validator, model_validator
 
 from sylva_ray.algorithms.registry import create_algorithm
-from sylva_ray.config.experiment import ClusterSection, ExperimentConfig, with_stored_paths
+from sylva_ray.config.cluster import ClusterSection
+from sylva_ray.config.experiment import ExperimentConfig, with_stored_paths
 from sylva_ray.config.recipes import recipes
 from sylva_ray.config.schema import (
     FileKind,

@@ -14,9 +14,10 @@ from pathlib import Path
 
 from pydantic import BaseModel, ValidationError
 
-from sylva_ray.config.experiment import ExperimentConfig, TrackingSection
+from sylva_ray.config.experiment import ExperimentConfig
 from sylva_ray.config.schema import build
 from sylva_ray.config.stored import MEASURED, with_choices_of
+from sylva_ray.config.tracking import TrackingSection
 from sylva_ray.core.credentials import mask_value
 from sylva_ray.core.errors import UserError, reason_of
 from sylva_ray.observers.mlflow.tracker import SWEEP_NAME_TAG, open_sweep, send_run, tracking_uri, update_sweep

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from sylva_ray.config.experiment import ClusterSection
+from sylva_ray.config.cluster import ClusterSection
 from sylva_ray.core.errors import UserError
 from sylva_ray.execution.ray.session import ray_session, require_reachable
 from sylva_ray.provisioning.placement import check_resources, gpu_bundles, resolve_num_actors

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.cuda._utils import _get_device_index
 
-from sylva_ray.config.experiment import ClusterSection
+from sylva_ray.config.cluster import ClusterSection
 from sylva_ray.models.device_memory import GPU_PROCESS_BYTES, can_be_resident, enforce_share
 
 TOTAL = 24 * 10**9

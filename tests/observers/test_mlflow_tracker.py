@@ -18,6 +18,7 @@ import torch
 import sylva_ray
 from sylva_ray import testing
 from sylva_ray.config.experiment import ExperimentConfig
+from sylva_ray.core.errors import UserError
 from sylva_ray.core.records import StageRecord
 from sylva_ray.execution.run import run_prepared
 from sylva_ray.federation.observer import Observer
@@ -268,6 +269,15 @@ def test_the_uri_comes_from_config_then_environment_then_beside_the_run(
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     monkeypatch.chdir(tmp_path)
     assert tracking_uri(make_config().tracking, Path("run")) == f"sqlite:///{tmp_path}/mlflow.db"
+
+
+def test_a_protocol_in_the_environment_that_mlflow_does_not_know_is_refused_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "ftp://ada:secret@host/store")
+    with pytest.raises(UserError, match=r"MLFLOW_TRACKING_URI = 'ftp://\*\*\*@host/store'.*protocol 'ftp'"):
+        sylva_ray.run(make_config(), out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_metric_names_and_values_of_a_record() -> None:

@@ -10,7 +10,7 @@ import pytest
 
 import sylva_ray
 from sylva_ray import testing
-from sylva_ray.config.experiment import TrackingSection
+from sylva_ray.config.tracking import TrackingSection
 from sylva_ray.core.errors import UserError
 from sylva_ray.core.records import StageRecord
 from sylva_ray.core.summary import Summary

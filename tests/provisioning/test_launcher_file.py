@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
-from sylva_ray.config.experiment import ClusterSection, load_config
+from sylva_ray.config.cluster import ClusterSection
+from sylva_ray.config.experiment import load_config
 from sylva_ray.core.errors import UserError
 
 pytest.importorskip("ray")

@@ -18,9 +18,9 @@ from sylva_ray.config.experiment import (
     EvaluationSection,
     ExperimentConfig,
     PartitionSection,
-    TrackingSection,
     TrainingSection,
 )
+from sylva_ray.config.tracking import TrackingSection
 from sylva_ray.core.records import StageRecord
 from sylva_ray.storage.run_folder import RunFolder
 

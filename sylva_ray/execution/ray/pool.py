@@ -27,8 +27,8 @@ from ray.exceptions import RayError, RayTaskError
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from sylva_ray.config.experiment import TrackingSection
 from sylva_ray.config.resolved import ResolvedConfig
+from sylva_ray.config.tracking import TrackingSection
 from sylva_ray.core.errors import DeviceError, OutOfMemoryError, RunError
 from sylva_ray.core.own_code import allowed_directories
 from sylva_ray.data.fleet import FleetData

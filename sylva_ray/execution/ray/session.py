@@ -19,7 +19,7 @@ from typing import Any
 
 import ray
 
-from sylva_ray.config.experiment import ClusterSection
+from sylva_ray.config.cluster import ClusterSection
 from sylva_ray.core.errors import RunError, UserError, asked_as
 from sylva_ray.core.locations import local_path
 from sylva_ray.core.processes import AfterDeath

@@ -19,13 +19,18 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sylva_ray.config.experiment import ExperimentConfig, TrackingSection
+from sylva_ray.config.experiment import ExperimentConfig
+from sylva_ray.config.tracking import TrackingSection, check_store
 from sylva_ray.core.credentials import mask_value, mask_yaml
+from sylva_ray.core.errors import UserError
 from sylva_ray.core.records import StageRecord
 from sylva_ray.core.version import __version__
 from sylva_ray.federation.observer import Observer, Status
 from sylva_ray.observers.mlflow.delivery import Delivery, DeliveryState
 from sylva_ray.storage.run_folder import RunFolder
+
+URI_VARIABLE = "MLFLOW_TRACKING_URI"
+"""MLflow's environment variable for the address of the store."""
 
 RUN_TAG = "sylva_ray.run"
 """Tag that identifies the MLflow run of a run folder, also where the reply to the call that created it was lost."""
@@ -68,9 +73,19 @@ def tracking_uri(section: TrackingSection, run_dir: Path) -> str:
 
     Returns:
         ``tracking.uri``, else ``MLFLOW_TRACKING_URI``, else an SQLite file next to the run folder.
+
+    Raises:
+        UserError: MLflow has no stores with the protocol of ``MLFLOW_TRACKING_URI``.
     """
-    default = f"sqlite:///{Path(run_dir).absolute().parent / 'mlflow.db'}"
-    return section.uri or os.environ.get("MLFLOW_TRACKING_URI") or default
+    if section.uri:
+        return section.uri
+    if not (given := os.environ.get(URI_VARIABLE)):
+        return f"sqlite:///{Path(run_dir).absolute().parent / 'mlflow.db'}"
+    try:
+        check_store(given)
+    except ValueError as error:
+        raise UserError(URI_VARIABLE, given, str(error)) from None
+    return given
 
 
 class MlflowTracker(Observer):
