@@ -50,7 +50,8 @@ def evaluate(  # noqa: PLR0913  # a keyword for each option of the command
         attacks: each ``NAME`` or ``NAME:key=value,...``, e.g. ``pgd:steps=100,restarts=5``.
         suite: ``quick``, ``standard`` (AutoAttack) or ``full``; None: ``quick`` if there are no ``attacks``.
         images: test images per client; None: as many as the run had.
-        epsilon: of suites, curves and checks, in pixel units (``"8/255"``); None: that of the run's first attack.
+        epsilon: of suites, curves, checks, and L-infinity attacks that name none, in pixel units (``"8/255"``); None:
+            that of the run's first attack.
         checks: whether to run checks S1 to S14 (docs/checks.md).
         curves: whether to measure accuracy against epsilon and against steps.
         transfer: whether to attack every client's model through the others.

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import ClassVar, Literal, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal, TypeVar
 
 from pydantic import Field, model_validator
 
@@ -15,6 +15,8 @@ from sylva_ray.core.types import ATTACKS_WITHOUT_STEPS, AttackSpec
 
 EPSILON = 8 / 255
 """The default budget, in pixel units."""
+L2_EPSILON = 0.5
+"""The default budget of an attack within an L2 ball (as in RobustBench, Croce et al. 2021)."""
 INFINITE = float("inf")
 """The budget of attacks that search for the nearest adversarial image."""
 
@@ -119,11 +121,19 @@ class LinfOrL2Attack(Attack):
     """An attack within an L-infinity or an L2 ball.
 
     Attributes:
-        epsilon: in pixel units for ``linf`` (8/255); the Euclidean norm of the perturbation for ``l2`` (0.5).
+        epsilon: in pixel units for ``linf`` (default 8/255); the Euclidean norm of the perturbation for ``l2`` (default
+            0.5).
     """
 
     norm: Literal["linf", "l2"] = "linf"
     epsilon: PixelUnits = Field(EPSILON, ge=0)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _l2_has_its_own_default(cls, raw: Any) -> Any:
+        if isinstance(raw, Mapping) and raw.get("norm") == "l2" and "epsilon" not in raw:
+            return {**raw, "epsilon": L2_EPSILON}
+        return raw
 
     @model_validator(mode="after")
     def _epsilon_is_in_pixels(self) -> LinfOrL2Attack:

@@ -33,7 +33,8 @@ def evaluate(
     epsilon: Annotated[
         str | None,
         typer.Option(
-            metavar="EPSILON", help="Epsilon of suites, curves and checks (default: that of the run's first attack)."
+            metavar="EPSILON",
+            help="Epsilon of suites, curves, checks, and attacks that name none (default: that of the run's first).",
         ),
     ] = None,
     checks: Annotated[

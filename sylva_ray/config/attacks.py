@@ -5,6 +5,7 @@ Every attack has its own settings, see `sylva_ray.attacks.base.Attack`; `OwnAtta
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -119,10 +120,12 @@ EvaluationAttack = Annotated[SerializeAsAny[Attack], BeforeValidator(_by_name)]
 """Any attack; ``name`` is the discriminator."""
 
 
-def parse_attack(text: str) -> AttackSpec:
+def parse_attack(text: str, epsilon: float | None = None) -> AttackSpec:
     """Parse ``NAME`` or ``NAME:key=value,key=value``, the form of an attack on the command line.
 
-    ``NAME`` may be ``package.module:Class``.
+    Args:
+        text: ``NAME`` may be ``package.module:Class``.
+        epsilon: of an L-infinity attack with a budget which the text does not give, in pixel units; None: its default.
 
     Raises:
         UserError: the attack or a key is unknown, or a value is out of range.
@@ -138,7 +141,11 @@ def parse_attack(text: str) -> AttackSpec:
         if key in values:
             raise UserError("--attack", text, f"gives {key} twice")
         values[key] = parse_value(f"--attack {name}.{key}", value)
-    return build(attack, {"name": name, **values}, prefix=f"--attack {name}").spec()
+    spec = build(attack, {"name": name, **values}, prefix=f"--attack {name}").spec()
+    has_budget = "epsilon" in attack.model_fields and spec.norm == "linf" and math.isfinite(spec.epsilon)
+    if epsilon is None or "epsilon" in values or not has_budget:
+        return spec
+    return build(attack, {"name": name, **values, "epsilon": epsilon}, prefix=f"--attack {name}").spec()
 
 
 def _split(text: str) -> tuple[str, str]:

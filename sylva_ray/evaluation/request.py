@@ -42,7 +42,8 @@ def build_request(
 
     Args:
         config: of the run.
-        attacks: each ``NAME`` or ``NAME:key=value,...``.
+        attacks: each ``NAME`` or ``NAME:key=value,...``; one within an L-infinity ball that names no epsilon has
+            ``epsilon``.
         suite_name: one of `SUITES`; None: no suite.
         epsilon: budget of suite, curves and checks, as text; None: that of the first L-infinity attack.
         extras: what to measure besides attacks.
@@ -56,7 +57,8 @@ def build_request(
     check_options(attacks, suite_name, epsilon, extras.sigmas)
     if extras.transfer and num_clients < 2:
         raise UserError("--transfer", num_clients, "needs at least two clients")
-    single_attacks = [parse_attack(text) for text in attacks]
+    default = _budget(config, epsilon, [])
+    single_attacks = [parse_attack(text, default) for text in attacks]
     if suite_name is None and not attacks:
         suite_name = "quick"
     budget = _budget(config, epsilon, single_attacks if suite_name is None else [])

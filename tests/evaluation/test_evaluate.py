@@ -242,7 +242,9 @@ def test_requests_from_the_command_line(tiny_config: ExperimentConfig) -> None:
 
     assert request().epsilon == pytest.approx(4 / 255)
     assert [spec.name for spec in request().attacks] == ["noise", "fgsm", "pgd", "cw"]
-    assert [spec.label for spec in request(["square:queries=7"]).attacks] == ["square7-eps8"]
+    attacks = ["square:queries=7", "fgsm:epsilon=8/255", "apgd:norm=l2"]
+    assert [spec.label for spec in request(attacks).attacks] == ["square7-eps4", "fgsm-eps8", "apgd100-l2-eps0.5"]
+    assert [spec.label for spec in request(["fgsm"], epsilon="2/255").attacks] == ["fgsm-eps2"]
     assert request(epsilon="2/255").attacks[0].epsilon == pytest.approx(2 / 255)
     full = request(suite_name="full")
     assert full.checks
