@@ -17,13 +17,13 @@ them.
 from __future__ import annotations
 
 from sylva_ray.api.arguments import check_source
+from sylva_ray.api.exports import export
 from sylva_ray.api.guide import KINDS, catalogue, describe, init, listed, where_to_read
 from sylva_ray.api.results import compare, evaluate, report, track
 from sylva_ray.api.runs import (
     Config,
     LoadedRun,
     add_dataset,
-    export,
     load_config,
     load_run,
     repair,
