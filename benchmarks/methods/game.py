@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from game_table import game_tables
 from ledger import HERE, Ledger
 from scipy.stats import spearmanr
 
@@ -214,7 +215,7 @@ def surrogate_correlations(made: Prepared, end: Checkpoint, seed: int) -> list[S
             "client": client,
             "benign": float(spearmanr(mixed[0], refined[0]).statistic),
             "robust": float(spearmanr(mixed[1], refined[1]).statistic),
-            "difference": float(spearmanr(mixed.sum(0), refined.sum(0)).statistic),
+            "both": float(spearmanr(mixed.sum(0), refined.sum(0)).statistic),
         }
         for client, (mixed, refined) in enumerate(worker.run(task).outcomes)
     ]
@@ -252,21 +253,7 @@ def main() -> None:
             found["rankings"].append(rank_and_refine(selection, seed, end, folder, scale))
             print(found["rankings"][-1], flush=True)
         arguments.result.write_text(json.dumps(found, indent=1) + "\n")
-    print_summary(found)
-
-
-def print_summary(found: dict[str, list[Settings]]) -> None:
-    """Print the means over seeds and clients."""
-    for selection in dict.fromkeys(row["ranking"] for row in found["rankings"]):
-        rows = [row for row in found["rankings"] if row["ranking"] == selection]
-        gains = {
-            condition: 100
-            * np.mean([r[f"{condition}_balanced_accuracy"] - r[f"before_{condition}_balanced_accuracy"] for r in rows])
-            for condition in ("benign", "robust")
-        }
-        print(f"{selection:8}  balanced benign {gains['benign']:+.1f}  robust {gains['robust']:+.1f}")
-    for key in ("benign", "robust", "difference"):
-        print(f"surrogate, {key}: Spearman {np.mean([row[key] for row in found['surrogate']]):.2f}")
+    print(game_tables(found))
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
     python benchmarks/methods/table.py
 
-Everything comes from results/ and search.json.
+Everything comes from results/, search.json and game.json.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from textwrap import TextWrapper
 
 import numpy as np
 from claim import STATISTICS, Difference, differences
+from game_table import game_tables
 from ledger import HERE, RESULT, Ledger, run_name
 
 from sylva_ray.metrics.predictions import read_correct, read_labels
@@ -46,6 +47,7 @@ def main() -> None:
         "CLAIM": lambda regime: claim_table(compare_images(ledger.folder / "results", regime, rows[regime])),
         "BYTES": lambda regime: equal_bytes(rows[regime]),
         "SEARCH": lambda _: search_table(ledger),
+        "GAME": lambda _: game_tables(json.loads((HERE / "game.json").read_text())),
     }
 
     def part(place: re.Match[str]) -> str:

@@ -1,0 +1,68 @@
+"""Write what `game.py` measured as Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+Rows = Sequence[Mapping[str, Any]]
+
+UNDER_ATTACK = {"benign": "benign", "robust": "PGD-20"}
+
+
+def game_tables(found: Mapping[str, Rows]) -> str:
+    """Return three tables: phase 2 by ranking, sampled against exact values, mixed against refined coalitions.
+
+    Args:
+        found: the content of ``game.json``.
+    """
+    return "\n\n".join([_rankings(found["rankings"]), _sampling(found["sampling"]), _surrogate(found["surrogate"])])
+
+
+def _rankings(rows: Rows) -> str:
+    gains = [f"{name}{balanced}" for balanced in ("", ", balanced") for name in UNDER_ATTACK.values()]
+    lines = [
+        f"| ranking | seeds | {' | '.join(gains)} | layers | strength | seconds | block evaluations |",
+        "|---|---:|" + "---:|" * (len(gains) + 4),
+    ]
+    for ranking in dict.fromkeys(row["ranking"] for row in rows):
+        own = [row for row in rows if row["ranking"] == ranking]
+        cells = [
+            _points([row[f"{name}_{kind}"] - row[f"before_{name}_{kind}"] for row in own])
+            for kind in ("accuracy", "balanced_accuracy")
+            for name in UNDER_ATTACK
+        ]
+        cells += [f"{np.mean([row[key] for row in own]):.1f}" for key in ("layers", "strength")]
+        cells += [f"{np.mean([row[key] for row in own]):,.0f}" for key in ("seconds", "block_evaluations")]
+        lines.append(f"| {ranking} | {len(own)} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _sampling(rows: Rows) -> str:
+    lines = [
+        "| pairs of permutations | coalitions | largest error, of the largest value: median, worst | same candidates |",
+        "|---:|---:|---:|---:|",
+    ]
+    for pairs in sorted({row["pairs"] for row in rows}):
+        own = [row for row in rows if row["pairs"] == pairs]
+        errors = [row["largest_error"] for row in own]
+        coalitions = np.mean([row["coalitions"] for row in own])
+        same = f"{sum(row['same_candidates'] for row in own)} of {len(own)}"
+        lines.append(f"| {pairs} | {coalitions:.0f} | {np.median(errors):.2f}, {max(errors):.2f} | {same} |")
+    return "\n".join(lines)
+
+
+def _surrogate(rows: Rows) -> str:
+    lines = ["| value | Spearman's correlation: mean, lowest, highest | clients |", "|---|---:|---:|"]
+    for name in ("benign", "robust", "both"):
+        values = [row[name] for row in rows if np.isfinite(row[name])]
+        lines.append(f"| {name} | {np.mean(values):.2f}, {min(values):.2f}, {max(values):.2f} | {len(values)} |")
+    return "\n".join(lines)
+
+
+def _points(values: Sequence[float]) -> str:
+    """Return the mean of differences in points, and its standard deviation over seeds where there are several."""
+    spread = f" ± {100 * np.std(values, ddof=1):.1f}" if len(values) > 1 else ""
+    return f"{100 * np.mean(values):+.1f}{spread}"
