@@ -176,7 +176,7 @@ def test_the_python_code_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.
     names: dict[str, Any] = {}
     exec(compile(code, "README.md", "exec"), names)
     assert names["summary"].rounds == 5
-    assert list(names["evaluation"].attacks) == ["pgd10-eps8"]
+    assert list(names["evaluation"].attacks) == ["pgd10-eps4"], "that of the run"
     assert [folder.name for folder in names["folders"]] == ["client_000"]
     assert (tmp_path / "runs" / "five.html").exists()
     (loading,) = re.findall(r"^```python\n(import runpy\n.*?)^```", (ROOT / "README.md").read_text(), re.M | re.S)

@@ -244,7 +244,7 @@ def test_a_run_of_nothing_but_own_parts_and_what_it_leaves(tmp_path: Path) -> No
     found = sylva_ray.evaluate(
         tmp_path / "run", attacks=["examples.own_attack:SignMomentum:steps=3"], imports=[ROOT], show="nothing"
     )
-    assert "SignMomentum3-eps8" in found.attacks
+    assert "SignMomentum3-eps4" in found.attacks
 
     script = tmp_path / "run" / "adapters" / "load.py"
     code = f"import runpy; m = runpy.run_path({str(script)!r}); print(type(m['load']('client_000')).__name__)"
