@@ -20,6 +20,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
@@ -106,12 +107,14 @@ class RemoteFolder:
         for name in filter(_is_manifest, names):
             self._fetch(name)
         digests = _digests({name: self.local / name for name in names})
+        shared = {digest for digest, count in Counter(digests.values()).items() if count > 1}
         fetched: dict[str, Path] = {}
         for name in names:
             if name != RECORDS and not _is_manifest(name):
-                self._fetch(name, fetched.get(digests.get(name, "")))
-                if name in digests:
-                    fetched[digests[name]] = self.local / name
+                digest = digests.get(name, "")
+                self._fetch(name, fetched.get(digest))
+                if digest in shared - fetched.keys() and _sha256(self.local / name) == digest:  # no damage is shared
+                    fetched[digest] = self.local / name
 
     def _is_ahead(self, names: Iterable[str]) -> bool:
         """Return whether the local folder holds the run at the URL with more records.
@@ -342,6 +345,11 @@ def _digests(files: Mapping[str, Path]) -> dict[str, str]:
             folder = str(PurePosixPath(name).parent)
             found |= {f"{folder}/{file}": digest for file, digest in stated_checksums(path).items()}
     return {name: digest for name, digest in found.items() if name in files}
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _step_folder(name: str) -> PurePosixPath:

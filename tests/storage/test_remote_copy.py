@@ -198,6 +198,16 @@ def test_rows_of_a_push_that_was_cut_are_replaced_by_those_of_another_machine(ur
     assert values_at(url, tmp_path / "third") == [100, 101, 102, 203, 204, 5]
 
 
+def test_damage_to_a_copy_of_rows_does_not_reach_the_other_checkpoints(tmp_path: Path) -> None:
+    """A pull links files that the manifests call equal, but not to one that is damaged."""
+    url = "memory://bucket/damage"
+    here = RemoteFolder(url, tmp_path / "here")
+    save_rows(here, 100, 0, 1, 2)
+    flip_a_bit(here, "round_0000/states.safetensors")
+    assert values_at(url, tmp_path / "there") == [100, 101, 102, 3, 4, 5]
+    fsspec.filesystem("memory").store.clear()
+
+
 def test_a_storage_that_cannot_copy_gets_the_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     here = RemoteFolder("memory://bucket/copies", tmp_path / "here")
 
