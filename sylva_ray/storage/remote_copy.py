@@ -222,7 +222,7 @@ class RemoteFolder:
             return {}
         listing = self._files.find(self._root, detail=True)
         sizes = {path.removeprefix(self._root).lstrip("/"): info["size"] for path, info in listing.items()}
-        return {name: size for name, size in sizes.items() if name and not PurePosixPath(name).name.startswith(".")}
+        return {name: size for name, size in sizes.items() if name and _may_be_copied(name)}
 
     def _fetch(self, name: str, twin: Path | None = None) -> None:
         """Fetch a file, or link it to ``twin``, which has the same content."""
@@ -358,6 +358,12 @@ def _step_folder(name: str) -> PurePosixPath:
 
 def _is_copied(path: Path) -> bool:
     return path.is_file() and not path.name.startswith(".")
+
+
+def _may_be_copied(name: str) -> bool:
+    """Return whether a name at the URL is one of a run; names of object stores may hold ``..``, and leave the copy."""
+    path = PurePosixPath(name)
+    return not path.name.startswith(".") and ".." not in path.parts
 
 
 def _order(name: str) -> tuple[bool, bool, int, str, bool, str]:

@@ -208,6 +208,19 @@ def test_damage_to_a_copy_of_rows_does_not_reach_the_other_checkpoints(tmp_path:
     fsspec.filesystem("memory").store.clear()
 
 
+def test_a_name_at_a_url_does_not_lead_out_of_the_local_copy(tmp_path: Path) -> None:
+    """Keys of an object store are any text."""
+    here = RemoteFolder("memory://bucket/names", tmp_path / "here")
+    save_steps(here, 0)
+    store = here._files.store
+    store["/bucket/names/../../escaped.txt"] = store["/bucket/names/config.yaml"]
+    there = RemoteFolder("memory://bucket/names", tmp_path / "a" / "there")
+    there.pull()
+    assert newest(there) == 0
+    assert not list(tmp_path.rglob("escaped.txt"))
+    store.clear()
+
+
 def test_a_storage_that_cannot_copy_gets_the_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     here = RemoteFolder("memory://bucket/copies", tmp_path / "here")
 
