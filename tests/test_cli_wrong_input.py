@@ -198,7 +198,7 @@ CASES = {
         ["tracking.uri", "neither a URL nor a path"],
     ),
     "tracking address with another protocol": (
-        (*RUN, "tracking.uri=ftp://host/store"),
+        (*RUN, "tracking.enabled=true", "tracking.uri=ftp://host/store"),
         ["tracking.uri", "ftp://host/store", "no stores with the protocol 'ftp'", "sqlite"],
     ),
     "a word in place of the list of layers": (

@@ -9,7 +9,7 @@ from pydantic import Field, field_validator
 
 from sylva_ray.core.sections import Lines, Seconds, Section
 
-STORES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "file", "databricks", "databricks-uc", "uc")
+STORES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "file", "databricks")
 """Protocols of MLflow's own stores; those of databases may name a driver: ``mysql+pymysql``."""
 
 
@@ -38,17 +38,18 @@ class TrackingSection(Section):
     def _is_a_url_or_a_path(cls, uri: str | None) -> str | None:
         if uri is not None and "://" not in uri and ("@" in uri or uri.startswith("//")):
             raise ValueError("is neither a URL nor a path; begin with the protocol, as in https://")
-        if uri is not None:
-            check_store(uri)
         return uri
 
 
 def check_store(uri: str) -> None:
     """Check that MLflow, or a plug-in of it that is installed, can have a store with this address.
 
+    No configuration is checked so when it is read: the machine that reads a run may lack the plug-in of the one that
+    tracked it.
+
     Raises:
         ValueError: its protocol is unknown.
     """
-    protocol = uri.partition("://")[0].partition("+")[0] if "://" in uri else ""
+    protocol = uri.partition("://")[0].partition("+")[0].lower() if "://" in uri else ""
     if protocol and protocol not in STORES and not entry_points(group="mlflow.tracking_store", name=protocol):
         raise ValueError(f"MLflow has no stores with the protocol {protocol!r}, but with {', '.join(STORES)}")

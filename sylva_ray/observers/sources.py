@@ -111,7 +111,7 @@ def _from_mlflow(experiment: str, uri: str | None) -> tuple[list[Run], list[str]
     """Return the finished runs of an MLflow experiment, and the names of the others."""
     with asked_as("--uri", "tracking.uri"):
         section = build(TrackingSection, {"uri": uri}, "tracking")
-    store = tracking_uri(section, Path("runs/NAME"))  # where runs are by default
+        store = tracking_uri(section, Path("runs/NAME"))  # where runs are by default
     shown_uri = mask_value(store)
     if not _may_exist(store):
         reason = f"there is no MLflow store at {shown_uri} (choose another with --uri)"

@@ -20,6 +20,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
@@ -106,12 +107,14 @@ class RemoteFolder:
         for name in filter(_is_manifest, names):
             self._fetch(name)
         digests = _digests({name: self.local / name for name in names})
+        shared = {digest for digest, count in Counter(digests.values()).items() if count > 1}
         fetched: dict[str, Path] = {}
         for name in names:
             if name != RECORDS and not _is_manifest(name):
-                self._fetch(name, fetched.get(digests.get(name, "")))
-                if name in digests:
-                    fetched[digests[name]] = self.local / name
+                digest = digests.get(name, "")
+                self._fetch(name, fetched.get(digest))
+                if digest in shared - fetched.keys() and _sha256(self.local / name) == digest:  # no damage is shared
+                    fetched[digest] = self.local / name
 
     def _is_ahead(self, names: Iterable[str]) -> bool:
         """Return whether the local folder holds the run at the URL with more records.
@@ -145,12 +148,14 @@ class RemoteFolder:
                 self._remote_sizes = self._list()
             local = {str(path.relative_to(self.local)): path for path in self.local.rglob("*") if _is_copied(path)}
             digests = _digests(local)
-            there = {
-                d: name for name, d in digests.items() if self._remote_sizes.get(name) == local[name].stat().st_size
-            }
+            newest_last = sorted(digests, key=_order)
+            there = {digests[name]: name for name in newest_last if self._is_there(name, local[name])}
             for name in sorted(local, key=_order):
                 twin = there.setdefault(digests[name], name) if name in digests else name
-                if twin == name or name in self._remote_sizes or not self._copied_there(twin, name):
+                is_done = twin != name and (
+                    self._is_there(name, local[name]) or self._copied_there(twin, name, local[name])
+                )
+                if not is_done:
                     self._send(name, local[name])
             steps = {_step_folder(name) for name in local if _is_checkpoint(name)}
             old = [
@@ -166,11 +171,11 @@ class RemoteFolder:
             raise RunError(f"{self} could not be written ({reason_of(error, self.url)})") from error
 
     def _send(self, name: str, path: Path) -> None:
-        """Send a file unless it is there already. A checkpoint's files never change: one of equal size is the same."""
+        """Send a file unless it is there already."""
         assert self._remote_sizes is not None, "listed by `push`"
-        size, *_ = stamp = _stamp(path)
-        if self._remote_sizes.get(name) == size and (_is_checkpoint(name) or self._sent.get(name) == stamp):
+        if self._is_there(name, path):
             return
+        size, *_ = stamp = _stamp(path)
         target = self._remote_path(name)
         if _is_local(self._files):
             Path(target).parent.mkdir(parents=True, exist_ok=True)
@@ -184,8 +189,19 @@ class RemoteFolder:
             size = len(content)
         self._sent[name], self._remote_sizes[name] = stamp, size
 
-    def _copied_there(self, source: str, name: str) -> bool:
-        """Copy a file within the URL; return False if its storage cannot."""
+    def _is_there(self, name: str, path: Path) -> bool:
+        """Return whether the URL holds a local file.
+
+        A checkpoint's files never change: one of equal size is the same, unless its step was computed again since it
+        was sent or fetched, because the checkpoint there was damaged, or its push was cut on another machine.
+        """
+        assert self._remote_sizes is not None, "listed by `push`"
+        size, *_ = stamp = _stamp(path)
+        known = self._sent.get(name, stamp if _is_checkpoint(name) else None)
+        return self._remote_sizes.get(name) == size and known == stamp
+
+    def _copied_there(self, source: str, name: str, path: Path) -> bool:
+        """Copy a file within the URL to ``name``, of the local ``path``; return False if its storage cannot."""
         assert self._remote_sizes is not None, "listed by `push`"
         here, there = self._remote_path(source), self._remote_path(name)
         try:
@@ -196,7 +212,7 @@ class RemoteFolder:
                 self._files.cp_file(here, there)
         except Exception:  # every storage raises errors of its own types; sending the file tells what is wrong
             return False
-        self._remote_sizes[name] = self._remote_sizes[source]
+        self._sent[name], self._remote_sizes[name] = _stamp(path), self._remote_sizes[source]
         return True
 
     def _list(self) -> dict[str, int]:
@@ -206,7 +222,7 @@ class RemoteFolder:
             return {}
         listing = self._files.find(self._root, detail=True)
         sizes = {path.removeprefix(self._root).lstrip("/"): info["size"] for path, info in listing.items()}
-        return {name: size for name, size in sizes.items() if name and not PurePosixPath(name).name.startswith(".")}
+        return {name: size for name, size in sizes.items() if name and _may_be_copied(name)}
 
     def _fetch(self, name: str, twin: Path | None = None) -> None:
         """Fetch a file, or link it to ``twin``, which has the same content."""
@@ -331,12 +347,23 @@ def _digests(files: Mapping[str, Path]) -> dict[str, str]:
     return {name: digest for name, digest in found.items() if name in files}
 
 
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def _step_folder(name: str) -> PurePosixPath:
     return PurePosixPath(name).parent
 
 
 def _is_copied(path: Path) -> bool:
     return path.is_file() and not path.name.startswith(".")
+
+
+def _may_be_copied(name: str) -> bool:
+    """Return whether a name at the URL is one of a run; names of object stores may hold ``..``, and leave the copy."""
+    path = PurePosixPath(name)
+    return not path.name.startswith(".") and ".." not in path.parts
 
 
 def _order(name: str) -> tuple[bool, bool, int, str, bool, str]:

@@ -280,6 +280,19 @@ def test_a_protocol_in_the_environment_that_mlflow_does_not_know_is_refused_befo
     assert not (tmp_path / "run").exists()
 
 
+def test_a_run_that_a_plug_in_tracked_can_be_read_without_the_plug_in(tmp_path: Path) -> None:
+    """`repair` would otherwise take its configuration for damaged, and write another."""
+    config = make_config(uri="azureml://host/store")
+    with pytest.raises(UserError, match=r"tracking\.uri = 'azureml://host/store'.*protocol 'azureml'"):
+        sylva_ray.run(config, out=tmp_path / "run")
+    (tmp_path / "config.yaml").write_text(config.to_yaml())
+    assert RunFolder(tmp_path).load_config().tracking.uri == "azureml://host/store"
+
+
+def test_a_protocol_in_capital_letters_is_the_same(tmp_path: Path) -> None:
+    assert tracking_uri(make_config(uri="HTTPS://host").tracking, tmp_path / "run") == "HTTPS://host"
+
+
 def test_metric_names_and_values_of_a_record() -> None:
     record = {
         "step": 4,

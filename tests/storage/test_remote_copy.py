@@ -138,6 +138,89 @@ def test_rows_that_checkpoints_share_are_sent_once_and_fetched_once(
     assert (last / "rows_0002.safetensors").samefile(before / "states.safetensors")
 
 
+def save_rows(folder: RemoteFolder, value: float, *steps: int) -> None:
+    """Go on from the newest checkpoint with steps that each change one of six clients, and push each."""
+    folder.local.mkdir(parents=True, exist_ok=True)
+    (folder.local / "config.yaml").write_text("name: toy\n")
+    checkpoints = CheckpointFolder(folder.local / "checkpoint")
+    found = checkpoints.latest()
+    stored = None if found is None else found.stored
+    for step in steps:
+        states = [{"a": np.full(4, i, np.float32)} for i in range(6)] if stored is None else stored.states
+        states = [*states[:step], {"a": np.full(4, value + step, np.float32)}, *states[step + 1 :]]
+        stored = checkpoints.save(step, states, [], None, before=stored)
+        (folder.local / "rounds.jsonl").write_text("{}\n" * (step + 1))
+        folder.push()
+
+
+def flip_a_bit(folder: RemoteFolder, name: str) -> None:
+    """Damage a file at the URL; its size stays."""
+    path = folder._remote_path(f"checkpoint/{name}")
+    content = bytearray(folder._files.cat_file(path))
+    content[-1] ^= 1
+    folder._files.pipe_file(path, bytes(content))
+
+
+def values_at(url: str, local: Path) -> list[float]:
+    """The clients of the newest checkpoint that another machine gets."""
+    there = RemoteFolder(url, local)
+    there.pull()
+    found = CheckpointFolder(there.local / "checkpoint").latest()
+    assert found is not None
+    return [float(state["a"][0]) for state in found.states]
+
+
+def test_a_damaged_checkpoint_is_replaced_before_others_share_its_rows(url: str, tmp_path: Path) -> None:
+    save_rows(RemoteFolder(url, tmp_path / "here"), 100, 0, 1, 2)
+    there = RemoteFolder(url, tmp_path / "there")
+    flip_a_bit(there, "round_0002/states.safetensors")
+    there.pull()
+    save_rows(there, 100, 2, 3, 4)
+    assert values_at(url, tmp_path / "third") == [100, 101, 102, 103, 104, 5]
+
+
+def test_rows_of_a_push_that_was_cut_are_replaced_by_those_of_another_machine(url: str, tmp_path: Path) -> None:
+    """Its processor may round otherwise: files of the same names and sizes then differ."""
+    here, there = RemoteFolder(url, tmp_path / "here"), RemoteFolder(url, tmp_path / "there")
+    save_rows(here, 100, 0, 1, 2)
+    send = here._send
+
+    def cut(name: str, path: Path) -> None:
+        if name == f"checkpoint/round_0003/{MANIFEST}":
+            raise OSError("the network is down")
+        send(name, path)
+
+    here._send = cut  # type: ignore[method-assign]
+    with pytest.raises(RunError, match="the network is down"):
+        save_rows(here, 100, 3)
+    there.pull()
+    save_rows(there, 200, 3, 4)
+    assert values_at(url, tmp_path / "third") == [100, 101, 102, 203, 204, 5]
+
+
+def test_damage_to_a_copy_of_rows_does_not_reach_the_other_checkpoints(tmp_path: Path) -> None:
+    """A pull links files that the manifests call equal, but not to one that is damaged."""
+    url = "memory://bucket/damage"
+    here = RemoteFolder(url, tmp_path / "here")
+    save_rows(here, 100, 0, 1, 2)
+    flip_a_bit(here, "round_0000/states.safetensors")
+    assert values_at(url, tmp_path / "there") == [100, 101, 102, 3, 4, 5]
+    fsspec.filesystem("memory").store.clear()
+
+
+def test_a_name_at_a_url_does_not_lead_out_of_the_local_copy(tmp_path: Path) -> None:
+    """Keys of an object store are any text."""
+    here = RemoteFolder("memory://bucket/names", tmp_path / "here")
+    save_steps(here, 0)
+    store = here._files.store
+    store["/bucket/names/../../escaped.txt"] = store["/bucket/names/config.yaml"]
+    there = RemoteFolder("memory://bucket/names", tmp_path / "a" / "there")
+    there.pull()
+    assert newest(there) == 0
+    assert not list(tmp_path.rglob("escaped.txt"))
+    store.clear()
+
+
 def test_a_storage_that_cannot_copy_gets_the_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     here = RemoteFolder("memory://bucket/copies", tmp_path / "here")
 

@@ -65,27 +65,27 @@ ENVIRONMENT = {
 
 
 def tracking_uri(section: TrackingSection, run_dir: Path) -> str:
-    """Return the address of the MLflow store of a run.
+    """Return the address of the MLflow store of a run, see `store_address`, after a check of its protocol.
 
     Args:
         section: tracking section of the configuration.
         run_dir: the run folder.
 
-    Returns:
-        ``tracking.uri``, else ``MLFLOW_TRACKING_URI``, else an SQLite file next to the run folder.
-
     Raises:
-        UserError: MLflow has no stores with the protocol of ``MLFLOW_TRACKING_URI``.
+        UserError: MLflow has no stores with this protocol.
     """
-    if section.uri:
-        return section.uri
-    if not (given := os.environ.get(URI_VARIABLE)):
-        return f"sqlite:///{Path(run_dir).absolute().parent / 'mlflow.db'}"
+    uri = store_address(section, run_dir)
     try:
-        check_store(given)
+        check_store(uri)
     except ValueError as error:
-        raise UserError(URI_VARIABLE, given, str(error)) from None
-    return given
+        raise UserError("tracking.uri" if section.uri else URI_VARIABLE, uri, str(error)) from None
+    return uri
+
+
+def store_address(section: TrackingSection, run_dir: Path) -> str:
+    """Return ``tracking.uri``, else ``MLFLOW_TRACKING_URI``, else that of an SQLite file next to the run folder."""
+    beside = f"sqlite:///{Path(run_dir).absolute().parent / 'mlflow.db'}"
+    return section.uri or os.environ.get(URI_VARIABLE) or beside
 
 
 class MlflowTracker(Observer):
@@ -182,7 +182,7 @@ def send_rest(folder: RunFolder, config: ExperimentConfig) -> list[str]:
     Returns:
         Warnings, as `MlflowTracker.on_end`.
     """
-    uri = mask_value(tracking_uri(config.tracking, folder.path))
+    uri = mask_value(store_address(config.tracking, folder.path))
     if folder.tracking_file.exists():
         state = DeliveryState.read(folder)
         if state is None or state.uri != uri or state.finished:
@@ -343,7 +343,7 @@ class MlflowStore:
     """
 
     def __init__(self, folder: RunFolder, config: ExperimentConfig) -> None:
-        self.uri = tracking_uri(config.tracking, folder.path)
+        self.uri = store_address(config.tracking, folder.path)
         self.folder = folder
         self.run_name = config.tracking.run_name or folder.path.name
         self.config = config
