@@ -32,6 +32,9 @@ MAX_GRAM_CLIENTS = 300
 TIE = 1e-6
 """Distances closer than this are equal: a squared distance has a rounding error of 1e-16, its root one of 1e-8."""
 
+SAME_COSINE = 1 - 1e-6
+"""Updates with a larger cosine are equal, where it comes from products in single precision."""
+
 GRAM_ROWS = 128
 """Rows of factors that `product_gram` multiplies at once: fewer are slower, more need more memory."""
 
@@ -150,8 +153,7 @@ def _distances_of_candidates(
     """Return candidates for the neighbours of K clients with updates, and their exact distances, ``[K, count]``."""
     lists = candidate_lists(states, norms, min(count, len(states)))
     cosines = listed_products(states, lists) / (norms[:, None] * norms[lists])
-    distances = np.sqrt(np.clip(2 - 2 * cosines, 0, None))
-    return lists, np.where(lists == np.arange(len(states))[:, None], 0, distances)
+    return lists, np.where(cosines > SAME_COSINE, 0, np.sqrt(np.clip(2 - 2 * cosines, 0, None)))
 
 
 def neighbour_graph(gram: np.ndarray, num_samples: np.ndarray, k: int | None = None) -> NeighbourGraph:

@@ -141,11 +141,13 @@ def parse_attack(text: str, epsilon: float | None = None) -> AttackSpec:
         if key in values:
             raise UserError("--attack", text, f"gives {key} twice")
         values[key] = parse_value(f"--attack {name}.{key}", value)
-    spec = build(attack, {"name": name, **values}, prefix=f"--attack {name}").spec()
-    has_budget = "epsilon" in attack.model_fields and spec.norm == "linf" and math.isfinite(spec.epsilon)
-    if epsilon is None or "epsilon" in values or not has_budget:
-        return spec
-    return build(attack, {"name": name, **values, "epsilon": epsilon}, prefix=f"--attack {name}").spec()
+    prefix = f"--attack {name}"
+    field = attack.model_fields.get("epsilon")
+    if epsilon is not None and field is not None and "epsilon" not in values:
+        spec = None if field.is_required() else build(attack, {"name": name, **values}, prefix).spec()
+        if spec is None or (spec.norm == "linf" and math.isfinite(spec.epsilon)):
+            values["epsilon"] = epsilon
+    return build(attack, {"name": name, **values}, prefix).spec()
 
 
 def _split(text: str) -> tuple[str, str]:

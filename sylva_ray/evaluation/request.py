@@ -108,5 +108,6 @@ def _budget(config: ExperimentConfig, epsilon: str | None, attacks: Sequence[Att
     """Return ``epsilon``, else the budget of the first L-infinity attack of ``attacks``, of the run, or of training."""
     if epsilon is not None:
         return _given_budget(epsilon)
-    linf = [spec for spec in (*attacks, *config.evaluation.specs) if spec.norm == "linf"]
+    specs = (*attacks, *config.evaluation.specs)
+    linf = [spec for spec in specs if spec.norm == "linf" and math.isfinite(spec.epsilon)]
     return linf[0].epsilon if linf else config.attack.epsilon

@@ -77,3 +77,18 @@ def test_clients_that_were_never_picked_are_neighbours_of_each_other(
     if len(silent) >= 7:
         for client in silent:
             assert set(found.members[client]) <= set(silent)
+
+
+def test_of_equal_clients_the_lowest_numbers_are_neighbours(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where rounding in single precision tells them apart: the same updates in other coordinates."""
+    monkeypatch.setattr("sylva_ray.aggregation.neighbours.MAX_GRAM_CLIENTS", 5)
+    states = groups_of_clients(30, 3)
+    rng = np.random.default_rng(0)
+    for client in range(20, 30):
+        for module in "mn":
+            turn = np.linalg.qr(rng.normal(size=(4, 4)))[0]
+            states[client][f"{module}.lora_A"] = (turn.T @ states[20][f"{module}.lora_A"]).astype(np.float32)
+            states[client][f"{module}.lora_B"] = (states[20][f"{module}.lora_B"] @ turn).astype(np.float32)
+    members = nearest_clients(states, np.ones(30), k=4).members
+    assert members[20:24].tolist() == [[20, 21, 22, 23]] * 4
+    assert members[29].tolist() == [20, 21, 22, 29]
