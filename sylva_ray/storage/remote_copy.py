@@ -148,15 +148,17 @@ class RemoteFolder:
                 self._remote_sizes = self._list()
             local = {str(path.relative_to(self.local)): path for path in self.local.rglob("*") if _is_copied(path)}
             digests = _digests(local)
-            newest_last = sorted(digests, key=_order)
-            there = {digests[name]: name for name in newest_last if self._is_there(name, local[name])}
-            for name in sorted(local, key=_order):
-                twin = there.setdefault(digests[name], name) if name in digests else name
-                is_done = twin != name and (
-                    self._is_there(name, local[name]) or self._copied_there(twin, name, local[name])
-                )
-                if not is_done:
+            names = sorted(local, key=_order)
+            sent = [name for name in names if name in digests and self._is_there(name, local[name])]
+            there = {digests[name]: name for name in sent}  # the newest of equals
+            for name in names:
+                if self._is_there(name, local[name]):
+                    continue
+                twin = there.get(digests.get(name, ""))
+                if twin is None or not self._copied_there(twin, name, local[name]):
                     self._send(name, local[name])
+                if name in digests:
+                    there.setdefault(digests[name], name)
             steps = {_step_folder(name) for name in local if _is_checkpoint(name)}
             old = [
                 name
@@ -171,10 +173,8 @@ class RemoteFolder:
             raise RunError(f"{self} could not be written ({reason_of(error, self.url)})") from error
 
     def _send(self, name: str, path: Path) -> None:
-        """Send a file unless it is there already."""
+        """Send a file."""
         assert self._remote_sizes is not None, "listed by `push`"
-        if self._is_there(name, path):
-            return
         size, *_ = stamp = _stamp(path)
         target = self._remote_path(name)
         if _is_local(self._files):
