@@ -98,12 +98,13 @@ def plan_memory(
     while auto_cohorts and size > 1 and _held(config, algorithm, costs, size, fleet) > HELD_FRACTION * (planned - base):
         size -= 1
     held = _held(config, algorithm, costs, size, fleet)
+    costliest = max(costs.passes, key=lambda name: costs.passes[name].num_bytes(1))
+    if base + held + costs.passes[costliest].num_bytes(1) > planned:
+        raise _too_small(config, costs, budget, base, held, costliest, size)
     found: dict[str, int] = Windows(at_once=_at_once(config, costs)).model_dump()
     for name, cost in costs.passes.items():
         fitting = cost.num_images(planned - base - held)
         found[name] = min(found[name], _rounded(fitting))
-        if fitting == 0:
-            raise _too_small(config, costs, budget, base, held, name, size)
         if name == "train" and costs.couples_images:
             found[name] = _whole_batch(config, found[name], fitting, _largest_batch(config, fleet))
     peak = base + held + max(cost.num_bytes(found[name]) for name, cost in costs.passes.items())
@@ -157,6 +158,12 @@ def _rounded(num_images: int) -> int:
     return power + power // 2 if num_images >= power + power // 2 else power
 
 
+def _as_shown(num_bytes: int) -> int:
+    """Round up to what `size_text` shows, so that the budget that a message names is enough."""
+    unit = 10**7 if num_bytes >= 10**9 else 10**6 if num_bytes >= 10**6 else 10**3
+    return -(-num_bytes // unit) * unit
+
+
 def _too_small(
     config: ResolvedConfig, costs: MemoryCosts, budget: int, base: int, held: int, name: str, cohort_size: int
 ) -> UserError:
@@ -167,7 +174,7 @@ def _too_small(
         f"process and model {size_text(base)}, {cohort_size} client{'s' * (cohort_size > 1)} {size_text(held)}, "
         f"one image ({name}) {size_text(costs.passes[name].num_bytes(1))}"
     )
-    fix = f"is too small: at least {size_text(needed)} is needed ({parts})"
+    fix = f"is too small: at least {size_text(_as_shown(needed))} is needed ({parts})"
     alone = int((base + per_client + costs.passes[name].num_bytes(1)) / PLANNED_FRACTION)
     if cohort_size > 1 and alone <= budget:
         fix += "; a smaller training.cohort_size would fit"

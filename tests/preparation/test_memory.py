@@ -125,6 +125,13 @@ def test_a_cohort_of_automatic_size_shrinks_to_what_its_states_need() -> None:
     assert found.held <= 0.5 * (0.9 * 10**8)
 
 
+def test_what_is_needed_is_enough_for_the_costliest_pass() -> None:
+    of = costs({"forward": 10**6, "attack": 10**8, "train": 3 * 10**8})
+    with pytest.raises(UserError, match=r"at least 334 MB .* one image \(train\) 300 MB"):
+        plan(10**6, of, training={"cohort_size": 1}, algorithm={"name": "fedavg_at"})
+    assert plan(334 * 10**6, of, training={"cohort_size": 1}, algorithm={"name": "fedavg_at"}).windows.train == 1
+
+
 def test_a_budget_below_one_image_is_refused_with_what_is_needed() -> None:
     with pytest.raises(UserError, match=r"cluster\.memory_per_actor.*too small: at least .* is needed \(process"):
         plan(12_000, costs(), algorithm={"name": "fedavg_at"})
