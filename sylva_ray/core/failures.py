@@ -51,10 +51,15 @@ def is_out_of_memory(error: BaseException | None) -> bool:
 
 
 def is_device_failure(error: BaseException | None) -> bool:
-    """Return whether an exception says that a GPU has failed; the process cannot use it any more."""
-    if not isinstance(error, RuntimeError) or is_out_of_memory(error):
+    """Return whether an exception, or its cause, says that a GPU has failed; the process cannot use it any more."""
+    if is_out_of_memory(error):
         return False
-    return isinstance(error, torch.AcceleratorError) or DEVICE_FAILURE.search(str(error)) is not None
+    while error is not None:
+        is_of_torch = isinstance(error, RuntimeError)
+        if is_of_torch and (isinstance(error, torch.AcceleratorError) or DEVICE_FAILURE.search(str(error))):
+            return True
+        error = error.__cause__
+    return False
 
 
 def release_memory() -> None:

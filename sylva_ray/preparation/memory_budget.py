@@ -25,6 +25,9 @@ CPU_PROCESS_BYTES = 1_000_000_000
 def actor_budget(config: ResolvedConfig) -> int:
     """Return the bytes that an actor may use: of its GPU, or of the RAM of its node.
 
+    On a GPU, ``auto`` is the actor's share of the whole card, but no more than is free. It is not a share of what is
+    free, of which actors that began earlier, such as those of other trials of a sweep, hold a part already.
+
     Raises:
         UserError: ``cluster.memory_per_actor`` is more than there is.
     """

@@ -147,7 +147,8 @@ def demand_lines(demand: Demand, file: LauncherFile) -> list[str]:
         own = f"the same, with those of at most {demand.actors_per_node} actors"
         lines.insert(-2, f"                a worker: {_mb(demand.worker_store_bytes)} ({own})")
     fitting = actors_that_fit(section, largest_cluster(section, file))
-    if section.num_actors == "auto" and demand.num_actors < fitting and demand.cohort_size > 1:
+    has_room = demand.num_actors < fitting and not demand.waiting
+    if section.num_actors == "auto" and has_room and demand.cohort_size > 1:
         lines.append(
             f"  {fitting} such actors would fit; smaller cohorts (training.cohort_size) would use more of them"
         )

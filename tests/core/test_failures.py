@@ -100,3 +100,10 @@ def test_an_error_that_hides_another_is_what_the_other_is() -> None:
     error.__cause__ = torch.OutOfMemoryError("CUDA out of memory")
     assert is_out_of_memory(error)
     assert not is_device_failure(error)
+
+
+def test_a_failed_gpu_behind_another_error_is_a_failed_gpu() -> None:
+    hidden = ValueError("the loss is not a number")
+    hidden.__cause__ = RuntimeError("CUDA error: an illegal memory access was encountered")
+    assert is_device_failure(hidden)
+    assert not is_device_failure(ValueError("CUDA error"))

@@ -316,6 +316,15 @@ def test_demand_of_a_run(launcher: LauncherFile) -> None:
         assert part in text
 
 
+def test_no_more_actors_are_said_to_fit_while_some_wait_for_a_node(launcher: LauncherFile) -> None:
+    """Five actors on a GPU need five CPUs, which the small nodes with one GPU lack."""
+    overrides = ["cluster.gpus_per_actor=0.2", "training.device=cpu", "partition.num_clients=100"]
+    demand = estimate_demand(load_config(ROOT / "configs/vit_base.yaml", overrides), launcher, RayLauncher())
+    text = "\n".join(demand_lines(demand, launcher))
+    assert demand.waiting > 0
+    assert "such actors would fit" not in text
+
+
 @pytest.mark.parametrize(
     ("overrides", "nodes", "per_node"),
     [

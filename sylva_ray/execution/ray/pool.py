@@ -135,7 +135,7 @@ class RayPool:
         """Run tasks as `ClientPool.run` does. The deadline counts from when an actor has started."""
         batch = _Batch(tasks, on_done, None if shared is None else ray.put(shared))
         self._slots = [slot or self._start(index) for index, slot in enumerate(self._slots)]
-        deadline, last_started = math.inf, time.monotonic()
+        deadline, last_started, last_checked = math.inf, time.monotonic(), time.monotonic()
         try:
             while batch.unfinished:
                 any_started = any(slot.has_started for slot in self._occupied())
@@ -143,7 +143,8 @@ class RayPool:
                     last_started = time.monotonic()
                 if deadline_s is not None and deadline == math.inf and any_started:
                     deadline = time.monotonic() + deadline_s
-                self._dispatch(batch)
+                if time.monotonic() < deadline:
+                    self._dispatch(batch)
                 interval = CHECK_INTERVAL_S if any_started else STATUS_INTERVAL_S
                 answered = self._wait(min(deadline - time.monotonic(), interval))
                 if answered is not None:
@@ -151,10 +152,11 @@ class RayPool:
                 elif time.monotonic() >= deadline:
                     self._abandon_running(restart=True)
                     break
-                elif any_started:
-                    self._replace_hung(batch)
-                else:
+                elif not any_started:
                     self._report_waiting(time.monotonic() - last_started)
+                if any_started and time.monotonic() - last_checked >= CHECK_INTERVAL_S:
+                    self._replace_hung(batch)
+                    last_checked = time.monotonic()
         except BaseException:
             self._abandon_running(restart=False)
             raise
