@@ -16,9 +16,10 @@ def game_tables(found: Mapping[str, Rows]) -> str:
     """Return three tables: phase 2 by ranking, sampled against exact values, mixed against refined coalitions.
 
     Args:
-        found: the content of ``game.json``.
+        found: the content of ``game.json``; a part that was not measured has no table.
     """
-    return "\n\n".join([_rankings(found["rankings"]), _sampling(found["sampling"]), _surrogate(found["surrogate"])])
+    tables = (("rankings", _rankings), ("sampling", _sampling), ("surrogate", _surrogate))
+    return "\n\n".join(table(found[part]) for part, table in tables if found[part])
 
 
 def _rankings(rows: Rows) -> str:
