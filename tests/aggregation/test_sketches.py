@@ -24,7 +24,10 @@ def groups_of_clients(size: int, num_groups: int, seed: int = 0) -> list[dict[st
     return fleet
 
 
-def test_listed_products_and_norms_are_those_of_the_gram_matrix() -> None:
+@pytest.mark.parametrize("partners", [1, 3, 64])
+def test_listed_products_and_norms_are_those_of_the_gram_matrix(monkeypatch: pytest.MonkeyPatch, partners: int) -> None:
+    """However many clients are multiplied with one at a time."""
+    monkeypatch.setattr("sylva_ray.aggregation.sketches.PARTNERS", partners)
     states, rng = clients(9, rank=3), np.random.default_rng(0)
     lists = np.sort(np.stack([rng.choice(9, 4, replace=False) for _ in range(9)]), axis=1)
     gram = product_gram(states)

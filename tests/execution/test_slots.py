@@ -159,3 +159,47 @@ def test_a_gpu_that_failed_says_nothing_of_windows() -> None:
 
 def test_the_limits_are_those_that_the_documentation_names() -> None:
     assert (pool_module.MIN_TASK_SECONDS, pool_module.TASK_PATIENCE, pool_module.MAX_IDLE_S) == (600, 30, HOUR)
+
+
+class Loop:
+    """A pool of one actor that answers one task a second, with a clock that is made up."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now, self.looks = 0.0, list[float]()
+        self.pool = object.__new__(RayPool)
+        slot = Slot(Actor(), None, Windows())  # type: ignore[arg-type]
+        slot.pending, slot.node = None, "node"
+        self.pool._slots = [slot]
+        monkeypatch.setattr(type(slot), "has_started", True)
+        clock = SimpleNamespace(monotonic=lambda: self.now)
+        monkeypatch.setattr("sylva_ray.execution.ray.pool.time", clock)
+        monkeypatch.setattr(self.pool, "_dispatch", self._dispatch)
+        monkeypatch.setattr(self.pool, "_wait", self._wait)
+        monkeypatch.setattr(self.pool, "_collect", lambda _, batch: batch.finish(self.given.pop(), "done"))
+        monkeypatch.setattr(self.pool, "_replace_hung", lambda _: self.looks.append(self.now))
+        monkeypatch.setattr(self.pool, "_abandon_running", lambda **_: None)
+        self.given: list[int] = []
+
+    def _dispatch(self, batch: Any) -> None:
+        if not self.given:
+            self.given.append(batch.queue.popleft())
+
+    def _wait(self, timeout_s: float) -> int | None:
+        if not self.given:
+            self.now += max(0.0, timeout_s)
+            return None
+        self.now += 1
+        return 0
+
+
+def test_hung_actors_are_looked_for_while_others_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    loop = Loop(monkeypatch)
+    assert loop.pool.run([TASK] * 18) == ["done"] * 18
+    assert loop.looks == [5, 10, 15]
+
+
+def test_no_task_begins_after_the_deadline_however_fast_the_others_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    loop = Loop(monkeypatch)
+    results = loop.pool.run([TASK] * 18, deadline_s=7)
+    assert results == ["done"] * 7 + [None] * 11
+    assert loop.now == 7

@@ -66,6 +66,18 @@ def save_steps(folder: RemoteFolder, *steps: int) -> None:
         folder.push()
 
 
+def cut_at(folder: RemoteFolder, last: str, error: BaseException) -> None:
+    """Let every push end with ``error`` before the file ``last`` is sent."""
+    send = folder._send
+
+    def cut(name: str, path: Path) -> None:
+        if name == last:
+            raise error
+        send(name, path)
+
+    folder._send = cut  # type: ignore[method-assign]
+
+
 def newest(folder: RemoteFolder) -> int:
     checkpoint = CheckpointFolder(folder.local / "checkpoint").latest()
     assert checkpoint is not None
@@ -86,14 +98,7 @@ def test_a_push_that_is_cut_leaves_the_checkpoint_before(url: str, tmp_path: Pat
     """The manifest goes last: without it the newest checkpoint does not count, and nothing older has gone yet."""
     here, there = RemoteFolder(url, tmp_path / "here"), RemoteFolder(url, tmp_path / "there")
     save_steps(here, 0, 1, 2)
-    send = here._send
-
-    def cut(name: str, path: Path) -> None:
-        if name == f"checkpoint/round_0003/{MANIFEST}":
-            raise OSError("the network is down")
-        send(name, path)
-
-    here._send = cut  # type: ignore[method-assign]
+    cut_at(here, f"checkpoint/round_0003/{MANIFEST}", OSError("the network is down"))
     with pytest.raises(RunError, match=r"could not be written \(the network is down\)"):
         save_steps(here, 3)
     there.pull()
@@ -183,14 +188,7 @@ def test_rows_of_a_push_that_was_cut_are_replaced_by_those_of_another_machine(ur
     """Its processor may round otherwise: files of the same names and sizes then differ."""
     here, there = RemoteFolder(url, tmp_path / "here"), RemoteFolder(url, tmp_path / "there")
     save_rows(here, 100, 0, 1, 2)
-    send = here._send
-
-    def cut(name: str, path: Path) -> None:
-        if name == f"checkpoint/round_0003/{MANIFEST}":
-            raise OSError("the network is down")
-        send(name, path)
-
-    here._send = cut  # type: ignore[method-assign]
+    cut_at(here, f"checkpoint/round_0003/{MANIFEST}", OSError("the network is down"))
     with pytest.raises(RunError, match="the network is down"):
         save_rows(here, 100, 3)
     there.pull()
@@ -465,18 +463,12 @@ def test_a_run_whose_first_push_was_cut_starts_again_with_one_record_per_stage(t
     """The record of the warm-up is at the URL, the checkpoint after it is not."""
     url = (tmp_path / "shared").as_uri()
     first = RemoteFolder(url, tmp_path / "first")
-    send, cut_at = first._send, f"checkpoint/round_0000/{MANIFEST}"
-
-    def cut(name: str, path: Path) -> None:
-        if name == cut_at:
-            raise Stop
-        send(name, path)
-
-    first._send = cut  # type: ignore[method-assign]
+    manifest = f"checkpoint/round_0000/{MANIFEST}"
+    cut_at(first, manifest, Stop())
     with pytest.raises(Stop):
         run_until(tiny, first, 1)
     assert len((tmp_path / "shared" / "rounds.jsonl").read_text().splitlines()) == 1
-    assert not (tmp_path / "shared" / cut_at).exists()
+    assert not (tmp_path / "shared" / manifest).exists()
     second = RemoteFolder(url, tmp_path / "second")
     second.pull()
     run_until(tiny, second, None)
