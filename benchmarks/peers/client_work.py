@@ -2,7 +2,8 @@
 
 timm, PEFT and torch alone; the plain loop and the Flower app use it alike. It is what `sylva_ray` does with a client in
 a round of ``sylva_paper_like``: rank 8 on the linear layers of attention, a fresh AdamW, one local epoch in batches of
-32, gradients clipped to norm 1, everything in float32 on one thread.
+32, gradients clipped to norm 1, on one thread. The environment variable ``PEERS_PRECISION`` is that of the passes:
+float32, or bfloat16 by autocasting.
 """
 
 from __future__ import annotations
@@ -46,9 +47,11 @@ class PixelModel(nn.Module):
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1))
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Return the logits of ``[n, 3, H, W]`` pixels."""
-        logits: torch.Tensor = self.model((pixels - self.mean) / self.std)
-        return logits
+        """Return the logits of ``[n, 3, H, W]`` pixels, in float32."""
+        low = os.environ["PEERS_PRECISION"] == "bfloat16"
+        with torch.autocast("cpu", torch.bfloat16, enabled=low):
+            logits: torch.Tensor = self.model((pixels - self.mean) / self.std)
+        return logits.float()
 
 
 @dataclass

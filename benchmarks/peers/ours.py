@@ -64,7 +64,7 @@ def main() -> None:
             "batch_size": BATCH,
             "lr": LR,
             "lr_schedule": "constant",
-            "precision": "float32",
+            "precision": os.environ["PEERS_PRECISION"],
         },
         "evaluation": {"attacks": [], "initial": False, "checks": False, "precision": "float32"},
         "cluster": {"num_actors": 2, "max_exported": 0},

@@ -8,7 +8,9 @@ attacked by PGD of so many steps (0: benign), and the adapters are averaged. Sys
 * flower: its simulation engine with the model built in every call, as its examples do;
 * flower cached: the same with a model per process;
 * plain: timm, PEFT and a pool of processes, no framework (`plain.py`);
-* ours: `sylva_ray` with Ray actors.
+* ours: `sylva_ray` with Ray actors;
+* plain bfloat16, ours bfloat16: the last two with passes in bfloat16, which `training.precision: auto` chooses on
+  processors with instructions for it. Systems without that word work in float32.
 
 All have two processes with one thread each. Five rounds are run; the second to the fourth are counted, from the begin
 of one to the begin of the next, so that everything between counts, here also records and checkpoints. CPU seconds are
@@ -53,7 +55,7 @@ SAME_PACKAGES = ("torch", "timm", "peft", "safetensors")
 """Of Flower's environment, in the versions of this one."""
 
 WORKS = ("32x64x3", "100x20x3", "32x64x0", "1000x20x1")
-SYSTEMS = ("flower", "flower cached", "plain", "ours")
+SYSTEMS = ("flower", "flower cached", "plain", "ours", "plain bfloat16", "ours bfloat16")
 ROUNDS, COUNTED = 5, 3
 TIMEOUT_S = 3600
 
@@ -105,15 +107,17 @@ def measure(system: str, work: str, environment: dict[str, str], scratch: Path) 
         "flower cached": ("flower.py", FLOWER_PYTHON),
         "plain": ("plain.py", Path(sys.executable)),
         "ours": ("ours.py", Path(sys.executable)),
-    }[system]
+    }[system.removesuffix(" bfloat16")]
     marks_file = scratch / "marks.json"
     marks_file.unlink(missing_ok=True)
     command = [str(python), str(HERE / script), clients, images, steps, str(ROUNDS), str(marks_file)]
-    cached = {"PEERS_CACHED": "1"} if system == "flower cached" else {}
+    options = {"PEERS_PRECISION": "bfloat16" if system.endswith("bfloat16") else "float32"}
+    if system == "flower cached":
+        options["PEERS_CACHED"] = "1"
     with peak_memory() as peak, open(scratch / "log", "w") as log:
         started = time.time()
         done = subprocess.run(
-            command, env=environment | cached, stdout=log, stderr=log, timeout=TIMEOUT_S, cwd=HERE, check=False
+            command, env=environment | options, stdout=log, stderr=log, timeout=TIMEOUT_S, cwd=HERE, check=False
         )
     if done.returncode or not marks_file.exists():
         raise SystemExit(f"{system} failed:\n{(scratch / 'log').read_text()[-3000:]}")
