@@ -11,4 +11,5 @@ def report(run: RunFolder) -> None:
     """Write the report.html of a run again."""
     from sylva_ray import api
 
-    typer.echo(api.report(run))
+    written = api.report(run)  # of a run at a URL: the local copy of what stands there now
+    typer.echo(f"{run.rstrip('/')}/{written.name}" if "://" in run else written)

@@ -44,7 +44,12 @@ class ClusterSection(Section):
     round_deadline_s: Seconds | None = Field(
         None, description="how long a round waits for clients; those that miss it keep their state. None: for all"
     )
-    max_task_retries: int = Field(3, ge=0, description="how often a cohort is run again after its actor failed")
+    max_task_retries: int = Field(
+        3,
+        ge=0,
+        description="how often a cohort is run again after its actor failed; the last time with smaller windows, if "
+        "the process ended without giving a reason, as for lack of memory",
+    )
     connect_timeout_s: Seconds = Field(20.0, description="how long to wait for the Ray cluster at cluster.address")
     startup_timeout_s: Seconds = Field(
         900.0, description="how long to wait for the first actor; a cloud node takes minutes to start"

@@ -27,9 +27,10 @@ def gpu_share(section: ClusterSection) -> float:
 def use_expandable_segments() -> None:
     """Let the allocator of GPU memory grow its segments, so that windows of many sizes do not fragment it.
 
-    It has an effect only before the first tensor on a GPU.
+    It has an effect only before the first tensor on a GPU, and none where the user configures the allocator.
     """
-    os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+    if "PYTORCH_ALLOC_CONF" not in os.environ:  # which torch does not read if the other one is set
+        os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
 
 
 def enforce_share(device: torch.device, section: ClusterSection) -> None:

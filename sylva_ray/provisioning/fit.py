@@ -35,11 +35,6 @@ def check_fit(demand: Demand, found: Forecast, file: LauncherFile) -> None:
         fix = f"the head's object store needs {size_text(needed)} for data, backbone and the tasks of all actors"
         raise UserError("OBJECT_STORE_BYTES", store, f"{fix}: raise it to at least {needed}")
     section = demand.config.cluster
-    if section.gpus_per_actor > 0 and demand.waiting == len(demand.bundles):
-        cpus, most = demand.bundles[0]["CPU"], max(kind.resources.get("CPU", 0.0) for kind in file.workers)
-        fix = f"the actors of one GPU need {cpus:g} CPUs beside it, and no worker has more than {most:g}"
-        ways = "use a larger share, or a smaller cluster.cpus_per_actor"
-        raise UserError("cluster.gpus_per_actor", section.gpus_per_actor, f"{fix}: {ways}")
     for kind in file.workers:
         if kind.name in demand.nodes and kind.machine is not None:
             card = CARDS.get(kind.machine.card or "")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections import Counter
 from collections.abc import Sequence
 
 from sylva_ray.config.cluster import ClusterSection
@@ -83,15 +84,16 @@ def actors_that_fit(section: ClusterSection, nodes: Sequence[Resources]) -> int:
     """Return how many actors ``nodes`` hold when nothing else runs there."""
     total = 0
     for node in nodes:
-        fitting = math.floor(node.get("CPU", 0.0) / section.cpus_per_actor + ROUNDING)
+        fitting = _actors_on_cpus(section, node)
         if section.gpus_per_actor > 0:
-            groups = math.floor(node.get("GPU", 0.0) / max(1.0, section.gpus_per_actor))
-            fitting = min(fitting, groups * actors_per_gpu(section))
+            fitting = min(fitting, _gpu_groups(section, node) * actors_per_gpu(section))
         total += fitting
     return total
 
 
-def gpu_bundles(section: ClusterSection, num_actors: int, num_gpus: int) -> list[dict[str, float]]:
+def gpu_bundles(
+    section: ClusterSection, num_actors: int, num_gpus: int, nodes: Sequence[Resources]
+) -> list[dict[str, float]]:
     """Return what to reserve: one bundle per GPU, or per group of whole GPUs.
 
     Actor i uses bundle i modulo their number. Ray would pack fractional actors onto the first GPU until it is full.
@@ -102,14 +104,40 @@ def gpu_bundles(section: ClusterSection, num_actors: int, num_gpus: int) -> list
         section: the cluster's settings.
         num_actors: client processes.
         num_gpus: GPUs that the cluster has now.
+        nodes: the nodes that the cluster has or may get.
     """
     if section.gpus_per_actor == 0:
         return []
     gpus = max(1.0, section.gpus_per_actor)
-    needed = -(-num_actors // actors_per_gpu(section))
+    needed = -(-num_actors // _actors_per_bundle(section, nodes))
     num_bundles = max(needed, min(num_actors, int(num_gpus // gpus)))
     actors = [len(range(bundle, num_actors, num_bundles)) for bundle in range(num_bundles)]
     return [{"GPU": gpus, "CPU": count * section.cpus_per_actor} for count in actors]
+
+
+def _actors_per_bundle(section: ClusterSection, nodes: Sequence[Resources]) -> int:
+    """Return how many actors share a bundle, at most as many as use one GPU: so many that most of them find room.
+
+    Where a node has fewer CPUs beside a GPU than that GPU has shares, a bundle of all shares would never find room.
+    """
+    kinds = Counter((_actors_on_cpus(section, node), _gpu_groups(section, node)) for node in nodes)
+    largest = max((actors for actors, groups in kinds if groups), default=None)
+    if largest is None:  # nodes with GPUs are yet to come, and nothing is known of them
+        return actors_per_gpu(section)
+
+    def placed(size: int) -> int:
+        return sum(count * size * min(groups, actors // size) for (actors, groups), count in kinds.items())
+
+    return max(range(1, max(1, min(actors_per_gpu(section), largest)) + 1), key=placed)
+
+
+def _actors_on_cpus(section: ClusterSection, node: Resources) -> int:
+    return math.floor(node.get("CPU", 0.0) / section.cpus_per_actor + ROUNDING)
+
+
+def _gpu_groups(section: ClusterSection, node: Resources) -> int:
+    """Return how many bundles the GPUs of a node are enough for: single ones, or groups of whole ones."""
+    return math.floor(node.get("GPU", 0.0) / max(1.0, section.gpus_per_actor))
 
 
 def num_actors_here(section: ClusterSection) -> int:

@@ -116,8 +116,28 @@ def test_more_actors_than_this_machine_holds_are_refused(num_actors: int | str) 
 )
 def test_gpu_bundles(wish: dict[str, Any], num_actors: int, num_gpus: int, expected: list[tuple[int, int]]) -> None:
     """(GPUs, CPUs) to reserve: a GPU is never shared by more actors than it has room for."""
-    bundles = gpu_bundles(ClusterSection(**wish), num_actors, num_gpus)
+    bundles = gpu_bundles(ClusterSection(**wish), num_actors, num_gpus, [{"CPU": 64, "GPU": 8}])
     assert [(bundle["GPU"], bundle["CPU"]) for bundle in bundles] == expected
+
+
+@pytest.mark.parametrize(
+    ("wish", "num_actors", "nodes", "expected"),
+    [
+        ({"gpus_per_actor": 0.2}, 5, [{"CPU": 4, "GPU": 1}], [3, 2]),  # a GPU has five shares, its node four CPUs
+        ({"gpus_per_actor": 0.2}, 20, [{"CPU": 8, "GPU": 4}], [2] * 10),  # four of ten fit; the others wait
+        ({"gpus_per_actor": 0.25, "cpus_per_actor": 0.5}, 4, [{"CPU": 1, "GPU": 1}], [1, 1]),
+        ({"gpus_per_actor": 0.2}, 20, [{"CPU": 4, "GPU": 1}] * 4 + [{"CPU": 16, "GPU": 1}], [4] * 5),  # all fit
+        ({"gpus_per_actor": 0.2}, 20, [{"CPU": 4, "GPU": 1}] + [{"CPU": 16, "GPU": 1}] * 4, [4] * 5),
+        ({"gpus_per_actor": 2}, 2, [{"CPU": 4, "GPU": 4}], [1, 1]),
+        ({"gpus_per_actor": 0.5}, 2, [{"CPU": 4}], [2]),  # nothing is known of nodes with GPUs
+    ],
+)
+def test_a_bundle_has_no_more_actors_than_a_node_has_cpus_beside_a_gpu(
+    wish: dict[str, Any], num_actors: int, nodes: list[Any], expected: list[float]
+) -> None:
+    """Ray never finds room for a bundle that is larger than every node, and none of its actors would start."""
+    bundles = gpu_bundles(ClusterSection(**wish), num_actors, 0, nodes)
+    assert [bundle["CPU"] for bundle in bundles] == expected
 
 
 @pytest.mark.usefixtures("local_ray")

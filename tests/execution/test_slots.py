@@ -152,6 +152,42 @@ def test_windows_of_a_process_that_was_killed_are_those_it_told_of(
     assert windows_of(pool).train == 12, "it is tried with the windows that have become smaller since"
 
 
+@pytest.mark.parametrize(
+    ("loss", "train"),
+    [
+        (Loss("the worker died", is_unexplained=True), [1024, 1024, 512]),
+        (Loss("its process gave no sign of life for 121 s"), [1024] * 3),
+        (Loss("its node was lost", with_node=True), [1024] * 3),
+    ],
+)
+def test_the_last_try_of_a_task_has_smaller_windows_if_nobody_knows_why_its_processes_ended(
+    pool: RayPool, monkeypatch: pytest.MonkeyPatch, loss: Loss, train: list[int]
+) -> None:
+    """A container's memory limit kills a process without a word."""
+    pool._section = build(ExperimentConfig, TINY | {"cluster": {"max_task_retries": 3}}).cluster
+    monkeypatch.setattr(pool, "_stop_actor", lambda _: None)
+    monkeypatch.setattr(pool, "_start", lambda _: slot_with(windows_of(pool)))
+    batch = pool_module._Batch([TASK], None, None)
+    pool._slots = [slot_with(windows_of(pool))]
+    seen = []
+    for _ in range(3):
+        pool._replace(0, "train", batch, loss)
+        seen.append(windows_of(pool).train)
+    assert seen == train
+    if not loss.with_node:
+        with pytest.raises(RunError, match=f"train: the client actor was lost 4 time.*{loss.reason}"):
+            pool._replace(0, "train", batch, loss)
+
+
+def test_a_process_that_ended_without_a_word_is_unexplained(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slots, "live_nodes", list)
+    slot = slot_with(Windows())
+    died, full = ray.exceptions.ActorDiedError(), ray.exceptions.OutOfMemoryError("low on memory")
+    assert Loss.from_error(slot, died).is_unexplained
+    assert not Loss.from_error(slot, full).is_unexplained
+    assert not Loss.from_cause(DeviceError("CUDA error")).is_unexplained
+
+
 def test_a_gpu_that_failed_says_nothing_of_windows() -> None:
     loss = Loss.from_cause(DeviceError("CUDA error: an illegal memory access was encountered"))
     assert (loss.by_memory, loss.windows) == (False, None)

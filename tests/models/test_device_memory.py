@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from types import SimpleNamespace
 
 import pytest
@@ -9,7 +10,12 @@ import torch
 from torch.cuda._utils import _get_device_index
 
 from sylva_ray.config.cluster import ClusterSection
-from sylva_ray.models.device_memory import GPU_PROCESS_BYTES, can_be_resident, enforce_share
+from sylva_ray.models.device_memory import (
+    GPU_PROCESS_BYTES,
+    can_be_resident,
+    enforce_share,
+    use_expandable_segments,
+)
 
 TOTAL = 24 * 10**9
 
@@ -39,6 +45,15 @@ def test_the_share_of_the_current_gpu_is_limited(
     monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", limit)
     enforce_share(torch.device("cuda"), ClusterSection.model_validate(settings))
     assert limits == [pytest.approx((allowed - GPU_PROCESS_BYTES) / TOTAL)]
+
+
+@pytest.mark.parametrize("name", ["PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", None])
+def test_what_a_user_configures_of_the_allocator_stands(name: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of its two variables, torch reads the one with CUDA first, and then not the other."""
+    environment = {name: "max_split_size_mb:64"} if name else {}
+    monkeypatch.setattr("os.environ", dict(environment))
+    use_expandable_segments()
+    assert os.environ == (environment or {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"})
 
 
 def test_on_a_cpu_nothing_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -110,11 +110,6 @@ def test_what_fits_is_described_with_its_price() -> None:
     ("overrides", "file", "parts"),
     [
         (
-            ["cluster.gpus_per_actor=0.03"],
-            CLUSTER,
-            ["need 6 CPUs beside it, and no worker has more than 4", "a larger share"],
-        ),
-        (
             ["cluster.gpus_per_actor=0.03", "cluster.cpus_per_actor=0.5"],
             CLUSTER,
             ["cluster.gpus_per_actor = 0.03", "the L4 of small", "cluster.gpus_per_actor=0.2", "A100 or", "H200"],

@@ -541,7 +541,7 @@ def test_every_command_takes_a_url(tiny: Prepared, tmp_path: Path, call: Callabl
     assert "already holds a run" in err
     shutil.rmtree(tmp_path / "home")  # another machine
     assert call("run", url, "--resume", "--quiet")[0] == 0
-    assert call("report", url)[0] == 0
+    assert call("report", url)[:2] == (0, f"{url}/report.html\n")
     assert call("export", url, "--client", "1", "--to", "adapters")[0] == 0
     assert (tmp_path / "adapters" / "client_001").is_dir()
     assert call("compare", url)[0] == 0

@@ -33,7 +33,7 @@ from sylva_ray.core.errors import DeviceError, OutOfMemoryError, RunError
 from sylva_ray.core.own_code import allowed_directories
 from sylva_ray.data.fleet import FleetData
 from sylva_ray.execution.ray.client_actor import RemoteClientActor
-from sylva_ray.execution.ray.session import cluster_gpus, live_nodes
+from sylva_ray.execution.ray.session import cluster_gpus, live_nodes, possible_nodes
 from sylva_ray.execution.ray.shared_inputs import FleetReference
 from sylva_ray.execution.ray.slots import Loss, Slot
 from sylva_ray.federation.client.worker import CohortResult
@@ -118,7 +118,10 @@ class RayPool:
         # a trial of a sweep has a placement group: a bundle for the coordinator, then one for every actor
         group = ray.util.get_current_placement_group()
         self._trial_group = group if group is not None and group.bundle_count > num_actors else None
-        bundles = [] if self._trial_group else gpu_bundles(config.cluster, num_actors, int(cluster_gpus()))
+        bundles: list[dict[str, float]] = []
+        if not self._trial_group:
+            nodes = possible_nodes(config.cluster)
+            bundles = gpu_bundles(config.cluster, num_actors, int(cluster_gpus()), nodes)
         # a group for each: a bundle that has to wait for a node from an autoscaler does not delay the others
         self._groups = [placement_group([bundle]) for bundle in bundles]
         self._failed_starts: Counter[tuple[int, bool]] = Counter()  # {(slot, whether its node was lost): times}
@@ -265,6 +268,9 @@ class RayPool:
         max_losses = MAX_NODE_LOSSES if loss.with_node else self._section.max_task_retries
         if num_losses > max_losses or loss.is_hopeless:
             raise RunError(f"{where}: the client actor was lost {num_losses} time(s), the last time: {loss.reason}")
+        is_last_try = slot.job is not None and num_losses == max_losses
+        if is_last_try and loss.is_unexplained and self._limit_windows(self._halved_windows()):
+            self._observer.on_notice(Notice(f"{where} may not fit the memory; its last try has smaller windows"))
         if slot.job is not None:
             batch.queue.appendleft(slot.job)
             self._observer.on_notice(Notice(f"a worker was lost during {where}; its clients run again elsewhere"))
@@ -282,12 +288,16 @@ class RayPool:
         is_planned = slot.windows == planned  # otherwise they became smaller since, because of another actor
         windows = loss.windows
         if windows is None:
-            sizes = planned.model_dump(exclude={"at_once"})
-            windows = {name: max(1, size // 2) for name, size in sizes.items()} if is_planned else {}
+            windows = self._halved_windows() if is_planned else {}
         if self._limit_windows(windows):
             self._observer.on_notice(Notice(f"{where} did not fit the memory; a new worker has smaller windows"))
         elif is_planned:
             raise RunError(f"{where}: {loss.reason}; {WHAT_WOULD_FIT}")
+
+    def _halved_windows(self) -> dict[str, int]:
+        """Return half the images of every planned window."""
+        sizes = self._arguments[0].training.windows.model_dump(exclude={"at_once"})
+        return {name: max(1, size // 2) for name, size in sizes.items()}
 
     def reduce_windows(self, windows: Mapping[str, int]) -> None:
         """Let all actors hold at most so many images, ``{pass: images}``, and those that are started later."""

@@ -102,6 +102,7 @@ class Loss:
         with_node: whether a machine was lost, not only a process.
         is_hopeless: whether another actor would be lost in the same way.
         by_memory: whether the memory was too small, so that smaller windows may help.
+        is_unexplained: whether a process ended without a word, as one does that the system kills for its memory.
         windows: with which the task may fit, ``{pass: images}``; empty: with none; None: that is not known.
     """
 
@@ -109,6 +110,7 @@ class Loss:
     with_node: bool = False
     is_hopeless: bool = False
     by_memory: bool = False
+    is_unexplained: bool = False
     windows: Mapping[str, int] | None = None
 
     @classmethod
@@ -126,5 +128,6 @@ class Loss:
         with_node |= slot.node is not None and slot.node not in {node["NodeID"] for node in live_nodes()}
         is_hopeless = isinstance(error, RayActorError) and error.actor_init_failed
         by_memory = isinstance(error, RayOutOfMemoryError) or "running low on memory" in str(error)
+        is_unexplained = not (with_node or is_hopeless or by_memory)
         windows = slot.progress.smaller or None if slot.progress is not None else None
-        return cls(str(error).strip().splitlines()[-1], with_node, is_hopeless, by_memory, windows)
+        return cls(str(error).strip().splitlines()[-1], with_node, is_hopeless, by_memory, is_unexplained, windows)
