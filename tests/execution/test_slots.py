@@ -155,9 +155,9 @@ def test_windows_of_a_process_that_was_killed_are_those_it_told_of(
 @pytest.mark.parametrize(
     ("loss", "train"),
     [
-        (Loss("the worker died", is_unexplained=True), [1024, 1024, 512]),
-        (Loss("its process gave no sign of life for 121 s"), [1024] * 3),
-        (Loss("its node was lost", with_node=True), [1024] * 3),
+        (Loss("the worker died", is_unexplained=True), [2048, 2048, 1024]),
+        (Loss("its process gave no sign of life for 121 s"), [2048] * 3),
+        (Loss("its node was lost", with_node=True), [2048] * 3),
     ],
 )
 def test_the_last_try_of_a_task_has_smaller_windows_if_nobody_knows_why_its_processes_ended(
