@@ -134,6 +134,11 @@ def measure(system: str, work: str, environment: dict[str, str], scratch: Path) 
     }
 
 
+def _row(group: tuple[tuple[str, str], object]) -> tuple[int, str, int]:
+    (work, system), _ = group
+    return WORKS.index(work) if work in WORKS else len(WORKS), work, SYSTEMS.index(system)
+
+
 def table(results: Sequence[dict[str, Any]]) -> str:
     """Return the medians as a Markdown table; wall seconds also as a multiple of ours."""
     groups: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
@@ -143,7 +148,7 @@ def table(results: Sequence[dict[str, Any]]) -> str:
         "| work | system | runs | wall s a round | times ours | CPU s a round | start, s | peak memory, GB |",
         "|---|---|---:|---:|---:|---:|---:|---:|",
     ]
-    for (work, system), group in groups.items():
+    for (work, system), group in sorted(groups.items(), key=_row):
         wall, cpu, start, peak = (
             statistics.median(run[key] for run in group) for key in ("wall_s", "cpu_s", "start_s", "peak_gb")
         )

@@ -175,7 +175,7 @@ def report(run: str | Path) -> Path:
         run: the run folder, a path or a URL.
 
     Returns:
-        The report.
+        The report; of a run at a URL the local copy of what was sent there.
 
     Raises:
         UserError: no such run, or nothing in it yet.

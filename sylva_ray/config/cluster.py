@@ -47,8 +47,8 @@ class ClusterSection(Section):
     max_task_retries: int = Field(
         3,
         ge=0,
-        description="how often a cohort is run again after its actor failed; the last time with smaller windows, if "
-        "the process ended without giving a reason, as for lack of memory",
+        description="how often a cohort is run again after its actor failed; from 2 on, the last time with smaller "
+        "windows if the process ended without giving a reason, as for lack of memory",
     )
     connect_timeout_s: Seconds = Field(20.0, description="how long to wait for the Ray cluster at cluster.address")
     startup_timeout_s: Seconds = Field(

@@ -29,7 +29,7 @@ def use_expandable_segments() -> None:
 
     It has an effect only before the first tensor on a GPU, and none where the user configures the allocator.
     """
-    if "PYTORCH_ALLOC_CONF" not in os.environ:  # which torch does not read if the other one is set
+    if not {"PYTORCH_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF"} & set(os.environ):  # not read if the one with CUDA is set
         os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
 
 

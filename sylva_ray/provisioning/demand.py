@@ -97,7 +97,7 @@ def estimate_demand(config: ExperimentConfig, file: LauncherFile, launcher: Clus
     size, num_clients = resolved.training.cohort_size, resolved.partition.num_clients
     num_cohorts = -(-(resolved.training.clients_per_round or num_clients) // size)
     num_actors = resolve_num_actors(section, -(-num_clients // size), num_clients, nodes)
-    bundles: Sequence[Resources] = gpu_bundles(section, num_actors, num_gpus=0, nodes=nodes)
+    bundles: Sequence[Resources] = gpu_bundles(section, num_actors, present=[], possible=nodes)
     bundles = bundles or [{"CPU": section.cpus_per_actor}] * num_actors
     added, waiting = launcher.nodes_for(file, bundles)
     hosts = [kind.resources for kind in file.workers if kind.name in added]

@@ -92,43 +92,60 @@ def actors_that_fit(section: ClusterSection, nodes: Sequence[Resources]) -> int:
 
 
 def gpu_bundles(
-    section: ClusterSection, num_actors: int, num_gpus: int, nodes: Sequence[Resources]
+    section: ClusterSection, num_actors: int, present: Sequence[Resources], possible: Sequence[Resources]
 ) -> list[dict[str, float]]:
     """Return what to reserve: one bundle per GPU, or per group of whole GPUs.
 
     Actor i uses bundle i modulo their number. Ray would pack fractional actors onto the first GPU until it is full.
     With these bundles, all GPUs that the cluster has now are used before two actors share one; bundles beyond that,
-    where the actors need them, make an autoscaler add nodes.
+    where the actors need them, make an autoscaler add nodes. Where not all of these bundles would find room, because a
+    GPU has more shares than its node has CPUs, their number is the one with which the most actors do.
 
     Args:
         section: the cluster's settings.
         num_actors: client processes.
-        num_gpus: GPUs that the cluster has now.
-        nodes: the nodes that the cluster has or may get.
+        present: the nodes that the cluster has now.
+        possible: the nodes that it has or may get.
     """
     if section.gpus_per_actor == 0:
         return []
     gpus = max(1.0, section.gpus_per_actor)
-    needed = -(-num_actors // _actors_per_bundle(section, nodes))
-    num_bundles = max(needed, min(num_actors, int(num_gpus // gpus)))
+    least = -(-num_actors // actors_per_gpu(section))
+    wanted = max(least, min(num_actors, sum(groups * count for (_, groups), count in _rooms(section, present).items())))
+    rooms = _rooms(section, possible)
+    num_bundles = wanted
+    if rooms and _actors_placed(rooms, num_actors, wanted) < num_actors:
+        counts = [wanted, *range(least, num_actors + 1)]
+        num_bundles = max(counts, key=lambda count: _actors_placed(rooms, num_actors, count))
     actors = [len(range(bundle, num_actors, num_bundles)) for bundle in range(num_bundles)]
     return [{"GPU": gpus, "CPU": count * section.cpus_per_actor} for count in actors]
 
 
-def _actors_per_bundle(section: ClusterSection, nodes: Sequence[Resources]) -> int:
-    """Return how many actors share a bundle, at most as many as use one GPU: so many that most of them find room.
+def _rooms(section: ClusterSection, nodes: Sequence[Resources]) -> Counter[tuple[int, int]]:
+    """Count the nodes that can hold actors with GPUs, by the room of each: ``(actors, bundles)``."""
+    rooms = Counter((_actors_on_cpus(section, node), _gpu_groups(section, node)) for node in nodes)
+    return Counter({(actors, groups): count for (actors, groups), count in rooms.items() if actors and groups})
 
-    Where a node has fewer CPUs beside a GPU than that GPU has shares, a bundle of all shares would never find room.
-    """
-    kinds = Counter((_actors_on_cpus(section, node), _gpu_groups(section, node)) for node in nodes)
-    largest = max((actors for actors, groups in kinds if groups), default=None)
-    if largest is None:  # nodes with GPUs are yet to come, and nothing is known of them
-        return actors_per_gpu(section)
 
-    def placed(size: int) -> int:
-        return sum(count * size * min(groups, actors // size) for (actors, groups), count in kinds.items())
+def _actors_placed(rooms: Counter[tuple[int, int]], num_actors: int, num_bundles: int) -> int:
+    """Return how many actors find room if they are divided among bundles, the larger ones being placed first."""
+    size, larger = divmod(num_actors, num_bundles)
+    smaller, placed = num_bundles - larger, 0
+    for (actors, groups), count in sorted(rooms.items(), key=lambda room: -room[0][0] / room[0][1]):
+        for nodes, own_larger in _spread(larger, min(groups, actors // (size + 1)), count):
+            own_smaller = min(groups - own_larger, (actors - own_larger * (size + 1)) // size) if size else 0
+            own_smaller = min(smaller, nodes * own_smaller)
+            larger, smaller = larger - nodes * own_larger, smaller - own_smaller
+            placed += nodes * own_larger * (size + 1) + own_smaller * size
+    return placed
 
-    return max(range(1, max(1, min(actors_per_gpu(section), largest)) + 1), key=placed)
+
+def _spread(bundles: int, per_node: int, nodes: int) -> list[tuple[int, int]]:
+    """Fill ``nodes`` equal nodes with at most ``per_node`` bundles each: ``(nodes, bundles on each of them)``."""
+    full, rest = divmod(bundles, per_node) if per_node else (0, 0)
+    if full >= nodes:
+        return [(nodes, per_node)]
+    return [(full, per_node), (1, rest), (nodes - full - 1, 0)]
 
 
 def _actors_on_cpus(section: ClusterSection, node: Resources) -> int:

@@ -7,12 +7,19 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 
 from sylva_ray.config.cluster import ClusterSection
 from sylva_ray.core.errors import UserError
 from sylva_ray.execution.ray.session import ray_session, require_reachable
-from sylva_ray.provisioning.placement import check_resources, gpu_bundles, resolve_num_actors
+from sylva_ray.provisioning.placement import (
+    actors_per_gpu,
+    actors_that_fit,
+    check_resources,
+    gpu_bundles,
+    resolve_num_actors,
+)
 
 ray = pytest.importorskip("ray")
 
@@ -116,28 +123,67 @@ def test_more_actors_than_this_machine_holds_are_refused(num_actors: int | str) 
 )
 def test_gpu_bundles(wish: dict[str, Any], num_actors: int, num_gpus: int, expected: list[tuple[int, int]]) -> None:
     """(GPUs, CPUs) to reserve: a GPU is never shared by more actors than it has room for."""
-    bundles = gpu_bundles(ClusterSection(**wish), num_actors, num_gpus, [{"CPU": 64, "GPU": 8}])
+    bundles = gpu_bundles(ClusterSection(**wish), num_actors, [{"CPU": 64, "GPU": num_gpus}], [{"CPU": 64, "GPU": 8}])
     assert [(bundle["GPU"], bundle["CPU"]) for bundle in bundles] == expected
 
 
 @pytest.mark.parametrize(
     ("wish", "num_actors", "nodes", "expected"),
     [
-        ({"gpus_per_actor": 0.2}, 5, [{"CPU": 4, "GPU": 1}], [3, 2]),  # a GPU has five shares, its node four CPUs
-        ({"gpus_per_actor": 0.2}, 20, [{"CPU": 8, "GPU": 4}], [2] * 10),  # four of ten fit; the others wait
-        ({"gpus_per_actor": 0.25, "cpus_per_actor": 0.5}, 4, [{"CPU": 1, "GPU": 1}], [1, 1]),
-        ({"gpus_per_actor": 0.2}, 20, [{"CPU": 4, "GPU": 1}] * 4 + [{"CPU": 16, "GPU": 1}], [4] * 5),  # all fit
-        ({"gpus_per_actor": 0.2}, 20, [{"CPU": 4, "GPU": 1}] + [{"CPU": 16, "GPU": 1}] * 4, [4] * 5),
+        ({"gpus_per_actor": 0.2}, 4, [{"CPU": 4, "GPU": 1}], [4]),
+        ({"gpus_per_actor": 0.2}, 5, [{"CPU": 4, "GPU": 1}], [3, 2]),  # five shares, four CPUs: three actors start
+        ({"gpus_per_actor": 0.25}, 5, [{"CPU": 5, "GPU": 4}], [3, 2]),
+        ({"gpus_per_actor": 0.5}, 6, [{"CPU": 3, "GPU": 2}] * 2, [2, 2, 1, 1]),
+        ({"gpus_per_actor": 0.2}, 21, [{"CPU": 4, "GPU": 1}] * 4 + [{"CPU": 16, "GPU": 1}], [5, 4, 4, 4, 4]),
+        ({"gpus_per_actor": 0.25, "cpus_per_actor": 0.5}, 4, [{"CPU": 1, "GPU": 1}] * 2, [1, 1]),
         ({"gpus_per_actor": 2}, 2, [{"CPU": 4, "GPU": 4}], [1, 1]),
         ({"gpus_per_actor": 0.5}, 2, [{"CPU": 4}], [2]),  # nothing is known of nodes with GPUs
     ],
 )
-def test_a_bundle_has_no_more_actors_than_a_node_has_cpus_beside_a_gpu(
+def test_bundles_find_room_where_a_gpu_has_more_shares_than_its_node_has_cpus(
     wish: dict[str, Any], num_actors: int, nodes: list[Any], expected: list[float]
 ) -> None:
     """Ray never finds room for a bundle that is larger than every node, and none of its actors would start."""
-    bundles = gpu_bundles(ClusterSection(**wish), num_actors, 0, nodes)
+    bundles = gpu_bundles(ClusterSection(**wish), num_actors, [], nodes)
     assert [bundle["CPU"] for bundle in bundles] == expected
+
+
+def placed(bundles: list[dict[str, float]], nodes: list[dict[str, float]]) -> float:
+    """CPUs of the bundles that find room, the largest first; the better of two orders of the nodes."""
+    totals = []
+    for is_fixed in (False, True):
+        free, total = [dict(node) for node in sorted(nodes, key=lambda node: -node["CPU"] / node["GPU"])], 0.0
+        for bundle in sorted(bundles, key=lambda bundle: -bundle["CPU"]):
+            fitting = [node for node in free if all(node[name] >= value for name, value in bundle.items())]
+            if fitting:
+                node = fitting[0] if is_fixed else max(fitting, key=lambda node: node["CPU"] / node["GPU"])
+                for name, value in bundle.items():
+                    node[name] -= value
+                total += bundle["CPU"]
+        totals.append(total)
+    return max(totals)
+
+
+@pytest.mark.parametrize("all_present", [False, True])
+def test_hardly_ever_do_fewer_actors_find_room_than_in_bundles_of_all_shares(all_present: bool) -> None:
+    """What finds room is reckoned greedily, so that another way to place the bundles may be better."""
+    rng = np.random.default_rng(0)
+    better = worse = 0
+    for _ in range(1000):
+        nodes = [
+            {"CPU": float(rng.integers(1, 17)), "GPU": float(rng.integers(1, 5))} for _ in range(rng.integers(1, 5))
+        ]
+        section = ClusterSection(gpus_per_actor=float(rng.choice([0.2, 0.25, 0.33, 0.5, 1])))
+        count, shares = actors_that_fit(section, nodes), actors_per_gpu(section)
+        present = nodes if all_present else []
+        found = placed(gpu_bundles(section, count, present, nodes), nodes)
+        num_plain = max(-(-count // shares), min(count, sum(int(node["GPU"]) for node in present)))
+        sizes = [len(range(bundle, count, num_plain)) for bundle in range(num_plain)]
+        plain = placed([{"CPU": float(size), "GPU": 1.0} for size in sizes], nodes)
+        worse += found < plain
+        better += found > plain
+    assert worse <= 2
+    assert better > 100
 
 
 @pytest.mark.usefixtures("local_ray")

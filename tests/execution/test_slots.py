@@ -179,12 +179,32 @@ def test_the_last_try_of_a_task_has_smaller_windows_if_nobody_knows_why_its_proc
             pool._replace(0, "train", batch, loss)
 
 
+@pytest.mark.parametrize(
+    ("told", "retries", "train"), [({"train": 24}, 2, 24), ({}, 2, 1024), ({"train": 24}, 1, 2048)]
+)
+def test_the_last_try_has_half_of_what_a_process_last_had_at_once(
+    pool: RayPool, monkeypatch: pytest.MonkeyPatch, told: dict[str, int], retries: int, train: int
+) -> None:
+    """One loss may be chance, and changes no windows."""
+    pool._section = build(ExperimentConfig, TINY | {"cluster": {"max_task_retries": retries}}).cluster
+    monkeypatch.setattr(slots, "live_nodes", list)
+    monkeypatch.setattr(pool, "_stop_actor", lambda _: None)
+    monkeypatch.setattr(pool, "_start", lambda _: slot_with(windows_of(pool)))
+    batch = pool_module._Batch([TASK], None, None)
+    for _ in range(retries):
+        pool._slots = [slot_with(windows_of(pool), Progress(7, told))]
+        pool._replace(0, "train", batch, Loss.from_error(pool._slots[0], ray.exceptions.ActorDiedError()))  # type: ignore[arg-type]
+    assert windows_of(pool).train == train
+
+
 def test_a_process_that_ended_without_a_word_is_unexplained(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(slots, "live_nodes", list)
     slot = slot_with(Windows())
     died, full = ray.exceptions.ActorDiedError(), ray.exceptions.OutOfMemoryError("low on memory")
+    lost = ray.exceptions.ObjectLostError("0" * 56, None, "")
     assert Loss.from_error(slot, died).is_unexplained
     assert not Loss.from_error(slot, full).is_unexplained
+    assert not Loss.from_error(slot, lost).is_unexplained
     assert not Loss.from_cause(DeviceError("CUDA error")).is_unexplained
 
 

@@ -33,7 +33,7 @@ from sylva_ray.core.errors import DeviceError, OutOfMemoryError, RunError
 from sylva_ray.core.own_code import allowed_directories
 from sylva_ray.data.fleet import FleetData
 from sylva_ray.execution.ray.client_actor import RemoteClientActor
-from sylva_ray.execution.ray.session import cluster_gpus, live_nodes, possible_nodes
+from sylva_ray.execution.ray.session import cluster_gpus, live_nodes, node_resources, possible_nodes
 from sylva_ray.execution.ray.shared_inputs import FleetReference
 from sylva_ray.execution.ray.slots import Loss, Slot
 from sylva_ray.federation.client.worker import CohortResult
@@ -119,9 +119,8 @@ class RayPool:
         group = ray.util.get_current_placement_group()
         self._trial_group = group if group is not None and group.bundle_count > num_actors else None
         bundles: list[dict[str, float]] = []
-        if not self._trial_group:
-            nodes = possible_nodes(config.cluster)
-            bundles = gpu_bundles(config.cluster, num_actors, int(cluster_gpus()), nodes)
+        if config.cluster.gpus_per_actor > 0 and not self._trial_group:
+            bundles = gpu_bundles(config.cluster, num_actors, node_resources(), possible_nodes(config.cluster))
         # a group for each: a bundle that has to wait for a node from an autoscaler does not delay the others
         self._groups = [placement_group([bundle]) for bundle in bundles]
         self._failed_starts: Counter[tuple[int, bool]] = Counter()  # {(slot, whether its node was lost): times}
@@ -268,9 +267,11 @@ class RayPool:
         max_losses = MAX_NODE_LOSSES if loss.with_node else self._section.max_task_retries
         if num_losses > max_losses or loss.is_hopeless:
             raise RunError(f"{where}: the client actor was lost {num_losses} time(s), the last time: {loss.reason}")
-        is_last_try = slot.job is not None and num_losses == max_losses
-        if is_last_try and loss.is_unexplained and self._limit_windows(self._halved_windows()):
-            self._observer.on_notice(Notice(f"{where} may not fit the memory; its last try has smaller windows"))
+        if slot.job is not None and loss.is_unexplained and num_losses == max_losses > 1:  # once may be chance
+            is_planned = slot.windows == self._arguments[0].training.windows
+            windows = loss.windows or (self._halved_windows() if is_planned else {})
+            if self._limit_windows(windows):
+                self._observer.on_notice(Notice(f"{where} may not fit the memory; its last try has smaller windows"))
         if slot.job is not None:
             batch.queue.appendleft(slot.job)
             self._observer.on_notice(Notice(f"a worker was lost during {where}; its clients run again elsewhere"))

@@ -128,6 +128,6 @@ class Loss:
         with_node |= slot.node is not None and slot.node not in {node["NodeID"] for node in live_nodes()}
         is_hopeless = isinstance(error, RayActorError) and error.actor_init_failed
         by_memory = isinstance(error, RayOutOfMemoryError) or "running low on memory" in str(error)
-        is_unexplained = not (with_node or is_hopeless or by_memory)
+        is_unexplained = isinstance(error, RayActorError) and not (with_node or is_hopeless or by_memory)
         windows = slot.progress.smaller or None if slot.progress is not None else None
         return cls(str(error).strip().splitlines()[-1], with_node, is_hopeless, by_memory, is_unexplained, windows)
