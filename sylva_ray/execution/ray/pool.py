@@ -267,11 +267,9 @@ class RayPool:
         max_losses = MAX_NODE_LOSSES if loss.with_node else self._section.max_task_retries
         if num_losses > max_losses or loss.is_hopeless:
             raise RunError(f"{where}: the client actor was lost {num_losses} time(s), the last time: {loss.reason}")
-        if slot.job is not None and loss.is_unexplained and num_losses == max_losses > 1:  # once may be chance
-            is_planned = slot.windows == self._arguments[0].training.windows
-            windows = loss.windows or (self._halved_windows() if is_planned else {})
-            if self._limit_windows(windows):
-                self._observer.on_notice(Notice(f"{where} may not fit the memory; its last try has smaller windows"))
+        is_last_try = slot.job is not None and num_losses == max_losses > 1  # a single loss may be chance
+        if is_last_try and loss.is_unexplained and self._limit_windows(self._smaller_windows(slot, loss)):
+            self._observer.on_notice(Notice(f"{where} may not fit the memory; its last try has smaller windows"))
         if slot.job is not None:
             batch.queue.appendleft(slot.job)
             self._observer.on_notice(Notice(f"a worker was lost during {where}; its clients run again elsewhere"))
@@ -285,20 +283,20 @@ class RayPool:
         Raises:
             RunError: the windows cannot be smaller.
         """
-        planned = self._arguments[0].training.windows
-        is_planned = slot.windows == planned  # otherwise they became smaller since, because of another actor
-        windows = loss.windows
-        if windows is None:
-            windows = self._halved_windows() if is_planned else {}
-        if self._limit_windows(windows):
+        is_planned = slot.windows == self._arguments[0].training.windows
+        if self._limit_windows(self._smaller_windows(slot, loss)):
             self._observer.on_notice(Notice(f"{where} did not fit the memory; a new worker has smaller windows"))
         elif is_planned:
             raise RunError(f"{where}: {loss.reason}; {WHAT_WOULD_FIT}")
 
-    def _halved_windows(self) -> dict[str, int]:
-        """Return half the images of every planned window."""
-        sizes = self._arguments[0].training.windows.model_dump(exclude={"at_once"})
-        return {name: max(1, size // 2) for name, size in sizes.items()}
+    def _smaller_windows(self, slot: Slot, loss: Loss) -> Mapping[str, int]:
+        """Return the windows that a loss names, else half of the planned ones, unless they became smaller since."""
+        planned = self._arguments[0].training.windows
+        if loss.windows is not None:
+            return loss.windows
+        if slot.windows != planned:  # because of another actor
+            return {}
+        return {name: max(1, size // 2) for name, size in planned.model_dump(exclude={"at_once"}).items()}
 
     def reduce_windows(self, windows: Mapping[str, int]) -> None:
         """Let all actors hold at most so many images, ``{pass: images}``, and those that are started later."""
