@@ -119,7 +119,12 @@ class PartitionSection(Section):
     valid_fraction: float = Field(
         0.2, gt=0, lt=1, description="of a client's images; half for selection, half for the guard"
     )
-    test_samples: int = Field(100, ge=1, description="test images per client, with the class proportions of the client")
+    test_samples: int = Field(100, ge=1, description="test images per client")
+    test_shares: Literal["own", "equal"] = Field(
+        "own",
+        description="class shares of a client's test images: own, those of its training images; equal, as many images "
+        "of every class that has one with own shares",
+    )
 
 
 class BackboneSection(Section):

@@ -2,7 +2,7 @@
 
 Training, selection and guard images come from the training half of the data set and never overlap, within a client or
 between clients. Test images come from the test half (or, with ``dataset.test_pool=train``, from training images that no
-client trains on). They have the client's own class proportions, and clients may share them.
+client trains on). They have the client's own class proportions, or equal ones, and clients may share them.
 """
 
 from __future__ import annotations
@@ -116,6 +116,9 @@ def divide(labels: Labels, section: PartitionSection, seed: int) -> tuple[Client
         train = np.setdiff1d(np.arange(len(indices)), valid)
         proportions = np.bincount(own, minlength=num_classes) / len(own)
         test = draw_with_proportions(labels.test, proportions, section.test_samples, rng)
+        if section.test_shares == "equal" and len(test):
+            is_tested = np.bincount(labels.test[test], minlength=num_classes) > 0
+            test = draw_with_proportions(labels.test, is_tested / is_tested.sum(), section.test_samples, rng)
         if not len(test):
             wanted = ", ".join(labels.class_names[c] for c in np.flatnonzero(proportions))
             fix = (

@@ -16,6 +16,9 @@ from sylva_ray.federation.stages.layer_game.stage import LayerGame
 TEST_POOLS = {"test": "test", "train": "held-out training"}
 """``dataset.test_pool`` in words."""
 
+TEST_SHARES = {"own": "", "equal": ", as many of each of its classes"}
+"""``partition.test_shares`` in words."""
+
 NORMS = {"linf": "L-infinity", "l2": "L2", "l0": "L0 (pixels)"}
 """Norms in words."""
 
@@ -51,7 +54,8 @@ def threat_model(
     return {
         "norm": f"{norms}, on pixels in [0, 1] at the images' own size, before the model resizes them",
         "training": training if _is_adversarial(records) else "without an attack",
-        "evaluation": f"{labels}; {box}, on every client's own {TEST_POOLS[config.dataset.test_pool]} images; "
+        "evaluation": f"{labels}; {box}, on every client's own {TEST_POOLS[config.dataset.test_pool]} images"
+        f"{TEST_SHARES[config.partition.test_shares]}; "
         "an image counts as broken if the model misclassifies it unchanged or after any step of the attack",
         "knowledge": "the attacker knows the deployed personal weights; nothing is randomised at inference",
         "precision": _EVALUATION_PRECISION[config.evaluation.precision],

@@ -74,6 +74,20 @@ def test_test_splits_have_the_clients_class_proportions() -> None:
         assert np.abs(np.bincount(fleet.client(i).test.labels, minlength=10) - 60 * wanted).max() < 1
 
 
+def test_test_splits_with_equal_shares_have_as_many_images_of_every_class_that_own_shares_have() -> None:
+    own, equal = (
+        build_fleet(dataset(), PartitionSection(num_clients=8, alpha=0.3, test_samples=60, test_shares=shares), 0)
+        for shares in ("own", "equal")
+    )
+    for i, indices in enumerate(equal.clients):
+        before, after = (np.bincount(fleet.client(i).test.labels, minlength=10) for fleet in (own, equal))
+        assert after.sum() == 60
+        assert ((after > 0) == (before > 0)).all()
+        assert np.ptp(after[after > 0]) <= 1
+        for split in ("train", "selection", "guard"):
+            assert np.array_equal(getattr(indices, split), getattr(own.clients[i], split))
+
+
 def test_a_small_class_gives_what_it_has_and_the_others_fill_up() -> None:
     # One client, half of class 0 and a quarter of 1 and 2 each; of 40 test images class 0 can give only 4 of its 20.
     fleet = build_fleet(dataset((40, 20, 20), (4, 50, 50)), PartitionSection(num_clients=1, test_samples=40), 0)
