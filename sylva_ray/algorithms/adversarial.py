@@ -123,7 +123,12 @@ class AdversarialTraining(Algorithm):
         loss: Literal["ce_adv", "trades", "mart"] = "ce_adv"
         beta: float = Field(6.0, ge=0, description="weight of the robust term in trades and mart")
         benign_weight: float = Field(0.0, ge=0, description="adds that much benign cross-entropy")
-        class_balance: float = Field(0.0, ge=0, lt=1, description="effective-number beta; 0: off, 0.999: strong")
+        class_balance: float = Field(
+            0.0,
+            ge=0,
+            lt=1,
+            description="effective-number beta; 0: off, 0.999: strong. If it is on, phase 2 adjusts logits by class counts",
+        )
 
     parameters: Parameters
 
@@ -143,8 +148,16 @@ class AdversarialTraining(Algorithm):
         return self._balanced(context, batch, losses)
 
     def refinement_losses(self, context: ClientContext, params: ParameterStack, batch: Batch) -> torch.Tensor:
-        """Return omega_y CE(z(x), y) of every image, ``[N]``: benign epochs of phase 2 balance classes, too."""
-        return self._balanced(context, batch, super().refinement_losses(context, params, batch))
+        """Return CE(z(x), y) of every image, ``[N]``; with ``class_balance`` CE(z(x) + log n, y), n the class counts.
+
+        Weights have no effect once the few images of rare classes are fitted, which benign epochs do soon. Adjusted
+        logits (Menon et al. 2021, tau = 1) keep one: they make rare classes as probable as others in advance.
+        """
+        if not self.parameters.class_balance:
+            return super().refinement_losses(context, params, batch)
+        logits = context.model.forward(params, batch.x, batch.owner)
+        log_counts = torch.log(context.class_counts.clamp(min=1).to(logits.dtype))
+        return cross_entropy(logits + context.to_images(log_counts, batch), batch.y)
 
     def image_weights(self, class_counts: np.ndarray, labels: np.ndarray) -> np.ndarray:
         """Return omega_y of held-out images, as in the loss; a class without a training image counts as with one."""
