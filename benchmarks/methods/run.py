@@ -28,7 +28,7 @@ from sylva_ray.core.summary import Summary
 from sylva_ray.core.yaml import to_yaml
 from sylva_ray.storage.run_folder import RunFolder
 
-LEFT_OUT = ("label_matrix", "class_names", "peak_memory_bytes_per_actor", "threat_model")
+LEFT_OUT = ("class_names", "peak_memory_bytes_per_actor", "threat_model")
 """Keys of summary.json that are the same in every row, or large."""
 
 

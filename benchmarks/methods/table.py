@@ -18,6 +18,7 @@ import numpy as np
 from claim import STATISTICS, Difference, differences
 from game_table import game_tables
 from ledger import HERE, RESULT, Ledger, run_name
+from own_shares import own_shares_table
 
 from sylva_ray.metrics.predictions import read_correct, read_labels
 from sylva_ray.reports.compare import Row, compare
@@ -45,6 +46,7 @@ def main() -> None:
         "VERDICTS": lambda regime: bullets([*sentences(rows[regime]), *warnings(rows[regime])]),
         "FOOTNOTES": lambda regime: bullets([*footnotes(rows[regime]), *notes(rows[regime])]),
         "CLAIM": lambda regime: claim_table(compare_images(ledger.folder / "results", regime, rows[regime])),
+        "OWN_SHARES": lambda regime: own_shares_table(ledger.folder / "results", regime, rows[regime]),
         "BYTES": lambda regime: equal_bytes(rows[regime]),
         "SEARCH": lambda _: search_table(ledger),
         "GAME": lambda _: game_tables(json.loads((HERE / "game.json").read_text())),
