@@ -222,6 +222,13 @@ def test_the_layer_game_in_the_ledger(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_losses_of_the_refinement(tmp_path: Path) -> None:
+    lines = run("benchmarks/methods/refinement.py", "--scale", "smoke", "--seeds", 0, "--out", tmp_path).splitlines()
+    assert len(lines) == 2 + 1 + 5 * 2
+    assert lines[2].startswith("| after phase 1 |")
+
+
+@pytest.mark.slow
 def test_one_method_of_the_ledger(tmp_path: Path) -> None:
     options = ["--scale", "smoke", "--method", "undefended", "--regime", "robust-0.3", "--seeds", 1, "--workers", 1]
     assert "robust-0.3/undefended-0: benign" in run(

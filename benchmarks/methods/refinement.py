@@ -1,0 +1,164 @@
+"""Which loss should the benign epochs of phase 2 have? Three losses and two strengths, all layers, without a guard.
+
+    python benchmarks/methods/refinement.py [--seeds 0 1 2] [--out runs/game]
+
+All go on from one and the same end of phase 1 of the ablation's Sylva, which game.py uses, too. Images are attacked by
+PGD-10. They are training images that no client holds: `PER_CLASS` of every class that a client is tested on.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+import torch
+from game import end_of_phase1, phase2_of, prepared
+from own_shares import weighted_accuracies
+
+from sylva_ray.aggregation.interpolation import interpolate
+from sylva_ray.algorithms.adversarial import class_weights
+from sylva_ray.attacks.losses import cross_entropy
+from sylva_ray.core.types import ParameterStack, Split, stack_states, unstack_states
+from sylva_ray.data.fleet import FleetData
+from sylva_ray.federation.client.batches import split_draws
+from sylva_ray.federation.client.outcomes import outcomes
+from sylva_ray.federation.client.worker import CohortWorker
+from sylva_ray.federation.context import Batch, ClientContext
+from sylva_ray.federation.stages.layer_game.client import Phase2Client
+from sylva_ray.federation.tasks import CohortTask
+from sylva_ray.models.cohort import to_arrays, to_parameters
+from sylva_ray.preparation.experiment import Prepared, create_worker
+
+PER_CLASS = 20
+"""Images of a class of a client."""
+
+FEW = 12
+"""A class is rare with fewer training images of the client."""
+
+STRENGTHS = (0.5, 1.0)
+"""How far the models go from theta_r to the refined state."""
+
+Loss: TypeAlias = "Callable[[ClientContext, ParameterStack, Batch], torch.Tensor]"
+"""Of every image, ``[N]``."""
+
+
+def plain(context: ClientContext, params: ParameterStack, batch: Batch) -> torch.Tensor:
+    """Return CE(z(x), y)."""
+    return cross_entropy(context.model.forward(params, batch.x, batch.owner), batch.y)
+
+
+def weighted(context: ClientContext, params: ParameterStack, batch: Batch, beta: float) -> torch.Tensor:
+    """Return omega_y CE(z(x), y), see `class_weights`."""
+    weights = class_weights(context.class_counts, beta)[batch.device_owner, batch.y]
+    return plain(context, params, batch) * weights.float()
+
+
+def adjusted(context: ClientContext, params: ParameterStack, batch: Batch, tau: float) -> torch.Tensor:
+    """Return CE(z(x) + tau log n, y) with the class counts n of a client (Menon et al. 2021)."""
+    logits = context.model.forward(params, batch.x, batch.owner)
+    offset = tau * torch.log(context.class_counts.clamp(min=1).to(logits.dtype))
+    return cross_entropy(logits + context.to_images(offset, batch), batch.y)
+
+
+LOSSES: dict[str, Loss] = {
+    "plain": plain,
+    "weights, beta 0.99": partial(weighted, beta=0.99),
+    "weights, beta 0.9999": partial(weighted, beta=0.9999),
+    "adjusted logits, tau 0.75": partial(adjusted, tau=0.75),
+    "adjusted logits, tau 1": partial(adjusted, tau=1.0),
+}
+
+
+def balanced_splits(fleet: FleetData) -> list[Split]:
+    """Return the images of every client."""
+    test = fleet.dataset.test
+    splits = []
+    for client in range(fleet.num_clients):
+        rng = np.random.default_rng(client)
+        classes = np.unique(fleet.test_labels(client))
+        chosen = np.concatenate([rng.permutation(np.flatnonzero(test.labels == c))[:PER_CLASS] for c in classes])
+        splits.append(Split(test.images[chosen], test.labels[chosen]))
+    return splits
+
+
+@dataclass(frozen=True)
+class LossesTask(CohortTask):
+    """Refines all layers on every loss, and attacks the results.
+
+    Attributes:
+        made: the experiment.
+    """
+
+    made: Prepared
+
+    def execute(self, worker: CohortWorker, params: ParameterStack) -> list[list[np.ndarray]]:
+        """Return for each client the outcomes ``[2 (benign, attacked), n] bool`` of the states of `_states`."""
+        player = Phase2Client.from_task(worker, self, params, phase2_of(self.made))
+        splits = balanced_splits(self.made.fleet)
+        draws = split_draws(self.made.config.seed, "refinement losses", self.clients, splits)
+        states = self._states(player, worker.context(self, params))
+        found = [outcomes(player.model, s, splits, player.attack, draws, player.attack_precision) for s in states]
+        return [list(own) for own in zip(*found, strict=True)]
+
+    def _states(self, player: Phase2Client, context: ClientContext) -> Iterator[ParameterStack]:
+        """Yield theta_r, then what every loss results in at every strength."""
+        yield player.robust
+        names = [name for of_player in player.players.values() for name in of_player]
+        robust = unstack_states(to_arrays(player.robust))
+        for loss in LOSSES.values():
+            player.losses = partial(loss, context)  # type: ignore[assignment]
+            refined = unstack_states(to_arrays(player.refined(np.ones((len(self.clients), len(player.players)), bool))))
+            for strength in STRENGTHS:
+                between = [interpolate(*ends, names, strength) for ends in zip(robust, refined, strict=True)]
+                yield to_parameters(stack_states(between), torch.device("cpu"), torch.float32)
+
+
+def measure(seed: int, folder: Path, scale: str | None) -> np.ndarray:
+    """Return the accuracies ``[states, 4 (columns), 2 (benign, attacked)]`` of a seed, means over clients.
+
+    The columns are: all classes equal; classes of at least `FEW` training images; rarer ones; the clients' own shares.
+    """
+    end, made = end_of_phase1(seed, folder, scale), prepared(seed, {}, scale)
+    fleet, clients = made.fleet, tuple(range(made.fleet.num_clients))
+    states = {name: np.stack([state[name] for state in end.states]) for name in end.states[0]}
+    worker = create_worker(made.config, fleet, made.backbone)
+    of_clients = worker.run(LossesTask(end.step + 1, clients, states, made)).outcomes
+    labels, counts = [split.labels for split in balanced_splits(fleet)], fleet.label_matrix()
+    weights = [np.ones_like(counts), counts >= FEW, counts < FEW, counts]
+
+    def mean(state: int, kind: int, weight: np.ndarray) -> float:
+        tested = [client for client in clients if weight[client][labels[client]].any()]
+        correct = [of_clients[client][state][kind] for client in tested]
+        return float(weighted_accuracies(correct, [labels[c] for c in tested], weight[tested]).mean())
+
+    num_states = len(of_clients[0])
+    return np.array([[[mean(s, kind, w) for kind in range(2)] for w in weights] for s in range(num_states)])
+
+
+def main() -> None:
+    """Print a table: means over the seeds, and what each state gained in all of them."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--out", type=Path, default=Path("runs/game"), help="run folders")
+    parser.add_argument("--scale", choices=["smoke"], help="a few digits: does it run?")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    found = [measure(seed, arguments.out / f"phase1-{seed}", arguments.scale) for seed in arguments.seeds]
+    table = 100 * np.stack(found)  # [seeds, states, columns, 2]
+    columns = ["all classes equal", f"{FEW} images or more", "fewer", "own shares"]
+    print(f"| loss | strength | {' | '.join(columns)} | gain of each seed, all classes equal |")
+    print(f"|---|---|{'---|' * (len(columns) + 1)}")
+    names = [("after phase 1", "")] + [(loss, str(strength)) for loss in LOSSES for strength in STRENGTHS]
+    for state, (loss, strength) in enumerate(names):
+        cells = [f"{benign:.1f} / {robust:.1f}" for benign, robust in table[:, state].mean(0)]
+        gains = [f"{benign:+.1f} / {robust:+.1f}" for benign, robust in table[:, state, 0] - table[:, 0, 0]]
+        print(f"| {loss} | {strength} | {' | '.join(cells)} | {', '.join(gains) if state else ''} |")
+
+
+if __name__ == "__main__":
+    main()
