@@ -47,6 +47,7 @@ def main() -> None:
         "FOOTNOTES": lambda regime: bullets([*footnotes(rows[regime]), *notes(rows[regime])]),
         "CLAIM": lambda regime: claim_table(compare_images(ledger.folder / "results", regime, rows[regime])),
         "OWN_SHARES": lambda regime: own_shares_table(ledger.folder / "results", regime, rows[regime]),
+        "ABLATION": lambda _: markdown_table(load_rows(Ledger(HERE / "ablation"), "")),
         "BYTES": lambda regime: equal_bytes(rows[regime]),
         "SEARCH": lambda _: search_table(ledger),
         "GAME": lambda _: game_tables(json.loads((HERE / "game.json").read_text())),

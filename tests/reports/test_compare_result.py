@@ -110,6 +110,18 @@ def test_columns_without_values_and_dashes_of_references_are_left_out() -> None:
     assert not [cell for column in shown for cell in column.cells if "–" in cell]
 
 
+def test_with_equal_shares_of_test_images_there_are_balanced_accuracies_only() -> None:
+    def headings(shares: str) -> set[str]:
+        partition = config()["partition"] | {"test_shares": shares}
+        rows = compare([run("a", 0.4) | {"config": config() | {"partition": partition}}])
+        accuracies = [column for column in columns(rows) if column.kind == "accuracy"]
+        assert all(all(column.cells) for column in accuracies) == (shares == "equal")  # of the majority, too
+        return {column.heading for column in accuracies}
+
+    assert headings("own") == {"plain", "balanced"}
+    assert headings("equal") == {"balanced"}
+
+
 @pytest.mark.parametrize("std", [None, 0.02])
 def test_the_spread_over_seeds_widens_the_unpaired_interval(std: float | None) -> None:
     offsets = (-0.02, 0.02) if std else (0, 0)

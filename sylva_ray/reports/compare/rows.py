@@ -102,6 +102,11 @@ class Row:
         """Return an accuracy; None if it was not measured."""
         return self.accuracy.get((condition, kind, statistic))
 
+    @property
+    def has_equal_shares(self) -> bool:
+        """Whether every class of a client has as many test images, so that all accuracies are class-balanced."""
+        return self.fleet.get("partition.test_shares") == "equal"
+
 
 # -- rows --------------------------------------------------------------------------------------------------------------
 
@@ -259,19 +264,20 @@ def _majority(rows: Sequence[Row]) -> list[Row]:
     """Return a row per fleet for always predicting a client's most frequent class.
 
     Its accuracy is the same under every attack. Its balanced accuracy is 1 divided by the number of the client's
-    classes, which a summary does not hold.
+    classes, which a summary does not hold, but where test images have equal shares.
     """
     references = []
     keys = differing_keys([row.fleet for row in rows])
     for fleet in fleets(rows):
+        first = fleet[0]
         by_seed = {seed: shares for row in fleet for seed, shares in row.majority.items()}
         attacks = tuple(dict.fromkeys(attack for row in fleet for attack in row.attacks))
         accuracy: dict[tuple[str, str, str], SeedMean] = {}
         for statistic in STATISTICS:
             value = SeedMean.from_values([shares[statistic] for shares in by_seed.values()])
             if value is not None:
-                accuracy |= {(condition, "accuracy", statistic): value for condition in (BENIGN, *attacks)}
-        first = fleet[0]
+                kinds = ACCURACIES if first.has_equal_shares else ("accuracy",)
+                accuracy |= {(c, kind, statistic): value for c in (BENIGN, *attacks) for kind in kinds}
         references.append(
             Row(
                 name=_label("majority", first.fleet, keys),

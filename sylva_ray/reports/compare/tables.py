@@ -62,14 +62,20 @@ class Column:
 
 
 def columns(rows: Sequence[Row]) -> list[Column]:
-    """Return the columns of the table, from left to right, without the names of the rows."""
+    """Return the columns of the table, from left to right, without the names of the rows.
+
+    Plain accuracies are left out where the test images of all rows have equal class shares: they are the balanced ones.
+    """
     front = front_membership(rows)
+    kinds = dict(zip(ACCURACIES, ("plain", "balanced"), strict=True))
+    if all(row.has_equal_shares for row in rows):
+        del kinds["accuracy"]
     table = [
         Column("", "seeds", tuple(str(len(row.seeds)) for row in rows)),
         Column("", "front", tuple(front.get(row.name, "") for row in rows), "text"),
     ]
     for condition in (BENIGN, *attack_labels(rows)):
-        for kind, heading in zip(ACCURACIES, ("plain", "balanced"), strict=True):
+        for kind, heading in kinds.items():
             cells = tuple(_accuracy_cell(row, condition, kind) for row in rows)
             table.append(Column(condition, heading, cells, "accuracy"))
     for heading, cell in COSTS.items():
