@@ -128,6 +128,15 @@ def test_the_claim_of_the_ledger(monkeypatch: pytest.MonkeyPatch) -> None:
         assert (mixed.benign[0], mixed.is_ahead, mixed.dominates) == (pytest.approx(-2 / 3), False, 0)
 
 
+def test_images_with_equal_shares_are_weighed_by_the_clients_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks" / "methods"))
+    weighted = runpy.run_path(str(ROOT / "benchmarks" / "methods" / "own_shares.py"))["weighted_accuracies"]
+    labels = [np.array([0, 0, 2, 2]), np.array([1, 1])]
+    correct = [np.array([True, True, True, False]), np.array([True, False])]
+    counts = np.array([[30, 5, 10], [7, 1, 0]])  # a class without a test image does not count
+    np.testing.assert_allclose(weighted(correct, labels, counts), [(30 + 10 / 2) / 40, 1 / 2])
+
+
 def test_a_variant_of_the_ledger_is_taken_by_all_that_share_it_or_by_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
