@@ -55,8 +55,9 @@ def run_here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_a_script_explains_itself(
-    script: str, run_here: Callable[..., str], capsys: pytest.CaptureFixture[str]
+    script: str, run_here: Callable[..., str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.syspath_prepend(str((ROOT / script).parent))  # where Python looks when a script is started
     text = (ROOT / script).read_text()
     if "from flwr" in text and find_spec("flwr") is None:
         pytest.skip("Flower is not installed: benchmarks/peers/peers.py makes an environment for it")
