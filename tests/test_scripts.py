@@ -19,6 +19,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from sylva_ray.metrics.predictions import write_predictions
+from sylva_ray.storage.run_folder import RunFolder
+
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("benchmarks", "examples", "scripts")
 SCRIPTS = sorted(str(path.relative_to(ROOT)) for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
@@ -138,6 +141,28 @@ def test_images_with_equal_shares_are_weighed_by_the_clients_own(monkeypatch: py
     np.testing.assert_allclose(weighted(correct, labels, counts), [(30 + 10 / 2) / 40, 1 / 2])
 
 
+def test_the_standard_error_of_weighed_images_is_that_of_repeated_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks" / "methods"))
+    names = runpy.run_path(str(ROOT / "benchmarks" / "methods" / "own_shares.py"))
+    rng, y, counts = np.random.default_rng(0), np.repeat([0, 1, 2], 100), np.array([[60, 30, 10]])
+    draws = [rng.random(300) < np.array([0.9, 0.5, 0.3])[y] for _ in range(2000)]
+    accuracies = [names["weighted_accuracies"]([draw], [y], counts)[0] for draw in draws]
+    errors = [names["standard_errors"]([draw], [y], counts)[0] for draw in draws]
+    assert np.mean(errors) == pytest.approx(np.std(accuracies), rel=0.05)
+
+
+def test_a_constant_answer_is_neither_better_nor_worse_than_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks" / "methods"))
+    verdicts = runpy.run_path(str(ROOT / "benchmarks" / "methods" / "own_shares.py"))["_verdicts"]
+    labels = [np.repeat([0, 1], 50)] * 3
+    answers = [np.zeros(100, int), labels[0], 1 - labels[0]]  # constant, all right, all wrong
+    write_predictions(RunFolder(tmp_path), [{"pgd": answer} for answer in answers], labels)
+    (tmp_path / "result.json").write_text(json.dumps({"label_matrix": [[70, 30]] * 3}))
+    assert verdicts(tmp_path, "pgd") == [1, 1, 1]
+
+
 def test_a_variant_of_the_ledger_is_taken_by_all_that_share_it_or_by_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -234,7 +259,7 @@ def test_the_layer_game_in_the_ledger(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_losses_of_the_refinement(tmp_path: Path) -> None:
     lines = run("benchmarks/methods/refinement.py", "--scale", "smoke", "--seeds", 0, "--out", tmp_path).splitlines()
-    assert len(lines) == 2 + 1 + 5 * 2
+    assert len(lines) == 2 + 1 + 6 * 2
     assert lines[2].startswith("| after phase 1 |")
 
 

@@ -19,6 +19,12 @@ from sylva_ray.reports.compare.tables import percent_cell
 from sylva_ray.reports.compare.verdicts import method_rows, strongest_attack
 from sylva_ray.storage.run_folder import RunFolder
 
+CLEAR = 1.64
+"""Standard errors beyond which a difference is not put down to chance: 5 % on either side."""
+
+MANY = 12
+"""Training images of a client's class that is not rare."""
+
 
 def weighted_accuracies(correct: Sequence[np.ndarray], labels: Sequence[np.ndarray], counts: np.ndarray) -> np.ndarray:
     """Return the accuracy of every client with the class shares of its training images, ``[K]``.
@@ -36,10 +42,26 @@ def weighted_accuracies(correct: Sequence[np.ndarray], labels: Sequence[np.ndarr
     return np.array(accuracies)
 
 
-def own_shares_table(results: Path, regime: str, rows: Sequence[Row]) -> str:
-    """Write the benign accuracy of all methods and that under the strongest attack, with the clients' own shares.
+def standard_errors(correct: Sequence[np.ndarray], labels: Sequence[np.ndarray], counts: np.ndarray) -> np.ndarray:
+    """Return the standard error of every client's `weighted_accuracies`, ``[K]``.
 
-    The last column counts the clients that answer no better under attack than always with their most frequent class.
+    Recalls are estimated with one more success and one more failure, so that no class is certain.
+    """
+    errors = []
+    for outcomes, y, own in zip(correct, labels, counts, strict=True):
+        classes = np.unique(y)
+        n = np.array([np.sum(y == label) for label in classes])
+        rates = (np.array([outcomes[y == label].sum() for label in classes]) + 1) / (n + 2)
+        shares = own[classes] / own[classes].sum()
+        errors.append(np.sqrt(np.sum(shares**2 * rates * (1 - rates) / n)))
+    return np.array(errors)
+
+
+def own_shares_table(results: Path, regime: str, rows: Sequence[Row]) -> str:
+    """Write accuracies with the clients' own shares, how they compare with a constant answer, and those of many images.
+
+    A client is clearly better or worse than always answering its most frequent class if it differs from that under
+    attack by more than `CLEAR` standard errors.
     """
     attack = strongest_attack(rows)
     if attack is None:
@@ -47,19 +69,32 @@ def own_shares_table(results: Path, regime: str, rows: Sequence[Row]) -> str:
     methods = [row for row in method_rows(rows) if row.stage == "final"]
     constant = [_majority(results / run_name(methods[0].name, regime, seed)) for seed in methods[0].seeds]
     lines = [
-        f"| method | seeds | benign | {attack} | clients no better than a constant answer |",
-        "|---|---:|---:|---:|---:|",
-        f"| always the majority class | {len(constant)} | {_cell(constant)} | {_cell(constant)} | |",
+        f"| method | seeds | benign | {attack} | clearly better / unclear / clearly worse than a constant answer | "
+        f"benign, {MANY} images or more | {attack}, {MANY} images or more |",
+        "|---|---:|---:|---:|---:|---:|---:|",
+        f"| always the majority class | {len(constant)} | {_cell(constant)} | {_cell(constant)} | | | |",
     ]
     for row in methods:
         folders = [results / run_name(row.name, regime, seed) for seed in row.seeds]
-        benign, robust = ([_accuracies(folder, condition) for folder in folders] for condition in ("benign", attack))
-        no_better = [
-            np.sum(accuracies <= _majority(folder)) for accuracies, folder in zip(robust, folders, strict=True)
-        ]
-        count = f"{np.mean(no_better):.1f} of {len(robust[0])}"
-        lines.append(f"| {row.name} | {len(folders)} | {_cell(benign)} | {_cell(robust)} | {count} |")
+        cells = [_cell([_accuracies(folder, condition) for folder in folders]) for condition in ("benign", attack)]
+        cells.append(" / ".join(f"{n:.1f}" for n in np.mean([_verdicts(folder, attack) for folder in folders], axis=0)))
+        cells += [_cell([_of_large_classes(folder, kind) for folder in folders]) for kind in ("benign", attack)]
+        lines.append(f"| {row.name} | {len(folders)} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _verdicts(folder: Path, attack: str) -> list[int]:
+    """Return the numbers of clients that are clearly better than a constant answer, unclear, and clearly worse."""
+    run = RunFolder(folder)
+    errors = standard_errors(read_correct(run, attack), read_labels(run), _counts(folder))
+    z = (_accuracies(folder, attack) - _majority(folder)) / errors
+    return [int(np.sum(z > CLEAR)), int(np.sum(np.abs(z) <= CLEAR)), int(np.sum(z < -CLEAR))]
+
+
+def _of_large_classes(folder: Path, condition: str) -> np.ndarray:
+    """Return the class-balanced accuracies over a client's classes of `MANY` training images or more, ``[K]``."""
+    run = RunFolder(folder)
+    return weighted_accuracies(read_correct(run, condition), read_labels(run), _counts(folder) >= MANY)
 
 
 def _accuracies(folder: Path, condition: str) -> np.ndarray:

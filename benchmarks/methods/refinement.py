@@ -1,6 +1,6 @@
-"""Which loss should the benign epochs of phase 2 have? Three losses and two strengths, all layers, without a guard.
+"""Which loss should the benign epochs of phase 2 have? Several losses and two strengths, all layers, without a guard.
 
-    python benchmarks/methods/refinement.py [--seeds 0 1 2] [--out runs/game]
+    python benchmarks/methods/refinement.py [--seeds 0 1 2] [--loss "adjusted logits, beta 0.99"] [--out runs/game]
 
 All go on from one and the same end of phase 1 of the ablation's Sylva, which game.py uses, too. Images are attacked by
 PGD-10. They are training images that no client holds: `PER_CLASS` of every class that a client is tested on.
@@ -60,9 +60,17 @@ def weighted(context: ClientContext, params: ParameterStack, batch: Batch, beta:
 
 def adjusted(context: ClientContext, params: ParameterStack, batch: Batch, tau: float) -> torch.Tensor:
     """Return CE(z(x) + tau log n, y) with the class counts n of a client (Menon et al. 2021)."""
+    return _with_offset(context, params, batch, tau * context.class_counts.clamp(min=1).log())
+
+
+def adjusted_by_weights(context: ClientContext, params: ParameterStack, batch: Batch, beta: float) -> torch.Tensor:
+    """Return CE(z(x) - log omega, y)."""
+    return _with_offset(context, params, batch, -class_weights(context.class_counts.clamp(min=1), beta).log())
+
+
+def _with_offset(context: ClientContext, params: ParameterStack, batch: Batch, offset_C: torch.Tensor) -> torch.Tensor:
     logits = context.model.forward(params, batch.x, batch.owner)
-    offset = tau * torch.log(context.class_counts.clamp(min=1).to(logits.dtype))
-    return cross_entropy(logits + context.to_images(offset, batch), batch.y)
+    return cross_entropy(logits + context.to_images(offset_C.to(logits.dtype), batch), batch.y)
 
 
 LOSSES: dict[str, Loss] = {
@@ -71,6 +79,7 @@ LOSSES: dict[str, Loss] = {
     "weights, beta 0.9999": partial(weighted, beta=0.9999),
     "adjusted logits, tau 0.75": partial(adjusted, tau=0.75),
     "adjusted logits, tau 1": partial(adjusted, tau=1.0),
+    "adjusted logits, beta 0.99": partial(adjusted_by_weights, beta=0.99),
 }
 
 
@@ -88,13 +97,15 @@ def balanced_splits(fleet: FleetData) -> list[Split]:
 
 @dataclass(frozen=True)
 class LossesTask(CohortTask):
-    """Refines all layers on every loss, and attacks the results.
+    """Refines all layers on some losses, and attacks the results.
 
     Attributes:
         made: the experiment.
+        losses: their names.
     """
 
     made: Prepared
+    losses: tuple[str, ...]
 
     def execute(self, worker: CohortWorker, params: ParameterStack) -> list[list[np.ndarray]]:
         """Return for each client the outcomes ``[2 (benign, attacked), n] bool`` of the states of `_states`."""
@@ -108,17 +119,17 @@ class LossesTask(CohortTask):
     def _states(self, player: Phase2Client, context: ClientContext) -> Iterator[ParameterStack]:
         """Yield theta_r, then what every loss results in at every strength."""
         yield player.robust
-        names = [name for of_player in player.players.values() for name in of_player]
+        trained = [name for of_player in player.players.values() for name in of_player]
         robust = unstack_states(to_arrays(player.robust))
-        for loss in LOSSES.values():
-            player.losses = partial(loss, context)  # type: ignore[assignment]
+        for name in self.losses:
+            player.losses = partial(LOSSES[name], context)  # type: ignore[assignment]
             refined = unstack_states(to_arrays(player.refined(np.ones((len(self.clients), len(player.players)), bool))))
             for strength in STRENGTHS:
-                between = [interpolate(*ends, names, strength) for ends in zip(robust, refined, strict=True)]
+                between = [interpolate(*ends, trained, strength) for ends in zip(robust, refined, strict=True)]
                 yield to_parameters(stack_states(between), torch.device("cpu"), torch.float32)
 
 
-def measure(seed: int, folder: Path, scale: str | None) -> np.ndarray:
+def measure(seed: int, losses: tuple[str, ...], folder: Path, scale: str | None) -> np.ndarray:
     """Return the accuracies ``[states, 4 (columns), 2 (benign, attacked)]`` of a seed, means over clients.
 
     The columns are: all classes equal; classes of at least `FEW` training images; rarer ones; the clients' own shares.
@@ -127,7 +138,7 @@ def measure(seed: int, folder: Path, scale: str | None) -> np.ndarray:
     fleet, clients = made.fleet, tuple(range(made.fleet.num_clients))
     states = {name: np.stack([state[name] for state in end.states]) for name in end.states[0]}
     worker = create_worker(made.config, fleet, made.backbone)
-    of_clients = worker.run(LossesTask(end.step + 1, clients, states, made)).outcomes
+    of_clients = worker.run(LossesTask(end.step + 1, clients, states, made, losses)).outcomes
     labels, counts = [split.labels for split in balanced_splits(fleet)], fleet.label_matrix()
     weights = [np.ones_like(counts), counts >= FEW, counts < FEW, counts]
 
@@ -144,16 +155,18 @@ def main() -> None:
     """Print a table: means over the seeds, and what each state gained in all of them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--loss", action="append", choices=list(LOSSES), help="only this one (may be given again)")
     parser.add_argument("--out", type=Path, default=Path("runs/game"), help="run folders")
     parser.add_argument("--scale", choices=["smoke"], help="a few digits: does it run?")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    found = [measure(seed, arguments.out / f"phase1-{seed}", arguments.scale) for seed in arguments.seeds]
+    losses = tuple(arguments.loss or LOSSES)
+    found = [measure(seed, losses, arguments.out / f"phase1-{seed}", arguments.scale) for seed in arguments.seeds]
     table = 100 * np.stack(found)  # [seeds, states, columns, 2]
     columns = ["all classes equal", f"{FEW} images or more", "fewer", "own shares"]
     print(f"| loss | strength | {' | '.join(columns)} | gain of each seed, all classes equal |")
     print(f"|---|---|{'---|' * (len(columns) + 1)}")
-    names = [("after phase 1", "")] + [(loss, str(strength)) for loss in LOSSES for strength in STRENGTHS]
+    names = [("after phase 1", "")] + [(loss, str(strength)) for loss in losses for strength in STRENGTHS]
     for state, (loss, strength) in enumerate(names):
         cells = [f"{benign:.1f} / {robust:.1f}" for benign, robust in table[:, state].mean(0)]
         gains = [f"{benign:+.1f} / {robust:+.1f}" for benign, robust in table[:, state, 0] - table[:, 0, 0]]

@@ -127,7 +127,8 @@ class AdversarialTraining(Algorithm):
             0.0,
             ge=0,
             lt=1,
-            description="effective-number beta; 0: off, 0.999: strong. If it is on, phase 2 adjusts logits by class counts",
+            description="effective-number beta of the class weights, 0: off, 0.999: strong; benign epochs of phase 2 "
+            "adjust logits by these weights",
         )
 
     parameters: Parameters
@@ -148,16 +149,17 @@ class AdversarialTraining(Algorithm):
         return self._balanced(context, batch, losses)
 
     def refinement_losses(self, context: ClientContext, params: ParameterStack, batch: Batch) -> torch.Tensor:
-        """Return CE(z(x), y) of every image, ``[N]``; with ``class_balance`` CE(z(x) + log n, y), n the class counts.
+        """Return CE(z(x), y) of every image, ``[N]``; with ``class_balance`` CE(z(x) - log omega, y).
 
-        Weights have no effect once the few images of rare classes are fitted, which benign epochs do soon. Adjusted
-        logits (Menon et al. 2021, tau = 1) keep one: they make rare classes as probable as others in advance.
+        The weighted loss omega_y CE(z(x), y) has the same minimiser, log p(y | x) + log omega. But its weights have no
+        effect on images that are fitted already, as the few images of rare classes soon are; adjusted logits go on
+        having one (Menon et al. 2021, where omega is 1 / n: the limit for ``class_balance`` -> 1).
         """
         if not self.parameters.class_balance:
             return super().refinement_losses(context, params, batch)
         logits = context.model.forward(params, batch.x, batch.owner)
-        log_counts = torch.log(context.class_counts.clamp(min=1).to(logits.dtype))
-        return cross_entropy(logits + context.to_images(log_counts, batch), batch.y)
+        weights = class_weights(context.class_counts.clamp(min=1), self.parameters.class_balance)
+        return cross_entropy(logits - context.to_images(weights.log().to(logits.dtype), batch), batch.y)
 
     def image_weights(self, class_counts: np.ndarray, labels: np.ndarray) -> np.ndarray:
         """Return omega_y of held-out images, as in the loss; a class without a training image counts as with one."""

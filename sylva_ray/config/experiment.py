@@ -122,8 +122,8 @@ class PartitionSection(Section):
     test_samples: int = Field(100, ge=1, description="test images per client")
     test_shares: Literal["own", "equal"] = Field(
         "own",
-        description="class shares of a client's test images: own, those of its training images; equal, as many images "
-        "of every class that has one with own shares",
+        description="class shares of a client's test images: own, those of its training images; equal, as many of "
+        "every class that is among 100 images with own shares",
     )
 
 

@@ -87,6 +87,13 @@ class FleetData:
         return np.stack([np.bincount(labels[indices.train], minlength=self.num_classes) for indices in self.clients])
 
 
+TYPICAL_IMAGES = 100
+"""With equal shares, a client is tested on the classes that are among so many images with its own shares.
+
+A class of which it has hardly an image would else count as much as those that it sees every day.
+"""
+
+
 def build_fleet(dataset: Dataset, section: PartitionSection, seed: int) -> FleetData:
     """Divide a data set among clients; see `divide`."""
     return FleetData(dataset, divide(dataset.labels, section, seed))
@@ -115,10 +122,8 @@ def divide(labels: Labels, section: PartitionSection, seed: int) -> tuple[Client
         guard = np.setdiff1d(valid, selection)
         train = np.setdiff1d(np.arange(len(indices)), valid)
         proportions = np.bincount(own, minlength=num_classes) / len(own)
-        test = draw_with_proportions(labels.test, proportions, section.test_samples, rng)
-        if section.test_shares == "equal" and len(test):
-            is_tested = np.bincount(labels.test[test], minlength=num_classes) > 0
-            test = draw_with_proportions(labels.test, is_tested / is_tested.sum(), section.test_samples, rng)
+        draw = draw_equally if section.test_shares == "equal" else draw_with_proportions
+        test = draw(labels.test, proportions, section.test_samples, rng)
         if not len(test):
             wanted = ", ".join(labels.class_names[c] for c in np.flatnonzero(proportions))
             fix = (
@@ -169,6 +174,27 @@ def draw_with_proportions(
         open_classes &= counts < available
     chosen = [rng.permutation(np.flatnonzero(labels == c))[: counts[c]] for c in np.flatnonzero(counts)]
     return np.sort(np.concatenate(chosen)) if chosen else np.zeros(0, int)
+
+
+def draw_equally(labels: np.ndarray, proportions: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
+    """Choose as many images of every class that is among `TYPICAL_IMAGES` images with given class proportions.
+
+    Args:
+        labels: ``[n] int64``, the classes of the images.
+        proportions: ``[num_classes]``, of sum 1.
+        size: number of images to choose.
+        rng: source of the random numbers.
+
+    Returns:
+        Sorted indices: ``size`` of them, or fewer if one of the classes has fewer images than its share. Numbers of two
+        classes differ by at most one.
+    """
+    typical = labels[draw_with_proportions(labels, proportions, TYPICAL_IMAGES, rng)]
+    is_chosen = np.bincount(typical, minlength=len(proportions)) > 0
+    if not is_chosen.any():
+        return np.zeros(0, int)
+    smallest = np.bincount(labels, minlength=len(proportions))[: len(proportions)][is_chosen].min()
+    return draw_with_proportions(labels, is_chosen / is_chosen.sum(), min(size, smallest * is_chosen.sum()), rng)
 
 
 def _take(split: Split, rows: np.ndarray) -> Split:

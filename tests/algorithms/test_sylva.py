@@ -82,9 +82,10 @@ def test_benign_weight_and_class_balance_enter_as_written() -> None:
     weighted = Sylva(Sylva.Parameters(class_balance=0.9)).sample_losses(context, params, b, x_adv)
     weights = class_weights(context.class_counts, 0.9)[b.owner, b.y].float()
     torch.testing.assert_close(weighted, plain * weights)
-    refining = Sylva(Sylva.Parameters(class_balance=0.9)).refinement_losses(context, params, b)
-    logits = context.model.forward(params, b.x, b.owner) + context.class_counts[b.owner].clamp(min=1).log()
-    torch.testing.assert_close(refining, cross_entropy(logits, b.y))
+    logits, counts = context.model.forward(params, b.x, b.owner), context.class_counts[b.owner].clamp(min=1)
+    for beta, offsets in ((0.9, -class_weights(counts, 0.9).log().float()), (1 - 1e-9, counts.log())):
+        refining = Sylva(Sylva.Parameters(class_balance=beta)).refinement_losses(context, params, b)
+        torch.testing.assert_close(refining, cross_entropy(logits + offsets, b.y))
     torch.testing.assert_close(Sylva(Sylva.Parameters()).refinement_losses(context, params, b), clean)
 
 

@@ -88,6 +88,22 @@ def test_test_splits_with_equal_shares_have_as_many_images_of_every_class_that_o
             assert np.array_equal(getattr(indices, split), getattr(own.clients[i], split))
 
 
+def test_with_equal_shares_the_classes_do_not_depend_on_the_number_of_test_images() -> None:
+    def classes(size: int) -> list[list[int]]:
+        section = PartitionSection(num_clients=8, alpha=0.3, test_samples=size, test_shares="equal")
+        fleet = build_fleet(dataset(), section, 0)
+        return [np.unique(fleet.test_labels(client)).tolist() for client in range(8)]
+
+    assert classes(20) == classes(100) == classes(300)
+
+
+def test_with_equal_shares_the_class_with_the_fewest_test_images_limits_all() -> None:
+    section = PartitionSection(num_clients=1, test_samples=40, test_shares="equal")
+    fleet = build_fleet(dataset((40, 20, 20), (4, 50, 50)), section, 0)
+    assert np.bincount(fleet.client(0).test.labels).tolist() == [4, 4, 4]
+    assert fleet.client(0).majority_share == 1 / 3
+
+
 def test_a_small_class_gives_what_it_has_and_the_others_fill_up() -> None:
     # One client, half of class 0 and a quarter of 1 and 2 each; of 40 test images class 0 can give only 4 of its 20.
     fleet = build_fleet(dataset((40, 20, 20), (4, 50, 50)), PartitionSection(num_clients=1, test_samples=40), 0)

@@ -14,6 +14,7 @@ from sylva_ray.reports.compare import columns, compare, remarks
 from sylva_ray.reports.compare.legend import legend
 from sylva_ray.reports.compare.result import paired_interval, result_sentence, unpaired_interval
 from sylva_ray.reports.compare.rows import Row
+from sylva_ray.reports.compare.verdicts import notes
 from sylva_ray.storage.run_folder import RunFolder
 from tests.reports.test_comparison import config, summary
 
@@ -111,15 +112,17 @@ def test_columns_without_values_and_dashes_of_references_are_left_out() -> None:
 
 
 def test_with_equal_shares_of_test_images_there_are_balanced_accuracies_only() -> None:
-    def headings(shares: str) -> set[str]:
-        partition = config()["partition"] | {"test_shares": shares}
-        rows = compare([run("a", 0.4) | {"config": config() | {"partition": partition}}])
+    def headings(*shares: str) -> set[str]:
+        partitions = [config()["partition"] | {"test_shares": one} for one in shares]
+        rows = compare([run("a", 0.4) | {"config": config() | {"partition": partition}} for partition in partitions])
         accuracies = [column for column in columns(rows) if column.kind == "accuracy"]
-        assert all(all(column.cells) for column in accuracies) == (shares == "equal")  # of the majority, too
+        assert any("equal class shares" in note for note in notes(rows)) == (set(shares) == {"equal"})
+        assert all(all(column.cells) for column in accuracies) == (set(shares) == {"equal"})  # of the majority, too
         return {column.heading for column in accuracies}
 
     assert headings("own") == {"plain", "balanced"}
     assert headings("equal") == {"balanced"}
+    assert headings("equal", "own") == {"plain", "balanced"}
 
 
 @pytest.mark.parametrize("std", [None, 0.02])
