@@ -74,10 +74,10 @@ def test_test_splits_have_the_clients_class_proportions() -> None:
         assert np.abs(np.bincount(fleet.client(i).test.labels, minlength=10) - 60 * wanted).max() < 1
 
 
-def test_test_splits_with_equal_shares_have_as_many_images_of_every_class_that_own_shares_have() -> None:
+def test_test_splits_with_equal_shares_have_as_many_images_of_every_class_among_100_with_own_shares() -> None:
     own, equal = (
-        build_fleet(dataset(), PartitionSection(num_clients=8, alpha=0.3, test_samples=60, test_shares=shares), 0)
-        for shares in ("own", "equal")
+        build_fleet(dataset(), PartitionSection(num_clients=8, alpha=0.3, test_samples=size, test_shares=shares), 0)
+        for shares, size in (("own", 100), ("equal", 60))
     )
     for i, indices in enumerate(equal.clients):
         before, after = (np.bincount(fleet.client(i).test.labels, minlength=10) for fleet in (own, equal))

@@ -34,6 +34,10 @@ def test_the_threat_model_names_what_was_measured(tiny_config: ExperimentConfig)
     assert stated("pgd", "sparsefool")["norm"].startswith("L-infinity, L0 (pixels), on")
     assert "white box, except square (the model's answers only)" in stated("square")["evaluation"]
     assert "misclassifies it unchanged or after any step of the attack" in stated("pgd")["evaluation"]
+    assert "own test images;" in stated("pgd")["evaluation"]
+    equal = tiny_config.partition.model_copy(update={"test_shares": "equal"})
+    resolved = resolve_config(tiny_config.model_copy(update={"partition": equal}))
+    assert "own test images, as many of each of its classes;" in stated("pgd")["evaluation"]
 
 
 def test_a_method_without_an_attack_in_training_says_so(tiny_config: ExperimentConfig) -> None:

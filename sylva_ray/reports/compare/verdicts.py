@@ -262,9 +262,7 @@ def notes(rows: Sequence[Row], titled: bool = False) -> list[str]:
     methods = method_rows(rows)
     texts = ["± is the sample standard deviation over seeds"] if any(len(row.seeds) > 1 for row in methods) else []
     if methods and all(row.has_equal_shares for row in methods):
-        texts.append(
-            "test images have equal class shares (partition.test_shares): all accuracies are class-balanced"
-        )
+        texts.append("test images have equal class shares (partition.test_shares): all accuracies are class-balanced")
     attack = strongest_attack(rows)
     if attack is not None:
         name = attack_title_from(rows, attack) if titled else attack
