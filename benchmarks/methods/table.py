@@ -62,9 +62,18 @@ def main() -> None:
 
 
 def load_rows(ledger: Ledger, regime: str) -> list[Row]:
-    """Return the rows of a regime's comparison; none if it has no results yet."""
+    """Return the rows of a regime's comparison; none if it has no results yet.
+
+    Results of a seed count once all methods that have results have one of it: some partitions are harder than others.
+    """
     paths = sorted((ledger.folder / "results" / regime).glob(f"*/{RESULT}"))
-    results = [Run.from_json(json.loads(path.read_text()), str(path)) for path in paths]
+    seeds: dict[str, set[str]] = {}
+    for path in paths:
+        method, _, seed = path.parent.name.rpartition("-")
+        seeds.setdefault(method, set()).add(seed)
+    common = set.intersection(*seeds.values()) if seeds else set()
+    counted = [path for path in paths if path.parent.name.rpartition("-")[2] in common]
+    results = [Run.from_json(json.loads(path.read_text()), str(path)) for path in counted]
     return compare(results) if results else []
 
 
