@@ -25,7 +25,12 @@ from sylva_ray.storage.atomic import write_atomically
 SETTINGS = ("dataset", "partition", "backbone", "lora", "seed")
 """Keys of the configuration that decide which images and which model are measured."""
 
-NEW_SETTINGS = {("dataset", "label"): None, ("dataset", "image"): None, ("lora", "train_norms"): False}
+NEW_SETTINGS = {
+    ("dataset", "label"): None,
+    ("dataset", "image"): None,
+    ("partition", "test_shares"): "own",
+    ("lora", "train_norms"): False,
+}
 """Settings that version 0.1 did not have, with their defaults; they are hashed where they have another value."""
 
 HASHED_NAMES = {"num_draws": "draws", "step": "round"}
