@@ -139,6 +139,16 @@ def test_images_with_equal_shares_are_weighed_by_the_clients_own(monkeypatch: py
     correct = [np.array([True, True, True, False]), np.array([True, False])]
     counts = np.array([[30, 5, 10], [7, 1, 0]])  # a class without a test image does not count
     np.testing.assert_allclose(weighted(correct, labels, counts), [(30 + 10 / 2) / 40, 1 / 2])
+    np.testing.assert_allclose(weighted(correct, labels, counts >= 8), [(1 + 1 / 2) / 2])  # the other has none so large
+
+
+def test_a_seed_of_the_ledger_counts_once_all_methods_have_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks" / "methods"))
+    names = runpy.run_path(str(ROOT / "benchmarks" / "methods" / "table.py"))
+    results = ROOT / "benchmarks" / "methods" / "second" / "results" / "robust-0.3"
+    for name in ("sylva-0", "sylva-1", "sylva-2", "per_lora-1", "per_lora-2"):
+        shutil.copytree(results / name, tmp_path / "results" / "regime" / name)
+    assert {row.seeds for row in names["load_rows"](names["Ledger"](tmp_path), "regime")} == {(1, 2)}
 
 
 def test_the_standard_error_of_weighed_images_is_that_of_repeated_draws(monkeypatch: pytest.MonkeyPatch) -> None:

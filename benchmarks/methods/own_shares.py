@@ -27,18 +27,20 @@ MANY = 12
 
 
 def weighted_accuracies(correct: Sequence[np.ndarray], labels: Sequence[np.ndarray], counts: np.ndarray) -> np.ndarray:
-    """Return the accuracy of every client with the class shares of its training images, ``[K]``.
+    """Return the accuracies of clients with the class shares of their training images, ``[K]``.
 
     Args:
         correct: predictions that are correct, ``[client] [n] bool``.
         labels: of the same images, ``[client] [n]``.
-        counts: training images, ``[client, class]``. A class without a test image does not count.
+        counts: training images, ``[client, class]``. A class without a test image does not count, and a client without
+            any that counts is left out.
     """
     accuracies = []
     for outcomes, y, own in zip(correct, labels, counts, strict=True):
         classes = np.unique(y)
         recalls = [outcomes[y == label].mean() for label in classes]
-        accuracies.append(np.average(recalls, weights=own[classes]))
+        if own[classes].any():
+            accuracies.append(np.average(recalls, weights=own[classes]))
     return np.array(accuracies)
 
 

@@ -18,10 +18,11 @@ from typing import TypeAlias
 import numpy as np
 import torch
 from game import end_of_phase1, phase2_of, prepared
-from own_shares import weighted_accuracies
+from own_shares import MANY, weighted_accuracies
 
 from sylva_ray.aggregation.interpolation import interpolate
 from sylva_ray.algorithms.adversarial import class_weights
+from sylva_ray.algorithms.sylva import Sylva
 from sylva_ray.attacks.losses import cross_entropy
 from sylva_ray.core.types import ParameterStack, Split, stack_states, unstack_states
 from sylva_ray.data.fleet import FleetData
@@ -29,6 +30,7 @@ from sylva_ray.federation.client.batches import split_draws
 from sylva_ray.federation.client.outcomes import outcomes
 from sylva_ray.federation.client.worker import CohortWorker
 from sylva_ray.federation.context import Batch, ClientContext
+from sylva_ray.federation.method import benign_losses
 from sylva_ray.federation.stages.layer_game.client import Phase2Client
 from sylva_ray.federation.tasks import CohortTask
 from sylva_ray.models.cohort import to_arrays, to_parameters
@@ -37,9 +39,6 @@ from sylva_ray.preparation.experiment import Prepared, create_worker
 PER_CLASS = 20
 """Images of a class of a client."""
 
-FEW = 12
-"""A class is rare with fewer training images of the client."""
-
 STRENGTHS = (0.5, 1.0)
 """How far the models go from theta_r to the refined state."""
 
@@ -47,39 +46,26 @@ Loss: TypeAlias = "Callable[[ClientContext, ParameterStack, Batch], torch.Tensor
 """Of every image, ``[N]``."""
 
 
-def plain(context: ClientContext, params: ParameterStack, batch: Batch) -> torch.Tensor:
-    """Return CE(z(x), y)."""
-    return cross_entropy(context.model.forward(params, batch.x, batch.owner), batch.y)
-
-
 def weighted(context: ClientContext, params: ParameterStack, batch: Batch, beta: float) -> torch.Tensor:
     """Return omega_y CE(z(x), y), see `class_weights`."""
     weights = class_weights(context.class_counts, beta)[batch.device_owner, batch.y]
-    return plain(context, params, batch) * weights.float()
+    return benign_losses(context, params, batch) * weights.float()
 
 
 def adjusted(context: ClientContext, params: ParameterStack, batch: Batch, tau: float) -> torch.Tensor:
     """Return CE(z(x) + tau log n, y) with the class counts n of a client (Menon et al. 2021)."""
-    return _with_offset(context, params, batch, tau * context.class_counts.clamp(min=1).log())
-
-
-def adjusted_by_weights(context: ClientContext, params: ParameterStack, batch: Batch, beta: float) -> torch.Tensor:
-    """Return CE(z(x) - log omega, y)."""
-    return _with_offset(context, params, batch, -class_weights(context.class_counts.clamp(min=1), beta).log())
-
-
-def _with_offset(context: ClientContext, params: ParameterStack, batch: Batch, offset_C: torch.Tensor) -> torch.Tensor:
     logits = context.model.forward(params, batch.x, batch.owner)
-    return cross_entropy(logits + context.to_images(offset_C.to(logits.dtype), batch), batch.y)
+    offset = tau * context.class_counts.clamp(min=1).log()
+    return cross_entropy(logits + context.to_images(offset.to(logits.dtype), batch), batch.y)
 
 
 LOSSES: dict[str, Loss] = {
-    "plain": plain,
+    "plain": benign_losses,
     "weights, beta 0.99": partial(weighted, beta=0.99),
     "weights, beta 0.9999": partial(weighted, beta=0.9999),
     "adjusted logits, tau 0.75": partial(adjusted, tau=0.75),
     "adjusted logits, tau 1": partial(adjusted, tau=1.0),
-    "adjusted logits, beta 0.99": partial(adjusted_by_weights, beta=0.99),
+    "adjusted logits, beta 0.99": Sylva(Sylva.Parameters(class_balance=0.99)).refinement_losses,
 }
 
 
@@ -132,7 +118,7 @@ class LossesTask(CohortTask):
 def measure(seed: int, losses: tuple[str, ...], folder: Path, scale: str | None) -> np.ndarray:
     """Return the accuracies ``[states, 4 (columns), 2 (benign, attacked)]`` of a seed, means over clients.
 
-    The columns are: all classes equal; classes of at least `FEW` training images; rarer ones; the clients' own shares.
+    The columns are: all classes equal; classes of at least `MANY` training images; rarer ones; the clients' own shares.
     """
     end, made = end_of_phase1(seed, folder, scale), prepared(seed, {}, scale)
     fleet, clients = made.fleet, tuple(range(made.fleet.num_clients))
@@ -140,12 +126,10 @@ def measure(seed: int, losses: tuple[str, ...], folder: Path, scale: str | None)
     worker = create_worker(made.config, fleet, made.backbone)
     of_clients = worker.run(LossesTask(end.step + 1, clients, states, made, losses)).outcomes
     labels, counts = [split.labels for split in balanced_splits(fleet)], fleet.label_matrix()
-    weights = [np.ones_like(counts), counts >= FEW, counts < FEW, counts]
+    weights = [np.ones_like(counts), counts >= MANY, counts < MANY, counts]
 
     def mean(state: int, kind: int, weight: np.ndarray) -> float:
-        tested = [client for client in clients if weight[client][labels[client]].any()]
-        correct = [of_clients[client][state][kind] for client in tested]
-        return float(weighted_accuracies(correct, [labels[c] for c in tested], weight[tested]).mean())
+        return float(weighted_accuracies([own[state][kind] for own in of_clients], labels, weight).mean())
 
     num_states = len(of_clients[0])
     return np.array([[[mean(s, kind, w) for kind in range(2)] for w in weights] for s in range(num_states)])
@@ -163,7 +147,7 @@ def main() -> None:
     losses = tuple(arguments.loss or LOSSES)
     found = [measure(seed, losses, arguments.out / f"phase1-{seed}", arguments.scale) for seed in arguments.seeds]
     table = 100 * np.stack(found)  # [seeds, states, columns, 2]
-    columns = ["all classes equal", f"{FEW} images or more", "fewer", "own shares"]
+    columns = ["all classes equal", f"{MANY} images or more", "fewer", "own shares"]
     print(f"| loss | strength | {' | '.join(columns)} | gain of each seed, all classes equal |")
     print(f"|---|---|{'---|' * (len(columns) + 1)}")
     names = [("after phase 1", "")] + [(loss, str(strength)) for loss in losses for strength in STRENGTHS]

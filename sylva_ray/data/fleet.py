@@ -177,17 +177,10 @@ def draw_with_proportions(
 
 
 def draw_equally(labels: np.ndarray, proportions: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
-    """Choose as many images of every class that is among `TYPICAL_IMAGES` images with given class proportions.
+    """Choose as many images of every class that is among `TYPICAL_IMAGES` images of `draw_with_proportions`.
 
-    Args:
-        labels: ``[n] int64``, the classes of the images.
-        proportions: ``[num_classes]``, of sum 1.
-        size: number of images to choose.
-        rng: source of the random numbers.
-
-    Returns:
-        Sorted indices: ``size`` of them, or fewer if one of the classes has fewer images than its share. Numbers of two
-        classes differ by at most one.
+    The arguments are those of that function. Returns ``size`` sorted indices, or fewer if one of the classes has fewer
+    images than its share; the numbers of two classes differ by at most one.
     """
     typical = labels[draw_with_proportions(labels, proportions, TYPICAL_IMAGES, rng)]
     is_chosen = np.bincount(typical, minlength=len(proportions)) > 0
