@@ -34,10 +34,10 @@ listed.
 
 A stage that concerns more than 256 clients has a short line in `rounds.jsonl`. What it says of single clients is then
 in a Parquet file, which `client_table.file` names: one row per client, by ascending number in the column `client`. The
-other columns have the names of the keys that they replace: `participants`, `missing`, `dropped` and `panel` are true or
-false; `refused`, `metrics/METRIC`, `evaluation/CONDITION/accuracy` and so on are null where a client has no value;
-`neighbours/members` and `neighbours/weights` are lists. `load_run` returns the same records as from a line that says
-everything; other tools read both files:
+other columns have the names of the keys that they replace: `participants`, `missing`, `dropped`, `panel` and
+`byzantine` are true or false; `refused`, `metrics/METRIC`, `evaluation/CONDITION/accuracy` and so on are null where a
+client has no value; `neighbours/members` and `neighbours/weights` are lists. `load_run` returns the same records as
+from a line that says everything; other tools read both files:
 
 ```python
 import json

@@ -151,6 +151,46 @@ def test_a_seed_of_the_ledger_counts_once_all_methods_have_it(tmp_path: Path, mo
     assert {row.seeds for row in names["load_rows"](names["Ledger"](tmp_path), "regime")} == {(1, 2)}
 
 
+def test_equal_bytes_are_those_of_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A method of twice the rounds uploads as much a round as Sylva does, and more in all."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks" / "methods"))
+    names = runpy.run_path(str(ROOT / "benchmarks" / "methods" / "table.py"))
+    rows = names["load_rows"](names["Ledger"](), "robust-0.3-eps4")
+    named = {row.name: row for row in rows}
+    longer, sylva = named["fedavg_at_ft_lora_12"], named["sylva"]
+    assert longer.upload_bytes.mean <= sylva.upload_bytes.mean
+    assert longer.name not in names["equal_bytes"](rows)
+    assert "mean: sylva" in names["equal_bytes"](rows)
+
+
+@pytest.mark.parametrize("script", ["game", "refinement"])
+def test_an_epsilon_that_is_none_is_refused_in_one_line(script: str) -> None:
+    command = [sys.executable, str(ROOT / "benchmarks" / "methods" / f"{script}.py"), "--epsilon", "8"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].endswith("must be a number or a fraction such as 4/255")
+
+
+def test_the_layer_game_keeps_other_results_from_the_same_end_of_phase_1(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks" / "methods"))
+    with_rows = runpy.run_path(str(ROOT / "benchmarks" / "methods" / "game.py"))["with_rows"]
+
+    def row(ranking: str, seed: int, epsilon: str = "4/255", before: float = 0.5) -> dict[str, object]:
+        return {"ranking": ranking, "seed": seed, "epsilon": epsilon, "before_benign_accuracy": before}
+
+    earlier = [row(name, seed) for name in ("shapley", "random") for seed in (0, 1)]
+    earlier.append(row("random", 0, "2/255", before=0.6))
+    new = row("random", 0) | {"new": True}
+    found = with_rows(earlier, [new])
+    assert new in found
+    assert len(found) == len(earlier)
+    assert all(old in found for old in earlier if old != row("random", 0))
+    with pytest.raises(SystemExit, match=r"rankings of seed 1 .* one end of phase 1"):
+        with_rows(earlier, [row("greedy", 1, before=0.7)])
+    samples = [{"epsilon": "4/255", "seed": seed} for seed in (0, 0, 1)]
+    assert [s["seed"] for s in with_rows(samples, [samples[-1], samples[-1]])] == [0, 0, 1, 1]
+
+
 def test_the_standard_error_of_weighed_images_is_that_of_repeated_draws(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks" / "methods"))
     names = runpy.run_path(str(ROOT / "benchmarks" / "methods" / "own_shares.py"))

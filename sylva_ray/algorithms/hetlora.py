@@ -20,6 +20,7 @@ from sylva_ray.core.errors import UserError
 from sylva_ray.core.sections import conflict
 from sylva_ray.core.types import ClientState
 from sylva_ray.federation.context import RoundUploads
+from sylva_ray.federation.parameters import Sharing
 
 
 class HetLoraAT(AdversarialTraining):
@@ -104,13 +105,20 @@ class HetLoraAT(AdversarialTraining):
                     merged[name] = (value * scale).astype(value.dtype)
         return merged
 
+    def merge_for_all(
+        self, uploads: RoundUploads, names: Sequence[str], sharing: Sharing, weights: np.ndarray
+    ) -> dict[int, dict[str, np.ndarray]]:
+        """See `Method.merge_for_all`; every client receives the slots that it has."""
+        merged = super().merge_for_all(uploads, names, sharing, weights)
+        return {client: self._cut(client, state) for client, state in merged.items()}
+
     def aggregate(self, uploads: RoundUploads) -> list[dict[str, np.ndarray]]:
         """Return the merged factors, truncated to the rank of each client.
 
         A slot that is 0 in both merged factors (no client that has it uploaded) keeps its value, because no gradient
         would reach it.
         """
-        merged = [self._cut(client, state) for client, state in enumerate(super().aggregate(uploads))]
+        merged = super().aggregate(uploads)
         for trained, state in zip(uploads.states, merged, strict=True):
             for module in paired_modules(state):
                 a, b = f"{module}.lora_A", f"{module}.lora_B"

@@ -61,15 +61,14 @@ class DeepFoolAttack(Attack):
                 if not len(rows):
                     return
                 x_adv = (state.x[rows] + scale * total).clamp(0, 1)
-                step, _ = step_to_boundary(state, x_adv, rows)
-                total = total + step
+                total = total + step_to_boundary(state, x_adv, rows)
                 x_adv = (state.x[rows] + scale * total).clamp(0, 1)
                 predictions = state.logits(x_adv, rows).argmax(1)
                 keep = predictions == state.y[rows]
                 rows, total = rows[keep], total[keep]
 
 
-def step_to_boundary(state: AttackState, x_adv: torch.Tensor, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def step_to_boundary(state: AttackState, x_adv: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
     """Compute the step from ``x_adv`` to the nearest linearised decision boundary.
 
     Args:
@@ -78,13 +77,13 @@ def step_to_boundary(state: AttackState, x_adv: torch.Tensor, rows: torch.Tensor
         rows: which images they belong to, ``[n]``.
 
     Returns:
-        The step ``[n, 3, H, W]`` and the normal of that boundary ``[n, 3, H, W]``, pointing to the wrong class.
+        The step ``[n, 3, H, W]``.
     """
     logits = state.logits(x_adv, rows, record=False)
     y = state.y[rows]
     wrong = logits.scatter(1, y[:, None], float("-inf")).topk(min(CANDIDATES, logits.shape[1]) - 1, dim=1).indices
     nearest = torch.full((len(rows),), float("inf"), device=x_adv.device)
-    step, normal = torch.zeros_like(x_adv), torch.zeros_like(x_adv)
+    step = torch.zeros_like(x_adv)
     for k in range(wrong.shape[1]):
 
         def margin_to_target(z: torch.Tensor, _: torch.Tensor, target: torch.Tensor = wrong[:, k]) -> torch.Tensor:
@@ -95,6 +94,6 @@ def step_to_boundary(state: AttackState, x_adv: torch.Tensor, rows: torch.Tensor
         distance = value.abs() / length
         closer = (distance < nearest).view(-1, 1, 1, 1)
         scale = ((value.abs() + 1e-4) / length**2).view(-1, 1, 1, 1)
-        step, normal = torch.where(closer, scale * gradient, step), torch.where(closer, gradient, normal)
+        step = torch.where(closer, scale * gradient, step)
         nearest = torch.minimum(distance, nearest)
-    return step, normal
+    return step

@@ -12,6 +12,7 @@ from pydantic import Field
 
 from sylva_ray.attacks.base import INFINITE, Attack, register
 from sylva_ray.attacks.deepfool import OVERSHOOT, STEPS, step_to_boundary
+from sylva_ray.attacks.losses import target_margin
 from sylva_ray.attacks.state import AttackState
 from sylva_ray.core.lazy import torch
 from sylva_ray.core.sections import Count
@@ -94,18 +95,23 @@ def sparse_step(z: torch.Tensor, normal: torch.Tensor, required: torch.Tensor) -
 
 
 def _boundary(state: AttackState, start: torch.Tensor, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Run DeepFool from ``start``; return the displacement to the boundary and the normal of the boundary there."""
-    point, displacement, normal = start, torch.zeros_like(start), torch.zeros_like(start)
+    """Run DeepFool from ``start``; return the displacement to the boundary and the normal of the boundary there.
+
+    The normal is the gradient at the point that DeepFool has reached, of the class there against the true one (x_B in
+    algorithm 2 of the paper).
+    """
+    point, displacement, y = start, torch.zeros_like(start), state.y[rows]
     is_right = torch.ones(len(rows), dtype=torch.bool, device=start.device)
     for _ in range(STEPS):
         active = is_right.nonzero()[:, 0]
         if not len(active):
             break
-        step, step_normal = step_to_boundary(state, point[active], rows[active])
-        displacement, normal, point = displacement.clone(), normal.clone(), point.clone()
-        displacement[active] += step
-        normal[active] = step_normal
+        displacement, point = displacement.clone(), point.clone()
+        displacement[active] += step_to_boundary(state, point[active], rows[active])
         point[active] = start[active] + (1 + OVERSHOOT) * displacement[active]
         predictions = state.logits(point[active], rows[active], record=False).argmax(1)
-        is_right[active] = predictions == state.y[rows[active]]
+        is_right[active] = predictions == y[active]
+    logits = state.logits(point, rows, record=False)
+    reached = logits.scatter(1, y[:, None], float("-inf")).argmax(1)
+    _, normal, _ = state.gradient(point, rows, lambda z, _: target_margin(z, y, reached), record=False)
     return displacement, normal

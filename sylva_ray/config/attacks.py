@@ -158,8 +158,13 @@ def _split(text: str) -> tuple[str, str]:
     return (f"{name}:{attribute}", settings) if is_own else (name, rest)
 
 
-def check_classes(specs: Sequence[AttackSpec], num_classes: int) -> None:
+def check_classes(specs: Sequence[AttackSpec], num_classes: int, key: str = "attack") -> None:
     """Check that the data set has enough classes for every attack.
+
+    Args:
+        specs: the attacks.
+        num_classes: of the data set.
+        key: the setting that they come from.
 
     Raises:
         UserError: it has fewer than an attack needs, e.g. fewer than three for the DLR.
@@ -171,4 +176,4 @@ def check_classes(specs: Sequence[AttackSpec], num_classes: int) -> None:
             needs = f"{f'the {spec.loss} loss' if has_loss else attack.display_name} needs at least"
             fix = "; use loss=ce" if has_loss else ""
             found = f"{needs} {attack.min_classes(spec)} classes and the data set has {num_classes}{fix}"
-            raise UserError("attack", spec.label, found)
+            raise UserError(key, spec.label, found)

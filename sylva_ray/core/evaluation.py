@@ -23,7 +23,7 @@ class ConditionRow(Artefact):
     balanced_accuracy: Spread
     """Class-balanced, over clients."""
     interval: tuple[float, float]
-    """Wilson's 95 % interval of the accuracy over all images."""
+    """95 % interval of the mean of ``accuracy`` over clients: what other test images of theirs could give (Wilson)."""
     images: int
     """Images measured, Byzantine clients' left out."""
 
@@ -189,7 +189,7 @@ class Evaluation(Artefact):
     images: int
     """Test images of the main attacks, Byzantine clients' left out."""
     threat_model: dict[str, str]
-    """``norm``, ``training``, ``evaluation``, ``knowledge``, ``precision`` in words."""
+    """``norm``, ``training``, ``evaluation``, ``knowledge``, ``precision``, perhaps ``byzantine``, in words."""
     benign: ConditionRow
     """Unchanged images."""
     attacks: dict[str, AttackRow]

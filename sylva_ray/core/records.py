@@ -6,7 +6,7 @@ hold the others. docs/summary.md is generated from these types.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import groupby
 from typing import Annotated, Any, ClassVar, Self
 
@@ -138,16 +138,22 @@ class StageRecord(Artefact):
     """``{condition: accuracies}`` after the stage; null where no evaluation was due."""
     panel: Annotated[list[int] | None, omitted_if_none()] = None
     """The clients whose accuracies these are, in ascending order; absent where all clients were evaluated."""
+    in_part: Annotated[bool | None, omitted_if_none()] = None
+    """True if the evaluation had less than one in full: the first attack, ``evaluation.max_samples`` images of a
+    client, or a panel; else absent."""
+    byzantine: Annotated[list[int] | None, omitted_if_none()] = None
+    """The Byzantine clients, which count in no mean over the fleet; absent where there are none."""
     upload_bytes: int = 0
     """Array bytes that all clients uploaded, by arithmetic."""
     download_bytes: int = 0
     """Array bytes that all clients downloaded, by arithmetic."""
     upload_payload_bytes: int = 0
-    """Measured size of the encoded uploads, headers included."""
+    """Measured size of the encoded uploads of exchanged models, headers included."""
     download_payload_bytes: int = 0
-    """Measured size of the encoded downloads, headers included."""
+    """Measured size of the encoded downloads of exchanged models, headers included."""
     seconds: dict[str, float] = Field({})
-    """``wall``; ``train``, ``attack``, ``game``, ``evaluate`` summed over workers; ``aggregate`` of the coordinator."""
+    """``wall``; ``aggregate`` of the coordinator; all others summed over workers: ``train``, ``attack``, ``mixture``,
+    ``game``, ``evaluate``, and what a method's own code names."""
     peak_memory_bytes: int = 0
     """High-water mark of the largest worker process."""
     gpus: Annotated[list[str] | None, omitted_if_none()] = None
@@ -168,12 +174,27 @@ class StageRecord(Artefact):
     extended_from: Annotated[int | None, omitted_if_none()] = None
     """In the first record after rounds were added to the run: how many it had before."""
 
+    @property
+    def worker_seconds(self) -> dict[str, float]:
+        """The seconds that workers computed, by activity, summed over workers."""
+        return {activity: value for activity, value in self.seconds.items() if activity not in ("wall", "aggregate")}
+
     def places_of(self, clients: Iterable[int]) -> list[int]:
         """Return where the accuracies of ``clients`` stand in the lists, without clients that were not evaluated."""
         if self.panel is None:
             return list(clients)
         wanted = set(clients)
         return [place for place, client in enumerate(self.panel) if client in wanted]
+
+    def counted(self, accuracies: Sequence[float]) -> list[float]:
+        """Return the accuracies, in the order of a list of the evaluation, without those of Byzantine clients."""
+        left_out = set(self.places_of(self.byzantine or ()))
+        return [value for place, value in enumerate(accuracies) if place not in left_out]
+
+    def counted_metric(self, metric: str) -> list[float]:
+        """Return the values of a metric of the stage, such as ``loss``, without those of Byzantine clients."""
+        left_out = set(map(str, self.byzantine or ()))
+        return [value for client, value in self.metrics.get(metric, {}).items() if client not in left_out]
 
     def own_shares(self) -> dict[str, dict[int, float]]:
         """Return the shares of their own parameters that clients kept in a mixture, ``{group: {client: share}}``."""
@@ -197,7 +218,7 @@ class ClientTable(Artefact):
     counts: dict[str, int] = Field({})
     """``{column: number of clients}``, of columns that are no numbers, e.g. ``participants``."""
     means: dict[str, float | None] = Field({})
-    """``{column: mean}`` over the clients that have a value, e.g. ``metrics/loss``; null where none is finite."""
+    """``{column: mean}`` over honest clients that have a value, e.g. ``metrics/loss``; null where none is finite."""
 
 
 class GameRecord(Artefact):
@@ -216,7 +237,8 @@ class GameRecord(Artefact):
     shapley_robust: list[list[float]] | None = None
     """A layer's share of the loss in robust accuracy, ``[K][n]``."""
     half_width: list[list[float]] | None = None
-    """Half width of the 95 % interval of ``shapley`` (root of the parts' sum of squares), ``[K][n]``; null if exact."""
+    """Half width of the 95 % interval of a client's own value, before it is shrunk to its neighbours' mean and becomes
+    ``shapley``, ``[K][n]``; null if exact."""
     scores: list[list[float]] | None = None
     """Gates, shifts or other scores that ranked the layers, ``[K][n]``; null for Shapley values."""
     selected: list[list[bool]]

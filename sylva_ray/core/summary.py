@@ -130,14 +130,18 @@ class RunSeconds(Artefact):
     """Training, summed over workers."""
     attack: float = 0.0
     """Attacks during training and phase 2, summed over workers."""
+    mixture: float = 0.0
+    """Trying mixtures of adapters and heads, with attacks, summed over workers."""
     game: float = 0.0
     """The layer game, summed over workers."""
     evaluate: float = 0.0
     """Evaluation, summed over workers."""
     aggregate: float = 0.0
-    """Aggregation by the coordinator."""
+    """Aggregation and neighbourhoods, by the coordinator."""
+    other: float = 0.0
+    """What a method's own code measures under other names, summed over workers."""
     idle: float = 0.0
-    """Time that workers waited, summed over workers."""
+    """Wall time of workers without any of that, summed over workers: they waited, sent and received, or merged."""
 
 
 class CheckResult(Artefact):
@@ -235,7 +239,7 @@ class Summary(Artefact):
     changed inputs, budgets of training and evaluation that differ, records that MLflow did not receive, and observers
     that failed."""
     threat_model: dict[str, str] = Field({})
-    """``norm``, ``training``, ``evaluation``, ``knowledge``, ``precision`` in words."""
+    """``norm``, ``training``, ``evaluation``, ``knowledge``, ``precision``, perhaps ``byzantine``, in words."""
     byzantine: ByzantineRecord | None = None
     """Byzantine clients; null where there are none."""
     versions: dict[str, str] = Field({})

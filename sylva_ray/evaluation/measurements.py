@@ -30,6 +30,7 @@ from sylva_ray.metrics.checks import is_collapsed, predicts_one_class
 from sylva_ray.models.peft_format import load_adapter
 from sylva_ray.preparation.experiment import Prepared
 from sylva_ray.storage.run_folder import RunFolder
+from sylva_ray.transport.byzantine import byzantine_clients
 
 WINDOW = 64
 """Images per client in one task, which is what an interrupted evaluation loses at most."""
@@ -85,11 +86,16 @@ class Progress(Protocol):
 class Measurements:
     """The measurements of one run. Each gives the pool the tasks that are not in the cache.
 
+    Byzantine clients are measured, too. They count in no statistic over the fleet.
+
     Args:
         run: the run.
         request: what to measure.
         pool: where it is measured.
         progress: is notified of measurements and tasks.
+
+    Attributes:
+        left_out: the Byzantine clients, in ascending order.
     """
 
     def __init__(self, run: EvaluationInput, request: EvaluationRequest, pool: ClientPool, progress: Progress) -> None:
@@ -98,6 +104,8 @@ class Measurements:
         changed = run.inputs if run.prepared.changed_inputs else None
         self.cache = MeasurementCache(run.folder.measurements, self.config, changed)
         self.everyone = range(self.fleet.num_clients)
+        self.left_out = byzantine_clients(self.config)
+        self.honest = [client for client in self.everyone if client not in self.left_out]
         sizes = [len(self.fleet.test_labels(client)) for client in self.everyone]
         self.cohorts = make_cohorts(list(self.everyone), sizes, self.config.training.cohort_size)
         self.longest = max(sizes)
@@ -153,8 +161,10 @@ class Measurements:
         attack = check_attacks(self.request.epsilon, self.fleet.num_classes)["pgd"]
         tasks = [ProbeTask(self.step, c, self._stack(c), attack, self.request.subset_images) for c in self.cohorts]
         by_name: dict[str, list[np.ndarray]] = {}
-        for _, outcomes, _ in self._run(tasks, "probes"):
-            for outcome in outcomes:
+        for task, outcomes, _ in self._run(tasks, "probes"):
+            for client, outcome in zip(task.clients, outcomes, strict=True):
+                if client in self.left_out:
+                    continue
                 for name, values in outcome.of_kind("probe").items():
                     by_name.setdefault(name, []).append(values)
         flat = {name: np.concatenate(values) for name, values in by_name.items()}
@@ -170,13 +180,13 @@ class Measurements:
             sources = [self.run.states[(client + shift) % num_clients] for client in self.everyone]
             for target, accuracy in enumerate(self._transferred(sources, attack, f"transfer {shift}")):
                 matrix[(target + shift) % num_clients][target] = accuracy
-        surrogates = {
-            name: float(np.mean(self._transferred(states, attack, f"transfer from {name}")))
-            for name, states in self.run.surrogates.items()
-        }
+        surrogates = {}
+        for name, states in self.run.surrogates.items():
+            accuracies = self._transferred(states, attack, f"transfer from {name}")
+            surrogates[name] = float(np.mean([accuracies[client] for client in self.honest]))
         by_target = [
-            [value for source, row in enumerate(matrix) if source != target and (value := row[target]) is not None]
-            for target in self.everyone
+            [value for source in self.honest if source != target and (value := matrix[source][target]) is not None]
+            for target in self.honest
         ]
         from_others = [accuracies for accuracies in by_target if accuracies]
         candidates = list(surrogates.values())
@@ -186,7 +196,7 @@ class Measurements:
             attack=attack.label,
             images_per_client=min(self.request.subset_images, self.longest),
             matrix=matrix,
-            own=float(np.mean([matrix[client][client] for client in self.everyone])),
+            own=float(np.mean([matrix[client][client] for client in self.honest])),
             others_mean=float(np.mean([np.mean(accuracies) for accuracies in from_others])) if from_others else None,
             surrogates=surrogates,
             strongest=min(candidates, default=None),
@@ -207,7 +217,7 @@ class Measurements:
                 accuracies[client] = float(np.mean(answers == self.fleet.test_labels(client)[: len(answers)]))
         return [accuracies[client] for client in self.everyone]
 
-    def certified(self, sigma: float, left_out: Sequence[int]) -> CertifiedLevel:
+    def certified(self, sigma: float) -> CertifiedLevel:
         """Measure the certified accuracy of the smoothed clients at growing L2 radius."""
         num_draws = self.request.num_draws
         tasks = [
@@ -222,8 +232,8 @@ class Measurements:
                 classes, radii = certificates(votes["guess"], votes["hits"], num_draws, sigma, ALPHA)
                 labels = self.fleet.test_labels(client)[: len(classes)]
                 rows[client] = certified_accuracy(classes, radii, labels, RADII)
-                abstained, images = abstained + int(np.sum(classes < 0)), images + len(classes)
-        counted = [rows[client] for client in self.everyone if client not in left_out]
+                if client not in self.left_out:
+                    abstained, images = abstained + int(np.sum(classes < 0)), images + len(classes)
         return CertifiedLevel(
             sigma=sigma,
             draws=num_draws,
@@ -231,7 +241,7 @@ class Measurements:
             images=images,
             abstained=abstained / images,
             radii=list(RADII),
-            mean=np.mean(counted, axis=0).tolist(),
+            mean=np.mean([rows[client] for client in self.honest], axis=0).tolist(),
             per_client=[rows[client] for client in self.everyone],
         )
 
@@ -248,6 +258,8 @@ class Measurements:
                 by_client[client] = outcome
                 is_correct = outcome.predictions["benign"] == self.fleet.test_labels(client)[:GALLERY_CANDIDATES]
                 distances = outcome.of_kind("distances")[attack.label]
+                if client in self.left_out:
+                    continue
                 rows = np.flatnonzero(is_correct & np.isfinite(distances) & (distances > 0))
                 candidates += [(float(distances[row]), client, int(row)) for row in rows]
         return [
@@ -269,26 +281,31 @@ class Measurements:
 
     # -- facts about the fleet -----------------------------------------------------------------------------------------
 
-    def collapsed(self, worst: Sequence[np.ndarray], left_out: Sequence[int]) -> list[bool]:
-        """Return whether each client is no better in the worst case than always answering its majority class."""
+    def collapsed(self, worst: Sequence[np.ndarray]) -> list[bool]:
+        """Return whether each honest client is no better in the worst case than always answering its majority class."""
         flags = []
         for client, answers in enumerate(worst):
             labels = self.fleet.test_labels(client)
             one_class = predicts_one_class(answers, labels)
             accuracy = float(np.mean(answers == labels))
-            flags.append(client not in left_out and is_collapsed(accuracy, self.majority[client], one_class))
+            flags.append(client not in self.left_out and is_collapsed(accuracy, self.majority[client], one_class))
         return flags
 
-    def deployed(self) -> bool:
-        """Return whether the attacked states equal the exported adapters bit for bit (full models have none)."""
+    def exported(self) -> int | None:
+        """Return how many exported adapters equal the attacked states bit for bit; None if one of them does not.
+
+        Whole models and large fleets are not exported: what is attacked are the states of the last checkpoint.
+        """
+        compared = 0
         for client, state in enumerate(self.run.states):
             folder = self.run.folder.adapter(client)
             if not folder.exists():
                 continue
             exported = load_adapter(folder)
             if exported.keys() != state.keys() or any(not np.array_equal(exported[n], state[n]) for n in state):
-                return False
-        return True
+                return None
+            compared += 1
+        return compared
 
     # -- running tasks -------------------------------------------------------------------------------------------------
 

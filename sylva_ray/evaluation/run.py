@@ -36,7 +36,6 @@ from sylva_ray.federation.threat_model import budget_warnings, threat_model
 from sylva_ray.preparation.experiment import load_fleet, prepare
 from sylva_ray.preparation.inputs import digest_inputs
 from sylva_ray.storage.run_folder import RunFolder
-from sylva_ray.transport.byzantine import byzantine_clients
 
 OVERRIDABLE = ("cluster.", "training.device", "training.attention", "training.windows", "evaluation.precision")
 """Prefixes of the settings that an evaluation may override."""
@@ -125,17 +124,17 @@ def run_evaluation(
     """
     measurements = Measurements(run, request, pool, progress)
     config, fleet = run.prepared.config, run.prepared.fleet
-    left_out = byzantine_clients(config)
+    left_out = measurements.left_out
     measured = measurements.attacks(request.attacks)
-    worst = tables.worst_answers(measured, [spec.label for spec in _main_attacks(request)])
-    collapsed = measurements.collapsed(worst, left_out)
-    images = int(sum(map(len, measured.without(left_out).labels)))
+    counted, main = measured.without(left_out), [spec.label for spec in _main_attacks(request)]
+    collapsed = measurements.collapsed(tables.worst_answers(measured, main))
+    images = int(sum(map(len, counted.labels)))
     records = run.folder.load_records()
     model = threat_model(config, request.attacks, records)
     transfer = measurements.transfer() if request.transfer else None
-    is_deployed = request.checks and measurements.deployed()
-    facts = RunFacts(request.epsilon, fleet.num_classes, model, images, is_deployed, collapsed)
-    curves, checks = _curves_and_checks(measurements, facts, left_out, transfer)
+    exported = measurements.exported() if request.checks else 0
+    facts = RunFacts(request.epsilon, fleet.num_classes, model, images, exported, collapsed)
+    curves, checks = _curves_and_checks(measurements, facts, transfer)
     return Evaluation(
         run=config.name,
         algorithm=config.algorithm.name,
@@ -145,12 +144,12 @@ def run_evaluation(
         attacks={spec.label: tables.attack_row(spec, measured, left_out) for spec in request.attacks},
         worst_case=tables.worst_cases(request.attacks, measured, left_out),
         majority=Spread.from_values(measurements.majority, left_out),
-        per_class=tables.per_class(measured, worst, fleet.num_classes),
+        per_class=tables.per_class(counted, tables.worst_answers(counted, main), fleet.num_classes),
         collapsed=[client for client, is_collapsed in enumerate(collapsed) if is_collapsed],
         transfer=transfer,
         curves=curves,
         checks=checks,
-        certified=[measurements.certified(sigma, left_out) for sigma in request.sigmas] or None,
+        certified=[measurements.certified(sigma) for sigma in request.sigmas] or None,
         gallery=measurements.gallery(),
         warnings=[
             *budget_warnings(config, request.attacks, records, curves.epsilon.x if curves else ()),
@@ -167,7 +166,7 @@ def _main_attacks(request: EvaluationRequest) -> list[AttackSpec]:
 
 
 def _curves_and_checks(
-    measurements: Measurements, facts: RunFacts, left_out: Sequence[int], transfer: Transfer | None
+    measurements: Measurements, facts: RunFacts, transfer: Transfer | None
 ) -> tuple[Curves | None, list[CheckResult] | None]:
     """Measure the curves, and run the checks, which need them; None for what is not requested."""
     request = measurements.request
@@ -177,7 +176,7 @@ def _curves_and_checks(
     steps = dict(zip(map(float, STEPS), steps_curve(request.epsilon), strict=True))
     more = check_attacks(request.epsilon, facts.num_classes) if request.checks else {}
     specs = [*epsilons.values(), *steps.values(), *more.values()]
-    subset = measurements.attacks(specs, request.subset_images).without(left_out)
+    subset = measurements.attacks(specs, request.subset_images).without(measurements.left_out)
     curves = Curves(epsilon=tables.curve(epsilons, subset), steps=tables.curve(steps, subset))
     if not request.checks:
         return curves, None

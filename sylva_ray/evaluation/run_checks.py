@@ -22,7 +22,7 @@ class RunFacts:
         num_classes: of the data set.
         threat_model: in words, as in ``evaluation.json``.
         images: images on which the reported accuracies were measured.
-        deployed: whether the attacked weights are the exported ones.
+        exported: how many exported adapters are the attacked weights, bit for bit; None: one of them is not.
         collapsed: whether each client is no better than a constant answer.
     """
 
@@ -30,7 +30,7 @@ class RunFacts:
     num_classes: int
     threat_model: Mapping[str, str]
     images: int
-    deployed: bool
+    exported: int | None
     collapsed: Sequence[bool]
 
 
@@ -72,7 +72,7 @@ def run_checks(
             probes["zero_gradient"], probes["rises"], probes["difference"], probes["probabilities"], images
         ),
         checks.worst_case_is_least(worst, members),
-        checks.enough_images(run.images, run.deployed),
+        checks.enough_images(run.images, run.exported),
         checks.planted_points_are_found(probes["planted"], probes["found"], probes["by_chance"], images),
         checks.collapse(run.collapsed),
     ]

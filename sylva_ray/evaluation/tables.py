@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from scipy.stats import binomtest
 
 from sylva_ray.attacks.base import epsilon_text
 from sylva_ray.core.evaluation import AttackRow, AttackSettings, ConditionRow, Curve, PerClass, WorstCaseRow
@@ -14,6 +13,7 @@ from sylva_ray.core.summary import Spread
 from sylva_ray.core.types import AttackSpec
 from sylva_ray.federation.client.measuring import EvaluateOutcome
 from sylva_ray.metrics.accuracy import accuracy, balanced_accuracy
+from sylva_ray.metrics.intervals import fleet_interval
 
 PerClient = Sequence[np.ndarray]
 """One array per client, ``[n_i]`` each."""
@@ -86,20 +86,6 @@ class Measured:
         return float(np.mean([correct.mean() for correct in self.correct(condition)]))
 
 
-def interval(correct: PerClient) -> tuple[float, float]:
-    """Return Wilson's 95 % interval of the accuracy over all clients' images together.
-
-    Args:
-        correct: whether each prediction is correct, ``[n_i] bool`` per client.
-
-    Returns:
-        Lower and upper bound.
-    """
-    flat = np.concatenate(list(correct))
-    bounds = binomtest(int(flat.sum()), len(flat)).proportion_ci(0.95, method="wilson")
-    return float(bounds.low), float(bounds.high)
-
-
 def condition_row(answers: PerClient, labels: PerClient, left_out: Sequence[int]) -> ConditionRow:
     """Summarise one condition.
 
@@ -109,12 +95,13 @@ def condition_row(answers: PerClient, labels: PerClient, left_out: Sequence[int]
         left_out: clients that count in no statistic.
     """
     pairs = list(zip(answers, labels, strict=True))
-    counted = [a == y for client, (a, y) in enumerate(pairs) if client not in left_out]
+    images = [len(y) for client, y in enumerate(labels) if client not in left_out]
+    overall = Spread.from_values([accuracy(a, y) for a, y in pairs], left_out)
     return ConditionRow(
-        accuracy=Spread.from_values([accuracy(a, y) for a, y in pairs], left_out),
+        accuracy=overall,
         balanced_accuracy=Spread.from_values([balanced_accuracy(a, y) for a, y in pairs], left_out),
-        interval=interval(counted),
-        images=int(sum(map(len, counted))),
+        interval=fleet_interval(overall.mean, images),
+        images=sum(images),
     )
 
 
@@ -123,9 +110,9 @@ def attack_row(spec: AttackSpec, measured: Measured, left_out: Sequence[int]) ->
 
     Distances are those of images that are classified correctly without an attack: the others need none.
     """
-    label = spec.label
+    label, counted = spec.label, measured.without(left_out)
     row = condition_row(measured.answers[label], measured.labels, left_out)
-    pairs = zip(measured.distances[label], measured.correct("benign"), strict=True)
+    pairs = zip(counted.distances[label], counted.correct("benign"), strict=True)
     needed = np.concatenate([distances[is_correct] for distances, is_correct in pairs])
     median = float(np.median(needed)) if len(needed) else np.inf
     cost = measured.costs[label]
@@ -186,11 +173,11 @@ def budget_name(spec: AttackSpec) -> str:
 
 
 def per_class(measured: Measured, worst: PerClient, num_classes: int) -> PerClass:
-    """Compute the recall by true class over all clients' images; None where a class does not occur.
+    """Compute the recall by true class over all images of some clients; None where a class does not occur.
 
     Args:
-        measured: has the labels and the benign predictions.
-        worst: `worst_answers`.
+        measured: has the labels and the benign predictions of these clients.
+        worst: `worst_answers` of them.
         num_classes: of the data.
     """
     labels = np.concatenate(measured.labels)

@@ -104,7 +104,7 @@ def _run(prepared: Prepared, folder: RunFolder, pool: ClientPool, observer: Obse
         written = None if num_run else _written_summary(folder)
         if written is None:
             traffic = declared_traffic(config, algorithm, initial, full_model)
-            costs = RunCosts(traffic, pool.num_actors, prepared.setup_seconds)
+            costs = RunCosts(traffic, pool.num_actors, prepared.setup_seconds, config.cluster.pool == "in_process")
             written = summarise(config, fleet, server.records, server.game, costs)
             folder.write_summary(written)
         summary = written

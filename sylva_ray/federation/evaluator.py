@@ -19,6 +19,7 @@ from sylva_ray.federation.stages.stage import Stage
 from sylva_ray.metrics.accuracy import evaluate_client, fleet_table
 from sylva_ray.metrics.checks import S4_IMAGES, UNBOUNDED
 from sylva_ray.metrics.predictions import write_predictions
+from sylva_ray.transport.byzantine import byzantine_clients
 
 WINDOW_BYTES = 2**29
 """Of states in the tasks of an evaluation that exist at once; a large fleet is evaluated in several windows."""
@@ -73,8 +74,7 @@ class Evaluator:
         Returns:
             ``{condition: accuracies}``, or None where no evaluation is due.
         """
-        server, section = self.server, self.server.config.evaluation
-        scope = evaluation_scope(section, self.stages, index)
+        server, section, scope = self.server, self.server.config.evaluation, self.scope(index)
         if scope is None:
             return None
         attacks = section.specs if scope == "in full" else section.specs[:1]
@@ -92,16 +92,27 @@ class Evaluator:
 
     def panel(self, index: int) -> list[int] | None:
         """Return the clients that are evaluated after the stage at position ``index``; None: all, or none."""
-        is_partial = evaluation_scope(self.server.config.evaluation, self.stages, index) == "in part"
-        return self._panel if is_partial else None
+        return self._panel if self.scope(index) == "in part" else None
+
+    def scope(self, index: int) -> Literal["in full", "in part"] | None:
+        """See `evaluation_scope`."""
+        return evaluation_scope(self.server.config.evaluation, self.stages, index)
 
     @cached_property
     def _panel(self) -> list[int] | None:
+        """The clients of an evaluation in part: honest ones, since others count in no mean."""
         config, everyone = self.server.config, self.server.everyone
         if config.evaluation.clients is None or config.evaluation.clients >= len(everyone):
             return None
-        order = numpy_generator(config.seed, "panel").permutation(len(everyone))
-        return sorted(order[: config.evaluation.clients].tolist())
+        order = numpy_generator(config.seed, "panel").permutation(len(everyone)).tolist()
+        left_out = byzantine_clients(config)
+        return sorted([client for client in order if client not in left_out][: config.evaluation.clients])
+
+    def has_less(self, index: int) -> bool:
+        """Return whether the evaluation after a stage has fewer attacks, images or clients than one in full."""
+        section = self.server.config.evaluation
+        is_smaller = len(section.specs) > 1 or section.max_samples is not None or self._panel is not None
+        return is_smaller and self.scope(index) == "in part"
 
     def _predictions(
         self, step: int, attacks: tuple[AttackSpec, ...], limit: int | None, clients: Sequence[int]

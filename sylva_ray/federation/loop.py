@@ -20,6 +20,7 @@ from sylva_ray.federation.stages.stage import Stage
 from sylva_ray.federation.summary import compute_of
 from sylva_ray.storage.checkpoint import Checkpoint
 from sylva_ray.storage.checkpoint_writer import CheckpointWriter
+from sylva_ray.transport.byzantine import byzantine_clients
 
 
 class Rounds:
@@ -98,6 +99,8 @@ class Rounds:
             neighbours=graph and Neighbours(members=graph.members.tolist(), weights=graph.weights.tolist()),
             evaluation=evaluation,
             panel=self.evaluator.panel(index),
+            in_part=self.evaluator.has_less(index) or None,
+            byzantine=byzantine_clients(server.config) or None,
             upload_bytes=costs.upload_bytes,
             download_bytes=costs.download_bytes,
             upload_payload_bytes=costs.upload_payload_bytes,

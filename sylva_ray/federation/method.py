@@ -179,6 +179,11 @@ class Method:
         del context, params, attack
         return batch.x
 
+    @property
+    def is_adversarial(self) -> bool:
+        """Whether clients train on images that `craft` makes; the base method's are those of the batch."""
+        return type(self).craft is not Method.craft
+
     def sample_losses(
         self, context: ClientContext, params: ParameterStack, batch: Batch, x_adv: torch.Tensor
     ) -> torch.Tensor:

@@ -132,7 +132,11 @@ class MethodParameters(Section):
     head_warmup_epochs: int = Field(1, ge=0, description="benign epochs of the head before round 1")
     head_warmup_lr: float = Field(1e-2, gt=0, description="learning rate of these epochs")
     epsilon_warmup: float = Field(
-        0.3, ge=0, le=1, description="fraction of the rounds over which epsilon is ramped from 0"
+        0.3,
+        ge=0,
+        le=1,
+        description="fraction of the rounds over which epsilon is ramped from 0; at 1 no round reaches it, the last "
+        "local epochs do",
     )
     final_local_epochs: int = Field(1, ge=0, description="from the merged state, at the end of phase 1")
     mixture: MixtureParameters = MixtureParameters(enabled=False)

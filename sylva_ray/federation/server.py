@@ -203,10 +203,8 @@ class Server:
         Returns:
             ``{client: state}``, the uploads that were merged, as the coordinator decodes them.
         """
-        trained = {client: outcome.state for client, outcome in outcomes.items()}
-        metrics = {client: outcome.metrics for client, outcome in outcomes.items()}
         with self.exchanging():
-            uploads, sent = self.collect(step, trained, received, metrics, names)
+            uploads, sent = self.collect(step, outcomes, received, names)
             if sent:
                 merged = self.algorithm.aggregate(uploads)
                 self.states = [
@@ -229,9 +227,8 @@ class Server:
     def collect(
         self,
         step: int,
-        trained: Mapping[int, ClientState],
+        outcomes: Mapping[int, TrainOutcome],
         received: Sequence[ClientState],
-        metrics: Mapping[int, Mapping[str, float]],
         names: Sequence[str] | None = None,
     ) -> tuple[RoundUploads, Collection[int]]:
         """Upload and validate states, the first half of `exchange`.
@@ -239,6 +236,7 @@ class Server:
         Returns:
             The valid uploads, and the clients that have uploaded anything.
         """
+        trained = {client: outcome.state for client, outcome in outcomes.items()}
         sent = self.wire.upload(step, received, trained, names)
         valid = self._validated(step, sent, received, names) if sent else {}
         uploads = RoundUploads(
@@ -247,7 +245,7 @@ class Server:
             received,
             valid,
             self.sizes,
-            metrics,
+            {client: outcome.metrics for client, outcome in outcomes.items()},
             self.config.seed,
             partial(self._run_merges, step) if self.pool.num_actors > 1 else None,
         )
@@ -294,9 +292,12 @@ class Server:
 
     def neighbourhood(self, received: Sequence[ClientState], uploads: Mapping[int, ClientState]) -> NeighbourGraph:
         """Return the neighbourhoods for phase 2, from the last uploads that the coordinator knows."""
+        started = time.perf_counter()
         states = [{**received[client], **uploads.get(client, {})} for client in self.everyone]
         adapters = [{n: v for n, v in state.items() if n not in self.algorithm.head_names} for state in states]
-        return self.algorithm.phase2_graph(adapters, self.sizes)
+        graph = self.algorithm.phase2_graph(adapters, self.sizes)
+        self.costs.add_seconds("aggregate", time.perf_counter() - started)
+        return graph
 
     def recorded_neighbourhood(self) -> NeighbourGraph:
         """Return the neighbourhoods that the last round recorded; for a stage with ``needs_neighbours``."""

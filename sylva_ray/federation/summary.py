@@ -57,11 +57,13 @@ class RunCosts:
         traffic: bytes by declaration.
         num_actors: workers.
         setup_seconds: wall seconds of loading data and model.
+        aggregates: whether the only worker is also the coordinator, so that it does not wait while that merges.
     """
 
     traffic: DeclaredTraffic
     num_actors: int
     setup_seconds: float
+    aggregates: bool = False
 
 
 def summarise(
@@ -122,7 +124,7 @@ def summarise(
         majority=Spread.from_values(majority, attackers),
         communication=_communication(config, records, costs.traffic),
         layer_game=game,
-        seconds=_seconds(records, costs),
+        seconds=run_seconds(records, costs),
         peak_memory_bytes_per_actor=max(record.peak_memory_bytes for record in records),
         peak_gpu_memory_bytes_per_actor=max(record.peak_gpu_memory_bytes or 0 for record in records) or None,
         checks=checks,
@@ -174,8 +176,9 @@ def _from_evaluation(evaluation: Mapping[str, ClientAccuracies], attackers: Sequ
 
 
 def _end_of_phase(phase: int, records: Sequence[StageRecord], attackers: Sequence[int]) -> StageAccuracies | None:
-    """Return the last accuracies that were measured in a phase; None where there are none."""
-    evaluations = [r.evaluation for r in records if phase_of(r.stage) == phase and r.evaluation and r.panel is None]
+    """Return the last accuracies that were measured in full in a phase; None where there are none."""
+    in_full = [r for r in records if not r.in_part and r.panel is None]
+    evaluations = [r.evaluation for r in in_full if phase_of(r.stage) == phase and r.evaluation]
     return _from_evaluation(evaluations[-1], attackers) if evaluations else None
 
 
@@ -199,23 +202,26 @@ def _communication(config: ResolvedConfig, records: Sequence[StageRecord], traff
     )
 
 
-def _seconds(records: Sequence[StageRecord], costs: RunCosts) -> RunSeconds:
-    """Add up the seconds of all stages; workers are idle for the rest of the wall time."""
+def run_seconds(records: Sequence[StageRecord], costs: RunCosts) -> RunSeconds:
+    """Add up the seconds of all stages; workers are idle for the rest of the wall time.
 
-    def total(kind: str) -> float:
-        return sum(record.seconds.get(kind, 0.0) for record in records)
-
-    wall = total("wall")
-    busy = sum(map(total, ("train", "attack", "game", "evaluate")))
+    Args:
+        records: of all stages.
+        costs: of the run.
+    """
+    work: dict[str, float] = {}
+    for record in records:
+        for activity, seconds in record.worker_seconds.items():
+            work[activity] = work.get(activity, 0.0) + seconds
+    busy = sum(work.values())
+    wall, aggregate = (sum(record.seconds.get(kind, 0.0) for record in records) for kind in ("wall", "aggregate"))
     return RunSeconds(
         total=costs.setup_seconds + wall,
         setup=costs.setup_seconds,
-        train=total("train"),
-        attack=total("attack"),
-        game=total("game"),
-        evaluate=total("evaluate"),
-        aggregate=total("aggregate"),
-        idle=max(0.0, wall * costs.num_actors - busy),
+        aggregate=aggregate,
+        idle=max(0.0, wall * costs.num_actors - busy - aggregate * costs.aggregates),
+        **{activity: work.pop(activity, 0.0) for activity in ("train", "attack", "mixture", "game", "evaluate")},
+        other=sum(work.values()),
     )
 
 

@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from sylva_ray.attacks.registry import find_attack
 from sylva_ray.config.resolved import ResolvedConfig
 from sylva_ray.core.records import StageRecord
-from sylva_ray.core.text import of_255
+from sylva_ray.core.text import clients_text, of_255
 from sylva_ray.core.types import AttackSpec
 from sylva_ray.federation.stages.layer_game.refine import Refine
 from sylva_ray.federation.stages.layer_game.stage import LayerGame
+from sylva_ray.transport.byzantine import byzantine_clients
 
 TEST_POOLS = {"test": "test", "train": "held-out training"}
 """``dataset.test_pool`` in words."""
@@ -43,7 +44,8 @@ def threat_model(
         records: of the run's stages: whether they attacked images in training.
 
     Returns:
-        ``norm``, ``training``, ``evaluation``, ``knowledge`` and ``precision``.
+        ``norm``, ``training``, ``evaluation``, ``knowledge`` and ``precision``; ``byzantine`` where there are such
+        clients.
     """
     used = {spec.norm for spec in attacks} or {"linf"}
     norms = ", ".join(words for norm, words in NORMS.items() if norm in used)
@@ -53,13 +55,22 @@ def threat_model(
     training = f"{config.attack.title} at epsilon {of_255(config.attack.epsilon)}"
     return {
         "norm": f"{norms}, on pixels in [0, 1] at the images' own size, before the model resizes them",
-        "training": training if _is_adversarial(records) else "without an attack",
+        "training": training if _is_adversarial(config, records) else "without an attack",
         "evaluation": f"{labels}; {box}, on every client's own {TEST_POOLS[config.dataset.test_pool]} images"
         f"{TEST_SHARES[config.partition.test_shares]}; "
         "an image counts as broken if the model misclassifies it unchanged or after any step of the attack",
         "knowledge": "the attacker knows the deployed personal weights; nothing is randomised at inference",
         "precision": _EVALUATION_PRECISION[config.evaluation.precision],
+        **_byzantine(config),
     }
+
+
+def _byzantine(config: ResolvedConfig) -> dict[str, str]:
+    attackers = byzantine_clients(config)
+    if not attackers:
+        return {}
+    who = f"{clients_text(attackers)} of {config.partition.num_clients}"
+    return {"byzantine": f"{who} attack the training ({config.byzantine.attack}), and count in no mean"}
 
 
 def budget_warnings(
@@ -82,7 +93,7 @@ def budget_warnings(
     has_guard = any(record.stage in GUARDED for record in records)
     bounded = [spec for spec in attacks if math.isfinite(spec.epsilon)]
     linf = [*other_epsilons, *(spec.epsilon for spec in bounded if spec.norm == "linf")]
-    budgets = {"training": config.attack.epsilon} if _is_adversarial(records) else {}
+    budgets = {"training": config.attack.epsilon} if _is_adversarial(config, records) else {}
     budgets |= {"the guard of phase 2": config.reported_epsilon} if has_guard else {}
     missed = {
         name: epsilon for name, epsilon in budgets.items() if not any(math.isclose(other, epsilon) for other in linf)
@@ -100,6 +111,7 @@ def budget_warnings(
     return sentences
 
 
-def _is_adversarial(records: Sequence[StageRecord]) -> bool:
-    """Return whether images were attacked in training."""
-    return any("attack" in record.seconds for record in records if record.stage not in GUARDED)
+def _is_adversarial(config: ResolvedConfig, records: Sequence[StageRecord]) -> bool:
+    """Return whether images were attacked in training, and could change."""
+    attacked = any("attack" in record.seconds for record in records if record.stage not in GUARDED)
+    return attacked and config.attack.epsilon > 0

@@ -95,8 +95,8 @@ CHECK_TITLES = {
     ),
     "S12": CheckTitle(
         "enough images",
-        "at least 1,000 images were attacked, on the weights that are deployed",
-        "at least 1,000 images were used, and the attacked weights are bit-identical to the exported adapters",
+        "at least 1,000 images were attacked, on the weights that are exported",
+        "at least 1,000 images were used, and the attacked weights are bit-identical to the exported adapters, if any",
         "the confidence interval is wide, or other weights were attacked",
     ),
     "S13": CheckTitle(

@@ -237,15 +237,21 @@ def worst_case_is_least(worst: float, members: Mapping[str, float]) -> CheckResu
     )
 
 
-def enough_images(images: int, deployed: bool) -> CheckResult:
-    """Check S12: at least 1,000 images were used, and the attacked weights are those that are deployed."""
-    good = f"{images:,} images, on the weights that are deployed"
+def enough_images(images: int, exported: int | None) -> CheckResult:
+    """Check S12: at least 1,000 images were used, and the attacked weights are those that are exported.
+
+    Args:
+        images: of all clients.
+        exported: how many exported adapters are the attacked weights, bit for bit; None: one of them is not.
+    """
+    what = f"of {exported:,} exported adapters" if exported else "of the run, of which none are exported"
+    good = f"{images:,} images, on the weights {what}"
     fault = (
         f"{images:,} images; below 1,000 the half-width of the 95 % interval exceeds 3 points"
-        if deployed
+        if exported is not None
         else "the attacked weights are not the ones that were exported"
     )
-    return _result("S12", images >= 1000 and deployed, images, good, fault)
+    return _result("S12", images >= 1000 and exported is not None, images, good, fault)
 
 
 def planted_points_are_found(planted: float, found: float, by_chance: float, images: Sequence[int]) -> CheckResult:

@@ -1,4 +1,4 @@
-"""The floating-point operations of a forward pass: counted by torch, and by a formula for vision transformers."""
+"""The floating-point operations of a forward pass, as torch counts them, and how many a second this machine does."""
 
 from __future__ import annotations
 
@@ -67,22 +67,3 @@ def count_flops(model: CohortModel, state: ClientState, image_size: int) -> int:
     finally:
         model.kernels, model.precision = kernels, precision
     return int(counter.get_total_flops())
-
-
-def vit_flops(depth: int, width: int, num_patches: int, patch: int, mlp_ratio: float = 4.0, prefix: int = 1) -> int:
-    """Return the FLOPs of a vision transformer's forward pass of one image, without head and adapters.
-
-    Per block and token 8 d^2 for the four projections of attention, 4 T d for its two products, and 4 d times the
-    hidden width for the two layers of the MLP (Dosovitskiy et al. 2021).
-
-    Args:
-        depth: number of blocks.
-        width: d.
-        num_patches: of an image.
-        patch: their side in pixels.
-        mlp_ratio: hidden width of the MLP, relative to d.
-        prefix: tokens besides those of patches.
-    """
-    tokens = num_patches + prefix
-    block = tokens * (8 * width**2 + 4 * tokens * width + 4 * mlp_ratio * width**2)
-    return int(depth * block) + 2 * num_patches * width * 3 * patch**2

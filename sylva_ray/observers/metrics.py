@@ -31,6 +31,7 @@ def record_metrics(record: StageRecord, attacks: Collection[str]) -> dict[str, f
         The metrics that have a value.
     """
     values: dict[str, float | None] = {}
+    left_out = record.byzantine or ()
     conditions = record.evaluation or {}
     for condition in sorted(conditions, key=lambda name: (name not in attacks, name != "benign")):
         kind = "benign" if condition == "benign" else "robust" if condition in attacks else "check"
@@ -38,13 +39,13 @@ def record_metrics(record: StageRecord, attacks: Collection[str]) -> dict[str, f
         accuracies = conditions[condition]
         clients = range(len(accuracies.accuracy)) if record.panel is None else record.panel
         for name, measured in (("accuracy", accuracies.accuracy), ("balanced_accuracy", accuracies.balanced_accuracy)):
-            values |= _fleet(f"{kind}_{name}{suffix}", dict(zip(clients, measured, strict=True)))
+            values |= _fleet(f"{kind}_{name}{suffix}", dict(zip(clients, measured, strict=True)), left_out)
     values |= {"epsilon": record.epsilon, "lr": record.lr}
     values |= {"upload_bytes": record.upload_bytes, "download_bytes": record.download_bytes}
     values |= {"num_participants": len(record.participants), "num_missing": len(record.missing)}
     values |= {f"seconds/{stage}": seconds for stage, seconds in record.seconds.items()}
     for name, per_client in record.metrics.items():
-        values |= _fleet(name, {int(client): value for client, value in per_client.items()})
+        values |= _fleet(name, {int(client): value for client, value in per_client.items()}, left_out)
     return _numbers(values)
 
 
@@ -63,7 +64,8 @@ def summary_metrics(summary: Summary) -> dict[str, float]:
     if summary.layer_game is not None:
         values["layer_game/coalitions_evaluated"] = summary.layer_game.coalitions_evaluated
         selected = {client: sum(chosen) for client, chosen in enumerate(summary.layer_game.selected)}
-        values |= _fleet("layer_game/selected_layers", selected)
+        attackers = summary.byzantine.attackers if summary.byzantine else ()
+        values |= _fleet("layer_game/selected_layers", selected, attackers)
     return _numbers(values)
 
 
@@ -114,12 +116,11 @@ def evaluation_metrics(evaluation: Evaluation) -> dict[str, float]:
     return _numbers(values)
 
 
-def _fleet(name: str, by_client: Mapping[int, float]) -> dict[str, float]:
-    """Flatten a value per client: `SENT_STATISTICS` over the clients, and each client's value."""
-    if not by_client:
-        return {}
-    spread = Spread.from_values(list(by_client.values()))
-    values = {f"{name}/{statistic}": float(getattr(spread, statistic)) for statistic in SENT_STATISTICS}
+def _fleet(name: str, by_client: Mapping[int, float], left_out: Collection[int] = ()) -> dict[str, float]:
+    """Flatten a value per client: `SENT_STATISTICS` over the clients that count, and each client's value."""
+    counted = [value for client, value in by_client.items() if client not in left_out]
+    spread = Spread.from_values(counted) if counted else None
+    values = {f"{name}/{statistic}": float(getattr(spread, statistic)) for statistic in SENT_STATISTICS if spread}
     return values | {f"client_{client:03d}/{name}": value for client, value in by_client.items()}
 
 

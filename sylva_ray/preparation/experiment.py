@@ -12,6 +12,7 @@ import numpy as np
 from sylva_ray.aggregation.neighbours import neighbourhood_size
 from sylva_ray.aggregation.robust import assumed_byzantine, check_rule, min_clients
 from sylva_ray.algorithms.registry import create_algorithm
+from sylva_ray.config.attacks import check_classes
 from sylva_ray.config.experiment import BackboneSection, ExperimentConfig
 from sylva_ray.config.resolved import ResolvedConfig
 from sylva_ray.config.stored import with_choices_of
@@ -22,6 +23,7 @@ from sylva_ray.data.datasets import find_dataset, load_dataset
 from sylva_ray.data.fleet import FleetData, build_fleet, divide
 from sylva_ray.federation.client.worker import AUXILIARY, CohortWorker, cohort_model, split_weights
 from sylva_ray.federation.contract import Algorithm, stages_of_run
+from sylva_ray.metrics.checks import UNBOUNDED
 from sylva_ray.models.availability import check_available
 from sylva_ray.models.cohort import CohortModel
 from sylva_ray.preparation.assumptions import assumptions
@@ -82,6 +84,7 @@ def prepare(config: ExperimentConfig, folder: RunFolder | None = None, measure: 
         UserError: the configuration cannot run; names the key, its value and what to do.
     """
     started = time.perf_counter()
+    is_new = not isinstance(config, ResolvedConfig) and (folder is None or not folder.config_file.exists())
     if folder is not None and folder.config_file.exists():
         config = with_choices_of(config, folder.load_config())
     algorithm = create_algorithm(config.algorithm)
@@ -97,6 +100,8 @@ def prepare(config: ExperimentConfig, folder: RunFolder | None = None, measure: 
     labels = files.labels(config.seed)
     clients = divide(labels, config.partition, config.seed)
     num_classes = len(labels.class_names)
+    if is_new:
+        check_attacks(config, num_classes)
     resolved = resolve_config(config)
     stages = stages_of_run(algorithm, resolved)  # checks their order, before anything is loaded
 
@@ -121,6 +126,18 @@ def prepare(config: ExperimentConfig, folder: RunFolder | None = None, measure: 
     notices = assumptions(config, resolved)
     resolved = resolved.model_copy(update={"algorithm": with_parameters(config).algorithm})
     return Prepared(resolved, fleet, arrays, time.perf_counter() - started, facts=facts, notices=notices)
+
+
+def check_attacks(config: ExperimentConfig, num_classes: int) -> None:
+    """Check that the attacks of the evaluation can be made, and that none has the name of that of check S4.
+
+    Raises:
+        UserError: an attack needs more classes, or is that of the check.
+    """
+    key = "evaluation.attacks"
+    check_classes(config.evaluation.specs, num_classes, key)
+    if any(spec.label == UNBOUNDED.label for spec in config.evaluation.specs):
+        raise UserError(key, UNBOUNDED.label, "is what check S4 measures; choose other steps or another epsilon")
 
 
 def load_fleet(config: ExperimentConfig, image_size: int) -> FleetData:

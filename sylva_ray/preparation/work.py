@@ -17,9 +17,9 @@ from sylva_ray.core.types import AttackSpec
 from sylva_ray.federation.client.measuring import EVALUATION_ROWS
 from sylva_ray.federation.contract import Algorithm
 from sylva_ray.federation.evaluator import evaluation_scope
-from sylva_ray.federation.parameters import MethodParameters, MixtureParameters
+from sylva_ray.federation.parameters import MixtureParameters
 from sylva_ray.federation.stages.federated_round import FederatedRound
-from sylva_ray.federation.stages.layer_game.cost import game_cost, phase1_cost
+from sylva_ray.federation.stages.layer_game.cost import crafting_steps, game_cost, phase1_cost
 from sylva_ray.federation.stages.layer_game.rankings.ranking import GamePlan
 from sylva_ray.federation.stages.layer_game.refine import Refine
 from sylva_ray.federation.stages.layer_game.stage import LayerGame
@@ -99,7 +99,7 @@ def run_work(
     per_client = max(1, num_train // config.partition.num_clients)
     valid = max(2, round(config.partition.valid_fraction * per_client))
     sizes = _Sizes(max(1, per_client - valid), valid // 2, valid - valid // 2, config.partition.test_samples)
-    counter = _Counter(config, algorithm.parameters, model, sizes)
+    counter = _Counter(config, algorithm, model, sizes)
     by_title: dict[str, StageWork] = {}
     for index, stage in enumerate(stages):
         works = [(stage.title, counter.stage(stage))]
@@ -123,7 +123,7 @@ class _Counter:
     """Counts passes of one experiment, whose clients all have the same sizes."""
 
     config: ResolvedConfig
-    parameters: MethodParameters
+    algorithm: Algorithm
     model: CohortModel
     sizes: _Sizes
 
@@ -135,7 +135,7 @@ class _Counter:
         """Return the passes of a stage without its evaluation; none for a stage of the user's own."""
         training, train = self.config.training, self.sizes.train
         if isinstance(stage, WarmUp):  # the heads alone are trained, so nothing is passed backward
-            return self.training(self.everyone, train, self.parameters.head_warmup_epochs, 1)
+            return self.training(self.everyone, train, self.algorithm.parameters.head_warmup_epochs, 1)
         if isinstance(stage, FederatedRound):
             clients = training.clients_per_round or self.everyone
             return self.training(clients, train, training.local_epochs, self.adversarial)
@@ -152,7 +152,8 @@ class _Counter:
     @property
     def adversarial(self) -> int:
         """Passes of an image in a step: forward and backward for every step of the attack, and for the loss."""
-        return 2 * self.config.attack.spec().steps + (3 if self.parameters.model == "full" else 2)
+        is_full = self.algorithm.parameters.model == "full"
+        return 2 * crafting_steps(self.config, self.algorithm) + (3 if is_full else 2)
 
     def training(self, clients: int, images: int, epochs: int, passes: int) -> Passes:
         """Return the passes of epochs over so many images of every client."""
@@ -199,7 +200,7 @@ class _Counter:
         if stage.ranking.evaluates_coalitions and num_players > 1:
             blocks, is_chain = num_players - 1, getattr(self.model, "num_blocks", None) is not None
             sizes = [self.sizes.train] * self.everyone
-            before = max(1, phase1_cost(self.config, self.parameters, sizes, blocks))
+            before = max(1, phase1_cost(self.config, self.algorithm, sizes, blocks))
 
             def relative_cost(coalitions: np.ndarray) -> float:
                 return game_cost(coalitions, [images] * self.everyone, is_chain) / before

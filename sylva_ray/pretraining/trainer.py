@@ -153,6 +153,22 @@ def _train(
     return _finish(trainer, folder, records)
 
 
+def schedule(step: int, warmup: float, total: int) -> float:
+    """Return the learning rate of a step relative to the largest: a linear warm-up, then a cosine to 0.
+
+    Args:
+        step: from 0.
+        warmup: steps of the warm-up, perhaps not a whole number.
+        total: steps of the training.
+
+    >>> [round(schedule(step, 1.5, 5), 3) for step in range(5)]
+    [0.667, 1.0, 0.95, 0.611, 0.188]
+    """
+    if step < warmup:
+        return min(1.0, (step + 1) / warmup)
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
+
+
 class _Trainer:
     """The model, its optimiser and the schedule.
 
@@ -238,14 +254,9 @@ class _Trainer:
         return pgd(lambda u: self._loss(u, target), x, self.config.attack.spec(), draws.signed(0, x.shape[1:]))
 
     def _schedule(self, step: int) -> None:
-        """Set the learning rate of a step: linear warm-up, then a cosine to 0."""
-        training = self.config.training
-        warmup = training.warmup_epochs * self.steps_per_epoch
-        total = training.epochs * self.steps_per_epoch
-        if step < warmup:
-            factor = (step + 1) / warmup
-        else:
-            factor = 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
+        """Set the learning rate of a step."""
+        training, steps = self.config.training, self.steps_per_epoch
+        factor = schedule(step, training.warmup_epochs * steps, training.epochs * steps)
         for group in self.optimizer.param_groups:
             group["lr"] = training.lr * factor
 

@@ -115,8 +115,6 @@ def model_card(
         changed: weights that are not those of the run, in words; the card says so.
     """
     own = next(entry for entry in summary.clients if entry.client == client)
-    limit = config.evaluation.max_samples
-    images = own.test if limit is None else min(own.test, limit)
     conditions = {"benign": summary.final.benign_accuracy, **summary.final.robust_accuracy}
     accuracies = {name: spread.per_client[client] for name, spread in conditions.items()}
     titles = {"benign": "without an attack"} | attack_titles(config.evaluation.specs)
@@ -148,8 +146,8 @@ def model_card(
             f"{summary.dataset}: {own.train} training images of this client{_most_frequent(summary, client)}."
         ),
         threat=_listed(f"{key}: {text}" for key, text in summary.threat_model.items()) or "Not stated.",
-        test=images,
-        rows="\n".join(_row(titles.get(name, name), accuracy, images) for name, accuracy in accuracies.items()),
+        test=own.test,
+        rows="\n".join(_row(titles.get(name, name), accuracy, own.test) for name, accuracy in accuracies.items()),
         majority=f"{100 * own.majority_share:.1f}",
         checks=_checks(summary, own),
         licence=_licence(config, origin, summary),

@@ -168,9 +168,10 @@ def stage_lines(stage: StageStarted, record: StageRecord, seconds_left: float, w
 
 
 def mean_metrics(record: StageRecord) -> dict[str, dict[str, float]]:
-    """Return means over the clients: ``metrics`` of the stage such as ``loss``, ``accuracy`` under every condition."""
-    metrics = {name: fmean(values.values()) for name, values in record.metrics.items() if values}
-    accuracy = {name: fmean(measured.accuracy) for name, measured in (record.evaluation or {}).items()}
+    """Return means over the honest clients: metrics of the stage such as ``loss``, accuracy under every condition."""
+    metrics = {name: fmean(values) for name in record.metrics if (values := record.counted_metric(name))}
+    conditions = (record.evaluation or {}).items()
+    accuracy = {name: fmean(values) for name, found in conditions if (values := record.counted(found.accuracy))}
     return {"metrics": metrics, "accuracy": accuracy}
 
 

@@ -77,7 +77,7 @@ def _closing_table(summary: Summary, ends: Sequence[PhaseEnd], outline: box.Box,
     if game:
         table.add_column("refined", no_wrap=True, overflow="ellipsis")
     for client in summary.clients:
-        mark = " collapsed" if client.collapsed else ""
+        mark = " collapsed" if client.collapsed else " Byzantine" if client.byzantine else ""
         cells = [f"{client.client}{mark}"]
         cells += [str(client.train), f"{100 * client.majority_share:.1f}"] if counts else []
         cells += _accuracy_cells(stages, attack, partial(_value_of_client, client=client.client))

@@ -348,31 +348,6 @@ def reference_targets(
     return {path: fraction * max(means[path] for means in smoothed) for path in paths}
 
 
-def bytes_to_reference_targets(
-    runs: Mapping[str, Sequence[StageRecord]],
-    reference: Sequence[str],
-    paths: Sequence[str],
-    fraction: float = 0.9,
-    window: int = 3,
-    clients: Sequence[int] | None = None,
-) -> dict[str, int | None]:
-    """Compute `bytes_to_target` of every run, with the targets of `reference_targets`.
-
-    Args:
-        runs: records of each run, by name.
-        reference: names of the runs that determine the targets.
-        paths: as in `reference_targets`.
-        fraction: as in `reference_targets`.
-        window: as in `bytes_to_target`.
-        clients: as in `bytes_to_target`.
-
-    Returns:
-        The bytes of each run, by name.
-    """
-    targets = reference_targets([runs[name] for name in reference], paths, fraction, window, clients)
-    return {name: bytes_to_target(records, targets, window, clients) for name, records in runs.items()}
-
-
 def _smoothed(
     records: Sequence[StageRecord], paths: Sequence[str], window: int, clients: Sequence[int] | None
 ) -> Iterator[tuple[int, dict[str, float]]]:

@@ -166,13 +166,13 @@ class CheckpointFolder:
             "records": [record.to_json() for record in records],
             "game": None if game is None else game.to_json(),
         }
-        files = {PROGRESS: _canonical(progress)}
+        files = {PROGRESS: _encode(progress)}
         if residuals:
             files[RESIDUALS] = save(_to_arrays(residuals))
         if origin is not None:
-            files[CONFIG_COPY] = _canonical(origin.config)
+            files[CONFIG_COPY] = _encode(origin.config)
             if origin.inputs is not None:
-                files[INPUTS_COPY] = _canonical(origin.inputs)
+                files[INPUTS_COPY] = _encode(origin.inputs)
         write_step(self.root / folder_name(draft.step), draft.step, files, draft.checksums)
         older = [old for old in self.steps() if old <= draft.step]
         for old in older[: -kept.newest]:
@@ -251,8 +251,8 @@ class CheckpointFolder:
         return None
 
 
-def _canonical(content: object) -> bytes:
-    return json.dumps(content, sort_keys=True).encode()
+def _encode(content: object) -> bytes:
+    return json.dumps(content).encode()
 
 
 def _read(folder: Path) -> dict[str, Content]:

@@ -34,7 +34,7 @@ TABLE = "client_table"
 
 FOLDER = "clients"
 
-GROUPS = ("participants", "missing", "dropped", "panel")
+GROUPS = ("participants", "missing", "dropped", "panel", "byzantine")
 """Keys of a record whose value is a list of client numbers; as columns, true or false."""
 
 KEYS = (*GROUPS, "refused", "metrics", "evaluation", "neighbours")
@@ -215,9 +215,10 @@ def _counts(columns: Mapping[str, Column]) -> dict[str, int]:
 
 def _means(columns: Mapping[str, Column]) -> dict[str, float | None]:
     means: dict[str, float | None] = {}
+    left_out = columns.get("byzantine", {})
     for name, column in columns.items():
         if _is_number(name):
-            finite = [value for value in column.values() if isfinite(value)]
+            finite = [value for client, value in column.items() if client not in left_out and isfinite(value)]
             means[name] = fmean(finite) if finite else None
     return means
 

@@ -15,9 +15,6 @@ COSTS = ("total_bytes", "seconds")
 METRICS = (*ACCURACIES, *(f"{name}.{WORST}" for name in ACCURACIES), *COSTS)
 """Accuracies in [0, 1]: mean of the clients, or of their worst tenth. Costs so far: bytes up and down, wall seconds."""
 
-COMPUTING = ("train", "attack", "game", "evaluate")
-"""Parts of a worker's time that count as computing; see ``seconds`` in docs/summary.md."""
-
 
 def needs_attack(metric: str) -> bool:
     """Return whether a metric is measured under attack."""
@@ -55,4 +52,4 @@ def step_metrics(records: Sequence[StageRecord], config: ExperimentConfig) -> di
 
 def busy_seconds(records: Sequence[StageRecord]) -> float:
     """Return the seconds that a trial's workers spent computing, summed over the workers."""
-    return float(sum(record.seconds.get(stage, 0.0) for record in records for stage in COMPUTING))
+    return sum(sum(record.worker_seconds.values()) for record in records)

@@ -11,13 +11,14 @@ import torch
 from scipy.optimize import linprog
 
 from sylva_ray.attacks.apgd import checkpoints
+from sylva_ray.attacks.deepfool import OVERSHOOT
 from sylva_ray.attacks.fab import nearest_on_plane
-from sylva_ray.attacks.losses import dlr, targeted_dlr
+from sylva_ray.attacks.losses import dlr, target_margin, targeted_dlr
 from sylva_ray.attacks.norms import LENGTHS, NORMS
 from sylva_ray.attacks.registry import ATTACKS, AttackResult, attack_stack
-from sylva_ray.attacks.sparsefool import sparse_step
+from sylva_ray.attacks.sparsefool import _boundary, sparse_step
 from sylva_ray.attacks.square import fraction_of_pixels
-from sylva_ray.attacks.state import AttackedModel
+from sylva_ray.attacks.state import AttackedModel, AttackState
 from sylva_ray.config.attacks import parse_attack
 from sylva_ray.core.errors import UserError
 from sylva_ray.core.seeding import ImageDraws, image_keys
@@ -193,6 +194,25 @@ def test_sparsefool_overshoots_what_it_tries_and_not_where_it_is() -> None:
         fallen[turns] = (found.predictions != y)[far]
     assert not fallen[5].any()
     assert fallen[6].all()
+
+
+def test_sparsefool_takes_the_normal_where_the_boundary_is() -> None:
+    """Gradients of a curved model turn on the way there (x_B in algorithm 2 of the paper)."""
+    model = WavyCohort()
+    params, x, _, owner = linear_batch(num_classes=3, n=20)
+    y = model.forward(params, x, owner).argmax(1)
+    state = AttackState(model, params, ClientImages(x, y, owner, 2))
+    displacement, normal = _boundary(state, x, torch.arange(len(x)))
+    end = x + (1 + OVERSHOOT) * displacement
+    reached = model.forward(params, end, owner).scatter(1, y[:, None], float("-inf")).argmax(1)
+
+    def gradient(point: torch.Tensor) -> torch.Tensor:
+        point = point.clone().requires_grad_()
+        margin = target_margin(model.forward(params, point, owner), y, reached)
+        return torch.autograd.grad(margin.sum(), point)[0].flatten(1)
+
+    torch.testing.assert_close(normal.flatten(1), gradient(end))
+    assert torch.cosine_similarity(gradient(x), normal.flatten(1)).min() < 0.99, "it has turned"
 
 
 @pytest.mark.long

@@ -21,11 +21,12 @@ from sylva_ray.evaluation.cache import MeasurementCache
 from sylva_ray.evaluation.plan import EvaluationRequest, suite
 from sylva_ray.evaluation.request import Extras, build_request
 from sylva_ray.evaluation.run import prepare_evaluation, run_evaluation
-from sylva_ray.evaluation.tables import Cost, Measured, attack_row, interval, worst_answers
+from sylva_ray.evaluation.tables import Cost, Measured, attack_row, condition_row, worst_answers
 from sylva_ray.execution.in_process import InProcessPool
 from sylva_ray.execution.run import run_prepared
 from sylva_ray.federation.client.measuring import EvaluateOutcome, EvaluateTask
 from sylva_ray.federation.observer import Observer
+from sylva_ray.metrics.intervals import fleet_interval
 from sylva_ray.metrics.predictions import read_correct
 from sylva_ray.observers.metrics import evaluation_metrics
 from sylva_ray.preparation.experiment import Prepared, create_worker, prepare
@@ -217,7 +218,43 @@ def test_the_worst_case_is_per_image() -> None:
     measured = Measured([np.array([0, 1, 2])])
     measured.answers = {"a": [np.array([0, 5, 2])], "b": [np.array([7, 1, 2])]}
     assert worst_answers(measured, ["a", "b"])[0].tolist() == [7, 5, 2]
-    assert interval([np.ones(10, bool)])[1] == pytest.approx(1)
+
+
+def test_the_interval_is_of_the_mean_over_clients() -> None:
+    """A client of two images counts as much as one of fifty, so that the mean is as uncertain as its accuracy."""
+    labels = [np.zeros(50, int), np.zeros(2, int)]
+    row = condition_row([np.ones(50, int), np.zeros(2, int)], labels, left_out=[])
+    assert row.accuracy.mean == 0.5
+    assert row.interval == fleet_interval(0.5, [50, 2])
+    assert condition_row([labels[0], labels[1] + 1], labels, left_out=[0]).interval == fleet_interval(0.0, [2])
+
+
+def test_attackers_count_in_no_number_of_the_fleet(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    attacker = 1
+    monkeypatch.setattr("sylva_ray.evaluation.measurements.byzantine_clients", lambda _: [attacker])
+    request = replace(QUICK, transfer=True, sigmas=(0.25,), num_draws=20)
+    found, _ = evaluated(run_dir, request)
+    honest = [client for client in range(3) if client != attacker]
+    assert found.images == sum(found.per_class.images) == 24
+    pooled = sum(n * (recall or 0) for n, recall in zip(found.per_class.images, found.per_class.benign, strict=True))
+    assert pooled / 24 == pytest.approx(found.benign.accuracy.mean), "equally many images of each client"
+    matrix, shared = found.transfer.matrix, [(source, target) for source in honest for target in honest]
+    assert found.transfer.own == pytest.approx(np.mean([matrix[client][client] for client in honest]))
+    others = [matrix[source][target] for source, target in shared if source != target]
+    assert found.transfer.others_mean == pytest.approx(np.mean(others))
+    (level,) = found.certified
+    assert level.images == 3 * len(honest)
+    np.testing.assert_allclose(level.mean, np.mean([level.per_client[client] for client in honest], axis=0))
+    assert attacker not in {image.client for image in found.gallery}
+
+
+def test_distances_of_attackers_do_not_count() -> None:
+    measured = Measured([np.zeros(2, int), np.zeros(2, int)])
+    measured.answers = {"benign": [np.zeros(2, int)] * 2, (spec := QUICK.attacks[0]).label: [np.ones(2, int)] * 2}
+    measured.distances = {spec.label: [np.array([0.1, 0.1]), np.array([0.3, 0.3])]}
+    measured.costs = {spec.label: Cost()}
+    assert attack_row(spec, measured, left_out=[0]).median_distance == 0.3
+    assert attack_row(spec, measured, left_out=[]).median_distance == pytest.approx(0.2)
 
 
 def test_suites_grow_and_know_the_number_of_classes() -> None:

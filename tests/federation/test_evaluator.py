@@ -50,6 +50,21 @@ def test_a_panel_is_evaluated_between_and_everybody_at_the_end(tmp_path: Path, m
     assert len(at_once["benign"].accuracy) == panel.server.fleet.num_clients
 
 
+def test_a_panel_has_no_attackers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A panel of them alone would have no mean; and only an evaluation that has less than one in full is in part."""
+    some = evaluator_of(tmp_path, clients=1)
+    chosen = some.panel(0)
+    assert chosen is not None
+    monkeypatch.setattr("sylva_ray.federation.evaluator.byzantine_clients", lambda _: chosen)
+    other = evaluator_of(tmp_path, clients=1)
+    assert other.panel(0) is not None
+    assert other.panel(0) != chosen
+    last = len(other.stages) - 1
+    assert [other.has_less(index) for index in (0, last)] == [True, False]
+    assert not evaluator_of(tmp_path).has_less(0), "one attack, all images, all clients"
+    assert evaluator_of(tmp_path, max_samples=1).has_less(0)
+
+
 def test_accuracies_of_a_panel_belong_to_its_clients() -> None:
     accuracies = ClientAccuracies(accuracy=[0.25, 0.75], balanced_accuracy=[0.5, 0.5])
     record = StageRecord.model_validate(

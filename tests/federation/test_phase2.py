@@ -498,3 +498,11 @@ def test_values_in_bfloat16_are_verified_in_float32(
     np.testing.assert_allclose(again.shapley, expected.shapley, atol=0.02)
     assert again.value_difference == rough.value_difference
     assert again.shapley != rough.shapley
+    sent = {}
+    for name in ("precise", "rough", "again"):
+        (game,) = [record for record in records_of(tmp_path / name) if record["stage"] == "layer_game"]
+        sent[name] = game["upload_bytes"]
+    num_clients, float64 = len(again.selected), 8
+    values = 2 * float64 * again.coalitions_evaluated
+    assert sent["again"] >= sent["rough"] + values, "both games are sent"
+    assert sent["rough"] - num_clients * float64 >= values, "the game, and what verifies it"

@@ -31,11 +31,12 @@ from sylva_ray.federation.stages.layer_game.stage import LayerGame
 from sylva_ray.federation.stages.local_epochs import LocalEpochs
 from sylva_ray.federation.stages.stage import STAGES, Stage, StageResult
 from sylva_ray.federation.stages.warm_up import WarmUp
+from sylva_ray.federation.summary import DeclaredTraffic, RunCosts, run_seconds
 from sylva_ray.preparation.experiment import prepare
 from sylva_ray.preparation.resolve import resolve_config
 from sylva_ray.storage.run_folder import RunFolder
 from tests.conftest import TINY
-from tests.federation.runs import run
+from tests.federation.runs import bare_record, run
 
 SHORT: dict[str, Any] = TINY | {
     "evaluation": {"attacks": [{"epsilon": "4/255", "steps": 1}], "max_samples": 4, "checks": False, "every": 1}
@@ -233,6 +234,13 @@ def test_a_stage_with_two_exchanges_records_both(tmp_path: Path, monkeypatch: py
     assert list(record.refused) == ["2"]
     assert record.seconds["aggregate"] >= 0.04
     assert record.upload_bytes == 4 * summary.communication.upload_bytes_per_client_round, "two clients, two times"
+
+
+def test_seconds_that_a_method_names_itself_are_no_waiting() -> None:
+    measured = {"train": 1.0, "distill": 2.0, "aggregate": 0.5, "wall": 4.0}
+    records = [bare_record(step).model_copy(update={"seconds": measured}) for step in range(2)]
+    spent = run_seconds(records, RunCosts(DeclaredTraffic(0, 0, 0), num_actors=2, setup_seconds=3.0))
+    assert (spent.total, spent.train, spent.other, spent.aggregate, spent.idle) == (11.0, 2.0, 4.0, 1.0, 16.0 - 6.0)
 
 
 def test_local_epochs_are_as_many_as_the_stage_was_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

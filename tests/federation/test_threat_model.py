@@ -44,6 +44,10 @@ def test_a_method_without_an_attack_in_training_says_so(tiny_config: ExperimentC
     resolved, attacks = resolve_config(tiny_config), [parse_attack("pgd")]
     assert threat_model(resolved, attacks, [TRAINED])["training"] == "PGD-1 at epsilon 4/255"
     assert threat_model(resolved, attacks, [BENIGN, GUARDED])["training"] == "without an attack"
+    zero = tiny_config.attack.model_copy(update={"epsilon": 0.0})
+    resolved = resolve_config(tiny_config.model_copy(update={"attack": zero}))
+    assert threat_model(resolved, attacks, [TRAINED])["training"] == "without an attack"
+    assert not budget_warnings(resolved, attacks, [TRAINED])
 
 
 @pytest.mark.parametrize(

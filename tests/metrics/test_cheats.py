@@ -86,7 +86,7 @@ def checked(model: AttackedModel, honest_labels: bool = True) -> dict[str, Check
     majority = [np.bincount(own).max() / len(own) for own in measured.labels]
     worst = [own.mean() for own in measured.correct(attack.label)]
     collapsed = [bool(w <= m) for w, m in zip(worst, majority, strict=True)]
-    facts = RunFacts(EPSILON, CLASSES, THREAT, images=5000, deployed=True, collapsed=collapsed)
+    facts = RunFacts(EPSILON, CLASSES, THREAT, images=5000, exported=3, collapsed=collapsed)
     results = run_checks(measured, probes, facts)
     assert [check.name for check in results] == [f"S{number}" for number in range(1, 15)]
     return {check.name: check for check in results}

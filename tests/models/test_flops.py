@@ -7,7 +7,7 @@ import pytest
 from sylva_ray.config.experiment import AttentionKernels, BackboneSection, LoraSection
 from sylva_ray.core.seeding import generator
 from sylva_ray.models.backbone import create_backbone
-from sylva_ray.models.flops import count_flops, vit_flops
+from sylva_ray.models.flops import count_flops
 from sylva_ray.models.lora import LoraStack
 
 VITS = {
@@ -16,6 +16,25 @@ VITS = {
     "vit_micro_patch8_32": (6, 192, 16, 8),
 }
 """Depth, width, patches and their side."""
+
+
+def vit_flops(depth: int, width: int, num_patches: int, patch: int, mlp_ratio: float = 4.0, prefix: int = 1) -> int:
+    """Return the FLOPs of a vision transformer's forward pass of one image, without head and adapters.
+
+    Per block and token 8 d^2 for the four projections of attention, 4 T d for its two products, and 4 d times the
+    hidden width for the two layers of the MLP (Dosovitskiy et al. 2021).
+
+    Args:
+        depth: number of blocks.
+        width: d.
+        num_patches: of an image.
+        patch: their side in pixels.
+        mlp_ratio: hidden width of the MLP, relative to d.
+        prefix: tokens besides those of patches.
+    """
+    tokens = num_patches + prefix
+    block = tokens * (8 * width**2 + 4 * tokens * width + 4 * mlp_ratio * width**2)
+    return int(depth * block) + 2 * num_patches * width * 3 * patch**2
 
 
 @pytest.mark.parametrize("name", VITS)

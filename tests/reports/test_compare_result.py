@@ -118,6 +118,8 @@ def test_with_equal_shares_of_test_images_there_are_balanced_accuracies_only() -
         accuracies = [column for column in columns(rows) if column.kind == "accuracy"]
         assert any("equal class shares" in note for note in notes(rows)) == (set(shares) == {"equal"})
         assert all(all(column.cells) for column in accuracies) == (set(shares) == {"equal"})  # of the majority, too
+        if len(shares) == 1:
+            assert ("as many of each class" in result_sentence(rows)) == (shares == ("equal",))
         return {column.heading for column in accuracies}
 
     assert headings("own") == {"plain", "balanced"}

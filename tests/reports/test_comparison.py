@@ -17,7 +17,7 @@ from sylva_ray.config.schema import build
 from sylva_ray.core.errors import UserError
 from sylva_ray.core.summary import Spread
 from sylva_ray.reports.compare import compare, markdown
-from sylva_ray.reports.compare.rows import Row, short_key
+from sylva_ray.reports.compare.rows import Row, short_key, short_value
 from sylva_ray.reports.compare.tables import csv_text, plot, remarks, terminal_tables
 from sylva_ray.reports.compare.verdicts import dominance, footnotes, notes, sentences, strongest_attack, warnings
 
@@ -284,6 +284,22 @@ def test_the_shortest_unambiguous_key(key: str, short: str) -> None:
     assert short_key(key) == short
 
 
+@pytest.mark.parametrize(
+    ("text", "short"),
+    [
+        ("[2, 4]", "2+4"),
+        ("[label", "[label"),
+        ("[1, 2", "[1, 2"),
+        ("parquet:/data/cifar10", "cifar10"),
+        ("x" * 99, None),
+    ],
+)
+def test_a_value_in_a_name(text: str, short: str | None) -> None:
+    """A bracket alone makes no list: columns of a data set may have any name."""
+    found = short_value("dataset.label", text)
+    assert found == short if short else (len(found) < len(text) and found.endswith("…"))
+
+
 # -- comparability -----------------------------------------------------------------------------------------------------
 
 FLEETS: dict[str, tuple[dict[str, Any], str | None]] = {
@@ -314,6 +330,14 @@ def test_rows_of_different_fleets_are_warned_of_and_are_not_compared(case: str) 
     dominated = [name for name, above in dominance(rows, "mean").items() if above]
     assert dominated == (["b"] if says is None else [])
     assert says is None or alarms[0] in markdown(rows)
+
+
+def test_a_run_without_its_configuration_is_not_known_to_be_of_the_same_fleet() -> None:
+    """Test images of equal shares, for instance, leave no trace in a summary."""
+    equal = config(partition={"num_clients": 2, "test_shares": "equal"})
+    (text,) = warnings(compare([summary("a", config=equal), summary("b")]))
+    assert text.startswith("NOT KNOWN to be comparable: b:")
+    assert warnings(compare([summary("a", config=equal), summary("b", config=equal)])) == []
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,6 @@ from sylva_ray.models.lora import LoraStack
 from sylva_ray.reports.traffic import (
     RULES,
     TrafficRow,
-    bytes_to_reference_targets,
     bytes_to_target,
     reference_targets,
     terminal_table,
@@ -282,7 +281,7 @@ def test_targets_are_nine_tenths_of_the_references_best() -> None:
     reference = ["fedavg_at-0", "fedavg_at-1"]
     targets = reference_targets([runs[name] for name in reference], paths)
     assert targets == pytest.approx({paths[0]: 0.9 * 0.6, paths[1]: 0.9 * 0.3})
-    needed = bytes_to_reference_targets(runs, reference, paths)
+    needed = {name: bytes_to_target(records, targets) for name, records in runs.items()}
     assert needed == {"fedavg_at-0": None, "fedavg_at-1": None, "sylva": 3 * 15, "weak": None}
     with pytest.raises(ValueError, match="set evaluation"):
         reference_targets([run_of([0.5, 0.5])], paths)

@@ -41,6 +41,19 @@ def test_a_resume_does_not_write_the_config(finished: RunFolder) -> None:
     assert contents(finished.path)["config.yaml"] == before
 
 
+def test_a_resume_keeps_the_order_of_attacks(tmp_path: Path) -> None:
+    """The first attack is the one that tables show; here the resume has all accuracies from the checkpoint."""
+    attacks = [{"name": "pgd", "epsilon": "4/255", "steps": 1}, {"name": "fgsm", "epsilon": "4/255"}]
+    folder = RunFolder(tmp_path / "run")
+    sylva_ray.run(ONE_PHASE | {"evaluation": {"attacks": attacks, "checks": False}}, out=folder.path, show="nothing")
+    summary = folder.load_summary()
+    assert summary is not None
+    folder.summary_file.unlink()
+    resumed = sylva_ray.resume(folder.path, show="nothing")
+    assert list(resumed.final.robust_accuracy) == list(summary.final.robust_accuracy)
+    assert [label.partition("-")[0].rstrip("0123456789") for label in summary.final.robust_accuracy] == ["pgd", "fgsm"]
+
+
 @pytest.mark.parametrize("fails", ["write", "fsync", "replace"])
 def test_a_full_disk_at_the_start_leaves_nothing(
     fails: str, tiny_config: ExperimentConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

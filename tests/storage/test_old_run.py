@@ -95,8 +95,10 @@ def test_its_measurements_are_found_again(folder: RunFolder, capsys: pytest.Capt
     assert "it cannot be checked that data and weights are the same" in capsys.readouterr().err
     assert not folder.inputs_file.exists()
     assert before is not None
-    for key in ("benign", "per_class", "majority", "worst_case", "certified"):
+    for key in ("per_class", "majority", "worst_case", "certified"):
         assert getattr(found, key) == getattr(before, key), key
+    assert found.benign.interval == pytest.approx(before.benign.interval), "as many images of each client"
+    assert found.benign == before.benign.model_copy(update={"interval": found.benign.interval})
     assert found.attacks["pgd2-eps4"].accuracy == before.attacks["pgd2-eps4"].accuracy
 
 

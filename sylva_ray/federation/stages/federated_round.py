@@ -49,7 +49,7 @@ class FederatedRound(Stage):
         metrics = server.adopt_states(outcomes)
         uploads = server.exchange(step, outcomes, received)
         graph = server.neighbourhood(received, uploads) if server.place.records_neighbours else None
-        return StageResult(epsilon, lr, participants, missing, metrics, graph)
+        return StageResult(attacked_at(epsilon, server), lr, participants, missing, metrics, graph)
 
 
 def federated_rounds(config: ResolvedConfig) -> list[Stage]:
@@ -59,9 +59,20 @@ def federated_rounds(config: ResolvedConfig) -> list[Stage]:
 
 
 def epsilon_of(config: ResolvedConfig, warmup: float, number: int, num_rounds: int) -> float:
-    """Return the epsilon of a round, ramped from 0 over a fraction ``warmup`` of the rounds to avoid collapse."""
-    ramp = math.ceil(warmup * num_rounds)
+    """Return the epsilon of a round, ramped from 0 over a fraction ``warmup`` of the rounds to avoid collapse.
+
+    >>> from types import SimpleNamespace
+    >>> config = SimpleNamespace(attack=SimpleNamespace(epsilon=1.0))
+    >>> [round(epsilon_of(config, 0.5, number, 4), 3) for number in (1, 2, 3, 4)]
+    [0.333, 0.667, 1.0, 1.0]
+    """
+    ramp = math.ceil(warmup * num_rounds - 1e-9)  # 0.07 * 100 is a little more than 7
     return config.attack.epsilon * min(1.0, number / (ramp + 1))
+
+
+def attacked_at(epsilon: float, server: Server) -> float | None:
+    """Return the epsilon of a stage's record; None if nothing is attacked in training."""
+    return epsilon if server.algorithm.is_adversarial and epsilon > 0 else None
 
 
 def lr_of(config: ResolvedConfig, number: int, num_rounds: int) -> float:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from sylva_ray.federation.client.training import TrainSettings
+from sylva_ray.federation.client.training import TrainOutcome, TrainSettings
 from sylva_ray.federation.server import Server
-from sylva_ray.federation.stages.federated_round import last_lr
+from sylva_ray.federation.stages.federated_round import attacked_at, last_lr
 from sylva_ray.federation.stages.stage import Stage, StageResult
 
 
@@ -24,6 +24,15 @@ class LocalEpochs(Stage):
 
     def run(self, server: Server, step: int) -> StageResult:
         """See `Stage.run`."""
+        result, _ = self.train(server, step)
+        return result
+
+    def train(self, server: Server, step: int) -> tuple[StageResult, dict[int, TrainOutcome]]:
+        """Train all clients, and let them keep what they trained.
+
+        Returns:
+            The result of the stage, and ``{client: outcome}`` of those whose training did not diverge.
+        """
         epsilon, lr = server.config.attack.epsilon, last_lr(server.config)
         outcomes, _ = server.train(step, server.everyone, TrainSettings(epsilon, lr, self.epochs))
-        return StageResult(epsilon, lr, metrics=server.adopt_states(outcomes))
+        return StageResult(attacked_at(epsilon, server), lr, metrics=server.adopt_states(outcomes)), outcomes

@@ -29,7 +29,7 @@ class StageResult:
     """What a stage adds to its record; None and empty values where it adds nothing.
 
     Attributes:
-        epsilon: of its training attack, in pixel units.
+        epsilon: of its training attack, in pixel units; None: nothing was attacked in training.
         lr: learning rate of its training.
         participants: client numbers; None: all clients.
         missing: participants that did not finish before the deadline.

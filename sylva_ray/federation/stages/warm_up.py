@@ -25,4 +25,4 @@ class WarmUp(Stage):
         outcomes, _ = server.train(step, server.everyone, settings)
         metrics = server.adopt_states(outcomes)
         server.exchange(step, outcomes, received, server.algorithm.warm_up_names())
-        return StageResult(epsilon=0.0, lr=lr, metrics=metrics)
+        return StageResult(lr=lr, metrics=metrics)

@@ -32,8 +32,8 @@ def result_sentence(rows: Sequence[Row]) -> str:
         return ""
     best, *others = sorted(finals, key=lambda row: -means[row.letter])
     text = f"Under {attack_title_from(rows, attack)}, row {best.letter} ({best.method}) classifies "
-    text += f"{100 * means[best.letter]:.1f} %{_bounds(best, means[best.letter])} of the images of the mean client "
-    text += "correctly"
+    text += f"{100 * means[best.letter]:.1f} %{_bounds(best, means[best.letter])} of the images of the mean client"
+    text += ", which has as many of each class, correctly" if best.has_equal_shares else " correctly"
     if not others:
         return f"{text}."
     second = others[0]

@@ -399,8 +399,18 @@ def short_value(key: str, text: str) -> str:
             return of_255(float(text))
         except ValueError:
             return text
-    if text.startswith("["):
-        text = "+".join(json.dumps(v) if isinstance(v, dict) else str(v) for v in json.loads(text))
+    if (values := _listed(text)) is not None:
+        text = "+".join(json.dumps(v) if isinstance(v, dict) else str(v) for v in values)
     elif "/" in text:
         text = text.rstrip("/").rpartition("/")[2]
     return text if len(text) <= MAX_VALUE_LENGTH else f"{text[: MAX_VALUE_LENGTH - 1]}…"
+
+
+def _listed(text: str) -> list[object] | None:
+    """Return the values of a list in JSON; None of any other text, such as a name with a bracket."""
+    if not text.startswith("["):
+        return None
+    try:
+        return list(json.loads(text))
+    except ValueError:
+        return None

@@ -32,7 +32,7 @@ MEANINGS = {
 }
 """Meanings of failed checks in a comparison; for other checks, the run's own text is shown."""
 
-MAX_NAME = 24
+MAX_NAME = 26
 """Letters of a row's name in a sentence; a longer one is replaced by the letter of the row."""
 
 MAX_NAMES = 3
@@ -217,10 +217,13 @@ def warnings(rows: Sequence[Row]) -> list[str]:
 
 
 def _fleet_warnings(rows: Sequence[Row]) -> list[str]:
-    """Return a warning if the rows are of different fleets."""
+    """Return a warning if the rows are of different fleets, or if that is not known of all of them."""
     num_fleets = len(fleets(rows))
     if num_fleets <= 1:
-        return []
+        unknown = [row.name for row in rows if row.stage == "final" and "partition.kind" not in row.fleet]
+        reason = "no config.yaml says how their clients' images were drawn"
+        is_mixed = any("partition.kind" in row.fleet for row in rows)
+        return [f"NOT KNOWN to be comparable: {_names(unknown)}: {reason}"] if unknown and is_mixed else []
     keys = differing_keys([row.fleet for row in rows])
     reasons = [f"{short_key(key)} is {_rows_by_value(rows, [row.fleet.get(key) for row in rows])}" for key in keys]
     reason = "; ".join(reasons) or "the same seed gave the clients other images"

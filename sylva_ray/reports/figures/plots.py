@@ -52,7 +52,8 @@ def figures(summary: Summary | None, records: Sequence[StageRecord], titles: Map
                 drawn["clients"] = _clients(summary, summary.initial, titles)
             game = summary.layer_game
             if game and (game.shapley or game.scores):
-                drawn["layers"] = _layers(game)
+                attackers = summary.byzantine.attackers if summary.byzantine else []
+                drawn["layers"] = _layers(game, attackers)
             drawn["communication"] = _communication(summary.communication, records)
             drawn["seconds"] = _seconds(summary.seconds)
         return drawn
@@ -89,23 +90,32 @@ def _fleet(summary: Summary) -> Figure:
 
 def _accuracy(records: Sequence[StageRecord], summary: Summary | None, titles: Mapping[str, str]) -> Figure:
     """Draw mean accuracy over steps, with a band for the middle 80 % of the clients, and below it the loss."""
-    losses = [(record.step, np.mean(list(loss.values()))) for record in records if (loss := record.metrics.get("loss"))]
+    losses = [(record.step, np.mean(loss)) for record in records if (loss := record.counted_metric("loss"))]
     figure = new_figure(4.6 if losses else 3.4)
     axes, below = figure.subplots(2, 1, sharex=True, height_ratios=[5, 2]) if losses else (figure.subplots(), None)
-    evaluated = [(record.step, record.evaluation) for record in records if record.evaluation]
+    evaluated = [(record, record.evaluation) for record in records if record.evaluation]
     names, handles = _step_names(records), list[Any]()
     for index, condition in enumerate(["benign", *robust_conditions(records)]):
         colour = LIGHT[f"series-{index % 6 + 1}"]
-        points = [(step, evaluation[condition].accuracy) for step, evaluation in evaluated if condition in evaluation]
+        measured = [(record, of_record[condition]) for record, of_record in evaluated if condition in of_record]
+        points = [(record.step, record.counted(found.accuracy)) for record, found in measured]
+        points = [(step, values) for step, values in points if values]
+        in_part = {record.step for record, _ in measured if record.in_part}
+        if not points:  # of Byzantine clients only
+            continue
         steps = [step for step, _ in points]
         low, high = np.array([np.percentile(values, [10, 90]) for _, values in points]).T
         axes.fill_between(steps, low, high, color=colour, alpha=0.16, linewidth=0)
         label = titles.get(condition, condition)
         means = [np.mean(values) for _, values in points]
         handles += axes.plot(steps, means, "o-", color=colour, ms=4, label=label)
+        hollow = [(step, mean) for step, mean in zip(steps, means, strict=True) if step in in_part]
+        for step, mean in hollow:
+            axes.plot([step], [mean], "o", color=colour, markerfacecolor=LIGHT["surface"], ms=4)
         for step, mean, least, most in zip(steps, means, low, high, strict=True):
             name = names.get(step, f"step {step}")
             spread = f"middle 80 % of the clients {100 * least:.1f} to {100 * most:.1f} %"
+            spread += "; measured in part" if step in in_part else ""
             add_hint(axes, step, float(mean), f"{label}, {name}: {100 * mean:.1f} %; {spread}")
     if summary is not None:
         majority = summary.majority.mean
@@ -218,10 +228,10 @@ def _sorted_curves(axes: Axes, title: str, start: Spread, end: Spread, colour: s
     accuracy_axis(axes)
 
 
-def _layers(game: GameRecord) -> Figure:
+def _layers(game: GameRecord, attackers: Sequence[int]) -> Figure:
     """Draw the scores of layers (rows, input first) and clients (columns) as a heatmap, with dots at selected layers.
 
-    Bars on the right show which fraction of the clients selected a layer.
+    Bars on the right show which fraction of the honest clients selected a layer.
     """
     values, selected = np.array(game.shapley or game.scores).T, np.array(game.selected, bool).T
     num_layers, num_clients = values.shape
@@ -234,7 +244,8 @@ def _layers(game: GameRecord) -> Figure:
         axes.plot(columns, rows, "o", ms=5 if num_clients <= 40 else 2, color=LIGHT["ink"])
     axes.set_yticks(range(num_layers), [name.replace("blocks.", "block ") for name in game.players])
     _client_axis(axes, num_clients)
-    fraction.barh(range(num_layers), selected.mean(1), color=LIGHT["muted"], height=0.55)
+    honest = np.delete(selected, list(attackers), axis=1)
+    fraction.barh(range(num_layers), honest.mean(1), color=LIGHT["muted"], height=0.55)
     fraction.set(title="selected by", xlim=(0, 1), ylim=(num_layers - 0.5, -0.5), yticks=[])
     fraction.set_xticks([0, 1] if is_narrow() else [0, 0.5, 1])
     fraction.xaxis.set_major_formatter(PercentFormatter(1))
@@ -245,10 +256,10 @@ def _layers(game: GameRecord) -> Figure:
 def _communication(communication: Communication, records: Sequence[StageRecord]) -> Figure:
     """Draw the bytes of this run and those of full-model training in the same rounds."""
     full = communication.full_model_bytes
-    exchanges = sum(len(r.participants) - len(r.missing) for r in records if is_exchange(r.stage))
+    sent = [len(r.participants) - len(r.missing) - len(r.dropped) for r in records if is_exchange(r.stage)]
     panels = [
         ("one client uploads in one round", communication.upload_bytes_per_client_round, full),
-        ("the whole run, all clients, up and down", communication.total_bytes, 2 * full * exchanges),
+        ("the whole run, all clients, up and down", communication.total_bytes, 2 * full * sum(sent)),
     ]
     figure = new_figure(2.4 if is_narrow() else 1.35)
     shape = (2, 1) if is_narrow() else (1, 2)
@@ -261,9 +272,9 @@ def _communication(communication: Communication, records: Sequence[StageRecord])
 
 
 def _seconds(seconds: RunSeconds) -> Figure:
-    """Draw the seconds per kind of work, summed over the workers."""
-    by_work = {title: getattr(seconds, key) for key, title in SECONDS.items()}
-    total = sum(by_work.values()) or 1.0
+    """Draw the seconds per kind of work that the run had, summed over the workers."""
+    by_work = {title: value for key, title in SECONDS.items() if (value := getattr(seconds, key)) > 0}
+    total = sum(by_work.values())
     figure = new_figure(0.4 + 0.26 * len(by_work))
     texts = [f"{value:,.1f} s  ({value / total:.0%})" for value in by_work.values()]
     colours = [LIGHT["muted"] if title == SECONDS["idle"] else LIGHT["series-1"] for title in by_work]

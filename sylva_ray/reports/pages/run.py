@@ -77,6 +77,9 @@ def write_report(folder: RunFolder) -> Path:
         UserError: a file in the folder is damaged.
     """
     records, summary = folder.load_records(), folder.load_summary()
+    if summary is not None and summary.byzantine is not None:  # records of earlier versions do not name them
+        attackers = summary.byzantine.attackers
+        records = [record.model_copy(update={"byzantine": attackers}) for record in records]
     evaluation = folder.load_evaluation() if summary is not None else None
     config = folder.config_file.read_text() if folder.config_file.exists() else ""
     titles = attack_titles_from_config(config)
@@ -86,6 +89,8 @@ def write_report(folder: RunFolder) -> Path:
         "summary": summary,
         "evaluation": evaluation,
         "steps_done": len(records),
+        "has_partial": any(record.in_part for record in records),
+        "has_panel": any(record.panel is not None for record in records),
         "last": _stage_text(records) if records else "",
         "resume_command": f"sylva-ray run {shlex.quote(str(folder))} --resume",
         "report_command": f"sylva-ray report {shlex.quote(str(folder))}",
@@ -196,12 +201,15 @@ class _FleetRow:
 
 @dataclass(frozen=True)
 class _ClientRow:
-    """A client: its data, accuracies after each phase, shares of its own parameters, and refined layers."""
+    """A client: its data, accuracies after each phase, shares of its own parameters, and refined layers.
+
+    ``mark`` stands beside its number: a cross if it has collapsed, a word if it is Byzantine.
+    """
 
     client: int
     train: int
     majority_share: float
-    collapsed: bool
+    mark: str
     benign: Sequence[float]
     robust: Sequence[float]
     own: Sequence[float]
@@ -234,7 +242,7 @@ def _client_view(rows: Sequence[_ClientRow]) -> dict[str, object]:
     data = [
         [
             row.client,
-            int(row.collapsed),
+            row.mark,
             row.train,
             *(round(1000 * value) for value in (row.majority_share, *row.benign, *row.robust, *row.own)),
             row.layers,
@@ -256,7 +264,7 @@ def _client_rows(
         benign = [stage.accuracies.benign_accuracy.per_client[i] for stage in stages]
         robust = [stage.accuracies.robust_accuracy[attack].per_client[i] for stage in stages] if attack else []
         layers = "" if summary.layer_game is None else summary.layer_game.refined(i)
-        collapsed = bool(client.collapsed)
+        mark = "✗" if client.collapsed else "Byzantine" if client.byzantine else ""
         shares = [of_group[i] for of_group in own.values()]
-        rows.append(_ClientRow(i, client.train, client.majority_share, collapsed, benign, robust, shares, layers))
+        rows.append(_ClientRow(i, client.train, client.majority_share, mark, benign, robust, shares, layers))
     return rows

@@ -6,9 +6,11 @@ SECONDS = {
     "setup": "set-up",
     "train": "training weights",
     "attack": "crafting attacks",
+    "mixture": "trying mixtures",
     "game": "layer game",
     "evaluate": "evaluation",
     "aggregate": "aggregation",
+    "other": "other work",
     "idle": "workers waiting",
 }
 """Titles of the keys of ``summary.seconds``, without the total."""

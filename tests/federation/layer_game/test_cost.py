@@ -6,13 +6,20 @@ import numpy as np
 import pytest
 
 from sylva_ray.algorithms.sylva import Sylva
+from sylva_ray.algorithms.undefended import Undefended
 from sylva_ray.config.experiment import ExperimentConfig
 from sylva_ray.config.schema import build
 from sylva_ray.federation.parameters import Phase2Parameters
 from sylva_ray.federation.stages.layer_game.cost import block_evaluations, game_cost, phase1_cost
 from sylva_ray.federation.stages.layer_game.rankings.ranking import GamePlan
 from sylva_ray.federation.stages.layer_game.rankings.shapley import shapley_values
-from sylva_ray.federation.stages.layer_game.shapley import MIN_PAIRS, all_coalitions, exact_shapley, prefix_coalitions
+from sylva_ray.federation.stages.layer_game.shapley import (
+    MIN_PAIRS,
+    all_coalitions,
+    exact_shapley,
+    permutation_shapley,
+    prefix_coalitions,
+)
 
 PHASE2 = Phase2Parameters()
 
@@ -31,11 +38,13 @@ def test_phase_1_is_counted_in_gradients_of_images() -> None:
         "partition": {"num_clients": 2},
     }
     config = build(ExperimentConfig, sections)
-    parameters = Sylva.Parameters(final_local_epochs=1, head_warmup_epochs=3)
+    epochs = {"final_local_epochs": 1, "head_warmup_epochs": 3}
+    sylva, undefended = Sylva(Sylva.Parameters(**epochs)), Undefended(Undefended.Parameters(**epochs))
     # half of the clients in 4 rounds of 2 epochs, all in the last one; 11 gradients of an image in each
-    assert phase1_cost(config, parameters, [30, 10], num_blocks=12) == 40 * 12 * (2 * 11 * (4 + 1) + 2 * 3)
+    assert phase1_cost(config, sylva, [30, 10], num_blocks=12) == 40 * 12 * (2 * 11 * (4 + 1) + 2 * 3)
     benign = config.model_copy(update={"attack": config.attack.model_copy(update={"epsilon": 0.0})})
-    assert phase1_cost(benign, parameters, [30, 10], num_blocks=1) == 40 * (2 * 5 + 6)
+    assert phase1_cost(benign, sylva, [30, 10], num_blocks=1) == 40 * (2 * 5 + 6)
+    assert phase1_cost(config, undefended, [30, 10], num_blocks=1) == 40 * (2 * 5 + 6)
 
 
 def plan(num_players: int, cost_of_all: float, phase2: Phase2Parameters = PHASE2) -> GamePlan:
@@ -88,5 +97,18 @@ def test_intervals_of_a_sampled_game_hold_the_exact_values() -> None:
     found = plan(13, 4.0)
     estimate, half_width = shapley_values(found, value(found.coalitions))
     assert half_width is not None
-    assert np.mean(np.abs(estimate - exact) <= half_width) >= 0.8
-    assert np.abs(estimate - exact).max() < 0.1
+    error = estimate - exact
+    assert np.mean(np.abs(error[:, 0] - error[:, 1]) <= half_width) >= 0.8
+    assert np.abs(error).max() < 0.1
+
+
+def test_the_interval_of_a_difference_knows_that_its_parts_move_together() -> None:
+    """Robust losses that are the benign gains: the difference is 0 and certain. Gains on both: twice the benign one."""
+    found = plan(13, 4.0)
+    assert found.permutations is not None
+    gain = np.random.default_rng(0).normal(size=len(found.coalitions))
+    own = permutation_shapley(found.permutations, found.coalitions, gain).half_width
+    for robust, factor in ((-gain, 0.0), (gain, 2.0)):
+        _, half_width = shapley_values(found, np.stack([gain, robust], axis=1))
+        assert half_width is not None
+        np.testing.assert_allclose(half_width, factor * own, atol=1e-12)

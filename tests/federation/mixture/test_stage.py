@@ -30,15 +30,16 @@ SHORT = TINY | {
 
 
 def finished(
-    folder: Path, mixture: dict[str, Any], **method: Any
+    folder: Path, mixture: dict[str, Any], num_rounds: int = 1, **method: Any
 ) -> tuple[list[dict[str, np.ndarray]], dict[str, Any]]:
-    """The states at the end of a run of one round, and the record of its last stage."""
+    """The states at the end of a run, and the record of its last stage."""
     algorithm = {
         "name": "fedavg_at_ft",
         "model": "lora",
         "mixture": {"enabled": False, "attack_steps": 1} | mixture,
     } | method
-    run(prepare(build(ExperimentConfig, SHORT | {"algorithm": algorithm})), folder)
+    training = {"training": SHORT["training"] | {"rounds": num_rounds}}
+    run(prepare(build(ExperimentConfig, SHORT | training | {"algorithm": algorithm})), folder)
     return [dict(state) for state in RunFolder(folder).load_states()], records_of(folder)[-1]
 
 
@@ -81,6 +82,33 @@ def test_what_was_received_costs_no_upload_and_others_cost_one(tmp_path: Path) -
     assert free["download_bytes"] == 2 * num_clients * 8
     assert paid["download_bytes"] == rounds["download_bytes"] + 2 * num_clients * 8
     assert set(paid["metrics"]) >= {f"{g}_from_{p}" for g in ("adapters", "heads") for p in ("global", "neighbours")}
+
+
+def test_trying_mixtures_is_work_not_waiting(tmp_path: Path) -> None:
+    finished(tmp_path, {"enabled": True, "own_shares": [0.5]})
+    summary, records = RunFolder(tmp_path).load_summary(), RunFolder(tmp_path).load_records()
+    assert summary is not None
+    spent = summary.seconds
+    assert spent.mixture == records[-1].seconds["mixture"] > 0
+    work = spent.train + spent.attack + spent.mixture + spent.evaluate + spent.aggregate
+    assert spent.setup + work + spent.idle == pytest.approx(spent.total), "one worker"
+
+
+def test_losses_weigh_the_neighbours_models(tmp_path: Path) -> None:
+    """SFAT's weights need the metrics of the uploads, from the second exchange on."""
+    mixture = {"enabled": True, "own_shares": [0.5], "partners": ["neighbours"]}
+    _, record = finished(tmp_path, mixture, num_rounds=2, name="sfat", final_local_epochs=1)
+    assert set(record["metrics"]) == {"loss", "adapters_from_neighbours", "heads_from_neighbours"}
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5])
+def test_a_client_of_a_lower_rank_keeps_it(share: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mixture_stage, "shrunk_gains", lambda reported, _: np.ones((len(reported), 1)))
+    mixture = {"enabled": True, "own_shares": [share], "partners": ["neighbours"]}
+    states, _ = finished(tmp_path, mixture, name="hetlora_at", ranks=[1, 2], final_local_epochs=1)
+    for client, rank in enumerate([1, 2, 1]):
+        used = {np.count_nonzero(a.any(1)) for name, a in states[client].items() if name.endswith(".lora_A")}
+        assert max(used) == rank
 
 
 def test_a_head_that_stays_at_home_is_not_mixed(tmp_path: Path) -> None:

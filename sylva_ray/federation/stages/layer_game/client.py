@@ -253,7 +253,7 @@ class Phase2Client:
         }
         step = benign_step(self.losses, [name for name, rows in masks.items() if bool(rows.any())])
         settings = EpochSettings(self.config.training, self.phase2.refine_lr, self.phase2.refine_epochs)
-        with at_precision(self.model, self.training_precision):
+        with self.stopwatch("train"), at_precision(self.model, self.training_precision):
             run_epochs(params, step, self.data, self._training_streams("refine"), settings, masks)
         return self._finite_or_robust(params)
 

@@ -11,25 +11,30 @@ from collections.abc import Sequence
 import numpy as np
 
 from sylva_ray.config.experiment import ExperimentConfig
-from sylva_ray.federation.parameters import MethodParameters
+from sylva_ray.federation.method import Method
 
 IMAGE_SETS = 3
 """Sets of images on which coalitions are evaluated: benign, and attacked against theta^r and against theta^b."""
 
 
-def phase1_cost(config: ExperimentConfig, parameters: MethodParameters, sizes: Sequence[int], num_blocks: int) -> int:
+def crafting_steps(config: ExperimentConfig, algorithm: Method) -> int:
+    """Return the gradients that the attack on a training image takes; 0 if nothing is attacked."""
+    return config.attack.spec().steps if algorithm.is_adversarial and config.attack.epsilon > 0 else 0
+
+
+def phase1_cost(config: ExperimentConfig, algorithm: Method, sizes: Sequence[int], num_blocks: int) -> int:
     """Return the cost of training all clients in phase 1.
 
     Args:
         config: the experiment.
-        parameters: of the method.
+        algorithm: the method.
         sizes: training images of the K clients.
         num_blocks: of the model.
     """
-    training, images = config.training, sum(sizes)
+    training, parameters, images = config.training, algorithm.parameters, sum(sizes)
     attended = (training.clients_per_round or len(sizes)) / len(sizes)
     epochs = training.rounds * training.local_epochs * attended + parameters.final_local_epochs
-    gradients = 1 if config.attack.epsilon == 0 else 1 + config.attack.spec().steps
+    gradients = 1 + crafting_steps(config, algorithm)
     return round(images * num_blocks * (2 * gradients * epochs + 2 * parameters.head_warmup_epochs))
 
 

@@ -46,4 +46,4 @@ class Refine(Stage):
         server.game = server.game.model_copy(update=columns(verdicts, self.phase2.strengths))
         server.costs.upload_bytes += sum(outcome.num_bytes for outcome in outcomes.values())
         server.costs.download_bytes += np.dtype(float).itemsize * len(refining)  # the accepted strength
-        return StageResult(participants=refining)
+        return StageResult(lr=self.phase2.refine_lr, participants=refining)

@@ -33,13 +33,11 @@ class _Game:
     Attributes:
         outcomes: of the K clients.
         ranked: the layers, and the candidates.
-        tried: outcomes of the candidates, ``{client: outcomes}``.
         selected: ``[K, n] bool``.
     """
 
     outcomes: list[GameOutcome]
     ranked: RankedLayers
-    tried: dict[int, PairedOutcomes]
     selected: np.ndarray
 
 
@@ -81,7 +79,7 @@ class LayerGame(Stage):
         phase2, num_players = self.phase2, len(server.players)
         if not self.ranking.evaluates_coalitions or self.ranking.needs_all_coalitions:
             return GamePlan.from_settings(num_players, phase2, rng)
-        before = phase1_cost(server.config, server.parameters, server.sizes, num_players - 1)
+        before = phase1_cost(server.config, server.algorithm, server.sizes, num_players - 1)
         is_chain = list(server.players)[:-1] == [f"blocks.{index}" for index in range(num_players - 1)]
         images = [min(phase2.max_images, len(client.selection)) for client in server.fleet.clients]
 
@@ -103,7 +101,7 @@ class LayerGame(Stage):
             if not difference <= MAX_DIFFERENCE:  # also where it is no number
                 server.observer.on_notice(Notice(f"values in {low} are off by {difference:.3f}: float32 plays again"))
                 game = self._played(server, step, plan, "float32", rng)
-        outcomes, ranked, tried, selected = game.outcomes, game.ranked, game.tried, game.selected
+        outcomes, ranked, selected = game.outcomes, game.ranked, game.selected
         candidates = ranked.candidates
         phi, width, scores = ranked.phi, ranked.half_width, ranked.scores
         server.game = GameRecord(
@@ -112,7 +110,7 @@ class LayerGame(Stage):
             shapley=None if phi is None else (phi[:, :, 0] - phi[:, :, 1]).tolist(),
             shapley_benign=None if phi is None else phi[:, :, 0].tolist(),
             shapley_robust=None if phi is None else phi[:, :, 1].tolist(),
-            half_width=None if width is None else np.linalg.norm(width, axis=-1).tolist(),
+            half_width=None if width is None else width.tolist(),
             scores=None if scores is None else scores.tolist(),
             selected=selected.tolist(),
             candidates=[len(np.unique(rows, axis=0)) for rows in candidates],
@@ -124,11 +122,8 @@ class LayerGame(Stage):
             sampled_because=(plan.reason or None) if self.ranking.evaluates_coalitions else None,
             **columns([NOTHING_KEPT] * len(everyone), phase2.strengths),
         )
-        reported = [outcome.values if outcome.scores is None else outcome.scores for outcome in outcomes]
-        server.costs.upload_bytes += sum(values.nbytes for values in reported)
-        server.costs.upload_bytes += sum(outcome.num_bytes for outcome in tried.values())
-        server.costs.download_bytes += candidates.nbytes + selected.nbytes
-        return StageResult()
+        server.costs.download_bytes += selected.nbytes
+        return StageResult(lr=phase2.benign_lr)
 
     def _played(self, server: Server, step: int, plan: GamePlan, precision: str, rng: np.random.Generator) -> _Game:
         """Play, rank the layers, try candidates and select."""
@@ -158,7 +153,11 @@ class LayerGame(Stage):
             ]
         )
         selected = select_layers(candidates, [tried[client] for client in everyone], graph, phase2)
-        return _Game(outcomes, ranked, tried, selected)
+        reported = [outcome.values if outcome.scores is None else outcome.scores for outcome in outcomes]
+        server.costs.upload_bytes += sum(values.nbytes for values in reported)
+        server.costs.upload_bytes += sum(outcome.num_bytes for outcome in tried.values())
+        server.costs.download_bytes += candidates.nbytes
+        return _Game(outcomes, ranked, selected)
 
     def _difference(self, server: Server, step: int, game: _Game, precision: str) -> float:
         """Return the largest difference of a value of a candidate from that in float32."""
@@ -176,4 +175,5 @@ class LayerGame(Stage):
             for cohort in server.cohorts(server.everyone)
         ]
         found: dict[int, float] = server.run(tasks)
+        server.costs.upload_bytes += np.dtype(np.float64).itemsize * len(found)
         return float(np.max(list(found.values())))  # no number, if one of them is none

@@ -10,6 +10,7 @@ import numpy as np
 
 from sylva_ray.core.records import MIXED_IN
 from sylva_ray.core.types import ClientState, stack_states
+from sylva_ray.federation.client.training import TrainOutcome
 from sylva_ray.federation.method import Method
 from sylva_ray.federation.parameters import MethodParameters, MixtureParameters, Sharing
 from sylva_ray.federation.server import Server
@@ -43,15 +44,20 @@ class Mixture(LocalEpochs):
     def run(self, server: Server, step: int) -> StageResult:
         """See `Stage.run`."""
         received = server.states.copy()
-        result = super().run(server, step)
+        result, outcomes = self.train(server, step)
         metrics = dict(result.metrics)
         groups = shared_groups(server.algorithm, server.states[0])
-        for group, models in self._models_of_others(server, step, received, groups).items():
+        for group, models in self._models_of_others(server, step, received, outcomes, groups).items():
             metrics |= self._choose(server, step, group, groups[group], models)
         return replace(result, metrics=metrics)
 
     def _models_of_others(
-        self, server: Server, step: int, received: Sequence[ClientState], groups: Mapping[str, Sequence[str]]
+        self,
+        server: Server,
+        step: int,
+        received: Sequence[ClientState],
+        outcomes: Mapping[int, TrainOutcome],
+        groups: Mapping[str, Sequence[str]],
     ) -> dict[str, dict[Sharing, Sequence[ClientState]]]:
         """Return the models of all partners for every group of parameters, ``{group: {partner: [K]}}``.
 
@@ -65,11 +71,12 @@ class Mixture(LocalEpochs):
         unknown = [(group, partner) for group in groups for partner in models[group] if partner != usual[group]]
         if unknown:
             with server.exchanging():
-                uploads, sent = server.collect(step, dict(enumerate(server.states)), received, {})
-                weights = algorithm.client_weights(uploads, sorted(uploads.by_client))
+                uploads, sent = server.collect(step, outcomes, received)
+                present = sorted(uploads.by_client)
+                weights = algorithm.client_weights(uploads, present) if present else np.empty(0)
                 for group, partner in unknown:
                     names = groups[group]
-                    merged = algorithm.merge_for_all(uploads, names, partner, weights) if uploads.by_client else {}
+                    merged = algorithm.merge_for_all(uploads, names, partner, weights) if present else {}
                     models[group][partner] = [
                         server.wire.download(
                             step, client, received[client], {**state, **merged.get(client, {})}, names, client in sent

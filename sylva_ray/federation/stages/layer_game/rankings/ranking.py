@@ -129,7 +129,7 @@ class RankedLayers:
     Attributes:
         candidates: ``[K, m, n] bool``.
         phi: Shapley values ``[K, n, 2]``, if they rank the layers.
-        half_width: of the Shapley values, if they are sampled.
+        half_width: of the intervals of phi[..., 0] - phi[..., 1] before they are shrunk, ``[K, n]``, if sampled.
         scores: ``[K, n]``, if scores rank the layers.
     """
 

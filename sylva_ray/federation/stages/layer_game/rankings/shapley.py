@@ -62,7 +62,7 @@ class ShapleyRanking(Ranking):
 def shapley_of_fleet(
     plan: GamePlan, outcomes: Sequence[Answer], graph: NeighbourGraph, phase2: Phase2Parameters
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """Return ``phi [K, n, 2]``, shrunk towards the means of neighbourhoods, and half widths if sampled."""
+    """Return ``phi [K, n, 2]``, shrunk towards the means of neighbourhoods, and half widths ``[K, n]`` if sampled."""
     estimates = [shapley_values(plan, outcome.values) for outcome in outcomes]
     samples = np.array([outcome.num_samples for outcome in outcomes])
     phi = shrink(np.stack([value for value, _ in estimates]), graph.matrix(), samples, phase2.shrink_strength)
@@ -71,13 +71,15 @@ def shapley_of_fleet(
 
 
 def shapley_values(plan: GamePlan, values: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-    """Return ``phi [n, 2]`` and its half width, if sampled, from ``values [m, 2]``.
+    """Return ``phi [n, 2]`` from ``values [m, 2]``, and if sampled the half widths of phi[:, 0] - phi[:, 1], ``[n]``.
 
     Values are mean probabilities of the true class, benign and robust. phi[:, 0] is the part of the benign gain that is
-    due to a player, phi[:, 1] the part of the robust *loss* (hence the sign).
+    due to a player, phi[:, 1] the part of the robust *loss* (hence the sign). Both come from the same permutations, so
+    the interval is estimated of their difference.
     """
     payoff = values * np.array([1.0, -1.0])
     if plan.permutations is None:
         return exact_shapley(payoff), None
-    estimate = permutation_shapley(plan.permutations, plan.coalitions, payoff)
-    return estimate.value, estimate.half_width
+    with_difference = np.column_stack([payoff, payoff[:, 0] - payoff[:, 1]])
+    estimate = permutation_shapley(plan.permutations, plan.coalitions, with_difference)
+    return estimate.value[:, :2], estimate.half_width[:, 2]
