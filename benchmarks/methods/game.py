@@ -1,6 +1,6 @@
 """Is the layer game worth its cost? What ranks the layers, how many coalitions are needed, and what the surrogate says.
 
-    python benchmarks/methods/game.py [--seeds 0 1 2] [--out runs/game]    # writes game.json
+    python benchmarks/methods/game.py [--seeds 0 1 2] [--part rankings] [--epsilon 2/255]    # writes game.json
 
 1. Phase 2 with every ranking, from one and the same end of phase 1: the guard and the refinement are equal.
 2. Shapley values of sampled permutations against the exact ones.
@@ -15,7 +15,9 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +27,11 @@ from game_table import game_tables
 from ledger import HERE, Ledger
 from scipy.stats import spearmanr
 
+from sylva_ray.algorithms.registry import create_algorithm
 from sylva_ray.attacks.losses import true_class_probability
 from sylva_ray.config.experiment import ExperimentConfig
 from sylva_ray.config.schema import build, merged
+from sylva_ray.core.errors import UserError
 from sylva_ray.core.types import ParameterStack
 from sylva_ray.execution.experiment import run_experiment
 from sylva_ray.execution.in_process import InProcessPool
@@ -52,11 +56,50 @@ from sylva_ray.storage.checkpoint import Checkpoint, CheckpointFolder
 from sylva_ray.storage.run_folder import RunFolder
 
 RESULT = HERE / "game.json"
+PARTS = ("rankings", "sampling", "surrogate")
 NUM_COALITIONS = 16
 PAIRS = (2, 8, 32)
 """Antithetic pairs of permutations; each pair visits 2 (n - 1) coalitions besides the empty one and the full one."""
 
+EPSILON = "4/255"
+"""The ledger's."""
+
 Settings = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Where everything is measured.
+
+    Attributes:
+        seed: of the experiment.
+        epsilon: of the attacks in training and in evaluation, as in a configuration.
+        scale: of the ablation's files; None: as it is.
+    """
+
+    seed: int
+    epsilon: str = EPSILON
+    scale: str | None = None
+
+    def prepared(self, phase2: Settings) -> Prepared:
+        """Return the experiment of the ablation's Sylva with other settings of phase 2."""
+        config = Ledger(HERE / "ablation").configuration("sylva", "", {}, self.scale, self.seed)
+        attacks = [attack | {"epsilon": self.epsilon} for attack in config["evaluation"]["attacks"]]
+        changes = {"attack": {"epsilon": self.epsilon}, "evaluation": {"attacks": attacks}}
+        return prepare(build(ExperimentConfig, merged(config, changes, {"algorithm": {"phase2": phase2}})))
+
+    def folder(self, out: Path, name: str) -> Path:
+        """Return the folder of a run."""
+        return out / f"{name}-{self.seed}-eps{self.epsilon.partition('/')[0]}"
+
+
+def epsilon_argument(text: str) -> str:
+    """Return an argument that is an epsilon as in a configuration; argparse reports any other in one line."""
+    try:
+        build(ExperimentConfig, {"attack": {"epsilon": text}})
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return text
 
 
 class StopBeforePhase2(Observer):
@@ -68,26 +111,21 @@ class StopBeforePhase2(Observer):
             raise KeyboardInterrupt
 
 
-def prepared(seed: int, phase2: Settings, scale: str | None) -> Prepared:
-    """Return the experiment of the ablation's Sylva with other settings of phase 2."""
-    config = Ledger(HERE / "ablation").configuration("sylva", "", {}, scale, seed)
-    return prepare(build(ExperimentConfig, merged(config, {"algorithm": {"phase2": phase2}})))
-
-
 def run(made: Prepared, folder: Path, observer: Observer) -> None:
     """Run an experiment, or go on where its folder ends."""
     pool = InProcessPool(create_worker(made.config, made.fleet, made.backbone))
     run_experiment(made, RunFolder(folder), pool, observer)
 
 
-def end_of_phase1(seed: int, folder: Path, scale: str | None) -> Checkpoint:
-    """Return the checkpoint from which all rankings go on."""
+def end_of_phase1(setting: Setting, out: Path) -> Checkpoint:
+    """Return the checkpoint from which all rankings go on; ``out`` has the folders of all runs."""
+    folder = setting.folder(out, "phase1")
     checkpoints = CheckpointFolder(folder / "checkpoint")
     if (done := folder / "phase1_done").exists() and (found := checkpoints.latest()) is not None:
         return found
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        run(prepared(seed, {}, scale), folder, StopBeforePhase2())
+        run(setting.prepared({}), folder, StopBeforePhase2())
     except KeyboardInterrupt:
         done.touch()
     found = checkpoints.latest()
@@ -95,14 +133,15 @@ def end_of_phase1(seed: int, folder: Path, scale: str | None) -> Checkpoint:
     return found
 
 
-def rank_and_refine(selection: str, seed: int, end: Checkpoint, folder: Path, scale: str | None) -> Settings:
+def rank_and_refine(selection: str, setting: Setting, end: Checkpoint, out: Path) -> Settings:
     """Run phase 2 with a ranking; return what it cost and reached."""
+    folder = setting.folder(out, selection)
     run_folder = RunFolder(folder)
     if not run_folder.summary_file.exists():
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         CheckpointFolder(folder / "checkpoint").save(end.step, end.states, end.records, end.game, end.residuals)
-        run(prepared(seed, {"selection": selection}, scale), folder, Observer())
+        run(setting.prepared({"selection": selection}), folder, Observer())
     summary, records = run_folder.load_summary(), run_folder.load_records()
     assert summary is not None
     assert summary.phase1 is not None
@@ -110,7 +149,6 @@ def rank_and_refine(selection: str, seed: int, end: Checkpoint, folder: Path, sc
     game, (stage,) = summary.layer_game, [record for record in records if record.stage == LayerGame.name]
     row: Settings = {
         "ranking": selection,
-        "seed": seed,
         "layers": float(np.sum(game.selected, axis=1).mean()),
         "strength": float(np.mean(game.strength)),
         "seconds": stage.seconds["wall"],
@@ -211,7 +249,6 @@ def surrogate_correlations(made: Prepared, end: Checkpoint, seed: int) -> list[S
     task = SurrogateTask(end.step + 1, clients, states, all_coalitions(num_players)[np.sort(chosen)], made)
     return [
         {
-            "seed": seed,
             "client": client,
             "benign": float(spearmanr(mixed[0], refined[0]).statistic),
             "robust": float(spearmanr(mixed[1], refined[1]).statistic),
@@ -223,36 +260,70 @@ def surrogate_correlations(made: Prepared, end: Checkpoint, seed: int) -> list[S
 
 def phase2_of(made: Prepared) -> Any:
     """Return the checked parameters of phase 2."""
-    from sylva_ray.algorithms.registry import create_algorithm
-
     return create_algorithm(made.config.algorithm).parameters.phase2
 
 
+def with_rows(earlier: Sequence[Settings], measured: Sequence[Settings]) -> list[Settings]:
+    """Return the rows of a part of the result: new ones in the place of those of the same ranking, epsilon and seed.
+
+    Raises:
+        SystemExit: if rankings of one seed and epsilon do not go on from the same end of phase 1.
+    """
+
+    def key(row: Settings) -> tuple[int, str, int]:
+        return list(RANKINGS).index(row["ranking"]) if "ranking" in row else 0, row["epsilon"], row["seed"]
+
+    replaced = {key(row) for row in measured}
+    rows = sorted([*(row for row in earlier if key(row) not in replaced), *measured], key=key)
+    starts: dict[tuple[str, int], Settings] = {}
+    for row in rows:
+        start = {name: value for name, value in row.items() if name.startswith("before_")}
+        if starts.setdefault(key(row)[1:], start) != start:
+            raise SystemExit(
+                f"the rankings of seed {row['seed']} in {RESULT.name} and {row['ranking']} do not go on from one end "
+                "of phase 1: remove the rows of this seed there, or measure all rankings anew (--result FILE)"
+            )
+    return rows
+
+
 def main() -> None:
-    """Measure all three; what is finished in the folder is not measured again."""
+    """Measure all three; what is finished in the folder is not measured again, and other seeds' results stay."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--part", action="append", choices=PARTS, help="only this one (may be given again)")
     parser.add_argument("--ranking", action="append", choices=list(RANKINGS), help="only this one (may be given again)")
+    parser.add_argument(
+        "--epsilon", type=epsilon_argument, default=EPSILON, help="of all attacks; default: the ledger's, %(default)s"
+    )
     parser.add_argument("--out", type=Path, default=Path("runs/game"), help="run folders")
-    parser.add_argument("--result", type=Path, default=RESULT)
+    parser.add_argument("--result", type=Path, help="default: game.json here, or in --out with --scale")
     parser.add_argument("--scale", choices=["smoke"], help="a few digits: does it run?")
     arguments = parser.parse_args()
-    scale: str | None = arguments.scale
-    found: dict[str, list[Settings]] = {"rankings": [], "sampling": [], "surrogate": []}
+    parts: list[str] = arguments.part or list(PARTS)
+    result: Path = arguments.result or (arguments.out / RESULT.name if arguments.scale else RESULT)
+    earlier = json.loads(result.read_text()) if result.exists() else {}
+    found: dict[str, list[Settings]] = {part: earlier.get(part, []) for part in PARTS}
+
+    def add(part: str, setting: Setting, rows: Sequence[Settings]) -> None:
+        labelled = [{"epsilon": setting.epsilon, "seed": setting.seed, **row} for row in rows]
+        found[part] = with_rows(found[part], labelled)
+        result.write_text(json.dumps(found, indent=1) + "\n")
+
     torch.set_num_threads(1)
-    for seed in arguments.seeds:
-        end = end_of_phase1(seed, arguments.out / f"phase1-{seed}", scale)
-        made = prepared(seed, {}, scale)
-        for part, measure in (("sampling", sampled_values), ("surrogate", surrogate_correlations)):
-            done = arguments.out / f"{part}-{seed}.json"
+    for part, seed in product(parts, arguments.seeds):
+        setting = Setting(seed, arguments.epsilon, arguments.scale)
+        end = end_of_phase1(setting, arguments.out)
+        if part == "rankings":
+            for selection in arguments.ranking or RANKINGS:
+                row = rank_and_refine(selection, setting, end, arguments.out)
+                print(row, flush=True)
+                add(part, setting, [row])
+        else:
+            measure = sampled_values if part == "sampling" else surrogate_correlations
+            done = setting.folder(arguments.out, part).with_suffix(".json")
             if not done.exists():
-                done.write_text(json.dumps(measure(made, end, seed)) + "\n")
-            found[part] += json.loads(done.read_text())
-        for selection in arguments.ranking or RANKINGS:
-            folder = arguments.out / f"{selection}-{seed}"
-            found["rankings"].append(rank_and_refine(selection, seed, end, folder, scale))
-            print(found["rankings"][-1], flush=True)
-        arguments.result.write_text(json.dumps(found, indent=1) + "\n")
+                done.write_text(json.dumps(measure(setting.prepared({}), end, seed)) + "\n")
+            add(part, setting, json.loads(done.read_text()))
     print(game_tables(found))
 
 

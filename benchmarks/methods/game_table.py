@@ -25,11 +25,10 @@ def game_tables(found: Mapping[str, Rows]) -> str:
 def _rankings(rows: Rows) -> str:
     gains = [f"{name}{balanced}" for balanced in ("", ", balanced") for name in UNDER_ATTACK.values()]
     lines = [
-        f"| ranking | seeds | {' | '.join(gains)} | layers | strength | seconds | block evaluations |",
-        "|---|---:|" + "---:|" * (len(gains) + 4),
+        f"| ranking | epsilon | seeds | {' | '.join(gains)} | layers | strength | seconds | block evaluations |",
+        "|---|---:|---:|" + "---:|" * (len(gains) + 4),
     ]
-    for ranking in dict.fromkeys(row["ranking"] for row in rows):
-        own = [row for row in rows if row["ranking"] == ranking]
+    for (epsilon, ranking), own in _groups(rows, "epsilon", "ranking"):
         cells = [
             _points([row[f"{name}_{kind}"] - row[f"before_{name}_{kind}"] for row in own])
             for kind in ("accuracy", "balanced_accuracy")
@@ -37,30 +36,41 @@ def _rankings(rows: Rows) -> str:
         ]
         cells += [f"{np.mean([row[key] for row in own]):.1f}" for key in ("layers", "strength")]
         cells += [f"{np.mean([row[key] for row in own]):,.0f}" for key in ("seconds", "block_evaluations")]
-        lines.append(f"| {ranking} | {len(own)} | {' | '.join(cells)} |")
+        lines.append(f"| {ranking} | {epsilon} | {len(own)} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
 def _sampling(rows: Rows) -> str:
     lines = [
-        "| pairs of permutations | coalitions | largest error, of the largest value: median, worst | same candidates |",
-        "|---:|---:|---:|---:|",
+        "| pairs of permutations | epsilon | coalitions | largest error, of the largest value: median, worst | same "
+        "candidates |",
+        "|---:|---:|---:|---:|---:|",
     ]
-    for pairs in sorted({row["pairs"] for row in rows}):
-        own = [row for row in rows if row["pairs"] == pairs]
+    for (epsilon, pairs), own in _groups(rows, "epsilon", "pairs"):
         errors = [row["largest_error"] for row in own]
         coalitions = np.mean([row["coalitions"] for row in own])
         same = f"{sum(row['same_candidates'] for row in own)} of {len(own)}"
-        lines.append(f"| {pairs} | {coalitions:.0f} | {np.median(errors):.2f}, {max(errors):.2f} | {same} |")
+        error = f"{np.median(errors):.2f}, {max(errors):.2f}"
+        lines.append(f"| {pairs} | {epsilon} | {coalitions:.0f} | {error} | {same} |")
     return "\n".join(lines)
 
 
 def _surrogate(rows: Rows) -> str:
-    lines = ["| value | Spearman's correlation: mean, lowest, highest | clients |", "|---|---:|---:|"]
-    for name in ("benign", "robust", "both"):
-        values = [row[name] for row in rows if np.isfinite(row[name])]
-        lines.append(f"| {name} | {np.mean(values):.2f}, {min(values):.2f}, {max(values):.2f} | {len(values)} |")
+    lines = ["| value | epsilon | Spearman's correlation: mean, lowest, highest | clients |", "|---|---:|---:|---:|"]
+    for (epsilon,), own in _groups(rows, "epsilon"):
+        for name in ("benign", "robust", "both"):
+            values = [row[name] for row in own if np.isfinite(row[name])]
+            spread = f"{np.mean(values):.2f}, {min(values):.2f}, {max(values):.2f}"
+            lines.append(f"| {name} | {epsilon} | {spread} | {len(values)} |")
     return "\n".join(lines)
+
+
+def _groups(rows: Rows, *keys: str) -> list[tuple[tuple[Any, ...], Rows]]:
+    """Return the rows by their values of some keys; values in the order in which they come first."""
+    groups: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault(tuple(row[key] for key in keys), []).append(row)
+    return list(groups.items())
 
 
 def _points(values: Sequence[float]) -> str:

@@ -1,6 +1,6 @@
 """Which loss should the benign epochs of phase 2 have? Several losses and two strengths, all layers, without a guard.
 
-    python benchmarks/methods/refinement.py [--seeds 0 1 2] [--loss "adjusted logits, beta 0.99"] [--out runs/game]
+    python benchmarks/methods/refinement.py [--seeds 0 1 2] [--loss "adjusted logits, beta 0.99"] [--epsilon 2/255]
 
 All go on from one and the same end of phase 1 of the ablation's Sylva, which game.py uses, too. Images are attacked by
 PGD-10. They are training images that no client holds: `PER_CLASS` of every class that a client is tested on.
@@ -17,7 +17,7 @@ from typing import TypeAlias
 
 import numpy as np
 import torch
-from game import end_of_phase1, phase2_of, prepared
+from game import EPSILON, Setting, end_of_phase1, epsilon_argument, phase2_of
 from own_shares import MANY, weighted_accuracies
 
 from sylva_ray.aggregation.interpolation import interpolate
@@ -115,12 +115,12 @@ class LossesTask(CohortTask):
                 yield to_parameters(stack_states(between), torch.device("cpu"), torch.float32)
 
 
-def measure(seed: int, losses: tuple[str, ...], folder: Path, scale: str | None) -> np.ndarray:
+def measure(setting: Setting, losses: tuple[str, ...], out: Path) -> np.ndarray:
     """Return the accuracies ``[states, 4 (columns), 2 (benign, attacked)]`` of a seed, means over clients.
 
     The columns are: all classes equal; classes of at least `MANY` training images; rarer ones; the clients' own shares.
     """
-    end, made = end_of_phase1(seed, folder, scale), prepared(seed, {}, scale)
+    end, made = end_of_phase1(setting, out), setting.prepared({})
     fleet, clients = made.fleet, tuple(range(made.fleet.num_clients))
     states = {name: np.stack([state[name] for state in end.states]) for name in end.states[0]}
     worker = create_worker(made.config, fleet, made.backbone)
@@ -140,12 +140,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--loss", action="append", choices=list(LOSSES), help="only this one (may be given again)")
+    parser.add_argument(
+        "--epsilon", type=epsilon_argument, default=EPSILON, help="of all attacks; default: the ledger's, %(default)s"
+    )
     parser.add_argument("--out", type=Path, default=Path("runs/game"), help="run folders")
     parser.add_argument("--scale", choices=["smoke"], help="a few digits: does it run?")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     losses = tuple(arguments.loss or LOSSES)
-    found = [measure(seed, losses, arguments.out / f"phase1-{seed}", arguments.scale) for seed in arguments.seeds]
+    settings = [Setting(seed, arguments.epsilon, arguments.scale) for seed in arguments.seeds]
+    found = [measure(setting, losses, arguments.out) for setting in settings]
     table = 100 * np.stack(found)  # [seeds, states, columns, 2]
     columns = ["all classes equal", f"{MANY} images or more", "fewer", "own shares"]
     print(f"| loss | strength | {' | '.join(columns)} | gain of each seed, all classes equal |")

@@ -37,6 +37,8 @@ def main() -> None:
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     ledger = Ledger()
     rows = {regime: load_rows(ledger, regime) for regime in ledger.regimes}
+    ablation = Ledger(HERE / "ablation")
+    designs = load_rows(ablation, "")
     for regime, of_regime in rows.items():
         if of_regime:
             plot(of_regime, HERE / f"{regime}.png")
@@ -47,7 +49,8 @@ def main() -> None:
         "FOOTNOTES": lambda regime: bullets([*footnotes(rows[regime]), *notes(rows[regime])]),
         "CLAIM": lambda regime: claim_table(compare_images(ledger.folder / "results", regime, rows[regime])),
         "OWN_SHARES": lambda regime: own_shares_table(ledger.folder / "results", regime, rows[regime]),
-        "ABLATION": lambda _: markdown_table(load_rows(Ledger(HERE / "ablation"), "")),
+        "ABLATION": lambda _: markdown_table(designs),
+        "DIFFERENCES": lambda _: claim_table(compare_images(ablation.folder / "results", "", designs)),
         "BYTES": lambda regime: equal_bytes(rows[regime]),
         "SEARCH": lambda _: search_table(ledger),
         "GAME": lambda _: game_tables(json.loads((HERE / "game.json").read_text())),
@@ -124,14 +127,14 @@ def claim_table(claim: Mapping[str, Mapping[str, Difference]]) -> str:
 
 
 def equal_bytes(rows: Sequence[Row]) -> str:
-    """Say which methods that upload no more than Sylva are not dominated among themselves."""
+    """Say which methods that send no more bytes than Sylva in a run are not dominated among themselves."""
     final = {row.name: row for row in method_rows(rows) if row.stage == "final"}
     attack = strongest_attack(rows)
     if REFERENCE not in final or attack is None:
         return "Not all runs of this regime have finished."
-    limit = final[REFERENCE].upload_bytes
+    limit = final[REFERENCE].total_bytes
     assert limit is not None, "every run counts its bytes"
-    cheap = {name: row for name, row in final.items() if row.upload_bytes and row.upload_bytes.mean <= limit.mean}
+    cheap = {name: row for name, row in final.items() if row.total_bytes and row.total_bytes.mean <= limit.mean}
     texts = []
     for statistic in ("mean", "worst_decile"):
         at = {
