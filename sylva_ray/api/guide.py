@@ -117,11 +117,10 @@ def init(folder: str | Path, recipe: str = "digits") -> list[Path]:
     found = recipes()
     if recipe not in found:
         raise UserError("--recipe", recipe, f"is not known; {did_you_mean(recipe, found)}Recipes: {', '.join(found)}")
-    texts = _files_of(found[recipe], Path(folder))
+    texts = _files_of(found[recipe], output_path("DIR", folder, "folder"))
     for path in texts:
         if path.exists():
             raise UserError("DIR", str(path), "exists already; name another folder")
-    output_path("DIR", folder, "folder")
     for path, text in texts.items():
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")

@@ -21,7 +21,7 @@ from sylva_ray.core.errors import UserError, asked_as
 from sylva_ray.core.locations import local_path, output_path, run_location
 from sylva_ray.core.own_code import import_options, importing_from
 from sylva_ray.core.resumable import resumable
-from sylva_ray.core.text import LogFormat, Show
+from sylva_ray.core.text import LogFormat, Show, as_argument
 from sylva_ray.reports.output import Output
 
 if TYPE_CHECKING:
@@ -226,8 +226,6 @@ def _run_in_folder(
             plan = plan_extension(folder, experiment) if purpose == "resume" and remote is None else None
             finished = _finished(folder, experiment) if purpose == "resume" and plan is None else None
             prepared = prepare(experiment, folder) if finished is None else None
-        if plan is not None:
-            print_lines(console, [plan.apply(folder)])
         if prepared is None:
             assert finished is not None
             summary = finished
@@ -235,11 +233,11 @@ def _run_in_folder(
         else:
             from sylva_ray.execution.run import run_prepared
 
-            resume = f"sylva-ray run {mask_value(where)} --resume{import_options()}"
+            resume = f"sylva-ray run {as_argument(mask_value(where))} --resume{import_options()}"
             instruction = f"The finished stages are kept. Resume with: {resume}"
             with output.observing(console, folder) as displays, resumable(folder.config_file, instruction):
                 observers = Observers([*map(Guarded, displays), *([] if observer is None else [observer])])
-                summary = run_prepared(prepared, folder, purpose == "resume", observers, remote, allow_changed)
+                summary = run_prepared(prepared, folder, purpose == "resume", observers, remote, allow_changed, plan)
         output.print_result(console, summary, folder, mask_value(where), uri)
     return summary
 
@@ -336,7 +334,9 @@ def _run_sweep(
     from sylva_ray.sweeps.ray_tune import run_checked_sweep  # Ray: after what needs no cluster
 
     console = output.console()
-    instruction = f"The finished trials are kept. Resume with: sylva-ray tune {sweep_dir} --resume{import_options()}"
+    instruction = (
+        f"The finished trials are kept. Resume with: sylva-ray tune {as_argument(sweep_dir)} --resume{import_options()}"
+    )
     with observing_sweep(console, output) as on_event, resumable(SweepFolder(sweep_dir).space, instruction):
         done = run_checked_sweep(loaded, sweep_dir, resume, on_event, allow_changed)
     print_sweep(console, output, done, sweep_dir)

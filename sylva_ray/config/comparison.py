@@ -11,13 +11,13 @@ from sylva_ray.config.schema import RawConfig, flatten
 from sylva_ray.config.stored import with_choices_of
 from sylva_ray.core.text import with_fractions
 
+FREE_SECTIONS = ("cluster", "tracking")
+"""Sections without effect on results, but for ``cluster.threads_per_actor``, which decides about the last bits."""
+
 
 def result_settings(config: ExperimentConfig) -> RawConfig:
-    """Return the settings that results depend on, as plain values.
-
-    These are all but ``tracking`` and ``cluster``; of the latter, ``threads_per_actor`` decides about the last bits.
-    """
-    settings: RawConfig = json.loads(config.model_dump_json(exclude={"tracking": True, "cluster": True}))
+    """Return the settings that results depend on, as plain values: all but `FREE_SECTIONS`, and the threads."""
+    settings: RawConfig = json.loads(config.model_dump_json(exclude=set(FREE_SECTIONS)))
     return settings | {"cluster": {"threads_per_actor": config.cluster.threads_per_actor}}
 
 

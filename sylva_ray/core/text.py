@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import shlex
 from collections.abc import Callable, Iterable
 from typing import Literal
 
@@ -96,6 +97,15 @@ def with_fractions(text: str) -> str:
     'attack: {epsilon: 8/255, steps: 3}'
     """
     return _BUDGET.sub(lambda found: found["key"] + budget_text(float(found["value"])), text)
+
+
+def as_argument(value: object) -> str:
+    """Return a path or another text as an argument of a command that a shell reads.
+
+    >>> as_argument("runs/a"), as_argument("my runs/a")
+    ('runs/a', "'my runs/a'")
+    """
+    return shlex.quote(str(value))
 
 
 def one_line(text: str) -> str:

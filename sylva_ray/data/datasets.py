@@ -23,7 +23,7 @@ from sylva_ray.core.types import Split
 from sylva_ray.data.folders import read_folder
 from sylva_ray.data.own import GROUP, is_added, read_own
 from sylva_ray.data.published import PUBLISHED, TORCHVISION, read_digits, read_torchvision
-from sylva_ray.data.sources import Source, Sources, missing_class_notices, rows_by_class
+from sylva_ray.data.sources import Source, Sources, missing_class_notices, mixed_order, rows_by_class
 
 
 @dataclass(frozen=True)
@@ -101,14 +101,13 @@ class FoundDataset:
         """
         chosen = self._chosen(seed)
         images = _decoded(chosen, image_size, _may_be_square(self.section))
-        train, test = (
-            Split(_pixels(part), source.labels[rows]) for part, (source, rows) in zip(images, chosen, strict=True)
-        )
+        train, test = (_split(part, source.labels[rows]) for part, (source, rows) in zip(images, chosen, strict=True))
         return Dataset(self.section.name, train, test, self.sources.class_names, self.sources.notices)
 
     def labels(self, seed: int) -> Labels:
         """Return the labels of what `load` returns, without decoding an image."""
         train, test = (source.labels[rows] for source, rows in self._chosen(seed))
+        train, test = (labels[mixed_order(labels)] for labels in (train, test))
         return Labels(self.section.name, train, test, self.sources.class_names)
 
     def _chosen(self, seed: int) -> list[tuple[Source, np.ndarray]]:
@@ -281,6 +280,12 @@ def _decoded(chosen: Sequence[tuple[Source, np.ndarray]], image_size: int, may_k
                 halves = [[_square(earlier, image_size, source.where(row)) for earlier in half] for half in halves]
             halves[-1].append(image if may_keep else _square(image, image_size, source.where(row)))
     return halves
+
+
+def _split(images: Sequence[Image.Image], labels: np.ndarray) -> Split:
+    """Return images and labels in the order of `mixed_order`."""
+    order = mixed_order(labels)
+    return Split(_pixels([images[row] for row in order]), labels[order])
 
 
 def _pixels(images: Sequence[Image.Image]) -> np.ndarray:

@@ -98,6 +98,30 @@ def rows_by_class(labels: np.ndarray, rng: np.random.Generator) -> list[np.ndarr
     return [rng.permutation(np.flatnonzero(labels == c)) for c in np.unique(labels)]
 
 
+def mixed_order(labels: np.ndarray) -> np.ndarray:
+    """Return the order in which images are used: as they come, unless they come class by class.
+
+    Parts of a client's images are taken from the front (`evaluation.max_samples`, for instance), and should have images
+    of all its classes. An order in which the class changes less than half as often as by chance, as in a folder per
+    class, is replaced by a random one, which is always the same.
+
+    Args:
+        labels: ``[n] int64``.
+
+    Returns:
+        ``[n] int``, a permutation of the rows.
+
+    >>> mixed_order(np.array([0, 1, 1, 0, 1, 0])).tolist(), mixed_order(np.repeat([0, 1], 3)).tolist()
+    ([0, 1, 2, 3, 4, 5], [2, 1, 3, 0, 5, 4])
+    """
+    rows = np.arange(len(labels))
+    shares = np.bincount(labels) / len(labels)
+    by_chance = (1 - shares @ shares) * (len(labels) - 1)
+    if np.count_nonzero(np.diff(labels)) >= by_chance / 2:
+        return rows
+    return numpy_generator(0, "order of images").permutation(rows)
+
+
 def split_of(name: str) -> str | None:
     """Return the split that a folder's or a file's name stands for, a key of `SPELLINGS`; None: it is no split.
 

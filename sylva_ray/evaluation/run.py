@@ -19,6 +19,7 @@ from sylva_ray.core.errors import UserError, asked_as
 from sylva_ray.core.evaluation import Curves, Evaluation, Transfer
 from sylva_ray.core.inputs import Inputs
 from sylva_ray.core.summary import CheckResult, Spread
+from sylva_ray.core.text import as_argument
 from sylva_ray.core.types import AttackSpec
 from sylva_ray.evaluation import tables
 from sylva_ray.evaluation.measurements import EvaluationInput, Measurements, Progress, State
@@ -67,7 +68,7 @@ def prepare_evaluation(
             raise UserError("override", override, f"would change the run; only {allowed} can be overridden here")
     folder.check_has_run()
     if not folder.summary_file.exists():
-        raise UserError("RUN", str(folder), f"is not finished; first: sylva-ray run {folder} --resume")
+        raise UserError("RUN", str(folder), f"is not finished; first: sylva-ray run {as_argument(folder)} --resume")
     folder.load_summary()  # a damaged one is refused before anything is computed
     states = folder.load_states()
     config = whole = folder.load_config(overrides)
@@ -84,7 +85,8 @@ def prepare_evaluation(
     prepared = replace(prepared, changed_inputs=check.changed)
     missing = [client for client in range(len(states)) if not folder.adapter(client).exists()]
     if missing and create_algorithm(config.algorithm).parameters.model == "lora":
-        fix = f"has no adapters of client {missing[0]} in adapters/; write them with: sylva-ray run {folder} --resume"
+        command = f"sylva-ray run {as_argument(folder)} --resume"
+        fix = f"has no adapters of client {missing[0]} in adapters/; write them with: {command}"
         raise UserError("RUN", str(folder), fix)
     return EvaluationInput(
         folder=folder,

@@ -16,6 +16,7 @@ from sylva_ray.execution.in_process import InProcessPool
 from sylva_ray.federation.observer import Notice, Observer
 from sylva_ray.federation.pool import ClientPool
 from sylva_ray.preparation.experiment import Prepared, create_worker
+from sylva_ray.preparation.extension import PlannedExtension
 from sylva_ray.preparation.inputs import claim_run
 from sylva_ray.storage.remote_copy import RemoteFolder
 from sylva_ray.storage.run_folder import RunFolder
@@ -28,6 +29,7 @@ def run_prepared(
     observer: Observer,
     remote: RemoteFolder | None = None,
     allow_changed: bool = False,
+    extension: PlannedExtension | None = None,
 ) -> Summary:
     """Run an experiment in this process or on Ray, as ``cluster.pool`` says.
 
@@ -38,6 +40,7 @@ def run_prepared(
         observer: of the run, e.g. a display.
         remote: the URL that gets a copy of ``folder`` after every stage; None: no copy.
         allow_changed: whether data and weights may differ from those that the run began with.
+        extension: rounds that the run gets now, with which ``prepared`` was made; written when all else is checked.
 
     Returns:
         The summary, as in ``summary.json``.
@@ -47,19 +50,25 @@ def run_prepared(
             was written.
         RunError: it failed while running, and can be resumed.
     """
-    config = prepared.config
-    if config.cluster.pool == "in_process":
-        folder.check_claim(config, resume)
+
+    def check() -> None:
+        folder.check_claim(None if extension is not None else prepared.config, resume)
+
+    def claim() -> Prepared:
+        return _claim(prepared, folder, resume, allow_changed, observer, remote, extension)
+
+    if prepared.config.cluster.pool == "in_process":
+        check()
         with folder.locked():
-            prepared = _claim(prepared, folder, resume, allow_changed, observer, remote)
-            worker = create_worker(config, prepared.fleet, prepared.backbone)
+            prepared = claim()
+            worker = create_worker(prepared.config, prepared.fleet, prepared.backbone)
             return run_experiment(prepared, folder, InProcessPool(worker), observer, remote)
     from sylva_ray.execution.ray import driver  # only where it is used: importing Ray takes seconds
 
     with driver.cluster_for(prepared) as (prepared, num_actors):
-        folder.check_claim(prepared.config, resume)
+        check()
         with folder.locked():  # released to the coordinator, which writes
-            prepared = _claim(prepared, folder, resume, allow_changed, observer, remote)
+            prepared = claim()
         return driver.run_on_ray(prepared, num_actors, folder, observer, remote)
 
 
@@ -70,9 +79,14 @@ def _claim(
     allow_changed: bool,
     observer: Observer,
     remote: RemoteFolder | None,
+    extension: PlannedExtension | None,
 ) -> Prepared:
     """Claim the folder here and at the URL, so that storage without write access is found before the first stage."""
-    prepared = claim_run(prepared, folder, resume, allow_changed, lambda text: observer.on_notice(Notice(text)))
+
+    def notify(text: str) -> None:
+        observer.on_notice(Notice(text))
+
+    prepared = claim_run(prepared, folder, resume, allow_changed, notify, extension)
     if remote is not None:
         try:
             remote.push()

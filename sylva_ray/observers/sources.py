@@ -12,6 +12,7 @@ from sylva_ray.config.tracking import TrackingSection
 from sylva_ray.core.credentials import mask_value
 from sylva_ray.core.errors import UserError, asked_as, reason_of
 from sylva_ray.core.files import read_regular_file, read_text_file
+from sylva_ray.core.text import as_argument
 from sylva_ray.core.yaml import YamlError, parse_yaml
 from sylva_ray.observers.mlflow.tracker import experiment_files, tracking_uri
 from sylva_ray.reports.compare.runs import Run
@@ -94,13 +95,17 @@ def _from_folder(folder: Path) -> tuple[list[Run], list[Path]]:
     """
     folder = folder / TRIALS if (folder / SPACE).is_file() else folder
     if RunFolder(folder).config_file.is_file():
-        raise UserError("RUN", str(folder), f"has not finished; resume it with: sylva-ray run {folder} --resume")
+        raise UserError(
+            "RUN", str(folder), f"has not finished; resume it with: sylva-ray run {as_argument(folder)} --resume"
+        )
     runs = [RunFolder(path) for path in sorted(folder.iterdir())]
     finished = [run for run in runs if run.summary_file.is_file()]
     unfinished = [run.path for run in runs if run.config_file.is_file() and run not in finished]
     if not finished and unfinished:
         raise UserError(
-            "RUN", str(folder), f"holds no finished run; resume with: sylva-ray run {unfinished[0]} --resume"
+            "RUN",
+            str(folder),
+            f"holds no finished run; resume with: sylva-ray run {as_argument(unfinished[0])} --resume",
         )
     if not finished:
         raise UserError("RUN", str(folder), f"is not a run folder and does not contain one; {ALLOWED}")

@@ -35,9 +35,8 @@ class PlannedExtension:
     extension: Extension
 
     def apply(self, folder: RunFolder) -> str:
-        """Write it, when everything else has been checked; return what was done, as a sentence."""
-        with folder.locked():
-            folder.extend(self.config, self.extension)
+        """Write it to a folder that the caller has locked, when all else is checked; return what was done, in words."""
+        folder.extend(self.config, self.extension)
         change = f"with {self.extension.rounds} rounds instead of {self.extension.before}"
         return f"the run continues after its step {self.extension.step - 1}, {change}"
 

@@ -13,6 +13,7 @@ from sylva_ray.core.version import __version__
 from sylva_ray.data.digest import data_digest
 from sylva_ray.federation.client.worker import split_weights
 from sylva_ray.preparation.experiment import Prepared
+from sylva_ray.preparation.extension import PlannedExtension
 from sylva_ray.storage.run_folder import RunFolder
 
 Notify = Callable[[str], None]
@@ -44,7 +45,14 @@ def digest_backbone(config: ExperimentConfig) -> Inputs:
     return Inputs(version=__version__, weights={"backbone": digest})
 
 
-def claim_run(prepared: Prepared, folder: RunFolder, resume: bool, allow_changed: bool, notify: Notify) -> Prepared:
+def claim_run(
+    prepared: Prepared,
+    folder: RunFolder,
+    resume: bool,
+    allow_changed: bool,
+    notify: Notify,
+    extension: PlannedExtension | None = None,
+) -> Prepared:
     """Claim a run folder, which is locked, for an experiment with these data and weights.
 
     Args:
@@ -53,6 +61,7 @@ def claim_run(prepared: Prepared, folder: RunFolder, resume: bool, allow_changed
         resume: whether the folder must hold this run already; else it must be free.
         allow_changed: whether data and weights may differ from those that the run began with.
         notify: is called with what the user should know.
+        extension: rounds that the run gets now; results are deleted only once data and weights have been compared.
 
     Returns:
         The experiment, with what has changed.
@@ -61,6 +70,9 @@ def claim_run(prepared: Prepared, folder: RunFolder, resume: bool, allow_changed
         UserError: see `RunFolder.claim` and `RunFolder.check_inputs`.
     """
     inputs = digest_inputs(prepared)
+    if extension is not None:
+        folder.check_inputs(prepared.config, inputs, allow_changed)
+        notify(extension.apply(folder))
     folder.claim(prepared.config, resume, inputs)
     check = folder.check_inputs(prepared.config, inputs, allow_changed)
     for text in check.notices:

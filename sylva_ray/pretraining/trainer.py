@@ -184,9 +184,7 @@ class _Trainer:
         torch.set_num_threads(config.training.threads)
         with torch.random.fork_rng():
             torch.manual_seed(config.seed)  # timm draws from torch's global generator
-            architecture = create_backbone(config.backbone, dataset.num_classes)
-            if config.init == "scratch":
-                architecture.model.init_weights()  # type: ignore[operator]
+            architecture = _initial_backbone(config, dataset.num_classes)
         self.backbone = architecture.to(self.device).requires_grad_(True)
         kernel = config.training.attention
         AttentionSwitch(self.backbone.model).use(AttentionKernels(float32=kernel, bfloat16=kernel), torch.float32)
@@ -317,6 +315,22 @@ class _Trainer:
 
 
 @torch.no_grad()
+def _initial_backbone(config: ResolvedPretrainConfig, num_classes: int) -> Backbone:
+    """Create the backbone with the weights that its training starts from.
+
+    Random ones are drawn from torch's generator; those of a model without ``init_weights`` are the constructor's, which
+    are the same for every seed.
+    """
+    if config.init != "scratch":
+        return create_backbone(config.backbone, num_classes)
+    section = config.backbone.model_copy(update={"pretrained": False, "checkpoint": None})
+    backbone = create_backbone(section, num_classes)
+    initialise = getattr(backbone.model, "init_weights", None)
+    if initialise is not None:
+        initialise()
+    return backbone
+
+
 def top1(backbone: Backbone, split: Split, device: torch.device) -> float:
     """Return the accuracy on a split, in [0, 1], computed in float32."""
     backbone.eval()
@@ -335,9 +349,7 @@ def _finish(trainer: _Trainer, folder: PretrainFolder, records: Sequence[Mapping
         RunError: a weight is too large for half precision.
     """
     config, dataset = trainer.config, trainer.dataset
-    weights = {
-        name: value.detach().cpu().half().contiguous() for name, value in trainer.backbone.model.state_dict().items()
-    }
+    weights = {name: _in_half(value) for name, value in trainer.backbone.model.state_dict().items()}
     if not all(bool(torch.isfinite(value).all()) for value in weights.values()):
         raise RepeatedError("the weights are not finite in half precision: start again with a lower training.lr")
     write_atomically(folder.result, save(weights), durable=True)
@@ -358,6 +370,12 @@ def _finish(trainer: _Trainer, folder: PretrainFolder, records: Sequence[Mapping
     ]
     write_atomically(folder.card, "\n".join(lines) + "\n", durable=True)
     return folder.result
+
+
+def _in_half(value: torch.Tensor) -> torch.Tensor:
+    """Return a weight in half precision; the number of batches that batch normalisation has seen is an integer."""
+    value = value.detach().cpu().contiguous()
+    return value.half() if value.is_floating_point() else value
 
 
 def _changed_lines(records: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -23,6 +23,7 @@ from typing import Any
 from sylva_ray.core.errors import UserError, reason_of
 from sylva_ray.core.files import read_regular_file
 from sylva_ray.core.records import ClientTable
+from sylva_ray.core.text import as_argument
 from sylva_ray.storage.atomic import sync_folder, write_atomically
 from sylva_ray.storage.manifest import folder_name
 
@@ -131,7 +132,7 @@ class ClientTables:
 
     @property
     def _fix(self) -> str:
-        return f"restore it with: sylva-ray repair {self.run}"
+        return f"restore it with: sylva-ray repair {as_argument(self.run)}"
 
 
 def is_client_table(name: str) -> bool:

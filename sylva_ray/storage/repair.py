@@ -10,18 +10,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from sylva_ray.config.comparison import difference
+from sylva_ray.config.comparison import FREE_SECTIONS, difference
 from sylva_ray.config.experiment import ExperimentConfig
 from sylva_ray.config.schema import RawConfig, build, read_yaml
 from sylva_ray.core.errors import UserError
 from sylva_ray.core.inputs import Inputs
+from sylva_ray.core.text import as_argument
 from sylva_ray.storage.atomic import write_atomically, write_json
 from sylva_ray.storage.checkpoint import Checkpoint
 from sylva_ray.storage.manifest import folder_name
 from sylva_ray.storage.run_folder import RunFolder
-
-FREE = ("cluster", "tracking")
-"""Sections of which a checkpoint holds nothing or little, because the results do not depend on them."""
 
 
 def repair_run(folder: RunFolder) -> list[str]:
@@ -45,8 +43,8 @@ def repair_run(folder: RunFolder) -> list[str]:
         *_restore_inputs(folder, checkpoint),
         *_restore_records(folder, checkpoint),
         *_remove_damaged(folder, checkpoint),
-        *_set_aside(folder.summary_file, folder.load_summary, f"sylva-ray run {folder} --resume"),
-        *_set_aside(folder.evaluation_file, folder.load_evaluation, f"sylva-ray evaluate {folder}"),
+        *_set_aside(folder.summary_file, folder.load_summary, f"sylva-ray run {as_argument(folder)} --resume"),
+        *_set_aside(folder.evaluation_file, folder.load_evaluation, f"sylva-ray evaluate {as_argument(folder)}"),
     ]
 
 
@@ -77,7 +75,7 @@ def _restore_config(folder: RunFolder, checkpoint: Checkpoint) -> list[str]:
         place = f"{folder.checkpoints.root}/{folder_name(checkpoint.step)}"
         raise UserError("checkpoint", place, f"holds {found}, so nothing can be repaired from it; remove it")
     if stored is not None:
-        changed = difference(config, stored)
+        changed = difference(folder.extensions.applied(config, stored), stored)
         if not changed:
             return []
         reason = f"differed from the checkpoint ({changed})"
@@ -104,14 +102,14 @@ def _with_free_sections(config: ExperimentConfig, folder: RunFolder) -> tuple[Ex
     raw: RawConfig = config.model_dump(mode="json")
     try:
         old = read_yaml(folder.config_file)
-        for name in FREE:
+        for name in FREE_SECTIONS:
             raw[name] = old[name] | ({"threads_per_actor": raw[name]["threads_per_actor"]} if name == "cluster" else {})
-        return build(ExperimentConfig, raw), f"{' and '.join(FREE)} as they were"
+        return build(ExperimentConfig, raw), f"{' and '.join(FREE_SECTIONS)} as they were"
     except (UserError, KeyError, TypeError):
         is_tracked = folder.tracking_file.exists()
         tracking = config.tracking.model_copy(update={"enabled": is_tracked})
-        state = "on" if is_tracked else "off"
-        return config.model_copy(update={"tracking": tracking}), f"{' and '.join(FREE)} with defaults, tracking {state}"
+        kept = f"{' and '.join(FREE_SECTIONS)} with defaults, tracking {'on' if is_tracked else 'off'}"
+        return config.model_copy(update={"tracking": tracking}), kept
 
 
 def _restore_inputs(folder: RunFolder, checkpoint: Checkpoint) -> list[str]:
@@ -147,7 +145,7 @@ def _remove_damaged(folder: RunFolder, checkpoint: Checkpoint) -> list[str]:
             folder.checkpoints.remove(step)
             done.append(f"{folder_name(step)}: removed, damaged or not complete")
     if done:
-        done.append(f"continue with: sylva-ray run {folder} --resume")
+        done.append(f"continue with: sylva-ray run {as_argument(folder)} --resume")
     return done
 
 

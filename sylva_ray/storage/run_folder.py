@@ -36,6 +36,7 @@ from sylva_ray.core.inputs import Inputs
 from sylva_ray.core.own_code import import_options
 from sylva_ray.core.records import Extension, GameRecord, StageRecord
 from sylva_ray.core.summary import Summary
+from sylva_ray.core.text import as_argument
 from sylva_ray.core.types import ClientState
 from sylva_ray.storage.atomic import draft_of, json_text, write_json
 from sylva_ray.storage.checkpoint import Checkpoint, CheckpointFolder, Draft, Kept, Origin
@@ -104,6 +105,11 @@ class RunFolder:
     def __str__(self) -> str:
         return str(self.path)
 
+    @property
+    def _repair(self) -> str:
+        """The command that restores its files."""
+        return f"sylva-ray repair {as_argument(self)}"
+
     # -- the claim -----------------------------------------------------------------------------------------------------
 
     def locked(self, driver: int | None = None, wait_s: float = 0.0) -> AbstractContextManager[None]:
@@ -146,7 +152,8 @@ class RunFolder:
             overrides = shlex.join(changes(stored, config))
             fix = (
                 f"the run in {self} has another config ({found}); a run that is continued keeps its settings, but for "
-                f"cluster and tracking. A new run: sylva-ray run {self} {overrides} --out NEW{import_options()}"
+                f"cluster and tracking. A new run: sylva-ray run {as_argument(self)} {overrides} --out NEW"
+                f"{import_options()}"
             )
             raise UserError(found.key, found.now, fix)
 
@@ -191,7 +198,7 @@ class RunFolder:
         raise UserError("RUN", str(self), f"is not a run folder ({reason})")
 
     def _without_config(self) -> UserError:
-        fix = f"holds checkpoints but no {RUN_CONFIG}; restore it with: sylva-ray repair {self}"
+        fix = f"holds checkpoints but no {RUN_CONFIG}; restore it with: {self._repair}"
         return UserError("run folder", str(self), fix)
 
     # -- what it holds -------------------------------------------------------------------------------------------------
@@ -207,7 +214,7 @@ class RunFolder:
         except UserError as error:
             if not self.checkpoints.steps():
                 raise
-            fix = f"{error.fix} (in {self.config_file}; restore it with: sylva-ray repair {self})"
+            fix = f"{error.fix} (in {self.config_file}; restore it with: {self._repair})"
             raise UserError(error.key, error.value, fix) from None
         return load_run_config(self.path, overrides) if overrides else stored
 
@@ -225,7 +232,7 @@ class RunFolder:
         if copy is None:
             return
         if found := difference(self.extensions.applied(build(ExperimentConfig, copy), config), config):
-            fix = f"is not the config of the run's checkpoints ({found}); restore it with: sylva-ray repair {self}"
+            fix = f"is not the config of the run's checkpoints ({found}); restore it with: {self._repair}"
             raise UserError("config", str(self.config_file), fix)
 
     def extend(self, config: ExperimentConfig, extension: Extension) -> None:
@@ -257,7 +264,7 @@ class RunFolder:
         if checkpoint is None:
             raise UserError("RUN", str(self), "has no checkpoint yet")
         if checkpoint.damaged:
-            fix = f"is damaged; compute its stage again with: sylva-ray run {self} --resume"
+            fix = f"is damaged; compute its stage again with: sylva-ray run {as_argument(self)} --resume"
             raise UserError("checkpoint", checkpoint.damaged[0], fix)
         return checkpoint.states
 
@@ -278,7 +285,7 @@ class RunFolder:
         if checkpoint.inputs is not None:
             stored = self.load_inputs()
             if stored is None or stored.to_json() != checkpoint.inputs:
-                fix = f"is not what the run's checkpoints hold; restore it with: sylva-ray repair {self}"
+                fix = f"is not what the run's checkpoints hold; restore it with: {self._repair}"
                 raise UserError("inputs", str(self.inputs_file), fix)
         num_clients = config.partition.num_clients
         if len(checkpoint.states) != num_clients:
@@ -316,7 +323,7 @@ class RunFolder:
         Raises:
             UserError: the file is damaged.
         """
-        return load_inputs(self.path, f"restore it with: sylva-ray repair {self}")
+        return load_inputs(self.path, f"restore it with: {self._repair}")
 
     def check_inputs(self, config: ExperimentConfig, now: Inputs, allow_changed: bool) -> InputCheck:
         """Compare data and weights with those that the run began with.

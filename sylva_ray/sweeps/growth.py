@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sylva_ray.config.comparison import difference
+from sylva_ray.config.comparison import FREE_SECTIONS, difference
 from sylva_ray.core.errors import UserError
 from sylva_ray.sweeps.points import built_experiment
 from sylva_ray.sweeps.space import Parameter, Space
@@ -19,7 +19,8 @@ def grown_space(stored: Space, asked: Space, folder: str) -> Space:
     """Return the space that a folder holds, grown to the one that was asked for.
 
     A value that was there before keeps its spelling (``4/255`` for a decimal), because the names of trials are made
-    from it. ``trials``, which changes no result, is taken from ``asked``.
+    from it. What changes no result is taken from ``asked``: ``trials``, and the experiment's ``cluster`` and
+    ``tracking``.
 
     Args:
         stored: the space in the folder.
@@ -38,7 +39,14 @@ def grown_space(stored: Space, asked: Space, folder: str) -> Space:
     seeds = [*stored.seeds, *(seed for seed in asked.seeds if seed not in stored.seeds)]
     _require(set(stored.seeds) <= set(asked.seeds), "seeds", folder)
     _require((asked.search.num_points or 0) >= (stored.search.num_points or 0), "search.num_points", folder)
-    update = {"parameters": parameters, "seeds": tuple(seeds), "search": asked.search, "trials": asked.trials}
+    free = {section: asked.experiment[section] for section in FREE_SECTIONS if section in asked.experiment}
+    update = {
+        "parameters": parameters,
+        "seeds": tuple(seeds),
+        "search": asked.search,
+        "trials": asked.trials,
+        "experiment": stored.experiment | free,
+    }
     if stored.search.kind == "optuna" and len(seeds) > len(stored.seeds):
         fix = "holds an Optuna search, which chose its points by means over its seeds: only search.num_points can grow"
         raise UserError("--out", folder, fix)

@@ -281,8 +281,13 @@ def open_search(space: Space, folder: SweepFolder) -> PointSearch:
     search = PointSearch(space)
     if states := folder.search_states():
         search.restore(str(states[-1]))
-        search.plan([trial for trial in search.trials if folder.outcome(trial.key) == "died"])
+        search.plan([trial for trial in search.trials if _is_left(folder, trial.key)])
     return search
+
+
+def _is_left(folder: SweepFolder, key: str) -> bool:
+    """Return whether a trial that began is to be tried again: it died, or was killed before it could say so."""
+    return bool(folder.history(key)) and not folder.has_ended(key) and folder.outcome(key) != "refused"
 
 
 def _distribution(parameter: Parameter) -> BaseDistribution:

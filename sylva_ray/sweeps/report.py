@@ -153,7 +153,7 @@ def _row(sweep: Sweep, point: Point) -> PointRow:
         checks=", ".join(point.checks),
         values=[value_text(key, point.values[key]) for key in sweep.space.parameters],
         cells=[_cell(metric, point.metrics.get(metric)) for metric in shown_metrics(sweep.space)],
-        seeds=f"{point.states.count('finished')} of {len(sweep.space.seeds)}",
+        seeds=sweep.seeds_done(point),
         reports=[
             (trial.seed, f"{TRIALS}/{trial.key}/report.html")
             for trial in sweep.trials

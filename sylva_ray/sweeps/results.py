@@ -14,6 +14,7 @@ import numpy as np
 from pydantic import JsonValue
 
 from sylva_ray.core.errors import UserError
+from sylva_ray.core.text import as_argument
 from sylva_ray.federation.stages.kinds import is_exchange
 from sylva_ray.metrics.pareto import dominators
 from sylva_ray.metrics.seeds import SeedMean
@@ -120,6 +121,10 @@ class Sweep:
         """Trials that failed in every attempt, or whose experiment was refused."""
         return [trial for trial in self.trials if trial.state in ("failed", "refused")]
 
+    def seeds_done(self, point: Point) -> str:
+        """Return how many seeds of a point have finished, of how many."""
+        return f"{point.states.count('finished')} of {len(self.space.seeds)}"
+
     @property
     def failure_text(self) -> str:
         """How many trials failed, why the first one did, and how to resume where that can help; empty if none did."""
@@ -129,7 +134,7 @@ class Sweep:
         text = f"{len(self.failed)} of {len(self.trials)} trials failed, the first ({first.key}): {first.error}"
         if self.space.is_adaptive and all(trial.state == "refused" for trial in self.failed):
             return text
-        return f"{text}. Fix the cause, then run: sylva-ray tune {self.folder} --resume"
+        return f"{text}. Fix the cause, then run: sylva-ray tune {as_argument(self.folder)} --resume"
 
     @property
     def counts(self) -> dict[str, int]:

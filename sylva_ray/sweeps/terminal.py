@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
+from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import TimeElapsedColumn
@@ -18,7 +20,7 @@ from sylva_ray.reports.console import print_lines, wrapped
 from sylva_ray.reports.event_lines import EventLines
 from sylva_ray.reports.output import Output
 from sylva_ray.reports.progress import Display, shortened_column
-from sylva_ray.reports.terminal import LINE_INDENT
+from sylva_ray.reports.terminal import LINE_INDENT, first_that_fits
 from sylva_ray.sweeps.events import (
     AttemptEvent,
     OnEvent,
@@ -29,7 +31,7 @@ from sylva_ray.sweeps.events import (
     Waiting,
 )
 from sylva_ray.sweeps.points import value_text
-from sylva_ray.sweeps.results import Sweep, shown_metrics, value_cell
+from sylva_ray.sweeps.results import COSTS, Sweep, shown_metrics, value_cell
 
 
 @contextmanager
@@ -49,7 +51,7 @@ def print_sweep(console: Console, output: Output, sweep: Sweep, sweep_dir: Path)
         if output.show != "nothing":
             SweepLog(print, "json").tell_result(sweep, sweep_dir)
         return
-    console.print(sweep_table(sweep))
+    console.print(sweep_table(console, sweep))
     print_lines(console, wrapped(console, sweep_lines(sweep, sweep_dir), LINE_INDENT))
 
 
@@ -94,7 +96,10 @@ class SweepLog:
 
     def tell_result(self, sweep: Sweep, sweep_dir: Path) -> None:
         """Write the best points with their values and metrics, how many trials there were, and the folder."""
-        chosen = [{"values": dict(point.values), "metrics": dict(point.metrics)} for point in sweep.chosen]
+        chosen = [
+            {"values": dict(point.values), "metrics": {name: asdict(mean) for name, mean in point.metrics.items()}}
+            for point in sweep.chosen
+        ]
         counts = {"trials": dict(sweep.counts), "seconds": round(sweep.seconds, 1)}
         self._lines.tell("result", f"finished: {sweep_dir}", sweep=str(sweep_dir), chosen=chosen, **counts)
 
@@ -167,21 +172,53 @@ MAX_POINTS = 30
 """Points in the table."""
 
 
-def sweep_table(sweep: Sweep) -> Table:
-    """Build the table of the best points: the swept values, the objectives, accuracies and costs."""
+def sweep_table(console: Console, sweep: Sweep) -> Table:
+    """Tabulate the best points: the swept values, the objectives, accuracies and costs, and how many seeds are done.
+
+    A narrow console gets fewer columns: no lines between them, then no costs, then one column for all swept values.
+
+    Args:
+        console: where it will be printed.
+        sweep: its results.
+    """
+    metrics = shown_metrics(sweep.space)
+    objectives = [objective.metric for objective in sweep.space.objectives]
+    few = [name for name in metrics if name in objectives or name not in COSTS]
+    return first_that_fits(
+        console,
+        (
+            _sweep_table(sweep, outline, shown, apart)
+            for outline, shown, apart in [
+                (box.HEAVY_HEAD, metrics, True),
+                (box.SIMPLE, metrics, True),
+                (box.SIMPLE, few, True),
+                (box.SIMPLE, few, False),
+            ]
+        ),
+    )
+
+
+def _sweep_table(sweep: Sweep, outline: box.Box, metrics: Sequence[str], apart: bool) -> Table:
+    """Return `sweep_table` with these metrics, and with the swept values apart or in one column."""
     space, num_hidden = sweep.space, len(sweep.points) - MAX_POINTS
     goals = ", ".join(f"{objective.mode} {objective.metric}" for objective in space.objectives)
     caption = f"and {num_hidden} more in sweep.json" if num_hidden > 0 else None
-    table = Table(title=f"{space.name}: {goals}; accuracies in %", caption=caption)
-    keys, metrics = list(space.parameters), shown_metrics(space)
-    for name in ("", *(short_key(key) for key in keys), *metrics, "seeds"):
+    table = Table(title=f"{space.name}: {goals}; accuracies in %", caption=caption, box=outline)
+    keys = list(space.parameters)
+    table.add_column("", justify="right", no_wrap=apart, overflow="fold")
+    for key in keys if apart else ():
+        table.add_column(short_key(key).replace("_", " "), justify="right", no_wrap=True)
+    if not apart:
+        table.add_column("point", overflow="fold")
+    for name in metrics:
         table.add_column(name.replace("_", " "), justify="right")
+    table.add_column("seeds", justify="right", no_wrap=True)
     for point in sweep.points[:MAX_POINTS]:
-        mark = "*" if point.chosen else "" if point.complete else "/".join(sorted(set(point.states)))
+        mark = "*" if point.chosen else "/".join(sorted({*point.states} - {"finished"}))
         mark += " !" if point.checks else ""
-        values = [value_text(key, point.values[key]) for key in keys]
+        values = [value_text(key, point.values[key]) for key in keys] if apart else [point.label]
         cells = [value_cell(name, point.metrics.get(name)) for name in metrics]
-        table.add_row(escape(mark), *map(escape, values), *cells, str(len(point.seeds)))
+        table.add_row(escape(mark), *map(escape, values), *cells, sweep.seeds_done(point))
     return table
 
 

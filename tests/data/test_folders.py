@@ -15,7 +15,7 @@ from PIL import Image
 
 from sylva_ray.config.experiment import DatasetSection
 from sylva_ray.core.errors import UserError
-from sylva_ray.data.datasets import Dataset, load_dataset
+from sylva_ray.data.datasets import Dataset, find_dataset, load_dataset
 
 Tree = dict[str, Any]
 """Names of folders and files; an integer stands for that many images, None for an empty folder, a text for a file."""
@@ -72,7 +72,7 @@ FEW: Tree = {"cat": 2, "dog": 2}
 def test_usual_spellings_of_splits_are_halves_and_not_classes(tmp_path: Path, train: str, test: str) -> None:
     data = load(grow(tmp_path, {train: CLASSES, test: FEW}))
     assert data.class_names == ("cat", "dog")
-    assert data.train.labels.tolist() == [0] * 5 + [1] * 5
+    assert np.bincount(data.train.labels).tolist() == [5, 5]
     assert data.test.labels.tolist() == [0, 0, 1, 1]
     assert not data.notices
 
@@ -273,3 +273,18 @@ def test_an_image_that_cannot_be_converted_is_named_with_its_mode(tmp_path: Path
     Image.new("F", (8, 8)).save(tmp_path / "cat" / "x.tiff")
     line = refused(tmp_path)
     assert line.startswith(f"dataset.name = '{tmp_path}/cat/x.tiff': has mode F ")
+
+
+def test_images_and_labels_of_a_folder_per_class_are_mixed_together(tmp_path: Path) -> None:
+    """Each image has its own colour, so an image that had lost its label would be found."""
+    classes = {name: 30 for name in ("ant", "bee", "cat", "dog")}
+    data = load(grow(tmp_path / "tree", {"train": classes, "test": classes}))
+    for half, split in (("train", data.train), ("test", data.test)):
+        assert set(split.labels[:20].tolist()) == {0, 1, 2, 3}
+        assert np.bincount(split.labels).tolist() == [30] * 4
+        for image, label in zip(split.images, split.labels, strict=True):
+            folder = tmp_path / "tree" / half / data.class_names[label]
+            number = int(image[1, 0, 0])
+            assert np.array_equal(image, np.asarray(Image.open(folder / f"{number}.png")).transpose(2, 0, 1))
+    found = find_dataset(DatasetSection(name=f"imagefolder:{tmp_path / 'tree'}"))
+    assert np.array_equal(found.labels(0).train, data.train.labels)

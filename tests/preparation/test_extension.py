@@ -12,6 +12,8 @@ import sylva_ray
 from sylva_ray import testing
 from sylva_ray.core.errors import UserError
 from sylva_ray.storage.run_folder import RunFolder
+from tests.preparation.test_inputs import draw_images
+from tests.storage.conftest import contents
 
 pytestmark = pytest.mark.long
 
@@ -151,3 +153,27 @@ def test_a_damaged_list_of_extensions_is_named(content: str, tmp_path: Path) -> 
     (run / "extensions.json").write_text(content)
     with pytest.raises(UserError, match="extension"):
         sylva_ray.resume(run, LONGER, show="nothing")
+
+
+def test_nothing_is_deleted_for_other_data(tmp_path: Path) -> None:
+    draw_images(tmp_path / "images", 40)
+    dataset = {"name": f"imagefolder:{tmp_path / 'images'}", "max_train": None, "max_test": None}
+    run = made(tmp_path / "run", config=CONFIG | {"dataset": dataset})
+    before = contents(run)
+    draw_images(tmp_path / "images", 40, seed=1)
+    with pytest.raises(UserError, match="are not those of the run"):
+        sylva_ray.resume(run, LONGER, show="nothing")
+    assert contents(run) == before
+    sylva_ray.resume(run, LONGER, allow_changed=True, show="nothing")
+    assert len(sylva_ray.load_run(run).records) == 4
+
+
+def test_a_repair_keeps_rounds_that_were_added(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a run that ended before its first new stage; its checkpoint has the settings of the shorter one."""
+    run = made(tmp_path / "run")
+    with monkeypatch.context() as patch:
+        patch.setattr("sylva_ray.execution.run.run_experiment", lambda *_: exit())
+        with pytest.raises(SystemExit):
+            sylva_ray.resume(run, LONGER, show="nothing")
+    assert sylva_ray.repair(run) == []
+    assert sylva_ray.load_run(run).config.training.rounds == 3

@@ -266,3 +266,22 @@ def tiny_imagenet() -> DatasetSection:
     if not folder.is_dir():
         pytest.skip("the Tiny-ImageNet-32 parquet is not beside the checkout")
     return DatasetSection(name=f"parquet:{folder}", max_train=200)
+
+
+@pytest.mark.parametrize(("name", "depends_on_seed"), [("convnext_atto", False), ("resnet10t", True)])
+def test_any_model_of_timm_starts_from_random_weights(name: str, depends_on_seed: bool) -> None:
+    """One of them has no ``init_weights``."""
+    settings = config().model_copy(update={"backbone": BackboneSection(name=name)})
+
+    def start(seed: int) -> dict[str, torch.Tensor]:
+        torch.manual_seed(seed)
+        return module._initial_backbone(settings, 10).state_dict()
+
+    first, second, other = start(0), start(0), start(1)
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    assert any(not torch.equal(first[key], other[key]) for key in first) == depends_on_seed
+
+
+def test_a_count_of_batches_is_not_a_weight_in_half_precision() -> None:
+    assert module._in_half(torch.tensor(70_000)).item() == 70_000
+    assert module._in_half(torch.tensor(0.1)).dtype == torch.float16

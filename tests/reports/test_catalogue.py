@@ -165,6 +165,14 @@ def test_init_copies_a_recipe_that_can_be_run_and_overwrites_nothing(tmp_path: P
         init(tmp_path / "other", "gird")
 
 
+def test_init_knows_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    assert all(path.is_relative_to(tmp_path / "study") for path in init("~/study"))
+    with pytest.raises(UserError, match="exists already"):
+        init(tmp_path / "study")
+
+
 def test_init_of_a_space_copies_its_base_too(tmp_path: Path) -> None:
     from sylva_ray.sweeps.space import load_space
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from sylva_ray.core.errors import RunError, UserError
+from sylva_ray.sweeps.events import AttemptEvent, Outcome
 from sylva_ray.sweeps.folder import SweepFolder
 from sylva_ray.sweeps.space import Space
 from tests.sweeps.toys import space_of
@@ -186,3 +187,24 @@ def test_a_search_that_an_older_version_saved_is_refused(tmp_path: Path) -> None
     assert len(str(caught.value).splitlines()) == 1
     (folder.tune / "searcher-state-2026-01-02_00-00-00.json").write_text("{}")
     folder.check(space, resume=True)
+
+
+def test_a_trial_that_was_killed_is_tried_again_and_a_pruned_or_refused_one_is_not(tmp_path: Path) -> None:
+    """A killed attempt leaves no line about its end."""
+    ends: list[Outcome | None] = [None, "pruned", "refused", "died"]
+    search = {"kind": "optuna", "num_points": len(ends)}
+    space = space_of(tmp_path, parameters={"training.lr": {"uniform": [0.0, 1.0]}}, search=search)
+    folder, before = SweepFolder(tmp_path / "sweep"), PointSearch(space)
+    for path in (folder.tune, folder.attempts):
+        path.mkdir(parents=True)
+    for number, end in enumerate(ends):
+        before.suggest(f"t{number}")
+        before.on_trial_complete(f"t{number}", error=True)
+    before.save(str(folder.tune / "searcher-state-0.json"))
+    for trial, end in zip(before.trials, ends, strict=True):
+        folder.add_event(trial.key, AttemptEvent(began=1.0, process=1))
+        if end is not None:
+            folder.add_event(trial.key, AttemptEvent(began=1.0, ended=2.0, outcome=end))
+    after = open_search(space, folder)
+    again = [after.suggest(f"again{number}")["trial"]["values"] for number in range(after.num_left)]
+    assert again == [trial.values for trial, end in zip(before.trials, ends, strict=True) if end in (None, "died")]

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import io
+import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from sylva_ray.config.schema import build
 from sylva_ray.core.records import ClientAccuracies, StageRecord
@@ -15,6 +19,7 @@ from sylva_ray.sweeps.points import Trial
 from sylva_ray.sweeps.report import render
 from sylva_ray.sweeps.results import Sweep, TrialResult, front_of, markdown, union_length
 from sylva_ray.sweeps.space import Objective, Parameter, Space
+from sylva_ray.sweeps.terminal import SweepLog, sweep_table
 from tests.conftest import TINY
 
 
@@ -172,3 +177,41 @@ def test_an_unfinished_sweep_has_a_report_too() -> None:
     trials = [result(2, 0, 0, 0, state="failed", error="boom"), result(4, 0, 0.5, 0.5, state="pruned")]
     page = render(sweep_of(make_space("robust_accuracy"), trials))
     assert "nothing to choose from" in page
+
+
+def test_the_result_of_a_sweep_is_one_json_object() -> None:
+    trials = [result(rank, seed, 0.9, rank / 10) for rank in (2, 4, 8) for seed in (0, 1)]
+    written: list[str] = []
+    SweepLog(written.append, "json").tell_result(sweep_of(make_space("robust_accuracy"), trials), Path("toy"))
+    event = json.loads(written[0])
+    assert event["chosen"][0]["values"] == {"lora.rank": 8}
+    assert event["chosen"][0]["metrics"]["robust_accuracy"]["mean"] == pytest.approx(0.8)
+    assert event["trials"] == {"finished": 6}
+
+
+@pytest.mark.parametrize("width", [60, 80, 200])
+def test_the_table_of_a_sweep_cuts_no_value(width: int) -> None:
+    """A point with one of two seeds says so."""
+    names = {"lora.rank": 8, "attack.epsilon": "4/255", "partition.num_clients": 12, "algorithm.name": "fedavg_at_ft"}
+    parameters = {key: build(Parameter, {"grid": [value]}) for key, value in names.items()}
+    space = make_space("robust_accuracy", parameters=parameters)
+    states = ("finished", "failed")
+    trials = [
+        replace(result(8, seed, 0.912, 0.345, state), values=names, point="p") for seed, state in enumerate(states)
+    ]
+    console = Console(width=width, record=True, file=io.StringIO())
+    console.print(sweep_table(console, sweep_of(space, trials)))
+    text = console.export_text()
+    assert max(map(len, text.splitlines())) <= width
+    assert "…" not in text
+    assert "1 of 2" in text
+    assert "34.5" in text
+    folded = "".join(text.split())
+    assert all(value in folded for value in ("4/255", "12", "fedavg_at_ft"))
+
+
+def test_a_cost_that_is_an_objective_is_in_every_table() -> None:
+    trials = [result(rank, seed, 0.9, rank / 10) for rank in (2, 4) for seed in (0, 1)]
+    console = Console(width=50, record=True, file=io.StringIO())
+    console.print(sweep_table(console, sweep_of(make_space("robust_accuracy", "total_bytes"), trials)))
+    assert "bytes" in console.export_text()

@@ -22,6 +22,7 @@ from sylva_ray.core.credentials import mask_value, mask_yaml
 from sylva_ray.core.errors import UserError, reason_of
 from sylva_ray.core.records import StageRecord
 from sylva_ray.core.summary import Summary
+from sylva_ray.core.text import as_argument
 from sylva_ray.observers.metrics import (
     client_table,
     evaluation_metrics,
@@ -208,7 +209,7 @@ class Delivery:
         if not missing:
             return []
         uri, reason = mask_value(self.store.uri), self.problem or "no answer"
-        command = f"sylva-ray track {self.folder}"
+        command = f"sylva-ray track {as_argument(self.folder)}"
         return [f"MLflow at {uri} did not receive {', '.join(missing)}: {reason}; send them with: {command}"]
 
     def _try(self, send: Callable[[], object]) -> bool:
