@@ -137,6 +137,20 @@ CASES = {
         (*RUN, "algorithm={name: per_lora, heads: neighbours}"),
         ["algorithm.heads", "'neighbours'", "adapters=local"],
     ),
+    "a robust rule over too few partners of a mixture": (
+        (
+            *RUN,
+            "partition.num_clients=8",
+            "partition.min_samples=5",
+            "byzantine.fraction=0.13",
+            "algorithm={name: sylva, num_neighbours: 3, mixture: {partners: [neighbours]}, robust: {rule: krum}}",
+        ),
+        ["byzantine.fraction", "3 neighbours (algorithm.num_neighbours)", "krum needs"],
+    ),
+    "batch statistics that would be coded": (
+        (*RUN, "algorithm={name: fedavg_at}", "backbone.name=resnet10t", "compression.kind=int4"),
+        ["compression.kind = 'int4'", "batch normalisation", "running_var"],
+    ),
     "a robust rule over padded ranks": (
         (*RUN, "algorithm={name: hetlora_at, ranks: [1, 2], robust: {rule: krum}}"),
         ["algorithm.robust.rule", "'krum'", "only mean"],

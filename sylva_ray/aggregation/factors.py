@@ -79,6 +79,27 @@ def paired_modules(state: ClientState) -> list[str]:
     return [module for module in modules if f"{module}.lora_B" in state]
 
 
+def aligned_pair(
+    a: np.ndarray, b: np.ndarray, reference_a: np.ndarray, reference_b: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return factors of the same product B A that are as near as possible to those of another product.
+
+    They are Q A and B Q^T with the orthogonal Q of the least squares (orthogonal Procrustes problem, Schönemann 1966).
+
+    Args:
+        a: ``[r, d_in]``.
+        b: ``[d_out, r]``.
+        reference_a: as ``a``.
+        reference_b: as ``b``.
+    """
+    overlap = reference_a.astype(np.float64) @ a.T + reference_b.astype(np.float64).T @ b
+    if not np.isfinite(overlap).all():
+        return a, b
+    u, _, vt = np.linalg.svd(overlap)
+    turn = u @ vt
+    return (turn @ a).astype(a.dtype), (b @ turn.T).astype(b.dtype)
+
+
 def orthonormal_rows(a: np.ndarray) -> np.ndarray:
     """Return orthogonal rows of norm 1/sqrt(3) that span the same space as those of ``a [r, d_in]``.
 

@@ -193,7 +193,8 @@ def leading_of_mixtures(
     """
     scale = _norm(packed.norms_b[members]) * _norm(weights * packed.norms_a[members])
     is_usable = (scale > TINY) & (scale < np.inf)
-    found, u = np.zeros(len(members), bool), np.empty((len(members), packed.b.shape[-1], rank))
+    found, is_open = np.zeros(len(members), bool), np.ones(len(members), bool)
+    u = np.empty((len(members), packed.b.shape[-1], rank))
     s, vt = np.empty((len(members), rank)), np.empty((len(members), rank, packed.a.shape[-1]))
     if not is_usable.all():
         if is_usable.any():
@@ -217,7 +218,7 @@ def leading_of_mixtures(
         y = near.mT @ (w * (far @ x))
         is_safe = (w.shape[1] * np.square(values).sum(-1) > CANCELLATION) & (smallest > SMALLEST_VALUE * largest)
         bound = _error_bound(values, y[..., :rank] - previous)
-        is_new = is_safe & (bound <= SINGLE_ERROR / 2 * largest) & ~found
+        is_new = is_safe & (bound <= SINGLE_ERROR / 2 * largest) & is_open
         if is_new.any():
             s_new, turn = _ritz(y[is_new, :, :rank])
             turn_ahead = turn * np.divide(1.0, s_new, out=np.zeros_like(s_new), where=s_new > TINY)[:, None]
@@ -227,8 +228,9 @@ def leading_of_mixtures(
             s[is_new], vt[is_new] = s_new * scale[is_new, None], v.mT
             found |= is_new
         fall = np.divide(values[:, -1], smallest, out=np.ones_like(smallest), where=smallest > 0)
-        has_hope = is_safe & ~found & (bound * fall**num_left <= SINGLE_ERROR / 2 * largest)
-        if not has_hope.any():
+        # a receiver without hope stays so: what it gets must not depend on how long others of its batch take
+        is_open &= is_safe & ~found & (bound * fall**num_left <= SINGLE_ERROR / 2 * largest)
+        if not is_open.any():
             break
     return (u, s, vt), found
 

@@ -20,7 +20,7 @@ class FedPerAT(FedAvgAT):
     papers = ("Arivazhagan et al. 2019, Federated Learning with Personalization Layers, arXiv 1912.00818",)
 
     class Parameters(FedAvgAT.Parameters):
-        """Personal heads, and a last local epoch that fits them to the merged body."""
+        """Personal heads, and a last local epoch of body and head from the merged body."""
 
         heads: Sharing = "local"
         final_local_epochs: int = Field(1, ge=0)

@@ -95,7 +95,8 @@ class HetLoraAT(AdversarialTraining):
         """Return the mean of padded factors; with ``slots=owners`` a slot is averaged over the clients that have it."""
         merged = super().merge(uploads, names, members, weights, receiver)
         if self.parameters.slots == "owners":
-            slots = np.arange(max(len(value) for name, value in merged.items() if name.endswith(".lora_A")))
+            ranks = [len(value) for name, value in merged.items() if name.endswith(".lora_A")]
+            slots = np.arange(max(ranks, default=0))  # of heads alone there are none
             weight_of_slot = sum(w * (slots < self.rank(k)) for k, w in zip(members, weights, strict=True))
             scale = np.divide(1.0, weight_of_slot, out=np.zeros(len(slots)), where=weight_of_slot > 0)
             for name, value in merged.items():

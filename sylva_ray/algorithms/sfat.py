@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Self
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from sylva_ray.algorithms.fedavg_at import FedAvgAT
+from sylva_ray.core.sections import conflict
 from sylva_ray.federation.context import RoundUploads
 
 
@@ -25,6 +27,13 @@ class SFAT(FedAvgAT):
 
         slack: float = Field(1 / 6, ge=0, lt=1)
         favoured: int = Field(1, ge=0)
+
+        @model_validator(mode="after")
+        def _has_weights(self) -> Self:
+            if self.robust.rule != "mean":
+                fix = "weighs all clients alike, and the weights are what the method is: use only mean"
+                raise conflict("algorithm.robust.rule", self.robust.rule, fix)
+            return self
 
     parameters: Parameters
 

@@ -172,7 +172,7 @@ def resume(
     Args:
         run: the run folder, a path or a URL.
         overrides: ``KEY=VALUE`` with dotted keys; only ``cluster`` and ``tracking`` may change, and
-            ``training.rounds`` may grow where the schedule allows it (docs/howto.md).
+            ``training.rounds`` of a run in a local folder may grow where the schedule allows it (docs/howto.md).
         config: the experiment that the folder must hold; None: whatever it holds.
         allow_changed: whether data and weights may differ from those that the run began with; ``summary.json`` then
             says so.

@@ -15,7 +15,7 @@ def evaluate(
         list[str] | None,
         typer.Argument(
             metavar="KEY=VALUE",
-            help="Settings: cluster.*, training.device, training.attention and evaluation.precision only.",
+            help="Settings: cluster.*, training.device, .attention, .windows and evaluation.precision only.",
         ),
     ] = None,
     attack: Annotated[

@@ -294,7 +294,8 @@ class Measurements:
     def exported(self) -> int | None:
         """Return how many exported adapters equal the attacked states bit for bit; None if one of them does not.
 
-        Whole models and large fleets are not exported: what is attacked are the states of the last checkpoint.
+        What else a state holds, such as the probe of a teacher, is not exported and not compared. Whole models and
+        large fleets are not exported: what is attacked are the states of the last checkpoint.
         """
         compared = 0
         for client, state in enumerate(self.run.states):
@@ -302,7 +303,8 @@ class Measurements:
             if not folder.exists():
                 continue
             exported = load_adapter(folder)
-            if exported.keys() != state.keys() or any(not np.array_equal(exported[n], state[n]) for n in state):
+            names = [name for name in state if ".lora_" in name or name in self.run.prepared.backbone]
+            if any(name not in exported or not np.array_equal(exported[name], state[name]) for name in names):
                 return None
             compared += 1
         return compared

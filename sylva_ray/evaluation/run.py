@@ -135,7 +135,7 @@ def run_evaluation(
     model = threat_model(config, request.attacks, records)
     transfer = measurements.transfer() if request.transfer else None
     exported = measurements.exported() if request.checks else 0
-    facts = RunFacts(request.epsilon, fleet.num_classes, model, images, exported, collapsed)
+    facts = RunFacts(request.epsilon, fleet.num_classes, model, images, exported, collapsed, left_out)
     curves, checks = _curves_and_checks(measurements, facts, transfer)
     return Evaluation(
         run=config.name,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,6 +24,7 @@ class RunFacts:
         images: images on which the reported accuracies were measured.
         exported: how many exported adapters are the attacked weights, bit for bit; None: one of them is not.
         collapsed: whether each client is no better than a constant answer.
+        left_out: the Byzantine clients.
     """
 
     epsilon: float
@@ -32,6 +33,7 @@ class RunFacts:
     images: int
     exported: int | None
     collapsed: Sequence[bool]
+    left_out: Collection[int] = ()
 
 
 def run_checks(
@@ -74,7 +76,7 @@ def run_checks(
         checks.worst_case_is_least(worst, members),
         checks.enough_images(run.images, run.exported),
         checks.planted_points_are_found(probes["planted"], probes["found"], probes["by_chance"], images),
-        checks.collapse(run.collapsed),
+        checks.collapse(run.collapsed, run.left_out),
     ]
 
 

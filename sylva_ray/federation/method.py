@@ -9,7 +9,6 @@ adds the stages of a run.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Hashable, Mapping, Sequence
 from typing import ClassVar
 
@@ -378,7 +377,7 @@ class Method:
             return merge_factors(states[own], states, weights, factor_rule)
         origin = {name: uploads.received[receiver][name] for name in names}
         num_byzantine = self.assumed_byzantine(len(members))
-        if math.ceil(len(members) / robust.bucket_size) < min_clients(robust.rule, num_byzantine)[0]:
+        if robust.num_inputs(len(members)) < min_clients(robust.rule, num_byzantine)[0]:
             return origin
         rule = RobustRule(robust.rule, num_byzantine, robust.bucket_size, uploads.seed, uploads.round)
         frozen = self._frozen_factors(uploads.received[receiver])

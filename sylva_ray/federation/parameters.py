@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 from typing import Annotated, Literal, Self
 
@@ -33,7 +34,13 @@ class RobustParameters(Section):
     assumed_fraction: float | None = Field(
         None, ge=0, lt=1, description="malicious clients that the rule assumes; None: byzantine.fraction"
     )
-    bucket_size: Count = Field(1, description="uploads averaged at random before the rule; 1: none")
+    bucket_size: Count = Field(
+        1, description="uploads averaged at random before the rule; 1: none. self_centred_clipping has no buckets"
+    )
+
+    def num_inputs(self, num_uploads: int) -> int:
+        """Return how many points the rule gets for so many uploads."""
+        return num_uploads if self.rule == "self_centred_clipping" else math.ceil(num_uploads / self.bucket_size)
 
 
 class MixtureParameters(Section):
@@ -149,6 +156,11 @@ class MethodParameters(Section):
         by_neighbours = "neighbours" in sharings
         if self.model == "full" and by_neighbours:
             raise conflict("model", self.model, "has no adapters that define neighbours: use global or local sharing")
+        if self.model == "full":
+            for key, value in (("factors", "both"), ("factor_rule", "product_svd"), ("a_init", "kaiming")):
+                if getattr(self, key) != value:
+                    fix = f"has no factors, which the method's {key}={getattr(self, key)} is about: keep model=lora"
+                    raise conflict("model", self.model, fix)
         if self.model == "full" and self.phase2.enabled:
             fix = "needs adapters: use algorithm.model=lora, or algorithm.phase2.enabled=false"
             raise conflict("algorithm.phase2.enabled", True, fix)
@@ -175,7 +187,7 @@ class MethodParameters(Section):
 
 
 def unused_settings(method: str, parameters: MethodParameters) -> list[str]:
-    """Return a line per optional part of a method that is off although the configuration sets it, e.g. a recipe's."""
+    """Return a line per setting that has no effect: of a part that is off, e.g. a recipe's, or beside others."""
     found = []
     for name in ("mixture", "phase2"):
         section: MixtureParameters | Phase2Parameters = getattr(parameters, name)
@@ -183,4 +195,11 @@ def unused_settings(method: str, parameters: MethodParameters) -> list[str]:
         if unused and not section.enabled:
             keys = f"{', '.join(unused)} of algorithm.{name}"
             found.append(f"{method} does not use {keys}, unless algorithm.{name}.enabled=true")
+    if parameters.mixture.enabled:
+        if not parameters.final_local_epochs:
+            found.append(f"{method} mixes nothing: a mixture follows the last local epochs, and there are none")
+        elif parameters.adapters == parameters.heads == "local":
+            found.append(f"{method} mixes nothing: it shares neither adapters nor heads")
+    if parameters.weighting == "uniform" and parameters.robust.rule not in ("mean", "self_centred_clipping"):
+        found.append(f"algorithm.robust.rule={parameters.robust.rule} weighs all clients alike, whatever the weighting")
     return found

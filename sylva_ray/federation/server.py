@@ -288,6 +288,12 @@ class Server:
         done = [result for result in self.pool.run(tasks, shared=uploads) if result is not None]
         return {client: state for result in done for client, state in zip(result.clients, result.outcomes, strict=True)}
 
+    @property
+    def hears_a_part(self) -> bool:
+        """Whether a round has a part of the clients."""
+        participants = self.config.training.clients_per_round
+        return participants is not None and participants < len(self.everyone)
+
     # -- neighbourhoods after phase 1 -------------------------------------------------------------------------------
 
     def neighbourhood(self, received: Sequence[ClientState], uploads: Mapping[int, ClientState]) -> NeighbourGraph:

@@ -86,14 +86,19 @@ def summarise(
     majority = [fleet.client(c).majority_share for c in range(fleet.num_clients)]
     final = records[-1].evaluation
     assert final is not None, "the last stage is evaluated"
-    main = config.evaluation.specs[0].label if config.evaluation.attacks else "benign"
+    main = config.evaluation.specs[0].label if config.evaluation.attacks else None
     one_class = final["benign"].one_class or [0.0] * fleet.num_clients
-    collapsed = [
-        is_collapsed(robust, share, bool(single)) and client not in attackers
-        for client, (robust, share, single) in enumerate(zip(final[main].accuracy, majority, one_class, strict=True))
-    ]
+    collapsed = [False] * fleet.num_clients  # without an attack nothing is said
+    if main is not None:
+        collapsed = [
+            is_collapsed(robust, share, bool(single)) and client not in attackers
+            for client, (robust, share, single) in enumerate(
+                zip(final[main].accuracy, majority, one_class, strict=True)
+            )
+        ]
     tested = [min(S4_IMAGES, len(data.test)) for client, data in enumerate(fleet.clients) if client not in attackers]
-    checks = _checks(final, collapsed, fleet.num_classes, attackers, tested) if config.evaluation.checks else []
+    flags = None if main is None else collapsed
+    checks = _checks(final, flags, fleet.num_classes, attackers, tested) if config.evaluation.checks else []
     return Summary(
         name=config.name,
         algorithm=config.algorithm.name,
@@ -227,14 +232,15 @@ def run_seconds(records: Sequence[StageRecord], costs: RunCosts) -> RunSeconds:
 
 def _checks(
     final: Mapping[str, ClientAccuracies],
-    collapsed: list[bool],
+    collapsed: list[bool] | None,
     num_classes: int,
     attackers: Sequence[int],
     tested: Sequence[int],
 ) -> list[CheckResult]:
-    """Return S4, on ``tested`` images of each honest client, and S14."""
+    """Return S4, on ``tested`` images of each honest client, and S14 where something was attacked."""
     unbounded = Spread.from_values(final[UNBOUNDED.label].accuracy, attackers).mean
-    return [unbounded_attack(unbounded, num_classes, tested), collapse(collapsed)]
+    s14 = [] if collapsed is None else [collapse(collapsed, attackers)]
+    return [unbounded_attack(unbounded, num_classes, tested), *s14]
 
 
 def _warnings(records: Sequence[StageRecord], checks: Sequence[CheckResult]) -> list[str]:

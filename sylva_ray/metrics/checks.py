@@ -8,7 +8,7 @@ and other fractions are in [0, 1].
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -276,16 +276,21 @@ def planted_points_are_found(planted: float, found: float, by_chance: float, ima
     )
 
 
-def collapse(collapsed: Sequence[bool]) -> CheckResult:
-    """Check S14: no client has the robust accuracy of a constant prediction."""
-    count = sum(collapsed)
+def collapse(collapsed: Sequence[bool], left_out: Collection[int] = ()) -> CheckResult:
+    """Check S14: no client has the robust accuracy of a constant prediction.
+
+    Args:
+        collapsed: of every client, whether it has.
+        left_out: clients that do not count, because they are Byzantine; none of them has collapsed.
+    """
+    count, num_clients = sum(collapsed), len(collapsed) - len(left_out)
     which = clients_text(client for client, bad in enumerate(collapsed) if bad)
     return _result(
         "S14",
         count == 0,
-        count / len(collapsed),
+        count / num_clients,
         "every client's robust accuracy exceeds what always answering its majority class would earn",
-        f"{count} of {len(collapsed)} clients do no better under attack than always answering their majority class, "
+        f"{count} of {num_clients} clients do no better under attack than always answering their majority class, "
         f"or predict one class only ({which}): their robust accuracy shows no defence",
     )
 
@@ -296,8 +301,11 @@ def predicts_one_class(predictions: np.ndarray, labels: np.ndarray) -> bool:
 
 
 def is_collapsed(robust_accuracy: float, majority_share: float, one_class: bool) -> bool:
-    """Return whether a client fails S14: it predicts one class, or its accuracy is at most the majority share."""
-    return one_class or robust_accuracy <= majority_share
+    """Return whether a client fails S14: it predicts one class, or its accuracy is at most the majority share.
+
+    Nothing can be said of a client that is tested on one class.
+    """
+    return one_class or (majority_share < 1 and robust_accuracy <= majority_share)
 
 
 def _result(name: str, passed: bool, value: float, good: str, bad: str) -> CheckResult:

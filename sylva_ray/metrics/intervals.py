@@ -36,7 +36,7 @@ def fleet_interval(mean: float, images: Sequence[int]) -> tuple[float, float]:
 
     It is over images: how much the mean would vary with other test images of the same clients. It is Wilson's, with the
     number of images on which a mean over all images would vary as much, ``K^2 / sum_i 1 / n_i``; if every client has as
-    many images, that is all of them. Differences between clients make the true interval narrower, never wider.
+    many images, that is all of them. Then differences between clients make the true interval narrower.
 
     Args:
         mean: over clients, each of which counts the same.

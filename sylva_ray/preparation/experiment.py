@@ -19,6 +19,7 @@ from sylva_ray.config.stored import with_choices_of
 from sylva_ray.core.errors import UserError
 from sylva_ray.core.lazy import torch
 from sylva_ray.core.seeding import generator
+from sylva_ray.core.types import ClientState
 from sylva_ray.data.datasets import find_dataset, load_dataset
 from sylva_ray.data.fleet import FleetData, build_fleet, divide
 from sylva_ray.federation.client.worker import AUXILIARY, CohortWorker, cohort_model, split_weights
@@ -117,6 +118,7 @@ def prepare(config: ExperimentConfig, folder: RunFolder | None = None, measure: 
     for stage in stages:
         stage.check(model)
     states = initial_states(algorithm, model, resolved, num_classes, arrays)
+    check_compression(config, states[0])
     fleet = FleetData(files.load(facts.image_size, config.seed), clients)
     try_model(model, states[0], fleet.dataset.image_size, config.backbone, config.lora, split_weights(arrays)[0])
     resolved = measure_choices(config, resolved, model, states, fleet.dataset.image_size, measure)
@@ -210,6 +212,18 @@ def initial_states(
     return [algorithm.initial_state(client, common) for client in range(config.partition.num_clients)]
 
 
+def check_compression(config: ExperimentConfig, state: ClientState) -> None:
+    """Check that what travels can be coded with losses.
+
+    Raises:
+        UserError: the state of a client has statistics of batch normalisation, and a variance could become negative.
+    """
+    name = next((name for name in state if name.endswith("running_var")), None)
+    if config.compression.kind != "none" and name is not None:
+        fix = f"cannot code the statistics of batch normalisation ({name}); use algorithm.model=lora, or none"
+        raise UserError("compression.kind", config.compression.kind, fix)
+
+
 def check_byzantine(config: ExperimentConfig, algorithm: Algorithm) -> None:
     """Check that the method's robust rule tolerates as many Byzantine clients as it assumes, wherever it merges.
 
@@ -221,7 +235,8 @@ def check_byzantine(config: ExperimentConfig, algorithm: Algorithm) -> None:
         fix = f"is less than 1 of {num_clients} clients; {math.ceil(1000 / num_clients) / 1000:g} is one"
         raise UserError("byzantine.fraction", config.byzantine.fraction, fix)
     p = algorithm.parameters
-    sharing = {p.adapters, p.heads} - {"local"}
+    partners = p.mixture.partners or () if p.mixture.enabled and p.final_local_epochs else ()
+    sharing = {p.adapters, p.heads, *partners} - {"local"}
     if p.robust.rule == "mean" or not sharing:
         return
     key, fraction = "algorithm.robust.assumed_fraction", p.robust.assumed_fraction
@@ -234,9 +249,9 @@ def check_byzantine(config: ExperimentConfig, algorithm: Algorithm) -> None:
     for members, senders in merged:
         num_byzantine = assumed_byzantine(fraction, members)
         needed, condition = min_clients(p.robust.rule, num_byzantine)
-        inputs = math.ceil(members / p.robust.bucket_size)
+        inputs = p.robust.num_inputs(members)
         if inputs < needed:
-            what = f"{members} {senders}" + (f" in {inputs} buckets" if p.robust.bucket_size > 1 else "")
+            what = f"{members} {senders}" + (f" in {inputs} buckets" if inputs < members else "")
             fix = f"{p.robust.rule} needs {condition}; here it merges {what}, {num_byzantine} of them Byzantine"
             raise UserError(key, fraction, fix)
 

@@ -315,7 +315,7 @@ class _Trainer:
 
 
 @torch.no_grad()
-def _initial_backbone(config: ResolvedPretrainConfig, num_classes: int) -> Backbone:
+def _initial_backbone(config: PretrainConfig, num_classes: int) -> Backbone:
     """Create the backbone with the weights that its training starts from.
 
     Random ones are drawn from torch's generator; those of a model without ``init_weights`` are the constructor's, which

@@ -73,7 +73,8 @@ def _closing_table(summary: Summary, ends: Sequence[PhaseEnd], outline: box.Box,
     for name in ("client", *(("images", "majority") if counts else ()), "benign"):
         table.add_column(name, justify="right", no_wrap=True)
     width = len(_accuracy_text([0.0] * len(stages)))
-    table.add_column(f"robust ({attack})", justify="right", overflow="fold", min_width=width)
+    if attack is not None:
+        table.add_column(f"robust ({attack})", justify="right", overflow="fold", min_width=width)
     if game:
         table.add_column("refined", no_wrap=True, overflow="ellipsis")
     for client in summary.clients:
@@ -97,10 +98,11 @@ def _value_of_client(spread: Spread, client: int) -> float:
 def _accuracy_cells(
     stages: Sequence[StageAccuracies], attack: str | None, read: Callable[[Spread], float]
 ) -> list[str]:
-    """Return cells of benign and of robust accuracies, with a number per stage, which ``read`` takes of a spread."""
-    benign = [read(stage.benign_accuracy) for stage in stages]
-    robust = [read(stage.robust_accuracy[attack]) for stage in stages] if attack else []
-    return [_accuracy_text(benign), _accuracy_text(robust)]
+    """Return cells of benign and robust accuracies (the latter under an attack), which ``read`` takes of spreads."""
+    columns = [[read(stage.benign_accuracy) for stage in stages]]
+    if attack is not None:
+        columns.append([read(stage.robust_accuracy[attack]) for stage in stages])
+    return [_accuracy_text(column) for column in columns]
 
 
 def _accuracy_text(values: Sequence[float]) -> str:

@@ -30,8 +30,9 @@ from sylva_ray.sweeps.events import (
     TrialProgress,
     Waiting,
 )
+from sylva_ray.sweeps.metrics import COSTS
 from sylva_ray.sweeps.points import value_text
-from sylva_ray.sweeps.results import COSTS, Sweep, shown_metrics, value_cell
+from sylva_ray.sweeps.results import Sweep, shown_metrics, value_cell
 
 
 @contextmanager

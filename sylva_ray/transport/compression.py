@@ -4,7 +4,9 @@ All codecs but the identity lose a part of the update. *Error feedback* (Seide e
 adds the lost part, the residual, to the client's next update. Every codec C contracts, ``|C(x) - x|^2 <= (1 - delta)
 |x|^2`` with ``delta > 0``, so the residual stays bounded. As long as the coordinates stay the same, the sum of the
 decoded updates differs from the sum of the true ones by one residual only. Product-SVD merging rewrites LoRA factors in
-other coordinates every round, where an old residual would be noise; no residual of those factors is kept.
+other coordinates every round, where an old residual would be noise; no residual of those factors is kept. The answer
+turns them back as far as that leaves their product, so that what is coded is the change of the model and not that of
+the coordinates.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from sylva_ray.aggregation.factors import aligned_pair, paired_modules
 from sylva_ray.config.experiment import CompressionSection
 from sylva_ray.core.types import ClientState
 from sylva_ray.transport.codecs import Codec, array_shapes
@@ -40,6 +43,8 @@ class Compression(Postprocessor):
         """Code the update; of an upload with error feedback, plus the client's residual, which is then replaced."""
         if not self._codes(message.direction):
             return arrays
+        if message.direction == "download":
+            arrays = self._aligned(arrays, message.reference)
         update = subtract(arrays, message.reference)
         if message.direction == "download" or not self.error_feedback:
             return self.codec.encode(update)
@@ -59,6 +64,15 @@ class Compression(Postprocessor):
     def num_bytes(self, before: int, state: ClientState, direction: Direction) -> int:
         """Return the bytes of a coded update of that form."""
         return self.codec.num_bytes(array_shapes(state)) if self._codes(direction) else before
+
+    def _aligned(self, arrays: ClientState, reference: ClientState) -> ClientState:
+        """Return arrays whose refactored pairs are as near as possible to those of the receiver."""
+        turned = dict(arrays)
+        for module in paired_modules(arrays):
+            a, b = f"{module}.lora_A", f"{module}.lora_B"
+            if self.packing.is_refactored(a):
+                turned[a], turned[b] = aligned_pair(arrays[a], arrays[b], reference[a], reference[b])
+        return turned
 
     def _codes(self, direction: Direction) -> bool:
         return direction == "upload" or self.codes_downloads

@@ -32,6 +32,20 @@ def fleet(spread: float = 0.03, rotated: bool = False) -> list[State]:
     return states
 
 
+def slow_fleet(seed: int) -> list[State]:
+    """Clients that have moved by very different amounts: some receivers' spectra fall fast, others slowly."""
+    rng = np.random.default_rng(seed)
+    states: list[State] = [{} for _ in range(CLIENTS)]
+    moves = 0.5 * np.exp(rng.normal(size=CLIENTS))
+    for module, (d_out, d_in) in WIDTHS.items():
+        a, b = rng.normal(size=(RANK, d_in)), rng.normal(size=(d_out, RANK))
+        for state, move in zip(states, moves, strict=True):
+            for letter, factor in (("A", a), ("B", b)):
+                noisy = factor + move * rng.normal(size=factor.shape)
+                state[f"{module}.lora_{letter}"] = noisy.astype(np.float32)
+    return states
+
+
 def mixtures(size: int = 32, count: int = 11) -> list[Mixture]:
     rng = np.random.default_rng(1)
     members = [np.sort(rng.choice(CLIENTS, size, replace=False)) for _ in range(count)]
@@ -86,6 +100,18 @@ def test_the_bits_do_not_depend_on_the_other_receivers_or_on_threads(monkeypatch
     in_threes = merge_for_receivers(states, wanted[::-1], in_turn)[::-1]
     assert all(map(equal, together, apart))
     assert all(map(equal, together, in_threes))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_receiver_that_is_given_up_alone_is_given_up_beside_others(seed: int) -> None:
+    """The others of its batch may take more steps, in which it would settle after all."""
+    states, wanted = slow_fleet(seed), mixtures(count=200)
+    members, weights = np.stack([m.members for m in wanted]), np.stack([m.weights for m in wanted])
+    packed = pack(states, "m")
+    together = leading_of_mixtures(packed, members, weights, RANK)[1]
+    apart = [leading_of_mixtures(packed, members[[i]], weights[[i]], RANK)[1][0] for i in range(len(wanted))]
+    assert 0 < together.sum() < len(wanted)
+    assert together.tolist() == apart
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, 1e30])

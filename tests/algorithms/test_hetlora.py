@@ -137,5 +137,16 @@ def test_ranks_beyond_the_common_one_are_refused() -> None:
     "wrong", [{"model": "full"}, {"factors": "a"}, {"factors": "b"}, {"slots": "owners", "factor_rule": "product_svd"}]
 )
 def test_what_has_no_slots_is_refused(wrong: dict[str, Any]) -> None:
-    with pytest.raises(UserError, match=r"hetlora_at|algorithm.slots"):
+    with pytest.raises(UserError, match=r"hetlora_at|algorithm.slots|keep model=lora"):
         method("hetlora_at", **wrong)
+
+
+@pytest.mark.parametrize("names", [{"heads": "global"}, {"heads": "global", "adapters": "neighbours"}])
+def test_heads_that_are_merged_without_factors_have_no_slots(names: dict[str, Any]) -> None:
+    """As in the warm-up, where heads travel alone."""
+    made, states = started((1, 4, 2), slots="owners", **names)
+    uploads = arrive(made, states)
+    heads = made.merge_for_all(uploads, ["head.weight", "head.bias"], "global", np.ones(3))
+    mean = np.mean([state["head.bias"] for state in states], axis=0)
+    np.testing.assert_allclose(heads[0]["head.bias"], mean, rtol=1e-5, atol=1e-6)
+    made.aggregate(uploads)

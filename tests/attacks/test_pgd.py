@@ -162,12 +162,14 @@ def test_s14_marks_a_constant_predictor() -> None:
     assert is_collapsed(0.6, majority_share=0.6, one_class=False)
     assert is_collapsed(0.9, majority_share=0.2, one_class=True)
     assert not is_collapsed(0.61, majority_share=0.6, one_class=False)
+    assert not is_collapsed(0.5, majority_share=1.0, one_class=False), "it is tested on one class"
     assert predicts_one_class(torch.tensor([1, 1]).numpy(), torch.tensor([0, 1]).numpy())
     assert not predicts_one_class(torch.tensor([1, 1]).numpy(), torch.tensor([1, 1]).numpy())
     result = collapse([False, True])
     assert not result.passed
     assert "1 of 2" in result.meaning
     assert collapse([False]).passed
+    assert "1 of 4" in collapse([True, False, False, False, False], left_out=[3]).meaning
 
 
 def test_boosted_cross_entropy_pulls_on_what_is_confidently_wrong() -> None:

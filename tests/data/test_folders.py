@@ -277,7 +277,7 @@ def test_an_image_that_cannot_be_converted_is_named_with_its_mode(tmp_path: Path
 
 def test_images_and_labels_of_a_folder_per_class_are_mixed_together(tmp_path: Path) -> None:
     """Each image has its own colour, so an image that had lost its label would be found."""
-    classes = {name: 30 for name in ("ant", "bee", "cat", "dog")}
+    classes = dict.fromkeys(("ant", "bee", "cat", "dog"), 30)
     data = load(grow(tmp_path / "tree", {"train": classes, "test": classes}))
     for half, split in (("train", data.train), ("test", data.test)):
         assert set(split.labels[:20].tolist()) == {0, 1, 2, 3}

@@ -20,6 +20,7 @@ from sylva_ray.core.errors import RunError, UserError
 from sylva_ray.core.types import ParameterStack
 from sylva_ray.execution.experiment import run_experiment
 from sylva_ray.execution.in_process import InProcessPool
+from sylva_ray.execution.run import run_prepared
 from sylva_ray.federation.client.training import TrainTask
 from sylva_ray.federation.client.worker import CohortWorker
 from sylva_ray.federation.observer import Observer
@@ -27,6 +28,8 @@ from sylva_ray.models.export import ExportOptions, export_clients
 from sylva_ray.models.lora import LoraStack
 from sylva_ray.models.peft_format import load_adapter
 from sylva_ray.preparation.experiment import Prepared, create_worker, prepare
+from sylva_ray.reports.console import create_console
+from sylva_ray.reports.terminal import closing_table
 from sylva_ray.storage.atomic import write_atomically
 from sylva_ray.storage.checkpoint import CheckpointFolder
 from sylva_ray.storage.run_folder import RunFolder
@@ -399,3 +402,37 @@ def test_only_damaged_checkpoints_is_an_error_and_none_is_a_start(tmp_path: Path
     (tmp_path / "round_0000" / "progress.json").write_text("{}")
     with pytest.raises(UserError, match="damaged"):
         checkpoints.latest()
+
+
+def test_with_a_part_of_the_clients_in_a_round_neighbours_are_those_of_the_local_epochs(tmp_path: Path) -> None:
+    """One model for all says nothing about who was not in the last round, so everybody uploads once more."""
+    raw = TINY | {
+        "algorithm": {"name": "sylva", "num_neighbours": 2},
+        "training": TINY["training"] | {"clients_per_round": 1},
+        "evaluation": {"attacks": [{"name": "fgsm"}], "checks": False},
+    }
+    config = build(ExperimentConfig, raw)
+    folder = RunFolder(tmp_path / "run")
+    run_prepared(prepare(config), folder, False, Observer())
+    records = {record.stage: record for record in folder.load_records()}
+    last, graph = records["phase1"], records["mixture"].neighbours
+    assert graph is not None
+    assert last.upload_bytes > 0
+    assert records["mixture"].upload_bytes > 2 * last.upload_bytes, "one upload of each of three clients"
+    own = [sum(weight for member, weight in zip(*row, strict=True)) for row in zip(graph.members, graph.weights)]
+    assert own == pytest.approx([1.0] * 3)
+    whole = RunFolder(tmp_path / "whole")
+    everyone = raw | {"training": TINY["training"]}
+    run_prepared(prepare(build(ExperimentConfig, everyone)), whole, False, Observer())
+    assert {record.stage: record for record in whole.load_records()}["mixture"].neighbours is None
+
+
+def test_a_run_without_attacks_says_nothing_of_robust_accuracy(tmp_path: Path) -> None:
+    raw = TINY | {"algorithm": {"name": "fedavg_at"}, "evaluation": {"attacks": [], "checks": True}}
+    folder = RunFolder(tmp_path / "run")
+    summary = run_prepared(prepare(build(ExperimentConfig, raw)), folder, False, Observer())
+    assert [check.name for check in summary.checks] == ["S4"]
+    assert not any(client.collapsed for client in summary.clients)
+    console = create_console()
+    table = closing_table(console, summary, folder.load_records())
+    assert not any("robust" in str(column.header) for column in table.columns)

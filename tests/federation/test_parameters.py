@@ -8,6 +8,7 @@ from sylva_ray.algorithms.registry import ALGORITHMS, create_algorithm
 from sylva_ray.config.experiment import AlgorithmSection
 from sylva_ray.config.recipes import recipe_or_path
 from sylva_ray.config.schema import read_overridden
+from sylva_ray.core.errors import UserError
 from sylva_ray.federation.contract import Algorithm
 from sylva_ray.federation.parameters import unused_settings
 
@@ -44,3 +45,24 @@ def test_settings_of_a_phase_that_is_off_are_named() -> None:
 def test_every_method_takes_the_place_of_the_one_in_a_recipe(name: str) -> None:
     raw = read_overridden(recipe_or_path("CONFIG", "digits", "experiment"), [f"algorithm.name={name}"])
     create_algorithm(AlgorithmSection(**raw["algorithm"]))
+
+
+def test_settings_without_effect_beside_others_are_named() -> None:
+    def lines(name: str, **parameters: object) -> list[str]:
+        return unused_settings(name, method(name, **parameters).parameters)
+
+    assert "no" not in "".join(lines("sylva"))
+    assert "there are none" in lines("sylva", final_local_epochs=0)[0]
+    assert "shares neither" in lines("per_lora", mixture={"enabled": True}, final_local_epochs=1)[0]
+    assert "weighs all clients alike" in lines("fedavg_at", robust={"rule": "krum"}, weighting="uniform")[0]
+
+
+@pytest.mark.parametrize("name", ["ffa_lora_at", "fedsa_lora_at", "fedit_at", "sylva_paper_like"])
+def test_a_method_about_factors_does_not_train_whole_models(name: str) -> None:
+    with pytest.raises(UserError, match=r"algorithm\.model = 'full'"):
+        method(name, model="full", phase2={"enabled": False}, mixture={"enabled": False})
+
+
+def test_a_rule_that_ignores_weights_does_not_go_with_the_method_of_weights() -> None:
+    with pytest.raises(UserError, match="use only mean"):
+        method("sfat", robust={"rule": "krum"})

@@ -197,7 +197,7 @@ def test_a_trial_that_was_killed_is_tried_again_and_a_pruned_or_refused_one_is_n
     folder, before = SweepFolder(tmp_path / "sweep"), PointSearch(space)
     for path in (folder.tune, folder.attempts):
         path.mkdir(parents=True)
-    for number, end in enumerate(ends):
+    for number in range(len(ends)):
         before.suggest(f"t{number}")
         before.on_trial_complete(f"t{number}", error=True)
     before.save(str(folder.tune / "searcher-state-0.json"))

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pydantic import JsonValue
 from rich.console import Console
 
 from sylva_ray.config.schema import build
@@ -192,7 +193,12 @@ def test_the_result_of_a_sweep_is_one_json_object() -> None:
 @pytest.mark.parametrize("width", [60, 80, 200])
 def test_the_table_of_a_sweep_cuts_no_value(width: int) -> None:
     """A point with one of two seeds says so."""
-    names = {"lora.rank": 8, "attack.epsilon": "4/255", "partition.num_clients": 12, "algorithm.name": "fedavg_at_ft"}
+    names: dict[str, JsonValue] = {
+        "lora.rank": 8,
+        "attack.epsilon": "4/255",
+        "partition.num_clients": 12,
+        "algorithm.name": "fedavg_at_ft",
+    }
     parameters = {key: build(Parameter, {"grid": [value]}) for key, value in names.items()}
     space = make_space("robust_accuracy", parameters=parameters)
     states = ("finished", "failed")

@@ -572,3 +572,22 @@ def test_a_label_flipper_trains_on_flipped_labels_and_nobody_else_does() -> None
         assert same(flipped[client].state, expected[client].state)
         assert same(flipped[client].state, honest[client].state) == (client != malicious)
     assert np.array_equal(workers[0].fleet.client(malicious).train.labels, plain.fleet.client(malicious).train.labels)
+
+
+@pytest.mark.parametrize("kind", ["int4", "int8"])
+def test_coordinates_that_merging_has_turned_do_not_spoil_a_coded_answer(kind: str) -> None:
+    """What is coded is then as small as the change of the product."""
+    received = state(0)
+    rng = np.random.default_rng(1)
+    turn = np.linalg.qr(rng.normal(size=(4, 4)))[0]
+    a, b = (received[name] + trained(received, 2)[name] - received[name] for name in ("m.lora_A", "m.lora_B"))
+    merged = received | {"m.lora_A": (turn @ a).astype(np.float32), "m.lora_B": (b @ turn.T).astype(np.float32)}
+
+    def error(factor_rule: str) -> float:
+        link = wire(factor_rule=factor_rule, kind=kind)
+        got = link.download(1, 0, received, merged, None, counted=True)
+        return float(np.linalg.norm(got["m.lora_B"] @ got["m.lora_A"] - b @ a))
+
+    change = float(np.linalg.norm(b @ a - received["m.lora_B"] @ received["m.lora_A"]))
+    assert error("product_svd") < 0.2 * change
+    assert error("naive") > error("product_svd")

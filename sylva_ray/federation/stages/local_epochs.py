@@ -9,7 +9,10 @@ from sylva_ray.federation.stages.stage import Stage, StageResult
 
 
 class LocalEpochs(Stage):
-    """Local training at the full epsilon and the last learning rate. Nothing is uploaded.
+    """Local training at the full epsilon and the last learning rate.
+
+    Nothing is uploaded, but where a phase 2 follows rounds with a part of the clients: its neighbourhoods need the
+    adapters of everybody, and one model for all says nothing about those who were not in the last round.
 
     Args:
         epochs: at least 1.
@@ -34,5 +37,12 @@ class LocalEpochs(Stage):
             The result of the stage, and ``{client: outcome}`` of those whose training did not diverge.
         """
         epsilon, lr = server.config.attack.epsilon, last_lr(server.config)
+        received = server.states.copy()
         outcomes, _ = server.train(step, server.everyone, TrainSettings(epsilon, lr, self.epochs))
-        return StageResult(attacked_at(epsilon, server), lr, metrics=server.adopt_states(outcomes)), outcomes
+        metrics = server.adopt_states(outcomes)
+        graph = None
+        if server.place.records_neighbours and server.hears_a_part and server.parameters.adapters == "global":
+            with server.exchanging():
+                uploads, _ = server.collect(step, outcomes, received)
+            graph = server.neighbourhood(received, uploads.by_client)
+        return StageResult(attacked_at(epsilon, server), lr, metrics=metrics, neighbours=graph), outcomes
