@@ -214,6 +214,8 @@ class Summary(Artefact):
     """Training images per client and class, ``[K][num_classes]``."""
     clients: list[ClientSummary] = Field([])
     """One entry per client."""
+    test_images: int | None = None
+    """Distinct test images of the honest clients, who may share some; absent in earlier versions."""
     initial: StageAccuracies | None = None
     """Before the defence: pre-trained backbone with a benignly fitted personal head."""
     phase1: StageAccuracies | None = None

@@ -7,6 +7,7 @@ client trains on). They have the client's own class proportions, or equal ones, 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -76,6 +77,15 @@ class FleetData:
         """Return the labels of one client's test images, ``[n] int64``."""
         labels: np.ndarray = self.dataset.test.labels[self.clients[client].test]
         return labels
+
+    def num_test_images(self, clients: Iterable[int], limit: int | None = None) -> int:
+        """Return how many distinct images some clients are tested on, since they may share some.
+
+        Args:
+            clients: their numbers.
+            limit: the first images of each client; None: all.
+        """
+        return len({int(row) for client in clients for row in self.clients[client].test[:limit]})
 
     def label_matrix(self) -> np.ndarray:
         """Return the number of training images per client and class, ``[K, num_classes] int64``."""

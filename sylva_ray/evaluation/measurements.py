@@ -122,7 +122,8 @@ class Measurements:
             limit: the first images of each client; None: all.
         """
         length = self.longest if limit is None else min(limit, self.longest)
-        measured = Measured([self.fleet.test_labels(client)[:length] for client in self.everyone])
+        labels = [self.fleet.test_labels(client)[:length] for client in self.everyone]
+        measured = Measured(labels, distinct=self.fleet.num_test_images(self.honest, length))
         unique_specs: list[AttackSpec | None] = list({spec.label: spec for spec in specs}.values()) or [None]
         for spec in unique_specs:
             self._attack(spec, length, measured)

@@ -135,14 +135,15 @@ def run_evaluation(
     model = threat_model(config, request.attacks, records)
     transfer = measurements.transfer() if request.transfer else None
     exported = measurements.exported() if request.checks else 0
-    facts = RunFacts(request.epsilon, fleet.num_classes, model, images, exported, collapsed, left_out)
+    distinct = images if measured.distinct is None else measured.distinct
+    facts = RunFacts(request.epsilon, fleet.num_classes, model, distinct, exported, collapsed, left_out)
     curves, checks = _curves_and_checks(measurements, facts, transfer)
     return Evaluation(
         run=config.name,
         algorithm=config.algorithm.name,
         images=images,
         threat_model=model,
-        benign=tables.condition_row(measured.answers["benign"], measured.labels, left_out),
+        benign=tables.condition_row(measured.answers["benign"], measured.labels, left_out, measured.distinct),
         attacks={spec.label: tables.attack_row(spec, measured, left_out) for spec in request.attacks},
         worst_case=tables.worst_cases(request.attacks, measured, left_out),
         majority=Spread.from_values(measurements.majority, left_out),

@@ -21,7 +21,7 @@ class RunFacts:
         epsilon: budget of the main attacks, pixel units.
         num_classes: of the data set.
         threat_model: in words, as in ``evaluation.json``.
-        images: images on which the reported accuracies were measured.
+        images: distinct images on which the reported accuracies were measured.
         exported: how many exported adapters are the attacked weights, bit for bit; None: one of them is not.
         collapsed: whether each client is no better than a constant answer.
         left_out: the Byzantine clients.
@@ -64,7 +64,7 @@ def run_checks(
         checks.threat_model_stated(run.threat_model),
         checks.epsilon_zero(benign, by_epsilon[0.0]),
         checks.falls_with_epsilon(by_epsilon, images),
-        checks.unbounded_attack(accuracies["unbounded"], num_classes, images),
+        checks.unbounded_attack(accuracies["unbounded"], num_classes, images, measured.distinct),
         checks.falls_with_steps(by_steps, images),
         checks.iterative_beats_single(accuracies["pgd"], accuracies["fgsm"], images),
         checks.restarts_add_little(accuracies["pgd"], accuracies["restarts"], images),

@@ -60,12 +60,14 @@ class Measured:
         answers: predicted classes, ``{condition: [client] [n]}``.
         distances: of the smallest successful perturbations, ``{attack: [client] [n]}``; infinite where there is none.
         costs: of the attacks.
+        distinct: images of all honest clients without repetition; None: no two clients have the same.
     """
 
     labels: list[np.ndarray]
     answers: dict[str, list[np.ndarray]] = field(default_factory=dict)
     distances: dict[str, list[np.ndarray]] = field(default_factory=dict)
     costs: dict[str, Cost] = field(default_factory=dict)
+    distinct: int | None = None
 
     def correct(self, condition: str) -> list[np.ndarray]:
         """Return which predictions are correct, ``[client] [n] bool``."""
@@ -79,20 +81,23 @@ class Measured:
 
         answers = {condition: others(by_client) for condition, by_client in self.answers.items()}
         distances = {attack: others(by_client) for attack, by_client in self.distances.items()}
-        return Measured(others(self.labels), answers, distances, self.costs)
+        return Measured(others(self.labels), answers, distances, self.costs, self.distinct)
 
     def mean(self, condition: str) -> float:
         """Return the mean accuracy over clients."""
         return float(np.mean([correct.mean() for correct in self.correct(condition)]))
 
 
-def condition_row(answers: PerClient, labels: PerClient, left_out: Sequence[int]) -> ConditionRow:
+def condition_row(
+    answers: PerClient, labels: PerClient, left_out: Sequence[int], distinct: int | None = None
+) -> ConditionRow:
     """Summarise one condition.
 
     Args:
         answers: predicted classes, ``[client] [n]``.
         labels: true classes, likewise.
         left_out: clients that count in no statistic.
+        distinct: as in `Measured`.
     """
     pairs = list(zip(answers, labels, strict=True))
     images = [len(y) for client, y in enumerate(labels) if client not in left_out]
@@ -100,7 +105,7 @@ def condition_row(answers: PerClient, labels: PerClient, left_out: Sequence[int]
     return ConditionRow(
         accuracy=overall,
         balanced_accuracy=Spread.from_values([balanced_accuracy(a, y) for a, y in pairs], left_out),
-        interval=fleet_interval(overall.mean, images),
+        interval=fleet_interval(overall.mean, images, distinct),
         images=sum(images),
     )
 
@@ -111,7 +116,7 @@ def attack_row(spec: AttackSpec, measured: Measured, left_out: Sequence[int]) ->
     Distances are those of images that are classified correctly without an attack: the others need none.
     """
     label, counted = spec.label, measured.without(left_out)
-    row = condition_row(measured.answers[label], measured.labels, left_out)
+    row = condition_row(measured.answers[label], measured.labels, left_out, measured.distinct)
     pairs = zip(counted.distances[label], counted.correct("benign"), strict=True)
     needed = np.concatenate([distances[is_correct] for distances, is_correct in pairs])
     median = float(np.median(needed)) if len(needed) else np.inf
@@ -146,7 +151,7 @@ def worst_cases(specs: Sequence[AttackSpec], measured: Measured, left_out: Seque
     for name, members in groups.items():
         if len(members) > 1:
             worst = worst_answers(measured, [spec.label for spec in members])
-            row = condition_row(worst, measured.labels, left_out)
+            row = condition_row(worst, measured.labels, left_out, measured.distinct)
             rows[name] = WorstCaseRow(
                 accuracy=row.accuracy,
                 balanced_accuracy=row.balanced_accuracy,

@@ -96,9 +96,9 @@ def summarise(
                 zip(final[main].accuracy, majority, one_class, strict=True)
             )
         ]
-    tested = [min(S4_IMAGES, len(data.test)) for client, data in enumerate(fleet.clients) if client not in attackers]
+    honest = [client for client in range(fleet.num_clients) if client not in attackers]
     flags = None if main is None else collapsed
-    checks = _checks(final, flags, fleet.num_classes, attackers, tested) if config.evaluation.checks else []
+    checks = _checks(final, flags, fleet, attackers, honest) if config.evaluation.checks else []
     return Summary(
         name=config.name,
         algorithm=config.algorithm.name,
@@ -110,6 +110,7 @@ def summarise(
         rounds=config.training.rounds,
         class_names=list(fleet.dataset.class_names),
         label_matrix=fleet.label_matrix().tolist(),
+        test_images=fleet.num_test_images(honest),
         clients=[
             ClientSummary(
                 client=client,
@@ -233,14 +234,16 @@ def run_seconds(records: Sequence[StageRecord], costs: RunCosts) -> RunSeconds:
 def _checks(
     final: Mapping[str, ClientAccuracies],
     collapsed: list[bool] | None,
-    num_classes: int,
+    fleet: FleetData,
     attackers: Sequence[int],
-    tested: Sequence[int],
+    honest: Sequence[int],
 ) -> list[CheckResult]:
-    """Return S4, on ``tested`` images of each honest client, and S14 where something was attacked."""
+    """Return S4, on `S4_IMAGES` images of each honest client, and S14 where something was attacked."""
+    tested = [min(S4_IMAGES, len(fleet.clients[client].test)) for client in honest]
     unbounded = Spread.from_values(final[UNBOUNDED.label].accuracy, attackers).mean
     s14 = [] if collapsed is None else [collapse(collapsed, attackers)]
-    return [unbounded_attack(unbounded, num_classes, tested), *s14]
+    distinct = fleet.num_test_images(honest, S4_IMAGES)
+    return [unbounded_attack(unbounded, fleet.num_classes, tested, distinct), *s14]
 
 
 def _warnings(records: Sequence[StageRecord], checks: Sequence[CheckResult]) -> list[str]:

@@ -80,7 +80,9 @@ def falls_with_epsilon(curve: Mapping[float, float], images: Sequence[int]) -> C
     )
 
 
-def unbounded_attack(robust_accuracy: float, num_classes: int, images: Sequence[int]) -> CheckResult:
+def unbounded_attack(
+    robust_accuracy: float, num_classes: int, images: Sequence[int], distinct: int | None = None
+) -> CheckResult:
     """Check S4: an attack with epsilon 1 reduces the accuracy to chance or below; otherwise gradients are masked.
 
     It fails where the accuracy is above chance by more than the error of the few images: its 95 % interval is.
@@ -89,9 +91,10 @@ def unbounded_attack(robust_accuracy: float, num_classes: int, images: Sequence[
         robust_accuracy: mean over clients.
         num_classes: chance is one in so many.
         images: of each client.
+        distinct: images without repetition; None: no two clients have the same.
     """
     chance = 1 / num_classes
-    low, high = fleet_interval(robust_accuracy, images)
+    low, high = fleet_interval(robust_accuracy, images, distinct)
     measured = f"{robust_accuracy:.1%} standing ({low:.1%} to {high:.1%} on {sum(images):,} images)"
     is_below = robust_accuracy <= chance
     bound = "at most chance" if is_below else "not above chance by more than the error of so few images:"

@@ -31,21 +31,25 @@ def wilson_interval(accuracy: float, images: float, z: float = Z_95) -> tuple[fl
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
-def fleet_interval(mean: float, images: Sequence[int]) -> tuple[float, float]:
+def fleet_interval(mean: float, images: Sequence[int], distinct: int | None = None) -> tuple[float, float]:
     """Return the 95 % interval of a mean over clients of their accuracies.
 
     It is over images: how much the mean would vary with other test images of the same clients. It is Wilson's, with the
     number of images on which a mean over all images would vary as much, ``K^2 / sum_i 1 / n_i``; if every client has as
-    many images, that is all of them. Then differences between clients make the true interval narrower.
+    many images, that is all of them. Then differences between clients make the true interval narrower. Clients may be
+    tested on the same images, of which their answers differ little if their models do; so the number is at most that
+    of distinct images.
 
     Args:
         mean: over clients, each of which counts the same.
         images: of each client, at least 1.
+        distinct: images without repetition; None: no two clients have the same.
 
     Returns:
         Lower and upper bound.
     """
-    return wilson_interval(mean, effective_images(images))
+    effective = effective_images(images)
+    return wilson_interval(mean, effective if distinct is None else min(effective, distinct))
 
 
 def effective_images(images: Sequence[int]) -> float:

@@ -14,7 +14,7 @@ def interval_of(summary: Summary, spread: Spread) -> tuple[float, float] | None:
         spread: of an accuracy on all test images.
     """
     images = [client.test for client in summary.clients if not client.byzantine]
-    return fleet_interval(spread.mean, images) if images and min(images) > 0 else None
+    return fleet_interval(spread.mean, images, summary.test_images) if images and min(images) > 0 else None
 
 
 def accuracy_text(summary: Summary, spread: Spread) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from scipy.stats import binomtest
 
@@ -29,3 +30,15 @@ def test_s4_knows_the_error_of_few_images() -> None:
     assert not unbounded_attack(0.13, 10, [3200, 3200]).passed
     assert not unbounded_attack(0.4, 10, [32, 32]).passed
     assert "at most chance" in unbounded_attack(0.05, 10, [32, 32]).meaning
+
+
+def test_images_that_clients_share_are_counted_once() -> None:
+    """Fifty clients with one model and 100 of the same 360 images: the interval covers in 95 % of the cases."""
+    rng, accuracy, covered, draws = np.random.default_rng(0), 0.6, 0, 400
+    for _ in range(draws):
+        hits = rng.random(360) < accuracy
+        mean = float(np.mean([hits[rng.choice(360, 100, replace=False)].mean() for _ in range(50)]))
+        low, high = fleet_interval(mean, [100] * 50, distinct=360)
+        covered += low <= accuracy <= high
+    assert covered / draws == pytest.approx(0.95, abs=0.03)
+    assert fleet_interval(0.5, [10, 10], distinct=20) == fleet_interval(0.5, [10, 10])

@@ -96,7 +96,7 @@ def unpaired_interval(a: Row, b: Row, attack: str) -> tuple[float, float] | None
     difference, squared = _robust(a, attack) - _robust(b, attack), 0.0
     for row in (a, b):
         accuracy = _robust(row, attack)
-        low, high = fleet_interval(accuracy, row.images)
+        low, high = fleet_interval(accuracy, row.images, row.distinct)
         squared += max(high - accuracy, accuracy - low) ** 2
         value = row.value(attack, "accuracy", "mean")
         if value is not None and value.std is not None:
@@ -113,5 +113,5 @@ def _robust(row: Row, attack: str) -> float:
 def _bounds(row: Row, mean: float) -> str:
     if not row.images:
         return ""
-    low, high = fleet_interval(mean, row.images)
+    low, high = fleet_interval(mean, row.images, row.distinct)
     return f" ({100 * low:.1f} to {100 * high:.1f})"

@@ -68,6 +68,7 @@ class Row:
         letter: by which tables and plots refer to the row; empty for a reference.
         sources: where the runs were read from, one per seed.
         images: test images of every honest client, of all seeds; empty where they are unknown.
+        distinct: the same without those that clients of a run share; None where they are unknown.
     """
 
     name: str
@@ -97,6 +98,7 @@ class Row:
     letter: str = ""
     sources: tuple[str, ...] = ()
     images: tuple[int, ...] = ()
+    distinct: int | None = None
 
     def value(self, condition: str, kind: str, statistic: str) -> SeedMean | None:
         """Return an accuracy; None if it was not measured."""
@@ -212,6 +214,7 @@ def _rows(group: Sequence[Run], num_copies: int, conflicts: bool) -> list[Row]:
         attack_specs=first.attack_specs(),
         sources=tuple(run.source for run in group),
         images=_test_images(group),
+        distinct=_distinct(group),
         upload_bytes=SeedMean.from_values([run.communication.upload_bytes_per_client_round for run in group]),
         full_model_ratio=SeedMean.from_values([run.communication.full_model_ratio for run in group]),
     )
@@ -253,6 +256,11 @@ def _accuracy(ends: Sequence[StageAccuracies], attacks: Sequence[str]) -> dict[t
 def _test_images(group: Sequence[Run]) -> tuple[int, ...]:
     images = [client.test for run in group for client in run.clients if not client.byzantine]
     return tuple(images) if all(images) else ()
+
+
+def _distinct(group: Sequence[Run]) -> int | None:
+    images = [run.test_images for run in group if run.test_images is not None]
+    return sum(images) if len(images) == len(group) else None
 
 
 def _num_collapsed(run: Run) -> float | None:
