@@ -10,10 +10,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import load_file, save
 
 from sylva_ray.algorithms.hetlora import HetLoraAT
 from sylva_ray.algorithms.registry import create_algorithm
+from sylva_ray.algorithms.sylva import Sylva
 from sylva_ray.attacks.byzantine import alie_z, flip_labels
 from sylva_ray.config.experiment import ExperimentConfig
 from sylva_ray.config.schema import build
@@ -26,6 +28,8 @@ from sylva_ray.federation.client.worker import build_model
 from sylva_ray.federation.contract import Algorithm
 from sylva_ray.federation.observer import Observer
 from sylva_ray.federation.server import Server
+from sylva_ray.federation.stages.layer_game.client import Phase2Client
+from sylva_ray.models.cohort import to_parameters
 from sylva_ray.preparation.experiment import Prepared, create_worker, initial_states, prepare
 from sylva_ray.preparation.traffic import declared_traffic
 from sylva_ray.storage.atomic import write_atomically
@@ -572,6 +576,12 @@ def test_a_label_flipper_trains_on_flipped_labels_and_nobody_else_does() -> None
         assert same(flipped[client].state, expected[client].state)
         assert same(flipped[client].state, honest[client].state) == (client != malicious)
     assert np.array_equal(workers[0].fleet.client(malicious).train.labels, plain.fleet.client(malicious).train.labels)
+    params = to_parameters(start, workers[0].device, torch.float32)
+    phase2 = Phase2Client.from_task(workers[0], task, params, Sylva.Parameters().phase2)
+    for client, own in enumerate(phase2.data):
+        true = plain.fleet.client(client)
+        assert np.array_equal(own.train.labels, true.train.labels) == (client != malicious)
+        assert np.array_equal(own.guard.labels, true.guard.labels)
 
 
 @pytest.mark.parametrize("kind", ["int4", "int8"])

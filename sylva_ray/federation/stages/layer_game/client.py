@@ -125,7 +125,7 @@ class Phase2Client:
         cls, worker: CohortWorker, task: CohortTask, params: ParameterStack, phase2: Phase2Parameters
     ) -> Phase2Client:
         """Create it for the clients of a task; ``params`` are its states on the worker's device."""
-        context, data = worker.context(task, params), worker.data(task)
+        context, data = worker.context(task, params), [worker.training_data(client) for client in task.clients]
         return cls(context, phase2, worker.config, params, task, data, worker.algorithm)
 
     # -- the game ---------------------------------------------------------------------------------------------------
