@@ -290,9 +290,9 @@ class Server:
 
     @property
     def hears_a_part(self) -> bool:
-        """Whether a round has a part of the clients."""
-        participants = self.config.training.clients_per_round
-        return participants is not None and participants < len(self.everyone)
+        """Whether rounds have a part of the clients, or some were missing in the last one."""
+        participants = self.config.training.clients_per_round or len(self.everyone)
+        return participants < len(self.everyone) or bool(self.previous_missing)
 
     # -- neighbourhoods after phase 1 -------------------------------------------------------------------------------
 

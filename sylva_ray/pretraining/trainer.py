@@ -314,7 +314,6 @@ class _Trainer:
         return {name: value.detach().cpu().contiguous() for name, value in self.backbone.model.state_dict().items()}
 
 
-@torch.no_grad()
 def _initial_backbone(config: PretrainConfig, num_classes: int) -> Backbone:
     """Create the backbone with the weights that its training starts from.
 
@@ -331,6 +330,7 @@ def _initial_backbone(config: PretrainConfig, num_classes: int) -> Backbone:
     return backbone
 
 
+@torch.no_grad()
 def top1(backbone: Backbone, split: Split, device: torch.device) -> float:
     """Return the accuracy on a split, in [0, 1], computed in float32."""
     backbone.eval()

@@ -39,13 +39,14 @@ def grown_space(stored: Space, asked: Space, folder: str) -> Space:
     seeds = [*stored.seeds, *(seed for seed in asked.seeds if seed not in stored.seeds)]
     _require(set(stored.seeds) <= set(asked.seeds), "seeds", folder)
     _require((asked.search.num_points or 0) >= (stored.search.num_points or 0), "search.num_points", folder)
-    free = {section: asked.experiment[section] for section in FREE_SECTIONS if section in asked.experiment}
+    experiment = {name: section for name, section in stored.experiment.items() if name not in FREE_SECTIONS}
+    experiment |= {name: section for name, section in asked.experiment.items() if name in FREE_SECTIONS}
     update = {
         "parameters": parameters,
         "seeds": tuple(seeds),
         "search": asked.search,
         "trials": asked.trials,
-        "experiment": stored.experiment | free,
+        "experiment": experiment,
     }
     if stored.search.kind == "optuna" and len(seeds) > len(stored.seeds):
         fix = "holds an Optuna search, which chose its points by means over its seeds: only search.num_points can grow"

@@ -162,3 +162,15 @@ def test_a_sweep_on_changed_images_is_refused_or_says_so(tmp_path: Path) -> None
         assert summary is not None
         assert any("are not those" in text or "the training images" in text for text in summary.warnings)
     assert folder.trial(finished).summary_file.read_bytes() == before
+
+
+def test_where_trials_run_and_are_tracked_is_that_of_the_present_space(tmp_path: Path) -> None:
+    before = space_of(tmp_path)
+    sections = {"cluster": {"pool": "ray"}, "tracking": {"enabled": False}}
+    asked = before.model_copy(update={"experiment": before.experiment | sections | {"lora": {"rank": 4}}})
+    same = before.model_copy(update={"experiment": before.experiment | {"lora": {"rank": 4}}})
+    after = grown_space(same, asked, "SWEEP")
+    assert {name: after.experiment[name] for name in sections} == sections
+    without = {name: section for name, section in before.experiment.items() if name not in sections}
+    dropped = grown_space(asked, same.model_copy(update={"experiment": without | {"lora": {"rank": 4}}}), "SWEEP")
+    assert not sections.keys() & dropped.experiment.keys()

@@ -14,7 +14,7 @@ from sylva_ray.federation.client.training import TrainOutcome
 from sylva_ray.federation.method import Method
 from sylva_ray.federation.parameters import MethodParameters, MixtureParameters, Sharing
 from sylva_ray.federation.server import Server
-from sylva_ray.federation.stages.local_epochs import LocalEpochs
+from sylva_ray.federation.stages.local_epochs import Collected, LocalEpochs, with_neighbours
 from sylva_ray.federation.stages.mixture.choice import Gains, shrunk_gains
 from sylva_ray.federation.stages.mixture.tasks import MixtureTask, mixed
 from sylva_ray.federation.stages.stage import Stage, StageResult
@@ -45,9 +45,12 @@ class Mixture(LocalEpochs):
         """See `Stage.run`."""
         received = server.states.copy()
         result, outcomes = self.train(server, step)
+        heard = self.uploads_of_all(server, step, outcomes, received)
+        if heard is not None:
+            result = with_neighbours(result, server, received, heard)
         metrics = dict(result.metrics)
         groups = shared_groups(server.algorithm, server.states[0])
-        for group, models in self._models_of_others(server, step, received, outcomes, groups).items():
+        for group, models in self._models_of_others(server, step, received, outcomes, groups, heard).items():
             metrics |= self._choose(server, step, group, groups[group], models)
         return replace(result, metrics=metrics)
 
@@ -58,10 +61,12 @@ class Mixture(LocalEpochs):
         received: Sequence[ClientState],
         outcomes: Mapping[int, TrainOutcome],
         groups: Mapping[str, Sequence[str]],
+        heard: Collected | None,
     ) -> dict[str, dict[Sharing, Sequence[ClientState]]]:
         """Return the models of all partners for every group of parameters, ``{group: {partner: [K]}}``.
 
-        The trained states are uploaded and merged if the clients had not received such models, but nobody adopts them.
+        The trained states are uploaded (unless ``heard`` has them already) and merged if the clients had not received
+        such models, but nobody adopts them.
         """
         algorithm = server.algorithm
         usual = {group: algorithm.sharing(names[0]) for group, names in groups.items()}
@@ -71,7 +76,7 @@ class Mixture(LocalEpochs):
         unknown = [(group, partner) for group in groups for partner in models[group] if partner != usual[group]]
         if unknown:
             with server.exchanging():
-                uploads, sent = server.collect(step, outcomes, received)
+                uploads, sent = heard or server.collect(step, outcomes, received)
                 present = sorted(uploads.by_client)
                 weights = algorithm.client_weights(uploads, present) if present else np.empty(0)
                 for group, partner in unknown:
