@@ -85,7 +85,7 @@ class FleetData:
             clients: their numbers.
             limit: the first images of each client; None: all.
         """
-        return len({int(row) for client in clients for row in self.clients[client].test[:limit]})
+        return len(np.unique(np.concatenate([self.clients[client].test[:limit] for client in clients])))
 
     def label_matrix(self) -> np.ndarray:
         """Return the number of training images per client and class, ``[K, num_classes] int64``."""

@@ -95,7 +95,8 @@ def unbounded_attack(
     """
     chance = 1 / num_classes
     low, high = fleet_interval(robust_accuracy, images, distinct)
-    measured = f"{robust_accuracy:.1%} standing ({low:.1%} to {high:.1%} on {sum(images):,} images)"
+    count = sum(images) if distinct is None else distinct
+    measured = f"{robust_accuracy:.1%} standing ({low:.1%} to {high:.1%} on {count:,} images)"
     is_below = robust_accuracy <= chance
     bound = "at most chance" if is_below else "not above chance by more than the error of so few images:"
     return _result(
