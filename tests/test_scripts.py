@@ -176,7 +176,8 @@ def test_the_layer_game_keeps_other_results_from_the_same_end_of_phase_1(monkeyp
     with_rows = runpy.run_path(str(ROOT / "benchmarks" / "methods" / "game.py"))["with_rows"]
 
     def row(ranking: str, seed: int, epsilon: str = "4/255", before: float = 0.5) -> dict[str, object]:
-        return {"ranking": ranking, "seed": seed, "epsilon": epsilon, "before_benign_accuracy": before}
+        setting = {"ranking": ranking, "seed": seed, "alpha": 0.3, "epsilon": epsilon}
+        return setting | {"before_benign_accuracy": before}
 
     earlier = [row(name, seed) for name in ("shapley", "random") for seed in (0, 1)]
     earlier.append(row("random", 0, "2/255", before=0.6))
@@ -187,8 +188,10 @@ def test_the_layer_game_keeps_other_results_from_the_same_end_of_phase_1(monkeyp
     assert all(old in found for old in earlier if old != row("random", 0))
     with pytest.raises(SystemExit, match=r"rankings of seed 1 .* one end of phase 1"):
         with_rows(earlier, [row("greedy", 1, before=0.7)])
-    samples = [{"epsilon": "4/255", "seed": seed} for seed in (0, 0, 1)]
+    samples = [{"alpha": 0.3, "epsilon": "4/255", "seed": seed} for seed in (0, 0, 1)]
     assert [s["seed"] for s in with_rows(samples, [samples[-1], samples[-1]])] == [0, 0, 1, 1]
+    skewed = row("random", 0, before=0.7) | {"alpha": 0.1}  # another partition has another end of phase 1
+    assert len(with_rows(earlier, [skewed])) == len(earlier) + 1
 
 
 def test_the_standard_error_of_weighed_images_is_that_of_repeated_draws(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -309,7 +312,7 @@ def test_the_layer_game_in_the_ledger(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_losses_of_the_refinement(tmp_path: Path) -> None:
     lines = run("benchmarks/methods/refinement.py", "--scale", "smoke", "--seeds", 0, "--out", tmp_path).splitlines()
-    assert len(lines) == 2 + 1 + 6 * 2
+    assert len(lines) == 2 + 1 + 9 * 2
     assert lines[2].startswith("| after phase 1 |")
 
 

@@ -1,6 +1,6 @@
 """Is the layer game worth its cost? What ranks the layers, how many coalitions are needed, and what the surrogate says.
 
-    python benchmarks/methods/game.py [--seeds 0 1 2] [--part rankings] [--epsilon 2/255]    # writes game.json
+    python benchmarks/methods/game.py [--seeds 0 1 2] [--part rankings] [--epsilon 2/255] [--alpha 0.1]  # -> game.json
 
 1. Phase 2 with every ranking, from one and the same end of phase 1: the guard and the refinement are equal.
 2. Shapley values of sampled permutations against the exact ones.
@@ -64,6 +64,9 @@ PAIRS = (2, 8, 32)
 EPSILON = "4/255"
 """The ledger's."""
 
+ALPHA = 0.3
+"""The concentration of the headline's Dirichlet partition."""
+
 Settings = dict[str, Any]
 
 
@@ -75,22 +78,28 @@ class Setting:
         seed: of the experiment.
         epsilon: of the attacks in training and in evaluation, as in a configuration.
         scale: of the ablation's files; None: as it is.
+        alpha: concentration of the Dirichlet partition.
     """
 
     seed: int
     epsilon: str = EPSILON
     scale: str | None = None
+    alpha: float = ALPHA
 
     def prepared(self, phase2: Settings) -> Prepared:
         """Return the experiment of the ablation's Sylva with other settings of phase 2."""
         config = Ledger(HERE / "ablation").configuration("sylva", "", {}, self.scale, self.seed)
         attacks = [attack | {"epsilon": self.epsilon} for attack in config["evaluation"]["attacks"]]
-        changes = {"attack": {"epsilon": self.epsilon}, "evaluation": {"attacks": attacks}}
+        changes = {
+            "attack": {"epsilon": self.epsilon},
+            "evaluation": {"attacks": attacks},
+            "partition": {"alpha": self.alpha},
+        }
         return prepare(build(ExperimentConfig, merged(config, changes, {"algorithm": {"phase2": phase2}})))
 
     def folder(self, out: Path, name: str) -> Path:
         """Return the folder of a run."""
-        return out / f"{name}-{self.seed}-eps{self.epsilon.partition('/')[0]}"
+        return out / f"{name}-{self.seed}-eps{self.epsilon.partition('/')[0]}-alpha{self.alpha}"
 
 
 def epsilon_argument(text: str) -> str:
@@ -264,18 +273,19 @@ def phase2_of(made: Prepared) -> Any:
 
 
 def with_rows(earlier: Sequence[Settings], measured: Sequence[Settings]) -> list[Settings]:
-    """Return the rows of a part of the result: new ones in the place of those of the same ranking, epsilon and seed.
+    """Return the rows of a part of the result: new ones in the place of those of the same ranking, setting and seed.
 
     Raises:
-        SystemExit: if rankings of one seed and epsilon do not go on from the same end of phase 1.
+        SystemExit: if rankings of one seed and setting do not go on from the same end of phase 1.
     """
 
-    def key(row: Settings) -> tuple[int, str, int]:
-        return list(RANKINGS).index(row["ranking"]) if "ranking" in row else 0, row["epsilon"], row["seed"]
+    def key(row: Settings) -> tuple[int, float, str, int]:
+        ranking = list(RANKINGS).index(row["ranking"]) if "ranking" in row else 0
+        return ranking, -row["alpha"], row["epsilon"], row["seed"]
 
     replaced = {key(row) for row in measured}
     rows = sorted([*(row for row in earlier if key(row) not in replaced), *measured], key=key)
-    starts: dict[tuple[str, int], Settings] = {}
+    starts: dict[tuple[float, str, int], Settings] = {}
     for row in rows:
         start = {name: value for name, value in row.items() if name.startswith("before_")}
         if starts.setdefault(key(row)[1:], start) != start:
@@ -295,6 +305,7 @@ def main() -> None:
     parser.add_argument(
         "--epsilon", type=epsilon_argument, default=EPSILON, help="of all attacks; default: the ledger's, %(default)s"
     )
+    parser.add_argument("--alpha", type=float, default=ALPHA, help="of the Dirichlet partition; default: %(default)s")
     parser.add_argument("--out", type=Path, default=Path("runs/game"), help="run folders")
     parser.add_argument("--result", type=Path, help="default: game.json here, or in --out with --scale")
     parser.add_argument("--scale", choices=["smoke"], help="a few digits: does it run?")
@@ -305,13 +316,14 @@ def main() -> None:
     found: dict[str, list[Settings]] = {part: earlier.get(part, []) for part in PARTS}
 
     def add(part: str, setting: Setting, rows: Sequence[Settings]) -> None:
-        labelled = [{"epsilon": setting.epsilon, "seed": setting.seed, **row} for row in rows]
+        labels = {"alpha": setting.alpha, "epsilon": setting.epsilon, "seed": setting.seed}
+        labelled = [labels | row for row in rows]
         found[part] = with_rows(found[part], labelled)
         result.write_text(json.dumps(found, indent=1) + "\n")
 
     torch.set_num_threads(1)
     for part, seed in product(parts, arguments.seeds):
-        setting = Setting(seed, arguments.epsilon, arguments.scale)
+        setting = Setting(seed, arguments.epsilon, arguments.scale, arguments.alpha)
         end = end_of_phase1(setting, arguments.out)
         if part == "rankings":
             for selection in arguments.ranking or RANKINGS:

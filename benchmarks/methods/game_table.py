@@ -25,10 +25,11 @@ def game_tables(found: Mapping[str, Rows]) -> str:
 def _rankings(rows: Rows) -> str:
     gains = [f"{name}{balanced}" for balanced in ("", ", balanced") for name in UNDER_ATTACK.values()]
     lines = [
-        f"| ranking | epsilon | seeds | {' | '.join(gains)} | layers | strength | seconds | block evaluations |",
-        "|---|---:|---:|" + "---:|" * (len(gains) + 4),
+        f"| ranking | alpha | epsilon | seeds | {' | '.join(gains)} | layers | strength | seconds | block "
+        "evaluations |",
+        "|---|---:|---:|---:|" + "---:|" * (len(gains) + 4),
     ]
-    for (epsilon, ranking), own in _groups(rows, "epsilon", "ranking"):
+    for (alpha, epsilon, ranking), own in _groups(rows, "alpha", "epsilon", "ranking"):
         cells = [
             _points([row[f"{name}_{kind}"] - row[f"before_{name}_{kind}"] for row in own])
             for kind in ("accuracy", "balanced_accuracy")
@@ -36,32 +37,35 @@ def _rankings(rows: Rows) -> str:
         ]
         cells += [f"{np.mean([row[key] for row in own]):.1f}" for key in ("layers", "strength")]
         cells += [f"{np.mean([row[key] for row in own]):,.0f}" for key in ("seconds", "block_evaluations")]
-        lines.append(f"| {ranking} | {epsilon} | {len(own)} | {' | '.join(cells)} |")
+        lines.append(f"| {ranking} | {alpha} | {epsilon} | {len(own)} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
 def _sampling(rows: Rows) -> str:
     lines = [
-        "| pairs of permutations | epsilon | coalitions | largest error, of the largest value: median, worst | same "
-        "candidates |",
-        "|---:|---:|---:|---:|---:|",
+        "| pairs of permutations | alpha | epsilon | coalitions | largest error, of the largest value: median, worst "
+        "| same candidates |",
+        "|---:|---:|---:|---:|---:|---:|",
     ]
-    for (epsilon, pairs), own in _groups(rows, "epsilon", "pairs"):
+    for (alpha, epsilon, pairs), own in _groups(rows, "alpha", "epsilon", "pairs"):
         errors = [row["largest_error"] for row in own]
         coalitions = np.mean([row["coalitions"] for row in own])
         same = f"{sum(row['same_candidates'] for row in own)} of {len(own)}"
         error = f"{np.median(errors):.2f}, {max(errors):.2f}"
-        lines.append(f"| {pairs} | {epsilon} | {coalitions:.0f} | {error} | {same} |")
+        lines.append(f"| {pairs} | {alpha} | {epsilon} | {coalitions:.0f} | {error} | {same} |")
     return "\n".join(lines)
 
 
 def _surrogate(rows: Rows) -> str:
-    lines = ["| value | epsilon | Spearman's correlation: mean, lowest, highest | clients |", "|---|---:|---:|---:|"]
-    for (epsilon,), own in _groups(rows, "epsilon"):
+    lines = [
+        "| value | alpha | epsilon | Spearman's correlation: mean, lowest, highest | clients |",
+        "|---|---:|---:|---:|---:|",
+    ]
+    for (alpha, epsilon), own in _groups(rows, "alpha", "epsilon"):
         for name in ("benign", "robust", "both"):
             values = [row[name] for row in own if np.isfinite(row[name])]
             spread = f"{np.mean(values):.2f}, {min(values):.2f}, {max(values):.2f}"
-            lines.append(f"| {name} | {epsilon} | {spread} | {len(values)} |")
+            lines.append(f"| {name} | {alpha} | {epsilon} | {spread} | {len(values)} |")
     return "\n".join(lines)
 
 
