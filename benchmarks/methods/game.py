@@ -67,6 +67,9 @@ EPSILON = "4/255"
 ALPHA = 0.3
 """The concentration of the headline's Dirichlet partition."""
 
+PHASE1 = "phase1"
+"""The run from whose end all measurements go on."""
+
 Settings = dict[str, Any]
 
 
@@ -86,8 +89,11 @@ class Setting:
     scale: str | None = None
     alpha: float = ALPHA
 
-    def prepared(self, phase2: Settings) -> Prepared:
-        """Return the experiment of the ablation's Sylva with other settings of phase 2."""
+    def prepared(self, phase2: Settings, out: Path) -> Prepared:
+        """Return the experiment of the ablation's Sylva with other settings of phase 2.
+
+        What is measured on this machine, such as the attention kernel, is as in the phase 1 in ``out``, if any.
+        """
         config = Ledger(HERE / "ablation").configuration("sylva", "", {}, self.scale, self.seed)
         attacks = [attack | {"epsilon": self.epsilon} for attack in config["evaluation"]["attacks"]]
         changes = {
@@ -95,7 +101,8 @@ class Setting:
             "evaluation": {"attacks": attacks},
             "partition": {"alpha": self.alpha},
         }
-        return prepare(build(ExperimentConfig, merged(config, changes, {"algorithm": {"phase2": phase2}})))
+        experiment = build(ExperimentConfig, merged(config, changes, {"algorithm": {"phase2": phase2}}))
+        return prepare(experiment, RunFolder(self.folder(out, PHASE1)))
 
     def folder(self, out: Path, name: str) -> Path:
         """Return the folder of a run."""
@@ -128,13 +135,13 @@ def run(made: Prepared, folder: Path, observer: Observer) -> None:
 
 def end_of_phase1(setting: Setting, out: Path) -> Checkpoint:
     """Return the checkpoint from which all rankings go on; ``out`` has the folders of all runs."""
-    folder = setting.folder(out, "phase1")
+    folder = setting.folder(out, PHASE1)
     checkpoints = CheckpointFolder(folder / "checkpoint")
     if (done := folder / "phase1_done").exists() and (found := checkpoints.latest()) is not None:
         return found
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        run(setting.prepared({}), folder, StopBeforePhase2())
+        run(setting.prepared({}, out), folder, StopBeforePhase2())
     except KeyboardInterrupt:
         done.touch()
     found = checkpoints.latest()
@@ -150,7 +157,7 @@ def rank_and_refine(selection: str, setting: Setting, end: Checkpoint, out: Path
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         CheckpointFolder(folder / "checkpoint").save(end.step, end.states, end.records, end.game, end.residuals)
-        run(setting.prepared({"selection": selection}), folder, Observer())
+        run(setting.prepared({"selection": selection}, out), folder, Observer())
     summary, records = run_folder.load_summary(), run_folder.load_records()
     assert summary is not None
     assert summary.phase1 is not None
@@ -334,7 +341,7 @@ def main() -> None:
             measure = sampled_values if part == "sampling" else surrogate_correlations
             done = setting.folder(arguments.out, part).with_suffix(".json")
             if not done.exists():
-                done.write_text(json.dumps(measure(setting.prepared({}), end, seed)) + "\n")
+                done.write_text(json.dumps(measure(setting.prepared({}, arguments.out), end, seed)) + "\n")
             add(part, setting, json.loads(done.read_text()))
     print(game_tables(found))
 

@@ -153,7 +153,7 @@ def measure(setting: Setting, ways: tuple[str, ...], lr: float | None, out: Path
     The columns are: all classes equal; classes of at least `MANY` training images; rarer ones; the clients' own shares.
     """
     phase2: dict[str, Any] = {} if lr is None else {"refine_lr": lr}
-    end, made = end_of_phase1(setting, out), setting.prepared(phase2)
+    end, made = end_of_phase1(setting, out), setting.prepared(phase2, out)
     fleet, clients = made.fleet, tuple(range(made.fleet.num_clients))
     states = {name: np.stack([state[name] for state in end.states]) for name in end.states[0]}
     worker = create_worker(made.config, fleet, made.backbone)
