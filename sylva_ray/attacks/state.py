@@ -19,9 +19,6 @@ from sylva_ray.core.types import ClientImages, ParameterStack
 LogitLoss: TypeAlias = "Callable[[torch.Tensor, torch.Tensor], torch.Tensor]"
 """``(logits [n, num_classes], rows [n]) -> [n]``: the per-image loss that an attack maximises."""
 
-SLACK = 1e-6
-"""How much a distance may exceed epsilon because of rounding."""
-
 
 class AttackedModel(Protocol):
     """The interface of a stack of models that attacks use; see `sylva_ray.models.cohort.CohortModel`."""
@@ -153,7 +150,7 @@ class AttackState:
         """
         length = self.norm.length(x_adv - self.x[rows])
         in_range = (x_adv.flatten(1).amin(1) >= 0) & (x_adv.flatten(1).amax(1) <= 1)
-        is_nearer = (length <= self.epsilon + SLACK) & (length < self.distance[rows])
+        is_nearer = (length <= self.epsilon + self.norm.slack(self.epsilon)) & (length < self.distance[rows])
         succeeded = (logits.argmax(1) != self.y[rows]) & in_range & is_nearer
         if self.precision is not None and succeeded.any():
             with self.at_model_precision():

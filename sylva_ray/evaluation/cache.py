@@ -1,23 +1,27 @@
 """A cache of finished measurements on disk, one file per task, so that an interrupted evaluation can continue.
 
 The name of a file is a hash of everything that the values depend on: the task, the states of the clients, the settings
-of the data, the seed. Measurements of older states or with other settings have other names.
+of the data, the seed, the modules of attacks of one's own. Measurements of older states, or with other settings or
+another code of such an attack, have other names. What these modules import is not hashed.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
+import inspect
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from sylva_ray.attacks.registry import ATTACKS, find_attack
 from sylva_ray.config.resolved import ResolvedConfig
 from sylva_ray.core.inputs import Inputs
+from sylva_ray.core.types import AttackSpec
 from sylva_ray.federation.client.measuring import EvaluateOutcome
 from sylva_ray.federation.tasks import CohortTask
 from sylva_ray.storage.atomic import write_atomically
@@ -32,6 +36,9 @@ NEW_SETTINGS = {
     ("lora", "train_norms"): False,
 }
 """Settings that version 0.1 did not have, with their defaults; they are hashed where they have another value."""
+
+REVISED_NORMS = {"l2": "2"}
+"""Norms of which attacks find more than in version 0.1, with the number of the revision, which is hashed."""
 
 HASHED_NAMES = {"num_draws": "draws", "step": "round"}
 """Fields of tasks that are hashed under the name of version 0.1, whose measurements are still found."""
@@ -94,7 +101,27 @@ class MeasurementCache:
         for field in dataclasses.fields(task):
             digest.update(HASHED_NAMES.get(field.name, field.name).encode())
             _update(digest, getattr(task, field.name))
+        for spec in _attacks_of(task):
+            digest.update((REVISED_NORMS.get(spec.norm, "") + _own_code(spec)).encode())
         return self.folder / f"{digest.hexdigest()}.safetensors"
+
+
+def _attacks_of(task: CohortTask) -> Iterator[AttackSpec]:
+    """Yield the attacks of a task."""
+    for field in dataclasses.fields(task):
+        value = getattr(task, field.name)
+        yield from (spec for spec in (value if isinstance(value, tuple) else (value,)) if isinstance(spec, AttackSpec))
+
+
+def _own_code(spec: AttackSpec) -> str:
+    """Return the code of the module of an attack that is not of this package; nothing for one of this package."""
+    if spec.name in ATTACKS:
+        return ""
+    module = inspect.getmodule(find_attack(spec.name))
+    try:
+        return inspect.getsource(module) if module is not None else ""
+    except (OSError, TypeError):  # written in a notebook
+        return ""
 
 
 def _update(digest: hashlib.blake2b, value: object) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sylva_ray.attacks.pgd import PgdAttack
-from sylva_ray.config.attacks import check_classes, parse_attack
+from sylva_ray.config.attacks import check_classes, check_labels, parse_attack
 from sylva_ray.config.experiment import ExperimentConfig
 from sylva_ray.config.schema import build, parse_value
 from sylva_ray.core.errors import UserError
@@ -65,7 +65,8 @@ def build_request(
     specs = [*(suite(suite_name, budget, num_classes) if suite_name else ()), *single_attacks]
     if all(math.isinf(spec.epsilon) for spec in specs):  # a worst case needs an attack with a budget
         specs.append(PgdAttack(epsilon=budget).spec())
-    unique_specs = tuple({spec.label: spec for spec in specs}.values())
+    unique_specs = tuple(dict.fromkeys(specs))
+    check_labels(unique_specs)
     check_classes(unique_specs, num_classes)
     is_full = suite_name == "full"
     return EvaluationRequest(

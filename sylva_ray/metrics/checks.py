@@ -8,8 +8,8 @@ and other fractions are in [0, 1].
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
-from itertools import pairwise
 
 import numpy as np
 
@@ -213,7 +213,9 @@ def gradients_are_useful(
         faults.append(f"{zero:.1%} of the images have a gradient of zero")
     if wilson_interval(rises, sum(images))[1] < REQUIRED_SHARE:
         faults.append(f"the attack raises the loss on only {rises:.1%} of the images")
-    if difference > SAME_LOGITS:
+    if math.isnan(difference):
+        faults.append("logits are not numbers")
+    elif difference > SAME_LOGITS:
         faults.append(
             f"two forwards of one image differ by {difference:.2g}: the model is random, attack its average instead"
         )
@@ -332,5 +334,6 @@ def _short_by_chance(share: float, images: Sequence[int]) -> str:
 
 
 def _largest_rise(curve: Mapping[float, float]) -> float:
-    values = [curve[key] for key in sorted(curve)]
-    return max((later - earlier for earlier, later in pairwise(values)), default=0.0)
+    """Return by how much a later point exceeds the lowest one before it, at most; many small rises are a large one."""
+    values = np.array([curve[key] for key in sorted(curve)])
+    return float((values - np.minimum.accumulate(values)).max(initial=0.0))

@@ -180,6 +180,26 @@ def test_a_file_is_all_that_a_new_attack_needs(tmp_path: Path) -> None:
     assert result.stdout == "OneStepBack-eps4, one step back at epsilon 4/255\n"
 
 
+CODE_READER = """
+import sys
+from sylva_ray.config.attacks import parse_attack
+from sylva_ray.core.own_code import importing_from
+from sylva_ray.evaluation.cache import _own_code
+with importing_from([sys.argv[1]]):
+    print(_own_code(parse_attack("mine:OneStepBack")), _own_code(parse_attack("pgd")), end="")
+"""
+
+
+def test_a_corrected_attack_is_measured_again(tmp_path: Path) -> None:
+    """The code of an own attack is hashed into the names of its measurements."""
+    _, _, example = (Attack.__doc__ or "").partition("::\n")
+    code = FILE + textwrap.dedent(example.partition("    One of this package")[0])
+    for text in (code, code.replace("state.x[rows] - spec", "state.x[rows] + spec")):
+        (tmp_path / "mine.py").write_text(text)
+        command = [sys.executable, "-B", "-c", CODE_READER, str(tmp_path)]
+        assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == f"{text} "
+
+
 @pytest.mark.parametrize("name", sorted(ATTACKS))
 def test_the_docs_state_every_setting_with_its_default(name: str) -> None:
     row = next(line for line in DOCS.read_text().splitlines() if line.startswith(f"| `{name}` |"))

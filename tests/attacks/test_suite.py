@@ -313,6 +313,17 @@ def test_norms_project_climb_and_start_in_their_ball(name: str) -> None:
         assert (g * norm.surface(x, draws, turn)).sum() < best
 
 
+@pytest.mark.parametrize("epsilon", [0.5, 2.0, 10.0])
+def test_rounding_of_large_images_does_not_reject_points_on_the_sphere(epsilon: float) -> None:
+    """A length is a sum over 150,528 numbers in float32, whose error grows with the length."""
+    norm, x = NORMS["l2"], 0.25 + 0.5 * torch.rand(40, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    far = torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
+    length = norm.length(norm.project(x + far, x, epsilon) - x)
+    assert (length <= epsilon + norm.slack(epsilon)).all()
+    assert norm.slack(epsilon) <= 1e-6 + 1e-5 * epsilon
+    assert NORMS["linf"].slack(epsilon) == LENGTHS["l0"].slack(20) == 1e-6
+
+
 # -- randomness --------------------------------------------------------------------------------------------------------
 
 

@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sylva_ray.config.attacks import parse_attack
+from sylva_ray.config.attacks import check_labels, parse_attack
 from sylva_ray.config.experiment import ExperimentConfig
 from sylva_ray.config.schema import build
 from sylva_ray.core.errors import UserError
 from sylva_ray.core.evaluation import AttackSettings
+from sylva_ray.core.types import AttackSpec
 from sylva_ray.evaluation.cache import MeasurementCache
 from sylva_ray.evaluation.plan import EvaluationRequest, suite
 from sylva_ray.evaluation.request import Extras, build_request
@@ -401,3 +402,28 @@ def test_a_measurement_has_the_name_that_earlier_versions_gave_it(tmp_path: Path
     cache = MeasurementCache(tmp_path, config)
     cache.save(task, [EvaluateOutcome({"predictions/benign": np.zeros(8, int)}, {})] * 2)
     assert [path.name for path in tmp_path.iterdir()] == ["0b67d2bcd460f833345c667941504a88.safetensors"]
+
+
+def test_measurements_of_an_attack_that_finds_more_than_before_are_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = resolve_config(build(ExperimentConfig, TINY))
+    task = EvaluateTask(2, (0,), {"w": np.ones((1, 3), np.float32)}, (parse_attack("pgd:norm=l2"),), 8)
+    cache = MeasurementCache(tmp_path, config)
+    with monkeypatch.context() as earlier:
+        earlier.setattr("sylva_ray.evaluation.cache.REVISED_NORMS", {})
+        cache.save(task, [EvaluateOutcome({"predictions/benign": np.zeros(8, int)}, {})])
+        assert cache.load(task) is not None
+    assert cache.load(task) is None
+
+
+def test_two_attacks_of_one_name_are_refused() -> None:
+    config = build(ExperimentConfig, TINY)
+
+    def requested(*attacks: str) -> EvaluationRequest:
+        return build_request(config, attacks, None, None, Extras(), 3, 10)
+
+    assert len(requested("pgd:steps=3", "pgd:steps=3", "pgd:steps=4").attacks) == 2
+    mine = [AttackSpec(f"{module}:Mine", 0.1, 1, 0.1) for module in ("a.one", "b.two")]
+    with pytest.raises(UserError, match=r"results of two attacks that differ \(a.one:Mine and b.two:Mine\)"):
+        check_labels(mine)

@@ -42,6 +42,22 @@ def test_a_difference_needs_five_images(name: str) -> None:
     assert not check(5 / NUM_MANY, MANY).passed, "of 200 images, 5 are above every margin"
 
 
+def test_many_small_rises_are_a_large_one() -> None:
+    images = [5000, 5000]
+    curve = {0.0: 0.5} | {n / 255: 0.44 + 0.009 * n for n in range(1, 7)}
+    result = checks.falls_with_epsilon(curve, images)
+    assert not result.passed
+    assert result.value == pytest.approx(0.045)
+    assert not checks.falls_with_steps({2.0**n: 0.4 + 0.009 * n for n in range(5)}, images).passed
+    assert checks.falls_with_epsilon({0.0: 0.5, 1 / 255: 0.3, 2 / 255: 0.305, 3 / 255: 0.3}, images).passed
+
+
+def test_logits_that_are_no_numbers_fail() -> None:
+    result = checks.gradients_are_useful(0.0, 1.0, float("nan"), 0.0, MANY)
+    assert not result.passed
+    assert result.meaning == "logits are not numbers"
+
+
 def test_with_many_images_the_margins_decide() -> None:
     images = [5000, 5000]
     assert checks.falls_with_epsilon({0.0: 0.5, 1 / 255: 0.509}, images).passed

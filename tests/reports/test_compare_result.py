@@ -63,6 +63,20 @@ def test_there_is_no_sentence_about_different_fleets_or_attacks() -> None:
     assert not result_sentence(compare([run("a", 0.4), other]))
 
 
+def test_seeds_that_may_share_test_images_do_not_make_an_interval_narrower() -> None:
+    """All seeds draw their images from one test set; how much they differ over seeds widens the interval."""
+    (one,) = compare([run("sylva", 0.4, test_images=100)])[1:]
+    three = compare([run("sylva", 0.4, seed, test_images=100) for seed in range(3)])[-1]
+    assert one.distinct == three.distinct == 100
+    low, high = fleet_interval(0.4, [100, 100], 100)
+    alike = result_sentence(rows_of(*(run("sylva", 0.4, seed, test_images=100) for seed in range(3))))
+    assert f"40.0 % ({100 * low:.1f} to {100 * high:.1f}) of" in alike
+    spread_out = [run("sylva", 0.4 + step, seed, test_images=100) for seed, step in enumerate((-0.2, 0.0, 0.2))]
+    wide = 1.96 * 0.2 / 3**0.5
+    expected = f"({100 * (0.4 - np.hypot(0.4 - low, wide)):.1f} to {100 * (0.4 + np.hypot(high - 0.4, wide)):.1f})"
+    assert expected in result_sentence(rows_of(*spread_out))
+
+
 def predictions(folder: Path, hits: list[int], labels: np.ndarray) -> str:
     """Write predictions of two clients of which the first so many are right."""
     folder.mkdir()

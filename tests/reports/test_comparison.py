@@ -13,7 +13,7 @@ from rich.console import Console
 
 from sylva_ray.config.attacks import parse_attack
 from sylva_ray.config.experiment import ExperimentConfig
-from sylva_ray.config.schema import build
+from sylva_ray.config.schema import build, parse_value
 from sylva_ray.core.errors import UserError
 from sylva_ray.core.summary import Spread
 from sylva_ray.reports.compare import compare, markdown
@@ -437,6 +437,35 @@ def test_a_lead_within_the_spread_over_seeds_is_noted(lead: float, close: bool) 
 def test_the_strongest_attack(attacks: tuple[str, ...], strongest: str | None) -> None:
     described = config(evaluation={"attacks": [SETTINGS[label] for label in attacks]})
     assert strongest_attack(compare([summary(attacks=attacks, config=described)])) == strongest
+
+
+@pytest.mark.parametrize(
+    ("attacks", "strongest"),
+    [
+        (("autoattack", "pgd:steps=500,restarts=5"), "autoattack"),
+        (("autoattack", "noise:tries=1000"), "autoattack"),
+        (("autoattack", "square:queries=5000"), "autoattack"),
+        (("pgd", "noise:tries=1000,epsilon=16/255"), "pgd"),
+        (("fgsm", "square:queries=5000"), "fgsm"),
+        (("pgd", "sparsefool:epsilon=20"), "pgd"),
+        (("pgd", "apgd:norm=l2,epsilon=2"), "pgd"),
+        (("noise:tries=10", "square:queries=100"), "square:queries=100"),
+    ],
+)
+def test_answers_alone_and_other_norms_are_weaker(attacks: tuple[str, ...], strongest: str) -> None:
+    """Tries, queries and gradient steps are not compared, nor are budgets of different norms."""
+    specs = [parse_attack(text) for text in attacks]
+    described = config(evaluation={"attacks": [{"name": t.partition(":")[0], **settings_of(t)} for t in attacks]})
+    rows = compare([summary(attacks=tuple(spec.label for spec in specs), config=described)])
+    assert strongest_attack(rows) == parse_attack(strongest).label
+    backwards = compare([summary(attacks=tuple(spec.label for spec in reversed(specs)), config=described)])
+    assert strongest_attack(backwards) == parse_attack(strongest).label
+
+
+def settings_of(text: str) -> dict[str, object]:
+    """Return the settings in ``name:key=value,...``."""
+    pairs = [pair.split("=") for pair in text.partition(":")[2].split(",") if pair]
+    return {key: parse_value(key, value) for key, value in pairs}
 
 
 def test_of_attacks_that_no_config_defines_the_last_one_is_taken() -> None:

@@ -32,7 +32,7 @@ def result_sentence(rows: Sequence[Row]) -> str:
         return ""
     best, *others = sorted(finals, key=lambda row: -means[row.letter])
     text = f"Under {attack_title_from(rows, attack)}, row {best.letter} ({best.method}) classifies "
-    text += f"{100 * means[best.letter]:.1f} %{_bounds(best, means[best.letter])} of the images of the mean client"
+    text += f"{100 * means[best.letter]:.1f} %{_bounds(best, attack)} of the images of the mean client"
     text += ", which has as many of each class, correctly" if best.has_equal_shares else " correctly"
     if not others:
         return f"{text}."
@@ -96,11 +96,8 @@ def unpaired_interval(a: Row, b: Row, attack: str) -> tuple[float, float] | None
     difference, squared = _robust(a, attack) - _robust(b, attack), 0.0
     for row in (a, b):
         accuracy = _robust(row, attack)
-        low, high = fleet_interval(accuracy, row.images, row.distinct)
+        low, high = _interval(row, attack)
         squared += max(high - accuracy, accuracy - low) ** 2
-        value = row.value(attack, "accuracy", "mean")
-        if value is not None and value.std is not None:
-            squared += (Z_95 * value.std) ** 2 / value.num_seeds
     half = math.sqrt(squared)
     return difference - half, difference + half
 
@@ -110,8 +107,17 @@ def _robust(row: Row, attack: str) -> float:
     return math.nan if value is None else value.mean
 
 
-def _bounds(row: Row, mean: float) -> str:
+def _interval(row: Row, attack: str) -> tuple[float, float]:
+    """Return the 95 % interval of a row's accuracy, over images and, where there are several, over seeds."""
+    accuracy = _robust(row, attack)
+    low, high = fleet_interval(accuracy, row.images, row.distinct)
+    value = row.value(attack, "accuracy", "mean")
+    of_seeds = 0.0 if value is None or value.std is None else Z_95 * value.std / math.sqrt(value.num_seeds)
+    return accuracy - math.hypot(accuracy - low, of_seeds), accuracy + math.hypot(high - accuracy, of_seeds)
+
+
+def _bounds(row: Row, attack: str) -> str:
     if not row.images:
         return ""
-    low, high = fleet_interval(mean, row.images, row.distinct)
-    return f" ({100 * low:.1f} to {100 * high:.1f})"
+    low, high = _interval(row, attack)
+    return f" ({100 * max(0.0, low):.1f} to {100 * min(1.0, high):.1f})"

@@ -259,8 +259,9 @@ def _test_images(group: Sequence[Run]) -> tuple[int, ...]:
 
 
 def _distinct(group: Sequence[Run]) -> int | None:
+    """Return the number of distinct test images of the largest run: all seeds draw theirs from one test set."""
     images = [run.test_images for run in group if run.test_images is not None]
-    return sum(images) if len(images) == len(group) else None
+    return max(images) if len(images) == len(group) else None
 
 
 def _num_collapsed(run: Run) -> float | None:

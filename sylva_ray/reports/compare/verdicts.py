@@ -9,8 +9,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from sylva_ray.attacks.autoattack import AutoAttack
 from sylva_ray.attacks.base import epsilon_text
-from sylva_ray.attacks.registry import attack_title
+from sylva_ray.attacks.registry import ATTACKS, attack_title
 from sylva_ray.core.types import ATTACKS_WITHOUT_STEPS, AttackSpec
 from sylva_ray.metrics.pareto import dominators
 from sylva_ray.metrics.seeds import SeedMean
@@ -31,6 +32,9 @@ MEANINGS = {
     "S14": 'the robust accuracy of collapsed clients (counted under "collapsed") is no evidence of a defence',
 }
 """Meanings of failed checks in a comparison; for other checks, the run's own text is shown."""
+
+WEAKEST_NORM_FIRST = ("l0", "l2", "linf")
+"""Budgets of different norms cannot be compared; a defence here is trained for the last one."""
 
 MAX_NAME = 26
 """Letters of a row's name in a sentence; a longer one is replaced by the letter of the row."""
@@ -56,8 +60,9 @@ def attack_title_from(rows: Sequence[Row], attack: str) -> str:
 def strongest_attack(rows: Sequence[Row]) -> str | None:
     """Return the label of the strongest attack that all rows were measured under; None if there is no such attack.
 
-    Attacks are ordered by epsilon, then by the number of steps, then by position. An attack that no configuration
-    defines is weaker than all others.
+    Attacks that follow gradients come before those that only see answers, those within an L-infinity ball before
+    others, and then epsilon decides, then the number of steps, of which AutoAttack has the most, then the position. An
+    attack that no configuration defines is weaker than all others.
     """
     rows = method_rows(rows)
     common = [attack for attack in attack_labels(rows) if all(attack in row.attacks for row in rows)]
@@ -68,12 +73,16 @@ def _spec_of(rows: Sequence[Row], attack: str) -> AttackSpec | None:
     return next((row.attack_specs[attack] for row in rows if attack in row.attack_specs), None)
 
 
-def _strength(spec: AttackSpec | None) -> tuple[float, int]:
-    """Return epsilon and number of steps; an attack without a budget is as weak as an undefined one."""
+def _strength(spec: AttackSpec | None) -> tuple[bool, int, float, float]:
+    """Return the key of the order of `strongest_attack`; an attack without a budget is as weak as an undefined one."""
     if spec is None or math.isinf(spec.epsilon):
-        return -1.0, 0
-    steps = 1 if spec.name in ATTACKS_WITHOUT_STEPS else spec.steps
-    return float(epsilon_text(spec)), steps * spec.restarts
+        return False, -1, 0.0, 0.0
+    attack = ATTACKS.get(spec.name)
+    follows_gradients = attack is None or not attack.black_box
+    steps: float = 1 if spec.name in ATTACKS_WITHOUT_STEPS else spec.steps
+    if attack is AutoAttack:
+        steps = math.inf
+    return follows_gradients, WEAKEST_NORM_FIRST.index(spec.norm), float(epsilon_text(spec)), steps * spec.restarts
 
 
 def dominance(rows: Sequence[Row], statistic: str) -> dict[str, list[str]]:
