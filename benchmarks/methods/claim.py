@@ -95,6 +95,6 @@ def _balanced(
 
 def _over_clients(accuracies: np.ndarray) -> dict[str, np.ndarray]:
     """Return mean and worst decile over clients of ``[seeds, resamples, clients, M, 2]``."""
-    tenth = max(1, round(accuracies.shape[2] / 10))
+    tenth = max(1, accuracies.shape[2] // 10)
     worst = np.sort(accuracies, axis=2)[:, :, :tenth].mean(2)
     return dict(zip(STATISTICS, (accuracies.mean(2), worst), strict=True))

@@ -118,6 +118,6 @@ def _counts(folder: Path) -> np.ndarray:
 
 def _cell(accuracies: Sequence[np.ndarray]) -> str:
     """Write mean and worst decile of the clients, each with its spread over the seeds."""
-    spreads = [(np.mean(own), np.sort(own)[: max(1, round(len(own) / 10))].mean()) for own in accuracies]
+    spreads = [(np.mean(own), np.sort(own)[: max(1, len(own) // 10)].mean()) for own in accuracies]
     means = [SeedMean.from_values(map(float, values)) for values in zip(*spreads, strict=True)]
     return "/".join(percent_cell(value) for value in means if value is not None)
