@@ -171,13 +171,14 @@ def measure_dataset(section: DatasetSection, image_size: int) -> DatasetSize:
     """
     if section.name in PUBLISHED:
         in_train, in_test, num_classes = PUBLISHED[section.name]
-        side = 32 if _may_be_square(section) else image_size
+        side = min(32, image_size) if _may_be_square(section) else image_size
     else:
         sources = _sources(section)
         in_train, in_test = len(sources.train.labels), len(sources.test.labels)
         num_classes = len(sources.class_names)
         first = sources.train.image(0)
-        side = first.width if _may_be_square(section) and first.width == first.height else image_size
+        is_kept = _may_be_square(section) and first.width == first.height <= image_size
+        side = first.width if is_kept else image_size
     num_train = min(section.max_train or in_train, in_train)
     if section.test_pool == "train":
         in_test = in_train - num_train
@@ -242,9 +243,11 @@ def _subset(labels: np.ndarray, limit: int | None, seed: int, purpose: str) -> n
     """Return all rows, or a seeded, class-balanced choice of ``limit`` of them, sorted."""
     if limit is None or limit >= len(labels):
         return np.arange(len(labels))
-    shuffled = rows_by_class(labels, numpy_generator(seed, f"subset/{purpose}"))
-    # one row of each class in turn
-    ranked = [(rank, label, row) for label, rows in enumerate(shuffled) for rank, row in enumerate(rows[:limit])]
+    rng = numpy_generator(seed, f"subset/{purpose}")
+    shuffled = rows_by_class(labels, rng)
+    # one row of each class in turn; which classes come first is random, since the last turn may not reach all
+    turn = rng.permutation(len(shuffled))
+    ranked = [(rank, turn[label], row) for label, rows in enumerate(shuffled) for rank, row in enumerate(rows[:limit])]
     return np.sort([row for _, _, row in sorted(ranked)[:limit]])
 
 
@@ -266,7 +269,8 @@ def _decoded(chosen: Sequence[tuple[Source, np.ndarray]], image_size: int, may_k
     Args:
         chosen: sources and their rows.
         image_size: side in pixels to resize to.
-        may_keep: whether images that are all of one square size are kept as they are.
+        may_keep: whether images that are all of one square size, at most that of the model, are kept as they are. Of
+            larger ones the model would see a few pixels only: it resizes without a filter, as attacks need it.
     """
     halves: list[list[Image.Image]] = []
     kept: int | None = None
@@ -275,7 +279,7 @@ def _decoded(chosen: Sequence[tuple[Source, np.ndarray]], image_size: int, may_k
         for row in rows:
             image = source.image(row)
             kept = kept or image.width
-            if may_keep and image.size != (kept, kept):
+            if may_keep and (image.size != (kept, kept) or kept > image_size):
                 may_keep = False
                 halves = [[_square(earlier, image_size, source.where(row)) for earlier in half] for half in halves]
             halves[-1].append(image if may_keep else _square(image, image_size, source.where(row)))

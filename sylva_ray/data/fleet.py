@@ -164,7 +164,9 @@ def draw_with_proportions(
 ) -> np.ndarray:
     """Choose images without replacement, with given class proportions (rounded by the largest remainder).
 
-    Where a class has too few images, all of them are chosen and the other classes make up for them.
+    Which of several classes of equal remainder gets an image more is drawn at random: otherwise it would be the first
+    ones in every client, and classes would be missing from small splits. Where a class has too few images, all of them
+    are chosen and the other classes make up for them.
 
     Args:
         labels: ``[n] int64``, the classes of the images.
@@ -177,10 +179,13 @@ def draw_with_proportions(
     """
     available = np.bincount(labels, minlength=len(proportions))[: len(proportions)]
     counts = np.zeros(len(proportions), int)
+    order = rng.permutation(len(proportions))
     open_classes = (proportions > 0) & (available > 0)
     while (missing := size - counts.sum()) > 0 and open_classes.any():
         weights = np.where(open_classes, proportions, 0.0)
-        counts = np.minimum(counts + largest_remainder(weights / weights.sum(), missing), available)
+        more = np.zeros(len(proportions), int)
+        more[order] = largest_remainder(weights[order] / weights.sum(), missing)
+        counts = np.minimum(counts + more, available)
         open_classes &= counts < available
     chosen = [rng.permutation(np.flatnonzero(labels == c))[: counts[c]] for c in np.flatnonzero(counts)]
     return np.sort(np.concatenate(chosen)) if chosen else np.zeros(0, int)

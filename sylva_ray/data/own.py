@@ -111,7 +111,8 @@ def _columns(half: Any, where: str) -> tuple[Callable[[int], Any], np.ndarray]:
 
 def _pairs(half: Any, where: str) -> tuple[Callable[[int], Any], np.ndarray]:
     """Return how an image is read, and the labels, of a data set of PyTorch."""
-    known = next((getattr(half, name) for name in ("targets", "labels") if hasattr(half, name)), None)
+    as_stored = getattr(half, "target_transform", None) is None  # otherwise a pair has another label
+    known = next((getattr(half, name) for name in ("targets", "labels") if as_stored and hasattr(half, name)), None)
     labels = _labels([half[row][1] for row in range(len(half))] if known is None else known, where)
     return lambda row: half[row][0], labels
 

@@ -23,7 +23,7 @@ from sylva_ray.core.locations import local_path
 from sylva_ray.core.own_code import load_attribute
 from sylva_ray.core.types import stack_digest
 from sylva_ray.models.availability import check_available, check_safetensors, unknown_model
-from sylva_ray.models.light_timm import resample_abs_pos_embed, resolve_model_data_config, timm
+from sylva_ray.models.light_timm import DropPath, resample_abs_pos_embed, resolve_model_data_config, timm
 from sylva_ray.models.patches import project_patches
 from sylva_ray.models.resize import Resize
 from sylva_ray.models.shipped import RETIRED, SHIPPED
@@ -231,10 +231,11 @@ def _architecture(section: BackboneSection, num_classes: int, pretrained: bool) 
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(INITIAL_SEED)
             try:
-                return timm.create_model(**arguments, num_classes=num_classes, pretrained=pretrained), arguments
+                model = timm.create_model(**arguments, num_classes=num_classes, pretrained=pretrained)
             except TypeError:  # a convolutional network has no image size; `Backbone` resizes for it
                 arguments.pop("img_size", None)
-                return timm.create_model(**arguments, num_classes=num_classes, pretrained=pretrained), arguments
+                model = timm.create_model(**arguments, num_classes=num_classes, pretrained=pretrained)
+            return without_dropout(model), arguments
     except Exception as error:
         reason = reason_of(error)
         if pretrained:
@@ -245,6 +246,22 @@ def _architecture(section: BackboneSection, num_classes: int, pretrained: bool) 
         side = _side_of_patches(section)
         fix = f"must be a multiple of {side}" if side else f"{section.name} refuses it ({reason})"
         raise UserError("backbone.image_size", section.image_size, fix) from error
+
+
+def without_dropout(model: nn.Module) -> nn.Module:
+    """Set all dropout and stochastic depth of a model to 0, and return it.
+
+    Some models of timm have such defaults. Their masks come from torch's global generator, so that a result would
+    depend on what a process has computed before.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.modules.dropout._DropoutNd):
+            module.p = 0.0
+        elif isinstance(module, DropPath):
+            module.drop_prob = 0.0
+        if isinstance(getattr(module, "drop_rate", None), float):
+            vars(module)["drop_rate"] = 0.0
+    return model
 
 
 def _side_of_patches(section: BackboneSection) -> int | None:

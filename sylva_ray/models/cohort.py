@@ -134,8 +134,11 @@ class FunctionalStack(WindowedModel):
         keep_head_exact(backbone.model, head)
         self.head_names: tuple[str, ...] = (f"{head}.weight", f"{head}.bias")
         self._parameters = dict(backbone.model.named_parameters())
+        kept = backbone.model.state_dict().keys()  # without constants that the model computes, such as masks of windows
         self._template = self._parameters | {
-            name: buffer for name, buffer in backbone.model.named_buffers() if buffer.is_floating_point()
+            name: buffer
+            for name, buffer in backbone.model.named_buffers()
+            if buffer.is_floating_point() and name in kept
         }
 
     @property

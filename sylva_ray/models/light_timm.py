@@ -19,7 +19,15 @@ from contextlib import contextmanager, suppress
 from types import ModuleType
 from typing import Any
 
-__all__ = ["VisionTransformer", "resample_abs_pos_embed", "resolve_model_data_config", "timm"]
+__all__ = [
+    "DropPath",
+    "LayerNorm",
+    "LayerNormFp32",
+    "VisionTransformer",
+    "resample_abs_pos_embed",
+    "resolve_model_data_config",
+    "timm",
+]
 
 COMPILER, COMPILER_UTILS, WANDB = "torch._dynamo", "torch._dynamo.utils", "wandb"
 
@@ -60,5 +68,7 @@ with _without_compiler_and_wandb(), suppress(ImportError, AttributeError):  # of
 
 import timm
 from timm.data.config import resolve_model_data_config
+from timm.layers.drop import DropPath
+from timm.layers.norm import LayerNorm, LayerNormFp32
 from timm.layers.pos_embed import resample_abs_pos_embed
 from timm.models.vision_transformer import VisionTransformer

@@ -32,7 +32,7 @@ try:
 {% if adapters %}
     from peft import PeftModel
 {% endif %}
-    from PIL import Image
+    from PIL import Image, ImageOps
     from safetensors.torch import load_file
 except ModuleNotFoundError as error:
     if __name__ != "__main__":
@@ -55,6 +55,28 @@ def preprocess(images):
     if images.shape[-2:] != (IMAGE_SIZE, IMAGE_SIZE):
         images = torch.nn.functional.interpolate(images, size=(IMAGE_SIZE, IMAGE_SIZE), mode="bilinear")
     return (images - MEAN) / STD
+
+
+def read(path):
+    """Return the pixels [1, 3, S, S] in [0, 1] of a file: upright, on white, and the square in its middle.
+
+    Larger images are scaled down to the size of the model as the images of its training were, with a filter.
+    """
+    image = ImageOps.exif_transpose(Image.open(path))
+    if image.mode.startswith("I;16"):
+        levels = np.asarray(image).astype(np.uint32)
+        image = Image.fromarray(((levels * 255 + 32767) // 65535).astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    image = image.convert("RGB")
+    if image.width != image.height or image.width > IMAGE_SIZE:
+        scale = IMAGE_SIZE / min(image.size)
+        image = image.resize([max(IMAGE_SIZE, round(side * scale)) for side in image.size], Image.Resampling.BILINEAR)
+        left, top = (image.width - IMAGE_SIZE) // 2, (image.height - IMAGE_SIZE) // 2
+        image = image.crop((left, top, left + IMAGE_SIZE, top + IMAGE_SIZE))
+    pixels = np.asarray(image, dtype=np.float32) / 255
+    return torch.from_numpy(pixels).permute(2, 0, 1)[None]
 
 
 def load(client):
@@ -109,11 +131,11 @@ def main():
     model = load(given.client)
     for path in given.images:
         try:
-            pixels = np.asarray(Image.open(path).convert("RGB"), dtype=np.float32) / 255
+            pixels = read(path)
         except OSError as error:
             parser.exit(2, f"load.py: cannot read {path!r} as an image: {error}\\n")
         with torch.no_grad():
-            logits = model(preprocess(torch.from_numpy(pixels).permute(2, 0, 1)[None]))
+            logits = model(preprocess(pixels))
         print(path, CLASSES[int(logits.argmax())])
 
 

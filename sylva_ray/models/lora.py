@@ -21,7 +21,7 @@ from sylva_ray.core.windows import WindowLimits
 from sylva_ray.models.backbone import Backbone, head_companions
 from sylva_ray.models.cohort import initial_head
 from sylva_ray.models.kernels import AttentionSwitch
-from sylva_ray.models.light_timm import VisionTransformer
+from sylva_ray.models.light_timm import LayerNorm, LayerNormFp32, VisionTransformer
 from sylva_ray.models.patches import PatchProjection
 from sylva_ray.models.peft_format import AdapterLayout
 from sylva_ray.models.stacked_layers import (
@@ -205,6 +205,10 @@ class LoraStack(WindowedModel):
         return _at_least_float32(model.forward_head(model.norm(tokens)))
 
 
+PLAIN_NORMS = (nn.LayerNorm, LayerNorm, LayerNormFp32)
+"""Layer norms over the last dimension, without an activation. Other classes of timm inherit from them and differ."""
+
+
 def trained_layers(backbone: Backbone, lora: LoraSection) -> dict[str, nn.Module]:
     """Return the layers of `target_layers` and, if ``lora.train_norms``, the layer norms of all blocks.
 
@@ -214,7 +218,7 @@ def trained_layers(backbone: Backbone, lora: LoraSection) -> dict[str, nn.Module
     norms = {
         name: module
         for name, module in backbone.model.named_modules()
-        if lora.train_norms and isinstance(module, nn.LayerNorm) and module.elementwise_affine and BLOCK.match(name)
+        if lora.train_norms and type(module) in PLAIN_NORMS and module.elementwise_affine and BLOCK.match(name)
     }
     return {name: m for name, m in backbone.model.named_modules() if name in targets or name in norms}
 

@@ -3,6 +3,7 @@
 import io
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from urllib.error import URLError
 
@@ -15,7 +16,8 @@ from sklearn.datasets import load_digits
 
 from sylva_ray.config.experiment import DatasetSection
 from sylva_ray.core.errors import UserError
-from sylva_ray.data.datasets import Dataset, load_dataset
+from sylva_ray.data.datasets import Dataset, _decoded, _subset, load_dataset
+from sylva_ray.data.own import _pairs
 
 SHARED = Path(__file__).parents[2] / "../shared/data"
 CIFAR10 = SHARED / "cifar10"
@@ -340,3 +342,40 @@ def test_gtsrb_is_read_from_where_torchvision_keeps_it(tmp_path: Path, monkeypat
     assert data.train.labels.tolist() == [0, 0, 1, 1]
     assert (data.train.images[:, 0, 0, 0] > 100).tolist() == [False, False, True, True]
     assert data.test.labels.tolist() == [1]
+
+
+def test_a_limit_that_is_no_multiple_of_the_classes_leaves_out_any_of_them() -> None:
+    labels = np.repeat(np.arange(10), 20)
+    counts = np.array([np.bincount(labels[_subset(labels, 25, seed, "train")], minlength=10) for seed in range(200)])
+    assert set(counts.ravel()) == {2, 3}
+    assert np.all(np.abs((counts == 3).sum(0) - 100) < 4 * 50**0.5)
+
+
+@pytest.mark.parametrize(("side", "size"), [(16, 16), (32, 32), (64, 32)])
+def test_squares_larger_than_the_model_are_scaled_down_with_a_filter(side: int, size: int) -> None:
+    """The model resizes without one, and would see a few of their pixels only."""
+    stripes = np.zeros((side, side, 3), np.uint8)
+    stripes[:, ::2] = 200
+    source = SimpleNamespace(image=lambda _: Image.fromarray(stripes), where=str)
+    ((image, _),) = _decoded([(source, np.arange(2))], 32, may_keep=True)  # type: ignore[list-item]
+    assert image.size == (size, size)
+    assert np.median(np.asarray(image)[:, ::2]) == (200 if side <= 32 else 100)
+
+
+def test_labels_that_a_data_set_transforms_are_read_from_its_pairs() -> None:
+    """Its ``targets`` are those before the transform."""
+
+    class Halves:
+        targets = (0, 1, 2, 3)
+        target_transform = None
+
+        def __len__(self) -> int:
+            return 4
+
+        def __getitem__(self, row: int) -> tuple[np.ndarray, int]:
+            return np.zeros((8, 8, 3), np.uint8), row % 2
+
+    half = Halves()
+    assert _pairs(half, "x")[1].tolist() == [0, 1, 2, 3]
+    half.target_transform = lambda label: label % 2  # type: ignore[assignment]
+    assert _pairs(half, "x")[1].tolist() == [0, 1, 0, 1]

@@ -1,6 +1,7 @@
 """A client's four splits: disjoint, stratified, in its own proportions (T0.3)."""
 
 import pickle
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -10,8 +11,8 @@ from hypothesis import strategies as st
 from sylva_ray.config.experiment import PartitionSection
 from sylva_ray.core.errors import UserError
 from sylva_ray.core.types import Split
-from sylva_ray.data.datasets import Dataset
-from sylva_ray.data.fleet import FleetData, build_fleet
+from sylva_ray.data.datasets import Dataset, Labels
+from sylva_ray.data.fleet import FleetData, build_fleet, divide, stratified_choice
 
 
 def split(labels: np.ndarray) -> Split:
@@ -159,3 +160,19 @@ def test_pickling_keeps_the_images_out_of_band() -> None:
     back = pickle.loads(head, buffers=buffers)
     assert np.shares_memory(back.dataset.train.images, fleet.dataset.train.images)
     assert np.array_equal(back.client(0).train.images, fleet.client(0).train.images)
+
+
+@pytest.mark.parametrize("shares", ["own", "equal"])
+def test_no_split_prefers_classes_by_their_number(shares: Literal["own", "equal"]) -> None:
+    """Odd images of a class go to either half, and a test set that is too small for all classes has any of them."""
+    names = tuple(map(str, range(40)))
+    labels = Labels("toy", np.repeat(np.arange(40), 50), np.repeat(np.arange(40), 30), names)
+    section = PartitionSection(kind="iid", num_clients=40, test_shares=shares, test_samples=30)
+    clients = divide(labels, section, 0)
+    for kind, source in (("selection", labels.train), ("guard", labels.train), ("test", labels.test)):
+        drawn = np.concatenate([source[getattr(client, kind)] for client in clients])
+        error = 40 / 12**0.5 / len(drawn) ** 0.5
+        assert abs(drawn.mean() - 19.5) < 4 * error, (kind, drawn.mean())
+    rng = np.random.default_rng(0)
+    counts = sum(np.bincount(stratified_choice(np.arange(10), 5, rng), minlength=10) for _ in range(400))
+    assert np.all(np.abs(np.asarray(counts) - 200) < 4 * 10)

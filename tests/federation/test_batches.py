@@ -5,12 +5,15 @@ from __future__ import annotations
 import itertools
 
 import numpy as np
+import pytest
 import torch
 
+from sylva_ray.config.experiment import TrainingSection
 from sylva_ray.core.seeding import ImageDraws
-from sylva_ray.core.types import ClientData, Split
+from sylva_ray.core.types import ClientData, ParameterStack, Split
 from sylva_ray.data.augment import augmented
-from sylva_ray.federation.client.batches import ClientStream, CohortBatches
+from sylva_ray.federation.client.batches import ClientStream, CohortBatches, client_streams
+from sylva_ray.federation.client.training import ClientGradients, EpochSettings, run_epochs
 from sylva_ray.federation.context import Batch
 
 
@@ -91,3 +94,16 @@ def test_crops_move_pixels_and_flips_mirror_them() -> None:
     assert torch.from_numpy(both[3]).equal(
         augmented(torch.from_numpy(images[3:4]), "flip_crop", draws.select(torch.tensor([3])))[0]
     )
+
+
+def test_the_loss_of_an_epoch_is_the_mean_over_its_images() -> None:
+    """The last batch is shorter than the others."""
+    split = Split(np.zeros((33, 3, 8, 8), np.uint8), np.arange(33))
+    params = {"w": torch.zeros(1, 1, dtype=torch.float64)}
+
+    def step(_: ParameterStack, batch: Batch) -> ClientGradients:
+        return {"w": torch.zeros(1, 1, dtype=torch.float64)}, batch.mean_by_client(batch.y.double())
+
+    settings = EpochSettings(TrainingSection(batch_size=32), 0.0, 1)
+    losses = run_epochs(params, step, [ClientData(*[split] * 4)], client_streams(0, "train", [0], 1), settings)
+    assert losses.tolist() == pytest.approx([16.0])

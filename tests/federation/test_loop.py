@@ -24,10 +24,12 @@ from sylva_ray.execution.run import run_prepared
 from sylva_ray.federation.client.training import TrainTask
 from sylva_ray.federation.client.worker import CohortWorker
 from sylva_ray.federation.observer import Observer
+from sylva_ray.federation.stages.federated_round import epsilon_of
 from sylva_ray.models.export import ExportOptions, export_clients
 from sylva_ray.models.lora import LoraStack
 from sylva_ray.models.peft_format import load_adapter
 from sylva_ray.preparation.experiment import Prepared, create_worker, prepare
+from sylva_ray.preparation.resolve import resolve_config
 from sylva_ray.reports.console import create_console
 from sylva_ray.reports.terminal import closing_table
 from sylva_ray.storage.atomic import write_atomically
@@ -440,3 +442,10 @@ def test_a_run_without_attacks_says_nothing_of_robust_accuracy(tmp_path: Path) -
     console = create_console()
     table = closing_table(console, summary, folder.load_records())
     assert not any("robust" in str(column.header) for column in table.columns)
+
+
+def test_a_single_round_has_all_of_epsilon() -> None:
+    config = build(ExperimentConfig, TINY | {"attack": {"epsilon": "8/255"}})
+    resolved = resolve_config(config)
+    assert epsilon_of(resolved, 0.3, 1, 1) == 8 / 255
+    assert epsilon_of(resolved, 0.3, 1, 2) == 4 / 255

@@ -114,3 +114,24 @@ def test_what_is_not_the_models_is_ignored(convolutional: tuple[FunctionalStack,
         extra = stack.forward(start | {"teacher_head.bias": torch.zeros(2, 3)}, x, owner)
         assert torch.equal(extra, stack.forward(start, x, owner))
     assert not stack.trainable("teacher_head.bias")
+
+
+@pytest.mark.parametrize("name", ["ghostnet_050", "nest_tiny"])
+def test_models_whose_default_is_to_drop_do_not(name: str) -> None:
+    """Masks would come from torch's global generator: results would depend on what a process did before."""
+    backbone = create_backbone(BackboneSection(name=name), 3)
+    for module in backbone.modules():  # batches of two have no useful statistics
+        module.train(not isinstance(module, torch.nn.modules.batchnorm._BatchNorm))
+    x = torch.rand(2, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        first, second = backbone(x), backbone(x)
+    assert torch.equal(first, second)
+
+
+def test_constants_that_a_model_computes_do_not_travel() -> None:
+    backbone = create_backbone(BackboneSection(name="vit_micro"), 3)
+    backbone.model.register_buffer("mask", torch.zeros(5), persistent=False)
+    backbone.model.register_buffer("statistics", torch.zeros(5))
+    state = FunctionalStack(backbone).initial_state(torch.Generator())
+    assert "statistics" in state
+    assert "mask" not in state

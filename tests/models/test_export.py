@@ -14,11 +14,14 @@ import numpy as np
 import pytest
 import torch
 from huggingface_hub import ModelCard
+from PIL import Image
 
 import sylva_ray
 from sylva_ray.algorithms.registry import ALGORITHMS
 from sylva_ray.config.experiment import BackboneSection, ExperimentConfig
 from sylva_ray.core.errors import UserError
+from sylva_ray.data.datasets import _square
+from sylva_ray.data.images import decode_image
 from sylva_ray.models.backbone import backbone_arrays, create_backbone
 from sylva_ray.models.cohort import repeat_owner, to_parameters
 from sylva_ray.models.export import export_clients
@@ -247,3 +250,23 @@ def test_a_folder_holds_one_export(tmp_path: Path) -> None:
     export_clients(config, states, [1], tmp_path, ["a", "b"])
     with pytest.raises(UserError, match=r"has clients of another export \(client_000\)"):
         export_clients(config, states, [1], tmp_path, ["a", "c"])
+
+
+def _photo(kind: str) -> Image.Image:
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (48, 80, 3), dtype=np.uint8)
+    if kind == "16 bits":
+        return Image.fromarray(rng.integers(0, 65536, (48, 80), dtype=np.uint16))
+    if kind == "transparent":
+        return Image.fromarray(np.dstack([pixels, rng.integers(0, 256, (48, 80), dtype=np.uint8)]))
+    return Image.fromarray(pixels[:, :48] if kind == "large square" else pixels)
+
+
+@pytest.mark.parametrize("kind", ["landscape", "large square", "rotated", "transparent", "16 bits"])
+def test_the_script_reads_photos_as_training_did(kind: str, tmp_path: Path, script: Path) -> None:
+    image, exif = _photo(kind), Image.Exif()
+    exif[0x0112] = 6 if kind == "rotated" else 1
+    image.save(tmp_path / "photo.png", exif=exif)
+    pixels = runpy.run_path(str(script))["read"](tmp_path / "photo.png")
+    expected = np.asarray(_square(decode_image(tmp_path / "photo.png"), 32, "")).transpose(2, 0, 1)
+    np.testing.assert_array_equal((255 * pixels[0]).round().numpy(), expected)

@@ -22,7 +22,7 @@ from sylva_ray.federation.client.training import TrainSettings, TrainTask, train
 from sylva_ray.federation.context import ClientContext
 from sylva_ray.models.backbone import Backbone, create_backbone
 from sylva_ray.models.cohort import FunctionalStack, repeat_owner, to_arrays, to_parameters
-from sylva_ray.models.lora import LoraStack, adapter_layout, target_layers
+from sylva_ray.models.lora import LoraStack, adapter_layout, target_layers, trained_layers
 from sylva_ray.models.peft_format import load_adapter, save_adapter
 from sylva_ray.models.stacked_layers import LinearWithUpdates, OwnerLayout
 from sylva_ray.preparation.resolve import resolve_config
@@ -326,3 +326,12 @@ def test_an_updated_layer_has_no_second_derivative_rather_than_a_wrong_one() -> 
     (gradient,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         gradient.sum().backward()
+
+
+def test_norms_of_feature_maps_are_not_trained() -> None:
+    """They are subclasses of LayerNorm whose dimension of channels is another one."""
+    backbone = create_backbone(BackboneSection(name="convnext_atto"), 3)
+    section = LoraSection(target_modules=("mlp.fc1",), train_norms=True)
+    assert not [name for name in trained_layers(backbone, section) if "norm" in name]
+    ours = create_backbone(BackboneSection(name="vit_micro"), 3)
+    assert [name for name in trained_layers(ours, LoraSection(train_norms=True)) if "norm" in name]

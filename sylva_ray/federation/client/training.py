@@ -122,20 +122,21 @@ def run_epochs(
         after_epoch: called after every epoch; it may change ``params`` in place.
 
     Returns:
-        The mean loss of every client over the last epoch, ``[C] float64`` on the CPU.
+        The mean loss over the images of the last epoch of every client, ``[C] float64`` on the CPU.
     """
     first, training = next(iter(params.values())), settings.training
     batches = CohortBatches(data, streams, training.batch_size, training.augment, first.dtype, first.device)
     optimizer = StackedOptimizer(params, training, settings.lr, masks)
     losses = torch.zeros(len(first), dtype=torch.float64, device=first.device)
     for _ in range(settings.epochs):
-        total, steps = torch.zeros_like(losses), torch.zeros_like(losses)
+        total, images = torch.zeros_like(losses), torch.zeros_like(losses)
         for batch in batches.epoch():
             gradients, losses_C = step(params, batch)
             optimizer.step(gradients, batch.active)
-            total += losses_C  # on the device: reading a number would wait for all that was asked of it
-            steps += batch.active
-        losses = total / steps.clamp(min=1)
+            counts_C = batch.counts.to(losses)
+            total += losses_C * counts_C  # on the device: reading a number would wait for all that was asked of it
+            images += counts_C
+        losses = total / images.clamp(min=1)
         after_epoch()
     return losses.cpu()
 

@@ -61,11 +61,15 @@ def federated_rounds(config: ResolvedConfig) -> list[Stage]:
 def epsilon_of(config: ResolvedConfig, warmup: float, number: int, num_rounds: int) -> float:
     """Return the epsilon of a round, ramped from 0 over a fraction ``warmup`` of the rounds to avoid collapse.
 
+    A single round has all of it.
+
     >>> from types import SimpleNamespace
     >>> config = SimpleNamespace(attack=SimpleNamespace(epsilon=1.0))
     >>> [round(epsilon_of(config, 0.5, number, 4), 3) for number in (1, 2, 3, 4)]
     [0.333, 0.667, 1.0, 1.0]
     """
+    if num_rounds == 1:
+        return config.attack.epsilon
     ramp = math.ceil(warmup * num_rounds - 1e-9)  # 0.07 * 100 is a little more than 7
     return config.attack.epsilon * min(1.0, number / (ramp + 1))
 
