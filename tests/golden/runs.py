@@ -2,7 +2,7 @@
 
     python -m tests.golden.runs --out FILE.json [NAME ...]
 
-`tests/golden/digests.json` holds what was recorded before the code was moved into its present tree.
+`tests/golden/digests.json` holds what was recorded last, after a change that was meant to change results.
 
 A digest covers what a user can measure: the adapters' files, the clients' newest states, every record and the summary,
 without times, memory, versions and hardware. It belongs to one torch version and one processor: floating-point kernels
