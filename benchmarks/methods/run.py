@@ -99,16 +99,6 @@ def candidate(ledger: Ledger, method: str, regime: str, changes: Settings, out: 
     return Candidate(changes=changes, benign_balanced=benign, robust_balanced=robust, score=benign + robust)
 
 
-def check_splits(row: Settings, results: Path, job: Job) -> None:
-    """Refuse a run whose clients have other images than those of an earlier result of its regime and seed."""
-    for path in sorted((results / job.regime).glob(f"*-{job.seed}/{RESULT}")):
-        if json.loads(path.read_text())["label_matrix"] != row["label_matrix"]:
-            raise SystemExit(
-                f"{run_name(*job)}: the clients of {path.parent.name} have other images, those of another version of "
-                "sylva_ray; give another --results, or use that version"
-            )
-
-
 def fill(
     ledger: Ledger, jobs: Sequence[Job], scale: str | None, out: Path, results: Path, pool: ThreadPoolExecutor
 ) -> None:
@@ -130,7 +120,6 @@ def fill(
             row["dataset"] = config["dataset"]["name"]  # the summary has its absolute path
             row["hardware"] = {key: value for key, value in (row["hardware"] or {}).items() if key != "host"}
             row["records"] = trajectory(out / name)
-            check_splits(row, results, job)
             path.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(RunFolder(out / name).predictions_file, path.parent)
             path.write_text(json.dumps(row) + "\n")

@@ -43,7 +43,7 @@ class ApgdAttack(LinfOrL2Attack):
     def spec(self) -> AttackSpec:
         """See `Attack.spec`."""
         options = (("targets", float(self.targets)),) if self.loss == "targeted" else ()
-        return AttackSpec("apgd", self.epsilon, self.steps, 0.0, True, self.restarts, self.loss, self.norm, options)
+        return AttackSpec(self.name, self.epsilon, self.steps, 0.0, True, self.restarts, self.loss, self.norm, options)
 
     @classmethod
     def min_classes(cls, spec: AttackSpec) -> int:

@@ -36,7 +36,7 @@ class AutoAttack(LinfAttack):
 
     def spec(self) -> AttackSpec:
         """See `Attack.spec`."""
-        return AttackSpec("autoattack", self.epsilon, self.steps, 0.0, options=self.changed("steps"))
+        return AttackSpec(self.name, self.epsilon, self.steps, 0.0, options=self.changed("steps"))
 
     @classmethod
     def run(cls, state: AttackState, spec: AttackSpec, draws: ImageDraws) -> None:

@@ -28,7 +28,7 @@ class CwAttack(LinfAttack):
     def spec(self) -> AttackSpec:
         """See `Attack.spec`."""
         step_size = default_step_size(self.epsilon, self.steps)
-        return AttackSpec("cw", self.epsilon, self.steps, step_size, True, self.restarts, "margin")
+        return AttackSpec(self.name, self.epsilon, self.steps, step_size, True, self.restarts, "margin")
 
     @classmethod
     def run(cls, state: AttackState, spec: AttackSpec, draws: ImageDraws) -> None:

@@ -44,7 +44,7 @@ class DeepFoolAttack(Attack):
         """See `Attack.spec`."""
         epsilon = INFINITE if self.epsilon is None else self.epsilon
         options = self.changed("overshoot")
-        return AttackSpec("deepfool", epsilon, self.steps, 0.0, random_start=False, norm="l2", options=options)
+        return AttackSpec(self.name, epsilon, self.steps, 0.0, random_start=False, norm="l2", options=options)
 
     @classmethod
     def run(cls, state: AttackState, spec: AttackSpec, draws: ImageDraws) -> None:

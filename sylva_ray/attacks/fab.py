@@ -41,7 +41,7 @@ class FabAttack(LinfAttack):
     def spec(self) -> AttackSpec:
         """See `Attack.spec`."""
         options = (("targets", float(self.targets)),)
-        return AttackSpec("fab", self.epsilon, self.steps, 0.0, False, self.restarts, options=options)
+        return AttackSpec(self.name, self.epsilon, self.steps, 0.0, False, self.restarts, options=options)
 
     @classmethod
     def run(cls, state: AttackState, spec: AttackSpec, draws: ImageDraws) -> None:

@@ -25,7 +25,7 @@ class FgsmAttack(LinfAttack):
 
     def spec(self) -> AttackSpec:
         """See `Attack.spec`."""
-        return AttackSpec("fgsm", self.epsilon, 1, self.epsilon, random_start=False, loss=self.loss)
+        return AttackSpec(self.name, self.epsilon, 1, self.epsilon, random_start=False, loss=self.loss)
 
     @classmethod
     def run(cls, state: AttackState, spec: AttackSpec, draws: ImageDraws) -> None:

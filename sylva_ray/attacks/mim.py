@@ -33,7 +33,7 @@ class MimAttack(LinfOrL2Attack):
     def spec(self) -> AttackSpec:
         """See `Attack.spec`. As in the paper, the step size is epsilon / steps and there is no random start."""
         step_size, decay = self.epsilon / self.steps, ("decay", self.decay)
-        return AttackSpec("mim", self.epsilon, self.steps, step_size, False, norm=self.norm, options=(decay,))
+        return AttackSpec(self.name, self.epsilon, self.steps, step_size, False, norm=self.norm, options=(decay,))
 
     @classmethod
     def run(cls, state: AttackState, spec: AttackSpec, draws: ImageDraws) -> None:

@@ -27,7 +27,7 @@ class NoiseAttack(LinfOrL2Attack):
 
     def spec(self) -> AttackSpec:
         """See `Attack.spec`."""
-        return AttackSpec("noise", self.epsilon, self.tries, 0.0, norm=self.norm)
+        return AttackSpec(self.name, self.epsilon, self.tries, 0.0, norm=self.norm)
 
     @classmethod
     def run(cls, state: AttackState, spec: AttackSpec, draws: ImageDraws) -> None:

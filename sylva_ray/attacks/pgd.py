@@ -87,7 +87,7 @@ class PgdAttack(LinfOrL2Attack):
         if not self.random_start:
             options += (("fixed", 1.0),)
         return AttackSpec(
-            name="pgd",
+            name=self.name,
             epsilon=self.epsilon,
             steps=self.steps,
             step_size=step_size,

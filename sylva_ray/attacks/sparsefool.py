@@ -45,7 +45,7 @@ class SparseFoolAttack(Attack):
         """See `Attack.spec`."""
         epsilon = INFINITE if self.epsilon is None else self.epsilon
         options = self.changed("reach", "overshoot")
-        return AttackSpec("sparsefool", epsilon, self.steps, 0.0, random_start=False, norm="l0", options=options)
+        return AttackSpec(self.name, epsilon, self.steps, 0.0, random_start=False, norm="l0", options=options)
 
     @classmethod
     def run(cls, state: AttackState, spec: AttackSpec, draws: ImageDraws) -> None:

@@ -39,7 +39,7 @@ class SquareAttack(LinfAttack):
 
     def spec(self) -> AttackSpec:
         """See `Attack.spec`."""
-        return AttackSpec("square", self.epsilon, self.queries, 0.0, options=self.changed("p_init"))
+        return AttackSpec(self.name, self.epsilon, self.queries, 0.0, options=self.changed("p_init"))
 
     @classmethod
     def run(cls, state: AttackState, spec: AttackSpec, draws: ImageDraws) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 from pydantic import ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
@@ -99,6 +99,10 @@ class DatasetSection(Section):
         return column
 
 
+Leftovers: TypeAlias = Literal["random", "first"]
+"""See ``partition.leftovers``."""
+
+
 class PartitionSection(Section):
     """How images are distributed to clients, and the images of a client to its four splits.
 
@@ -124,6 +128,11 @@ class PartitionSection(Section):
         "own",
         description="class shares of a client's test images: own, those of its training images; equal, as many of "
         "every class that is among 100 images with own shares",
+    )
+    leftovers: Leftovers = Field(
+        "random",
+        description="which classes get the images that are left over when a split, or a subset of the data set, is "
+        "divided into whole numbers: drawn at random; or the first ones, in every client, as up to version 0.2",
     )
 
 

@@ -14,6 +14,7 @@ RUN_CONFIG = "config.yaml"
 DEFAULTS_OF_0_1: dict[str, RawConfig] = {
     "training": {"attention": {"float32": "fused", "bfloat16": "fused"}, "windows": Windows().model_dump()},
     "evaluation": {"precision": "float32"},
+    "partition": {"leftovers": "first"},  # 0.2, too
 }
 """Settings that run folders of version 0.1 do not contain, with the values of that version."""
 

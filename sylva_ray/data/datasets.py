@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from sylva_ray.config.experiment import DatasetSection
+from sylva_ray.config.experiment import DatasetSection, Leftovers
 from sylva_ray.core.errors import UserError
 from sylva_ray.core.locations import local_path
 from sylva_ray.core.own_code import entry_points_of
@@ -89,34 +89,35 @@ class FoundDataset:
     section: DatasetSection
     sources: Sources
 
-    def load(self, image_size: int, seed: int) -> Dataset:
+    def load(self, image_size: int, seed: int, leftovers: Leftovers = "random") -> Dataset:
         """Decode the images, or those of a class-balanced subset.
 
         Args:
-            image_size: side in pixels to resize to if the images are not all of one square size.
+            image_size: side in pixels to resize to if the images are not all of one square size, or larger.
             seed: seed of the subset.
+            leftovers: as in `PartitionSection`.
 
         Raises:
             UserError: an image cannot be read.
         """
-        chosen = self._chosen(seed)
+        chosen = self._chosen(seed, leftovers)
         images = _decoded(chosen, image_size, _may_be_square(self.section))
         train, test = (_split(part, source.labels[rows]) for part, (source, rows) in zip(images, chosen, strict=True))
         return Dataset(self.section.name, train, test, self.sources.class_names, self.sources.notices)
 
-    def labels(self, seed: int) -> Labels:
+    def labels(self, seed: int, leftovers: Leftovers = "random") -> Labels:
         """Return the labels of what `load` returns, without decoding an image."""
-        train, test = (source.labels[rows] for source, rows in self._chosen(seed))
+        train, test = (source.labels[rows] for source, rows in self._chosen(seed, leftovers))
         train, test = (labels[mixed_order(labels)] for labels in (train, test))
         return Labels(self.section.name, train, test, self.sources.class_names)
 
-    def _chosen(self, seed: int) -> list[tuple[Source, np.ndarray]]:
+    def _chosen(self, seed: int, leftovers: Leftovers) -> list[tuple[Source, np.ndarray]]:
         """Return the sources of the training half and the test half, and the rows of each."""
         section, train, test = self.section, self.sources.train, self.sources.test
-        train_rows = _subset(train.labels, section.max_train, seed, "train")
+        train_rows = _subset(train.labels, section.max_train, seed, "train", leftovers)
         if section.test_pool == "train":
-            return [(train, train_rows), (train, _held_out(train.labels, train_rows, section, seed))]
-        return [(train, train_rows), (test, _subset(test.labels, section.max_test, seed, "test"))]
+            return [(train, train_rows), (train, _held_out(train.labels, train_rows, section, seed, leftovers))]
+        return [(train, train_rows), (test, _subset(test.labels, section.max_test, seed, "test", leftovers))]
 
 
 def find_dataset(section: DatasetSection) -> FoundDataset:
@@ -128,13 +129,13 @@ def find_dataset(section: DatasetSection) -> FoundDataset:
     return FoundDataset(section, _sources(section))
 
 
-def load_dataset(section: DatasetSection, image_size: int, seed: int) -> Dataset:
+def load_dataset(section: DatasetSection, image_size: int, seed: int, leftovers: Leftovers = "random") -> Dataset:
     """Load a data set: `find_dataset`, then `FoundDataset.load`.
 
     Raises:
         UserError: the name is unknown, or the files are missing or cannot be read.
     """
-    return find_dataset(section).load(image_size, seed)
+    return find_dataset(section).load(image_size, seed, leftovers)
 
 
 @dataclass(frozen=True)
@@ -239,25 +240,27 @@ def _existing(name: str, path: str) -> Path:
     return root
 
 
-def _subset(labels: np.ndarray, limit: int | None, seed: int, purpose: str) -> np.ndarray:
+def _subset(labels: np.ndarray, limit: int | None, seed: int, purpose: str, leftovers: Leftovers) -> np.ndarray:
     """Return all rows, or a seeded, class-balanced choice of ``limit`` of them, sorted."""
     if limit is None or limit >= len(labels):
         return np.arange(len(labels))
     rng = numpy_generator(seed, f"subset/{purpose}")
     shuffled = rows_by_class(labels, rng)
-    # one row of each class in turn; which classes come first is random, since the last turn may not reach all
-    turn = rng.permutation(len(shuffled))
+    # one row of each class in turn; the last turn may not reach all classes
+    turn = rng.permutation(len(shuffled)) if leftovers == "random" else np.arange(len(shuffled))
     ranked = [(rank, turn[label], row) for label, rows in enumerate(shuffled) for rank, row in enumerate(rows[:limit])]
     return np.sort([row for _, _, row in sorted(ranked)[:limit]])
 
 
-def _held_out(labels: np.ndarray, taken: np.ndarray, section: DatasetSection, seed: int) -> np.ndarray:
+def _held_out(
+    labels: np.ndarray, taken: np.ndarray, section: DatasetSection, seed: int, leftovers: Leftovers
+) -> np.ndarray:
     """Return at most ``max_test`` of the training rows that are not ``taken``."""
     rest = np.setdiff1d(np.arange(len(labels)), taken)
     if not len(rest):
         fix = f"must leave some training images for dataset.test_pool=train; there are {len(labels):,}"
         raise UserError("dataset.max_train", section.max_train, fix)
-    held_out: np.ndarray = rest[_subset(labels[rest], section.max_test, seed, "held out")]
+    held_out: np.ndarray = rest[_subset(labels[rest], section.max_test, seed, "held out", leftovers)]
     return held_out
 
 

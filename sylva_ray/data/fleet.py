@@ -127,13 +127,17 @@ def divide(labels: Labels, section: PartitionSection, seed: int) -> tuple[Client
         rng = numpy_generator(seed, "splits", client)
         own = labels.train[indices]
         num_valid = min(max(2, round(section.valid_fraction * len(indices))), len(indices) - 1)
-        valid = stratified_choice(own, num_valid, rng)
-        selection = valid[stratified_choice(own[valid], num_valid // 2, rng)]
+        is_random = section.leftovers == "random"
+        valid = stratified_choice(own, num_valid, rng, is_random)
+        if is_random:
+            selection = valid[half_of_each_class(own[valid], rng)]
+        else:
+            selection = valid[stratified_choice(own[valid], num_valid // 2, rng, is_random)]
         guard = np.setdiff1d(valid, selection)
         train = np.setdiff1d(np.arange(len(indices)), valid)
         proportions = np.bincount(own, minlength=num_classes) / len(own)
         draw = draw_equally if section.test_shares == "equal" else draw_with_proportions
-        test = draw(labels.test, proportions, section.test_samples, rng)
+        test = draw(labels.test, proportions, section.test_samples, rng, is_random)
         if not len(test):
             wanted = ", ".join(labels.class_names[c] for c in np.flatnonzero(proportions))
             fix = (
@@ -144,42 +148,61 @@ def divide(labels: Labels, section: PartitionSection, seed: int) -> tuple[Client
     return tuple(clients)
 
 
-def stratified_choice(labels: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
+def stratified_choice(labels: np.ndarray, size: int, rng: np.random.Generator, is_random: bool = True) -> np.ndarray:
     """Choose images with about the class proportions of all of them.
 
     Args:
         labels: ``[n] int64``, the classes of the images.
         size: number of images to choose.
         rng: source of the random numbers.
+        is_random: as of `draw_with_proportions`.
 
     Returns:
         ``[size] int``, sorted indices.
     """
     proportions = np.bincount(labels) / len(labels)
-    return draw_with_proportions(labels, proportions, size, rng)
+    return draw_with_proportions(labels, proportions, size, rng, is_random)
+
+
+def half_of_each_class(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Choose half of the images of every class, rounded down; of half of the classes with an odd number one more.
+
+    Args:
+        labels: ``[n] int64``, the classes of the images.
+        rng: source of the random numbers. It draws which classes get one more, too.
+
+    Returns:
+        ``[n // 2] int``, sorted indices.
+    """
+    numbers = np.bincount(labels)
+    odd = rng.permutation(np.flatnonzero(numbers % 2))
+    counts = numbers // 2
+    counts[odd[: len(odd) // 2]] += 1
+    chosen = [rng.permutation(np.flatnonzero(labels == c))[:count] for c, count in enumerate(counts)]
+    return np.sort(np.concatenate(chosen))
 
 
 def draw_with_proportions(
-    labels: np.ndarray, proportions: np.ndarray, size: int, rng: np.random.Generator
+    labels: np.ndarray, proportions: np.ndarray, size: int, rng: np.random.Generator, is_random: bool = True
 ) -> np.ndarray:
     """Choose images without replacement, with given class proportions (rounded by the largest remainder).
 
-    Which of several classes of equal remainder gets an image more is drawn at random: otherwise it would be the first
-    ones in every client, and classes would be missing from small splits. Where a class has too few images, all of them
-    are chosen and the other classes make up for them.
+    Where a class has too few images, all of them are chosen and the other classes make up for them.
 
     Args:
         labels: ``[n] int64``, the classes of the images.
         proportions: ``[num_classes]``, of sum 1.
         size: number of images to choose.
         rng: source of the random numbers.
+        is_random: whether it is drawn which of several classes of equal remainder gets an image more. Otherwise it is
+            the first ones in every client, and classes are missing from small splits.
 
     Returns:
         Sorted indices: ``size`` of them, or all images of the classes in ``proportions`` if these are fewer.
     """
     available = np.bincount(labels, minlength=len(proportions))[: len(proportions)]
     counts = np.zeros(len(proportions), int)
-    order = rng.permutation(len(proportions))
+    order = rng.permutation(len(proportions)) if is_random else np.arange(len(proportions))
     open_classes = (proportions > 0) & (available > 0)
     while (missing := size - counts.sum()) > 0 and open_classes.any():
         weights = np.where(open_classes, proportions, 0.0)
@@ -191,18 +214,21 @@ def draw_with_proportions(
     return np.sort(np.concatenate(chosen)) if chosen else np.zeros(0, int)
 
 
-def draw_equally(labels: np.ndarray, proportions: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
+def draw_equally(
+    labels: np.ndarray, proportions: np.ndarray, size: int, rng: np.random.Generator, is_random: bool = True
+) -> np.ndarray:
     """Choose as many images of every class that is among `TYPICAL_IMAGES` images of `draw_with_proportions`.
 
     The arguments are those of that function. Returns ``size`` sorted indices, or fewer if one of the classes has fewer
     images than its share; the numbers of two classes differ by at most one.
     """
-    typical = labels[draw_with_proportions(labels, proportions, TYPICAL_IMAGES, rng)]
+    typical = labels[draw_with_proportions(labels, proportions, TYPICAL_IMAGES, rng, is_random)]
     is_chosen = np.bincount(typical, minlength=len(proportions)) > 0
     if not is_chosen.any():
         return np.zeros(0, int)
     smallest = np.bincount(labels, minlength=len(proportions))[: len(proportions)][is_chosen].min()
-    return draw_with_proportions(labels, is_chosen / is_chosen.sum(), min(size, smallest * is_chosen.sum()), rng)
+    size = min(size, smallest * is_chosen.sum())
+    return draw_with_proportions(labels, is_chosen / is_chosen.sum(), size, rng, is_random)
 
 
 def _take(split: Split, rows: np.ndarray) -> Split:

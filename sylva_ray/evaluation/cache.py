@@ -33,9 +33,10 @@ NEW_SETTINGS = {
     ("dataset", "label"): None,
     ("dataset", "image"): None,
     ("partition", "test_shares"): "own",
+    ("partition", "leftovers"): "first",
     ("lora", "train_norms"): False,
 }
-"""Settings that version 0.1 did not have, with their defaults; they are hashed where they have another value."""
+"""Settings that version 0.1 did not have, with its values; they are hashed where they have another one."""
 
 REVISED_NORMS = {"l2": "2"}
 """Norms of which attacks find more than in version 0.1, with the number of the revision, which is hashed."""

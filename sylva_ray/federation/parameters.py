@@ -142,8 +142,8 @@ class MethodParameters(Section):
         0.3,
         ge=0,
         le=1,
-        description="fraction of the rounds over which epsilon is ramped from 0; at 1 no round reaches it, the last "
-        "local epochs do",
+        description="fraction of the rounds over which epsilon is ramped from 0; at 1 none of several reaches it, the "
+        "last local epochs do",
     )
     final_local_epochs: int = Field(1, ge=0, description="from the merged state, at the end of phase 1")
     mixture: MixtureParameters = MixtureParameters(enabled=False)

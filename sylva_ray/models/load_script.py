@@ -62,10 +62,13 @@ def read(path):
 
     Larger images are scaled down to the size of the model as the images of its training were, with a filter.
     """
-    image = ImageOps.exif_transpose(Image.open(path))
-    if image.mode.startswith("I;16"):
+    opened = Image.open(path)
+    image = ImageOps.exif_transpose(opened)
+    if image.mode.startswith("I;16") or (image.mode == "I" and opened.format == "PPM"):
         levels = np.asarray(image).astype(np.uint32)
         image = Image.fromarray(((levels * 255 + 32767) // 65535).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise OSError(f"the range of the values of its mode {image.mode} is not known")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
@@ -132,7 +135,7 @@ def main():
     for path in given.images:
         try:
             pixels = read(path)
-        except OSError as error:
+        except (OSError, Image.DecompressionBombError) as error:
             parser.exit(2, f"load.py: cannot read {path!r} as an image: {error}\\n")
         with torch.no_grad():
             logits = model(preprocess(pixels))

@@ -98,7 +98,7 @@ def prepare(config: ExperimentConfig, folder: RunFolder | None = None, measure: 
         if isinstance(value, BackboneSection):
             check_available(value, f"algorithm.{key}")
     files = find_dataset(config.dataset)
-    labels = files.labels(config.seed)
+    labels = files.labels(config.seed, config.partition.leftovers)
     clients = divide(labels, config.partition, config.seed)
     num_classes = len(labels.class_names)
     if is_new:
@@ -119,7 +119,7 @@ def prepare(config: ExperimentConfig, folder: RunFolder | None = None, measure: 
         stage.check(model)
     states = initial_states(algorithm, model, resolved, num_classes, arrays)
     check_compression(config, states[0])
-    fleet = FleetData(files.load(facts.image_size, config.seed), clients)
+    fleet = FleetData(files.load(facts.image_size, config.seed, config.partition.leftovers), clients)
     try_model(model, states[0], fleet.dataset.image_size, config.backbone, config.lora, split_weights(arrays)[0])
     resolved = measure_choices(config, resolved, model, states, fleet.dataset.image_size, measure)
     if measure:
@@ -152,7 +152,8 @@ def load_fleet(config: ExperimentConfig, image_size: int) -> FleetData:
     Raises:
         UserError: the data cannot be read, or the division is impossible.
     """
-    return build_fleet(load_dataset(config.dataset, image_size, config.seed), config.partition, config.seed)
+    dataset = load_dataset(config.dataset, image_size, config.seed, config.partition.leftovers)
+    return build_fleet(dataset, config.partition, config.seed)
 
 
 def with_parameters(config: ExperimentConfig) -> ExperimentConfig:

@@ -180,6 +180,16 @@ def test_a_file_is_all_that_a_new_attack_needs(tmp_path: Path) -> None:
     assert result.stdout == "OneStepBack-eps4, one step back at epsilon 4/255\n"
 
 
+@pytest.mark.parametrize("name", sorted(ATTACKS))
+def test_an_attack_of_ones_own_may_inherit_from_another(name: str) -> None:
+    """It has a name of its own; otherwise the other one would be run in its place."""
+    parent = ATTACKS[name]
+    own = type("Mine", (parent,), {"__annotations__": {"name": str}, "__module__": __name__, "name": "my.module:Mine"})
+    needed = {key: 1 for key, field in parent.model_fields.items() if field.is_required() and key != "name"}
+    assert own(**needed).spec().name == "my.module:Mine"
+    assert parent(**needed).spec().name == name
+
+
 CODE_READER = """
 import sys
 from sylva_ray.config.attacks import parse_attack

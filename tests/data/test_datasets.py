@@ -346,8 +346,12 @@ def test_gtsrb_is_read_from_where_torchvision_keeps_it(tmp_path: Path, monkeypat
 
 def test_a_limit_that_is_no_multiple_of_the_classes_leaves_out_any_of_them() -> None:
     labels = np.repeat(np.arange(10), 20)
-    counts = np.array([np.bincount(labels[_subset(labels, 25, seed, "train")], minlength=10) for seed in range(200)])
+    counts = np.array(
+        [np.bincount(labels[_subset(labels, 25, seed, "train", "random")], minlength=10) for seed in range(200)]
+    )
     assert set(counts.ravel()) == {2, 3}
+    first = np.bincount(labels[_subset(labels, 25, 0, "train", "first")], minlength=10)
+    assert first.tolist() == [3] * 5 + [2] * 5, "as in version 0.2"
     assert np.all(np.abs((counts == 3).sum(0) - 100) < 4 * 50**0.5)
 
 

@@ -12,7 +12,8 @@ from sylva_ray.config.experiment import PartitionSection
 from sylva_ray.core.errors import UserError
 from sylva_ray.core.types import Split
 from sylva_ray.data.datasets import Dataset, Labels
-from sylva_ray.data.fleet import FleetData, build_fleet, divide, stratified_choice
+from sylva_ray.data.digest import _partition_digest
+from sylva_ray.data.fleet import FleetData, build_fleet, divide, half_of_each_class, stratified_choice
 
 
 def split(labels: np.ndarray) -> Split:
@@ -162,6 +163,17 @@ def test_pickling_keeps_the_images_out_of_band() -> None:
     assert np.array_equal(back.client(0).train.images, fleet.client(0).train.images)
 
 
+@pytest.mark.parametrize(("shares", "digest"), [("own", "00bddd8dc4ab2acf"), ("equal", "44d1e39411e03a21")])
+def test_splits_of_version_0_2_can_be_had(shares: Literal["own", "equal"], digest: str) -> None:
+    """The digests are those of that version."""
+    names = tuple(map(str, range(13)))
+    labels = Labels("toy", np.repeat(np.arange(13), 40), np.repeat(np.arange(13), 25), names)
+    section = PartitionSection(num_clients=5, test_shares=shares, test_samples=30, leftovers="first")
+    assert _partition_digest(divide(labels, section, 3)).startswith(digest)
+    new = divide(labels, section.model_copy(update={"leftovers": "random"}), 3)
+    assert not _partition_digest(new).startswith(digest)
+
+
 @pytest.mark.parametrize("shares", ["own", "equal"])
 def test_no_split_prefers_classes_by_their_number(shares: Literal["own", "equal"]) -> None:
     """Odd images of a class go to either half, and a test set that is too small for all classes has any of them."""
@@ -174,5 +186,12 @@ def test_no_split_prefers_classes_by_their_number(shares: Literal["own", "equal"
         error = 40 / 12**0.5 / len(drawn) ** 0.5
         assert abs(drawn.mean() - 19.5) < 4 * error, (kind, drawn.mean())
     rng = np.random.default_rng(0)
+    for labels_of_client in ([0, 1, 1, 1, 2], [0, 1, 1, 1, 2, 3], [0] + [1] * 7 + [2] * 20 + [3] * 3):
+        halves = np.array(labels_of_client)
+        chosen = [halves[half_of_each_class(halves, rng)] for _ in range(400)]
+        assert {len(half) for half in chosen} == {len(halves) // 2}
+        (odd,) = np.nonzero(np.bincount(halves) % 2)
+        singles = sum(int((half == 0).sum()) for half in chosen)  # the one image of class 0
+        assert abs(singles - 400 * (len(odd) // 2) / len(odd)) < 4 * 10
     counts = sum(np.bincount(stratified_choice(np.arange(10), 5, rng), minlength=10) for _ in range(400))
     assert np.all(np.abs(np.asarray(counts) - 200) < 4 * 10)

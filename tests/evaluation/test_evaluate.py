@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sylva_ray.config.attacks import check_labels, parse_attack
+from sylva_ray.config.attacks import parse_attack
 from sylva_ray.config.experiment import ExperimentConfig
 from sylva_ray.config.schema import build
 from sylva_ray.core.errors import UserError
 from sylva_ray.core.evaluation import AttackSettings
-from sylva_ray.core.types import AttackSpec
+from sylva_ray.core.own_code import importing_from
 from sylva_ray.evaluation.cache import MeasurementCache
 from sylva_ray.evaluation.plan import EvaluationRequest, suite
 from sylva_ray.evaluation.request import Extras, build_request
@@ -394,6 +394,7 @@ def test_a_measurement_has_the_name_that_earlier_versions_gave_it(tmp_path: Path
             TINY
             | {
                 "backbone": {"name": "vit_micro_patch8_32"},
+                "partition": TINY["partition"] | {"leftovers": "first"},
                 "lora": {"rank": 2, "target_modules": ["attn.qkv", "attn.proj"]},
             },
         )
@@ -417,13 +418,36 @@ def test_measurements_of_an_attack_that_finds_more_than_before_are_made_again(
     assert cache.load(task) is None
 
 
-def test_two_attacks_of_one_name_are_refused() -> None:
+MINE = """
+from sylva_ray.attacks.pgd import PgdAttack
+class Mine(PgdAttack):
+    name: str
+"""
+
+
+def test_two_attacks_of_one_name_are_refused(tmp_path: Path) -> None:
     config = build(ExperimentConfig, TINY)
+    for module in ("one_mine", "two_mine"):
+        (tmp_path / f"{module}.py").write_text(MINE)
 
     def requested(*attacks: str) -> EvaluationRequest:
         return build_request(config, attacks, None, None, Extras(), 3, 10)
 
     assert len(requested("pgd:steps=3", "pgd:steps=3", "pgd:steps=4").attacks) == 2
-    mine = [AttackSpec(f"{module}:Mine", 0.1, 1, 0.1) for module in ("a.one", "b.two")]
-    with pytest.raises(UserError, match=r"results of two attacks that differ \(a.one:Mine and b.two:Mine\)"):
-        check_labels(mine)
+    with (
+        importing_from([tmp_path]),
+        pytest.raises(UserError, match=r"results of two attacks that differ \(one_mine:Mine and two_mine:Mine\)"),
+    ):
+        requested("one_mine:Mine", "two_mine:Mine")
+
+
+def test_a_measurement_by_another_code_of_an_attack_is_not_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = resolve_config(build(ExperimentConfig, TINY))
+    task = EvaluateTask(2, (0,), {"w": np.ones((1, 3), np.float32)}, (parse_attack("pgd"),), 8)
+    cache = MeasurementCache(tmp_path, config)
+    cache.save(task, [EvaluateOutcome({"predictions/benign": np.zeros(8, int)}, {})])
+    assert cache.load(task) is not None
+    monkeypatch.setattr("sylva_ray.evaluation.cache._own_code", lambda _: "corrected")
+    assert cache.load(task) is None

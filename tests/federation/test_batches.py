@@ -98,12 +98,12 @@ def test_crops_move_pixels_and_flips_mirror_them() -> None:
 
 def test_the_loss_of_an_epoch_is_the_mean_over_its_images() -> None:
     """The last batch is shorter than the others."""
-    split = Split(np.zeros((33, 3, 8, 8), np.uint8), np.arange(33))
-    params = {"w": torch.zeros(1, 1, dtype=torch.float64)}
+    splits = [Split(np.zeros((n, 3, 8, 8), np.uint8), np.arange(n)) for n in (33, 5)]  # one is done before the other
+    params = {"w": torch.zeros(2, 1, dtype=torch.float64)}
 
     def step(_: ParameterStack, batch: Batch) -> ClientGradients:
-        return {"w": torch.zeros(1, 1, dtype=torch.float64)}, batch.mean_by_client(batch.y.double())
+        return {"w": torch.zeros(2, 1, dtype=torch.float64)}, batch.mean_by_client(batch.y.double())
 
-    settings = EpochSettings(TrainingSection(batch_size=32), 0.0, 1)
-    losses = run_epochs(params, step, [ClientData(*[split] * 4)], client_streams(0, "train", [0], 1), settings)
-    assert losses.tolist() == pytest.approx([16.0])
+    settings, data = EpochSettings(TrainingSection(batch_size=32), 0.0, 1), [ClientData(*[own] * 4) for own in splits]
+    losses = run_epochs(params, step, data, client_streams(0, "train", [0, 1], 1), settings)
+    assert losses.tolist() == pytest.approx([16.0, 2.0])

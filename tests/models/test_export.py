@@ -255,18 +255,19 @@ def test_a_folder_holds_one_export(tmp_path: Path) -> None:
 def _photo(kind: str) -> Image.Image:
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, (48, 80, 3), dtype=np.uint8)
-    if kind == "16 bits":
+    if kind.startswith("16 bits"):
         return Image.fromarray(rng.integers(0, 65536, (48, 80), dtype=np.uint16))
     if kind == "transparent":
         return Image.fromarray(np.dstack([pixels, rng.integers(0, 256, (48, 80), dtype=np.uint8)]))
     return Image.fromarray(pixels[:, :48] if kind == "large square" else pixels)
 
 
-@pytest.mark.parametrize("kind", ["landscape", "large square", "rotated", "transparent", "16 bits"])
+@pytest.mark.parametrize("kind", ["landscape", "large square", "rotated", "transparent", "16 bits", "16 bits, PGM"])
 def test_the_script_reads_photos_as_training_did(kind: str, tmp_path: Path, script: Path) -> None:
     image, exif = _photo(kind), Image.Exif()
     exif[0x0112] = 6 if kind == "rotated" else 1
-    image.save(tmp_path / "photo.png", exif=exif)
-    pixels = runpy.run_path(str(script))["read"](tmp_path / "photo.png")
-    expected = np.asarray(_square(decode_image(tmp_path / "photo.png"), 32, "")).transpose(2, 0, 1)
+    path = tmp_path / ("photo.pgm" if kind.endswith("PGM") else "photo.png")
+    image.save(path, exif=exif)
+    pixels = runpy.run_path(str(script))["read"](path)
+    expected = np.asarray(_square(decode_image(path), 32, "")).transpose(2, 0, 1)
     np.testing.assert_array_equal((255 * pixels[0]).round().numpy(), expected)

@@ -19,6 +19,7 @@ from sylva_ray.federation.context import Batch, ClientContext
 from sylva_ray.federation.method import Method
 from sylva_ray.federation.tasks import CohortTask
 from sylva_ray.models.cohort import client_gradients, to_arrays
+from sylva_ray.models.device_memory import to_device
 
 ClientGradients: TypeAlias = "tuple[dict[str, torch.Tensor], torch.Tensor]"
 """``(gradients {name: [C, ...]}, mean losses [C])`` of C clients."""
@@ -133,8 +134,10 @@ def run_epochs(
         for batch in batches.epoch():
             gradients, losses_C = step(params, batch)
             optimizer.step(gradients, batch.active)
-            counts_C = batch.counts.to(losses)
-            total += losses_C * counts_C  # on the device: reading a number would wait for all that was asked of it
+            counts_C = to_device(batch.counts, losses.device)
+            total += (
+                losses_C.double() * counts_C
+            )  # on the device: reading a number would wait for all that was asked of it
             images += counts_C
         losses = total / images.clamp(min=1)
         after_epoch()
