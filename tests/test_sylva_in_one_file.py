@@ -106,7 +106,13 @@ def config_of(checkpoint: Path) -> ExperimentConfig:
                 },
             },
             "dataset": {"name": "digits", "max_train": 150, "max_test": 60},
-            "partition": {"num_clients": 3, "min_samples": 30, "valid_fraction": 0.4, "test_samples": 12},
+            "partition": {
+                "num_clients": 3,
+                "min_samples": 30,
+                "valid_fraction": 0.4,
+                "test_samples": 12,
+                "leftovers": "first",  # the splits for which the constants above were found
+            },
             "backbone": BACKBONE | {"checkpoint": str(checkpoint)},
             "lora": {"rank": plain.RANK, "alpha": plain.ALPHA, "target_modules": plain.TARGETS},
             "attack": {"epsilon": plain.EPSILON, "steps": plain.STEPS},

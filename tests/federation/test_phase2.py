@@ -278,7 +278,7 @@ def test_gates_weigh_held_out_images(player: Phase2Client, monkeypatch: pytest.M
     )
     found = learned_gates(player, benign, replace(images, weights=weights))
     np.testing.assert_allclose(found, learned_gates(player, benign, alone), atol=2e-5)
-    assert np.abs(found - learned_gates(player, benign, images)).max() > 2e-4
+    assert np.abs(found - learned_gates(player, benign, images)).max() > 1e-4
 
 
 @pytest.mark.parametrize("weights", [np.zeros(4), np.array([1.0, np.nan, 1.0, 1.0]), np.ones(3)])

@@ -61,7 +61,7 @@ def test_a_finished_run_with_more_rounds_is_the_run_that_had_them_from_the_start
 
 def test_stages_after_the_last_round_do_not_take_its_checkpoint(tmp_path: Path) -> None:
     """A local epoch follows, and only the newest checkpoint is kept besides."""
-    overrides = ["algorithm.name=fedavg_at_ft", "cluster.keep_checkpoints=1"]
+    overrides = ["algorithm.name=fedavg_at_ft", "algorithm.epsilon_warmup=0", "cluster.keep_checkpoints=1"]
     extended = made(tmp_path / "extended", *overrides)
     assert len(RunFolder(extended).checkpoints.steps()) == 2
     sylva_ray.resume(extended, ["training.rounds=2"], show="nothing")
@@ -170,7 +170,7 @@ def test_nothing_is_deleted_for_other_data(tmp_path: Path) -> None:
 
 def test_a_repair_keeps_rounds_that_were_added(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a run that ended before its first new stage; its checkpoint has the settings of the shorter one."""
-    run = made(tmp_path / "run")
+    run = made(tmp_path / "run", "algorithm.epsilon_warmup=0")
     with monkeypatch.context() as patch:
         patch.setattr("sylva_ray.execution.run.run_experiment", lambda *_: exit())
         with pytest.raises(SystemExit):
