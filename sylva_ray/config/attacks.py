@@ -158,19 +158,14 @@ def _split(text: str) -> tuple[str, str]:
     return (f"{name}:{attribute}", settings) if is_own else (name, rest)
 
 
-def check_labels(specs: Sequence[AttackSpec], key: str = "--attack") -> None:
-    """Raise `UserError` if results of two attacks would have the same name.
-
-    Args:
-        specs: the attacks.
-        key: of the setting, for messages.
-    """
+def check_labels(specs: Sequence[AttackSpec]) -> None:
+    """Raise `UserError` if results of two attacks of the command line would have the same name."""
     labels = [spec.label for spec in specs]
     for spec in specs:
         if labels.count(spec.label) > 1:
             names = " and ".join(dict.fromkeys(other.name for other in specs if other.label == spec.label))
             fix = f"is the name of the results of two attacks that differ ({names}); leave one of them out"
-            raise UserError(key, spec.label, fix)
+            raise UserError("--attack", spec.label, fix)
 
 
 def check_classes(specs: Sequence[AttackSpec], num_classes: int, key: str = "attack") -> None:

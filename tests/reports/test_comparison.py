@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from sylva_ray.config.attacks import parse_attack
 from sylva_ray.config.experiment import ExperimentConfig
 from sylva_ray.config.schema import build, parse_value
 from sylva_ray.core.errors import UserError
+from sylva_ray.core.own_code import importing_from
 from sylva_ray.core.summary import Spread
 from sylva_ray.reports.compare import compare, markdown
 from sylva_ray.reports.compare.rows import Row, short_key, short_value
@@ -460,6 +462,16 @@ def test_answers_alone_and_other_norms_are_weaker(attacks: tuple[str, ...], stro
     assert strongest_attack(rows) == parse_attack(strongest).label
     backwards = compare([summary(attacks=tuple(spec.label for spec in reversed(specs)), config=described)])
     assert strongest_attack(backwards) == parse_attack(strongest).label
+
+
+def test_an_attack_of_ones_own_says_itself_whether_it_follows_gradients(tmp_path: Path) -> None:
+    code = "from sylva_ray.attacks.noise import NoiseAttack\n\n\nclass Blind(NoiseAttack):\n    name: str\n"
+    (tmp_path / "blind_attack.py").write_text(code)
+    own = {"name": "blind_attack:Blind", "tries": 1000, "epsilon": "16/255"}
+    with importing_from([tmp_path]):
+        described = config(evaluation={"attacks": [own, {"name": "pgd"}]})
+        rows = compare([summary(attacks=("Blind1000-eps16", "pgd20-eps8"), config=described)])
+        assert strongest_attack(rows) == "pgd20-eps8"
 
 
 def settings_of(text: str) -> dict[str, object]:

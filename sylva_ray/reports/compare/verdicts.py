@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 
 from sylva_ray.attacks.autoattack import AutoAttack
-from sylva_ray.attacks.base import epsilon_text
-from sylva_ray.attacks.registry import ATTACKS, attack_title
+from sylva_ray.attacks.base import Attack, epsilon_text
+from sylva_ray.attacks.registry import attack_title, find_attack
+from sylva_ray.core.errors import UserError
 from sylva_ray.core.types import ATTACKS_WITHOUT_STEPS, AttackSpec
 from sylva_ray.metrics.pareto import dominators
 from sylva_ray.metrics.seeds import SeedMean
@@ -77,10 +79,12 @@ def _strength(spec: AttackSpec | None) -> tuple[bool, int, float, float]:
     """Return the key of the order of `strongest_attack`; an attack without a budget is as weak as an undefined one."""
     if spec is None or math.isinf(spec.epsilon):
         return False, -1, 0.0, 0.0
-    attack = ATTACKS.get(spec.name)
+    attack: type[Attack] | None = None
+    with suppress(UserError):  # of a run whose own code is not imported here
+        attack = find_attack(spec.name)
     follows_gradients = attack is None or not attack.black_box
     steps: float = 1 if spec.name in ATTACKS_WITHOUT_STEPS else spec.steps
-    if attack is AutoAttack:
+    if attack is not None and issubclass(attack, AutoAttack):
         steps = math.inf
     return follows_gradients, WEAKEST_NORM_FIRST.index(spec.norm), float(epsilon_text(spec)), steps * spec.restarts
 
