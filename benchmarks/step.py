@@ -19,7 +19,8 @@ from collections.abc import Callable
 import torch
 
 from sylva_ray.attacks.losses import cross_entropy
-from sylva_ray.config.experiment import DEFAULT_BACKBONE, AttentionKernels, BackboneSection, LoraSection
+from sylva_ray.config.experiment import DEFAULT_BACKBONE, BackboneSection, LoraSection
+from sylva_ray.config.training import AttentionKernels
 from sylva_ray.core.seeding import generator
 from sylva_ray.core.types import stack_states
 from sylva_ray.models.backbone import create_backbone

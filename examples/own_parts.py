@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from sylva_ray.config.experiment import PartitionSection
+from sylva_ray.config.data import PartitionSection
 
 SIDE, CLASSES = 32, 4
 

@@ -22,7 +22,8 @@ from timm.data.config import resolve_model_data_config
 from torch import nn
 from torchvision.transforms import Normalize
 
-from sylva_ray.config.experiment import BackboneSection, DatasetSection, PartitionSection
+from sylva_ray.config.data import DatasetSection, PartitionSection
+from sylva_ray.config.experiment import BackboneSection
 from sylva_ray.core.seeding import ImageDraws, generator, image_keys
 from sylva_ray.core.types import ClientData, Split
 from sylva_ray.data.datasets import load_dataset

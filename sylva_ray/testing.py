@@ -26,7 +26,8 @@ import torch
 
 from sylva_ray.aggregation.robust import combination
 from sylva_ray.attacks.registry import attack_stack, find_attack
-from sylva_ray.config.experiment import DatasetSection, ExperimentConfig, PartitionSection
+from sylva_ray.config.data import DatasetSection, PartitionSection
+from sylva_ray.config.experiment import ExperimentConfig
 from sylva_ray.config.schema import build
 from sylva_ray.core.own_code import importing_from
 from sylva_ray.core.seeding import ImageDraws, numpy_generator

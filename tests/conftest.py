@@ -15,9 +15,10 @@ import hypothesis
 import pytest
 import torch
 
-from sylva_ray.config.experiment import AttentionKernels, ExperimentConfig, Windows
+from sylva_ray.config.experiment import ExperimentConfig
 from sylva_ray.config.resolved import ResolvedConfig
 from sylva_ray.config.schema import build
+from sylva_ray.config.training import AttentionKernels, Windows
 from sylva_ray.models.compute_choice import ComputeChoice
 from sylva_ray.preparation.memory import plan_windows
 

@@ -21,7 +21,8 @@ from sylva_ray.algorithms.registry import create_algorithm
 from sylva_ray.attacks.base import LinfAttack
 from sylva_ray.attacks.losses import cross_entropy
 from sylva_ray.attacks.state import AttackState
-from sylva_ray.config.experiment import AlgorithmSection, DatasetSection
+from sylva_ray.config.data import DatasetSection
+from sylva_ray.config.experiment import AlgorithmSection
 from sylva_ray.core.errors import UserError
 from sylva_ray.core.seeding import ImageDraws
 from sylva_ray.core.types import AttackSpec

@@ -42,7 +42,7 @@ from typing import Any
 import numpy as np
 import psutil
 
-from sylva_ray.config.experiment import DatasetSection
+from sylva_ray.config.data import DatasetSection
 from sylva_ray.data.datasets import load_dataset
 from sylva_ray.models.shipped import SHIPPED
 

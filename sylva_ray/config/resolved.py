@@ -8,13 +8,8 @@ from __future__ import annotations
 
 from typing import Literal
 
-from sylva_ray.config.experiment import (
-    AttentionKernels,
-    EvaluationSection,
-    ExperimentConfig,
-    TrainingSection,
-    Windows,
-)
+from sylva_ray.config.experiment import EvaluationSection, ExperimentConfig
+from sylva_ray.config.training import AttentionKernels, TrainingSection, Windows
 from sylva_ray.core.sections import Count
 
 

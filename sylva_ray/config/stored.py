@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from sylva_ray.config.experiment import ExperimentConfig, Windows
+from sylva_ray.config.experiment import ExperimentConfig
 from sylva_ray.config.schema import RawConfig, build, read_overridden
+from sylva_ray.config.training import Windows
 
 RUN_CONFIG = "config.yaml"
 """File name of the resolved configuration in a run folder."""

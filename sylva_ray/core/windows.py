@@ -26,7 +26,7 @@ from sylva_ray.core.failures import is_out_of_memory, release_memory
 from sylva_ray.core.lazy import torch
 
 Pass = Literal["train", "attack", "evaluate", "forward", "walk"]
-"""A kind of forward pass, see `sylva_ray.config.experiment.Windows`."""
+"""A kind of forward pass, see `sylva_ray.config.training.Windows`."""
 
 UNLIMITED = 2**62
 """Images of a window without a limit."""

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from sylva_ray.config.experiment import DatasetSection, Leftovers
+from sylva_ray.config.data import DatasetSection, Leftovers
 from sylva_ray.core.errors import UserError
 from sylva_ray.core.locations import local_path
 from sylva_ray.core.own_code import entry_points_of

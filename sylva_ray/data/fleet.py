@@ -13,7 +13,7 @@ from functools import cached_property
 
 import numpy as np
 
-from sylva_ray.config.experiment import PartitionSection
+from sylva_ray.config.data import PartitionSection
 from sylva_ray.core.errors import UserError
 from sylva_ray.core.seeding import numpy_generator
 from sylva_ray.core.types import ClientData, Split

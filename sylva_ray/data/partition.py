@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from sylva_ray.config.experiment import PartitionSection
+from sylva_ray.config.data import PartitionSection
 from sylva_ray.core.errors import UserError, reason_of
 from sylva_ray.core.own_code import load_attribute
 from sylva_ray.core.seeding import numpy_generator

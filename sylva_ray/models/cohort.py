@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from sylva_ray.config.experiment import AttentionKernels
+from sylva_ray.config.training import AttentionKernels
 from sylva_ray.core.lazy import torch
 from sylva_ray.core.types import ClientState, ParameterStack
 from sylva_ray.core.windows import WindowLimits

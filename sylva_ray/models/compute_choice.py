@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
-from sylva_ray.config.experiment import AttentionKernels
+from sylva_ray.config.training import AttentionKernels
 from sylva_ray.core.failures import is_out_of_memory
 from sylva_ray.core.lazy import torch
 from sylva_ray.core.precision import torch_dtype

@@ -8,7 +8,7 @@ import time
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from sylva_ray.config.experiment import AttentionKernels
+from sylva_ray.config.training import AttentionKernels
 from sylva_ray.core.types import ClientState, stack_states
 from sylva_ray.models.cohort import CohortModel, repeat_owner, to_parameters
 

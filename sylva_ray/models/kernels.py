@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from typing import Literal
 
-from sylva_ray.config.experiment import AttentionKernels
+from sylva_ray.config.training import AttentionKernels
 from sylva_ray.core.lazy import torch
 
 Kernel = Literal["fused", "plain"]

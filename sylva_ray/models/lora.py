@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from sylva_ray.config.experiment import ALL_LINEAR, AttentionKernels, LoraSection
+from sylva_ray.config.experiment import ALL_LINEAR, LoraSection
+from sylva_ray.config.training import AttentionKernels
 from sylva_ray.core.errors import UserError
 from sylva_ray.core.types import ParameterStack
 from sylva_ray.core.windows import WindowLimits

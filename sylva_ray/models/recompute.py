@@ -15,7 +15,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch.autograd.function import once_differentiable
 
-from sylva_ray.config.experiment import AttentionKernels
+from sylva_ray.config.training import AttentionKernels
 from sylva_ray.core.failures import is_out_of_memory, release_memory
 from sylva_ray.core.types import ParameterStack
 from sylva_ray.core.windows import Pass, Window, WindowLimits, in_windows, joined, split_windows

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sylva_ray.config.experiment import AttentionKernels
+from sylva_ray.config.training import AttentionKernels
 from sylva_ray.core.failures import is_out_of_memory, release_memory
 from sylva_ray.core.lazy import torch
 from sylva_ray.core.types import ParameterStack

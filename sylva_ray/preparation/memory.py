@@ -14,8 +14,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from sylva_ray.config.experiment import ExperimentConfig, Windows
+from sylva_ray.config.experiment import ExperimentConfig
 from sylva_ray.config.resolved import ResolvedConfig
+from sylva_ray.config.training import Windows
 from sylva_ray.core.bounds import MAX_COUNT
 from sylva_ray.core.errors import UserError, reason_of
 from sylva_ray.core.failures import is_out_of_memory

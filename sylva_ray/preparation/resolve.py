@@ -12,8 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from sylva_ray.config.experiment import AttentionKernels, ExperimentConfig, Windows
+from sylva_ray.config.experiment import ExperimentConfig
 from sylva_ray.config.resolved import ResolvedConfig, ResolvedEvaluation, ResolvedTraining
+from sylva_ray.config.training import AttentionKernels, Windows
 from sylva_ray.core.errors import UserError
 from sylva_ray.core.gpu import driver_version
 from sylva_ray.core.lazy import torch

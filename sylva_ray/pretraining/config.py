@@ -8,8 +8,10 @@ from typing import Literal
 
 from pydantic import Field
 
-from sylva_ray.config.experiment import AttackSection, BackboneSection, DatasetSection
+from sylva_ray.config.data import DatasetSection
+from sylva_ray.config.experiment import BackboneSection
 from sylva_ray.config.schema import build, read_overridden
+from sylva_ray.config.training import AttackSection
 from sylva_ray.core.bounds import MAX_COUNT
 from sylva_ray.core.errors import UserError
 from sylva_ray.core.sections import Count, Section, Seed

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from sylva_ray.config.experiment import AttentionKernels
+from sylva_ray.config.training import AttentionKernels
 from sylva_ray.core.seeding import generator
 from sylva_ray.data.datasets import Dataset
 from sylva_ray.models.backbone import create_backbone

@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from sylva_ray.attacks.pgd import pgd
-from sylva_ray.config.experiment import AttentionKernels
+from sylva_ray.config.training import AttentionKernels
 from sylva_ray.core.errors import RepeatedError, UserError
 from sylva_ray.core.inputs import Inputs
 from sylva_ray.core.seeding import ImageDraws, generator, image_keys

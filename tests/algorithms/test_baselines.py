@@ -14,7 +14,7 @@ import torch.nn.functional as F
 
 from sylva_ray.algorithms.adversarial import craft_ce, craft_kl, mart, trades
 from sylva_ray.attacks.losses import boosted_cross_entropy, cross_entropy, kl_divergence
-from sylva_ray.config.experiment import TrainingSection
+from sylva_ray.config.training import TrainingSection
 from sylva_ray.core.errors import UserError
 from sylva_ray.core.types import AttackSpec, ParameterStack
 from sylva_ray.federation.client.optim import StackedOptimizer

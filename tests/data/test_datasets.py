@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from sylva_ray.config.experiment import DatasetSection
+from sylva_ray.config.data import DatasetSection
 from sylva_ray.core.errors import UserError
 from sylva_ray.data.datasets import Dataset, _decoded, _subset, load_dataset
 from sylva_ray.data.own import _pairs

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sylva_ray.config.experiment import DatasetSection, PartitionSection
+from sylva_ray.config.data import DatasetSection, PartitionSection
 from sylva_ray.core.types import Split
 from sylva_ray.data.datasets import Dataset, load_dataset
 from sylva_ray.data.digest import DataDigest, data_digest

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from sylva_ray.config.experiment import PartitionSection
+from sylva_ray.config.data import PartitionSection
 from sylva_ray.core.errors import UserError
 from sylva_ray.core.types import Split
 from sylva_ray.data.datasets import Dataset, Labels

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sylva_ray.config.experiment import DatasetSection
+from sylva_ray.config.data import DatasetSection
 from sylva_ray.core.errors import UserError
 from sylva_ray.data.datasets import Dataset, find_dataset, load_dataset
 

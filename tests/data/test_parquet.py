@@ -17,7 +17,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from sylva_ray.config.experiment import DatasetSection, ExperimentConfig
+from sylva_ray.config.data import DatasetSection
+from sylva_ray.config.experiment import ExperimentConfig
 from sylva_ray.config.schema import build
 from sylva_ray.core.errors import UserError
 from sylva_ray.data.datasets import Dataset, load_dataset, measure_dataset

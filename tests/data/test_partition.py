@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sylva_ray.config.experiment import PartitionSection
+from sylva_ray.config.data import PartitionSection
 from sylva_ray.core.errors import UserError
 from sylva_ray.data.partition import largest_remainder, partition_labels
 

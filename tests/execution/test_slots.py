@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from sylva_ray.config.experiment import ExperimentConfig, Windows
+from sylva_ray.config.experiment import ExperimentConfig
 from sylva_ray.config.schema import build
+from sylva_ray.config.training import Windows
 from sylva_ray.core.errors import DeviceError, OutOfMemoryError, RunError
 from sylva_ray.federation.client.training import TrainSettings, TrainTask
 from sylva_ray.preparation.resolve import resolve_config

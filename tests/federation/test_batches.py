@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from sylva_ray.config.experiment import TrainingSection
+from sylva_ray.config.training import TrainingSection
 from sylva_ray.core.seeding import ImageDraws
 from sylva_ray.core.types import ClientData, ParameterStack, Split
 from sylva_ray.data.augment import augmented

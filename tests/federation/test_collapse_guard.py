@@ -12,9 +12,10 @@ import torch
 from sylva_ray.algorithms.adversarial import AdversarialTraining
 from sylva_ray.algorithms.undefended import Undefended
 from sylva_ray.attacks.pgd import pgd
-from sylva_ray.config.experiment import AttackSection, ExperimentConfig
+from sylva_ray.config.experiment import ExperimentConfig
 from sylva_ray.config.resolved import ResolvedConfig
 from sylva_ray.config.schema import build
+from sylva_ray.config.training import AttackSection
 from sylva_ray.core.timing import Stopwatch
 from sylva_ray.core.types import AttackSpec, ClientData, ParameterStack, Split
 from sylva_ray.federation.client.batches import split_draws

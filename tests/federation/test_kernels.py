@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from benchmarks.kernels import KernelCounter, step_counts
-from sylva_ray.config.experiment import ExperimentConfig, TrainingSection
+from sylva_ray.config.experiment import ExperimentConfig
 from sylva_ray.config.schema import build
+from sylva_ray.config.training import TrainingSection
 from sylva_ray.federation.client.optim import StackedOptimizer
 
 METHODS: list[Mapping[str, Any]] = [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sylva_ray.config.experiment import TrainingSection
+from sylva_ray.config.training import TrainingSection
 from sylva_ray.core.types import ParameterStack
 from sylva_ray.federation.client.optim import StackedOptimizer, clip_per_client
 

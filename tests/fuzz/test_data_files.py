@@ -20,7 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from sylva_ray.config.experiment import DatasetSection
+from sylva_ray.config.data import DatasetSection
 from sylva_ray.config.schema import build
 from sylva_ray.core.errors import UserError
 from sylva_ray.data.datasets import Dataset, load_dataset

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from sylva_ray.config.experiment import AttentionKernels, BackboneSection, ExperimentConfig, LoraSection
+from sylva_ray.config.experiment import BackboneSection, ExperimentConfig, LoraSection
 from sylva_ray.config.schema import build
 from sylva_ray.config.stored import load_run_config
+from sylva_ray.config.training import AttentionKernels
 from sylva_ray.core.errors import UserError
 from sylva_ray.core.seeding import generator
 from sylva_ray.core.types import stack_states

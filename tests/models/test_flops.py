@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from sylva_ray.config.experiment import AttentionKernels, BackboneSection, LoraSection
+from sylva_ray.config.experiment import BackboneSection, LoraSection
+from sylva_ray.config.training import AttentionKernels
 from sylva_ray.core.seeding import generator
 from sylva_ray.models.backbone import create_backbone
 from sylva_ray.models.flops import count_flops

@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from sylva_ray.attacks.losses import cross_entropy
-from sylva_ray.config.experiment import AttentionKernels, BackboneSection, ExperimentConfig, LoraSection
+from sylva_ray.config.experiment import BackboneSection, ExperimentConfig, LoraSection
+from sylva_ray.config.training import AttentionKernels
 from sylva_ray.core.precision import at_precision
 from sylva_ray.core.seeding import generator
 from sylva_ray.core.types import ParameterStack, stack_states

@@ -10,7 +10,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from sylva_ray.attacks.pgd import PgdAttack
 from sylva_ray.attacks.registry import attack_stack
-from sylva_ray.config.experiment import AttentionKernels, BackboneSection, DatasetSection, LoraSection
+from sylva_ray.config.data import DatasetSection
+from sylva_ray.config.experiment import BackboneSection, LoraSection
+from sylva_ray.config.training import AttentionKernels
 from sylva_ray.core.seeding import ImageDraws, generator, image_keys
 from sylva_ray.core.types import ClientImages, stack_states
 from sylva_ray.data.datasets import load_dataset

@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from sylva_ray.algorithms.registry import create_algorithm
-from sylva_ray.config.experiment import AlgorithmSection, ExperimentConfig, Windows
+from sylva_ray.config.experiment import AlgorithmSection, ExperimentConfig
 from sylva_ray.config.resolved import ResolvedConfig
 from sylva_ray.config.schema import build
+from sylva_ray.config.training import Windows
 from sylva_ray.core.errors import UserError
 from sylva_ray.federation.client.worker import build_model
 from sylva_ray.models.memory import LiveBytes, PassCost, measure_pass, peak_bytes

@@ -10,10 +10,11 @@ import torch
 import yaml
 from pydantic import BaseModel
 
-from sylva_ray.config.experiment import AttentionKernels, ExperimentConfig
+from sylva_ray.config.experiment import ExperimentConfig
 from sylva_ray.config.resolved import ResolvedConfig
 from sylva_ray.config.schema import build
 from sylva_ray.config.stored import CHOICES
+from sylva_ray.config.training import AttentionKernels
 from sylva_ray.core.errors import UserError
 from sylva_ray.preparation.assumptions import assumptions
 from sylva_ray.preparation.resolve import resolve_cohort_size, resolve_config, resolve_trial, resolve_trial_device

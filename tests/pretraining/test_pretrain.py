@@ -11,8 +11,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from sylva_ray.config.experiment import AttentionKernels, BackboneSection, DatasetSection
+from sylva_ray.config.data import DatasetSection
+from sylva_ray.config.experiment import BackboneSection
 from sylva_ray.config.schema import build
+from sylva_ray.config.training import AttentionKernels
 from sylva_ray.core.errors import RunError, UserError
 from sylva_ray.core.seeding import generator
 from sylva_ray.data.datasets import load_dataset
@@ -260,7 +262,7 @@ def test_a_shipped_checkpoint_has_the_accuracy_of_its_card(name: str, tiny_image
 def tiny_imagenet() -> DatasetSection:
     from pathlib import Path
 
-    from sylva_ray.config.experiment import DatasetSection
+    from sylva_ray.config.data import DatasetSection
 
     folder = Path(__file__).parents[2] / "../shared/data/tiny-imagenet-32"
     if not folder.is_dir():

@@ -13,14 +13,10 @@ from typing import Any
 import numpy as np
 
 from sylva_ray.attacks.pgd import PgdAttack
-from sylva_ray.config.experiment import (
-    AlgorithmSection,
-    EvaluationSection,
-    ExperimentConfig,
-    PartitionSection,
-    TrainingSection,
-)
+from sylva_ray.config.data import PartitionSection
+from sylva_ray.config.experiment import AlgorithmSection, EvaluationSection, ExperimentConfig
 from sylva_ray.config.tracking import TrackingSection
+from sylva_ray.config.training import TrainingSection
 from sylva_ray.core.records import StageRecord
 from sylva_ray.storage.run_folder import RunFolder
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from sylva_ray.config.experiment import AttentionKernels, load_config
+from sylva_ray.config.experiment import load_config
+from sylva_ray.config.training import AttentionKernels
 from sylva_ray.models.compute_choice import ComputeChoice
 from sylva_ray.sweeps.folder import SweepFolder
 from sylva_ray.sweeps.ray_tune import choose_compute

@@ -12,7 +12,7 @@ import yaml
 from typer.testing import CliRunner
 
 from sylva_ray.cli import app
-from sylva_ray.config.experiment import AttentionKernels
+from sylva_ray.config.training import AttentionKernels
 from sylva_ray.core.errors import UserError
 from sylva_ray.sweeps.folder import SweepFolder
 from sylva_ray.sweeps.output import write_results

@@ -18,7 +18,7 @@ from ray.actor import ActorHandle
 from ray.exceptions import ActorUnavailableError, NodeDiedError, RayActorError, RayError
 from ray.exceptions import OutOfMemoryError as RayOutOfMemoryError
 
-from sylva_ray.config.experiment import Windows
+from sylva_ray.config.training import Windows
 from sylva_ray.core.errors import DeviceError, OutOfMemoryError
 from sylva_ray.execution.ray.client_actor import Progress
 from sylva_ray.execution.ray.session import live_nodes

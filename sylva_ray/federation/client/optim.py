@@ -14,7 +14,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from sylva_ray.config.experiment import TrainingSection
+from sylva_ray.config.training import TrainingSection
 from sylva_ray.core.lazy import torch, without_gradients
 from sylva_ray.core.types import ParameterStack
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar, TypeAlias
 
-from sylva_ray.config.experiment import TrainingSection
 from sylva_ray.config.resolved import ResolvedConfig
+from sylva_ray.config.training import TrainingSection
 from sylva_ray.core.lazy import torch
 from sylva_ray.core.types import AttackSpec, ClientData, ClientState, ParameterStack, Split, unstack_states
 from sylva_ray.federation.client.batches import ClientStream, CohortBatches, client_streams, split_draws

@@ -95,7 +95,7 @@ class CohortResult(Generic[OutcomeT]):
         peak_memory_bytes: the highest resident memory of the worker's process so far.
         gpu: the worker's GPU, its driver and CUDA; None on a CPU.
         peak_gpu_memory_bytes: the most that its tensors used of its GPU so far; 0 on a CPU.
-        windows: images in one pass, by the names of `sylva_ray.config.experiment.Windows`; fewer than planned where the
+        windows: images in one pass, by the names of `sylva_ray.config.training.Windows`; fewer than planned where the
             memory was too small.
     """
 
