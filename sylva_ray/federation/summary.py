@@ -86,19 +86,9 @@ def summarise(
     majority = [fleet.client(c).majority_share for c in range(fleet.num_clients)]
     final = records[-1].evaluation
     assert final is not None, "the last stage is evaluated"
-    main = config.evaluation.specs[0].label if config.evaluation.attacks else None
-    one_class = final["benign"].one_class or [0.0] * fleet.num_clients
-    collapsed = [False] * fleet.num_clients  # without an attack nothing is said
-    if main is not None:
-        collapsed = [
-            is_collapsed(robust, share, bool(single)) and client not in attackers
-            for client, (robust, share, single) in enumerate(
-                zip(final[main].accuracy, majority, one_class, strict=True)
-            )
-        ]
     honest = [client for client in range(fleet.num_clients) if client not in attackers]
-    flags = None if main is None else collapsed
-    checks = _checks(final, flags, fleet, attackers, honest) if config.evaluation.checks else []
+    collapsed = _collapsed(config, final, majority, attackers)
+    checks = _checks(final, collapsed, fleet, attackers, honest) if config.evaluation.checks else []
     return Summary(
         name=config.name,
         algorithm=config.algorithm.name,
@@ -119,7 +109,7 @@ def summarise(
                 guard=len(data.guard),
                 test=len(data.test),
                 majority_share=majority[client],
-                collapsed=collapsed[client],
+                collapsed=bool(collapsed and collapsed[client]),
                 byzantine=client in attackers,
             )
             for client, data in enumerate(fleet.clients)
@@ -229,6 +219,23 @@ def run_seconds(records: Sequence[StageRecord], costs: RunCosts) -> RunSeconds:
         **{activity: work.pop(activity, 0.0) for activity in ("train", "attack", "mixture", "game", "evaluate")},
         other=sum(work.values()),
     )
+
+
+def _collapsed(
+    config: ResolvedConfig,
+    final: Mapping[str, ClientAccuracies],
+    majority: Sequence[float],
+    attackers: Sequence[int],
+) -> list[bool] | None:
+    """Return which clients collapsed under the first attack; None without an attack, where nothing can be said."""
+    if not config.evaluation.attacks:
+        return None
+    robust = final[config.evaluation.specs[0].label].accuracy
+    one_class = final["benign"].one_class or [0.0] * len(majority)
+    return [
+        client not in attackers and is_collapsed(accuracy, share, bool(single))
+        for client, (accuracy, share, single) in enumerate(zip(robust, majority, one_class, strict=True))
+    ]
 
 
 def _checks(
