@@ -307,6 +307,10 @@ CASES = {
     "resume without folder": ((*RUN, "--resume"), ["--resume", "--out"]),
     "folder below a file": ((*RUN, "--out", "good.yaml/run"), ["good.yaml/run"]),
     "report of no run": (("report", "empty_data"), ["empty_data", "not a run folder"]),
+    "export of a client that is no number": (
+        ("export", "other_run", "--to", "x", "--client", "²"),
+        ["--client = '²'", "all or the number of a client"],
+    ),
     "export of no run": (("export", "nowhere", "--to", "x"), ["nowhere", "not a run folder"]),
     "bytes of an unknown backbone": (("bytes", "--backbone", "vitt"), ["--backbone", "vitt"]),
     "bytes at rank 0": (("bytes", "--rank", "0"), ["--rank = 0", "greater than or equal to 1"]),

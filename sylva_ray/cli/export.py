@@ -29,7 +29,7 @@ def export(
     from sylva_ray import api
     from sylva_ray.core.errors import UserError
 
-    if client != "all" and not client.isdigit():
+    if client != "all" and not (client.isascii() and client.isdigit() and len(client) < 10):
         raise UserError("--client", client, "must be all or the number of a client, from 0")
     clients = None if client == "all" else [int(client)]
     api.export(

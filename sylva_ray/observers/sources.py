@@ -76,9 +76,11 @@ def _from_file(path: Path, source: str | None = None) -> Run:
 def _parse(summary: bytes | str, config: str | None, source: str) -> Run:
     """Parse a summary and its config (None: not available)."""
     try:
-        run = Run.from_json(parse_json(summary), source)
+        content = parse_json(summary)
     except ValueError as error:
         raise UserError("RUN", source, f"is not JSON ({error}); {ALLOWED}") from None
+    with asked_as("RUN", "file"):
+        run = Run.from_json(content, source)
     if config is not None:
         try:
             parsed = parse_yaml(config)
@@ -93,20 +95,18 @@ def _from_folder(folder: Path) -> tuple[list[Run], list[Path]]:
 
     A sweep keeps its runs in a folder of their own.
     """
-    folder = folder / TRIALS if (folder / SPACE).is_file() else folder
+    is_sweep, given = (folder / SPACE).is_file(), folder
+    folder = folder / TRIALS if is_sweep else folder
     if RunFolder(folder).config_file.is_file():
         raise UserError(
             "RUN", str(folder), f"has not finished; resume it with: sylva-ray run {as_argument(folder)} --resume"
         )
-    runs = [RunFolder(path) for path in sorted(folder.iterdir())]
+    runs = [RunFolder(path) for path in (sorted(folder.iterdir()) if folder.is_dir() else [])]
     finished = [run for run in runs if run.summary_file.is_file()]
     unfinished = [run.path for run in runs if run.config_file.is_file() and run not in finished]
-    if not finished and unfinished:
-        raise UserError(
-            "RUN",
-            str(folder),
-            f"holds no finished run; resume with: sylva-ray run {as_argument(unfinished[0])} --resume",
-        )
+    if not finished and (unfinished or is_sweep):
+        command = f"tune {as_argument(given)}" if is_sweep else f"run {as_argument(unfinished[0])}"
+        raise UserError("RUN", str(given), f"holds no finished run; resume with: sylva-ray {command} --resume")
     if not finished:
         raise UserError("RUN", str(folder), f"is not a run folder and does not contain one; {ALLOWED}")
     return [_from_file(run.summary_file, str(run)) for run in finished], unfinished

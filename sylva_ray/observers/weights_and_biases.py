@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
+import uuid
 from collections.abc import Mapping
 from typing import Any
 
 from sylva_ray.core.credentials import mask_value
 from sylva_ray.federation.observer import Status
 from sylva_ray.observers.tracker import Tracker
+from sylva_ray.storage.atomic import write_atomically
 
 LOGIN_TIMEOUT_S = 30
 """Seconds that a question for an API key waits for its answer."""
@@ -22,18 +23,25 @@ class WeightsAndBiases(Tracker):
         del step
         import wandb
 
-        identifier = hashlib.sha256(str(self.folder.resolve()).encode()).hexdigest()[:16]
         tracking = self.config.tracking
         self._run: Any = wandb.init(
             project=tracking.experiment,
             name=tracking.run_name or self.folder.name,
-            id=identifier,
+            id=self._identifier(),
             resume="allow",
             dir=str(self.folder),
             config={key: mask_value(value) for key, value in self.config.flat().items()},
             tags=[self.config.algorithm.name, *(f"{key}:{value}"[:64] for key, value in tracking.tags.items())],
             settings=wandb.Settings(silent=True, console="off", login_timeout=LOGIN_TIMEOUT_S),
         )
+
+    def _identifier(self) -> str:
+        """Return the name of the run in the project, which its run folder keeps: another run has another folder."""
+        path = self.folder / "wandb" / "run_id.txt"
+        if not path.exists():
+            path.parent.mkdir(exist_ok=True)
+            write_atomically(path, uuid.uuid4().hex[:16] + "\n")
+        return path.read_text().strip()
 
     def log(self, values: Mapping[str, float], step: int) -> None:
         """See `Tracker.log`."""

@@ -18,7 +18,7 @@ import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.storages.journal import BaseJournalBackend
 from optuna.trial import TrialState
-from pydantic import BaseModel, JsonValue, ValidationError
+from pydantic import BaseModel, JsonValue, ValidationError, field_validator
 from ray.tune.search import Searcher
 
 from sylva_ray.core.errors import RunError
@@ -48,12 +48,18 @@ class PointProgress(BaseModel):
     """What is known of a suggested point.
 
     Attributes:
-        number: its number in the study.
-        results: the objectives of each of its trials that ended, None for a trial that was pruned or failed.
+        number: its number in the study; a point whose failed trial was repeated later has the newest of its numbers.
+        results: by seed, the objectives of each of its trials that ended, None for one that was pruned or failed.
     """
 
     number: int
-    results: list[list[float] | None] = []
+    results: dict[int, list[float] | None] = {}
+
+    @field_validator("results", mode="before")
+    @classmethod
+    def _of_older_versions(cls, results: Any) -> Any:
+        """Take the list of version 0.2, which does not say whose results they are: no seed is negative."""
+        return {-1 - place: values for place, values in enumerate(results)} if isinstance(results, list) else results
 
 
 class SearchState(BaseModel):
@@ -170,6 +176,10 @@ class PointSearch(Searcher):
         values = [{key: self._value(key, value) for key, value in params.items()} for params in points]
         return [Trial(point, seed) for point in values for seed in self._space.seeds]
 
+    def knows(self, trial: Trial) -> bool:
+        """Return whether a trial has a result in the search."""
+        return self._state.points[trial.point].results.get(trial.seed) is not None
+
     def plan(self, failed: Sequence[Trial]) -> None:
         """Plan what a sweep that continues has left.
 
@@ -184,7 +194,9 @@ class PointSearch(Searcher):
         state.queue = [*state.running.values(), *state.queue]
         queued = [(choice.values, choice.seed) for choice in state.queue]
         again = [trial for trial in failed if (trial.values, trial.seed) not in queued]
-        state.queue += [TrialChoice(values=dict(trial.values), seed=trial.seed) for trial in again]
+        for trial in again:
+            state.queue.append(TrialChoice(values=dict(trial.values), seed=trial.seed))
+            state.points[trial.point].results.pop(trial.seed, None)
         state.running = {}
         left = self._space.search.num_points - len(state.points)
         state.points_left = 0 if state.is_exhausted else left
@@ -222,9 +234,9 @@ class PointSearch(Searcher):
         is_result = not error and result is not None and result.get("finished")
         values = [result[objective.metric] for objective in self._space.objectives] if is_result and result else None
         point = self._state.points[point_id(choice.values)]
-        point.results.append(values)
+        point.results[choice.seed] = values
         if len(point.results) == len(self._space.seeds):
-            self._tell(point.number, self._mean(point))
+            self._tell_again(point)
 
     def save(self, checkpoint_path: str) -> None:
         """Write the state as JSON; see `Searcher.save`."""
@@ -265,8 +277,21 @@ class PointSearch(Searcher):
 
     def _mean(self, point: PointProgress) -> list[float] | None:
         """Average over the seeds; None unless all of them have finished."""
-        values = [result for result in point.results if result is not None]
+        values = [result for result in point.results.values() if result is not None]
         return np.mean(values, axis=0).tolist() if len(values) == len(self._space.seeds) else None
+
+    def _tell_again(self, point: PointProgress) -> None:
+        """Tell the study the result of a point; one that it has as failed gets another trial where all seeds finished.
+
+        Optuna does not change a trial that has ended.
+        """
+        known, values = self._study.get_trials(deepcopy=False)[point.number], self._mean(point)
+        if not known.state.is_finished():
+            self._tell(point.number, values)
+        elif values is not None:
+            added = optuna.trial.create_trial(params=known.params, distributions=known.distributions, values=values)
+            self._study.add_trial(added)
+            point.number = len(self._study.get_trials(deepcopy=False)) - 1
 
     def _tell(self, number: int, values: list[float] | None) -> None:
         self._study.tell(number, values, state=TrialState.FAIL if values is None else TrialState.COMPLETE)
@@ -281,13 +306,13 @@ def open_search(space: Space, folder: SweepFolder) -> PointSearch:
     search = PointSearch(space)
     if states := folder.search_states():
         search.restore(str(states[-1]))
-        search.plan([trial for trial in search.trials if _is_left(folder, trial.key)])
+        search.plan([trial for trial in search.trials if not search.knows(trial) and _is_left(folder, trial.key)])
     return search
 
 
 def _is_left(folder: SweepFolder, key: str) -> bool:
-    """Return whether a trial that began is to be tried again: it died, or was killed before it could say so."""
-    return bool(folder.history(key)) and not folder.has_ended(key) and folder.outcome(key) != "refused"
+    """Return whether a suggested trial is to be tried again: it died, or was killed before it could say so."""
+    return not folder.has_ended(key) and folder.outcome(key) != "refused"
 
 
 def _distribution(parameter: Parameter) -> BaseDistribution:

@@ -154,10 +154,20 @@ def check_space(space: Space) -> None:
     """
     drawn = [trial.values for trial in planned_trials(space)] if space.search.kind == "random" else []
     known: dict[str, PointValues] = {}
+    names: dict[str, PointValues] = {}
+    rounds: int | None = None
     for values in itertools.chain(corners(space), _inner_points(space), drawn):
         with _named_errors(values):
             config = built_experiment(space, values, space.seeds[0])
             check_measured(space, config)
+        rounds = rounds or config.training.rounds
+        if space.scheduler.kind == "asha" and config.training.rounds != rounds:
+            fix = f"differs between points ({rounds} elsewhere), which scheduler.kind=asha cannot compare: use fifo"
+            raise UserError("training.rounds", config.training.rounds, fix)
+        same_name = names.setdefault(point_id(values), values)
+        if same_name != values:
+            fix = f"has the same name, {point_id(values)}, as {point_label(same_name)}: change one of them slightly"
+            raise UserError("parameters", point_label(values), fix)
         other = known.setdefault(json.dumps(result_settings(config), sort_keys=True), values)
         if other != values:
             key = next(key for key, value in values.items() if value != other[key])

@@ -310,19 +310,18 @@ def _trial_key(trial: tune.experiment.Trial) -> str:
     return Trial(**trial.config["trial"]).key
 
 
-def max_rounds(space: Space) -> int:
-    """Return the most rounds of phase 1 that a trial may have."""
-    return max(space.config(values, space.seeds[0]).training.rounds for values in corners(space))
-
-
 def asha(space: Space) -> ASHAScheduler:
-    """Return successive halving on rounds of phase 1; a trial that reaches the last rung runs to its end."""
+    """Return successive halving on rounds of phase 1, of which all trials have as many (`check_space`).
+
+    The last rung is before the last round: a trial that did all of them has nothing left to save, and runs to its end.
+    """
     objective, section = space.objectives[0], space.scheduler
+    rounds = space.config(next(iter(corners(space))), space.seeds[0]).training.rounds
     return ASHAScheduler(
-        time_attr="step",
+        time_attr="rounds",
         metric=objective.metric,
         mode=objective.mode,
-        max_t=max_rounds(space),
+        max_t=rounds - 1,
         grace_period=section.grace_rounds,
         reduction_factor=section.reduction_factor,
         stop_last_trials=False,
@@ -338,7 +337,8 @@ def watching(folder: SweepFolder, space: Space, on_event: OnEvent) -> Iterator[N
         space: its space.
         on_event: called with every event.
     """
-    num_trials = (space.search.num_points or 0) * len(space.seeds) or len(planned_trials(space))
+    is_planned = space.search.kind != "optuna"
+    num_trials = len(planned_trials(space)) if is_planned else (space.search.num_points or 0) * len(space.seeds)
     histories, done = _Histories(folder), threading.Event()
 
     def watch() -> None:

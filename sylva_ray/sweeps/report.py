@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -10,7 +11,9 @@ from pathlib import Path
 from jinja2 import ChoiceLoader, FileSystemLoader
 
 from sylva_ray.attacks.registry import attack_title
+from sylva_ray.config.experiment import ExperimentConfig
 from sylva_ray.core.credentials import mask_credentials, mask_yaml
+from sylva_ray.core.errors import UserError
 from sylva_ray.metrics.seeds import SeedMean
 from sylva_ray.reports.compare.rows import short_key
 from sylva_ray.reports.figures.style import DARK, LIGHT
@@ -18,7 +21,7 @@ from sylva_ray.reports.pages.run import figure_elements, page_environment
 from sylva_ray.storage.run_folder import TRIALS
 from sylva_ray.sweeps.metrics import COSTS
 from sylva_ray.sweeps.plots import DESCRIPTIONS, figures
-from sylva_ray.sweeps.points import corners, value_text
+from sylva_ray.sweeps.points import value_text
 from sylva_ray.sweeps.results import Point, Sweep, shown_metrics, value_cell
 
 
@@ -67,7 +70,7 @@ class SweepPage:
         subtitle: how many points and trials, and how they were found.
         several: whether there are several objectives.
         goals: one text per objective.
-        attack: title of the attack that robust accuracy is under; empty if there is none.
+        attacks: titles of the attacks that robust accuracy is under: one, unless points differ in it; or none.
         keys: headings of the swept keys.
         metrics: headings of the metrics.
         rows: all points, best first.
@@ -87,7 +90,7 @@ class SweepPage:
     subtitle: str
     several: bool
     goals: Sequence[str]
-    attack: str
+    attacks: Sequence[str]
     keys: Sequence[str]
     metrics: Sequence[str]
     rows: Sequence[PointRow]
@@ -120,14 +123,14 @@ def render(sweep: Sweep) -> str:
 
 def _page(sweep: Sweep) -> SweepPage:
     space = sweep.space
-    config = space.config(next(iter(corners(space))), space.seeds[0])
-    attacks = config.evaluation.specs
+    configs = _experiments(sweep)
+    firsts = [config.evaluation.specs[0] for config in configs if config.evaluation.attacks]
     return SweepPage(
         title=space.name,
         subtitle=f"{len(sweep.points)} points, {len(sweep.trials)} trials, {_search(sweep)}",
         several=len(space.objectives) > 1,
         goals=[f"{'highest' if o.mode == 'max' else 'lowest'} {_words(o.metric)}" for o in space.objectives],
-        attack=attack_title(attacks[0]) if attacks else "",
+        attacks=list(dict.fromkeys(map(attack_title, firsts))),
         keys=[short_key(key) for key in space.parameters],
         metrics=[_words(metric) for metric in shown_metrics(space)],
         rows=[_row(sweep, point) for point in sweep.points],
@@ -138,10 +141,19 @@ def _page(sweep: Sweep) -> SweepPage:
         workers=sweep.workers,
         seconds=sweep.seconds,
         num_seeds=len(space.seeds),
-        on_test=config.dataset.test_pool == "test",
-        sizes_differ=any(key.startswith(("partition.", "dataset.", "evaluation.")) for key in space.parameters),
+        on_test=any(config.dataset.test_pool == "test" for config in configs),
+        sizes_differ=any(key.split(".")[0] in ("partition", "dataset", "evaluation") for key in space.parameters),
         space=mask_yaml(space.to_yaml()),
     )
+
+
+def _experiments(sweep: Sweep) -> list[ExperimentConfig]:
+    """Return the experiment of every point that makes one; Optuna may have tried others."""
+    configs = []
+    for point in sweep.points:
+        with suppress(UserError):
+            configs.append(sweep.space.config(point.values, sweep.space.seeds[0]))
+    return configs
 
 
 def _row(sweep: Sweep, point: Point) -> PointRow:

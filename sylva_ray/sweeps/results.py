@@ -19,6 +19,7 @@ from sylva_ray.federation.stages.kinds import is_exchange
 from sylva_ray.metrics.pareto import dominators
 from sylva_ray.metrics.seeds import SeedMean
 from sylva_ray.reports.pages.wording import bytes_text
+from sylva_ray.sweeps.events import AttemptEvent
 from sylva_ray.sweeps.folder import SweepFolder
 from sylva_ray.sweeps.metrics import ACCURACIES, COSTS, busy_seconds, step_metrics
 from sylva_ray.sweeps.points import PointValues, Trial, point_label
@@ -233,8 +234,9 @@ def _read_trial(folder: SweepFolder, space: Space, trial: Trial, failure: str | 
     run, history = folder.trial(trial.key), folder.history(trial.key)
     records, summary = run.load_records(), run.load_summary()
     last = history[-1] if history else None
-    is_refused = last is not None and last.outcome == "refused"
-    state = "finished" if summary else "refused" if is_refused else "failed" if failure is not None else "pruned"
+    outcome = folder.outcome(trial.key)
+    ended = outcome if outcome in ("pruned", "refused") else "failed"
+    state = "finished" if summary else "failed" if failure is not None and outcome != "refused" else ended
     try:
         config = space.config(trial.values, trial.seed)
         steps = [(records[n - 1].step, step_metrics(records[:n], config)) for n in range(1, len(records) + 1)]
@@ -257,8 +259,16 @@ def _read_trial(folder: SweepFolder, space: Space, trial: Trial, failure: str | 
         workers,
         busy_seconds(records),
         [check.name for check in (summary.checks if summary else ()) if not check.passed],
-        "" if state == "finished" else (last.error if last and is_refused else failure) or "",
+        _why(state, failure, last),
     )
+
+
+def _why(state: str, failure: str | None, last: AttemptEvent | None) -> str:
+    """Return why a trial failed or was refused; empty for one that did not."""
+    if state not in ("failed", "refused"):
+        return ""
+    said = last.error if last is not None else None
+    return (said if state == "refused" else failure or said) or "its process ended before it could say why"
 
 
 def _points(space: Space, trials: Sequence[TrialResult]) -> list[Point]:

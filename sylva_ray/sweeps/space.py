@@ -45,7 +45,7 @@ from sylva_ray.core.locations import local_path
 from sylva_ray.core.sections import Count, Name, PixelUnits, PlainValue, Section, Seed, conflict, parse_fraction
 from sylva_ray.core.yaml import to_yaml
 from sylva_ray.preparation.resolve import resolve_trial
-from sylva_ray.sweeps.metrics import METRICS, needs_attack
+from sylva_ray.sweeps.metrics import COSTS, METRICS, needs_attack
 
 PARAMETER_KINDS = ("grid", "choice", "uniform", "loguniform", "randint")
 MAX_GRID = 10_000
@@ -108,10 +108,16 @@ def _canonical(value: Any) -> str:
 
 
 class Objective(Section):
-    """A metric that a sweep optimises, see `sylva_ray.sweeps.metrics`."""
+    """A metric that a sweep optimises, see `sylva_ray.sweeps.metrics`. By default costs are minimised."""
 
     metric: str = "robust_accuracy"
     mode: Literal["max", "min"] = "max"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _costs_are_minimised(cls, raw: Any) -> Any:
+        is_cost = isinstance(raw, Mapping) and raw.get("metric") in COSTS
+        return {"mode": "min", **raw} if is_cost else raw
 
     @field_validator("metric")
     @classmethod
@@ -198,9 +204,23 @@ class Space(Section):
         metrics = [objective.metric for objective in self.objectives]
         if len(set(metrics)) < len(metrics):
             raise conflict("objectives", metrics, "must be different metrics")
-        if self.scheduler.kind == "asha" and len(self.objectives) > 1:
-            raise conflict("scheduler.kind", "asha", "prunes by one metric: use fifo with several objectives")
+        if is_grid and search.seed:
+            raise conflict("search.seed", search.seed, "has no effect on a grid: leave it out")
+        self._check_scheduler()
         return self
+
+    def _check_scheduler(self) -> None:
+        given = self.scheduler
+        if given.kind == "fifo":
+            for name in sorted(given.model_fields_set - {"kind"}):
+                if getattr(given, name) != Scheduler.model_fields[name].default:
+                    raise conflict(f"scheduler.{name}", getattr(given, name), "has no effect without kind: asha")
+            return
+        if len(self.objectives) > 1:
+            raise conflict("scheduler.kind", "asha", "prunes by one metric: use fifo with several objectives")
+        if len(self.seeds) > 1:
+            fix = "prunes single trials, so that few points would keep all of their seeds: give one, and try the best "
+            raise conflict("scheduler.kind", "asha", f"{fix}points with others afterwards")
 
     # -- experiments ---------------------------------------------------------------------------------------------------
 
@@ -279,7 +299,7 @@ def load_space(path: Path, overrides: Sequence[str] = ()) -> Space:
     changed = {"experiment": with_stored_paths(experiment), "parameters": parameters, "base": None}
     space = resolved_space(raw | changed)
     for change in changes:
-        _check_not_swept(space, change)
+        _check_has_an_effect(space, change)
     return space
 
 
@@ -301,8 +321,11 @@ def resolved_space(raw: Mapping[str, Any]) -> Space:
     return build(Space, dict(raw) | {"parameters": built})
 
 
-def _check_not_swept(space: Space, change: Mapping[str, JsonValue]) -> None:
-    """Refuse a change of the experiment that a parameter would override in every trial."""
+def _check_has_an_effect(space: Space, change: Mapping[str, JsonValue]) -> None:
+    """Refuse a change of the experiment that a parameter, or the space itself, would override in every trial."""
+    for key, instead in (("seed", f"seeds={list(space.seeds)}"), ("name", f"name={space.name}")):
+        if key in change:
+            raise UserError(key, change[key], f"has no effect on a sweep, whose trials have `{instead}`: change that")
     for swept in space.parameters:
         for key, value in leaves(change):
             if key == swept or key.startswith(f"{swept}."):
@@ -353,6 +376,6 @@ def check_measured(space: Space, config: ExperimentConfig) -> None:
         if config.evaluation.every != 1:
             fix = "must be 1 with scheduler.kind=asha, which compares trials after every round"
             raise UserError("evaluation.every", config.evaluation.every, fix)
-        if space.scheduler.grace_rounds > config.training.rounds:
-            fix = f"is above training.rounds, which is {config.training.rounds}: no trial would be pruned"
+        if space.scheduler.grace_rounds >= config.training.rounds:
+            fix = f"must be below training.rounds, which is {config.training.rounds}: no trial would be pruned"
             raise UserError("scheduler.grace_rounds", space.scheduler.grace_rounds, fix)

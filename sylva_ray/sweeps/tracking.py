@@ -20,9 +20,18 @@ from sylva_ray.config.stored import MEASURED, with_choices_of
 from sylva_ray.config.tracking import TrackingSection
 from sylva_ray.core.credentials import mask_value
 from sylva_ray.core.errors import UserError, reason_of
-from sylva_ray.observers.mlflow.tracker import SWEEP_NAME_TAG, open_sweep, send_run, tracking_uri, update_sweep
+from sylva_ray.observers.mlflow.delivery import DeliveryState
+from sylva_ray.observers.mlflow.tracker import (
+    SWEEP_NAME_TAG,
+    open_sweep,
+    send_run,
+    store_address,
+    tracking_uri,
+    update_sweep,
+)
 from sylva_ray.preparation.resolve import resolve_trial_device
 from sylva_ray.storage.reading import read_json
+from sylva_ray.storage.run_folder import RunFolder
 from sylva_ray.sweeps.folder import SweepFolder
 from sylva_ray.sweeps.points import Trial, point_label
 from sylva_ray.sweeps.results import STATES, Sweep, markdown
@@ -92,7 +101,7 @@ class SweepTracking:
         given = space.experiment.get("tracking") or {}
         section = build(ExperimentConfig, {"tracking": given}).tracking
         self.enabled = section.enabled
-        self.uri = tracking_uri(section, folder.root)
+        self.uri = tracking_uri(section, folder.root) if self.enabled else ""
         self.trials = TrialTracking(
             experiment=section.experiment if "experiment" in given else space.name,
             tags={SWEEP_NAME_TAG: folder.root.name},
@@ -119,12 +128,27 @@ class SweepTracking:
         self.problems.clear()
         for trial in sweep.trials:
             run = self.folder.trial(trial.key)
-            if run.records_file.exists() and not _is_sent(run.tracking_file):
-                self.problems += send_run(run, run.load_config())
+            if run.records_file.exists():
+                self._send_rest_of(run, Trial(trial.values, trial.seed))
         run_id = self._run_id
         if run_id is not None:
             status = "FAILED" if sweep.failed else "FINISHED"
             self._try(lambda: update_sweep(self.uri, run_id, status, _numbers(sweep), markdown(sweep), self._files()))
+
+    def _send_rest_of(self, run: RunFolder, trial: Trial) -> None:
+        """Send what MLflow lacks of a trial; the store and the parent may be others than when the trial ran."""
+        try:
+            began = run.load_config()
+            config = began.model_copy(update={"tracking": trial_config(self.space, trial, self.trials).tracking})
+        except UserError as error:
+            self.problems.append(f"MLflow did not receive trial {trial.key}: {error}")
+            return
+        state = DeliveryState.read(run)
+        is_sent = (
+            state is not None and state.finished and state.uri == mask_value(store_address(config.tracking, run.path))
+        )
+        if not is_sent or began.tracking.parent_run_id != config.tracking.parent_run_id:
+            self.problems += send_run(run, config)
 
     def _read_parent_run(self) -> ParentRun | None:
         """Return the sweep's own run; None where there is none, or its file is damaged, so that another is made."""
@@ -188,8 +212,3 @@ def _numbers(sweep: Sweep) -> dict[str, float]:
     for point in sweep.chosen[:1]:
         numbers |= {f"best/{name}": value.mean for name, value in point.metrics.items()}
     return numbers
-
-
-def _is_sent(state: Path) -> bool:
-    """Return whether a trial has been sent to its end, by its own account."""
-    return state.exists() and bool(json.loads(state.read_text())["finished"])

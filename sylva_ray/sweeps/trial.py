@@ -30,6 +30,7 @@ from sylva_ray.execution.experiment import run_experiment
 from sylva_ray.execution.ray.driver_context import DriverContext
 from sylva_ray.execution.run import pool_for
 from sylva_ray.federation.observer import Notice, Observer
+from sylva_ray.federation.stages.kinds import is_exchange
 from sylva_ray.preparation.experiment import prepare
 from sylva_ray.preparation.inputs import claim_run, digest_inputs
 from sylva_ray.preparation.resolve import trial_actors
@@ -171,12 +172,16 @@ class _TrialObserver(Observer):
 
     Args:
         config: of the trial.
-        records: of the steps that are done already; it grows.
+        records: of the steps that are done already; it grows, and is replaced by those that the run goes on from.
         note: takes the fields of an `AttemptEvent`.
     """
 
     def __init__(self, config: ExperimentConfig, records: list[StageRecord], note: Callable[..., None]) -> None:
         self.config, self.records, self.note = config, records, note
+
+    def on_resume(self, records: Sequence[StageRecord]) -> None:
+        """See `Observer.on_resume`. A kill between a checkpoint and its line leaves the file one record short."""
+        self.records[:] = records
 
     def on_record(self, record: StageRecord) -> None:
         """See `Observer.on_record`."""
@@ -250,5 +255,6 @@ def _on_the_same_data(folder: RunFolder, config: ExperimentConfig) -> RunFolder 
 def _report(records: list[StageRecord], config: ExperimentConfig, finished: bool = False) -> None:
     """Report the metrics after the last step to Tune, which raises `SystemExit` in a trial that it prunes."""
     last = records[-1]
-    place = {"step": last.step, "stage": last.stage, "round": last.round, "finished": finished}
+    rounds = sum(is_exchange(record.stage) for record in records)
+    place = {"step": last.step, "stage": last.stage, "rounds": rounds, "finished": finished}
     tune.report(place | step_metrics(records, config))

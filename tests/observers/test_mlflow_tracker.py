@@ -18,12 +18,13 @@ import torch
 import sylva_ray
 from sylva_ray import testing
 from sylva_ray.config.experiment import ExperimentConfig
+from sylva_ray.config.tracking import TrackingSection
 from sylva_ray.core.errors import UserError
 from sylva_ray.core.records import StageRecord
 from sylva_ray.execution.run import run_prepared
 from sylva_ray.federation.observer import Observer
 from sylva_ray.observers.metrics import record_metrics
-from sylva_ray.observers.mlflow.tracker import MlflowTracker, send_run, tracking_uri
+from sylva_ray.observers.mlflow.tracker import MlflowTracker, experiment_files, send_run, tracking_uri
 from sylva_ray.preparation.experiment import prepare
 from sylva_ray.reports.pages.run import write_report
 from sylva_ray.storage.jsonl import read_records, rewrite_records
@@ -186,11 +187,45 @@ def test_a_resumed_run_continues_in_the_same_mlflow_run_without_duplicates(folde
     (folder / "kept").rename(run_dir / "summary.json")
     rewrite_records(run_dir / "rounds.jsonl", records)
     resumed = MlflowTracker(RunFolder(run_dir), config.model_copy(update={"cluster": more_actors}))
-    resumed.on_resume([])
+    again = RunFolder(run_dir).load_records()
+    resumed.on_resume(again[:5])
+    for record in again[5:]:
+        resumed.on_record(record)
     assert resumed.on_end("FINISHED") == []
     run = only_run(folder)
     assert run.info.status == "FINISHED"
     assert histories(folder, run.info.run_id, ["upload_bytes"])["upload_bytes"] == list(range(len(records)))
+
+
+def test_stages_that_are_done_again_make_another_run_that_replaces_the_first(folder: Path) -> None:
+    """They have other values and other times, so that the store would show both under one step."""
+    run_dir = folder / "run"
+    config = make_run(run_dir)
+    records = read_records(run_dir / "rounds.jsonl")
+    assert send_run(RunFolder(run_dir), config) == []
+    first = only_run(folder)
+    again = [{**record, "seconds": {**record["seconds"], "wall": 77.0}} for record in records[3:]]
+    resumed = MlflowTracker(RunFolder(run_dir), config)
+    resumed.on_resume(RunFolder(run_dir).load_records()[:3])
+    rewrite_records(run_dir / "rounds.jsonl", [*records[:3], *again])
+    assert resumed.on_end("FINISHED") == []
+    client = open_client(folder)
+    experiment = client.get_experiment_by_name("sylva_ray")
+    (second,) = (run for run in client.search_runs([experiment.experiment_id]) if run.info.run_id != first.info.run_id)
+    assert client.get_run(first.info.run_id).data.tags["sylva_ray.replaced_by"] == second.info.run_id
+    assert histories(folder, second.info.run_id, ["upload_bytes"])["upload_bytes"] == list(range(len(records)))
+    files = experiment_files("sylva_ray", f"sqlite:///{folder / 'mlflow.db'}", ["summary.json"])
+    assert files is not None
+    assert list(files) == [second.info.run_id], "a comparison has one of them"
+
+
+@pytest.mark.parametrize("name", ["a%20b", "a?b"])
+def test_a_folder_whose_address_would_be_another_one_is_refused(name: str, tmp_path: Path) -> None:
+    section = TrackingSection()
+    with pytest.raises(UserError, match=r"tracking.uri.*cannot contain % or \?"):
+        tracking_uri(section, tmp_path / name / "run")
+    given = section.model_copy(update={"uri": f"sqlite:///{tmp_path}/mlflow.db"})
+    assert tracking_uri(given, tmp_path / name / "run") == given.uri
 
 
 def test_sending_again_after_losing_the_count_duplicates_nothing(folder: Path) -> None:

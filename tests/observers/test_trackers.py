@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import pytest
 
 import sylva_ray
 from sylva_ray import testing
+from sylva_ray.config.experiment import ExperimentConfig
 from sylva_ray.config.tracking import TrackingSection
 from sylva_ray.core.errors import UserError
 from sylva_ray.core.records import StageRecord
@@ -18,6 +22,7 @@ from sylva_ray.federation.observer import Status
 from sylva_ray.observers import registry
 from sylva_ray.observers.registry import check_observers
 from sylva_ray.observers.tracker import Tracker
+from sylva_ray.observers.weights_and_biases import WeightsAndBiases
 
 pytestmark = pytest.mark.long
 
@@ -146,3 +151,34 @@ def test_weights_and_biases_writes_a_run_offline(tmp_path: Path, monkeypatch: py
 def test_trackers_of_this_package_are_what_the_settings_say() -> None:
     description = TrackingSection.model_fields["observers"].description or ""
     assert all(name in description for name in registry.TRACKERS)
+
+
+def test_another_run_in_the_same_folder_is_another_run_of_wandb(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And a run that is resumed is the same, wherever its folder is."""
+    names: list[str] = []
+
+    class Fake(ModuleType):
+        Settings = staticmethod(lambda **_: None)
+
+        @staticmethod
+        def init(**given: Any) -> None:
+            names.append(given["id"])
+
+    monkeypatch.setitem(sys.modules, "wandb", Fake("wandb"))
+    folder = tmp_path / "run"
+
+    def start(place: Path) -> None:
+        place.mkdir(exist_ok=True)
+        WeightsAndBiases(place, ExperimentConfig()).start(0)
+
+    start(folder)
+    start(folder)
+    shutil.copytree(folder, tmp_path / "moved")
+    start(tmp_path / "moved")
+    shutil.rmtree(folder)
+    start(folder)
+    assert len(names) == 4
+    assert len(set(names[:3])) == 1
+    assert names[3] != names[0]

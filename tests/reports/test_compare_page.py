@@ -16,12 +16,14 @@ from matplotlib.figure import Figure
 from typer.testing import CliRunner
 
 from sylva_ray.cli import app
+from sylva_ray.config.data import DatasetSection
 from sylva_ray.config.experiment import ExperimentConfig
 from sylva_ray.core.errors import UserError
 from sylva_ray.observers.mlflow.tracker import experiment_files, send_run
 from sylva_ray.observers.sources import load_runs
 from sylva_ray.reports.compare import compare
 from sylva_ray.reports.compare.tables import page, plot
+from sylva_ray.reports.compare.verdicts import warnings
 from sylva_ray.reports.figures.labels import place_labels, text_extents
 from sylva_ray.reports.figures.style import LIGHT, svg
 from sylva_ray.reports.figures.tradeoff import MAX_NAME, Panel, PlotPoint, draw_tradeoff
@@ -100,6 +102,18 @@ def test_the_config_beside_a_summary_tells_variants_apart(runs: Path) -> None:
     }
 
 
+def test_image_folders_of_one_name_are_not_known_to_be_the_same(runs: Path) -> None:
+    """They may be two copies of one data set; the paths of others, such as digits, say nothing."""
+    for seed, place in enumerate(("/a/data", "/b/data")):
+        config = experiment(seed=seed, dataset=DatasetSection(name=f"imagefolder:{place}"))
+        make_run(runs / "folders" / str(seed), config)
+    rows = compare(load_runs(["runs/folders"])[0])
+    (warning,) = (text for text in warnings(rows) if "NOT KNOWN" in text)
+    assert "in 2 folders of one name" in warning
+    assert "imagefolder:/a/data, imagefolder:/b/data" in warning
+    assert not [text for text in warnings(compare(load_runs(["runs/sylva-0", "runs/sylva-1"])[0])) if "NOT KN" in text]
+
+
 def test_a_plain_file_may_name_its_method(runs: Path) -> None:
     summary = json.loads((runs / "sylva-0" / "summary.json").read_text())
     Path("result.json").write_text(json.dumps(summary | {"method": "Sylva, as published", "seed": 7}))
@@ -121,11 +135,16 @@ BAD = {
     "nothing of that name": (("nowhere",), ["nowhere", "is not a file or folder", "run folder", "--uri"]),
     "an empty folder": (("empty",), ["empty", "is not a run folder and does not contain one", "FILE.json"]),
     "a file that is no JSON": (("notes.txt",), ["notes.txt", "is not JSON"]),
-    "JSON that is no summary": (("other.json",), ["other.json", "is not a summary of a finished run", "algorithm"]),
+    "JSON that is no summary": (
+        ("other.json",),
+        ["other.json", "= 'other.json': is not a summary of a finished run", "algorithm"],
+    ),
     "JSON that is a list": (("list.json",), ["list.json", "a JSON object is needed"]),
     "a binary file": (("binary.json",), ["binary.json", "not a text in UTF-8"]),
     "an unfinished run": (("stopped",), ["stopped", "has not finished", "sylva-ray run stopped --resume"]),
-    "a folder of unfinished runs": (("half",), ["half", "holds no finished run", "--resume"]),
+    "a folder of unfinished runs": (("half",), ["half", "holds no finished run", "run half/one --resume"]),
+    "a sweep that was stopped before its first trial": (("sweep",), ["holds no finished run", "tune sweep --resume"]),
+    "a sweep of unfinished trials": (("trials",), ["holds no finished run", "sylva-ray tune trials --resume"]),
     "a damaged config": (("damaged",), ["damaged", "config.yaml"]),
     "one bad among good ones": (("runs", "nowhere"), ["nowhere"]),
     "a format that we do not write": (("runs", "--out", "x.pdf"), ["--out", "x.pdf", ".html, .csv, .md"]),
@@ -148,6 +167,10 @@ def test_bad_input_is_one_line_and_writes_nothing(case: str, runs: Path, tmp_pat
     (tmp_path / "binary.json").write_bytes(b"\xff\xfe\x00")
     make_run(tmp_path / "stopped", experiment(), finished=False)
     make_run(tmp_path / "half" / "one", experiment(), finished=False)
+    make_run(tmp_path / "trials" / "trials" / "p-s0", experiment(), finished=False)
+    (tmp_path / "sweep").mkdir()
+    for name in ("sweep", "trials"):
+        (tmp_path / name / "space.yaml").write_text("name: sweep\n")
     (tmp_path / "damaged").mkdir()
     (tmp_path / "damaged" / "summary.json").write_text((runs / "sylva-0" / "summary.json").read_text())
     (tmp_path / "damaged" / "config.yaml").write_text("training: [1, 2\n")

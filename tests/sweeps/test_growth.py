@@ -74,7 +74,8 @@ def test_a_random_search_keeps_its_points(tmp_path: Path) -> None:
 
 
 def test_successive_halving_may_grow(tmp_path: Path) -> None:
-    assert grown(tmp_path, ASHA, ASHA | {"seeds": [0, 1]}).seeds == (0, 1)
+    more = {"parameters": {"lora.rank": {"grid": [1, 2, 4]}}}
+    assert grown(tmp_path, ASHA, ASHA | more).parameters["lora.rank"].values == (1, 2, 4)
 
 
 def test_how_trials_share_the_cluster_may_always_change(tmp_path: Path) -> None:

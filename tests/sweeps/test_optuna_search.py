@@ -208,3 +208,61 @@ def test_a_trial_that_was_killed_is_tried_again_and_a_pruned_or_refused_one_is_n
     after = open_search(space, folder)
     again = [after.suggest(f"again{number}")["trial"]["values"] for number in range(after.num_left)]
     assert again == [trial.values for trial, end in zip(before.trials, ends, strict=True) if end in (None, "died")]
+
+
+def test_a_trial_that_died_before_its_first_line_is_tried_again(tmp_path: Path) -> None:
+    search = {"kind": "optuna", "num_points": 1}
+    space = space_of(tmp_path, parameters={"training.lr": {"uniform": [0.0, 1.0]}}, search=search)
+    folder, before = SweepFolder(tmp_path / "sweep"), PointSearch(space)
+    folder.tune.mkdir(parents=True)
+    suggested = before.suggest("t")
+    before.on_trial_complete("t", error=True)
+    before.save(str(folder.tune / "searcher-state-0.json"))
+    after = open_search(space, folder)
+    assert after.num_left == 1
+    assert after.suggest("again") == suggested
+
+
+def test_a_result_that_a_repeated_trial_brings_reaches_the_study(tmp_path: Path) -> None:
+    """Optuna does not change a trial that has failed: the point becomes another one of the study."""
+    space = space_of(
+        tmp_path,
+        parameters={"training.lr": {"uniform": [0.0, 1.0]}},
+        search={"kind": "optuna", "num_points": 1},
+        seeds=[0, 1],
+    )
+    folder, before = SweepFolder(tmp_path / "sweep"), PointSearch(space)
+    folder.tune.mkdir(parents=True)
+    before.suggest("a")
+    before.suggest("b")
+    before.on_trial_complete("b", error=True)
+    before.on_trial_complete("a", {"finished": True, "robust_accuracy": 0.4})
+    before.save(str(folder.tune / "searcher-state-0.json"))
+    assert [trial.state.name for trial in before.study.trials] == ["FAIL"]
+    (folder.trial(before.trials[0].key).path).mkdir(parents=True)
+    folder.trial(before.trials[0].key).summary_file.write_text("{}")
+    after = open_search(space, folder)
+    again = after.suggest("again")["trial"]
+    assert (again["seed"], after.num_left) == (1, 0)
+    after.on_trial_complete("again", {"finished": True, "robust_accuracy": 0.6})
+    told = [(trial.state.name, trial.values) for trial in after.study.trials]
+    assert told == [("FAIL", None), ("COMPLETE", [0.5])]
+    assert [trial.seed for trial in after.trials] == [0, 1]
+
+
+def test_the_results_of_an_older_version_have_no_seeds(tmp_path: Path) -> None:
+    space = space_of(
+        tmp_path,
+        parameters={"training.lr": {"uniform": [0.0, 1.0]}},
+        search={"kind": "optuna", "num_points": 1},
+        seeds=[0, 1],
+    )
+    search = PointSearch(space)
+    search.suggest("a")
+    state = json.loads(search.to_json())
+    (point,) = state["points"].values()
+    point["results"] = [[0.2]]
+    (tmp_path / "state.json").write_text(json.dumps(state))
+    search.restore(str(tmp_path / "state.json"))
+    search.on_trial_complete("a", {"finished": True, "robust_accuracy": 0.6})
+    assert search.study.trials[0].values == [pytest.approx(0.4)]

@@ -15,10 +15,12 @@ from rich.console import Console
 
 from sylva_ray.config.schema import build
 from sylva_ray.core.records import ClientAccuracies, StageRecord
+from sylva_ray.sweeps.events import AttemptEvent
+from sylva_ray.sweeps.folder import SweepFolder
 from sylva_ray.sweeps.metrics import busy_seconds, step_metrics
 from sylva_ray.sweeps.points import Trial
 from sylva_ray.sweeps.report import render
-from sylva_ray.sweeps.results import Sweep, TrialResult, front_of, markdown, union_length
+from sylva_ray.sweeps.results import Sweep, TrialResult, collect_results, front_of, markdown, union_length
 from sylva_ray.sweeps.space import Objective, Parameter, Space
 from sylva_ray.sweeps.terminal import SweepLog, sweep_table
 from tests.conftest import TINY
@@ -221,3 +223,39 @@ def test_a_cost_that_is_an_objective_is_in_every_table() -> None:
     console = Console(width=50, record=True, file=io.StringIO())
     console.print(sweep_table(console, sweep_of(make_space("robust_accuracy", "total_bytes"), trials)))
     assert "bytes" in console.export_text()
+
+
+def test_the_report_names_every_attack_that_points_are_measured_under() -> None:
+    """The point with the weakest attack looks best."""
+    attacks = [[{"epsilon": "1/255", "steps": 1}], [{"epsilon": "8/255", "steps": 20}]]
+    space = make_space("robust_accuracy", seeds=(0,))
+    for key, values in (
+        ("evaluation.attacks", attacks),
+        ("evaluation", [TINY["evaluation"] | {"attacks": attack} for attack in attacks]),
+    ):
+        swept = space.model_copy(update={"parameters": {key: Parameter(grid=tuple(values))}})
+        trials = [
+            replace(result(2, 0, 0.5, 0.4), key=f"t{n}", point=f"p{n}", values={key: value})
+            for n, value in enumerate(values)
+        ]
+        page = render(sweep_of(swept, trials))
+        assert "which points differ in: PGD-1 at epsilon 1/255; PGD-20 at epsilon 8/255" in page
+        assert "answer different questions" in page
+    page = render(sweep_of(space, [result(2, 0, 0.5, 0.4)]))
+    assert "Robust accuracy is under PGD" in page
+    assert "answer different questions" not in page
+
+
+def test_a_trial_that_only_vanished_has_failed_and_was_not_pruned(tmp_path: Path) -> None:
+    space = make_space("robust_accuracy", seeds=(0,))
+    folder = SweepFolder(tmp_path / "sweep")
+    folder.claim(space, resume=False)
+    trials = [Trial({"lora.rank": rank}, 0) for rank in (2, 4, 8)]
+    folder.add_event(trials[0].key, AttemptEvent(began=1.0, ended=2.0, outcome="pruned"))
+    folder.add_event(trials[1].key, AttemptEvent(began=1.0, ended=2.0, outcome="died", error="OSError: full"))
+    sweep = collect_results(folder, space, trials, {})
+    assert [(trial.state, trial.error) for trial in sweep.trials] == [
+        ("pruned", ""),
+        ("failed", "OSError: full"),
+        ("failed", "its process ended before it could say why"),
+    ]

@@ -99,7 +99,7 @@ def test_what_the_base_lacks_the_parameters_may_give(tmp_path: Path) -> None:
     attack = {"epsilon": "4/255", "steps": 1}
     parameters = {
         "evaluation.attacks": {"grid": [[attack], [attack | {"steps": 2}]]},
-        "training.rounds": {"grid": [9, 6]},
+        "training.rounds": {"grid": [9]},
         "lora.rank": {"grid": [2]},
     }
     space = space_of(tmp_path, experiment=base, parameters=parameters, scheduler={"kind": "asha", "grace_rounds": 2})
@@ -224,6 +224,45 @@ CASES: dict[str, tuple[dict[str, Any], tuple[str, ...], list[str]]] = {
         ("evaluation.every=1",),
         ["scheduler.grace_rounds", "9", "training.rounds"],
     ),
+    "pruning at the last round": (
+        {"scheduler": {"kind": "asha", "grace_rounds": 2}},
+        ("evaluation.every=1", "training.rounds=2"),
+        ["scheduler.grace_rounds = 2", "must be below training.rounds, which is 2"],
+    ),
+    "pruning of single seeds": (
+        {"scheduler": {"kind": "asha"}, "seeds": [0, 1]},
+        (),
+        ["scheduler.kind", "asha", "single trials", "give one"],
+    ),
+    "pruning of trials of unequal length": (
+        {"parameters": {"training.rounds": {"grid": [9, 6]}}, "scheduler": {"kind": "asha"}},
+        ("evaluation.every=1",),
+        ["training.rounds = 6", "differs between points", "9", "fifo"],
+    ),
+    "pruning of unequal length in whole sections": (
+        {"parameters": {"training": {"grid": [{"rounds": 3}, {"rounds": 4}]}}, "scheduler": {"kind": "asha"}},
+        ("evaluation.every=1",),
+        ["training.rounds = 4", "differs between points"],
+    ),
+    "settings of pruning without it": (
+        {"scheduler": {"grace_rounds": 2}},
+        (),
+        ["scheduler.grace_rounds = 2", "no effect", "asha"],
+    ),
+    "the seed of a grid": ({"search": {"seed": 3}}, (), ["search.seed = 3", "no effect on a grid"]),
+    "a seed of the experiment": ({}, ("seed=5",), ["seed = 5", "no effect", "seeds=[0]"]),
+    "a seed of the experiment, by its whole key": ({}, ("experiment.seed=5",), ["seed = 5", "seeds=[0]"]),
+    "a seed among the changes of a base": (
+        {"base": str(ROOT / "configs/digits.yaml"), "experiment": {"seed": 9}},
+        (),
+        ["seed = 9", "no effect", "seeds=[0]"],
+    ),
+    "a name of the experiment": ({}, ("experiment.name=foo",), ["name = 'foo'", "no effect", "name="]),
+    "two points of one name": (
+        {"parameters": {"training.batch_size": {"grid": [85664, 105568]}}},
+        (),
+        ["batch_size=105568", "b4629ec1", "batch_size=85664"],
+    ),
     "override of a swept key": ({}, ("lora.rank=3",), ["lora.rank", "swept", "parameters.lora.rank"]),
     "override of a section with a swept key": ({}, ("lora={rank: 3}",), ["lora.rank", "3", "swept"]),
     "swept key among the changes of a base": (
@@ -241,14 +280,6 @@ CASES: dict[str, tuple[dict[str, Any], tuple[str, ...], list[str]]] = {
         {"parameters": {"evaluation.attacks": {"grid": [[{"epsilon": "4/255", "steps": 1}], []]}}},
         (),
         ["objectives.metric", "evaluation.attacks is empty"],
-    ),
-    "rounds that prune nothing at one of the points": (
-        {
-            "parameters": {"training.rounds": {"grid": [3, 1]}},
-            "scheduler": {"kind": "asha", "grace_rounds": 2},
-        },
-        ("evaluation.every=1",),
-        ["scheduler.grace_rounds = 2", "training.rounds, which is 1", "at rounds=1"],
     ),
     "several at once, but not how many": ({}, ("trials.at_once=true",), ["trials.at_once", "true"]),
     "no seeds": ({"seeds": []}, (), ["seeds", "one or more"]),
@@ -293,3 +324,9 @@ def test_a_folder_that_is_not_free(tmp_path: Path) -> None:
     (occupied / "thesis.txt").write_text("precious")
     with pytest.raises(UserError, match="not empty and holds no sweep"):
         SweepFolder(occupied).claim(space, resume=False)
+
+
+def test_costs_are_minimised_unless_somebody_says_otherwise(tmp_path: Path) -> None:
+    """The point that costs more bytes would be the only one on the front."""
+    objectives = [{"metric": "robust_accuracy"}, {"metric": "total_bytes"}, {"metric": "seconds", "mode": "max"}]
+    assert [o.mode for o in space_of(tmp_path, objectives=objectives).objectives] == ["max", "min", "max"]

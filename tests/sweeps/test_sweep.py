@@ -32,7 +32,7 @@ optuna = pytest.importorskip("optuna")
 
 from sylva_ray.provisioning.launcher_file import load_promised  # noqa: E402
 from sylva_ray.sweeps.optuna_search import PointSearch  # noqa: E402
-from sylva_ray.sweeps.ray_tune import _waiting, asha, check_trials_fit, max_rounds, watching  # noqa: E402
+from sylva_ray.sweeps.ray_tune import _waiting, asha, check_trials_fit, watching  # noqa: E402
 from sylva_ray.sweeps.trial import trial_bundles, trials_that_fit  # noqa: E402
 from tests.sweeps.test_optuna_search import play  # noqa: E402
 
@@ -191,15 +191,8 @@ def test_a_trial_that_fits_nowhere_is_refused_and_nothing_written(
 # -- pruning, without trials -------------------------------------------------------------------------------------------
 
 
-def test_asha_counts_on_the_longest_of_the_trials(tmp_path: Path) -> None:
-    """Trials may differ in their rounds."""
-    rounds = {"training.rounds": {"grid": [9, 6]}}
-    space = space_of(tmp_path, parameters=rounds, scheduler={"kind": "asha", "reduction_factor": 3})
-    assert max_rounds(space) == 9
-
-
 def test_asha_keeps_the_best_third_at_every_rung_and_lets_them_finish(tmp_path: Path) -> None:
-    """The rungs are after rounds 1, 3 and 9."""
+    """The rungs are after rounds 1 and 3: who has done all 9 rounds has nothing left to save."""
     experiment = {**SMALL, "training": {**SMALL["training"], "rounds": 9}}
     scheduler = asha(space_of(tmp_path, experiment, scheduler={"kind": "asha", "reduction_factor": 3}))
 
@@ -214,12 +207,59 @@ def test_asha_keeps_the_best_third_at_every_rung_and_lets_them_finish(tmp_path: 
     stopped: dict[int, int] = {}
     for step in range(0, 12):  # personalisation comes after the last round
         for number in reversed(range(9)):  # the best reports first
-            result = {"step": step, "robust_accuracy": number / 10}
+            result = {"step": step, "rounds": min(step, 9), "robust_accuracy": number / 10}
             if number not in stopped and scheduler.on_trial_result(controller, trials[number], result) == "STOP":
                 stopped[number] = step
-    assert set(stopped.values()) <= {1, 3, 9}
+    assert set(stopped.values()) <= {1, 3}
     assert 8 not in stopped
     assert sum(step == 1 for step in stopped.values()) >= 5
+
+
+def test_asha_stops_nobody_who_has_done_all_rounds(tmp_path: Path) -> None:
+    """With 9 rounds there is no rung after the ninth, where those that end worst would be stopped in vain."""
+    experiment = {**SMALL, "training": {**SMALL["training"], "rounds": 9}}
+    scheduler = asha(space_of(tmp_path, experiment, scheduler={"kind": "asha", "reduction_factor": 3}))
+
+    class Toy:
+        def __init__(self, number: int) -> None:
+            self.trial_id = str(number)
+
+    controller: Any = None
+    trials: list[Any] = [Toy(number) for number in range(9)]
+    for trial in trials:
+        scheduler.on_trial_add(controller, trial)
+    answers = set()
+    for rounds in range(1, 10):
+        for number in range(9):  # up to the last rung, each is better than those before it; later, worse
+            accuracy = number / 10 if rounds <= 3 else 1 - number / 10
+            result = {"rounds": rounds, "robust_accuracy": accuracy}
+            answers.add(scheduler.on_trial_result(controller, trials[number], result))
+    assert answers == {"CONTINUE"}
+
+
+def test_asha_counts_rounds_and_not_stages(tmp_path: Path) -> None:
+    """A method with two stages before round 1, or some after the last, is at the rungs when others are."""
+    experiment = {**SMALL, "training": {**SMALL["training"], "rounds": 2}}
+    scheduler = asha(space_of(tmp_path, experiment, scheduler={"kind": "asha", "reduction_factor": 2}))
+
+    class Toy:
+        def __init__(self, name: str) -> None:
+            self.trial_id = name
+
+    controller: Any = None
+    ahead, behind = Toy("ahead"), Toy("behind")
+    for trial in (ahead, behind):
+        scheduler.on_trial_add(controller, trial)  # type: ignore[arg-type]
+    told = [
+        scheduler.on_trial_result(controller, trial, {"step": step, "rounds": rounds, "robust_accuracy": accuracy})  # type: ignore[arg-type]
+        for trial, step, rounds, accuracy in [
+            (ahead, 0, 0, 0.9),
+            (ahead, 1, 0, 0.1),
+            (ahead, 2, 1, 0.8),
+            (behind, 1, 1, 0.5),
+        ]
+    ]
+    assert told == ["CONTINUE", "CONTINUE", "CONTINUE", "STOP"]
 
 
 # -- whole sweeps ------------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from sylva_ray.cli import app
 from sylva_ray.config.training import AttentionKernels
 from sylva_ray.core.errors import UserError
+from sylva_ray.sweeps.events import AttemptEvent
 from sylva_ray.sweeps.folder import SweepFolder
 from sylva_ray.sweeps.output import write_results
 from sylva_ray.sweeps.points import Trial, planned_trials
@@ -51,6 +52,8 @@ def played(folder: SweepFolder, space: Space, tracking: SweepTracking, pruned: T
     trials = planned_trials(space)
     for trial in trials:
         make_run(folder.trial(trial.key).path, trial_config(space, trial, tracking.trials), finished=trial != pruned)
+    if pruned is not None:
+        folder.add_event(pruned.key, AttemptEvent(began=1.0, ended=2.0, outcome="pruned"))
     sweep = collect_results(folder, space, trials, {})
     write_results(folder, sweep)
     return sweep
@@ -127,6 +130,46 @@ def test_a_resumed_sweep_goes_on_in_the_same_run(runs: Path) -> None:
     again.open()
     client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{runs / 'mlflow.db'}")
     assert client.get_run(str(again.trials.parent_run_id)).info.status == "RUNNING"
+
+
+def children_of(store: Path, parent: str | None) -> list[Any]:
+    """Return the trials under a parent run."""
+    client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{store}")
+    found = client.search_runs([client.get_experiment_by_name("toy").experiment_id])
+    return [run for run in found if run.data.tags.get("mlflow.parentRunId") == parent]
+
+
+def test_a_sweep_that_goes_on_in_another_store_has_all_its_trials_there(runs: Path, empty_store: Path) -> None:
+    space, folder = space_of(runs / "s", ranks=(2,)), SweepFolder(runs / "sweep")
+    folder.claim(space, resume=False)
+    first = SweepTracking(folder, space)
+    first.open()
+    sweep = played(folder, space, first)
+    first.close(sweep)
+    other = shutil.copy(empty_store, runs / "other.db")
+    moved = SweepTracking(folder, space_of(runs / "s2", ranks=(2,), uri=f"sqlite:///{other}"))
+    moved.open()
+    moved.close(sweep)
+    assert moved.problems == []
+    assert len(children_of(Path(other), moved.trials.parent_run_id)) == 2
+    assert len(children_of(runs / "mlflow.db", first.trials.parent_run_id)) == 2, "the first store stays as it is"
+
+
+def test_a_sweep_that_lost_its_own_run_puts_its_trials_under_another(runs: Path) -> None:
+    space, folder = space_of(runs / "s", ranks=(2,)), SweepFolder(runs / "sweep")
+    folder.claim(space, resume=False)
+    first = SweepTracking(folder, space)
+    first.open()
+    sweep = played(folder, space, first)
+    first.close(sweep)
+    folder.parent_run.unlink()
+    (folder.trial(sweep.trials[0].key).tracking_file).write_text("")
+    again = SweepTracking(folder, space)
+    again.open()
+    again.close(sweep)
+    assert again.problems == []
+    assert again.trials.parent_run_id != first.trials.parent_run_id
+    assert len(children_of(runs / "mlflow.db", again.trials.parent_run_id)) == 2
 
 
 def test_a_dead_server_costs_a_warning(runs: Path) -> None:

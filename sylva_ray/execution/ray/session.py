@@ -151,7 +151,7 @@ def require_reachable(address: str, timeout_s: float) -> None:
     """
     if address != "auto":
         host, colon, port = address.rpartition(":")
-        if "://" in address or not colon or not host or not port.isdigit() or int(port) > 65535:
+        if "://" in address or not colon or not host or not (port.isascii() and port.isdigit()) or int(port) > 65535:
             fix = "must be host:port of a Ray head, seen from a machine of that cluster, or auto"
             raise UserError("cluster.address", address, fix)
         try:

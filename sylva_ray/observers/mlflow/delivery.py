@@ -3,7 +3,8 @@
 Everything is read from the run folder. What an unreachable or slow store did not accept is sent again after the next
 record, at the end of the run, when the run is resumed, and by ``sylva-ray track RUN``; a warning lists it until then.
 Sending a value twice does no harm: its timestamp is the start of the run plus the wall seconds of its records, so that
-the store recognises the duplicate.
+the store recognises the duplicate. Stages that are computed again have other seconds: where some of those that have
+arrived are, because rounds were added or a checkpoint was damaged, the run is sent as another one, which replaces it.
 """
 
 from __future__ import annotations
@@ -60,6 +61,7 @@ class DeliveryState:
         run_id: identifier of the run in the store.
         records_sent: number of lines of ``rounds.jsonl`` that have arrived.
         finished: whether the artifacts have arrived as well.
+        replaced_run_id: run in the store that this one replaces; None: there is none.
     """
 
     path: Path
@@ -70,6 +72,7 @@ class DeliveryState:
     run_id: str | None = None
     records_sent: int = 0
     finished: bool = False
+    replaced_run_id: str | None = None
 
     @classmethod
     def load(cls, folder: RunFolder, uri: str) -> DeliveryState:
@@ -98,7 +101,7 @@ class DeliveryState:
         is_valid = (
             all(isinstance(text, str) for text in texts)
             and all(type(number) is int and number >= 0 for number in numbers)
-            and all(isinstance(identifier, str | None) for identifier in (state.experiment_id, state.run_id))
+            and all(isinstance(name, str | None) for name in (state.experiment_id, state.run_id, state.replaced_run_id))
             and isinstance(state.finished, bool)
         )
         return state if is_valid else None
@@ -170,9 +173,11 @@ class Delivery:
         return self.state.finished and self.state.records_sent == num_records
 
     def rewind(self, num_records: int) -> None:
-        """Send again what follows after so many records: the run was extended, and goes on from there."""
-        if self.state.records_sent > num_records:
-            self.state.update(records_sent=num_records, finished=False)
+        """Begin another run in the store if this one has more records: those after ``num_records`` are made again."""
+        old = self.state
+        if old.records_sent > num_records:
+            self.state = DeliveryState(old.path, old.uri, replaced_run_id=old.run_id)
+            self.state.update()
 
     def send_records(self) -> bool:
         """Send the records that the store lacks; return whether all arrived."""

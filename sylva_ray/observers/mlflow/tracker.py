@@ -18,6 +18,7 @@ import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import unquote
 
 from sylva_ray.config.experiment import ExperimentConfig
 from sylva_ray.config.tracking import TrackingSection, check_store
@@ -47,6 +48,9 @@ SWEEP_NAME_TAG = "sylva.sweep"
 NOTE = "mlflow.note.content"
 """MLflow's tag for the description of a run, in Markdown."""
 
+REPLACED_TAG = "sylva_ray.replaced_by"
+"""Tag of a run of whose run folder another one has all stages, because some of them were done again."""
+
 EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
 """Tags of a new experiment: MLflow then shows training runs, and no pages about language models."""
 
@@ -72,9 +76,14 @@ def tracking_uri(section: TrackingSection, run_dir: Path) -> str:
         run_dir: the run folder.
 
     Raises:
-        UserError: MLflow has no stores with this protocol.
+        UserError: MLflow has no stores with this protocol, or no file is named, and the address of one beside the run
+            folder would be that of another file.
     """
     uri = store_address(section, run_dir)
+    is_given = section.uri or os.environ.get(URI_VARIABLE)
+    if not is_given and any(letter in uri for letter in "%?"):
+        fix = f"must be given: the address of a file in {Path(run_dir).absolute().parent} cannot contain % or ?"
+        raise UserError("tracking.uri", None, fix)
     try:
         check_store(uri)
     except ValueError as error:
@@ -206,7 +215,7 @@ class TrackedRun(NamedTuple):
 def experiment_files(
     experiment: str, uri: str, names: Collection[str], sweep: str | None = None
 ) -> dict[str, TrackedRun] | None:
-    """Download text artifacts of the runs in an experiment. Parent runs of sweeps are left out.
+    """Download text artifacts of the runs in an experiment. Parents of sweeps, and replaced runs, are left out.
 
     Args:
         experiment: name of the experiment.
@@ -230,7 +239,9 @@ def experiment_files(
         token = page.token if page else None
         page = client.search_runs([entry.experiment_id], order_by=["attributes.start_time ASC"], page_token=token)
         for run in page:
-            if SWEEP_TAG in run.data.tags or (sweep is not None and run.data.tags.get(SWEEP_NAME_TAG) != sweep):
+            if {SWEEP_TAG, REPLACED_TAG} & run.data.tags.keys() or (
+                sweep is not None and run.data.tags.get(SWEEP_NAME_TAG) != sweep
+            ):
                 continue
             run_id = run.info.run_id
             runs[run_id] = TrackedRun(run.info.run_name or run_id, _download_texts(client, run_id, names))
@@ -261,7 +272,8 @@ def _experiment_id(client: Any, name: str, uri: str) -> str:
     if entry is None:
         location = None  # a server chooses; for SQLite, MLflow would choose the current directory
         if uri.startswith("sqlite:///"):
-            location = (Path(uri.removeprefix("sqlite:///")).absolute().parent / "mlartifacts").as_uri()
+            file = unquote(uri.removeprefix("sqlite:///").partition("?")[0])
+            location = (Path(file).absolute().parent / "mlartifacts").as_uri()
         try:
             return str(client.create_experiment(name, artifact_location=location, tags=EXPERIMENT_TAGS))
         except Exception:
@@ -362,10 +374,12 @@ class MlflowStore:
         matches = self._call(client.search_runs, [experiment_id], query, max_results=1)
         if matches:
             run = matches[0]
+            self._call(self._follow_parent, client, run)
         else:
             run = self._call(client.create_run, experiment_id, state.started_ms, self._tags(state.key), self.run_name)
             state.update(records_sent=0)
             self._log_dataset(client, run.info.run_id)
+            self._call(_mark_replaced, client, state.replaced_run_id, run.info.run_id)
         self._run_id = run.info.run_id
         if run.info.status != "RUNNING":
             self._call(client.update_run, self._run_id, "RUNNING")
@@ -417,6 +431,12 @@ class MlflowStore:
             tags[PARENT_TAG] = self.config.tracking.parent_run_id
         return tags | {"sylva_ray_version": __version__, RUN_TAG: key, "mlflow.source.name": "sylva-ray"}
 
+    def _follow_parent(self, client: Any, run: Any) -> None:
+        """Put a run that is there already under the parent of today; a sweep may have got another one."""
+        parent = self.config.tracking.parent_run_id
+        if parent is not None and run.data.tags.get(PARENT_TAG) != parent:
+            client.set_tag(run.info.run_id, PARENT_TAG, parent)
+
     def _log_dataset(self, client: Any, run_id: str) -> None:
         """Log the data set with the digest of its images and labels, which the run folder has from its start."""
         from mlflow.entities import Dataset, DatasetInput, InputTag
@@ -440,6 +460,20 @@ class MlflowStore:
         params = (Param(key, value) for key, value in values.items() if key not in logged)
         for batch in _batches(params, MAX_PARAMS_PER_BATCH):
             self._call(client.log_batch, self._run_id, params=batch)
+
+
+def _mark_replaced(client: Any, old: str | None, new: str) -> None:
+    """Mark a run whose last stages were done again, with other values, as replaced by another one."""
+    from mlflow.exceptions import MlflowException
+
+    if old is None:
+        return
+    try:
+        client.set_tag(old, REPLACED_TAG, new)
+        if client.get_run(old).info.status == "RUNNING":
+            client.set_terminated(old, "KILLED")
+    except MlflowException:  # somebody has deleted it
+        return
 
 
 def _batches(items: Iterable[Any], size: int) -> Iterator[list[Any]]:

@@ -50,6 +50,7 @@ class Row:
         num_clients: number of clients.
         num_honest: number of clients that count in the accuracies.
         fleet: settings that must agree with those of another row for the two to be comparable.
+        datasets: names of the data sets of its runs, each once; ``fleet`` has their last part of a path only.
         fingerprints: per seed, a hash of the number of images per client and class.
         majority: per seed and statistic, the accuracy of always predicting a client's most frequent class.
         settings: settings that the runs share besides those of the fleet.
@@ -97,6 +98,7 @@ class Row:
     conflicts: bool = False
     letter: str = ""
     sources: tuple[str, ...] = ()
+    datasets: tuple[str, ...] = ()
     images: tuple[int, ...] = ()
     distinct: int | None = None
 
@@ -213,6 +215,7 @@ def _rows(group: Sequence[Run], num_copies: int, conflicts: bool) -> list[Row]:
         settings=first.settings(),
         attack_specs=first.attack_specs(),
         sources=tuple(run.source for run in group),
+        datasets=tuple(dict.fromkeys(run.dataset for run in group)),
         images=_test_images(group),
         distinct=_distinct(group),
         upload_bytes=SeedMean.from_values([run.communication.upload_bytes_per_client_round for run in group]),

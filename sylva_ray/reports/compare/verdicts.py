@@ -230,13 +230,18 @@ def warnings(rows: Sequence[Row]) -> list[str]:
 
 
 def _fleet_warnings(rows: Sequence[Row]) -> list[str]:
-    """Return a warning if the rows are of different fleets, or if that is not known of all of them."""
+    """Return warnings if the rows are of different fleets, or if that is not known of all of them."""
     num_fleets = len(fleets(rows))
     if num_fleets <= 1:
+        places = list(dict.fromkeys(name for row in rows for name in row.datasets))
+        listed = ", ".join(places[:MAX_NAMES]) + (" ..." if len(places) > MAX_NAMES else "")
+        several = f"the images are in {len(places)} folders of one name, which may hold different ones: {listed}"
+        unsure = [f"NOT KNOWN to be comparable: {several}"] if len(places) > 1 else []
         unknown = [row.name for row in rows if row.stage == "final" and "partition.kind" not in row.fleet]
         reason = "no config.yaml says how their clients' images were drawn"
         is_mixed = any("partition.kind" in row.fleet for row in rows)
-        return [f"NOT KNOWN to be comparable: {_names(unknown)}: {reason}"] if unknown and is_mixed else []
+        unsure += [f"NOT KNOWN to be comparable: {_names(unknown)}: {reason}"] if unknown and is_mixed else []
+        return unsure
     keys = differing_keys([row.fleet for row in rows])
     reasons = [f"{short_key(key)} is {_rows_by_value(rows, [row.fleet.get(key) for row in rows])}" for key in keys]
     reason = "; ".join(reasons) or "the same seed gave the clients other images"
