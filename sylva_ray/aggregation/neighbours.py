@@ -2,7 +2,8 @@
 
 The inner product of two clients is that of their weight updates, ``<i, j> = sum over modules s^2 <B_i A_i, B_j
 A_j>_F``, computed from the factors as ``sum((B_i^T B_j) o (A_i A_j^T))`` without forming an update. It does not depend
-on how a client factorises its update. Distances are those of updates normalised to unit length (cosine geometry).
+on how a client factorises its update. Distances are those of updates normalised to unit length (cosine geometry), in
+which the common factor s = alpha / r cancels: the functions here leave it out.
 
 In a fleet of up to `MAX_GRAM_CLIENTS`, the eigenvectors of the K x K Gram matrix give coordinates, which scikit-learn's
 ball tree (Omohundro 1989) searches. In a larger one, sketches give candidates, whose distances are then computed

@@ -38,6 +38,8 @@ class RobustRule:
         bucket_size: states averaged at random before the rule; 1: none. It has no effect on self-centred clipping.
         seed: of the experiment, for the buckets.
         round: its number, for the buckets.
+        lora_scale: alpha / rank, with which the products of adapters count in a model; where heads or norms are judged
+            together with them, distances depend on it.
     """
 
     name: str
@@ -45,6 +47,7 @@ class RobustRule:
     bucket_size: int = 1
     seed: int = 0
     round: int = 0
+    lora_scale: float = 1.0
 
 
 def robust_merge(
@@ -80,7 +83,7 @@ def robust_merge(
             name: _merge_coordinates(rule, origin[name], np.stack([state[name] for state in states]), averaging)
             for name in anchor
         }
-    gram = state_gram([{**(frozen or {}), **state} for state in (*states, origin)], anchor)
+    gram = state_gram([{**(frozen or {}), **state} for state in (*states, origin)], anchor, rule.lora_scale)
     updates = gram[:-1, :-1] - gram[:-1, -1:] - gram[-1:, :-1] + gram[-1, -1]
     if rule.name == "self_centred_clipping":
         coefficients = self_centred(updates, weights, own)
@@ -89,10 +92,10 @@ def robust_merge(
     return merge_factors(anchor, [*states, origin], [*coefficients, 1 - coefficients.sum()], factor_rule)
 
 
-def state_gram(states: Sequence[ClientState], like: ClientState) -> np.ndarray:
-    """Return ``[n, n]`` inner products : of the LoRA products, plus of the plain arrays named in ``like``."""
+def state_gram(states: Sequence[ClientState], like: ClientState, lora_scale: float) -> np.ndarray:
+    """Return ``[n, n]`` inner products of models: of the scaled LoRA products, plus of the plain arrays in ``like``."""
     paired = {f"{module}.lora_{factor}" for module in paired_modules(states[0]) for factor in "AB"}
-    gram = product_gram([{name: state[name] for name in paired} for state in states])
+    gram = lora_scale**2 * product_gram([{name: state[name] for name in paired} for state in states])
     for name in like:
         if name not in paired:
             rows = np.stack([state[name].ravel() for state in states]).astype(np.float64)

@@ -120,6 +120,7 @@ class RoundUploads:
         num_samples: training images of all K clients.
         metrics: ``{client: {name: value}}``, e.g. the mean ``loss``.
         seed: of the experiment, for rules that draw random numbers.
+        lora_scale: alpha / rank, with which the products of adapters count in a model.
         run_merges: runs the merges for many receivers elsewhere; None: they run in threads of this process.
     """
 
@@ -130,6 +131,7 @@ class RoundUploads:
     num_samples: Sequence[int]
     metrics: Mapping[int, Mapping[str, float]] = field(default_factory=dict)
     seed: int = 0
+    lora_scale: float = 1.0
     run_merges: RunMerges | None = None
 
 

@@ -279,11 +279,15 @@ class Method:
         """Return the new states of all K clients.
 
         A client that uploaded nothing keeps its own state; under ``global`` sharing it gets the merged one, which it
-        would receive when it next connects. Where a robust rule has too few uploads, clients keep what they received.
+        would receive when it next connects. Where a robust rule has too few uploads, clients keep what they received;
+        so they do with ``global`` sharing where no upload is valid, since one model for all stays one.
         """
         present = sorted(uploads.by_client)
         result = [dict(state) for state in uploads.states]
         if not present:
+            for client, state in enumerate(result):
+                shared = [name for name in self.pack(client, state) if self.sharing(name) == "global"]
+                state |= {name: uploads.received[client][name] for name in shared}
             return result
         weights = self.client_weights(uploads, present)
         for sharing in sorted({self.sharing(name) for name in uploads.by_client[present[0]]}):
@@ -379,7 +383,9 @@ class Method:
         num_byzantine = self.assumed_byzantine(len(members))
         if robust.num_inputs(len(members)) < min_clients(robust.rule, num_byzantine)[0]:
             return origin
-        rule = RobustRule(robust.rule, num_byzantine, robust.bucket_size, uploads.seed, uploads.round)
+        rule = RobustRule(
+            robust.rule, num_byzantine, robust.bucket_size, uploads.seed, uploads.round, uploads.lora_scale
+        )
         frozen = self._frozen_factors(uploads.received[receiver])
         return robust_merge(rule, states, weights, own, origin, factor_rule, frozen)
 

@@ -247,6 +247,7 @@ class Server:
             self.sizes,
             {client: outcome.metrics for client, outcome in outcomes.items()},
             self.config.seed,
+            self.config.lora.alpha / self.config.lora.rank,
             partial(self._run_merges, step) if self.pool.num_actors > 1 else None,
         )
         return uploads, sent.keys()

@@ -35,6 +35,9 @@ MIN_IMAGES = 5
 """A difference of fewer images between two attacks fails no check: a sign test on the images that one of them alone
 fools (Dixon and Mood 1946) needs so many to tell it from chance at a level of 5 %."""
 
+EASY_SHARE = 0.5
+"""Share of the points of S13 that random search must not find: the attack is to be better than chance."""
+
 REQUIRED_SHARE = 0.95
 """Share of the images on which the attack of S10 raises the loss, and that of S13 finds the planted point."""
 
@@ -187,6 +190,8 @@ def noise_is_harmless(white_box: float, noise: float, benign: float, images: Seq
     by_noise, by_attack = benign - noise, benign - white_box
     ratio = by_noise / by_attack if by_attack > 0 else float(by_noise > 0)
     measured = f"random noise breaks {by_noise:.1%}, the attack {by_attack:.1%}"
+    if by_attack <= 0 and by_noise <= 0:
+        measured += ": nothing broke, so that this says nothing"
     return _result(
         "S9",
         ratio <= 0.5 or by_noise - by_attack / 2 <= _tolerated(0, images),
@@ -266,19 +271,26 @@ def planted_points_are_found(planted: float, found: float, by_chance: float, ima
     Args:
         planted: fraction of the images with such a point.
         found: fraction of the images on which the attack finds it.
-        by_chance: fraction of the images on which random search finds it.
+        by_chance: fraction of the images on which random search finds it. Where it finds most of them, the points are
+            too easy to find, and the attack's share says nothing.
         images: of each client. The attack has to find 95 % of the points, within their error (95 % interval).
     """
-    rate = found / planted if planted else 0.0
-    corners = f"random corners: {by_chance / planted if planted else 0.0:.1%}"
-    weak = f"the attack finds only {rate:.1%} of the points that are known to exist ({corners}): it is too weak"
+    rate, chance = (share / planted if planted else 0.0 for share in (found, by_chance))
+    corners = f"random corners: {chance:.1%}"
+    points = planted * sum(images)
+    is_easy = bool(points) and wilson_interval(chance, points)[0] > EASY_SHARE
+    fault = f"the attack finds only {rate:.1%} of the points that are known to exist ({corners}): it is too weak"
+    if is_easy:
+        fault = f"random corners find {chance:.1%} of the points that are known to exist: they are too easy to find"
+    if not planted:
+        fault = "no adversarial point exists: the logits do not depend on the image"
     return _result(
         "S13",
-        planted > 0 and wilson_interval(rate, planted * sum(images))[1] >= REQUIRED_SHARE,
+        planted > 0 and not is_easy and wilson_interval(rate, points)[1] >= REQUIRED_SHARE,
         rate,
-        f"the attack finds {rate:.1%} of the adversarial points that are known to exist ({corners})"
-        f"{_short_by_chance(rate, images)}",
-        weak if planted else "no adversarial point exists: the logits do not depend on the image",
+        f"the attack finds {rate:.1%} of the adversarial points that are known to exist, on {planted:.1%} of the images"
+        f" ({corners}){_short_by_chance(rate, images)}",
+        fault,
     )
 
 

@@ -121,10 +121,14 @@ def test_a_lie_of_any_size_moves_the_result_by_a_bounded_amount(rule: str) -> No
 def test_the_gram_matrix_is_that_of_the_models() -> None:
     states = [state(seed) for seed in range(3)]
     rows = np.stack([products(own) for own in states])
-    np.testing.assert_allclose(state_gram(states, states[0]), rows @ rows.T, rtol=1e-6)
+    np.testing.assert_allclose(state_gram(states, states[0], 1.0), rows @ rows.T, rtol=1e-6)
+    scaled = np.stack([products({n: 4 * v if n.endswith("lora_B") else v for n, v in own.items()}) for own in states])
+    np.testing.assert_allclose(state_gram(states, states[0], 4.0), scaled @ scaled.T, rtol=1e-6)
     heads = {"head.weight": states[0]["head.weight"]}
     only = np.stack([own["head.weight"].ravel() for own in states]).astype(float)
-    np.testing.assert_allclose(state_gram([{"head.weight": s["head.weight"]} for s in states], heads), only @ only.T)
+    np.testing.assert_allclose(
+        state_gram([{"head.weight": s["head.weight"]} for s in states], heads, 9.0), only @ only.T
+    )
 
 
 def test_frozen_factors_count_in_the_distance_and_are_not_merged() -> None:
@@ -155,6 +159,21 @@ def test_buckets_are_drawn_per_round_and_average_before_the_rule() -> None:
     assert any(not np.array_equal(own["head.weight"], first["head.weight"]) for own in rounds)
 
 
+@pytest.mark.parametrize(("scale", "is_chosen"), [(1.0, True), (16.0, False)])
+def test_krum_judges_deployed_models_and_not_bare_products(scale: float, is_chosen: bool) -> None:
+    """An attacker with a head at the honest mean and a shifted adapter is the nearest only if B A is not scaled.
+
+    At alpha / rank = 16 its model is further away than any honest one.
+    """
+    rng, origin = np.random.default_rng(0), state(0, 0.3)
+    honest = [close(seed, origin, 0.02) for seed in range(1, 7)]
+    for own in honest:
+        own["head.weight"] = origin["head.weight"] + rng.normal(size=(3, 4)).astype(np.float32)
+    liar = {name: value + 0.1 * name.endswith("lora_B") for name, value in origin.items()}
+    merged = merge("krum", origin, [*honest, liar], lora_scale=scale)
+    assert np.allclose(merged["head.weight"], liar["head.weight"], atol=1e-5) is is_chosen
+
+
 # -- in a method -------------------------------------------------------------------------------------------------------
 
 
@@ -174,6 +193,20 @@ def arrived(
 ) -> RoundUploads:
     uploads = {c: made.pack(c, own) for c, own in enumerate(states) if c not in silent}
     return RoundUploads(round, states, received, uploads, [10] * len(states), {}, seed=0)
+
+
+def test_one_model_for_all_stays_one_if_no_upload_is_valid() -> None:
+    """Clients keep what they received, and of what is their own what they trained."""
+    made = method("krum")
+    start, trained = state(0), [state(seed) for seed in range(1, 4)]
+    received = [dict(start) for _ in trained]
+    merged = made.aggregate(arrived(made, trained, received, silent=range(3)))
+    assert all(np.array_equal(own[name], start[name]) for own in merged for name in start)
+    local = Algorithm(Algorithm.Parameters(adapters="global", heads="local"))
+    local.head_names = HEADS
+    for own, result in zip(trained, local.aggregate(arrived(local, trained, received, silent=range(3))), strict=True):
+        assert np.array_equal(result["head.weight"], own["head.weight"])
+        assert np.array_equal(result["m.lora_A"], start["m.lora_A"])
 
 
 def test_the_median_of_b_is_taken_by_coordinates() -> None:

@@ -221,17 +221,28 @@ def perturbed_weights(
 
 
 def test_awp_moves_every_clients_matrix_by_gamma_of_its_norm_up_the_loss() -> None:
-    context, params, b = toy()
+    """Vectors, and what is no weight of a layer (tokens, positions), are left alone."""
+    context, toys, b = toy()
+    names = ["m.weight", "m.bias", "pos_embed"]
+    params = dict(zip(names, (toys["w"], toys["b"], torch.ones(2, 1, 3, 1)), strict=True))
+    model: Any = context.model
+    of_toy = model.forward
+
+    def forward(p: ParameterStack, x: torch.Tensor, owner: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = of_toy({"w": p["m.weight"], "b": p["m.bias"]}, x, owner)
+        return logits + p["pos_embed"].flatten(1)[owner]
+
+    model.forward = forward
     before = {name: value.clone() for name, value in params.items()}
-    (at_w, shifted), gradients = perturbed_weights(method("fedawp", gamma=0.05), context, params, b)
+    (at_w, shifted), gradients = perturbed_weights(method("fedawp", gamma=0.05), context, params, b, names)
     assert all(torch.equal(at_w[n], before[n]) and torch.equal(params[n], before[n]) for n in params)
-    step = shifted["w"] - before["w"]
-    torch.testing.assert_close(step.flatten(1).norm(dim=1), 0.05 * before["w"].flatten(1).norm(dim=1))
-    assert torch.equal(shifted["b"], before["b"])  # a vector is left alone
-    plain, losses = method("fedavg_at").gradients(context, params, b, b.x, ["w", "b"])
-    cosine = F.cosine_similarity(step.flatten(1), plain["w"].flatten(1))
+    step = shifted["m.weight"] - before["m.weight"]
+    torch.testing.assert_close(step.flatten(1).norm(dim=1), 0.05 * before["m.weight"].flatten(1).norm(dim=1))
+    assert all(torch.equal(shifted[name], before[name]) for name in ("m.bias", "pos_embed"))
+    plain, losses = method("fedavg_at").gradients(context, params, b, b.x, names)
+    cosine = F.cosine_similarity(step.flatten(1), plain["m.weight"].flatten(1))
     torch.testing.assert_close(cosine, torch.ones(2))
-    there, higher = method("fedavg_at").gradients(context, shifted, b, b.x, ["w", "b"])
+    there, higher = method("fedavg_at").gradients(context, shifted, b, b.x, names)
     assert (higher > losses).all()
     torch.testing.assert_close(gradients, there)
 

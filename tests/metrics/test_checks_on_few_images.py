@@ -89,3 +89,17 @@ def test_clients_with_few_images_make_a_mean_less_certain() -> None:
     assert effective_images([2, 98]) < 8
     assert checks.iterative_beats_single(0.55, 0.5, [2, 98]).passed
     assert not checks.iterative_beats_single(0.55, 0.5, [50, 50]).passed
+
+
+def test_points_that_random_search_finds_say_nothing() -> None:
+    easy = checks.planted_points_are_found(1.0, 1.0, 0.9, MANY)
+    assert not easy.passed
+    assert "random corners find 90.0%" in easy.meaning
+    assert checks.planted_points_are_found(1.0, 1.0, 0.4, MANY).passed
+    assert checks.planted_points_are_found(1.0, 1.0, 0.6, [10]).passed, "10 images do not tell 0.6 from 0.5"
+    assert "on 25.0% of the images" in checks.planted_points_are_found(0.25, 0.25, 0.0, MANY).meaning
+
+
+def test_an_attack_that_breaks_nothing_says_nothing_about_noise() -> None:
+    assert "says nothing" in checks.noise_is_harmless(0.8, 0.8, 0.8, MANY).meaning
+    assert "says nothing" not in checks.noise_is_harmless(0.5, 0.79, 0.8, MANY).meaning

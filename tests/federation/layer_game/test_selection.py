@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy import optimize, stats
 
-from sylva_ray.federation.stages.layer_game.client import paired
+from sylva_ray.algorithms.adversarial import class_weights
+from sylva_ray.federation.stages.layer_game.client import effective_number, paired
 from sylva_ray.federation.stages.layer_game.selection import (
     CHANGING,
     MAX_GUARD_IMAGES,
@@ -37,6 +40,19 @@ def test_shrinking_reads_the_receivers_row() -> None:
     phi = np.array([[[1.0, 0.0]], [[3.0, 2.0]]])
     shrunk = shrink(phi, np.array([[0.0, 1.0], [0.0, 1.0]]), np.array([64, 64]))
     np.testing.assert_allclose(shrunk, [[[2.0, 1.0]], [[3.0, 2.0]]])
+
+
+def test_a_client_without_numbers_does_not_spoil_those_of_others() -> None:
+    """Also where every client is its own neighbourhood, since 0 times what is no number is none."""
+    phi = np.array([[[1.0, 0.0]], [[3.0, 2.0]], [[np.nan, 1.0]]])
+    images = np.array([64, 64, 64])
+    alone = shrink(phi, np.eye(3), images)
+    np.testing.assert_allclose(alone[:2], phi[:2])
+    assert np.isnan(alone[2]).all()
+    together = shrink(phi, np.full((3, 3), 1 / 3), images)
+    np.testing.assert_allclose(together[:2], shrink(phi[:2], np.full((2, 2), 0.5), images[:2]))
+    deaf = np.array([[0.0, 0.0, 1.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]])
+    np.testing.assert_allclose(shrink(phi, deaf, images)[0], phi[0])
 
 
 def test_candidates_by_hand() -> None:
@@ -262,3 +278,37 @@ def test_a_client_without_images_has_none() -> None:
     (found,) = paired([[nothing], [nothing]], [np.ones(0)])
     assert found.num_samples == 0
     assert not found.lost.any()
+
+
+@pytest.mark.parametrize(
+    ("beta", "training", "guard", "on_the_rarest", "on_all"),
+    [
+        (0.99, (800, 200, 20), (157, 39, 4), 0.13, 0.08),
+        (0.99, (160, 40, 4), (40, 10, 1), 0.28, 0.07),
+    ],
+)
+def test_a_loss_of_the_heaviest_images_alone_passes_more_often(
+    beta: float, training: tuple[int, ...], guard: tuple[int, ...], on_the_rarest: float, on_all: float
+) -> None:
+    """Kish's number is that of losses that do not depend on the weights. docs/choices.md states these figures."""
+    rng, tolerance = np.random.default_rng(0), 0.05
+    by_class = class_weights(torch.tensor([training]), beta)[0].double().numpy()
+    weights = np.repeat(by_class, guard)
+    weights /= weights.mean()
+    pool = math.ceil(images_needed(tolerance, 0.9) / effective_number(weights))
+    rare = np.arange(len(weights)) >= len(weights) - guard[-1]
+    concentrated = np.where(rare, tolerance * weights.sum() / weights[rare].sum(), 0.0)
+
+    def passes(chances: np.ndarray) -> bool:
+        lost, number = 0.0, 0.0
+        for _ in range(pool):
+            before = np.ones((2, len(weights)), bool)
+            after = before.copy()
+            after[1] = rng.random(len(weights)) >= chances
+            (own,) = paired([[before], [after]], [weights])
+            lost, number = lost + float(own.lost[-1, 1]), number + own.num_samples
+        return paired_upper_bound(lost, 0.0, number, 0.9) <= tolerance
+
+    for chances, expected in ((concentrated, on_the_rarest), (np.full(len(weights), tolerance), on_all)):
+        found = np.mean([passes(chances) for _ in range(600)])
+        assert abs(found - expected) < 0.05  # three standard errors

@@ -284,7 +284,9 @@ def effective_number(weights: np.ndarray) -> float:
 def paired(outcomes: Sequence[Sequence[np.ndarray]], weights: Sequence[np.ndarray]) -> list[PairedOutcomes]:
     """Pair the outcomes of m states with those of the first one, theta^r, for every client.
 
-    Where images have weights, shares of images are weighted shares, and their number is the effective one.
+    Where images have weights, shares of images are weighted shares, and their number is the effective one. That is
+    right for losses that do not depend on the weights. Of losses that fall on the heaviest images alone, a bound of
+    90 % lets more than one in ten pass: 13 to 28 % at a net loss of the tolerance, for weights of 5 to 43 to 1.
 
     Args:
         outcomes: ``[m][c]``, each ``[2, n_c] bool``: right on the benign image, and under attack.

@@ -26,11 +26,19 @@ def shrink(phi: np.ndarray, neighbours: np.ndarray, num_samples: np.ndarray, str
         strength: number of images at which a client's value and the mean have equal weights; 0 leaves phi unchanged.
 
     Returns:
-        ``[K, n, 2]``: weight n / (n + strength) for the client's value, the rest for the mean.
+        ``[K, n, 2]``: weight n / (n + strength) for the client's value, the rest for the mean. A client with a value
+        that is not finite has none, and does not count in the means of others.
     """
     n = np.asarray(num_samples, float)
     weight = (n / (n + strength))[:, None, None]
-    return np.asarray(weight * phi + (1 - weight) * np.einsum("ij,jnc->inc", neighbours, phi))
+    is_finite = np.isfinite(phi).all((1, 2))
+    if not is_finite.all():
+        total = (neighbours * is_finite).sum(1, keepdims=True)
+        weight = np.where(total[..., None] > 0, weight, 1.0)  # nobody to listen to
+        neighbours = np.divide(neighbours * is_finite, total, out=np.zeros_like(neighbours), where=total > 0)
+        phi = np.where(is_finite[:, None, None], phi, 0.0)
+    shrunk = weight * phi + (1 - weight) * np.einsum("ij,jnc->inc", neighbours, phi)
+    return np.where(is_finite[:, None, None], shrunk, np.nan)
 
 
 def nested_candidates(phi: np.ndarray) -> np.ndarray:
