@@ -135,6 +135,7 @@ def test_an_interface_call_works_outside_the_main_thread(run: tuple[Path, Any]) 
     [
         ({"attacks": ["pdg"]}, "--attack = 'pdg': unknown attack; did you mean 'pgd'"),
         ({"suite": "quik"}, "--suite = 'quik': unknown suite; did you mean 'quick'"),
+        ({"certify": ["a"]}, "--certify = 'a': must be a number above 0"),
         ({"epsilon": "banana"}, "--epsilon = 'banana': must be a number or a fraction such as 4/255"),
     ],
 )

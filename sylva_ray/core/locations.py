@@ -19,7 +19,7 @@ from pydantic import AfterValidator
 
 from sylva_ray.core.errors import UserError
 
-MAX_NAME = 255
+MAX_NAME = 254
 """Bytes of the name of a file, as in most file systems."""
 
 MAX_PATH = 4095

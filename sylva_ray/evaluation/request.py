@@ -90,7 +90,7 @@ def check_options(attacks: Sequence[str], suite_name: str | None, epsilon: str |
         hint = did_you_mean(suite_name, SUITES)
         raise UserError("--suite", suite_name, f"unknown suite; {hint}Available: {', '.join(SUITES)}")
     for sigma in sigmas:
-        if not 0 < sigma < math.inf:
+        if isinstance(sigma, bool) or not isinstance(sigma, int | float) or not 0 < sigma < math.inf:
             raise UserError("--certify", sigma, "must be a number above 0 (pixel units, e.g. 0.1)")
     for text in attacks:
         parse_attack(text)

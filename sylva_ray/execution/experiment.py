@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+
 from threadpoolctl import threadpool_limits
 
 from sylva_ray.algorithms.registry import create_algorithm
@@ -28,6 +30,9 @@ from sylva_ray.preparation.experiment import Prepared, initial_states
 from sylva_ray.preparation.traffic import declared_traffic
 from sylva_ray.storage.remote_copy import RemoteFolder
 from sylva_ray.storage.run_folder import RunFolder
+
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Errors of a disk, or of a share of it, that is full."""
 
 
 def run_experiment(
@@ -114,9 +119,9 @@ def _run(prepared: Prepared, folder: RunFolder, pool: ClientPool, observer: Obse
         status = "KILLED"  # a sweep ends its trials in the same way
         raise
     except OSError as error:
-        raise RunError(
-            f"{error.strerror or error} while writing to {folder}: free some disk space, then resume"
-        ) from error
+        place = f" ({error.filename})" if error.filename else ""
+        fix = "free some disk space, then resume" if error.errno in NO_SPACE else "resume when that is mended"
+        raise RunError(f"{error.strerror or error}{place} while writing to {folder}: {fix}") from error
     finally:
         warnings = observer.on_end(status)
     if set(warnings) - set(summary.warnings):

@@ -7,11 +7,13 @@ the deadline of a round has passed. It depends neither on a tracker nor on Ray: 
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from sylva_ray.core.errors import UserError
 from sylva_ray.core.records import Neighbours, StageRecord
+from sylva_ray.core.text import clients_text
 from sylva_ray.federation.evaluator import Evaluator
 from sylva_ray.federation.observer import Notice, StageStarted
 from sylva_ray.federation.server import Place, Server, StageCosts
@@ -95,7 +97,7 @@ class Rounds:
             lr=result.lr,
             participants=server.everyone if result.participants is None else list(result.participants),
             missing=list(result.missing),
-            metrics={name: dict(by_client) for name, by_client in result.metrics.items()},
+            metrics=self._finite_metrics(index, stage, result.metrics),
             neighbours=graph and Neighbours(members=graph.members.tolist(), weights=graph.weights.tolist()),
             evaluation=evaluation,
             panel=self.evaluator.panel(index),
@@ -122,6 +124,17 @@ class Rounds:
             self._last_round(),
         )
         return record
+
+    def _finite_metrics(
+        self, step: int, stage: Stage, metrics: Mapping[str, Mapping[str, float]]
+    ) -> dict[str, dict[str, float]]:
+        """Return the metrics of a stage that JSON can hold; a notice says what is left out."""
+        kept = {name: {c: v for c, v in values.items() if math.isfinite(v)} for name, values in metrics.items()}
+        for name, values in metrics.items():
+            if lost := clients_text(int(client) for client in values if client not in kept[name]):
+                text = f"step {step}: {name} of {lost} is not a finite number after {stage.name}, and not recorded"
+                self.server.observer.on_notice(Notice(text))
+        return kept
 
     def _last_round(self) -> list[int]:
         """Return the position of the last round so far. Its checkpoint stays: rounds that are added go on there."""

@@ -111,7 +111,8 @@ def save_merged(state: ClientState, folder: Path, backbone: Mapping[str, np.ndar
             ).astype(np.float32)
         elif name in merged:
             merged[name] = value
-    return write_atomically(folder / MERGED, save(dict(sorted(merged.items()))))
+    arrays = {name: np.asarray(value, order="C") for name, value in sorted(merged.items())}
+    return write_atomically(folder / MERGED, save(arrays))
 
 
 def load_adapter(folder: Path) -> dict[str, np.ndarray]:

@@ -76,7 +76,8 @@ def link_or_copy(source: Path, target: Path) -> None:
     try:
         os.link(source, target)
     except OSError:
-        shutil.copyfile(source, target)
+        with open(source, "rb") as content, replaced(target, durable=True) as file:
+            shutil.copyfileobj(content, file)
 
 
 def sync_folder(folder: Path) -> None:

@@ -252,7 +252,7 @@ class CheckpointFolder:
 
 
 def _encode(content: object) -> bytes:
-    return json.dumps(content).encode()
+    return json.dumps(content, allow_nan=False).encode()
 
 
 def _read(folder: Path) -> dict[str, Content]:
@@ -301,8 +301,12 @@ def _is_finite(value: np.ndarray) -> bool:
 
 
 def _to_arrays(residuals: Mapping[int, ClientState]) -> dict[str, np.ndarray]:
-    """Flatten ``{client: {name: array}}`` to ``{"client:name": array}``."""
-    return {f"{client}:{name}": value for client, state in residuals.items() for name, value in state.items()}
+    """Flatten ``{client: {name: array}}`` to ``{"client:name": array}``, in the order of memory that files have."""
+    return {
+        f"{client}:{name}": np.asarray(value, order="C")
+        for client, state in residuals.items()
+        for name, value in state.items()
+    }
 
 
 def _to_residuals(path: Path, arrays: Mapping[str, np.ndarray]) -> dict[int, dict[str, np.ndarray]]:

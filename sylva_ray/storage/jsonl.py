@@ -64,7 +64,7 @@ def rewrite_records(path: Path, records: Sequence[Mapping[str, object]]) -> None
 
 
 def _line(record: Mapping[str, object]) -> bytes:
-    return json.dumps(record).encode() + b"\n"  # JSON escapes newlines, so a record is a single line
+    return json.dumps(record, allow_nan=False).encode() + b"\n"  # JSON escapes newlines, so a record is a single line
 
 
 def _parse(path: Path, number: int, line: bytes) -> dict[str, Any]:

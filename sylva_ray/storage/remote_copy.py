@@ -30,7 +30,7 @@ from sylva_ray.config.stored import RUN_CONFIG
 from sylva_ray.core.credentials import mask_value
 from sylva_ray.core.errors import RunError, UserError, reason_of
 from sylva_ray.core.locations import is_url, local_path, output_path, run_location
-from sylva_ray.storage.atomic import link_or_copy, replaced
+from sylva_ray.storage.atomic import link_or_copy, replaced, write_json
 from sylva_ray.storage.claim import check_claim
 from sylva_ray.storage.client_tables import is_client_table, without_file
 from sylva_ray.storage.lock import file_lock
@@ -38,6 +38,9 @@ from sylva_ray.storage.manifest import MANIFEST, stated_checksums, step_of
 from sylva_ray.storage.run_folder import CHECKPOINTS, RECORDS, RunFolder
 
 T = TypeVar("T")
+
+STAMPS = ".sent.json"
+"""File of the local folder that says which files of checkpoints are at the URL; it is not copied."""
 
 CACHE = "~/.cache/sylva_ray/runs"
 """Where the local folders are."""
@@ -59,7 +62,7 @@ class RemoteFolder:
         digest = hashlib.sha256(self.url.encode()).hexdigest()[:12]
         self.local = local or local_path("run folder", CACHE) / f"{PurePosixPath(self.url).name}-{digest}"
         self._files, self._root = _filesystem(self.url)
-        self._sent: dict[str, tuple[int, int, int]] = {}  # {name: stamp} of local files that are at the URL
+        self._sent = self._read_sent()  # {name: stamp} of local files that are at the URL
         self._remote_sizes: dict[str, int] | None = None  # {name: bytes} at the URL; None: not listed yet
 
     def __str__(self) -> str:
@@ -84,6 +87,7 @@ class RemoteFolder:
         """
         check_claim(str(self), self._read(self._list), RUN_CONFIG, "run", resume=False)
         shutil.rmtree(self.local, ignore_errors=True)
+        self._sent.clear()
 
     def pull(self, marker: str = RUN_CONFIG) -> None:
         """Make the local folder a copy of the URL, unless it is ahead of it because the last pushes have failed.
@@ -115,9 +119,12 @@ class RemoteFolder:
                 self._fetch(name, fetched.get(digest))
                 if digest in shared - fetched.keys() and _sha256(self.local / name) == digest:  # no damage is shared
                     fetched[digest] = self.local / name
+        self._write_sent()
 
     def _is_ahead(self, names: Iterable[str]) -> bool:
-        """Return whether the local folder holds the run at the URL with more records.
+        """Return whether the local folder holds the run at the URL with more records, or with a newer checkpoint.
+
+        A push sends the records before the checkpoints, and may have been cut between them.
 
         Raises:
             UserError: it holds more records, of a run that is not the one at the URL.
@@ -127,7 +134,12 @@ class RemoteFolder:
             return False
         here = _complete_lines(folder.records_file.read_bytes())
         there = _complete_lines(self._download(RECORDS)) if RECORDS in names else []
-        if len(here) <= len(there):
+        newest_here, newest_there = (
+            max((step_of(PurePosixPath(name).parent.name) or 0 for name in files if _is_manifest(name)), default=-1)
+            for files in ((str(path.relative_to(self.local)) for path in self.local.rglob(MANIFEST)), names)
+        )
+        has_newer = here == there and newest_here > newest_there
+        if len(here) <= len(there) and not has_newer:
             return False
         has_config = RUN_CONFIG in names  # without it, the local file can restore it
         if here[: len(there)] != there or (
@@ -165,12 +177,30 @@ class RemoteFolder:
                 for name in self._remote_sizes
                 if (_is_checkpoint(name) and _step_folder(name) not in steps)
                 or (is_client_table(name) and name not in local)
+                or (f"{name}.damaged" in local and name not in local)  # set aside by a repair
             ]
             for name in sorted(old, key=_order, reverse=True):  # the manifest first: without it, the rest is ignored
                 self._files.rm_file(self._remote_path(name))
                 del self._remote_sizes[name]
         except Exception as error:  # every storage raises errors of its own types
             raise RunError(f"{self} could not be written ({reason_of(error, self.url)})") from error
+        finally:
+            self._write_sent()
+
+    def _read_sent(self) -> dict[str, tuple[int, int, int]]:
+        """Return the stamps of checkpoint files as the process before this one left them; none where it left none.
+
+        A resumed run is pulled by one process and pushed by another, its coordinator.
+        """
+        try:
+            stamps = json.loads((self.local / STAMPS).read_text())
+            return {str(name): (int(size), int(time), int(inode)) for name, (size, time, inode) in stamps.items()}
+        except (OSError, ValueError, TypeError, AttributeError):
+            return {}
+
+    def _write_sent(self) -> None:
+        with suppress(OSError):  # the next process then compares sizes
+            write_json(self.local / STAMPS, {name: sent for name, sent in self._sent.items() if _is_checkpoint(name)})
 
     def _send(self, name: str, path: Path) -> None:
         """Send a file."""
@@ -300,7 +330,8 @@ def _filesystem(url: str) -> tuple[Any, str]:
     import fsspec
 
     try:
-        files, root = fsspec.core.url_to_fs(url)
+        is_file = url.startswith("file://")
+        files, root = fsspec.core.url_to_fs(str(local_path("run folder", url)) if is_file else url)
     except (ValueError, ImportError, OSError) as error:
         fix = f"is not a URL that can be used here ({reason_of(error, url)})"
         raise UserError("run folder", url, fix) from None

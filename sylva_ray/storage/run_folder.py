@@ -52,6 +52,9 @@ T = TypeVar("T")
 
 RECORDS, SUMMARY, CHECKPOINTS = "rounds.jsonl", "summary.json", "checkpoint"
 
+ADAPTER_FILES, EXPORT_FILES = ("adapter_model.safetensors", "adapter_config.json"), ("load.py", "base.safetensors")
+"""What `sylva_ray.models.export` writes for every client, and for all of them."""
+
 SPACE, TRIALS = "space.yaml", "trials"
 """In the folder of a sweep: its space, and the folder of its run folders; see `sylva_ray.sweeps.folder`."""
 
@@ -386,18 +389,21 @@ class RunFolder:
         checkpoint = self.load_checkpoint()
         if checkpoint is None or checkpoint.damaged or not self.report_file.exists():
             return None
-        is_exported = len(checkpoint.states) <= self.load_config().cluster.max_exported
+        num_clients, config = len(checkpoint.states), self.load_config()
         has_adapters = any(name.endswith(".lora_A") for name in checkpoint.states[0])
-        if (
-            has_adapters
-            and is_exported
-            and not all(self.adapter(client).exists() for client in range(len(checkpoint.states)))
-        ):
+        if has_adapters and num_clients <= config.cluster.max_exported and not self._is_exported(num_clients, config):
             return None
         try:
             return self.load_summary() if self.load_records() == checkpoint.records else None
         except UserError:  # the run writes both again
             return None
+
+    def _is_exported(self, num_clients: int, config: ExperimentConfig) -> bool:
+        """Return whether the adapters of all clients are there, and what loads them."""
+        is_at_the_hub = config.backbone.pretrained and config.backbone.checkpoint is None
+        shared = EXPORT_FILES[: 1 if is_at_the_hub else 2]
+        paths = [self.adapter(client) / name for client in range(num_clients) for name in ADAPTER_FILES]
+        return all(path.exists() for path in (*(self.adapters / name for name in shared), *paths))
 
     def load_evaluation(self) -> Evaluation | None:
         """Return ``evaluation.json``; None where `sylva-ray evaluate` has not run.

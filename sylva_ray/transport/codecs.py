@@ -199,7 +199,7 @@ def array_shapes(state: ClientState) -> dict[str, tuple[int, ...]]:
 
 def file_content(arrays: ClientState) -> bytes:
     """Return the file that travels, in the safetensors format: a small header, then the bytes of the arrays."""
-    return safetensors.numpy.save(dict(arrays))
+    return safetensors.numpy.save({name: np.asarray(value, order="C") for name, value in arrays.items()})
 
 
 def _entries(shapes: Shapes) -> int:

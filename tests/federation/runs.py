@@ -16,13 +16,13 @@ from sylva_ray.storage.checkpoint import Checkpoint, CheckpointFolder
 from sylva_ray.storage.run_folder import RunFolder
 
 
-def run(made: Prepared, folder: Path) -> Summary:
+def run(made: Prepared, folder: Path, observer: Observer | None = None) -> Summary:
     """Run it, or go on where the folder (or the checkpoint that was put there) ends."""
     folder.mkdir(exist_ok=True)
     if not any(folder.iterdir()):
         RunFolder(folder).claim(made.config, resume=False)
     pool = InProcessPool(create_worker(made.config, made.fleet, made.backbone))
-    return run_experiment(made, RunFolder(folder), pool, Observer())
+    return run_experiment(made, RunFolder(folder), pool, observer or Observer())
 
 
 def records_of(folder: Path) -> list[dict[str, Any]]:

@@ -89,6 +89,16 @@ def test_an_observer_that_is_no_display_ends_the_run() -> None:
         observers.on_task(TaskDone("training", 3, 3, 6))
 
 
+def test_only_a_full_disk_is_called_one(tmp_path: Path) -> None:
+    class Closed(Observer):
+        def on_record(self, record: StageRecord) -> None:
+            del record
+            raise PermissionError(13, "Permission denied", "/somewhere/else")
+
+    with pytest.raises(RunError, match=r"Permission denied \(/somewhere/else\) while writing .*mended"):
+        sylva_ray.run(SHORT, out=tmp_path / "run", show="nothing", observer=Closed())
+
+
 def test_a_run_tells_the_observer_of_its_caller_and_a_resume_goes_on_behind_its_error(tmp_path: Path) -> None:
     class Full(Heard):
         def on_record(self, record: StageRecord) -> None:

@@ -24,6 +24,7 @@ from sylva_ray.federation.client.training import TrainOutcome, TrainSettings, Tr
 from sylva_ray.federation.client.worker import CohortWorker
 from sylva_ray.federation.context import RoundUploads
 from sylva_ray.federation.contract import stages_of_run
+from sylva_ray.federation.observer import EventLog, Notice
 from sylva_ray.federation.server import Server
 from sylva_ray.federation.stages.federated_round import federated_rounds
 from sylva_ray.federation.stages.layer_game.rankings.shift import ShiftRanking
@@ -56,6 +57,29 @@ class Pooling(Stage):
         del step
         members = server.recorded_neighbourhood().members
         return StageResult(metrics={"neighbours": {str(client): float(len(m)) for client, m in enumerate(members)}})
+
+
+class NotANumber(Stage):
+    """Reports values of which some are no finite numbers."""
+
+    name = "not_a_number"
+    title = "phase 3: no numbers"
+    phase = 3
+
+    def run(self, server: Server, step: int) -> StageResult:
+        """Report them."""
+        del server, step
+        return StageResult(metrics={"odd": {"0": float("nan"), "1": 2.0, "2": float("inf")}})
+
+
+class Odd(Undefended):
+    """A third phase with such values."""
+
+    name = "odd"
+
+    def stages(self, config: ResolvedConfig) -> list[Stage]:
+        """Return the usual stages and `NotANumber`."""
+        return [*super().stages(config), NotANumber()]
 
 
 class NoWarmUp(Sylva):
@@ -193,6 +217,19 @@ def test_the_last_round_records_neighbourhoods_for_any_stage_that_needs_them(tmp
     assert [record.stage for record in records] == ["warmup", "phase1", "phase1", "personalise", "pooling"]
     assert [record.neighbours is not None for record in records] == [False, False, True, False, False]
     assert records[-1].metrics == {"neighbours": {"0": 2.0, "1": 2.0, "2": 2.0}}
+
+
+def test_what_is_no_finite_number_is_left_out_and_the_run_can_be_read_and_resumed(
+    tmp_path: Path,
+) -> None:
+    """JSON has no such numbers: a run that wrote them could not be opened any more."""
+    log = EventLog()
+    run(prepare(config_of(Odd)), tmp_path / "run", log)
+    folder = RunFolder(tmp_path / "run")
+    assert folder.load_records()[-1].metrics == {"odd": {"1": 2.0}}
+    assert folder.load_checkpoint() is not None
+    (text,) = (event.text for event in log.events if isinstance(event, Notice) and "finite" in event.text)
+    assert "odd of clients 0 and 2 is not a finite number after not_a_number" in text
 
 
 def test_a_stage_without_the_neighbourhoods_that_it_needs_is_refused() -> None:

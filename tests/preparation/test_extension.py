@@ -11,7 +11,9 @@ import pytest
 import sylva_ray
 from sylva_ray import testing
 from sylva_ray.core.errors import UserError
-from sylva_ray.storage.run_folder import RunFolder
+from sylva_ray.models.load_script import BASE, SCRIPT
+from sylva_ray.models.peft_format import ADAPTER_CONFIG, WEIGHTS
+from sylva_ray.storage.run_folder import ADAPTER_FILES, EXPORT_FILES, RunFolder
 from tests.preparation.test_inputs import draw_images
 from tests.storage.conftest import contents
 
@@ -123,6 +125,24 @@ def test_what_cannot_be_extended_is_refused_and_stays(
     assert (run / "config.yaml").read_text() == config
     assert RunFolder(run).load_finished() is not None
     assert not (run / "extensions.json").exists()
+
+
+def test_a_run_whose_exported_files_are_gone_has_not_finished(tmp_path: Path) -> None:
+    """Also where only files are gone, and their folders are there; a resume writes them again."""
+    assert (WEIGHTS, ADAPTER_CONFIG) == ADAPTER_FILES
+    assert (SCRIPT, BASE) == EXPORT_FILES
+    run = made(tmp_path / "run")
+    folder = RunFolder(run)
+    paths = [*(folder.adapters / name for name in EXPORT_FILES), *(folder.adapter(1) / name for name in ADAPTER_FILES)]
+    for path in paths:
+        content = path.read_bytes()
+        path.unlink()
+        assert folder.load_finished() is None, path
+        path.write_bytes(content)
+    assert folder.load_finished() is not None
+    paths[-2].unlink()
+    sylva_ray.resume(run, show="nothing")
+    assert folder.load_finished() is not None
 
 
 def test_nothing_is_deleted_for_a_run_that_cannot_be_prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

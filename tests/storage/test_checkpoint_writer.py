@@ -126,3 +126,14 @@ def test_an_interrupted_evaluation_leaves_no_thread_and_no_checkpoint(error: OSE
         interrupted(run)
     assert run.checkpoints.latest() is None
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("checkpoint")]
+
+
+def test_residuals_come_back_whatever_their_order_in_memory(tmp_path: Path) -> None:
+    """A file holds rows: one of columns would come back permuted. A postprocessor of one's own may leave either."""
+    transposed, scalar = np.arange(6, dtype=np.float32).reshape(2, 3).T, np.array(3.0, np.float32)
+    folder = CheckpointFolder(tmp_path / "checkpoint")
+    folder.save(0, [{"a": np.ones(2, np.float32)}], [bare_record(0)], None, {0: {"m": transposed, "s": scalar}})
+    checkpoint = folder.latest()
+    assert checkpoint is not None
+    np.testing.assert_array_equal(checkpoint.residuals[0]["m"], transposed)
+    np.testing.assert_array_equal(checkpoint.residuals[0]["s"], scalar)

@@ -105,6 +105,59 @@ def test_a_push_that_is_cut_leaves_the_checkpoint_before(url: str, tmp_path: Pat
     assert newest(there) == 2
 
 
+def test_stages_that_are_on_this_machine_alone_are_not_pulled_away(url: str, tmp_path: Path) -> None:
+    """Small files arrive and large ones do not (a quota): the records say nothing of the checkpoints."""
+    here = RemoteFolder(url, tmp_path / "here")
+    save_steps(here, 0)
+    cut_at(here, "checkpoint/round_0001/states.safetensors", OSError("quota exceeded"))
+    with pytest.raises(RunError, match="quota exceeded"):
+        save_steps(here, 1)
+    again, there = RemoteFolder(url, here.local), RemoteFolder(url, tmp_path / "there")
+    there.pull()
+    assert newest(there) == 0
+    again.pull()
+    assert newest(again) == 1
+    save_steps(again, 2)
+    there.pull()
+    assert newest(there) == 2
+
+
+def test_a_coordinator_replaces_a_damaged_checkpoint_that_its_driver_has_pulled(url: str, tmp_path: Path) -> None:
+    """They are two processes: what the first one fetched, the second one must not take for what it computes."""
+    driver = RemoteFolder(url, tmp_path / "here")
+    save_steps(driver, 0, 1)
+    name = "checkpoint/round_0001/states.safetensors"
+    content = bytearray(driver._files.cat_file(driver._remote_path(name)))
+    content[-1] ^= 255
+    driver._files.pipe_file(driver._remote_path(name), bytes(content))
+    RemoteFolder(url, tmp_path / "here").pull()
+    coordinator, there = RemoteFolder(url, tmp_path / "here"), RemoteFolder(url, tmp_path / "there")
+    assert newest(coordinator) == 0
+    save_steps(coordinator, 1)
+    there.pull()
+    assert newest(there) == 1
+
+
+def test_a_file_that_a_repair_set_aside_is_not_at_the_url_either(url: str, tmp_path: Path) -> None:
+    here = RemoteFolder(url, tmp_path / "here")
+    here.local.mkdir()
+    (here.local / "evaluation.json").write_text("{")
+    save_steps(here, 0)
+    (here.local / "evaluation.json").rename(here.local / "evaluation.json.damaged")
+    again = RemoteFolder(url, here.local)
+    again.push()
+    there = RemoteFolder(url, tmp_path / "there")
+    there.pull()
+    assert (there.local / "evaluation.json.damaged").exists()
+    assert not (there.local / "evaluation.json").exists()
+
+
+def test_a_file_url_is_the_folder_that_other_commands_mean(tmp_path: Path) -> None:
+    save_steps(RemoteFolder((tmp_path / "a b").as_uri(), tmp_path / "here"), 0)
+    assert (tmp_path / "a b" / "config.yaml").exists()
+    assert not (tmp_path / "a%20b").exists()
+
+
 def test_rows_that_checkpoints_share_are_sent_once_and_fetched_once(
     url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
