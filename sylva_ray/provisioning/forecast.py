@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -110,7 +111,11 @@ class Forecast:
         return True
 
     def actors_on(self, card: Card, most: int = 8) -> int:
-        """Return how many actors a card holds whose windows hold a whole step of training; 0: not even one."""
+        """Return how many actors of a card have work at once, and windows for a whole step of training.
+
+        A card that holds no such actor gets the fewest that it holds at all; 0: not even one.
+        """
+        most = min(most, max(stage.cohorts for stage in self.work))
         step = self.config.training.cohort_size * self.config.training.batch_size
         fitting = [k for k in range(1, most + 1) if self.fits(card, 1 / k)]
         whole = [k for k in fitting if self.plan(share_bytes(card, 1 / k)).windows.train >= step]
@@ -154,11 +159,13 @@ class Forecast:
     def run_seconds(self, gpus: Sequence[Gpus], work: Sequence[StageWork] | None = None) -> float:
         """Return the seconds of all stages and evaluations, or of some, on GPUs that share the tasks.
 
-        A stage with fewer cohorts than GPUs leaves some of them idle.
+        A stage with fewer cohorts than GPUs leaves some of them idle, and one with fewer than actors some of these.
         """
         total, num_gpus = 0.0, sum(group.count for group in gpus)
         for stage in self.work if work is None else work:
-            rate = sum(group.count / self.stage_seconds(stage.each, group) for group in gpus)
+            busy = math.ceil(stage.cohorts / num_gpus)
+            active = [replace(group, actors=min(group.actors, busy)) for group in gpus]
+            rate = sum(group.count / self.stage_seconds(stage.each, group) for group in active)
             total += stage.count / (rate * min(1.0, stage.cohorts / num_gpus))
         return total
 

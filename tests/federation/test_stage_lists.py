@@ -229,7 +229,7 @@ def test_what_is_no_finite_number_is_left_out_and_the_run_can_be_read_and_resume
     assert folder.load_records()[-1].metrics == {"odd": {"1": 2.0}}
     assert folder.load_checkpoint() is not None
     (text,) = (event.text for event in log.events if isinstance(event, Notice) and "odd of" in event.text)
-    assert "odd of clients 0 and 2 is not a finite number after not_a_number" in text
+    assert "odd of clients 0, 2 is not a finite number after not_a_number" in text
 
 
 def test_a_stage_without_the_neighbourhoods_that_it_needs_is_refused() -> None:

@@ -237,3 +237,13 @@ def test_a_price_below_a_cent_is_no_number_with_an_exponent() -> None:
 def test_run_lines_of_a_cluster_name_ram_and_leave_the_card_to_the_table() -> None:
     found = forecast(load_config(DIGITS, ["cluster.address=auto", "cluster.gpus_per_actor=0.5"]))
     assert "of RAM, and on its card as below" in " ".join(run_lines(found))
+
+
+def test_actors_without_a_cohort_launch_nothing(digits: Forecast) -> None:
+    """A stage of two cohorts is no faster with eight actors on a card than with two, nor on one card than on two."""
+    stage = StageWork("x", 3, Passes(batches=1000), cohorts=2)
+    two, eight = (digits.run_seconds([Gpus(L4, 1, actors)], [stage]) for actors in (2, 8))
+    assert eight == two == pytest.approx(digits.run_seconds([Gpus(L4, 1, 1)], [stage]) / 2)
+    assert digits.run_seconds([Gpus(L4, 2, 8)], [stage]) == pytest.approx(two)
+    one_cohort = dataclasses.replace(digits, work=[dataclasses.replace(work, cohorts=1) for work in digits.work])
+    assert one_cohort.actors_on(H100) == 1
