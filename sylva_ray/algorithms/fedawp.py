@@ -16,10 +16,10 @@ from sylva_ray.models.cohort import broadcast_clients
 class FedAWP(FedAvgAT):
     """FedAvg-AT whose gradients are taken at weights that were moved a little towards a higher loss.
 
-    A step at w uses the gradient at w + v, v = gamma ||w|| g / ||g||, for every weight matrix w, not for tokens,
-    positions and norms. g is the gradient on the same adversarial images; the authors' proxy takes one ascent step of
-    SGD, which has its direction. For a LoRA factor that is 0, ||w|| is a hundredth of the norm of the other factor
-    (our choice).
+    A step at w uses the gradient at w + v, v = gamma ||w|| g / ||g||, for every matrix w whose name ends in ``weight``,
+    as in the authors' code, and for the factors of adapters. g is the gradient on the same adversarial images; the
+    authors' proxy takes one ascent step of SGD, which has its direction. For a LoRA factor that is 0, ||w|| is a
+    hundredth of the norm of the other factor (our choice).
     """
 
     name = "fedawp"
@@ -40,7 +40,7 @@ class FedAWP(FedAvgAT):
         ascent, _ = super().gradients(context, proxy, batch, x_adv, names)  # batch statistics change at w + v only
         shifted = dict(params)
         for name in names:
-            if name.endswith((".weight", ".lora_A", ".lora_B")) and params[name].ndim > 2:  # no token, no norm
+            if name.endswith(("weight", ".lora_A", ".lora_B")) and params[name].ndim > 2:  # with the client axis
                 norms_C = ascent[name].flatten(1).norm(dim=1).clamp(min=1e-20)
                 size_C = self.parameters.gamma * _size(name, params) / norms_C
                 shifted[name] = params[name] + broadcast_clients(size_C, params[name]) * ascent[name]

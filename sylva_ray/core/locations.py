@@ -20,7 +20,7 @@ from pydantic import AfterValidator
 from sylva_ray.core.errors import UserError
 
 MAX_NAME = 254
-"""Bytes of the name of a file, as in most file systems."""
+"""Bytes of the name of a file: one less than most file systems take, because a draft has a dot before its name."""
 
 MAX_PATH = 4095
 """Bytes of a path on Linux."""

@@ -230,16 +230,17 @@ class GameRecord(Artefact):
     """Names of the players, ``[n]``."""
     selection: str = "shapley"
     """Name of the ranking, ``algorithm.phase2.selection``."""
-    shapley: list[list[float]] | None = None
-    """Benign minus robust Shapley value, ``[K][n]``; null where another ranking was used."""
-    shapley_benign: list[list[float]] | None = None
+    shapley: list[list[float | None]] | None = None
+    """Benign minus robust Shapley value, ``[K][n]``; null where another ranking was used, and for every layer of a
+    client whose values are no finite numbers."""
+    shapley_benign: list[list[float | None]] | None = None
     """A layer's share of the gain in benign accuracy, ``[K][n]``."""
-    shapley_robust: list[list[float]] | None = None
+    shapley_robust: list[list[float | None]] | None = None
     """A layer's share of the loss in robust accuracy, ``[K][n]``."""
-    half_width: list[list[float]] | None = None
+    half_width: list[list[float | None]] | None = None
     """Half width of the 95 % interval of a client's own value, before it is shrunk to its neighbours' mean and becomes
     ``shapley``, ``[K][n]``; null if exact."""
-    scores: list[list[float]] | None = None
+    scores: list[list[float | None]] | None = None
     """Gates, shifts or other scores that ranked the layers, ``[K][n]``; null for Shapley values."""
     selected: list[list[bool]]
     """Layers that a client may refine, ``[K][n]``."""
@@ -261,7 +262,8 @@ class GameRecord(Artefact):
     exact: bool = True
     """Whether every coalition was evaluated; else permutations were sampled."""
     value_difference: Annotated[float | None, omitted_if_none()] = None
-    """Largest difference of a candidate's value from that in float32; absent where all values are in float32."""
+    """Largest difference of a candidate's value from that in float32; absent where all values are in float32, or where
+    it was no finite number."""
     relative_cost: Annotated[float | None, omitted_if_none()] = None
     """Cost of evaluating the coalitions, times that of phase 1 (blocks times images); absent for up to 8 players."""
     sampled_because: Annotated[str | None, omitted_if_none()] = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Real
 
 from sylva_ray.attacks.pgd import PgdAttack
 from sylva_ray.config.attacks import check_classes, check_labels, parse_attack
@@ -90,7 +91,7 @@ def check_options(attacks: Sequence[str], suite_name: str | None, epsilon: str |
         hint = did_you_mean(suite_name, SUITES)
         raise UserError("--suite", suite_name, f"unknown suite; {hint}Available: {', '.join(SUITES)}")
     for sigma in sigmas:
-        if isinstance(sigma, bool) or not isinstance(sigma, int | float) or not 0 < sigma < math.inf:
+        if isinstance(sigma, bool) or not isinstance(sigma, Real) or not 0 < sigma < math.inf:
             raise UserError("--certify", sigma, "must be a number above 0 (pixel units, e.g. 0.1)")
     for text in attacks:
         parse_attack(text)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import uuid
 from collections.abc import Mapping
 from typing import Any
@@ -39,8 +40,10 @@ class WeightsAndBiases(Tracker):
         """Return the name of the run in the project, which its run folder keeps: another run has another folder."""
         path = self.folder / "wandb" / "run_id.txt"
         if not path.exists():
+            is_of_version_0_2 = path.parent.exists()  # which named the run after the path of its folder
+            old_name = hashlib.sha256(str(self.folder.resolve()).encode()).hexdigest()[:16]
             path.parent.mkdir(exist_ok=True)
-            write_atomically(path, uuid.uuid4().hex[:16] + "\n")
+            write_atomically(path, (old_name if is_of_version_0_2 else uuid.uuid4().hex[:16]) + "\n")
         return path.read_text().strip()
 
     def log(self, values: Mapping[str, float], step: int) -> None:

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save
 
-from sylva_ray.core.errors import UserError
+from sylva_ray.core.errors import RunError, UserError
 from sylva_ray.core.files import read_regular_file
 from sylva_ray.core.records import GameRecord, StageRecord
 from sylva_ray.core.types import ClientState
@@ -252,7 +252,10 @@ class CheckpointFolder:
 
 
 def _encode(content: object) -> bytes:
-    return json.dumps(content, allow_nan=False).encode()
+    try:
+        return json.dumps(content, allow_nan=False).encode()
+    except ValueError as error:
+        raise RunError(f"a record cannot be written, because JSON has no such number ({error})") from error
 
 
 def _read(folder: Path) -> dict[str, Content]:

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sylva_ray.core.errors import UserError
+from sylva_ray.core.errors import RunError, UserError
 from sylva_ray.core.files import read_regular_file
 from sylva_ray.storage.atomic import write_atomically
 from sylva_ray.storage.reading import parse_json
@@ -64,7 +64,10 @@ def rewrite_records(path: Path, records: Sequence[Mapping[str, object]]) -> None
 
 
 def _line(record: Mapping[str, object]) -> bytes:
-    return json.dumps(record, allow_nan=False).encode() + b"\n"  # JSON escapes newlines, so a record is a single line
+    try:  # JSON escapes newlines, so a record is a single line
+        return json.dumps(record, allow_nan=False).encode() + b"\n"
+    except ValueError as error:
+        raise RunError(f"a record cannot be written, because JSON has no such number ({error})") from error
 
 
 def _parse(path: Path, number: int, line: bytes) -> dict[str, Any]:

@@ -200,7 +200,8 @@ class RemoteFolder:
 
     def _write_sent(self) -> None:
         with suppress(OSError):  # the next process then compares sizes
-            write_json(self.local / STAMPS, {name: sent for name, sent in self._sent.items() if _is_checkpoint(name)})
+            kept = [name for name in self._sent if _is_checkpoint(name) and (self.local / name).exists()]
+            write_json(self.local / STAMPS, {name: self._sent[name] for name in kept})
 
     def _send(self, name: str, path: Path) -> None:
         """Send a file."""

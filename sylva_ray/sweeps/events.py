@@ -23,7 +23,7 @@ class AttemptEvent(BaseModel):
         step: the last step of the experiment that is done.
         notice: what a person should know, e.g. that a worker was lost.
         ended: when the attempt ended; absent where it was killed.
-        outcome: how it ended.
+        outcome: how it ended; ``pruned`` also without ``ended``, when Tune has decided it.
         error: why it died or was refused; else empty.
     """
 

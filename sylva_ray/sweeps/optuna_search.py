@@ -176,10 +176,6 @@ class PointSearch(Searcher):
         values = [{key: self._value(key, value) for key, value in params.items()} for params in points]
         return [Trial(point, seed) for point in values for seed in self._space.seeds]
 
-    def knows(self, trial: Trial) -> bool:
-        """Return whether a trial has a result in the search."""
-        return self._state.points[trial.point].results.get(trial.seed) is not None
-
     def plan(self, failed: Sequence[Trial]) -> None:
         """Plan what a sweep that continues has left.
 
@@ -196,7 +192,9 @@ class PointSearch(Searcher):
         again = [trial for trial in failed if (trial.values, trial.seed) not in queued]
         for trial in again:
             state.queue.append(TrialChoice(values=dict(trial.values), seed=trial.seed))
-            state.points[trial.point].results.pop(trial.seed, None)
+            results = state.points[trial.point].results
+            nameless = next((seed for seed, values in results.items() if seed < 0 and values is None), trial.seed)
+            results.pop(trial.seed if trial.seed in results else nameless, None)
         state.running = {}
         left = self._space.search.num_points - len(state.points)
         state.points_left = 0 if state.is_exhausted else left
@@ -288,7 +286,7 @@ class PointSearch(Searcher):
         known, values = self._study.get_trials(deepcopy=False)[point.number], self._mean(point)
         if not known.state.is_finished():
             self._tell(point.number, values)
-        elif values is not None:
+        elif known.state == TrialState.FAIL and values is not None:
             added = optuna.trial.create_trial(params=known.params, distributions=known.distributions, values=values)
             self._study.add_trial(added)
             point.number = len(self._study.get_trials(deepcopy=False)) - 1
@@ -306,7 +304,7 @@ def open_search(space: Space, folder: SweepFolder) -> PointSearch:
     search = PointSearch(space)
     if states := folder.search_states():
         search.restore(str(states[-1]))
-        search.plan([trial for trial in search.trials if not search.knows(trial) and _is_left(folder, trial.key)])
+        search.plan([trial for trial in search.trials if _is_left(folder, trial.key)])
     return search
 
 

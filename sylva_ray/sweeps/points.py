@@ -165,7 +165,7 @@ def check_space(space: Space) -> None:
             fix = f"differs between points ({rounds} elsewhere), which scheduler.kind=asha cannot compare: use fifo"
             raise UserError("training.rounds", config.training.rounds, fix)
         same_name = names.setdefault(point_id(values), values)
-        if same_name != values:
+        if space.search.kind == "grid" and same_name != values:
             fix = f"has the same name, {point_id(values)}, as {point_label(same_name)}: change one of them slightly"
             raise UserError("parameters", point_label(values), fix)
         other = known.setdefault(json.dumps(result_settings(config), sort_keys=True), values)

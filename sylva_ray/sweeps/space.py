@@ -204,23 +204,9 @@ class Space(Section):
         metrics = [objective.metric for objective in self.objectives]
         if len(set(metrics)) < len(metrics):
             raise conflict("objectives", metrics, "must be different metrics")
-        if is_grid and search.seed:
-            raise conflict("search.seed", search.seed, "has no effect on a grid: leave it out")
-        self._check_scheduler()
-        return self
-
-    def _check_scheduler(self) -> None:
-        given = self.scheduler
-        if given.kind == "fifo":
-            for name in sorted(given.model_fields_set - {"kind"}):
-                if getattr(given, name) != Scheduler.model_fields[name].default:
-                    raise conflict(f"scheduler.{name}", getattr(given, name), "has no effect without kind: asha")
-            return
-        if len(self.objectives) > 1:
+        if self.scheduler.kind == "asha" and len(self.objectives) > 1:
             raise conflict("scheduler.kind", "asha", "prunes by one metric: use fifo with several objectives")
-        if len(self.seeds) > 1:
-            fix = "prunes single trials, so that few points would keep all of their seeds: give one, and try the best "
-            raise conflict("scheduler.kind", "asha", f"{fix}points with others afterwards")
+        return self
 
     # -- experiments ---------------------------------------------------------------------------------------------------
 
@@ -300,6 +286,7 @@ def load_space(path: Path, overrides: Sequence[str] = ()) -> Space:
     space = resolved_space(raw | changed)
     for change in changes:
         _check_has_an_effect(space, change)
+    _check_search(space)
     return space
 
 
@@ -319,6 +306,24 @@ def resolved_space(raw: Mapping[str, Any]) -> Space:
             raise UserError(f"parameters.{key}", value, fix)
     built = {str(key): build(Parameter, value, f"parameters.{key}") for key, value in parameters.items()}
     return build(Space, dict(raw) | {"parameters": built})
+
+
+def _check_search(space: Space) -> None:
+    """Refuse what a new sweep should not have; one of an older version that has it goes on.
+
+    Raises:
+        UserError: names key, value and fix.
+    """
+    search, scheduler = space.search, space.scheduler
+    if search.kind == "grid" and search.seed:
+        raise UserError("search.seed", search.seed, "has no effect on a grid: leave it out")
+    if "kind" not in scheduler.model_fields_set and scheduler != Scheduler():
+        given = sorted(scheduler.model_fields_set)[0]
+        fix = "has no effect without scheduler.kind=asha; give scheduler.kind=fifo to prune nothing"
+        raise UserError(f"scheduler.{given}", getattr(scheduler, given), fix)
+    if scheduler.kind == "asha" and len(space.seeds) > 1:
+        fix = "prunes single trials, so that few points would keep all of their seeds: give one, and try the best "
+        raise UserError("scheduler.kind", "asha", f"{fix}points with others afterwards")
 
 
 def _check_has_an_effect(space: Space, change: Mapping[str, JsonValue]) -> None:

@@ -155,6 +155,8 @@ class SweepDisplay(Display):
     def _show_trial(self, key: str, event: AttemptEvent) -> None:
         if event.notice is not None:
             self.print_line(f"trial {key}: {event.notice}")
+        elif event.ended is None and event.outcome is not None:
+            pass  # pruned, and about to end
         elif event.ended is None:
             self._running[key] = event.step or 0
             if self._verbose and event.step is not None:

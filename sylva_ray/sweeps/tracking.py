@@ -138,8 +138,8 @@ class SweepTracking:
     def _send_rest_of(self, run: RunFolder, trial: Trial) -> None:
         """Send what MLflow lacks of a trial; the store and the parent may be others than when the trial ran."""
         try:
-            began = run.load_config()
-            config = began.model_copy(update={"tracking": trial_config(self.space, trial, self.trials).tracking})
+            config = run.load_config()
+            config = config.model_copy(update={"tracking": trial_config(self.space, trial, self.trials).tracking})
         except UserError as error:
             self.problems.append(f"MLflow did not receive trial {trial.key}: {error}")
             return
@@ -147,7 +147,8 @@ class SweepTracking:
         is_sent = (
             state is not None and state.finished and state.uri == mask_value(store_address(config.tracking, run.path))
         )
-        if not is_sent or began.tracking.parent_run_id != config.tracking.parent_run_id:
+        parent = config.tracking.parent_run_id
+        if not is_sent or (state is not None and parent is not None and state.parent_run_id != parent):
             self.problems += send_run(run, config)
 
     def _read_parent_run(self) -> ParentRun | None:

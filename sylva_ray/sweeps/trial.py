@@ -187,7 +187,11 @@ class _TrialObserver(Observer):
         """See `Observer.on_record`."""
         self.records.append(record)
         self.note(alive=time.time(), step=record.step)
-        _report(self.records, self.config)
+        try:
+            _report(self.records, self.config)
+        except SystemExit:  # the end of the run may take longer than Tune waits for it
+            self.note(alive=time.time(), outcome="pruned")
+            raise
 
     def on_notice(self, notice: Notice) -> None:
         """See `Observer.on_notice`."""

@@ -27,11 +27,13 @@ from sylva_ray.federation.client.training import run_epochs
 from sylva_ray.federation.client.worker import CohortWorker
 from sylva_ray.federation.context import Batch, ClientContext
 from sylva_ray.federation.contract import Algorithm
-from sylva_ray.federation.observer import Observer, StageStarted
+from sylva_ray.federation.observer import EventLog, Notice, Observer, StageStarted
 from sylva_ray.federation.stages.layer_game.client import Phase2Client, SelectionImages
+from sylva_ray.federation.stages.layer_game.rankings import shapley
 from sylva_ray.federation.stages.layer_game.rankings.gates import learned_gates
 from sylva_ray.federation.stages.layer_game.rankings.registry import create_ranking
 from sylva_ray.federation.stages.layer_game.rankings.shift import relative_shift
+from sylva_ray.federation.stages.layer_game.shapley import exact_shapley
 from sylva_ray.federation.stages.layer_game.stage import LayerGame
 from sylva_ray.federation.stages.layer_game.tasks import GameOutcome, GameTask
 from sylva_ray.models.cohort import repeat_owner, to_parameters
@@ -132,6 +134,35 @@ def layers_of(made: Prepared) -> dict[str, tuple[str, ...]]:
 
 
 @pytest.mark.usefixtures("page")
+def test_a_client_without_finite_values_refines_nothing_and_the_run_ends_and_can_be_read(
+    phase1: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """JSON has no such numbers: the record of the game holds null for this client, and the figure leaves it out."""
+
+    def spoiled(values: np.ndarray) -> np.ndarray:
+        phi = np.array(exact_shapley(values))
+        if next(calls) == 1:
+            phi[:] = np.nan
+        return phi
+
+    calls = iter(range(100))
+    monkeypatch.setattr(shapley, "exact_shapley", spoiled)
+    log = EventLog()
+    (tmp_path / "run").mkdir()
+    end = newest(phase1)
+    CheckpointFolder(tmp_path / "run" / "checkpoint").save(end.step, end.states, end.records, end.game, end.residuals)
+    game = run(prepared({}), tmp_path / "run", log).layer_game
+    assert game is not None
+    assert game.shapley is not None
+    assert [any(value is None for value in row) for row in game.shapley] == [False, True, False]
+    assert not any(game.selected[1])
+    assert any("no finite values of client 1" in event.text for event in log.events if isinstance(event, Notice))
+    stored = RunFolder(tmp_path / "run").load_summary()
+    assert stored is not None
+    assert stored.layer_game == game
+    assert newest(tmp_path / "run").game == game
+
+
 def test_an_empty_selection_is_legal_and_leaves_phase_1_as_it_was(
     phase1: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

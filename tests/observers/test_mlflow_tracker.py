@@ -219,6 +219,33 @@ def test_stages_that_are_done_again_make_another_run_that_replaces_the_first(fol
     assert list(files) == [second.info.run_id], "a comparison has one of them"
 
 
+def test_a_mark_that_did_not_arrive_is_sent_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a comparison would count the run twice."""
+    run_dir = folder / "run"
+    config = make_run(run_dir)
+    assert send_run(RunFolder(run_dir), config) == []
+    first = only_run(folder)
+    tracker = MlflowTracker(RunFolder(run_dir), config)
+    tracker._delivery.rewind(3)
+    with monkeypatch.context() as patch:
+
+        def fail(*_: object) -> None:
+            raise mlflow.MlflowException("timed out")
+
+        patch.setattr("sylva_ray.observers.mlflow.delivery.MAX_END_ATTEMPTS", 1)
+        patch.setattr("sylva_ray.observers.mlflow.tracker._mark_replaced", fail)
+        (warning,) = send_run(RunFolder(run_dir), config)
+        assert "timed out" in warning
+    assert send_run(RunFolder(run_dir), config) == []
+    assert "sylva_ray.replaced_by" in open_client(folder).get_run(first.info.run_id).data.tags
+    files = experiment_files("sylva_ray", f"sqlite:///{folder / 'mlflow.db'}", ["summary.json"])
+    assert files is not None
+    assert len(files) == 1
+    open_client(folder).delete_run(first.info.run_id)
+    MlflowTracker(RunFolder(run_dir), config)._delivery.rewind(3)
+    assert send_run(RunFolder(run_dir), config) == [], "and one that somebody has deleted is no reason to fail"
+
+
 @pytest.mark.parametrize("name", ["a%20b", "a?b"])
 def test_a_folder_whose_address_would_be_another_one_is_refused(name: str, tmp_path: Path) -> None:
     section = TrackingSection()

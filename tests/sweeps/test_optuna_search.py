@@ -127,6 +127,9 @@ def test_a_search_that_grows_goes_on_where_it_ended(tmp_path: Path) -> None:
     first = PointSearch(space_with(5))
     assert play(first, outcome) == whole[:10]
     first.save(str(folder.tune / "searcher-state-1.json"))
+    for trial in first.trials:
+        folder.trial(trial.key).path.mkdir(parents=True)
+        folder.trial(trial.key).summary_file.write_text("{}")
     grown = open_search(space_with(12), folder)
     assert grown.num_left == 14
     assert [trial.values for trial in grown.trials] == [trial["values"] for trial in whole[:10]]
@@ -250,6 +253,22 @@ def test_a_result_that_a_repeated_trial_brings_reaches_the_study(tmp_path: Path)
     assert [trial.seed for trial in after.trials] == [0, 1]
 
 
+def test_a_trial_whose_folder_is_gone_is_repeated_and_the_study_keeps_what_it_knows(tmp_path: Path) -> None:
+    space = space_of(
+        tmp_path, parameters={"training.lr": {"uniform": [0.0, 1.0]}}, search={"kind": "optuna", "num_points": 1}
+    )
+    folder, before = SweepFolder(tmp_path / "sweep"), PointSearch(space)
+    folder.tune.mkdir(parents=True)
+    before.suggest("a")
+    before.on_trial_complete("a", {"finished": True, "robust_accuracy": 0.4})
+    before.save(str(folder.tune / "searcher-state-0.json"))
+    after = open_search(space, folder)
+    assert after.num_left == 1
+    after.suggest("again")
+    after.on_trial_complete("again", {"finished": True, "robust_accuracy": 0.4})
+    assert [(trial.state.name, trial.values) for trial in after.study.trials] == [("COMPLETE", [0.4])]
+
+
 def test_the_results_of_an_older_version_have_no_seeds(tmp_path: Path) -> None:
     space = space_of(
         tmp_path,
@@ -266,3 +285,21 @@ def test_the_results_of_an_older_version_have_no_seeds(tmp_path: Path) -> None:
     search.restore(str(tmp_path / "state.json"))
     search.on_trial_complete("a", {"finished": True, "robust_accuracy": 0.6})
     assert search.study.trials[0].values == [pytest.approx(0.4)]
+
+
+def test_a_failed_trial_of_an_older_version_is_repeated_and_its_result_reaches_the_study(tmp_path: Path) -> None:
+    space = space_of(
+        tmp_path, parameters={"training.lr": {"uniform": [0.0, 1.0]}}, search={"kind": "optuna", "num_points": 1}
+    )
+    folder, search = SweepFolder(tmp_path / "sweep"), PointSearch(space)
+    folder.tune.mkdir(parents=True)
+    search.suggest("a")
+    search.on_trial_complete("a", error=True)
+    state = json.loads(search.to_json())
+    (point,) = state["points"].values()
+    point["results"] = [None]
+    (folder.tune / "searcher-state-0.json").write_text(json.dumps(state))
+    after = open_search(space, folder)
+    after.suggest("again")
+    after.on_trial_complete("again", {"finished": True, "robust_accuracy": 0.6})
+    assert [(trial.state.name, trial.values) for trial in after.study.trials] == [("FAIL", None), ("COMPLETE", [0.6])]

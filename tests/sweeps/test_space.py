@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from sylva_ray.cli import app
 from sylva_ray.core.errors import UserError
+from sylva_ray.sweeps.folder import SweepFolder
 from sylva_ray.sweeps.points import check_space, planned_trials, point_id, prepare_points
 from sylva_ray.sweeps.space import Space, load_space
 from tests.conftest import TINY
@@ -247,7 +248,7 @@ CASES: dict[str, tuple[dict[str, Any], tuple[str, ...], list[str]]] = {
     "settings of pruning without it": (
         {"scheduler": {"grace_rounds": 2}},
         (),
-        ["scheduler.grace_rounds = 2", "no effect", "asha"],
+        ["scheduler.grace_rounds = 2", "no effect", "scheduler.kind=fifo"],
     ),
     "the seed of a grid": ({"search": {"seed": 3}}, (), ["search.seed = 3", "no effect on a grid"]),
     "a seed of the experiment": ({}, ("seed=5",), ["seed = 5", "no effect", "seeds=[0]"]),
@@ -330,3 +331,29 @@ def test_costs_are_minimised_unless_somebody_says_otherwise(tmp_path: Path) -> N
     """The point that costs more bytes would be the only one on the front."""
     objectives = [{"metric": "robust_accuracy"}, {"metric": "total_bytes"}, {"metric": "seconds", "mode": "max"}]
     assert [o.mode for o in space_of(tmp_path, objectives=objectives).objectives] == ["max", "min", "max"]
+
+
+def test_pruning_can_be_switched_off_and_its_settings_left(tmp_path: Path) -> None:
+    """As docs/sweeps.md says: the best points of a pruned search are tried again with more seeds."""
+    space_of(tmp_path, scheduler={"kind": "asha", "grace_rounds": 2})
+    space = load_space(tmp_path / "space.yaml", ["scheduler.kind=fifo", "seeds=[0, 1, 2]"])
+    assert (space.scheduler.kind, space.scheduler.grace_rounds, space.seeds) == ("fifo", 2, (0, 1, 2))
+
+
+@pytest.mark.parametrize(
+    "had",
+    [
+        {"scheduler": {"kind": "asha"}, "seeds": [0, 1]},
+        {"scheduler": {"kind": "fifo", "grace_rounds": 2}},
+        {"search": {"kind": "grid", "seed": 3}},
+    ],
+)
+def test_a_sweep_of_an_older_version_goes_on_with_what_a_new_one_must_not_have(
+    had: dict[str, Any], tmp_path: Path
+) -> None:
+    raw = yaml.safe_load(space_of(tmp_path).to_yaml()) | had
+    folder = SweepFolder(tmp_path / "sweep")
+    folder.root.mkdir()
+    folder.space.write_text(yaml.safe_dump(raw))
+    folder.trials.mkdir()
+    assert folder.check(folder.load(), resume=True) == folder.load()

@@ -61,7 +61,8 @@ class DeliveryState:
         run_id: identifier of the run in the store.
         records_sent: number of lines of ``rounds.jsonl`` that have arrived.
         finished: whether the artifacts have arrived as well.
-        replaced_run_id: run in the store that this one replaces; None: there is none.
+        replaced_run_id: run in the store that this one replaces, and that is not marked yet; None: there is none.
+        parent_run_id: run in the store that this one is a child of; None: of none.
     """
 
     path: Path
@@ -73,6 +74,7 @@ class DeliveryState:
     records_sent: int = 0
     finished: bool = False
     replaced_run_id: str | None = None
+    parent_run_id: str | None = None
 
     @classmethod
     def load(cls, folder: RunFolder, uri: str) -> DeliveryState:
@@ -101,7 +103,8 @@ class DeliveryState:
         is_valid = (
             all(isinstance(text, str) for text in texts)
             and all(type(number) is int and number >= 0 for number in numbers)
-            and all(isinstance(name, str | None) for name in (state.experiment_id, state.run_id, state.replaced_run_id))
+            and all(isinstance(name, str | None) for name in (state.experiment_id, state.run_id))
+            and all(isinstance(name, str | None) for name in (state.replaced_run_id, state.parent_run_id))
             and isinstance(state.finished, bool)
         )
         return state if is_valid else None

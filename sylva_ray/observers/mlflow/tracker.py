@@ -49,7 +49,7 @@ NOTE = "mlflow.note.content"
 """MLflow's tag for the description of a run, in Markdown."""
 
 REPLACED_TAG = "sylva_ray.replaced_by"
-"""Tag of a run of whose run folder another one has all stages, because some of them were done again."""
+"""Tag of a run that another one replaces, because some of its stages were done again."""
 
 EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
 """Tags of a new experiment: MLflow then shows training runs, and no pages about language models."""
@@ -379,12 +379,20 @@ class MlflowStore:
             run = self._call(client.create_run, experiment_id, state.started_ms, self._tags(state.key), self.run_name)
             state.update(records_sent=0)
             self._log_dataset(client, run.info.run_id)
+        if state.replaced_run_id is not None:
             self._call(_mark_replaced, client, state.replaced_run_id, run.info.run_id)
         self._run_id = run.info.run_id
         if run.info.status != "RUNNING":
             self._call(client.update_run, self._run_id, "RUNNING")
         self._log_params(client, logged=run.data.params)
-        state.update(experiment_id=experiment_id, run_id=self._run_id, finished=False)
+        parent = self.config.tracking.parent_run_id
+        state.update(
+            experiment_id=experiment_id,
+            run_id=self._run_id,
+            parent_run_id=parent,
+            finished=False,
+            replaced_run_id=None,
+        )
         self._client = client
 
     def log_metrics(self, values: Mapping[str, float], time_ms: int, step: int) -> None:
@@ -462,18 +470,17 @@ class MlflowStore:
             self._call(client.log_batch, self._run_id, params=batch)
 
 
-def _mark_replaced(client: Any, old: str | None, new: str) -> None:
+def _mark_replaced(client: Any, old: str, new: str) -> None:
     """Mark a run whose last stages were done again, with other values, as replaced by another one."""
     from mlflow.exceptions import MlflowException
 
-    if old is None:
-        return
     try:
         client.set_tag(old, REPLACED_TAG, new)
         if client.get_run(old).info.status == "RUNNING":
             client.set_terminated(old, "KILLED")
-    except MlflowException:  # somebody has deleted it
-        return
+    except MlflowException as error:
+        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):  # else it has been deleted
+            raise
 
 
 def _batches(items: Iterable[Any], size: int) -> Iterator[list[Any]]:

@@ -233,9 +233,10 @@ def _layers(game: GameRecord, attackers: Sequence[int]) -> Figure:
 
     Bars on the right show which fraction of the honest clients selected a layer.
     """
-    values, selected = np.array(game.shapley or game.scores).T, np.array(game.selected, bool).T
+    values, selected = np.array(game.shapley or game.scores, float).T, np.array(game.selected, bool).T
     num_layers, num_clients = values.shape
-    top = float(np.percentile(np.abs(values), 98)) or 1.0  # without clipping, a few outliers would fade all others
+    sizes = np.abs(np.nan_to_num(values))
+    top = float(np.percentile(sizes, 98)) or 1.0  # without clipping, a few outliers would fade all others
     figure = new_figure(1.2 + 0.25 * num_layers)
     axes, fraction, bar = figure.subplots(1, 3, width_ratios=[30, 12 if is_narrow() else 7, 1])
     _heatmap(axes, _joined(np.clip(values / top, -1, 1)), num_clients)
@@ -249,7 +250,7 @@ def _layers(game: GameRecord, attackers: Sequence[int]) -> Figure:
     fraction.set(title="selected by", xlim=(0, 1), ylim=(num_layers - 0.5, -0.5), yticks=[])
     fraction.set_xticks([0, 1] if is_narrow() else [0, 0.5, 1])
     fraction.xaxis.set_major_formatter(PercentFormatter(1))
-    _scale(bar, -top, top, RANKINGS[game.selection].axis, clipped=bool(np.abs(values).max() > top))
+    _scale(bar, -top, top, RANKINGS[game.selection].axis, clipped=bool(sizes.max() > top))
     return figure
 
 

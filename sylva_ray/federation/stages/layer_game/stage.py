@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,6 +10,7 @@ import numpy as np
 from sylva_ray.core.errors import UserError
 from sylva_ray.core.records import GameRecord
 from sylva_ray.core.seeding import numpy_generator
+from sylva_ray.core.text import clients_text
 from sylva_ray.core.types import stack_states
 from sylva_ray.federation.observer import Notice
 from sylva_ray.federation.parameters import Phase2Parameters
@@ -104,20 +106,23 @@ class LayerGame(Stage):
         outcomes, ranked, selected = game.outcomes, game.ranked, game.selected
         candidates = ranked.candidates
         phi, width, scores = ranked.phi, ranked.half_width, ranked.scores
+        if phi is not None and (without := np.flatnonzero(~np.isfinite(phi).all((1, 2)))).size:
+            text = f"the layer game has no finite values of {clients_text(without.tolist())}, who refine nothing"
+            server.observer.on_notice(Notice(text))
         server.game = GameRecord(
             players=list(server.players),
             selection=self.ranking.name,
-            shapley=None if phi is None else (phi[:, :, 0] - phi[:, :, 1]).tolist(),
-            shapley_benign=None if phi is None else phi[:, :, 0].tolist(),
-            shapley_robust=None if phi is None else phi[:, :, 1].tolist(),
-            half_width=None if width is None else width.tolist(),
-            scores=None if scores is None else scores.tolist(),
+            shapley=None if phi is None else _rows(phi[:, :, 0] - phi[:, :, 1]),
+            shapley_benign=None if phi is None else _rows(phi[:, :, 0]),
+            shapley_robust=None if phi is None else _rows(phi[:, :, 1]),
+            half_width=None if width is None else _rows(width),
+            scores=None if scores is None else _rows(scores),
             selected=selected.tolist(),
             candidates=[len(np.unique(rows, axis=0)) for rows in candidates],
             coalitions_evaluated=sum(len(outcome.values) for outcome in outcomes),
             block_evaluations=sum(outcome.block_evaluations for outcome in outcomes),
             exact=plan.permutations is None,
-            value_difference=difference,
+            value_difference=difference if difference is None or math.isfinite(difference) else None,
             relative_cost=plan.relative_cost,
             sampled_because=(plan.reason or None) if self.ranking.evaluates_coalitions else None,
             **columns([NOTHING_KEPT] * len(everyone), phase2.strengths),
@@ -177,3 +182,8 @@ class LayerGame(Stage):
         found: dict[int, float] = server.run(tasks)
         server.costs.upload_bytes += np.dtype(np.float64).itemsize * len(found)
         return float(np.max(list(found.values())))  # no number, if one of them is none
+
+
+def _rows(values: np.ndarray) -> list[list[float | None]]:
+    """Return ``[K, n]`` values as JSON can hold them: None for what is no finite number."""
+    return [[value if math.isfinite(value) else None for value in row] for row in values.tolist()]
