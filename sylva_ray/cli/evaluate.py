@@ -34,7 +34,8 @@ def evaluate(
         str | None,
         typer.Option(
             metavar="EPSILON",
-            help="Epsilon of suites, curves, checks, and attacks that name none (default: that of the run's first).",
+            help="Epsilon of suites, curves, checks, and attacks that name none (default: that of the first L-infinity "
+            "attack that --attack names, or else of the run).",
         ),
     ] = None,
     checks: Annotated[

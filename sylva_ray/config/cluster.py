@@ -12,7 +12,11 @@ from sylva_ray.core.sections import Count, Seconds, Section, Size
 
 
 class ClusterSection(Section):
-    """Execution. The results do not depend on this section, except for `threads_per_actor`."""
+    """Execution. Results do not depend on this section, but for rounds with a deadline (`round_deadline_s`).
+
+    Their last bits depend on `threads_per_actor`, and may on `num_actors=per_client`, `memory_per_actor` and
+    `gpus_per_actor`.
+    """
 
     pool: Literal["ray", "in_process"] = Field(
         "ray", description="ray: actors on a Ray cluster; in_process: one process, no Ray"

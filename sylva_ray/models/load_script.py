@@ -65,11 +65,15 @@ def read(path):
     opened = Image.open(path)
     image = ImageOps.exif_transpose(opened)
     if image.mode.startswith("I;16") or (image.mode == "I" and opened.format == "PPM"):
-        levels = np.asarray(image).astype(np.uint32)
-        image = Image.fromarray(((levels * 255 + 32767) // 65535).astype(np.uint8))
+        tags = opened.tag_v2 if opened.format == "TIFF" else {}
+        top = 2 ** tags.get(258, (16,))[0] - 1  # BitsPerSample
+        levels = np.asarray(image).clip(0, top).astype(np.uint32)
+        levels = top - levels if tags.get(262) == 0 else levels  # PhotometricInterpretation: 0 is white
+        image = Image.fromarray(((levels * 255 + top // 2) // top).astype(np.uint8))
     if image.mode in ("I", "F"):
         raise OSError(f"the range of the values of its mode {image.mode} is not known")
     if image.has_transparency_data:
+        image = image.convert("LA") if image.mode == "La" else image
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     image = image.convert("RGB")
@@ -135,7 +139,7 @@ def main():
     for path in given.images:
         try:
             pixels = read(path)
-        except (OSError, Image.DecompressionBombError) as error:
+        except (OSError, ValueError, Image.DecompressionBombError) as error:
             parser.exit(2, f"load.py: cannot read {path!r} as an image: {error}\\n")
         with torch.no_grad():
             logits = model(preprocess(pixels))

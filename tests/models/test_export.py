@@ -29,6 +29,7 @@ from sylva_ray.models.load_script import load_script
 from sylva_ray.models.origin import origin_of
 from sylva_ray.preparation.experiment import create_worker, prepare
 from tests.conftest import TINY
+from tests.data.test_images import CONVERTED
 
 pytestmark = pytest.mark.long
 
@@ -205,6 +206,16 @@ def test_a_wrong_argument_of_the_script_is_answered_in_a_line(
     assert caught.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(says)
+
+
+@pytest.mark.parametrize("case", CONVERTED)
+def test_a_script_reads_every_kind_of_image_as_training_does(case: str, script: Path, tmp_path: Path) -> None:
+    """Gray of 12 or 16 bits, 0 for white, transparency: the model sees the colours that it was trained on."""
+    make, _ = CONVERTED[case]
+    (tmp_path / "image").write_bytes(make())
+    decode_image(tmp_path / "image").save(tmp_path / "decoded.png")
+    read = runpy.run_path(str(script))["read"]
+    assert torch.equal(read(tmp_path / "image"), read(tmp_path / "decoded.png"))
 
 
 def test_a_script_has_help_with_an_example_and_names_its_clients(

@@ -22,6 +22,7 @@ from sylva_ray.core.errors import UserError
 from sylva_ray.observers.mlflow.tracker import experiment_files, send_run
 from sylva_ray.observers.sources import load_runs
 from sylva_ray.reports.compare import compare
+from sylva_ray.reports.compare.points import MAX_LABELS, _labelled
 from sylva_ray.reports.compare.tables import page, plot
 from sylva_ray.reports.compare.verdicts import warnings
 from sylva_ray.reports.figures.labels import place_labels, text_extents
@@ -433,3 +434,11 @@ def test_markers_grow_with_the_upload_and_are_equal_where_uploads_are() -> None:
 def test_a_plot_is_a_png(kind: Any, tmp_path: Path) -> None:
     path = plot(compare(summaries(["a", "b"])), tmp_path / "x.png", kind)
     assert path.read_bytes().startswith(b"\x89PNG")
+
+
+def test_of_many_points_those_on_the_front_are_labelled() -> None:
+    """To place labels takes a time that grows with the square of their number."""
+    points = [PlotPoint(str(i), f"p{i}", i / 100, 0.0, 0.5, 0.0, i == 59, phase1=i < 20) for i in range(60)]
+    labelled = [index for index, point in enumerate(_labelled(points)) if point.labelled]
+    assert labelled == [*range(20, 20 + MAX_LABELS - 1), 59]
+    assert all(point.labelled for point in _labelled(points[:MAX_LABELS]))

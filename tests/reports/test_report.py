@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
+from matplotlib.colors import to_rgba
 
 from sylva_ray.core.errors import UserError
+from sylva_ray.core.evaluation import CertifiedLevel, PerClass
+from sylva_ray.core.records import GameRecord
 from sylva_ray.reports.attack_titles import attack_titles, attack_titles_from_config
-from sylva_ray.reports.figures.plots import figures, robust_conditions
+from sylva_ray.reports.figures.plots import _layers, figures, robust_conditions
 from sylva_ray.reports.figures.style import LIGHT, png, svg
+from sylva_ray.reports.pages.evaluation import _certified, _classes, _transfer
 from sylva_ray.reports.pages.run import write_report
 from sylva_ray.storage.run_folder import RunFolder
 from tests.reports.synthetic_run import make_config, make_run
@@ -303,3 +309,51 @@ def test_names_in_the_data_of_a_search_cannot_end_it(tmp_path: Path) -> None:
     page = write_report(RunFolder(tmp_path)).read_text()
     assert "</script><b>" not in page
     assert "\\u003c/script>" in page
+
+
+# -- figures of an evaluation ------------------------------------------------------------------------------------------
+
+
+def test_a_certificate_is_drawn_no_further_than_it_reaches() -> None:
+    """Between two radii, what the larger one certifies is known."""
+    level = CertifiedLevel(
+        sigma=0.12,
+        draws=1000,
+        alpha=0.001,
+        images=10,
+        abstained=0.0,
+        radii=[0.0, 0.25, 0.3],
+        mean=[1.0, 1.0, 0.0],
+        per_client=[[1.0, 1.0, 0.0]],
+    )
+    (line,) = _certified([level]).axes[0].lines
+    assert line.get_drawstyle() == "steps-pre"
+    assert np.asarray(line.get_xydata()).tolist() == [[0.0, 1.0], [0.25, 1.0], [0.3, 0.0]]
+
+
+def test_what_was_not_measured_is_grey_and_not_zero() -> None:
+    (image,) = _transfer([[0.0, None], [1.0, 0.5]]).axes[0].images
+    colours = np.asarray(image.get_array())
+    assert tuple(colours[0, 1]) == pytest.approx(to_rgba(LIGHT["grid"]))
+    assert colours[0, 0, 3] == 0.0, "an accuracy of 0 has no colour"
+
+
+def test_long_names_of_classes_are_cut(recwarn: pytest.WarningsRecorder) -> None:
+    name = "great white shark, white shark, man-eater, man-eating shark, Carcharodon carcharias"
+    figure = _classes(PerClass(images=[3, 4], benign=[0.5, 1.0], worst_case=[0.5, 0.0]), [name, "cat"])
+    figure.draw_without_rendering()
+    assert [text.get_text() for text in figure.axes[0].get_yticklabels()] == ["great white shark… (3)", "cat (4)"]
+    assert not [warning for warning in recwarn if "constrained" in str(warning.message)]
+
+
+@pytest.mark.parametrize("num_clients", [2, 1000])
+def test_a_client_without_values_is_grey_in_the_layers(num_clients: int) -> None:
+    values = [[None, None], *[[0.1, -0.2]] * (num_clients - 1)]
+    game = GameRecord(players=["blocks.0", "head"], shapley=values, selected=[[False, True]] * num_clients)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        figure = _layers(game, [])
+        png(figure)
+    colours = np.asarray(figure.axes[0].images[0].get_array())
+    is_grey = [tuple(colour) == pytest.approx(to_rgba(LIGHT["grid"])) for colour in colours[0]]
+    assert is_grey == [num_clients == 2] + [False] * (len(is_grey) - 1), "of many clients, a mean leaves it out"

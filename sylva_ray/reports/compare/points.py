@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from sylva_ray.metrics.seeds import SeedMean
@@ -20,6 +21,10 @@ if TYPE_CHECKING:
     from sylva_ray.reports.figures.tradeoff import Panel, PlotPoint
 
 
+MAX_LABELS = 30
+"""Labels of a plot, which 64 points would take a minute to place."""
+
+
 def panels(rows: Sequence[Row]) -> dict[str, list[Panel]]:
     """Return the panels of the plots ``tradeoff`` and ``bytes``; empty if no attack is common to all rows."""
     from sylva_ray.reports.figures.tradeoff import Panel
@@ -32,14 +37,24 @@ def panels(rows: Sequence[Row]) -> dict[str, list[Panel]]:
     tradeoff = []
     for statistic, title in (("mean", "mean client"), ("worst_decile", "worst decile of the clients")):
         axes = ("benign accuracy, balanced", "robust accuracy, balanced")
-        points = tuple(_tradeoff_points(rows, attack, statistic))
+        points = _labelled(list(_tradeoff_points(rows, attack, statistic)))
         tradeoff.append(Panel(f"{title}, {robust_title}", *axes, points, joined=joined))
     costs = []
     for index, title in enumerate(("benign", robust_title)):
         axes = ("upload per client and round", "accuracy, balanced")
-        points = tuple(_cost_points(rows, attack, index))
+        points = _labelled(list(_cost_points(rows, attack, index)))
         costs.append(Panel(f"mean client, {title}", *axes, points, in_bytes=True))
     return {"tradeoff": tradeoff, "bytes": costs} if all(panel.points for panel in [*tradeoff, *costs]) else {}
+
+
+def _labelled(points: Sequence[PlotPoint]) -> tuple[PlotPoint, ...]:
+    """Return the points with labels on at most `MAX_LABELS`: those on the front first, those after phase 1 last.
+
+    The time to place labels grows with the square of their number; the page says under the pointer what a point is.
+    """
+    order = sorted(range(len(points)), key=lambda i: (not points[i].on_front, points[i].phase1, i))
+    kept = set(order[:MAX_LABELS])
+    return tuple(replace(point, labelled=index in kept) for index, point in enumerate(points))
 
 
 def _tradeoff_points(rows: Sequence[Row], attack: str, statistic: str) -> Iterator[PlotPoint]:

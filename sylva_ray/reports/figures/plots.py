@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colors import to_rgb
+from matplotlib.colors import to_rgb, to_rgba
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
@@ -24,6 +24,9 @@ from sylva_ray.federation.stages.layer_game.rankings.registry import RANKINGS
 from sylva_ray.metrics.checks import UNBOUNDED
 from sylva_ray.reports.figures.style import LIGHT, accuracy_axis, add_hint, add_legend, is_narrow, new_figure, style
 from sylva_ray.reports.pages.wording import SECONDS, bytes_text
+
+MAX_CLASS_NAME = 18
+"""Characters of the name of a class beside an axis."""
 
 MAX_LABELLED_CLIENTS, MAX_HINTED_CLIENTS, MAX_DOTTED_CLIENTS, MAX_SINGLE_CLIENTS = 24, 60, 150, 500
 """Greatest number of clients with a label each, with a hint under the pointer, with a dot per selected layer, and with
@@ -65,6 +68,12 @@ def robust_conditions(records: Sequence[StageRecord]) -> list[str]:
     return [condition for condition in conditions if condition not in ("benign", UNBOUNDED.label)]
 
 
+def class_label(name: object) -> str:
+    """Return the name of a class, cut to `MAX_CLASS_NAME` characters."""
+    text = str(name)
+    return text if len(text) <= MAX_CLASS_NAME else f"{text[: MAX_CLASS_NAME - 1]}…"
+
+
 # -- figures -----------------------------------------------------------------------------------------------------------
 
 
@@ -80,8 +89,7 @@ def _fleet(summary: Summary) -> Figure:
         for (row, column), count in np.ndenumerate(counts):
             axes.text(column, row, str(count), ha="center", va="center", fontsize=7.5)
     if num_classes <= 20:
-        names = [name if len(name) <= 18 else f"{name[:17]}…" for name in map(str, summary.class_names)]
-        axes.set_yticks(range(num_classes), names)
+        axes.set_yticks(range(num_classes), [class_label(name) for name in summary.class_names])
     axes.set_ylabel("class")
     _client_axis(axes, num_clients)
     _scale(bar, 0, round(shown.max()), "training images")
@@ -287,15 +295,21 @@ def _seconds(seconds: RunSeconds) -> Figure:
 
 
 def _joined(values: np.ndarray) -> np.ndarray:
-    """Return ``values [rows, clients]`` with at most `MAX_SINGLE_CLIENTS` columns: means over consecutive clients."""
+    """Return ``values [rows, clients]`` with at most `MAX_SINGLE_CLIENTS` columns: means over consecutive clients.
+
+    Clients without a number do not count; a column of none but them has none.
+    """
     starts = np.linspace(0, values.shape[1], min(values.shape[1], MAX_SINGLE_CLIENTS), endpoint=False).astype(int)
     sizes = np.diff(np.append(starts, values.shape[1]))
-    means: np.ndarray = np.add.reduceat(values, starts, axis=1) / sizes
+    known = ~np.isnan(values)
+    counts = np.add.reduceat(known.astype(int), starts, axis=1) if not known.all() else sizes
+    sums = np.add.reduceat(np.where(known, values, 0), starts, axis=1)
+    means: np.ndarray = np.divide(sums, counts, out=np.full(sums.shape, np.nan), where=counts > 0)
     return means
 
 
 def _heatmap(axes: Axes, values: np.ndarray, num_clients: int | None = None) -> None:
-    """Draw ``values [rows, columns]`` in [-1, 1]: blue above zero, orange below, opacity by magnitude.
+    """Draw ``values [rows, columns]`` in [-1, 1]: blue above zero, orange below, opacity by magnitude; NaN is grey.
 
     Args:
         axes: to draw on.
@@ -304,7 +318,8 @@ def _heatmap(axes: Axes, values: np.ndarray, num_clients: int | None = None) -> 
     """
     image = np.empty((*values.shape, 4))
     image[..., :3] = np.where(values[..., None] >= 0, to_rgb(LIGHT["series-1"]), to_rgb(LIGHT["series-2"]))
-    image[..., 3] = 0.85 * np.abs(values)
+    image[..., 3] = 0.85 * np.abs(np.nan_to_num(values))
+    image[np.isnan(values)] = to_rgba(LIGHT["grid"])
     edges = (-0.5, (num_clients or values.shape[1]) - 0.5, values.shape[0] - 0.5, -0.5)
     axes.imshow(image, aspect="auto", interpolation="none", extent=edges)  # a pixel per cell, which the browser scales
     axes.tick_params(length=0)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.ticker import FormatStrFormatter, PercentFormatter
 from PIL import Image
@@ -17,6 +18,7 @@ from sylva_ray.attacks.registry import attack_title
 from sylva_ray.core.evaluation import AttackRow, CertifiedLevel, ConditionRow, Curve, Evaluation, PerClass
 from sylva_ray.core.text import of_255
 from sylva_ray.core.types import AttackSpec
+from sylva_ray.reports.figures.plots import class_label
 from sylva_ray.reports.figures.style import LIGHT, accuracy_axis, add_legend, new_figure, style
 
 SHOWN_SIDE = 96
@@ -188,7 +190,7 @@ def _classes(per_class: PerClass, names: Sequence[str]) -> Figure:
     for offset, recall, text, colour in bars:
         widths = [value for c in seen if (value := recall[c]) is not None]
         axes.barh(np.arange(len(seen)) + offset, widths, height=0.34, color=colour, label=text)
-    axes.set_yticks(range(len(seen)), [f"{names[c]} ({per_class.images[c]})" for c in seen])
+    axes.set_yticks(range(len(seen)), [f"{class_label(names[c])} ({per_class.images[c]})" for c in seen])
     axes.set(xlim=(0, 1), ylim=(len(seen) - 0.5, -0.5))
     axes.xaxis.set_major_formatter(PercentFormatter(1))
     axes.grid(axis="x")
@@ -203,7 +205,8 @@ def _transfer(matrix: Sequence[Sequence[float | None]]) -> Figure:
     axes = figure.subplots()
     image = np.empty((*values.shape, 4))
     image[..., :3] = [int(LIGHT["series-1"][i : i + 2], 16) / 255 for i in (1, 3, 5)]
-    image[..., 3] = np.nan_to_num(0.85 * values)
+    image[..., 3] = 0.85 * np.nan_to_num(values)
+    image[np.isnan(values)] = to_rgba(LIGHT["grid"])  # not measured, which is not 0 %
     axes.imshow(image, aspect="auto", interpolation="none")
     if len(values) <= 20:
         for (row, column), value in np.ndenumerate(values):
@@ -221,7 +224,8 @@ def _certified(levels: Sequence[CertifiedLevel]) -> Figure:
     axes = figure.subplots()
     for index, level in enumerate(levels):
         colour = LIGHT[f"series-{index % 6 + 1}"]
-        axes.step(level.radii, level.mean, where="post", color=colour, label=f"sigma {level.sigma:g}")
+        # between two radii that were asked for, what the larger one certifies is known, not what the smaller one does
+        axes.step(level.radii, level.mean, where="pre", color=colour, label=f"sigma {level.sigma:g}")
     axes.set(ylim=(0, 1), xlim=(0, None), xlabel="L2 radius (pixel units, whole image)")
     axes.xaxis.set_major_formatter(FormatStrFormatter("%g"))
     accuracy_axis(axes)
