@@ -131,8 +131,9 @@ class Rounds:
         """Return the metrics of a stage that JSON can hold; a notice says what is left out."""
         kept = {name: {c: v for c, v in values.items() if math.isfinite(v)} for name, values in metrics.items()}
         for name, values in metrics.items():
-            if lost := clients_text(int(client) for client in values if client not in kept[name]):
-                text = f"step {step}: {name} of {lost} is not a finite number after {stage.name}, and not recorded"
+            if lost := [int(client) for client in values if client not in kept[name]]:
+                whose = clients_text(lost)
+                text = f"step {step}: {name} of {whose} is not a finite number after {stage.name}, and not recorded"
                 self.server.observer.on_notice(Notice(text))
         return kept
 

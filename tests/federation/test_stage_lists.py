@@ -228,7 +228,7 @@ def test_what_is_no_finite_number_is_left_out_and_the_run_can_be_read_and_resume
     folder = RunFolder(tmp_path / "run")
     assert folder.load_records()[-1].metrics == {"odd": {"1": 2.0}}
     assert folder.load_checkpoint() is not None
-    (text,) = (event.text for event in log.events if isinstance(event, Notice) and "odd of" in event.text)
+    (text,) = (event.text for event in log.events if isinstance(event, Notice) and "recorded" in event.text)
     assert "odd of clients 0, 2 is not a finite number after not_a_number" in text
 
 
