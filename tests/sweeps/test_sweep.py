@@ -487,7 +487,7 @@ def test_a_killed_optuna_search_is_resumed_to_the_same_points(tmp_path: Path) ->
 
     def has_saved_a_result() -> bool:
         texts = [path.read_text() for path in state.glob("searcher-state-*.json")]
-        return any('"results":[[' in text for text in texts)
+        return any('"results":{"0":[' in text for text in texts)
 
     kill_driver(tmp_path / "s" / "space.yaml", root, has_saved_a_result)
     resume_driver(root)
