@@ -9,8 +9,9 @@ import torch
 from safetensors.numpy import save
 
 from sylva_ray.models.backbone import Backbone, backbone_arrays
+from sylva_ray.storage.run_folder import EXPORT_FILES
 
-SCRIPT, BASE = "load.py", "base.safetensors"
+SCRIPT, BASE = EXPORT_FILES
 """Names of the script, and of the weights of the backbone where they cannot be had by its name."""
 
 TEMPLATE = '''"""Load clients of this export with timm{{ " and PEFT" if adapters else "" }}; sylva_ray is not needed.

@@ -15,13 +15,13 @@ from sylva_ray.config.experiment import BackboneSection, LoraSection
 from sylva_ray.core.errors import UserError
 from sylva_ray.core.types import ClientState
 from sylva_ray.storage.atomic import write_atomically
+from sylva_ray.storage.run_folder import ADAPTER_FILES
 
 if TYPE_CHECKING:
     from torch import nn
 
 PREFIX = "base_model.model."
-WEIGHTS = "adapter_model.safetensors"
-ADAPTER_CONFIG = "adapter_config.json"
+WEIGHTS, ADAPTER_CONFIG = ADAPTER_FILES
 MERGED = "model.safetensors"
 
 

@@ -136,7 +136,7 @@ class RemoteFolder:
         there = _complete_lines(self._download(RECORDS)) if RECORDS in names else []
         newest_here, newest_there = (
             max((step_of(PurePosixPath(name).parent.name) or 0 for name in files if _is_manifest(name)), default=-1)
-            for files in ((str(path.relative_to(self.local)) for path in self.local.rglob(MANIFEST)), names)
+            for files in (self._local_manifests(), names)
         )
         has_newer = here == there and newest_here > newest_there
         if len(here) <= len(there) and not has_newer:
@@ -148,6 +148,9 @@ class RemoteFolder:
             fix = f"is not the run whose copy is in {self.local}, with more stages"
             raise UserError("run folder", str(self), f"{fix}; move that folder elsewhere, or delete it")
         return True
+
+    def _local_manifests(self) -> list[str]:
+        return [str(path.relative_to(self.local)) for path in (self.local / CHECKPOINTS).glob(f"*/{MANIFEST}")]
 
     def push(self) -> None:
         """Make the URL a copy of the local folder.

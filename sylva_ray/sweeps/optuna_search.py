@@ -234,7 +234,7 @@ class PointSearch(Searcher):
         point = self._state.points[point_id(choice.values)]
         point.results[choice.seed] = values
         if len(point.results) == len(self._space.seeds):
-            self._tell_again(point)
+            self._tell_result(point)
 
     def save(self, checkpoint_path: str) -> None:
         """Write the state as JSON; see `Searcher.save`."""
@@ -278,7 +278,7 @@ class PointSearch(Searcher):
         values = [result for result in point.results.values() if result is not None]
         return np.mean(values, axis=0).tolist() if len(values) == len(self._space.seeds) else None
 
-    def _tell_again(self, point: PointProgress) -> None:
+    def _tell_result(self, point: PointProgress) -> None:
         """Tell the study the result of a point; one that it has as failed gets another trial where all seeds finished.
 
         Optuna does not change a trial that has ended.

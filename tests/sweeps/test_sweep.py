@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -191,24 +192,29 @@ def test_a_trial_that_fits_nowhere_is_refused_and_nothing_written(
 # -- pruning, without trials -------------------------------------------------------------------------------------------
 
 
+NO_ONE: Any = None
+"""In place of Tune's controller, which the scheduler does not ask."""
+
+
+def toy_trials(scheduler: Any, number: int) -> list[Any]:
+    """Add trials that are nothing but a name."""
+    trials = [SimpleNamespace(trial_id=str(index)) for index in range(number)]
+    for trial in trials:
+        scheduler.on_trial_add(NO_ONE, trial)
+    return trials
+
+
 def test_asha_keeps_the_best_third_at_every_rung_and_lets_them_finish(tmp_path: Path) -> None:
     """The rungs are after rounds 1 and 3: who has done all 9 rounds has nothing left to save."""
     experiment = {**SMALL, "training": {**SMALL["training"], "rounds": 9}}
     scheduler = asha(space_of(tmp_path, experiment, scheduler={"kind": "asha", "reduction_factor": 3}))
 
-    class Toy:
-        def __init__(self, number: int) -> None:
-            self.trial_id = str(number)
-
-    controller: Any = None
-    trials: list[Any] = [Toy(number) for number in range(9)]
-    for trial in trials:
-        scheduler.on_trial_add(controller, trial)
+    trials = toy_trials(scheduler, 9)
     stopped: dict[int, int] = {}
     for step in range(0, 12):  # personalisation comes after the last round
         for number in reversed(range(9)):  # the best reports first
             result = {"step": step, "rounds": min(step, 9), "robust_accuracy": number / 10}
-            if number not in stopped and scheduler.on_trial_result(controller, trials[number], result) == "STOP":
+            if number not in stopped and scheduler.on_trial_result(NO_ONE, trials[number], result) == "STOP":
                 stopped[number] = step
     assert set(stopped.values()) <= {1, 3}
     assert 8 not in stopped
@@ -220,20 +226,13 @@ def test_asha_stops_nobody_who_has_done_all_rounds(tmp_path: Path) -> None:
     experiment = {**SMALL, "training": {**SMALL["training"], "rounds": 9}}
     scheduler = asha(space_of(tmp_path, experiment, scheduler={"kind": "asha", "reduction_factor": 3}))
 
-    class Toy:
-        def __init__(self, number: int) -> None:
-            self.trial_id = str(number)
-
-    controller: Any = None
-    trials: list[Any] = [Toy(number) for number in range(9)]
-    for trial in trials:
-        scheduler.on_trial_add(controller, trial)
+    trials = toy_trials(scheduler, 9)
     answers = set()
     for rounds in range(1, 10):
         for number in range(9):  # up to the last rung, each is better than those before it; later, worse
             accuracy = number / 10 if rounds <= 3 else 1 - number / 10
             result = {"rounds": rounds, "robust_accuracy": accuracy}
-            answers.add(scheduler.on_trial_result(controller, trials[number], result))
+            answers.add(scheduler.on_trial_result(NO_ONE, trials[number], result))
     assert answers == {"CONTINUE"}
 
 
@@ -242,16 +241,9 @@ def test_asha_counts_rounds_and_not_stages(tmp_path: Path) -> None:
     experiment = {**SMALL, "training": {**SMALL["training"], "rounds": 2}}
     scheduler = asha(space_of(tmp_path, experiment, scheduler={"kind": "asha", "reduction_factor": 2}))
 
-    class Toy:
-        def __init__(self, name: str) -> None:
-            self.trial_id = name
-
-    controller: Any = None
-    ahead, behind = Toy("ahead"), Toy("behind")
-    for trial in (ahead, behind):
-        scheduler.on_trial_add(controller, trial)  # type: ignore[arg-type]
+    ahead, behind = toy_trials(scheduler, 2)
     told = [
-        scheduler.on_trial_result(controller, trial, {"step": step, "rounds": rounds, "robust_accuracy": accuracy})  # type: ignore[arg-type]
+        scheduler.on_trial_result(NO_ONE, trial, {"step": step, "rounds": rounds, "robust_accuracy": accuracy})
         for trial, step, rounds, accuracy in [
             (ahead, 0, 0, 0.9),
             (ahead, 1, 0, 0.1),

@@ -135,9 +135,7 @@ def run_epochs(
             gradients, losses_C = step(params, batch)
             optimizer.step(gradients, batch.active)
             counts_C = to_device(batch.counts, losses.device)
-            total += (
-                losses_C.double() * counts_C
-            )  # on the device: reading a number would wait for all that was asked of it
+            total += losses_C.double() * counts_C  # on the device: reading a number would wait for all before it
             images += counts_C
         losses = total / images.clamp(min=1)
         after_epoch()
