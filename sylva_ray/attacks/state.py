@@ -20,6 +20,15 @@ LogitLoss: TypeAlias = "Callable[[torch.Tensor, torch.Tensor], torch.Tensor]"
 """``(logits [n, num_classes], rows [n]) -> [n]``: the per-image loss that an attack maximises."""
 
 
+NO_ANSWER = -1
+"""The prediction of a model whose logits are not numbers; it is no class, and so always wrong."""
+
+
+def predicted_classes(logits: torch.Tensor) -> torch.Tensor:
+    """Return the class of the largest logit ``[n]`` of ``logits [n, num_classes]``, `NO_ANSWER` where one is NaN."""
+    return torch.where(logits.isnan().any(1), NO_ANSWER, logits.argmax(1))
+
+
 class AttackedModel(Protocol):
     """The interface of a stack of models that attacks use; see `sylva_ray.models.cohort.CohortModel`."""
 
@@ -117,7 +126,8 @@ class AttackState:
 
         Returns:
             The loss ``[n]``, its gradient ``[n, 3, H, W]`` and the logits ``[n, num_classes]``. The gradient is zero if
-            the model returns logits that do not depend differentiably on the images, which check S10 reports.
+            the model returns logits that do not depend differentiably on the images, and in the entries where it is
+            NaN, so that the attack can go on; check S10 reports both.
         """
         with torch.enable_grad():
             leaf = x_adv.detach().requires_grad_()
@@ -133,7 +143,7 @@ class AttackState:
         if record:
             with torch.no_grad():
                 logits = self._record_successes(x_adv.detach(), rows, logits)
-        return values.detach(), gradient, logits
+        return values.detach(), torch.where(gradient.isnan(), 0.0, gradient), logits
 
     def _forward(self, x_adv: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
         if not len(rows):
@@ -151,14 +161,14 @@ class AttackState:
         length = self.norm.length(x_adv - self.x[rows])
         in_range = (x_adv.flatten(1).amin(1) >= 0) & (x_adv.flatten(1).amax(1) <= 1)
         is_nearer = (length <= self.epsilon + self.norm.slack(self.epsilon)) & (length < self.distance[rows])
-        succeeded = (logits.argmax(1) != self.y[rows]) & in_range & is_nearer
+        succeeded = (predicted_classes(logits) != self.y[rows]) & in_range & is_nearer
         if self.precision is not None and succeeded.any():
             with self.at_model_precision():
                 logits = logits.index_put((succeeded,), self._forward(x_adv[succeeded], rows[succeeded]))
-            succeeded = succeeded & (logits.argmax(1) != self.y[rows])
+            succeeded = succeeded & (predicted_classes(logits) != self.y[rows])
         if succeeded.any():
             broken = rows[succeeded]
-            self.predictions[broken] = logits[succeeded].argmax(1)
+            self.predictions[broken] = predicted_classes(logits[succeeded])
             self.distance[broken] = length[succeeded].to(self.distance.dtype)
             self.x_adv[broken] = x_adv[succeeded]
             self.is_robust[broken] = False

@@ -5,7 +5,7 @@ from __future__ import annotations
 from sylva_ray.attacks.losses import cross_entropy
 from sylva_ray.attacks.norms import LINF
 from sylva_ray.attacks.pgd import pgd
-from sylva_ray.attacks.state import AttackedModel
+from sylva_ray.attacks.state import AttackedModel, predicted_classes
 from sylva_ray.core.lazy import torch
 from sylva_ray.core.seeding import ImageDraws
 from sylva_ray.core.types import AttackSpec, ClientImages, ParameterStack
@@ -39,4 +39,4 @@ def transfer(
     sources = {name: value.detach() for name, value in sources.items()}
     x_adv = pgd(lambda u: cross_entropy(model.forward(sources, u, owner), y), x, spec, noise)
     with torch.no_grad():
-        return model.forward(targets, x_adv, owner).argmax(1)
+        return predicted_classes(model.forward(targets, x_adv, owner))

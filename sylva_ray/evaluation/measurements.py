@@ -8,6 +8,7 @@ from typing import Protocol
 
 import numpy as np
 
+from sylva_ray.attacks.state import NO_ANSWER
 from sylva_ray.core.evaluation import CertifiedLevel, GalleryImage, Transfer
 from sylva_ray.core.inputs import Inputs
 from sylva_ray.core.types import AttackSpec, stack_states
@@ -270,11 +271,12 @@ class Measurements:
 
     def _gallery_image(self, client: int, row: int, outcome: EvaluateOutcome, label: str) -> GalleryImage:
         test, names = self.fleet.client(client).test, self.fleet.dataset.class_names
+        answer = outcome.predictions[label][row]
         return GalleryImage(
             client=client,
             image=row,
             label=str(names[test.labels[row]]),
-            answer=str(names[outcome.predictions[label][row]]),
+            answer="not a number" if answer == NO_ANSWER else str(names[answer]),
             distance=float(outcome.of_kind("distances")[label][row]),
             clean=test.images[row].tolist(),
             adversarial=np.round(outcome.of_kind("images")[label][row] * 255, 1).tolist(),

@@ -83,8 +83,8 @@ CHECK_TITLES = {
     "S10": CheckTitle(
         "gradients are useful",
         "gradients exist, the attack raises the loss, forwards agree",
-        "the gradient is zero on fewer than 1 % of the images; PGD raises the loss on at least 95 "
-        "%; five forwards agree to 1e-4; outputs are not probabilities",
+        "the gradient is zero or NaN on fewer than 1 % of the images; PGD raises the loss on at "
+        "least 95 %; five forwards agree to 1e-4; outputs are not probabilities",
         "gradients are masked or vanish, or the model is random",
     ),
     "S11": CheckTitle(

@@ -207,7 +207,7 @@ def gradients_are_useful(
     """Check S10: gradients exist, the attack raises the loss, and the model is deterministic and returns logits.
 
     Args:
-        zero: fraction of the images whose gradient is zero.
+        zero: fraction of the images whose gradient is zero or NaN.
         rises: fraction of the images whose loss the attack raises.
         difference: largest difference between the logits of repeated forwards.
         probabilities: fraction of the images whose logits look like probabilities.
@@ -215,7 +215,7 @@ def gradients_are_useful(
     """
     faults = []
     if zero >= 0.01:
-        faults.append(f"{zero:.1%} of the images have a gradient of zero")
+        faults.append(f"{zero:.1%} of the images have a gradient that is zero or NaN")
     if wilson_interval(rises, sum(images))[1] < REQUIRED_SHARE:
         faults.append(f"the attack raises the loss on only {rises:.1%} of the images")
     if math.isnan(difference):

@@ -6,7 +6,7 @@ from these counts in `sylva_ray.metrics.certificates`.
 
 from __future__ import annotations
 
-from sylva_ray.attacks.state import AttackedModel
+from sylva_ray.attacks.state import AttackedModel, predicted_classes
 from sylva_ray.core.lazy import torch, without_gradients
 from sylva_ray.core.seeding import ImageDraws
 from sylva_ray.core.types import ClientImages, ParameterStack
@@ -38,8 +38,8 @@ def votes(
         draws: the source of the noise.
 
     Returns:
-        The class ``[N] int64`` selected from `NUM_SELECTION_DRAWS` draws, and how many of the ``num_draws`` draws
-        predict it, ``[N] int64``.
+        The class ``[N] int64`` selected from `NUM_SELECTION_DRAWS` draws (``num_classes`` where the logits of most are
+        NaN), and how many of the ``num_draws`` draws predict it, ``[N] int64``.
     """
     x, owner = images.x, images.owner
 
@@ -50,10 +50,11 @@ def votes(
     counts = torch.zeros(0)
     for stream_index in range(NUM_SELECTION_DRAWS):
         logits = noisy_logits(stream_index)
-        counts = torch.zeros_like(logits) if stream_index == 0 else counts
-        counts[rows, logits.argmax(1)] += 1
+        if stream_index == 0:
+            counts = logits.new_zeros(len(logits), logits.shape[1] + 1)  # the last column is that of NO_ANSWER
+        counts[rows, predicted_classes(logits)] += 1
     guess = counts.argmax(1)
     hits = torch.zeros_like(guess)
     for stream_index in range(NUM_SELECTION_DRAWS, NUM_SELECTION_DRAWS + num_draws):
-        hits += noisy_logits(stream_index).argmax(1) == guess
+        hits += predicted_classes(noisy_logits(stream_index)) == guess
     return guess, hits

@@ -45,6 +45,14 @@ class Detached(WavyCohort):
         return super().forward(params, x.detach(), owner)
 
 
+class BrokenGradient(WavyCohort):
+    """Answers honestly; the gradient is NaN, because sqrt is differentiated at zero."""
+
+    def forward(self, params: ParameterStack, x: torch.Tensor, owner: torch.Tensor) -> torch.Tensor:
+        zero = torch.sqrt(0 * x.flatten(1).sum(1, keepdim=True))
+        return super().forward(params, x, owner) + zero
+
+
 class Constant(WavyCohort):
     """Always the same answer; a little of the image remains, so that a gradient is there."""
 
@@ -108,6 +116,7 @@ def test_an_honest_model_passes_what_is_about_honesty() -> None:
         (Randomised, {"S2", "S10"}),
         (Detached, {"S8", "S10", "S13"}),
         (Probabilities, {"S10"}),
+        (BrokenGradient, {"S8", "S10", "S13"}),
     ],
 )
 def test_a_cheat_is_caught(model: type[LinearCohort], caught_by: set[str]) -> None:

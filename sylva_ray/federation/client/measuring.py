@@ -9,6 +9,7 @@ from typing import ClassVar
 import numpy as np
 
 from sylva_ray.attacks.registry import attack_stack
+from sylva_ray.attacks.state import predicted_classes
 from sylva_ray.attacks.transfer import transfer
 from sylva_ray.core.lazy import torch
 from sylva_ray.core.precision import torch_dtype
@@ -72,9 +73,8 @@ class EvaluateTask(CohortTask):
         collected = _Collector(len(self.clients))
         for first, pieces, images in windows(worker, self):
             with torch.no_grad():
-                collected.add(
-                    "predictions/benign", worker.model.forward(params, images.x, images.owner).argmax(1), images
-                )
+                logits = worker.model.forward(params, images.x, images.owner)
+                collected.add("predictions/benign", predicted_classes(logits), images)
             for attack in self.attacks:
                 draws = split_draws(worker.config.seed, attack.label, self.clients, pieces, first)
                 precision = torch_dtype(worker.config.evaluation.precision)

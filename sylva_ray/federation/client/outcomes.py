@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from sylva_ray.attacks.registry import attack_stack
+from sylva_ray.attacks.state import predicted_classes
 from sylva_ray.core.lazy import torch
 from sylva_ray.core.seeding import ImageDraws
 from sylva_ray.core.types import AttackSpec, ParameterStack, Split
@@ -43,7 +44,7 @@ def outcomes(
         parts = [Split(split.images[rows], split.labels[rows]) for split, rows in pieces]
         images = client_images(parts, first.dtype, first.device)
         with torch.no_grad():
-            benign = model.forward(own, images.x, images.owner).argmax(1) == images.y
+            benign = predicted_classes(model.forward(own, images.x, images.owner)) == images.y
         own_draws = draws.select(torch.arange(window.rows.start, window.rows.stop)).to(first.device)
         robust = attack_stack(model, own, images, attack, own_draws, precision).predictions == images.y
         return torch.stack([benign, robust]).cpu()
