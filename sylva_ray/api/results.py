@@ -103,7 +103,7 @@ def evaluate(  # noqa: PLR0913  # a keyword for each option of the command
         for text in prepared_run.notices:
             print(f"warning: {text}", file=sys.stderr)
         config, fleet = prepared_run.prepared.config, prepared_run.prepared.fleet
-        extras = Extras(checks, curves, transfer or bool(surrogates), tuple(certify))
+        extras = Extras(checks, curves, transfer, tuple(certify), bool(surrogates))
         request = build_request(config, attacks, suite, budget, extras, fleet.num_clients, fleet.num_classes)
 
         from sylva_ray.execution.run import pool_for

@@ -130,6 +130,10 @@ def _run_once(state: AttackState, spec: AttackSpec, draws: ImageDraws, stream_in
         if step + 1 in checkpoint_steps:
             path = _halve_stalled_steps(path, steps_since_checkpoint)
             steps_since_checkpoint = 0
+    if state.precision is not None:  # another precision than that of the model, which may answer wrongly at this point
+        keep = state.is_robust[rows]
+        with state.at_model_precision():
+            state.logits(path.best[keep], rows[keep])
 
 
 @dataclass(frozen=True)

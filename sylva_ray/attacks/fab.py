@@ -2,7 +2,7 @@
 
 Source: Croce and Hein 2020, "Minimally Distorted Adversarial Examples with a Fast Adaptive Boundary Attack". Every step
 goes to the linearised decision boundary, biased towards the original image. Once a point is misclassified, the search
-continues from a point closer to the original image.
+continues from a point closer to the original image; once it is within the budget, the search for that image ends.
 """
 
 from __future__ import annotations

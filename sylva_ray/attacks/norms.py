@@ -23,6 +23,16 @@ def flat_norm(v: torch.Tensor) -> torch.Tensor:
     return lengths.view(-1, 1, 1, 1)
 
 
+def scaled_to_one(v: torch.Tensor) -> torch.Tensor:
+    """Divide every image by its largest absolute value; an image of zeros stays as it is.
+
+    Of a model that is sure of its answer, a gradient of the cross-entropy may have a norm of 1e-20. Its direction is as
+    good as that of any other, and its square would underflow.
+    """
+    largest = v.flatten(1).abs().amax(1).view(-1, 1, 1, 1)
+    return v / torch.where(largest > 0, largest, 1)
+
+
 class Norm:
     """What the norms have in common.
 
@@ -77,7 +87,8 @@ class L2(Norm):
 
     def ascent(self, gradient: torch.Tensor) -> torch.Tensor:
         """See `Linf.ascent`."""
-        return gradient / (flat_norm(gradient) + TINY)
+        scaled = scaled_to_one(gradient)
+        return scaled / (flat_norm(scaled) + TINY)
 
     def inside(self, like: torch.Tensor, draws: ImageDraws, stream_index: int) -> torch.Tensor:
         """See `Linf.inside`. With the radius u^(1/d), u uniform, the points are uniform in the d-dimensional ball."""

@@ -66,7 +66,8 @@ class PgdAttack(LinfOrL2Attack):
 
     Attributes:
         step_size: None: `default_step_size`.
-        restarts: number of runs, each from a new random start.
+        random_start: whether the first run begins at a random point of the ball, not at the image.
+        restarts: number of runs; all but the first begin at a new random point.
     """
 
     name: Literal["pgd"] = "pgd"

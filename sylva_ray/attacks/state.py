@@ -55,7 +55,8 @@ class AttackState:
         x: the images, ``[N, 3, H, W]``.
         y: the labels, ``[N]``.
         predictions: ``[N]``, the wrong class where the attack succeeded, else the label.
-        x_adv: ``[N, 3, H, W]``, the nearest adversarial image found, else the image.
+        x_adv: ``[N, 3, H, W]``, the nearest adversarial image found, else the image. With a budget it is usually the
+            first one: attacks go on with the images that are still robust.
         distance: ``[N]``, distance of ``x_adv`` from the image; infinite where no adversarial image was found.
         is_robust: ``[N] bool``, True where no attack has succeeded yet.
         forwards: number of images that were passed forward through the model.
@@ -127,7 +128,8 @@ class AttackState:
         Returns:
             The loss ``[n]``, its gradient ``[n, 3, H, W]`` and the logits ``[n, num_classes]``. The gradient is zero if
             the model returns logits that do not depend differentiably on the images, and in the entries where it is
-            NaN, so that the attack can go on; check S10 reports both.
+            NaN; infinite entries get the largest finite size of their image. So the attack can go on; check S10 reports
+            all three.
         """
         with torch.enable_grad():
             leaf = x_adv.detach().requires_grad_()
@@ -143,7 +145,7 @@ class AttackState:
         if record:
             with torch.no_grad():
                 logits = self._record_successes(x_adv.detach(), rows, logits)
-        return values.detach(), torch.where(gradient.isnan(), 0.0, gradient), logits
+        return values.detach(), _finite(gradient), logits
 
     def _forward(self, x_adv: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
         if not len(rows):
@@ -173,3 +175,13 @@ class AttackState:
             self.x_adv[broken] = x_adv[succeeded]
             self.is_robust[broken] = False
         return logits
+
+
+def _finite(gradient: torch.Tensor) -> torch.Tensor:
+    """Replace NaN by 0, and infinite entries by the largest finite size in their image, 1 where there is none."""
+    is_finite = gradient.isfinite()
+    if is_finite.all():
+        return gradient
+    largest = torch.where(is_finite, gradient, 0).flatten(1).abs().amax(1)
+    largest = torch.where(largest > 0, largest, 1).view(-1, 1, 1, 1)
+    return torch.where(is_finite, gradient, torch.where(gradient.isnan(), 0, gradient).sign() * largest)

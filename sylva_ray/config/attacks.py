@@ -184,6 +184,6 @@ def check_classes(specs: Sequence[AttackSpec], num_classes: int, key: str = "att
         if num_classes < attack.min_classes(spec):
             has_loss = "loss" in attack.model_fields
             needs = f"{f'the {spec.loss} loss' if has_loss else attack.display_name} needs at least"
-            fix = "; use loss=ce" if has_loss else ""
+            fix = "; use loss=ce" if has_loss and spec.loss != "ce" else ""
             found = f"{needs} {attack.min_classes(spec)} classes and the data set has {num_classes}{fix}"
             raise UserError(key, spec.label, found)

@@ -66,8 +66,9 @@ class AttackRow(ConditionRow):
     settings: AttackSettings
     """Settings of the attack."""
     median_distance: float | None
-    """Median size of the smallest successful perturbation, in the attack's norm, of the images that are classified
-    correctly without one; null where most of them are robust."""
+    """Median size of the perturbations, in the attack's norm, of the images that are classified correctly without one;
+    null where most of them are robust. It is the smallest that an attack without a budget found; one with a budget
+    stops at the first."""
     forwards: int
     """Images that went forward through the model."""
     backwards: int

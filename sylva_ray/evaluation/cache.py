@@ -38,8 +38,14 @@ NEW_SETTINGS = {
 }
 """Settings that version 0.1 did not have, with its values; they are hashed where they have another one."""
 
-REVISED_NORMS = {"l2": "2"}
-"""Norms of which attacks find more than in version 0.1, with the number of the revision, which is hashed."""
+REVISED_NORMS, REVISED_ATTACKS = {"l2": "3"}, {"mim": "2"}
+"""Norms and attacks that find more than in version 0.1, with the number of the revision, which is hashed."""
+
+REVISED_IN_BFLOAT16 = {"apgd": "2", "autoattack": "2"}
+"""The same for attacks in another precision than float32."""
+
+REVISED_RESTARTS = "2"
+"""The same for restarts without random starts."""
 
 HASHED_NAMES = {"num_draws": "draws", "step": "round"}
 """Fields of tasks that are hashed under the name of version 0.1, whose measurements are still found."""
@@ -61,8 +67,9 @@ class MeasurementCache:
         for (section, name), default in NEW_SETTINGS.items():
             if resolved[section][name] == default:
                 del settings[section][name]
-        if config.evaluation.precision != "float32":  # version 0.1 had no other precision, and no such setting
-            settings["precision"] = config.evaluation.precision
+        self._precision = config.evaluation.precision
+        if self._precision != "float32":  # version 0.1 had no other precision, and no such setting
+            settings["precision"] = self._precision
         if changed is not None:
             settings["changed inputs"] = changed.to_json()
         self._settings = json.dumps(settings, sort_keys=True)
@@ -103,8 +110,14 @@ class MeasurementCache:
             digest.update(HASHED_NAMES.get(field.name, field.name).encode())
             _update(digest, getattr(task, field.name))
         for spec in _attacks_of(task):
-            digest.update((REVISED_NORMS.get(spec.norm, "") + _own_code(spec)).encode())
+            digest.update((self._revision(spec) + _own_code(spec)).encode())
         return self.folder / f"{digest.hexdigest()}.safetensors"
+
+    def _revision(self, spec: AttackSpec) -> str:
+        """Return the revisions of an attack, an empty text for one that finds what it found in version 0.1."""
+        in_bfloat16 = REVISED_IN_BFLOAT16.get(spec.name, "") if self._precision != "float32" else ""
+        restarts = REVISED_RESTARTS if spec.restarts > 1 and not spec.random_start and spec.name == "pgd" else ""
+        return REVISED_NORMS.get(spec.norm, "") + REVISED_ATTACKS.get(spec.name, "") + in_bfloat16 + restarts
 
 
 def _attacks_of(task: CohortTask) -> Iterator[AttackSpec]:

@@ -22,12 +22,13 @@ DEFAULT_SIGMAS = (0.12,)
 
 @dataclass(frozen=True)
 class Extras:
-    """What to measure besides attacks; see `EvaluationRequest`."""
+    """What to measure besides attacks; see `EvaluationRequest`. With ``surrogates`` there are models of other runs."""
 
     checks: bool = False
     curves: bool = False
     transfer: bool = False
     sigmas: tuple[float, ...] = ()
+    surrogates: bool = False
 
 
 def build_request(
@@ -75,7 +76,7 @@ def build_request(
         epsilon=budget,
         checks=extras.checks or is_full,
         curves=extras.curves or is_full,
-        transfer=extras.transfer or (is_full and num_clients > 1),
+        transfer=extras.transfer or extras.surrogates or (is_full and num_clients > 1),
         sigmas=extras.sigmas or (DEFAULT_SIGMAS if is_full else ()),
         subset_images=subset_images_per_client(num_clients),
     )

@@ -42,7 +42,7 @@ def run_checks(
     """Run all fourteen checks, in order.
 
     Args:
-        measured: both curves and `check_attacks` on the same images.
+        measured: both curves and `check_attacks` on the same images, without the clients that are left out.
         probes: means over images of `sylva_ray.metrics.probe`; ``difference`` is the largest.
         run: facts about the run.
         transfer: accuracy under the strongest transfer attack, if there was one.
@@ -53,6 +53,8 @@ def run_checks(
     labels = {name: spec.label for name, spec in check_attacks(epsilon, num_classes).items()}
     accuracies = {name: measured.mean(label) for name, label in labels.items()}
     benign, images = measured.mean("benign"), [len(y) for y in measured.labels]
+    honest = [client for client in range(len(run.collapsed)) if client not in run.left_out]
+    standing = [float(correct.mean()) for correct in measured.correct(labels["unbounded"])]
     gradient = ["pgd", "restarts", "apgd", "targeted"]
     white_box = _mean_accuracy(worst_answers(measured, [labels[name] for name in gradient]), measured.labels)
     members = {labels[name]: accuracies[name] for name in (*gradient, "fgsm", "square", "noise")}
@@ -64,7 +66,7 @@ def run_checks(
         checks.threat_model_stated(run.threat_model),
         checks.epsilon_zero(benign, by_epsilon[0.0]),
         checks.falls_with_epsilon(by_epsilon, images),
-        checks.unbounded_attack(accuracies["unbounded"], num_classes, images, measured.distinct),
+        checks.unbounded_attack(dict(zip(honest, standing, strict=True)), num_classes, images, measured.distinct),
         checks.falls_with_steps(by_steps, images),
         checks.iterative_beats_single(accuracies["pgd"], accuracies["fgsm"], images),
         checks.restarts_add_little(accuracies["pgd"], accuracies["restarts"], images),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 from collections import Counter
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 
+from sylva_ray.attacks.registry import find_attack
 from sylva_ray.config.resolved import ResolvedConfig
 from sylva_ray.core.provenance import package_commit
 from sylva_ray.core.records import ClientAccuracies, Compute, GameRecord, StageRecord
@@ -227,10 +229,12 @@ def _collapsed(
     majority: Sequence[float],
     attackers: Sequence[int],
 ) -> list[bool] | None:
-    """Return which clients collapsed under the first attack; None without an attack, where nothing can be said."""
-    if not config.evaluation.attacks:
+    """Return which clients collapsed under the first attack with a budget; None without one: nothing can be said."""
+    bounded = [spec for spec in config.evaluation.specs if math.isfinite(spec.epsilon)]
+    by_gradient = [spec for spec in bounded if not find_attack(spec.name).black_box]
+    if not bounded:
         return None
-    robust = final[config.evaluation.specs[0].label].accuracy
+    robust = final[(by_gradient or bounded)[0].label].accuracy
     one_class = final["benign"].one_class or [0.0] * len(majority)
     return [
         client not in attackers and is_collapsed(accuracy, share, bool(single))
@@ -247,7 +251,7 @@ def _checks(
 ) -> list[CheckResult]:
     """Return S4, on `S4_IMAGES` images of each honest client, and S14 where something was attacked."""
     tested = [min(S4_IMAGES, len(fleet.clients[client].test)) for client in honest]
-    unbounded = Spread.from_values(final[UNBOUNDED.label].accuracy, attackers).mean
+    unbounded = {client: final[UNBOUNDED.label].accuracy[client] for client in honest}
     s14 = [] if collapsed is None else [collapse(collapsed, attackers)]
     distinct = fleet.num_test_images(honest, S4_IMAGES)
     return [unbounded_attack(unbounded, fleet.num_classes, tested, distinct), *s14]

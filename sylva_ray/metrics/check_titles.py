@@ -45,8 +45,9 @@ CHECK_TITLES = {
         "unbounded attack wins",
         "an attack that can reach every image leaves at most chance",
         "under PGD-20 at epsilon 1, which can reach every image, accuracy is at most chance (1 / "
-        "classes), or above it by less than the error of the images that were attacked (its 95 % "
-        "interval)",
+        "classes), in the mean and of every client, or above it by less than the error of the "
+        "images that were attacked (its 95 % interval; of single clients with a level for all of "
+        "them together)",
         "gradients are masked, or the prediction is constant: all robust accuracies are too high",
     ),
     "S5": CheckTitle(
@@ -83,8 +84,8 @@ CHECK_TITLES = {
     "S10": CheckTitle(
         "gradients are useful",
         "gradients exist, the attack raises the loss, forwards agree",
-        "the gradient is zero or NaN on fewer than 1 % of the images; PGD raises the loss on at "
-        "least 95 %; five forwards agree to 1e-4; outputs are not probabilities",
+        "the gradient is zero or not finite on fewer than 1 % of the images; PGD raises the loss on "
+        "at least 95 %; five forwards agree to 1e-4; outputs are not probabilities",
         "gradients are masked or vanish, or the model is random",
     ),
     "S11": CheckTitle(

@@ -96,8 +96,10 @@ def paired_difference(
         resamples: number of bootstrap samples.
 
     Returns:
-        Difference, lower bound and upper bound. With few seeds the bounds are too narrow where the difference varies
-        from seed to seed: of three, by a factor sqrt(2/3) in the share of the seeds.
+        Difference, lower bound and upper bound. With few seeds the bounds are approximate. They are too narrow where
+        the difference varies from seed to seed: of three, by a factor sqrt(2/3) in the share of the seeds. They are too
+        wide where it varies with the images alone, since these are resampled within seeds that are resampled, too: of
+        three, by a factor 1.5. Seeds count as independent; if they share test images, that makes them too narrow.
     """
     differences = [
         [a.astype(float) - b.astype(float) for a, b in zip(one, other, strict=True)]

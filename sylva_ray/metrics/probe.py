@@ -36,9 +36,9 @@ def gradient_health(
         draws: random numbers of the N images, for the attack's start.
 
     Returns:
-        ``[N]`` float each: ``zero_gradient`` (1 where the gradient of the loss is exactly zero or has a NaN), ``rises``
-        (1 where the loss after the attack is at least that before it), ``difference`` (the largest difference between
-        the logits of `PASSES` forwards), ``probabilities`` (1 where the logits are non-negative and sum to 1).
+        ``[N]`` float each: ``zero_gradient`` (1 where the gradient of the loss is exactly zero, or not finite),
+        ``rises`` (1 where the loss after the attack is at least that before it), ``difference`` (the largest difference
+        between the logits of `PASSES` forwards), ``probabilities`` (1 where the logits are non-negative and sum to 1).
     """
     x, y, owner = images.x, images.y, images.owner
     logits = model.forward(params, x, owner)
@@ -51,7 +51,7 @@ def gradient_health(
     difference = torch.stack([(other - logits.detach()).abs().amax(1) for other in repeated]).amax(0)
     is_distribution = (logits.detach() >= 0).all(1) & ((logits.detach().sum(1) - 1).abs() < 1e-4)
     return {
-        "zero_gradient": (gradient.isnan().flatten(1).any(1) | (gradient == 0).flatten(1).all(1)).float(),
+        "zero_gradient": (~gradient.isfinite().flatten(1).all(1) | (gradient == 0).flatten(1).all(1)).float(),
         "rises": (loss_after > loss_before - 1e-6).float(),
         "difference": difference.float(),
         "probabilities": is_distribution.float(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -122,6 +123,15 @@ def test_more_restarts_never_help_the_defender() -> None:
     assert right[0] >= right[1] >= right[2]
 
 
+def test_restarts_begin_elsewhere_without_a_random_start_too() -> None:
+    params, x, y, owner = batch(80, seed=3)
+    spec = AttackSpec("pgd", 0.03, 1, 0.01, random_start=False)
+    once = answers_under(LinearCohort(), params, x, y, owner, spec) == y
+    often = answers_under(LinearCohort(), params, x, y, owner, replace(spec, restarts=8)) == y
+    assert (once | ~often).all(), "the first run is the same"
+    assert often.sum() < once.sum()
+
+
 def test_a_constant_model_yields_no_nan() -> None:
     params, x, y, owner = batch()
     params = {"w": torch.zeros_like(params["w"]), "b": params["b"]}
@@ -149,11 +159,11 @@ def test_s4_passes_a_breakable_model_and_fails_a_constant_one() -> None:
     params, x, y, owner = batch(40)
     model = LinearCohort()
     broken = (answers_under(model, params, x, y, owner, UNBOUNDED) == y).float().mean()
-    assert unbounded_attack(float(broken), 2, [40]).passed
+    assert unbounded_attack({0: float(broken)}, 2, [40]).passed
     constant = {"w": torch.zeros_like(params["w"]), "b": torch.ones(2)}
     ones = torch.ones_like(y)
     standing = (answers_under(model, constant, x, ones, owner, UNBOUNDED) == ones).float().mean()
-    result = unbounded_attack(float(standing), 2, [40])
+    result = unbounded_attack({0: float(standing)}, 2, [40])
     assert not result.passed
     assert "masked" in result.meaning
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -11,7 +13,7 @@ from sylva_ray.config.attacks import parse_attack
 from sylva_ray.core.seeding import ImageDraws
 from sylva_ray.core.types import ClientImages, ParameterStack
 from sylva_ray.metrics.smoothing import votes
-from tests.attacks.models import LinearCohort, linear_batch
+from tests.attacks.models import LinearCohort, gap, linear_batch
 
 IMAGES = 40
 
@@ -68,10 +70,53 @@ def test_a_certificate_needs_answers() -> None:
     assert (hits[owner == 1] > 10).all()
 
 
-@pytest.mark.parametrize(
-    "attack",
-    ["pgd:epsilon=0.01", "pgd:norm=l2,epsilon=0.05", "mim:epsilon=0.01", "apgd:norm=l2,epsilon=1", "fab", "deepfool"],
-)
+class InfiniteGradient(LinearCohort):
+    """The logits of `LinearCohort`; the derivative of the first pixel, a power at 0, is infinite."""
+
+    def forward(self, params: ParameterStack, x: torch.Tensor, owner: torch.Tensor) -> torch.Tensor:
+        power = x[:, 0, 0, 0] ** 0.5
+        return super().forward(params, x, owner) + (power - power.detach())[:, None] * torch.tensor([1.0, -1.0])
+
+
+ATTACKS_BY_GRADIENT = [
+    "pgd:epsilon=0.01", "pgd:norm=l2,epsilon=0.05", "mim:epsilon=0.01", "apgd:norm=l2,epsilon=0.05", "fab", "deepfool",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("attack", ATTACKS_BY_GRADIENT)
+def test_an_infinite_gradient_of_one_pixel_does_not_stop_an_attack(attack: str) -> None:
+    params, x, _, owner = linear_batch(n=IMAGES)
+    x[:, 0, 0, 0] = 0
+    y = LinearCohort().forward(params, x, owner).argmax(1)
+    images, draws = ClientImages(x, y, owner, 2), ImageDraws(torch.arange(IMAGES))
+    spec = replace(parse_attack(attack), random_start=False)
+    expected = (attack_stack(LinearCohort(), params, images, spec, draws).predictions != y).float().mean()
+    broken = (attack_stack(InfiniteGradient(), params, images, spec, draws).predictions != y).float().mean()
+    assert expected > 0.1
+    assert broken >= 0.5 * expected  # the pixel may move the wrong way
+
+
+class Sure(LinearCohort):
+    """Logits of a size at which the gradient of the cross-entropy is 1e-13 and less, and its square underflows."""
+
+    def forward(self, params: ParameterStack, x: torch.Tensor, owner: torch.Tensor) -> torch.Tensor:
+        return 50 * super().forward(params, x, owner)
+
+
+@pytest.mark.parametrize("attack", ["pgd:norm=l2,epsilon=0.5", "apgd:norm=l2,epsilon=0.5", "mim:norm=l2,epsilon=0.5"])
+def test_a_small_gradient_has_a_direction(attack: str) -> None:
+    params, x, y, owner = linear_batch(n=IMAGES)
+    images, draws = ClientImages(x, y, owner, 2), ImageDraws(torch.arange(IMAGES))
+    spec = replace(parse_attack(attack), random_start=False)
+    lead, weights = gap(params, x, y, owner)
+    reachable = lead < 0.5 * 0.9 * weights.norm(dim=1)  # clearly, and where the gradient itself does not underflow
+    seen = reachable & (50 * lead < 50)
+    assert (50 * lead[seen] > 30).float().mean() > 0.1
+    broken = attack_stack(Sure(), params, images, spec, draws).predictions != y
+    assert broken[seen].float().mean() > 0.95  # the gradient may underflow at a start of APGD
+
+
+@pytest.mark.parametrize("attack", ATTACKS_BY_GRADIENT)
 def test_pixels_whose_gradient_is_nan_do_not_stop_an_attack(attack: str) -> None:
     params, x, _, owner = linear_batch(n=IMAGES)
     y = WithoutOnePixel().forward(params, x, owner).argmax(1)

@@ -7,17 +7,23 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 
+from sylva_ray.attacks import registry
+from sylva_ray.attacks.base import LinfAttack
+from sylva_ray.attacks.state import AttackState
 from sylva_ray.config.attacks import parse_attack
 from sylva_ray.config.experiment import ExperimentConfig
 from sylva_ray.config.schema import build
+from sylva_ray.core import types
 from sylva_ray.core.errors import UserError
 from sylva_ray.core.evaluation import AttackSettings
 from sylva_ray.core.own_code import importing_from
+from sylva_ray.core.seeding import ImageDraws
+from sylva_ray.core.types import AttackSpec, stack_states
 from sylva_ray.evaluation.cache import MeasurementCache
 from sylva_ray.evaluation.plan import EvaluationRequest, suite
 from sylva_ray.evaluation.request import Extras, build_request
@@ -416,6 +422,37 @@ def test_measurements_of_an_attack_that_finds_more_than_before_are_made_again(
         cache.save(task, [EvaluateOutcome({"predictions/benign": np.zeros(8, int)}, {})])
         assert cache.load(task) is not None
     assert cache.load(task) is None
+
+
+class OneStep(LinfAttack):
+    """A random point."""
+
+    display_name: ClassVar[str] = "one step"
+    counts_steps: ClassVar[bool] = False
+
+    def spec(self) -> AttackSpec:
+        return AttackSpec(self.name, self.epsilon, 1, 0.0, random_start=True)
+
+    @classmethod
+    def run(cls, state: AttackState, spec: AttackSpec, draws: ImageDraws) -> None:
+        rows = state.remaining()
+        noise = spec.epsilon * draws.select(rows).signed(0, state.x.shape[1:])
+        state.logits((state.x[rows] + noise).clamp(0, 1), rows)
+
+
+def test_the_draws_of_an_attack_of_ones_own_do_not_depend_on_what_a_process_knew_before(
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker gets a specification by pickle, and learns from the class whether its label has the steps."""
+    given = prepare_evaluation(RunFolder(run_dir), None, [], [])
+    spec = parse_attack(f"{__name__}:OneStep:epsilon=4/255")
+    task = EvaluateTask(0, (0, 1, 2), stack_states(given.states), (spec,))
+    worker = create_worker(given.prepared.config, given.prepared.fleet, given.prepared.backbone)
+    monkeypatch.setattr(registry, "ATTACKS_WITHOUT_STEPS", unknown := set[str]())
+    monkeypatch.setattr(types, "ATTACKS_WITHOUT_STEPS", unknown)
+    first, second = worker.run(task).outcomes, worker.run(task).outcomes
+    assert [sorted(outcome.values) for outcome in first] == [sorted(outcome.values) for outcome in second]
+    assert "predictions/OneStep-eps4" in first[0].values
 
 
 MINE = """

@@ -25,6 +25,7 @@ from sylva_ray.federation.client.training import TrainTask
 from sylva_ray.federation.client.worker import CohortWorker
 from sylva_ray.federation.observer import Observer
 from sylva_ray.federation.stages.federated_round import epsilon_of
+from sylva_ray.metrics.checks import is_collapsed
 from sylva_ray.models.export import ExportOptions, export_clients
 from sylva_ray.models.lora import LoraStack
 from sylva_ray.models.peft_format import load_adapter
@@ -449,3 +450,17 @@ def test_a_single_round_has_all_of_epsilon() -> None:
     resolved = resolve_config(config)
     assert epsilon_of(resolved, 0.3, 1, 1) == 8 / 255
     assert epsilon_of(resolved, 0.3, 1, 2) == 4 / 255
+
+
+def test_s14_is_about_an_attack_that_has_a_budget(tmp_path: Path) -> None:
+    attacks = [{"name": "deepfool", "steps": 2}, {"name": "noise", "epsilon": 0.01}, {"name": "pgd", "steps": 1}]
+    raw = TINY | {"algorithm": {"name": "fedavg_at"}, "evaluation": {"attacks": attacks, "checks": True}}
+    summary = run_prepared(prepare(build(ExperimentConfig, raw)), RunFolder(tmp_path / "run"), False, Observer())
+    robust = summary.final.robust_accuracy["pgd1-eps8"].per_client
+    evaluation = RunFolder(tmp_path / "run").load_records()[-1].evaluation
+    assert evaluation is not None
+    for client, accuracy, single in zip(summary.clients, robust, evaluation["benign"].one_class or [], strict=True):
+        assert client.collapsed == is_collapsed(accuracy, client.majority_share, bool(single))
+    alone = raw | {"evaluation": {"attacks": attacks[:1], "checks": True}}
+    summary = run_prepared(prepare(build(ExperimentConfig, alone)), RunFolder(tmp_path / "alone"), False, Observer())
+    assert [check.name for check in summary.checks] == ["S4"]

@@ -53,6 +53,14 @@ class BrokenGradient(WavyCohort):
         return super().forward(params, x, owner) + zero
 
 
+class InfiniteGradient(WavyCohort):
+    """Answers honestly; the gradient of one pixel is infinite, as behind a gamma correction of black."""
+
+    def forward(self, params: ParameterStack, x: torch.Tensor, owner: torch.Tensor) -> torch.Tensor:
+        power = (x[:, 0, 0, 0] - x[:, 0, 0, 0].detach()) ** 0.5
+        return super().forward(params, x, owner) + power[:, None] * torch.arange(CLASSES)
+
+
 class Constant(WavyCohort):
     """Always the same answer; a little of the image remains, so that a gradient is there."""
 
@@ -116,6 +124,7 @@ def test_an_honest_model_passes_what_is_about_honesty() -> None:
         (Randomised, {"S2", "S10"}),
         (Detached, {"S8", "S10", "S13"}),
         (Probabilities, {"S10"}),
+        (InfiniteGradient, {"S10"}),
         (BrokenGradient, {"S8", "S10", "S13"}),
     ],
 )

@@ -24,12 +24,29 @@ def test_clients_with_as_many_images_are_one_sample_and_small_clients_widen_the_
 
 def test_s4_knows_the_error_of_few_images() -> None:
     """13 % of 64 images may be chance, 13 % of 6,400 are not; 40 % of 64 are not either."""
-    few = unbounded_attack(0.13, 10, [32, 32])
+    few = unbounded_attack({0: 0.13, 1: 0.13}, 10, [32, 32])
     assert few.passed
     assert "error of so few images" in few.meaning
-    assert not unbounded_attack(0.13, 10, [3200, 3200]).passed
-    assert not unbounded_attack(0.4, 10, [32, 32]).passed
-    assert "at most chance" in unbounded_attack(0.05, 10, [32, 32]).meaning
+    assert not unbounded_attack({0: 0.13, 1: 0.13}, 10, [3200, 3200]).passed
+    assert not unbounded_attack({0: 0.4, 1: 0.4}, 10, [32, 32]).passed
+    assert "at most chance" in unbounded_attack({0: 0.05, 1: 0.05}, 10, [32, 32]).meaning
+
+
+def test_s4_finds_the_one_client_that_no_attack_reaches() -> None:
+    masked = unbounded_attack(dict.fromkeys(range(9), 0.0) | {12: 1.0}, 10, [32] * 10)
+    assert not masked.passed
+    assert masked.value == pytest.approx(0.1)
+    assert "client 12" in masked.meaning
+    assert "up to 100.0%" in masked.meaning
+    assert unbounded_attack(dict.fromkeys(range(10), 0.1), 10, [32] * 10).passed
+
+
+def test_s4_fails_a_fleet_of_honest_clients_by_chance_in_a_few_percent_at_most() -> None:
+    """All have exactly chance, the worst case of an honest fleet."""
+    rng = np.random.default_rng(0)
+    fleets = rng.binomial(32, 0.1, size=(1000, 50)) / 32
+    failed = [not unbounded_attack(dict(enumerate(fleet)), 10, [32] * 50).passed for fleet in fleets]
+    assert np.mean(failed) < 0.06  # the mean's interval fails 2.5 %, those of single clients as many
 
 
 def test_images_that_clients_share_are_counted_once() -> None:

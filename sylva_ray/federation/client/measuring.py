@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from sylva_ray.attacks.registry import attack_stack
+from sylva_ray.attacks.registry import attack_stack, find_attack
 from sylva_ray.attacks.state import predicted_classes
 from sylva_ray.attacks.transfer import transfer
 from sylva_ray.core.lazy import torch
@@ -76,6 +76,7 @@ class EvaluateTask(CohortTask):
                 logits = worker.model.forward(params, images.x, images.owner)
                 collected.add("predictions/benign", predicted_classes(logits), images)
             for attack in self.attacks:
+                find_attack(attack.name)  # the label of an attack of one's own depends on its class
                 draws = split_draws(worker.config.seed, attack.label, self.clients, pieces, first)
                 precision = torch_dtype(worker.config.evaluation.precision)
                 result = attack_stack(worker.model, params, images, attack, draws.to(worker.device), precision)
