@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -147,6 +147,42 @@ def test_a_torch_data_set_gives_tensors_and_labels() -> None:
     assert sources.class_names == ("0", "1", "2")
     expected = (255 * pixels[2]).round().to(torch.uint8).permute(1, 2, 0).numpy()
     assert np.array_equal(np.asarray(sources.train.image(2)), expected)
+
+
+def test_halves_that_name_their_classes_differently_are_refused() -> None:
+    class Named(list[tuple[object, int]]):
+        def __init__(self, *classes: str) -> None:
+            super().__init__((np.zeros((4, 4), np.uint8), number) for number in range(len(classes)))
+            self.classes = list(classes)
+
+    train = Named("ant", "bee", "cat")
+    assert sources_of("x:y", (train, Named("ant", "bee", "cat"))).class_names == ("ant", "bee", "cat")
+    with pytest.raises(UserError, match="class 1 is 'bee' in the training half and 'cat' in the test half"):
+        sources_of("x:y", (train, Named("ant", "cat")))
+    with pytest.raises(UserError, match="class 2 is 'cat' in the training half and None in the test half"):
+        sources_of("x:y", (train, Named("ant", "bee")))
+    unnamed = [(np.zeros((4, 4), np.uint8), 0)]
+    assert sources_of("x:y", (train, unnamed)).class_names == ("ant", "bee", "cat")
+
+
+def test_an_image_that_cannot_be_read_is_named() -> None:
+    import torch
+
+    class Broken(list[tuple[Any, int]]):
+        targets = (0, 1)
+
+        def __getitem__(self, row: Any) -> Any:
+            if row:
+                raise FileNotFoundError("photo1.jpg")
+            return torch.rand(3, 4, 4, requires_grad=True).to(torch.bfloat16), 0
+
+    half = Broken([(None, 0), (None, 1)])
+    source = sources_of("x:y", (half, half)).train
+    assert source.image(0).size == (4, 4)
+    with pytest.raises(UserError, match=r"training half, row 1': cannot be read \(FileNotFoundError: photo1.jpg\)"):
+        source.image(1)
+    with pytest.raises(UserError, match=r"row 0': is an array of shape \[0, 4\]"):
+        to_image(np.zeros((0, 4), np.uint8), "row 0")
 
 
 @pytest.mark.parametrize(

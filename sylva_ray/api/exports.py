@@ -84,7 +84,7 @@ def _changed_backbone(run: str | Path, loaded: LoadedRun, allow_changed: bool) -
     from sylva_ray.preparation.inputs import digest_backbone
     from sylva_ray.storage.remote_copy import run_folder_at
 
-    now = digest_backbone(loaded.config)
+    now = digest_backbone(loaded.config, loaded.states[0])
 
     with run_folder_at(str(run), "read") as (folder, _):
         check = folder.check_inputs(loaded.config, now, allow_changed)

@@ -46,7 +46,7 @@ class ClusterSection(Section):
         "of a card with 22 GiB if only other machines have GPUs",
     )
     round_deadline_s: Seconds | None = Field(
-        None, description="how long a round waits for clients; those that miss it keep their state. None: for all"
+        None, description="how long a round waits for clients; what those that miss it trained is lost. None: for all"
     )
     max_task_retries: int = Field(
         3,

@@ -74,7 +74,9 @@ class PartitionSection(Section):
     alpha: float = Field(
         0.5, gt=0, description="Dirichlet concentration of labels; for `quantity`, of the numbers of images"
     )
-    classes_per_client: Count = Field(2, description="for `pathological`")
+    classes_per_client: Count = Field(
+        2, description="for `pathological`; more where the clients would otherwise not hold all classes"
+    )
     min_samples: int = Field(10, ge=5, description="minimal number of training and validation images per client")
     valid_fraction: float = Field(
         0.2, gt=0, lt=1, description="of a client's images; half for selection, half for the guard"

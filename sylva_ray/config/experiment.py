@@ -149,7 +149,11 @@ class CompressionSection(Section):
 
     kind: Literal["none", "int8", "int4", "topk"] = Field("none", description="codec of what travels")
     fraction: float = Field(0.05, gt=0, le=1, description="fraction of the entries that topk keeps")
-    error_feedback: bool = Field(True, description="add the compression error of an upload to the next one")
+    error_feedback: bool = Field(
+        True,
+        description="add the compression error of an upload to the next one, but not that of factors which merging "
+        "rewrites (`factor_rule=product_svd`)",
+    )
     download: bool = Field(True, description="also compress downloads (not with topk)")
 
 

@@ -129,7 +129,7 @@ class StageRecord(Artefact):
     participants: list[int]
     """Client numbers."""
     missing: list[int] = Field([])
-    """Participants that missed the round's deadline; they kept their state."""
+    """Participants that missed the round's deadline; they kept what they do not share with all."""
     metrics: dict[str, dict[str, float]] = Field({})
     """``{metric: {client: value}}``: ``loss`` of training; ``adapters_from_global`` and so on, shares of a mixture."""
     neighbours: Annotated[Neighbours | None, omitted_if_none()] = None
@@ -164,7 +164,7 @@ class StageRecord(Artefact):
     """Windows (``training.windows``) that were smaller than planned, because the memory was in this stage or before it;
     absent where none was. They hold for all later stages, also after a resume."""
     dropped: list[int] = Field([])
-    """Clients whose training diverged; they kept their last state."""
+    """Clients whose training diverged; they kept what they do not share with all, as it was before."""
     refused: Annotated[dict[str, str] | None, omitted_if_none()] = None
     """``{client: reason}`` of the uploads that were not merged; absent where all were."""
     compute: Annotated[Compute | None, omitted_if_none()] = None

@@ -108,7 +108,8 @@ class Communication(Artefact):
     download_bytes_per_client_round: int | float = 0
     """Declared download of a client in a round of phase 1."""
     total_bytes: int
-    """Declared bytes of the whole run, up and down, both phases."""
+    """Declared bytes of the whole run, up and down, both phases. With `training.clients_per_round` a round counts the
+    answers to its participants; that other clients need the new model for later stages or at the end is not counted."""
     full_model_bytes: int = 0
     """Size of the whole model in float32."""
     full_model_ratio: float | None = None

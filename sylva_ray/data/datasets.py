@@ -103,7 +103,9 @@ class FoundDataset:
         chosen = self._chosen(seed, leftovers)
         images = _decoded(chosen, image_size, _may_be_square(self.section))
         train, test = (_split(part, source.labels[rows]) for part, (source, rows) in zip(images, chosen, strict=True))
-        return Dataset(self.section.name, train, test, self.sources.class_names, self.sources.notices)
+        names = self.sources.class_names
+        missing = missing_class_notices(self.section.name, train.labels, test.labels, names)
+        return Dataset(self.section.name, train, test, names, self.sources.notices + tuple(map(one_line, missing)))
 
     def labels(self, seed: int, leftovers: Leftovers = "random") -> Labels:
         """Return the labels of what `load` returns, without decoding an image."""
@@ -205,8 +207,7 @@ def _sources(section: DatasetSection) -> Sources:
     for source, half in ((sources.train, "training"), (sources.test, "test")):
         if source.labels.min() < 0 or source.labels.max() >= num_classes:
             raise UserError("dataset.name", name, f"has {half} labels outside 0..{num_classes - 1}")
-    notices = missing_class_notices(name, sources.train.labels, sources.test.labels, sources.class_names)
-    return replace(sources, notices=tuple(map(one_line, sources.notices + notices)))
+    return replace(sources, notices=tuple(map(one_line, sources.notices)))
 
 
 def _read(section: DatasetSection) -> Sources:

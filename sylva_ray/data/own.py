@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -71,12 +72,19 @@ def sources_of(name: str, halves: object) -> Sources:
         halves: what the user's function returned.
 
     Raises:
-        UserError: they are not a pair of data sets with labels.
+        UserError: they are not a pair of data sets with labels, or name their classes differently.
     """
     if not isinstance(halves, Sequence) or isinstance(halves, str) or len(halves) != 2:
         raise UserError("dataset.name", name, f"must return (train, test), and returned {type(halves).__name__}")
     train, test = (_source(half, f"{name}, {word} half") for half, word in zip(halves, ("training", "test")))
-    names = _class_names(halves[0]) or tuple(map(str, range(int(train.labels.max()) + 1)))
+    names, others = map(_class_names, halves)
+    if names and others and names != others:
+        number, (one, other) = next(
+            (number, pair) for number, pair in enumerate(zip_longest(names, others)) if pair[0] != pair[1]
+        )
+        fix = f"class {number} is {one!r} in the training half and {other!r} in the test half: they must be the same"
+        raise UserError("dataset.name", name, fix)
+    names = names or tuple(map(str, range(int(train.labels.max()) + 1)))
     return Sources(train, test, names)
 
 
@@ -94,7 +102,17 @@ def _source(half: Any, where: str) -> Source:
         raise UserError("dataset.name", where, f"cannot be read ({type(error).__name__}: {reason_of(error)})") from None
     if len(labels) != len(half):
         raise UserError("dataset.name", where, f"has {len(half):,} images and {len(labels):,} labels")
-    return Source(labels, lambda row: to_image(image_at(row), f"{where}, row {row}"), lambda row: f"{where}, row {row}")
+
+    def read(row: int) -> Image.Image:
+        place = f"{where}, row {row}"
+        try:
+            value = image_at(row)
+        except Exception as error:  # the user's data set may raise anything
+            fix = f"cannot be read ({type(error).__name__}: {reason_of(error)})"
+            raise UserError("dataset.name", place, fix) from error
+        return to_image(value, place)
+
+    return Source(labels, read, lambda row: f"{where}, row {row}")
 
 
 def _columns(half: Any, where: str) -> tuple[Callable[[int], Any], np.ndarray]:
@@ -144,12 +162,20 @@ def to_image(value: Any, where: str) -> Image.Image:
     """
     if isinstance(value, Image.Image):
         return value
+    if hasattr(value, "detach"):  # a tensor of torch, which may be on a GPU or of a type that numpy lacks
+        value = value.detach().cpu()
+        value = value.float() if value.is_floating_point() else value
     array = np.asarray(value)
     if array.ndim == 3 and array.shape[0] in (1, 3) and array.shape[2] not in (1, 3):
         array = array.transpose(1, 2, 0)
     if np.issubdtype(array.dtype, np.floating) and array.size and array.min() >= 0 and array.max() <= 1:
         array = (255 * array).round().astype(np.uint8)
-    if array.dtype != np.uint8 or array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3)):
+    if (
+        not array.size
+        or array.dtype != np.uint8
+        or array.ndim not in (2, 3)
+        or (array.ndim == 3 and array.shape[2] not in (1, 3))
+    ):
         found = f"an array of shape {list(array.shape)} and type {array.dtype}"
         fix = f"is {found}: give an image of Pillow, uint8 [H, W, 3], or a tensor [3, H, W] in [0, 1], not normalised"
         raise UserError("dataset.name", where, fix)

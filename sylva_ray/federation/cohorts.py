@@ -13,7 +13,7 @@ MAX_IMBALANCE = 1.1
 
 
 def choose_participants(config: ExperimentConfig, step: int, missing: Sequence[int]) -> list[int]:
-    """Return the clients of a round, sorted: first those that were missing in the previous one, the rest drawn."""
+    """Return the clients of a round, sorted: first those in ``missing``, which have another try, the rest drawn."""
     everyone = config.partition.num_clients
     wanted = config.training.clients_per_round or everyone
     order = numpy_generator(config.seed, "participants", round=step).permutation(everyone).tolist()

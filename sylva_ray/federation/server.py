@@ -141,6 +141,12 @@ class Server:
         """Participants of the previous stage that missed its deadline."""
         return self.records[-1].missing if self.records else []
 
+    @property
+    def invited_again(self) -> list[int]:
+        """Those of them that did not miss the deadline before that: one too slow for it must not keep a place."""
+        earlier = self.records[-2].missing if len(self.records) > 1 else []
+        return [client for client in self.previous_missing if client not in earlier]
+
     # -- training and exchange --------------------------------------------------------------------------------------
 
     def train(
@@ -148,9 +154,9 @@ class Server:
     ) -> tuple[dict[int, TrainOutcome], list[int]]:
         """Train clients in cohorts.
 
-        A client whose training diverged keeps its last state, uploads nothing, and is named in the record. Which
+        A client whose training diverged trained for nothing: it uploads nothing, and is named in the record. Which
         clients miss a deadline depends on the wall clock, so they are logged, and a repetition of the stage uses the
-        log.
+        log. With a deadline, cohorts with clients that missed the last one begin first.
 
         Args:
             step: position of the stage.
@@ -162,10 +168,10 @@ class Server:
             ``{client: outcome}`` of the clients that finished, and the missing ones.
         """
         replayed = None if deadline_s is None else self.folder.load_missing(step)
-        tasks = [
-            TrainTask(step, cohort, self.stack(cohort), settings)
-            for cohort in self.cohorts([client for client in clients if client not in (replayed or [])])
-        ]
+        cohorts = [cohort for cohort in self.cohorts(clients) if not {*cohort} <= {*(replayed or [])}]
+        if deadline_s is not None:
+            cohorts.sort(key=lambda cohort: {*cohort}.isdisjoint(self.previous_missing))
+        tasks = [TrainTask(step, cohort, self.stack(cohort), settings) for cohort in cohorts]
         remaining_s = deadline_s if replayed is None else None
         outcomes: dict[int, TrainOutcome] = self.run(tasks, remaining_s)
         missing = [client for client in clients if client not in outcomes]
@@ -208,7 +214,9 @@ class Server:
             if sent:
                 merged = self.algorithm.aggregate(uploads)
                 self.states = [
-                    self.wire.download(step, client, received[client], merged[client], names, counted=client in sent)
+                    dict(merged[client])
+                    if client not in uploads.by_client and _are_same(merged[client], self.states[client])
+                    else self.wire.download(step, client, received[client], merged[client], names, client in sent)
                     for client in self.everyone
                 ]
         return uploads.by_client
@@ -357,6 +365,11 @@ class Server:
         for name, size in used.items():
             if size < planned[name]:
                 noted[name] = min(size, noted.get(name, size))
+
+
+def _are_same(one: ClientState, other: ClientState) -> bool:
+    """Return whether two states hold the same arrays."""
+    return all(value is other[name] or np.array_equal(value, other[name]) for name, value in one.items())
 
 
 def _is_finite(outcome: TrainOutcome) -> bool:

@@ -7,6 +7,7 @@ space of the data set. Parameter names are timm's own.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -137,6 +138,8 @@ def create_backbone(
     backbone = Backbone(model, arguments)
     if not isinstance(backbone.classifier, nn.Linear):
         raise UserError("backbone.name", section.name, "needs a model whose classifier is one linear layer")
+    if backbone.classifier.bias is None:  # clients train one, which PEFT could not load
+        raise UserError("backbone.name", section.name, "needs a model whose classifier has a bias")
     if weights is not None:
         model.load_state_dict({name: torch.from_numpy(np.array(value)) for name, value in weights.items()})
     elif section.checkpoint is not None:
@@ -281,6 +284,14 @@ def _check_patches(section: BackboneSection, model: nn.Module) -> None:
         raise UserError("backbone.image_size", section.image_size, fix)
 
 
+def _is_of_another_size(positions: torch.Tensor, own: torch.Tensor, num_prefix_tokens: int) -> bool:
+    """Return whether positions ``[1, T, d]`` are those of the same model for square images of another size."""
+    if positions.ndim != 3 or own.ndim != 3 or positions.shape[::2] != own.shape[::2]:
+        return False
+    patches = positions.shape[1] - num_prefix_tokens
+    return positions.shape != own.shape and patches > 0 and math.isqrt(patches) ** 2 == patches
+
+
 def _load_checkpoint(backbone: Backbone, path: Path, key: str) -> None:
     check_safetensors(path, key)
     try:
@@ -293,13 +304,14 @@ def _load_checkpoint(backbone: Backbone, path: Path, key: str) -> None:
         if name in state and name in own and state[name].shape != own[name].shape:
             del state[name]
         state.setdefault(name, own[name])
-    if "pos_embed" in own and state["pos_embed"].shape != own["pos_embed"].shape:  # another image size
-        model = backbone.model
-        state["pos_embed"] = resample_abs_pos_embed(
-            state["pos_embed"].float(),
-            new_size=list(model.patch_embed.grid_size),  # type: ignore[union-attr, arg-type]
-            num_prefix_tokens=int(model.num_prefix_tokens),  # type: ignore[arg-type]
-        )
+    if "pos_embed" in own and "pos_embed" in state:
+        num_prefix_tokens = int(backbone.model.num_prefix_tokens)  # type: ignore[arg-type]
+        if _is_of_another_size(state["pos_embed"], own["pos_embed"], num_prefix_tokens):
+            state["pos_embed"] = resample_abs_pos_embed(
+                state["pos_embed"].float(),
+                new_size=list(backbone.model.patch_embed.grid_size),  # type: ignore[union-attr, arg-type]
+                num_prefix_tokens=num_prefix_tokens,
+            )
     wrong = [name for name in own if name not in state or state[name].shape != own[name].shape]
     foreign = [name for name in state if name not in own]
     if wrong or foreign:

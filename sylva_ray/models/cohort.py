@@ -133,9 +133,10 @@ class FunctionalStack(WindowedModel):
         head = backbone.head_name
         keep_head_exact(backbone.model, head)
         self.head_names: tuple[str, ...] = (f"{head}.weight", f"{head}.bias")
-        self._parameters = dict(backbone.model.named_parameters())
+        parameters = dict(backbone.model.named_parameters())
+        self._trainable = {name for name, value in parameters.items() if value.requires_grad}
         kept = backbone.model.state_dict().keys()  # without constants that the model computes, such as masks of windows
-        self._template = self._parameters | {
+        self._template = parameters | {
             name: buffer
             for name, buffer in backbone.model.named_buffers()
             if buffer.is_floating_point() and name in kept
@@ -159,8 +160,8 @@ class FunctionalStack(WindowedModel):
         return state | initial_head(state[self.head_names[0]].shape, self.head_names, rng)
 
     def trainable(self, name: str) -> bool:
-        """Return whether ``name`` is a parameter and not a buffer."""
-        return name in self._parameters
+        """Return whether ``name`` is a parameter, not a buffer, which the architecture has not frozen."""
+        return name in self._trainable
 
     @contextmanager
     def training(self) -> Iterator[None]:

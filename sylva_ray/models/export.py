@@ -15,6 +15,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -94,7 +95,8 @@ def export_clients(
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in shared.items():
         write_atomically(folder / name, content)
-    layout, arrays = adapter_layout(backbone, config.lora) if has_adapters else None, backbone_arrays(backbone)
+    layout = adapter_layout(backbone, config.lora) if has_adapters else None
+    arrays = backbone_arrays(deepcopy(backbone) if options.onnx else backbone)  # it gets the weights of every client
     written = {WEIGHTS, ADAPTER_CONFIG} if has_adapters else set()
     written |= {MERGED} if options.merged or options.onnx or not has_adapters else set()
     written |= {ONNX} if options.onnx else set()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from contextlib import AbstractContextManager, nullcontext
+from typing import TypeGuard
 
 import numpy as np
 import torch
@@ -171,7 +172,7 @@ class LoraStack(WindowedModel):
         """Number of transformer blocks, or None if the architecture is not a plain chain of blocks with adapters."""
         model = self.backbone.model
         blocks = [player for player in self.players if player != HEAD_PLAYER]
-        is_chain = isinstance(model, VisionTransformer) and blocks == [f"blocks.{i}" for i in range(len(model.blocks))]
+        is_chain = is_plain_vit(model) and blocks == [f"blocks.{i}" for i in range(len(model.blocks))]
         return len(blocks) if is_chain else None
 
     def embed(self, x: torch.Tensor) -> torch.Tensor:
@@ -204,6 +205,14 @@ class LoraStack(WindowedModel):
         model = self._with_inputs(params, owner, tokens.device).model
         assert isinstance(model, VisionTransformer)
         return _at_least_float32(model.forward_head(model.norm(tokens)))
+
+
+def is_plain_vit(model: nn.Module) -> TypeGuard[VisionTransformer]:
+    """Return whether a model computes what timm's `VisionTransformer` does: subclasses may differ."""
+    passes = ("forward", "forward_features", "forward_head")
+    return isinstance(model, VisionTransformer) and all(
+        getattr(type(model), name) is getattr(VisionTransformer, name) for name in passes
+    )
 
 
 PLAIN_NORMS = (nn.LayerNorm, LayerNorm, LayerNormFp32)

@@ -20,8 +20,7 @@ from sylva_ray.core.seeding import generator
 from sylva_ray.core.types import ClientState, stack_states
 from sylva_ray.models.backbone import create_backbone
 from sylva_ray.models.cohort import CohortModel, repeat_owner, to_parameters
-from sylva_ray.models.light_timm import VisionTransformer
-from sylva_ray.models.lora import LoraStack, adapter_layout
+from sylva_ray.models.lora import LoraStack, adapter_layout, is_plain_vit
 from sylva_ray.models.peft_format import load_in_peft, save_adapter
 
 TOLERANCE = 1e-3
@@ -52,7 +51,7 @@ def try_model(
     rng = generator(0, "trial")
     x = torch.rand(3, 3, image_size, image_size, generator=rng)
     _check_gradients(model, state, x[:2], backbone.name)
-    if isinstance(model, LoraStack) and not isinstance(model.backbone.model, VisionTransformer):
+    if isinstance(model, LoraStack) and not is_plain_vit(model.backbone.model):
         first, second = _moved(state, rng), _moved(state, rng)
         alone = _logits(model, [second], x[1:])
         _compare(
@@ -81,14 +80,14 @@ def _check_gradients(model: CohortModel, state: ClientState, x: torch.Tensor, na
         if gradient is None and key.endswith(".lora_B"):
             fix = f"{name} does not use {key.removesuffix('.lora_B')}, so an adapter there has no effect: leave it out"
             raise UserError("lora.target_modules", key.removesuffix(".lora_B"), fix)
+        if gradient is None and not key.endswith(".lora_A"):
+            fix = f"does not use its parameter {key}: remove it, or freeze it with requires_grad_(False)"
+            raise UserError("backbone.name", name, fix)
 
 
 def _moved(state: ClientState, rng: torch.Generator) -> dict[str, np.ndarray]:
-    """Return a state whose adapters change something: at the start, every B is 0."""
-    return {
-        name: value + 0.05 * torch.randn(value.shape, generator=rng).numpy() if "lora" in name else value
-        for name, value in state.items()
-    }
+    """Return a state in which everything differs from the start, where every B and the bias of the head are 0."""
+    return {name: value + 0.05 * torch.randn(value.shape, generator=rng).numpy() for name, value in state.items()}
 
 
 def _logits(

@@ -8,7 +8,7 @@ from dataclasses import asdict
 
 from sylva_ray.config.experiment import ExperimentConfig
 from sylva_ray.core.inputs import Inputs
-from sylva_ray.core.types import stack_digest
+from sylva_ray.core.types import ClientState, stack_digest
 from sylva_ray.core.version import __version__
 from sylva_ray.data.digest import data_digest
 from sylva_ray.federation.client.worker import split_weights
@@ -32,15 +32,23 @@ def digest_inputs(prepared: Prepared) -> Inputs:
     return Inputs(version=__version__, data=asdict(data_digest(prepared.fleet)), weights=digests)
 
 
-def digest_backbone(config: ExperimentConfig) -> Inputs:
+def digest_backbone(config: ExperimentConfig, state: ClientState) -> Inputs:
     """Digest the weights of an experiment's backbone alone, without the head.
+
+    Args:
+        config: the experiment.
+        state: of any client; random weights depend on the number of classes of its head.
 
     Raises:
         UserError: see `create_backbone`.
     """
     from sylva_ray.models.backbone import backbone_arrays, create_backbone, digest_weights
+    from sylva_ray.models.shipped import SHIPPED
 
-    backbone = create_backbone(config.backbone, num_classes=2)
+    section = config.backbone
+    backbone = create_backbone(section, num_classes=2)
+    if not (section.pretrained or section.checkpoint or section.name in SHIPPED):
+        backbone = create_backbone(section, len(state[f"{backbone.head_name}.bias"]))
     digest = digest_weights(backbone_arrays(backbone), backbone.head_name)
     return Inputs(version=__version__, weights={"backbone": digest})
 

@@ -17,6 +17,7 @@ from safetensors.numpy import save
 from sylva_ray.config.experiment import ExperimentConfig
 from sylva_ray.config.schema import build
 from sylva_ray.core.errors import RunError, UserError
+from sylva_ray.core.text import clients_text
 from sylva_ray.core.types import ParameterStack
 from sylva_ray.execution.experiment import run_experiment
 from sylva_ray.execution.in_process import InProcessPool
@@ -230,10 +231,13 @@ class LatePool(InProcessPool):
         return [None, *results[1:]] if late else results
 
 
-def test_who_misses_a_deadline_keeps_its_state_and_a_rerun_replays_it(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("clients_per_round", "cohort_size"), [(2, 1), (3, 2)])
+def test_who_misses_a_deadline_is_asked_again_and_a_rerun_replays_it(
+    tmp_path: Path, clients_per_round: int, cohort_size: int
+) -> None:
     raw = TINY | {
         "algorithm": {"name": "sylva", "final_local_epochs": 0, "phase2": {"enabled": False}},
-        "training": TINY["training"] | {"clients_per_round": 2, "cohort_size": 1},
+        "training": TINY["training"] | {"clients_per_round": clients_per_round, "cohort_size": cohort_size},
         "evaluation": {"attacks": [], "checks": False},
         "cluster": {"pool": "in_process", "round_deadline_s": 5},
     }
@@ -246,19 +250,55 @@ def test_who_misses_a_deadline_keeps_its_state_and_a_rerun_replays_it(tmp_path: 
         return [json.loads(line) for line in (folder / "rounds.jsonl").read_text().splitlines()], pool
 
     records, pool = finish(tmp_path / "a", late_round=1)
-    (missing,) = records[1]["missing"]
-    assert str(missing) not in records[1]["metrics"]["loss"]
-    assert missing in records[2]["participants"], "who was missing comes first in the next round"
+    missing = records[1]["missing"]
+    assert len(missing) == cohort_size
+    assert not {*map(str, missing)} & {*records[1]["metrics"]["loss"]}
+    assert {*missing} <= {*records[2]["participants"]}, "who was missing comes first in the next round"
     assert pool.limits == [None, None, 5, 5, None]  # the warm-up and the evaluations have no deadline
     summary = RunFolder(tmp_path / "a").load_summary()
     assert summary is not None
-    assert any(f"client {missing} missed the deadline" in warning for warning in summary.warnings)
+    assert any(f"{clients_text(missing)} missed the deadline" in warning for warning in summary.warnings)
     # The same run, cut between the deadline and the checkpoint of round 1: nobody is late now, and the log decides.
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "missing.jsonl").write_text((tmp_path / "a" / "missing.jsonl").read_text().splitlines()[0] + "\n")
     replayed, _ = finish(tmp_path / "b", late_round=-1)
-    assert replayed[1]["missing"] == [missing]
+    assert replayed[1]["missing"] == missing
     assert adapters(tmp_path / "b") == adapters(tmp_path / "a")
+
+
+class SlowPool(InProcessPool):
+    """A pool whose last task misses every deadline, and one with client 2 always."""
+
+    def run(
+        self, tasks: Sequence[Any], deadline_s: float | None = None, on_done: Any = None, shared: object = None
+    ) -> Any:
+        results = super().run(tasks, deadline_s, on_done, shared)
+        if deadline_s is None:
+            return results
+        late = len(tasks) - 1
+        return [
+            None if i == late or 2 in task.clients else result for i, (task, result) in enumerate(zip(tasks, results))
+        ]
+
+
+def test_small_clients_and_those_beside_a_slow_one_train_under_a_deadline(tmp_path: Path) -> None:
+    raw = TINY | {
+        "algorithm": {"name": "sylva", "final_local_epochs": 0, "phase2": {"enabled": False}},
+        "partition": TINY["partition"] | {"num_clients": 4},
+        "training": TINY["training"] | {"clients_per_round": 2, "cohort_size": 1, "rounds": 12},
+        "evaluation": {"attacks": [], "checks": False},
+        "cluster": {"pool": "in_process", "round_deadline_s": 5},
+    }
+    prepared = prepare(build(ExperimentConfig, raw))
+    (tmp_path / "run").mkdir()
+    folder = RunFolder(tmp_path / "run")
+    pool = SlowPool(create_worker(prepared.config, prepared.fleet, prepared.backbone))
+    run_experiment(prepared, folder, pool, Observer())
+    rounds = [record for record in folder.load_records() if record.stage == "phase1"]
+    trained = [sum(str(client) in record.metrics.get("loss", {}) for record in rounds) for client in range(4)]
+    assert min(trained[client] for client in (0, 1, 3)) >= 1
+    assert trained[2] == 0
+    assert sum(2 in record.participants for record in rounds) <= 9, "it does not keep a place for ever"
 
 
 class ShortPool(InProcessPool):

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from sylva_ray.config.experiment import BackboneSection
+from sylva_ray.config.experiment import BackboneSection, LoraSection
 from sylva_ray.core.errors import UserError
+from sylva_ray.core.own_code import importing_from
 from sylva_ray.core.seeding import generator
 from sylva_ray.core.types import ParameterStack, stack_states
-from sylva_ray.models.backbone import checkpoint_classes, create_backbone
+from sylva_ray.models.backbone import backbone_arrays, checkpoint_classes, create_backbone
 from sylva_ray.models.cohort import FunctionalStack, repeat_owner, to_parameters
+from sylva_ray.models.lora import LoraStack
 from sylva_ray.models.shipped import SHIPPED
+from sylva_ray.models.trial import try_model
 
 
 def test_a_checkpoint_says_how_many_classes_it_knows(tmp_path: Path) -> None:
@@ -135,3 +139,102 @@ def test_constants_that_a_model_computes_do_not_travel() -> None:
     state = FunctionalStack(backbone).initial_state(torch.Generator())
     assert "statistics" in state
     assert "mask" not in state
+
+
+@pytest.mark.parametrize("change", ["missing", "flat", "another width", "not square"])
+def test_a_checkpoint_with_other_positions_does_not_fit(change: str, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(SHIPPED["vit_micro"].checkpoint)
+    positions = weights.pop("pos_embed")
+    others = {
+        "flat": positions[0].contiguous(),
+        "another width": positions[..., 1:].contiguous(),
+        "not square": positions[:, :-1].contiguous(),
+    }
+    save_file(weights | ({"pos_embed": others[change]} if change in others else {}), tmp_path / "other.safetensors")
+    section = BackboneSection(name="vit_micro", checkpoint=str(tmp_path / "other.safetensors"))
+    with pytest.raises(UserError, match="does not fit this model: 1 tensors missing or of another shape"):
+        create_backbone(section, 10)
+
+
+OWN = """
+import timm
+import torch
+from timm.models.vision_transformer import VisionTransformer
+
+def sized(kwargs):
+    return dict(patch_size=32, embed_dim=16, depth=2, num_heads=2, num_classes=kwargs["num_classes"])
+
+
+@timm.models.register_model
+def headstrong(pretrained=False, **kwargs):
+    model = VisionTransformer(**sized(kwargs))
+    model.head = torch.nn.Linear(16, kwargs["num_classes"], bias=False)
+    return model
+
+
+@timm.models.register_model
+def fixed_positions(pretrained=False, **kwargs):
+    model = VisionTransformer(**sized(kwargs))
+    model.pos_embed.requires_grad_(False)
+    return model
+
+
+@timm.models.register_model
+def with_unused_token(pretrained=False, **kwargs):
+    model = VisionTransformer(**sized(kwargs))
+    model.mask_token = torch.nn.Parameter(torch.zeros(16))
+    return model
+
+
+class Skipping(VisionTransformer):
+    def forward_features(self, x):
+        tokens = super().forward_features(x)
+        return tokens + tokens.mean(1, keepdim=True)
+
+
+@timm.models.register_model
+def skipping(pretrained=False, **kwargs):
+    return Skipping(**sized(kwargs))
+"""
+
+
+@pytest.fixture
+def own_models(tmp_path: Path) -> Iterator[None]:
+    (tmp_path / "unusual_models.py").write_text(OWN)
+    with importing_from([tmp_path]):
+        yield
+
+
+@pytest.mark.usefixtures("own_models")
+def test_a_classifier_without_a_bias_is_refused() -> None:
+    with pytest.raises(UserError, match="needs a model whose classifier has a bias"):
+        create_backbone(BackboneSection(name="unusual_models:headstrong"), 3)
+
+
+@pytest.mark.usefixtures("own_models")
+def test_what_an_architecture_has_frozen_is_not_trained_and_what_it_does_not_use_is_named() -> None:
+    section = BackboneSection(name="unusual_models:fixed_positions")
+    stack = FunctionalStack(create_backbone(section, 3))
+    state = stack.initial_state(generator(0, "head"))
+    assert "pos_embed" in state
+    assert not stack.trainable("pos_embed")
+    assert stack.trainable("cls_token")
+    weights = backbone_arrays(stack.backbone)
+    try_model(stack, state, 8, section, LoraSection(), weights)
+    section = BackboneSection(name="unusual_models:with_unused_token")
+    stack = FunctionalStack(create_backbone(section, 3))
+    with pytest.raises(UserError, match="does not use its parameter mask_token"):
+        try_model(stack, stack.initial_state(generator(0, "head")), 8, section, LoraSection(), weights)
+
+
+@pytest.mark.usefixtures("own_models")
+def test_a_subclass_with_a_forward_pass_of_its_own_is_not_taken_to_pieces() -> None:
+    lora = LoraSection(target_modules=["qkv"])
+    plain, own = (
+        LoraStack(create_backbone(BackboneSection(name=f"unusual_models:{name}"), 3), lora)
+        for name in ("fixed_positions", "skipping")
+    )
+    assert plain.num_blocks == 2
+    assert own.num_blocks is None

@@ -19,6 +19,7 @@ from PIL import Image
 import sylva_ray
 from sylva_ray.algorithms.registry import ALGORITHMS
 from sylva_ray.config.experiment import BackboneSection, ExperimentConfig
+from sylva_ray.config.schema import build
 from sylva_ray.core.errors import UserError
 from sylva_ray.data.datasets import _square
 from sylva_ray.data.images import decode_image
@@ -28,6 +29,7 @@ from sylva_ray.models.export import export_clients
 from sylva_ray.models.load_script import load_script
 from sylva_ray.models.origin import origin_of
 from sylva_ray.preparation.experiment import create_worker, prepare
+from sylva_ray.preparation.inputs import digest_backbone, digest_inputs
 from tests.conftest import TINY
 from tests.data.test_images import CONVERTED
 
@@ -68,7 +70,7 @@ def finished(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 
 
 def test_a_plain_process_gets_the_same_logits(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folders = sylva_ray.export(finished, tmp_path / "out", [1], onnx=True)
+    folders = sylva_ray.export(finished, tmp_path / "out", [0, 1], onnx=True)[1:]
     assert folders == [tmp_path / "out" / "client_001"]
     images = torch.rand(3, 3, 8, 8, generator=torch.Generator().manual_seed(0))  # another size than the model's
     np.save(tmp_path / "images.npy", images.numpy())
@@ -282,3 +284,11 @@ def test_the_script_reads_photos_as_training_did(kind: str, tmp_path: Path, scri
     pixels = runpy.run_path(str(script))["read"](path)
     expected = np.asarray(_square(decode_image(path), 32, "")).transpose(2, 0, 1)
     np.testing.assert_array_equal((255 * pixels[0]).round().numpy(), expected)
+
+
+def test_a_run_from_random_weights_knows_its_backbone_again() -> None:
+    """The weights that timm draws for the body depend on the size of the head."""
+    raw = TINY | {"algorithm": {"name": "fedit_at"}, "backbone": {"name": "test_vit", "image_size": 32}}
+    made = prepare(build(ExperimentConfig, raw))
+    state = {"head.bias": np.zeros(made.fleet.num_classes, np.float32)}
+    assert digest_backbone(made.config, state).weights == digest_inputs(made).weights

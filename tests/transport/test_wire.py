@@ -557,9 +557,11 @@ def test_an_attack_by_nan_is_the_round_without_that_client(sharing: str, compres
     assert not same(states[0][0], states[0][1])
 
 
-def test_a_label_flipper_trains_on_flipped_labels_and_nobody_else_does() -> None:
-    flipping = prepared(byzantine={"fraction": 0.34, "attack": "label_flip"})
-    plain = prepared()
+@pytest.mark.parametrize("method", [{}, {"class_balance": 0.99}, {"name": "calfat"}])
+def test_a_label_flipper_trains_on_flipped_labels_and_nobody_else_does(method: dict[str, Any]) -> None:
+    algorithm = BRIEF["algorithm"] | method if "name" not in method else method
+    flipping = prepared(byzantine={"fraction": 0.34, "attack": "label_flip"}, algorithm=algorithm)
+    plain = prepared(algorithm=algorithm)
     (malicious,) = byzantine_clients(flipping.config)
     train = plain.fleet.dataset.train
     rows = plain.fleet.clients[malicious].train
@@ -576,12 +578,39 @@ def test_a_label_flipper_trains_on_flipped_labels_and_nobody_else_does() -> None
         assert same(flipped[client].state, expected[client].state)
         assert same(flipped[client].state, honest[client].state) == (client != malicious)
     assert np.array_equal(workers[0].fleet.client(malicious).train.labels, plain.fleet.client(malicious).train.labels)
+    if "name" in method:
+        return
     params = to_parameters(start, workers[0].device, torch.float32)
     phase2 = Phase2Client.from_task(workers[0], task, params, Sylva.Parameters().phase2)
     for client, own in enumerate(phase2.data):
         true = plain.fleet.client(client)
         assert np.array_equal(own.train.labels, true.train.labels) == (client != malicious)
         assert np.array_equal(own.guard.labels, true.guard.labels)
+
+
+@pytest.mark.parametrize("sharing", ["global", "neighbours"])
+def test_a_client_whose_upload_was_refused_gets_no_coded_copy_of_its_own_state(sharing: str, tmp_path: Path) -> None:
+    made = prepared(
+        algorithm=BRIEF["algorithm"] | {"adapters": sharing, "heads": "local"}, compression={"kind": "int4"}
+    )
+    server = server_of(made, tmp_path)
+    received = server.states.copy()
+    rng = np.random.default_rng(0)
+    after = [{n: (v + 0.01 * rng.normal(size=v.shape)).astype(np.float32) for n, v in s.items()} for s in received]
+    outcomes = {c: TrainOutcome(state, 10, {"loss": 1.0}) for c, state in enumerate(after)}
+    far = {n: v * np.float32(1e30) for n, v in after[1].items() if n.endswith(".lora_A")}
+    outcomes[1] = TrainOutcome(after[1] | far, 10, {"loss": 1.0})  # a product of such factors has no finite size
+    server.adopt_states(outcomes)
+    server.exchange(2, outcomes, received)
+    assert list(server.costs.refused) == [1]
+    codec = create_codec("int4")
+    names = [n for n in after[0] if server.algorithm.is_uploaded(n)]
+    answer = codec.num_bytes(array_shapes({n: after[0][n] for n in names}))
+    if sharing == "neighbours":
+        assert same(server.states[1], outcomes[1].state)
+        assert server.costs.download_bytes == 2 * answer
+    else:
+        assert server.costs.download_bytes == 3 * answer
 
 
 @pytest.mark.parametrize("kind", ["int4", "int8"])

@@ -200,7 +200,7 @@ class CohortWorker:
 
     def context(self, task: Task, params: ParameterStack) -> ClientContext:
         """Return the context of the clients of a task; a copy of ``params`` is the state that they received."""
-        counts = np.stack([self.fleet.label_matrix()[client] for client in task.clients])
+        counts = np.stack([self.class_counts(client) for client in task.clients])
         received = {name: value.clone() for name, value in params.items()}
         return ClientContext(self.model, torch.from_numpy(counts).to(self.device), received, self.stopwatch)
 
@@ -208,10 +208,21 @@ class CohortWorker:
         """Return the data of the clients of a task."""
         return [self.fleet.client(client) for client in task.clients]
 
+    def class_counts(self, client: int) -> np.ndarray:
+        """Return how many images of each class a client trains on, ``[num_classes]``; of flipped labels if it does."""
+        if self.flips_labels(client):
+            return np.bincount(self.training_data(client).train.labels, minlength=self.fleet.num_classes)
+        counts: np.ndarray = self.fleet.label_matrix()[client]
+        return counts
+
+    def flips_labels(self, client: int) -> bool:
+        """Return whether a client is Byzantine with an attack on its labels."""
+        return client in self.malicious and BYZANTINE_ATTACKS[self.config.byzantine.attack].flips_labels
+
     def training_data(self, client: int) -> ClientData:
         """Return the data that a client trains on: with flipped labels if its attack flips them."""
         data = self.fleet.client(client)
-        if client not in self.malicious or not BYZANTINE_ATTACKS[self.config.byzantine.attack].flips_labels:
+        if not self.flips_labels(client):
             return data
         return replace(data, train=Split(data.train.images, flip_labels(data.train.labels, self.fleet.num_classes)))
 

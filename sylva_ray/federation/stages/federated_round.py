@@ -41,7 +41,7 @@ class FederatedRound(Stage):
     def run(self, server: Server, step: int) -> StageResult:
         """See `Stage.run`."""
         config = server.config
-        participants = choose_participants(config, step, server.previous_missing)
+        participants = choose_participants(config, step, server.invited_again)
         epsilon, lr = self.amounts(config, server.parameters)
         received = server.states.copy()
         settings = TrainSettings(epsilon, lr, config.training.local_epochs)
