@@ -27,6 +27,14 @@ CASES: dict[str, tuple[Callable[[], Any], str]] = {
         "must be a list: ['b']",
     ),
     "sources that are a text": (lambda: sylva_ray.compare("runs/a"), "sources = 'runs/a': must be a list: ['runs/a']"),
+    "a noise level that is a number": (
+        lambda: sylva_ray.evaluate("a", certify=0.12),  # type: ignore[arg-type]
+        "certify = 0.12: must be a list: [0.12]",
+    ),
+    "a rank that is a number": (lambda: sylva_ray.traffic(ranks=8), "ranks = 8: must be a list: [8]"),  # type: ignore[arg-type]
+    "one class": (lambda: sylva_ray.traffic(num_classes=1), "num_classes = 1: must be a whole number of at least 2"),
+    "no client": (lambda: sylva_ray.traffic(num_clients=0), "num_clients = 0: must be a whole number of at least 1"),
+    "a name that is a number": (lambda: sylva_ray.describe(5), "name = 5: must be a text"),  # type: ignore[arg-type]
     "an unknown show": (
         lambda: sylva_ray.run({}, show="loud"),  # type: ignore[arg-type]
         "show = 'loud': must be one of tasks, progress, result",

@@ -83,7 +83,10 @@ CASES = {
         ("cluster", "check", str(ROOT / "cluster.yaml"), "--config", "nowhere.yaml"),
         ["--config = 'nowhere.yaml'", "no such file"],
     ),
-    "no cluster file": (("cluster", "check", "good.yaml"), ["cluster_name", "good.yaml", "missing"]),
+    "no cluster file": (
+        ("cluster", "check", "good.yaml"),
+        ["is a configuration of an experiment, not of a cluster", "good.yaml", "missing"],
+    ),
     "an override of nothing": (("cluster", "check", "good.yaml", "seed=1"), ["override", "seed=1", "--config"]),
     "unknown data set": ((*RUN, "dataset.name=imagnet"), ["dataset.name", "imagnet", "digits"]),
     "missing data set": ((*RUN, "dataset.name=parquet:nowhere"), ["dataset.name", "nowhere", "no such folder"]),
@@ -127,7 +130,7 @@ CASES = {
     ),
     "more attackers than Krum bears": (
         (*RUN, "partition.num_clients=5", "byzantine.fraction=0.4", "algorithm={name: fedit_at, robust: {rule: krum}}"),
-        ["byzantine.fraction", "0.4", "n >= 2f + 3", "5 uploads, 2 of them Byzantine"],
+        ["byzantine.fraction", "0.4", "n >= 2f + 3", "5 uploads and assumes that 2 are Byzantine"],
     ),
     "a centre of one's own for all": (
         (*RUN, "algorithm={name: fedavg_at, robust: {rule: self_centred_clipping}}"),
@@ -174,7 +177,7 @@ CASES = {
             "algorithm.adapters=neighbours",
             "algorithm.robust={rule: geometric_median, assumed_fraction: 0.4}",
         ),
-        ["algorithm.robust.assumed_fraction", "0.4", "n >= 2f + 1", "3 neighbours", "2 of them Byzantine"],
+        ["algorithm.robust.assumed_fraction", "0.4", "n >= 2f + 1", "3 neighbours", "assumes that 2 are Byzantine"],
     ),
     "coordinates of LoRA pairs": (
         (*RUN, "algorithm.robust.rule=coordinate_median"),

@@ -29,6 +29,32 @@ def check_texts(name: str, values: Sequence[str | Path]) -> None:
         raise UserError(name, values, "must be a list of texts")
 
 
+def check_numbers(name: str, values: object) -> None:
+    """Check that an argument is a list of numbers.
+
+    Args:
+        name: of the argument.
+        values: the argument.
+
+    Raises:
+        UserError: it is not.
+    """
+    if isinstance(values, int | float):
+        raise UserError(name, values, f"must be a list: [{values}]")
+    if not isinstance(values, Sequence) or not all(isinstance(value, int | float) for value in values):
+        raise UserError(name, values, "must be a list of numbers")
+
+
+def check_count(name: str, value: object, at_least: int = 1) -> None:
+    """Check that an argument is a whole number, and not too small.
+
+    Raises:
+        UserError: it is not.
+    """
+    if type(value) is not int or value < at_least:
+        raise UserError(name, value, f"must be a whole number of at least {at_least}")
+
+
 def check_clients(clients: Sequence[int] | None, num_clients: int) -> None:
     """Check that an argument is a list of clients of a run.
 
@@ -39,12 +65,12 @@ def check_clients(clients: Sequence[int] | None, num_clients: int) -> None:
     Raises:
         UserError: it is not a list, or there is no such client.
     """
-    allowed = f"must be all or 0 to {num_clients - 1}"
+    allowed = f"must be 0 to {num_clients - 1}"
     if clients is not None and (not isinstance(clients, Sequence) or isinstance(clients, str)):
         raise UserError("clients", clients, f"must be a list of client numbers; each {allowed}")
     for client in clients or ():
         if type(client) is not int or client not in range(num_clients):
-            raise UserError("--client", client, allowed)
+            raise UserError("clients", client, allowed)
 
 
 def check_show(show: Show, log_format: LogFormat | None = None) -> None:

@@ -72,6 +72,8 @@ def describe(name: str, *, columns: int = 80, imports: Sequence[str | Path] = ()
         UserError: nothing has this name.
     """
     check_texts("imports", imports)
+    if not isinstance(name, str):
+        raise UserError("name", name, "must be a text")
     from sylva_ray.observers.registry import TRACKERS
     from sylva_ray.reports.catalogue.show import description
 

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sylva_ray.api.arguments import check_show, check_texts
+from sylva_ray.api.arguments import check_numbers, check_show, check_texts
 from sylva_ray.config.experiment import ExperimentConfig
 from sylva_ray.core.credentials import mask_value
 from sylva_ray.core.errors import RunError, UserError, asked_as
@@ -51,12 +51,12 @@ def evaluate(  # noqa: PLR0913  # a keyword for each option of the command
         suite: ``quick``, ``standard`` (AutoAttack) or ``full``; None: ``quick`` if there are no ``attacks``.
         images: test images per client; None: as many as the run had.
         epsilon: of suites, curves, checks, and L-infinity attacks that name none, in pixel units (``"8/255"``); None:
-            that of the run's first attack.
+            that of the first L-infinity attack in ``attacks`` that names one, or else of the run's first.
         checks: whether to run checks S1 to S14 (docs/checks.md).
         curves: whether to measure accuracy against epsilon and against steps.
         transfer: whether to attack every client's model through the others.
         surrogates: other runs, through whose models to attack as well.
-        certify: noise levels for randomised smoothing.
+        certify: standard deviations of the noise for randomised smoothing, pixel units, above 0.
         overrides: ``KEY=VALUE`` of ``cluster.*``, ``training.device``, ``training.attention``, ``training.windows`` and
             ``evaluation.precision`` only.
         allow_changed: whether data and weights may differ from those of the run; ``evaluation.json`` then says so.
@@ -76,6 +76,7 @@ def evaluate(  # noqa: PLR0913  # a keyword for each option of the command
     check_show(show, log_format)
     for name, values in (("attacks", attacks), ("surrogates", surrogates), ("overrides", overrides)):
         check_texts(name, values)
+    check_numbers("certify", certify)
     if images is not None and (type(images) is not int or images < 1):
         raise UserError("images", images, "must be an integer of at least 1; leave it out for as many as the run had")
 

@@ -18,7 +18,7 @@ from sylva_ray.config.stored import load_run_config
 from sylva_ray.core.bounds import MAX_DEPTH
 from sylva_ray.core.credentials import mask_value
 from sylva_ray.core.errors import UserError, asked_as
-from sylva_ray.core.locations import local_path, output_path, run_location
+from sylva_ray.core.locations import is_url, local_path, output_path, run_location
 from sylva_ray.core.own_code import import_options, importing_from
 from sylva_ray.core.resumable import resumable
 from sylva_ray.core.text import LogFormat, Show, as_argument
@@ -151,6 +151,8 @@ def run(
     with importing_from(imports):
         experiment = load_config(config, overrides)
         where = _new_folder(experiment.name) if out is None else run_location("--out", out)
+        if not is_url(where):
+            output_path("--out", where, "folder")
         return _run_in_folder(where, experiment, (), "start", Output(show, log_format), observer=observer)
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sylva_ray.api.arguments import check_show, check_texts
+from sylva_ray.api.arguments import check_count, check_numbers, check_show, check_texts
 from sylva_ray.api.runs import Config, load_config
 from sylva_ray.config.experiment import AlgorithmSection, BackboneSection, LoraSection
 from sylva_ray.config.recipes import asked_for, recipe_or_path
@@ -110,7 +111,7 @@ def traffic(  # noqa: PLR0913  # a keyword for each option of the command
         target_modules: adapted layers; none: the default ones.
         num_classes: classes of the data set, at least 2.
         methods: names of methods; none: all.
-        num_clients: how many clients' factors FLoRA and FedEx-LoRA send down.
+        num_clients: how many clients' factors FLoRA and FedEx-LoRA send down, at least 1.
         csv: a file that gets the table, too.
         imports: directories of your own methods' code; what a configuration names is imported from no other.
         show: what is printed.
@@ -119,11 +120,15 @@ def traffic(  # noqa: PLR0913  # a keyword for each option of the command
         One row per method, rank and compression.
 
     Raises:
-        UserError: an unknown backbone or method, a rank that does not fit, a file that cannot be written.
+        UserError: an unknown backbone or method, a rank that does not fit, a number out of range, a file that cannot be
+            written.
     """
     check_show(show)
     check_texts("methods", methods)
     check_texts("target_modules", target_modules)
+    check_numbers("ranks", ranks)
+    check_count("num_classes", num_classes, at_least=2)
+    check_count("num_clients", num_clients)
     lora = LoraSection(**({"target_modules": tuple(target_modules)} if target_modules else {}))
     ranks = ranks or [lora.rank]
     with asked_as("--rank", "lora.rank"):
@@ -153,7 +158,7 @@ def traffic(  # noqa: PLR0913  # a keyword for each option of the command
         rows = traffic_table(section, lora, ranks, num_classes, methods or None, num_clients)
     title = f"{section.name}, {num_classes} classes, {', '.join(lora.target_modules)}: bytes per client and round"
     console = create_console(show)
-    if not console.is_terminal:
+    if not console.is_terminal and "COLUMNS" not in os.environ:
         console.width = 112  # room for the methods' names
     console.print(terminal_table(rows, title, console.width))
     if csv is not None:

@@ -35,7 +35,7 @@ def evaluate(
         typer.Option(
             metavar="EPSILON",
             help="Epsilon of suites, curves, checks, and attacks that name none (default: that of the first L-infinity "
-            "attack that --attack names, or else of the run).",
+            "attack whose epsilon --attack names, or else of the run).",
         ),
     ] = None,
     checks: Annotated[

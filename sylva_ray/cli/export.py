@@ -27,18 +27,19 @@ def export(
     FOLDER/load.py loads them with timm and PEFT alone. Every client has a model card, README.md.
     """
     from sylva_ray import api
-    from sylva_ray.core.errors import UserError
+    from sylva_ray.core.errors import UserError, asked_as
 
     if client != "all" and not (client.isascii() and client.isdigit() and len(client) < 10):
         raise UserError("--client", client, "must be all or the number of a client, from 0")
     clients = None if client == "all" else [int(client)]
-    api.export(
-        run,
-        to,
-        clients,
-        merged=merged,
-        onnx=form == "onnx",
-        allow_changed=allow_changed,
-        show=show_of(quiet, verbose=False),
-        log_format=log_format,
-    )
+    with asked_as("--client", "clients"):
+        api.export(
+            run,
+            to,
+            clients,
+            merged=merged,
+            onnx=form == "onnx",
+            allow_changed=allow_changed,
+            show=show_of(quiet, verbose=False),
+            log_format=log_format,
+        )

@@ -41,8 +41,10 @@ def run(
     imports, show = imports or [], show_of(quiet, verbose)
     if dry_run:
         if resume or out is not None or allow_changed:
-            fix = "starts and writes nothing: leave out --resume, --out and --allow-changed"
-            raise UserError("--dry-run", config, fix)
+            given = [("--resume", resume), ("--out", out), ("--allow-changed", allow_changed)]
+            option, value = next((name, value) for name, value in given if value)
+            fix = "a dry run starts and writes nothing: leave out --resume, --out and --allow-changed"
+            raise UserError(option, value, fix)
         if quiet or verbose or log_format is not None:
             fix = "prints nothing but its result: leave out --quiet, --verbose and --log-format"
             raise UserError("--dry-run", config, fix)

@@ -94,7 +94,7 @@ def _installed_gpus() -> list[Gpu]:
         answer = subprocess.run(QUERY, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
     except FileNotFoundError:
         raise UserError(
-            "GPU driver", None, f"nvidia-smi is not there, so this machine has no driver: {UPDATE}"
+            "GPU driver", None, f"nvidia-smi is not there, so this machine has no driver; if it has a GPU, {UPDATE}"
         ) from None
     except (OSError, subprocess.TimeoutExpired) as error:
         raise UserError("GPU driver", None, f"nvidia-smi does not answer ({reason_of(error)}): {UPDATE}") from None

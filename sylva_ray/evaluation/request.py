@@ -59,11 +59,11 @@ def build_request(
     check_options(attacks, suite_name, epsilon, extras.sigmas)
     if extras.transfer and num_clients < 2:
         raise UserError("--transfer", num_clients, "needs at least two clients")
-    default = _budget(config, epsilon, [])
-    single_attacks = [parse_attack(text, default) for text in attacks]
+    named = [parse_attack(text) for text in attacks if ":" in text and "epsilon=" in text]
+    budget = _budget(config, epsilon, named)
+    single_attacks = [parse_attack(text, budget) for text in attacks]
     if suite_name is None and not attacks:
         suite_name = "quick"
-    budget = _budget(config, epsilon, single_attacks if suite_name is None else [])
     specs = [*(suite(suite_name, budget, num_classes) if suite_name else ()), *single_attacks]
     if all(math.isinf(spec.epsilon) for spec in specs):  # a worst case needs an attack with a budget
         specs.append(PgdAttack(epsilon=budget).spec())

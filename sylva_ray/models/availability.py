@@ -47,7 +47,9 @@ def check_available(section: BackboneSection, key: str = "backbone") -> None:
 
 def unknown_model(key: str, name: str, known: list[str]) -> UserError:
     """Return the error for a model that timm does not have, with names that are like it."""
-    near = difflib.get_close_matches(name.split(".")[0], [*SHIPPED, *known], n=3)
+    stem, everything = name.split(".")[0], [*SHIPPED, *known]
+    longer = sorted((other for other in everything if stem and other.startswith(stem)), key=len)
+    near = [*longer, *difflib.get_close_matches(stem, [other for other in everything if other not in longer], n=3)][:3]
     hint = f"did you mean {' or '.join(near)}? " if near else ""
     return UserError(
         key, name, f"is neither a model of this package nor of timm; {hint}`timm.list_models()` lists them"

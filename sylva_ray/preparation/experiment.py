@@ -253,7 +253,8 @@ def check_byzantine(config: ExperimentConfig, algorithm: Algorithm) -> None:
         inputs = p.robust.num_inputs(members)
         if inputs < needed:
             what = f"{members} {senders}" + (f" in {inputs} buckets" if inputs < members else "")
-            fix = f"{p.robust.rule} needs {condition}; here it merges {what}, {num_byzantine} of them Byzantine"
+            assumed = f"assumes that {num_byzantine} are Byzantine"
+            fix = f"{p.robust.rule} needs {condition}; here it merges {what} and {assumed}"
             raise UserError(key, fraction, fix)
 
 

@@ -198,6 +198,12 @@ class RunFolder:
         if self.checkpoints.root.exists():
             raise self._without_config()
         reason = f"it contains no {RUN_CONFIG}" if self.path.exists() else "it does not exist"
+        if self.path.is_file():
+            reason = "it is a file"
+        elif runs := sorted(path.parent.name for path in self.path.glob(f"*/{RUN_CONFIG}")):
+            reason += (
+                f", but its folders {runs[0]} and so on do: name one" if len(runs) > 1 else f"; {runs[0]} in it does"
+            )
         raise UserError("RUN", str(self), f"is not a run folder ({reason})")
 
     def _without_config(self) -> UserError:

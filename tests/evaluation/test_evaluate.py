@@ -287,14 +287,20 @@ def test_requests_from_the_command_line(tiny_config: ExperimentConfig) -> None:
     assert request().epsilon == pytest.approx(4 / 255)
     assert [spec.name for spec in request().attacks] == ["noise", "fgsm", "pgd", "cw"]
     attacks = ["square:queries=7", "fgsm:epsilon=8/255", "apgd:norm=l2"]
-    assert [spec.label for spec in request(attacks).attacks] == ["square7-eps4", "fgsm-eps8", "apgd100-l2-eps0.5"]
-    assert [spec.label for spec in request(["fgsm"], epsilon="2/255").attacks] == ["fgsm-eps2"]
+    assert [spec.label for spec in request(attacks).attacks] == ["square7-eps8", "fgsm-eps8", "apgd100-l2-eps0.5"]
+    assert [spec.label for spec in request(["fgsm", "pgd:epsilon=1/255"], epsilon="2/255").attacks] == [
+        "fgsm-eps2",
+        "pgd20-eps1",
+    ]
+    both = request(["pgd:epsilon=2/255,steps=3"], "quick")
+    assert {spec.epsilon for spec in both.attacks} == {both.epsilon} == {2 / 255}
     assert request(epsilon="2/255").attacks[0].epsilon == pytest.approx(2 / 255)
     full = request(suite_name="full")
     assert full.checks
     assert full.curves
     assert full.transfer
     assert full.sigmas == (0.12,)
+    assert request(extras=Extras(surrogates=True), clients=1).transfer, "models of other runs, not of other clients"
     wrong: list[tuple[dict[str, Any], str]] = [
         ({"suite_name": "standrad"}, "did you mean 'standard'"),
         ({"epsilon": "8"}, r"\[0, 1\] pixel units"),
@@ -304,6 +310,7 @@ def test_requests_from_the_command_line(tiny_config: ExperimentConfig) -> None:
         ({"extras": Extras(sigmas=(float("nan"),))}, "above 0"),
         ({"extras": Extras(sigmas=(float("inf"),))}, "above 0"),
         ({"extras": Extras(transfer=True), "clients": 1}, "at least two clients"),
+        ({"attacks": ["pgd:loss=ce"], "classes": 1}, "at least 2 classes and the data set has 1$"),
         ({"attacks": ["pgd:norm=l2,epsilon=inf"]}, "epsilon"),
         ({"attacks": ["deepfool:overshoot=nan"]}, "overshoot"),
         ({"attacks": ["mim:restarts=3"]}, "unknown key"),

@@ -28,6 +28,8 @@ def test_a_model_that_was_registered_by_other_code_passes() -> None:
 def test_the_message_names_models_that_are_like_it() -> None:
     error = unknown_model("backbone.name", "resnt18.a1_in1k", ["resnet18", "vit_tiny_patch16_224"])
     assert "did you mean resnet18?" in str(error)
+    error = unknown_model("backbone.name", "vit_smal", ["gcvit_small", "vit_small_patch16_224", "vit_small_patch8_224"])
+    assert "did you mean vit_small_patch8_224 or vit_small_patch16_224 or gcvit_small?" in str(error)
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,8 @@ class RayLauncher:
 
     def validate(self, path: Path, raw: Mapping[str, object]) -> LauncherConfig:
         """Validate a cluster file, as `ClusterLauncher.validate` describes."""
+        if "cluster_name" not in raw and {"dataset", "algorithm", "training", "partition"} & raw.keys():
+            raise UserError("FILE", str(path), "is a configuration of an experiment, not of a cluster")
         for key in ("cluster_name", "provider"):
             if key not in raw:
                 raise UserError(key, str(path), "is missing; Ray's cluster launcher needs cluster_name and provider")
