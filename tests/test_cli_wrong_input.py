@@ -85,7 +85,7 @@ CASES = {
     ),
     "no cluster file": (
         ("cluster", "check", "good.yaml"),
-        ["is a configuration of an experiment, not of a cluster", "good.yaml", "missing"],
+        ["FILE = 'good.yaml'", "is a configuration of an experiment, not of a cluster"],
     ),
     "an override of nothing": (("cluster", "check", "good.yaml", "seed=1"), ["override", "seed=1", "--config"]),
     "unknown data set": ((*RUN, "dataset.name=imagnet"), ["dataset.name", "imagnet", "digits"]),
