@@ -45,7 +45,7 @@ def listed(kind: str, *, columns: int = 80) -> list[str]:
 
     Args:
         kind: as of `catalogue`.
-        columns: of the terminal.
+        columns: of the terminal, characters; text is wrapped at 40 at least.
 
     Raises:
         UserError: there is no such kind.
@@ -62,7 +62,7 @@ def describe(name: str, *, columns: int = 80, imports: Sequence[str | Path] = ()
 
     Args:
         name: a key such as ``attack.epsilon``, a section, a name of `catalogue`, or a word such as ``guard``.
-        columns: of the terminal.
+        columns: of the terminal, characters; text is wrapped at 40 at least.
         imports: directories of your own methods' code.
 
     Returns:

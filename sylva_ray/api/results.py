@@ -62,7 +62,7 @@ def evaluate(  # noqa: PLR0913  # a keyword for each option of the command
         allow_changed: whether data and weights may differ from those of the run; ``evaluation.json`` then says so.
         imports: directories of your own methods' code; what a configuration names is imported from no other.
         out: the JSON file; None: ``evaluation.json`` in the run folder, whose report is written again.
-        show: what is printed.
+        show: what is printed: ``tasks``, ``progress``, ``result`` or ``nothing`` (`sylva_ray.core.text.Show`).
         log_format: None: bars and tables; ``plain``: lines with time stamps in place of the bars; ``json``: one JSON
             object per event and nothing else (`sylva_ray.reports.evaluation_log.EvaluationLog`).
 
@@ -135,7 +135,7 @@ def compare(
         sources: run folders, folders of runs, summaries (``FILE.json``), MLflow experiments.
         out: files to write, ``.html``, ``.csv`` or ``.md``.
         uri: the MLflow store; None: ``MLFLOW_TRACKING_URI``, else ``runs/mlflow.db``.
-        show: what is printed.
+        show: what is printed: ``tasks``, ``progress``, ``result`` or ``nothing`` (`sylva_ray.core.text.Show`).
 
     Returns:
         One row per stage of every experiment, over its seeds.

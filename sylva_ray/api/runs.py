@@ -45,7 +45,9 @@ class LoadedRun:
 
     Attributes:
         config: the configuration, resolved.
-        states: the newest state of every client, ``{parameter name: array}``.
+        states: the newest state of every client, ``{parameter name: array}``, float32: of adapters
+            ``lora_A [rank, inputs]`` and ``lora_B [outputs, rank]``, of the head ``[num_classes, width]`` and
+            ``[num_classes]``; of a whole model the shapes of its parameters.
         records: one record per stage, as in ``rounds.jsonl``.
         summary: ``summary.json``; None while the run has not finished.
         evaluation: ``evaluation.json``; None where `evaluate` has not run.
@@ -134,7 +136,7 @@ def run(
         overrides: ``KEY=VALUE`` with dotted keys.
         out: the run folder, a path or a URL; None: ``runs/NAME-TIME``.
         imports: directories of your own methods' code; what a configuration names is imported from no other.
-        show: what is printed.
+        show: what is printed: ``tasks``, ``progress``, ``result`` or ``nothing`` (`sylva_ray.core.text.Show`).
         log_format: None: bars and tables; ``plain``: lines with time stamps in place of the bars; ``json``: one JSON
             object per event and nothing else (`sylva_ray.reports.run_log.RunLog`).
         observer: is told of stages, tasks, records and notices as they come (`sylva_ray.federation.observer.Observer`);
@@ -179,7 +181,7 @@ def resume(
         allow_changed: whether data and weights may differ from those that the run began with; ``summary.json`` then
             says so.
         imports: directories of your own methods' code; what a configuration names is imported from no other.
-        show: what is printed.
+        show: what is printed: ``tasks``, ``progress``, ``result`` or ``nothing`` (`sylva_ray.core.text.Show`).
         log_format: as of `run`.
         observer: as of `run`.
 
@@ -283,7 +285,7 @@ def sweep(
         resume: whether to go on with the trials that have not finished.
         allow_changed: whether data and weights may differ from those that these trials began with.
         imports: directories of your own methods' code; what a configuration names is imported from no other.
-        show: what is printed.
+        show: what is printed: ``tasks``, ``progress``, ``result`` or ``nothing`` (`sylva_ray.core.text.Show`).
         log_format: None: bars and a table; ``plain``: lines with time stamps in place of the bars; ``json``: one JSON
             object per event and nothing else (`sylva_ray.sweeps.terminal.SweepLog`).
 

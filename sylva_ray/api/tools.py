@@ -114,7 +114,7 @@ def traffic(  # noqa: PLR0913  # a keyword for each option of the command
         num_clients: how many clients' factors FLoRA and FedEx-LoRA send down, at least 1.
         csv: a file that gets the table, too.
         imports: directories of your own methods' code; what a configuration names is imported from no other.
-        show: what is printed.
+        show: what is printed: ``tasks``, ``progress``, ``result`` or ``nothing`` (`sylva_ray.core.text.Show`).
 
     Returns:
         One row per method, rank and compression.
@@ -177,7 +177,7 @@ def dry_run(
     Args:
         config: an experiment, see `Config`.
         overrides: ``KEY=VALUE`` of the experiment.
-        columns: of the terminal.
+        columns: of the terminal, characters; text is wrapped at 40 at least.
         imports: directories of your own methods' code; what a configuration names is imported from no other.
 
     Returns:
@@ -227,7 +227,7 @@ def check_cluster(
         file: a ``cluster.yaml`` for ``ray up``.
         config: an experiment; None: the file alone is checked.
         overrides: ``KEY=VALUE`` of the experiment.
-        columns: of the terminal.
+        columns: of the terminal, characters; text is wrapped at 40 at least.
         imports: directories of your own methods' code; what a configuration names is imported from no other.
 
     Returns:
