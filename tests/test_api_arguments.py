@@ -6,10 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import sylva_ray
 from sylva_ray import api
+from sylva_ray.api.arguments import check_count, check_numbers
 from sylva_ray.core.errors import UserError
 
 CASES: dict[str, tuple[Callable[[], Any], str]] = {
@@ -112,3 +114,13 @@ def source_folders(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (root / "run" / "config.yaml").write_text("name: run\n")
     monkeypatch.setenv("HOME", str(root))
     return root
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    check_numbers("certify", np.array([0.12]))
+    check_numbers("certify", [np.float32(0.1), 1])
+    check_count("num_clients", np.int64(3))
+    with pytest.raises(UserError):
+        check_count("num_clients", True)
+    with pytest.raises(UserError):
+        check_numbers("certify", "0.12")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from numbers import Integral, Real
 from pathlib import Path
 from typing import get_args
 
@@ -39,9 +40,11 @@ def check_numbers(name: str, values: object) -> None:
     Raises:
         UserError: it is not.
     """
-    if isinstance(values, int | float):
+    if isinstance(values, Real):
         raise UserError(name, values, f"must be a list: [{values}]")
-    if not isinstance(values, Sequence) or not all(isinstance(value, int | float) for value in values):
+    if not isinstance(values, Iterable) or isinstance(values, str | Mapping):
+        raise UserError(name, values, "must be a list of numbers")
+    if not all(isinstance(value, Real) for value in values):
         raise UserError(name, values, "must be a list of numbers")
 
 
@@ -51,7 +54,7 @@ def check_count(name: str, value: object, at_least: int = 1) -> None:
     Raises:
         UserError: it is not.
     """
-    if type(value) is not int or value < at_least:
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < at_least:
         raise UserError(name, value, f"must be a whole number of at least {at_least}")
 
 

@@ -41,8 +41,8 @@ def run(
     imports, show = imports or [], show_of(quiet, verbose)
     if dry_run:
         if resume or out is not None or allow_changed:
-            given = [("--resume", resume), ("--out", out), ("--allow-changed", allow_changed)]
-            option, value = next((name, value) for name, value in given if value)
+            given = [("--resume", resume or None), ("--out", out), ("--allow-changed", allow_changed or None)]
+            option, value = next((name, value) for name, value in given if value is not None)
             fix = "a dry run starts and writes nothing: leave out --resume, --out and --allow-changed"
             raise UserError(option, value, fix)
         if quiet or verbose or log_format is not None:

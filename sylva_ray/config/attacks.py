@@ -130,8 +130,29 @@ def parse_attack(text: str, epsilon: float | None = None) -> AttackSpec:
     Raises:
         UserError: the attack or a key is unknown, or a value is out of range.
     """
-    name, rest = _split(text)
+    name, values = _parsed(text)
     attack = find_attack(name, "--attack")
+    prefix = f"--attack {name}"
+    field = attack.model_fields.get("epsilon")
+    if epsilon is not None and field is not None and "epsilon" not in values:
+        spec = None if field.is_required() else build(attack, {"name": name, **values}, prefix).spec()
+        if spec is None or (spec.norm == "linf" and math.isfinite(spec.epsilon)):
+            values["epsilon"] = epsilon
+    return build(attack, {"name": name, **values}, prefix).spec()
+
+
+def names_epsilon(text: str) -> bool:
+    """Return whether the text of an attack, as of `parse_attack`, gives its epsilon.
+
+    Raises:
+        UserError: the text is not ``NAME`` or ``NAME:key=value,key=value``.
+    """
+    return "epsilon" in _parsed(text)[1]
+
+
+def _parsed(text: str) -> tuple[str, dict[str, Any]]:
+    """Return the name of an attack and its settings, which have not been checked."""
+    name, rest = _split(text)
     values: dict[str, Any] = {}
     for part in filter(None, rest.split(",")):
         assignment = split_assignment(part)
@@ -141,13 +162,7 @@ def parse_attack(text: str, epsilon: float | None = None) -> AttackSpec:
         if key in values:
             raise UserError("--attack", text, f"gives {key} twice")
         values[key] = parse_value(f"--attack {name}.{key}", value)
-    prefix = f"--attack {name}"
-    field = attack.model_fields.get("epsilon")
-    if epsilon is not None and field is not None and "epsilon" not in values:
-        spec = None if field.is_required() else build(attack, {"name": name, **values}, prefix).spec()
-        if spec is None or (spec.norm == "linf" and math.isfinite(spec.epsilon)):
-            values["epsilon"] = epsilon
-    return build(attack, {"name": name, **values}, prefix).spec()
+    return name, values
 
 
 def _split(text: str) -> tuple[str, str]:

@@ -154,13 +154,13 @@ def shortened(words: Iterable[object], limit: int = 3) -> str:
 
 
 def clients_text(clients: Iterable[int]) -> str:
-    """Return the numbers of clients as words.
+    """Return the numbers of clients as words, the first 20 of many.
 
     >>> clients_text([2]), clients_text([2, 5])
     ('client 2', 'clients 2, 5')
     """
     numbers = [str(client) for client in clients]
-    return f"client{'' if len(numbers) == 1 else 's'} {', '.join(numbers)}"
+    return f"client{'' if len(numbers) == 1 else 's'} {shortened(numbers, limit=20)}"
 
 
 def duration(seconds: float) -> str:

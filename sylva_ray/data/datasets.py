@@ -104,7 +104,9 @@ class FoundDataset:
         images = _decoded(chosen, image_size, _may_be_square(self.section))
         train, test = (_split(part, source.labels[rows]) for part, (source, rows) in zip(images, chosen, strict=True))
         names = self.sources.class_names
-        missing = missing_class_notices(self.section.name, train.labels, test.labels, names)
+        is_subset = self.section.max_train is not None or self.section.max_test is not None
+        key = f"{self.section.name} (a subset: dataset.max_train, max_test)" if is_subset else self.section.name
+        missing = missing_class_notices(key, train.labels, test.labels, names)
         return Dataset(self.section.name, train, test, names, self.sources.notices + tuple(map(one_line, missing)))
 
     def labels(self, seed: int, leftovers: Leftovers = "random") -> Labels:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -78,13 +77,13 @@ def sources_of(name: str, halves: object) -> Sources:
         raise UserError("dataset.name", name, f"must return (train, test), and returned {type(halves).__name__}")
     train, test = (_source(half, f"{name}, {word} half") for half, word in zip(halves, ("training", "test")))
     names, others = map(_class_names, halves)
-    if names and others and names != others:
+    if names[: len(others)] != others and others[: len(names)] != names:
         number, (one, other) = next(
-            (number, pair) for number, pair in enumerate(zip_longest(names, others)) if pair[0] != pair[1]
+            (number, pair) for number, pair in enumerate(zip(names, others)) if pair[0] != pair[1]
         )
         fix = f"class {number} is {one!r} in the training half and {other!r} in the test half: they must be the same"
         raise UserError("dataset.name", name, fix)
-    names = names or tuple(map(str, range(int(train.labels.max()) + 1)))
+    names = max(names, others, key=len) or tuple(map(str, range(int(train.labels.max()) + 1)))
     return Sources(train, test, names)
 
 

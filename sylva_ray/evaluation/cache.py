@@ -38,8 +38,11 @@ NEW_SETTINGS = {
 }
 """Settings that version 0.1 did not have, with its values; they are hashed where they have another one."""
 
-REVISED_NORMS, REVISED_ATTACKS = {"l2": "3"}, {"mim": "2"}
+REVISED_NORMS, REVISED_ATTACKS = {"l2": "3"}, {"mim": "2", "fab": "2", "sparsefool": "2"}
 """Norms and attacks that find more than in version 0.1, with the number of the revision, which is hashed."""
+
+REVISED_TASKS = {"ProbeTask": "2", "CertifyTask": "2"}
+"""Measurements that know logits and gradients that are not finite, which those of version 0.1 did not."""
 
 REVISED_IN_BFLOAT16 = {"apgd": "2", "autoattack": "2"}
 """The same for attacks in another precision than float32."""
@@ -105,7 +108,8 @@ class MeasurementCache:
 
     def _path(self, task: CohortTask) -> Path:
         digest = hashlib.blake2b(digest_size=16)
-        digest.update(f"{type(task).__name__}{self._settings}".encode())
+        kind = type(task).__name__
+        digest.update(f"{kind}{REVISED_TASKS.get(kind, '')}{self._settings}".encode())
         for field in dataclasses.fields(task):
             digest.update(HASHED_NAMES.get(field.name, field.name).encode())
             _update(digest, getattr(task, field.name))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from numbers import Real
 
 from sylva_ray.attacks.pgd import PgdAttack
-from sylva_ray.config.attacks import check_classes, check_labels, parse_attack
+from sylva_ray.config.attacks import check_classes, check_labels, names_epsilon, parse_attack
 from sylva_ray.config.experiment import ExperimentConfig
 from sylva_ray.config.schema import build, parse_value
 from sylva_ray.core.errors import UserError
@@ -47,7 +47,8 @@ def build_request(
         attacks: each ``NAME`` or ``NAME:key=value,...``; one within an L-infinity ball that names no epsilon has
             ``epsilon``.
         suite_name: one of `SUITES`; None: no suite.
-        epsilon: budget of suite, curves and checks, as text; None: that of the first L-infinity attack.
+        epsilon: budget of suite, curves, checks and attacks that name none, as text; None: that of the first L-infinity
+            attack that names one, or else of the run.
         extras: what to measure besides attacks.
         num_clients: of the run.
         num_classes: of the data.
@@ -59,7 +60,7 @@ def build_request(
     check_options(attacks, suite_name, epsilon, extras.sigmas)
     if extras.transfer and num_clients < 2:
         raise UserError("--transfer", num_clients, "needs at least two clients")
-    named = [parse_attack(text) for text in attacks if ":" in text and "epsilon=" in text]
+    named = [parse_attack(text) for text in attacks if names_epsilon(text)]
     budget = _budget(config, epsilon, named)
     single_attacks = [parse_attack(text, budget) for text in attacks]
     if suite_name is None and not attacks:

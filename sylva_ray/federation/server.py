@@ -156,7 +156,7 @@ class Server:
 
         A client whose training diverged trained for nothing: it uploads nothing, and is named in the record. Which
         clients miss a deadline depends on the wall clock, so they are logged, and a repetition of the stage uses the
-        log. With a deadline, cohorts with clients that missed the last one begin first.
+        log. With a deadline, cohorts with clients in `invited_again` begin first.
 
         Args:
             step: position of the stage.
@@ -170,10 +170,12 @@ class Server:
         replayed = None if deadline_s is None else self.folder.load_missing(step)
         cohorts = [cohort for cohort in self.cohorts(clients) if not {*cohort} <= {*(replayed or [])}]
         if deadline_s is not None:
-            cohorts.sort(key=lambda cohort: {*cohort}.isdisjoint(self.previous_missing))
+            cohorts.sort(key=lambda cohort: {*cohort}.isdisjoint(self.invited_again))
         tasks = [TrainTask(step, cohort, self.stack(cohort), settings) for cohort in cohorts]
         remaining_s = deadline_s if replayed is None else None
         outcomes: dict[int, TrainOutcome] = self.run(tasks, remaining_s)
+        for client in replayed or ():  # in a cohort with others, if an older version chose the participants
+            outcomes.pop(client, None)
         missing = [client for client in clients if client not in outcomes]
         diverged = {client for client, outcome in outcomes.items() if not _is_finite(outcome)}
         self.costs.dropped = sorted({*self.costs.dropped, *diverged})
@@ -213,10 +215,14 @@ class Server:
             uploads, sent = self.collect(step, outcomes, received, names)
             if sent:
                 merged = self.algorithm.aggregate(uploads)
+                answered = dict.fromkeys(uploads.by_client, names)
+                if self.wire.postprocessors or len(sent) > len(answered):
+                    others = (client for client in self.everyone if client not in answered)
+                    answered |= {client: _changed(merged[client], self.states[client], names) for client in others}
                 self.states = [
-                    dict(merged[client])
-                    if client not in uploads.by_client and _are_same(merged[client], self.states[client])
-                    else self.wire.download(step, client, received[client], merged[client], names, client in sent)
+                    self.wire.download(
+                        step, client, received[client], merged[client], answered.get(client, names), client in sent
+                    )
                     for client in self.everyone
                 ]
         return uploads.by_client
@@ -367,9 +373,9 @@ class Server:
                 noted[name] = min(size, noted.get(name, size))
 
 
-def _are_same(one: ClientState, other: ClientState) -> bool:
-    """Return whether two states hold the same arrays."""
-    return all(value is other[name] or np.array_equal(value, other[name]) for name, value in one.items())
+def _changed(merged: ClientState, own: ClientState, names: Sequence[str] | None) -> list[str]:
+    """Return which of ``names`` the coordinator's answer changes; a client that was not heard keeps what it has."""
+    return [name for name in names or merged if merged[name] is not own[name] and (merged[name] != own[name]).any()]
 
 
 def _is_finite(outcome: TrainOutcome) -> bool:

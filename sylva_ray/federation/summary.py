@@ -229,8 +229,11 @@ def _collapsed(
     majority: Sequence[float],
     attackers: Sequence[int],
 ) -> list[bool] | None:
-    """Return which clients collapsed under the first attack with a budget; None without one: nothing can be said."""
-    bounded = [spec for spec in config.evaluation.specs if math.isfinite(spec.epsilon)]
+    """Return which clients collapsed under the attack of S14; None without one: nothing can be said.
+
+    It is the first with a budget that uses gradients, or else the first with a budget.
+    """
+    bounded = [spec for spec in config.evaluation.specs if 0 < spec.epsilon < math.inf]
     by_gradient = [spec for spec in bounded if not find_attack(spec.name).black_box]
     if not bounded:
         return None

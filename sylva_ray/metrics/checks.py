@@ -107,11 +107,9 @@ def unbounded_attack(
     is_below = mean <= chance
     bound = "at most chance" if is_below else "not above chance by more than the error of so few images:"
     fault = f"an attack without bound still leaves {measured}, above chance ({chance:.1%})"
-    standing = [
-        client
-        for (client, accuracy), n in zip(accuracies.items(), images, strict=True)
-        if binom.sf(round(accuracy * n) - 1, n, chance) < 0.025 / len(accuracies)
-    ]
+    counts = np.rint(np.array(list(accuracies.values())) * images)
+    is_unlikely = binom.sf(counts - 1, images, chance) < 0.025 / len(accuracies)
+    standing = [client for client, unlikely in zip(accuracies, is_unlikely, strict=True) if unlikely]
     is_chance = is_below or low <= chance
     if is_chance and standing:
         fault = (

@@ -284,12 +284,25 @@ def _check_patches(section: BackboneSection, model: nn.Module) -> None:
         raise UserError("backbone.image_size", section.image_size, fix)
 
 
-def _is_of_another_size(positions: torch.Tensor, own: torch.Tensor, num_prefix_tokens: int) -> bool:
-    """Return whether positions ``[1, T, d]`` are those of the same model for square images of another size."""
-    if positions.ndim != 3 or own.ndim != 3 or positions.shape[::2] != own.shape[::2]:
-        return False
+def _resampled(positions: torch.Tensor, own: torch.Tensor, model: nn.Module) -> torch.Tensor:
+    """Return positions ``[1, T, d]`` of another image size at the size of a model; any others unchanged.
+
+    Args:
+        positions: of a checkpoint.
+        own: of the model.
+        model: the timm model; of an architecture without a grid of patches no positions can be resampled.
+    """
+    grid = getattr(getattr(model, "patch_embed", None), "grid_size", None)
+    if grid is None or positions.ndim != 3 or own.ndim != 3 or positions.shape[::2] != own.shape[::2]:
+        return positions
+    num_prefix_tokens = own.shape[1] - math.prod(grid)
     patches = positions.shape[1] - num_prefix_tokens
-    return positions.shape != own.shape and patches > 0 and math.isqrt(patches) ** 2 == patches
+    if positions.shape == own.shape or patches < 1 or math.isqrt(patches) ** 2 != patches:
+        return positions
+    resampled: torch.Tensor = resample_abs_pos_embed(
+        positions.float(), new_size=list(grid), num_prefix_tokens=num_prefix_tokens
+    )
+    return resampled
 
 
 def _load_checkpoint(backbone: Backbone, path: Path, key: str) -> None:
@@ -305,13 +318,7 @@ def _load_checkpoint(backbone: Backbone, path: Path, key: str) -> None:
             del state[name]
         state.setdefault(name, own[name])
     if "pos_embed" in own and "pos_embed" in state:
-        num_prefix_tokens = int(backbone.model.num_prefix_tokens)  # type: ignore[arg-type]
-        if _is_of_another_size(state["pos_embed"], own["pos_embed"], num_prefix_tokens):
-            state["pos_embed"] = resample_abs_pos_embed(
-                state["pos_embed"].float(),
-                new_size=list(backbone.model.patch_embed.grid_size),  # type: ignore[union-attr, arg-type]
-                num_prefix_tokens=num_prefix_tokens,
-            )
+        state["pos_embed"] = _resampled(state["pos_embed"], own["pos_embed"], backbone.model)
     wrong = [name for name in own if name not in state or state[name].shape != own[name].shape]
     foreign = [name for name in state if name not in own]
     if wrong or foreign:

@@ -81,8 +81,10 @@ def _check_gradients(model: CohortModel, state: ClientState, x: torch.Tensor, na
             fix = f"{name} does not use {key.removesuffix('.lora_B')}, so an adapter there has no effect: leave it out"
             raise UserError("lora.target_modules", key.removesuffix(".lora_B"), fix)
         if gradient is None and not key.endswith(".lora_A"):
-            fix = f"does not use its parameter {key}: remove it, or freeze it with requires_grad_(False)"
-            raise UserError("backbone.name", name, fix)
+            way = (
+                "set lora.train_norms=false" if isinstance(model, LoraStack) else "freeze it with requires_grad_(False)"
+            )
+            raise UserError("backbone.name", name, f"does not use its parameter {key}: remove it, or {way}")
 
 
 def _moved(state: ClientState, rng: torch.Generator) -> dict[str, np.ndarray]:

@@ -23,6 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from sylva_ray.attacks.pgd import pgd
+from sylva_ray.attacks.state import predicted_classes
 from sylva_ray.config.training import AttentionKernels
 from sylva_ray.core.errors import RepeatedError, UserError
 from sylva_ray.core.inputs import Inputs
@@ -338,7 +339,7 @@ def top1(backbone: Backbone, split: Split, device: torch.device) -> float:
     for first in range(0, len(split), EVALUATION_BATCH):
         window = slice(first, first + EVALUATION_BATCH)
         x = torch.tensor(split.images[window], device=device).float() / 255
-        num_correct += int((backbone(x).argmax(1).cpu().numpy() == split.labels[window]).sum())
+        num_correct += int((predicted_classes(backbone(x)).cpu().numpy() == split.labels[window]).sum())
     return num_correct / len(split)
 
 

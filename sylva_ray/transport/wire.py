@@ -111,6 +111,8 @@ class Wire:
         if not counted and not self.postprocessors:
             return dict(merged)
         packed = self._pack(client, merged, names)
+        if not packed:
+            return dict(merged)
         message = Message("download", client, step, self._pack(client, received, names))
         arrays: ClientState = packed
         for postprocessor in self.postprocessors:

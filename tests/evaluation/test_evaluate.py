@@ -292,7 +292,7 @@ def test_requests_from_the_command_line(tiny_config: ExperimentConfig) -> None:
         "fgsm-eps2",
         "pgd20-eps1",
     ]
-    both = request(["pgd:epsilon=2/255,steps=3"], "quick")
+    both = request(["pgd:steps=3,epsilon =2/255"], "quick")
     assert {spec.epsilon for spec in both.attacks} == {both.epsilon} == {2 / 255}
     assert request(epsilon="2/255").attacks[0].epsilon == pytest.approx(2 / 255)
     full = request(suite_name="full")
@@ -418,14 +418,25 @@ def test_a_measurement_has_the_name_that_earlier_versions_gave_it(tmp_path: Path
     assert [path.name for path in tmp_path.iterdir()] == ["0b67d2bcd460f833345c667941504a88.safetensors"]
 
 
+@pytest.mark.parametrize(
+    ("attack", "precision", "revision", "before"),
+    [
+        ("pgd:norm=l2", "float32", "REVISED_NORMS", {}),
+        ("mim", "float32", "REVISED_ATTACKS", {}),
+        ("fab", "float32", "REVISED_ATTACKS", {}),
+        ("apgd", "bfloat16", "REVISED_IN_BFLOAT16", {}),
+        ("pgd:restarts=2,random_start=false", "float32", "REVISED_RESTARTS", ""),
+    ],
+)
 def test_measurements_of_an_attack_that_finds_more_than_before_are_made_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    attack: str, precision: str, revision: str, before: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = resolve_config(build(ExperimentConfig, TINY))
-    task = EvaluateTask(2, (0,), {"w": np.ones((1, 3), np.float32)}, (parse_attack("pgd:norm=l2"),), 8)
+    raw = TINY | {"evaluation": TINY["evaluation"] | {"precision": precision}}
+    config = resolve_config(build(ExperimentConfig, raw))
+    task = EvaluateTask(2, (0,), {"w": np.ones((1, 3), np.float32)}, (parse_attack(attack),), 8)
     cache = MeasurementCache(tmp_path, config)
     with monkeypatch.context() as earlier:
-        earlier.setattr("sylva_ray.evaluation.cache.REVISED_NORMS", {})
+        earlier.setattr(f"sylva_ray.evaluation.cache.{revision}", before)
         cache.save(task, [EvaluateOutcome({"predictions/benign": np.zeros(8, int)}, {})])
         assert cache.load(task) is not None
     assert cache.load(task) is None

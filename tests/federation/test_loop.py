@@ -301,6 +301,41 @@ def test_small_clients_and_those_beside_a_slow_one_train_under_a_deadline(tmp_pa
     assert sum(2 in record.participants for record in rounds) <= 9, "it does not keep a place for ever"
 
 
+class SerialPool(InProcessPool):
+    """One worker, which a slow client occupies until the deadline."""
+
+    slow: int
+
+    def run(
+        self, tasks: Sequence[Any], deadline_s: float | None = None, on_done: Any = None, shared: object = None
+    ) -> Any:
+        results = super().run(tasks, deadline_s, on_done, shared)
+        if deadline_s is None:
+            return results
+        reached = next((i for i, task in enumerate(tasks) if self.slow in task.clients), len(tasks))
+        return [*results[:reached], *[None] * (len(tasks) - reached)]
+
+
+def test_a_client_that_is_always_late_does_not_take_the_time_of_the_others(tmp_path: Path) -> None:
+    raw = TINY | {
+        "algorithm": {"name": "sylva", "final_local_epochs": 0, "phase2": {"enabled": False}},
+        "training": TINY["training"] | {"cohort_size": 1, "rounds": 8},
+        "evaluation": {"attacks": [], "checks": False},
+        "cluster": {"pool": "in_process", "round_deadline_s": 5},
+    }
+    prepared = prepare(build(ExperimentConfig, raw))
+    (tmp_path / "run").mkdir()
+    folder = RunFolder(tmp_path / "run")
+    pool = SerialPool(create_worker(prepared.config, prepared.fleet, prepared.backbone))
+    sizes = prepared.fleet.label_matrix().sum(1)
+    pool.slow = int(len(sizes) - 1 - sizes[::-1].argmin())  # the last one to begin
+    run_experiment(prepared, folder, pool, Observer())
+    rounds = [record for record in folder.load_records() if record.stage == "phase1"]
+    trained = [sum(str(client) in record.metrics.get("loss", {}) for record in rounds) for client in range(3)]
+    assert trained[pool.slow] == 0
+    assert sorted(trained)[1] >= 7, "it goes first once"
+
+
 class ShortPool(InProcessPool):
     """A pool whose memory runs out in the first stage, and whose power fails before a later one."""
 

@@ -41,6 +41,14 @@ def test_s4_finds_the_one_client_that_no_attack_reaches() -> None:
     assert unbounded_attack(dict.fromkeys(range(10), 0.1), 10, [32] * 10).passed
 
 
+def test_s4_names_the_first_of_many_clients() -> None:
+    standing = unbounded_attack({client: float(client % 12 == 0) for client in range(1200)}, 10, [32] * 1200)
+    assert not standing.passed
+    assert "clients 0, 12, 24" in standing.meaning
+    assert "and 80 more" in standing.meaning
+    assert len(standing.meaning) < 500
+
+
 def test_s4_fails_a_fleet_of_honest_clients_by_chance_in_a_few_percent_at_most() -> None:
     """All have exactly chance, the worst case of an honest fleet."""
     rng = np.random.default_rng(0)

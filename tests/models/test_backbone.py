@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -156,6 +157,19 @@ def test_a_checkpoint_with_other_positions_does_not_fit(change: str, tmp_path: P
     section = BackboneSection(name="vit_micro", checkpoint=str(tmp_path / "other.safetensors"))
     with pytest.raises(UserError, match="does not fit this model: 1 tensors missing or of another shape"):
         create_backbone(section, 10)
+
+
+@pytest.mark.parametrize(("name", "arguments"), [("pit_ti_224", {}), ("deit3_small_patch16_224", {"img_size": 64})])
+def test_positions_without_prefix_tokens_are_loaded_and_resampled(
+    name: str, arguments: dict[str, Any], tmp_path: Path
+) -> None:
+    import timm
+    from safetensors.torch import save_file
+
+    save_file(timm.create_model(name, **arguments).state_dict(), tmp_path / "weights.safetensors")
+    section = BackboneSection(name=name, checkpoint=str(tmp_path / "weights.safetensors"))
+    model = create_backbone(section, 10).model
+    assert model.pos_embed.shape == timm.create_model(name).pos_embed.shape  # type: ignore[union-attr]
 
 
 OWN = """

@@ -187,6 +187,7 @@ def test_a_dry_run_prints_settings_and_forecast_and_writes_nothing(
         (["training.precison=bfloat16"], "did you mean 'precision'"),
         (["--resume"], "starts and writes nothing: leave out --resume, --out"),
         (["--out", "x"], "starts and writes nothing"),
+        (["--out", ""], "starts and writes nothing"),
         (["--allow-changed"], "leave out --resume, --out and --allow-changed"),
         (["-q"], "leave out --quiet, --verbose and --log-format"),
         (["--log-format", "json"], "leave out --quiet, --verbose and --log-format"),
