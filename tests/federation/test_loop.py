@@ -267,7 +267,18 @@ def test_who_misses_a_deadline_is_asked_again_and_a_rerun_replays_it(
 
 
 class SlowPool(InProcessPool):
-    """A pool whose last task misses every deadline, and one with client 2 always."""
+    """A pool in which one client is always late.
+
+    Attributes:
+        slow: its number; by default that of the client whose cohort begins last.
+        is_serial: whether the slow client occupies the only worker until the deadline; else the last task is late, too.
+    """
+
+    def __init__(self, worker: CohortWorker, slow: int | None, is_serial: bool) -> None:
+        super().__init__(worker)
+        sizes = worker.fleet.label_matrix().sum(1)
+        self.slow = int(len(sizes) - 1 - sizes[::-1].argmin()) if slow is None else slow
+        self.is_serial = is_serial
 
     def run(
         self, tasks: Sequence[Any], deadline_s: float | None = None, on_done: Any = None, shared: object = None
@@ -275,64 +286,43 @@ class SlowPool(InProcessPool):
         results = super().run(tasks, deadline_s, on_done, shared)
         if deadline_s is None:
             return results
-        late = len(tasks) - 1
-        return [
-            None if i == late or 2 in task.clients else result for i, (task, result) in enumerate(zip(tasks, results))
-        ]
+        slow = [i for i, task in enumerate(tasks) if self.slow in task.clients]
+        late = range(min(slow, default=len(tasks)), len(tasks)) if self.is_serial else [*slow, len(tasks) - 1]
+        return [None if i in late else result for i, result in enumerate(results)]
+
+
+def under_a_deadline(
+    folder: Path, num_clients: int, training: dict[str, int], slow: int | None, is_serial: bool
+) -> tuple[list[int], list[int], int]:
+    """Return how often every client trained, how often it was asked, and the slow client."""
+    raw = TINY | {
+        "algorithm": {"name": "sylva", "final_local_epochs": 0, "phase2": {"enabled": False}},
+        "partition": TINY["partition"] | {"num_clients": num_clients},
+        "training": TINY["training"] | {"cohort_size": 1} | training,
+        "evaluation": {"attacks": [], "checks": False},
+        "cluster": {"pool": "in_process", "round_deadline_s": 5},
+    }
+    prepared = prepare(build(ExperimentConfig, raw))
+    folder.mkdir()
+    pool = SlowPool(create_worker(prepared.config, prepared.fleet, prepared.backbone), slow, is_serial)
+    run_experiment(prepared, RunFolder(folder), pool, Observer())
+    rounds = [record for record in RunFolder(folder).load_records() if record.stage == "phase1"]
+    trained = [sum(str(c) in record.metrics.get("loss", {}) for record in rounds) for c in range(num_clients)]
+    return trained, [sum(c in record.participants for record in rounds) for c in range(num_clients)], pool.slow
 
 
 def test_small_clients_and_those_beside_a_slow_one_train_under_a_deadline(tmp_path: Path) -> None:
-    raw = TINY | {
-        "algorithm": {"name": "sylva", "final_local_epochs": 0, "phase2": {"enabled": False}},
-        "partition": TINY["partition"] | {"num_clients": 4},
-        "training": TINY["training"] | {"clients_per_round": 2, "cohort_size": 1, "rounds": 12},
-        "evaluation": {"attacks": [], "checks": False},
-        "cluster": {"pool": "in_process", "round_deadline_s": 5},
-    }
-    prepared = prepare(build(ExperimentConfig, raw))
-    (tmp_path / "run").mkdir()
-    folder = RunFolder(tmp_path / "run")
-    pool = SlowPool(create_worker(prepared.config, prepared.fleet, prepared.backbone))
-    run_experiment(prepared, folder, pool, Observer())
-    rounds = [record for record in folder.load_records() if record.stage == "phase1"]
-    trained = [sum(str(client) in record.metrics.get("loss", {}) for record in rounds) for client in range(4)]
+    training = {"clients_per_round": 2, "rounds": 12}
+    trained, asked, _ = under_a_deadline(tmp_path / "run", 4, training, slow=2, is_serial=False)
     assert min(trained[client] for client in (0, 1, 3)) >= 1
     assert trained[2] == 0
-    assert sum(2 in record.participants for record in rounds) <= 9, "it does not keep a place for ever"
-
-
-class SerialPool(InProcessPool):
-    """One worker, which a slow client occupies until the deadline."""
-
-    slow: int
-
-    def run(
-        self, tasks: Sequence[Any], deadline_s: float | None = None, on_done: Any = None, shared: object = None
-    ) -> Any:
-        results = super().run(tasks, deadline_s, on_done, shared)
-        if deadline_s is None:
-            return results
-        reached = next((i for i, task in enumerate(tasks) if self.slow in task.clients), len(tasks))
-        return [*results[:reached], *[None] * (len(tasks) - reached)]
+    assert asked[2] <= 9, "it does not keep a place for ever"
 
 
 def test_a_client_that_is_always_late_does_not_take_the_time_of_the_others(tmp_path: Path) -> None:
-    raw = TINY | {
-        "algorithm": {"name": "sylva", "final_local_epochs": 0, "phase2": {"enabled": False}},
-        "training": TINY["training"] | {"cohort_size": 1, "rounds": 8},
-        "evaluation": {"attacks": [], "checks": False},
-        "cluster": {"pool": "in_process", "round_deadline_s": 5},
-    }
-    prepared = prepare(build(ExperimentConfig, raw))
-    (tmp_path / "run").mkdir()
-    folder = RunFolder(tmp_path / "run")
-    pool = SerialPool(create_worker(prepared.config, prepared.fleet, prepared.backbone))
-    sizes = prepared.fleet.label_matrix().sum(1)
-    pool.slow = int(len(sizes) - 1 - sizes[::-1].argmin())  # the last one to begin
-    run_experiment(prepared, folder, pool, Observer())
-    rounds = [record for record in folder.load_records() if record.stage == "phase1"]
-    trained = [sum(str(client) in record.metrics.get("loss", {}) for record in rounds) for client in range(3)]
-    assert trained[pool.slow] == 0
+    trained, asked, slow = under_a_deadline(tmp_path / "run", 3, {"rounds": 8}, slow=None, is_serial=True)
+    assert asked == [8, 8, 8]
+    assert trained[slow] == 0
     assert sorted(trained)[1] >= 7, "it goes first once"
 
 
