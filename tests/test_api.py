@@ -99,7 +99,7 @@ def test_evaluation_export_and_comparison(
         "client_002",
         "client_000",
     ]
-    with pytest.raises(UserError, match="all or 0 to 2"):
+    with pytest.raises(UserError, match="clients = 3: must be 0 to 2"):
         sylva_ray.export(folder, tmp_path / "out", [3])
     rows = sylva_ray.compare([folder], out=[tmp_path / "table.md"], show="nothing")
     assert {row.stage for row in rows} >= {"final"}

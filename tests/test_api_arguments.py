@@ -11,7 +11,7 @@ import pytest
 
 import sylva_ray
 from sylva_ray import api
-from sylva_ray.api.arguments import check_count, check_numbers
+from sylva_ray.api.arguments import check_count, check_list
 from sylva_ray.core.errors import UserError
 
 CASES: dict[str, tuple[Callable[[], Any], str]] = {
@@ -117,10 +117,10 @@ def source_folders(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_numbers_of_numpy_are_numbers() -> None:
-    check_numbers("certify", np.array([0.12]))
-    check_numbers("certify", [np.float32(0.1), 1])
+    check_list("certify", np.array([0.12]))
+    check_list("certify", [np.float32(0.1), 1])
     check_count("num_clients", np.int64(3))
     with pytest.raises(UserError):
         check_count("num_clients", True)
     with pytest.raises(UserError):
-        check_numbers("certify", "0.12")
+        check_list("certify", "0.12")

@@ -30,8 +30,8 @@ def check_texts(name: str, values: Sequence[str | Path]) -> None:
         raise UserError(name, values, "must be a list of texts")
 
 
-def check_numbers(name: str, values: object) -> None:
-    """Check that an argument is a list of numbers.
+def check_list(name: str, values: object) -> None:
+    """Check that an argument is a list of numbers, not one number; the numbers are checked where they are used.
 
     Args:
         name: of the argument.
@@ -43,8 +43,6 @@ def check_numbers(name: str, values: object) -> None:
     if isinstance(values, Real):
         raise UserError(name, values, f"must be a list: [{values}]")
     if not isinstance(values, Iterable) or isinstance(values, str | Mapping):
-        raise UserError(name, values, "must be a list of numbers")
-    if not all(isinstance(value, Real) for value in values):
         raise UserError(name, values, "must be a list of numbers")
 
 

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sylva_ray.api.arguments import check_numbers, check_show, check_texts
+from sylva_ray.api.arguments import check_list, check_show, check_texts
 from sylva_ray.config.experiment import ExperimentConfig
 from sylva_ray.core.credentials import mask_value
 from sylva_ray.core.errors import RunError, UserError, asked_as
@@ -76,7 +76,7 @@ def evaluate(  # noqa: PLR0913  # a keyword for each option of the command
     check_show(show, log_format)
     for name, values in (("attacks", attacks), ("surrogates", surrogates), ("overrides", overrides)):
         check_texts(name, values)
-    check_numbers("certify", certify)
+    check_list("certify", certify)
     if images is not None and (type(images) is not int or images < 1):
         raise UserError("images", images, "must be an integer of at least 1; leave it out for as many as the run had")
 

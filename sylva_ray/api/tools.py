@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sylva_ray.api.arguments import check_count, check_numbers, check_show, check_texts
+from sylva_ray.api.arguments import check_count, check_list, check_show, check_texts
 from sylva_ray.api.runs import Config, load_config
 from sylva_ray.config.experiment import AlgorithmSection, BackboneSection, LoraSection
 from sylva_ray.config.recipes import asked_for, recipe_or_path
@@ -126,7 +126,7 @@ def traffic(  # noqa: PLR0913  # a keyword for each option of the command
     check_show(show)
     check_texts("methods", methods)
     check_texts("target_modules", target_modules)
-    check_numbers("ranks", ranks)
+    check_list("ranks", ranks)
     check_count("num_classes", num_classes, at_least=2)
     check_count("num_clients", num_clients)
     lora = LoraSection(**({"target_modules": tuple(target_modules)} if target_modules else {}))

@@ -41,8 +41,8 @@ NEW_SETTINGS = {
 REVISED_NORMS, REVISED_ATTACKS = {"l2": "3"}, {"mim": "2", "fab": "2", "sparsefool": "2"}
 """Norms and attacks that find more than in version 0.1, with the number of the revision, which is hashed."""
 
-REVISED_TASKS = {"ProbeTask": "2", "CertifyTask": "2"}
-"""Measurements that know logits and gradients that are not finite, which those of version 0.1 did not."""
+REVISED_TASKS = {"ProbeTask": "2"}
+"""Measurements that know gradients that are not finite, which those of version 0.1 did not."""
 
 REVISED_IN_BFLOAT16 = {"apgd": "2", "autoattack": "2"}
 """The same for attacks in another precision than float32."""
