@@ -375,7 +375,11 @@ class Server:
 
 def _changed(merged: ClientState, own: ClientState, names: Sequence[str] | None) -> list[str]:
     """Return which of ``names`` the coordinator's answer changes; a client that was not heard keeps what it has."""
-    return [name for name in names or merged if merged[name] is not own[name] and (merged[name] != own[name]).any()]
+    return [
+        name
+        for name in (merged if names is None else names)
+        if merged[name] is not own[name] and (merged[name] != own[name]).any()
+    ]
 
 
 def _is_finite(outcome: TrainOutcome) -> bool:
