@@ -11,6 +11,8 @@ import argparse
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache, cached_property
 from pathlib import Path
 from textwrap import TextWrapper
 
@@ -28,37 +30,48 @@ from sylva_ray.reports.compare.verdicts import footnotes, method_rows, notes, se
 from sylva_ray.storage.run_folder import RunFolder
 
 REFERENCE = "sylva"
-MARKER = re.compile(r"<!-- (\w+) ?([\w.-]*) -->")
-"""A place in the template: what to insert, and of which regime."""
+NOT_FINISHED = "Not all runs of this regime have finished."
+MARKER = re.compile(r"<!-- (\w+) ?([\w./-]*) -->")
+"""A place in the template: what to insert, and of what (see `Results.named`)."""
+
+
+@dataclass(frozen=True)
+class Results:
+    """The results of a ledger in one of its regimes; ``regime`` is empty in a ledger without regimes."""
+
+    ledger: Ledger
+    regime: str
+
+    @classmethod
+    def named(cls, name: str) -> Results:
+        """Return what a marker names: ``REGIME`` of this ledger, ``LEDGER`` without regimes, or ``LEDGER/REGIME``."""
+        folder = HERE / name.partition("/")[0]
+        if (folder / "shared.yaml").exists():
+            return cls(Ledger(folder), name.partition("/")[2])
+        return cls(Ledger(), name)
+
+    @property
+    def folder(self) -> Path:
+        """Where the results of all regimes are."""
+        return self.ledger.folder / "results"
+
+    @cached_property
+    def rows(self) -> list[Row]:
+        """The rows of the comparison; none if there are no results yet."""
+        return load_rows(self.ledger, self.regime)
 
 
 def main() -> None:
     """Write README.md, and one figure per regime."""
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
-    ledger = Ledger()
-    rows = {regime: load_rows(ledger, regime) for regime in ledger.regimes}
-    ablation = Ledger(HERE / "ablation")
-    designs = load_rows(ablation, "")
-    for regime, of_regime in rows.items():
-        if of_regime:
-            plot(of_regime, HERE / f"{regime}.png")
-    parts: dict[str, Callable[[str], str]] = {
-        "TABLE": lambda regime: markdown_table(rows[regime]),
-        "FIGURE": lambda regime: f"![benign against robust accuracy, larger markers upload more]({regime}.png)",
-        "VERDICTS": lambda regime: bullets([*sentences(rows[regime]), *warnings(rows[regime])]),
-        "FOOTNOTES": lambda regime: bullets([*footnotes(rows[regime]), *notes(rows[regime])]),
-        "CLAIM": lambda regime: claim_table(compare_images(ledger.folder / "results", regime, rows[regime])),
-        "OWN_SHARES": lambda regime: own_shares_table(ledger.folder / "results", regime, rows[regime]),
-        "ABLATION": lambda _: markdown_table(designs),
-        "DIFFERENCES": lambda _: claim_table(compare_images(ablation.folder / "results", "", designs)),
-        "BYTES": lambda regime: equal_bytes(rows[regime]),
-        "SEARCH": lambda _: search_table(ledger),
-        "GAME": lambda _: game_tables(json.loads((HERE / "game.json").read_text())),
-    }
+    named = cache(Results.named)
 
     def part(place: re.Match[str]) -> str:
-        name, regime = place.groups()
-        return parts[name](regime) if rows.get(regime, True) else "No run of this regime has finished yet."
+        kind, name = place.groups()
+        if kind in SINGLE_PARTS:
+            return SINGLE_PARTS[kind]()
+        results = named(name)
+        return PARTS[kind](results) if results.rows else "No run of this regime has finished yet."
 
     template = (HERE / "README.template.md").read_text()
     (HERE / "README.md").write_text(MARKER.sub(part, template))
@@ -83,15 +96,15 @@ def load_rows(ledger: Ledger, regime: str) -> list[Row]:
 # -- the claim -------------------------------------------------------------------------------------------
 
 
-def compare_images(results: Path, regime: str, rows: Sequence[Row]) -> dict[str, dict[str, Difference]]:
+def compare_images(results: Results) -> dict[str, dict[str, Difference]]:
     """Compare all methods that have the reference's seeds with it, image by image; nothing without the reference."""
-    final = {row.name: row for row in method_rows(rows) if row.stage == "final"}
-    attack = strongest_attack(rows)
+    final = {row.name: row for row in method_rows(results.rows) if row.stage == "final"}
+    attack = strongest_attack(results.rows)
     if REFERENCE not in final or attack is None:
         return {}
     seeds = final[REFERENCE].seeds
     folders = {
-        name: [RunFolder(results / run_name(name, regime, seed)) for seed in seeds]
+        name: [RunFolder(results.folder / run_name(name, results.regime, seed)) for seed in seeds]
         for name, row in final.items()
         if row.seeds == seeds
     }
@@ -110,7 +123,7 @@ def compare_images(results: Path, regime: str, rows: Sequence[Row]) -> dict[str,
 def claim_table(claim: Mapping[str, Mapping[str, Difference]]) -> str:
     """Write every method minus Sylva, in points, with 90 % intervals."""
     if not claim:
-        return "Not all runs of this regime have finished."
+        return NOT_FINISHED
     lines = [
         f"| minus {REFERENCE}, points | statistic | benign | robust | better in both, share of resamples |",
         "|---|---|---|---|---:|",
@@ -131,7 +144,7 @@ def equal_bytes(rows: Sequence[Row]) -> str:
     final = {row.name: row for row in method_rows(rows) if row.stage == "final"}
     attack = strongest_attack(rows)
     if REFERENCE not in final or attack is None:
-        return "Not all runs of this regime have finished."
+        return NOT_FINISHED
     limit = final[REFERENCE].total_bytes
     assert limit is not None, "every run counts its bytes"
     cheap = {name: row for name, row in final.items() if row.total_bytes and row.total_bytes.mean <= limit.mean}
@@ -174,6 +187,31 @@ def search_table(ledger: Ledger) -> str:
             cells.append(f"**{text}**" if candidate.changes == chosen else text)
         lines.append(f"| {method} | {'; '.join(cells)} |")
     return "\n".join(lines)
+
+
+def figure(results: Results) -> str:
+    """Draw the figure of a regime, and name it."""
+    path = HERE / f"{results.regime}.png"
+    plot(results.rows, path)
+    return f"![benign against robust accuracy, larger markers upload more]({path.name})"
+
+
+PARTS: dict[str, Callable[[Results], str]] = {
+    "TABLE": lambda results: markdown_table(results.rows),
+    "FIGURE": figure,
+    "VERDICTS": lambda results: bullets([*sentences(results.rows), *warnings(results.rows)]),
+    "FOOTNOTES": lambda results: bullets([*footnotes(results.rows), *notes(results.rows)]),
+    "CLAIM": lambda results: claim_table(compare_images(results)),
+    "OWN_SHARES": lambda results: own_shares_table(results.folder, results.regime, results.rows),
+    "BYTES": lambda results: equal_bytes(results.rows),
+}
+"""What a marker inserts of the results that it names."""
+
+SINGLE_PARTS: dict[str, Callable[[], str]] = {
+    "SEARCH": lambda: search_table(Ledger()),
+    "GAME": lambda: game_tables(json.loads((HERE / "game.json").read_text())),
+}
+"""What is there once."""
 
 
 if __name__ == "__main__":
