@@ -53,7 +53,8 @@ class Results:
     @property
     def folder(self) -> Path:
         """Where the results of all regimes are."""
-        return self.ledger.folder / "results"
+        folder: Path = self.ledger.folder / "results"
+        return folder
 
     @cached_property
     def rows(self) -> list[Row]:
