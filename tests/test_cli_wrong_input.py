@@ -353,6 +353,10 @@ CASES = {
         ["partition.num_clients", "lower partition.min_samples"],
     ),
     "a setting as an option": ((*RUN, "--seed", "3"), ["No such option: --seed", "KEY=VALUE: seed=..."]),
+    "a setting's last name as an option": ((*RUN, "--rounds", "3"), ["KEY=VALUE: training.rounds=..."]),
+    "a setting without its section": ((*RUN, "rounds=3"), ["did you mean 'training.rounds'?"]),
+    "a setting of another section": ((*RUN, "attack.lr=3"), ["did you mean 'training.lr'?"]),
+    "a method's setting without its section": ((*RUN, "class_balance=0.9"), ["show algorithm.class_balance"]),
     "an option without its value": ((*RUN, "--out"), ["Option '--out' requires an argument.\n"]),
     "an attack's unknown key": (("evaluate", "x", "--attack", "pgd:step=3"), ["pgd.step", "sylva-ray show pgd"]),
     "an unknown attack": (("evaluate", "x", "--attack", "pgdd"), ["did you mean 'pgd'", "sylva-ray list attacks"]),
@@ -362,7 +366,8 @@ CASES = {
         ["training.epochs = 0: must be greater than or equal to 1\n"],
     ),
     "unknown option": ((*RUN, "--outt", "x"), ["--outt"]),
-    "unknown command": (("rnu",), ["rnu"]),
+    "unknown command": (("rnu",), ["rnu", "Did you mean 'run'? Commands: list, show"]),
+    "unknown command of a group": (("cluster", "shapes"), ["'shapes'. Commands: check, gpu"]),
 }
 
 

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from sylva_ray.api.arguments import check_source
 from sylva_ray.api.exports import export
-from sylva_ray.api.guide import KINDS, catalogue, describe, init, listed, where_to_read
+from sylva_ray.api.guide import KINDS, catalogue, describe, init, listed, setting_keys, where_to_read
 from sylva_ray.api.results import compare, evaluate, report, track
 from sylva_ray.api.runs import (
     Config,
@@ -61,6 +61,7 @@ __all__ = [
     "report",
     "resume",
     "run",
+    "setting_keys",
     "sweep",
     "track",
     "traffic",

@@ -81,11 +81,19 @@ def describe(name: str, *, columns: int = 80, imports: Sequence[str | Path] = ()
         return description(name, columns, TRACKERS)
 
 
+def setting_keys(name: str) -> list[str]:
+    """Return the dotted keys that end with a name, e.g. ``training.rounds`` for ``rounds``; none if there is none."""
+    from sylva_ray.reports.catalogue.show import keys_ending_with
+
+    return keys_ending_with(name)
+
+
 def where_to_read(key: str) -> str:
     """Return how to read more about a setting, its section or an attack, after a space; nothing for other keys.
 
     Args:
-        key: of a `UserError`, e.g. ``attack.epsilon``, ``evaluation.attacks.0.steps`` or ``--attack pgd.steps``.
+        key: of a `UserError`, e.g. ``attack.epsilon``, ``evaluation.attacks.0.steps`` or ``--attack pgd.steps``, or
+            the end of a single key, e.g. ``class_balance``.
     """
     if key == "--attack" or key.startswith("--attack "):
         name = key.removeprefix("--attack").strip().partition(".")[0]
@@ -97,7 +105,8 @@ def where_to_read(key: str) -> str:
 
     declared = ExperimentConfig.model_fields.get(section)
     if declared is None:
-        return ""
+        keys = [] if "-" in key else setting_keys(key)
+        return f" (more: sylva-ray show {keys[0]})" if len(keys) == 1 else ""
     kind = declared.annotation
     is_field = isinstance(kind, type) and issubclass(kind, Section) and field in kind.model_fields
     return f" (more: sylva-ray show {f'{section}.{field}' if is_field else section})"

@@ -49,7 +49,7 @@ class Commands(TyperGroup):
             code = INTERRUPTED
         except Exception as error:  # usage errors of typer have a method that formats their message
             if hasattr(error, "format_message"):
-                _fail(_in_our_words(error.format_message()) + _written_as_setting(error), 2)
+                _fail(_in_our_words(error.format_message()) + _what_there_is(error), 2)
             raise
         if code == INTERRUPTED:  # no error of ours, which would say how to resume
             _fail("interrupted: nothing was begun that can be resumed; the same command starts again", INTERRUPTED)
@@ -61,13 +61,20 @@ def _in_our_words(message: str) -> str:
     return re.sub(", unable to parse.*$", "", message.replace("Value error, ", "").replace("Input should", "must"))
 
 
-def _written_as_setting(error: Any) -> str:
-    """Return that settings are no options, where somebody wrote one as if it were."""
-    name, context = getattr(error, "option_name", None), getattr(error, "ctx", None)
-    takes_settings = context is not None and any(parameter.name == "overrides" for parameter in context.command.params)
-    if name is None or not takes_settings or getattr(error, "possibilities", True):
+def _what_there_is(error: Any) -> str:
+    """Return the commands, where an unknown one was given, or how to write a setting that was given as an option."""
+    context, name = getattr(error, "ctx", None), getattr(error, "option_name", None)
+    if context is None:
         return ""
-    return f"; settings are written KEY=VALUE: {name.lstrip('-')}=..."
+    if isinstance(context.command, TyperGroup) and "command" in error.format_message():
+        return f" Commands: {', '.join(context.command.list_commands(context))}"
+    if name is None or all(parameter.name != "overrides" for parameter in context.command.params):
+        return ""
+    from sylva_ray import api
+
+    word = name.lstrip("-").replace("-", "_")
+    keys = api.setting_keys(word) or ([] if getattr(error, "possibilities", None) else [word])
+    return f"; settings are written KEY=VALUE: {' or '.join(f'{key}=...' for key in keys)}" if keys else ""
 
 
 def _fail(message: str, code: int) -> NoReturn:

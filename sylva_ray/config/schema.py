@@ -149,7 +149,9 @@ def _to_user_error(schema: type[BaseModel], raw: Any, error: ValidationError, pr
         name, colon, rest = named[-1].partition(":")
         if colon and value is None and name in allowed:
             return UserError(key, value, f"needs a blank after the colon: write {name}: {rest}")
-        return UserError(key, value, f"unknown key; {did_you_mean(named[-1], allowed)}Available: {', '.join(allowed)}")
+        elsewhere = [f"{prefix}.{found}" if prefix else found for found in keys_named(schema, name)]
+        hint = f"did you mean {' or '.join(map(repr, elsewhere))}? " if elsewhere else did_you_mean(name, allowed)
+        return UserError(key, value, f"unknown key; {hint}Available: {', '.join(allowed)}")
     if kind == "union_tag_invalid":
         context = problem["ctx"]
         expected = [name.strip(" '") for name in str(context["expected_tags"]).split(",")]
@@ -258,6 +260,20 @@ def _name_of(section: type[BaseModel]) -> Any:
     """Return the ``name`` by which a section is chosen in a union."""
     field = section.model_fields.get("name")
     return field.default if field else None
+
+
+def keys_named(schema: type[BaseModel], name: str) -> Iterator[str]:
+    """Yield the dotted keys of all settings and sections of this name in a schema, but for those inside lists.
+
+    >>> from sylva_ray.config.experiment import ExperimentConfig
+    >>> list(keys_named(ExperimentConfig, "rounds"))
+    ['training.rounds']
+    """
+    for field, info in schema.model_fields.items():
+        if field == name:
+            yield field
+        if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
+            yield from (f"{field}.{key}" for key in keys_named(info.annotation, name))
 
 
 def _sections_in(annotation: Any) -> list[type[BaseModel]]:

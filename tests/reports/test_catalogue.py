@@ -206,6 +206,17 @@ def test_what_has_no_name_is_not_shown(name: str) -> None:
         describe(name)
 
 
+@pytest.mark.parametrize("name", ["phase2", "phase2.benign_epochs", "class_balance", "rank"])
+def test_the_end_of_a_single_key_is_enough(name: str) -> None:
+    section = "lora" if name == "rank" else "algorithm"
+    assert describe(name) == describe(f"{section}.{name}")
+
+
+def test_the_end_of_several_keys_names_them() -> None:
+    with pytest.raises(UserError, match=r"one of: algorithm\.mixture\.enabled, .*tracking\.enabled"):
+        describe("enabled")
+
+
 def test_a_check_is_explained_without_the_documentation_and_in_its_words() -> None:
     table = (ROOT / "docs" / "checks.md").read_text()
     for name, check in CHECK_TITLES.items():

@@ -57,8 +57,8 @@ def description(name: str, columns: int, trackers: Mapping[str, type]) -> list[s
 
     Args:
         name: a key (``attack.epsilon``, ``evaluation.attacks.0.steps``), a section (``attack``), a method, attack,
-            check, data set, backbone, partition, tracker or recipe, a word that a setting may have as its value, or
-            one of the glossary (``guard``).
+            check, data set, backbone, partition, tracker or recipe, a word that a setting may have as its value, one
+            of the glossary (``guard``), or the end of a single key (``class_balance``).
         columns: of the terminal.
         trackers: by their names.
 
@@ -84,23 +84,41 @@ def description(name: str, columns: int, trackers: Mapping[str, type]) -> list[s
         return _value_lines(name, choosing, columns)
     if "section with" in getattr(settings.get(name.rpartition(".")[0]), "type", ""):
         return _setting_lines(settings[name.rpartition(".")[0]], columns)
-    return _word_lines(name, settings, columns)
+    return _word_lines(name, columns) or description(_only_key(name, settings), columns, trackers)
 
 
-def _word_lines(name: str, settings: Mapping[str, Setting], columns: int) -> list[str]:
-    """Describe a word of the glossary, also in the plural.
+def _word_lines(name: str, columns: int) -> list[str]:
+    """Describe a word of the glossary, also in the plural; nothing if it has no such word."""
+    words = glossary()
+    meaning = words.get(name.lower()) or words.get(name.lower().removesuffix("s"))
+    return [name, *_labelled([("meaning", meaning)], columns)] if meaning else []
+
+
+def _only_key(name: str, settings: Iterable[str]) -> str:
+    """Return the key that ends with a name.
 
     Raises:
-        UserError: nothing has this name.
+        UserError: several keys do, or none.
     """
     if name in ENTRIES:
         raise UserError("NAME", name, f"is a kind of names, which `sylva-ray list {name}` shows")
-    words = glossary()
-    if meaning := words.get(name.lower()) or words.get(name.lower().removesuffix("s")):
-        return [name, *_labelled([("meaning", meaning)], columns)]
-    names = [*settings, *section_descriptions(), *words, *(entry.name for kind in ENTRIES for entry in ENTRIES[kind]())]
-    fix = f"nothing has this name; {did_you_mean(name, names)}`sylva-ray list` shows names, `show training` its keys"
-    raise UserError("NAME", name, fix)
+    keys = keys_ending_with(name)
+    if len(keys) > 1:
+        raise UserError("NAME", name, f"several keys end with this; one of: {', '.join(keys)}")
+    if not keys:
+        of_kinds = (entry.name for kind in ENTRIES for entry in ENTRIES[kind]())
+        hint = did_you_mean(name, [*settings, *section_descriptions(), *glossary(), *of_kinds])
+        fix = f"nothing has this name; {hint}`sylva-ray list` shows names, `show training` its keys"
+        raise UserError("NAME", name, fix)
+    return keys[0]
+
+
+def keys_ending_with(name: str) -> list[str]:
+    """Return the keys of settings, of sections and of methods' parameters that end with a name, sorted."""
+    of_methods = [s.key for m in ALGORITHMS.values() for s in parameter_settings(m.Parameters, "algorithm")]
+    keys = {*of_methods, *(setting.key for setting in experiment_settings())}
+    sections = {key[: dot.start()] for key in keys for dot in re.finditer(r"\.", key)}
+    return sorted(key for key in keys | sections if key.endswith(f".{name}"))
 
 
 def _all_settings() -> list[Setting]:
