@@ -69,7 +69,7 @@ def own_shares_table(results: Path, regime: str, rows: Sequence[Row]) -> str:
     if attack is None:
         return "Not all runs of this regime have finished."
     methods = [row for row in method_rows(rows) if row.stage == "final"]
-    constant = [_majority(results / run_name(methods[0].name, regime, seed)) for seed in methods[0].seeds]
+    constant = [constant_accuracies(results / run_name(methods[0].name, regime, seed)) for seed in methods[0].seeds]
     lines = [
         f"| method | seeds | benign | {attack} | clearly better / unclear / clearly worse than a constant answer | "
         f"benign, {MANY} images or more | {attack}, {MANY} images or more |",
@@ -78,7 +78,7 @@ def own_shares_table(results: Path, regime: str, rows: Sequence[Row]) -> str:
     ]
     for row in methods:
         folders = [results / run_name(row.name, regime, seed) for seed in row.seeds]
-        cells = [_cell([_accuracies(folder, condition) for folder in folders]) for condition in ("benign", attack)]
+        cells = [_cell([own_accuracies(folder, condition) for folder in folders]) for condition in ("benign", attack)]
         cells.append(" / ".join(f"{n:.1f}" for n in np.mean([_verdicts(folder, attack) for folder in folders], axis=0)))
         cells += [_cell([_of_large_classes(folder, kind) for folder in folders]) for kind in ("benign", attack)]
         lines.append(f"| {row.name} | {len(folders)} | {' | '.join(cells)} |")
@@ -89,7 +89,7 @@ def _verdicts(folder: Path, attack: str) -> list[int]:
     """Return the numbers of clients that are clearly better than a constant answer, unclear, and clearly worse."""
     run = RunFolder(folder)
     errors = standard_errors(read_correct(run, attack), read_labels(run), _counts(folder))
-    z = (_accuracies(folder, attack) - _majority(folder)) / errors
+    z = (own_accuracies(folder, attack) - constant_accuracies(folder)) / errors
     return [int(np.sum(z > CLEAR)), int(np.sum(np.abs(z) <= CLEAR)), int(np.sum(z < -CLEAR))]
 
 
@@ -99,12 +99,18 @@ def _of_large_classes(folder: Path, condition: str) -> np.ndarray:
     return weighted_accuracies(read_correct(run, condition), read_labels(run), _counts(folder) >= MANY)
 
 
-def _accuracies(folder: Path, condition: str) -> np.ndarray:
+def own_accuracies(folder: Path, condition: str) -> np.ndarray:
+    """Return the accuracies of the clients of a result with their own class shares, ``[K]``.
+
+    Args:
+        folder: of one result.
+        condition: ``benign`` or the label of an attack.
+    """
     run = RunFolder(folder)
     return weighted_accuracies(read_correct(run, condition), read_labels(run), _counts(folder))
 
 
-def _majority(folder: Path) -> np.ndarray:
+def constant_accuracies(folder: Path) -> np.ndarray:
     """Return the accuracies of always predicting a client's most frequent class, ``[K]``."""
     pairs = zip(_counts(folder), read_labels(RunFolder(folder)), strict=True)
     tested = [own[np.unique(labels)] for own, labels in pairs]

@@ -20,6 +20,7 @@ import numpy as np
 from claim import STATISTICS, Difference, differences
 from game_table import game_tables
 from ledger import HERE, RESULT, Ledger, run_name
+from overview import HEADER, overview_line
 from own_shares import own_shares_table
 
 from sylva_ray.metrics.predictions import read_correct, read_labels
@@ -208,7 +209,25 @@ PARTS: dict[str, Callable[[Results], str]] = {
 }
 """What a marker inserts of the results that it names."""
 
+TITLES = {
+    "robust-0.3-eps4": "[headline](#the-headline-robust-backbone-dirichlet-03-4255): robust backbone, Dirichlet 0.3",
+    "robust-0.1-eps4": "[strong skew](#strong-skew-robust-backbone-dirichlet-01-4255): robust backbone, Dirichlet 0.1",
+    "standard-0.3-eps4": "[standard backbone](#the-standard-backbone-dirichlet-03-4255), Dirichlet 0.3",
+    "standard-0.1-eps4": "[hardest](#the-hardest-regime-standard-backbone-dirichlet-01-4255): standard, Dirichlet 0.1",
+    "robust-0.3": "[2/255](#the-same-at-2255): robust backbone, Dirichlet 0.3",
+}
+"""The regimes in the order of the page, with the sections that describe them."""
+
+
+def overview() -> str:
+    """Write one line per regime."""
+    shown = [(title, Results.named(regime)) for regime, title in TITLES.items()]
+    lines = [overview_line(title, r.folder, r.regime, r.rows, REFERENCE) for title, r in shown]
+    return "\n".join([HEADER, *lines])
+
+
 SINGLE_PARTS: dict[str, Callable[[], str]] = {
+    "OVERVIEW": overview,
     "SEARCH": lambda: search_table(Ledger()),
     "GAME": lambda: game_tables(json.loads((HERE / "game.json").read_text())),
 }
