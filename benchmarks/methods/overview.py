@@ -30,7 +30,7 @@ HEADER = (
 """Of `overview_line`."""
 
 
-def overview_line(title: str, results: Path, regime: str, rows: Sequence[Row], reference: str) -> str:
+def overview_line(title: str, results: Path, regime: str, rows: Sequence[Row], reference: str, plain: str) -> str:
     """Write the line of a regime; see `HEADER`.
 
     Args:
@@ -39,6 +39,7 @@ def overview_line(title: str, results: Path, regime: str, rows: Sequence[Row], r
         regime: its folder in there.
         rows: of the comparison of its results.
         reference: the method that the others are compared with.
+        plain: the same with the plain loss; it may be missing.
     """
     attack = strongest_attack(rows)
     final = {row.name: row for row in method_rows(rows) if row.stage == "final"}
@@ -56,9 +57,9 @@ def overview_line(title: str, results: Path, regime: str, rows: Sequence[Row], r
         _better(mean, reference),
         _better(worst, reference),
         f"{passing} of {len(final)}",
-        _percent(own[reference]),
+        "; plain loss: ".join(_percent(own[name]) for name in (reference, plain) if name in own),
         f"{100 * constant:.1f}",
-        _better(own, reference),
+        "; plain loss: ".join(_better(own, name) for name in (reference, plain) if name in own),
     ]
     return f"| {' | '.join(cells)} |"
 

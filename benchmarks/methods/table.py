@@ -30,7 +30,7 @@ from sylva_ray.reports.compare.tables import markdown_table, plot
 from sylva_ray.reports.compare.verdicts import footnotes, method_rows, notes, sentences, strongest_attack, warnings
 from sylva_ray.storage.run_folder import RunFolder
 
-REFERENCE = "sylva"
+REFERENCE, PLAIN = "sylva", "sylva_plain_loss"
 NOT_FINISHED = "Not all runs of this regime have finished."
 MARKER = re.compile(r"<!-- (\w+) ?([\w./-]*) -->")
 """A place in the template: what to insert, and of what (see `Results.named`)."""
@@ -222,7 +222,7 @@ TITLES = {
 def overview() -> str:
     """Write one line per regime."""
     shown = [(title, Results.named(regime)) for regime, title in TITLES.items()]
-    lines = [overview_line(title, r.folder, r.regime, r.rows, REFERENCE) for title, r in shown]
+    lines = [overview_line(title, r.folder, r.regime, r.rows, REFERENCE, PLAIN) for title, r in shown]
     return "\n".join([HEADER, *lines])
 
 
