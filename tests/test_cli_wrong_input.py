@@ -356,6 +356,14 @@ CASES = {
     "a setting's last name as an option": ((*RUN, "--rounds", "3"), ["KEY=VALUE: training.rounds=..."]),
     "a setting without its section": ((*RUN, "rounds=3"), ["did you mean 'training.rounds'?"]),
     "a setting of another section": ((*RUN, "attack.lr=3"), ["did you mean 'training.lr'?"]),
+    "a near key before the same one elsewhere": (
+        (*RUN, "evaluation.attack=3"),
+        ["did you mean 'evaluation.attacks' or 'attack'"],
+    ),
+    "a setting of experiments as an option of pretrain": (
+        ("pretrain", "pretrain_tiny_imagenet", "--zzz", "3"),
+        ["settings are written KEY=VALUE\n"],
+    ),
     "a method's setting without its section": ((*RUN, "class_balance=0.9"), ["show algorithm.class_balance"]),
     "an option without its value": ((*RUN, "--out"), ["Option '--out' requires an argument.\n"]),
     "an attack's unknown key": (("evaluate", "x", "--attack", "pgd:step=3"), ["pgd.step", "sylva-ray show pgd"]),

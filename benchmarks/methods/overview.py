@@ -44,7 +44,7 @@ def overview_line(title: str, results: Path, regime: str, rows: Sequence[Row], r
     attack = strongest_attack(rows)
     final = {row.name: row for row in method_rows(rows) if row.stage == "final"}
     if attack is None or reference not in final:
-        return f"| {title} | not all runs have finished |" + " |" * 7
+        return f"| {title} | not all runs have finished |" + " |" * 6
 
     folders = {name: [results / run_name(name, regime, seed) for seed in row.seeds] for name, row in final.items()}
     constant = np.mean([constant_accuracies(folder).mean() for folder in folders[reference]])

@@ -46,10 +46,11 @@ class Results:
     @classmethod
     def named(cls, name: str) -> Results:
         """Return what a marker names: ``REGIME`` of this ledger, ``LEDGER`` without regimes, or ``LEDGER/REGIME``."""
-        folder = HERE / name.partition("/")[0]
-        if (folder / "shared.yaml").exists():
-            return cls(Ledger(folder), name.partition("/")[2])
-        return cls(Ledger(), name)
+        first, _, rest = name.partition("/")
+        ledger, regime = (Ledger(HERE / first), rest) if (HERE / first / "shared.yaml").exists() else (Ledger(), name)
+        if regime not in ledger.regimes:
+            raise SystemExit(f"README.template.md: {name!r} names no regime of a ledger")
+        return cls(ledger, regime)
 
     @property
     def folder(self) -> Path:
@@ -193,9 +194,9 @@ def search_table(ledger: Ledger) -> str:
 
 def figure(results: Results) -> str:
     """Draw the figure of a regime, and name it."""
-    path = HERE / f"{results.regime}.png"
+    path = results.ledger.folder / f"{results.regime or 'figure'}.png"
     plot(results.rows, path)
-    return f"![benign against robust accuracy, larger markers upload more]({path.name})"
+    return f"![benign against robust accuracy, larger markers upload more]({path.relative_to(HERE)})"
 
 
 PARTS: dict[str, Callable[[Results], str]] = {

@@ -82,7 +82,7 @@ def describe(name: str, *, columns: int = 80, imports: Sequence[str | Path] = ()
 
 
 def setting_keys(name: str) -> list[str]:
-    """Return the dotted keys that end with a name, e.g. ``training.rounds`` for ``rounds``; none if there is none."""
+    """Return the dotted keys of an experiment that end with a name: ``training.rounds`` for ``rounds``."""
     from sylva_ray.reports.catalogue.show import keys_ending_with
 
     return keys_ending_with(name)
@@ -105,7 +105,7 @@ def where_to_read(key: str) -> str:
 
     declared = ExperimentConfig.model_fields.get(section)
     if declared is None:
-        keys = [] if "-" in key else setting_keys(key)
+        keys = setting_keys(key) if key.isidentifier() else []
         return f" (more: sylva-ray show {keys[0]})" if len(keys) == 1 else ""
     kind = declared.annotation
     is_field = isinstance(kind, type) and issubclass(kind, Section) and field in kind.model_fields

@@ -27,6 +27,9 @@ from sylva_ray.core.errors import RunError, UserError, error_line
 INTERRUPTED = 130
 """The exit code after Ctrl-C; which of an exception and a returned code tells of it depends on the version of typer."""
 
+MOST_KEYS = 3
+"""Keys of settings that a message suggests."""
+
 
 class Commands(TyperGroup):
     """A group of commands that prints every error as one line on standard error and sets the exit code."""
@@ -73,8 +76,10 @@ def _what_there_is(error: Any) -> str:
     from sylva_ray import api
 
     word = name.lstrip("-").replace("-", "_")
-    keys = api.setting_keys(word) or ([] if getattr(error, "possibilities", None) else [word])
-    return f"; settings are written KEY=VALUE: {' or '.join(f'{key}=...' for key in keys)}" if keys else ""
+    keys = [] if context.command.name == "pretrain" else api.setting_keys(word)[:MOST_KEYS]  # of experiments only
+    if not keys:
+        return "" if getattr(error, "possibilities", None) else "; settings are written KEY=VALUE"
+    return f"; settings are written KEY=VALUE: {' or '.join(f'{key}=...' for key in keys)}"
 
 
 def _fail(message: str, code: int) -> NoReturn:

@@ -6,6 +6,7 @@ suggests the most similar key if a key is misspelt.
 
 from __future__ import annotations
 
+import difflib
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -120,6 +121,9 @@ def build(schema: type[T], raw: Any, prefix: str = "") -> T:
         ) from None
 
 
+NEAR = 0.85
+"""Similarity in [0, 1] from which a misspelt key of a section comes before keys of that very name elsewhere."""
+
 _MESSAGES = {
     "bool_type": "must be true or false",
     "invalid_key": "must be a name: the keys of a section are texts",
@@ -150,7 +154,9 @@ def _to_user_error(schema: type[BaseModel], raw: Any, error: ValidationError, pr
         if colon and value is None and name in allowed:
             return UserError(key, value, f"needs a blank after the colon: write {name}: {rest}")
         elsewhere = [f"{prefix}.{found}" if prefix else found for found in keys_named(schema, name)]
-        hint = f"did you mean {' or '.join(map(repr, elsewhere))}? " if elsewhere else did_you_mean(name, allowed)
+        near = difflib.get_close_matches(name, allowed, n=1, cutoff=NEAR) if elsewhere else []
+        likely = [".".join([*key.split(".")[:-1], other]) for other in near] + elsewhere
+        hint = f"did you mean {' or '.join(map(repr, likely))}? " if likely else did_you_mean(name, allowed)
         return UserError(key, value, f"unknown key; {hint}Available: {', '.join(allowed)}")
     if kind == "union_tag_invalid":
         context = problem["ctx"]

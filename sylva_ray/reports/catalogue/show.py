@@ -102,7 +102,7 @@ def _only_key(name: str, settings: Iterable[str]) -> str:
     """
     if name in ENTRIES:
         raise UserError("NAME", name, f"is a kind of names, which `sylva-ray list {name}` shows")
-    keys = keys_ending_with(name)
+    keys = [key for key in keys_ending_with(name) if key != name]
     if len(keys) > 1:
         raise UserError("NAME", name, f"several keys end with this; one of: {', '.join(keys)}")
     if not keys:
@@ -114,11 +114,12 @@ def _only_key(name: str, settings: Iterable[str]) -> str:
 
 
 def keys_ending_with(name: str) -> list[str]:
-    """Return the keys of settings, of sections and of methods' parameters that end with a name, sorted."""
-    of_methods = [s.key for m in ALGORITHMS.values() for s in parameter_settings(m.Parameters, "algorithm")]
-    keys = {*of_methods, *(setting.key for setting in experiment_settings())}
-    sections = {key[: dot.start()] for key in keys for dot in re.finditer(r"\.", key)}
-    return sorted(key for key in keys | sections if key.endswith(f".{name}"))
+    """Return the keys of settings, of sections and of methods' parameters that end with a name, the shortest first."""
+    common = {setting.key for setting in _all_settings()}
+    of_methods = {s.key for m in ALGORITHMS.values() for s in parameter_settings(m.Parameters, "algorithm")}
+    sections = {key[: dot.start()] for key in common for dot in re.finditer(r"\.", key)}
+    found = [key for key in common | of_methods | sections if f".{key}".endswith(f".{name}")]
+    return sorted(found, key=lambda key: (key.count("."), key))
 
 
 def _all_settings() -> list[Setting]:
