@@ -88,7 +88,13 @@ def description(name: str, columns: int, trackers: Mapping[str, type]) -> list[s
 
 
 def _word_lines(name: str, columns: int) -> list[str]:
-    """Describe a word of the glossary, also in the plural; nothing if it has no such word."""
+    """Describe a word of the glossary, also in the plural; nothing if it has no such word.
+
+    Raises:
+        UserError: the word is a kind of names.
+    """
+    if name in ENTRIES:
+        raise UserError("NAME", name, f"is a kind of names, which `sylva-ray list {name}` shows")
     words = glossary()
     meaning = words.get(name.lower()) or words.get(name.lower().removesuffix("s"))
     return [name, *_labelled([("meaning", meaning)], columns)] if meaning else []
@@ -100,8 +106,6 @@ def _only_key(name: str, settings: Iterable[str]) -> str:
     Raises:
         UserError: several keys do, or none.
     """
-    if name in ENTRIES:
-        raise UserError("NAME", name, f"is a kind of names, which `sylva-ray list {name}` shows")
     keys = [key for key in keys_ending_with(name) if key != name]
     if len(keys) > 1:
         raise UserError("NAME", name, f"several keys end with this; one of: {', '.join(keys)}")
