@@ -69,6 +69,13 @@ def test_every_public_name_exists() -> None:
         sylva_ray.rum  # noqa: B018
 
 
+def test_only_settings_are_read_about() -> None:
+    """An error's key may be a word of ours: that of a damaged checkpoint is no setting of the backbone."""
+    assert sylva_ray.where_to_read("class_balance") == " (more: sylva-ray show algorithm.class_balance)"
+    assert sylva_ray.where_to_read("attack.epsilon") == " (more: sylva-ray show attack.epsilon)"
+    assert not any(map(sylva_ray.where_to_read, ("checkpoint", "clients", "kind", "file")))
+
+
 def test_a_run_returns_its_summary(run: tuple[Path, Any]) -> None:
     folder, summary = run
     assert summary.to_json() == json.loads((folder / "summary.json").read_text())

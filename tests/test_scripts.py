@@ -153,12 +153,15 @@ def test_a_seed_of_the_ledger_counts_once_all_methods_have_it(tmp_path: Path, mo
 
 def test_the_overview_names_who_is_better_in_both(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks" / "methods"))
-    better = runpy.run_path(str(ROOT / "benchmarks" / "methods" / "overview.py"))["_better"]
+    names = runpy.run_path(str(ROOT / "benchmarks" / "methods" / "overview.py"))
+    better = names["_better"]
     accuracies = {"a": (0.6, 0.3), "b": (0.6, 0.31), "c": (0.7, 0.29), "d": (0.6, 0.3), "e": (0.7, 0.4)}
     assert better(accuracies, "a") == "`e`, `b`"  # c is worse in one, d equal in both
     assert better(accuracies, "e") == "nobody"
     many = {"a": (0.1, 0.1)} | {str(k): (0.2 + k / 100, 0.2) for k in range(5)}
     assert better(many, "a") == "`4`, `3`, `2`, 2 more"
+    unfinished = names["overview_line"]("title", ROOT, "none", [], "a", "b")
+    assert unfinished.count("|") == names["HEADER"].splitlines()[0].count("|")
 
 
 def test_equal_bytes_are_those_of_a_run(monkeypatch: pytest.MonkeyPatch) -> None:

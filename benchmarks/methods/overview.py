@@ -21,7 +21,6 @@ SHOWN = 3
 Pair = tuple[float, float]
 """Benign and robust accuracy, fractions."""
 
-
 HEADER = (
     "| regime | Sylva | better in both | better in both in the worst client | S14 passes | Sylva, own shares | "
     "constant answer, own shares | better in both, own shares |\n"

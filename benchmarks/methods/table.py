@@ -221,7 +221,13 @@ TITLES = {
 
 
 def overview() -> str:
-    """Write one line per regime."""
+    """Write one line per regime.
+
+    Raises:
+        ValueError: a regime of the ledger has no title, or a title no regime.
+    """
+    if set(TITLES) != set(Ledger().regimes):
+        raise ValueError(f"TITLES must name the regimes {Ledger().regimes}")
     shown = [(title, Results.named(regime)) for regime, title in TITLES.items()]
     lines = [overview_line(title, r.folder, r.regime, r.rows, REFERENCE, PLAIN) for title, r in shown]
     return "\n".join([HEADER, *lines])

@@ -93,7 +93,7 @@ def where_to_read(key: str) -> str:
 
     Args:
         key: of a `UserError`, e.g. ``attack.epsilon``, ``evaluation.attacks.0.steps`` or ``--attack pgd.steps``, or
-            the end of a single key, e.g. ``class_balance``.
+            the end of a parameter of methods, e.g. ``class_balance``.
     """
     if key == "--attack" or key.startswith("--attack "):
         name = key.removeprefix("--attack").strip().partition(".")[0]
@@ -106,7 +106,8 @@ def where_to_read(key: str) -> str:
     declared = ExperimentConfig.model_fields.get(section)
     if declared is None:
         keys = setting_keys(key) if key.isidentifier() else []
-        return f" (more: sylva-ray show {keys[0]})" if len(keys) == 1 else ""
+        is_parameter = len(keys) == 1 and keys[0].startswith("algorithm.")  # others are named by the error itself
+        return f" (more: sylva-ray show {keys[0]})" if is_parameter else ""
     kind = declared.annotation
     is_field = isinstance(kind, type) and issubclass(kind, Section) and field in kind.model_fields
     return f" (more: sylva-ray show {f'{section}.{field}' if is_field else section})"
